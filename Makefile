@@ -1,0 +1,32 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything lands in .venv.
+PYTHON ?= python3
+BIN = .venv/bin
+.DEFAULT_GOAL := demo
+.PHONY: demo test lint bench clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/hpo launch studies/digits.toml
+
+test: .venv/installed-test
+	$(BIN)/pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed-test
+	$(BIN)/python benchmarks/chapter6.py
+
+clean:
+	rm -rf .venv build *.egg-info

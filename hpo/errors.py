@@ -1,0 +1,63 @@
+"""What a user sees as one line, never as a traceback.
+
+    HpoError                    exit status 1: a failure the user can act on
+    +- DataError                a data set's file is missing, damaged or not what it claims to be
+    +- StorageError             the storage cannot be opened, read or written
+    +- UnknownStudyError        no study of that name in the storage
+    +- StudyBusyError           another process is searching that study
+    +- UsageError               exit status 2: the command or the study file is wrong
+       +- StudyFileError        one key of a study file: `studies/x.toml: optimizer.lr.low: must be above 0`
+
+A message names the thing, what is wrong with it, and what to do. It is one line: the command line prints it as it is.
+This module knows nothing of the rest of hpo.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HpoError(Exception):
+    """A failure the user can act on."""
+
+    exit_status = 1
+
+
+class DataError(HpoError):
+    """A data set's file is missing, damaged or not what it claims to be."""
+
+
+class StorageError(HpoError):
+    """The storage cannot be opened, read or written."""
+
+
+class UnknownStudyError(HpoError):
+    """No study of that name is in the storage."""
+
+
+class StudyBusyError(HpoError):
+    """Another process is searching the study."""
+
+
+class UsageError(HpoError):
+    """The command line or the study file is wrong."""
+
+    exit_status = 2
+
+
+class StudyFileError(UsageError):
+    """One key of a study file is wrong.
+
+    `source` is the file as the user named it, `key` the dotted key ("" for the file as a whole).
+    """
+
+    def __init__(self, source: str, key: str, problem: str) -> None:
+        self.source, self.key, self.problem = source, key, problem
+        super().__init__(": ".join(part for part in (source, key, problem) if part))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known name closest to `name`, or "" where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
