@@ -1,0 +1,75 @@
+"""Images in memory: as their files hold them (`RawImages`), as networks want them (`Images`), and split (`Split`).
+
+Promises: pixels handed out are float32 in [0, 1] of shape [N, C, H, W], labels int64 of shape [N]; the content's
+SHA-256 depends on the images and labels alone, not on the container (plain or gzip, one file or five).
+Knows nothing of files, folders or formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Pixels scaled to [0, 1] and their labels. The arrays belong to the caller."""
+
+    pixels: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class RawImages:
+    """Images as their files hold them: bytes, of which `white` is the brightest."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    white: int = 255
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> Images:
+        """Return the images at `indices`, in that order, scaled; only those are converted."""
+        pixels = self.pixels[indices].astype(np.float32)
+        pixels /= self.white
+        return Images(pixels, self.labels[indices].astype(np.int64))
+
+    def content_sha256(self) -> str:
+        """Return the SHA-256 of the shape, the pixel bytes and the label bytes."""
+        digest = hashlib.sha256("x".join(map(str, self.pixels.shape)).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A study's training and validation images; the test set stays sealed.
+
+    `content_sha256` is of the data set's whole training content, before any image is left out; `split_sha256` is of
+    the validation and training indices into it. `test_size` is None where only opening the sealed file would tell.
+    """
+
+    dataset: str
+    classes: int
+    train: Images
+    validation: Images
+    content_sha256: str
+    split_sha256: str
+    test_size: int | None
+
+
+def indices_sha256(validation: NDArray[np.int64], training: NDArray[np.int64]) -> str:
+    """Return the SHA-256 of a split: which images, in which order (the order decides the batches)."""
+    digest = hashlib.sha256(f"{len(validation)} {len(training)}\n".encode())
+    digest.update(validation.astype("<i8").tobytes())
+    digest.update(training.astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_files import TEST, TRAIN, idx_labels, some_images, study_of, write_cifar, write_idx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.data import Images, load_split, load_test
+from hpo.data.splits import split_indices
+from hpo.errors import DataError, StudyFileError, UsageError
+
+
+@pytest.fixture
+def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    return write_idx(tmp_path / "mnist", 200)
+
+
+def rows(images: Images) -> set[bytes]:
+    return {image.tobytes() for image in images.pixels}
+
+
+def test_pixels_are_scaled_and_keep_their_labels(mnist: Path) -> None:
+    split = load_split(study_of("mnist"))
+    assert (split.dataset, split.classes, split.test_size) == ("mnist", 10, 20)
+    assert split.train.pixels.shape == (160, 1, 28, 28)
+    assert split.validation.pixels.shape == (40, 1, 28, 28)
+    pixels, labels = some_images(200)
+    known = {image.astype(np.float32).tobytes(): label for image, label in zip(pixels, labels, strict=True)}
+    for part in (split.train, split.validation):
+        assert part.pixels.dtype == np.float32
+        assert part.labels.dtype == np.int64
+        assert part.pixels.min() == 0
+        assert part.pixels.max() == 1
+        for image, label in zip(part.pixels, part.labels, strict=True):
+            assert known[np.rint(image * 255).tobytes()] == label
+
+
+def test_validation_and_training_share_no_image_and_miss_none(mnist: Path) -> None:
+    split = load_split(study_of("mnist"))
+    assert not rows(split.train) & rows(split.validation)
+    assert len(rows(split.train) | rows(split.validation)) == 200
+
+
+def test_the_same_study_gives_the_same_split_and_another_seed_another(mnist: Path) -> None:
+    first, again, other = (load_split(study_of("mnist", split_seed=seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.train.pixels, again.train.pixels)
+    assert first.split_sha256 == again.split_sha256 != other.split_sha256
+    assert first.content_sha256 == again.content_sha256 == other.content_sha256
+
+
+def test_train_size_keeps_the_first_after_the_shuffle(mnist: Path) -> None:
+    whole = load_split(study_of("mnist"))
+    part = load_split(study_of("mnist", train_size=100))
+    assert (len(part.train), len(part.validation)) == (80, 20)
+    np.testing.assert_array_equal(part.validation.pixels, whole.validation.pixels[:20])
+    assert part.content_sha256 == whole.content_sha256
+    assert part.split_sha256 != whole.split_sha256
+
+
+def test_splits_stay_what_they_were(mnist: Path) -> None:
+    """Studies keep this sum: should NumPy's shuffle ever change, this fails before a user's study does."""
+    split = load_split(study_of("mnist"))
+    assert split.split_sha256 == "40f3c67f0e8a72b93ee6061dfc409d542753ca090f25e1540e07da26be915298"
+    assert (
+        load_split(study_of("digits")).split_sha256
+        == "3699b0e252acf3e269b6968abf21e361e2c0b13533c90a4b8fc17c37af66483f"
+    )
+
+
+def test_digits_come_inside_a_package_with_a_sealed_fifth() -> None:
+    split, test = load_split(study_of("digits")), load_test("digits")
+    assert split.train.pixels.shape[1:] == test.pixels.shape[1:] == (1, 8, 8)
+    assert len(split.train) + len(split.validation) == 1438
+    assert split.test_size == len(test) == 359
+    assert split.train.pixels.min() == 0
+    assert split.train.pixels.max() == 1
+    assert not rows(test) & (rows(split.train) | rows(split.validation))
+    assert set(test.labels) == set(range(10))
+    assert split.content_sha256 == "e2af9fa26dedbe00b1c88607c2403c1e36f666295207989ec05d4d9fe3123a33"
+
+
+def test_cifar10_has_its_planes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    folder = write_cifar(tmp_path / "cifar-10-batches-bin", (100,))
+    record = np.frombuffer((folder / "data_batch_1.bin").read_bytes(), np.uint8)[:3073]
+    split = load_split(study_of("cifar10"))
+    red = record[1:1025].reshape(32, 32).astype(np.float32) / 255
+    both = np.concatenate([split.train.pixels, split.validation.pixels])
+    assert any(np.array_equal(image[0], red) for image in both)
+    assert split.test_size == 10
+    assert load_test("cifar10").pixels.shape == (10, 3, 32, 32)
+
+
+def test_the_sealed_test_set_comes_from_the_folder_of_the_training_files(mnist: Path, cache: Path) -> None:
+    assert load_test("mnist").pixels.shape == (20, 1, 28, 28)
+    write_idx(cache / "mnist")
+    (mnist / TEST[0]).unlink()
+    with pytest.raises(DataError, match=r"mnist/t10k-images-idx3-ubyte: missing"):
+        load_test("mnist")
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown data set 'mnits' \(did you mean 'mnist'\?\); known: digits, mnist"):
+        load_test("mnits")
+
+
+def test_missing_data_names_the_command_that_gets_it() -> None:
+    with pytest.raises(DataError, match="hpo data fetch mnist"):
+        load_split(study_of("mnist"))
+
+
+OPENED = """
+import json, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+sys.path.insert(0, sys.argv[2])
+from data_files import study_of
+from hpo.data import load_split
+split = load_split(study_of(sys.argv[1]))
+print(json.dumps({"opened": opened, "train": len(split.train), "test_size": split.test_size}))
+"""
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["present", "absent"])
+@pytest.mark.parametrize(("name", "packed"), [("mnist", False), ("mnist", True), ("cifar10", False)])
+def test_test_files_are_never_opened_and_need_not_be_there(
+    tmp_path: Path, name: str, packed: bool, present: bool
+) -> None:
+    if name == "cifar10":
+        write_cifar(tmp_path / "cifar-10-batches-bin", (100,), test=10 if present else None)
+        training, test, size = ["data_batch_1.bin"], ["test_batch.bin"], 10 if present else None
+    else:
+        write_idx(tmp_path / "mnist", 100, packed=packed, test=20 if present else None)
+        training, test, size = list(TRAIN), list(TEST), 20 if present and not packed else None
+    result = subprocess.run(
+        [sys.executable, "-c", OPENED, name, str(Path(__file__).parent)],
+        env={**os.environ, "HPO_DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(result.stdout)
+    assert (seen["train"], seen["test_size"]) == (80, size)
+    for part in training:
+        assert any(part in path for path in seen["opened"])  # the hook does see what is opened
+    for part in test:
+        assert not any(part in path for path in seen["opened"])
+
+
+def refusal(name: str, **data: float) -> str:
+    with pytest.raises(StudyFileError) as caught:
+        load_split(study_of(name, **data))
+    return str(caught.value)
+
+
+def test_a_split_that_training_could_not_use_is_an_error_at_its_key(mnist: Path) -> None:
+    source = "studies/x.toml: data"
+    assert refusal("mnist", train_size=201) == (
+        f"{source}.train_size: must be at most 200, the training images of mnist (got 201)"
+    )
+    assert refusal("mnist", validation=0.002) == f"{source}.validation: leaves no validation image of 200 (got 0.002)"
+    assert refusal("mnist", validation=0.999) == f"{source}.validation: leaves no training image of 200 (got 0.999)"
+    few = refusal("mnist", train_size=12)
+    assert few.startswith(f"{source}.train_size: leaves no training image of class ")
+    assert few.endswith(" (of 10 training images)")
+    assert refusal("mnist", validation=0.96).startswith(f"{source}.validation: leaves no training image of class ")
+
+
+def test_files_without_a_class_are_not_the_study_files_fault(mnist: Path) -> None:
+    (mnist / TRAIN[1]).write_bytes(idx_labels(np.arange(200, dtype=np.uint8) % 9))
+    with pytest.raises(DataError, match="mnist: its files hold no training image of class 9"):
+        load_split(study_of("mnist"))
+
+
+@given(
+    total=st.integers(1, 300),
+    validation=st.floats(0.001, 0.999),
+    train_size=st.none() | st.integers(2, 320),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_every_split_is_whole_or_refused_at_a_key_of_data(
+    total: int, validation: float, train_size: int | None, seed: int
+) -> None:
+    size = {} if train_size is None else {"train_size": train_size}
+    study = study_of("mnist", validation=validation, split_seed=seed, **size)
+    labels = (np.arange(total) % 3).astype(np.uint8)
+    try:
+        held_out, training = split_indices(study, labels, 3)
+    except (StudyFileError, DataError) as error:
+        refused = error
+    else:
+        refused = None
+    if isinstance(refused, StudyFileError):
+        assert refused.key in {"data.validation", "data.train_size"}
+        return
+    if isinstance(refused, DataError):
+        assert total < 3
+        return
+    kept = train_size or total
+    assert len(held_out) == round(validation * kept) > 0
+    assert len(held_out) + len(training) == kept == len(set(held_out) | set(training))
+    assert max(held_out.max(), training.max()) < total
+    assert set(labels[training]) == {0, 1, 2}
