@@ -1,0 +1,123 @@
+"""Storage URLs: which one is meant, what it may say, and how it is shown to a user.
+
+A `Location` has passed every check that needs no database connection: the kind is known, a database file's folder
+exists, and the file, where there is one, can be written and starts as an SQLite database does. A password is never
+shown.
+This module opens no connection and knows nothing of tables.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from hpo.errors import StorageError, nearest
+
+DEFAULT_URL = "sqlite:///hpo.db"
+ENVIRONMENT = "HPO_STORAGE"
+LONGEST_SHOWN = 200
+SQLITE_HEADER = b"SQLite format 3\x00"
+# What a user may write before `://`, and the SQLAlchemy driver that serves it.
+DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+
+
+@dataclass(frozen=True)
+class Location:
+    """A checked storage URL. `shown` is how the user wrote it, fit for a message; `file` is None for a server."""
+
+    url: URL
+    shown: str
+    file: Path | None
+
+    @property
+    def full_url(self) -> str:
+        """The URL as SQLAlchemy needs it, password and all: never for a message."""
+        return self.url.render_as_string(hide_password=False)
+
+
+def mask(url: str) -> str:
+    """Return the URL without its passwords, on one line. Works on text that is no valid URL, too."""
+    url = "".join(c if c.isprintable() else "?" for c in url)
+    # Greedy up to the last @: a password with an @ or a / in it is hidden whole.
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    url = re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
+    return url if len(url) <= LONGEST_SHOWN else url[:LONGEST_SHOWN] + "..."
+
+
+def locate(url: str | None) -> Location:
+    """Return where `url` points: None means the environment's HPO_STORAGE, else `sqlite:///hpo.db`."""
+    text = url if url is not None else os.environ.get(ENVIRONMENT) or DEFAULT_URL
+    shown = mask(text)
+    try:
+        parsed = make_url(text)
+    except (ArgumentError, ValueError):
+        # The cause is left out: it may quote the URL, password included.
+        raise StorageError(
+            f"{shown}: not a storage URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        ) from None
+    driver = DRIVERS.get(parsed.drivername)
+    if driver is None:
+        kind = mask(parsed.drivername)
+        hint = nearest(kind, ["sqlite", "postgresql"])
+        raise StorageError(f"{shown}: unknown kind of storage '{kind}'{hint}; known: sqlite, postgresql")
+    parsed = parsed.set(drivername=driver)
+    if driver != "sqlite":
+        return Location(parsed, shown, None)
+    file = _file(parsed, shown)
+    # Absolute, so that a later change of folder does not send new connections to another file.
+    return Location(parsed.set(database=str(file)), shown, file)
+
+
+def _file(url: URL, shown: str) -> Path:
+    if url.host or url.username or url.port:
+        raise StorageError(
+            f"{shown}: a file has no host; write sqlite:///FILE, or sqlite:////FILE from the root folder"
+        )
+    if url.query:
+        raise StorageError(f"{shown}: sqlite takes no parameters after '?'; leave them out")
+    if not url.database or url.database == ":memory:":
+        raise StorageError(f"{shown}: a storage in memory keeps nothing; name a file, as in {DEFAULT_URL}")
+    try:
+        return _checked(Path(os.path.abspath(url.database)), shown)
+    except ValueError as error:  # a null byte
+        raise StorageError(f"{shown}: not a file name; name a file, as in {DEFAULT_URL}") from error
+    except OSError as error:
+        raise StorageError(f"{shown}: {(error.strerror or 'cannot be read').lower()}; name another file") from error
+
+
+def _checked(file: Path, shown: str) -> Path:
+    if not file.parent.is_dir():
+        raise StorageError(f"{shown}: the folder {mask(str(file.parent))} does not exist; make it first")
+    # SQLite keeps a journal beside the file, so the folder must be writable as well.
+    if not _writable(file.parent):
+        raise StorageError(f"{shown}: the folder {mask(str(file.parent))} is read-only; name a file elsewhere")
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return file
+    if stat.S_ISDIR(mode):
+        raise StorageError(f"{shown}: is a directory; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise StorageError(f"{shown}: is not an ordinary file; name another one")
+    if not _writable(file):
+        raise StorageError(f"{shown}: the file is read-only; make it writable, or copy it and name the copy")
+    with file.open("rb") as opened:
+        header = opened.read(len(SQLITE_HEADER))
+    if header and header != SQLITE_HEADER:
+        raise StorageError(f"{shown}: is not an SQLite database; name another file")
+    return file
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)

@@ -1,0 +1,184 @@
+"""Rows of Optuna's tables: what a trial looks like when it is written, and when it is read back.
+
+The rows written are those plain Optuna writes, column by column; a trial read is equal to the one plain Optuna reads,
+in a handful of queries for hundreds of trials. Knows the tables; knows nothing of connections and transactions.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import Connection
+
+Row = dict[str, Any]
+
+STUDIES: sa.Table = models.StudyModel.__table__
+TRIALS: sa.Table = models.TrialModel.__table__
+PARAMS: sa.Table = models.TrialParamModel.__table__
+VALUES: sa.Table = models.TrialValueModel.__table__
+INTERMEDIATE: sa.Table = models.TrialIntermediateValueModel.__table__
+USER_ATTRS: sa.Table = models.TrialUserAttributeModel.__table__
+SYSTEM_ATTRS: sa.Table = models.TrialSystemAttributeModel.__table__
+
+# Trial ids in one query: below what any database takes as parameters.
+IDS_A_QUERY = 500
+NOT_FINITE = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ends. A completed trial has a value; no trial's value is NaN, which Optuna cannot read back."""
+
+    trial_id: int
+    state: TrialState
+    value: float | None = None
+    user_attrs: Mapping[str, Any] = field(default_factory=dict)
+    system_attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.state.is_finished():
+            raise ValueError(f"trial {self.trial_id}: {self.state.name} is not the end of a trial")
+        if self.state == TrialState.COMPLETE and self.value is None:
+            raise ValueError(f"trial {self.trial_id}: a completed trial needs a value")
+        if self.value is not None and math.isnan(self.value):
+            raise ValueError(f"trial {self.trial_id}: a value cannot be NaN")
+
+
+def utc(time: datetime.datetime | None) -> datetime.datetime | None:
+    """Return a local time as Optuna stores it: UTC without a time zone."""
+    return None if time is None else time.astimezone(datetime.UTC).replace(tzinfo=None)
+
+
+def local(time: datetime.datetime | None) -> datetime.datetime | None:
+    """Return a stored time as Optuna shows it: local without a time zone."""
+    return None if time is None else time.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
+
+
+def value_row(trial_id: int, objective: int, value: float) -> Row:
+    stored, kind = models.TrialValueModel.value_to_stored_repr(float(value))
+    return {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+
+
+def intermediate_row(trial_id: int, step: int, value: float) -> Row:
+    stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(float(value))
+    return {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+
+
+def attr_rows(trial_id: int, attrs: Mapping[str, Any]) -> list[Row]:
+    return [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+
+
+def param_rows(trial_id: int, trial: FrozenTrial) -> list[Row]:
+    return [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": trial.distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(trial.distributions[name]),
+        }
+        for name, value in trial.params.items()
+    ]
+
+
+def trial_rows(trial_id: int, trial: FrozenTrial) -> Iterator[tuple[sa.Table, list[Row]]]:
+    """All that a trial has besides its row in `trials`, table by table."""
+    yield VALUES, [value_row(trial_id, objective, value) for objective, value in enumerate(trial.values or ())]
+    yield PARAMS, param_rows(trial_id, trial)
+    yield USER_ATTRS, attr_rows(trial_id, trial.user_attrs)
+    yield SYSTEM_ATTRS, attr_rows(trial_id, trial.system_attrs)
+    yield INTERMEDIATE, [intermediate_row(trial_id, step, v) for step, v in trial.intermediate_values.items()]
+
+
+def read_trials(connection: Connection, condition: sa.ColumnElement[bool]) -> list[FrozenTrial]:
+    """Return the trials whose row in `trials` meets the condition, by id."""
+    found = connection.execute(sa.select(TRIALS).where(condition).order_by(TRIALS.c.trial_id)).all()
+    trials: list[FrozenTrial] = []
+    for start in range(0, len(found), IDS_A_QUERY):
+        trials += _assemble(connection, found[start : start + IDS_A_QUERY])
+    return trials
+
+
+def _assemble(connection: Connection, found: Sequence[sa.Row[Any]]) -> list[FrozenTrial]:
+    ids = [row.trial_id for row in found]
+    params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    distributions: defaultdict[int, dict[str, BaseDistribution]] = defaultdict(dict)
+    p = PARAMS.c
+    for trial_id, name, value, text in _children(
+        connection, ids, (p.trial_id, p.param_name, p.param_value, p.distribution_json), p.param_id
+    ):
+        distribution = distributions[trial_id][name] = _distribution(text)
+        params[trial_id][name] = distribution.to_external_repr(value)
+    values = _numbers(connection, ids, VALUES.c.objective, VALUES.c.value, VALUES.c.value_type)
+    curves = _numbers(
+        connection,
+        ids,
+        INTERMEDIATE.c.step,
+        INTERMEDIATE.c.intermediate_value,
+        INTERMEDIATE.c.intermediate_value_type,
+    )
+    user_attrs, system_attrs = (_attrs(connection, ids, table) for table in (USER_ATTRS, SYSTEM_ATTRS))
+    return [
+        FrozenTrial(
+            number=row.number,
+            state=row.state,
+            value=None,
+            values=[value for _, value in sorted(values[row.trial_id].items())] if row.trial_id in values else None,
+            datetime_start=local(row.datetime_start),
+            datetime_complete=local(row.datetime_complete),
+            params=params[row.trial_id],
+            distributions=distributions[row.trial_id],
+            user_attrs=user_attrs[row.trial_id],
+            system_attrs=system_attrs[row.trial_id],
+            intermediate_values=curves[row.trial_id],
+            trial_id=row.trial_id,
+        )
+        for row in found
+    ]
+
+
+def _children(
+    connection: Connection, ids: Sequence[int], columns: Sequence[sa.ColumnElement[Any]], *order: sa.ColumnElement[Any]
+) -> Iterable[Any]:
+    """Rows of a table that belongs to trials; the first column is the trial's id."""
+    return connection.execute(sa.select(*columns).where(columns[0].in_(ids)).order_by(*order))
+
+
+def _numbers(
+    connection: Connection,
+    ids: Sequence[int],
+    key: sa.ColumnElement[int],
+    value: sa.ColumnElement[float],
+    kind: sa.ColumnElement[Any],
+) -> defaultdict[int, dict[int, float]]:
+    numbers: defaultdict[int, dict[int, float]] = defaultdict(dict)
+    trial_id = key.table.c.trial_id
+    # The kind is read as text: making an enum's member of it would double the time of reading a curve.
+    columns = (trial_id, key, value, sa.type_coerce(kind, sa.String))
+    for owner, at, number, name in _children(connection, ids, columns, trial_id, key):
+        numbers[owner][at] = number if name == "FINITE" else NOT_FINITE[name]
+    return numbers
+
+
+def _attrs(connection: Connection, ids: Sequence[int], table: sa.Table) -> defaultdict[int, dict[str, Any]]:
+    attrs: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    columns = (table.c.trial_id, table.c.key, table.c.value_json)
+    for trial_id, key, text in _children(connection, ids, columns, *table.primary_key):
+        attrs[trial_id][key] = json.loads(text)
+    return attrs
+
+
+@functools.lru_cache(maxsize=1024)
+def _distribution(text: str) -> BaseDistribution:
+    """The trials of a study share a few distributions, which nobody changes."""
+    return json_to_distribution(text)

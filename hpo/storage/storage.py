@@ -1,0 +1,227 @@
+"""A storage: Optuna's own, and besides it calls that take a whole population in one transaction each.
+
+Promises: a call is kept whole or not at all; what it writes is what plain Optuna would have written; trials are
+numbered without gaps however many processes create them; a trial is changed only from the state that the call is for,
+and those in another state are left alone and told apart in the answer. Safe from several threads and processes.
+Knows nothing of samplers, and does not check that the trials of a study share a search space.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import defaultdict
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import NOT_FOUND_MSG
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from hpo.storage.connections import engine_options, explain_errors, prepare, read, write
+from hpo.storage.location import Location, locate
+from hpo.storage.rows import (
+    INTERMEDIATE,
+    STUDIES,
+    SYSTEM_ATTRS,
+    TRIALS,
+    USER_ATTRS,
+    VALUES,
+    Ending,
+    Row,
+    attr_rows,
+    intermediate_row,
+    read_trials,
+    trial_rows,
+    utc,
+    value_row,
+)
+
+# The columns that make a row the same row, where writing it again means changing it.
+KEYS = {INTERMEDIATE: ("trial_id", "step"), VALUES: ("trial_id", "objective")}
+KEYS |= {table: ("trial_id", "key") for table in (USER_ATTRS, SYSTEM_ATTRS)}
+
+
+def open_storage(url: str | None = None) -> Storage:
+    """Open the storage at `url`, making its tables where there are none; None means HPO_STORAGE or `sqlite:///hpo.db`."""
+    # Optuna tells of every study and trial on stderr; what a user is to know, hpo says itself.
+    optuna.logging.set_verbosity(max(optuna.logging.get_verbosity(), optuna.logging.WARNING))
+    return Storage(locate(url))
+
+
+class Storage(RDBStorage):
+    """See the module. `shown` is the URL as it may be printed."""
+
+    def __init__(self, location: Location) -> None:
+        prepare(location)
+        super().__init__(
+            location.full_url, engine_options(location), skip_compatibility_check=True, skip_table_creation=True
+        )
+        self.location, self.shown = location, location.shown
+        explain_errors(self.engine, location.shown)
+
+    def __reduce__(self) -> tuple[Callable[[Location], Storage], tuple[Location]]:
+        # Another process opens its own connections, tuned like these.
+        return type(self), (self.location,)
+
+    @staticmethod
+    def _fill_storage_url_template(template: str) -> str:
+        # Optuna takes the URL for a format string, and a brace in a file's name for a field.
+        return template
+
+    def close(self) -> None:
+        """Close the connections. The storage may be used again: it then opens new ones."""
+        self.remove_session()
+        self.engine.dispose()
+
+    def create_trials(self, study_id: int, templates: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Store new trials, numbered in this order, each in its template's state with all that the template holds.
+
+        A running trial without a start time starts now.
+        """
+        now = datetime.datetime.now()
+        with write(self.engine) as connection:
+            # The lock that plain Optuna takes, too: nobody else numbers trials of this study until the end.
+            lock = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update()
+            if connection.execute(lock).first() is None:
+                raise KeyError(NOT_FOUND_MSG)
+            count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+            first = connection.execute(count).scalar_one()
+            trials = [_numbered(template, first + i, now) for i, template in enumerate(templates)]
+            if not trials:
+                return []
+            rows = [
+                {
+                    "number": trial.number,
+                    "study_id": study_id,
+                    "state": trial.state,
+                    "datetime_start": utc(trial.datetime_start),
+                    "datetime_complete": utc(trial.datetime_complete),
+                }
+                for trial in trials
+            ]
+            insert = sa.insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
+            added: defaultdict[sa.Table, list[Row]] = defaultdict(list)
+            for trial, trial_id in zip(trials, connection.execute(insert, rows).scalars().all(), strict=True):
+                trial._trial_id = trial_id
+                for table, of_table in trial_rows(trial_id, trial):
+                    added[table] += of_table
+            for table, of_table in added.items():
+                if of_table:
+                    connection.execute(sa.insert(table), of_table)
+        return trials
+
+    def report(self, step: int, values: Mapping[int, float]) -> set[int]:
+        """Store the metric that each trial (by id) reached at a step; return the ids of trials no longer running."""
+        with write(self.engine) as connection:
+            running = _in_state(connection, values, TrialState.RUNNING)
+            rows = [intermediate_row(trial_id, step, values[trial_id]) for trial_id in values if trial_id in running]
+            _upsert(connection, INTERMEDIATE, rows)
+        return set(values) - running
+
+    def finish(self, endings: Sequence[Ending]) -> set[int]:
+        """End running trials; return the ids of trials no longer running, whose ending is dropped."""
+        ids = {ending.trial_id for ending in endings}
+        if len(ids) < len(endings):
+            raise ValueError("a trial ends once")
+        with write(self.engine) as connection:
+            running = _in_state(connection, ids, TrialState.RUNNING)
+            kept = [ending for ending in endings if ending.trial_id in running]
+            values = [value_row(e.trial_id, 0, e.value) for e in kept if e.value is not None]
+            _upsert(connection, VALUES, values)
+            _upsert(connection, USER_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.user_attrs)])
+            _upsert(connection, SYSTEM_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.system_attrs)])
+            now = datetime.datetime.now()
+            for state in TrialState:
+                ended = [ending.trial_id for ending in kept if ending.state == state]
+                _update(connection, ended, state=state, datetime_complete=utc(now))
+        return ids - running
+
+    def requeue(self, trial_ids: Iterable[int]) -> set[int]:
+        """Send running trials back to the queue with their parameters, and without what they had reached.
+
+        Return the ids of trials no longer running, which are left as they are.
+        """
+        ids = set(trial_ids)
+        with write(self.engine) as connection:
+            running = _in_state(connection, ids, TrialState.RUNNING)
+            connection.execute(sa.delete(INTERMEDIATE).where(INTERMEDIATE.c.trial_id.in_(running)))
+            _update(connection, running, state=TrialState.WAITING, datetime_start=None)
+        return ids - running
+
+    def start(self, trial_ids: Iterable[int]) -> set[int]:
+        """Claim waiting trials; return the ids of those that this call, and no other process, set running."""
+        with write(self.engine) as connection:
+            waiting = _in_state(connection, set(trial_ids), TrialState.WAITING)
+            _update(connection, waiting, state=TrialState.RUNNING, datetime_start=utc(datetime.datetime.now()))
+        return waiting
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Read one trial; a KeyError where there is none, as in Optuna."""
+        with read(self.engine) as connection:
+            trials = read_trials(connection, TRIALS.c.trial_id == trial_id)
+        if not trials:
+            raise KeyError(NOT_FOUND_MSG)
+        return trials[0]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        # All of Optuna's reading of trials comes through here: its cache asks for the trials it knew unfinished, and
+        # for those after the last it knew finished. Optuna's own version builds an object for every row.
+        of_study = TRIALS.c.study_id == study_id
+        if states is not None:
+            of_study &= TRIALS.c.state.in_([state for state in TrialState if state in states])
+        known = sorted(trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than)
+        with read(self.engine) as connection:
+            if connection.execute(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)).first() is None:
+                raise KeyError(NOT_FOUND_MSG)
+            old = read_trials(connection, of_study & TRIALS.c.trial_id.in_(known)) if known else []
+            return old + read_trials(connection, of_study & (TRIALS.c.trial_id > trial_id_greater_than))
+
+
+def _numbered(template: FrozenTrial, number: int, now: datetime.datetime) -> FrozenTrial:
+    """A trial of its own, so that template and trial do not change with each other."""
+    return FrozenTrial(
+        number=number,
+        state=template.state,
+        value=None,
+        values=template.values,
+        datetime_start=template.datetime_start or (now if template.state == TrialState.RUNNING else None),
+        datetime_complete=template.datetime_complete,
+        params=dict(template.params),
+        distributions=dict(template.distributions),
+        user_attrs=dict(template.user_attrs),
+        system_attrs=dict(template.system_attrs),
+        intermediate_values=dict(template.intermediate_values),
+        trial_id=-1,
+    )
+
+
+def _in_state(connection: Connection, trial_ids: Collection[int], state: TrialState) -> set[int]:
+    """Those of the trials that are in the state, locked until the transaction ends."""
+    select = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id.in_(list(trial_ids)), TRIALS.c.state == state)
+    # In one order everywhere, so that two processes never wait for each other's rows.
+    return set(connection.execute(select.order_by(TRIALS.c.trial_id).with_for_update()).scalars())
+
+
+def _update(connection: Connection, trial_ids: Collection[int], **columns: Any) -> None:
+    if trial_ids:
+        connection.execute(sa.update(TRIALS).where(TRIALS.c.trial_id.in_(list(trial_ids))).values(**columns))
+
+
+def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+    """Write rows, changing those that are there."""
+    if not rows:
+        return
+    insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    keys = KEYS[table]
+    changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))

@@ -1,0 +1,101 @@
+"""Storage URLs: what is meant, what is refused, and that a password is never shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.errors import StorageError
+from hpo.storage.location import locate, mask
+
+
+def test_the_default_is_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPO_STORAGE", raising=False)
+    assert locate(None).file == tmp_path / "hpo.db"
+    assert locate(None).shown == "sqlite:///hpo.db"
+
+
+def test_the_environment_comes_before_the_default_and_a_url_before_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_STORAGE", f"sqlite:///{tmp_path}/env.db")
+    assert locate(None).file == tmp_path / "env.db"
+    assert locate(f"sqlite:///{tmp_path}/given.db").file == tmp_path / "given.db"
+    monkeypatch.setenv("HPO_STORAGE", "")
+    assert locate(None).shown == "sqlite:///hpo.db"
+
+
+def test_a_later_change_of_folder_does_not_move_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    location = locate("sqlite:///here.db")
+    monkeypatch.chdir("/")
+    assert location.url.database == str(tmp_path / "here.db")
+
+
+def test_postgresql_means_psycopg_and_keeps_its_parameters() -> None:
+    location = locate("postgresql://ann:s3cret@db.example:5433/hpo?sslmode=verify-full")
+    assert location.full_url == "postgresql+psycopg://ann:s3cret@db.example:5433/hpo?sslmode=verify-full"
+    assert location.shown == "postgresql://ann:***@db.example:5433/hpo?sslmode=verify-full"
+    assert location.file is None
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("hpo.db", "not a storage URL"),
+        ("", "not a storage URL"),
+        ("postgresql://ann:s3cret@host:port/db", "not a storage URL"),
+        ("mysql://ann:s3cret@host/db", "unknown kind of storage 'mysql'; known: sqlite, postgresql"),
+        ("postgres://host/db", "unknown kind of storage 'postgres' (did you mean 'postgresql'?)"),
+        ("sqlite://", "keeps nothing"),
+        ("sqlite:///:memory:", "keeps nothing"),
+        ("sqlite://hpo.db", "a file has no host"),
+        ("sqlite:///hpo.db?mode=ro", "no parameters"),
+        ("sqlite:///no/such/folder/hpo.db", "does not exist; make it first"),
+        ("sqlite:///a\0b", "not a file name"),
+        ("sqlite:///" + "x" * 5000, "too long"),
+    ],
+)
+def test_a_wrong_url_is_one_line(url: str, problem: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        locate(url)
+    message = str(caught.value)
+    assert problem in message
+    assert message.isprintable()
+    assert "s3cret" not in message
+
+
+@given(url=st.text() | st.builds("{}:///{}".format, st.sampled_from(["sqlite", "postgresql"]), st.text()))
+def test_any_text_is_a_location_or_one_line(url: str) -> None:
+    try:
+        said = locate(url).shown
+    except StorageError as error:
+        said = str(error)
+    assert said.isprintable()
+
+
+@given(password=st.text(alphabet=st.characters(codec="ascii")))
+def test_a_password_is_never_shown(password: str) -> None:
+    secret = f"<<{password}>>"
+    in_a_query = f"<<{password.replace('&', '')}>>"
+    for url in (
+        f"postgresql://ann:{secret}@host/db",
+        f"postgresql://:{secret}@host/db?x=1",
+        f"postgresql://host/db?user=ann&password={in_a_query}",
+        f"postgresql://host/db?sslpassword={in_a_query}&sslmode=require",
+    ):
+        shown = mask(url)
+        assert shown.startswith("postgresql://")
+        assert shown.isprintable()
+        assert "<<" not in shown
+        assert ">>" not in shown
+
+
+def test_a_url_without_a_password_is_shown_as_it_is() -> None:
+    for url in ("sqlite:///hpo.db", "postgresql://ann@host:5432/db", "postgresql:///db?host=/run/pg", os.devnull):
+        assert mask(url) == url

@@ -1,0 +1,340 @@
+"""Whole-population calls: the rows are plain Optuna's, the states are kept, and processes do not disturb each other."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.storage import Ending, Storage, load_study, open_storage
+
+COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
+SPACE = {
+    "lr": FloatDistribution(1e-6, 1e-2, log=True),
+    "units": IntDistribution(10, 100, step=10),
+    "activation": CategoricalDistribution(("relu", "tanh")),
+}
+CURVE = {"train_loss": [2.0, 1.5], "val_loss": [2.1, math.nan]}
+
+
+def running(lr: float = 1e-3, **changes: Any) -> FrozenTrial:
+    params = {"lr": lr, "units": 30, "activation": "tanh"}
+    return create_trial(**({"state": RUNNING, "params": params, "distributions": SPACE} | changes))
+
+
+def ids(trials: list[FrozenTrial]) -> list[int]:
+    return [trial._trial_id for trial in trials]
+
+
+def states(storage: Storage, study_id: int) -> list[TrialState]:
+    return [trial.state for trial in storage.get_all_trials(study_id)]
+
+
+def rows(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every row of every table. A time is kept only as whether it is there and how it is written."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.row_factory = sqlite3.Row
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        found = {t: [dict(r) for r in connection.execute(f"SELECT * FROM {t} ORDER BY rowid")] for t in tables}
+    for trial in found["trials"]:
+        for column in ("datetime_start", "datetime_complete"):
+            trial[column] = trial[column] and len(trial[column])
+    return found
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with nothing in it, to copy: making one takes longer than a test."""
+    file = tmp_path_factory.mktemp("blank") / "blank.db"
+    open_storage(f"sqlite:///{file}").close()
+    return file
+
+
+def both(blank: Path, folder: Path) -> Iterator[tuple[optuna.storages.RDBStorage, int]]:
+    """Plain Optuna's storage and hpo's, each with a study."""
+    for kind in ("plain", "hpo"):
+        url = f"sqlite:///{shutil.copy(blank, folder / f'{kind}.db')}"
+        storage = optuna.storages.RDBStorage(url) if kind == "plain" else open_storage(url)
+        yield storage, storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def test_a_population_leaves_the_rows_that_plain_optuna_leaves(blank: Path, tmp_path: Path) -> None:
+    templates = [running(10**-k, user_attrs={"seed": k}, system_attrs={"x:y": [k]}) for k in range(3, 6)]
+    curves = [[0.1, 0.5], [math.nan, math.inf], [-math.inf, 0.2]]
+    endings = [(COMPLETE, 0.5), (FAIL, None), (PRUNED, math.inf)]
+    for storage, study_id in both(blank, tmp_path):
+        if isinstance(storage, Storage):
+            trial_ids = ids(storage.create_trials(study_id, templates))
+            for step in (1, 2):
+                storage.report(step, {i: curve[step - 1] for i, curve in zip(trial_ids, curves, strict=True)})
+            storage.report(2, {trial_ids[0]: 0.5})
+            storage.finish(
+                [
+                    Ending(i, state, value, {"seed": 9, "reason": "r"}, {"hpo:curve": CURVE})
+                    for i, (state, value) in zip(trial_ids, endings, strict=True)
+                ]
+            )
+            storage.create_trials(study_id, [running(state=WAITING)])
+            continue
+        trial_ids = [storage.create_new_trial(study_id, template) for template in templates]
+        for step in (1, 2):
+            for i, curve in zip(trial_ids, curves, strict=True):
+                storage.set_trial_intermediate_value(i, step, curve[step - 1])
+        for i, (state, value) in zip(trial_ids, endings, strict=True):
+            storage.set_trial_user_attr(i, "seed", 9)
+            storage.set_trial_user_attr(i, "reason", "r")
+            storage.set_trial_system_attr(i, "hpo:curve", CURVE)
+            storage.set_trial_state_values(i, state, None if value is None else [value])
+        storage.create_new_trial(study_id, running(state=WAITING))
+    assert rows(tmp_path / "hpo.db") == rows(tmp_path / "plain.db")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+attrs = st.dictionaries(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20), json_values)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> FrozenTrial:
+    """A trial in any state, with anything that a trial may have."""
+    state = draw(st.sampled_from(TrialState))
+    names = draw(st.lists(st.sampled_from(sorted(SPACE)), unique=True))
+    params = {"lr": draw(st.floats(1e-6, 1e-2)), "units": draw(st.integers(1, 10)) * 10, "activation": "relu"}
+    value = st.floats(allow_nan=False)
+    return create_trial(
+        state=state,
+        value=draw(value if state == COMPLETE else st.none() | value if state == PRUNED else st.none()),
+        params={name: params[name] for name in names},
+        distributions={name: SPACE[name] for name in names},
+        user_attrs=draw(attrs),
+        system_attrs=draw(attrs),
+        intermediate_values=draw(st.dictionaries(st.integers(0, 2**31 - 1), st.floats(), max_size=4)),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(templates=st.lists(histories(), max_size=6))
+def test_any_trials_are_written_and_read_as_plain_optuna_does(
+    templates: list[FrozenTrial], blank: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("both")
+    for storage, study_id in both(blank, folder):
+        if isinstance(storage, Storage):
+            created = storage.create_trials(study_id, templates)
+            ours = storage.get_all_trials(study_id)
+            theirs = optuna.storages.RDBStorage(storage.url)
+            # repr, because NaN is not equal to itself.
+            assert by_name(ours) == by_name(theirs.get_all_trials(study_id)) == by_name(created)
+            assert [repr(storage.get_trial(i)) for i in ids(ours)] == [repr(trial) for trial in ours]
+            theirs.remove_session()
+            theirs.engine.dispose()
+        else:
+            for template in templates:
+                storage.create_new_trial(study_id, template)
+    assert rows(folder / "hpo.db") == rows(folder / "plain.db")
+
+
+def by_name(trials: list[FrozenTrial]) -> list[str]:
+    """The trials as text, whatever the order of their dictionaries."""
+    return [
+        repr({k: sorted(v.items()) if isinstance(v, dict) else v for k, v in vars(trial).items()}) for trial in trials
+    ]
+
+
+def test_trials_are_numbered_on_from_those_there_are(storage: Storage, study_id: int) -> None:
+    other = storage.create_new_study([StudyDirection.MAXIMIZE], "other")
+    storage.create_trials(other, [running()])
+    storage.create_new_trial(study_id)
+    created = storage.create_trials(study_id, [running(k * 1e-3) for k in range(1, 4)])
+    assert [trial.number for trial in created] == [1, 2, 3]
+    assert storage.create_new_trial(study_id) > created[-1]._trial_id
+    assert [trial.number for trial in storage.get_all_trials(study_id)] == [0, 1, 2, 3, 4]
+    assert storage.create_trials(study_id, []) == []
+
+
+def test_created_trials_are_what_the_storage_holds_and_not_their_templates(storage: Storage, study_id: int) -> None:
+    template = running()
+    first, second = storage.create_trials(study_id, [template, template])
+    assert [first, second] == storage.get_all_trials(study_id)
+    first.user_attrs["x"] = 1
+    assert not template.user_attrs
+    assert not second.user_attrs
+
+
+def test_a_running_trial_without_a_start_starts_now_and_a_waiting_one_has_none(storage: Storage, study_id: int) -> None:
+    unstarted = running()
+    unstarted.datetime_start = None
+    started, waiting = storage.create_trials(study_id, [unstarted, running(state=WAITING)])
+    assert started.datetime_start is not None
+    assert storage.get_trial(started._trial_id).datetime_start == started.datetime_start
+    assert waiting.datetime_start is None
+
+
+def test_a_population_is_created_whole_or_not_at_all(storage: Storage, study_id: int) -> None:
+    with pytest.raises(TypeError):
+        storage.create_trials(study_id, [running(), running(user_attrs={"x": object()})])
+    assert storage.get_all_trials(study_id) == []
+    with pytest.raises(KeyError):
+        storage.create_trials(study_id + 1, [running()])
+
+
+def test_only_running_trials_take_reports_and_endings(storage: Storage, study_id: int) -> None:
+    a, b, waiting = ids(storage.create_trials(study_id, [running(), running(), running(state=WAITING)]))
+    assert storage.finish([Ending(a, COMPLETE, 0.7)]) == set()
+    assert storage.report(1, {a: 0.1, b: 0.2, waiting: 0.3, 999: 0.4}) == {a, waiting, 999}
+    assert storage.finish([Ending(i, FAIL, None, {"reason": "late"}) for i in (a, b, waiting)]) == {a, waiting}
+    first, second, third = storage.get_all_trials(study_id)
+    assert (first.state, first.value, first.user_attrs, first.intermediate_values) == (COMPLETE, 0.7, {}, {})
+    assert (second.state, second.user_attrs, second.intermediate_values) == (FAIL, {"reason": "late"}, {1: 0.2})
+    assert (third.state, third.intermediate_values) == (WAITING, {})
+    assert storage.report(1, {}) == storage.finish([]) == set()
+
+
+def test_a_step_reported_again_is_changed(storage: Storage, study_id: int) -> None:
+    (trial_id,) = ids(storage.create_trials(study_id, [running()]))
+    storage.report(1, {trial_id: math.nan})
+    storage.report(1, {trial_id: 0.25})
+    assert storage.get_trial(trial_id).intermediate_values == {1: 0.25}
+
+
+def test_a_requeued_trial_waits_with_its_parameters_and_nothing_else(storage: Storage, study_id: int) -> None:
+    kept, back, done = ids(storage.create_trials(study_id, [running(user_attrs={"seed": k}) for k in range(3)]))
+    storage.report(1, {kept: 0.1, back: 0.2, done: 0.3})
+    storage.finish([Ending(done, COMPLETE, 0.3)])
+    assert storage.requeue([back, done]) == {done}
+    trial = storage.get_trial(back)
+    assert (trial.state, trial.datetime_start, trial.intermediate_values) == (WAITING, None, {})
+    assert trial.params == {"lr": 1e-3, "units": 30, "activation": "tanh"}
+    assert trial.user_attrs == {"seed": 1}
+    assert storage.get_trial(kept).intermediate_values == {1: 0.1}
+    assert states(storage, study_id) == [RUNNING, WAITING, COMPLETE]
+
+
+def test_only_waiting_trials_are_started(storage: Storage, study_id: int) -> None:
+    waiting, busy = ids(storage.create_trials(study_id, [running(state=WAITING), running()]))
+    before = storage.get_trial(busy)
+    assert storage.start([waiting, busy, 999]) == {waiting}
+    assert storage.start([waiting]) == set()
+    assert storage.get_trial(waiting).datetime_start is not None
+    assert storage.get_trial(busy) == before
+
+
+def test_an_ending_that_could_not_be_read_back_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        Ending(1, COMPLETE, math.nan)
+    with pytest.raises(ValueError, match="needs a value"):
+        Ending(1, COMPLETE)
+    with pytest.raises(ValueError, match="not the end"):
+        Ending(1, WAITING)
+
+
+def test_a_trial_ends_once(storage: Storage, study_id: int) -> None:
+    (trial_id,) = ids(storage.create_trials(study_id, [running()]))
+    with pytest.raises(ValueError, match="once"):
+        storage.finish([Ending(trial_id, FAIL), Ending(trial_id, COMPLETE, 1.0)])
+    assert states(storage, study_id) == [RUNNING]
+
+
+def test_a_study_loaded_before_sees_what_was_written_past_it(storage: Storage, study_id: int) -> None:
+    study = load_study(storage, "digits")
+    assert study.trials == []
+    a, b = ids(storage.create_trials(study_id, [running(), running()]))
+    assert [trial.state for trial in study.trials] == [RUNNING, RUNNING]
+    storage.report(1, {a: 0.4, b: 0.5})
+    storage.finish([Ending(b, COMPLETE, 0.5)])
+    assert [trial.intermediate_values for trial in study.trials] == [{1: 0.4}, {1: 0.5}]
+    storage.requeue([a])
+    assert [trial.state for trial in study.trials] == [WAITING, COMPLETE]
+    assert study.best_trial.number == 1
+    asked = study.ask()
+    assert (asked.number, asked.suggest_float("lr", 1e-6, 1e-2, log=True)) == (0, 1e-3)
+    study.tell(asked, 0.9)
+    assert study.best_value == 0.9
+    assert [trial.number for trial in study.get_trials(states=[COMPLETE])] == [0, 1]
+
+
+def test_more_trials_than_one_query_takes_are_read_in_order(storage: Storage, study_id: int) -> None:
+    storage.create_trials(study_id, [create_trial(value=float(k)) for k in range(1203)])
+    assert [trial.value for trial in storage.get_all_trials(study_id, deepcopy=False)] == list(range(1203))
+    some = storage._get_trials(study_id, None, {3, 700, 1100}, 1200)
+    assert [trial.number for trial in some] == [2, 699, 1099, 1200, 1201, 1202]
+    with pytest.raises(KeyError):
+        storage.get_all_trials(study_id + 1)
+    with pytest.raises(KeyError):
+        storage.get_trial(5000)
+
+
+def test_a_study_with_trials_can_be_deleted(storage: Storage, study_id: int, url: str, tmp_path: Path) -> None:
+    (trial_id,) = ids(storage.create_trials(study_id, [running(user_attrs={"seed": 1})]))
+    storage.report(1, {trial_id: 0.5})
+    storage.finish([Ending(trial_id, COMPLETE, 0.5, {}, {"hpo:curve": CURVE})])
+    optuna.delete_study(study_name="digits", storage=storage)
+    left = {table for table, found in rows(tmp_path / "hpo.db").items() if found}
+    assert left == {"alembic_version", "version_info"}
+
+
+def test_threads_share_a_storage(storage: Storage, study_id: int) -> None:
+    def population(_: int) -> list[int]:
+        created = storage.create_trials(study_id, [running() for _ in range(8)])
+        storage.report(1, dict.fromkeys(ids(created), 0.5))
+        storage.finish([Ending(trial_id, COMPLETE, 0.5) for trial_id in ids(created)])
+        storage.remove_session()
+        return [storage.get_trial(trial_id).number for trial_id in ids(created)]
+
+    with ThreadPoolExecutor(4) as pool:
+        numbers = [number for of_one in pool.map(population, range(20)) for number in of_one]
+    assert sorted(numbers) == list(range(160))
+    assert states(storage, study_id) == [COMPLETE] * 160
+
+
+def work(url: str, barrier: Any, waiting: list[int]) -> tuple[list[int], list[int]]:
+    """One process's share: populations created, reported and finished, and a queue that all of them want."""
+    storage = open_storage(url)
+    study_id = storage.get_study_id_from_name("digits")
+    barrier.wait()
+    numbers = []
+    for _ in range(5):
+        created = storage.create_trials(study_id, [running() for _ in range(8)])
+        numbers += [trial.number for trial in created]
+        for step in range(1, 4):
+            assert storage.report(step, {trial_id: step / 10 for trial_id in ids(created)}) == set()
+        assert storage.finish([Ending(trial_id, COMPLETE, 0.3) for trial_id in ids(created)]) == set()
+    claimed = [i for trial_id in waiting for i in storage.start([trial_id])]
+    storage.close()
+    return numbers, claimed
+
+
+def test_processes_share_a_study_without_losing_or_doubling_anything(storage: Storage, study_id: int, url: str) -> None:
+    processes = 3
+    waiting = ids(storage.create_trials(study_id, [running(state=WAITING) for _ in range(30)]))
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
+        barrier = manager.Barrier(processes)
+        futures = [pool.submit(work, url, barrier, waiting) for _ in range(processes)]
+        numbers, claimed = zip(*(future.result(timeout=60) for future in futures), strict=True)
+    assert sorted(number for of_one in numbers for number in of_one) == list(range(30, 150))
+    assert sorted(trial_id for of_one in claimed for trial_id in of_one) == waiting
+    trials = storage.get_all_trials(study_id)
+    assert [trial.number for trial in trials] == list(range(150))
+    assert all(trial.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3} for trial in trials[30:])
+    assert all(trial.state == RUNNING for trial in trials[:30])
