@@ -1,0 +1,42 @@
+"""What a study file may say; every error names the file, the key and what is allowed.
+
+    trees.py      paths into trees of tables and lists
+    models.py     the concrete settings of a trial and of a study: types, limits, defaults
+    messages.py   the sentences of errors
+    searched.py   ranges and choices in the place of values
+    study.py      the checked study: settings by trial, the resolved tree, differences
+    checking.py   a tree in, a study or its first error out
+    reading.py    a file in, with what the command changes
+
+A study file fixes every value or gives a range or choices to search. This room knows of the rest only the errors, and
+imports neither torch, Optuna nor NumPy.
+"""
+
+from hpo.studyfile.checking import parse_study
+from hpo.studyfile.models import (
+    Config,
+    DataSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    SearchSettings,
+    TrainingSettings,
+)
+from hpo.studyfile.reading import read_study
+from hpo.studyfile.searched import Choices, Parameter, Range
+from hpo.studyfile.study import Study, differing_keys
+
+__all__ = [
+    "Choices",
+    "Config",
+    "DataSettings",
+    "NetworkSettings",
+    "OptimizerSettings",
+    "Parameter",
+    "Range",
+    "SearchSettings",
+    "Study",
+    "TrainingSettings",
+    "differing_keys",
+    "parse_study",
+    "read_study",
+]

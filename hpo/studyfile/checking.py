@@ -1,0 +1,149 @@
+"""Checking a study's tree: `parse_study` returns a sound study or raises one error.
+
+There is one mechanism for fixed and searched values. The concrete models see the tree with each searched value's first
+candidate (low, or the first choice) in its place; then each other candidate is put in, all else at its first value. So
+a searched value obeys exactly the rules that a fixed one does, and an error names the candidate: `optimizer.lr.low`,
+`network.hidden.choices.1`. Of all problems the first in the file's order is raised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
+from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, names, possible_kinds, unused_keys
+from hpo.studyfile.searched import (
+    Choices,
+    Parameter,
+    Range,
+    candidates,
+    find_searched,
+    parameter_name,
+    table_faults,
+)
+from hpo.studyfile.study import Study
+from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
+
+# What is wrong with a number that stands where no number can: no range is possible there.
+_NOT_NUMERIC = {"list_type", "literal_error", "bool_type", "string_type"}
+
+
+def parse_study(tree: Mapping[str, Any], source: str) -> Study:
+    """Check a study's tree; raise StudyFileError for its first problem in the order of the file."""
+    if not isinstance(tree, Mapping):
+        raise study_file_error(source, "", f"must be a table (got {shown(tree)})")
+    absent: dict[str, Any] = {section: {} for section in SECTIONS if section not in tree}  # their keys will be missing
+    check = _Check({**tree, **absent})
+    study = check.run(source)
+    if study is None or check.problems:
+        path = first_in_order(dict(tree), check.problems)
+        raise study_file_error(source, dotted(path), check.problems[path])
+    return study
+
+
+class _Check:
+    """A tree under check. `problems` collects what is wrong, by path; the first found at a path stands."""
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        self.tree = tree
+        self.problems: dict[Path, str] = {}
+        self.sound: dict[Path, dict[str, Any]] = {}  # the searched values that are well formed
+        self.broken: list[Path] = []  # the others: a None stands for each, and what the models say of it is not heard
+
+    def run(self, source: str) -> Study | None:
+        self.check_tables()
+        self.check_unused()
+        base = self.tree
+        for path in self.broken:
+            base = replaced(base, path, None)
+        for path, table in self.sound.items():
+            base = replaced(base, path, next(iter(candidates(table).values())))
+        first, faults = _validated(base)
+        for path, fault in faults.items():
+            if not any(is_under(path, searched) for searched in (*self.broken, *self.sound)):
+                self.add(path, fault.sentence)
+        found = [self.check_searched(path, table, base, faults) for path, table in self.sound.items()]
+        return None if first is None else Study(source, tuple(filter(None, found)), first)
+
+    def add(self, path: Path, problem: str) -> None:
+        self.problems.setdefault(path, problem)
+
+    def check_tables(self) -> None:
+        """Tell sound searched values from broken ones, and find those that stand where nothing can be searched."""
+        for path, table in find_searched(self.tree).items():
+            faults = table_faults(table)
+            for place, problem in faults.items():
+                self.add((*path, *place), problem)
+            if faults:
+                self.broken.append(path)
+            else:
+                self.sound[path] = table
+        for path in names().values():
+            value = value_at(self.tree, path)
+            if path[0] not in SEARCHABLE and isinstance(value, dict):
+                sections = ", ".join(f"[{section}]" for section in SEARCHABLE)
+                self.add(path, f"cannot be searched: only values in {sections} can (got {shown(value)})")
+
+    def check_unused(self) -> None:
+        """Find the keys that none of a section's possible kinds uses."""
+        for section in SEARCHABLE:
+            values = self.tree[section]
+            kinds = possible_kinds(section, values) if isinstance(values, dict) else []
+            for key, used_by in unused_keys(section, kinds).items() if kinds else ():
+                if key in values:
+                    self.add((section, key), f"not used when kind = {_either(kinds)}, only with {_either(used_by)}")
+
+    def check_searched(
+        self, path: Path, table: dict[str, Any], base: dict[str, Any], base_faults: Mapping[Path, Fault]
+    ) -> Parameter | None:
+        """Put each candidate into the models; return the parameter, with the values as the models understood them."""
+        values = []
+        for place, candidate in candidates(table).items():
+            settings, faults = _validated(replaced(base, path, candidate))
+            for at, fault in faults.items():
+                if at == path and "low" in table and fault.type in _NOT_NUMERIC:
+                    self.add(path, "cannot be a range; give { choices = [...] }")
+                elif is_under(at, path):
+                    self.add((*path, *place, *at[len(path) :]), fault.sentence)
+                elif at not in base_faults and not any(is_under(at, broken) for broken in self.broken):
+                    self.add((*path, *place), f"does not go with {dotted(at)}, which {fault.sentence}")
+            if settings is not None:
+                values.append(value_at(settings.model_dump(), path))
+        integer = "low" in table and self.check_range(path, table, base)
+        if len(values) < len(candidates(table)):
+            return None
+        return Parameter(parameter_name(path), path, _searched(table, values), integer)
+
+    def check_range(self, path: Path, table: dict[str, Any], base: dict[str, Any]) -> bool:
+        """Check what depends on a range being of whole numbers, and say whether it is: the models refuse a fraction."""
+        _, faults = _validated(replaced(base, path, math.floor(table["low"]) + 0.5))
+        integer = path in faults and faults[path].type == "int_type"
+        step = table.get("step")
+        if integer and isinstance(step, float):
+            self.add((*path, "step"), f"must be a whole number (got {shown(step)})")
+        if not integer and step is None and value_at(self.tree, ("search", "sampler")) == "grid":
+            self.add(path, 'must have a step, or be { choices = [...] }, when sampler = "grid"')
+        return integer
+
+
+def _searched(table: Mapping[str, Any], values: list[Any]) -> Range | Choices:
+    if "choices" in table:
+        return Choices(tuple(values))
+    low, high = values
+    step = table.get("step")
+    return Range(low, high, table.get("log", False), step if step is None else type(low)(step))
+
+
+def _either(kinds: Iterable[str]) -> str:
+    return " or ".join(f'"{kind}"' for kind in kinds)
+
+
+def _validated(tree: dict[str, Any]) -> tuple[StudySettings | None, dict[Path, Fault]]:
+    try:
+        return StudySettings.model_validate(tree), {}
+    except ValidationError as error:
+        return None, faults_of(error, StudySettings, tree)

@@ -1,0 +1,190 @@
+"""The settings that a study file fixes for one trial: what is allowed, and what holds where nothing is said.
+
+Every model is frozen and strict: an integer is accepted for a number, but "0.1", true, nan and inf are not, and an
+unknown key is an error. The models know nothing of searched values, files or messages: `hpo.studyfile.study` puts
+one concrete value at a time into them. A field that only some kinds of network or optimizer use is marked `UsedBy`;
+for the other kinds it is carried along unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from hpo.studyfile.trees import Path
+
+LARGEST = 2**63 - 1  # what SQL, NumPy and torch can hold
+
+
+@dataclass(frozen=True)
+class UsedBy:
+    """Marks a field that only these kinds of its section use."""
+
+    kinds: tuple[str, ...]
+
+
+Natural = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+def _number_or(other: type, tag: str) -> Discriminator:
+    """Pick the one branch of a union that a value is checked against, so that a wrong one makes one error."""
+    return Discriminator(lambda value: tag if isinstance(value, other) else "number")
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataSettings(Settings):
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field(title="data set")
+    validation: float = Field(0.2, gt=0, lt=1)
+    train_size: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
+    split_seed: Natural = 0
+
+
+_CNN = UsedBy(("cnn",))
+
+
+class NetworkSettings(Settings):
+    kind: Literal["mlp", "cnn"]
+    hidden: list[Positive] = [100, 100]
+    activation: Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"] = "relu"
+    init: Annotated[
+        Annotated[Literal["he", "xavier"], Tag("word")] | Annotated[AboveZero, Tag("number")],
+        _number_or(str, "word"),
+        Field(description="he, xavier or a number above 0"),
+    ] = "he"
+    batch_norm: bool = False
+    dropout: Annotated[
+        Annotated[Fraction, Tag("number")] | Annotated[list[Fraction], Tag("list")],
+        _number_or(list, "list"),
+        Field(description="a number or a list of numbers"),
+    ] = 0.0
+    conv: Annotated[list[Positive], Field(min_length=1), _CNN] = [6, 16]
+    kernel: Annotated[Positive, _CNN] = 5
+    padding: Annotated[Natural, _CNN] = 0
+    pool: Annotated[Positive, _CNN] = 2
+
+    @property
+    def dropout_places(self) -> int:
+        """How many places a rate can be given for: after each hidden layer, or before each fully connected one."""
+        return _dropout_places(self.kind, self.hidden)
+
+    @field_validator("dropout")
+    @classmethod
+    def _a_rate_for_each_place(cls, dropout: float | list[float], info: ValidationInfo) -> float | list[float]:
+        if isinstance(dropout, list) and {"kind", "hidden"} <= info.data.keys():
+            places = _dropout_places(info.data["kind"], info.data["hidden"])
+            if len(dropout) != places:
+                raise ValueError(f"must be one number or a list of {places}, one for each place")
+        return dropout
+
+
+def _dropout_places(kind: str, hidden: list[int]) -> int:
+    return len(hidden) + (kind == "cnn")
+
+
+class OptimizerSettings(Settings):
+    kind: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "sgd"
+    lr: AboveZero
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: Annotated[Fraction, UsedBy(("momentum", "nesterov"))] = 0.9
+    alpha: Annotated[Fraction, UsedBy(("rmsprop",))] = 0.99
+    beta1: Annotated[Fraction, UsedBy(("adam", "adamw"))] = 0.9
+    beta2: Annotated[Fraction, UsedBy(("adam", "adamw"))] = 0.999
+    eps: Annotated[AboveZero | None, UsedBy(("adagrad", "rmsprop", "adam", "adamw"))] = None
+
+
+class TrainingSettings(Settings):
+    epochs: Positive
+    batch_size: Positive = 100
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+
+
+class SearchSettings(Settings):
+    trials: Positive
+    sampler: Literal["random", "tpe", "gp", "cmaes", "qmc", "grid"] = "tpe"
+    pruner: Literal["none", "median", "hyperband"] = "none"
+    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    score: Literal["last", "best"] = "last"
+    population: Annotated[
+        Annotated[Literal["auto"], Tag("word")] | Annotated[Positive, Tag("number")],
+        _number_or(str, "word"),
+        Field(description="auto or a whole number"),
+    ] = "auto"
+    seed: Natural = 0
+    repeat: bool = False
+
+
+class Config(Settings):
+    """One trial's settings, whole."""
+
+    network: NetworkSettings
+    optimizer: OptimizerSettings
+    training: TrainingSettings
+
+
+class StudySettings(Settings):
+    """A whole study file with one concrete value in place of each searched one; the fields in canonical order."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    description: str = ""
+    data: DataSettings
+    network: NetworkSettings
+    optimizer: OptimizerSettings
+    training: TrainingSettings
+    search: SearchSettings
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_typed(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError("must hold printable characters only")
+        if name != name.strip():
+            raise ValueError("must not begin or end with a space")
+        return name
+
+
+SECTIONS: dict[str, type[Settings]] = {
+    key: field.annotation
+    for key, field in StudySettings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+}
+SEARCHABLE = tuple(Config.model_fields)  # the sections whose values may be searched
+
+
+@cache
+def names() -> dict[str, Path]:
+    """Map each setting's short name to its path: its key, or the dotted path of a key that several sections own."""
+    paths: list[Path] = [(key,) for key in StudySettings.model_fields if key not in SECTIONS]
+    paths += [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
+    keys = [path[-1] for path in paths]
+    return {str(path[-1]) if keys.count(path[-1]) == 1 else ".".join(map(str, path)): path for path in paths}
+
+
+def unused_keys(section: str, kinds: Collection[object]) -> dict[str, tuple[str, ...]]:
+    """Return the keys of a section that none of these kinds uses, each with the kinds that do."""
+    marks = {
+        key: mark.kinds
+        for key, field in SECTIONS[section].model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, UsedBy)
+    }
+    return {key: used_by for key, used_by in marks.items() if not set(used_by) & set(kinds)}
+
+
+def possible_kinds(section: str, values: Mapping[str, object]) -> list[str]:
+    """Return the kinds that a section's table may take, or none where it names one that is not."""
+    field = SECTIONS[section].model_fields.get("kind")
+    if field is None:
+        return []
+    kind = values.get("kind", field.default)
+    kinds = kind.get("choices") if isinstance(kind, Mapping) else [kind]
+    return kinds if isinstance(kinds, list) and all(kind in get_args(field.annotation) for kind in kinds) else []

@@ -1,0 +1,158 @@
+"""Reading a study from a file: TOML, the JSON of a resolved study, or an export; with values changed by the command.
+
+Whatever the file holds, the caller gets a study or one StudyFileError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from hpo.errors import StudyFileError
+from hpo.studyfile.checking import parse_study
+from hpo.studyfile.messages import dotted, shown, study_file_error, unknown_key
+from hpo.studyfile.models import SECTIONS, Settings, StudySettings, names
+from hpo.studyfile.study import Study
+from hpo.studyfile.trees import MISSING, Path, replaced, value_at
+
+LARGEST_FILE = 2**18  # bytes; a larger file was never meant to be a study
+EXPORT = "hpo.best/"  # how the schema of an export begins
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A value that the command gives, and how an error names it."""
+
+    label: str
+    path: Path
+    value: Any
+
+
+def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: Any) -> Study:
+    """Read a study file, with `overrides` like `optimizer.lr.high=0.1` and settings changed by name (`trials=20`).
+
+    A change that is None leaves the file's value. An error in a changed value names the option that gave it.
+    """
+    source = str(path)
+    tree = _load(FilePath(path), source)
+    given = [_override(text, source) for text in overrides]
+    given += [
+        _Change(f"--{name.replace('_', '-')}", names()[name], value)
+        for name, value in changes.items()
+        if value is not None
+    ]
+    for change in given:
+        tree = _changed(tree, change, source)
+    try:
+        return parse_study(tree, source)
+    except StudyFileError as error:
+        for change in reversed(given):
+            key = dotted(change.path)
+            if error.key == key or error.key.startswith(f"{key}."):
+                raise study_file_error(source, change.label + error.key[len(key) :], error.problem) from error
+        raise
+
+
+def _load(path: FilePath, source: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except FileNotFoundError as error:
+        raise study_file_error(source, "", "no such file") from error
+    except IsADirectoryError as error:
+        raise study_file_error(source, "", "is a directory, not a study file") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise study_file_error(source, "", f"cannot be read: {problem}") from error
+    if len(content) > LARGEST_FILE:
+        raise study_file_error(source, "", f"is larger than a study file can be ({LARGEST_FILE} bytes)")
+    if not content.strip():
+        raise study_file_error(source, "", "is empty")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise study_file_error(source, "", f"is not UTF-8 text (line {line})") from error
+    return _parsed_json(text, source) if path.suffix.lower() == ".json" else _parsed_toml(text, source)
+
+
+def _parsed_toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise study_file_error(source, "", "is nested too deeply") from error
+    except ValueError as error:  # of TOML, or of Python's own for a number of thousands of digits
+        raise study_file_error(source, "", f"is not TOML: {error}") from error
+
+
+def _parsed_json(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree: Any = json.loads(text)
+    except RecursionError as error:
+        raise study_file_error(source, "", "is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        problem = f"is not JSON: {error.msg} (at line {error.lineno}, column {error.colno})"
+        raise study_file_error(source, "", problem) from error
+    except ValueError as error:
+        raise study_file_error(source, "", f"is not JSON: {error}") from error
+    if isinstance(tree, dict) and str(tree.get("schema")).startswith(EXPORT):
+        if "config" not in tree:
+            raise study_file_error(source, "", "is an export without a config")
+        tree = tree["config"]
+    if not isinstance(tree, dict):
+        raise study_file_error(source, "", f"must hold a resolved study or an export (got {shown(tree)})")
+    return tree
+
+
+def _override(text: str, source: str) -> _Change:
+    key, equals, written = text.partition("=")
+    keys = [part.strip() for part in key.split(".")]
+    if not equals or not all(keys):
+        raise study_file_error(source, f"--set {shown(text)}", "must be KEY=VALUE, such as optimizer.lr.high=0.1")
+    path = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in keys)
+    owner: type[Settings] | None = StudySettings
+    for depth, part in enumerate(path):
+        if owner is not None and part not in owner.model_fields:
+            label = f"--set {dotted(path[: depth + 1])}"
+            raise study_file_error(source, label, unknown_key(part, owner.model_fields))
+        owner = SECTIONS.get(str(part)) if depth == 0 else None
+    label = f"--set {dotted(path)}"
+    try:
+        return _Change(label, path, _toml_value(written.strip()))
+    except ValueError as error:
+        raise study_file_error(source, label, str(error)) from error
+
+
+def _toml_value(text: str) -> Any:
+    """Return a TOML value, or the text itself where it is a bare word: `tanh` needs no quotes."""
+    try:
+        tree = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        tree = {}
+    if tree.keys() == {"value"}:
+        return tree["value"]
+    if text.startswith(("{", "[", "'", '"')):
+        raise ValueError(f"is not a TOML value (got {shown(text)})")
+    return text
+
+
+def _changed(tree: dict[str, Any], change: _Change, source: str) -> dict[str, Any]:
+    """Put a changed value in; a section or table that is not there is begun, anything else must exist."""
+    for depth in range(1, len(change.path)):
+        top, key = change.path[:depth], change.path[depth]
+        node = value_at(tree, top)
+        if node is MISSING and isinstance(key, str):
+            tree = replaced(tree, top, {})
+        elif isinstance(node, list) and isinstance(key, int):
+            if key >= len(node):
+                raise study_file_error(source, change.label, f"{dotted(top)} has no element {key} (got {shown(node)})")
+        elif not isinstance(node, dict):
+            got = "not set" if node is MISSING else shown(node)
+            raise study_file_error(source, change.label, f"{dotted(top)} is {got}, nothing in it can be set")
+    changed: dict[str, Any] = replaced(tree, change.path, change.value)
+    return changed

@@ -1,0 +1,154 @@
+"""Searched values: how they are written, told from fixed ones, and checked by themselves.
+
+In a searchable section every table in the place of a value is a searched value, `{ low, high, log?, step? }` or
+`{ choices = [...] }`, and so is every table in a list. Whether the values suit their key is for the concrete models
+to say; this module knows nothing of them but which sections can be searched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from hpo.studyfile.messages import faults_of, shown, unknown_key
+from hpo.studyfile.models import LARGEST, SEARCHABLE, Settings, names
+from hpo.studyfile.trees import Path, value_at
+
+
+@dataclass(frozen=True)
+class Range:
+    """Every number from `low` to `high`, both included; on a log scale, or in steps from `low` up."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def tree(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {"low": self.low, "high": self.high, "log": self.log}
+        return tree if self.step is None else {**tree, "step": self.step}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of these values."""
+
+    choices: tuple[Any, ...]
+
+    def tree(self) -> dict[str, Any]:
+        return {"choices": list(self.choices)}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A searched value, by the name it has in Optuna, in the dashboard and in an export.
+
+    `integer` says that a range holds whole numbers only.
+    """
+
+    name: str
+    path: Path
+    searched: Range | Choices
+    integer: bool
+
+
+def parameter_name(path: Path) -> str:
+    """Return `lr`; `dropout.1` for an element of a list; `network.kind` for a key that several sections own."""
+    short = next(name for name, field in names().items() if field == path[:2])
+    return ".".join([short, *map(str, path[2:])])
+
+
+def find_searched(tree: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+    """Return every searched value of a study's tree, sound or not, by path and in the order of the models."""
+    found: dict[Path, dict[str, Any]] = {}
+    for path in names().values():
+        if path[0] in SEARCHABLE:
+            value = value_at(tree, path)
+            places = {(*path, index): each for index, each in enumerate(value)} if isinstance(value, list) else {}
+            places[path] = value
+            found.update({place: each for place, each in places.items() if isinstance(each, dict)})
+    return found
+
+
+def candidates(table: Mapping[str, Any]) -> dict[Path, Any]:
+    """Return the values that stand for all of a sound searched value, by their place in its table."""
+    if "choices" in table:
+        return {("choices", index): choice for index, choice in enumerate(table["choices"])}
+    return {("low",): table["low"], ("high",): table["high"]}
+
+
+def _number(value: object) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number")
+    if not (math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST):
+        raise ValueError("must be a finite number" if isinstance(value, float) else "is too large")
+    return value
+
+
+Number = Annotated[Any, AfterValidator(_number)]
+
+
+class RangeTable(Settings):
+    """A range as a study file writes it."""
+
+    low: Number
+    high: Number
+    log: bool = False
+    step: Number | None = None
+
+    def faults(self) -> Iterator[tuple[Path, str]]:
+        """Yield each key that contradicts another, with what it must be."""
+        if self.log and self.low <= 0:
+            yield ("low",), "must be above 0 when log = true"
+        elif self.low >= self.high:
+            yield ("low",), f"must be below high = {shown(self.high)}"
+        if self.step is None:
+            return
+        if self.log:
+            yield ("step",), "cannot be used when log = true"
+        elif self.step <= 0:
+            yield ("step",), "must be above 0"
+        elif self.step > (self.high - self.low) * (1 + 1e-9):  # 0.3 - 0.1 is a little less than 0.2
+            yield ("step",), "must be at most high - low"
+
+
+class ChoicesTable(Settings):
+    """Choices as a study file writes them."""
+
+    choices: Annotated[list[Any], Field(min_length=1)]
+
+    def faults(self) -> Iterator[tuple[Path, str]]:
+        """Yield each choice that was given before."""
+        seen: dict[object, int] = {}
+        for index, choice in enumerate(self.choices):
+            first = seen.setdefault(_identity(choice), index)
+            if first != index:
+                yield ("choices", index), f"is the same as choices.{first}"
+
+
+_KEYS = (*RangeTable.model_fields, *ChoicesTable.model_fields)
+
+
+def _identity(choice: object) -> object:
+    """Return what equal choices share: 1 is 1.0 but not true. (A table or a list of lists is never a valid choice.)"""
+    if isinstance(choice, list):
+        return tuple(id(element) if isinstance(element, list) else _identity(element) for element in choice)
+    return (isinstance(choice, bool), id(choice) if isinstance(choice, dict) else choice)
+
+
+def table_faults(table: dict[str, Any]) -> dict[Path, str]:
+    """Return what is wrong with a searched value by itself, by place in its table."""
+    model = ChoicesTable if "choices" in table else RangeTable
+    try:
+        found = model.model_validate(table).faults()
+        return {place: f"{problem} (got {shown(value_at(table, place))})" for place, problem in found}
+    except ValidationError as error:
+        faults = {place: fault.sentence for place, fault in faults_of(error, model, table).items()}
+    for key in table.keys() - model.model_fields.keys():
+        beside = f"cannot be given beside {', '.join(model.model_fields)}"
+        faults[(key,)] = beside if key in RangeTable.model_fields else unknown_key(key, _KEYS)
+    return faults

@@ -1,0 +1,109 @@
+"""A study: what its file says, the concrete settings of each of its trials, and the whole as a tree for JSON.
+
+`hpo.studyfile.checking.parse_study` alone makes a `Study`, so what it holds has been checked. It knows nothing of
+files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from hpo.errors import StudyFileError
+from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
+from hpo.studyfile.models import (
+    SEARCHABLE,
+    Config,
+    DataSettings,
+    SearchSettings,
+    StudySettings,
+    possible_kinds,
+    unused_keys,
+)
+from hpo.studyfile.searched import Parameter
+from hpo.studyfile.trees import MISSING, Path, replaced
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study. Two studies are equal when their files say the same, wherever they were read."""
+
+    source: str = field(compare=False)  # the file as the user named it
+    parameters: tuple[Parameter, ...]  # in the order of the models, whatever the file's
+    first: StudySettings  # the file with every searched value at its first: low, or the first choice
+
+    @property
+    def name(self) -> str:
+        return self.first.name
+
+    @property
+    def description(self) -> str:
+        return self.first.description
+
+    @property
+    def data(self) -> DataSettings:
+        return self.first.data
+
+    @property
+    def search(self) -> SearchSettings:
+        return self.first.search
+
+    def config(self, params: Mapping[str, Any]) -> Config:
+        """Return the settings of the trial that has these values, by parameter name.
+
+        Values outside the study's ranges are taken where the settings themselves allow them: the study may have been
+        extended since. Keys that the trial's kind does not use are at their defaults, so that trials that train alike
+        have equal settings.
+        """
+        known = {parameter.name: parameter for parameter in self.parameters}
+        for name, parameter in known.items():
+            if name not in params:
+                raise self.error(dotted(parameter.path), "the trial has no value for it")
+        tree = self.first.model_dump(include=set(SEARCHABLE), exclude_none=True)
+        for name, value in params.items():
+            if name not in known:
+                raise self.error("", f"no parameter is called {shown(name)}; known: {', '.join(known) or 'none'}")
+            tree = replaced(tree, known[name].path, value)
+        try:
+            return Config.model_validate(_without_unused(tree))
+        except ValidationError as error:
+            path, fault = next(iter(faults_of(error, Config, tree).items()))
+            raise self.error(dotted(path), fault.sentence) from error
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole file as a tree for JSON: every default filled in, keys that no kind uses left out."""
+        tree = self.first.model_dump(exclude_none=True)
+        for parameter in self.parameters:
+            tree = replaced(tree, parameter.path, parameter.searched.tree())
+        return _without_unused(tree)
+
+    def error(self, key: str, problem: str) -> StudyFileError:
+        """Return the error to raise for a key of this study that proves wrong later on."""
+        return study_file_error(self.source, key, problem)
+
+
+def _without_unused(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree without the keys that none of a section's possible kinds uses."""
+    kept = dict(tree)
+    for section in SEARCHABLE:
+        kinds = possible_kinds(section, tree[section])
+        unused: Collection[str] = unused_keys(section, kinds) if kinds else ()
+        kept[section] = {key: value for key, value in tree[section].items() if key not in unused}
+    return kept
+
+
+def differing_keys(old: Study, new: Study) -> list[str]:
+    """Return each key in which two studies differ, with both values: `optimizer.lr.high: 0.01 -> 0.1`."""
+    return list(_differences(old.resolved(), new.resolved(), ()))
+
+
+def _differences(old: Any, new: Any, path: Path) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from _differences(old.get(key, MISSING), new.get(key, MISSING), (*path, key))
+    elif old != new:
+        before, after = ("not set" if value is MISSING else shown(value) for value in (old, new))
+        yield f"{dotted(path)}: {before} -> {after}"
