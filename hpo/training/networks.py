@@ -1,0 +1,127 @@
+"""hpo's own networks, mlp and cnn, as ordinary torch modules, and the initial weights that studies compare.
+
+They are written without a thought for populations: stacking.py treats them like anybody's module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hpo.errors import HpoError
+from hpo.studyfile import NetworkSettings
+from hpo.training.images import Shape
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+}
+
+
+class MLP(nn.Module):
+    """Fully connected layers, each followed by batch norm (optional), the activation and dropout; then the logits."""
+
+    def __init__(self, shape: Shape, classes: int, settings: NetworkSettings) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        features = math.prod(shape)
+        rates = dropout_rates(settings, len(settings.hidden))
+        for units, rate in zip(settings.hidden, rates, strict=True):
+            layers.append(nn.Linear(features, units))
+            if settings.batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers += [ACTIVATIONS[settings.activation](), nn.Dropout(rate)]
+            features = units
+        self.layers = nn.Sequential(*layers, nn.Linear(features, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> logits [B, classes]."""
+        return self.layers(x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+class CNN(nn.Module):
+    """Convolutions, each with batch norm (optional), activation and max pooling; then dropout and a fully connected
+    layer in turn: with its defaults, dropout 0.5 and hidden = [120, 84], the classic small CIFAR-10 network."""
+
+    def __init__(self, shape: Shape, classes: int, settings: NetworkSettings) -> None:
+        super().__init__()
+        channels, height, width = shape
+        images: list[nn.Module] = []
+        for number, filters in enumerate(settings.conv):
+            images.append(nn.Conv2d(channels, filters, settings.kernel, padding=settings.padding))
+            if settings.batch_norm:
+                images.append(nn.BatchNorm2d(filters))
+            images.append(ACTIVATIONS[settings.activation]())
+            if settings.pool > 1:
+                images.append(nn.MaxPool2d(settings.pool))
+            height, width = (
+                (side + 2 * settings.padding - settings.kernel + 1) // settings.pool for side in (height, width)
+            )
+            channels = filters
+            if min(height, width) < 1:
+                raise HpoError(
+                    f"network.conv: nothing is left of a {shape[1]}x{shape[2]} image after convolution {number + 1} "
+                    f"(kernel {settings.kernel}, padding {settings.padding}, pool {settings.pool}); "
+                    "use fewer convolutions, a smaller kernel or more padding"
+                )
+        self.images = nn.Sequential(*images)
+        layers: list[nn.Module] = [nn.Flatten()]
+        features = channels * height * width
+        *rates, last_rate = dropout_rates(settings, len(settings.hidden) + 1)
+        for units, rate in zip(settings.hidden, rates, strict=True):
+            layers += [nn.Dropout(rate), nn.Linear(features, units)]
+            if settings.batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers.append(ACTIVATIONS[settings.activation]())
+            features = units
+        self.layers = nn.Sequential(*layers, nn.Dropout(last_rate), nn.Linear(features, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> logits [B, classes]."""
+        return self.layers(self.images(x))  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+def dropout_rates(settings: NetworkSettings, places: int) -> list[float]:
+    """Return the dropout rate of each place: one rate stands for all of them."""
+    if isinstance(settings.dropout, Sequence):
+        return list(settings.dropout)
+    return [settings.dropout] * places
+
+
+def build(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> nn.Module:
+    """Return one member's network, exactly as torch builds it alone under `seed`, with its initial weights.
+
+    The global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = (MLP if settings.kind == "mlp" else CNN)(shape, classes, settings)
+        initialize(network, settings.init)
+    return network
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, init: str | float) -> None:
+    """Give every linear and convolutional layer Gaussian weights and zero biases.
+
+    The standard deviation is `init` if that is a number; "he" is sqrt(2 / fan_in) (K. He et al., "Delving deep into
+    rectifiers", ICCV 2015), "xavier" sqrt(2 / (fan_in + fan_out)) (X. Glorot, Y. Bengio, AISTATS 2010).
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            if init == "he":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            elif init == "xavier":
+                nn.init.xavier_normal_(layer.weight)
+            else:
+                nn.init.normal_(layer.weight, std=float(init))
+            if layer.bias is not None:
+                layer.bias.zero_()

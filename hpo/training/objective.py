@@ -1,0 +1,61 @@
+"""The objective: the hyperparameters of K trials in, their learning curves out.
+
+`Objective.train` is the population's own generator, with two things around it: members that do not fit into memory
+together train in smaller populations, and `precision = "auto"` means what was found fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Sequence
+from itertools import groupby
+
+import torch
+
+from hpo.errors import HpoError
+from hpo.training.images import DeviceSplit
+from hpo.training.population import EpochResult, Member, shape_of, train
+
+
+class Objective:
+    """Trains members on one split on one device. `say` is told, once, that populations had to be made smaller."""
+
+    def __init__(self, split: DeviceSplit, auto_precision: str, say: Callable[[str], None]) -> None:
+        self._split, self._auto, self._say = split, auto_precision, say
+        self._most: int | None = None
+
+    def groups(self, members: Sequence[Member]) -> list[list[Member]]:
+        """Return the members in populations: those of one shape together, in the order of their numbers."""
+        ordered = sorted(members, key=lambda member: (shape_of(member.config), member.number))
+        groups = [list(group) for _, group in groupby(ordered, key=lambda member: shape_of(member.config))]
+        return sorted(groups, key=lambda group: group[0].number)
+
+    def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
+        """Train members of one shape: see `population.train`. Out of memory, halves train one after the other.
+
+        The epochs of a half begin at 1 again, each with the metrics of that half's members only.
+        """
+        if self._most is not None and len(members) > self._most:
+            for start in range(0, len(members), self._most):
+                yield from self.train(members[start : start + self._most])
+            return
+        precision = members[0].config.training.precision
+        try:
+            yield from train(members, self._split, self._auto if precision == "auto" else precision)
+            return
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(members) == 1:
+                raise HpoError(f"a single network does not fit into the memory of {self._split.device}") from error
+        # Outside the handler: its traceback would keep the population's tensors alive.
+        if self._most is None:
+            self._say(f"out of memory with {len(members)} networks at once: going on with half of that")
+        self._most = len(members) // 2
+        if self._split.device.type == "cuda":
+            torch.cuda.empty_cache()
+        yield from self.train(members)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator has no exception type of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,119 @@
+"""torch.optim's rules with a learning rate, a weight decay and the rest per member, over blocks of parameters.
+
+Each rule is torch's own arithmetic (torch.optim.SGD, Adagrad, RMSprop, Adam, AdamW), on a block [K, elements] with
+hyperparameters [K, 1]: one pass of tensor operations serves all members. Weight decay acts on blocks of weights only.
+Moments stay in the master's type. Knows nothing of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hpo.studyfile import OptimizerSettings
+from hpo.training.blocks import Blocks
+
+HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
+DEFAULT_EPS = {"adagrad": 1e-10}
+"""torch's default where it is not 1e-8."""
+
+Hyper = dict[str, Tensor]
+State = list[Tensor]
+
+
+def _sgd(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+    value.addcmul_(grad, -hyper["lr"])
+
+
+def _momentum(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+    value.addcmul_(state[0].mul_(hyper["momentum"]).add_(grad), -hyper["lr"])
+
+
+def _nesterov(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+    state[0].mul_(hyper["momentum"]).add_(grad)
+    value.addcmul_(grad.addcmul_(state[0], hyper["momentum"]), -hyper["lr"])
+
+
+def _adagrad(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+    state[0].addcmul_(grad, grad)
+    value.addcdiv_(grad.mul_(-hyper["lr"]), state[0].sqrt().add_(hyper["eps"]))
+
+
+def _rmsprop(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+    alpha = hyper["alpha"]
+    state[0].mul_(alpha).addcmul_(grad * (1 - alpha), grad)
+    value.addcdiv_(grad.mul_(-hyper["lr"]), state[0].sqrt().add_(hyper["eps"]))
+
+
+def _adam(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+    beta1, beta2 = hyper["beta1"], hyper["beta2"]
+    mean, square = state
+    mean.mul_(beta1).addcmul_(grad, 1 - beta1)
+    square.mul_(beta2).addcmul_(grad.mul_(grad), 1 - beta2)
+    scale = torch.sqrt(1 - beta2**step)
+    denominator = torch.sqrt(square, out=grad).div_(scale).add_(hyper["eps"])
+    value.addcmul_(torch.div(mean, denominator, out=denominator), -hyper["lr"] / (1 - beta1**step))
+
+
+Rule = Callable[[Tensor, Tensor, State, Hyper, int], None]
+RULES: dict[str, tuple[Rule, int]] = {
+    "sgd": (_sgd, 0),
+    "momentum": (_momentum, 1),
+    "nesterov": (_nesterov, 1),
+    "adagrad": (_adagrad, 1),
+    "rmsprop": (_rmsprop, 1),
+    "adam": (_adam, 2),
+    "adamw": (_adam, 2),
+}
+"""Each kind's rule and how many tensors of the parameters' size it remembers. A rule may overwrite the gradient."""
+
+
+class Optimizer:
+    """One kind of optimizer over K members' blocks, each member with its own settings."""
+
+    def __init__(self, blocks: Blocks, settings: Sequence[OptimizerSettings]) -> None:
+        self._kind = settings[0].kind
+        self._rule, states = RULES[self._kind]
+        first = blocks.blocks[0].master
+        self._hyper = {
+            name: torch.tensor([[_value(each, name)] for each in settings], dtype=first.dtype, device=first.device)
+            for name in HYPERPARAMETERS
+        }
+        self._blocks = blocks
+        self._states = [[torch.zeros_like(block.master) for _ in range(states)] for block in blocks.blocks]
+        self._step = 0
+        self._scratch = torch.empty(0, dtype=first.dtype, device=first.device)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every block's master from its gradient, then the values that the layers compute with."""
+        self._step += 1
+        hyper, decoupled = self._hyper, self._kind == "adamw"
+        for block, state in zip(self._blocks.blocks, self._states, strict=True):
+            grad = self._gradient(block.grad)
+            if block.decayed and decoupled:
+                block.master.mul_(1 - hyper["lr"] * hyper["weight_decay"])
+            elif block.decayed:
+                grad.addcmul_(block.master, hyper["weight_decay"])
+            self._rule(block.master, grad, state, hyper, self._step)
+        self._blocks.refresh()
+
+    def keep(self, members: Tensor) -> None:
+        """Keep only these members' settings and moments."""
+        self._hyper = {name: value[members] for name, value in self._hyper.items()}
+        self._states = [[moment[members] for moment in state] for state in self._states]
+
+    def _gradient(self, grad: Tensor) -> Tensor:
+        """Return the gradient in the master's type, free to be overwritten: the next step writes it anew."""
+        if grad.dtype == self._scratch.dtype:
+            return grad
+        if self._scratch.numel() < grad.numel():
+            self._scratch = self._scratch.new_empty(grad.numel())
+        return self._scratch[: grad.numel()].view_as(grad).copy_(grad)
+
+
+def _value(settings: OptimizerSettings, name: str) -> float:
+    value = getattr(settings, name)
+    return float(DEFAULT_EPS.get(settings.kind, 1e-8) if value is None else value)

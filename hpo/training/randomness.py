@@ -1,0 +1,73 @@
+"""Every random number of training: who it belongs to and how it is made.
+
+A random number belongs to a trial (its seed, the epoch, the step, the layer, the element) or, the order of the
+images, to the split. None depends on the slot a member has, on its company, on the worker or on a restart: that is
+why a trial trained alone has the curve it had in a population.
+
+Dropout asks for K x elements of them a layer and step, so they come from a counter-based generator: a mixed counter,
+xored with a key, goes through two multiply-and-shift rounds (the construction of SplitMix64: Steele, Lea, Flood,
+"Fast splittable pseudorandom number generators", OOPSLA 2014), and each 64-bit word gives four 16-bit numbers. Six
+passes of integer arithmetic run on any device and give the same bits on all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ROUND_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9, SplitMix64's first multiplier, as a signed 64-bit integer
+_ROUND_2 = -7723592293110705685  # 0x94D049BB133111EB, its second
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return 53 well-mixed bits from the parts: equal parts, equal seed. A JSON number holds 53 bits exactly."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11
+
+
+def member_seed(study_seed: int, trial: int, repeat: int = 0) -> int:
+    """Return the seed of a trial's initial weights and dropout masks: of study, trial and repeat, nothing else."""
+    return derive_seed("member", study_seed, trial, repeat)
+
+
+def batch_order(split_seed: int, epoch: int, images: int) -> Tensor:
+    """Return the order of the training images in an epoch, [images] int64 on the CPU, the same for every member."""
+    generator = np.random.Generator(np.random.PCG64(derive_seed("order", split_seed, epoch)))
+    return torch.from_numpy(generator.permutation(images))
+
+
+def dropout_keys(seeds: list[int], epoch: int, steps: int, layers: int) -> Tensor:
+    """Return the keys of an epoch's dropout masks, [steps, layers, K, 1] int64: one a step, layer and member."""
+    base = np.array([derive_seed("dropout", seed, epoch) for seed in seeds], dtype=np.uint64)
+    place = np.arange(1, steps * layers + 1, dtype=np.uint64).reshape(steps, layers, 1) * np.uint64(0x9E3779B97F4A7C15)
+    return torch.from_numpy(_mix(base + place).view(np.int64)).unsqueeze(-1)
+
+
+def random_words(keys: Tensor, count: int, counters: Tensor) -> Tensor:
+    """Return uniform 16-bit numbers as signed integers, [K, count] int16, for `keys` [K, 1].
+
+    `counters` comes from `mixed_counters` and holds at least `count / 4` of them.
+    """
+    words = counters[: -(-count // 4)] ^ keys
+    words.mul_(_ROUND_1)
+    words.bitwise_xor_(words >> 32)
+    words.mul_(_ROUND_2)
+    # The shift is arithmetic (torch has no other). A last xor with it would clear the highest bit; a sum does not.
+    words.add_(words >> 32)
+    return words.view(torch.int16)[:, :count]
+
+
+def mixed_counters(count: int, device: torch.device) -> Tensor:
+    """Return the counters that `random_words` needs for `count` numbers a member, [count / 4] int64."""
+    steps = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return torch.from_numpy(_mix(steps).view(np.int64)).to(device)
+
+
+def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
