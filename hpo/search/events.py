@@ -1,0 +1,86 @@
+"""What happens during a launch, as records: progress displays, JSON lines and tests all read these.
+
+Counts in `StudyStarted` and `StudyEnded` are of the whole study, in `PopulationEnded` of that population.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Reason = Literal["finished", "space exhausted", "interrupted"]
+"""Why a launch ended."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened during a launch."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as a JSON object: its name under "event", and its fields."""
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        return {"event": name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class StudyStarted(Event):
+    """The search begins or goes on: trials asked for in all, and what was there before."""
+
+    study: str
+    trials: int
+    finished: int
+    pruned: int
+    failed: int
+    population: int
+    device: str
+    precision: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class PopulationStarted(Event):
+    """These trials (by number) train together from now on."""
+
+    members: tuple[int, ...]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class EpochEnded(Event):
+    """An epoch of the population in hand is over; `best` is its best metric so far."""
+
+    epoch: int
+    epochs: int
+    left: int
+    best: float | None
+
+
+@dataclass(frozen=True)
+class PopulationEnded(Event):
+    """The population in hand is done and stored; `best` is its best score."""
+
+    completed: int
+    pruned: int
+    failed: int
+    best: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Note(Event):
+    """Something the user should know."""
+
+    text: str
+    level: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True)
+class StudyEnded(Event):
+    """The launch is over."""
+
+    reason: Reason
+    completed: int
+    pruned: int
+    failed: int
+    seconds: float

@@ -1,0 +1,154 @@
+"""What is kept with a study besides its trials: the resolved file, its data, how it runs, who runs it, what changed.
+
+Each is a user attribute of the Optuna study, so that the dashboard shows it and any process can go on from there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import psutil
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
+from optuna_dashboard import save_note
+
+from hpo.data import Split
+from hpo.errors import HpoError, StudyBusyError, UnknownStudyError, UsageError
+from hpo.storage import Storage, load_study
+from hpo.studyfile import Study, differing_keys, parse_study
+
+STUDY, DATA, RUN, CHANGES, PROCESS = "hpo:study", "hpo:data", "hpo:run", "hpo:changes", "hpo:process"
+
+FREE_TO_CHANGE = ("description", "search.trials", "search.sampler", "search.pruner", "search.population")
+"""Keys that `--extend` may change besides ranges and choices: old and new trials stay comparable."""
+
+
+def open_study(study: Study, split: Split, storage: Storage, extend: bool) -> optuna.Study:
+    """Return the stored study: a new one, or the one of that name if file and data are what they were.
+
+    Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does.
+    """
+    data = _data_record(split)
+    try:
+        stored = load_study(storage, study.name)
+    except UnknownStudyError:
+        return _create(study, data, storage)
+    old = stored_study(stored)
+    if stored.user_attrs[DATA] != data:
+        raise HpoError(
+            f"study '{study.name}': the images of {split.dataset} are not those that it began with "
+            "(their SHA-256 differs); bring them back, or start another study with --name"
+        )
+    differences = differing_keys(old, study)
+    if differences:
+        _check_change(study, old, differences, extend)
+        _record_change(stored, study, differences)
+    return stored
+
+
+def stored_study(stored: optuna.Study) -> Study:
+    """Return the study as its file said when it was stored. Raises HpoError where hpo did not make it."""
+    text = stored.user_attrs.get(STUDY)
+    if not isinstance(text, str):
+        raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
+    return parse_study(json.loads(text), f"study '{stored.study_name}'")
+
+
+def record_run(stored: optuna.Study, device: str, precision: str) -> None:
+    """Keep with the study on what and in which precision it runs."""
+    stored.set_user_attr(RUN, {"device": device, "precision": precision})
+
+
+@contextmanager
+def process_record(stored: optuna.Study) -> Iterator[None]:
+    """Record this process as the one that searches the study, until the block ends.
+
+    Raises StudyBusyError where another process on this machine does, and is alive.
+    """
+    other = stored.user_attrs.get(PROCESS)
+    if other and other["host"] == socket.gethostname() and _alive(other["pid"], other["started"]):
+        raise StudyBusyError(
+            f"study '{stored.study_name}' is being searched by process {other['pid']}; wait for it, or stop it"
+        )
+    me = psutil.Process()
+    stored.set_user_attr(PROCESS, {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
+    try:
+        yield
+    finally:
+        stored.set_user_attr(PROCESS, None)
+
+
+def _alive(pid: int, started: float) -> bool:
+    """Return whether that very process still runs: its number may have gone to another."""
+    if pid == os.getpid():
+        return True
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _create(study: Study, data: dict[str, Any], storage: Storage) -> optuna.Study:
+    minimized = study.search.metric == "val_loss"
+    direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
+    stored = optuna.create_study(study_name=study.name, storage=storage, direction=direction)
+    stored.set_user_attr(DATA, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        stored.set_metric_names([study.search.metric])
+    _store_file(stored, study)
+    return stored
+
+
+def _store_file(stored: optuna.Study, study: Study) -> None:
+    stored.set_user_attr(STUDY, json.dumps(study.resolved()))
+    save_note(stored, study.description)
+
+
+def _data_record(split: Split) -> dict[str, Any]:
+    return {
+        "name": split.dataset,
+        "sha256": split.content_sha256,
+        "split_sha256": split.split_sha256,
+        "train": len(split.train),
+        "validation": len(split.validation),
+        "test": split.test_size,
+    }
+
+
+def _check_change(study: Study, old: Study, differences: list[str], extend: bool) -> None:
+    if not extend:
+        raise UsageError(
+            f"{study.source}: differs from the stored study '{study.name}' in {'; '.join(differences)}; "
+            "start another study with --name, or go on with the change with --extend"
+        )
+    searched = [
+        ".".join(map(str, new.path))
+        for new in study.parameters
+        if any(parameter.path == new.path and parameter.integer == new.integer for parameter in old.parameters)
+    ]
+    for difference in differences:
+        key = difference.split(": ")[0]
+        if key not in FREE_TO_CHANGE and not any(key.startswith(f"{path}.") for path in searched):
+            raise UsageError(
+                f"{study.source}: {difference}: --extend can change ranges, choices, {', '.join(FREE_TO_CHANGE)}, but "
+                "with this old and new trials would not be comparable; start another study with --name"
+            )
+
+
+def _record_change(stored: optuna.Study, study: Study, differences: list[str]) -> None:
+    change = {
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "trials": len(stored.get_trials(deepcopy=False)),
+        "changed": differences,
+    }
+    stored.set_user_attr(CHANGES, [*stored.user_attrs.get(CHANGES, []), change])
+    _store_file(stored, study)

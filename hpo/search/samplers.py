@@ -1,0 +1,80 @@
+"""Optuna's samplers and pruners by the names that study files use.
+
+A sampler is made anew for every trial, under a seed of its own: what a trial gets then depends on the study's seed,
+its number and the history, never on how many trials the same process asked for before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.studyfile import Choices, Study
+
+ENOUGH_TO_START_FROM = 10
+"""Completed trials that CMA-ES wants before it starts where they were good and not in the middle."""
+
+
+def make_sampler(name: str, seed: int, study_seed: int, earlier: Sequence[FrozenTrial] = ()) -> BaseSampler:
+    """Return the sampler for one trial. `earlier` are the trials that were complete when the launch began.
+
+    Grid has no sampler: the space is enumerated.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        match name:
+            case "tpe":
+                # The members of a population, asked one after the other, keep off each other: constant liar.
+                return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+            case "gp":
+                return GPSampler(seed=seed, warn_independent_sampling=False)
+            case "cmaes":
+                # Its state is a pickle, which stays in this process: after a restart it starts from the trials instead.
+                complete = [trial for trial in earlier if trial.state == TrialState.COMPLETE]
+                return CmaEsSampler(
+                    seed=seed,
+                    warn_independent_sampling=False,
+                    source_trials=complete if len(complete) >= ENOUGH_TO_START_FROM else None,
+                )
+            case "qmc":
+                # One sequence for the whole study: its seed is the study's.
+                return QMCSampler(
+                    seed=study_seed, scramble=True, warn_independent_sampling=False, warn_asynchronous_seeding=False
+                )
+            case _:
+                return RandomSampler(seed=seed)
+
+
+def joint_space(name: str, space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """Return the part of the space that a sampler handles jointly; the rest it samples one by one."""
+    return {
+        parameter: distribution
+        for parameter, distribution in space.items()
+        if not (distribution.single() or (name == "cmaes" and isinstance(distribution, CategoricalDistribution)))
+    }
+
+
+def make_pruner(study: Study) -> BasePruner:
+    """Return the study's pruner."""
+    match study.search.pruner:
+        case "median":
+            return MedianPruner()
+        case "hyperband":
+            return HyperbandPruner(min_resource=1, max_resource=most_epochs(study), reduction_factor=3)
+        case _:
+            return NopPruner()
+
+
+def most_epochs(study: Study) -> int:
+    """Return the most epochs that a trial of the study trains."""
+    for parameter in study.parameters:
+        if parameter.name == "epochs":
+            searched = parameter.searched
+            return max(searched.choices) if isinstance(searched, Choices) else int(searched.high)
+    return study.first.training.epochs
