@@ -1,0 +1,284 @@
+"""The `hpo` command: each command parses, makes one call, and prints.
+
+Machine output is on stdout, everything else on stderr. The status is 0 for done, 1 for a failure the user can act on
+(one line, no traceback unless --debug), 2 for wrong usage, 130 after Ctrl-C and 143 after SIGTERM. Help answers at
+once: torch, Optuna, NumPy and the database are imported by the commands that need them, never up here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from hpo.errors import HpoError
+
+if TYPE_CHECKING:
+    from hpo.storage import Storage
+
+app = typer.Typer(
+    name="hpo",
+    help="Hyperparameter search for PyTorch networks that trains whole populations of trials at once.",
+    rich_markup_mode=None,  # plain help: quick, and the same on a terminal and in a pipe
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="The data sets: what is where, and fetching them.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+def _complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Study names for the shell; without a storage there is nothing to complete."""
+    from hpo.storage import study_names
+
+    try:
+        names = study_names(_open(ctx.params.get("storage")))
+    except HpoError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A study file, or what `hpo export` wrote.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.", autocompletion=_complete_study)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the study file; may be repeated."),
+]
+StorageUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Where studies are kept: sqlite:///FILE or postgresql://HOST/NAME [default: HPO_STORAGE, else sqlite:///hpo.db]",
+    ),
+]
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Hyperparameter search for PyTorch networks that trains whole populations of trials at once."""
+
+
+@app.command()
+def launch(
+    file: File,
+    overrides: Overrides = None,
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials that the study shall have.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Another name for the study.")] = None,
+    population: Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials trained at once, at most.")] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    extend: Annotated[bool, typer.Option("--extend", help="Go on with a study whose file has changed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write events to stdout, one JSON object a line.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Run a study, or go on with it.
+
+    It ends when the study has its trials. Ctrl-C ends it earlier: what has finished is kept, and the same command goes
+    on from there.
+    """
+    with _stop_on_signals() as interruption:
+        from hpo.studyfile import read_study
+
+        study = read_study(file, overrides or (), trials=trials, name=name, population=population)
+
+        from rich.console import Console
+
+        from hpo.results.closing import closing_lines
+        from hpo.results.progress import progress
+        from hpo.search.launch import launch as search
+        from hpo.storage import open_storage
+
+        opened = open_storage(storage)
+        console = Console(stderr=True)
+        with progress(json, quiet, console, interruption.stop) as display:
+            search(study, opened, device=device, extend=extend, on_event=display, stop=interruption.stop)
+        if not quiet:
+            for line in closing_lines(study, opened, display.ended, storage):
+                display.line(line)
+        if display.interrupted:
+            raise typer.Exit(interruption.status)
+
+
+@app.command()
+def check(file: File, overrides: Overrides = None) -> None:
+    """Validate a study file and show it resolved.
+
+    With its search space and its size: parameters a network, members a population, memory.
+    """
+    from hpo.studyfile import read_study
+
+    study = read_study(file, overrides or ())  # what is wrong with a file is said before torch is loaded
+
+    from hpo.search.check import describe
+
+    print(describe(study))
+
+
+@app.command()
+def studies(storage: StorageUrl = None) -> None:
+    """List the studies.
+
+    With each one's data set, trials by state, best value and last activity.
+    """
+    from hpo.results.overview import studies_table
+
+    print(studies_table(_open(storage)))
+
+
+@app.command()
+def top(
+    name: Name,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, metavar="N", help="How many trials.")] = 5,
+    storage: StorageUrl = None,
+) -> None:
+    """Print the best trials of a study."""
+    from hpo.results.ranking import top_lines
+
+    for line in top_lines(_open(storage), name, number):
+        print(line)
+
+
+@app.command()
+def export(
+    name: Name,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="A file, not stdout.")] = None,
+    storage: StorageUrl = None,
+) -> None:
+    """Write a study's best trial as JSON.
+
+    `hpo launch` takes the file back, as a study of one trial.
+    """
+    from hpo.results.export import export_text, write
+
+    text = export_text(_open(storage), name)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write(text, output)
+
+
+@app.command()
+def dashboard(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="The port; 0 for any that is free.")
+    ] = 8080,
+    storage: StorageUrl = None,
+) -> None:
+    """Serve Optuna's dashboard until Ctrl-C.
+
+    It opens no browser. Whoever can reach the address can also change studies.
+    """
+    from hpo.results.dashboard import serve
+
+    serve(_open(storage), host, port, announce=lambda url: print(url, flush=True))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets and where each is."""
+    from hpo.data import list_datasets
+    from hpo.results.overview import datasets_table
+
+    print(datasets_table(list_datasets()))
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME", help="A data set's name.")]) -> None:
+    """Download a data set into the cache."""
+    from hpo.data import fetch
+
+    print(fetch(name))
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of hpo and its base."""
+    from hpo.results.versions import version_line
+
+    print(version_line())
+
+
+class _Interruption:
+    """The first SIGINT or SIGTERM asks the launch to stop, the second ends it at once, the third kills."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.status = 1  # stopped without a signal: the reader of --json went away
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.status = 128 + signum
+        if self.stop.is_set():
+            signal.signal(signum, signal.SIG_DFL)
+            raise SystemExit(self.status)  # unwinds, so that the terminal is restored
+        self.stop.set()
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[_Interruption]:
+    interruption = _Interruption()
+    before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open(url: str | None) -> Storage:
+    from hpo.results.lookup import open_existing
+
+    return open_existing(url)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), args)
+    try:
+        status = get_command(app).main(args, prog_name="hpo", standalone_mode=False)
+        sys.stdout.flush()
+    except TyperException as error:
+        return _fail(_wrong_usage(error), error.exit_code, debug)
+    except HpoError as error:
+        return _fail(str(error), error.exit_status, debug)
+    except BrokenPipeError:
+        return _hush()
+    except OSError as error:
+        return _fail(str(error), 1, debug)
+    except Exception as error:  # noqa: BLE001 - the outermost edge: a defect is one line too, and --debug shows it
+        return _fail(f"{type(error).__name__}: {error} (a defect in hpo; `hpo --debug` shows where)", 1, debug)
+    return status if isinstance(status, int) else 0
+
+
+def _wrong_usage(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)  # only some of typer's errors know the command they are about
+    command = "hpo" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')} (see {command} --help)"
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"hpo: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _hush() -> int:
+    """Whoever read stdout has gone: let the interpreter's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -1,0 +1,40 @@
+"""What a launch says when it ends: the best trials, a warning where the best lies at an edge, and what to type next.
+
+It knows the study and the event that ended it; what happened in between it does not ask.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from hpo.results.ranking import best_line, edge_warnings, top
+from hpo.search.events import StudyEnded
+from hpo.storage import Storage, load_study, mask
+from hpo.studyfile import Study
+
+SHOWN = 5  # best trials
+
+
+def closing_lines(study: Study, storage: Storage, ended: StudyEnded | None, url: str | None) -> list[str]:
+    """Return the lines that end a launch; `url` is the storage that the next commands must name, None for the usual."""
+    lines = [] if ended is None else [_outcome(study, ended)]
+    best = top(load_study(storage, study.name), SHOWN)
+    lines += [best_line(rank, trial, study.search.metric) for rank, trial in enumerate(best, start=1)]
+    if best:
+        lines += [f"warning: {line}" for line in edge_warnings(study, best[0])]
+    where = f" --storage {shlex.quote(mask(url))}" if url else ""
+    name = shlex.quote(study.name)
+    commands = [f"hpo top {name}{where}", f"hpo export {name}{where} -o best.json"] if best else []
+    commands.append(f"hpo dashboard{where}")
+    return [*lines, *(f"{'next:' if number == 0 else '':6}{command}" for number, command in enumerate(commands))]
+
+
+def _outcome(study: Study, ended: StudyEnded) -> str:
+    counts = f"{ended.completed} completed, {ended.pruned} pruned, {ended.failed} failed in {ended.seconds:.1f} s"
+    match ended.reason:
+        case "interrupted":
+            return f"{study.name}: interrupted, {counts}; launch it again to go on"
+        case "space exhausted":
+            return f"{study.name}: every point of the search space is done, {counts}"
+        case _:
+            return f"{study.name}: finished, {counts}"

@@ -1,0 +1,126 @@
+"""A study's best trial as one JSON object, `hpo.best/1`, described by best.schema.json beside this module.
+
+It promises that `config` is a study file in itself (launching it trains the best hyperparameters once more, as a study
+of its own), that a file is replaced whole or left as it was, and that the object says which data, seed and versions it
+rests on. It reads studies and writes files; it knows nothing of how a trial was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from hpo.errors import HpoError
+from hpo.results.overview import count_states
+from hpo.results.ranking import top
+from hpo.results.versions import versions
+from hpo.search.records import DATA, RUN, stored_study
+from hpo.search.space import decode
+from hpo.storage import Storage, load_study
+from hpo.studyfile import Study
+from hpo.studyfile.models import SEARCHABLE, unused_keys
+
+SCHEMA = "hpo.best/1"
+SUFFIX = "-best"
+MAX_NAME = 200  # characters that a study file allows
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of the export."""
+    text = resources.files("hpo.results").joinpath("best.schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def export(found: optuna.Study) -> dict[str, Any]:
+    """Return the export of a stored study's best trial; HpoError where no trial has finished."""
+    name, attrs = found.study_name, found.user_attrs
+    study = stored_study(found)
+    trials = top(found, 1)
+    if not trials:
+        raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
+    best = trials[0]
+    params = {
+        parameter.name: decode(parameter, best.params[parameter.name])
+        for parameter in study.parameters
+        if parameter.name in best.params
+    }
+    run = attrs.get(RUN, {})
+    return {
+        "schema": SCHEMA,
+        "study": name,
+        "trial": best.number,
+        "metric": study.search.metric,
+        "direction": found.direction.name.lower(),
+        "value": best.value,
+        "params": params,
+        "config": best_config(study, params),
+        "epochs": study.config(params).training.epochs,
+        "seed": best.user_attrs["seed"],
+        "precision": run["precision"],
+        "device": run["device"],
+        "trials": count_states(found.get_trials(deepcopy=False)),
+        "data": attrs[DATA],
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+
+
+def best_config(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study's resolved tree with these values in place of what it searches: a study of one trial."""
+    config = study.config(params)
+    tree = study.resolved()
+    for section in SEARCHABLE:
+        values = getattr(config, section).model_dump(exclude_none=True)
+        unused = unused_keys(section, [values.get("kind")])  # a study file refuses keys that its kind does not use
+        tree[section] = {key: value for key, value in values.items() if key not in unused}
+    tree["name"] = study.name[: MAX_NAME - len(SUFFIX)] + SUFFIX
+    tree["search"]["trials"] = 1
+    return tree
+
+
+def export_text(storage: Storage, name: str) -> str:
+    """Return the export of the study of that name, as the text of a file."""
+    exported = export(load_study(storage, name))
+    return json.dumps(exported, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write(text: str, path: Path) -> None:
+    """Put text into a file: the whole of it, or on failure nothing, with what was there before untouched."""
+    target = Path(os.path.realpath(path))  # a link keeps pointing where it does
+    try:
+        if target.exists() and not target.is_file():  # a pipe or a terminal takes text, and must not be replaced
+            target.write_text(text, encoding="utf-8")
+        else:
+            _replace(target, text)
+    except OSError as error:
+        raise HpoError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _replace(target: Path, text: str) -> None:
+    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    umask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(umask)
+    return umask

@@ -1,0 +1,33 @@
+"""What a storage already holds, for commands that only ask: opened where there is one, and never made.
+
+Studies that another program wrote into the same tables are met here too; what only hpo knows of a study is then absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hpo.errors import StorageError
+from hpo.search.records import STUDY
+from hpo.storage import Storage, open_storage
+from hpo.storage.location import locate
+
+
+def open_existing(url: str | None) -> Storage:
+    """Open the storage at `url`; unlike a launch, make none where there is none."""
+    location = locate(url)
+    if location.file is not None and not location.file.exists():
+        raise StorageError(
+            f"{location.shown}: no such file; start a study with `hpo launch FILE`, or name another storage"
+        )
+    return open_storage(url)
+
+
+def metric_of(user_attrs: Mapping[str, Any]) -> str | None:
+    """Return what the study optimizes, or None where hpo did not make it."""
+    try:
+        return str(json.loads(user_attrs[STUDY])["search"]["metric"])
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,105 @@
+"""The tables of `hpo studies` and `hpo data list`: plain text in columns, the same on a terminal and in a pipe.
+
+Nothing is cut off to fit a width, and no character of a name can move the cursor. A study that another program wrote
+into the same storage has a row too, without what only hpo knows of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from rich.cells import cell_len
+
+from hpo.data import Listing
+from hpo.results.lookup import metric_of
+from hpo.results.ranking import METRIC_LABELS
+from hpo.search.records import DATA
+from hpo.storage import Storage
+
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def studies_table(storage: Storage) -> str:
+    """Return one row a study: name, data set, trials by state, best value, last activity."""
+    rows = [("study", "data set", "trials", "best", "last activity")]
+    for study in sorted(storage.get_all_studies(), key=lambda study: study.study_name):
+        trials = storage.get_all_trials(study._study_id, deepcopy=False)
+        rows.append(
+            (
+                study.study_name,
+                _dataset(study.user_attrs),
+                states_line(trials),
+                _best(trials, study.directions, study.user_attrs),
+                _last_activity(trials),
+            )
+        )
+    return table(rows)
+
+
+def datasets_table(listings: Sequence[Listing]) -> str:
+    """Return one row a data set: where it is, in what form, how many training images, and what to know of it."""
+    rows = [("data set", "place", "kind", "train images", "note")]
+    for listing in listings:
+        place = "-" if listing.place is None else str(listing.place)
+        images = "-" if listing.train_images is None else f"{listing.train_images:,}"
+        rows.append((listing.name, place, listing.kind, images, listing.note))
+    return table(rows)
+
+
+def count_states(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """Return how many trials are in each state, every state named."""
+    counts = Counter(trial.state for trial in trials)
+    return {word: counts[state] for state, word in STATES.items()}
+
+
+def states_line(trials: Sequence[FrozenTrial]) -> str:
+    """Return `62 complete, 2 pruned`: the states that occur."""
+    return ", ".join(f"{count} {word}" for word, count in count_states(trials).items() if count) or "none"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows, the first of them the heading, as columns two spaces apart."""
+    cells = [[_printable(cell) for cell in row] for row in rows]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _dataset(user_attrs: dict[str, Any]) -> str:
+    data = user_attrs.get(DATA)
+    return str(data["name"]) if isinstance(data, dict) and "name" in data else "-"
+
+
+def _best(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], user_attrs: dict[str, Any]) -> str:
+    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and len(trial.values) == 1]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if len(directions) != 1 or not finite:
+        return "-"
+    best = max(finite) if directions[0] == StudyDirection.MAXIMIZE else min(finite)
+    metric = metric_of(user_attrs) or ""
+    return f"{best:.4f} {METRIC_LABELS.get(metric, metric)}".rstrip()
+
+
+def _last_activity(trials: Sequence[FrozenTrial]) -> str:
+    times: list[datetime] = [
+        time for trial in trials for time in (trial.datetime_start, trial.datetime_complete) if time is not None
+    ]
+    return f"{max(times):%Y-%m-%d %H:%M:%S}" if times else "-"

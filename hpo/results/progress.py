@@ -1,0 +1,254 @@
+"""What a launch shows while it runs: displays that are called with the events of a search.
+
+    LiveProgress    two live lines on a terminal: the population, and the study
+    PlainProgress   one line a population, where stderr is no terminal
+    JsonProgress    one JSON object an event on stdout, for programs
+    QuietProgress   warnings only
+
+Displays are context managers: leaving one restores the terminal, also after an error. They only show: no display can
+slow, stop or change a search, except that a reader of the JSON lines who goes away ends it as an interruption would.
+Text that a user wrote is never read as rich markup.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import IO, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from hpo.search.events import (
+    EpochEnded,
+    Event,
+    Note,
+    PopulationEnded,
+    PopulationStarted,
+    StudyEnded,
+    StudyStarted,
+)
+
+TEXT_WIDTH = 74  # columns that the live lines need beside their bars
+
+
+class QuietProgress:
+    """Warnings only; remembers how the study ended. The other displays build on it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.ended: StudyEnded | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        """Show an event of the search."""
+        if isinstance(event, StudyEnded):
+            self.ended = event
+        self.show(event)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the search has not come to its own end."""
+        return self.ended is None or self.ended.reason == "interrupted"
+
+    def show(self, event: Event) -> None:
+        """Show what this display shows of an event."""
+        if isinstance(event, Note) and event.level == "warning":
+            self.line(f"warning: {event.text}")
+
+    def line(self, text: str) -> None:
+        """Print a line of text as it is: no markup, no wrapping."""
+        self.console.print(Text(text), soft_wrap=True)
+
+
+class JsonProgress(QuietProgress):
+    """One JSON object an event, one event a line, on a stream of its own."""
+
+    def __init__(self, console: Console, stream: IO[str], stop: threading.Event) -> None:
+        super().__init__(console)
+        self.stream, self.stop = stream, stop
+        self.reader_left = False
+
+    def show(self, event: Event) -> None:
+        """Write the event, at once, so that a reader may act on it."""
+        if self.reader_left:
+            return
+        try:
+            self.stream.write(json.dumps(_finite(event.to_json()), allow_nan=False) + "\n")
+            self.stream.flush()
+        except BrokenPipeError:
+            self.reader_left = True
+            self.stop.set()  # nobody reads: end as on an interruption, so that finished trials are kept
+
+
+class Tally:
+    """The counts of a study while it runs, its pace, and the time left at that pace."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.trials = self.completed = self.pruned = self.failed = 0
+        self.before = 0  # trials that an earlier launch had finished
+        self.started = clock()
+
+    def start(self, event: StudyStarted) -> None:
+        """Take over the counts that the study starts with."""
+        self.trials, self.completed, self.pruned, self.failed = event.trials, event.finished, event.pruned, event.failed
+        self.before = self.done
+        self.started = self.clock()
+
+    def add(self, event: PopulationEnded) -> None:
+        """Count a population that has ended."""
+        self.completed += event.completed
+        self.pruned += event.pruned
+        self.failed += event.failed
+
+    @property
+    def done(self) -> int:
+        """Trials that will not be trained further, of whatever outcome."""
+        return self.completed + self.pruned + self.failed
+
+    def line(self, under_way: float = 0.0) -> str:
+        """Return the study's counts and pace; `under_way` is the share of trials that running members amount to."""
+        elapsed = self.clock() - self.started
+        finished = self.done - self.before + under_way
+        counts = f"{self.done}/{self.trials} trials, {self.pruned} pruned, {self.failed} failed"
+        if finished <= 0 or elapsed <= 0:
+            return counts
+        pace = finished / elapsed
+        left = max(0.0, self.trials - self.done - under_way) / pace
+        return f"{counts}, {_pace(pace)}, {_duration(left)} left"
+
+
+class PlainProgress(QuietProgress):
+    """One line a population."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console)
+        self.tally = Tally(clock)
+
+    def show(self, event: Event) -> None:
+        """Print the study's first line, notes, and each population's outcome."""
+        match event:
+            case StudyStarted():
+                self.tally.start(event)
+                self.line(_opening(event))
+            case Note():
+                self.line(f"warning: {event.text}" if event.level == "warning" else event.text)
+            case PopulationEnded():
+                self.tally.add(event)
+                self.line(f"{_outcome(event)}; {self.tally.line()}")
+            case _:
+                pass
+
+
+class LiveProgress(PlainProgress):
+    """Two live lines at the foot of the terminal; notes scroll above them."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console, clock)
+        self.bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=min(24, max(4, console.width - TEXT_WIDTH))),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=console,
+            refresh_per_second=4,
+        )
+        self.population: TaskID = self.bars.add_task("population", total=None, text="")
+        self.study: TaskID = self.bars.add_task("study", total=None, text="")
+        self.members = 0
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def show(self, event: Event) -> None:
+        """Redraw the line that the event changes."""
+        match event:
+            case PopulationStarted():
+                self.members = len(event.members)
+                text = f"epoch 0 of {event.epochs}, {self.members} members"
+                self.bars.update(self.population, total=event.epochs, completed=0, text=text)
+            case EpochEnded():
+                text = f"epoch {event.epoch} of {event.epochs}, {event.left} of {self.members} members left"
+                self.bars.update(self.population, completed=event.epoch, text=text + _best(event.best))
+                self._show_study(event.left * event.epoch / event.epochs)
+            case PopulationEnded():
+                self.tally.add(event)
+                self._show_study(0.0)
+            case StudyStarted():
+                super().show(event)
+                self._show_study(0.0)
+            case _:
+                super().show(event)
+
+    def _show_study(self, under_way: float) -> None:
+        tally = self.tally
+        self.bars.update(self.study, total=tally.trials, completed=tally.done + under_way, text=tally.line(under_way))
+
+
+def progress(
+    json: bool, quiet: bool, console: Console, stop: threading.Event, stream: IO[str] | None = None
+) -> QuietProgress:
+    """Return the display that was asked for, or that suits the console."""
+    if json:
+        return JsonProgress(console, stream or sys.stdout, stop)
+    if quiet:
+        return QuietProgress(console)
+    return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
+
+
+def _finite(event: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: what diverged has no number."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in event.items()
+    }
+
+
+def _opening(event: StudyStarted) -> str:
+    done = event.finished + event.pruned + event.failed
+    resumed = f", {done} of them done before" if done else ""
+    return (
+        f"{event.study}: {event.trials} trials{resumed}, {event.population} at once on {event.device} "
+        f"in {event.precision}, {event.parameters:,} parameters a network"
+    )
+
+
+def _outcome(event: PopulationEnded) -> str:
+    counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
+    return f"population: {counts}{_best(event.best)} in {_duration(event.seconds)}"
+
+
+def _best(value: float | None) -> str:
+    return "" if value is None else f", best {value:.4f}"
+
+
+def _pace(trials_a_second: float) -> str:
+    if trials_a_second >= 0.1:
+        return f"{trials_a_second:.1f} trials/s"
+    return f"{60 * trials_a_second:.1f} trials/min"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,131 @@
+"""Which trials are best, how a trial reads on one line, and whether the best lies at the edge of what was searched.
+
+Only finished trials are ranked: a pruned one was judged on fewer epochs than the others, so its last value is not
+comparable. Equal values keep the order in which the trials were created. It reads, and never writes, a study.
+"""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.errors import HpoError, UsageError
+from hpo.results.lookup import metric_of
+from hpo.storage import Storage, load_study
+from hpo.studyfile import Parameter, Range, Study, parse_study
+from hpo.studyfile.trees import replaced
+
+EDGE = 0.05  # of the range's width, in the logarithm for a log range
+METRIC_LABELS = {"val_accuracy": "val acc", "val_loss": "val loss"}
+
+
+def top(study: optuna.Study, n: int) -> list[FrozenTrial]:
+    """Return the `n` best finished trials of a study with one objective, best first."""
+    trials = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if trial.value is not None and math.isfinite(trial.value)
+    ]
+    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+    return sorted(trials, key=lambda trial: (sign * _value(trial), trial.number))[:n]
+
+
+def best_line(rank: int, trial: FrozenTrial, metric: str = "val_accuracy") -> str:
+    """Return `Best-1 (val acc: 0.8500) | lr: 9.2616e-03, weight decay: 7.2296e-06`."""
+    head = f"Best-{rank} ({METRIC_LABELS.get(metric, metric)}: {_value(trial):.4f})"
+    params = ", ".join(f"{name.replace('_', ' ')}: {_shown(trial, name)}" for name in trial.params)
+    return f"{head} | {params}" if params else head
+
+
+def top_lines(storage: Storage, name: str, n: int) -> list[str]:
+    """Return a line for each of the `n` best trials of the study of that name."""
+    study = load_study(storage, name)
+    if len(study.directions) != 1:
+        raise HpoError(f"study {name!r}: has several objectives, so its trials have no one order")
+    trials = top(study, n)
+    if not trials:
+        raise HpoError(f"study {name!r}: no finished trial yet; launch it to go on")
+    metric = metric_of(study.user_attrs) or "value"
+    return [best_line(rank, trial, metric) for rank, trial in enumerate(trials, start=1)]
+
+
+def edge_warnings(study: Study, best: FrozenTrial) -> list[str]:
+    """Return a line for each searched range at whose edge the best trial lies, with the option that widens it.
+
+    An edge that the study file cannot move (a dropout rate of 0, a whole number of 1) is no reason to warn.
+    """
+    lines = []
+    for parameter in study.parameters:
+        if isinstance(parameter.searched, Range) and parameter.name in best.params:
+            edge = _edge(parameter.searched, float(best.params[parameter.name]))
+            wider = None if edge is None else _wider(study, parameter, parameter.searched, edge)
+            if wider is not None:
+                lines.append(_warning(parameter, parameter.searched, edge or "", _shown(best, parameter.name), wider))
+    return lines
+
+
+def _value(trial: FrozenTrial) -> float:
+    assert trial.value is not None  # ranked trials are finished ones
+    return trial.value
+
+
+def _shown(trial: FrozenTrial, name: str) -> str:
+    value, distribution = trial.params[name], trial.distributions[name]
+    if not isinstance(distribution, FloatDistribution):
+        return str(value)
+    # four decimals would show a small number of an ordinary range as 0.0000
+    return f"{value:.4e}" if distribution.log or 0 < abs(value) < 1e-3 else f"{value:.4f}"
+
+
+def _edge(searched: Range, value: float) -> str | None:
+    low, high = float(searched.low), float(searched.high)
+    if searched.step:  # the last value that steps from low can reach
+        high = low + math.floor((high - low) / searched.step + 1e-9) * searched.step
+    if searched.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    reach = EDGE * (high - low)
+    if high - value <= reach:
+        return "high"
+    return "low" if value - low <= reach else None
+
+
+def _wider(study: Study, parameter: Parameter, searched: Range, edge: str) -> float | None:
+    """Return a bound further out that the study file would accept, the furthest of a few; None where there is none."""
+    for bound in _bounds(searched, edge, parameter.integer):
+        tree = replaced(study.resolved(), (*parameter.path, edge), bound)
+        try:
+            parse_study(tree, study.source)
+        except UsageError:
+            continue
+        return bound
+    return None
+
+
+def _bounds(searched: Range, edge: str, integer: bool) -> list[float]:
+    low, high = searched.low, searched.high
+    bound, outwards = (high, 1) if edge == "high" else (low, -1)
+    if searched.log:
+        candidates = [bound * factor**outwards for factor in (10.0, 2.0)]
+    else:
+        step = searched.step or (1 if integer else 0)
+        widths = [(high - low) * share for share in (1.0, 0.5, 0.1)]
+        candidates = [bound + outwards * (math.ceil(width / step - 1e-9) * step if step else width) for width in widths]
+    rounded = [round(value) if integer else float(f"{value:.6g}") for value in candidates]
+    return [value for value in rounded if (value - bound) * outwards > 0]
+
+
+def _warning(parameter: Parameter, searched: Range, edge: str, shown: str, wider: float) -> str:
+    key = ".".join(map(str, parameter.path))
+    bound = searched.high if edge == "high" else searched.low
+    return (
+        f"the best {parameter.name} ({shown}) lies at the {edge} edge of its range ({_number(bound)}): "
+        f"to search beyond it, launch again with --set {key}.{edge}={_number(wider)} --extend and more --trials"
+    )
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

@@ -1,0 +1,78 @@
+"""The installed command, run and watched by the end-to-end tests."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HPO = Path(sys.executable).with_name("hpo")
+DEADLINE_S = 120.0
+PIPE_BYTES = 4096
+LINE_BYTES = 200  # more than a line of an epoch has
+
+
+class Outcome(NamedTuple):
+    """What a command left: its status, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Running:
+    """A command that runs in its own process, with pipes for its output.
+
+    The pipes are small and read byte by byte: a command that writes a line an epoch cannot get further ahead of its
+    reader than some fifty epochs, however slow the machine is.
+    """
+
+    def __init__(self, folder: Path, args: tuple[str, ...], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [HPO, *args],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pipesize=PIPE_BYTES,
+        )
+
+    def line(self) -> str:
+        """The next line of stdout; "" at its end."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode()
+
+    def wait_for(self, name: str) -> dict[str, Any]:
+        """Read JSON events up to the next of that name, and return it."""
+        while line := self.line():
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == name:
+                return event
+        raise AssertionError(f"no {name} before the end: {self.outcome()}")
+
+    def wait_until_blocked(self) -> None:
+        """Wait until the command has filled the pipe, so that its next line has to wait for a reader."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + DEADLINE_S
+        unread = bytearray(4)
+        while int.from_bytes(unread, sys.byteorder) < PIPE_BYTES - LINE_BYTES:
+            assert time.monotonic() < deadline, "the pipe did not fill"
+            assert self.process.poll() is None, self.outcome()
+            fcntl.ioctl(self.process.stdout, termios.FIONREAD, unread)
+
+    def outcome(self) -> Outcome:
+        """Wait for the end; return the status and what was not yet read."""
+        out, err = self.process.communicate(timeout=DEADLINE_S)
+        return Outcome(self.process.returncode, out.decode(), err.decode())
+
+    def end(self) -> None:
+        """Kill what is still running, and close its pipes."""
+        with self.process:
+            self.process.kill()

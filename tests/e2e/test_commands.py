@@ -1,0 +1,210 @@
+"""Every command that reads a storage or a file: what it prints, where, and with which status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import optuna
+import pytest
+from command import HPO, Outcome, Running
+from optuna.distributions import FloatDistribution
+
+import hpo as package
+from hpo.results.export import schema
+from hpo.storage import open_storage
+from hpo.studyfile import read_study
+
+Run = Callable[..., Outcome]
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def stored(folder: Path) -> None:
+    """The study of `tiny.toml` with three trials, as a launch would have left it."""
+    study = read_study("tiny.toml")
+    storage = open_storage(None)
+    made = optuna.create_study(storage=storage, study_name="tiny", direction="maximize")
+    made.set_user_attr("hpo:study", json.dumps(study.resolved()))
+    made.set_user_attr("hpo:run", {"precision": "float32", "device": "cpu"})
+    sizes = {"train": 160, "validation": 40, "test": 360}
+    made.set_user_attr("hpo:data", {"name": "digits", "sha256": "0" * 64, "split_sha256": "f" * 64, **sizes})
+    distributions = {"dropout": FloatDistribution(0, 0.5), "lr": FloatDistribution(1e-3, 0.5, log=True)}
+    for value in (0.5, 0.75, 0.625):
+        params = {"dropout": 0.25, "lr": value / 10}
+        attrs = {"seed": 7}
+        made.add_trial(
+            optuna.trial.create_trial(value=value, params=params, distributions=distributions, user_attrs=attrs)
+        )
+    storage.close()
+
+
+BEST = "Best-1 (val acc: 0.7500) | dropout: 0.2500, lr: 7.5000e-02"
+
+
+def test_version(hpo: Run) -> None:
+    outcome = hpo("version")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.startswith(f"hpo {package.__version__} (python ")
+
+
+def test_top(hpo: Run, stored: None) -> None:
+    assert hpo("top", "tiny", "-n", "1") == (0, BEST + "\n", "")
+    outcome = hpo("top", "tiny")
+    assert [line.split(" ")[0] for line in outcome.out.splitlines()] == ["Best-1", "Best-2", "Best-3"]
+
+
+def test_top_of_an_unknown_study_suggests_the_nearest(hpo: Run, stored: None) -> None:
+    outcome = hpo("top", "tinny")
+    assert outcome == (1, "", "hpo: sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)\n")
+
+
+def test_studies(hpo: Run, stored: None) -> None:
+    outcome = hpo("studies")
+    assert (outcome.status, outcome.err) == (0, "")
+    heading, row = outcome.out.splitlines()
+    assert heading.startswith("study  data set  trials")
+    assert row.startswith("tiny   digits    3 complete  0.7500 val acc")
+
+
+@pytest.mark.parametrize("args", [["studies"], ["top", "tiny"], ["export", "tiny"], ["dashboard", "--port", "0"]])
+def test_asking_makes_no_storage(hpo: Run, folder: Path, args: list[str]) -> None:
+    outcome = hpo(*args)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err.startswith("hpo: sqlite:///hpo.db: no such file; ")
+    assert outcome.err.count("\n") == 1
+    assert not (folder / "hpo.db").exists()
+
+
+def test_storage_is_an_option_or_in_the_environment(
+    hpo: Run, stored: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "hpo.db").rename(folder / "other.db")
+    assert hpo("top", "tiny", "--storage", "sqlite:///other.db", "-n", "1").out == BEST + "\n"
+    monkeypatch.setenv("HPO_STORAGE", "sqlite:///other.db")
+    assert hpo("top", "tiny", "-n", "1").out == BEST + "\n"
+
+
+def test_a_storage_that_is_none_is_one_line_without_its_password(hpo: Run) -> None:
+    outcome = hpo("studies", "--storage", "mysql://me:secret@host/hpo")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "unknown kind of storage 'mysql'" in outcome.err
+    assert "secret" not in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_export_to_stdout(hpo: Run, stored: None) -> None:
+    outcome = hpo("export", "tiny")
+    assert (outcome.status, outcome.err) == (0, "")
+    exported = json.loads(outcome.out)
+    jsonschema.validate(exported, schema())
+    assert exported["params"] == {"dropout": 0.25, "lr": 0.075}
+
+
+def test_export_to_a_file(hpo: Run, stored: None, folder: Path) -> None:
+    assert hpo("export", "tiny", "-o", "best.json") == (0, "", "")
+    exported = json.loads((folder / "best.json").read_text())
+    jsonschema.validate(exported, schema())
+    assert exported["value"] == 0.75
+
+
+def test_export_to_where_nothing_can_be_written(hpo: Run, stored: None) -> None:
+    outcome = hpo("export", "tiny", "-o", "missing/best.json")
+    assert outcome == (1, "", "hpo: missing/best.json: cannot be written (No such file or directory)\n")
+
+
+def test_export_without_a_finished_trial(hpo: Run, folder: Path) -> None:
+    study = read_study("tiny.toml")
+    made = optuna.create_study(storage=open_storage(None), study_name="tiny", direction="maximize")
+    made.set_user_attr("hpo:study", json.dumps(study.resolved()))
+    outcome = hpo("export", "tiny")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err.startswith("hpo: study 'tiny': no finished trial yet")
+
+
+def test_debug_shows_the_traceback_too(hpo: Run) -> None:
+    outcome = hpo("--debug", "studies")
+    assert outcome.status == 1
+    assert outcome.err.startswith("Traceback (most recent call last):")
+    assert outcome.err.splitlines()[-1].startswith("hpo: sqlite:///hpo.db: no such file")
+
+
+def test_data_list(hpo: Run) -> None:
+    outcome = hpo("data", "list")
+    assert (outcome.status, outcome.err) == (0, "")
+    rows = outcome.out.splitlines()
+    assert [row.split()[0] for row in rows[1:]] == ["digits", "mnist", "fashion_mnist", "cifar10"]
+    assert " 1,438 " in rows[1]
+
+
+def test_data_fetch_of_an_unknown_data_set(hpo: Run) -> None:
+    outcome = hpo("data", "fetch", "mnits")
+    assert outcome.status in (1, 2)
+    assert outcome.out == ""
+    assert "'mnits'" in outcome.err
+    assert "mnist" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_check(hpo: Run, folder: Path) -> None:
+    outcome = hpo("check", "tiny.toml", "--set", "training.epochs=3")
+    assert (outcome.status, outcome.err) == (0, "")
+    for word in ("tiny", "digits", "lr", "0.5", "dropout", "epochs"):
+        assert word in outcome.out
+    assert not (folder / "hpo.db").exists()
+
+
+def test_check_of_a_wrong_file(hpo: Run) -> None:
+    outcome = hpo("check", "tiny.toml", "--set", "optimizer.lr.low=0")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.startswith("hpo: tiny.toml: --set optimizer.lr.low: must be above 0 when log = true (got 0)")
+    assert outcome.err.count("\n") == 1
+
+
+def test_check_of_no_file(hpo: Run) -> None:
+    assert hpo("check", "none.toml") == (2, "", "hpo: none.toml: no such file\n")
+
+
+def test_the_dashboard_serves_until_interrupted(process: Start, stored: None) -> None:
+    running = process("dashboard", "--port", "0")
+    url = running.line().strip()
+    with urllib.request.urlopen(f"{url}api/studies", timeout=30) as answer:
+        assert [each["study_name"] for each in json.load(answer)["study_summaries"]] == ["tiny"]
+    running.process.send_signal(signal.SIGINT)
+    assert running.outcome() == (130, "", "")
+
+
+def test_the_dashboard_on_a_busy_port(process: Start, hpo: Run, stored: None) -> None:
+    running = process("dashboard", "--port", "0")
+    port = running.line().strip().rstrip("/").rpartition(":")[2]
+    outcome = hpo("dashboard", "--port", port)
+    assert outcome == (1, "", f"hpo: 127.0.0.1:{port}: the port is in use; choose another with --port\n")
+
+
+def test_study_names_complete_in_the_shell(process: Start, stored: None) -> None:
+    for command in ("top", "export"):
+        outcome = process(_HPO_COMPLETE="complete_bash", COMP_WORDS=f"hpo {command} t", COMP_CWORD="2").outcome()
+        assert outcome == (0, "tiny\n", "")
+
+
+def test_a_reader_that_has_gone_is_no_error(stored: None, folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([HPO, "top", "tiny"], stdout=writing, stderr=subprocess.PIPE, cwd=folder, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_is_one_line(stored: None, folder: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([HPO, "top", "tiny"], stdout=full, stderr=subprocess.PIPE, cwd=folder, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(b"hpo: ")
+    assert ended.stderr.count(b"\n") == 1

@@ -1,0 +1,222 @@
+"""A study from its file to its best trial: run whole, interrupted and gone on with, exported and run again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import optuna
+import pytest
+from command import Outcome, Running
+from optuna.trial import FrozenTrial
+
+from hpo.results.export import schema
+from hpo.storage import load_study, open_storage
+
+Run = Callable[..., Outcome]
+Start = Callable[..., Running]
+
+LONG = ("--set", "training.epochs=100", "--set", "network.hidden=[64, 64]", "--trials", "12")
+
+
+def trials(name: str) -> list[FrozenTrial]:
+    storage = open_storage(None)
+    try:
+        return load_study(storage, name).get_trials(deepcopy=False)
+    finally:
+        storage.close()
+
+
+def states(name: str) -> Counter[str]:
+    return Counter(trial.state.name for trial in trials(name))
+
+
+def test_a_launch_trains_every_trial_and_names_the_best(hpo: Run) -> None:
+    outcome = hpo("launch", "tiny.toml")
+    assert (outcome.status, outcome.out) == (0, "")
+    lines = outcome.err.splitlines()
+    assert lines[0].startswith("tiny: 6 trials, 4 at once on cpu in float32")
+    assert [line.split(" (val acc: 0.")[0] for line in lines if line.startswith("Best-")] == [
+        f"Best-{rank}" for rank in range(1, 6)
+    ]
+    assert sum(line.startswith("population: ") for line in lines) == 2
+    assert lines[-3:] == ["next: hpo top tiny", "      hpo export tiny -o best.json", "      hpo dashboard"]
+    assert states("tiny") == {"COMPLETE": 6}
+    assert hpo("top", "tiny", "-n", "5").out.splitlines() == [line for line in lines if line.startswith("Best-")]
+
+
+def test_quiet_says_nothing(hpo: Run) -> None:
+    narrow = ("--set", "optimizer.lr=0.1", "--trials", "2")
+    assert hpo("launch", "tiny.toml", "--quiet", *narrow) == (0, "", "")
+    assert states("tiny") == {"COMPLETE": 2}
+
+
+def test_json_is_one_event_a_line_and_the_rest_is_on_stderr(hpo: Run) -> None:
+    outcome = hpo("launch", "tiny.toml", "--json")
+    assert outcome.status == 0
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "study_started"
+    assert kinds[-1] == "study_ended"
+    assert kinds.count("population_started") == kinds.count("population_ended") == 2
+    assert kinds.count("epoch_ended") == 4
+    assert events[-1]["completed"] == 6
+    assert "Best-1 " in outcome.err
+
+
+def test_options_override_the_file(hpo: Run) -> None:
+    outcome = hpo(
+        "launch", "tiny.toml", "--name", "other", "--trials", "3", "--population", "3", "--set", "data.split_seed=5"
+    )
+    assert outcome.status == 0
+    assert outcome.err.startswith("other: 3 trials, 3 at once")
+    assert states("other") == {"COMPLETE": 3}
+
+
+def test_a_finished_study_launched_again_has_nothing_to_do(hpo: Run) -> None:
+    hpo("launch", "tiny.toml")
+    outcome = hpo("launch", "tiny.toml")
+    assert outcome.status == 0
+    assert "Best-1 " in outcome.err
+    assert states("tiny") == {"COMPLETE": 6}
+
+
+def test_a_changed_file_is_refused_and_extended_on_purpose(hpo: Run) -> None:
+    hpo("launch", "tiny.toml")
+    wider = ("--set", "optimizer.lr.high=0.9", "--trials", "8")
+    outcome = hpo("launch", "tiny.toml", *wider)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+    assert "optimizer.lr.high" in outcome.err
+    assert "--name" in outcome.err
+    assert states("tiny") == {"COMPLETE": 6}
+    assert hpo("launch", "tiny.toml", *wider, "--extend").status == 0
+    assert states("tiny") == {"COMPLETE": 8}
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "problem"),
+    [
+        (["none.toml"], 2, "none.toml: no such file"),
+        (["tiny.toml", "--set", "optimizer.lrr=1"], 2, "tiny.toml: --set optimizer.lrr: unknown key"),
+        (["tiny.toml", "--set", "data.train_size=99999"], 2, "tiny.toml: data.train_size: "),
+        (["tiny.toml", "--set", "data.dataset=mnist"], 1, ""),
+        (["tiny.toml", "--device", "cudaa"], 2, ""),
+        (["tiny.toml", "--storage", "sqlite:///missing/hpo.db"], 1, "sqlite:///missing/hpo.db: "),
+    ],
+)
+def test_what_cannot_be_launched_is_one_line(
+    hpo: Run, folder: Path, args: list[str], status: int, problem: str
+) -> None:
+    outcome = hpo("launch", *args)
+    assert (outcome.status, outcome.out) == (status, "")
+    assert outcome.err.startswith(f"hpo: {problem}")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_study_goes_on_to_exactly_its_trials(
+    process: Start, hpo: Run, signum: signal.Signals, status: int
+) -> None:
+    running = process("launch", "tiny.toml", "--json", *LONG)
+    running.wait_for("population_ended")
+    running.wait_for("epoch_ended")
+    running.process.send_signal(signum)
+    outcome = running.outcome()
+    assert outcome.status == status
+    assert json.loads(outcome.out.splitlines()[-1])["reason"] == "interrupted"
+    assert "interrupted" in outcome.err
+    assert "Traceback" not in outcome.err
+    left = states("tiny")
+    assert left["COMPLETE"] == 4
+    assert left["RUNNING"] == 0
+    before = {trial.number: trial.value for trial in trials("tiny") if trial.state.is_finished()}
+
+    assert hpo("launch", "tiny.toml", *LONG).status == 0
+    after = trials("tiny")
+    assert [(trial.number, trial.state.name) for trial in after] == [(number, "COMPLETE") for number in range(12)]
+    assert before.items() <= {trial.number: trial.value for trial in after}.items()
+
+
+def test_an_interruption_does_not_show_in_the_results(process: Start, hpo: Run) -> None:
+    running = process("launch", "tiny.toml", "--json", *LONG)
+    running.wait_for("epoch_ended")
+    running.process.send_signal(signal.SIGINT)
+    assert running.outcome().status == 130
+    hpo("launch", "tiny.toml", *LONG)
+    hpo("launch", "tiny.toml", *LONG, "--name", "whole")
+    broken, whole = ([(trial.params, trial.value) for trial in trials(name)] for name in ("tiny", "whole"))
+    assert broken == whole
+
+
+def test_a_second_signal_ends_at_once(process: Start) -> None:
+    running = process("launch", "tiny.toml", "--json", *LONG)
+    running.wait_until_blocked()  # from here on the epoch in hand cannot end: nobody reads its event
+    deadline = time.monotonic() + 60
+    while running.process.poll() is None and time.monotonic() < deadline:
+        running.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.process.wait(timeout=0.5)
+    outcome = running.outcome()
+    assert outcome.status in (130, -signal.SIGINT)  # the latter where a third signal came before the end
+    assert "Traceback" not in outcome.err
+
+
+def test_a_reader_of_events_that_goes_away_ends_the_launch(process: Start) -> None:
+    running = process("launch", "tiny.toml", "--json", *LONG)
+    running.wait_for("epoch_ended")
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+    running.process.wait(timeout=120)
+    assert running.process.returncode == 1
+    assert states("tiny")["RUNNING"] == 0
+
+
+def test_the_export_is_launched_as_a_study_of_one_trial(hpo: Run) -> None:
+    hpo("launch", "tiny.toml")
+    assert hpo("export", "tiny", "-o", "best.json").status == 0
+    exported = json.loads(Path("best.json").read_text())
+    jsonschema.validate(exported, schema())
+    best = max(trials("tiny"), key=lambda trial: (trial.value or 0, -trial.number))
+    assert (exported["trial"], exported["value"], exported["params"]) == (best.number, best.value, best.params)
+    assert exported["seed"] == best.user_attrs["seed"]
+
+    assert hpo("launch", "best.json").status == 0
+    assert states("tiny-best") == {"COMPLETE": 1}
+    again = json.loads(hpo("export", "tiny-best").out)
+    jsonschema.validate(again, schema())
+    assert again["params"] == {}
+    assert again["data"] == exported["data"]
+    assert again["config"]["optimizer"] == exported["config"]["optimizer"]
+
+
+def test_a_study_of_searched_kinds_and_lists_comes_back_whole(hpo: Run) -> None:
+    searched = (
+        "--set",
+        'optimizer.kind={choices = ["sgd", "momentum", "adam"]}',
+        "--set",
+        "network.hidden={choices = [[8], [8, 8]]}",
+        "--set",
+        "network.batch_norm={choices = [true, false]}",
+        "--set",
+        "training.batch_size={low = 20, high = 40, step = 20}",
+    )
+    assert hpo("launch", "tiny.toml", *searched).status == 0
+    assert hpo("export", "tiny", "-o", "best.json").status == 0
+    jsonschema.validate(json.loads(Path("best.json").read_text()), schema())
+    assert hpo("launch", "best.json").status == 0
+    assert states("tiny-best") == {"COMPLETE": 1}
+
+
+def test_optuna_itself_reads_the_study(hpo: Run) -> None:
+    hpo("launch", "tiny.toml")
+    loaded = optuna.load_study(study_name="tiny", storage="sqlite:///hpo.db")
+    assert len(loaded.trials) == 6
+    assert loaded.best_trial.intermediate_values.keys() == {1, 2}

@@ -1,0 +1,45 @@
+"""Study files and trials that the tests of results store: made directly, so that their values are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+LR = FloatDistribution(1e-6, 1e-1, log=True)
+DROPOUT = FloatDistribution(0.0, 0.6)
+
+
+def tree(**changes: dict[str, Any]) -> dict[str, Any]:
+    """A study file's tree that searches lr and dropout, with some sections' keys replaced."""
+    written: dict[str, Any] = {
+        "name": "digits",
+        "description": "a study of the tests",
+        "data": {"dataset": "digits"},
+        "network": {"kind": "mlp", "hidden": [8], "dropout": {"low": 0.0, "high": 0.6}},
+        "optimizer": {"kind": "sgd", "lr": {"low": 1e-6, "high": 1e-1, "log": True}},
+        "training": {"epochs": 3},
+        "search": {"trials": 8},
+    }
+    for section, values in changes.items():
+        written[section] = {**written[section], **values}
+    return written
+
+
+def trial(
+    value: float | None = None,
+    *,
+    state: TrialState = TrialState.COMPLETE,
+    params: dict[str, Any] | None = None,
+    distributions: dict[str, BaseDistribution] | None = None,
+) -> FrozenTrial:
+    """A trial as a search would have finished it."""
+    return optuna.trial.create_trial(
+        state=state,
+        value=value,
+        params={"lr": 1e-3, "dropout": 0.25} if params is None else params,
+        distributions={"lr": LR, "dropout": DROPOUT} if distributions is None else distributions,
+        user_attrs={"seed": 1234},
+    )

@@ -1,0 +1,201 @@
+"""The order of trials, the line of a trial, and warnings at the edge of a range."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from stored_studies import DROPOUT, LR, tree, trial
+
+from hpo.errors import HpoError, UnknownStudyError
+from hpo.results.ranking import best_line, edge_warnings, top, top_lines
+from hpo.storage import Storage
+from hpo.studyfile import parse_study, read_study
+
+Store = Callable[..., optuna.Study]
+
+
+def values(trials: list[optuna.trial.FrozenTrial]) -> list[float | None]:
+    return [frozen.value for frozen in trials]
+
+
+def test_the_best_are_the_highest_accuracies(stored: Store) -> None:
+    assert values(top(stored([trial(0.5), trial(0.9), trial(0.7)]), 2)) == [0.9, 0.7]
+
+
+def test_the_best_are_the_lowest_losses(stored: Store) -> None:
+    study = stored([trial(0.5), trial(0.9), trial(0.7)], tree(search={"metric": "val_loss"}))
+    assert values(top(study, 2)) == [0.5, 0.7]
+
+
+def test_only_finished_trials_are_ranked(stored: Store) -> None:
+    pruned = trial(0.99, state=TrialState.PRUNED)
+    study = stored(
+        [pruned, trial(0.4), trial(state=TrialState.FAIL), trial(state=TrialState.WAITING, params={}, distributions={})]
+    )
+    assert values(top(study, 9)) == [0.4]
+
+
+def test_an_infinite_value_is_not_ranked(stored: Store) -> None:
+    assert values(top(stored([trial(math.inf), trial(0.1)]), 9)) == [0.1]
+
+
+def test_equal_values_keep_their_order(stored: Store) -> None:
+    assert [frozen.number for frozen in top(stored([trial(0.5), trial(0.9), trial(0.5), trial(0.9)]), 4)] == [
+        1,
+        3,
+        0,
+        2,
+    ]
+
+
+@given(st.lists(st.floats(-1, 1), max_size=12), st.integers(0, 15))
+def test_top_is_the_head_of_all_trials_sorted(numbers: list[float], n: int) -> None:
+    study = optuna.create_study(direction="maximize")
+    study.add_trials([trial(number) for number in numbers])
+    assert values(top(study, n)) == sorted(numbers, reverse=True)[:n]
+
+
+def test_the_line_of_a_trial() -> None:
+    params = {"lr": 0.0092616, "weight_decay": 7.2296e-06}
+    distributions = {name: FloatDistribution(1e-8, 1.0, log=True) for name in params}
+    line = best_line(1, trial(0.85, params=params, distributions=distributions))
+    assert line == "Best-1 (val acc: 0.8500) | lr: 9.2616e-03, weight decay: 7.2296e-06"
+
+
+def test_each_kind_of_value_reads_as_it_is() -> None:
+    params: dict[str, Any] = {
+        "dropout.1": 0.25,
+        "tiny": 1e-5,
+        "batch_size": 64,
+        "hidden": "[100, 100]",
+        "network.kind": "mlp",
+    }
+    distributions = {
+        "dropout.1": DROPOUT,
+        "tiny": FloatDistribution(0, 1e-4),
+        "batch_size": IntDistribution(1, 100),
+        "hidden": CategoricalDistribution(["[100, 100]"]),
+        "network.kind": CategoricalDistribution(["mlp", "cnn"]),
+    }
+    line = best_line(12, trial(0.123456, params=params, distributions=distributions), "val_loss")
+    assert line == (
+        "Best-12 (val loss: 0.1235) | dropout.1: 0.2500, tiny: 1.0000e-05, "
+        "batch size: 64, hidden: [100, 100], network.kind: mlp"
+    )
+
+
+def test_a_trial_without_parameters_is_a_line_too() -> None:
+    assert best_line(1, trial(0.5, params={}, distributions={})) == "Best-1 (val acc: 0.5000)"
+
+
+def test_top_lines_name_the_metric(stored: Store, storage: Storage) -> None:
+    stored([trial(0.5), trial(0.25)], tree(search={"metric": "val_loss"}))
+    assert top_lines(storage, "digits", 1) == ["Best-1 (val loss: 0.2500) | lr: 1.0000e-03, dropout: 0.2500"]
+
+
+def test_top_lines_of_a_study_by_another_program(storage: Storage) -> None:
+    optuna.create_study(storage=storage, study_name="plain").add_trial(trial(2.0))
+    assert top_lines(storage, "plain", 5) == ["Best-1 (value: 2.0000) | lr: 1.0000e-03, dropout: 0.2500"]
+
+
+def test_top_lines_refuse_what_has_no_order(storage: Storage) -> None:
+    optuna.create_study(storage=storage, study_name="two", directions=["minimize", "maximize"])
+    with pytest.raises(HpoError, match="study 'two': has several objectives"):
+        top_lines(storage, "two", 5)
+
+
+def test_top_lines_without_a_finished_trial(stored: Store, storage: Storage) -> None:
+    stored([trial(0.9, state=TrialState.PRUNED)])
+    with pytest.raises(HpoError, match="study 'digits': no finished trial yet"):
+        top_lines(storage, "digits", 5)
+
+
+def test_top_lines_suggest_the_nearest_study(stored: Store, storage: Storage) -> None:
+    stored([trial(0.9)])
+    with pytest.raises(UnknownStudyError, match=r"no study named 'digit' \(did you mean 'digits'\?\)"):
+        top_lines(storage, "digit", 5)
+
+
+@pytest.mark.parametrize(
+    ("lr", "edge"),
+    [(1e-1, "high"), (0.06, "high"), (0.05, None), (1e-3, None), (2e-6, None), (1.5e-6, "low"), (1e-6, "low")],
+)
+def test_the_edge_of_a_log_range_is_five_percent_of_its_logarithm(lr: float, edge: str | None) -> None:
+    study = parse_study(tree(), "x.toml")
+    warnings = edge_warnings(study, trial(0.9, params={"lr": lr, "dropout": 0.3}))
+    assert [f"the {edge} edge" in line for line in warnings] == [True] * (edge is not None)
+
+
+def test_the_warning_names_the_option_that_widens_the_range() -> None:
+    study = parse_study(tree(), "x.toml")
+    assert edge_warnings(study, trial(0.9, params={"lr": 0.09, "dropout": 0.3})) == [
+        "the best lr (9.0000e-02) lies at the high edge of its range (0.1): "
+        "to search beyond it, launch again with --set optimizer.lr.high=1 --extend and more --trials"
+    ]
+
+
+def test_a_bound_that_cannot_be_wider_is_no_edge() -> None:
+    study = parse_study(tree(), "x.toml")
+    assert edge_warnings(study, trial(0.9, params={"lr": 1e-3, "dropout": 0.0})) == []  # a rate cannot be below 0
+
+
+def test_the_bound_offered_is_one_that_the_study_file_accepts() -> None:
+    study = parse_study(tree(), "x.toml")
+    (line,) = edge_warnings(study, trial(0.9, params={"lr": 1e-3, "dropout": 0.6}))
+    assert "--set network.dropout.high=0.9 --extend" in line  # twice the width would be a rate above 1
+
+
+def test_steps_end_where_the_last_one_fits() -> None:
+    written = tree(training={"batch_size": {"low": 10, "high": 58, "step": 10}})
+    params = {"lr": 1e-3, "dropout": 0.3, "batch_size": 50}
+    distributions = {"lr": LR, "dropout": DROPOUT, "batch_size": IntDistribution(10, 50, step=10)}
+    (line,) = edge_warnings(parse_study(written, "x.toml"), trial(0.9, params=params, distributions=distributions))
+    assert "the best batch_size (50) lies at the high edge" in line
+    assert "--set training.batch_size.high=108 --extend" in line
+
+
+def test_a_range_within_a_list_is_named_by_its_place() -> None:
+    written = tree(network={"dropout": [{"low": 0.0, "high": 0.5}], "hidden": [8]})
+    params = {"lr": 1e-3, "dropout.0": 0.5}
+    distributions = {"lr": LR, "dropout.0": FloatDistribution(0.0, 0.5)}
+    (line,) = edge_warnings(parse_study(written, "x.toml"), trial(0.9, params=params, distributions=distributions))
+    assert "--set network.dropout.0.high=0.75 " in line
+
+
+def test_choices_have_no_edge() -> None:
+    written = tree(optimizer={"lr": {"choices": [0.1, 0.2]}})
+    params = {"lr": 0.2, "dropout": 0.3}
+    distributions = {"lr": CategoricalDistribution([0.1, 0.2]), "dropout": DROPOUT}
+    assert edge_warnings(parse_study(written, "x.toml"), trial(0.9, params=params, distributions=distributions)) == []
+
+
+@given(
+    low=st.floats(1e-9, 1e-2),
+    factor=st.floats(1.5, 1e6),
+    log=st.booleans(),
+    share=st.floats(0, 1),
+)
+def test_what_a_warning_offers_can_be_set(
+    tmp_path_factory: pytest.TempPathFactory, low: float, factor: float, log: bool, share: float
+) -> None:
+    high = low * factor
+    study = parse_study(tree(optimizer={"lr": {"low": low, "high": high, "log": log}}), "x.toml")
+    file = tmp_path_factory.getbasetemp() / "offered.json"
+    file.write_text(json.dumps(study.resolved()))
+    lr = min(high, max(low, low * factor**share))
+    distributions = {"lr": FloatDistribution(low, high, log=log), "dropout": DROPOUT}
+    for line in edge_warnings(study, trial(0.9, params={"lr": lr, "dropout": 0.3}, distributions=distributions)):
+        changed = read_study(file, [line.split("--set ")[1].split(" ")[0]])
+        old, new = (next(p.searched for p in each.parameters if p.name == "lr") for each in (study, changed))
+        assert new.low <= old.low
+        assert new.high >= old.high
+        assert new != old
