@@ -53,7 +53,9 @@ def export(found: optuna.Study) -> dict[str, Any]:
         for parameter in study.parameters
         if parameter.name in best.params
     }
-    run = attrs.get(RUN, {})
+    run = attrs[RUN]
+    config = study.config(params)
+    precision = run["precision"] if config.training.precision == "auto" else config.training.precision
     return {
         "schema": SCHEMA,
         "study": name,
@@ -62,10 +64,10 @@ def export(found: optuna.Study) -> dict[str, Any]:
         "direction": found.direction.name.lower(),
         "value": best.value,
         "params": params,
-        "config": best_config(study, params),
-        "epochs": study.config(params).training.epochs,
+        "config": best_config(study, params, precision),
+        "epochs": config.training.epochs,
         "seed": best.user_attrs["seed"],
-        "precision": run["precision"],
+        "precision": precision,
         "device": run["device"],
         "trials": count_states(found.get_trials(deepcopy=False)),
         "data": attrs[DATA],
@@ -74,14 +76,18 @@ def export(found: optuna.Study) -> dict[str, Any]:
     }
 
 
-def best_config(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a study's resolved tree with these values in place of what it searches: a study of one trial."""
+def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """Return a study's resolved tree with these values in place of what it searches: a study of one trial.
+
+    "auto" has meant a certain precision, which is what the values were found in: that one stands there.
+    """
     config = study.config(params)
     tree = study.resolved()
     for section in SEARCHABLE:
         values = getattr(config, section).model_dump(exclude_none=True)
         unused = unused_keys(section, [values.get("kind")])  # a study file refuses keys that its kind does not use
         tree[section] = {key: value for key, value in values.items() if key not in unused}
+    tree["training"]["precision"] = precision
     tree["name"] = study.name[: MAX_NAME - len(SUFFIX)] + SUFFIX
     tree["search"]["trials"] = 1
     return tree

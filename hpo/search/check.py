@@ -6,11 +6,10 @@ Reads the training images, as a launch would, so that what a launch would refuse
 from __future__ import annotations
 
 import json
-import math
 
 from hpo.data import load_split
-from hpo.search.samplers import most_epochs
-from hpo.search.space import size
+from hpo.search.samplers import check_search, most_epochs
+from hpo.search.space import how_many
 from hpo.studyfile import Choices, Config, Parameter, Study
 from hpo.training.devices import describe as describe_device
 from hpo.training.devices import find_device
@@ -20,6 +19,7 @@ from hpo.training.size import memory, population_size, size_of
 
 def describe(study: Study, device: str = "auto") -> str:
     """Return the report, some lines of text. Raises what a launch would raise for this file."""
+    check_search(study)
     where = find_device(device)
     split = load_split(study)
     channels, height, width = split.train.pixels.shape[1:]
@@ -28,8 +28,6 @@ def describe(study: Study, device: str = "auto") -> str:
     config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
     member = size_of(config, shape, split.classes, "float32" if precision == "auto" else precision)
     population = population_size(study.search.population, study.search.trials, member.member_bytes, where)
-    combinations = size(study)
-    held = "without end" if math.isinf(combinations) else f"{combinations:.0f} different trials"
     first = " (at the first value of each range)" if study.parameters else ""
     return "\n".join(
         [
@@ -37,7 +35,7 @@ def describe(study: Study, device: str = "auto") -> str:
             "",
             json.dumps(study.resolved(), indent=2, ensure_ascii=False),
             "",
-            f"search space ({held}):",
+            f"search space ({how_many(study)}):",
             *(f"  {_line(parameter)}" for parameter in study.parameters),
             "",
             f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images",

@@ -15,16 +15,17 @@ from optuna.trial import TrialState
 from hpo.data import load_split
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
-from hpo.search.records import RUN, open_study, process_record, record_run
-from hpo.search.space import size
+from hpo.search.records import RUN, open_study, process_record, record_change, record_run
+from hpo.search.samplers import check_search
+from hpo.search.space import how_many
 from hpo.storage import Storage
 from hpo.studyfile import Config, Study
 from hpo.training.devices import describe, find_device
 from hpo.training.images import DeviceSplit, to_device
 from hpo.training.objective import Objective
-from hpo.training.population import Member
 from hpo.training.precision import choose_precision
 from hpo.training.size import population_size, size_of
+from hpo.training.stack import Member
 
 
 def launch(
@@ -42,6 +43,7 @@ def launch(
     file that differs from the stored one) and DataError before anything is stored.
     """
     start = time.perf_counter()
+    check_search(study)
     where = find_device(device)
     images = load_split(study)
     split = to_device(images, study.data.split_seed, where)
@@ -49,6 +51,7 @@ def launch(
     member = size_of(config, split.shape, split.classes, _or_float32(study))
     stored = open_study(study, images, storage, extend)
     with process_record(stored):
+        record_change(stored, study)
         population = population_size(study.search.population, study.search.trials, member.member_bytes, where)
         precision = _precision(study, stored, config, split, population, on_event)
         record_run(stored, describe(where), precision)
@@ -70,7 +73,7 @@ def launch(
         done = Search(study, stored, storage, objective, population, on_event, stop).run()
         reason: Reason = "finished" if done else "interrupted" if stop.is_set() else "space exhausted"
         if reason == "space exhausted":
-            on_event(Note(f"the search space holds only {size(study):.0f} different trials, and all are done"))
+            on_event(Note(f"the search space holds only {how_many(study)}, and there is no other to train"))
         on_event(StudyEnded(reason, *_counts(stored), time.perf_counter() - start))
 
 

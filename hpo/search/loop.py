@@ -24,8 +24,9 @@ from hpo.search.space import config_of, distributions
 from hpo.storage import Ending, Storage
 from hpo.studyfile import Study
 from hpo.training.objective import Objective
-from hpo.training.population import EpochResult, Member
+from hpo.training.population import EpochResult
 from hpo.training.randomness import member_seed
+from hpo.training.stack import Member
 
 CURVE = "hpo:curve"
 """The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
@@ -57,16 +58,17 @@ class Search:
             while (missing > 0 or waiting) and not self.stop.is_set():
                 batch, waiting = waiting[: self.population], waiting[self.population :]
                 started = self.storage.start(trial._trial_id for trial in batch)
-                batch = [trial for trial in batch if trial._trial_id in started]
-                new = self._create(min(self.population - len(batch), missing))
+                self._running = {trial.number: trial for trial in batch if trial._trial_id in started}
+                new = self._create(min(self.population - len(self._running), missing))
+                self._running |= {trial.number: trial for trial in new}
                 missing -= len(new)
-                if not batch and not new:
+                if not self._running:
                     return False
-                self._running = {trial.number: trial for trial in [*batch, *new]}
                 self._train()
+                assert self.stop.is_set() or not self._running, "a population trains until all its members have ended"
         finally:
             self.storage.requeue(trial._trial_id for trial in self._running.values())
-        return missing <= 0 and not waiting and not self.stop.is_set()
+        return missing <= 0 and not waiting and not self._running
 
     def _requeued(self) -> list[FrozenTrial]:
         """Return the trials that wait, after those of a process that died have been put back to them."""
@@ -131,16 +133,12 @@ class _Run:
         search.on_event(PopulationStarted(tuple(member.number for member in self._members), self._epochs))
         epochs = search.objective.train(self._members)
         try:
-            result = next(epochs)
-            while True:
+            result = self._advance(lambda: next(epochs))
+            while result is not None:
                 self._epoch_ended(result)
                 if search.stop.is_set():
                     break
-                result = epochs.send(set(self._ended))
-        except StopIteration:
-            pass
-        except HpoError as error:  # this shape cannot be trained; others can
-            self._fail_all(str(error))
+                result = self._advance(lambda: epochs.send(set(self._ended)))
         finally:
             epochs.close()
         states = list(self._ended.values())
@@ -153,6 +151,16 @@ class _Run:
                 seconds=time.perf_counter() - start,
             )
         )
+
+    def _advance(self, train_epoch: Callable[[], EpochResult]) -> EpochResult | None:
+        """Train an epoch; return None where there is none left, or none can be trained."""
+        try:
+            return train_epoch()
+        except StopIteration:
+            return None
+        except HpoError as error:  # this shape cannot be trained; others can
+            self._fail_all(str(error))
+            return None
 
     def _epoch_ended(self, result: EpochResult) -> None:
         """Store an epoch's metrics and whatever ended with it."""
@@ -168,7 +176,9 @@ class _Run:
         search.history.report(epoch, scores)
         last = epoch == self._epochs
         pruned = set() if last else search.history.judge(scores)
-        endings = [(number, self._failure(number, reason)) for number, reason in result.failed.items()]
+        # A population that had to be made smaller trains those that have ended once more, for an epoch.
+        failed = {number: reason for number, reason in result.failed.items() if number not in self._ended}
+        endings = [(number, self._failure(number, reason)) for number, reason in failed.items()]
         endings += [(number, self._ending(number, TrialState.PRUNED)) for number in sorted(pruned)]
         endings += [(number, self._ending(number, TrialState.COMPLETE)) for number in scores if last]
         self._end(endings)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import socket
 import warnings
 from collections.abc import Iterator
@@ -16,14 +15,15 @@ from typing import Any
 
 import optuna
 import psutil
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.study import StudyDirection
-from optuna_dashboard import save_note
 
 from hpo.data import Split
 from hpo.errors import HpoError, StudyBusyError, UnknownStudyError, UsageError
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, differing_keys, parse_study
+from hpo.studyfile.models import SEARCHABLE, possible_kinds, unused_keys
+from hpo.studyfile.trees import replaced, value_at
 
 STUDY, DATA, RUN, CHANGES, PROCESS = "hpo:study", "hpo:data", "hpo:run", "hpo:changes", "hpo:process"
 
@@ -41,17 +41,28 @@ def open_study(study: Study, split: Split, storage: Storage, extend: bool) -> op
         stored = load_study(storage, study.name)
     except UnknownStudyError:
         return _create(study, data, storage)
-    old = stored_study(stored)
-    if stored.user_attrs[DATA] != data:
+    _check_change(study, stored_study(stored), extend)
+    # Not the test set's size: whether its file is there does not matter to a search.
+    if any(stored.user_attrs[DATA][key] != data[key] for key in ("sha256", "split_sha256")):
         raise HpoError(
             f"study '{study.name}': the images of {split.dataset} are not those that it began with "
             "(their SHA-256 differs); bring them back, or start another study with --name"
         )
-    differences = differing_keys(old, study)
-    if differences:
-        _check_change(study, old, differences, extend)
-        _record_change(stored, study, differences)
     return stored
+
+
+def record_change(stored: optuna.Study, study: Study) -> None:
+    """Keep with the stored study what its file says now, and what changed. `open_study` has found it allowed."""
+    differences = differing_keys(stored_study(stored), study)
+    if differences:
+        change = {
+            "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "trials": len(stored.get_trials(deepcopy=False)),
+            "changed": differences,
+        }
+        stored.set_user_attr(CHANGES, [*stored.user_attrs.get(CHANGES, []), change])
+        stored.set_user_attr(STUDY, _text(study))
+        _note(stored, study)
 
 
 def stored_study(stored: optuna.Study) -> Study:
@@ -87,11 +98,10 @@ def process_record(stored: optuna.Study) -> Iterator[None]:
 
 
 def _alive(pid: int, started: float) -> bool:
-    """Return whether that very process still runs: its number may have gone to another."""
-    if pid == os.getpid():
-        return True
+    """Return whether that very process still runs: its number may have gone to another, even to this one."""
     try:
-        return abs(psutil.Process(pid).create_time() - started) < 1
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1
     except psutil.NoSuchProcess:
         return False
 
@@ -99,17 +109,26 @@ def _alive(pid: int, started: float) -> bool:
 def _create(study: Study, data: dict[str, Any], storage: Storage) -> optuna.Study:
     minimized = study.search.metric == "val_loss"
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
-    stored = optuna.create_study(study_name=study.name, storage=storage, direction=direction)
-    stored.set_user_attr(DATA, data)
+    try:
+        storage.create_study(study.name, direction, {STUDY: _text(study), DATA: data})
+    except DuplicatedStudyError as error:
+        raise StudyBusyError(f"study '{study.name}' has just been started by another process; wait for it") from error
+    stored = load_study(storage, study.name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         stored.set_metric_names([study.search.metric])
-    _store_file(stored, study)
+    _note(stored, study)
     return stored
 
 
-def _store_file(stored: optuna.Study, study: Study) -> None:
-    stored.set_user_attr(STUDY, json.dumps(study.resolved()))
+def _text(study: Study) -> str:
+    return json.dumps(study.resolved())
+
+
+def _note(stored: optuna.Study, study: Study) -> None:
+    """Show the description as the study's note in the dashboard."""
+    from optuna_dashboard import save_note  # takes half a second, which those who only read a study need not wait for
+
     save_note(stored, study.description)
 
 
@@ -124,31 +143,36 @@ def _data_record(split: Split) -> dict[str, Any]:
     }
 
 
-def _check_change(study: Study, old: Study, differences: list[str], extend: bool) -> None:
-    if not extend:
+def _check_change(study: Study, old: Study, extend: bool) -> None:
+    differences = differing_keys(old, study)
+    if differences and not extend:
         raise UsageError(
             f"{study.source}: differs from the stored study '{study.name}' in {'; '.join(differences)}; "
             "start another study with --name, or go on with the change with --extend"
         )
-    searched = [
-        ".".join(map(str, new.path))
-        for new in study.parameters
-        if any(parameter.path == new.path and parameter.integer == new.integer for parameter in old.parameters)
-    ]
+    before, after = _what_stays(old, study), _what_stays(study, old)
     for difference in differences:
-        key = difference.split(": ")[0]
-        if key not in FREE_TO_CHANGE and not any(key.startswith(f"{path}.") for path in searched):
+        path = tuple(difference.split(": ")[0].split("."))[:2]
+        if value_at(before, path) != value_at(after, path):
             raise UsageError(
                 f"{study.source}: {difference}: --extend can change ranges, choices, {', '.join(FREE_TO_CHANGE)}, but "
                 "with this old and new trials would not be comparable; start another study with --name"
             )
 
 
-def _record_change(stored: optuna.Study, study: Study, differences: list[str]) -> None:
-    change = {
-        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "trials": len(stored.get_trials(deepcopy=False)),
-        "changed": differences,
-    }
-    stored.set_user_attr(CHANGES, [*stored.user_attrs.get(CHANGES, []), change])
-    _store_file(stored, study)
+def _what_stays(study: Study, other: Study) -> dict[str, Any]:
+    """Return the study's tree without what `--extend` may change between the two."""
+    tree, others = study.resolved(), other.resolved()
+    for key in FREE_TO_CHANGE:
+        tree = replaced(tree, tuple(key.split(".")), None)
+    both_search = {(parameter.path, parameter.integer) for parameter in other.parameters}
+    for parameter in study.parameters:
+        if (parameter.path, parameter.integer) in both_search:
+            tree = replaced(tree, parameter.path, None)
+    # Another kind among the choices brings its own keys; the trials of the old kinds never used them.
+    searched = {parameter.path[:2] for parameter in study.parameters}
+    for section in SEARCHABLE:
+        for key in unused_keys(section, possible_kinds(section, others[section])):
+            if (section, key) not in searched:
+                tree[section].pop(key, None)
+    return tree

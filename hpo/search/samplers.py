@@ -13,16 +13,27 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.search.space import check_space, distributions
 from hpo.studyfile import Choices, Study
+from hpo.training.randomness import derive_seed
 
 ENOUGH_TO_START_FROM = 10
 """Completed trials that CMA-ES wants before it starts where they were good and not in the middle."""
 
 
-def make_sampler(name: str, seed: int, study_seed: int, earlier: Sequence[FrozenTrial] = ()) -> BaseSampler:
-    """Return the sampler for one trial. `earlier` are the trials that were complete when the launch began.
+def check_search(study: Study) -> None:
+    """Raise StudyFileError for what no study file's model can know: the samplers' own limits, and Optuna's."""
+    check_space(study)
+    if study.search.sampler == "cmaes" and len(joint_space("cmaes", distributions(study))) < 2:
+        raise study.error("search.sampler", "cmaes needs two searched numbers or more; use tpe, gp or random")
+
+
+def make_sampler(
+    name: str, seed: int, study_seed: int, joint: dict[str, BaseDistribution], earlier: Sequence[FrozenTrial]
+) -> BaseSampler:
+    """Return the sampler for one trial, which samples `joint`. `earlier` are the trials before this launch.
 
     Grid has no sampler: the space is enumerated.
     """
@@ -36,7 +47,7 @@ def make_sampler(name: str, seed: int, study_seed: int, earlier: Sequence[Frozen
                 return GPSampler(seed=seed, warn_independent_sampling=False)
             case "cmaes":
                 # Its state is a pickle, which stays in this process: after a restart it starts from the trials instead.
-                complete = [trial for trial in earlier if trial.state == TrialState.COMPLETE]
+                complete = [_part(trial, joint) for trial in earlier if trial.state == TrialState.COMPLETE]
                 return CmaEsSampler(
                     seed=seed,
                     warn_independent_sampling=False,
@@ -45,7 +56,10 @@ def make_sampler(name: str, seed: int, study_seed: int, earlier: Sequence[Frozen
             case "qmc":
                 # One sequence for the whole study: its seed is the study's.
                 return QMCSampler(
-                    seed=study_seed, scramble=True, warn_independent_sampling=False, warn_asynchronous_seeding=False
+                    seed=derive_seed("sequence", study_seed) % 2**32,
+                    scramble=True,
+                    warn_independent_sampling=False,
+                    warn_asynchronous_seeding=False,
                 )
             case _:
                 return RandomSampler(seed=seed)
@@ -58,6 +72,13 @@ def joint_space(name: str, space: dict[str, BaseDistribution]) -> dict[str, Base
         for parameter, distribution in space.items()
         if not (distribution.single() or (name == "cmaes" and isinstance(distribution, CategoricalDistribution)))
     }
+
+
+def _part(trial: FrozenTrial, space: dict[str, BaseDistribution]) -> FrozenTrial:
+    """Return a complete trial as if nothing else had been searched: CMA-ES starts from no other."""
+    return create_trial(
+        value=trial.value, params={name: trial.params[name] for name in space}, distributions=dict(space)
+    )
 
 
 def make_pruner(study: Study) -> BasePruner:

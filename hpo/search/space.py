@@ -1,23 +1,37 @@
 """A study's search space as Optuna knows it, and as the finite set it sometimes is.
 
-Knows nothing of samplers or storages.
+A range with a step holds the numbers that its decimals say (0.1, 0.2, 0.3, never 0.30000000000000004), so that equal
+trials have equal parameters whoever chose them. Knows nothing of samplers or storages.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from decimal import Decimal
+import warnings
+from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 
 from hpo.studyfile import Choices, Config, Parameter, Study
 
 Values = dict[str, Any]
 """A trial's parameters as Optuna stores them: name -> value."""
+
+MOST_STEPS = 10**7
+"""Steps from 0 to a range's end that Optuna, which counts them with floats, can still tell apart."""
+
+LARGEST_INTEGER = 2**53
+"""Up to here Optuna, which keeps every number as a float, keeps whole numbers exactly."""
 
 
 def distributions(study: Study) -> dict[str, BaseDistribution]:
@@ -46,30 +60,71 @@ def encode(choice: Any) -> Any:
     return json.dumps(choice) if isinstance(choice, list) else choice
 
 
+def check_space(study: Study) -> None:
+    """Raise StudyFileError for a range that Optuna could not keep: its steps are too fine, its numbers too large."""
+    for parameter in study.parameters:
+        searched, key = parameter.searched, ".".join(map(str, parameter.path))
+        if isinstance(searched, Choices):
+            continue
+        if parameter.integer:
+            if searched.high > LARGEST_INTEGER:
+                raise study.error(f"{key}.high", f"must be at most {LARGEST_INTEGER} (got {searched.high})")
+        elif searched.step is not None:
+            if searched.high / searched.step > MOST_STEPS:
+                raise study.error(f"{key}.step", f"must be at least high / {MOST_STEPS:,} (got {searched.step:g})")
+            if not _is_kept(_distribution(parameter)):
+                raise study.error(f"{key}.step", "does not add up: give low and step fewer decimals")
+
+
 def size(study: Study) -> float:
     """Return how many different trials the space holds: a whole number, or infinity."""
-    return math.prod(len(values) if values is not None else math.inf for values in map(candidates, study.parameters))
+    counts = [count(parameter) for parameter in study.parameters]
+    finite = [each for each in counts if each is not None]
+    return math.prod(finite) if len(finite) == len(counts) else math.inf
 
 
-def combinations(study: Study) -> Iterator[Values]:
-    """Yield every combination of a finite space, the last parameter running fastest."""
-    names = [parameter.name for parameter in study.parameters]
-    values = [candidates(parameter) or () for parameter in study.parameters]
-    return (dict(zip(names, each, strict=True)) for each in itertools.product(*values))
+def how_many(study: Study) -> str:
+    """Return the size of the space in words."""
+    combinations = size(study)
+    if math.isinf(combinations):
+        return "trials without end"
+    return f"{combinations} different trial{'s' if combinations > 1 else ''}"
 
 
-def candidates(parameter: Parameter) -> range | list[Any] | None:
-    """Return the values that a parameter can take, in order, as stored; None where there is no end of them."""
+def combination(study: Study, index: int) -> Values:
+    """Return one of a finite space's trials by its place in their order, in which the last parameter runs fastest."""
+    values: Values = {}
+    for parameter in reversed(study.parameters):
+        index, place = divmod(index, count(parameter) or 1)
+        values[parameter.name] = candidate(parameter, place)
+    return dict(reversed(values.items()))
+
+
+def count(parameter: Parameter) -> int | None:
+    """Return how many values a parameter can take; None where there is no end of them."""
     searched = parameter.searched
     if isinstance(searched, Choices):
-        return [encode(choice) for choice in searched.choices]
-    if parameter.integer:
-        return range(int(searched.low), int(searched.high) + 1, int(searched.step or 1))
-    if searched.step is None:
-        return None
-    low, step = Decimal(str(searched.low)), Decimal(str(searched.step))
-    count = int((Decimal(str(searched.high)) - low) // step) + 1
-    return [float(low + step * index) for index in range(count)]
+        return len(searched.choices)
+    if parameter.integer or searched.step is not None:
+        return int((_exact(searched.high) - _exact(searched.low)) // _exact(searched.step or 1)) + 1
+    return None
+
+
+def candidate(parameter: Parameter, index: int) -> Any:
+    """Return one of the values that a parameter can take, in their order, as stored."""
+    searched = parameter.searched
+    if isinstance(searched, Choices):
+        return encode(searched.choices[index])
+    value = _exact(searched.low) + index * _exact(searched.step or 1)
+    return int(value) if parameter.integer else float(value)
+
+
+def snapped(parameter: Parameter, value: Any) -> Any:
+    """Return a value that a sampler chose as the candidate that it stands for: samplers add up steps as floats."""
+    searched = parameter.searched
+    if isinstance(searched, Choices) or parameter.integer or searched.step is None:
+        return value
+    return candidate(parameter, round((value - searched.low) / searched.step))
 
 
 def contains(space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> bool:
@@ -98,5 +153,21 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
     if parameter.integer:
         low, high, step = int(searched.low), int(searched.high), int(searched.step or 1)
         return IntDistribution(low, low + (high - low) // step * step, searched.log, step)
-    values = candidates(parameter)
-    return FloatDistribution(searched.low, values[-1] if values else searched.high, searched.log, searched.step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna ends a range at its last step, and warns of it
+        return FloatDistribution(searched.low, searched.high, searched.log, searched.step)
+
+
+def _is_kept(distribution: BaseDistribution) -> bool:
+    """Return whether a distribution comes out of a storage as it went in, and without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return json_to_distribution(distribution_to_json(distribution)) == distribution
+        except UserWarning:
+            return False
+
+
+def _exact(number: float) -> Fraction:
+    """Return the number that a study file's decimals say, not the binary one nearest to it."""
+    return Fraction(str(number))

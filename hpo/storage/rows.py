@@ -24,6 +24,8 @@ from sqlalchemy.engine import Connection
 Row = dict[str, Any]
 
 STUDIES: sa.Table = models.StudyModel.__table__
+DIRECTIONS: sa.Table = models.StudyDirectionModel.__table__
+STUDY_ATTRS: sa.Table = models.StudyUserAttributeModel.__table__
 TRIALS: sa.Table = models.TrialModel.__table__
 PARAMS: sa.Table = models.TrialParamModel.__table__
 VALUES: sa.Table = models.TrialValueModel.__table__

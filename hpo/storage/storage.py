@@ -9,14 +9,17 @@ Knows nothing of samplers, and does not check that the trials of a study share a
 from __future__ import annotations
 
 import datetime
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import NOT_FOUND_MSG
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
@@ -24,8 +27,10 @@ from sqlalchemy.engine import Connection
 from hpo.storage.connections import engine_options, explain_errors, prepare, read, write
 from hpo.storage.location import Location, locate
 from hpo.storage.rows import (
+    DIRECTIONS,
     INTERMEDIATE,
     STUDIES,
+    STUDY_ATTRS,
     SYSTEM_ATTRS,
     TRIALS,
     USER_ATTRS,
@@ -76,6 +81,23 @@ class Storage(RDBStorage):
         """Close the connections. The storage may be used again: it then opens new ones."""
         self.remove_session()
         self.engine.dispose()
+
+    def create_study(self, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]) -> int:
+        """Store a new study with its attributes and return its id; raise DuplicatedStudyError where there is one."""
+        with write(self.engine) as connection:
+            try:
+                insert = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
+                study_id = int(connection.execute(insert).scalar_one())
+            except sa.exc.IntegrityError as error:
+                raise DuplicatedStudyError(f"a study named {name!r} exists") from error
+            objective = {"study_id": study_id, "objective": 0, "direction": direction}
+            connection.execute(sa.insert(DIRECTIONS).values(objective))
+            rows = [
+                {"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in user_attrs.items()
+            ]
+            if rows:
+                connection.execute(sa.insert(STUDY_ATTRS), rows)
+        return study_id
 
     def create_trials(self, study_id: int, templates: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Store new trials, numbered in this order, each in its template's state with all that the template holds.

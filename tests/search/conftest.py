@@ -1,0 +1,39 @@
+"""What the search's tests share: storages in fresh SQLite files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpo.storage import Storage, open_storage
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small train fastest on one thread, above all where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
+    """Open another storage, empty, at every call."""
+    opened: list[Storage] = []
+
+    def make() -> Storage:
+        opened.append(open_storage(f"sqlite:///{tmp_path}/hpo{len(opened)}.db"))
+        return opened[-1]
+
+    yield make
+    for storage in opened:
+        storage.close()
+
+
+@pytest.fixture
+def storage(new_storage: Callable[[], Storage]) -> Storage:
+    return new_storage()

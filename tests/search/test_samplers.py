@@ -1,0 +1,240 @@
+"""Every sampler and pruner by name, in real searches: seeded, without repeats, and learning from what they are told."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from tiny import (
+    DECAY,
+    DROPOUT,
+    after_epochs,
+    are_close,
+    check_whole,
+    curves,
+    params,
+    search,
+    states,
+    study_of,
+    trials_of,
+)
+
+from hpo.errors import StudyFileError
+from hpo.search.events import Note, StudyEnded
+from hpo.search.history import History
+from hpo.search.samplers import check_search
+from hpo.storage import Storage
+from hpo.studyfile import Study
+
+NewStorage = Callable[[], Storage]
+SAMPLERS = ("random", "tpe", "gp", "cmaes", "qmc", "grid")
+PAST_STARTUP = 12  # trials: tpe and gp choose at random until 10 are complete
+
+
+def mixed(sampler: str, **changes: Any) -> Study:
+    """A study that searches numbers of every kind; for grid, those of which there is an end."""
+    lr = {"low": 0.1, "high": 0.5, "step": 0.1} if sampler == "grid" else {"low": 1e-3, "high": 1.0, "log": True}
+    decay = {"choices": [1e-6, 1e-3]} if sampler == "grid" else DECAY
+    return study_of(
+        network={"dropout": DROPOUT, "batch_norm": {"choices": [False, True]}},
+        optimizer={"lr": lr, "weight_decay": decay},
+        training={"epochs": 1},
+        search={"trials": PAST_STARTUP, "sampler": sampler, "population": 5, **changes},
+    )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_study_twice_gives_the_same_trials_and_curves(sampler: str, new_storage: NewStorage) -> None:
+    study, storages = mixed(sampler), (new_storage(), new_storage())
+    for storage in storages:
+        search(study, storage)
+    first, second = map(trials_of, storages)
+    check_whole(first, PAST_STARTUP)
+    assert params(first) == params(second)
+    assert curves(first) == curves(second)
+    other = new_storage()
+    search(mixed(sampler, seed=1), other)
+    assert sampler == "grid" or params(trials_of(other)) != params(first)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_goes_on_after_an_interruption(sampler: str, storage: Storage) -> None:
+    study = mixed(sampler, trials=17)
+    search(study, storage, stop_at=after_epochs(5))  # past the ten trials that cmaes wants before it starts from them
+    assert sum(state == TrialState.COMPLETE for state in states(trials_of(storage))) >= 10
+    search(study, storage)
+    check_whole(trials_of(storage), 17)
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_a_sequence_goes_on_where_it_was(sampler: str, new_storage: NewStorage) -> None:
+    study = study_of(optimizer={"weight_decay": DECAY}, training={"epochs": 2}, search={"sampler": sampler})
+    whole, interrupted = new_storage(), new_storage()
+    search(study, whole)
+    search(study, interrupted, stop_at=after_epochs(3))
+    assert TrialState.WAITING in states(trials_of(interrupted))
+    search(study, interrupted)
+    assert params(trials_of(interrupted)) == params(trials_of(whole))
+    assert are_close(curves(trials_of(interrupted)), curves(trials_of(whole)))
+
+
+def test_random_trials_and_their_curves_are_the_same_in_any_population(new_storage: NewStorage) -> None:
+    found = []
+    for population in (8, 32, 1):
+        storage = new_storage()
+        count = 33 if population > 1 else 5
+        search(
+            study_of(
+                network={"dropout": {"low": 0.0, "high": 0.5}, "hidden": {"choices": [[8], [6, 4]]}},
+                search={"trials": count, "population": population},
+            ),
+            storage,
+        )
+        found.append(trials_of(storage))
+    of_8, of_32, alone = found
+    assert params(of_8) == params(of_32)
+    assert params(alone) == params(of_8)[:5]
+    assert are_close(curves(of_8), curves(of_32))
+    assert are_close(curves(alone), curves(of_8)[:5])
+    assert [trial.user_attrs["seed"] for trial in of_8] == [trial.user_attrs["seed"] for trial in of_32]
+
+
+def test_log_ranges_are_sampled_on_a_log_scale() -> None:
+    study = study_of(optimizer={"lr": {"low": 1e-6, "high": 1e-2, "log": True}, "weight_decay": DECAY})
+    asked = [values for _, values in History(study, []).ask(400)]
+    for name, low, high in (("lr", 1e-6, 1e-2), ("weight_decay", 1e-6, 1e-2)):
+        places = sorted(math.log(values[name] / low) / math.log(high / low) for values in asked)
+        for quarter in (1, 2, 3):
+            assert abs(places[100 * quarter] - quarter / 4) < 0.1
+
+
+def asked_after_learning(study: Study, trials: int, population: int = 4) -> list[float]:
+    """What is asked for when lr = 0.1 with weight_decay = 1e-4 is best, as decades from there, trial by trial."""
+    history = History(study, [])
+    distances = []
+    for _ in range(trials // population):
+        for number, values in history.ask(population):
+            distance = math.hypot(math.log10(values["lr"] / 0.1), math.log10(values["weight_decay"] / 1e-4))
+            distances.append(distance)
+            history.report(1, {number: -distance})
+            history.tell(number, TrialState.COMPLETE, -distance)
+    return distances
+
+
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 60), ("cmaes", 100), ("gp", 20)])
+def test_samplers_learn_from_what_they_are_told(sampler: str, trials: int) -> None:
+    wide = {"lr": {"low": 1e-5, "high": 1.0, "log": True}, "weight_decay": {"low": 1e-8, "high": 1.0, "log": True}}
+    learnt = asked_after_learning(study_of(optimizer=wide, search={"sampler": sampler}), trials)
+    chance = asked_after_learning(study_of(optimizer=wide, search={"sampler": "random"}), trials)
+    assert sum(learnt[-8:]) < 0.5 * sum(chance[-8:])
+
+
+def test_members_of_a_population_keep_off_each_other() -> None:
+    study = study_of(optimizer={"weight_decay": DECAY}, search={"sampler": "tpe"})
+    history = History(study, [])
+    for number, values in history.ask(12):
+        history.tell(number, TrialState.COMPLETE, values["lr"])
+    asked = history.ask(16)
+    assert len({values["lr"] for _, values in asked}) == 16
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
+def test_a_finite_space_is_enumerated_ends_early_and_says_so(sampler: str, storage: Storage) -> None:
+    study = study_of(
+        network={"dropout": {"low": 0.0, "high": 0.7, "step": 0.1}},
+        optimizer={"lr": 0.1, "weight_decay": {"low": 0.0, "high": 0.01, "step": 0.01}},
+        training={"epochs": 1},
+        search={"trials": 40, "sampler": sampler, "population": 5},
+    )
+    for _ in range(2):
+        *_, note, ended = search(study, storage)
+        check_whole(trials_of(storage), 16)
+        assert isinstance(note, Note)
+        assert "16 different trials" in note.text
+        assert isinstance(ended, StudyEnded)
+        assert (ended.reason, ended.completed) == ("space exhausted", 16)
+    assert {trial.params["dropout"] for trial in trials_of(storage)} == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7}
+
+
+def test_repeat_trains_parameters_again_under_other_seeds(storage: Storage) -> None:
+    study = study_of(
+        network={"dropout": {"choices": [0.0, 0.4]}}, optimizer={"lr": 0.1}, search={"trials": 5, "repeat": True}
+    )
+    events = search(study, storage)
+    trials = trials_of(storage)
+    assert states(trials) == [TrialState.COMPLETE] * 5
+    assert len({str(curve) for curve in curves(trials)}) == 5
+    assert isinstance(events[-1], StudyEnded)
+    assert events[-1].reason == "finished"
+
+
+def test_grid_goes_through_all_of_the_space_in_order(storage: Storage) -> None:
+    study = study_of(
+        network={"hidden": {"choices": [[8], [4, 4]]}},
+        optimizer={"lr": {"low": 0.1, "high": 0.35, "step": 0.1}},
+        training={"epochs": 1, "batch_size": {"low": 30, "high": 75, "step": 30}},
+        search={"trials": 12, "sampler": "grid", "population": 5},
+    )
+    search(study, storage, stop_at=after_epochs(2))
+    *_, ended = search(study, storage)
+    assert isinstance(ended, StudyEnded)
+    assert ended.reason == "finished"
+    assert [tuple(trial.params.values()) for trial in trials_of(storage)] == [
+        (hidden, lr, batch) for hidden in ("[8]", "[4, 4]") for lr in (0.1, 0.2, 0.3) for batch in (30, 60)
+    ]
+
+
+def test_grid_with_repeats_begins_anew_also_after_an_interruption(storage: Storage) -> None:
+    study = study_of(
+        optimizer={"lr": {"choices": [0.1, 0.2, 0.3]}},
+        training={"epochs": 1},
+        search={"trials": 7, "sampler": "grid", "repeat": True, "population": 2},
+    )
+    search(study, storage, stop_at=after_epochs(1))
+    assert len(trials_of(storage)) == 2
+    search(study, storage)
+    assert [trial.params["lr"] for trial in trials_of(storage)] == [0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.1]
+
+
+def test_a_study_with_nothing_searched_trains_one_trial(storage: Storage) -> None:
+    events = search(study_of(optimizer={"lr": 0.1}, search={"trials": 3, "sampler": "tpe"}), storage)
+    check_whole(trials_of(storage), 1)
+    assert any(isinstance(event, Note) and "1 different trial," in event.text for event in events)
+
+
+def test_a_single_choice_is_taken_without_a_word(storage: Storage) -> None:
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    logging.getLogger("optuna").addHandler(handler)
+    try:
+        study = study_of(
+            network={"activation": {"choices": ["tanh"]}},
+            training={"epochs": 1},
+            search={"trials": PAST_STARTUP, "sampler": "tpe"},
+        )
+        search(study, storage)
+    finally:
+        logging.getLogger("optuna").removeHandler(handler)
+    assert {trial.params["activation"] for trial in trials_of(storage)} == {"tanh"}
+    assert said == []
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "qmc"])
+def test_the_largest_seed_will_do(sampler: str) -> None:
+    study = study_of(optimizer={"weight_decay": DECAY}, search={"sampler": sampler, "seed": 2**63 - 1})
+    assert len(History(study, []).ask(2)) == 2
+
+
+@pytest.mark.parametrize("other", [0.1, {"choices": [0.1, 0.2]}])
+def test_cmaes_wants_two_numbers(other: Any, storage: Storage) -> None:
+    study = study_of(optimizer={"lr": other, "weight_decay": DECAY}, search={"sampler": "cmaes"})
+    with pytest.raises(StudyFileError, match=r"^studies/tiny.toml: search.sampler: cmaes needs two searched numbers"):
+        check_search(study)
+    with pytest.raises(StudyFileError):
+        search(study, storage)
+    assert storage.get_all_studies() == []

@@ -1,0 +1,53 @@
+"""A search never opens a test file: watched from inside a real process, with the files there and without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import check_whole, study_of, trials_of, write_mnist
+
+from hpo.storage import Storage
+
+SCRIPT = """
+import json, os, sys, threading
+
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+
+from hpo.search.check import describe
+from hpo.search.launch import launch
+from hpo.storage import open_storage
+from hpo.studyfile import parse_study
+
+study = parse_study(json.loads(sys.argv[1]), "studies/tiny.toml")
+describe(study, "cpu")
+launch(study, open_storage(sys.argv[2]), device="cpu", on_event=print, stop=threading.Event())
+print(json.dumps([path for path in opened if path.startswith(os.environ["HPO_DATA_DIR"])]))
+"""
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_test_files_are_not_opened_and_need_not_be_there(there: bool, storage: Storage, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "mnist"
+    write_mnist(folder)
+    if there:
+        for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+            (folder / name).write_bytes(b"sealed")
+    study = study_of(data={"dataset": "mnist", "train_size": 50}, training={"epochs": 1})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(study.resolved()), storage.location.full_url],
+        env={**os.environ, "HPO_DATA_DIR": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    opened = {Path(path).name for path in json.loads(done.stdout.splitlines()[-1])}
+    assert opened == {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"}
+    check_whole(trials_of(storage), 6)
