@@ -1,7 +1,7 @@
 """The layers that have parameters or random numbers, in stacked form: one object runs the same layer of K members.
 
 Shapes are logical: a stacked activation is [K, B, ...], whatever its strides are. In memory a linear layer's output is
-[K, units, B] and a convolution's [B, K, C, H, W]: each product then reads and writes contiguous blocks, elementwise
+[K, units, B] and a convolution's [B, H, W, K, C]: each product then reads and writes contiguous blocks, elementwise
 operations keep the strides, and nothing has to be copied in between.
 
 Each layer is one `torch.autograd.Function` whose backward writes the parameters' gradients into their blocks.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpo.errors import HpoError
 from hpo.training.blocks import Slot
 from hpo.training.randomness import mixed_counters, random_words
 
@@ -100,50 +101,78 @@ class _ConvFunction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slots: tuple[Slot, Slot | None], module: nn.Conv2d
     ) -> Tensor:
-        members = weight.shape[0]
-        shared = x.dim() == 4
-        # Members become groups; where they share the input, there is one group with all their channels.
-        images = x if shared else x.transpose(0, 1).flatten(1, 2)
-        groups = module.groups * (1 if shared else members)
-        kernels = weight.flatten(0, 1)
-        ctx.save_for_backward(images, kernels)
-        ctx.slots, ctx.module, ctx.groups, ctx.shared = slots, module, groups, shared
-        out = F.conv2d(
-            images,
-            kernels,
-            None if bias is None else bias.flatten(),
-            module.stride,
-            module.padding,
-            module.dilation,
-            groups,
-        )
-        return torch.unflatten(out, 1, (members, -1)).transpose(0, 1)
+        members, together = len(weight), _runs_together(x)
+        images, kernels = _parts(x, together), _parts(weight, together, channel=0)
+        biases: Sequence[Tensor | None] = [None] * len(kernels) if bias is None else _parts(bias, together, channel=0)
+        ctx.save_for_backward(*images, *kernels)
+        ctx.slots, ctx.shared, ctx.together = slots, x.dim() == 4, together
+        ctx.settings = (module.stride, module.padding, module.dilation)
+        ctx.groups = module.groups * (members if together and not ctx.shared else 1)
+        settings: tuple[Any, Any, Any] = ctx.settings
+        out = [
+            F.conv2d(image, kernel, each, *settings, ctx.groups)
+            for image, kernel, each in zip(images, kernels, biases, strict=True)
+        ]
+        return _whole(out, members, together)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        images, kernels = ctx.saved_tensors
+        count = len(ctx.saved_tensors) // 2
+        images, kernels = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         weight_slot, bias_slot = ctx.slots
-        module, needs_input = ctx.module, ctx.needs_input_grad[0]
-        grad = grads[0].transpose(0, 1).flatten(1, 2)
-        grad_images, grad_kernels, grad_bias = torch.ops.aten.convolution_backward(
-            grad,
-            images,
-            kernels,
-            [kernels.shape[0]] if bias_slot is not None else None,
-            module.stride,
-            module.padding,
-            module.dilation,
-            False,
-            [0, 0],
-            ctx.groups,
-            [needs_input, True, bias_slot is not None],
-        )
-        weight_slot.write(lambda into: into.copy_(grad_kernels.view_as(into)))
+        members, needs_input = len(weight_slot.value), ctx.needs_input_grad[0]
+        found = [
+            torch.ops.aten.convolution_backward(
+                grad,
+                image,
+                kernel,
+                [len(kernel)] if bias_slot is not None else None,
+                *ctx.settings,
+                False,
+                [0, 0],
+                ctx.groups,
+                [needs_input, True, bias_slot is not None],
+            )
+            for grad, image, kernel in zip(_parts(grads[0], ctx.together), images, kernels, strict=True)
+        ]
+        weight_slot.write(lambda into: into.copy_(torch.cat([part[1] for part in found]).view_as(into)))
         if bias_slot is not None:
-            bias_slot.write(lambda into: into.copy_(grad_bias.view_as(into)))
-        if needs_input and not ctx.shared:
-            grad_images = torch.unflatten(grad_images, 1, (weight_slot.value.shape[0], -1)).transpose(0, 1)
-        return (grad_images if needs_input else None), None, None, None, None
+            bias_slot.write(lambda into: into.copy_(torch.cat([part[2] for part in found]).view_as(into)))
+        if not needs_input:
+            return None, None, None, None, None
+        if ctx.shared:
+            return found[0][0], None, None, None, None
+        return _whole([part[0] for part in found], members, ctx.together), None, None, None, None
+
+
+def _runs_together(x: Tensor) -> bool:
+    """Return whether one convolution serves all members: as groups, or as channels where they share the input.
+
+    Not in bfloat16 on a CPU: grouped convolutions there compute neighbouring groups in one block, masked with zeros,
+    so that one member's NaN reaches the others (0 x NaN is NaN); and one by one they are faster too.
+    """
+    return x.dim() == 4 or x.dtype != torch.bfloat16 or x.device.type != "cpu"
+
+
+def _parts(x: Tensor, together: bool, channel: int = 1) -> list[Tensor]:
+    """Return the stacked tensor as one with all members' channels, or as a tensor a member.
+
+    Images have their channels innermost in memory: convolutions are up to 5 times as fast so.
+    """
+    if not together:
+        parts = list(x.unbind(0))
+    elif channel == 0:
+        parts = [x.flatten(0, 1)]
+    else:
+        parts = [x if x.dim() == 4 else x.transpose(0, 1).flatten(1, 2)]
+    return parts if channel == 0 else [part.contiguous(memory_format=torch.channels_last) for part in parts]
+
+
+def _whole(parts: list[Tensor], members: int, together: bool) -> Tensor:
+    """Return what `_parts` took apart, [K, B, C, H, W]."""
+    if together:
+        return torch.unflatten(parts[0], 1, (members, -1)).transpose(0, 1)
+    return torch.stack([part.permute(0, 2, 3, 1) for part in parts]).permute(0, 1, 4, 2, 3)
 
 
 class Conv2d:
@@ -167,6 +196,8 @@ class Conv2d:
     def __call__(self, x: Tensor, training: bool) -> Tensor:
         """[K, B, C, H, W] or [B, C, H, W] -> [K, B, channels, H', W']."""
         bias = self._bias
+        if x.dim() == 4 and self._module.groups > 1:  # the members' channels would mix in the module's own groups
+            x = x.expand(len(self._weight.value), *x.shape)
         return _apply(_ConvFunction, x, self._weight.value, bias and bias.value, (self._weight, bias), self._module)
 
 
@@ -178,36 +209,35 @@ class _BatchNormFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slots: tuple[Slot, Slot], layer: BatchNorm
     ) -> Tensor:
         dims, count = layer.dims(x), x[0].numel() // x.shape[layer.channel]
-        mean = _sum(x, dims).div_(count)
-        centred = x - mean.to(x.dtype)
-        variance = _sum(centred * centred, dims).div_(count)
+        wide = _wide(x)
+        mean = wide.sum(dims, keepdim=True).div_(count)
+        centred = wide - mean
+        variance = torch.linalg.vector_norm(centred, dim=dims, keepdim=True).square_().div_(count)
         layer.observe(mean, variance, count)
         scale = variance.add_(layer.eps).rsqrt_()
         ctx.save_for_backward(centred, scale, weight)
         ctx.slots, ctx.dims, ctx.count = slots, dims, count
-        gain = (scale * weight).to(x.dtype)
-        return torch.addcmul(bias.to(x.dtype), centred, gain, out=torch.empty_like(x))
+        out: Tensor = (centred * (scale * weight)).add_(bias).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         centred, scale, weight = ctx.saved_tensors
         weight_slot, bias_slot = ctx.slots
-        grad = grads[0]
-        grad_sum = _sum(grad, ctx.dims)
-        product_sum = _sum(grad * centred, ctx.dims)
+        grad = _wide(grads[0])
+        grad_sum = grad.sum(ctx.dims, keepdim=True)
+        product_sum = (grad * centred).sum(ctx.dims, keepdim=True)
         bias_slot.write(lambda into: into.copy_(grad_sum.view_as(into)))
         weight_slot.write(lambda into: into.copy_((product_sum * scale).view_as(into)))
         # dx = weight * scale * (dy - mean(dy) - centred * scale^2 * mean(dy * centred))
-        slope = (product_sum * scale * scale).div_(-ctx.count).to(grad.dtype)
-        out = torch.addcmul(grad, centred, slope, out=torch.empty_like(centred))
-        out.sub_(grad_sum.div_(ctx.count).to(grad.dtype)).mul_((scale * weight).to(grad.dtype))
-        return out, None, None, None, None
+        out = (centred * (product_sum * scale * scale).div_(-ctx.count)).add_(grad)
+        return out.sub_(grad_sum.div_(ctx.count)).mul_(scale * weight).to(grads[0].dtype), None, None, None, None
 
 
 class BatchNorm:
     """`nn.BatchNorm1d` and `nn.BatchNorm2d` of K members: batch norm over K x C channels.
 
-    Statistics are kept and summed in float32 at least, also where activations are bfloat16.
+    It computes in float32 at least, also between bfloat16 activations: statistics stay exact, and a CPU is faster so.
     """
 
     channel = 2  # of a stacked activation [K, B, C, ...]
@@ -223,6 +253,8 @@ class BatchNorm:
     def bind(self, slots: dict[str, Slot]) -> None:
         """Fetch weight and bias."""
         self._weight, self._bias = slots[f"{self._name}.weight"], slots[f"{self._name}.bias"]
+        dtype = torch.float64 if self._weight.value.dtype == torch.float64 else torch.float32
+        self._mean, self._variance = self._mean.to(dtype), self._variance.to(dtype)
 
     def keep(self, members: Tensor) -> None:
         """Keep these members' running statistics."""
@@ -252,10 +284,12 @@ class BatchNorm:
         shape = (x.shape[0], 1, x.shape[2]) + (1,) * (x.dim() - 3)
         weight, bias = self._weight.value.view(shape), self._bias.value.view(shape)
         if training:
+            if x[0].numel() == x.shape[2]:
+                raise HpoError(f"layer '{self._name}': a batch of one value cannot be normalized; use a larger batch")
             return _apply(_BatchNormFunction, x, weight, bias, (self._weight, self._bias), self)
         scale = weight * (self._variance + self.eps).rsqrt().view(shape)
         shift = bias - scale * self._mean.view(shape)
-        return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype), out=torch.empty_like(x))
+        return (_wide(x) * scale).add_(shift).to(x.dtype)
 
 
 class Dropout:
@@ -302,15 +336,18 @@ class Dropout:
         if self._counters.numel() * 4 < count or self._counters.device != x.device:
             self._counters = mixed_counters(count, x.device)
         words = random_words(self._keys, count, self._counters)
-        kept = (words >= self._thresholds.to(x.device)) * self._scales.to(x.device, x.dtype)
+        # Compared straight into numbers: on a CPU, operations on truth values are several times as slow.
+        kept = torch.empty(words.shape, dtype=x.dtype, device=x.device)
+        torch.ge(words, self._thresholds.to(x.device), out=kept).mul_(self._scales.to(x.device, x.dtype))
         # Elements are counted in the order in which they lie in memory, so that mask and activation agree in strides.
         if x.dim() == 3 and x.transpose(1, 2).is_contiguous():
             return x * kept.view(-1, x.shape[2], x.shape[1]).transpose(1, 2)
         return x * kept.view(-1, *x.shape[1:])
 
 
-def _sum(x: Tensor, dims: list[int]) -> Tensor:
-    return x.sum(dims, keepdim=True, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+def _wide(x: Tensor) -> Tensor:
+    """Return `x` in float32, or as it is where it is wider."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _apply(function: type[torch.autograd.Function], *args: object) -> Tensor:

@@ -12,8 +12,10 @@ from itertools import groupby
 import torch
 
 from hpo.errors import HpoError
+from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
-from hpo.training.population import EpochResult, Member, shape_of, train
+from hpo.training.population import EpochResult, shape_of, train
+from hpo.training.stack import Member
 
 
 class Objective:
@@ -34,16 +36,17 @@ class Objective:
 
         The epochs of a half begin at 1 again, each with the metrics of that half's members only.
         """
-        if self._most is not None and len(members) > self._most:
-            for start in range(0, len(members), self._most):
-                yield from self.train(members[start : start + self._most])
+        most = self._most or len(members)
+        if most < len(members):
+            for start in range(0, len(members), most):  # a part that proves too large is made smaller in its turn
+                yield from self.train(members[start : start + most])
             return
         precision = members[0].config.training.precision
         try:
             yield from train(members, self._split, self._auto if precision == "auto" else precision)
             return
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             if len(members) == 1:
                 raise HpoError(f"a single network does not fit into the memory of {self._split.device}") from error
@@ -54,8 +57,3 @@ class Objective:
         if self._split.device.type == "cuda":
             torch.cuda.empty_cache()
         yield from self.train(members)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator has no exception type of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

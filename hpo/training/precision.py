@@ -12,8 +12,10 @@ from dataclasses import replace
 
 import torch
 
+from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
-from hpo.training.population import Member, train
+from hpo.training.population import train
+from hpo.training.stack import Member
 
 CLEARLY_FASTER = 1.2
 """Ratio of times from which bfloat16 is chosen."""
@@ -23,7 +25,22 @@ ROUNDS = 3
 
 
 def choose_precision(members: Sequence[Member], split: DeviceSplit) -> tuple[str, float]:
-    """Return "bfloat16" or "float32", and how many times as fast bfloat16 trains these members here."""
+    """Return "bfloat16" or "float32", and how many times as fast bfloat16 trains these members here.
+
+    Where they do not fit into memory together, fewer of them are measured.
+    """
+    try:
+        ratio = _ratio(members, split)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        ratio = None
+    if ratio is None:
+        return choose_precision(members[: len(members) // 2], split) if len(members) > 1 else ("float32", 1.0)
+    return ("bfloat16" if ratio >= CLEARLY_FASTER else "float32"), ratio
+
+
+def _ratio(members: Sequence[Member], split: DeviceSplit) -> float:
     images = STEPS * members[0].config.training.batch_size
     few = replace(
         split,
@@ -36,13 +53,12 @@ def choose_precision(members: Sequence[Member], split: DeviceSplit) -> tuple[str
     for _ in range(ROUNDS):  # in alternation, so that a busy moment of the machine meets both
         for precision, measured in seconds.items():
             measured.append(_seconds(members, few, precision))
-    ratio = min(seconds["float32"]) / min(seconds["bfloat16"])
-    return ("bfloat16" if ratio >= CLEARLY_FASTER else "float32"), ratio
+    return min(seconds["float32"]) / min(seconds["bfloat16"])
 
 
 def _seconds(members: Sequence[Member], split: DeviceSplit, precision: str) -> float:
     """Return how long the second epoch takes: the first one warms up."""
-    epochs = train([_two_epochs(member) for member in members], split, precision)
+    epochs = train([_for_two_epochs(member) for member in members], split, precision)
     next(epochs)
     _wait(split.device)
     start = time.perf_counter()
@@ -51,9 +67,11 @@ def _seconds(members: Sequence[Member], split: DeviceSplit, precision: str) -> f
     return time.perf_counter() - start
 
 
-def _two_epochs(member: Member) -> Member:
+def _for_two_epochs(member: Member) -> Member:
+    """Return the member for two epochs, with a learning rate at which nobody diverges: who leaves takes no time."""
     training = member.config.training.model_copy(update={"epochs": 2})
-    return replace(member, config=member.config.model_copy(update={"training": training}))
+    optimizer = member.config.optimizer.model_copy(update={"lr": 1e-9})
+    return replace(member, config=member.config.model_copy(update={"training": training, "optimizer": optimizer}))
 
 
 def _wait(device: torch.device) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpo.studyfile import Config
 from hpo.training.images import Shape
 from hpo.training.networks import build
 from hpo.training.optimizers import RULES
-from hpo.training.population import DTYPES
+from hpo.training.stack import DTYPES
 
 MOST = {"cpu": 32, "cuda": 256, "mps": 64}
 """Members beyond which a larger population is no faster: caches on a CPU, and a GPU that is full."""
@@ -34,25 +34,45 @@ class Size:
 
 def size_of(config: Config, shape: Shape, classes: int, precision: str) -> Size:
     """Return the size of one member of `config` on images of `shape`."""
-    network = build(config.network, shape, classes, seed=0)
-    outputs: list[int] = []
-    hooks = [
-        module.register_forward_hook(lambda module, args, out: outputs.append(out.numel()))
-        for module in network.modules()
-        if not list(module.children())
-    ]
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    parameters = _count(network)
+    extent = measure(build(config.network, shape, classes, seed=0), shape)
     compute = DTYPES[precision].itemsize
     master = max(compute, 4)
     copies = 0 if compute == master else compute
     per_parameter = master * (1 + RULES[config.optimizer.kind][1]) + copies + compute
     # Each activation once for the backward pass, and about as much again for its gradient and temporaries.
-    activations = 2 * sum(outputs) * config.training.batch_size * compute
-    return Size(parameters, parameters * per_parameter + activations)
+    activations = 2 * extent.activations * config.training.batch_size * compute
+    return Size(extent.parameters, extent.parameters * per_parameter + activations)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """One network's parameters, and for one image its activations and the products of its forward pass."""
+
+    parameters: int
+    activations: int
+    products: int
+
+
+def measure(network: nn.Module, shape: Shape) -> Extent:
+    """Return the extent of a network, from one black image sent through it on its device."""
+    activations: list[int] = []
+    products: list[int] = []
+
+    def count(module: nn.Module, args: object, out: Tensor) -> None:
+        activations.append(out.numel())
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1:  # each unit or channel is made from all of its weights
+            products.append(weight[0].numel() * out.numel())
+
+    hooks = [module.register_forward_hook(count) for module in network.modules() if not list(module.children())]
+    parameters = list(network.parameters())
+    was_training = network.training
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, *shape, device=parameters[0].device))
+    network.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return Extent(sum(parameter.numel() for parameter in parameters), sum(activations), sum(products))
 
 
 def population_size(wanted: int | str, trials: int, member_bytes: int, device: torch.device) -> int:
@@ -71,7 +91,3 @@ def memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)
-
-
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,122 @@
+"""Members that train as one stack: their network, their optimizer, and an epoch at a time.
+
+An epoch is one synchronization with the device: everything between is tensors. Knows nothing of other stacks, of
+threads, or of what becomes of the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpo.studyfile import Config
+from hpo.training.images import DeviceSplit
+from hpo.training.optimizers import Optimizer
+from hpo.training.randomness import batch_order, dropout_keys
+from hpo.training.stacking import StackedNetwork
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+EVALUATION_BATCH = 500
+"""Images evaluated at once: enough to fill the GEMMs, few enough that K times their activations stay small."""
+
+METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+Values = dict[int, dict[str, float]]
+"""Trial number -> metric -> value."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trial's place in a population: its number, its settings and the seed of its random numbers."""
+
+    number: int
+    config: Config
+    seed: int
+
+
+class Stack:
+    """Members of one shape, on the device of their split. `modules` are their networks; `numbers` are those left."""
+
+    def __init__(
+        self, members: Sequence[Member], modules: Sequence[nn.Module], split: DeviceSplit, precision: str
+    ) -> None:
+        first = members[0].config
+        self.numbers = [member.number for member in members]
+        self._seeds = [member.seed for member in members]
+        self._split = split
+        self._compute = DTYPES[precision]
+        self._wide = torch.float32 if split.device.type == "mps" else torch.float64  # mps has no wider type
+        self._network = StackedNetwork(modules, self._compute)
+        self._optimizer = Optimizer(self._network.blocks, [member.config.optimizer for member in members])
+        self._batch = first.training.batch_size
+        self._train = split.train.to(self._compute)
+        self._validation = split.validation.to(self._compute)
+
+    def epoch(self, epoch: int) -> Values:
+        """Train one epoch, evaluate, and return number -> metric -> value: the epoch's one synchronization."""
+        trained = self._train_epoch(epoch)
+        evaluated = self._evaluate()
+        table = torch.cat([trained, evaluated]).cpu().tolist()
+        return {
+            number: {metric: row[index] for metric, row in zip(METRICS, table, strict=True)}
+            for index, number in enumerate(self.numbers)
+        }
+
+    def leave(self, numbers: Collection[int]) -> None:
+        """Compact the stack to the members that stay, everything that is theirs together."""
+        stay = [index for index, number in enumerate(self.numbers) if number not in numbers]
+        if len(stay) == len(self.numbers):
+            return
+        self.numbers = [self.numbers[index] for index in stay]
+        self._seeds = [self._seeds[index] for index in stay]
+        if stay:
+            kept = torch.tensor(stay, device=self._split.device)
+            self._network.keep(kept)
+            self._optimizer.keep(kept)
+
+    def _train_epoch(self, epoch: int) -> Tensor:
+        """Return the means of loss and accuracy over the epoch's images, [2, K]."""
+        images, labels = self._train, self._split.train_labels
+        order = batch_order(self._split.seed, epoch, len(labels)).to(images.device)
+        batches = list(torch.split(order, self._batch))
+        if len(batches) > 1 and len(batches[-1]) == 1 < self._batch:
+            batches.pop()  # with batch norm and without: one image has no variance
+        network, dropouts = self._network, self._network.dropouts
+        keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(images.device)
+        totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=images.device)
+        for step, batch in enumerate(batches):
+            for layer, dropout in enumerate(dropouts):
+                dropout.set_keys(keys[step, layer])
+            network.blocks.begin_step()
+            loss, correct = _loss(network(images[batch], training=True), labels[batch])
+            # The sum over members of each one's mean: a mean over members would divide every step by K.
+            loss.mean(1).sum().backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            totals += torch.stack([loss.detach().sum(1), correct])
+        return totals / sum(len(batch) for batch in batches)
+
+    @torch.no_grad()
+    def _evaluate(self) -> Tensor:
+        """Return loss and accuracy on the validation split, [2, K]."""
+        totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=self._validation.device)
+        labels = self._split.validation_labels
+        parts = zip(torch.split(self._validation, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
+        for images, some in parts:
+            loss, correct = _loss(self._network(images, training=False), some)
+            totals += torch.stack([loss.sum(1), correct])
+        return totals / len(labels)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's cross-entropy [K, B] and the number of right answers [K], of logits [K, B, classes]."""
+    scores = logits.transpose(1, 2)  # the order in which the last layer wrote them
+    if scores.dtype == torch.bfloat16:
+        scores = scores.float()
+    targets = labels.expand(len(scores), -1)
+    loss = F.cross_entropy(scores, targets, reduction="none")
+    correct = (scores.detach().max(1).indices == targets).sum(1)  # max: many times as fast as argmax on a CPU
+    return loss, correct.to(loss.dtype)

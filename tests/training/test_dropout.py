@@ -1,0 +1,214 @@
+"""Dropout: the classic form up to its factor, a rate a member, and masks that belong to the trial and look random.
+
+The statistical tests have fixed seeds, so they pass or fail for good. Their limits are z = 5 standard deviations of
+the binomial (one false alarm in 1.7 million), so that a hundred of them together would still be no luck.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hpo.training.layers import Dropout
+from hpo.training.randomness import dropout_keys, member_seed
+from hpo.training.stacking import StackedNetwork
+
+Z = 5.0
+
+
+class ClassicDropout:
+    """The reference, in NumPy: N. Srivastava et al., "Dropout", JMLR 15 (2014), in its first form.
+
+    Elements are masked in training and not scaled; at inference the output is multiplied by 1 - rate.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def train(self, x: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+        self.mask = mask
+        return x * mask
+
+    def backward(self, grad: NDArray[np.float64]) -> NDArray[np.float64]:
+        return grad * self.mask
+
+    def infer(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return x * (1.0 - self.rate)
+
+
+def layer(*rates: float) -> Dropout:
+    return Dropout("drop", [nn.Dropout(rate) for rate in rates])
+
+
+def masks(rates: list[float], shape: tuple[int, ...], seeds: list[int], epoch: int = 1, step: int = 0) -> Tensor:
+    """The kept elements [K, *shape] of a layer for members with these seeds, as booleans."""
+    dropout = layer(*rates)
+    dropout.set_keys(dropout_keys(seeds, epoch, step + 1, 1)[step, 0])
+    return dropout(torch.ones(len(rates), *shape, dtype=torch.float64), training=True) > 0
+
+
+def assert_share(kept: Tensor, share: float) -> None:
+    """The share of true elements is as expected, within Z standard deviations of a binomial."""
+    error = abs(kept.double().mean().item() - share)
+    assert error <= Z * math.sqrt(share * (1 - share) / kept.numel())
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.9])
+def test_it_is_the_classic_form_times_one_over_one_minus_the_rate(rate: float) -> None:
+    x = torch.randn(1, 20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    grad = torch.randn(1, 20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    dropout, classic = layer(rate), ClassicDropout(rate)
+    dropout.set_keys(dropout_keys([7], 1, 1, 1)[0, 0])
+    out = dropout(x, training=True)
+    out.backward(grad)
+    values = x.detach().numpy()
+    factor = 1 / (1 - rate)
+    np.testing.assert_allclose(out.detach().numpy(), classic.train(values, (out.detach() != 0).numpy()) * factor, 1e-12)
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), classic.backward(grad.numpy()) * factor, 1e-12)
+    inferred = dropout(x, training=False).detach().numpy()
+    np.testing.assert_allclose(inferred, classic.infer(values) * factor, 1e-12)
+    np.testing.assert_array_equal(inferred, values)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
+def test_in_training_it_expects_what_inference_gives(rate: float) -> None:
+    """Over 4,000 steps the mean of each element is its value: z limits each of the 50 means."""
+    dropout = layer(rate)
+    x = torch.linspace(0.5, 2.0, 50, dtype=torch.float64).view(1, 1, 50)
+    steps = 4000
+    keys = dropout_keys([11], 1, steps, 1)
+    total = torch.zeros_like(x)
+    for step in range(steps):
+        dropout.set_keys(keys[step, 0])
+        total += dropout(x, training=True)
+    deviation = x * math.sqrt(rate / (1 - rate) / steps)
+    assert ((total / steps - dropout(x, training=False)).abs() <= Z * deviation).all()
+
+
+def test_the_rate_zero_changes_nothing_and_the_rate_one_leaves_nothing() -> None:
+    x = torch.randn(3, 4, 5)
+    dropout = layer(0.0, 1.0, 0.5)
+    dropout.set_keys(dropout_keys([1, 2, 3], 1, 1, 1)[0, 0])
+    out = dropout(x, training=True)
+    assert torch.equal(out[0], x[0])
+    assert not out[1].any()
+    assert not torch.equal(out[2], x[2])
+    assert layer(0.0)(x[:1], training=True) is not None  # and needs no keys
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.3, 0.5, 0.9, 0.99])
+def test_the_rate_is_met(rate: float) -> None:
+    """Rates are met to 1 / 65536 by design; a million elements can tell 5 / 10,000 at a rate of 0.1."""
+    assert_share(masks([rate], (1000, 1000), [3]), 1 - rate)
+
+
+def test_members_have_rates_of_their_own() -> None:
+    rates = [0.0, 0.1, 0.25, 0.5, 0.75]
+    kept = masks(rates, (200, 200), [1, 2, 3, 4, 5])
+    for number, rate in enumerate(rates):
+        assert_share(kept[number], 1 - rate)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True), st.integers(1, 5), st.integers(1, 9))
+def test_a_mask_belongs_to_the_member_not_to_its_slot_or_company(numbers: list[int], rows: int, columns: int) -> None:
+    rates = [number / 10 for number in numbers]
+    together = masks(rates, (rows, columns), [member_seed(0, number) for number in numbers], epoch=2)
+    for place, number in enumerate(numbers):
+        alone = masks([number / 10], (rows, columns), [member_seed(0, number)], epoch=2)
+        assert torch.equal(together[place], alone[0])
+
+
+def test_rates_stay_with_their_members_when_others_leave() -> None:
+    dropout = layer(0.0, 0.5, 0.9)
+    keys = dropout_keys([1, 2, 3], 1, 1, 1)[0, 0]
+    x = torch.ones(3, 10, 10)
+    dropout.set_keys(keys)
+    before = dropout(x, training=True)
+    stay = torch.tensor([0, 2])
+    dropout.keep(stay)
+    dropout.set_keys(keys[stay])
+    assert torch.equal(dropout(x[stay], training=True), before[stay])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 63, 64])
+def test_a_smaller_batch_begins_with_the_same_mask(count: int) -> None:
+    """An element's number is its place in memory, so the length changes no mask, whatever the words' boundaries."""
+    assert torch.equal(masks([0.5], (count, 1), [9])[0], masks([0.5], (64, 1), [9])[0, :count])
+
+
+def pairs(rate: float = 0.5) -> dict[str, tuple[Tensor, Tensor]]:
+    """Masks that must have nothing to do with each other, two by two."""
+    shape = (300, 400)
+    seeds = [member_seed(0, number) for number in range(2)]
+    both = masks([rate, rate], shape, seeds)
+    one, other = both
+    network = StackedNetwork([nn.Sequential(nn.Dropout(rate), nn.Linear(400, 400), nn.Dropout(rate))])
+    keys = dropout_keys([seeds[0]], 1, 1, 2)[0]
+    layers = []
+    for place, dropout in enumerate(network.dropouts):
+        dropout.set_keys(keys[place])
+        layers.append(dropout(torch.ones(1, *shape), training=True)[0] > 0)
+    flat = one.flatten()
+    return {
+        "members": (one, other),
+        "neighbouring seeds": tuple(masks([rate, rate], shape, [5, 6])),  # type: ignore[dict-item]
+        "steps": (one, masks([rate], shape, seeds[:1], step=1)[0]),
+        "epochs": (one, masks([rate], shape, seeds[:1], epoch=2)[0]),
+        "layers": (layers[0], layers[1]),
+        "rows": (one[:-1], one[1:]),
+        "halves": (one[:150], one[150:]),
+        **{f"neighbours at {lag}": (flat[:-lag], flat[lag:]) for lag in (1, 2, 3, 4, 5, 8, 16, 64, 256)},
+    }
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.1])
+def test_masks_are_independent(rate: float) -> None:
+    """Both kept, one kept, none kept: all four as often as independence says."""
+    for first, second in pairs(rate).values():
+        for a, b in ((first, second), (~first, second), (first, ~second), (~first, ~second)):
+            expected = math.prod(1 - rate if each is kept else rate for each, kept in ((a, first), (b, second)))
+            # Pairs that overlap (neighbours) depend on each other: that at most doubles the variance of their count.
+            share = (a & b).double().mean().item()
+            assert abs(share - expected) <= Z * math.sqrt(2 * expected * (1 - expected) / a.numel())
+
+
+def test_every_place_in_a_word_is_as_random_as_the_others() -> None:
+    """A 64-bit word gives four elements: each of them is kept as often, over elements and over 400 keys."""
+    kept = masks([0.5] * 400, (1, 1024), list(range(400)))[:, 0]
+    for lane in range(4):
+        assert_share(kept[:, lane::4], 0.5)
+    # Each of the 1,024 places over 400 members, and each member over 1,024 places: the largest of them.
+    assert (kept.double().mean(0) - 0.5).abs().max().item() <= Z * math.sqrt(0.25 / 400)
+    assert (kept.double().mean(1) - 0.5).abs().max().item() <= Z * math.sqrt(0.25 / 1024)
+
+
+def test_a_layer_called_twice_draws_twice() -> None:
+    """As torch does: one nn.Dropout in two places of a forward gives two masks."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.drop_1 = nn.Dropout(0.5), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.drop_1(self.drop(x)) * 0 + self.drop(x)
+
+    network = StackedNetwork([Twice()])
+    assert len(network.dropouts) == 2
+    keys = dropout_keys([1], 1, 1, 2)[0]
+    kept = []
+    for place, dropout in enumerate(network.dropouts):
+        dropout.set_keys(keys[place])
+        kept.append(dropout(torch.ones(1, 50, 64), training=True)[0] > 0)
+    assert not torch.equal(kept[0], kept[1])
+    out = network(torch.ones(50, 64), training=True)[0]
+    assert torch.equal(out.detach() > 0, kept[1])

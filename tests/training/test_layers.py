@@ -1,0 +1,214 @@
+"""Every layer's forward and backward, stacked, against the same layer of torch.nn for each member alone, in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from twins import assert_same, assert_trains_like_plain, seeded
+
+from hpo.errors import HpoError
+from hpo.training.blocks import Blocks
+from hpo.training.stacking import ELEMENTWISE_LAYERS, LAYERS, StackedNetwork
+
+quick = settings(max_examples=25, deadline=None)
+several = st.integers(1, 4)
+
+
+def assert_layer_is_torchs(modules: Sequence[nn.Module], x: Tensor, shared: bool) -> None:
+    """Outputs, input gradient, parameter gradients and buffers after two training steps; then inference."""
+    blocks = Blocks(
+        {
+            f"it.{n}": torch.stack([dict(m.named_parameters())[n].detach() for m in modules])
+            for n, _ in named(modules[0])
+        },
+        torch.float64,
+    )
+    layer = LAYERS[type(modules[0])]("it", modules)
+    layer.bind(blocks.slots)
+    plain = [copy.deepcopy(module) for module in modules]
+    for _ in range(2):
+        ours = x.detach().requires_grad_()
+        blocks.begin_step()
+        out = layer(ours, training=True)
+        grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        out.backward(grad)
+        assert ours.grad is not None
+        gradients = []
+        for number, module in enumerate(plain):
+            module.zero_grad()
+            own = (x if shared else x[number]).detach().clone().requires_grad_()
+            expected = module(own)
+            expected.backward(grad[number])
+            assert_same(out[number], expected)
+            for name, parameter in named(module):
+                assert parameter.grad is not None
+                assert_same(blocks.slots[f"it.{name}"].grad[number], parameter.grad)
+            assert own.grad is not None
+            gradients.append(own.grad)
+        assert_same(ours.grad, torch.stack(gradients).sum(0) if shared else torch.stack(gradients))
+    for number, module in enumerate(plain):
+        buffers = {name: value[number] for name, value in layer.buffers().items()}
+        assert buffers.keys() == {f"it.{name}" for name, _ in module.named_buffers()}
+        for name, value in module.named_buffers():
+            assert_same(buffers[f"it.{name}"].double(), value.double())
+    with torch.no_grad():
+        out = layer(x, training=False)
+        for number, module in enumerate(plain):
+            assert_same(out[number], module.eval()(x if shared else x[number]))
+
+
+def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(module.named_parameters())
+
+
+def random_input(shape: Sequence[int], order: Sequence[int] | None = None) -> Tensor:
+    """Random numbers of a logical shape that lie in memory in another order of dimensions."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    if order is None:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    x = torch.randn([shape[dim] for dim in order], generator=generator, dtype=torch.float64)
+    return x.permute([list(order).index(dim) for dim in range(len(shape))])
+
+
+@quick
+@given(several, several, several, several, st.booleans(), st.booleans(), st.booleans())
+def test_linear(members: int, batch: int, inputs: int, units: int, bias: bool, shared: bool, transposed: bool) -> None:
+    modules = seeded(lambda: nn.Linear(inputs, units, bias=bias), members)
+    shape = (batch, inputs) if shared else (members, batch, inputs)
+    order = (1, 0) if shared else (0, 2, 1)
+    assert_layer_is_torchs(modules, random_input(shape, order if transposed else None), shared)
+
+
+@quick
+@given(st.data())
+def test_convolution(data: st.DataObject) -> None:
+    members, batch, shared = data.draw(several), data.draw(several), data.draw(st.booleans())
+    groups = 1 if shared else data.draw(st.integers(1, 3))
+    channels, filters = groups * data.draw(st.integers(1, 2)), groups * data.draw(st.integers(1, 2))
+    sides = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    kernel, stride, dilation = data.draw(sides), data.draw(sides), data.draw(sides)
+    padding = data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    size = data.draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
+    reach = [s + 2 * p - d * (k - 1) for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)]
+    assume(min(reach) >= 1)
+    bias = data.draw(st.booleans())
+
+    def make() -> nn.Module:
+        return nn.Conv2d(channels, filters, kernel, stride, padding, dilation, groups, bias)
+
+    shape = (batch, channels, *size) if shared else (members, batch, channels, *size)
+    order = None if shared or data.draw(st.booleans()) else (1, 0, 2, 3, 4)
+    assert_layer_is_torchs(seeded(make, members), random_input(shape, order), shared)
+
+
+@quick
+@given(several, st.integers(2, 5), several, st.integers(0, 2), st.sampled_from([1e-5, 1e-2]), st.booleans(), st.data())
+def test_batch_norm(
+    members: int, batch: int, channels: int, sides: int, eps: float, transposed: bool, data: st.DataObject
+) -> None:
+    momentum = data.draw(st.sampled_from([0.0, 0.1, 0.7, 1.0]))
+    kind = nn.BatchNorm2d if sides == 2 else nn.BatchNorm1d
+    modules = seeded(lambda: kind(channels, eps=eps, momentum=momentum), members)
+    shape = (members, batch, channels, *(3, 2)[:sides])
+    order = ((0, 2, 1), (1, 0, 2, 3), (1, 0, 2, 3, 4))[sides] if transposed else None
+    assert_layer_is_torchs(modules, random_input(shape, order), shared=False)
+
+
+def test_batch_norm_counts_the_batches_and_keeps_the_unbiased_variance() -> None:
+    layer = LAYERS[nn.BatchNorm1d]("it", [nn.BatchNorm1d(1)])
+    blocks = Blocks({"it.weight": torch.ones(1, 1), "it.bias": torch.zeros(1, 1)}, torch.float32)
+    layer.bind(blocks.slots)
+    layer(torch.tensor([[[1.0], [3.0]]]), training=True)  # mean 2, variance 1 (biased), 2 (unbiased)
+    buffers = layer.buffers()
+    assert buffers["it.running_mean"].item() == pytest.approx(0.2)
+    assert buffers["it.running_var"].item() == pytest.approx(0.9 + 0.2)
+    assert buffers["it.num_batches_tracked"].tolist() == [1]
+
+
+def test_batch_norm_of_one_value_is_refused_as_torch_refuses_it() -> None:
+    modules = seeded(lambda: nn.BatchNorm1d(3))
+    layer = LAYERS[nn.BatchNorm1d]("norm", modules)
+    layer.bind(
+        Blocks({f"norm.{n}": torch.zeros(3, 3, dtype=torch.float64) for n in ("weight", "bias")}, torch.float64).slots
+    )
+    with pytest.raises(ValueError, match="Expected more than 1 value"):
+        modules[0](torch.zeros(1, 3, dtype=torch.float64))
+    with pytest.raises(HpoError, match=r"^layer 'norm': a batch of one value"):
+        layer(torch.zeros(3, 1, 3, dtype=torch.float64), training=True)
+
+
+ACTIVATIONS: dict[type[nn.Module], list[dict[str, Any]]] = {
+    nn.LeakyReLU: [{}, {"negative_slope": 0.3}],
+    nn.ELU: [{}, {"alpha": 0.4}],
+    nn.GELU: [{}, {"approximate": "tanh"}],
+    nn.Softplus: [{}, {"beta": 2.0, "threshold": 1.0}],
+    nn.Hardtanh: [{}, {"min_val": -0.2, "max_val": 0.7}],
+}
+IN_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.Mish, nn.Hardtanh, nn.Hardswish)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(kind, each) for kind in ELEMENTWISE_LAYERS for each in ACTIVATIONS.get(kind, [{}])]
+    + [(kind, {"inplace": True}) for kind in IN_PLACE],
+)
+def test_activations_after_linear_layers_and_convolutions(kind: type[nn.Module], arguments: dict[str, Any]) -> None:
+    """Shared (before the first layer), after a convolution and after a linear layer; gradients pass through them."""
+
+    def make() -> nn.Module:
+        def act() -> nn.Module:
+            return kind(**arguments)
+
+        convolution = nn.Conv2d(1, 2, 3)
+        return nn.Sequential(act(), convolution, act(), nn.Flatten(), nn.Linear(8, 5), act(), nn.Linear(5, 3))
+
+    x = random_input((6, 1, 4, 4))
+    assert_trains_like_plain(seeded(make), x, torch.arange(6) % 3, steps=2)
+
+
+POOLINGS: list[Callable[[], nn.Module]] = [
+    lambda: nn.MaxPool2d(2),
+    lambda: nn.MaxPool2d((2, 3), stride=(1, 2)),
+    lambda: nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+    lambda: nn.MaxPool2d(2, stride=1, dilation=2),
+    lambda: nn.AvgPool2d(2),
+    lambda: nn.AvgPool2d((3, 2), stride=(2, 1), padding=1, count_include_pad=False),
+    lambda: nn.AvgPool2d(2, ceil_mode=True, divisor_override=3),
+]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("first", [True, False])
+def test_poolings_before_and_after_a_convolution(pooling: Callable[[], nn.Module], first: bool) -> None:
+    def make() -> nn.Module:
+        images = [pooling(), nn.Conv2d(2, 3, 2)] if first else [nn.Conv2d(2, 3, 2), pooling()]
+        features = nn.Sequential(*images, nn.Flatten())(torch.zeros(1, 2, 7, 8)).shape[1]
+        return nn.Sequential(*images, nn.Flatten(), nn.Linear(features, 3))
+
+    assert_trains_like_plain(seeded(make), random_input((4, 2, 7, 8)), torch.arange(4) % 3, steps=2)
+
+
+@quick
+@given(st.integers(-4, 3), st.integers(-4, 3), st.booleans())
+def test_flatten_of_any_dimensions(start: int, end: int, shared: bool) -> None:
+    """Also such that images are no longer apart: each member's own are flattened, never across members."""
+    assume(start % 4 <= end % 4)
+    x = random_input((2, 1, 3, 3))
+    flatten = nn.Flatten(start, end)
+    features = flatten(x).shape[-1]
+
+    def make() -> nn.Module:
+        layers = [flatten, nn.Linear(features, 2)] if shared else [nn.Conv2d(1, 2, 1), flatten]
+        return nn.Sequential(*layers)
+
+    modules = seeded(make)
+    out = StackedNetwork(modules, torch.float64)(x, training=True)
+    for number, module in enumerate(modules):
+        assert_same(out[number], module(x))

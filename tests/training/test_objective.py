@@ -1,0 +1,140 @@
+"""The objective: populations by shape, and what happens when they do not fit into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from twins import config, curves, made_images, member
+
+from hpo.training.devices import is_out_of_memory
+from hpo.training.objective import Objective
+
+SPLIT = made_images()
+
+
+def groups(*configs: dict[str, Any]) -> list[list[int]]:
+    members = [member(number, config(**each)) for number, each in enumerate(configs)]
+    objective = Objective(SPLIT, "float32", pytest.fail)
+    return [[each.number for each in group] for group in objective.groups(members[::-1])]
+
+
+def test_what_each_member_has_for_itself_makes_no_other_shape() -> None:
+    adam = {"kind": "adam"}
+    own: list[dict[str, Any]] = [
+        {"lr": 0.1, "optimizer": adam},
+        {"lr": 0.2, "optimizer": adam},
+        {"dropout": 0.3, "optimizer": adam},
+        {"dropout": [0.3, 0.1], "optimizer": adam},
+        {"init": "xavier", "optimizer": adam},
+        {"init": 0.01, "optimizer": adam},
+        {"optimizer": {**adam, "weight_decay": 0.1, "beta1": 0.5, "beta2": 0.9, "eps": 1e-3}},
+    ]
+    assert groups(*own) == [[0, 1, 2, 3, 4, 5, 6]]
+    members = [member(number, config(**each)) for number, each in enumerate(own)]
+    together, _ = curves(members, SPLIT)
+    assert all(len(curve) == 3 for curve in together.values())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"hidden": [12]},
+        {"activation": "tanh"},
+        {"batch_norm": True},
+        {"kind": "cnn", "conv": [2], "kernel": 3},
+        {"optimizer": {"kind": "adam"}},
+        {"batch_size": 7},
+        {"epochs": 4},
+        {"precision": "float32"},
+    ],
+)
+def test_everything_else_does(other: dict[str, Any]) -> None:
+    assert groups({}, other, {}, other) == [[0, 2], [1, 3]]
+    assert groups(other, {}) == [[0], [1]]
+
+
+def test_the_precision_is_the_members_or_what_auto_means() -> None:
+    found = {}
+    for precision, auto in (("auto", "float64"), ("float64", "float32"), ("float32", "float64")):
+        members = [member(0, config(precision=precision))]
+        found[precision] = [r.metrics[0]["train_loss"] for r in Objective(SPLIT, auto, pytest.fail).train(members)]
+    assert found["auto"] == found["float64"] != found["float32"]
+
+
+def test_other_errors_are_not_taken_for_a_full_memory() -> None:
+    members = [member(0, config(hidden=[3])), member(1, config(hidden=[4]))]  # of two shapes: a programming error
+    with pytest.raises(Exception, match="differ"):
+        next(Objective(SPLIT, "float32", pytest.fail).train(members))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+
+
+OUT_OF_MEMORY = """
+import json, resource, sys
+import torch
+from twins import config, curves, made_images, member
+from hpo.errors import HpoError
+from hpo.training.objective import Objective
+from hpo.training.precision import choose_precision
+
+def mib(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(key)) / 1024
+
+split = made_images(train=40, validation=20)
+members = [member(n, config(hidden=[1000, 3000], epochs=2, lr=0.01)) for n in range(6)]
+curves(members[:2], split)
+before = mib("VmSize")
+whole, _ = curves(members, split)
+needed = mib("VmPeak") - before
+limit = int((mib("VmSize") + 0.75 * needed) * 2**20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+said, found, epochs = [], {n: [] for n in range(6)}, []
+objective = Objective(split, "float32", said.append)
+for result in objective.train(members):
+    epochs.append([result.epoch, sorted(result.metrics)])
+    for number, metrics in result.metrics.items():
+        found[number] = [*found[number][: result.epoch - 1], metrics]
+
+huge = [member(n, config(hidden=[30000, 30000])) for n in range(3)]
+try:
+    next(objective.train(huge))
+    alone = "fits"
+except HpoError as error:
+    alone = str(error)
+chosen = choose_precision(huge, split)
+print(json.dumps({"said": said, "epochs": epochs, "whole": whole, "found": found, "alone": alone, "chosen": chosen}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory with RLIMIT_AS, and measures it in /proc")
+def test_out_of_memory_halves_the_population() -> None:
+    """A real limit, three quarters of what six members took: two halves train, with the curves of the whole."""
+    # One thread and one arena: what the process reserves beside the tensors is then the same from run to run.
+    limits = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parent,
+        env={**os.environ, **limits, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["said"] == ["out of memory with 6 networks at once: going on with half of that"]
+    assert result["epochs"] == [[epoch, half] for half in ([0, 1, 2], [3, 4, 5]) for epoch in (1, 2)]
+    for number, curve in result["whole"].items():
+        for ours, expected in zip(result["found"][number], curve, strict=True):
+            assert ours == pytest.approx(expected, rel=1e-6)
+    assert result["alone"] == "a single network does not fit into the memory of cpu"
+    assert result["chosen"] == ["float32", 1.0]

@@ -1,0 +1,75 @@
+"""The size of a network is torch's count; a population's follows its rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from twins import KINDS, config
+
+from hpo.training.networks import build
+from hpo.training.size import MEMORY_SHARE, MOST, measure, memory, population_size, size_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"batch_norm": True, "dropout": 0.5},
+        {"hidden": []},
+        {"kind": "cnn", "conv": [3, 4], "kernel": 2, "batch_norm": True},
+    ],
+)
+def test_parameters_are_torchs_count(more: dict[str, Any]) -> None:
+    settings = config(**more)
+    network = build(settings.network, (1, 8, 8), 10, seed=4)
+    expected = sum(parameter.numel() for parameter in network.parameters())
+    assert size_of(settings, (1, 8, 8), 10, "float32").parameters == expected
+
+
+def test_the_classic_cifar_network() -> None:
+    settings = config("cnn", conv=[6, 16], kernel=5, hidden=[120, 84], dropout=0.5)
+    assert size_of(settings, (3, 32, 32), 10, "float32").parameters == 62006
+
+
+def test_the_extent_of_a_small_network() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5))
+    extent = measure(network, (1, 8, 8))
+    assert extent.parameters == 2 * 9 + 2 + 72 * 5 + 5
+    assert extent.activations == 72 + 72 + 72 + 5
+    assert extent.products == 72 * 9 + 5 * 72
+    assert network.training
+    assert not network[0]._forward_hooks
+
+
+def test_a_member_takes_more_with_moments_wider_types_and_larger_batches() -> None:
+    def size(precision: str = "float32", kind: str = "sgd", **more: Any) -> int:
+        return size_of(config(optimizer={"kind": kind}, **more), (1, 8, 8), 10, precision).member_bytes
+
+    assert size() < size(kind="momentum") < size(kind="adam")
+    assert size("float32") < size("float64")
+    assert size("bfloat16", batch_size=1000) < size("float32", batch_size=1000)
+    assert size() < size(batch_size=64) < size(batch_size=64, hidden=[100, 100])
+    assert all(size(kind=kind) >= size() for kind in KINDS)
+
+
+def test_a_population_of_a_given_size_is_of_that_size() -> None:
+    assert population_size(7, 3, 10**15, CPU) == 7
+    assert population_size(500, 1000, 1, CPU) == 500
+
+
+@pytest.mark.parametrize(
+    ("trials", "members"), [(1, 1), (2, 1), (4, 1), (5, 2), (64, 16), (100, 25), (10_000, MOST["cpu"])]
+)
+def test_auto_leaves_the_sampler_four_populations(trials: int, members: int) -> None:
+    assert population_size("auto", trials, 1, CPU) == members
+
+
+def test_auto_fits_into_memory() -> None:
+    planned = memory(CPU) * MEMORY_SHARE
+    assert population_size("auto", 1000, int(planned / 5), CPU) == 5
+    assert population_size("auto", 1000, int(planned * 5), CPU) == 1

@@ -1,0 +1,231 @@
+"""What the tests of training share: settings in one line, made images, and plain torch's side of every comparison.
+
+The plain side uses torch.nn, torch.autograd and torch.optim only, one member at a time. Of hpo it takes the initial
+weights' seed, the order of the batches and, where a network drops out, the keys of the masks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpo.studyfile import Config, OptimizerSettings
+from hpo.training.images import DeviceSplit
+from hpo.training.layers import Dropout
+from hpo.training.networks import build
+from hpo.training.population import train
+from hpo.training.randomness import batch_order, dropout_keys, member_seed
+from hpo.training.stack import Member
+from hpo.training.stacking import StackedNetwork
+
+KINDS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
+
+Curve = list[dict[str, float]]
+
+
+def assert_same(ours: Tensor, plain: Tensor, rtol: float = 1e-9) -> None:
+    """Equal up to the rounding of sums taken in another order: values are of the order of 1, hence atol."""
+    torch.testing.assert_close(ours.detach(), plain.detach(), rtol=rtol, atol=rtol * 1e-2)
+
+
+def config(
+    kind: str = "mlp",
+    *,
+    lr: float = 0.1,
+    epochs: int = 3,
+    batch_size: int = 16,
+    precision: str = "float64",
+    **more: Any,
+) -> Config:
+    """Settings of a small network; `more` goes to the optimizer as `optimizer=...`, and to the network."""
+    optimizer = {"lr": lr, **more.pop("optimizer", {})}
+    network = {"kind": kind, "hidden": [12, 8], **more}
+    return Config.model_validate(
+        {
+            "network": network,
+            "optimizer": optimizer,
+            "training": {"epochs": epochs, "batch_size": batch_size, "precision": precision},
+        }
+    )
+
+
+def made_images(train: int = 70, validation: int = 30, shape: tuple[int, int, int] = (1, 8, 8)) -> DeviceSplit:
+    """Ten classes of noisy copies of ten patterns, as digits are: learnt in a few epochs, but not at once."""
+    generator = torch.Generator().manual_seed(5)
+    count = train + validation
+    labels = torch.arange(count) % 10
+    labels = labels[torch.randperm(count, generator=generator)]
+    patterns = torch.rand(10, *shape, generator=generator)
+    images = (patterns[labels] + 0.3 * torch.randn(count, *shape, generator=generator)).clamp(0, 1)
+    return DeviceSplit(images[:train], labels[:train], images[train:], labels[train:], classes=10, seed=3)
+
+
+def member(number: int, settings: Config) -> Member:
+    return Member(number, settings, member_seed(0, number))
+
+
+def curves(
+    members: Sequence[Member], split: DeviceSplit, precision: str = "float64", drop: dict[int, set[int]] | None = None
+) -> tuple[dict[int, Curve], dict[int, str]]:
+    """Train, leaving out after each epoch the numbers in `drop`; return every member's curve and the failures."""
+    found: dict[int, Curve] = {each.number: [] for each in members}
+    reasons: dict[int, str] = {}
+    epochs = train(members, split, precision)
+    result = next(epochs, None)
+    while result is not None:
+        for number, metrics in result.metrics.items():
+            found[number].append(metrics)
+        reasons.update(result.failed)
+        try:
+            result = epochs.send((drop or {}).get(result.epoch, set()))
+        except StopIteration:
+            result = None
+    return found, reasons
+
+
+def assert_same_curves(ours: Curve, other: Curve, rtol: float) -> None:
+    assert len(ours) == len(other) > 0
+    for epoch, expected in zip(ours, other, strict=True):
+        assert epoch.keys() == expected.keys()
+        for metric, value in expected.items():
+            assert abs(epoch[metric] - value) <= rtol * abs(value), metric
+
+
+def torch_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """torch's own optimizer; weight decay on weights only, so biases and norm parameters are a group without it."""
+    weights = [each for each in module.parameters() if each.dim() > 1]
+    vectors = [each for each in module.parameters() if each.dim() <= 1]
+    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    lr, eps = settings.lr, {} if settings.eps is None else {"eps": settings.eps}
+    betas = (settings.beta1, settings.beta2)
+    make: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "sgd": lambda: torch.optim.SGD(groups, lr),
+        "momentum": lambda: torch.optim.SGD(groups, lr, momentum=settings.momentum),
+        "nesterov": lambda: torch.optim.SGD(groups, lr, momentum=settings.momentum, nesterov=True),
+        "adagrad": lambda: torch.optim.Adagrad(groups, lr, **eps),
+        "rmsprop": lambda: torch.optim.RMSprop(groups, lr, alpha=settings.alpha, **eps),
+        "adam": lambda: torch.optim.Adam(groups, lr, betas=betas, **eps),
+        "adamw": lambda: torch.optim.AdamW(groups, lr, betas=betas, **eps),
+    }
+    return make[settings.kind]()
+
+
+class KeyedDropout(nn.Module):
+    """Dropout for a plain network that draws one member's masks: those of its seed, the epoch, the step, the place."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.layer = Dropout("", [nn.Dropout(rate)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A linear layer's output lies in memory as [units, images], and masks follow the memory.
+        laid_out = x.t().contiguous().t() if x.dim() == 2 and self.after_linear else x
+        return self.layer(laid_out.unsqueeze(0), self.training).squeeze(0)
+
+    after_linear = True
+
+
+def plain_curve(who: Member, split: DeviceSplit) -> Curve:
+    """The learning curve of one member as anybody would write it in plain torch, in float64."""
+    settings = who.config
+    module = build(settings.network, split.shape, split.classes, who.seed).double()
+    dropouts: list[KeyedDropout] = []
+    for parent in list(module.modules()):
+        previous: nn.Module | None = None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout):
+                keyed = KeyedDropout(child.p)
+                keyed.after_linear = not isinstance(previous, nn.Flatten)
+                setattr(parent, name, keyed)
+                dropouts.append(keyed)
+            previous = child
+    optimizer = torch_optimizer(module, settings.optimizer)
+    size = settings.training.batch_size
+    images, labels = split.train.double(), split.train_labels
+    curve: Curve = []
+    for epoch in range(1, settings.training.epochs + 1):
+        batches = list(torch.split(batch_order(split.seed, epoch, len(labels)), size))
+        if len(batches) > 1 and len(batches[-1]) == 1 < size:
+            batches.pop()
+        keys = dropout_keys([who.seed], epoch, len(batches), len(dropouts))
+        loss_sum = right = 0.0
+        module.train()
+        for step, batch in enumerate(batches):
+            for place, dropout in enumerate(dropouts):
+                dropout.layer.set_keys(keys[step, place])
+            optimizer.zero_grad()
+            logits = module(images[batch])
+            loss = F.cross_entropy(logits, labels[batch])
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.item() * len(batch)
+            right += (logits.argmax(1) == labels[batch]).sum().item()
+        seen = sum(map(len, batches))
+        module.eval()
+        with torch.no_grad():
+            logits = module(split.validation.double())
+        curve.append(
+            {
+                "train_loss": loss_sum / seen,
+                "train_accuracy": right / seen,
+                "val_loss": F.cross_entropy(logits, split.validation_labels).item(),
+                "val_accuracy": (logits.argmax(1) == split.validation_labels).double().mean().item(),
+            }
+        )
+    return curve
+
+
+def seeded(make: Callable[[], nn.Module], members: int = 3) -> list[nn.Module]:
+    """Modules in float64, each with random values everywhere: weights, biases, norm parameters and statistics."""
+    modules = []
+    for number in range(members):
+        with torch.random.fork_rng():
+            torch.manual_seed(number)
+            module = make().double()
+            for name, value in module.state_dict().items():
+                if value.is_floating_point():
+                    value.copy_(torch.rand_like(value) + 0.5 if "running_var" in name else torch.randn_like(value) / 2)
+        modules.append(module)
+    return modules
+
+
+def assert_trains_like_plain(modules: Sequence[nn.Module], x: Tensor, labels: Tensor, steps: int = 3) -> StackedNetwork:
+    """Outputs, gradients, buffers and, after each step of gradient descent, parameters are plain torch's, by member."""
+    network = StackedNetwork(modules, torch.float64)
+    plain = [copy.deepcopy(module).train() for module in modules]
+    rate = 0.05
+    for _ in range(steps):
+        network.blocks.begin_step()
+        out = network(x.clone(), training=True)
+        losses = F.cross_entropy(out.flatten(0, 1), labels.repeat(len(modules)), reduction="none")
+        losses.view(len(modules), -1).mean(1).sum().backward()
+        for number, module in enumerate(plain):
+            module.zero_grad()
+            expected = module(x.clone())
+            F.cross_entropy(expected, labels).backward()
+            assert_same(out[number], expected)
+            for name, parameter in module.named_parameters():
+                if parameter.grad is not None:
+                    assert_same(network.blocks.slots[name].grad[number], parameter.grad)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter -= rate * (0 if parameter.grad is None else parameter.grad)
+        with torch.no_grad():
+            for block in network.blocks.blocks:
+                block.master -= rate * block.grad
+            network.blocks.refresh()
+    for number, module in enumerate(plain):
+        state = network.state_dict(number)
+        assert state.keys() == module.state_dict().keys()
+        for name, value in module.state_dict().items():
+            assert_same(state[name].double(), value.double())
+        with torch.no_grad():
+            assert_same(network(x, training=False)[number], module.eval()(x))
+        module.load_state_dict(state)
+    return network
