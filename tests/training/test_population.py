@@ -109,7 +109,7 @@ def test_the_loss_is_the_sum_over_members_not_their_mean() -> None:
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
 def test_a_member_that_diverges_fails_alone(network: dict[str, object], batch_norm: bool, precision: str) -> None:
     """Gradients of 1e30 reach infinity, then NaN, in the stack's own operations: nobody else's numbers change."""
     members = [member(n, varied(n, network, batch_norm=batch_norm, epochs=4)) for n in range(5)]
