@@ -1,0 +1,245 @@
+"""README and docs against what they describe: commands and options, the keys of study files, examples, links, names.
+
+What a page shows, exists; and what exists, is on a page.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic.fields import FieldInfo
+from typer.main import get_command
+
+from hpo.cli import app, main
+from hpo.data.catalogue import CATALOGUE
+from hpo.data.places import VARIABLE
+from hpo.search import loop, records
+from hpo.storage.location import DEFAULT_URL, ENVIRONMENT
+from hpo.studyfile import parse_study, read_study
+from hpo.studyfile.models import SECTIONS, StudySettings, UsedBy
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+TEXT = "\n".join(PAGES.values())
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+STUDIES = sorted(ROOT.glob("studies/*.toml"))
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Every fenced block of a language, with its page."""
+    return [(page, body) for page, text in PAGES.items() for found, body in FENCE.findall(text) if found == language]
+
+
+def spans() -> list[str]:
+    """Every piece of inline code."""
+    return [span for text in PAGES.values() for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text))]
+
+
+def commands(command: Any = None, path: tuple[str, ...] = ("hpo",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command of the command line by its words, the groups among them."""
+    command = command or get_command(app)
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+COMMANDS = dict(commands())
+OPTIONS = {
+    path: {name: option for option in command.params for name in option.opts if name.startswith("-")} | {"--help": None}
+    for path, command in COMMANDS.items()
+}
+
+
+def shown_commands() -> list[str]:
+    """Every command line that a page shows, in code of its own or in a block."""
+    lines = [line for text in PAGES.values() for _, body in FENCE.findall(text) for line in body.splitlines()]
+    lines = [re.sub(r"^(\$ |next:)? *(\.venv/bin/)?", "", line) for line in [*lines, *spans()]]
+    return sorted({line for line in lines if line.startswith("hpo ")})
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_a_command_that_is_shown_exists(line: str) -> None:
+    path, arguments = ("hpo",), 0
+    words = iter(shlex.split(line, comments=True)[1:])
+    for word in words:
+        if word.startswith("-"):
+            assert word in OPTIONS[path], f"{' '.join(path)} has no option {word}"
+            option = OPTIONS[path][word]
+            if option is not None and not option.is_flag:
+                next(words)
+        elif hasattr(COMMANDS[path], "commands"):
+            if word == "COMMAND":
+                return
+            path = (*path, word)
+            assert path in COMMANDS
+        else:
+            arguments += 1
+    assert arguments <= sum(parameter.param_type_name == "argument" for parameter in COMMANDS[path].params)
+
+
+def test_commands_are_shown() -> None:
+    assert len(shown_commands()) > 10
+
+
+@pytest.mark.parametrize("path", [path for path, command in COMMANDS.items() if not hasattr(command, "commands")])
+def test_every_command_is_in_the_table_of_commands(path: tuple[str, ...]) -> None:
+    assert re.search(rf"^\| `{' '.join(path)}[ `]", PAGES["README.md"], re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("path", "option"),
+    [(path, option) for path, options in OPTIONS.items() for option in options if option != "--help"],
+)
+def test_every_option_is_documented(path: tuple[str, ...], option: str) -> None:
+    assert any(re.search(rf"(?<![\w-]){option}(?![\w-])", span) for span in spans()), " ".join(path)
+
+
+@pytest.mark.parametrize("span", sorted({span for span in spans() if span.startswith("-")}))
+def test_an_option_that_is_shown_exists(span: str) -> None:
+    word = span.split()[0]
+    assert word in {name for options in OPTIONS.values() for name in options}
+    if word == "--set" and span != "--set KEY=VALUE":
+        read_study(ROOT / "studies/digits.toml", [span.removeprefix("--set ")])
+
+
+@pytest.mark.parametrize("body", [body for _, body in blocks("console")])
+def test_a_shown_session_goes_as_shown(
+    body: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for session in body.split("$ ")[1:]:
+        command, _, output = session.partition("\n")
+        main(shlex.split(command)[1:])
+        captured = capsys.readouterr()
+        assert captured.out + captured.err == output
+
+
+@pytest.mark.parametrize(("page", "body"), blocks("toml"))
+def test_a_shown_study_file_is_sound(page: str, body: str) -> None:
+    """A block without a name shows some tables; the demo's study has the rest."""
+    shown = tomllib.loads(body)
+    demo = {} if "name" in shown else tomllib.loads((ROOT / "studies/digits.toml").read_text())
+    parse_study({**demo, **shown}, page)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_a_shipped_study_is_sound_and_in_the_readme(path: Path) -> None:
+    study = read_study(path)
+    assert study.name == path.stem
+    assert study.description
+    assert f"(studies/{path.name})" in PAGES["README.md"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A row of docs/studyfile.md, and what the models say it must hold."""
+
+    value: str
+    default: str
+    used_by: str
+
+
+def documented_keys() -> dict[str, Key]:
+    keys, section = {}, ""
+    for line in PAGES["docs/studyfile.md"].splitlines():
+        if line.startswith("## "):
+            found = re.fullmatch(r"## \[(\w+)\]", line)
+            section = f"{found[1]}." if found else ""
+        elif line.startswith("| `") and not line.startswith("| `{"):
+            name, value, default, *used_by, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            keys[section + name.strip("`")] = Key(value, default, used_by[0] if used_by else "all")
+    return keys
+
+
+def model_keys() -> dict[str, Key]:
+    keys = {}
+    for prefix, model in {"": StudySettings, **{f"{name}.": model for name, model in SECTIONS.items()}}.items():
+        schema = model.model_json_schema()
+        for name, field in model.model_fields.items():
+            if prefix or name not in SECTIONS:
+                used_by = [", ".join(mark.kinds) for mark in field.metadata if isinstance(mark, UsedBy)] or ["all"]
+                keys[prefix + name] = Key(in_words(schema["properties"][name]), default_of(field), used_by[0])
+    return keys
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "not set" if field.default is None else f"`{json.dumps(field.default)}`"
+
+
+def in_words(schema: dict[str, Any]) -> str:
+    """A type and its limits, of a JSON Schema, in the words of the page."""
+    if branches := schema.get("oneOf", schema.get("anyOf")):
+        return " or ".join(in_words(branch) for branch in branches if branch.get("type") != "null")
+    if words := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return ", ".join(f"`{word}`" for word in words)
+    match schema["type"]:
+        case "boolean":
+            return "`true`, `false`"
+        case "string":
+            length = (schema.get("minLength"), schema.get("maxLength"))
+            return "text" if length == (None, None) else f"text, {length[0]} to {length[1]} characters"
+        case "array":
+            return f"a list, each {in_words(schema['items'])}{'; not empty' if schema.get('minItems') else ''}"
+        case kind:
+            limits = {"minimum", "exclusiveMinimum", "exclusiveMaximum"} & schema.keys()
+            low = schema.get("minimum", schema.get("exclusiveMinimum"))
+            number = {"integer": "a whole number", "number": "a number"}[kind]
+            if limits == {"minimum"}:
+                return f"{number}, {low} or more"
+            if limits == {"exclusiveMinimum"}:
+                return f"{number} above {low}"
+            above = f"from {low}," if "minimum" in limits else f"above {low} and"
+            return f"{number} {above} below {schema['exclusiveMaximum']}"
+
+
+def test_every_key_of_a_study_file_is_documented_as_it_is() -> None:
+    assert documented_keys() == model_keys()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES[page]):
+        if not link.startswith(("http://", "https://")):
+            assert ((ROOT / page).parent / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    "name", sorted({span for span in spans() if re.fullmatch(r"(hpo|tests|docs|studies|benchmarks)/[\w./-]+", span)})
+)
+def test_a_file_that_is_named_exists(name: str) -> None:
+    assert (ROOT / name).exists()
+
+
+def test_pictures_are_small() -> None:
+    pictures = [path for path in ROOT.glob("docs/*") if path.suffix in (".png", ".svg")]
+    assert all(path.stat().st_size < 300_000 for path in pictures)
+    assert all(f"(docs/{path.name})" in PAGES["README.md"] for path in pictures)
+
+
+def test_data_sets_and_their_places_are_named() -> None:
+    readme = PAGES["README.md"]
+    assert {VARIABLE, ENVIRONMENT, DEFAULT_URL} <= {word for span in spans() for word in span.split()}
+    for dataset in CATALOGUE.values():
+        assert f"| `{dataset.name}` |" in readme
+        assert all(f"`{folder}/`" in readme for folder in dataset.folders if folder != ".")
+        assert all(f"`{folder}`" in readme for folder in dataset.system)
+
+
+def test_what_is_stored_with_studies_and_trials_is_listed() -> None:
+    stored = {
+        value
+        for module in (records, loop)
+        for value in vars(module).values()
+        if isinstance(value, str) and value.startswith("hpo:")
+    }
+    assert set(re.findall(r"`(hpo:\w+)`", PAGES["docs/design.md"])) == stored
