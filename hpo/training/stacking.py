@@ -204,7 +204,7 @@ def _layer(node: fx.Node, roots: Sequence[nn.Module], made: dict[str, StackedLay
         layer = made.setdefault(held, LAYERS[type(module)](target, modules))
         if isinstance(module, nn.Linear):
             return lambda values, x, training: _over_rows(layer, values[name], lifted, training)
-        if lifted or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        if lifted or isinstance(module, nn.Conv2d):
             return lambda values, x, training: layer(values[name], training)
         # Members share the input, but not what the layer makes of it.
         return lambda values, x, training: layer(values[name].expand(members, *values[name].shape), training)
