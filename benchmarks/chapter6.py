@@ -25,6 +25,7 @@ from typing import Any
 import optuna
 import torch
 import torch.nn.functional as F
+from optuna.samplers import PartialFixedSampler, RandomSampler
 from torch import nn
 
 from hpo.data import Split, load_split
@@ -104,8 +105,10 @@ def plain_network(features: int, batch_norm: bool) -> nn.Module:
     return network
 
 
-def plain_loop(url: str, split: DeviceSplit, batch_norm: bool, trials: int, threads: int, spent: Any) -> None:
-    """Run `trials` of the study at `url`; add the seconds that training took, storage apart, to `spent`."""
+def plain_loop(
+    url: str, split: DeviceSplit, batch_norm: bool, params: list[dict[str, Any]], threads: int, spent: Any
+) -> None:
+    """Run these trials in the study at `url`; add the seconds that training took, storage apart, to `spent`."""
     torch.set_num_threads(threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -132,7 +135,10 @@ def plain_loop(url: str, split: DeviceSplit, batch_norm: bool, trials: int, thre
             start = time.perf_counter()
         return accuracy
 
-    optuna.load_study(study_name="plain", storage=url).optimize(objective, n_trials=trials)
+    study = optuna.load_study(study_name="plain", storage=url)
+    for each in params:  # not enqueued: two processes on SQLite can take the same waiting trial
+        study.sampler = PartialFixedSampler(each, RandomSampler())
+        study.optimize(objective, n_trials=1)
 
 
 def run_plain(
@@ -142,19 +148,21 @@ def run_plain(
     spent = context.Value("d", 0.0)
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/plain.db"
-        study = optuna.create_study(study_name="plain", storage=url, direction="maximize")
-        for each in params:
-            study.enqueue_trial(each)
-        arguments = (url, split, batch_norm, len(params) // processes, max(1, threads // processes), spent)
+        optuna.create_study(study_name="plain", storage=url, direction="maximize")
+        arguments = [
+            (url, split, batch_norm, params[part::processes], max(1, threads // processes), spent)
+            for part in range(processes)
+        ]
         start = time.perf_counter()
         if processes == 1:
-            plain_loop(*arguments)
+            plain_loop(*arguments[0])
         else:
-            workers = [context.Process(target=plain_loop, args=arguments) for _ in range(processes)]
+            workers = [context.Process(target=plain_loop, args=each) for each in arguments]
             for worker in workers:
                 worker.start()
             for worker in workers:
                 worker.join()
+            assert all(worker.exitcode == 0 for worker in workers), "a worker of the plain loop failed"
         everything = time.perf_counter() - start
     return spent.value / processes / len(params), everything / len(params)
 
