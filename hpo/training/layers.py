@@ -335,10 +335,12 @@ class Dropout:
         count = x[0].numel()
         if self._counters.numel() * 4 < count or self._counters.device != x.device:
             self._counters = mixed_counters(count, x.device)
+        # Once moved to the device they stay there: a copy a step would have it wait for the host.
+        self._thresholds, self._scales = self._thresholds.to(x.device), self._scales.to(x.device, x.dtype)
         words = random_words(self._keys, count, self._counters)
         # Compared straight into numbers: on a CPU, operations on truth values are several times as slow.
         kept = torch.empty(words.shape, dtype=x.dtype, device=x.device)
-        torch.ge(words, self._thresholds.to(x.device), out=kept).mul_(self._scales.to(x.device, x.dtype))
+        torch.ge(words, self._thresholds, out=kept).mul_(self._scales)
         # Elements are counted in the order in which they lie in memory, so that mask and activation agree in strides.
         if x.dim() == 3 and x.transpose(1, 2).is_contiguous():
             return x * kept.view(-1, x.shape[2], x.shape[1]).transpose(1, 2)
