@@ -19,12 +19,14 @@ import statistics
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import optuna
 import torch
 import torch.nn.functional as F
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import PartialFixedSampler, RandomSampler
 from torch import nn
 
@@ -111,6 +113,7 @@ def plain_loop(
     """Run these trials in the study at `url`; add the seconds that training took, storage apart, to `spent`."""
     torch.set_num_threads(threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", ExperimentalWarning)  # of the sampler that fixes parameters
 
     def objective(trial: optuna.Trial) -> float:
         lr = trial.suggest_float("lr", 1e-6, 1e-2, log=True)

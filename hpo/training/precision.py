@@ -7,21 +7,21 @@ one measurement would differ from run to run.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
-from hpo.training.population import train
+from hpo.training.population import EpochResult, train
 from hpo.training.stack import Member
 
 CLEARLY_FASTER = 1.2
 """Ratio of times from which bfloat16 is chosen."""
 
 STEPS = 4
-ROUNDS = 3
+ROUNDS = 8
 
 
 def choose_precision(members: Sequence[Member], split: DeviceSplit) -> tuple[str, float]:
@@ -49,27 +49,29 @@ def _ratio(members: Sequence[Member], split: DeviceSplit) -> float:
         validation=split.validation[:images],
         validation_labels=split.validation_labels[:images],
     )
-    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    steady = [_steady(member) for member in members]
+    epochs = {precision: train(steady, few, precision) for precision in ("float32", "bfloat16")}
+    for each in epochs.values():
+        next(each)  # warms up
+    seconds: dict[str, list[float]] = {precision: [] for precision in epochs}
     for _ in range(ROUNDS):  # in alternation, so that a busy moment of the machine meets both
-        for precision, measured in seconds.items():
-            measured.append(_seconds(members, few, precision))
+        for precision, each in epochs.items():
+            seconds[precision].append(_seconds(each, split.device))
     return min(seconds["float32"]) / min(seconds["bfloat16"])
 
 
-def _seconds(members: Sequence[Member], split: DeviceSplit, precision: str) -> float:
-    """Return how long the second epoch takes: the first one warms up."""
-    epochs = train([_for_two_epochs(member) for member in members], split, precision)
-    next(epochs)
-    _wait(split.device)
+def _seconds(epochs: Iterator[EpochResult], device: torch.device) -> float:
+    """Return how long the next epoch takes."""
+    _wait(device)
     start = time.perf_counter()
-    next(epochs, None)
-    _wait(split.device)
+    next(epochs)
+    _wait(device)
     return time.perf_counter() - start
 
 
-def _for_two_epochs(member: Member) -> Member:
-    """Return the member for two epochs, with a learning rate at which nobody diverges: who leaves takes no time."""
-    training = member.config.training.model_copy(update={"epochs": 2})
+def _steady(member: Member) -> Member:
+    """Return the member for all rounds, with a learning rate at which nobody diverges: who leaves takes no time."""
+    training = member.config.training.model_copy(update={"epochs": 1 + ROUNDS})
     optimizer = member.config.optimizer.model_copy(update={"lr": 1e-9})
     return replace(member, config=member.config.model_copy(update={"training": training, "optimizer": optimizer}))
 
