@@ -48,7 +48,7 @@ class PopulationStarted(Event):
 
 @dataclass(frozen=True)
 class EpochEnded(Event):
-    """An epoch of the population in hand is over; `best` is its best metric so far."""
+    """An epoch of the population in hand is over; `best` is the best score its members would have if it ended here."""
 
     epoch: int
     epochs: int

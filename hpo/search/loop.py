@@ -182,21 +182,26 @@ class _Run:
         endings += [(number, self._ending(number, TrialState.PRUNED)) for number in sorted(pruned)]
         endings += [(number, self._ending(number, TrialState.COMPLETE)) for number in scores if last]
         self._end(endings)
-        seen = [value for curve in self._curves.values() for value in curve[self._metric]]
-        search.on_event(EpochEnded(epoch, self._epochs, len(self._members) - len(self._ended), self._best(seen)))
+        best = self._best([self._score(number) for number in scores])
+        search.on_event(EpochEnded(epoch, self._epochs, len(self._members) - len(self._ended), best))
 
     def _ending(self, number: int, state: TrialState) -> Ending:
         """Return a completed trial's ending with its score, or a pruned one's with its last value, as Optuna does."""
         curve = self._curves[number]
         values = curve[self._metric]
         score, attrs = values[-1], {}
-        if state == TrialState.COMPLETE and self._search.study.search.score == "best":
-            score = self._best(values) or 0.0
-            attrs = {"score_epoch": values.index(score) + 1}
         if state == TrialState.COMPLETE:
+            score = self._score(number)
             self._scores.append(score)
+            if self._search.study.search.score == "best":
+                attrs = {"score_epoch": values.index(score) + 1}
         system_attrs = {CURVE: dict(curve), **self._search.history.attrs(number)}
         return Ending(self._search.trial_id(number), state, score, attrs, system_attrs)
+
+    def _score(self, number: int) -> float:
+        """Return the score that a member would have if it ended now."""
+        values = self._curves[number][self._metric]
+        return (self._best(values) or 0.0) if self._search.study.search.score == "best" else values[-1]
 
     def _failure(self, number: int, reason: str) -> Ending:
         attrs = {CURVE: dict(self._curves.get(number, {}))}
