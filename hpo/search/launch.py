@@ -45,6 +45,8 @@ def launch(
     start = time.perf_counter()
     check_search(study)
     where = find_device(device)
+    if where.type == "mps" and study.first.training.precision == "float64":
+        raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
     images = load_split(study)
     split = to_device(images, study.data.split_seed, where)
     config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
