@@ -2,13 +2,15 @@
 
 Promises: an SQLite connection waits for others instead of failing, checks foreign keys and does not wait for the disk
 at every commit; the tables are made whole or not at all, however many processes open a new storage at once; tables of
-another Optuna schema are refused and left as they are; an error of the database is a StorageError of one line.
+another Optuna schema are refused and left as they are; an error of the database is a StorageError of one line, and a
+TransientError where trying again may help; a pooled connection to a server is checked before it is used.
 Knows the schema as a whole, nothing of what the rows mean.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -28,6 +30,9 @@ from hpo.storage.location import Location, mask
 
 BUSY_TIMEOUT_S = 30.0
 JOURNAL_RETRY_S = 0.02
+CONNECT_TIMEOUT_S = 10
+# Held by the process that makes a storage's tables: any number that is always the same ("hpo" in ASCII).
+TABLES_LOCK = 0x68706F
 # SQLite's error names, by their beginning, as a sentence's end.
 SQLITE_ERRORS = {
     "SQLITE_BUSY": f"locked by another process for {BUSY_TIMEOUT_S:.0f} s; stop that process, or try again later",
@@ -38,6 +43,18 @@ SQLITE_ERRORS = {
     "SQLITE_CANTOPEN": "cannot be opened; check the permissions of the file and its folder",
     "SQLITE_IOERR": "the disk cannot be read or written; check it and try again",
 }
+# PostgreSQL's error codes, by their beginning, likewise.
+POSTGRESQL_ERRORS = {
+    "25006": "the server is read-only; name the one that takes writes",
+    "42501": "the user may not do this; grant it the rights to make and change tables",
+    "53100": "the server's disk is full; make room and try again (what was stored is kept)",
+}
+# The server goes away or is not there yet; too many connections; a transaction gave way to another.
+TRANSIENT = ("08", "57P01", "57P02", "57P03", "53300", "40001", "40P01")
+
+
+class TransientError(StorageError):
+    """The server cannot be reached, or did not do it this time. What was asked for may be asked for again."""
 
 
 class TunedConnection(sqlite3.Connection):
@@ -54,13 +71,20 @@ class TunedConnection(sqlite3.Connection):
 def engine_options(location: Location) -> dict[str, Any]:
     """Return the options for SQLAlchemy's create_engine."""
     if location.file is None:
-        return {"pool_pre_ping": True}
+        own_timeout = "connect_timeout" in location.url.query or "PGCONNECT_TIMEOUT" in os.environ
+        return {
+            "pool_pre_ping": True,
+            "connect_args": {} if own_timeout else {"connect_timeout": CONNECT_TIMEOUT_S},
+        }
     return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "factory": TunedConnection}}
 
 
 def prepare(location: Location) -> None:
     """Make the storage ready for use: the journal's mode, and the tables where there are none yet."""
-    engine = sa.create_engine(location.url, poolclass=sa.NullPool, **engine_options(location))
+    try:
+        engine = sa.create_engine(location.url, poolclass=sa.NullPool, **engine_options(location))
+    except sa.exc.ArgumentError as error:
+        raise StorageError(f"{location.shown}: {_sentence(error)}") from error
     explain_errors(engine, location.shown)
     if location.file is not None:
         _use_write_ahead_log(location.file, location.shown)
@@ -68,6 +92,8 @@ def prepare(location: Location) -> None:
         ready = _schema_is_ready(connection, location.shown)
     if not ready:
         with write(engine) as connection:
+            if location.file is None:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
             # Asked again: another process may have made the tables while this one waited for the lock.
             if not _schema_is_ready(connection, location.shown):
                 _make_tables(connection)
@@ -100,14 +126,32 @@ def explain_errors(engine: Engine, shown: str) -> None:
     """Turn the engine's errors into a StorageError that names the storage as `shown`."""
 
     def explain(context: ExceptionContext) -> None:
-        error = context.sqlalchemy_exception
+        error, cause = context.sqlalchemy_exception, context.original_exception
+        # A pooled connection found dead before its use: the pool opens another one.
+        if context.is_pre_ping or not isinstance(error, sa.exc.DBAPIError):
+            return
+        if engine.dialect.name == "postgresql":
+            _explain_postgresql(context, shown)
         # A row that is there already is Optuna's own business, and a wrong statement is a defect that keeps its
         # traceback. Without a connection it is the URL that is wrong, whatever the driver calls it.
         passed_on = isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError) and context.connection
         if isinstance(error, sa.exc.DatabaseError) and not passed_on:
-            _fail(shown, context.original_exception)
+            _fail(shown, cause)
 
     sa.event.listen(engine, "handle_error", explain)
+
+
+def _explain_postgresql(context: ExceptionContext, shown: str) -> None:
+    cause = context.original_exception
+    state = getattr(cause, "sqlstate", None) or ""
+    if context.connection is None:
+        advice = "check that the server runs, and the URL's host, user, password and database"
+        raise TransientError(f"{shown}: {_sentence(cause).removeprefix('connection failed: ')}; {advice}") from cause
+    if context.is_disconnect or state.startswith(TRANSIENT):
+        raise TransientError(f"{shown}: {_sentence(cause)}") from cause
+    for beginning, sentence in POSTGRESQL_ERRORS.items():
+        if state.startswith(beginning):
+            raise StorageError(f"{shown}: {_sentence(cause)}: {sentence}") from cause
 
 
 def _fail(shown: str, error: BaseException) -> NoReturn:
@@ -115,7 +159,11 @@ def _fail(shown: str, error: BaseException) -> NoReturn:
     for beginning, sentence in SQLITE_ERRORS.items():
         if name.startswith(beginning):
             raise StorageError(f"{shown}: {sentence}") from error
-    raise StorageError(f"{shown}: the database answered: {mask(' '.join(str(error).split()))}") from error
+    raise StorageError(f"{shown}: the database answered: {_sentence(error)}") from error
+
+
+def _sentence(error: BaseException) -> str:
+    return mask(" ".join(str(error).split()))
 
 
 def _use_write_ahead_log(file: Path, shown: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
@@ -36,7 +36,7 @@ DRIVERS = {
 class Location:
     """A checked storage URL. `shown` is how the user wrote it, fit for a message; `file` is None for a server."""
 
-    url: URL
+    url: URL = field(repr=False)
     shown: str
     file: Path | None
 

@@ -2,7 +2,8 @@
 
 Promises: a call is kept whole or not at all; what it writes is what plain Optuna would have written; trials are
 numbered without gaps however many processes create them; a trial is changed only from the state that the call is for,
-and those in another state are left alone and told apart in the answer. Safe from several threads and processes.
+and those in another state are left alone and told apart in the answer. A call that changes trials or makes a study
+outlives a restart of the server, and still does its work once. Safe from several threads and processes.
 Knows nothing of samplers, and does not check that the trials of a study share a search space.
 """
 
@@ -24,8 +25,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from hpo.storage.connections import engine_options, explain_errors, prepare, read, write
+from hpo.storage.connections import engine_options, explain_errors, prepare, read
 from hpo.storage.location import Location, locate
+from hpo.storage.retry import transact
 from hpo.storage.rows import (
     DIRECTIONS,
     INTERMEDIATE,
@@ -84,12 +86,17 @@ class Storage(RDBStorage):
 
     def create_study(self, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]) -> int:
         """Store a new study with its attributes and return its id; raise DuplicatedStudyError where there is one."""
-        with write(self.engine) as connection:
-            try:
-                insert = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
-                study_id = int(connection.execute(insert).scalar_one())
-            except sa.exc.IntegrityError as error:
-                raise DuplicatedStudyError(f"a study named {name!r} exists") from error
+        made: list[int] = []
+
+        def work(connection: Connection, uncertain: bool) -> int:
+            insert = _dialect(connection).insert(STUDIES).values(study_name=name).on_conflict_do_nothing()
+            study_id: int | None = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
+            if study_id is None:
+                there: int = connection.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=name)).scalar_one()
+                if uncertain and there in made:
+                    return there
+                raise DuplicatedStudyError(f"a study named {name!r} exists")
+            made.append(study_id)
             objective = {"study_id": study_id, "objective": 0, "direction": direction}
             connection.execute(sa.insert(DIRECTIONS).values(objective))
             rows = [
@@ -97,7 +104,9 @@ class Storage(RDBStorage):
             ]
             if rows:
                 connection.execute(sa.insert(STUDY_ATTRS), rows)
-        return study_id
+            return study_id
+
+        return transact(self.engine, work)
 
     def create_trials(self, study_id: int, templates: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Store new trials, numbered in this order, each in its template's state with all that the template holds.
@@ -105,62 +114,58 @@ class Storage(RDBStorage):
         A running trial without a start time starts now.
         """
         now = datetime.datetime.now()
-        with write(self.engine) as connection:
+        earlier: list[FrozenTrial] = []
+
+        def work(connection: Connection, uncertain: bool) -> list[FrozenTrial]:
+            nonlocal earlier
             # The lock that plain Optuna takes, too: nobody else numbers trials of this study until the end.
             lock = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update()
             if connection.execute(lock).first() is None:
                 raise KeyError(NOT_FOUND_MSG)
+            if uncertain and _are_stored(connection, study_id, earlier):
+                return earlier
             count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
             first = connection.execute(count).scalar_one()
-            trials = [_numbered(template, first + i, now) for i, template in enumerate(templates)]
-            if not trials:
-                return []
-            rows = [
-                {
-                    "number": trial.number,
-                    "study_id": study_id,
-                    "state": trial.state,
-                    "datetime_start": utc(trial.datetime_start),
-                    "datetime_complete": utc(trial.datetime_complete),
-                }
-                for trial in trials
-            ]
-            insert = sa.insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
-            added: defaultdict[sa.Table, list[Row]] = defaultdict(list)
-            for trial, trial_id in zip(trials, connection.execute(insert, rows).scalars().all(), strict=True):
-                trial._trial_id = trial_id
-                for table, of_table in trial_rows(trial_id, trial):
-                    added[table] += of_table
-            for table, of_table in added.items():
-                if of_table:
-                    connection.execute(sa.insert(table), of_table)
-        return trials
+            earlier = [_numbered(template, first + i, now) for i, template in enumerate(templates)]
+            if earlier:
+                _insert(connection, study_id, earlier)
+            return earlier
+
+        return transact(self.engine, work)
 
     def report(self, step: int, values: Mapping[int, float]) -> set[int]:
         """Store the metric that each trial (by id) reached at a step; return the ids of trials no longer running."""
-        with write(self.engine) as connection:
+
+        def work(connection: Connection, uncertain: bool) -> set[int]:
             running = _in_state(connection, values, TrialState.RUNNING)
             rows = [intermediate_row(trial_id, step, values[trial_id]) for trial_id in values if trial_id in running]
             _upsert(connection, INTERMEDIATE, rows)
-        return set(values) - running
+            return set(values) - running
+
+        return transact(self.engine, work)
 
     def finish(self, endings: Sequence[Ending]) -> set[int]:
         """End running trials; return the ids of trials no longer running, whose ending is dropped."""
         ids = {ending.trial_id for ending in endings}
         if len(ids) < len(endings):
             raise ValueError("a trial ends once")
-        with write(self.engine) as connection:
+        now = utc(datetime.datetime.now())
+
+        def work(connection: Connection, uncertain: bool) -> set[int]:
             running = _in_state(connection, ids, TrialState.RUNNING)
             kept = [ending for ending in endings if ending.trial_id in running]
             values = [value_row(e.trial_id, 0, e.value) for e in kept if e.value is not None]
             _upsert(connection, VALUES, values)
             _upsert(connection, USER_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.user_attrs)])
             _upsert(connection, SYSTEM_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.system_attrs)])
-            now = datetime.datetime.now()
             for state in TrialState:
                 ended = [ending.trial_id for ending in kept if ending.state == state]
-                _update(connection, ended, state=state, datetime_complete=utc(now))
-        return ids - running
+                _update(connection, ended, state=state, datetime_complete=now)
+            # The time, to the microsecond, tells an earlier run's endings from those of others.
+            ours = _where(connection, ids - running, TRIALS.c.datetime_complete == now) if uncertain else set()
+            return ids - running - ours
+
+        return transact(self.engine, work)
 
     def requeue(self, trial_ids: Iterable[int]) -> set[int]:
         """Send running trials back to the queue with their parameters, and without what they had reached.
@@ -168,18 +173,35 @@ class Storage(RDBStorage):
         Return the ids of trials no longer running, which are left as they are.
         """
         ids = set(trial_ids)
-        with write(self.engine) as connection:
-            running = _in_state(connection, ids, TrialState.RUNNING)
-            connection.execute(sa.delete(INTERMEDIATE).where(INTERMEDIATE.c.trial_id.in_(running)))
-            _update(connection, running, state=TrialState.WAITING, datetime_start=None)
-        return ids - running
+        since: dict[int, datetime.datetime | None] = {}
+
+        def work(connection: Connection, uncertain: bool) -> set[int]:
+            nonlocal since
+            found = _running_since(connection, ids)
+            if uncertain:
+                # What an earlier run sent back may run elsewhere by now: only what still runs since then goes back.
+                found = {i: start for i, start in found.items() if i in since and since[i] == start}
+            else:
+                since = found
+            connection.execute(sa.delete(INTERMEDIATE).where(INTERMEDIATE.c.trial_id.in_(list(found))))
+            _update(connection, found, state=TrialState.WAITING, datetime_start=None)
+            return ids - since.keys()
+
+        return transact(self.engine, work)
 
     def start(self, trial_ids: Iterable[int]) -> set[int]:
         """Claim waiting trials; return the ids of those that this call, and no other process, set running."""
-        with write(self.engine) as connection:
-            waiting = _in_state(connection, set(trial_ids), TrialState.WAITING)
-            _update(connection, waiting, state=TrialState.RUNNING, datetime_start=utc(datetime.datetime.now()))
-        return waiting
+        ids = set(trial_ids)
+        now = utc(datetime.datetime.now())
+
+        def work(connection: Connection, uncertain: bool) -> set[int]:
+            waiting = _in_state(connection, ids, TrialState.WAITING)
+            _update(connection, waiting, state=TrialState.RUNNING, datetime_start=now)
+            # As in finish.
+            ours = (TRIALS.c.state == TrialState.RUNNING) & (TRIALS.c.datetime_start == now)
+            return waiting | (_where(connection, ids - waiting, ours) if uncertain else set())
+
+        return transact(self.engine, work)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read one trial; a KeyError where there is none, as in Optuna."""
@@ -227,11 +249,61 @@ def _numbered(template: FrozenTrial, number: int, now: datetime.datetime) -> Fro
     )
 
 
+def _insert(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+    """Write the trials, and give each the id it has got."""
+    rows = [
+        {
+            "number": trial.number,
+            "study_id": study_id,
+            "state": trial.state,
+            "datetime_start": utc(trial.datetime_start),
+            "datetime_complete": utc(trial.datetime_complete),
+        }
+        for trial in trials
+    ]
+    insert = sa.insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
+    added: defaultdict[sa.Table, list[Row]] = defaultdict(list)
+    for trial, trial_id in zip(trials, connection.execute(insert, rows).scalars().all(), strict=True):
+        trial._trial_id = trial_id
+        for table, of_table in trial_rows(trial_id, trial):
+            added[table] += of_table
+    for table, of_table in added.items():
+        if of_table:
+            connection.execute(sa.insert(table), of_table)
+
+
+def _are_stored(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether these are trials of the study, told by what never changes: ids, numbers and parameters.
+
+    Ids alone would not do: a server that crashed may give those again that were lost.
+    """
+    ids = [trial._trial_id for trial in trials]
+    found = read_trials(connection, (TRIALS.c.study_id == study_id) & TRIALS.c.trial_id.in_(ids))
+
+    def fixed(trial: FrozenTrial) -> tuple[int, int, str]:
+        return trial._trial_id, trial.number, repr(sorted(trial.params.items()))
+
+    return sorted(map(fixed, found)) == sorted(map(fixed, trials))
+
+
 def _in_state(connection: Connection, trial_ids: Collection[int], state: TrialState) -> set[int]:
     """Those of the trials that are in the state, locked until the transaction ends."""
-    select = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id.in_(list(trial_ids)), TRIALS.c.state == state)
+    return _where(connection, trial_ids, TRIALS.c.state == state)
+
+
+def _where(connection: Connection, trial_ids: Collection[int], condition: sa.ColumnElement[bool]) -> set[int]:
+    """Those of the trials that meet the condition, locked until the transaction ends."""
+    select = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id.in_(list(trial_ids)), condition)
     # In one order everywhere, so that two processes never wait for each other's rows.
     return set(connection.execute(select.order_by(TRIALS.c.trial_id).with_for_update()).scalars())
+
+
+def _running_since(connection: Connection, trial_ids: Collection[int]) -> dict[int, datetime.datetime | None]:
+    """The running ones of the trials with their start, locked likewise."""
+    running = TRIALS.c.trial_id.in_(list(trial_ids)) & (TRIALS.c.state == TrialState.RUNNING)
+    select = sa.select(TRIALS.c.trial_id, TRIALS.c.datetime_start).where(running)
+    found = connection.execute(select.order_by(TRIALS.c.trial_id).with_for_update())
+    return {trial_id: start for trial_id, start in found}
 
 
 def _update(connection: Connection, trial_ids: Collection[int], **columns: Any) -> None:
@@ -243,7 +315,12 @@ def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Row]) -> Non
     """Write rows, changing those that are there."""
     if not rows:
         return
-    insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    insert = _dialect(connection).insert(table)
     keys = KEYS[table]
     changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
     connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+
+
+def _dialect(connection: Connection) -> Any:
+    """SQLAlchemy's module for what the two databases have, and standard SQL has not."""
+    return sqlite if connection.dialect.name == "sqlite" else postgresql

@@ -1,23 +1,63 @@
-"""What the storage's tests share: a storage in a fresh file, and a study in it."""
+"""What the storage's tests share: a storage in a fresh SQLite file or PostgreSQL database, and a study in it.
+
+Every test that takes `url` or `storage` runs on both; those about files take `file_url` and `file_storage`.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from optuna.study import StudyDirection
+from postgresql_server import Server
 
 from hpo.storage import Storage, open_storage
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    # Not in pytest's folder, which belongs to its user alone.
+    with tempfile.TemporaryDirectory(prefix="hpo-postgresql-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        server = Server(Path(folder))
+        yield server
+        server.stop("immediate")
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def file_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/hpo.db"
 
 
 @pytest.fixture
+def server_url(server: Server) -> Iterator[str]:
+    with server.database() as name:
+        yield server.url(name)
+
+
+@pytest.fixture(params=["file_url", "server_url"], ids=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
 def storage(url: str) -> Iterator[Storage]:
+    yield from opened(url)
+
+
+@pytest.fixture
+def file_storage(file_url: str) -> Iterator[Storage]:
+    yield from opened(file_url)
+
+
+@pytest.fixture
+def server_storage(server_url: str) -> Iterator[Storage]:
+    yield from opened(server_url)
+
+
+def opened(url: str) -> Iterator[Storage]:
     storage = open_storage(url)
     yield storage
     storage.close()

