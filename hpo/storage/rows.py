@@ -68,20 +68,24 @@ def local(time: datetime.datetime | None) -> datetime.datetime | None:
 
 
 def value_row(trial_id: int, objective: int, value: float) -> Row:
+    """Return the row of a value, infinity in Optuna's way of keeping them."""
     stored, kind = models.TrialValueModel.value_to_stored_repr(float(value))
     return {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
 
 
 def intermediate_row(trial_id: int, step: int, value: float) -> Row:
+    """Return the row of the metric at a step, NaN and infinity in Optuna's way of keeping them."""
     stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(float(value))
     return {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
 def attr_rows(trial_id: int, attrs: Mapping[str, Any]) -> list[Row]:
+    """Return a row for each of a trial's attributes, its value as JSON."""
     return [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
 
 
 def param_rows(trial_id: int, trial: FrozenTrial) -> list[Row]:
+    """Return a row for each parameter, its value as Optuna keeps it and its distribution as JSON."""
     return [
         {
             "trial_id": trial_id,

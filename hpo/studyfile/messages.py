@@ -36,10 +36,12 @@ def study_file_error(source: str, key: str, problem: str) -> StudyFileError:
 
 
 def printable(text: str) -> str:
+    """Return text on one line, whatever it held."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shortened(text: str) -> str:
+    """Return text cut to what a message has room for."""
     return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
 
 
@@ -66,10 +68,12 @@ def _toml(value: object, depth: int) -> str:
 
 
 def key_shown(key: object) -> str:
+    """Return a key as a message names it."""
     return key if isinstance(key, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,60}", key) else shown(key)
 
 
 def dotted(path: Path) -> str:
+    """Return a path as the key that a user would write: `optimizer.lr.low`."""
     return ".".join(map(key_shown, path))
 
 

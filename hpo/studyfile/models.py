@@ -39,10 +39,14 @@ def _number_or(other: type, tag: str) -> Discriminator:
 
 
 class Settings(BaseModel):
+    """What all settings have in common: frozen, strict, no unknown keys, no nan and no infinity."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSettings(Settings):
+    """`[data]`: which images, and how validation is carved from them."""
+
     dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field(title="data set")
     validation: float = Field(0.2, gt=0, lt=1)
     train_size: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
@@ -53,6 +57,8 @@ _CNN = UsedBy(("cnn",))
 
 
 class NetworkSettings(Settings):
+    """`[network]`: one trial's network and its initial weights."""
+
     kind: Literal["mlp", "cnn"]
     hidden: list[Positive] = [100, 100]
     activation: Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"] = "relu"
@@ -92,6 +98,8 @@ def _dropout_places(kind: str, hidden: list[int]) -> int:
 
 
 class OptimizerSettings(Settings):
+    """`[optimizer]`: one trial's optimizer."""
+
     kind: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "sgd"
     lr: AboveZero
     weight_decay: float = Field(0.0, ge=0)
@@ -103,12 +111,16 @@ class OptimizerSettings(Settings):
 
 
 class TrainingSettings(Settings):
+    """`[training]`: how long, in which batches and in which precision."""
+
     epochs: Positive
     batch_size: Positive = 100
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
 
 
 class SearchSettings(Settings):
+    """`[search]`: how many trials, chosen and judged how."""
+
     trials: Positive
     sampler: Literal["random", "tpe", "gp", "cmaes", "qmc", "grid"] = "tpe"
     pruner: Literal["none", "median", "hyperband"] = "none"
