@@ -7,27 +7,18 @@ from __future__ import annotations
 
 import json
 
-from hpo.data import load_split
-from hpo.search.samplers import check_search, most_epochs
+from hpo.search.plan import plan
+from hpo.search.samplers import most_epochs
 from hpo.search.space import how_many
-from hpo.studyfile import Choices, Config, Parameter, Study
+from hpo.studyfile import Choices, Parameter, Study
 from hpo.training.devices import describe as describe_device
-from hpo.training.devices import find_device
-from hpo.training.images import Shape
-from hpo.training.size import memory, population_size, size_of
+from hpo.training.size import memory
 
 
 def describe(study: Study, device: str = "auto") -> str:
     """Return the report, some lines of text. Raises what a launch would raise for this file."""
-    check_search(study)
-    where = find_device(device)
-    split = load_split(study)
-    channels, height, width = split.train.pixels.shape[1:]
-    shape: Shape = (channels, height, width)
-    precision = study.first.training.precision
-    config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
-    member = size_of(config, shape, split.classes, "float32" if precision == "auto" else precision)
-    population = population_size(study.search.population, study.search.trials, member.member_bytes, where)
+    planned = plan(study, device)
+    split, member, population, where = planned.images, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
     return "\n".join(
         [

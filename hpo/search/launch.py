@@ -1,6 +1,6 @@
-"""A launch: read the images, open the study, settle device, precision and population, and search.
+"""A launch: plan the study, open it in the storage, settle the precision, and search.
 
-Everything that can be wrong with the study file or the data is found before anything is stored.
+The plan comes first: whatever is wrong with the file, the data or the device is found before anything is stored.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import TrialState
 
-from hpo.data import load_split
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
+from hpo.search.plan import plan
 from hpo.search.records import RUN, open_study, process_record, record_change, record_run
-from hpo.search.samplers import check_search
 from hpo.search.space import how_many
 from hpo.storage import Storage
 from hpo.studyfile import Config, Study
-from hpo.training.devices import describe, find_device
+from hpo.training.devices import describe
 from hpo.training.images import DeviceSplit, to_device
 from hpo.training.objective import Objective
 from hpo.training.precision import choose_precision
-from hpo.training.size import population_size, size_of
 from hpo.training.stack import Member
 
 
@@ -43,20 +41,14 @@ def launch(
     file that differs from the stored one) and DataError before anything is stored.
     """
     start = time.perf_counter()
-    check_search(study)
-    where = find_device(device)
-    if where.type == "mps" and study.first.training.precision == "float64":
-        raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
-    images = load_split(study)
-    split = to_device(images, study.data.split_seed, where)
-    config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
-    member = size_of(config, split.shape, split.classes, _or_float32(study))
-    stored = open_study(study, images, storage, extend)
+    planned = plan(study, device)
+    population, device_name = planned.population, describe(planned.device)
+    split = to_device(planned.images, study.data.split_seed, planned.device)
+    stored = open_study(study, planned.images, storage, extend)
     with process_record(stored):
         record_change(stored, study)
-        population = population_size(study.search.population, study.search.trials, member.member_bytes, where)
-        precision = _precision(study, stored, config, split, population, on_event)
-        record_run(stored, describe(where), precision)
+        precision = _precision(study, stored, planned.config, split, population, on_event)
+        record_run(stored, device_name, precision)
         completed, pruned, failed = _counts(stored)
         on_event(
             StudyStarted(
@@ -66,9 +58,9 @@ def launch(
                 pruned=pruned,
                 failed=failed,
                 population=population,
-                device=describe(where),
+                device=device_name,
                 precision=precision,
-                parameters=member.parameters,
+                parameters=planned.size.parameters,
             )
         )
         objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")))
@@ -77,11 +69,6 @@ def launch(
         if reason == "space exhausted":
             on_event(Note(f"the search space holds only {how_many(study)}, and there is no other to train"))
         on_event(StudyEnded(reason, *_counts(stored), time.perf_counter() - start))
-
-
-def _or_float32(study: Study) -> str:
-    precision = study.first.training.precision
-    return "float32" if precision == "auto" else precision
 
 
 def _precision(

@@ -5,7 +5,8 @@ Knows nothing of files: it is given arrays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Training and validation images [N, C, H, W] float32 and labels [N] int64 on one device."""
+    """Training and validation images [N, C, H, W] and labels [N] int64 on one device."""
 
     train: Tensor
     train_labels: Tensor
@@ -30,13 +31,22 @@ class DeviceSplit:
     @property
     def shape(self) -> Shape:
         """An image's channels, height and width."""
-        channels, height, width = self.train.shape[1:]
-        return channels, height, width
+        return shape_of_images(self.train.shape)
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.train.device
+
+    def in_type(self, dtype: torch.dtype) -> DeviceSplit:
+        """Return the split with its images in another type; itself where they are in that type."""
+        return replace(self, train=self.train.to(dtype), validation=self.validation.to(dtype))
+
+
+def shape_of_images(shape: Sequence[int]) -> Shape:
+    """Return what the shape of images, [N, C, H, W], says of one of them."""
+    _, channels, height, width = shape
+    return channels, height, width
 
 
 def to_device(split: Split, seed: int, device: torch.device) -> DeviceSplit:

@@ -27,7 +27,7 @@ from hpo.studyfile import Config
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.size import measure
-from hpo.training.stack import Member, Stack, Values
+from hpo.training.stack import DTYPES, Member, Stack, Values
 
 WORTH_A_CORE = 100_000_000
 """Floating-point operations a step from which a stack earns a thread of its own: about a millisecond's."""
@@ -88,8 +88,9 @@ def _deal(members: Sequence[Member], split: DeviceSplit, precision: str) -> tupl
     cores = torch.get_num_threads() if split.device.type == "cpu" else 1
     worth = max(1, min(cores, step * len(members) // WORTH_A_CORE))
     count = min(worth, len(members))
+    typed = split.in_type(DTYPES[precision])  # once for all stacks: it may be the whole data set
     bounds = [len(members) * part // count for part in range(count + 1)]
-    stacks = [Stack(members[start:end], modules[start:end], split, precision) for start, end in pairwise(bounds)]
+    stacks = [Stack(members[start:end], modules[start:end], typed) for start, end in pairwise(bounds)]
     return stacks, worth // count
 
 

@@ -39,22 +39,20 @@ class Member:
 
 
 class Stack:
-    """Members of one shape, on the device of their split. `modules` are their networks; `numbers` are those left."""
+    """Members of one shape, on the device and in the type of their split's images.
 
-    def __init__(
-        self, members: Sequence[Member], modules: Sequence[nn.Module], split: DeviceSplit, precision: str
-    ) -> None:
+    `modules` are their networks; `numbers` are those left.
+    """
+
+    def __init__(self, members: Sequence[Member], modules: Sequence[nn.Module], split: DeviceSplit) -> None:
         first = members[0].config
         self.numbers = [member.number for member in members]
         self._seeds = [member.seed for member in members]
         self._split = split
-        self._compute = DTYPES[precision]
         self._wide = torch.float32 if split.device.type == "mps" else torch.float64  # mps has no wider type
-        self._network = StackedNetwork(modules, self._compute)
+        self._network = StackedNetwork(modules, split.train.dtype)
         self._optimizer = Optimizer(self._network.blocks, [member.config.optimizer for member in members])
         self._batch = first.training.batch_size
-        self._train = split.train.to(self._compute)
-        self._validation = split.validation.to(self._compute)
 
     def epoch(self, epoch: int) -> Values:
         """Train one epoch, evaluate, and return number -> metric -> value: the epoch's one synchronization."""
@@ -80,7 +78,7 @@ class Stack:
 
     def _train_epoch(self, epoch: int) -> Tensor:
         """Return the means of loss and accuracy over the epoch's images, [2, K]."""
-        images, labels = self._train, self._split.train_labels
+        images, labels = self._split.train, self._split.train_labels
         order = batch_order(self._split.seed, epoch, len(labels)).to(images.device)
         batches = list(torch.split(order, self._batch))
         if len(batches) > 1 and len(batches[-1]) == 1 < self._batch:
@@ -102,11 +100,11 @@ class Stack:
     @torch.no_grad()
     def _evaluate(self) -> Tensor:
         """Return loss and accuracy on the validation split, [2, K]."""
-        totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=self._validation.device)
-        labels = self._split.validation_labels
-        parts = zip(torch.split(self._validation, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
-        for images, some in parts:
-            loss, correct = _loss(self._network(images, training=False), some)
+        totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=self._split.device)
+        images, labels = self._split.validation, self._split.validation_labels
+        parts = zip(torch.split(images, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
+        for some, of_some in parts:
+            loss, correct = _loss(self._network(some, training=False), of_some)
             totals += torch.stack([loss.sum(1), correct])
         return totals / len(labels)
 

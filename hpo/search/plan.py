@@ -1,0 +1,44 @@
+"""What a launch will do with a study: its device, images, first settings, and how large its populations are.
+
+Everything that can be wrong with the study file, the data or the device is found here, before anything is stored; a
+launch and `hpo check` begin with it. Knows nothing of storages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hpo.data import Split, load_split
+from hpo.search.samplers import check_search
+from hpo.studyfile import Config, Study
+from hpo.training.devices import find_device
+from hpo.training.images import shape_of_images
+from hpo.training.size import Size, population_size, size_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`config` has every searched value at its first, `size` is of one member of it, `population` a number of them."""
+
+    device: torch.device
+    images: Split
+    config: Config
+    size: Size
+    population: int
+
+
+def plan(study: Study, device: str) -> Plan:
+    """Return the plan. Raises UsageError or StudyFileError (the file, the device) and DataError."""
+    check_search(study)
+    where = find_device(device)
+    precision = study.first.training.precision
+    if where.type == "mps" and precision == "float64":
+        raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
+    images = load_split(study)
+    config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
+    assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
+    size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
+    population = population_size(study.search.population, study.search.trials, size.member_bytes, where)
+    return Plan(where, images, config, size, population)
