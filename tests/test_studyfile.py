@@ -135,6 +135,7 @@ class TestReading:
                 "population": "auto",
                 "seed": 0,
                 "repeat": False,
+                "retries": 1,
             },
         }
 

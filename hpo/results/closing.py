@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import shlex
 
-from hpo.results.ranking import best_line, edge_warnings, top
+from hpo.results.ranking import best_line, edge_warnings
 from hpo.search.events import StudyEnded
-from hpo.storage import Storage, load_study, mask
+from hpo.storage import Storage, best_trials, mask
 from hpo.studyfile import Study
 
 SHOWN = 5  # best trials
@@ -18,7 +18,7 @@ SHOWN = 5  # best trials
 def closing_lines(study: Study, storage: Storage, ended: StudyEnded | None, url: str | None) -> list[str]:
     """Return the lines that end a launch; `url` is the storage that the next commands must name, None for the usual."""
     lines = [] if ended is None else [_outcome(study, ended)]
-    best = top(load_study(storage, study.name), SHOWN)
+    best = best_trials(storage, study.name, SHOWN)
     lines += [best_line(rank, trial, study.search.metric) for rank, trial in enumerate(best, start=1)]
     if best:
         lines += [f"warning: {line}" for line in edge_warnings(study, best[0])]

@@ -16,15 +16,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import optuna
-
 from hpo.errors import HpoError
-from hpo.results.overview import count_states
-from hpo.results.ranking import top
+from hpo.results.overview import by_word
 from hpo.results.versions import versions
 from hpo.search.records import DATA, RUN, stored_study
 from hpo.search.space import decode
-from hpo.storage import Storage, load_study
+from hpo.storage import Storage, best_trials, load_study, summary
 from hpo.studyfile import Study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
 
@@ -40,11 +37,11 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def export(found: optuna.Study) -> dict[str, Any]:
-    """Return the export of a stored study's best trial; HpoError where no trial has finished."""
-    name, attrs = found.study_name, found.user_attrs
-    study = stored_study(found)
-    trials = top(found, 1)
+def export(storage: Storage, name: str) -> dict[str, Any]:
+    """Return the export of the study of that name; HpoError where no trial has finished."""
+    found = load_study(storage, name)
+    study, attrs = stored_study(found), found.user_attrs
+    trials = best_trials(storage, name, 1)
     if not trials:
         raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
     best = trials[0]
@@ -69,7 +66,7 @@ def export(found: optuna.Study) -> dict[str, Any]:
         "seed": best.user_attrs["seed"],
         "precision": precision,
         "device": run["device"],
-        "trials": count_states(found.get_trials(deepcopy=False)),
+        "trials": by_word(summary(storage, name).states),
         "data": attrs[DATA],
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -95,8 +92,7 @@ def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict
 
 def export_text(storage: Storage, name: str) -> str:
     """Return the export of the study of that name, as the text of a file."""
-    exported = export(load_study(storage, name))
-    return json.dumps(exported, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(export(storage, name), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write(text: str, path: Path) -> None:

@@ -6,21 +6,17 @@ into the same storage has a row too, without what only hpo knows of it.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from rich.cells import cell_len
 
 from hpo.data import Listing
 from hpo.results.lookup import metric_of
 from hpo.results.ranking import METRIC_LABELS
 from hpo.search.records import DATA
-from hpo.storage import Storage
+from hpo.storage import Storage, StudySummary, summaries
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -34,17 +30,9 @@ STATES = {
 def studies_table(storage: Storage) -> str:
     """Return one row a study: name, data set, trials by state, best value, last activity."""
     rows = [("study", "data set", "trials", "best", "last activity")]
-    for study in sorted(storage.get_all_studies(), key=lambda study: study.study_name):
-        trials = storage.get_all_trials(study._study_id, deepcopy=False)
-        rows.append(
-            (
-                study.study_name,
-                _dataset(study.user_attrs),
-                states_line(trials),
-                _best(trials, study.directions, study.user_attrs),
-                _last_activity(trials),
-            )
-        )
+    for study in sorted(summaries(storage), key=lambda study: study.name):
+        activity = "-" if study.last_activity is None else f"{study.last_activity:%Y-%m-%d %H:%M:%S}"
+        rows.append((study.name, _dataset(study.user_attrs), states_line(study.states), _best(study), activity))
     return table(rows)
 
 
@@ -58,15 +46,14 @@ def datasets_table(listings: Sequence[Listing]) -> str:
     return table(rows)
 
 
-def count_states(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+def by_word(states: Mapping[TrialState, int]) -> dict[str, int]:
     """Return how many trials are in each state, every state named."""
-    counts = Counter(trial.state for trial in trials)
-    return {word: counts[state] for state, word in STATES.items()}
+    return {word: states.get(state, 0) for state, word in STATES.items()}
 
 
-def states_line(trials: Sequence[FrozenTrial]) -> str:
+def states_line(states: Mapping[TrialState, int]) -> str:
     """Return `62 complete, 2 pruned`: the states that occur."""
-    return ", ".join(f"{count} {word}" for word, count in count_states(trials).items() if count) or "none"
+    return ", ".join(f"{count} {word}" for word, count in by_word(states).items() if count) or "none"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -83,23 +70,13 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def _dataset(user_attrs: dict[str, Any]) -> str:
+def _dataset(user_attrs: Mapping[str, Any]) -> str:
     data = user_attrs.get(DATA)
     return str(data["name"]) if isinstance(data, dict) and "name" in data else "-"
 
 
-def _best(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], user_attrs: dict[str, Any]) -> str:
-    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and len(trial.values) == 1]
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    if len(directions) != 1 or not finite:
+def _best(study: StudySummary) -> str:
+    if study.best is None:
         return "-"
-    best = max(finite) if directions[0] == StudyDirection.MAXIMIZE else min(finite)
-    metric = metric_of(user_attrs) or ""
-    return f"{best:.4f} {METRIC_LABELS.get(metric, metric)}".rstrip()
-
-
-def _last_activity(trials: Sequence[FrozenTrial]) -> str:
-    times: list[datetime] = [
-        time for trial in trials for time in (trial.datetime_start, trial.datetime_complete) if time is not None
-    ]
-    return f"{max(times):%Y-%m-%d %H:%M:%S}" if times else "-"
+    metric = metric_of(study.user_attrs) or ""
+    return f"{study.best:.4f} {METRIC_LABELS.get(metric, metric)}".rstrip()

@@ -29,6 +29,7 @@ from hpo.search.events import (
     EpochEnded,
     Event,
     Note,
+    OthersEnded,
     PopulationEnded,
     PopulationStarted,
     StudyEnded,
@@ -109,8 +110,8 @@ class Tally:
         self.before = self.done
         self.started = self.clock()
 
-    def add(self, event: PopulationEnded) -> None:
-        """Count a population that has ended."""
+    def add(self, event: PopulationEnded | OthersEnded) -> None:
+        """Count a population that has ended, or what others have done."""
         self.completed += event.completed
         self.pruned += event.pruned
         self.failed += event.failed
@@ -150,6 +151,8 @@ class PlainProgress(QuietProgress):
             case PopulationEnded():
                 self.tally.add(event)
                 self.line(f"{_outcome(event)}; {self.tally.line()}")
+            case OthersEnded():
+                self.tally.add(event)
             case _:
                 pass
 
@@ -193,7 +196,7 @@ class LiveProgress(PlainProgress):
             case PopulationEnded():
                 self.tally.add(event)
                 self._show_study(0.0)
-            case StudyStarted():
+            case StudyStarted() | OthersEnded():
                 super().show(event)
                 self._show_study(0.0)
             case _:

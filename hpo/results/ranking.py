@@ -1,37 +1,24 @@
-"""Which trials are best, how a trial reads on one line, and whether the best lies at the edge of what was searched.
+"""How the best trials read, a line each, and whether the best lies at the edge of what was searched.
 
-Only finished trials are ranked: a pruned one was judged on fewer epochs than the others, so its last value is not
-comparable. Equal values keep the order in which the trials were created. It reads, and never writes, a study.
+Only completed trials are ranked: a pruned one was judged on fewer epochs than the others, so its last value is not
+comparable. It reads, and never writes, a study.
 """
 
 from __future__ import annotations
 
 import math
 
-import optuna
 from optuna.distributions import FloatDistribution
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError, UsageError
 from hpo.results.lookup import metric_of
-from hpo.storage import Storage, load_study
+from hpo.storage import Storage, best_trials, summary
 from hpo.studyfile import Parameter, Range, Study, parse_study
 from hpo.studyfile.trees import replaced
 
 EDGE = 0.05  # of the range's width, in the logarithm for a log range
 METRIC_LABELS = {"val_accuracy": "val acc", "val_loss": "val loss"}
-
-
-def top(study: optuna.Study, n: int) -> list[FrozenTrial]:
-    """Return the `n` best finished trials of a study with one objective, best first."""
-    trials = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if trial.value is not None and math.isfinite(trial.value)
-    ]
-    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    return sorted(trials, key=lambda trial: (sign * _value(trial), trial.number))[:n]
 
 
 def best_line(rank: int, trial: FrozenTrial, metric: str = "val_accuracy") -> str:
@@ -43,10 +30,10 @@ def best_line(rank: int, trial: FrozenTrial, metric: str = "val_accuracy") -> st
 
 def top_lines(storage: Storage, name: str, n: int) -> list[str]:
     """Return a line for each of the `n` best trials of the study of that name."""
-    study = load_study(storage, name)
+    study = summary(storage, name)
     if len(study.directions) != 1:
         raise HpoError(f"study {name!r}: has several objectives, so its trials have no one order")
-    trials = top(study, n)
+    trials = best_trials(storage, name, n)
     if not trials:
         raise HpoError(f"study {name!r}: no finished trial yet; launch it to go on")
     metric = metric_of(study.user_attrs) or "value"

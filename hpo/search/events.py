@@ -1,6 +1,7 @@
 """What happens during a launch, as records: progress displays, JSON lines and tests all read these.
 
-Counts in `StudyStarted` and `StudyEnded` are of the whole study, in `PopulationEnded` of that population.
+Counts in `StudyStarted` and `StudyEnded` are of the whole study, in `PopulationEnded` of that population, in
+`OthersEnded` of what other processes did meanwhile.
 """
 
 from __future__ import annotations
@@ -65,6 +66,15 @@ class PopulationEnded(Event):
     failed: int
     best: float | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class OthersEnded(Event):
+    """So many trials of the study were ended by other processes since the last such event."""
+
+    completed: int
+    pruned: int
+    failed: int
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The study as samplers and pruners see it: an Optuna study in memory, with the trials in hand as running ones.
 
-A population is sampled from this one view, so that each member counts the others as pending, and nothing is read from
-the storage again. Trials outside the present space (a study can be extended) keep their numbers here, but not their
+A population is sampled from this one view, so that each member counts the others as pending, and nothing that is known
+is read from the storage again. What other processes do with the study comes in by `sync`; until then a trial of theirs
+is a running one. Trials outside the present space (a study can be extended) keep their numbers here, but not their
 results, and the pruner does not judge them. What samplers and pruners write into a trial's attributes stays here too,
 but for `kept_attrs`.
 
@@ -10,7 +11,6 @@ Knows nothing of the storage that holds the study, nor of training.
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 import optuna
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
-from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
+from hpo.search.mirror import STUDY, Mirror, mirrored
 from hpo.search.samplers import joint_space, make_pruner, make_sampler
 from hpo.search.space import Values, candidate, combination, contains, distributions, identity, size, snapped
 from hpo.studyfile import Study
@@ -33,67 +33,124 @@ ATTEMPTS = 3
 CHANCES = 50
 """How often chance is asked, before a finite space is searched for what is left."""
 
+RUNG = "completed_rung_"
+"""The beginning of the attributes in which hyperband keeps what a trial reached."""
+
 
 class History:
-    """All trials of a study, by number; `ask`, `report`, `judge` and `tell` keep it up to date."""
+    """All trials of a study, by number; `sync`, `ask`, `report`, `judge` and `tell` keep it up to date.
 
-    def __init__(self, study: Study, trials: Sequence[FrozenTrial]) -> None:
+    `last` is the storage's id of the last trial known, `unfinished` those of the trials that have not ended.
+    """
+
+    def __init__(self, study: Study, trials: Sequence[FrozenTrial] = ()) -> None:
         self._study_file = study
         self._space = distributions(study)
         self._joint = joint_space(study.search.sampler, self._space)
-        self._storage = InMemoryStorage()
+        self._mirror = Mirror()
         direction = StudyDirection.MINIMIZE if study.search.metric == "val_loss" else StudyDirection.MAXIMIZE
-        self._study = optuna.create_study(study_name=study.name, direction=direction, storage=self._storage)
-        self._id = self._study._study_id
+        self._study = optuna.create_study(study_name=study.name, direction=direction, storage=self._mirror)
         self._pruner = make_pruner(study)
-        self._outside = {trial.number for trial in trials if not contains(self._space, trial.params)}
-        self._seen = {identity(trial.params) for trial in trials if trial.number not in self._outside}
         self._size = size(study)
+        self._outside: set[int] = set()
+        self._seen: set[str] = set()
         self._next = 0  # every combination before this one has been seen
-        for number, trial in enumerate(sorted(trials, key=lambda each: each.number)):
-            self._add(number, trial)
+        self._drawn = 0  # trials for which qmc's sequence has been asked
+        self._before: tuple[Mapping[str, Any], int] = ({}, 0)  # the samplers' attributes of the study, likewise
+        self._ids: dict[int, int] = {}  # of the unfinished
+        self._earlier: list[FrozenTrial] = []
+        self.last = -1
+        self.sync(trials)
         self._earlier = self._study.get_trials(deepcopy=False)
-        if study.search.sampler == "qmc":  # the sequence goes on where it was
-            for trial in self._earlier:
-                self._sampled(trial, attempt=0)
 
-    def _add(self, number: int, trial: FrozenTrial) -> None:
-        """Take over a stored trial: one that waits will run next, one that cannot be learnt from counts as failed."""
-        assert trial.number == number, "a study's trials are numbered without gaps"
-        if trial.state == TrialState.FAIL or number in self._outside:
-            now = datetime.datetime.now()
-            known = create_trial(state=TrialState.FAIL)
-            known.datetime_start = known.datetime_complete = now
-        else:
-            state = trial.state if trial.state.is_finished() else TrialState.RUNNING
-            known = create_trial(
-                state=state,
-                values=trial.values,
-                params=trial.params,
-                distributions=self._space,
-                system_attrs=kept_attrs(trial.system_attrs),
-                intermediate_values=trial.intermediate_values,
+    @property
+    def count(self) -> int:
+        """How many trials the study has."""
+        return self._mirror.count
+
+    @property
+    def unfinished(self) -> set[int]:
+        """The storage's ids of the trials that have not ended."""
+        return set(self._ids.values())
+
+    def sync(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take over stored trials: new ones, and known ones that have ended elsewhere.
+
+        One that waits will run next, so it counts as running; one that cannot be learnt from counts as failed.
+        """
+        for trial in sorted(trials, key=lambda each: each.number):
+            if trial.number == self.count:
+                if contains(self._space, trial.params):
+                    self._seen.add(identity(trial.params))
+                else:
+                    self._outside.add(trial.number)
+            self.last = max(self.last, trial._trial_id)
+            if trial.state.is_finished():
+                self._ids.pop(trial.number, None)
+            else:
+                self._ids[trial.number] = trial._trial_id
+            self._put(trial)
+        if self._study_file.search.sampler == "qmc":  # the sequence goes on where it was
+            while self._drawn < self.count:
+                self._sampled(self._mirror.get_trial(self._drawn), attempt=0)
+
+    def _put(self, trial: FrozenTrial) -> None:
+        if trial.state == TrialState.FAIL or trial.number in self._outside:
+            self._mirror.put(mirrored(trial.number, TrialState.FAIL, {}, {}))
+            return
+        self._mirror.put(
+            mirrored(
+                trial.number,
+                trial.state if trial.state.is_finished() else TrialState.RUNNING,
+                trial.params,
+                self._space,
+                trial.values,
+                trial.intermediate_values,
+                kept_attrs(trial.system_attrs),
             )
-        self._storage.create_new_trial(self._id, known)
+        )
+
+    def restart(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take note that trials are trained from their beginning, whatever was reported of them before."""
+        for trial in trials:
+            if trial.number not in self._outside:
+                self._mirror.put(mirrored(trial.number, TrialState.RUNNING, trial.params, self._space))
 
     def exhausted(self) -> bool:
         """Return whether every different trial of a finite space has been asked for."""
         return not self._study_file.search.repeat and len(self._seen) >= self._size
 
     def ask(self, count: int) -> list[tuple[int, Values]]:
-        """Return up to `count` new trials, (number, values) each; fewer where a finite space is exhausted."""
+        """Return up to `count` new trials, (number, values) each; fewer where a finite space is exhausted.
+
+        They are to be stored at once and then `stored`, or to be `forget`-ten.
+        """
         asked: list[tuple[int, Values]] = []
         # As Optuna's own `ask` does: samplers that read the trials from this cache would never see another.
         self._study._thread_local.cached_all_trials = None
+        self._before = self._mirror.get_study_system_attrs(STUDY), self._drawn
         while len(asked) < count and not self.exhausted():
-            trial = self._storage.get_trial(self._storage.create_new_trial(self._id))
+            trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
             values = self._new_values(trial)
             self._seen.add(identity(values))
             for name, distribution in self._space.items():
                 internal = distribution.to_internal_repr(values[name])
-                self._storage.set_trial_param(trial._trial_id, name, internal, distribution)
+                self._mirror.set_trial_param(trial._trial_id, name, internal, distribution)
             asked.append((trial.number, values))
         return asked
+
+    def stored(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take note of the ids that the trials asked for have got."""
+        for trial in trials:
+            self._ids[trial.number] = trial._trial_id
+            self.last = max(self.last, trial._trial_id)
+
+    def forget(self, asked: Sequence[tuple[int, Values]]) -> None:
+        """Take back the last trials asked for: others have taken their numbers."""
+        attrs, self._drawn = self._before
+        self._mirror.forget(asked[0][0], attrs)
+        self._seen -= {identity(values) for _, values in asked}
+        self._next = 0
 
     def _new_values(self, trial: FrozenTrial) -> Values:
         """Return values that no trial has had, unless the study asks for repeats."""
@@ -109,6 +166,7 @@ class History:
     def _sampled(self, trial: FrozenTrial, attempt: int) -> Values:
         search = self._study_file.search
         seed = derive_seed("sampler", search.seed, trial.number, attempt) % 2**32
+        self._drawn = max(self._drawn, trial.number + 1)
         if attempt < ATTEMPTS:
             sampler = make_sampler(search.sampler, seed, search.seed, self._joint, self._earlier)
         else:
@@ -137,7 +195,7 @@ class History:
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
         """Take note of the members' metric after an epoch, by trial number."""
         for number in values.keys() - self._outside:
-            self._storage.set_trial_intermediate_value(number, epoch, values[number])
+            self._mirror.set_trial_intermediate_value(number, epoch, values[number])
 
     def judge(self, numbers: Iterable[int]) -> set[int]:
         """Return the members to prune, by what they reported last.
@@ -147,21 +205,22 @@ class History:
         """
         if isinstance(self._pruner, NopPruner):
             return set()
-        members = {number: self._storage.get_trial(number) for number in numbers if number not in self._outside}
+        members = {number: self._mirror.get_trial(number) for number in numbers if number not in self._outside}
         for trial in members.values():
             self._pruner.prune(self._study, trial)
         return {number for number, trial in members.items() if self._pruner.prune(self._study, trial)}
 
     def tell(self, number: int, state: TrialState, value: float | None) -> None:
         """Take note of how a trial ended."""
+        self._ids.pop(number, None)
         if number not in self._outside:
-            self._storage.set_trial_state_values(number, state, None if value is None else [value])
+            self._mirror.set_trial_state_values(number, state, None if value is None else [value])
 
     def attrs(self, number: int) -> dict[str, Any]:
         """Return what the pruner will want to know of the trial after a restart."""
-        return kept_attrs(self._storage.get_trial(number).system_attrs)
+        return kept_attrs(self._mirror.get_trial(number).system_attrs)
 
 
 def kept_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes worth storing: hyperband's rungs, and not CMA-ES's pickles."""
-    return {key: value for key, value in attrs.items() if key.startswith("completed_rung_")}
+    return {key: value for key, value in attrs.items() if key.startswith(RUNG)}

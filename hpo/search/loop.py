@@ -1,4 +1,8 @@
-"""The loop: ask a population, train it, report every epoch, drop what the pruner prunes, tell.
+"""The loop: take what waits, ask for what is missing, train it, until the study has its trials.
+
+Any number of processes may run it on one study. Each trial is claimed in the storage by one of them, new ones under
+numbers that nobody else has taken, so that the study ends with exactly its trials. What a process that died had claimed
+is taken back; a process with nothing left to do waits for the others, in case one of them dies.
 
 What must not be lost is in the storage before the next epoch begins. On a stop the epoch in hand ends, finished trials
 are kept, and the others go back to the queue: they run first when the study is launched again.
@@ -9,34 +13,37 @@ Knows neither layers nor SQL: it hands members to the objective and records to t
 from __future__ import annotations
 
 import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import HpoError
-from hpo.search.events import EpochEnded, Event, Note, PopulationEnded, PopulationStarted
-from hpo.search.history import History
+from hpo.errors import HpoError, StudyFileError
+from hpo.search.events import Event, Note, OthersEnded
+from hpo.search.history import RUNG, History
+from hpo.search.run import Run
 from hpo.search.space import config_of, distributions
-from hpo.storage import Ending, Storage
+from hpo.storage import ATTEMPTS, REASON, Ending, Parts, Storage, attempt, heartbeats, retake, running_trials
 from hpo.studyfile import Study
 from hpo.training.objective import Objective
-from hpo.training.population import EpochResult
 from hpo.training.randomness import member_seed
 from hpo.training.stack import Member
 
-CURVE = "hpo:curve"
-"""The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
+POLL_S = 1.0
+"""How often a process that has nothing to do looks what became of the others' trials."""
 
-Curve = dict[str, list[float]]
+RAISES_IN_A_ROW = 3
+"""Populations in a row whose training may raise the same exception before the search gives up."""
+
+DEATHS_IN_COMPANY = 1
+"""Deaths after which a trial trains alone: should it be what kills processes, it takes no others with it."""
 
 
 @dataclass
 class Search:
-    """One launch's search of a stored study, up to `trials` trials in all."""
+    """One process's search of a stored study, up to the trials that its file asks for."""
 
     study: Study
     stored: optuna.Study
@@ -47,174 +54,195 @@ class Search:
     stop: threading.Event
     history: History = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
+    _others: int = field(init=False, default=0)  # trials in the hands of other processes
+    _raised: list[str] = field(init=False, default_factory=list)  # by the last populations, one after the other
 
     def run(self) -> bool:
         """Search until the study has its trials; return whether that is so (a stop or an exhausted space: not)."""
-        waiting = self._requeued()
-        trials = self.stored.get_trials(deepcopy=False)
-        self.history = History(self.study, trials)
-        missing = self.study.search.trials - len(trials)
-        try:
-            while (missing > 0 or waiting) and not self.stop.is_set():
-                batch, waiting = waiting[: self.population], waiting[self.population :]
-                started = self.storage.start(trial._trial_id for trial in batch)
-                self._running = {trial.number: trial for trial in batch if trial._trial_id in started}
-                new = self._create(min(self.population - len(self._running), missing))
-                self._running |= {trial.number: trial for trial in new}
-                missing -= len(new)
-                if not self._running:
-                    return False
-                self._train()
-                assert self.stop.is_set() or not self._running, "a population trains until all its members have ended"
-        finally:
-            self.storage.requeue(trial._trial_id for trial in self._running.values())
-        return missing <= 0 and not waiting and not self._running
+        self.history = History(self.study)
+        self.history.sync(self._news())
+        idle = False
+        with heartbeats(self.storage):
+            try:
+                while not self.stop.is_set() and not idle:
+                    self._take()
+                    if self._running:
+                        self._train()
+                    elif self._others:
+                        self.stop.wait(POLL_S)
+                    else:
+                        idle = True
+            finally:
+                self.storage.requeue(trial._trial_id for trial in self._running.values())
+        return self._missing <= 0 and (idle or not self.history.unfinished)
 
-    def _requeued(self) -> list[FrozenTrial]:
-        """Return the trials that wait, after those of a process that died have been put back to them."""
-        orphans = self.stored.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if orphans:
-            self.storage.requeue(trial._trial_id for trial in orphans)
-            self.on_event(Note(f"{len(orphans)} trials of a process that ended are trained again"))
-        return self.stored.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    @property
+    def _missing(self) -> int:
+        return self.study.search.trials - self.history.count
+
+    def _take(self) -> None:
+        """Claim trials: those that wait first, and then new ones, a population in all."""
+        self._retake()
+        self._sync()
+        waiting = self.storage.claim(self.history.unfinished - self.storage.claims, self.population)
+        self._running = {trial.number: trial for trial in waiting}
+        self._send_back_who_trains_alone(waiting)
+        self.history.restart(self._running.values())
+        if not any(map(_trains_alone, self._running.values())):
+            new = self._create(self.population - len(self._running))
+            self._running |= {trial.number: trial for trial in new}
+
+    def _retake(self) -> None:
+        """Take back the trials of processes that died, and count those of the others."""
+        others = [t for t in running_trials(self.storage, self._study_id) if t.trial_id not in self.storage.claims]
+        lost = [trial for trial in others if trial.lost]
+        waiting, failed = retake(self.storage, lost)
+        self._others = len(others) - len(lost)
+        if waiting:
+            self.on_event(Note(f"{len(waiting)} trials of a process that ended are trained again"))
+        if failed:
+            self.on_event(Note(f"{named(failed)}: failed, because its process died again and again", "warning"))
+
+    def _sync(self) -> None:
+        """Take note of what other processes have done."""
+        news = self._news()
+        self.history.sync(news)
+        states = [trial.state for trial in news]
+        counts = [states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
+        if any(counts):
+            self.on_event(OthersEnded(*counts))
+
+    def _news(self) -> list[FrozenTrial]:
+        pruner = self.study.search.pruner
+        parts = Parts(pruner != "none", user_attrs=False, system_attrs=RUNG if pruner == "hyperband" else None)
+        theirs = self.history.unfinished - self.storage.claims
+        return self.storage.read(self._study_id, self.history.last, theirs, parts)
+
+    def _send_back_who_trains_alone(self, claimed: Sequence[FrozenTrial]) -> None:
+        """Leave one such trial where nothing else is claimed, and none otherwise."""
+        alone = [trial for trial in claimed if _trains_alone(trial)]
+        later = alone if len(alone) < len(claimed) else alone[1:]
+        self.storage.requeue(trial._trial_id for trial in later)
+        for trial in later:
+            del self._running[trial.number]
 
     def _create(self, count: int) -> list[FrozenTrial]:
-        """Ask for new trials and store them, as running."""
-        space = distributions(self.study)
-        templates = [
-            create_trial(
-                state=TrialState.RUNNING,
-                params=values,
-                distributions=space,
-                user_attrs={"seed": member_seed(self.study.search.seed, number)},
-            )
-            for number, values in self.history.ask(count)
-        ]
-        return self.storage.create_trials(self.stored._study_id, templates) if templates else []
+        """Ask for new trials and store them, as running; again where another process was faster."""
+        space, seed = distributions(self.study), self.study.search.seed
+        while asked := self.history.ask(min(count, self._missing)):
+            templates = [
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=values,
+                    distributions=space,
+                    user_attrs={"seed": member_seed(seed, number)},
+                )
+                for number, values in asked
+            ]
+            created = self.storage.create_trials(self._study_id, templates, first=asked[0][0])
+            if created:
+                self.history.stored(created)
+                return created
+            self.history.forget(asked)
+            self._sync()
+        return []
 
     def _train(self) -> None:
         """Train the running trials, in as many populations as they have shapes."""
-        members = [
-            Member(trial.number, config_of(self.study, trial.params), member_seed(self.study.search.seed, trial.number))
-            for trial in self._running.values()
-        ]
-        for group in self.objective.groups(members):
+        for group in self.objective.groups(self._members()):
             if self.stop.is_set():
                 return
-            _Run(self, group).train()
+            raised = Run(self, group).train()
+            self._raised = [*self._raised, raised] if raised and raised in self._raised[-1:] else [raised or ""]
+            if raised and len(self._raised) >= RAISES_IN_A_ROW:
+                raise HpoError(
+                    f"study '{self.study.name}': training raised the same in {RAISES_IN_A_ROW} populations in a row "
+                    f"({raised}); what has not failed waits: launch again to go on"
+                )
 
-    def end(self, endings: Sequence[tuple[int, Ending]]) -> None:
-        """Store how trials (by number) ended; a population's endings of an epoch are one transaction."""
-        if endings:
-            self.storage.finish([ending for _, ending in endings])
+    def _members(self) -> list[Member]:
+        """Return the running trials as members; fail those whose parameters are not this study's."""
+        members, endings = [], []
+        for number, trial in self._running.items():
+            try:
+                config = config_of(self.study, trial.params)
+            except StudyFileError as error:
+                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, None, {REASON: str(error)})))
+                continue
+            members.append(Member(number, config, member_seed(self.study.search.seed, number)))
+        self.end(endings)
+        return members
+
+    def report(self, epoch: int, scores: Mapping[int, float]) -> set[int]:
+        """Store the metric of members (by number) after an epoch; return those lost to other processes."""
+        lost = self.storage.report(epoch, {self.trial_id(number): score for number, score in scores.items()})
+        numbers = self._given_away(lost)
+        self.history.report(epoch, {number: score for number, score in scores.items() if number not in numbers})
+        return numbers
+
+    def end(self, endings: Sequence[tuple[int, Ending]]) -> set[int]:
+        """Store how trials (by number) ended, in one transaction; return those lost to other processes."""
+        lost = self.storage.finish([ending for _, ending in endings]) if endings else set()
+        numbers = self._given_away(lost)
         for number, ending in endings:
-            self.history.tell(number, ending.state, ending.value)
-            del self._running[number]
+            if number not in numbers:
+                self.history.tell(number, ending.state, ending.value)
+                del self._running[number]
+        return numbers
+
+    def raised(self, numbers: Sequence[int], reason: str, details: str) -> list[int]:
+        """Send members whose training raised back to the queue; return those that have been tried often enough."""
+        again: dict[int, dict[str, Any]] = {}
+        for number in numbers:
+            earlier = self._running[number].system_attrs.get(ATTEMPTS, [])
+            attempts = [*earlier, attempt("raised", reason, self.storage.worker, details)]
+            if sum(each["ended"] == "raised" for each in attempts) <= self.study.search.retries:
+                again[number] = {ATTEMPTS: attempts}
+        lost = self.storage.requeue(map(self.trial_id, again), {self.trial_id(n): kept for n, kept in again.items()})
+        self._given_away(lost)
+        for number in again:
+            self._running.pop(number, None)
+        if again:
+            self.on_event(Note(f"{named(again)}: {reason}; trained again, each alone", "warning"))
+        return [number for number in numbers if number not in again]
 
     def trial_id(self, number: int) -> int:
         """Return the storage's id of a running trial."""
         return self._running[number]._trial_id
 
+    def attempts(self, number: int) -> list[dict[str, Any]]:
+        """Return how earlier attempts at a running trial ended."""
+        found: list[dict[str, Any]] = self._running[number].system_attrs.get(ATTEMPTS, [])
+        return found
 
-class _Run:
-    """One population on its way: its curves so far, and what became of its members."""
+    @property
+    def _study_id(self) -> int:
+        return self.stored._study_id
 
-    def __init__(self, search: Search, members: list[Member]) -> None:
-        self._search, self._members = search, members
-        self._metric = search.study.search.metric
-        self._epochs = members[0].config.training.epochs
-        self._curves: dict[int, Curve] = {}
-        self._ended: dict[int, TrialState] = {}
-        self._scores: list[float] = []
-
-    def train(self) -> None:
-        """Train to the end, or to the epoch in which a stop is asked for."""
-        search, start = self._search, time.perf_counter()
-        search.on_event(PopulationStarted(tuple(member.number for member in self._members), self._epochs))
-        epochs = search.objective.train(self._members)
-        try:
-            result = self._advance(lambda: next(epochs))
-            while result is not None:
-                self._epoch_ended(result)
-                if search.stop.is_set():
-                    break
-                result = self._advance(lambda: epochs.send(set(self._ended)))
-        finally:
-            epochs.close()
-        states = list(self._ended.values())
-        search.on_event(
-            PopulationEnded(
-                completed=states.count(TrialState.COMPLETE),
-                pruned=states.count(TrialState.PRUNED),
-                failed=states.count(TrialState.FAIL),
-                best=self._best(self._scores),
-                seconds=time.perf_counter() - start,
+    def _given_away(self, trial_ids: set[int]) -> set[int]:
+        """Let go of trials that another process has taken over, and return their numbers."""
+        numbers = {number for number, trial in self._running.items() if trial._trial_id in trial_ids}
+        for number in numbers:
+            del self._running[number]
+        if numbers:
+            self.on_event(
+                Note(
+                    f"{named(numbers)}: given to another process while this one was silent; what it made of them here "
+                    "is dropped",
+                    "warning",
+                )
             )
-        )
+        return numbers
 
-    def _advance(self, train_epoch: Callable[[], EpochResult]) -> EpochResult | None:
-        """Train an epoch; return None where there is none left, or none can be trained."""
-        try:
-            return train_epoch()
-        except StopIteration:
-            return None
-        except HpoError as error:  # this shape cannot be trained; others can
-            self._fail_all(str(error))
-            return None
 
-    def _epoch_ended(self, result: EpochResult) -> None:
-        """Store an epoch's metrics and whatever ended with it."""
-        epoch, search = result.epoch, self._search
-        metrics = {number: values for number, values in result.metrics.items() if number not in self._ended}
-        for number, values in metrics.items():
-            # A population that had to be made smaller begins again: its members' curves do, too.
-            curve = self._curves[number] = self._curves[number] if epoch > 1 else defaultdict(list)
-            for name, value in values.items():
-                curve[name].append(value)
-        scores = {number: values[self._metric] for number, values in metrics.items()}
-        search.storage.report(epoch, {search.trial_id(number): score for number, score in scores.items()})
-        search.history.report(epoch, scores)
-        last = epoch == self._epochs
-        pruned = set() if last else search.history.judge(scores)
-        # A population that had to be made smaller trains those that have ended once more, for an epoch.
-        failed = {number: reason for number, reason in result.failed.items() if number not in self._ended}
-        endings = [(number, self._failure(number, reason)) for number, reason in failed.items()]
-        endings += [(number, self._ending(number, TrialState.PRUNED)) for number in sorted(pruned)]
-        endings += [(number, self._ending(number, TrialState.COMPLETE)) for number in scores if last]
-        self._end(endings)
-        best = self._best([self._score(number) for number in scores])
-        search.on_event(EpochEnded(epoch, self._epochs, len(self._members) - len(self._ended), best))
+def named(numbers: Sequence[int] | set[int] | Mapping[int, Any]) -> str:
+    """Return `trial 3` or `trials 3, 4, 5`; of many, the first few."""
+    ordered = sorted(numbers)
+    listed = ", ".join(map(str, ordered[:5])) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
+    return f"trial{'s' if len(ordered) > 1 else ''} {listed}"
 
-    def _ending(self, number: int, state: TrialState) -> Ending:
-        """Return a completed trial's ending with its score, or a pruned one's with its last value, as Optuna does."""
-        curve = self._curves[number]
-        values = curve[self._metric]
-        score, attrs = values[-1], {}
-        if state == TrialState.COMPLETE:
-            score = self._score(number)
-            self._scores.append(score)
-            if self._search.study.search.score == "best":
-                attrs = {"score_epoch": values.index(score) + 1}
-        system_attrs = {CURVE: dict(curve), **self._search.history.attrs(number)}
-        return Ending(self._search.trial_id(number), state, score, attrs, system_attrs)
 
-    def _score(self, number: int) -> float:
-        """Return the score that a member would have if it ended now."""
-        values = self._curves[number][self._metric]
-        return (self._best(values) or 0.0) if self._search.study.search.score == "best" else values[-1]
-
-    def _failure(self, number: int, reason: str) -> Ending:
-        attrs = {CURVE: dict(self._curves.get(number, {}))}
-        return Ending(self._search.trial_id(number), TrialState.FAIL, None, {"reason": reason}, attrs)
-
-    def _fail_all(self, reason: str) -> None:
-        left = [member.number for member in self._members if member.number not in self._ended]
-        self._end([(number, self._failure(number, reason)) for number in left])
-        self._search.on_event(Note(f"{len(left)} trials failed: {reason}", "warning"))
-
-    def _end(self, endings: list[tuple[int, Ending]]) -> None:
-        self._search.end(endings)
-        self._ended.update({number: ending.state for number, ending in endings})
-
-    def _best(self, values: Sequence[float]) -> float | None:
-        return (min if self._metric == "val_loss" else max)(values, default=None)
+def _trains_alone(trial: FrozenTrial) -> bool:
+    """Whether a trial must not take others with it: its training raised, or its process died more than once."""
+    ends = [each["ended"] for each in trial.system_attrs.get(ATTEMPTS, [])]
+    return "raised" in ends or ends.count("died") > DEATHS_IN_COMPANY

@@ -1,4 +1,4 @@
-"""What is kept with a study besides its trials: the resolved file, its data, how it runs, who runs it, what changed.
+"""What is kept with a study besides its trials: the resolved file, its data, how it runs, what changed.
 
 Each is a user attribute of the Optuna study, so that the dashboard shows it and any process can go on from there.
 """
@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import datetime
 import json
-import socket
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.study import StudyDirection
 
 from hpo.data import Split
 from hpo.errors import HpoError, StudyBusyError, UnknownStudyError, UsageError
-from hpo.storage import Storage, load_study
+from hpo.storage import Storage, load_study, running_trials, summary
 from hpo.studyfile import Study, differing_keys, parse_study
 from hpo.studyfile.models import SEARCHABLE, possible_kinds, unused_keys
 from hpo.studyfile.trees import replaced, value_at
 
-STUDY, DATA, RUN, CHANGES, PROCESS = "hpo:study", "hpo:data", "hpo:run", "hpo:changes", "hpo:process"
+STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
 
-FREE_TO_CHANGE = ("description", "search.trials", "search.sampler", "search.pruner", "search.population")
+FREE_TO_CHANGE = (
+    "description",
+    *(f"search.{key}" for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout")),
+)
 """Keys that `--extend` may change besides ranges and choices: old and new trials stay comparable."""
 
 
@@ -40,7 +39,7 @@ def open_study(study: Study, split: Split, storage: Storage, extend: bool) -> op
     try:
         stored = load_study(storage, study.name)
     except UnknownStudyError:
-        return _create(study, data, storage)
+        stored = _create(study, data, storage) or load_study(storage, study.name)
     _check_change(study, stored_study(stored), extend)
     # Not the test set's size: whether its file is there does not matter to a search.
     if any(stored.user_attrs[DATA][key] != data[key] for key in ("sha256", "split_sha256")):
@@ -51,18 +50,28 @@ def open_study(study: Study, split: Split, storage: Storage, extend: bool) -> op
     return stored
 
 
-def record_change(stored: optuna.Study, study: Study) -> None:
-    """Keep with the stored study what its file says now, and what changed. `open_study` has found it allowed."""
+def record_change(stored: optuna.Study, study: Study, storage: Storage) -> None:
+    """Keep with the stored study what its file says now, and what changed. `open_study` has found it allowed.
+
+    Raises StudyBusyError where another process is searching what the file said before.
+    """
     differences = differing_keys(stored_study(stored), study)
-    if differences:
-        change = {
-            "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "trials": len(stored.get_trials(deepcopy=False)),
-            "changed": differences,
-        }
-        stored.set_user_attr(CHANGES, [*stored.user_attrs.get(CHANGES, []), change])
-        stored.set_user_attr(STUDY, _text(study))
-        _note(stored, study)
+    if not differences:
+        return
+    busy = [trial for trial in running_trials(storage, stored._study_id) if not trial.lost]
+    if busy:
+        raise StudyBusyError(
+            f"study '{study.name}' is being searched by {busy[0].worker or 'another process'}, "
+            "which knows nothing of the change; wait for it, or stop it"
+        )
+    change = {
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "trials": sum(summary(storage, study.name).states.values()),
+        "changed": differences,
+    }
+    changes = [*stored.user_attrs.get(CHANGES, []), change]
+    storage.change_study(stored._study_id, {CHANGES: changes, STUDY: _text(study)})
+    _note(stored, study)
 
 
 def stored_study(stored: optuna.Study) -> Study:
@@ -73,46 +82,20 @@ def stored_study(stored: optuna.Study) -> Study:
     return parse_study(json.loads(text), f"study '{stored.study_name}'")
 
 
-def record_run(stored: optuna.Study, device: str, precision: str) -> None:
-    """Keep with the study on what and in which precision it runs."""
-    stored.set_user_attr(RUN, {"device": device, "precision": precision})
+def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> str:
+    """Keep with the study on what and in which precision it began; return the precision, the same for every process."""
+    run = storage.settle(stored._study_id, RUN, {"device": device, "precision": precision})
+    return str(run["precision"])
 
 
-@contextmanager
-def process_record(stored: optuna.Study) -> Iterator[None]:
-    """Record this process as the one that searches the study, until the block ends.
-
-    Raises StudyBusyError where another process on this machine does, and is alive.
-    """
-    other = stored.user_attrs.get(PROCESS)
-    if other and other["host"] == socket.gethostname() and _alive(other["pid"], other["started"]):
-        raise StudyBusyError(
-            f"study '{stored.study_name}' is being searched by process {other['pid']}; wait for it, or stop it"
-        )
-    me = psutil.Process()
-    stored.set_user_attr(PROCESS, {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
-    try:
-        yield
-    finally:
-        stored.set_user_attr(PROCESS, None)
-
-
-def _alive(pid: int, started: float) -> bool:
-    """Return whether that very process still runs: its number may have gone to another, even to this one."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _create(study: Study, data: dict[str, Any], storage: Storage) -> optuna.Study:
+def _create(study: Study, data: dict[str, Any], storage: Storage) -> optuna.Study | None:
+    """Return the new study, or None where another process has just made one of that name."""
     minimized = study.search.metric == "val_loss"
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         storage.create_study(study.name, direction, {STUDY: _text(study), DATA: data})
-    except DuplicatedStudyError as error:
-        raise StudyBusyError(f"study '{study.name}' has just been started by another process; wait for it") from error
+    except DuplicatedStudyError:
+        return None
     stored = load_study(storage, study.name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

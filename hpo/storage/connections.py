@@ -89,13 +89,13 @@ def prepare(location: Location) -> None:
     if location.file is not None:
         _use_write_ahead_log(location.file, location.shown)
     with engine.connect() as connection:
-        ready = _schema_is_ready(connection, location.shown)
+        ready = schema_is_ready(connection, location.shown)
     if not ready:
         with write(engine) as connection:
             if location.file is None:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
             # Asked again: another process may have made the tables while this one waited for the lock.
-            if not _schema_is_ready(connection, location.shown):
+            if not schema_is_ready(connection, location.shown):
                 _make_tables(connection)
 
 
@@ -125,12 +125,15 @@ def read(engine: Engine) -> Iterator[Connection]:
 def explain_errors(engine: Engine, shown: str) -> None:
     """Turn the engine's errors into a StorageError that names the storage as `shown`."""
 
+    # The engine itself stays out of the function: it would never be collected, nor its connections closed.
+    on_server = engine.dialect.name == "postgresql"
+
     def explain(context: ExceptionContext) -> None:
         error, cause = context.sqlalchemy_exception, context.original_exception
         # A pooled connection found dead before its use: the pool opens another one.
         if context.is_pre_ping or not isinstance(error, sa.exc.DBAPIError):
             return
-        if engine.dialect.name == "postgresql":
+        if on_server:
             _explain_postgresql(context, shown)
         # A row that is there already is Optuna's own business, and a wrong statement is a defect that keeps its
         # traceback. Without a connection it is the URL that is wrong, whatever the driver calls it.
@@ -189,7 +192,7 @@ def _migrations() -> alembic.script.ScriptDirectory:
     return alembic.script.ScriptDirectory.from_config(config)
 
 
-def _schema_is_ready(connection: Connection, shown: str) -> bool:
+def schema_is_ready(connection: Connection, shown: str) -> bool:
     """Whether Optuna's tables are there. A schema other than this Optuna's is refused."""
     tables = set(sa.inspect(connection).get_table_names())
     if not tables & set(models.BaseModel.metadata.tables):

@@ -1,9 +1,9 @@
 """Whole transactions, run again where the connection to the server was lost.
 
 Promises: what is asked for is kept once, or the TransientError of the last try says why it may not have been, after
-RETRY_S. The answer to a commit can be lost together with the connection, so the work is told when an earlier run of it
-may have been kept; it then has to find out. On SQLite, which has no connection to lose, a transaction runs once.
-Knows nothing of what the work does.
+RETRY_S. The answer to a commit can be lost together with the connection, so the work that writes is told when an
+earlier run of it may have been kept; it then has to find out. On SQLite, which has no connection to lose, a
+transaction runs once. Knows nothing of what the work does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 import tenacity
 from sqlalchemy.engine import Connection, Engine
 
-from hpo.storage.connections import TransientError, write
+from hpo.storage.connections import TransientError, read, write
 
 RETRY_S = 120.0
 FIRST_WAIT_S = 0.1
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def transact(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answer:
-    """Run the work in a transaction, and return its answer.
+    """Run work that writes in a transaction, and return its answer.
 
     Its second argument is whether an earlier run of it may have been kept.
     """
@@ -44,6 +44,20 @@ def transact(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answ
             raise
         return answer
 
+    return _patiently(once)
+
+
+def consult(engine: Engine, work: Callable[[Connection], Answer]) -> Answer:
+    """Run work that reads on one view of the storage, and return its answer."""
+
+    def once() -> Answer:
+        with read(engine) as connection:
+            return work(connection)
+
+    return _patiently(once)
+
+
+def _patiently(once: Callable[[], Answer]) -> Answer:
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),

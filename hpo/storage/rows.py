@@ -26,16 +26,30 @@ Row = dict[str, Any]
 STUDIES: sa.Table = models.StudyModel.__table__
 DIRECTIONS: sa.Table = models.StudyDirectionModel.__table__
 STUDY_ATTRS: sa.Table = models.StudyUserAttributeModel.__table__
+STUDY_SYSTEM_ATTRS: sa.Table = models.StudySystemAttributeModel.__table__
 TRIALS: sa.Table = models.TrialModel.__table__
 PARAMS: sa.Table = models.TrialParamModel.__table__
 VALUES: sa.Table = models.TrialValueModel.__table__
 INTERMEDIATE: sa.Table = models.TrialIntermediateValueModel.__table__
 USER_ATTRS: sa.Table = models.TrialUserAttributeModel.__table__
 SYSTEM_ATTRS: sa.Table = models.TrialSystemAttributeModel.__table__
+HEARTBEATS: sa.Table = models.TrialHeartbeatModel.__table__
 
 # Trial ids in one query: below what any database takes as parameters.
 IDS_A_QUERY = 500
 NOT_FINITE = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parts of trials are read: with their curves, user attributes, and system attributes of this beginning."""
+
+    curves: bool = True
+    user_attrs: bool = True
+    system_attrs: str | None = ""
+
+
+WHOLE = Parts()
 
 
 @dataclass(frozen=True)
@@ -106,16 +120,16 @@ def trial_rows(trial_id: int, trial: FrozenTrial) -> Iterator[tuple[sa.Table, li
     yield INTERMEDIATE, [intermediate_row(trial_id, step, v) for step, v in trial.intermediate_values.items()]
 
 
-def read_trials(connection: Connection, condition: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-    """Return the trials whose row in `trials` meets the condition, by id."""
+def read_trials(connection: Connection, condition: sa.ColumnElement[bool], parts: Parts = WHOLE) -> list[FrozenTrial]:
+    """Return the trials whose row in `trials` meets the condition, by id; what is no part of them is empty."""
     found = connection.execute(sa.select(TRIALS).where(condition).order_by(TRIALS.c.trial_id)).all()
     trials: list[FrozenTrial] = []
     for start in range(0, len(found), IDS_A_QUERY):
-        trials += _assemble(connection, found[start : start + IDS_A_QUERY])
+        trials += _assemble(connection, found[start : start + IDS_A_QUERY], parts)
     return trials
 
 
-def _assemble(connection: Connection, found: Sequence[sa.Row[Any]]) -> list[FrozenTrial]:
+def _assemble(connection: Connection, found: Sequence[sa.Row[Any]], parts: Parts) -> list[FrozenTrial]:
     ids = [row.trial_id for row in found]
     params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     distributions: defaultdict[int, dict[str, BaseDistribution]] = defaultdict(dict)
@@ -128,12 +142,13 @@ def _assemble(connection: Connection, found: Sequence[sa.Row[Any]]) -> list[Froz
     values = _numbers(connection, ids, VALUES.c.objective, VALUES.c.value, VALUES.c.value_type)
     curves = _numbers(
         connection,
-        ids,
+        ids if parts.curves else [],
         INTERMEDIATE.c.step,
         INTERMEDIATE.c.intermediate_value,
         INTERMEDIATE.c.intermediate_value_type,
     )
-    user_attrs, system_attrs = (_attrs(connection, ids, table) for table in (USER_ATTRS, SYSTEM_ATTRS))
+    user_attrs = _attrs(connection, ids, USER_ATTRS, "" if parts.user_attrs else None)
+    system_attrs = _attrs(connection, ids, SYSTEM_ATTRS, parts.system_attrs)
     return [
         FrozenTrial(
             number=row.number,
@@ -157,7 +172,7 @@ def _children(
     connection: Connection, ids: Sequence[int], columns: Sequence[sa.ColumnElement[Any]], *order: sa.ColumnElement[Any]
 ) -> Iterable[Any]:
     """Rows of a table that belongs to trials; the first column is the trial's id."""
-    return connection.execute(sa.select(*columns).where(columns[0].in_(ids)).order_by(*order))
+    return connection.execute(sa.select(*columns).where(columns[0].in_(ids)).order_by(*order)) if ids else ()
 
 
 def _numbers(
@@ -176,10 +191,17 @@ def _numbers(
     return numbers
 
 
-def _attrs(connection: Connection, ids: Sequence[int], table: sa.Table) -> defaultdict[int, dict[str, Any]]:
+def _attrs(
+    connection: Connection, ids: Sequence[int], table: sa.Table, beginning: str | None
+) -> defaultdict[int, dict[str, Any]]:
     attrs: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    if beginning is None:
+        return attrs
     columns = (table.c.trial_id, table.c.key, table.c.value_json)
-    for trial_id, key, text in _children(connection, ids, columns, *table.primary_key):
+    select = sa.select(*columns).where(table.c.trial_id.in_(ids)).order_by(*table.primary_key)
+    if beginning:
+        select = select.where(table.c.key.startswith(beginning, autoescape=True))
+    for trial_id, key, text in connection.execute(select):
         attrs[trial_id][key] = json.loads(text)
     return attrs
 

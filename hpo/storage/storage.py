@@ -1,18 +1,20 @@
 """A storage: Optuna's own, and besides it calls that take a whole population in one transaction each.
 
 Promises: a call is kept whole or not at all; what it writes is what plain Optuna would have written; trials are
-numbered without gaps however many processes create them; a trial is changed only from the state that the call is for,
-and those in another state are left alone and told apart in the answer. A call that changes trials or makes a study
-outlives a restart of the server, and still does its work once. Safe from several threads and processes.
+numbered without gaps however many processes create them; what a storage object has claimed (created as running, or
+claimed from the queue) only it can report, finish or send back, until another process takes it back from one that
+seems dead, after which the late calls change nothing and say so. A call that changes trials or makes a study outlives
+a restart of the server, and still does its work once. Safe from several threads and processes.
 Knows nothing of samplers, and does not check that the trials of a study share a search space.
 """
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
-from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -22,12 +24,11 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import NOT_FOUND_MSG
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from hpo.storage.connections import engine_options, explain_errors, prepare, read
+from hpo.storage.connections import engine_options, explain_errors, prepare, write
 from hpo.storage.location import Location, locate
-from hpo.storage.retry import transact
+from hpo.storage.retry import consult, transact
 from hpo.storage.rows import (
     DIRECTIONS,
     INTERMEDIATE,
@@ -38,18 +39,27 @@ from hpo.storage.rows import (
     USER_ATTRS,
     VALUES,
     Ending,
-    Row,
+    Parts,
     attr_rows,
     intermediate_row,
     read_trials,
-    trial_rows,
     utc,
     value_row,
 )
-
-# The columns that make a row the same row, where writing it again means changing it.
-KEYS = {INTERMEDIATE: ("trial_id", "step"), VALUES: ("trial_id", "objective")}
-KEYS |= {table: ("trial_id", "key") for table in (USER_ATTRS, SYSTEM_ATTRS)}
+from hpo.storage.statements import (
+    WORKER,
+    are_stored,
+    beat,
+    claim,
+    dialect,
+    end_heartbeats,
+    held,
+    insert_trials,
+    send_back,
+    update_trials,
+    upsert,
+)
+from hpo.storage.workers import this_worker
 
 
 def open_storage(url: str | None = None) -> Storage:
@@ -60,7 +70,7 @@ def open_storage(url: str | None = None) -> Storage:
 
 
 class Storage(RDBStorage):
-    """See the module. `shown` is the URL as it may be printed."""
+    """See the module. `shown` is the URL as it may be printed, `worker` who claims trials through this object."""
 
     def __init__(self, location: Location) -> None:
         prepare(location)
@@ -68,6 +78,8 @@ class Storage(RDBStorage):
             location.full_url, engine_options(location), skip_compatibility_check=True, skip_table_creation=True
         )
         self.location, self.shown = location, location.shown
+        self.worker = this_worker()
+        self._claims: dict[int, datetime.datetime] = {}
         explain_errors(self.engine, location.shown)
 
     def __reduce__(self) -> tuple[Callable[[Location], Storage], tuple[Location]]:
@@ -84,12 +96,16 @@ class Storage(RDBStorage):
         self.remove_session()
         self.engine.dispose()
 
+    def works_on(self, device: str) -> None:
+        """Name the device on which this process trains; those that claimed trials before do not change."""
+        self.worker = replace(self.worker, device=device)
+
     def create_study(self, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]) -> int:
         """Store a new study with its attributes and return its id; raise DuplicatedStudyError where there is one."""
         made: list[int] = []
 
         def work(connection: Connection, uncertain: bool) -> int:
-            insert = _dialect(connection).insert(STUDIES).values(study_name=name).on_conflict_do_nothing()
+            insert = dialect(connection).insert(STUDIES).values(study_name=name).on_conflict_do_nothing()
             study_id: int | None = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
             if study_id is None:
                 there: int = connection.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=name)).scalar_one()
@@ -99,19 +115,36 @@ class Storage(RDBStorage):
             made.append(study_id)
             objective = {"study_id": study_id, "objective": 0, "direction": direction}
             connection.execute(sa.insert(DIRECTIONS).values(objective))
-            rows = [
-                {"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in user_attrs.items()
-            ]
-            if rows:
-                connection.execute(sa.insert(STUDY_ATTRS), rows)
+            _set_study_attrs(connection, study_id, user_attrs)
             return study_id
 
         return transact(self.engine, work)
 
-    def create_trials(self, study_id: int, templates: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def change_study(self, study_id: int, user_attrs: Mapping[str, Any]) -> None:
+        """Set user attributes of a study, all of them or none."""
+        transact(self.engine, lambda connection, _: _set_study_attrs(connection, study_id, user_attrs))
+
+    def settle(self, study_id: int, key: str, value: Any) -> Any:
+        """Set a user attribute of a study unless it has one of that key, and return what it has then.
+
+        So processes that begin at the same time agree.
+        """
+
+        def work(connection: Connection, uncertain: bool) -> Any:
+            row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+            connection.execute(dialect(connection).insert(STUDY_ATTRS).values(row).on_conflict_do_nothing())
+            found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=key)
+            return json.loads(connection.execute(found).scalar_one())
+
+        return transact(self.engine, work)
+
+    def create_trials(
+        self, study_id: int, templates: Sequence[FrozenTrial], first: int | None = None
+    ) -> list[FrozenTrial]:
         """Store new trials, numbered in this order, each in its template's state with all that the template holds.
 
-        A running trial without a start time starts now.
+        A running trial without a start time starts now; running ones are claimed. With `first`, the number that the
+        caller expects the first of them to get, nothing is stored and returned where others have taken that number.
         """
         now = datetime.datetime.now()
         earlier: list[FrozenTrial] = []
@@ -122,91 +155,143 @@ class Storage(RDBStorage):
             lock = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update()
             if connection.execute(lock).first() is None:
                 raise KeyError(NOT_FOUND_MSG)
-            if uncertain and _are_stored(connection, study_id, earlier):
+            if uncertain and are_stored(connection, study_id, earlier):
                 return earlier
             count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
-            first = connection.execute(count).scalar_one()
-            earlier = [_numbered(template, first + i, now) for i, template in enumerate(templates)]
+            number = connection.execute(count).scalar_one()
+            if first not in (None, number):
+                return []
+            earlier = [self._numbered(template, number + i, now) for i, template in enumerate(templates)]
             if earlier:
-                _insert(connection, study_id, earlier)
+                insert_trials(connection, study_id, earlier)
             return earlier
 
-        return transact(self.engine, work)
+        created = transact(self.engine, work)
+        for trial in created:
+            if trial.state == TrialState.RUNNING:
+                self._claims[trial._trial_id] = _known(utc(trial.datetime_start))
+        return created
+
+    def claim(self, trial_ids: Collection[int], count: int) -> list[FrozenTrial]:
+        """Set up to `count` of the trials running, those that wait, first ones first; no other process gets these."""
+        now = _known(utc(datetime.datetime.now()))
+        worker = self.worker.to_json()
+
+        def work(connection: Connection, uncertain: bool) -> list[FrozenTrial]:
+            of_these = TRIALS.c.trial_id.in_(list(trial_ids))
+            ids: set[int] = set()
+            if uncertain:  # the time, to the microsecond, tells an earlier run's claims from those of others
+                ids = held(connection, dict.fromkeys(trial_ids, now))
+            waiting = sa.select(TRIALS.c.trial_id).where(of_these, TRIALS.c.state == TrialState.WAITING)
+            first = waiting.order_by(TRIALS.c.trial_id).limit(count - len(ids)).with_for_update(skip_locked=True)
+            new = list(connection.execute(first).scalars())
+            claim(connection, new, now, worker)
+            return read_trials(connection, TRIALS.c.trial_id.in_([*ids, *new]))
+
+        claimed = transact(self.engine, work) if trial_ids and count > 0 else []
+        self._claims.update({trial._trial_id: now for trial in claimed})
+        return claimed
 
     def report(self, step: int, values: Mapping[int, float]) -> set[int]:
-        """Store the metric that each trial (by id) reached at a step; return the ids of trials no longer running."""
+        """Store the metric that each trial (by id) reached at a step; return the ids of those no longer claimed."""
+        claims = self._claims_of(values)
 
         def work(connection: Connection, uncertain: bool) -> set[int]:
-            running = _in_state(connection, values, TrialState.RUNNING)
-            rows = [intermediate_row(trial_id, step, values[trial_id]) for trial_id in values if trial_id in running]
-            _upsert(connection, INTERMEDIATE, rows)
-            return set(values) - running
+            ours = held(connection, claims)
+            rows = [intermediate_row(trial_id, step, values[trial_id]) for trial_id in values if trial_id in ours]
+            upsert(connection, INTERMEDIATE, rows)
+            return set(values) - ours
 
-        return transact(self.engine, work)
+        return self._without_claims(transact(self.engine, work))
 
     def finish(self, endings: Sequence[Ending]) -> set[int]:
-        """End running trials; return the ids of trials no longer running, whose ending is dropped."""
+        """End claimed trials; return the ids of those no longer claimed, whose ending is dropped."""
         ids = {ending.trial_id for ending in endings}
         if len(ids) < len(endings):
             raise ValueError("a trial ends once")
         now = utc(datetime.datetime.now())
+        claims = self._claims_of(ids)
 
         def work(connection: Connection, uncertain: bool) -> set[int]:
-            running = _in_state(connection, ids, TrialState.RUNNING)
-            kept = [ending for ending in endings if ending.trial_id in running]
-            values = [value_row(e.trial_id, 0, e.value) for e in kept if e.value is not None]
-            _upsert(connection, VALUES, values)
-            _upsert(connection, USER_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.user_attrs)])
-            _upsert(connection, SYSTEM_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.system_attrs)])
+            ours = held(connection, claims)
+            kept = [ending for ending in endings if ending.trial_id in ours]
+            upsert(connection, VALUES, [value_row(e.trial_id, 0, e.value) for e in kept if e.value is not None])
+            upsert(connection, USER_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.user_attrs)])
+            upsert(connection, SYSTEM_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.system_attrs)])
             for state in TrialState:
                 ended = [ending.trial_id for ending in kept if ending.state == state]
-                _update(connection, ended, state=state, datetime_complete=now)
+                update_trials(connection, ended, state=state, datetime_complete=now)
+            end_heartbeats(connection, ours)
             # The time, to the microsecond, tells an earlier run's endings from those of others.
-            ours = _where(connection, ids - running, TRIALS.c.datetime_complete == now) if uncertain else set()
-            return ids - running - ours
+            before = _ended_at(connection, ids - ours, now) if uncertain else set()
+            return ids - ours - before
 
-        return transact(self.engine, work)
+        lost = transact(self.engine, work)
+        self._without_claims(ids)
+        return lost
 
-    def requeue(self, trial_ids: Iterable[int]) -> set[int]:
-        """Send running trials back to the queue with their parameters, and without what they had reached.
+    def requeue(self, trial_ids: Iterable[int], attrs: Mapping[int, Mapping[str, Any]] | None = None) -> set[int]:
+        """Send claimed trials back to the queue with their parameters, and without what they had reached.
 
-        Return the ids of trials no longer running, which are left as they are.
+        `attrs` are system attributes to keep with some of them, by id. Return the ids of those no longer claimed, which
+        are left as they are.
         """
         ids = set(trial_ids)
-        since: dict[int, datetime.datetime | None] = {}
+        claims = self._claims_of(ids)
+        found: set[int] = set()
 
         def work(connection: Connection, uncertain: bool) -> set[int]:
-            nonlocal since
-            found = _running_since(connection, ids)
-            if uncertain:
-                # What an earlier run sent back may run elsewhere by now: only what still runs since then goes back.
-                found = {i: start for i, start in found.items() if i in since and since[i] == start}
-            else:
-                since = found
-            connection.execute(sa.delete(INTERMEDIATE).where(INTERMEDIATE.c.trial_id.in_(list(found))))
-            _update(connection, found, state=TrialState.WAITING, datetime_start=None)
-            return ids - since.keys()
+            nonlocal found
+            ours = held(connection, claims)
+            send_back(connection, ours)
+            kept = {trial_id: given for trial_id, given in (attrs or {}).items() if trial_id in ours}
+            upsert(connection, SYSTEM_ATTRS, [row for i, given in kept.items() for row in attr_rows(i, given)])
+            # What an earlier run sent back, if it was kept, may run elsewhere by now.
+            found |= ours
+            return ids - found
 
-        return transact(self.engine, work)
+        lost = transact(self.engine, work) if ids else set()
+        self._without_claims(ids)
+        return lost
 
-    def start(self, trial_ids: Iterable[int]) -> set[int]:
-        """Claim waiting trials; return the ids of those that this call, and no other process, set running."""
-        ids = set(trial_ids)
-        now = utc(datetime.datetime.now())
+    def beat(self) -> None:
+        """Show a sign of life for all claimed trials. Not tried again: the next one does as well."""
+        claims = dict(self._claims)
+        if claims:
+            with write(self.engine) as connection:
+                beat(connection, claims)
 
-        def work(connection: Connection, uncertain: bool) -> set[int]:
-            waiting = _in_state(connection, ids, TrialState.WAITING)
-            _update(connection, waiting, state=TrialState.RUNNING, datetime_start=now)
-            # As in finish.
-            ours = (TRIALS.c.state == TrialState.RUNNING) & (TRIALS.c.datetime_start == now)
-            return waiting | (_where(connection, ids - waiting, ours) if uncertain else set())
+    @property
+    def claims(self) -> set[int]:
+        """The ids of the trials that this storage object has claimed."""
+        return set(self._claims)
 
-        return transact(self.engine, work)
+    def read(self, study_id: int, after: int, ended: Collection[int], parts: Parts) -> list[FrozenTrial]:
+        """Return the study's trials with ids beyond `after`, and those of `ended` that have ended, by id."""
+        states = [state for state in TrialState if state.is_finished()]
+        done = TRIALS.c.trial_id.in_(list(ended)) & TRIALS.c.state.in_(states)
+        of_study = TRIALS.c.study_id == study_id
+
+        def work(connection: Connection) -> list[FrozenTrial]:
+            known = read_trials(connection, of_study & done, parts) if ended else []
+            return known + read_trials(connection, of_study & (TRIALS.c.trial_id > after), parts)
+
+        return consult(self.engine, work)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Change a trial's state as Optuna does; on SQLite, too, of two processes that want it only one gets it."""
+        if self.location.file is not None:
+            # The state is read in the transaction that changes it. Optuna goes on in this thread's session.
+            try:
+                self.scoped_session().connection().exec_driver_sql("BEGIN IMMEDIATE")
+            except BaseException:
+                self.remove_session()
+                raise
+        return super().set_trial_state_values(trial_id, state, values)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read one trial; a KeyError where there is none, as in Optuna."""
-        with read(self.engine) as connection:
-            trials = read_trials(connection, TRIALS.c.trial_id == trial_id)
+        trials = consult(self.engine, lambda connection: read_trials(connection, TRIALS.c.trial_id == trial_id))
         if not trials:
             raise KeyError(NOT_FOUND_MSG)
         return trials[0]
@@ -224,103 +309,43 @@ class Storage(RDBStorage):
         if states is not None:
             of_study &= TRIALS.c.state.in_([state for state in TrialState if state in states])
         known = sorted(trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than)
-        with read(self.engine) as connection:
+
+        def work(connection: Connection) -> list[FrozenTrial]:
             if connection.execute(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)).first() is None:
                 raise KeyError(NOT_FOUND_MSG)
             old = read_trials(connection, of_study & TRIALS.c.trial_id.in_(known)) if known else []
             return old + read_trials(connection, of_study & (TRIALS.c.trial_id > trial_id_greater_than))
 
+        return consult(self.engine, work)
 
-def _numbered(template: FrozenTrial, number: int, now: datetime.datetime) -> FrozenTrial:
-    """A trial of its own, so that template and trial do not change with each other."""
-    return FrozenTrial(
-        number=number,
-        state=template.state,
-        value=None,
-        values=template.values,
-        datetime_start=template.datetime_start or (now if template.state == TrialState.RUNNING else None),
-        datetime_complete=template.datetime_complete,
-        params=dict(template.params),
-        distributions=dict(template.distributions),
-        user_attrs=dict(template.user_attrs),
-        system_attrs=dict(template.system_attrs),
-        intermediate_values=dict(template.intermediate_values),
-        trial_id=-1,
-    )
+    def _numbered(self, template: FrozenTrial, number: int, now: datetime.datetime) -> FrozenTrial:
+        """A trial of its own, so that template and trial do not change with each other."""
+        trial = copy.deepcopy(template)
+        trial.number, trial._trial_id = number, -1
+        if trial.state == TrialState.RUNNING:
+            trial.datetime_start = trial.datetime_start or now
+            trial.system_attrs[WORKER] = self.worker.to_json()
+        return trial
 
+    def _claims_of(self, trial_ids: Iterable[int]) -> dict[int, datetime.datetime]:
+        return {trial_id: self._claims[trial_id] for trial_id in trial_ids if trial_id in self._claims}
 
-def _insert(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> None:
-    """Write the trials, and give each the id it has got."""
-    rows = [
-        {
-            "number": trial.number,
-            "study_id": study_id,
-            "state": trial.state,
-            "datetime_start": utc(trial.datetime_start),
-            "datetime_complete": utc(trial.datetime_complete),
-        }
-        for trial in trials
-    ]
-    insert = sa.insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
-    added: defaultdict[sa.Table, list[Row]] = defaultdict(list)
-    for trial, trial_id in zip(trials, connection.execute(insert, rows).scalars().all(), strict=True):
-        trial._trial_id = trial_id
-        for table, of_table in trial_rows(trial_id, trial):
-            added[table] += of_table
-    for table, of_table in added.items():
-        if of_table:
-            connection.execute(sa.insert(table), of_table)
+    def _without_claims(self, trial_ids: set[int]) -> set[int]:
+        for trial_id in trial_ids:
+            self._claims.pop(trial_id, None)
+        return trial_ids
 
 
-def _are_stored(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> bool:
-    """Whether these are trials of the study, told by what never changes: ids, numbers and parameters.
-
-    Ids alone would not do: a server that crashed may give those again that were lost.
-    """
-    ids = [trial._trial_id for trial in trials]
-    found = read_trials(connection, (TRIALS.c.study_id == study_id) & TRIALS.c.trial_id.in_(ids))
-
-    def fixed(trial: FrozenTrial) -> tuple[int, int, str]:
-        return trial._trial_id, trial.number, repr(sorted(trial.params.items()))
-
-    return sorted(map(fixed, found)) == sorted(map(fixed, trials))
+def _set_study_attrs(connection: Connection, study_id: int, attrs: Mapping[str, Any]) -> None:
+    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    upsert(connection, STUDY_ATTRS, rows)
 
 
-def _in_state(connection: Connection, trial_ids: Collection[int], state: TrialState) -> set[int]:
-    """Those of the trials that are in the state, locked until the transaction ends."""
-    return _where(connection, trial_ids, TRIALS.c.state == state)
+def _ended_at(connection: Connection, trial_ids: Collection[int], time: datetime.datetime | None) -> set[int]:
+    ended = TRIALS.c.trial_id.in_(list(trial_ids)) & (TRIALS.c.datetime_complete == time)
+    return set(connection.execute(sa.select(TRIALS.c.trial_id).where(ended)).scalars())
 
 
-def _where(connection: Connection, trial_ids: Collection[int], condition: sa.ColumnElement[bool]) -> set[int]:
-    """Those of the trials that meet the condition, locked until the transaction ends."""
-    select = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id.in_(list(trial_ids)), condition)
-    # In one order everywhere, so that two processes never wait for each other's rows.
-    return set(connection.execute(select.order_by(TRIALS.c.trial_id).with_for_update()).scalars())
-
-
-def _running_since(connection: Connection, trial_ids: Collection[int]) -> dict[int, datetime.datetime | None]:
-    """The running ones of the trials with their start, locked likewise."""
-    running = TRIALS.c.trial_id.in_(list(trial_ids)) & (TRIALS.c.state == TrialState.RUNNING)
-    select = sa.select(TRIALS.c.trial_id, TRIALS.c.datetime_start).where(running)
-    found = connection.execute(select.order_by(TRIALS.c.trial_id).with_for_update())
-    return {trial_id: start for trial_id, start in found}
-
-
-def _update(connection: Connection, trial_ids: Collection[int], **columns: Any) -> None:
-    if trial_ids:
-        connection.execute(sa.update(TRIALS).where(TRIALS.c.trial_id.in_(list(trial_ids))).values(**columns))
-
-
-def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-    """Write rows, changing those that are there."""
-    if not rows:
-        return
-    insert = _dialect(connection).insert(table)
-    keys = KEYS[table]
-    changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
-
-
-def _dialect(connection: Connection) -> Any:
-    """SQLAlchemy's module for what the two databases have, and standard SQL has not."""
-    return sqlite if connection.dialect.name == "sqlite" else postgresql
+def _known(time: datetime.datetime | None) -> datetime.datetime:
+    assert time is not None
+    return time

@@ -1,18 +1,57 @@
-"""Studies by name: which there are, and one of them as an Optuna study.
+"""Studies by name: what each holds at a glance, the best of its trials, and one of them as an Optuna study.
 
-The study returned reads through Optuna's cache: what has finished is read once, what is new or unfinished each time.
+Counting and ranking are the database's work: a few queries for all studies, which read no learning curve and no trial
+but those asked for. What one call returns is of one moment. The study returned by `load_study` reads
+through Optuna's cache: what has finished is read once, what is new or unfinished each time.
 Knows nothing of what hpo keeps with a study.
 """
 
 from __future__ import annotations
 
+import datetime
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import optuna
 import sqlalchemy as sa
+from optuna.storages._rdb.models import TrialValueModel
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import Connection
 
 from hpo.errors import UnknownStudyError, nearest
 from hpo.storage.connections import read
-from hpo.storage.rows import STUDIES
+from hpo.storage.rows import DIRECTIONS, STUDIES, STUDY_ATTRS, TRIALS, VALUES, Parts, local, read_trials
 from hpo.storage.storage import Storage
+
+# More trials than their ids can tell apart; a database refuses a limit that is much higher.
+MOST_TRIALS = 2**31 - 1
+RANKED = Parts(curves=False, system_attrs=None)
+# A trial's value, where it has one that can be ranked: infinity is kept without a number.
+FINITE = (
+    (VALUES.c.trial_id == TRIALS.c.trial_id)
+    & (VALUES.c.objective == 0)
+    & (VALUES.c.value_type == TrialValueModel.TrialValueType.FINITE)
+)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What a study holds at a glance.
+
+    `states` counts the trials in each state that occurs. `best` is the best finite value of a completed trial, None
+    where there is none or several objectives leave no one order. `last_activity` is when a trial last started or ended.
+    """
+
+    name: str
+    directions: tuple[StudyDirection, ...]
+    user_attrs: Mapping[str, Any]
+    states: Mapping[TrialState, int]
+    best: float | None
+    last_activity: datetime.datetime | None
 
 
 def study_names(storage: Storage) -> list[str]:
@@ -21,17 +60,110 @@ def study_names(storage: Storage) -> list[str]:
         return list(connection.execute(sa.select(STUDIES.c.study_name).order_by(STUDIES.c.study_id)).scalars())
 
 
+def summaries(storage: Storage) -> list[StudySummary]:
+    """Return what each study in the storage holds, oldest first."""
+    with read(storage.engine) as connection:
+        return _summaries(connection, sa.true())
+
+
+def summary(storage: Storage, name: str) -> StudySummary:
+    """Return what the study of that name holds."""
+    with read(storage.engine) as connection:
+        found = _summaries(connection, STUDIES.c.study_name == name)
+    if not found:
+        raise _unknown(storage, name)
+    return found[0]
+
+
+def best_trials(storage: Storage, name: str, n: int) -> list[FrozenTrial]:
+    """Return the `n` best completed trials of the study of that name, best first, without curves and system attributes.
+
+    Equal values keep the order of the trials' numbers; an infinite value is not ranked. A study with several objectives
+    has no best trials.
+    """
+    study = STUDIES.c.study_name == name
+    with read(storage.engine) as connection:
+        directions = connection.execute(sa.select(DIRECTIONS.c.direction).join(STUDIES).where(study)).scalars().all()
+        if len(directions) == 1:
+            value = VALUES.c.value.desc() if directions[0] == StudyDirection.MAXIMIZE else VALUES.c.value
+            of_study = sa.select(TRIALS.c.trial_id).select_from(TRIALS.join(STUDIES).join(VALUES, FINITE)).where(study)
+            ranked = of_study.where(TRIALS.c.state == TrialState.COMPLETE).order_by(value, TRIALS.c.number)
+            ranked = ranked.limit(min(n, MOST_TRIALS))
+            # Not by ids: there may be more of them than a database takes as parameters.
+            found = {trial._trial_id: trial for trial in read_trials(connection, TRIALS.c.trial_id.in_(ranked), RANKED)}
+            return [found[trial_id] for trial_id in connection.execute(ranked).scalars()]
+    if not directions:
+        raise _unknown(storage, name)
+    return []
+
+
 def load_study(storage: Storage, name: str) -> optuna.Study:
     """Return the study of that name."""
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
-        names = study_names(storage)
-        if not names:
-            advice = "; it holds no study yet: start one with `hpo launch FILE`"
-        else:
-            advice = nearest(name, names) or f"; it holds {_few(names)}"
-        raise UnknownStudyError(f"{storage.shown}: no study named {name!r}{advice}") from error
+        raise _unknown(storage, name) from error
+
+
+def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[StudySummary]:
+    studies = connection.execute(sa.select(STUDIES).where(which).order_by(STUDIES.c.study_id)).all()
+    ids = sa.select(STUDIES.c.study_id).where(which)
+    directions: defaultdict[int, list[StudyDirection]] = defaultdict(list)
+    d = DIRECTIONS.c
+    for row in connection.execute(sa.select(DIRECTIONS).where(d.study_id.in_(ids)).order_by(d.objective)):
+        directions[row.study_id].append(row.direction)
+    user_attrs: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    for row in connection.execute(sa.select(STUDY_ATTRS).where(STUDY_ATTRS.c.study_id.in_(ids))):
+        user_attrs[row.study_id][row.key] = json.loads(row.value_json)
+    totals: defaultdict[int, dict[TrialState, sa.Row[Any]]] = defaultdict(dict)
+    for row in connection.execute(_totals(ids)):
+        totals[row.study_id][row.state] = row
+    return [
+        StudySummary(
+            name=row.study_name,
+            directions=tuple(directions[row.study_id]),
+            user_attrs=user_attrs[row.study_id],
+            states={state: total.trials for state, total in totals[row.study_id].items()},
+            best=_best(directions[row.study_id], totals[row.study_id].get(TrialState.COMPLETE)),
+            last_activity=_latest(totals[row.study_id].values()),
+        )
+        for row in studies
+    ]
+
+
+def _totals(study_ids: sa.Select[tuple[int]]) -> sa.Select[Any]:
+    """A row for each state of each study."""
+    columns = (
+        sa.func.count().label("trials"),
+        sa.func.min(VALUES.c.value).label("lowest"),
+        sa.func.max(VALUES.c.value).label("highest"),
+        sa.func.max(TRIALS.c.datetime_start).label("started"),
+        sa.func.max(TRIALS.c.datetime_complete).label("ended"),
+    )
+    by = (TRIALS.c.study_id, TRIALS.c.state)
+    of_studies = sa.select(*by, *columns).where(TRIALS.c.study_id.in_(study_ids))
+    return of_studies.select_from(TRIALS.outerjoin(VALUES, FINITE)).group_by(*by)
+
+
+def _best(directions: Sequence[StudyDirection], complete: sa.Row[Any] | None) -> float | None:
+    if len(directions) != 1 or complete is None:
+        return None
+    value: float | None = complete.highest if directions[0] == StudyDirection.MAXIMIZE else complete.lowest
+    return value
+
+
+def _latest(totals: Iterable[sa.Row[Any]]) -> datetime.datetime | None:
+    times = [time for total in totals for time in (total.started, total.ended) if time is not None]
+    return local(max(times, default=None))
+
+
+def _unknown(storage: Storage, name: str) -> UnknownStudyError:
+    names = study_names(storage)
+    if not names:
+        advice = "; it holds no study yet: start one with `hpo launch FILE`"
+    else:
+        advice = nearest(name, names) or f"; it holds {_few(names)}"
+    return UnknownStudyError(f"{storage.shown}: no study named {name!r}{advice}")
 
 
 def _few(names: list[str], shown: int = 5) -> str:

@@ -133,6 +133,8 @@ class SearchSettings(Settings):
     ] = "auto"
     seed: Natural = 0
     repeat: bool = False
+    retries: Natural = 1
+    trial_timeout: AboveZero | None = None
 
 
 class Config(Settings):

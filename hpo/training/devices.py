@@ -5,9 +5,28 @@ Knows nothing of what runs there.
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+
 import torch
 
 from hpo.errors import UsageError
+
+TRIED = 64  # rows and columns of the matrices that a device multiplies to show that it works
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of a device that was tried: its name as in `describe`, and its memory where that is its own.
+
+    `bfloat16` is whether it has instructions for that, `problem` why it cannot be used, "" where it can.
+    """
+
+    name: str
+    free_bytes: int | None
+    memory_bytes: int | None
+    bfloat16: bool
+    problem: str
 
 
 def find_device(name: str) -> torch.device:
@@ -36,6 +55,46 @@ def describe(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
+@dataclass(frozen=True)
+class Equipment:
+    """What torch finds on this machine: the devices, the CUDA it is built for ("" for none), and its threads.
+
+    `warning` is what it said while it looked, such as that a driver is too old.
+    """
+
+    devices: tuple[torch.device, ...]
+    cuda: str
+    threads: int
+    warning: str
+
+
+def equipment() -> Equipment:
+    """Look for devices; they are not tried."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = ["cpu", *(f"cuda:{index}" for index in range(cuda)), *(["mps"] if _has_mps() else [])]
+    said = " ".join(" ".join(str(each.message).split()) for each in caught)
+    return Equipment(tuple(map(torch.device, names)), torch.version.cuda or "", torch.get_num_threads(), said)
+
+
+def try_device(device: torch.device) -> Tried:
+    """Multiply two small matrices on the device, and see whether the product is right."""
+    name, free, memory = str(device), None, None
+    bfloat16 = False
+    try:
+        name = describe(device)
+        if device.type == "cuda":
+            free, memory = torch.cuda.mem_get_info(device)
+        bfloat16 = _has_bfloat16(device)
+        ones = torch.ones(TRIED, TRIED, device=device)
+        right = bool(((ones @ ones) == TRIED).all())
+    except RuntimeError as error:
+        said = str(error).split("\n", 1)[0]
+        return Tried(name, free, memory, bfloat16, said or type(error).__name__)
+    return Tried(name, free, memory, bfloat16, "" if right else "it multiplies wrongly")
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether the error says that a device's memory, or the process's, is full."""
     # The CPU's allocator has no exception type of its own, and what it says was seen cut short: its own text needs
@@ -46,3 +105,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(name.endswith("bf16") and bool(has) for name, has in capabilities.items())

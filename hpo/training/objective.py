@@ -19,10 +19,15 @@ from hpo.training.stack import Member
 
 
 class Objective:
-    """Trains members on one split on one device. `say` is told, once, that populations had to be made smaller."""
+    """Trains members on one split on one device.
 
-    def __init__(self, split: DeviceSplit, auto_precision: str, say: Callable[[str], None]) -> None:
-        self._split, self._auto, self._say = split, auto_precision, say
+    `say` is told, once, that populations had to be made smaller. `timeout_s` is how long a population may take.
+    """
+
+    def __init__(
+        self, split: DeviceSplit, auto_precision: str, say: Callable[[str], None], timeout_s: float | None = None
+    ) -> None:
+        self._split, self._auto, self._say, self._timeout_s = split, auto_precision, say, timeout_s
         self._most: int | None = None
 
     def groups(self, members: Sequence[Member]) -> list[list[Member]]:
@@ -43,7 +48,7 @@ class Objective:
             return
         precision = members[0].config.training.precision
         try:
-            yield from train(members, self._split, self._auto if precision == "auto" else precision)
+            yield from train(members, self._split, self._auto if precision == "auto" else precision, self._timeout_s)
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -15,11 +15,13 @@ Knows nothing of search spaces, pruners or storage.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing.pool import ThreadPool
 
 import torch
 
@@ -31,6 +33,10 @@ from hpo.training.stack import DTYPES, Member, Stack, Values
 
 WORTH_A_CORE = 100_000_000
 """Floating-point operations a step from which a stack earns a thread of its own: about a millisecond's."""
+
+
+class TrialTimeout(Exception):
+    """A population took longer than its trials may."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,25 @@ class EpochResult:
 
 
 def train(
-    members: Sequence[Member], split: DeviceSplit, precision: str
+    members: Sequence[Member], split: DeviceSplit, precision: str, timeout_s: float | None = None
 ) -> Generator[EpochResult, Collection[int], None]:
     """Train members of one shape (see `shape_of`) and yield an `EpochResult` an epoch, from epoch 1.
 
     Send the numbers of the members to leave out from the next epoch on. Ends after the last epoch, or when no member
-    is left. A member whose loss is no longer finite is in `failed` once, and out.
+    is left. A member whose loss is no longer finite is in `failed` once, and out. Raises TrialTimeout where an epoch
+    ends, or hangs, later than `timeout_s` after the beginning.
     """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     stacks, threads = _deal(members, split, precision)
     with _at_once(len(stacks), threads) as run:
         for epoch in range(1, members[0].config.training.epochs + 1):
             values: Values = {}
-            for part in run(Stack.epoch, stacks, [epoch] * len(stacks)):
-                values.update(part)
+            left = None if deadline is None else deadline - time.monotonic()
+            try:
+                for part in run([(stack, epoch) for stack in stacks], left):
+                    values.update(part)
+            except multiprocessing.TimeoutError as error:
+                raise TrialTimeout(f"took longer than search.trial_timeout, {timeout_s:g} s (epoch {epoch})") from error
             failed = {number: _reason(epoch, metrics) for number, metrics in values.items() if not _finite(metrics)}
             well = {number: metrics for number, metrics in values.items() if number not in failed}
             dropped = yield EpochResult(epoch, well, failed)
@@ -95,10 +107,15 @@ def _deal(members: Sequence[Member], split: DeviceSplit, precision: str) -> tupl
 
 
 @contextmanager
-def _at_once(stacks: int, threads: int) -> Iterator[Callable[..., Iterable[Values]]]:
-    """Give a `map` that runs all stacks at once, each in a thread of its own that has `threads` for its operations."""
-    with ThreadPoolExecutor(stacks, "hpo-stack", initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        yield pool.map
+def _at_once(
+    stacks: int, threads: int
+) -> Iterator[Callable[[Sequence[tuple[Stack, int]], float | None], list[Values]]]:
+    """Give a function that trains an epoch of all stacks at once, each in a thread that has `threads` for them.
+
+    It waits for at most so many seconds. A thread that hangs is left behind: nothing can end it but the process's end.
+    """
+    with ThreadPool(stacks, torch.set_num_threads, (threads,)) as pool:
+        yield lambda epochs, timeout_s: pool.starmap_async(Stack.epoch, epochs, 1).get(timeout_s)
 
 
 def _finite(metrics: dict[str, float]) -> bool:

@@ -23,6 +23,13 @@ from hpo.storage import Storage
 from hpo.studyfile import read_study
 
 Store = Callable[..., optuna.Study]
+Exported = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def exported_of(stored: Store, storage: Storage) -> Exported:
+    """Store a study, and export it."""
+    return lambda *args, **options: export(storage, stored(*args, **options).study_name)
 
 
 def relaunched(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -36,8 +43,8 @@ def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
 
 
-def test_an_export_keeps_to_its_schema(stored: Store) -> None:
-    exported = export(stored([trial(0.5), trial(0.9), trial(0.99, state=TrialState.PRUNED)]))
+def test_an_export_keeps_to_its_schema(exported_of: Exported) -> None:
+    exported = exported_of([trial(0.5), trial(0.9), trial(0.99, state=TrialState.PRUNED)])
     jsonschema.validate(exported, schema())
     assert exported["schema"] == "hpo.best/1"
     assert (exported["study"], exported["trial"], exported["seed"]) == ("digits", 1, 1234)
@@ -51,15 +58,15 @@ def test_an_export_keeps_to_its_schema(stored: Store) -> None:
 
 
 @pytest.mark.parametrize("missing", ["schema", "params", "config", "versions", "created"])
-def test_the_schema_misses_every_key(stored: Store, missing: str) -> None:
-    exported = export(stored([trial(0.9)]))
+def test_the_schema_misses_every_key(exported_of: Exported, missing: str) -> None:
+    exported = exported_of([trial(0.9)])
     del exported[missing]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(exported, schema())
 
 
-def test_the_schema_refuses_more_and_what_is_still_searched(stored: Store) -> None:
-    exported = export(stored([trial(0.9)]))
+def test_the_schema_refuses_more_and_what_is_still_searched(exported_of: Exported) -> None:
+    exported = exported_of([trial(0.9)])
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**exported, "more": 1}, schema())
     exported["config"]["optimizer"]["lr"] = {"low": 0.1, "high": 0.2}
@@ -67,8 +74,8 @@ def test_the_schema_refuses_more_and_what_is_still_searched(stored: Store) -> No
         jsonschema.validate(exported, schema())
 
 
-def test_the_configuration_is_a_study_of_one_trial(stored: Store, tmp_path: Path) -> None:
-    config = export(stored([trial(0.9)]))["config"]
+def test_the_configuration_is_a_study_of_one_trial(exported_of: Exported, tmp_path: Path) -> None:
+    config = exported_of([trial(0.9)])["config"]
     assert config["name"] == "digits-best"
     assert config["search"]["trials"] == 1
     assert config["optimizer"]["lr"] == 1e-3
@@ -84,16 +91,16 @@ def test_a_whole_export_is_read_as_a_study_file(stored: Store, storage: Storage,
     assert (study.name, study.parameters, study.search.trials) == ("digits-best", (), 1)
 
 
-def test_a_configuration_leaves_out_what_the_best_kind_does_not_use(stored: Store, tmp_path: Path) -> None:
+def test_a_configuration_leaves_out_what_the_best_kind_does_not_use(exported_of: Exported, tmp_path: Path) -> None:
     written = tree(optimizer={"kind": {"choices": ["sgd", "momentum"]}, "momentum": 0.8})
     params = {"lr": 1e-3, "dropout": 0.25, "optimizer.kind": "sgd"}
     distributions = {"lr": LR, "dropout": DROPOUT, "optimizer.kind": CategoricalDistribution(["sgd", "momentum"])}
-    config = export(stored([trial(0.9, params=params, distributions=distributions)], written))["config"]
+    config = exported_of([trial(0.9, params=params, distributions=distributions)], written)["config"]
     assert config["optimizer"] == {"kind": "sgd", "lr": 1e-3, "weight_decay": 0.0}
     assert relaunched(config, tmp_path) == config
 
 
-def test_a_choice_that_is_a_list_is_a_list_again(stored: Store, tmp_path: Path) -> None:
+def test_a_choice_that_is_a_list_is_a_list_again(exported_of: Exported, tmp_path: Path) -> None:
     written = tree(network={"hidden": {"choices": [[8], [16, 16]]}})
     choices = CategoricalDistribution(["[8]", "[16, 16]"])
     frozen = trial(
@@ -101,21 +108,21 @@ def test_a_choice_that_is_a_list_is_a_list_again(stored: Store, tmp_path: Path) 
         params={"lr": 1e-3, "dropout": 0.25, "hidden": "[16, 16]"},
         distributions={"lr": LR, "dropout": DROPOUT, "hidden": choices},
     )
-    exported = export(stored([frozen], written))
+    exported = exported_of([frozen], written)
     jsonschema.validate(exported, schema())
     assert exported["params"]["hidden"] == [16, 16]
     assert relaunched(exported["config"], tmp_path)["network"]["hidden"] == [16, 16]
 
 
-def test_a_long_name_leaves_room_for_its_ending(stored: Store, tmp_path: Path) -> None:
-    config = export(stored([trial(0.9)], name="n" * 200))["config"]
+def test_a_long_name_leaves_room_for_its_ending(exported_of: Exported, tmp_path: Path) -> None:
+    config = exported_of([trial(0.9)], name="n" * 200)["config"]
     assert config["name"] == "n" * 195 + "-best"
     assert relaunched(config, tmp_path) == config
 
 
-def test_no_finished_trial_is_nothing_to_export(stored: Store) -> None:
+def test_no_finished_trial_is_nothing_to_export(exported_of: Exported) -> None:
     with pytest.raises(HpoError, match="study 'digits': no finished trial yet"):
-        export(stored([trial(0.9, state=TrialState.PRUNED)]))
+        exported_of([trial(0.9, state=TrialState.PRUNED)])
 
 
 def test_a_study_by_another_program_is_refused(storage: Storage) -> None:

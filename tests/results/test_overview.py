@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from stored_studies import tree, trial
 
 from hpo.data import Listing
-from hpo.results.overview import count_states, datasets_table, studies_table, table
+from hpo.results.overview import by_word, datasets_table, studies_table, table
 from hpo.storage import Storage
 
 Store = Callable[..., optuna.Study]
@@ -47,10 +47,13 @@ def test_studies_stand_in_alphabetical_order(stored: Store, storage: Storage) ->
 
 def test_a_study_without_trials_and_one_by_another_program(stored: Store, storage: Storage) -> None:
     stored([], name="fresh")
-    optuna.create_study(storage=storage, study_name="two", directions=["minimize", "maximize"])
-    fresh, two = studies_table(storage).splitlines()[1:]
-    assert fresh.split() == ["fresh", "digits", "none", "-", "-"]
-    assert two.split() == ["two", "-", "none", "-", "-"]
+    optuna.create_study(storage=storage, study_name="one").add_trial(trial(2.0))
+    two = optuna.create_study(storage=storage, study_name="two", directions=["minimize", "maximize"])
+    two.add_trial(optuna.trial.create_trial(values=[0.5, 1.0]))
+    rows = [row.split()[:6] for row in studies_table(storage).splitlines()[1:]]
+    assert rows[0] == ["fresh", "digits", "none", "-", "-"]
+    assert rows[1][:5] == ["one", "-", "1", "complete", "2.0000"]
+    assert rows[2][:5] == ["two", "-", "1", "complete", "-"]
 
 
 def test_no_studies_leave_the_heading(storage: Storage) -> None:
@@ -58,9 +61,8 @@ def test_no_studies_leave_the_heading(storage: Storage) -> None:
 
 
 def test_states_are_counted_by_name() -> None:
-    states = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.WAITING]
-    trials = [trial(1.0 if state.is_finished() else None, state=state) for state in states]
-    assert count_states(trials) == {"complete": 2, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
+    states = {TrialState.COMPLETE: 2, TrialState.WAITING: 1}
+    assert by_word(states) == {"complete": 2, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
 
 
 def test_data_sets_are_rows() -> None:

@@ -1,9 +1,8 @@
-"""The order of trials, the line of a trial, and warnings at the edge of a range."""
+"""The lines of the best trials, and warnings at the edge of a range."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,52 +15,11 @@ from optuna.trial import TrialState
 from stored_studies import DROPOUT, LR, tree, trial
 
 from hpo.errors import HpoError, UnknownStudyError
-from hpo.results.ranking import best_line, edge_warnings, top, top_lines
+from hpo.results.ranking import best_line, edge_warnings, top_lines
 from hpo.storage import Storage
 from hpo.studyfile import parse_study, read_study
 
 Store = Callable[..., optuna.Study]
-
-
-def values(trials: list[optuna.trial.FrozenTrial]) -> list[float | None]:
-    return [frozen.value for frozen in trials]
-
-
-def test_the_best_are_the_highest_accuracies(stored: Store) -> None:
-    assert values(top(stored([trial(0.5), trial(0.9), trial(0.7)]), 2)) == [0.9, 0.7]
-
-
-def test_the_best_are_the_lowest_losses(stored: Store) -> None:
-    study = stored([trial(0.5), trial(0.9), trial(0.7)], tree(search={"metric": "val_loss"}))
-    assert values(top(study, 2)) == [0.5, 0.7]
-
-
-def test_only_finished_trials_are_ranked(stored: Store) -> None:
-    pruned = trial(0.99, state=TrialState.PRUNED)
-    study = stored(
-        [pruned, trial(0.4), trial(state=TrialState.FAIL), trial(state=TrialState.WAITING, params={}, distributions={})]
-    )
-    assert values(top(study, 9)) == [0.4]
-
-
-def test_an_infinite_value_is_not_ranked(stored: Store) -> None:
-    assert values(top(stored([trial(math.inf), trial(0.1)]), 9)) == [0.1]
-
-
-def test_equal_values_keep_their_order(stored: Store) -> None:
-    assert [frozen.number for frozen in top(stored([trial(0.5), trial(0.9), trial(0.5), trial(0.9)]), 4)] == [
-        1,
-        3,
-        0,
-        2,
-    ]
-
-
-@given(st.lists(st.floats(-1, 1), max_size=12), st.integers(0, 15))
-def test_top_is_the_head_of_all_trials_sorted(numbers: list[float], n: int) -> None:
-    study = optuna.create_study(direction="maximize")
-    study.add_trials([trial(number) for number in numbers])
-    assert values(top(study, n)) == sorted(numbers, reverse=True)[:n]
 
 
 def test_the_line_of_a_trial() -> None:

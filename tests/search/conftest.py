@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lock_step import LockStep
 
 from hpo.storage import Storage, open_storage
+from hpo.studyfile import Study
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +39,16 @@ def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
 @pytest.fixture
 def storage(new_storage: Callable[[], Storage]) -> Storage:
     return new_storage()
+
+
+@pytest.fixture
+def lock_step() -> Iterator[Callable[[Study, Storage], LockStep]]:
+    started: list[LockStep] = []
+
+    def start(study: Study, storage: Storage) -> LockStep:
+        started.append(LockStep(study, storage))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.events import EpochEnded, Event
 from hpo.search.launch import launch
-from hpo.search.loop import CURVE
+from hpo.search.run import CURVE
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, parse_study
 

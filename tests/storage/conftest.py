@@ -5,8 +5,10 @@ Every test that takes `url` or `storage` runs on both; those about files take `f
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,28 @@ def server_url(server: Server) -> Iterator[str]:
 @pytest.fixture(params=["file_url", "server_url"], ids=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def copy(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], AbstractContextManager[str]]]:
+    """Copy a storage with nothing in it, and give the copy's URL: making one takes longer than a test."""
+    if request.param == "sqlite":
+        blank = tmp_path_factory.mktemp("blank") / "blank.db"
+        open_storage(f"sqlite:///{blank}").close()
+        yield lambda: nullcontext(f"sqlite:///{shutil.copy(blank, tmp_path_factory.mktemp('copy') / 'hpo.db')}")
+        return
+    server = request.getfixturevalue("server")
+
+    @contextmanager
+    def database() -> Iterator[str]:
+        with server.database(template) as name:
+            yield server.url(name)
+
+    with server.database() as template:
+        open_storage(server.url(template)).close()
+        yield database
 
 
 @pytest.fixture

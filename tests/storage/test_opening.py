@@ -206,7 +206,7 @@ def test_a_locked_storage_is_one_line_after_the_wait(file_storage: Storage, file
     with contextlib.closing(sqlite3.connect(tmp_path / "hpo.db")) as other:
         other.execute("BEGIN IMMEDIATE")
         for write in (
-            lambda: file_storage.start([1]),
+            lambda: file_storage.claim([1], 1),
             lambda: file_storage.create_new_study([StudyDirection.MAXIMIZE], "s"),
         ):
             with pytest.raises(StorageError, match="locked by another process") as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy as copy_module
 import math
 import multiprocessing
 import shutil
@@ -19,8 +20,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.storage import Ending, Storage, load_study, open_storage
+from hpo.storage import Ending, Parts, Storage, load_study, open_storage
 from hpo.storage.location import locate
+from hpo.storage.workers import this_worker
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
@@ -52,9 +54,9 @@ def rows(url: str) -> dict[str, list[dict[str, Any]]]:
         tables = sa.inspect(connection).get_table_names()
         selects = {table: connection.exec_driver_sql(f"SELECT * FROM {table} ORDER BY 1") for table in tables}
         found = {table: [dict(row) for row in select.mappings()] for table, select in selects.items()}
-    for trial in found["trials"]:
-        for column in ("datetime_start", "datetime_complete"):
-            trial[column] = trial[column] and len(str(trial[column]))
+    for row in found["trials"] + found["trial_heartbeats"]:
+        for column in row.keys() & {"datetime_start", "datetime_complete", "heartbeat"}:
+            row[column] = row[column] and len(str(row[column]))
     if engine.dialect.name == "postgresql":
         # There a row that was only changed has used up a number, too: the order is the same, the numbers have gaps.
         for table in found.keys() - {"studies", "trials", "alembic_version"}:
@@ -113,7 +115,7 @@ def test_a_population_leaves_the_rows_that_plain_optuna_leaves(copy: Copy) -> No
                 )
                 storage.create_trials(study_id, [running(state=WAITING)])
                 continue
-            trial_ids = [storage.create_new_trial(study_id, template) for template in templates]
+            trial_ids = [plainly_created(storage, study_id, template) for template in templates]
             for step in (1, 2):
                 for i, curve in zip(trial_ids, curves, strict=True):
                     storage.set_trial_intermediate_value(i, step, curve[step - 1])
@@ -123,7 +125,20 @@ def test_a_population_leaves_the_rows_that_plain_optuna_leaves(copy: Copy) -> No
                 storage.set_trial_system_attr(i, "hpo:curve", CURVE)
                 storage.set_trial_state_values(i, state, None if value is None else [value])
             storage.create_new_trial(study_id, running(state=WAITING))
-        assert rows(ours) == rows(plain)
+        expected = rows(plain)
+        expected["trial_heartbeats"] = []  # hpo forgets a trial's when it ends
+        assert rows(ours) == expected
+
+
+def plainly_created(storage: optuna.storages.RDBStorage, study_id: int, template: FrozenTrial) -> int:
+    """A trial that plain Optuna made; a running one with the worker that trains it, and with its sign of life."""
+    if template.state != RUNNING:
+        return storage.create_new_trial(study_id, template)
+    template = copy_module.copy(template)
+    template.system_attrs = template.system_attrs | {"hpo:worker": this_worker().to_json()}
+    trial_id = storage.create_new_trial(study_id, template)
+    storage.record_heartbeat(trial_id)
+    return trial_id
 
 
 json_values = st.recursive(
@@ -175,7 +190,7 @@ def test_any_trials_are_written_and_read_as_plain_optuna_does(templates: list[Fr
                 theirs.engine.dispose()
             else:
                 for template in templates:
-                    storage.create_new_trial(study_id, template)
+                    plainly_created(storage, study_id, template)
         assert rows(ours) == rows(plain)
 
 
@@ -255,13 +270,71 @@ def test_a_requeued_trial_waits_with_its_parameters_and_nothing_else(storage: St
     assert states(storage, study_id) == [RUNNING, WAITING, COMPLETE]
 
 
-def test_only_waiting_trials_are_started(storage: Storage, study_id: int) -> None:
-    waiting, busy = ids(storage.create_trials(study_id, [running(state=WAITING), running()]))
+def test_only_waiting_trials_are_claimed_first_ones_first(storage: Storage, study_id: int) -> None:
+    first, busy, second, third = ids(
+        storage.create_trials(study_id, [running(state=state) for state in (WAITING, RUNNING, WAITING, WAITING)])
+    )
     before = storage.get_trial(busy)
-    assert storage.start([waiting, busy, 999]) == {waiting}
-    assert storage.start([waiting]) == set()
-    assert storage.get_trial(waiting).datetime_start is not None
+    claimed = storage.claim([third, second, busy, first, 999], 2)
+    assert ids(claimed) == [first, second]
+    assert claimed == [storage.get_trial(first), storage.get_trial(second)]
+    assert all(trial.datetime_start is not None for trial in claimed)
     assert storage.get_trial(busy) == before
+    assert ids(storage.claim([first, second, third], 9)) == [third]
+    assert storage.claim([first, second, third], 9) == storage.claim([third], 0) == storage.claim([], 1) == []
+    assert storage.claims == {first, busy, second, third}
+
+
+def test_only_who_claimed_a_trial_can_change_it(storage: Storage, study_id: int, url: str) -> None:
+    (trial_id,) = ids(storage.create_trials(study_id, [running()]))
+    other = open_storage(url)
+    assert other.report(1, {trial_id: 0.1}) == {trial_id}
+    assert other.finish([Ending(trial_id, COMPLETE, 0.1)]) == {trial_id}
+    assert other.requeue([trial_id]) == {trial_id}
+    assert storage.report(1, {trial_id: 0.2}) == set()
+    assert storage.requeue([trial_id]) == set()
+    assert ids(other.claim([trial_id], 1)) == [trial_id]
+    assert storage.report(2, {trial_id: 0.3}) == {trial_id}
+    assert storage.finish([Ending(trial_id, FAIL)]) == {trial_id}
+    assert other.finish([Ending(trial_id, COMPLETE, 0.4)]) == set()
+    assert (storage.get_trial(trial_id).value, storage.get_trial(trial_id).intermediate_values) == (0.4, {})
+    assert other.claims == storage.claims == set()
+    other.close()
+
+
+def test_a_number_that_another_process_took_is_not_given_again(storage: Storage, study_id: int, url: str) -> None:
+    other = open_storage(url)
+    assert len(storage.create_trials(study_id, [running(), running()], first=0)) == 2
+    assert other.create_trials(study_id, [running()], first=0) == []
+    assert other.claims == set()
+    (created,) = other.create_trials(study_id, [running()], first=2)
+    assert created.number == 2
+    assert storage.create_trials(study_id, [running()], first=4) == []
+    other.close()
+
+
+def test_the_first_to_settle_a_matter_settles_it(storage: Storage, study_id: int, url: str) -> None:
+    other = open_storage(url)
+    assert storage.settle(study_id, "hpo:run", {"precision": "bfloat16"}) == {"precision": "bfloat16"}
+    assert other.settle(study_id, "hpo:run", {"precision": "float32"}) == {"precision": "bfloat16"}
+    storage.change_study(study_id, {"hpo:run": 1, "x": [2]})
+    assert other.get_study_user_attrs(study_id) == {"hpo:run": 1, "x": [2]}
+    other.close()
+
+
+def test_trials_are_read_in_parts_and_what_is_known_is_not_read_again(storage: Storage, study_id: int) -> None:
+    a, b = ids(storage.create_trials(study_id, [running(user_attrs={"seed": 1}), running()]))
+    storage.report(1, {a: 0.5})
+    storage.finish([Ending(a, COMPLETE, 0.5, {}, {"hpo:curve": CURVE, "rung_1": 2})])
+    (c,) = ids(storage.create_trials(study_id, [running(state=WAITING)]))
+    light = Parts(curves=False, user_attrs=False, system_attrs="rung_")
+    first, *others = storage.read(study_id, -1, (), light)
+    assert (first.value, first.params["lr"], first.intermediate_values) == (0.5, 1e-3, {})
+    assert (first.user_attrs, first.system_attrs) == ({}, {"rung_1": 2})
+    assert ids(others) == [b, c]
+    assert ids(storage.read(study_id, b, [a, b], light)) == [a, c]
+    assert storage.read(study_id, c, [], light) == []
+    assert storage.read(study_id, -1, (), Parts()) == storage.get_all_trials(study_id)
 
 
 def test_an_ending_that_could_not_be_read_back_is_refused() -> None:
@@ -344,7 +417,7 @@ def work(url: str, barrier: Any, waiting: list[int]) -> tuple[list[int], list[in
         for step in range(1, 4):
             assert storage.report(step, {trial_id: step / 10 for trial_id in ids(created)}) == set()
         assert storage.finish([Ending(trial_id, COMPLETE, 0.3) for trial_id in ids(created)]) == set()
-    claimed = [i for trial_id in waiting for i in storage.start([trial_id])]
+    claimed = [i for _ in waiting for i in ids(storage.claim(waiting, 1))]
     storage.close()
     return numbers, claimed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from postgresql_server import Server
 
 from hpo.errors import StorageError
-from hpo.storage import Ending, Storage, open_storage, retry
+from hpo.storage import Ending, Running, Storage, open_storage, retake, retry, running_trials
 from hpo.storage.connections import TransientError
 from hpo.storage.location import locate
 
@@ -135,7 +136,7 @@ def test_restarts_in_the_middle_lose_and_double_nothing(server: Server, server_s
         while not stop.is_set():
             created = ids(server_storage.create_trials(study_id, [running() for _ in range(4)]))
             assert server_storage.requeue(created) == set()
-            assert server_storage.start(created) == set(created)
+            assert ids(server_storage.claim(created, 4)) == created
             for step in (1, 2):
                 assert server_storage.report(step, dict.fromkeys(created, step / 10)) == set()
             assert server_storage.finish([Ending(i, TrialState.COMPLETE, 0.2) for i in created]) == set()
@@ -252,6 +253,11 @@ def relay(server: Server) -> Iterator[Relay]:
 Call = Callable[..., Any]
 
 
+def everything_lost(storage: Storage) -> list[Running]:
+    """The running trials as if their processes had ended."""
+    return [dataclasses.replace(trial, lost="ended") for trial in running_trials(storage)]
+
+
 @pytest.fixture
 def losing(relay: Relay, server: Server, server_url: str) -> Iterator[tuple[Storage, Call]]:
     """A storage, and a way to make a call on it whose commit is kept while its answer is lost."""
@@ -281,7 +287,7 @@ def test_a_commit_whose_answer_was_lost_is_done_once(losing: tuple[Storage, Call
     assert call(storage.report, 1, {a: 0.1, b: 0.2, ended: 0.3}) == {ended}
     assert call(storage.finish, [Ending(i, TrialState.COMPLETE, 0.5) for i in (a, ended)]) == {ended}
     assert call(storage.requeue, [b, ended]) == {ended}
-    assert call(storage.start, [b, c, ended]) == {b}
+    assert ids(call(storage.claim, [b, c, ended], 9)) == [b]
     trials = storage.get_all_trials(study_id)
     assert [trial.number for trial in trials] == [0, 1, 2, 3]
     assert [trial.intermediate_values for trial in trials] == [{}, {1: 0.1}, {}, {}]
@@ -295,14 +301,14 @@ def test_what_others_did_since_the_lost_answer_is_left_alone(
     other = open_storage(server_url)
     study_id = storage.create_study("digits", MAXIMIZE, {})
     (back,) = ids(storage.create_trials(study_id, [running()]))
-    relay.meanwhile = lambda: other.start([back]) and other.report(1, {back: 0.5})
+    relay.meanwhile = lambda: other.claim([back], 1) and other.report(1, {back: 0.5})
     assert call(storage.requeue, [back]) == set()
     robbed = storage.get_trial(back)
     assert (robbed.state, robbed.intermediate_values) == (TrialState.RUNNING, {1: 0.5})
     relay.meanwhile = lambda: other.create_trials(study_id, [running(), running()])
     (created,) = call(storage.create_trials, study_id, [running()])
     assert created.number == 1
-    relay.meanwhile = lambda: other.requeue([created._trial_id])
+    relay.meanwhile = lambda: retake(other, everything_lost(other))
     assert call(storage.report, 1, {created._trial_id: 0.5}) == {created._trial_id}
     assert [trial.number for trial in storage.get_all_trials(study_id)] == [0, 1, 2, 3]
     other.close()

@@ -1,25 +1,85 @@
-"""Studies by name, and what reads them beside hpo."""
+"""Studies by name, what each holds, its best trials, and what reads a study beside hpo."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
+from collections import Counter
+from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import UnknownStudyError
-from hpo.storage import Ending, Storage, load_study, study_names
+from hpo.storage import Ending, Storage, best_trials, load_study, study_names, summaries, summary
+
+MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
+COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
+MIDSUMMER = datetime(2026, 6, 21, 12)  # no clock is changed in the hours after
+NAMES = map("study {}".format, itertools.count())
 
 
 def unknown(storage: Storage, name: str) -> str:
-    with pytest.raises(UnknownStudyError) as caught:
-        load_study(storage, name)
-    assert str(caught.value).isprintable()
-    return str(caught.value)
+    said = set()
+    for call in (load_study, summary, lambda store, asked: best_trials(store, asked, 1)):
+        with pytest.raises(UnknownStudyError) as caught:
+            call(storage, name)
+        said.add(str(caught.value))
+    (one,) = said
+    assert one.isprintable()
+    return one
+
+
+def trial(*values: float, state: TrialState = COMPLETE, start: int = 0, end: int = 0) -> FrozenTrial:
+    """A trial with everything that a trial can have, which started and ended so many minutes after midsummer's noon."""
+    made = create_trial(
+        state=state,
+        values=values or None,
+        params={"lr": 0.5},
+        distributions={"lr": optuna.distributions.FloatDistribution(0.0, 1.0)},
+        user_attrs={"seed": start},
+        system_attrs={"hpo:curve": {"val_loss": [2.0]}},
+        intermediate_values={1: 0.5},
+    )
+    made.datetime_start = MIDSUMMER + timedelta(minutes=start) if state != WAITING else None
+    made.datetime_complete = MIDSUMMER + timedelta(minutes=end) if state.is_finished() else None
+    return made
+
+
+def filled(storage: Storage, trials: list[FrozenTrial], *directions: StudyDirection) -> str:
+    """Store a study of these trials, and return its name."""
+    name = next(NAMES)
+    storage.create_trials(storage.create_new_study(directions or [MAXIMIZE], name), trials)
+    return name
+
+
+def numbers(storage: Storage, name: str, n: int = 99) -> list[int]:
+    return [best.number for best in best_trials(storage, name, n)]
+
+
+@st.composite
+def trials(draw: st.DrawFn, objectives: int) -> FrozenTrial:
+    state = draw(st.sampled_from(TrialState))
+    value = st.sampled_from([0.0, 0.25, -1.5, math.inf, -math.inf]) | st.floats(allow_nan=False)
+    values = draw(st.lists(value, min_size=objectives, max_size=objectives))
+    has_values = state == COMPLETE or (state == PRUNED and draw(st.booleans()))
+    minutes = st.integers(0, 60)
+    return trial(*(values if has_values else ()), state=state, start=draw(minutes), end=draw(minutes))
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> tuple[list[StudyDirection], list[FrozenTrial]]:
+    directions = draw(st.lists(st.sampled_from([MINIMIZE, MAXIMIZE]), min_size=1, max_size=2))
+    return directions, draw(st.lists(trials(len(directions)), max_size=12))
 
 
 def test_names_come_oldest_first(storage: Storage) -> None:
@@ -47,6 +107,96 @@ def test_a_study_is_read_with_what_it_holds(storage: Storage, study_id: int) -> 
     assert isinstance(study, optuna.Study)
     assert (study.study_name, study.direction) == ("digits", StudyDirection.MAXIMIZE)
     assert study.user_attrs == {"hpo:study": "{}"}
+
+
+def test_the_best_are_the_highest_or_the_lowest(storage: Storage) -> None:
+    some = [trial(0.5), trial(0.9), trial(0.7)]
+    assert numbers(storage, filled(storage, some, MAXIMIZE), 2) == [1, 2]
+    assert numbers(storage, filled(storage, some, MINIMIZE), 2) == [0, 2]
+
+
+def test_equal_values_keep_the_order_of_their_numbers(storage: Storage) -> None:
+    some = [trial(0.5), trial(0.9), trial(0.5), trial(0.9)]
+    assert numbers(storage, filled(storage, some, MAXIMIZE)) == [1, 3, 0, 2]
+    assert numbers(storage, filled(storage, some, MINIMIZE)) == [0, 2, 1, 3]
+
+
+def test_only_completed_trials_with_a_finite_value_are_ranked(storage: Storage) -> None:
+    others = [trial(0.99, state=PRUNED), trial(state=FAIL), trial(state=RUNNING), trial(state=WAITING)]
+    name = filled(storage, [*others, trial(math.inf), trial(0.4), trial(-math.inf)])
+    assert numbers(storage, name) == [5]
+    assert summary(storage, name).best == 0.4
+
+
+def test_several_objectives_have_no_best(storage: Storage) -> None:
+    name = filled(storage, [trial(0.5, 1.0)], MINIMIZE, MAXIMIZE)
+    assert best_trials(storage, name, 9) == []
+    found = summary(storage, name)
+    assert (found.directions, found.best, found.states) == ((MINIMIZE, MAXIMIZE), None, {COMPLETE: 1})
+
+
+def test_any_number_of_best_trials_can_be_asked_for(storage: Storage) -> None:
+    name = filled(storage, [trial(0.5), trial(0.9)])
+    assert numbers(storage, name, 0) == []
+    assert numbers(storage, name, 10**30) == [1, 0]
+
+
+def test_the_trials_of_other_studies_count_there(storage: Storage) -> None:
+    one, two = filled(storage, [trial(0.5)]), filled(storage, [trial(0.9), trial(state=FAIL)])
+    assert [(found.name, found.best, found.states) for found in summaries(storage)] == [
+        (one, 0.5, {COMPLETE: 1}),
+        (two, 0.9, {COMPLETE: 1, FAIL: 1}),
+    ]
+    assert [best.value for best in best_trials(storage, one, 9)] == [0.5]
+
+
+def test_a_summary_has_the_attributes_of_its_study(storage: Storage, study_id: int) -> None:
+    storage.set_study_user_attr(study_id, "hpo:data", {"name": "mnist"})
+    found = summary(storage, "digits")
+    assert found.user_attrs == {"hpo:data": {"name": "mnist"}}
+    assert (found.states, found.best, found.last_activity) == ({}, None, None)
+
+
+def test_the_last_activity_is_a_start_or_an_end(storage: Storage) -> None:
+    late_end = filled(storage, [trial(0.5, end=5), trial(state=RUNNING, start=3), trial(state=WAITING)])
+    late_start = filled(storage, [trial(0.5, end=5), trial(state=RUNNING, start=7)])
+    assert summary(storage, late_end).last_activity == MIDSUMMER + timedelta(minutes=5)
+    assert summary(storage, late_start).last_activity == MIDSUMMER + timedelta(minutes=7)
+
+
+def test_no_curve_is_read_to_rank_and_to_count(storage: Storage) -> None:
+    name = filled(storage, [trial(0.5), trial(0.9)])
+    read: list[str] = []
+    sa.event.listen(storage.engine, "before_cursor_execute", lambda *args: read.append(args[2]))
+    (best,) = best_trials(storage, name, 1)
+    summaries(storage)
+    assert (best.params, best.user_attrs) == ({"lr": 0.5}, {"seed": 0})
+    assert (best.intermediate_values, best.system_attrs) == ({}, {})
+    assert read
+    assert not any(table in text for text in read for table in ("trial_intermediate_values", "trial_system_attributes"))
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(some=st.lists(studies(), min_size=1, max_size=3), n=st.integers(0, 15))
+def test_counting_and_ranking_agree_with_reading_every_trial(
+    some: list[tuple[list[StudyDirection], list[FrozenTrial]]], n: int, storage: Storage
+) -> None:
+    names = [filled(storage, of_study, *directions) for directions, of_study in some]
+    found = {each.name: each for each in summaries(storage)}
+    for name, (directions, _) in zip(names, some, strict=True):
+        every = load_study(storage, name).get_trials()
+        complete = [each for each in every if each.state == COMPLETE]
+        finite = [each for each in complete if len(directions) == 1 and math.isfinite(each.value or 0.0)]
+        sign = -1 if directions[0] == MAXIMIZE else 1
+        ranked = sorted(finite, key=lambda each: (sign * each.values[0], each.number))
+        times = [time for each in every for time in (each.datetime_start, each.datetime_complete) if time]
+        shown = [(best.number, best.value, best.params, best.user_attrs) for best in best_trials(storage, name, n)]
+        assert shown == [(best.number, best.value, best.params, best.user_attrs) for best in ranked[:n]]
+        assert found[name] == summary(storage, name)
+        assert found[name].directions == tuple(directions)
+        assert found[name].states == Counter(each.state for each in every)
+        assert found[name].best == (ranked[0].value if ranked else None)
+        assert found[name].last_activity == max(times, default=None)
 
 
 def test_the_dashboard_reads_a_study(storage: Storage, study_id: int) -> None:

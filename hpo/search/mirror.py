@@ -1,0 +1,73 @@
+"""One study in memory, as Optuna's samplers and pruners read it: an Optuna storage whose trials can be put in anew.
+
+A trial's id is its number. What is put in is not copied, and not changed by the one who put it in. It keeps no best
+trial: no sampler and no pruner of hpo asks for it. Knows nothing of the storage that it mirrors.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+STUDY = 0
+"""The id of the only study."""
+
+
+class Mirror(InMemoryStorage):
+    """See the module."""
+
+    @property
+    def count(self) -> int:
+        """How many trials there are."""
+        return len(self._studies[STUDY].trials)
+
+    def put(self, trial: FrozenTrial) -> None:
+        """Put in a trial: the next one, or one in the place of the one that has its number."""
+        assert trial.number <= self.count, "a study's trials are numbered without gaps"
+        trial._trial_id = trial.number
+        if trial.number < self.count:
+            self._set_trial(trial.number, trial)
+        else:
+            self._trial_id_to_study_id_and_number[trial.number] = (STUDY, trial.number)
+            self._studies[STUDY].trials.append(trial)
+            self._max_trial_id = trial.number
+
+    def forget(self, first: int, system_attrs: Mapping[str, Any]) -> None:
+        """Forget the trials from this number on; the study's system attributes are these again."""
+        for number in range(first, self.count):
+            del self._trial_id_to_study_id_and_number[number]
+        del self._studies[STUDY].trials[first:]
+        self._studies[STUDY].system_attrs = dict(system_attrs)
+        self._max_trial_id = first - 1
+
+
+def mirrored(
+    number: int,
+    state: TrialState,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    values: list[float] | None = None,
+    intermediate_values: Mapping[int, float] | None = None,
+    system_attrs: Mapping[str, Any] | None = None,
+) -> FrozenTrial:
+    """Return a trial for the mirror."""
+    now = datetime.datetime.now()
+    return FrozenTrial(
+        number=number,
+        state=state,
+        value=None,
+        values=values,
+        datetime_start=now,
+        datetime_complete=now if state.is_finished() else None,
+        params=dict(params),
+        distributions=dict(distributions),
+        user_attrs={},
+        system_attrs=dict(system_attrs or {}),
+        intermediate_values=dict(intermediate_values or {}),
+        trial_id=number,
+    )

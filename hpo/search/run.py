@@ -1,0 +1,163 @@
+"""One population on its way: its curves so far, what the pruner says of its members, and how each of them ends.
+
+Promises: an epoch is stored before the next begins; a member that ended or was given to another process is left out
+from the next epoch on; whatever the training raises ends here, as the members' own failure.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from hpo.errors import HpoError
+from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
+from hpo.storage import ATTEMPTS, REASON, Ending, attempt
+from hpo.training.population import EpochResult, TrialTimeout
+from hpo.training.stack import Member
+
+if TYPE_CHECKING:
+    from hpo.search.loop import Search
+
+CURVE = "hpo:curve"
+"""The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
+
+LONGEST_TRACEBACK = 4000
+"""Characters of an exception's traceback, from its end, that are kept with a trial."""
+
+Curve = dict[str, list[float]]
+
+
+class Run:
+    """See the module."""
+
+    def __init__(self, search: Search, members: list[Member]) -> None:
+        self._search, self._members = search, members
+        self._metric = search.study.search.metric
+        self._epochs = members[0].config.training.epochs
+        self._curves: dict[int, Curve] = {}
+        self._states: list[TrialState] = []
+        self._gone: set[int] = set()
+        self._scores: list[float] = []
+        self._error: str | None = None
+
+    def train(self) -> str | None:
+        """Train to the end, or to the epoch in which a stop is asked for; return what the training raised."""
+        search, start = self._search, time.perf_counter()
+        search.on_event(PopulationStarted(tuple(member.number for member in self._members), self._epochs))
+        epochs = search.objective.train(self._members)
+        try:
+            result = self._advance(lambda: next(epochs))
+            while result is not None:
+                self._epoch_ended(result)
+                if search.stop.is_set():
+                    break
+                result = self._advance(lambda: epochs.send(set(self._gone)))
+        finally:
+            epochs.close()
+        search.on_event(
+            PopulationEnded(
+                completed=self._states.count(TrialState.COMPLETE),
+                pruned=self._states.count(TrialState.PRUNED),
+                failed=self._states.count(TrialState.FAIL),
+                best=self._best(self._scores),
+                seconds=time.perf_counter() - start,
+            )
+        )
+        return self._error
+
+    def _advance(self, train_epoch: Callable[[], EpochResult]) -> EpochResult | None:
+        """Train an epoch; return None where there is none left, or none can be trained."""
+        try:
+            return train_epoch()
+        except StopIteration:
+            return None
+        except HpoError as error:  # this shape cannot be trained; others can
+            self._fail(self._left, str(error))
+        except TrialTimeout as error:
+            self._raised(str(error), "")
+        except Exception as error:  # noqa: BLE001 - whatever a network raises fails its trials, and is kept with them
+            self._error = " ".join("".join(traceback.format_exception_only(error)).split())
+            self._raised(self._error, traceback.format_exc()[-LONGEST_TRACEBACK:])
+        return None
+
+    @property
+    def _left(self) -> list[int]:
+        return [member.number for member in self._members if member.number not in self._gone]
+
+    def _epoch_ended(self, result: EpochResult) -> None:
+        """Store an epoch's metrics and whatever ended with it."""
+        epoch, search = result.epoch, self._search
+        metrics = {number: values for number, values in result.metrics.items() if number not in self._gone}
+        for number, values in metrics.items():
+            # A population that had to be made smaller begins again: its members' curves do, too.
+            curve = self._curves[number] = self._curves[number] if epoch > 1 else defaultdict(list)
+            for name, value in values.items():
+                curve[name].append(value)
+        scores = {number: values[self._metric] for number, values in metrics.items()}
+        self._gone |= search.report(epoch, scores)
+        scores = {number: score for number, score in scores.items() if number not in self._gone}
+        last = epoch == self._epochs
+        pruned = set() if last else search.history.judge(scores)
+        # A population that had to be made smaller trains those that have ended once more, for an epoch.
+        failed = {number: reason for number, reason in result.failed.items() if number not in self._gone}
+        endings = [(number, self._failure(number, reason)) for number, reason in failed.items()]
+        endings += [(number, self._ending(number, TrialState.PRUNED)) for number in sorted(pruned)]
+        endings += [(number, self._ending(number, TrialState.COMPLETE)) for number in scores if last]
+        self._end(endings)
+        best = self._best([self._score(number) for number in scores])
+        search.on_event(EpochEnded(epoch, self._epochs, len(self._left), best))
+
+    def _ending(self, number: int, state: TrialState) -> Ending:
+        """Return a completed trial's ending with its score, or a pruned one's with its last value, as Optuna does."""
+        curve = self._curves[number]
+        values = curve[self._metric]
+        score, attrs = values[-1], {}
+        if state == TrialState.COMPLETE:
+            score = self._score(number)
+            self._scores.append(score)
+            if self._search.study.search.score == "best":
+                attrs = {"score_epoch": values.index(score) + 1}
+        system_attrs = {CURVE: dict(curve), **self._search.history.attrs(number)}
+        return Ending(self._search.trial_id(number), state, score, attrs, system_attrs)
+
+    def _score(self, number: int) -> float:
+        """Return the score that a member would have if it ended now."""
+        values = self._curves[number][self._metric]
+        return (self._best(values) or 0.0) if self._search.study.search.score == "best" else values[-1]
+
+    def _failure(self, number: int, reason: str) -> Ending:
+        attrs = {CURVE: dict(self._curves.get(number, {}))}
+        return Ending(self._search.trial_id(number), TrialState.FAIL, None, {REASON: reason}, attrs)
+
+    def _raised(self, reason: str, details: str) -> None:
+        """Try the members that are left again, or fail them."""
+        left = self._left
+        failed = self._search.raised(left, reason, details)
+        self._gone |= set(left) - set(failed)
+        self._fail(failed, reason, details)
+
+    def _fail(self, numbers: Sequence[int], reason: str, details: str = "") -> None:
+        endings = []
+        for number in numbers:
+            ending = self._failure(number, reason)
+            if details:
+                last = attempt("raised", reason, self._search.storage.worker, details)
+                kept = {**ending.system_attrs, ATTEMPTS: [*self._search.attempts(number), last]}
+                ending = Ending(ending.trial_id, ending.state, None, ending.user_attrs, kept)
+            endings.append((number, ending))
+        if endings:
+            self._search.on_event(Note(f"{len(endings)} trials failed: {reason}", "warning"))
+        self._end(endings)
+
+    def _end(self, endings: list[tuple[int, Ending]]) -> None:
+        lost = self._search.end(endings)
+        self._states += [ending.state for number, ending in endings if number not in lost]
+        self._gone |= {number for number, _ in endings}
+
+    def _best(self, values: Iterable[float]) -> float | None:
+        return (min if self._metric == "val_loss" else max)(values, default=None)

@@ -1,0 +1,148 @@
+"""Heartbeats: running trials show signs of life, and those whose process ended go back to the queue.
+
+Promises: a trial whose process is gone, or silent for GRACE_S, is sent back with its parameters at most MOST_DEATHS
+times, and then fails with the reason; each of its ends is kept with it (`ATTEMPTS`). A process that was only slow and
+comes back finds that its claim is no longer held, and cannot overwrite what others did with the trial meanwhile.
+Trials that run without a heartbeat are plain Optuna's, and left alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from hpo.errors import StorageError
+from hpo.storage.attempts import ATTEMPTS, REASON, attempt
+from hpo.storage.retry import consult, transact
+from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
+from hpo.storage.statements import WORKER, end_heartbeats, held, send_back, update_trials, upsert
+from hpo.storage.storage import Storage
+from hpo.storage.workers import Worker, has_ended
+
+BEAT_S = 10.0
+GRACE_S = 60.0
+MOST_DEATHS = 3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial that a worker holds.
+
+    `since` is in UTC, `silent_s` the age of its last sign of life, `lost` why nobody trains it any more, or None.
+    """
+
+    trial_id: int
+    number: int
+    study_id: int
+    since: datetime.datetime
+    worker: Worker | None
+    silent_s: float
+    lost: str | None
+
+
+@contextmanager
+def heartbeats(storage: Storage) -> Iterator[None]:
+    """Show signs of life for all that the storage has claimed, until the block ends."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT_S):
+            try:
+                storage.beat()
+            except StorageError as error:  # the next one may get through, and the search itself will say what is wrong
+                log.debug("no heartbeat: %s", error)
+
+    thread = threading.Thread(target=beat, name="hpo-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def running_trials(storage: Storage, study_id: int | None = None) -> list[Running]:
+    """Return the trials with a heartbeat, of one study or of all, by id."""
+    return consult(storage.engine, lambda connection: seen_running(connection, study_id))
+
+
+def seen_running(connection: Connection, study_id: int | None = None) -> list[Running]:
+    """Return what `running_trials` does, on a view that the caller has."""
+    condition = TRIALS.c.state == TrialState.RUNNING
+    if study_id is not None:
+        condition &= TRIALS.c.study_id == study_id
+    select = (
+        sa.select(TRIALS, HEARTBEATS.c.heartbeat, SYSTEM_ATTRS.c.value_json)
+        .join(HEARTBEATS, HEARTBEATS.c.trial_id == TRIALS.c.trial_id)
+        .outerjoin(SYSTEM_ATTRS, (SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id) & (SYSTEM_ATTRS.c.key == WORKER))
+    )
+
+    ended = functools.cache(has_ended)  # a worker holds many trials, and to look for a process takes its time
+
+    def _lost(worker: Worker | None, silent_s: float) -> str | None:
+        if worker is not None and ended(worker):
+            return f"{worker} ended"
+        return f"no sign of life from {worker or 'its process'} for {GRACE_S:g} s" if silent_s > GRACE_S else None
+
+    now = connection.execute(sa.select(sa.func.now())).scalar_one().replace(tzinfo=None)
+    found: list[Running] = []
+    for row in connection.execute(select.where(condition).order_by(TRIALS.c.trial_id)):
+        worker = None if row.value_json is None else Worker.from_json(json.loads(row.value_json))
+        silent_s = (now - row.heartbeat).total_seconds()
+        lost = _lost(worker, silent_s)
+        found.append(Running(row.trial_id, row.number, row.study_id, row.datetime_start, worker, silent_s, lost))
+    return found
+
+
+def retake(storage: Storage, lost: Iterable[Running]) -> tuple[set[int], set[int]]:
+    """Take trials back from those who no longer train them; return the numbers of those that wait and that failed.
+
+    A trial that has shown up again in the meantime is left alone.
+    """
+    claims = {trial.trial_id: trial for trial in lost}
+    now = utc(datetime.datetime.now())
+
+    def work(connection: Connection, uncertain: bool) -> tuple[set[int], set[int]]:
+        mine = held(connection, {trial_id: trial.since for trial_id, trial in claims.items()})
+        earlier = _attempts(connection, mine)
+        waiting: set[int] = set()
+        failed: set[int] = set()
+        for trial_id in mine:
+            reason = claims[trial_id].lost or "given up"
+            attempts = [*earlier.get(trial_id, []), attempt("died", reason, claims[trial_id].worker)]
+            deaths = sum(each["ended"] == "died" for each in attempts)
+            upsert(connection, SYSTEM_ATTRS, attr_rows(trial_id, {ATTEMPTS: attempts}))
+            if deaths <= MOST_DEATHS:
+                waiting.add(trial_id)
+            else:
+                failed.add(trial_id)
+                upsert(
+                    connection, USER_ATTRS, attr_rows(trial_id, {REASON: f"its process died {deaths} times: {reason}"})
+                )
+        send_back(connection, waiting)
+        update_trials(connection, failed, state=TrialState.FAIL, datetime_complete=now)
+        end_heartbeats(connection, failed)
+        return {claims[i].number for i in waiting}, {claims[i].number for i in failed}
+
+    return transact(storage.engine, work) if claims else (set(), set())
+
+
+def _attempts(connection: Connection, trial_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
+    select = sa.select(SYSTEM_ATTRS.c.trial_id, SYSTEM_ATTRS.c.value_json)
+    found = connection.execute(
+        select.where(SYSTEM_ATTRS.c.key == ATTEMPTS, SYSTEM_ATTRS.c.trial_id.in_(list(trial_ids)))
+    )
+    return {trial_id: json.loads(text) for trial_id, text in found}

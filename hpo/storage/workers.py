@@ -1,0 +1,67 @@
+"""Workers: which process works through a storage, and whether one met in it is known to have ended.
+
+Only a process of the same machine (or container), since it started, can be looked for; what became of others, their
+heartbeats tell. Knows nothing of trials.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+NAMESPACE, BOOT = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process: `started` in seconds since the epoch, `place` the same for those who see each other's numbers."""
+
+    host: str
+    pid: int
+    started: float
+    place: str
+    device: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the worker as it is kept with a trial."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Worker:
+        """Return the worker that was kept."""
+        return Worker(**record)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def this_worker() -> Worker:
+    """Return this process."""
+    return Worker(socket.gethostname(), os.getpid(), psutil.Process().create_time(), _place())
+
+
+def has_ended(worker: Worker) -> bool:
+    """Return whether that very process is known to have ended: its number may have gone to another, even this one."""
+    if worker.place != _place():
+        return False
+    try:
+        process = psutil.Process(worker.pid)
+        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - worker.started) >= 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+@functools.cache
+def _place() -> str:
+    """Containers can share a host's name and have process numbers of their own; a restart begins these anew."""
+    boot = BOOT.read_text() if BOOT.exists() else f"{psutil.boot_time():.0f}"
+    namespace = NAMESPACE.stat().st_ino if NAMESPACE.exists() else 0
+    return hashlib.sha256(f"{socket.gethostname()} {boot} {namespace}".encode()).hexdigest()[:16]

@@ -1,0 +1,233 @@
+"""Several processes on one study: its trials are exactly those asked for, whoever is killed, silent or late."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from lock_step import LockStep, silence
+from optuna.trial import FrozenTrial, TrialState
+from tiny import after_epochs, are_close, check_whole, curves, params, search, states, study_of, trials_of
+
+from hpo.errors import StudyBusyError
+from hpo.search import loop
+from hpo.search.events import EpochEnded, Event, Note, OthersEnded, PopulationStarted, StudyEnded, StudyStarted
+from hpo.search.launch import launch
+from hpo.storage import Storage, heartbeats, load_study, open_storage
+from hpo.studyfile import Study
+
+Started = Callable[[Study, Storage], LockStep]
+
+STUDY = study_of(
+    network={"dropout": {"low": 0.0, "high": 0.4}, "hidden": {"choices": [[8], [5, 5]]}},
+    training={"epochs": 3},
+    search={"trials": 10, "population": 4},
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[FrozenTrial]]:
+    storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('whole')}/hpo.db")
+    search(STUDY, storage)
+    yield trials_of(storage)
+    storage.close()
+
+
+def notes(events: list[Event]) -> str:
+    return "\n".join(event.text for event in events if isinstance(event, Note))
+
+
+def check_like(trials: list[FrozenTrial], uninterrupted: list[FrozenTrial]) -> None:
+    """The trials are those of a search that nobody disturbed, and they have learnt the same."""
+    check_whole(trials, len(uninterrupted))
+    assert params(trials) == params(uninterrupted)
+    assert are_close(curves(trials), curves(uninterrupted))
+
+
+def test_what_a_killed_process_left_is_trained_again_at_once(
+    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage
+) -> None:
+    running = lock_step(STUDY, storage)
+    running.wait_for("epoch_ended")
+    assert TrialState.RUNNING in states(trials_of(storage))
+    running.kill()
+    events = search(STUDY, storage)
+    assert "4 trials of a process that ended are trained again" in notes(events)
+    check_like(trials_of(storage), uninterrupted)
+    attempts = [trial.system_attrs.get("hpo:attempts", []) for trial in trials_of(storage)]
+    assert [len(of_one) for of_one in attempts] == [1] * 4 + [0] * 6
+    assert attempts[0][0]["ended"] == "died"
+    assert f"process {running.process.pid} on " in attempts[0][0]["reason"]
+
+
+def test_a_process_joins_one_that_searches_and_they_share_the_trials(
+    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage
+) -> None:
+    first = lock_step(STUDY, storage)
+    first.wait_for("epoch_ended")
+
+    def go_on(event: Event) -> None:
+        if isinstance(event, EpochEnded):
+            first.go_on()
+
+    launch(STUDY, storage, device="cpu", on_event=go_on, stop=threading.Event())
+    assert first.finish() == 0
+    check_like(trials_of(storage), uninterrupted)
+    workers = Counter(trial.system_attrs["hpo:worker"]["pid"] for trial in trials_of(storage))
+    assert workers[first.process.pid] >= 4
+    assert len(workers) == 2
+
+
+def test_each_process_learns_what_the_others_have_done(lock_step: Started, storage: Storage) -> None:
+    study = study_of(search={"trials": 20, "population": 2})
+    first = lock_step(study, storage)
+    first.wait_for("epoch_ended")
+    events: list[Event] = []
+
+    def take(event: Event) -> None:
+        if isinstance(event, PopulationStarted) and not any(isinstance(each, PopulationStarted) for each in events):
+            first.wait_for("population_ended")
+        events.append(event)
+
+    launch(study, storage, device="cpu", on_event=take, stop=threading.Event())
+    assert first.finish() == 0
+    check_whole(trials_of(storage), 20)
+    done = sum(len(event.members) for event in events if isinstance(event, PopulationStarted))
+    others = sum(event.completed for event in events if isinstance(event, OthersEnded))
+    assert (done, others) == (18, 2)
+    assert isinstance(events[-1], StudyEnded)
+    assert (events[-1].reason, events[-1].completed) == ("finished", 20)
+
+
+def test_a_process_with_nothing_to_do_waits_and_takes_over_from_one_that_dies(
+    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "POLL_S", 0.01)
+    first = lock_step(STUDY, storage)
+    first.wait_for("epoch_ended")
+
+    class Stop(threading.Event):
+        """Asked to wait, it has nothing to do: now the other process dies."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if first.process.returncode is None:
+                first.kill()
+                first.process.wait()
+            return super().wait(timeout)
+
+    events: list[Event] = []
+    launch(STUDY, storage, device="cpu", on_event=events.append, stop=Stop())
+    assert first.process.returncode == -signal.SIGKILL
+    assert "4 trials of a process that ended" in notes(events)
+    check_like(trials_of(storage), uninterrupted)
+
+
+def test_a_late_process_cannot_change_what_was_given_away(
+    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage
+) -> None:
+    suspended = lock_step(STUDY, storage)
+    suspended.wait_for("epoch_ended")
+    suspended.process.send_signal(signal.SIGSTOP)
+    silence(storage)
+    events = search(STUDY, storage)
+    assert "4 trials of a process that ended" in notes(events)
+    before = trials_of(storage)
+    check_like(before, uninterrupted)
+    suspended.process.send_signal(signal.SIGCONT)
+    output = suspended.finish_with_output()
+    warnings = [event["text"] for event in output if event["event"] == "note" and event["level"] == "warning"]
+    dropped = ": given to another process while this one was silent; what it made of them here is dropped"
+    assert all(warning.endswith(dropped) for warning in warnings)
+    assert "".join(warnings).count("0") == 1
+    assert suspended.process.returncode == 0
+    assert trials_of(storage) == before
+
+
+def test_a_process_that_was_silent_and_is_back_in_time_keeps_its_trials(
+    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage
+) -> None:
+    suspended = lock_step(STUDY, storage)
+    suspended.wait_for("epoch_ended")
+    suspended.process.send_signal(signal.SIGSTOP)
+    silence(storage)
+    suspended.process.send_signal(signal.SIGCONT)
+    assert suspended.finish() == 0
+    check_like(trials_of(storage), uninterrupted)
+    assert not any("hpo:attempts" in trial.system_attrs for trial in trials_of(storage))
+
+
+def test_a_finite_space_is_shared_without_doubles(lock_step: Started, storage: Storage) -> None:
+    for sampler in ("grid", "random", "qmc"):
+        study = study_of(
+            name=sampler,
+            network={"dropout": {"low": 0.0, "high": 0.9, "step": 0.1}},
+            optimizer={"lr": {"choices": [0.1, 0.2]}},
+            training={"epochs": 1},
+            search={"trials": 30, "population": 3, "sampler": sampler},
+        )
+        first = lock_step(study, storage)
+        first.wait_for("study_started")
+        events = search(study, storage)
+        assert first.finish() == 0
+        assert isinstance(events[-1], StudyEnded)
+        assert events[-1].reason == "space exhausted"
+        check_whole(trials_of(storage, sampler), 20)
+
+
+def test_a_study_that_is_searched_cannot_be_changed(lock_step: Started, storage: Storage) -> None:
+    running = lock_step(STUDY, storage)
+    running.wait_for("epoch_ended")
+    changed = study_of(**{**STUDY.resolved(), "search": {**STUDY.resolved()["search"], "trials": 11}})
+    with pytest.raises(StudyBusyError, match=f"is being searched by process {running.process.pid} on .*; wait for it"):
+        search(changed, storage, extend=True)
+    assert json.loads(load_study(storage, "tiny").user_attrs["hpo:study"]) == STUDY.resolved()
+    assert "hpo:changes" not in load_study(storage, "tiny").user_attrs
+    running.kill()
+    search(changed, storage, extend=True)
+    check_whole(trials_of(storage), 11)
+
+
+def test_processes_that_start_at_once_agree_on_study_and_precision(lock_step: Started, storage: Storage) -> None:
+    study = study_of(training={"epochs": 1, "precision": "auto"}, search={"trials": 12})
+    started = [lock_step(study, storage) for _ in range(3)]
+    assert [each.finish() for each in started] == [0, 0, 0]
+    check_whole(trials_of(storage), 12)
+    assert load_study(storage, "tiny").user_attrs["hpo:run"]["precision"] in ("float32", "bfloat16")
+
+
+def test_a_trial_in_the_hands_of_plain_optuna_is_not_waited_for(storage: Storage) -> None:
+    search(STUDY, storage, stop_at=lambda event: isinstance(event, StudyStarted))
+    asked = load_study(storage, "tiny").ask()
+    events = search(STUDY, storage)
+    assert isinstance(events[-1], StudyEnded)
+    trials = trials_of(storage)
+    assert len(trials) == 10
+    assert trials[asked.number].state == TrialState.RUNNING
+
+
+def test_signs_of_life_are_shown_for_what_is_claimed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(STUDY, storage, stop_at=after_epochs(1))
+    study = load_study(storage, "tiny")
+    beaten = threading.Event()
+    beat = storage.beat
+    monkeypatch.setattr(sys.modules["hpo.storage.heartbeats"], "BEAT_S", 0.01)
+    monkeypatch.setattr(storage, "beat", lambda: (beat(), beaten.set()))
+    waiting = [trial._trial_id for trial in study.get_trials(states=(TrialState.WAITING,))]
+    storage.claim(waiting, 2)
+    silence(storage)
+    with heartbeats(storage):
+        assert beaten.wait(30)
+    assert silent(storage) == 0
+    silence(storage)
+    assert silent(storage) == 2
+
+
+def silent(storage: Storage) -> int:
+    from hpo.storage import running_trials
+
+    return sum(trial.silent_s > 60 for trial in running_trials(storage))
