@@ -172,6 +172,25 @@ def export(
 
 
 @app.command()
+def copy(
+    name: Name,
+    to: Annotated[str, typer.Option("--to", metavar="URL", help="The storage that gets the copy; a file may be new.")],
+    storage: Annotated[
+        str | None,
+        typer.Option("--from", metavar="URL", help="The study's storage [default: HPO_STORAGE, else sqlite:///hpo.db]"),
+    ] = None,
+    new_name: Annotated[str | None, typer.Option("--name", metavar="NEW", help="Another name for the copy.")] = None,
+) -> None:
+    """Copy a study to another storage, whole.
+
+    Trials that run wait in the copy. A study that is there already is never overwritten.
+    """
+    from hpo.results.copies import copy_line
+
+    print(copy_line(_open(storage), name, to, new_name))
+
+
+@app.command()
 def dashboard(
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[

@@ -24,6 +24,8 @@ from hpo.studyfile import read_study
 Run = Callable[..., Outcome]
 Start = Callable[..., Running]
 
+COPY = ["copy", "tiny", "--to", "sqlite:///copy.db"]
+
 
 @pytest.fixture
 def stored(folder: Path) -> None:
@@ -73,13 +75,13 @@ def test_studies(hpo: Run, stored: None) -> None:
     assert row.startswith("tiny   digits    3 complete  0.7500 val acc")
 
 
-@pytest.mark.parametrize("args", [["studies"], ["top", "tiny"], ["export", "tiny"], ["dashboard", "--port", "0"]])
+@pytest.mark.parametrize("args", [["studies"], ["top", "tiny"], ["export", "tiny"], ["dashboard", "--port", "0"], COPY])
 def test_asking_makes_no_storage(hpo: Run, folder: Path, args: list[str]) -> None:
     outcome = hpo(*args)
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.startswith("hpo: sqlite:///hpo.db: no such file; ")
     assert outcome.err.count("\n") == 1
-    assert not (folder / "hpo.db").exists()
+    assert not list(folder.glob("*.db"))
 
 
 def test_storage_is_an_option_or_in_the_environment(
@@ -126,6 +128,47 @@ def test_export_without_a_finished_trial(hpo: Run, folder: Path) -> None:
     outcome = hpo("export", "tiny")
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.startswith("hpo: study 'tiny': no finished trial yet")
+
+
+def test_copy(hpo: Run, stored: None) -> None:
+    assert hpo(*COPY) == (0, "tiny: 3 trials copied to sqlite:///copy.db\n", "")
+    assert hpo("top", "tiny", "-n", "1", "--storage", "sqlite:///copy.db").out == BEST + "\n"
+    back = hpo("copy", "tiny", "--from", "sqlite:///copy.db", "--to", "sqlite:///hpo.db", "--name", "back")
+    assert back == (0, "tiny: 3 trials copied to sqlite:///hpo.db as 'back'\n", "")
+    # The study file inside goes by the new name, too.
+    assert json.loads(hpo("export", "back").out)["config"]["name"].startswith("back")
+
+
+def test_a_copy_of_a_study_that_runs(hpo: Run, stored: None) -> None:
+    optuna.load_study(storage=open_storage(None), study_name="tiny").ask()
+    assert hpo(*COPY).out == "tiny: 4 trials copied to sqlite:///copy.db, 1 of them running, which waits there\n"
+    assert "3 complete, 1 waiting" in hpo("studies", "--storage", "sqlite:///copy.db").out
+
+
+def test_a_copy_overwrites_nothing(hpo: Run, stored: None) -> None:
+    says = "holds a study named 'tiny' already, which stays as it is; give the copy another name with --name"
+    assert hpo("copy", "tiny", "--to", "sqlite:///./hpo.db") == (1, "", f"hpo: sqlite:///./hpo.db: {says}\n")
+    assert hpo("top", "tiny", "-n", "1").out == BEST + "\n"
+
+
+def test_a_copy_of_an_unknown_study_makes_no_file(hpo: Run, stored: None, folder: Path) -> None:
+    outcome = hpo("copy", "tinny", "--to", "sqlite:///copy.db")
+    assert outcome == (1, "", "hpo: sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)\n")
+    assert not (folder / "copy.db").exists()
+
+
+def test_a_copy_to_where_no_storage_is_hides_the_password(hpo: Run, stored: None) -> None:
+    outcome = hpo("copy", "tiny", "--to", "postgresql://me:secret@127.0.0.1:1/hpo")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err.startswith("hpo: postgresql://me:***@127.0.0.1:1/hpo: ")
+    assert "secret" not in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_copy_by_a_name_that_no_study_file_can_have(hpo: Run, stored: None) -> None:
+    outcome = hpo(*COPY, "--name", " ")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.startswith("hpo: study 'tiny': name: ")
 
 
 def test_debug_shows_the_traceback_too(hpo: Run) -> None:
@@ -188,7 +231,7 @@ def test_the_dashboard_on_a_busy_port(process: Start, hpo: Run, stored: None) ->
 
 
 def test_study_names_complete_in_the_shell(process: Start, stored: None) -> None:
-    for command in ("top", "export"):
+    for command in ("top", "export", "copy"):
         outcome = process(_HPO_COMPLETE="complete_bash", COMP_WORDS=f"hpo {command} t", COMP_CWORD="2").outcome()
         assert outcome == (0, "tiny\n", "")
 

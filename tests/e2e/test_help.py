@@ -12,7 +12,7 @@ from command import Outcome, Running
 
 Run = Callable[..., Outcome]
 HEAVY = {"torch", "optuna", "numpy", "sqlalchemy", "sklearn", "pydantic", "rich"}
-COMMANDS = ["launch", "check", "studies", "top", "export", "dashboard", "version", "data"]
+COMMANDS = ["launch", "check", "studies", "top", "export", "copy", "dashboard", "version", "data"]
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
@@ -63,6 +63,7 @@ def test_help_is_written_by_the_installed_command(process: Callable[..., Running
         (["launch", "tiny.toml", "--population", "0"], "Invalid value for '--population'"),
         (["launch", "tiny.toml", "--colour"], "No such option: --colour"),
         (["export", "x", "-o"], "Option '-o' requires an argument"),
+        (["copy", "x"], "Missing option '--to' (see hpo copy --help)"),
         (["dashboard", "--port", "65536"], "Invalid value for '--port'"),
         (["--nope", "version"], "No such option: --nope"),
     ],

@@ -215,6 +215,15 @@ def test_a_study_of_searched_kinds_and_lists_comes_back_whole(hpo: Run) -> None:
     assert states("tiny-best") == {"COMPLETE": 1}
 
 
+def test_a_copy_is_gone_on_with_where_it_is(hpo: Run) -> None:
+    assert hpo("launch", "tiny.toml", "--quiet").status == 0
+    assert hpo("copy", "tiny", "--to", "sqlite:///copy.db", "--name", "next").status == 0
+    again = ("launch", "tiny.toml", "--name", "next", "--storage", "sqlite:///copy.db")
+    assert "next: finished, 6 completed" in hpo(*again).err
+    assert "next: finished, 7 completed" in hpo(*again, "--trials", "7", "--extend").err
+    assert "6 complete" in hpo("studies").out
+
+
 def test_optuna_itself_reads_the_study(hpo: Run) -> None:
     hpo("launch", "tiny.toml")
     loaded = optuna.load_study(study_name="tiny", storage="sqlite:///hpo.db")
