@@ -1,0 +1,208 @@
+"""Trials that raise, hang or kill: each is tried again within its limits, alone, and fails without its company."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Generator, Sequence
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from tiny import check_whole, curves, params, search, states, study_of, trials_of
+
+from hpo.errors import HpoError
+from hpo.search import launch as launching
+from hpo.search.events import Event, Note, PopulationStarted, StudyStarted
+from hpo.search.space import distributions
+from hpo.storage import Storage, load_study, retake, running_trials
+from hpo.storage.attempts import attempt
+from hpo.storage.workers import Worker
+from hpo.studyfile import Study
+from hpo.training import objective
+from hpo.training.population import EpochResult
+from hpo.training.stack import Member, Stack, Values
+
+STUDY = study_of(search={"trials": 6, "population": 4})
+GONE = Worker("elsewhere", 1, 0.0, "another machine")
+
+
+class Raising(objective.Objective):
+    """Trains, but for trials that raise in their second epoch, and take their population with them."""
+
+    bad: Collection[int] = ()
+    times = 99
+    error: Exception = RuntimeError("the network's own\nmistake")
+
+    def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
+        epochs = super().train(members)
+        dropped = yield next(epochs)
+        if type(self).times > 0 and {member.number for member in members} & set(self.bad):
+            type(self).times -= 1
+            raise self.error
+        while True:
+            try:
+                dropped = yield epochs.send(dropped or set())
+            except StopIteration:
+                return
+
+
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> type[Raising]:
+    """The objective of the launches to come, for a test to say which trials are bad."""
+
+    class Objective(Raising):
+        pass
+
+    monkeypatch.setattr(launching, "Objective", Objective)
+    return Objective
+
+
+def populations(events: list[Event]) -> list[tuple[int, ...]]:
+    return [event.members for event in events if isinstance(event, PopulationStarted)]
+
+
+def warnings(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
+
+
+def test_one_that_always_raises_fails_alone_and_its_company_does_not(raising: type[Raising], storage: Storage) -> None:
+    raising.bad = {1}
+    events = search(STUDY, storage)
+    trials = trials_of(storage)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 4]
+    # Those that were tried before come first, each alone.
+    assert populations(events) == [(0, 1, 2, 3), (0,), (1,), (2,), (3,), (4, 5)]
+    assert trials[1].user_attrs["reason"] == "RuntimeError: the network's own mistake"
+    ends = trials[1].system_attrs["hpo:attempts"]
+    assert [end["ended"] for end in ends] == ["raised", "raised"]
+    assert all(end["reason"] == trials[1].user_attrs["reason"] for end in ends)
+    assert all("raise self.error" in end["traceback"] for end in ends)
+    assert [len(trial.system_attrs.get("hpo:attempts", [])) for trial in trials] == [1, 2, 1, 1, 0, 0]
+    assert trials[1].intermediate_values.keys() == {1}
+    assert len(warnings(events)) == 2
+    assert "trials 0, 1, 2, 3: RuntimeError: the network's own mistake; trained again, each alone" in warnings(events)
+
+
+def test_what_raised_once_has_the_result_that_it_would_have_had(
+    raising: type[Raising], storage: Storage, new_storage: object
+) -> None:
+    raising.bad, raising.times = {0, 5}, 1
+    search(STUDY, storage)
+    trials = trials_of(storage)
+    check_whole(trials, 6)
+    assert states(trials) == [TrialState.COMPLETE] * 6
+    raising.bad = ()
+    undisturbed = new_storage()  # type: ignore[operator]
+    search(STUDY, undisturbed)
+    assert params(trials) == params(trials_of(undisturbed))
+    assert [curve.keys() for curve in curves(trials)] == [curve.keys() for curve in curves(trials_of(undisturbed))]
+    assert [trial.value for trial in trials] == pytest.approx([trial.value for trial in trials_of(undisturbed)])
+
+
+def test_without_retries_whatever_raises_fails(raising: type[Raising], storage: Storage) -> None:
+    raising.bad, raising.times = {2}, 1
+    search(study_of(search={"trials": 6, "population": 4, "retries": 0}), storage)
+    assert [trial.state.name for trial in trials_of(storage)] == [*["FAIL"] * 4, *["COMPLETE"] * 2]
+
+
+def test_training_that_always_raises_ends_the_search_and_keeps_the_rest(
+    raising: type[Raising], storage: Storage
+) -> None:
+    raising.bad = range(100)
+    with pytest.raises(HpoError, match=r"raised the same in 3 populations in a row \(RuntimeError: .*launch again"):
+        search(study_of(search={"trials": 50, "population": 4}), storage)
+    assert [trial.state.name for trial in trials_of(storage)] == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    raising.bad = ()
+    search(study_of(search={"trials": 50, "population": 4}), storage)
+    trials = trials_of(storage)
+    check_whole(trials, 50)
+    assert states(trials).count(TrialState.FAIL) == 2
+
+
+def test_an_error_that_a_user_can_act_on_is_not_tried_again(raising: type[Raising], storage: Storage) -> None:
+    raising.bad, raising.error = {1}, HpoError("a single network does not fit into the memory")
+    events = search(STUDY, storage)
+    assert [trial.state.name for trial in trials_of(storage)] == [*["FAIL"] * 4, *["COMPLETE"] * 2]
+    assert populations(events) == [(0, 1, 2, 3), (4, 5)]
+
+
+def test_a_trial_that_takes_too_long_fails_with_the_reason_and_the_study_goes_on(storage: Storage) -> None:
+    study = study_of(search={"trials": 5, "population": 4, "trial_timeout": 1e-9})
+    events = search(study, storage)
+    trials = trials_of(storage)
+    check_whole(trials, 5)
+    assert states(trials) == [TrialState.FAIL] * 5
+    reason = "took longer than search.trial_timeout, 1e-09 s (epoch 1)"
+    assert all(trial.user_attrs["reason"] == reason for trial in trials)
+    assert populations(events) == [(0, 1, 2, 3), (0,), (1,), (2,), (3,), (4,), (4,)]
+
+
+def test_a_trial_that_hangs_is_left_behind(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    released, epoch = threading.Event(), Stack.epoch
+
+    def hang(stack: Stack, number: int) -> Values:
+        if 1 in stack.numbers and number == 2:
+            released.wait()
+        return epoch(stack, number)
+
+    monkeypatch.setattr(Stack, "epoch", hang)
+    try:
+        search(study_of(search={"trials": 6, "population": 4, "trial_timeout": 1.0}), storage)
+    finally:
+        released.set()
+    trials = trials_of(storage)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 4]
+    assert trials[1].user_attrs["reason"] == "took longer than search.trial_timeout, 1 s (epoch 2)"
+
+
+def left_by_the_dead(study: Study, storage: Storage, deaths: int, count: int) -> list[FrozenTrial]:
+    """Let trials wait that have died so many times."""
+    search(study, storage, stop_at=lambda event: isinstance(event, StudyStarted))
+    attrs = {"hpo:attempts": [attempt("died", "gone", GONE) for _ in range(deaths)]}
+    waiting = [
+        create_trial(
+            state=TrialState.WAITING,
+            params={"lr": 0.1 / (number + 1)},
+            distributions=distributions(study),
+            user_attrs={"seed": number},
+            system_attrs=attrs,
+        )
+        for number in range(count)
+    ]
+    return storage.create_trials(load_study(storage, "tiny")._study_id, waiting)
+
+
+@pytest.mark.parametrize(("deaths", "company"), [(1, [(0, 1, 2, 3), (4, 5)]), (2, [(0,), (1,), (2,), (3, 4, 5)])])
+def test_what_may_have_killed_its_process_twice_trains_alone(
+    deaths: int, company: list[tuple[int, ...]], storage: Storage
+) -> None:
+    left_by_the_dead(STUDY, storage, deaths, 3)
+    events = search(STUDY, storage)
+    check_whole(trials_of(storage), 6)
+    assert populations(events) == company
+
+
+def test_the_fourth_death_is_the_last(storage: Storage) -> None:
+    left_by_the_dead(STUDY, storage, 3, 2)
+    storage.worker = GONE
+    storage.claim([1, 2], 1)
+    (lost,) = [running for running in running_trials(storage) if running.number == 0]
+    assert lost.lost is None
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-1 hour')")
+    lost = running_trials(storage)[0]
+    assert lost.lost == "no sign of life from process 1 on elsewhere for 60 s"
+    assert retake(storage, [lost]) == (set(), {0})
+    search(STUDY, storage)
+    trials = trials_of(storage)
+    check_whole(trials, 6)
+    assert states(trials) == [TrialState.FAIL, *[TrialState.COMPLETE] * 5]
+    assert trials[0].user_attrs["reason"] == f"its process died 4 times: {lost.lost}"
+
+
+def test_a_waiting_trial_that_is_not_of_this_space_fails_and_says_why(storage: Storage) -> None:
+    search(STUDY, storage, stop_at=lambda event: isinstance(event, StudyStarted))
+    load_study(storage, "tiny").enqueue_trial({"learning_rate": 0.1})
+    search(STUDY, storage)
+    trials = trials_of(storage)
+    assert [trial.state.name for trial in trials] == ["FAIL", *["COMPLETE"] * 5]
+    assert trials[0].user_attrs["reason"] == "studies/tiny.toml: optimizer.lr: the trial has no value for it"
