@@ -21,7 +21,7 @@ from hpo.results.overview import by_word
 from hpo.results.versions import versions
 from hpo.search.records import DATA, RUN, stored_study
 from hpo.search.space import decode
-from hpo.storage import Storage, best_trials, load_study, summary
+from hpo.storage import WORKER, Storage, best_trials, load_study, summary
 from hpo.studyfile import Study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
 
@@ -51,6 +51,7 @@ def export(storage: Storage, name: str) -> dict[str, Any]:
         if parameter.name in best.params
     }
     run = attrs[RUN]
+    worker = storage.get_trial(best._trial_id).system_attrs.get(WORKER, {})  # processes may train on several devices
     config = study.config(params)
     precision = run["precision"] if config.training.precision == "auto" else config.training.precision
     return {
@@ -65,7 +66,7 @@ def export(storage: Storage, name: str) -> dict[str, Any]:
         "epochs": config.training.epochs,
         "seed": best.user_attrs["seed"],
         "precision": precision,
-        "device": run["device"],
+        "device": worker.get("device") or run["device"],
         "trials": by_word(summary(storage, name).states),
         "data": attrs[DATA],
         "versions": versions(),

@@ -9,12 +9,14 @@ from hpo.storage.copying import Copied, copy_study
 from hpo.storage.heartbeats import Running, heartbeats, retake, running_trials
 from hpo.storage.location import mask
 from hpo.storage.rows import Ending, Parts
+from hpo.storage.statements import WORKER
 from hpo.storage.storage import Storage, open_storage
 from hpo.storage.studies import StudySummary, best_trials, load_study, study_names, summaries, summary
 
 __all__ = [
     "ATTEMPTS",
     "REASON",
+    "WORKER",
     "Copied",
     "Ending",
     "Parts",

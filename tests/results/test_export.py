@@ -19,7 +19,7 @@ from stored_studies import DROPOUT, LR, tree, trial
 
 from hpo.errors import HpoError
 from hpo.results.export import export, export_text, schema, write
-from hpo.storage import Storage
+from hpo.storage import Ending, Storage
 from hpo.studyfile import read_study
 
 Store = Callable[..., optuna.Study]
@@ -55,6 +55,14 @@ def test_an_export_keeps_to_its_schema(exported_of: Exported) -> None:
     assert (exported["precision"], exported["device"]) == ("float32", "cpu")
     assert exported["data"]["validation"] == 287
     assert datetime.fromisoformat(exported["created"]).utcoffset() is not None
+
+
+def test_the_device_is_that_of_the_best_trial(stored: Store, storage: Storage) -> None:
+    study = stored([trial(0.5)])
+    storage.works_on("cuda:1")
+    (best,) = storage.create_trials(study._study_id, [trial(None, state=TrialState.RUNNING)])
+    storage.finish([Ending(best._trial_id, TrialState.COMPLETE, 0.9)])
+    assert export(storage, "digits")["device"] == "cuda:1"
 
 
 @pytest.mark.parametrize("missing", ["schema", "params", "config", "versions", "created"])
