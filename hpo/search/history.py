@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.search.mirror import STUDY, Mirror, mirrored
 from hpo.search.samplers import joint_space, make_pruner, make_sampler
 from hpo.search.space import Values, candidate, combination, contains, distributions, identity, size, snapped
+from hpo.search.tpe import Observations
 from hpo.studyfile import Study
 from hpo.training.randomness import derive_seed
 
@@ -52,6 +53,7 @@ class History:
         self._study = optuna.create_study(study_name=study.name, direction=direction, storage=self._mirror)
         self._pruner = make_pruner(study)
         self._size = size(study)
+        self._observations = Observations(self._joint, direction)
         self._outside: set[int] = set()
         self._seen: set[str] = set()
         self._next = 0  # every combination before this one has been seen
@@ -109,6 +111,7 @@ class History:
                 kept_attrs(trial.system_attrs),
             )
         )
+        self._observations.note(self._mirror.get_trial(trial.number))
 
     def restart(self, trials: Iterable[FrozenTrial]) -> None:
         """Take note that trials are trained from their beginning, whatever was reported of them before."""
@@ -136,6 +139,7 @@ class History:
             for name, distribution in self._space.items():
                 internal = distribution.to_internal_repr(values[name])
                 self._mirror.set_trial_param(trial._trial_id, name, internal, distribution)
+            self._observations.note(self._mirror.get_trial(trial.number))
             asked.append((trial.number, values))
         return asked
 
@@ -149,6 +153,7 @@ class History:
         """Take back the last trials asked for: others have taken their numbers."""
         attrs, self._drawn = self._before
         self._mirror.forget(asked[0][0], attrs)
+        self._observations.forget(asked[0][0])
         self._seen -= {identity(values) for _, values in asked}
         self._next = 0
 
@@ -168,7 +173,8 @@ class History:
         seed = derive_seed("sampler", search.seed, trial.number, attempt) % 2**32
         self._drawn = max(self._drawn, trial.number + 1)
         if attempt < ATTEMPTS:
-            sampler = make_sampler(search.sampler, seed, search.seed, self._joint, self._earlier)
+            earlier, observations = self._earlier, self._observations
+            sampler = make_sampler(search.sampler, seed, search.seed, self._joint, earlier, observations)
         else:
             sampler = RandomSampler(seed=seed)
         joint = sampler.sample_relative(self._study, trial, self._joint)
@@ -215,6 +221,7 @@ class History:
         self._ids.pop(number, None)
         if number not in self._outside:
             self._mirror.set_trial_state_values(number, state, None if value is None else [value])
+            self._observations.note(self._mirror.get_trial(number))
 
     def attrs(self, number: int) -> dict[str, Any]:
         """Return what the pruner will want to know of the trial after a restart."""

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.search.space import check_space, distributions
+from hpo.search.tpe import IncrementalTPESampler, Observations
 from hpo.studyfile import Choices, Study
 from hpo.training.randomness import derive_seed
 
@@ -31,18 +32,23 @@ def check_search(study: Study) -> None:
 
 
 def make_sampler(
-    name: str, seed: int, study_seed: int, joint: dict[str, BaseDistribution], earlier: Sequence[FrozenTrial]
+    name: str,
+    seed: int,
+    study_seed: int,
+    joint: dict[str, BaseDistribution],
+    earlier: Sequence[FrozenTrial],
+    observations: Observations,
 ) -> BaseSampler:
-    """Return the sampler for one trial, which samples `joint`. `earlier` are the trials before this launch.
+    """Return the sampler for one trial, which samples `joint`.
 
-    Grid has no sampler: the space is enumerated.
+    `earlier` are the trials before this launch, `observations` all trials up to now, as TPE needs them. Grid has no
+    sampler: the space is enumerated.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match name:
             case "tpe":
-                # The members of a population, asked one after the other, keep off each other: constant liar.
-                return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+                return IncrementalTPESampler(seed, observations)
             case "gp":
                 return GPSampler(seed=seed, warn_independent_sampling=False)
             case "cmaes":
