@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.pruners import NopPruner
+from optuna.pruners import HyperbandPruner, NopPruner
 from optuna.samplers import RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -206,14 +206,15 @@ class History:
     def judge(self, numbers: Iterable[int]) -> set[int]:
         """Return the members to prune, by what they reported last.
 
-        The pruner is asked twice: hyperband learns a member's value when it is asked about it, and no member should
-        be judged before it has heard them all.
+        Hyperband learns a member's value when it is asked about it, and no member should be judged before it has heard
+        them all: it is asked twice.
         """
         if isinstance(self._pruner, NopPruner):
             return set()
         members = {number: self._mirror.get_trial(number) for number in numbers if number not in self._outside}
-        for trial in members.values():
-            self._pruner.prune(self._study, trial)
+        if isinstance(self._pruner, HyperbandPruner):
+            for trial in members.values():
+                self._pruner.prune(self._study, trial)
         return {number for number, trial in members.items() if self._pruner.prune(self._study, trial)}
 
     def tell(self, number: int, state: TrialState, value: float | None) -> None:
