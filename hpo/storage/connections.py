@@ -207,7 +207,7 @@ def schema_is_ready(connection: Connection, shown: str) -> bool:
     if found is None or found in {script.revision for script in migrations.walk_revisions()}:
         raise StorageError(
             f"{shown}: its tables are of an older Optuna (schema {found or 'unknown'}, needed: {head});"
-            " make a copy, then run `optuna storage upgrade --storage URL`"
+            f" make a copy, then run `optuna storage upgrade --storage {connection.engine.url.drivername}://...`"
         )
     raise StorageError(
         f"{shown}: its tables are of a newer Optuna (schema {mask(found)}, needed: {head}); update hpo,"

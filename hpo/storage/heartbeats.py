@@ -3,7 +3,7 @@
 Promises: a trial whose process is gone, or silent for GRACE_S, is sent back with its parameters at most MOST_DEATHS
 times, and then fails with the reason; each of its ends is kept with it (`ATTEMPTS`). A process that was only slow and
 comes back finds that its claim is no longer held, and cannot overwrite what others did with the trial meanwhile.
-Trials that run without a heartbeat are plain Optuna's, and left alone.
+What plain Optuna runs is left alone, with a heartbeat or without.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hpo.errors import StorageError
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
 from hpo.storage.retry import consult, transact
 from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
-from hpo.storage.statements import WORKER, end_heartbeats, held, send_back, update_trials, upsert
+from hpo.storage.statements import WORKER, end_heartbeats, held, send_back, update_trials, upsert, utc_now
 from hpo.storage.storage import Storage
 from hpo.storage.workers import Worker, has_ended
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Running:
-    """A trial that a worker holds.
+    """A trial that shows signs of life; without a worker it is plain Optuna's.
 
     `since` is in UTC, `silent_s` the age of its last sign of life, `lost` why nobody trains it any more, or None.
     """
@@ -75,12 +75,13 @@ def heartbeats(storage: Storage) -> Iterator[None]:
 
 
 def running_trials(storage: Storage, study_id: int | None = None) -> list[Running]:
-    """Return the trials with a heartbeat, of one study or of all, by id."""
-    return consult(storage.engine, lambda connection: seen_running(connection, study_id))
+    """Return the trials that workers of hpo hold, of one study or of all, by id."""
+    found = consult(storage.engine, lambda connection: seen_running(connection, study_id))
+    return [trial for trial in found if trial.worker is not None]
 
 
 def seen_running(connection: Connection, study_id: int | None = None) -> list[Running]:
-    """Return what `running_trials` does, on a view that the caller has."""
+    """Return the trials that have a heartbeat, on a view that the caller has; plain Optuna's are never `lost`."""
     condition = TRIALS.c.state == TrialState.RUNNING
     if study_id is not None:
         condition &= TRIALS.c.study_id == study_id
@@ -93,11 +94,13 @@ def seen_running(connection: Connection, study_id: int | None = None) -> list[Ru
     ended = functools.cache(has_ended)  # a worker holds many trials, and to look for a process takes its time
 
     def _lost(worker: Worker | None, silent_s: float) -> str | None:
-        if worker is not None and ended(worker):
+        if worker is None:
+            return None
+        if ended(worker):
             return f"{worker} ended"
-        return f"no sign of life from {worker or 'its process'} for {GRACE_S:g} s" if silent_s > GRACE_S else None
+        return f"no sign of life from {worker} for {GRACE_S:g} s" if silent_s > GRACE_S else None
 
-    now = connection.execute(sa.select(sa.func.now())).scalar_one().replace(tzinfo=None)
+    now = connection.execute(sa.select(utc_now(connection))).scalar_one()
     found: list[Running] = []
     for row in connection.execute(select.where(condition).order_by(TRIALS.c.trial_id)):
         worker = None if row.value_json is None else Worker.from_json(json.loads(row.value_json))

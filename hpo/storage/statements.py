@@ -113,14 +113,21 @@ def beat(connection: Connection, claims: Claims) -> None:
     ours = sa.select(TRIALS.c.trial_id).where(
         TRIALS.c.trial_id.in_(list(claims)), TRIALS.c.state == TrialState.RUNNING, TRIALS.c.datetime_start.in_(starts)
     )
-    connection.execute(sa.update(HEARTBEATS).where(HEARTBEATS.c.trial_id.in_(ours)).values(heartbeat=sa.func.now()))
+    now = utc_now(connection)
+    connection.execute(sa.update(HEARTBEATS).where(HEARTBEATS.c.trial_id.in_(ours)).values(heartbeat=now))
 
 
 def _begin_heartbeats(connection: Connection, trial_ids: Collection[int]) -> None:
     end_heartbeats(connection, trial_ids)
-    # The time is the database's, as in plain Optuna: the workers' clocks may differ.
     if trial_ids:
-        connection.execute(sa.insert(HEARTBEATS), [{"trial_id": trial_id} for trial_id in trial_ids])
+        insert = sa.insert(HEARTBEATS).values(heartbeat=utc_now(connection))
+        connection.execute(insert, [{"trial_id": trial_id} for trial_id in trial_ids])
+
+
+def utc_now(connection: Connection) -> sa.ColumnElement[datetime.datetime]:
+    """Return the time by the database's clock, because those of the workers may differ; in UTC, as their zones may."""
+    now = sa.func.now() if connection.dialect.name == "sqlite" else sa.func.timezone("UTC", sa.func.now())
+    return sa.type_coerce(now, sa.DateTime)
 
 
 def end_heartbeats(connection: Connection, trial_ids: Collection[int]) -> None:

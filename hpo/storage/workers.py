@@ -22,7 +22,7 @@ NAMESPACE, BOOT = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_
 
 @dataclass(frozen=True)
 class Worker:
-    """A process: `started` in seconds since the epoch, `place` the same for those who see each other's numbers."""
+    """A process: `started` tells it from others that have its number, `place` who can see each other's numbers."""
 
     host: str
     pid: int
@@ -45,7 +45,7 @@ class Worker:
 
 def this_worker() -> Worker:
     """Return this process."""
-    return Worker(socket.gethostname(), os.getpid(), psutil.Process().create_time(), _place())
+    return Worker(socket.gethostname(), os.getpid(), _started(psutil.Process()), _place())
 
 
 def has_ended(worker: Worker) -> bool:
@@ -54,9 +54,18 @@ def has_ended(worker: Worker) -> bool:
         return False
     try:
         process = psutil.Process(worker.pid)
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - worker.started) >= 1
-    except psutil.NoSuchProcess:
+        return process.status() == psutil.STATUS_ZOMBIE or abs(_started(process) - worker.started) >= 1
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
+
+
+def _started(process: psutil.Process) -> float:
+    """Return when a process started: on Linux since the machine did, because clocks can be set."""
+    stat = Path(f"/proc/{process.pid}/stat")
+    if not BOOT.exists():
+        return process.create_time()
+    ticks = stat.read_text().rpartition(")")[2].split()[19]  # the command's name, in parentheses, may hold anything
+    return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 @functools.cache
