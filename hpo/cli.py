@@ -225,6 +225,27 @@ def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME", help="A data 
 
 
 @app.command()
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Send trials that nobody trains back to the queue.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON object a line.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Check storage, data sets and devices.
+
+    Each check is a line that says what was found, and for a problem what to do. Without --fix nothing is changed.
+    """
+    from hpo.results.doctor import findings
+    from hpo.results.findings import Verdict
+
+    problems = 0
+    for finding in findings(storage, fix):
+        print(finding.json_line() if json else finding.line(), flush=True)
+        problems += finding.verdict == Verdict.PROBLEM
+    if problems:
+        raise HpoError(f"{problems} {'problem' if problems == 1 else 'problems'} found")
+
+
+@app.command()
 def version() -> None:
     """Print the versions of hpo and its base."""
     from hpo.results.versions import version_line

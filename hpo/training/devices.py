@@ -19,13 +19,14 @@ TRIED = 64  # rows and columns of the matrices that a device multiplies to show 
 class Tried:
     """What became of a device that was tried: its name as in `describe`, and its memory where that is its own.
 
-    `bfloat16` is whether it has instructions for that, `problem` why it cannot be used, "" where it can.
+    `bfloat16` is whether it has instructions for that, None where it does not tell; `problem` why it cannot be used, ""
+    where it can.
     """
 
     name: str
     free_bytes: int | None
     memory_bytes: int | None
-    bfloat16: bool
+    bfloat16: bool | None
     problem: str
 
 
@@ -81,7 +82,7 @@ def equipment() -> Equipment:
 def try_device(device: torch.device) -> Tried:
     """Multiply two small matrices on the device, and see whether the product is right."""
     name, free, memory = str(device), None, None
-    bfloat16 = False
+    bfloat16 = None
     try:
         name = describe(device)
         if device.type == "cuda":
@@ -107,9 +108,10 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def _has_bfloat16(device: torch.device) -> bool | None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(name.endswith("bf16") and bool(has) for name, has in capabilities.items())
+    if device.type != "cpu":
+        return None
+    return any(name.endswith("bf16") and bool(has) for name, has in torch.cpu.get_capabilities().items())

@@ -12,7 +12,7 @@ from command import Outcome, Running
 
 Run = Callable[..., Outcome]
 HEAVY = {"torch", "optuna", "numpy", "sqlalchemy", "sklearn", "pydantic", "rich"}
-COMMANDS = ["launch", "check", "studies", "top", "export", "copy", "dashboard", "version", "data"]
+COMMANDS = ["launch", "check", "studies", "top", "export", "copy", "dashboard", "doctor", "version", "data"]
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
