@@ -22,6 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.mirror import STUDY, Mirror, mirrored
+from hpo.search.pruners import IncrementalMedianPruner
 from hpo.search.samplers import joint_space, make_pruner, make_sampler
 from hpo.search.space import Values, candidate, combination, contains, distributions, identity, size, snapped
 from hpo.search.tpe import Observations
@@ -111,7 +112,13 @@ class History:
                 kept_attrs(trial.system_attrs),
             )
         )
-        self._observations.note(self._mirror.get_trial(trial.number))
+        self._note(trial.number)
+
+    def _note(self, number: int) -> None:
+        trial = self._mirror.get_trial(number)
+        self._observations.note(trial)
+        if isinstance(self._pruner, IncrementalMedianPruner):
+            self._pruner.note(trial)
 
     def restart(self, trials: Iterable[FrozenTrial]) -> None:
         """Take note that trials are trained from their beginning, whatever was reported of them before."""
@@ -199,7 +206,9 @@ class History:
         return values
 
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
-        """Take note of the members' metric after an epoch, by trial number."""
+        """Take note of the members' metric after an epoch, by trial number: only pruning makes use of it."""
+        if isinstance(self._pruner, NopPruner):
+            return
         for number in values.keys() - self._outside:
             self._mirror.set_trial_intermediate_value(number, epoch, values[number])
 
@@ -222,7 +231,7 @@ class History:
         self._ids.pop(number, None)
         if number not in self._outside:
             self._mirror.set_trial_state_values(number, state, None if value is None else [value])
-            self._observations.note(self._mirror.get_trial(number))
+            self._note(number)
 
     def attrs(self, number: int) -> dict[str, Any]:
         """Return what the pruner will want to know of the trial after a restart."""

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.search.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner
 from hpo.search.space import check_space, distributions
 from hpo.search.tpe import IncrementalTPESampler, Observations
 from hpo.studyfile import Choices, Study
@@ -91,9 +92,9 @@ def make_pruner(study: Study) -> BasePruner:
     """Return the study's pruner."""
     match study.search.pruner:
         case "median":
-            return MedianPruner()
+            return IncrementalMedianPruner()
         case "hyperband":
-            return HyperbandPruner(min_resource=1, max_resource=most_epochs(study), reduction_factor=3)
+            return IncrementalHyperbandPruner(most_epochs(study))
         case _:
             return NopPruner()
 

@@ -8,6 +8,7 @@ has a heartbeat, and names its worker. Each function is part of a transaction th
 from __future__ import annotations
 
 import datetime
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -37,6 +38,15 @@ WORKER = "hpo:worker"
 
 Claims = Mapping[int, datetime.datetime]
 """Trial id -> when it started, in UTC."""
+
+# Made once: making a statement takes longer than running it. In one order everywhere, so that two processes never wait
+# for each other's rows.
+SELECT_RUNNING = (
+    sa.select(TRIALS.c.trial_id, TRIALS.c.datetime_start)
+    .where(TRIALS.c.trial_id.in_(sa.bindparam("ids", expanding=True)), TRIALS.c.state == TrialState.RUNNING)
+    .order_by(TRIALS.c.trial_id)
+    .with_for_update()
+)
 
 # The columns that make a row the same row, where writing it again means changing it.
 KEYS = {INTERMEDIATE: ("trial_id", "step"), VALUES: ("trial_id", "objective")}
@@ -91,10 +101,7 @@ def claim(connection: Connection, trial_ids: Collection[int], now: datetime.date
 
 def held(connection: Connection, claims: Claims) -> set[int]:
     """Return the trials that are still held by these claims, locked until the transaction ends."""
-    running = TRIALS.c.trial_id.in_(list(claims)) & (TRIALS.c.state == TrialState.RUNNING)
-    select = sa.select(TRIALS.c.trial_id, TRIALS.c.datetime_start).where(running)
-    # In one order everywhere, so that two processes never wait for each other's rows.
-    found = connection.execute(select.order_by(TRIALS.c.trial_id).with_for_update())
+    found = connection.execute(SELECT_RUNNING, {"ids": list(claims)})
     return {trial_id for trial_id, start in found if start == claims[trial_id]}
 
 
@@ -144,12 +151,15 @@ def update_trials(connection: Connection, trial_ids: Collection[int], **columns:
 
 def upsert(connection: Connection, table: sa.Table, rows: Sequence[Row]) -> None:
     """Write rows, changing those that are there."""
-    if not rows:
-        return
-    insert = dialect(connection).insert(table)
-    keys = KEYS[table]
-    changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+    if rows:
+        connection.execute(_upsert(dialect(connection), table, tuple(rows[0])), list(rows))
+
+
+@functools.cache
+def _upsert(module: Any, table: sa.Table, columns: tuple[str, ...]) -> Any:
+    insert = module.insert(table)
+    changed = {name: insert.excluded[name] for name in columns if name not in KEYS[table]}
+    return insert.on_conflict_do_update(index_elements=KEYS[table], set_=changed)
 
 
 def dialect(connection: Connection) -> Any:
