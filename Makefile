@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo test lint bench clean
+.PHONY: demo test chaos lint bench bench-storage clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,10 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/pytest
 
+# Fifty kills and five restarts of the server, a minute on each database; CHAOS=--randomly-seed=N draws that plan again.
+chaos: .venv/installed-test
+	$(BIN)/pytest tests/storage/test_chaos.py -m chaos -s $(CHAOS)
+
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,6 +31,9 @@ lint: .venv/installed-test
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/chapter6.py
+
+bench-storage: .venv/installed-test
+	$(BIN)/python benchmarks/storage.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -25,8 +25,9 @@ ACCESS = """
 host all hpo 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
 """
-# What is lost in a power cut does not matter here, what is lost when the server is killed does.
-SETTINGS = "-c fsync=off -c full_page_writes=off -c max_connections=200 -c unix_socket_directories="
+SETTINGS = "-c max_connections=200 -c unix_socket_directories="
+# What is lost in a power cut does not matter to tests, what is lost when the server is killed does.
+NOT_DURABLE = "-c fsync=off -c full_page_writes=off"
 
 
 def installation() -> Path:
@@ -48,10 +49,11 @@ def readable_copy(of: Path, folder: Path) -> Path:
 
 
 class Server:
-    """A running server. `restart` keeps its port and what it holds."""
+    """A running server. `restart` keeps its port and what it holds. A `durable` one waits for the disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, durable: bool = False) -> None:
         self.data, self.log = folder / "data", folder / "log"
+        self.settings = SETTINGS if durable else f"{SETTINGS} {NOT_DURABLE}"
         home = installation()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -68,7 +70,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        options = f"-h 127.0.0.1 -p {self.port} {SETTINGS}"
+        options = f"-h 127.0.0.1 -p {self.port} {self.settings}"
         self._run("pg_ctl", "start", "-w", "-t", str(START_S), "-l", str(self.log), "-o", options)
 
     def stop(self, mode: str = "fast") -> None:
