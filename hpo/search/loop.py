@@ -25,7 +25,18 @@ from hpo.search.events import Event, Note, OthersEnded
 from hpo.search.history import RUNG, History
 from hpo.search.run import Run
 from hpo.search.space import config_of, distributions
-from hpo.storage import ATTEMPTS, REASON, Ending, Parts, Storage, attempt, heartbeats, retake, running_trials
+from hpo.storage import (
+    ATTEMPTS,
+    REASON,
+    Ending,
+    Parts,
+    Storage,
+    attempt,
+    heartbeats,
+    retake,
+    running_trials,
+    unfinished,
+)
 from hpo.studyfile import Study
 from hpo.training.objective import Objective
 from hpo.training.randomness import member_seed
@@ -54,7 +65,6 @@ class Search:
     stop: threading.Event
     history: History = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
-    _others: int = field(init=False, default=0)  # trials in the hands of other processes
     _raised: list[str] = field(init=False, default_factory=list)  # by the last populations, one after the other
 
     def run(self) -> bool:
@@ -68,7 +78,7 @@ class Search:
                     self._take()
                     if self._running:
                         self._train()
-                    elif self._others:
+                    elif unfinished(self.storage, self._study_id):  # by now: others may just have created the last
                         self.stop.wait(POLL_S)
                     else:
                         idle = True
@@ -93,11 +103,10 @@ class Search:
             self._running |= {trial.number: trial for trial in new}
 
     def _retake(self) -> None:
-        """Take back the trials of processes that died, and count those of the others."""
-        others = [t for t in running_trials(self.storage, self._study_id) if t.trial_id not in self.storage.claims]
-        lost = [trial for trial in others if trial.lost]
+        """Take back the trials of processes that died."""
+        running = running_trials(self.storage, self._study_id)
+        lost = [trial for trial in running if trial.lost and trial.trial_id not in self.storage.claims]
         waiting, failed = retake(self.storage, lost)
-        self._others = len(others) - len(lost)
         if waiting:
             self.on_event(Note(f"{len(waiting)} trials of a process that ended are trained again"))
         if failed:

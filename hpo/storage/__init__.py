@@ -6,7 +6,7 @@ it knows nothing of tensors, study files, samplers or pruners.
 
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
 from hpo.storage.copying import Copied, copy_study
-from hpo.storage.heartbeats import Running, heartbeats, retake, running_trials
+from hpo.storage.heartbeats import Running, heartbeats, retake, running_trials, unfinished
 from hpo.storage.location import mask
 from hpo.storage.rows import Ending, Parts
 from hpo.storage.statements import WORKER
@@ -35,4 +35,5 @@ __all__ = [
     "study_names",
     "summaries",
     "summary",
+    "unfinished",
 ]

@@ -110,6 +110,15 @@ def seen_running(connection: Connection, study_id: int | None = None) -> list[Ru
     return found
 
 
+def unfinished(storage: Storage, study_id: int) -> int:
+    """Return how many trials of the study wait, or are held by a worker of hpo, at one moment."""
+    held_by_one = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
+    running = (TRIALS.c.state == TrialState.RUNNING) & held_by_one
+    of_study = (TRIALS.c.study_id == study_id) & ((TRIALS.c.state == TrialState.WAITING) | running)
+    count = sa.select(sa.func.count()).select_from(TRIALS).where(of_study)
+    return consult(storage.engine, lambda connection: int(connection.execute(count).scalar_one()))
+
+
 def retake(storage: Storage, lost: Iterable[Running]) -> tuple[set[int], set[int]]:
     """Take trials back from those who no longer train them; return the numbers of those that wait and that failed.
 

@@ -13,21 +13,22 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import logging
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import NOT_FOUND_MSG
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
-from hpo.storage.connections import engine_options, explain_errors, prepare, write
-from hpo.storage.location import Location, locate
+from hpo.storage.connections import TransientError, engine_options, explain_errors, prepare, write
+from hpo.storage.location import Location, locate, mask
 from hpo.storage.retry import consult, transact
 from hpo.storage.rows import (
     DIRECTIONS,
@@ -64,7 +65,8 @@ from hpo.storage.workers import this_worker
 
 def open_storage(url: str | None = None) -> Storage:
     """Open the storage at `url`, making its tables where there are none; None means HPO_STORAGE or `sqlite:///hpo.db`."""
-    # Optuna tells of every study and trial on stderr; what a user is to know, hpo says itself.
+    # Optuna tells of every study and trial on stderr, psycopg of lost connections; what a user is to know, hpo says.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(max(optuna.logging.get_verbosity(), optuna.logging.WARNING))
     return Storage(locate(url))
 
@@ -74,9 +76,14 @@ class Storage(RDBStorage):
 
     def __init__(self, location: Location) -> None:
         prepare(location)
-        super().__init__(
-            location.full_url, engine_options(location), skip_compatibility_check=True, skip_table_creation=True
-        )
+        try:
+            super().__init__(
+                location.full_url, engine_options(location), skip_compatibility_check=True, skip_table_creation=True
+            )
+        except (StorageInternalError, sa.exc.OperationalError) as error:
+            # Optuna asks for versions before its engine's errors can be explained.
+            cause = getattr(error if isinstance(error, sa.exc.OperationalError) else error.__cause__, "orig", error)
+            raise TransientError(f"{location.shown}: {mask(' '.join(str(cause).split()))}") from error
         self.location, self.shown = location, location.shown
         self.worker = this_worker()
         self._claims: dict[int, datetime.datetime] = {}

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import UnknownStudyError, nearest
-from hpo.storage.connections import read
+from hpo.storage.retry import consult
 from hpo.storage.rows import DIRECTIONS, STUDIES, STUDY_ATTRS, TRIALS, VALUES, Parts, local, read_trials
 from hpo.storage.storage import Storage
 
@@ -56,20 +56,18 @@ class StudySummary:
 
 def study_names(storage: Storage) -> list[str]:
     """Return the names of the studies in the storage, oldest first."""
-    with read(storage.engine) as connection:
-        return list(connection.execute(sa.select(STUDIES.c.study_name).order_by(STUDIES.c.study_id)).scalars())
+    names = sa.select(STUDIES.c.study_name).order_by(STUDIES.c.study_id)
+    return consult(storage.engine, lambda connection: list(connection.execute(names).scalars()))
 
 
 def summaries(storage: Storage) -> list[StudySummary]:
     """Return what each study in the storage holds, oldest first."""
-    with read(storage.engine) as connection:
-        return _summaries(connection, sa.true())
+    return consult(storage.engine, lambda connection: _summaries(connection, sa.true()))
 
 
 def summary(storage: Storage, name: str) -> StudySummary:
     """Return what the study of that name holds."""
-    with read(storage.engine) as connection:
-        found = _summaries(connection, STUDIES.c.study_name == name)
+    found = consult(storage.engine, lambda connection: _summaries(connection, STUDIES.c.study_name == name))
     if not found:
         raise _unknown(storage, name)
     return found[0]
@@ -82,7 +80,8 @@ def best_trials(storage: Storage, name: str, n: int) -> list[FrozenTrial]:
     has no best trials.
     """
     study = STUDIES.c.study_name == name
-    with read(storage.engine) as connection:
+
+    def work(connection: Connection) -> list[FrozenTrial] | None:
         directions = connection.execute(sa.select(DIRECTIONS.c.direction).join(STUDIES).where(study)).scalars().all()
         if len(directions) == 1:
             value = VALUES.c.value.desc() if directions[0] == StudyDirection.MAXIMIZE else VALUES.c.value
@@ -92,9 +91,12 @@ def best_trials(storage: Storage, name: str, n: int) -> list[FrozenTrial]:
             # Not by ids: there may be more of them than a database takes as parameters.
             found = {trial._trial_id: trial for trial in read_trials(connection, TRIALS.c.trial_id.in_(ranked), RANKED)}
             return [found[trial_id] for trial_id in connection.execute(ranked).scalars()]
-    if not directions:
+        return [] if directions else None
+
+    best = consult(storage.engine, work)
+    if best is None:
         raise _unknown(storage, name)
-    return []
+    return best
 
 
 def load_study(storage: Storage, name: str) -> optuna.Study:

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tiny import after_epochs, are_close, check_whole, curves, params, search, states, study_of, trials_of
 
 from hpo.errors import StudyBusyError
+from hpo.search import launch as launching
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, Note, OthersEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
@@ -125,6 +126,37 @@ def test_a_process_with_nothing_to_do_waits_and_takes_over_from_one_that_dies(
     assert first.process.returncode == -signal.SIGKILL
     assert "4 trials of a process that ended" in notes(events)
     check_like(trials_of(storage), uninterrupted)
+
+
+def test_a_process_waits_for_trials_that_others_created_while_it_looked(
+    lock_step: Started, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "POLL_S", 0.01)
+    study = study_of(search={"trials": 4})
+    other = lock_step(study, storage)
+    other.wait_for("study_started")
+
+    class Late(loop.Search):
+        """When it has looked who runs what, another process creates all trials there are to be."""
+
+        def _retake(self) -> None:
+            super()._retake()
+            if not trials_of(storage):
+                other.wait_for("population_started")
+
+    class Stop(threading.Event):
+        """Asked to wait, it lets the other process go on."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            other.go_on()
+            return super().wait(timeout)
+
+    monkeypatch.setattr(launching, "Search", Late)
+    events: list[Event] = []
+    launch(study, storage, device="cpu", on_event=events.append, stop=Stop())
+    assert isinstance(events[-1], StudyEnded)
+    assert (events[-1].reason, events[-1].completed) == ("finished", 4)
+    assert other.finish() == 0
 
 
 def test_a_late_process_cannot_change_what_was_given_away(

@@ -1,0 +1,333 @@
+"""Processes that search one study while they are killed, suspended and cut off from the server, at random moments.
+
+What happens when is drawn from a seed, and counted in what the processes print, not in seconds: a disturbance is due
+when so many trials have been told, and then waits for some more lines of the process that it strikes. How the lines of
+the processes interleave is up to the machine, so a seed repeats the plan, not the race.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from postgresql_server import Server
+
+from hpo.storage import Running, Storage, open_storage, running_trials
+
+DEADLINE_S = 120.0
+POLL_S = 0.002
+MOST_LINES = 8  # of the process to be struck, before it is; a population prints four or five
+MOST_POLLS = 10
+STARTING_POLLS = 60
+GIVEN_AWAY_S = 3.0  # how long one that is suspended may keep the others waiting
+LOCK_S = 0.2
+DUE_BEFORE = 0.7  # of the trials are told, so that there is still something to disturb
+DROPPED = re.compile(r"trials? ([\d, ]+): given to another process while this one was silent")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much chaos: kills, suspensions and restarts of the server are spread over the study's trials."""
+
+    processes: int
+    trials: int
+    kills: int
+    stops: int
+    restarts: int
+
+
+class ForkServer:
+    """Starts `hpo` commands (see fork_server.py). When this process ends, so do they, whatever happens."""
+
+    def __init__(self, folder: Path) -> None:
+        script = Path(__file__).with_name("fork_server.py")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
+        self._process = subprocess.Popen(
+            [sys.executable, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=folder,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def _ask(self, request: dict[str, Any] | None) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, args: Sequence[str], out: Path, err: Path) -> int:
+        pid: int = self._ask({"args": list(args), "out": str(out), "err": str(err)})
+        return pid
+
+    def ended(self) -> dict[int, int]:
+        """The statuses of those that ended since the last call, by number of process; -9 for one that was killed."""
+        return dict(self._ask(None))
+
+    def close(self) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+
+class Process:
+    """A launch, and what it has printed so far."""
+
+    def __init__(self, pid: int, out: Path, err: Path) -> None:
+        self.pid, self.out, self.err = pid, out, err
+        self.began = time.monotonic()
+        self.status: int | None = None
+        self.suspended = False
+        self.events: list[dict[str, Any]] = []
+        self.told: list[int] = []
+        self._members: set[int] = set()
+        self._read = 0
+
+    def read(self) -> None:
+        """Take note of the lines that are there by now; a killed process may leave a part of one."""
+        if self.out.exists() and self.out.stat().st_size > self._read:
+            with self.out.open("rb") as file:
+                file.seek(self._read)
+                whole, end, _ = file.read().rpartition(b"\n")
+            self._read += len(whole + end)
+            for line in whole.splitlines():
+                self._add(json.loads(line))
+
+    def _add(self, event: dict[str, Any]) -> None:
+        """Keep the event; trials are told when their last epoch is, unless others have been given them."""
+        self.events.append(event)
+        if event["event"] == "population_started":
+            self._members = set(event["members"])
+        elif event["event"] == "note":
+            self._members -= dropped(event["text"])
+        elif event["event"] == "epoch_ended" and event["epoch"] == event["epochs"]:
+            self.told += sorted(self._members)
+            self._members = set()
+
+    @property
+    def errors(self) -> list[str]:
+        return self.err.read_text().splitlines()
+
+    @property
+    def runs(self) -> bool:
+        return self.status is None
+
+    @property
+    def starts(self) -> bool:
+        return not self.events
+
+    @property
+    def trains(self) -> bool:
+        """Whether a population is on its way, as far as it said."""
+        return bool(self._members)
+
+    @property
+    def killed(self) -> bool:
+        return self.status == -signal.SIGKILL
+
+
+def dropped(text: str) -> set[int]:
+    """The trials that a note says another process has been given."""
+    found = DROPPED.match(text)
+    return set() if found is None else {int(number) for number in found[1].split(",")}
+
+
+@dataclass
+class Chaos:
+    """One study under chaos. After `run`, `processes` are all that there were, and `downs` when the server was away."""
+
+    size: Size
+    seed: int
+    forks: ForkServer
+    file: Path  # of the study; what the processes print goes into files beside it
+    url: str
+    server: Server | None = None
+    processes: list[Process] = field(default_factory=list)
+    downs: list[tuple[float, float]] = field(default_factory=list)
+    suspensions: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        """Start the processes, disturb them as planned, and wait for the end of all; none is left in any case."""
+        try:
+            for _ in range(self.size.processes):
+                self._start()
+            # The first kills strike processes that make the tables and the study, all at once.
+            for _ in range(self.size.kills // 5):
+                self._kill_at_start()
+            for due, disturb in self._plan():
+                self._wait(lambda due=due: self.told >= due)
+                disturb()
+            self._wait(lambda: not any(process.runs for process in self.processes))
+        finally:
+            for process in self.processes:
+                if process.runs:
+                    os.kill(process.pid, signal.SIGKILL)
+        self.seconds = time.monotonic() - self._began
+
+    def _plan(self) -> list[tuple[float, Callable[[], None]]]:
+        at_start, twice = self.size.kills // 5, self.size.kills // 10
+        disturbances = [self._kill] * (self.size.kills - at_start - 2 * twice) + [self._kill_twice] * twice
+        disturbances += [self._suspend] * self.size.stops + [self._restart] * self.size.restarts
+        self._random.shuffle(disturbances)
+        last = DUE_BEFORE * self.size.trials
+        return list(zip(sorted(self._random.uniform(0, last) for _ in disturbances), disturbances, strict=True))
+
+    @property
+    def told(self) -> int:
+        return sum(len(process.told) for process in self.processes)
+
+    @property
+    def kills(self) -> int:
+        return sum(process.killed for process in self.processes)
+
+    def _start(self) -> None:
+        number = len(self.processes)
+        out, err = (self.file.with_name(f"{number}.{name}") for name in ("out", "err"))
+        args = ("launch", str(self.file), "--trials", str(self.size.trials), "--storage", self.url, "--json")
+        self.processes.append(Process(self.forks.start(args, out, err), out, err))
+
+    def _poll(self) -> None:
+        """Take note of what was printed and who ended; start again what found no server when it started."""
+        ended = self.forks.ended()
+        for process in self.processes:
+            if process.runs:
+                process.read()
+                process.status = ended.get(process.pid)
+                if not process.runs:
+                    process.read()  # what it printed in between
+                    if not process.killed and process.status != 0:
+                        assert self.found_no_server(process), f"{process.out}: {process.status}, {process.errors}"
+                        self._start()
+
+    def found_no_server(self, process: Process) -> bool:
+        """Whether it ended with one line because the server was away when it started."""
+        now = time.monotonic()
+        away = any(process.began < end and begin < now for begin, end in self.downs)
+        return (process.status, process.starts, len(process.errors), away) == (1, True, 1, True)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        self._poll()
+        while not condition():
+            assert time.monotonic() < deadline, f"{self.told} trials told and {self.kills} kills, and then nothing more"
+            time.sleep(POLL_S)
+            self._poll()
+
+    def _one(self, condition: Callable[[Process], bool]) -> Process:
+        """A random process of those that run and meet the condition, as soon as there is one."""
+        self._wait(lambda: any(process.runs and condition(process) for process in self.processes))
+        return self._random.choice([process for process in self.processes if process.runs and condition(process)])
+
+    def _polls(self, most: int) -> None:
+        left = iter(range(self._random.randrange(most)))
+        self._wait(lambda: next(left, None) is None)
+
+    def _kill(self) -> None:
+        """Kill a process somewhere in its search."""
+        struck = False
+        while not struck:
+            process = self._one(lambda process: not process.starts)
+            lines = len(process.events) + self._random.randrange(MOST_LINES)
+            self._wait(lambda: not process.runs or len(process.events) >= lines)  # noqa: B023
+            self._polls(MOST_POLLS)
+            struck = self._strike(process)
+
+    def _kill_at_start(self) -> None:
+        """Kill a process while it starts, or a little later."""
+        struck = False
+        while not struck:
+            process = self._one(lambda process: process.starts)
+            self._polls(STARTING_POLLS)
+            struck = self._strike(process)
+
+    def _kill_twice(self) -> None:
+        """Kill a process, and the one in its place while it starts."""
+        self._kill()
+        self._kill_at_start()
+
+    def _strike(self, process: Process) -> bool:
+        """Kill a process, and start another in its place; return False where it had just ended."""
+        if process.runs:
+            os.kill(process.pid, signal.SIGKILL)
+            self._start()
+            self._wait(lambda: not process.runs)
+        return process.killed
+
+    def _suspend(self) -> None:
+        """Suspend a process that trains, let its trials look as if it had long been silent, and wake it up later."""
+        with closing(open_storage(self.url)) as storage:
+            given_away = False
+            while not given_away:
+                process = self._one(lambda process: process.trains)
+                os.kill(process.pid, signal.SIGSTOP)
+                try:
+                    given_away = self._give_away(process, storage)
+                finally:
+                    os.kill(process.pid, signal.SIGCONT)
+                lines = len(process.events)
+                self._wait(lambda: not process.runs or len(process.events) > lines)  # noqa: B023
+        self.suspensions += 1
+
+    def _give_away(self, process: Process, storage: Storage) -> bool:
+        """Wait until others have taken a suspended process's trials; return False where they could not."""
+        trials = held(process, storage)
+        if not trials or not silence(trials, storage):
+            return False
+        process.suspended = True
+        deadline = time.monotonic() + GIVEN_AWAY_S
+        # It may hold a lock that the others wait for: then it has to go on before they can.
+        self._wait(lambda: not held(process, storage) or time.monotonic() > deadline)
+        return len(held(process, storage)) < len(trials)
+
+    def _restart(self) -> None:
+        """Restart the server, in order or as after a crash, and let a process be killed while it is away."""
+        assert self.server is not None
+        process = self._one(lambda process: not process.starts)
+        self._polls(MOST_POLLS)
+        self.downs.append((time.monotonic(), float("inf")))
+        self.server.stop(self._random.choice(["fast", "immediate"]))
+        try:
+            self._strike(process)  # what is started in its place may find no server
+        finally:
+            self.server.start()
+        self.downs[-1] = (self.downs[-1][0], time.monotonic())
+
+
+def held(process: Process, storage: Storage) -> list[Running]:
+    """The trials that a process holds."""
+    trials = running_trials(storage)
+    return [trial for trial in trials if trial.worker is not None and trial.worker.pid == process.pid]
+
+
+def silence(trials: Sequence[Running], storage: Storage) -> bool:
+    """Let the last signs of life of these trials be an hour old; return False where a lock stands in the way."""
+    hour, options = "datetime(heartbeat, '-1 hour')", {"timeout": LOCK_S}
+    if storage.location.file is None:
+        hour, options = "heartbeat - interval '1 hour'", {"options": f"-c lock_timeout={LOCK_S * 1000:.0f}"}
+    ids = ", ".join(str(trial.trial_id) for trial in trials)
+    engine = sa.create_engine(storage.location.url, poolclass=sa.NullPool, connect_args=options)
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE trial_heartbeats SET heartbeat = {hour} WHERE trial_id IN ({ids})")
+    except sa.exc.OperationalError:
+        return False
+    return True

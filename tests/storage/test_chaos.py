@@ -1,0 +1,232 @@
+"""The chaos test: whatever is killed, suspended or restarted, a study ends with exactly its trials, each as it should.
+
+Sampled at random, a trial is what its number and the study's seed make of it. So all that chaos leaves is compared,
+trial by trial, with a search that nobody disturbed. `make chaos` runs the full size. The plan is drawn from
+pytest-randomly's seed: `--randomly-seed=N` draws it again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from chaos import Chaos, ForkServer, Size
+from optuna.trial import FrozenTrial, TrialState
+from postgresql_server import Server
+
+from hpo.storage import Storage, load_study, open_storage
+
+EPOCHS = 2
+STUDY = f"""
+name = "chaos"
+data = {{ dataset = "digits", train_size = 400 }}
+network = {{ kind = "mlp", hidden = [16], dropout = {{ low = 0.0, high = 0.4 }} }}
+optimizer = {{ kind = "sgd", lr = {{ low = 1e-3, high = 0.3, log = true }} }}
+training = {{ epochs = {EPOCHS}, batch_size = 20, precision = "float64" }}
+search = {{ sampler = "random", population = 4 }}
+"""
+SMALL = Size(processes=3, trials=160, kills=6, stops=1, restarts=1)
+FULL = Size(processes=8, trials=1500, kills=50, stops=10, restarts=5)
+MOST_DEATHS = 3
+TOLERANCE = 1e-6  # of a learning curve: a trial hardly depends on its company
+# All that may be on stderr.
+LINES = re.compile(
+    r"postgresql://hpo@\S+ .+; trying again for up to 120 s"
+    r"|hpo: postgresql://hpo@\S+ .+"
+    r"|chaos: finished, \d+ completed, 0 pruned, \d+ failed in .+ s"
+    r"|Best-\d \(val acc: .+|warning: the best .+|(next:)? +hpo (top|export|dashboard) .+"
+)
+NO_LIFE = re.compile(r"no sign of life from (process (\d+) on \S+) for 60 s")
+ENDED = re.compile(r"(process (\d+) on \S+) ended")
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[FrozenTrial]]:
+    """The trials of a study of so many that one process searched."""
+
+    @cache
+    def trials(count: int) -> list[FrozenTrial]:
+        size = Size(processes=1, trials=count, kills=0, stops=0, restarts=0)
+        file = study_file(tmp_path_factory.mktemp("undisturbed"))
+        url = f"sqlite:///{file.with_suffix('.db')}"
+        Chaos(size, 0, forks, file, url).run()
+        with closing(open_storage(url)) as storage:
+            return load_study(storage, "chaos").trials
+
+    return trials
+
+
+def study_file(folder: Path) -> Path:
+    file = folder / "chaos.toml"
+    file.write_text(STUDY)
+    return file
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest) -> tuple[str, Server | None]:
+    """The URL of a new storage, and the server that it is on."""
+    if request.param == "sqlite":
+        return request.getfixturevalue("file_url"), None
+    return request.getfixturevalue("server_url"), request.getfixturevalue("server")
+
+
+@pytest.mark.parametrize("size", [SMALL, pytest.param(FULL, marks=pytest.mark.chaos)], ids=["small", "full"])
+def test_chaos_loses_and_doubles_nothing(
+    size: Size,
+    where: tuple[str, Server | None],
+    forks: ForkServer,
+    tmp_path: Path,
+    undisturbed: Callable[[int], list[FrozenTrial]],
+    pytestconfig: pytest.Config,
+) -> None:
+    seed: int = pytestconfig.getoption("randomly_seed", default=0)
+    print(f"\n--randomly-seed={seed} draws this plan again")
+    url, server = where
+    chaos = Chaos(size if server else replace(size, restarts=0), seed, forks, study_file(tmp_path), url, server)
+    chaos.run()
+    with closing(open_storage(url)) as storage:
+        trials = load_study(storage, "chaos").trials
+        print(summary(chaos, storage.engine.name, trials))
+        check_processes(chaos)
+        check_counts(storage, trials, size)
+        check_told(chaos, trials)
+        check_attempts(chaos, trials)
+        check_results(trials, undisturbed(size.trials))
+        check_readable(storage, trials)
+
+
+def summary(chaos: Chaos, database: str, trials: Sequence[FrozenTrial]) -> str:
+    away = [each for each in chaos.processes if each.status == 1]
+    ends = [attempt["reason"] for trial in trials for attempt in attempts(trial)]
+    numbers = {
+        "trials": len(trials),
+        "processes at a time": chaos.size.processes,
+        "processes in all": len(chaos.processes),
+        "killed": chaos.kills,
+        "of these while they started": sum(each.killed and each.starts for each in chaos.processes),
+        "suspended": chaos.suspensions,
+        "restarts of the server": len(chaos.downs),
+        "starts that found no server": len(away),
+        "trials trained again": sum(bool(attempts(trial)) for trial in trials),
+        "attempts that died": sum(ENDED.fullmatch(reason) is not None for reason in ends),
+        "attempts given away": sum(NO_LIFE.fullmatch(reason) is not None for reason in ends),
+        "trials failed by deaths": sum(trial.state == TrialState.FAIL for trial in trials),
+        "complete, but killed before it was told": len(trials) - sum(len(each.told) for each in chaos.processes),
+    }
+    counts = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    return f"chaos on {database}: {chaos.seconds:.1f} s, {counts}"
+
+
+def attempts(trial: FrozenTrial) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = trial.system_attrs.get("hpo:attempts", [])
+    return found
+
+
+def check_processes(chaos: Chaos) -> None:
+    """Who was not killed has come to the end of the study, or found no server; nobody has printed a traceback."""
+    for process in chaos.processes:
+        assert [line for line in process.errors if not LINES.fullmatch(line)] == []
+        told = sum(event["completed"] for event in process.events if event["event"] == "population_ended")
+        if process.killed:
+            assert told <= len(process.told)
+        elif not chaos.found_no_server(process):
+            assert process.status == 0
+            assert told == len(process.told)
+            last = process.events[-1]
+            assert (last["event"], last["reason"]) == ("study_ended", "finished")
+            assert last["completed"] + last["failed"] == chaos.size.trials
+            # Of these lines some are said only once.
+            assert any(line.startswith("chaos: finished") for line in process.errors)
+
+
+def check_counts(storage: Storage, trials: Sequence[FrozenTrial], size: Size) -> None:
+    assert [trial.number for trial in trials] == list(range(size.trials))
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == size.trials
+    with storage.engine.connect() as connection:
+        for table, count in (("trials", size.trials), ("studies", 1), ("trial_heartbeats", 0)):
+            assert connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one() == count
+
+
+def check_told(chaos: Chaos, trials: Sequence[FrozenTrial]) -> None:
+    """What a process said had ended is there, as its own; what nobody told, a killed process has stored just before."""
+    tellers = {number: process for process in chaos.processes for number in process.told}
+    assert Counter(number for process in chaos.processes for number in process.told) == Counter(list(tellers))
+    killed = {process.pid for process in chaos.processes if process.killed}
+    for trial in trials:
+        if trial.number in tellers:
+            assert trial.state == TrialState.COMPLETE
+            assert trial.system_attrs["hpo:worker"]["pid"] == tellers[trial.number].pid
+        elif trial.state == TrialState.COMPLETE:
+            assert trial.system_attrs["hpo:worker"]["pid"] in killed
+
+
+def check_attempts(chaos: Chaos, trials: Sequence[FrozenTrial]) -> None:
+    """Each attempt that ended early is explained; trials fail by too many of them, and by nothing else."""
+    killed = {process.pid for process in chaos.processes if process.killed}
+    suspended = {process.pid for process in chaos.processes if process.suspended}
+    for trial in trials:
+        for attempt in attempts(trial):
+            assert attempt["ended"] == "died"
+            ended, silent = ENDED.fullmatch(attempt["reason"]), NO_LIFE.fullmatch(attempt["reason"])
+            found = ended or silent
+            assert found is not None
+            assert attempt["worker"] == found[1]
+            assert int(found[2]) in (killed if ended else suspended)
+        deaths = len(attempts(trial))
+        if trial.state == TrialState.FAIL:
+            assert deaths == MOST_DEATHS + 1
+            assert trial.user_attrs["reason"].startswith(f"its process died {deaths} times: ")
+        else:
+            assert deaths <= MOST_DEATHS
+
+
+def check_results(trials: Sequence[FrozenTrial], undisturbed: Sequence[FrozenTrial]) -> None:
+    """Each trial has the parameters and the seed that it would have had, and has learnt the same."""
+    assert [trial.params for trial in trials] == [trial.params for trial in undisturbed]
+    assert [trial.user_attrs["seed"] for trial in trials] == [trial.user_attrs["seed"] for trial in undisturbed]
+    for trial, other in zip(trials, undisturbed, strict=True):
+        if trial.state == TrialState.COMPLETE:
+            curve, expected = trial.system_attrs["hpo:curve"], other.system_attrs["hpo:curve"]
+            assert curve.keys() == expected.keys()
+            for metric, values in curve.items():
+                assert len(values) == EPOCHS
+                assert all(map(close, values, expected[metric]))
+            assert trial.intermediate_values == dict(enumerate(curve["val_accuracy"], start=1))
+            assert trial.value in curve["val_accuracy"]
+            assert trial.value == pytest.approx(other.value)
+
+
+def close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=TOLERANCE)
+
+
+def check_readable(storage: Storage, trials: Sequence[FrozenTrial]) -> None:
+    """The file is whole, and plain Optuna reads the study as hpo does."""
+    if storage.location.file is not None:
+        with closing(sqlite3.connect(storage.location.file)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    plain = optuna.storages.RDBStorage(storage.location.full_url)
+    assert optuna.load_study(study_name="chaos", storage=plain).trials == list(trials)
+    plain.remove_session()
+    plain.engine.dispose()
