@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,13 +41,15 @@ log = logging.getLogger(__name__)
 class Running:
     """A trial that shows signs of life; without a worker it is plain Optuna's.
 
-    `since` is in UTC, `silent_s` the age of its last sign of life, `lost` why nobody trains it any more, or None.
+    `since` is when it was claimed, `seen` when it last showed one, by the database's clock, both in UTC; `silent_s` is
+    how long ago that was, `lost` why nobody trains it any more, or None.
     """
 
     trial_id: int
     number: int
     study_id: int
     since: datetime.datetime
+    seen: datetime.datetime
     worker: Worker | None
     silent_s: float
     lost: str | None
@@ -106,7 +108,9 @@ def seen_running(connection: Connection, study_id: int | None = None) -> list[Ru
         worker = None if row.value_json is None else Worker.from_json(json.loads(row.value_json))
         silent_s = (now - row.heartbeat).total_seconds()
         lost = _lost(worker, silent_s)
-        found.append(Running(row.trial_id, row.number, row.study_id, row.datetime_start, worker, silent_s, lost))
+        found.append(
+            Running(row.trial_id, row.number, row.study_id, row.datetime_start, row.heartbeat, worker, silent_s, lost)
+        )
     return found
 
 
@@ -126,12 +130,16 @@ def retake(storage: Storage, lost: Iterable[Running]) -> tuple[set[int], set[int
     """
     claims = {trial.trial_id: trial for trial in lost}
     now = utc(datetime.datetime.now())
+    waiting: set[int] = set()
+    failed: set[int] = set()
 
     def work(connection: Connection, uncertain: bool) -> tuple[set[int], set[int]]:
+        if not uncertain:  # what an earlier run may have taken back is not to be found any more
+            waiting.clear()
+            failed.clear()
         mine = held(connection, {trial_id: trial.since for trial_id, trial in claims.items()})
+        mine -= _back(connection, {trial_id: claims[trial_id].seen for trial_id in mine})
         earlier = _attempts(connection, mine)
-        waiting: set[int] = set()
-        failed: set[int] = set()
         for trial_id in mine:
             reason = claims[trial_id].lost or "given up"
             attempts = [*earlier.get(trial_id, []), attempt("died", reason, claims[trial_id].worker)]
@@ -144,12 +152,19 @@ def retake(storage: Storage, lost: Iterable[Running]) -> tuple[set[int], set[int
                 upsert(
                     connection, USER_ATTRS, attr_rows(trial_id, {REASON: f"its process died {deaths} times: {reason}"})
                 )
-        send_back(connection, waiting)
-        update_trials(connection, failed, state=TrialState.FAIL, datetime_complete=now)
-        end_heartbeats(connection, failed)
+        send_back(connection, mine & waiting)
+        update_trials(connection, mine & failed, state=TrialState.FAIL, datetime_complete=now)
+        end_heartbeats(connection, mine & failed)
         return {claims[i].number for i in waiting}, {claims[i].number for i in failed}
 
     return transact(storage.engine, work) if claims else (set(), set())
+
+
+def _back(connection: Connection, seen: Mapping[int, datetime.datetime]) -> set[int]:
+    """Those that have shown signs of life since."""
+    select = sa.select(HEARTBEATS.c.trial_id, HEARTBEATS.c.heartbeat).where(HEARTBEATS.c.trial_id.in_(list(seen)))
+    found = connection.execute(select.with_for_update())
+    return {trial_id for trial_id, heartbeat in found if heartbeat > seen[trial_id]}
 
 
 def _attempts(connection: Connection, trial_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:

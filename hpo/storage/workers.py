@@ -56,7 +56,20 @@ def has_ended(worker: Worker) -> bool:
         process = psutil.Process(worker.pid)
         return process.status() == psutil.STATUS_ZOMBIE or abs(_started(process) - worker.started) >= 1
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return not _is_hidden(worker.pid)
+    except (psutil.AccessDenied, PermissionError):
+        return False
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process of that number, of another user: a machine may hide those from /proc."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
         return True
+    except OSError:
+        return False
+    return False  # it has come up in the meantime, so it is not the one that was looked for
 
 
 def _started(process: psutil.Process) -> float:

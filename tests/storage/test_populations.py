@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy as copy_module
 import math
 import multiprocessing
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
@@ -65,26 +64,6 @@ def rows(url: str) -> dict[str, list[dict[str, Any]]]:
 
 
 Copy = Callable[[], AbstractContextManager[str]]
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def copy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
-    """Copy a storage with nothing in it, and give the copy's URL: making one takes longer than a test."""
-    if request.param == "sqlite":
-        blank = tmp_path_factory.mktemp("blank") / "blank.db"
-        open_storage(f"sqlite:///{blank}").close()
-        yield lambda: nullcontext(f"sqlite:///{shutil.copy(blank, tmp_path_factory.mktemp('copy') / 'hpo.db')}")
-        return
-    server = request.getfixturevalue("server")
-
-    @contextmanager
-    def database() -> Iterator[str]:
-        with server.database(template) as name:
-            yield server.url(name)
-
-    with server.database() as template:
-        open_storage(server.url(template)).close()
-        yield database
 
 
 def both(plain: str, ours: str) -> Iterator[tuple[optuna.storages.RDBStorage, int]]:

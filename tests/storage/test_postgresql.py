@@ -294,6 +294,15 @@ def test_a_commit_whose_answer_was_lost_is_done_once(losing: tuple[Storage, Call
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "RUNNING", "RUNNING"]
 
 
+def test_what_was_taken_back_is_told_though_the_answer_was_lost(losing: tuple[Storage, Call]) -> None:
+    storage, call = losing
+    study_id = storage.create_study("digits", MAXIMIZE, {})
+    storage.create_trials(study_id, [running(), running()])
+    assert call(retake, storage, everything_lost(storage)) == ({0, 1}, set())
+    trials = storage.get_all_trials(study_id)
+    assert [len(trial.system_attrs["hpo:attempts"]) for trial in trials] == [1, 1]
+
+
 def test_what_others_did_since_the_lost_answer_is_left_alone(
     losing: tuple[Storage, Call], relay: Relay, server_url: str
 ) -> None:

@@ -1,0 +1,493 @@
+"""Any interleaving of several workers' calls on a study: what is stored, and what each call answers, is the model's.
+
+The model is what the storage promises, in plain dictionaries: who holds a trial is told by a token that each claim gets
+anew. Workers crash (their process is really killed), fall silent, come back, and take back what others left.
+"""
+
+from __future__ import annotations
+
+import copy as copy_module
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from bodies import Body, silence
+from hypothesis import event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from lives import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, running
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.storage import ATTEMPTS, REASON, Ending, Running, Storage, attempt, open_storage, retake, running_trials
+from hpo.storage.rows import HEARTBEATS, TRIALS
+from hpo.storage.statements import WORKER
+from hpo.storage.workers import Worker
+
+WORKERS = 3
+MOST_TRIALS = 12
+MOST_DEATHS = 3  # written out: the model does not take it from the code
+PROBE_STEP = 99
+EXAMPLES, STEPS = 30, 30
+
+workers = st.integers(0, WORKERS - 1)
+numbers = st.floats(allow_nan=False, width=32).map(lambda value: value + 0.0)  # SQLite keeps no -0.0
+reported = numbers | st.just(math.nan)
+
+
+@dataclass
+class Person:
+    """A worker: its storage, its process, and what the model says that it has claimed (trial id -> token)."""
+
+    storage: Storage
+    body: Body
+    worker: Worker
+    dead: bool = False
+    claims: dict[int, int] = field(default_factory=dict)
+    views: list[View] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return str(self.worker)
+
+
+@dataclass(frozen=True)
+class View:
+    """A trial that somebody saw lost, and by which claim and after which sign of life."""
+
+    running: Running
+    token: int
+    beats: int
+
+
+@dataclass
+class Trial:
+    """A trial as it has to be. `holder` and `token` are who holds it by which claim, `beats` counts signs of life."""
+
+    number: int
+    lr: float
+    state: TrialState
+    user_attrs: dict[str, Any]
+    system_attrs: dict[str, Any] = field(default_factory=dict)
+    curve: dict[int, float] = field(default_factory=dict)
+    value: float | None = None
+    attempts: list[tuple[str, str, str]] = field(default_factory=list)
+    holder: Person | None = None
+    token: int = 0
+    silent: bool = False
+    beats: int = 0
+
+    @property
+    def lost(self) -> str | None:
+        if self.holder is None or not (self.holder.dead or self.silent):
+            return None
+        return f"{self.holder} ended" if self.holder.dead else f"no sign of life from {self.holder} for 60 s"
+
+    def shown(self) -> dict[str, Any]:
+        """What a reader sees of it, in the form of `seen`."""
+        return {
+            "number": self.number,
+            "state": self.state.name,
+            "params": {"lr": self.lr},
+            "curve": repr(sorted(self.curve.items())),  # NaN is not equal to itself
+            "value": self.value,
+            "user_attrs": self.user_attrs,
+            "system_attrs": self.system_attrs,
+            "attempts": self.attempts,
+            "started": self.state != WAITING,
+            "ended": self.state.is_finished(),
+        }
+
+
+def seen(trial: FrozenTrial) -> dict[str, Any]:
+    attempts = trial.system_attrs.pop(ATTEMPTS, [])
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "params": trial.params,
+        "curve": repr(sorted(trial.intermediate_values.items())),
+        "value": trial.value,
+        "user_attrs": trial.user_attrs,
+        "system_attrs": trial.system_attrs,
+        "attempts": [(each["ended"], each["reason"], each["worker"]) for each in attempts],
+        "started": trial.datetime_start is not None,
+        "ended": trial.datetime_complete is not None,
+    }
+
+
+def happened(what: str, whether: object) -> None:
+    """For `--hypothesis-show-statistics`, which tells whether the rules still lead to what is rare."""
+    if whether:
+        event(what)
+
+
+@contextmanager
+def plain(url: str) -> Iterator[RDBStorage]:
+    storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
+    yield storage
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+class Interleavings(RuleBasedStateMachine):
+    """A fresh study in a database that the examples share."""
+
+    def __init__(self, looker: Storage, plainly: RDBStorage, url: str, idle: list[tuple[Storage, Body]]):
+        super().__init__()
+        self.looker, self.plainly, self.url, self.idle = looker, plainly, url, idle
+        self.study_id = looker.create_new_study([MAXIMIZE])
+        self.trials: dict[int, Trial] = {}
+        self.settled: dict[str, int] = {}
+        self.tokens, self.steps = itertools.count(1), itertools.count()
+        self.people: list[Person] = []
+
+    @initialize()
+    def start(self) -> None:
+        for _ in range(WORKERS):
+            storage, body = self.idle.pop() if self.idle else (open_storage(self.url), Body())
+            self.people.append(self.known(storage, body))
+        self.create(0, [RUNNING, RUNNING, RUNNING, WAITING], 0)
+
+    def known(self, storage: Storage, body: Body) -> Person:
+        storage.worker = body.worker(f"device {next(self.tokens)}")
+        return Person(storage, body, storage.worker)
+
+    # --- The model's words ---
+
+    @property
+    def held(self) -> dict[int, Trial]:
+        return {trial_id: trial for trial_id, trial in self.trials.items() if trial.holder}
+
+    def holds(self, person: Person, trial_id: int) -> bool:
+        """Whether the trial is held by the very claim that the person made."""
+        trial = self.trials[trial_id]
+        return trial.holder is person and trial.token == person.claims.get(trial_id)
+
+    def lost_to(self, person: Person, trial_ids: Iterable[int]) -> set[int]:
+        return {trial_id for trial_id in trial_ids if not self.holds(person, trial_id)}
+
+    def take(self, person: Person, trial_id: int) -> None:
+        trial = self.trials[trial_id]
+        trial.state, trial.holder, trial.token, trial.silent = RUNNING, person, next(self.tokens), False
+        trial.system_attrs[WORKER] = person.worker.to_json()
+        person.claims[trial_id] = trial.token
+
+    def let_go(self, trial_id: int, state: TrialState) -> None:
+        trial = self.trials[trial_id]
+        trial.state, trial.holder, trial.token = state, None, 0
+        if state == WAITING:
+            trial.curve = {}
+            trial.system_attrs.pop(WORKER, None)
+
+    def forget(self, person: Person, trial_ids: Iterable[int]) -> None:
+        for trial_id in trial_ids:
+            person.claims.pop(trial_id, None)
+
+    def some(self, data: st.DataObject, person: Person, most: int = 4) -> list[int]:
+        """Trials in any order: rather such as the person believes to hold."""
+        pools = [pool for pool in (sorted(person.claims), sorted(self.trials)) if pool]
+        pool = data.draw(st.sampled_from(pools)) if pools else []
+        return data.draw(st.lists(st.sampled_from(pool), unique=True, min_size=1, max_size=most)) if pool else []
+
+    # --- What workers do ---
+
+    @precondition(lambda self: len(self.trials) < MOST_TRIALS)
+    @rule(
+        who=workers,
+        kinds=st.lists(st.sampled_from([RUNNING, RUNNING, WAITING]), min_size=1, max_size=3),
+        off=st.sampled_from([None, 0, 0, -1, 1]),
+    )
+    def create(self, who: int, kinds: list[TrialState], off: int | None) -> None:
+        person, there = self.people[who], len(self.trials)
+        made = [
+            Trial(there + i, (there + i + 1) * 1e-4, state, {"seed": there + i}, {"x:y": [i]})
+            for i, state in enumerate(kinds)
+        ]
+        templates = [
+            running(t.lr, state=t.state, user_attrs=t.user_attrs, system_attrs=t.system_attrs.copy()) for t in made
+        ]
+        created = person.storage.create_trials(self.study_id, templates, None if off is None else there + off)
+        happened("refused", bool(off))
+        if off:
+            assert created == []
+            return
+        for trial_id, trial in zip(ids(created), made, strict=True):
+            self.trials[trial_id] = trial
+            if trial.state == RUNNING:
+                self.take(person, trial_id)
+        assert [seen(trial) for trial in copy_module.deepcopy(created)] == [trial.shown() for trial in made]
+
+    @rule(who=workers, step=st.integers(0, 3), data=st.data())
+    def report(self, who: int, step: int, data: st.DataObject) -> None:
+        person = self.people[who]
+        values = {trial_id: data.draw(reported) for trial_id in self.some(data, person)}
+        lost = self.lost_to(person, values)
+        happened("late report", bool(lost & set(person.claims)))
+        assert person.storage.report(step, values) == lost
+        self.forget(person, lost)
+        for trial_id in set(values) - lost:
+            self.trials[trial_id].curve[step] = values[trial_id]
+
+    @rule(who=workers, data=st.data())
+    def finish(self, who: int, data: st.DataObject) -> None:
+        person, endings = self.people[who], []
+        for trial_id in self.some(data, person):
+            state = data.draw(st.sampled_from([COMPLETE, PRUNED, FAIL]))
+            value = data.draw(numbers if state == COMPLETE else st.none() | numbers if state == PRUNED else st.none())
+            why = {REASON: "raised"} if state == FAIL else {}
+            endings.append(Ending(trial_id, state, value, why, {"x:rung": 1}))
+        lost = self.lost_to(person, [ending.trial_id for ending in endings])
+        happened("late finish", bool(lost & set(person.claims)))
+        assert person.storage.finish(endings) == lost
+        self.forget(person, [ending.trial_id for ending in endings])
+        for ending in endings:
+            if ending.trial_id not in lost:
+                trial = self.trials[ending.trial_id]
+                trial.value = ending.value
+                trial.user_attrs |= ending.user_attrs
+                trial.system_attrs |= ending.system_attrs
+                self.let_go(ending.trial_id, ending.state)
+
+    @rule(who=workers, raised=st.booleans(), data=st.data())
+    def requeue(self, who: int, raised: bool, data: st.DataObject) -> None:
+        person = self.people[who]
+        some = self.some(data, person)
+        lost = self.lost_to(person, some)
+        happened("late requeue", bool(lost & set(person.claims)))
+        attrs = {}
+        if raised:
+            stored = {trial_id: self.looker.get_trial(trial_id).system_attrs.get(ATTEMPTS, []) for trial_id in some}
+            again = attempt("raised", "out of luck", person.worker)
+            attrs = {trial_id: {ATTEMPTS: [*attempts, again]} for trial_id, attempts in stored.items()}
+        assert person.storage.requeue(some, attrs) == lost
+        self.forget(person, some)
+        for trial_id in set(some) - lost:
+            self.let_go(trial_id, WAITING)
+            if raised:
+                self.trials[trial_id].attempts.append(("raised", "out of luck", str(person)))
+
+    @rule(who=workers, count=st.integers(0, 4), data=st.data())
+    def claim(self, who: int, count: int, data: st.DataObject) -> None:
+        person = self.people[who]
+        some = data.draw(st.permutations(sorted(self.trials)))
+        some = some[: data.draw(st.sampled_from([MOST_TRIALS + 3, 4, 1]))]
+        expected = [i for i in sorted(some) if self.trials[i].state == WAITING][:count]
+        claimed = person.storage.claim(some, count)
+        assert ids(claimed) == expected
+        for trial_id in expected:
+            self.take(person, trial_id)
+        assert [seen(trial) for trial in claimed] == [self.trials[i].shown() for i in expected]
+
+    @precondition(lambda self: self.held)
+    @rule(who=workers)
+    def beat(self, who: int) -> None:
+        person = self.people[who]
+        person.storage.beat()
+        for trial_id, trial in self.trials.items():
+            if self.holds(person, trial_id):
+                happened("back in time", trial.silent)
+                trial.silent, trial.beats = False, trial.beats + trial.silent
+
+    @precondition(lambda self: len(self.settled) < 2)
+    @rule(who=workers, key=st.sampled_from("ab"), value=st.integers())
+    def settle(self, who: int, key: str, value: int) -> None:
+        assert self.people[who].storage.settle(self.study_id, key, value) == self.settled.setdefault(key, value)
+
+    # --- What happens to them ---
+
+    @precondition(lambda self: self.held)
+    @rule(who=workers)
+    def crash(self, who: int) -> None:
+        """Its process is killed, and another one starts."""
+        person = self.people[who]
+        person.dead = True
+        person.body.die()
+        person.storage._claims.clear()  # as the next process finds its own, which takes much longer to open
+        self.people[who] = self.known(person.storage, Body())
+
+    @precondition(lambda self: self.held)
+    @rule(who=workers)
+    def fall_silent(self, who: int) -> None:
+        of_it = {trial_id: trial for trial_id, trial in self.trials.items() if trial.holder is self.people[who]}
+        silence(self.looker, of_it)
+        for trial in of_it.values():
+            trial.silent = True
+        # Who was silent, back and silent again while somebody hesitated may be taken back or not.
+        for person in self.people:
+            person.views = [v for v in person.views if v.running.trial_id not in of_it or self.still_so(v)]
+
+    # --- What they do about it ---
+
+    @precondition(lambda self: self.held)
+    @rule(who=workers)
+    def look_for_the_lost(self, who: int) -> None:
+        """As at the beginning of a population; what is done about it may come late."""
+        person = self.people[who]
+        found = running_trials(person.storage, self.study_id)
+        held = self.held
+        assert [(each.trial_id, each.number, each.worker, each.lost) for each in found] == [
+            (trial_id, trial.number, trial.holder and trial.holder.worker, trial.lost)
+            for trial_id, trial in held.items()
+        ]
+        assert all((each.silent_s >= 3600) == held[each.trial_id].silent for each in found)
+        of_them = [(each, held[each.trial_id]) for each in found if each.lost]
+        person.views = [View(each, trial.token, trial.beats) for each, trial in of_them]
+
+    def still_so(self, view: View) -> bool:
+        trial = self.trials[view.running.trial_id]
+        return trial.holder is not None and (trial.token, trial.beats) == (view.token, view.beats)
+
+    @rule(who=workers, look=st.booleans())
+    def take_back(self, who: int, look: bool) -> None:
+        """What was seen lost, now or a while ago, goes back to the queue, or fails for good."""
+        person = self.people[who]
+        if look or not person.views:
+            self.look_for_the_lost(who)
+        waiting, failed = set(), set()
+        for view in person.views:
+            trial, reason = self.trials[view.running.trial_id], str(view.running.lost)
+            happened("came too late", not self.still_so(view))
+            if not self.still_so(view):
+                continue
+            trial.attempts.append(("died", reason, str(trial.holder)))
+            deaths = [ended for ended, *_ in trial.attempts].count("died")
+            if deaths <= MOST_DEATHS:
+                self.let_go(view.running.trial_id, WAITING)
+                waiting.add(trial.number)
+            else:
+                self.let_go(view.running.trial_id, FAIL)
+                trial.user_attrs[REASON] = f"its process died {deaths} times: {reason}"
+                failed.add(trial.number)
+        happened("taken back", bool(waiting))
+        happened("given up", bool(failed))
+        assert retake(person.storage, [view.running for view in person.views]) == (waiting, failed)
+
+    # --- What would be rare by chance ---
+
+    @precondition(lambda self: self.held)
+    @rule(by=workers, to=workers, late=st.sampled_from(["report", "finish", "requeue", "beat"]), data=st.data())
+    def come_too_late(self, by: int, to: int, late: str, data: st.DataObject) -> None:
+        """One that was only slow loses its trials to another, or to itself, before its call arrives."""
+        who = self.a_holder(data)
+        self.fall_silent(who)
+        self.take_back(by, look=True)
+        given = sorted(i for i in self.people[who].claims if self.trials[i].state == WAITING)
+        assert ids(self.people[to].storage.claim(given, len(given))) == given
+        for trial_id in given:
+            self.take(self.people[to], trial_id)
+        match late:
+            case "report":
+                self.report(who, 1, data)
+            case "finish":
+                self.finish(who, data)
+            case "requeue":
+                self.requeue(who, True, data)
+            case "beat":
+                self.fall_silent(to)
+                self.beat(who)
+                self.look_for_the_lost(by)
+
+    @precondition(lambda self: self.held)
+    @rule(by=workers, back=st.sampled_from(["beats", "finishes", "crashes"]), data=st.data())
+    def hesitate(self, by: int, back: str, data: st.DataObject) -> None:
+        """Before what was seen silent is taken back, it beats again, or ends its trials, or its process dies."""
+        who = self.a_holder(data)
+        self.fall_silent(who)
+        self.look_for_the_lost(by)
+        match back:
+            case "beats":
+                self.beat(who)
+            case "finishes":
+                self.finish(who, data)
+            case "crashes" if who != by:
+                self.crash(who)
+        self.take_back(by, look=False)
+
+    def a_holder(self, data: st.DataObject) -> int:
+        holders = [i for i, person in enumerate(self.people) if any(t.holder is person for t in self.held.values())]
+        return data.draw(st.sampled_from(holders or [0]))  # or all holders are dead
+
+    @precondition(lambda self: any(trial.state == WAITING for trial in self.trials.values()))
+    @rule(who=workers, times=st.integers(1, 4))
+    def kill(self, who: int, times: int) -> None:
+        """The first trial in the queue kills whoever takes it: otherwise four deaths of one trial would be rare."""
+        deadly = min(i for i, trial in self.trials.items() if trial.state == WAITING)
+        for _ in range(times):
+            if self.trials[deadly].state == WAITING:
+                assert ids(self.people[who].storage.claim([deadly], 1)) == [deadly]
+                self.take(self.people[who], deadly)
+                self.people[who].storage.report(1, {deadly: 0.5})
+                self.trials[deadly].curve[1] = 0.5
+                self.crash(who)
+                self.take_back(who, look=True)
+
+    # --- What is so after each step ---
+
+    @invariant()
+    def everything_is_stored(self) -> None:
+        self.compare(self.looker if next(self.steps) % 5 else self.plainly)
+        assert all(person.storage.claims == set(person.claims) for person in self.people)
+        with self.looker.engine.connect() as connection:
+            beating = sa.select(HEARTBEATS.c.trial_id).join(TRIALS).where(TRIALS.c.study_id == self.study_id)
+            assert Counter(connection.execute(beating).scalars()) == Counter(list(self.held))
+        died = [[ended for ended, *_ in trial.attempts].count("died") for trial in self.trials.values()]
+        assert all(deaths <= MOST_DEATHS + 1 for deaths in died)
+        given_up = [trial for trial, deaths in zip(self.trials.values(), died, strict=True) if deaths > MOST_DEATHS]
+        assert all(t.state == FAIL and t.user_attrs[REASON].startswith("its process died 4 times: ") for t in given_up)
+
+    def compare(self, storage: RDBStorage) -> None:
+        stored = storage.get_all_trials(self.study_id)
+        assert [trial.number for trial in stored] == list(range(len(self.trials)))
+        assert ids(stored) == list(self.trials)
+        assert [seen(trial) for trial in stored] == [trial.shown() for trial in self.trials.values()]
+        assert storage.get_study_user_attrs(self.study_id) == self.settled
+        storage.remove_session()
+
+    def teardown(self) -> None:
+        try:
+            if self.people:
+                self.compare(self.plainly)
+                self.probe()
+        finally:
+            # To open a storage takes longer than an example: who is alive goes on to the next one.
+            for person in self.people:
+                person.storage.requeue(person.storage.claims)
+                self.idle.append((person.storage, person.body))
+
+    def probe(self) -> None:
+        """Every worker tries to change every trial, and a storage opened now finds what that leaves."""
+        for person in self.people:
+            lost = self.lost_to(person, self.trials)
+            assert person.storage.report(PROBE_STEP, dict.fromkeys(self.trials, 0.5)) == lost
+            for trial_id in set(self.trials) - lost:
+                self.trials[trial_id].curve[PROBE_STEP] = 0.5
+        fresh = open_storage(self.url)
+        self.compare(fresh)
+        fresh.close()
+
+
+def test_any_interleaving_leaves_and_answers_what_the_model_does(url: str) -> None:
+    idle: list[tuple[Storage, Body]] = []
+    looker = open_storage(url)
+    with plain(looker.location.full_url) as plainly:
+        try:
+            run_state_machine_as_test(
+                lambda: Interleavings(looker, plainly, url, idle),
+                settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, print_blob=True),
+            )
+        finally:
+            looker.close()
+            for storage, body in idle:
+                storage.close()
+                body.die()
