@@ -155,7 +155,7 @@ def test_wrong_numbers_are_put_right_as_advised(storage: Storage) -> None:
 
 
 def lost(number: int, reason: str | None = "process 7 on host ended") -> Running:
-    return Running(number, number, 1, NOW, None, 1.0, reason)
+    return Running(number, number, 1, NOW, NOW, None, 1.0, reason)
 
 
 def test_lost_trials_are_named_by_study() -> None:
