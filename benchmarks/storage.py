@@ -444,7 +444,7 @@ def print_commands(
         for _ in range(runs):
             few = min(few, command_s(command, sources[database.name, low]))
             many = min(many, command_s(command, sources[database.name, high]))
-        print(f"{f'hpo {command}, {database.name}':30}{few:16.2f}{many:16.2f}{many - few:+8.2f}   +1", flush=True)
+        print(f"{f'`hpo {command}`, {database.name}':30}{few:16.2f}{many:16.2f}{many - few:+8.2f}   +1", flush=True)
 
 
 def main() -> None:
