@@ -13,7 +13,7 @@ Knows neither layers nor SQL: it hands members to the objective and records to t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +69,7 @@ class Search:
 
     def run(self) -> bool:
         """Search until the study has its trials; return whether that is so (a stop or an exhausted space: not)."""
-        self.history = History(self.study)
-        self.history.sync(self._news())
+        self.history = History(self.study, self._read(-1, ()))
         idle = False
         with heartbeats(self.storage):
             try:
@@ -114,18 +113,18 @@ class Search:
 
     def _sync(self) -> None:
         """Take note of what other processes have done."""
-        news = self._news()
+        news = self._read(self.history.last, self.history.unfinished - self.storage.claims)
         self.history.sync(news)
         states = [trial.state for trial in news]
         counts = [states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
         if any(counts):
             self.on_event(OthersEnded(*counts))
 
-    def _news(self) -> list[FrozenTrial]:
+    def _read(self, after: int, ended: Collection[int]) -> list[FrozenTrial]:
+        """Return what samplers and pruners need of trials beyond an id, and of those of `ended` that have ended."""
         pruner = self.study.search.pruner
         parts = Parts(pruner != "none", user_attrs=False, system_attrs=RUNG if pruner == "hyperband" else None)
-        theirs = self.history.unfinished - self.storage.claims
-        return self.storage.read(self._study_id, self.history.last, theirs, parts)
+        return self.storage.read(self._study_id, after, ended, parts)
 
     def _send_back_who_trains_alone(self, claimed: Sequence[FrozenTrial]) -> None:
         """Leave one such trial where nothing else is claimed, and none otherwise."""
@@ -203,8 +202,7 @@ class Search:
         """Send members whose training raised back to the queue; return those that have been tried often enough."""
         again: dict[int, dict[str, Any]] = {}
         for number in numbers:
-            earlier = self._running[number].system_attrs.get(ATTEMPTS, [])
-            attempts = [*earlier, attempt("raised", reason, self.storage.worker, details)]
+            attempts = [*self.attempts(number), attempt("raised", reason, self.storage.worker, details)]
             if sum(each["ended"] == "raised" for each in attempts) <= self.study.search.retries:
                 again[number] = {ATTEMPTS: attempts}
         lost = self.storage.requeue(map(self.trial_id, again), {self.trial_id(n): kept for n, kept in again.items()})

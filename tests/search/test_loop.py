@@ -280,3 +280,14 @@ def test_events_are_json(storage: Storage) -> None:
     assert names == ["study_started", *population, *population, "study_ended"]
     assert events[1].to_json() == {"event": "population_started", "members": (0, 1, 2, 3), "epochs": 2}
     assert params(trials_of(storage))[0].keys() == {"lr", "weight_decay"}
+
+
+def test_cmaes_goes_on_from_the_trials_that_a_launch_finds(storage: Storage) -> None:
+    options = {"sampler": "cmaes", "population": 4}
+    search(study_of(optimizer={"weight_decay": DECAY}, search={**options, "trials": 12}), storage)
+    study = study_of(optimizer={"weight_decay": DECAY}, search={**options, "trials": 16})
+    asked = History(study, trials_of(storage)).ask(4)
+    search(study, storage, extend=True)
+    assert [trial.params for trial in trials_of(storage)[12:]] == [values for _, values in asked]
+    # What a sampler that knows nothing of the twelve would ask for is something else.
+    assert [values for _, values in History(study).ask(16)[12:]] != [values for _, values in asked]
