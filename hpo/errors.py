@@ -5,6 +5,7 @@
     +- StorageError             the storage cannot be opened, read or written
     +- UnknownStudyError        no study of that name in the storage
     +- StudyBusyError           another process is searching that study
+    +- StudyClosedError         the study was paused, stopped, changed or deleted
     +- UsageError               exit status 2: the command or the study file is wrong
        +- StudyFileError        one key of a study file: `studies/x.toml: optimizer.lr.low: must be above 0`
 
@@ -38,6 +39,14 @@ class UnknownStudyError(HpoError):
 
 class StudyBusyError(HpoError):
     """Another process is searching the study."""
+
+
+class StudyClosedError(HpoError):
+    """The study gives out no more trials: `how` is `paused`, `stopped`, `changed` or `deleted`."""
+
+    def __init__(self, message: str, how: str) -> None:
+        self.how = how
+        super().__init__(message)
 
 
 class UsageError(HpoError):

@@ -6,32 +6,57 @@ it knows nothing of tensors, study files, samplers or pruners.
 
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
 from hpo.storage.copying import Copied, copy_study
-from hpo.storage.heartbeats import Running, heartbeats, retake, running_trials, unfinished
+from hpo.storage.heartbeats import Running, heartbeats, processes, retake, running_trials, unfinished
 from hpo.storage.location import mask
+from hpo.storage.queue import PRIORITY, STATE, WHY, Gate, StudyState, end_study, set_state, state_of
+from hpo.storage.registry import Registered
 from hpo.storage.rows import Ending, Parts
 from hpo.storage.statements import WORKER
 from hpo.storage.storage import Storage, open_storage
-from hpo.storage.studies import StudySummary, best_trials, load_study, study_names, summaries, summary
+from hpo.storage.studies import (
+    StudySummary,
+    best_trials,
+    load_study,
+    open_summaries,
+    paces,
+    study_names,
+    summaries,
+    summary,
+)
+from hpo.storage.workers import Worker
 
 __all__ = [
     "ATTEMPTS",
+    "PRIORITY",
     "REASON",
+    "STATE",
+    "WHY",
     "WORKER",
     "Copied",
     "Ending",
+    "Gate",
     "Parts",
+    "Registered",
     "Running",
     "Storage",
+    "StudyState",
     "StudySummary",
+    "Worker",
     "attempt",
     "best_trials",
     "copy_study",
+    "end_study",
     "heartbeats",
     "load_study",
     "mask",
     "open_storage",
+    "open_summaries",
+    "paces",
+    "processes",
     "retake",
     "running_trials",
+    "set_state",
+    "state_of",
     "study_names",
     "summaries",
     "summary",

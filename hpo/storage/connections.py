@@ -84,7 +84,7 @@ def prepare(location: Location) -> None:
     try:
         engine = sa.create_engine(location.url, poolclass=sa.NullPool, **engine_options(location))
     except sa.exc.ArgumentError as error:
-        raise StorageError(f"{location.shown}: {_sentence(error)}") from error
+        raise StorageError(f"{location.shown}: {sentence(error)}") from error
     explain_errors(engine, location.shown)
     if location.file is not None:
         _use_write_ahead_log(location.file, location.shown)
@@ -92,11 +92,16 @@ def prepare(location: Location) -> None:
         ready = schema_is_ready(connection, location.shown)
     if not ready:
         with write(engine) as connection:
-            if location.file is None:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
+            lock_tables(connection)
             # Asked again: another process may have made the tables while this one waited for the lock.
             if not schema_is_ready(connection, location.shown):
                 _make_tables(connection)
+
+
+def lock_tables(connection: Connection) -> None:
+    """Let nobody else make tables until the transaction ends. On SQLite one that writes has the lock already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
 
 
 @contextlib.contextmanager
@@ -148,24 +153,26 @@ def _explain_postgresql(context: ExceptionContext, shown: str) -> None:
     cause = context.original_exception
     state = getattr(cause, "sqlstate", None) or ""
     if context.connection is None:
-        advice = "check that the server runs, and the URL's host, user, password and database"
-        raise TransientError(f"{shown}: {_sentence(cause).removeprefix('connection failed: ')}; {advice}") from cause
+        said = sentence(cause).removeprefix("connection failed: ")
+        check = "check that the server runs, and the URL's host, user, password and database"
+        raise TransientError(f"{shown}: {said}; {check}") from cause
     if context.is_disconnect or state.startswith(TRANSIENT):
-        raise TransientError(f"{shown}: {_sentence(cause)}") from cause
-    for beginning, sentence in POSTGRESQL_ERRORS.items():
+        raise TransientError(f"{shown}: {sentence(cause)}") from cause
+    for beginning, advice in POSTGRESQL_ERRORS.items():
         if state.startswith(beginning):
-            raise StorageError(f"{shown}: {_sentence(cause)}: {sentence}") from cause
+            raise StorageError(f"{shown}: {sentence(cause)}: {advice}") from cause
 
 
 def _fail(shown: str, error: BaseException) -> NoReturn:
     name = getattr(error, "sqlite_errorname", None) or ""
-    for beginning, sentence in SQLITE_ERRORS.items():
+    for beginning, advice in SQLITE_ERRORS.items():
         if name.startswith(beginning):
-            raise StorageError(f"{shown}: {sentence}") from error
-    raise StorageError(f"{shown}: the database answered: {_sentence(error)}") from error
+            raise StorageError(f"{shown}: {advice}") from error
+    raise StorageError(f"{shown}: the database answered: {sentence(error)}") from error
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """Return what an error says, on one line and without passwords."""
     return mask(" ".join(str(error).split()))
 
 

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
-from hpo.storage.connections import TunedConnection, engine_options, explain_errors, read, schema_is_ready
+from hpo.storage.connections import TunedConnection, engine_options, explain_errors, read, schema_is_ready, sentence
 from hpo.storage.heartbeats import Running, seen_running
 from hpo.storage.location import Location
 from hpo.storage.rows import HEARTBEATS, STUDIES, TRIALS
@@ -120,7 +120,7 @@ class Health:
         try:
             self.engine = sa.create_engine(location.url, **options)
         except sa.exc.ArgumentError as error:
-            raise StorageError(f"{location.shown}: {' '.join(str(error).split())}") from error
+            raise StorageError(f"{location.shown}: {sentence(error)}") from error
         self.location, self.shown = location, location.shown
         explain_errors(self.engine, location.shown)
 
@@ -221,9 +221,9 @@ class Health:
             with read(self.engine) as connection:
                 yield connection
         except sa.exc.DBAPIError as error:  # what connections.py passes on, such as a right that the user has not
-            raise StorageError(f"{self.shown}: the database answered: {' '.join(str(error.orig).split())}") from error
+            raise StorageError(f"{self.shown}: the database answered: {sentence(error.orig or error)}") from error
         except (ValueError, TypeError, LookupError) as error:  # rows that nobody wrote as they are
-            said = " ".join(str(error).split())
+            said = sentence(error)
             raise StorageError(f"{self.shown}: holds rows that cannot be read ({said}); put back a copy") from error
 
 

@@ -23,7 +23,10 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
+from hpo.storage import registry
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
+from hpo.storage.connections import write
+from hpo.storage.registry import Registered
 from hpo.storage.retry import consult, transact
 from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
 from hpo.storage.statements import WORKER, end_heartbeats, held, send_back, update_trials, upsert, utc_now
@@ -57,12 +60,15 @@ class Running:
 
 @contextmanager
 def heartbeats(storage: Storage) -> Iterator[None]:
-    """Show signs of life for all that the storage has claimed, until the block ends."""
+    """Show signs of life, for all that the storage has claimed, until the block ends."""
+    transact(storage.engine, lambda connection, _: registry.enter(connection, storage.worker))
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(BEAT_S):
             try:
+                with write(storage.engine) as connection:
+                    registry.seen(connection, storage.worker)
                 storage.beat()
             except StorageError as error:  # the next one may get through, and the search itself will say what is wrong
                 log.debug("no heartbeat: %s", error)
@@ -74,12 +80,21 @@ def heartbeats(storage: Storage) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        try:
+            transact(storage.engine, lambda connection, _: registry.leave(connection, storage.worker))
+        except StorageError as error:  # its row shows that it has not been seen for long
+            log.debug("not taken out of the registry: %s", error)
 
 
 def running_trials(storage: Storage, study_id: int | None = None) -> list[Running]:
     """Return the trials that workers of hpo hold, of one study or of all, by id."""
     found = consult(storage.engine, lambda connection: seen_running(connection, study_id))
     return [trial for trial in found if trial.worker is not None]
+
+
+def processes(storage: Storage) -> list[Registered]:
+    """Return the processes that work on the storage, those that hold no trial among them, oldest first."""
+    return consult(storage.engine, registry.registered)
 
 
 def seen_running(connection: Connection, study_id: int | None = None) -> list[Running]:
@@ -114,11 +129,12 @@ def seen_running(connection: Connection, study_id: int | None = None) -> list[Ru
     return found
 
 
-def unfinished(storage: Storage, study_id: int) -> int:
-    """Return how many trials of the study wait, or are held by a worker of hpo, at one moment."""
+def unfinished(storage: Storage, study_id: int, waiting: bool = True) -> int:
+    """Return how many trials of the study are held by a worker of hpo, or wait where these count, at one moment."""
     held_by_one = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
     running = (TRIALS.c.state == TrialState.RUNNING) & held_by_one
-    of_study = (TRIALS.c.study_id == study_id) & ((TRIALS.c.state == TrialState.WAITING) | running)
+    either = (TRIALS.c.state == TrialState.WAITING) | running if waiting else running
+    of_study = (TRIALS.c.study_id == study_id) & either
     count = sa.select(sa.func.count()).select_from(TRIALS).where(of_study)
     return consult(storage.engine, lambda connection: int(connection.execute(count).scalar_one()))
 
@@ -140,18 +156,19 @@ def retake(storage: Storage, lost: Iterable[Running]) -> tuple[set[int], set[int
         mine = held(connection, {trial_id: trial.since for trial_id, trial in claims.items()})
         mine -= _back(connection, {trial_id: claims[trial_id].seen for trial_id in mine})
         earlier = _attempts(connection, mine)
+        attempts, reasons = [], []
         for trial_id in mine:
             reason = claims[trial_id].lost or "given up"
-            attempts = [*earlier.get(trial_id, []), attempt("died", reason, claims[trial_id].worker)]
-            deaths = sum(each["ended"] == "died" for each in attempts)
-            upsert(connection, SYSTEM_ATTRS, attr_rows(trial_id, {ATTEMPTS: attempts}))
+            of_trial = [*earlier.get(trial_id, []), attempt("died", reason, claims[trial_id].worker)]
+            attempts += attr_rows(trial_id, {ATTEMPTS: of_trial})
+            deaths = sum(each["ended"] == "died" for each in of_trial)
             if deaths <= MOST_DEATHS:
                 waiting.add(trial_id)
             else:
                 failed.add(trial_id)
-                upsert(
-                    connection, USER_ATTRS, attr_rows(trial_id, {REASON: f"its process died {deaths} times: {reason}"})
-                )
+                reasons += attr_rows(trial_id, {REASON: f"its process died {deaths} times: {reason}"})
+        upsert(connection, SYSTEM_ATTRS, attempts)
+        upsert(connection, USER_ATTRS, reasons)
         send_back(connection, mine & waiting)
         update_trials(connection, mine & failed, state=TrialState.FAIL, datetime_complete=now)
         end_heartbeats(connection, mine & failed)

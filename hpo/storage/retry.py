@@ -1,15 +1,19 @@
 """Whole transactions, run again where the connection to the server was lost.
 
 Promises: what is asked for is kept once, or the TransientError of the last try says why it may not have been, after
-RETRY_S. The answer to a commit can be lost together with the connection, so the work that writes is told when an
-earlier run of it may have been kept; it then has to find out. On SQLite, which has no connection to lose, a
-transaction runs once. Knows nothing of what the work does.
+as long as the engine's `Patience` lasts. The answer to a commit can be lost together with the connection, so the work
+that writes is told when an earlier run of it may have been kept; it then has to find out. On SQLite, which has no
+connection to lose, a transaction runs once. Knows nothing of what the work does.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import tenacity
@@ -20,9 +24,27 @@ from hpo.storage.connections import TransientError, read, write
 RETRY_S = 120.0
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
+REMIND_S = 60.0
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Patience:
+    """How long the transactions of an engine are tried for; once `stop` is set, no failed one is tried again.
+
+    `spent_s` adds up what all of them took, waiting included.
+    """
+
+    seconds: float = RETRY_S
+    stop: threading.Event = field(default_factory=threading.Event)
+    spent_s: float = 0.0
+
+
+def give_patience(engine: Engine, patience: Patience) -> None:
+    """Let an engine's transactions have this patience."""
+    engine.update_execution_options(hpo_patience=patience)
 
 
 def transact(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answer:
@@ -44,7 +66,7 @@ def transact(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answ
             raise
         return answer
 
-    return _patiently(once)
+    return _patiently(engine, once)
 
 
 def consult(engine: Engine, work: Callable[[Connection], Answer]) -> Answer:
@@ -54,21 +76,35 @@ def consult(engine: Engine, work: Callable[[Connection], Answer]) -> Answer:
         with read(engine) as connection:
             return work(connection)
 
-    return _patiently(once)
+    return _patiently(engine, once)
 
 
-def _patiently(once: Callable[[], Answer]) -> Answer:
+def _patiently(engine: Engine, once: Callable[[], Answer]) -> Answer:
+    patience: Patience = engine.get_execution_options().get("hpo_patience") or Patience()
+    start = time.monotonic()
+    said: list[float] = []
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        """Say that the work waits, and for what: at first, and every minute."""
+        if state.outcome is not None and (not said or time.monotonic() - said[-1] >= REMIND_S):
+            said.append(time.monotonic())
+            until = "" if math.isinf(patience.seconds) else f" for up to {patience.seconds:.0f} s"
+            log.warning("%s; trying again%s", state.outcome.exception(), until)
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-        stop=tenacity.stop_after_delay(RETRY_S),
-        before_sleep=_tell,
+        stop=tenacity.stop_any(
+            tenacity.stop_after_delay(patience.seconds), tenacity.stop_when_event_set(patience.stop)
+        ),
+        sleep=tenacity.sleep_using_event(patience.stop),
+        before_sleep=tell,
         reraise=True,
     )
-    return retrying(once)
-
-
-def _tell(state: tenacity.RetryCallState) -> None:
-    """Say once that the work waits, and for what."""
-    if state.attempt_number == 1 and state.outcome is not None:
-        log.warning("%s; trying again for up to %.0f s", state.outcome.exception(), RETRY_S)
+    try:
+        answer = retrying(once)
+    finally:
+        patience.spent_s += time.monotonic() - start
+    if said:
+        log.warning("the storage answers again, after %.0f s", time.monotonic() - start)
+    return answer

@@ -35,6 +35,9 @@ USER_ATTRS: sa.Table = models.TrialUserAttributeModel.__table__
 SYSTEM_ATTRS: sa.Table = models.TrialSystemAttributeModel.__table__
 HEARTBEATS: sa.Table = models.TrialHeartbeatModel.__table__
 
+OF_STUDIES = (DIRECTIONS, STUDY_ATTRS, STUDY_SYSTEM_ATTRS)
+OF_TRIALS = (PARAMS, VALUES, INTERMEDIATE, USER_ATTRS, SYSTEM_ATTRS, HEARTBEATS)
+
 # Trial ids in one query: below what any database takes as parameters.
 IDS_A_QUERY = 500
 NOT_FINITE = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
@@ -169,10 +172,15 @@ def _assemble(connection: Connection, found: Sequence[sa.Row[Any]], parts: Parts
 
 
 def _children(
-    connection: Connection, ids: Sequence[int], columns: Sequence[sa.ColumnElement[Any]], *order: sa.ColumnElement[Any]
+    connection: Connection,
+    ids: Sequence[int],
+    columns: Sequence[sa.ColumnElement[Any]],
+    *order: sa.ColumnElement[Any],
+    where: Sequence[sa.ColumnElement[bool]] = (),
 ) -> Iterable[Any]:
     """Rows of a table that belongs to trials; the first column is the trial's id."""
-    return connection.execute(sa.select(*columns).where(columns[0].in_(ids)).order_by(*order)) if ids else ()
+    select = sa.select(*columns).where(columns[0].in_(ids), *where)
+    return connection.execute(select.order_by(*order)) if ids else ()
 
 
 def _numbers(
@@ -198,10 +206,8 @@ def _attrs(
     if beginning is None:
         return attrs
     columns = (table.c.trial_id, table.c.key, table.c.value_json)
-    select = sa.select(*columns).where(table.c.trial_id.in_(ids)).order_by(*table.primary_key)
-    if beginning:
-        select = select.where(table.c.key.startswith(beginning, autoescape=True))
-    for trial_id, key, text in connection.execute(select):
+    where = [table.c.key.startswith(beginning, autoescape=True)] if beginning else []
+    for trial_id, key, text in _children(connection, ids, columns, *table.primary_key, where=where):
         attrs[trial_id][key] = json.loads(text)
     return attrs
 

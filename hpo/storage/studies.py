@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import UnknownStudyError, nearest
+from hpo.storage.queue import STATE, StudyState
 from hpo.storage.retry import consult
-from hpo.storage.rows import DIRECTIONS, STUDIES, STUDY_ATTRS, TRIALS, VALUES, Parts, local, read_trials
+from hpo.storage.rows import DIRECTIONS, STUDIES, STUDY_ATTRS, TRIALS, VALUES, Parts, local, read_trials, utc
 from hpo.storage.storage import Storage
 
 # More trials than their ids can tell apart; a database refuses a limit that is much higher.
@@ -46,6 +47,7 @@ class StudySummary:
     where there is none or several objectives leave no one order. `last_activity` is when a trial last started or ended.
     """
 
+    study_id: int
     name: str
     directions: tuple[StudyDirection, ...]
     user_attrs: Mapping[str, Any]
@@ -71,6 +73,33 @@ def summary(storage: Storage, name: str) -> StudySummary:
     if not found:
         raise _unknown(storage, name)
     return found[0]
+
+
+def open_summaries(storage: Storage) -> list[StudySummary]:
+    """Return what each study holds that is neither paused, stopped nor ended, oldest first."""
+    closed = sa.select(STUDY_ATTRS.c.study_id).where(
+        STUDY_ATTRS.c.key == STATE, STUDY_ATTRS.c.value_json != json.dumps(StudyState.OPEN.value)
+    )
+    return consult(storage.engine, lambda connection: _summaries(connection, STUDIES.c.study_id.not_in(closed)))
+
+
+def paces(storage: Storage, window_s: float) -> dict[int, float]:
+    """Return the trials a second that ended in the last `window_s` seconds, by study; a younger study's are of its age.
+
+    The time is this machine's, as the trials' is that of the machine that trained them.
+    """
+    now = _given(utc(datetime.datetime.now()))
+    start = now - datetime.timedelta(seconds=window_s)
+    ended = sa.select(TRIALS.c.study_id, sa.func.count(), sa.func.min(TRIALS.c.datetime_start)).group_by(
+        TRIALS.c.study_id
+    )
+    rows = consult(
+        storage.engine, lambda connection: connection.execute(ended.where(TRIALS.c.datetime_complete > start)).all()
+    )
+    return {
+        study_id: count / max(1.0, (now - max(first or start, start)).total_seconds())
+        for study_id, count, first in rows
+    }
 
 
 def best_trials(storage: Storage, name: str, n: int) -> list[FrozenTrial]:
@@ -122,6 +151,7 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
         totals[row.study_id][row.state] = row
     return [
         StudySummary(
+            study_id=row.study_id,
             name=row.study_name,
             directions=tuple(directions[row.study_id]),
             user_attrs=user_attrs[row.study_id],
@@ -157,6 +187,11 @@ def _best(directions: Sequence[StudyDirection], complete: sa.Row[Any] | None) ->
 def _latest(totals: Iterable[sa.Row[Any]]) -> datetime.datetime | None:
     times = [time for total in totals for time in (total.started, total.ended) if time is not None]
     return local(max(times, default=None))
+
+
+def _given(time: datetime.datetime | None) -> datetime.datetime:
+    assert time is not None
+    return time
 
 
 def _unknown(storage: Storage, name: str) -> UnknownStudyError:

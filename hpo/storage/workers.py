@@ -22,13 +22,22 @@ NAMESPACE, BOOT = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_
 
 @dataclass(frozen=True)
 class Worker:
-    """A process: `started` tells it from others that have its number, `place` who can see each other's numbers."""
+    """A process: `started` tells it from others that have its number, `place` who can see each other's numbers.
+
+    Processes of one `machine` share its cores, in whatever containers they are.
+    """
 
     host: str
     pid: int
     started: float
     place: str
     device: str = ""
+    machine: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this process from all others, whatever it works on."""
+        return f"{self.place}:{self.pid}:{self.started}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the worker as it is kept with a trial."""
@@ -45,7 +54,7 @@ class Worker:
 
 def this_worker() -> Worker:
     """Return this process."""
-    return Worker(socket.gethostname(), os.getpid(), _started(psutil.Process()), _place())
+    return Worker(socket.gethostname(), os.getpid(), _started(psutil.Process()), _place(), machine=_digest(_boot()))
 
 
 def has_ended(worker: Worker) -> bool:
@@ -84,6 +93,15 @@ def _started(process: psutil.Process) -> float:
 @functools.cache
 def _place() -> str:
     """Containers can share a host's name and have process numbers of their own; a restart begins these anew."""
-    boot = BOOT.read_text() if BOOT.exists() else f"{psutil.boot_time():.0f}"
     namespace = NAMESPACE.stat().st_ino if NAMESPACE.exists() else 0
-    return hashlib.sha256(f"{socket.gethostname()} {boot} {namespace}".encode()).hexdigest()[:16]
+    return _digest(f"{socket.gethostname()} {_boot()} {namespace}")
+
+
+@functools.cache
+def _boot() -> str:
+    """What the containers of a machine have in common, and no two machines."""
+    return BOOT.read_text() if BOOT.exists() else f"{socket.gethostname()} {psutil.boot_time():.0f}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

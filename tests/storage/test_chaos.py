@@ -44,6 +44,7 @@ TOLERANCE = 1e-6  # of a learning curve: a trial hardly depends on its company
 # All that may be on stderr.
 LINES = re.compile(
     r"postgresql://hpo@\S+ .+; trying again for up to 120 s"
+    r"|the storage answers again, after \d+ s"
     r"|hpo: postgresql://hpo@\S+ .+"
     r"|chaos: finished, \d+ completed, 0 pruned, \d+ failed in .+ s"
     r"|Best-\d \(val acc: .+|warning: the best .+|(next:)? +hpo (top|export|dashboard) .+"

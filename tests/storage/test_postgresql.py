@@ -168,9 +168,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_server_that_stays_away_is_one_line_in_the_end(
-    server: Server, server_storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server, server_storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(retry, "RETRY_S", 0.5)
+    server_storage.patience.seconds = 0.5
     server.stop()
     try:
         with pytest.raises(TransientError, match="Connection refused") as caught:

@@ -1,0 +1,113 @@
+"""The queue: which studies may be worked on, how urgent they are, and the changes of that.
+
+A study is open unless it says otherwise. Trials are taken through a `Gate`, in whose transaction the study is looked
+at: once a pause, a stop, a change of the study's file or its deletion is stored, nobody takes another trial of what it
+was. A pause takes the running trials back as well; their processes find their claims gone at the next epoch.
+Knows attributes, not what is in a study file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from hpo.errors import StudyClosedError
+from hpo.storage.retry import transact
+from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
+from hpo.storage.statements import WORKER, send_back, upsert
+
+if TYPE_CHECKING:
+    from hpo.storage.storage import Storage
+
+STATE = "hpo:state"
+"""The user attribute of a study that says whether it may be worked on."""
+
+WHY = "hpo:why"
+"""The user attribute that says why it is in that state."""
+
+PRIORITY = "hpo:priority"
+"""The user attribute that says how urgent the study is: a higher number goes first, and none is 0."""
+
+
+class StudyState(StrEnum):
+    """Whether a study may be worked on: `stopped` finishes what runs, `ended` has all that it asked for."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    ENDED = "ended"
+
+
+def state_of(user_attrs: Mapping[str, Any]) -> StudyState:
+    """Return a study's state, from its user attributes."""
+    return StudyState(user_attrs.get(STATE, StudyState.OPEN))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A study as a process knows it: `given` are the user attributes that it goes by."""
+
+    study_id: int
+    name: str
+    given: Mapping[str, Any]
+
+    def check(self, connection: Connection) -> None:
+        """Raise StudyClosedError unless the study is open and as it is known; it stays so to the transaction's end."""
+        study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == self.study_id)
+        if connection.execute(study.with_for_update(read=True)).first() is None:
+            raise StudyClosedError(f"study '{self.name}' was deleted", "deleted")
+        keys = STUDY_ATTRS.c.key.in_([STATE, WHY, *self.given])
+        select = sa.select(STUDY_ATTRS.c.key, STUDY_ATTRS.c.value_json)
+        rows = connection.execute(select.where(STUDY_ATTRS.c.study_id == self.study_id, keys))
+        attrs = {key: json.loads(text) for key, text in rows}
+        state = state_of(attrs)
+        if state in (StudyState.PAUSED, StudyState.STOPPED):
+            why = f" ({attrs[WHY]})" if attrs.get(WHY) else ""
+            raise StudyClosedError(
+                f"study '{self.name}' is {state}{why}; go on with `hpo resume {self.name}`", state.value
+            )
+        if any(attrs.get(key) != value for key, value in self.given.items()):
+            raise StudyClosedError(f"study '{self.name}' was changed by another process", "changed")
+
+
+def set_state(storage: Storage, study_id: int, state: StudyState, why: str = "") -> int:
+    """Set a study's state; return how many running trials were sent back to the queue, which is what a pause does."""
+    return transact(storage.engine, lambda connection, _: _set_state(connection, study_id, state, why))
+
+
+def end_study(storage: Storage, gate: Gate, why: str) -> None:
+    """Note that a study has all that it asked for, unless it was closed or changed meanwhile."""
+
+    def work(connection: Connection, uncertain: bool) -> None:
+        try:
+            gate.check(connection)
+        except StudyClosedError:
+            return
+        _set_state(connection, gate.study_id, StudyState.ENDED, why)
+
+    transact(storage.engine, work)
+
+
+def _set_state(connection: Connection, study_id: int, state: StudyState, why: str) -> int:
+    locked = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update()
+    if connection.execute(locked).first() is None:
+        return 0  # deleted meanwhile: there is nothing to keep
+    attrs = {STATE: state.value, WHY: why}
+    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    upsert(connection, STUDY_ATTRS, rows)
+    if state != StudyState.PAUSED:
+        return 0
+    by_a_worker = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
+    running = sa.select(TRIALS.c.trial_id).where(
+        TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, by_a_worker
+    )
+    ids = connection.execute(running.order_by(TRIALS.c.trial_id).with_for_update()).scalars().all()
+    send_back(connection, ids)
+    return len(ids)
