@@ -6,6 +6,7 @@
     +- UnknownStudyError        no study of that name in the storage
     +- StudyBusyError           another process is searching that study
     +- StudyClosedError         the study was paused, stopped, changed or deleted
+    +- TrainingError            training raised the same in one population after another
     +- UsageError               exit status 2: the command or the study file is wrong
        +- StudyFileError        one key of a study file: `studies/x.toml: optimizer.lr.low: must be above 0`
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 
 class HpoError(Exception):
@@ -44,9 +46,13 @@ class StudyBusyError(HpoError):
 class StudyClosedError(HpoError):
     """The study gives out no more trials: `how` is `paused`, `stopped`, `changed` or `deleted`."""
 
-    def __init__(self, message: str, how: str) -> None:
+    def __init__(self, message: str, how: Literal["paused", "stopped", "changed", "deleted"]) -> None:
         self.how = how
         super().__init__(message)
+
+
+class TrainingError(HpoError):
+    """Training raised the same in one population after another."""
 
 
 class UsageError(HpoError):

@@ -22,7 +22,7 @@ from hpo.cli import app, main
 from hpo.data.catalogue import CATALOGUE
 from hpo.data.places import VARIABLE
 from hpo.search import records, run
-from hpo.storage import attempts, statements
+from hpo.storage import attempts, queue, statements
 from hpo.storage.location import DEFAULT_URL, ENVIRONMENT
 from hpo.studyfile import parse_study, read_study
 from hpo.studyfile.models import SECTIONS, StudySettings, UsedBy
@@ -239,7 +239,7 @@ def test_data_sets_and_their_places_are_named() -> None:
 def test_what_is_stored_with_studies_and_trials_is_listed() -> None:
     stored = {
         value
-        for module in (records, run, attempts, statements)
+        for module in (records, run, attempts, statements, queue)
         for value in vars(module).values()
         if isinstance(value, str) and value.startswith("hpo:")
     }

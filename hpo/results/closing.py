@@ -18,6 +18,8 @@ SHOWN = 5  # best trials
 def closing_lines(study: Study, storage: Storage, ended: StudyEnded | None, url: str | None) -> list[str]:
     """Return the lines that end a launch; `url` is the storage that the next commands must name, None for the usual."""
     lines = [] if ended is None else [_outcome(study, ended)]
+    if ended is not None and ended.reason == "deleted":
+        return lines
     best = best_trials(storage, study.name, SHOWN)
     lines += [best_line(rank, trial, study.search.metric) for rank, trial in enumerate(best, start=1)]
     if best:
@@ -36,5 +38,15 @@ def _outcome(study: Study, ended: StudyEnded) -> str:
             return f"{study.name}: interrupted, {counts}; launch it again to go on"
         case "space exhausted":
             return f"{study.name}: every point of the search space is done, {counts}"
+        case "timeout":
+            return f"{study.name}: its time is over (search.timeout), {counts}"
+        case "no improvement":
+            return f"{study.name}: nothing has improved for {study.search.patience} trials (search.patience), {counts}"
+        case "paused" | "stopped":
+            return f"{study.name}: {ended.reason}, {counts}; go on with `hpo resume {shlex.quote(study.name)}`"
+        case "changed":
+            return f"{study.name}: changed by another process, {counts}; launch what it is now"
+        case "deleted":
+            return f"{study.name}: deleted by another process"
         case _:
             return f"{study.name}: finished, {counts}"

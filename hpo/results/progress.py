@@ -34,6 +34,7 @@ from hpo.search.events import (
     PopulationStarted,
     StudyEnded,
     StudyStarted,
+    WorkersSeen,
 )
 
 TEXT_WIDTH = 74  # columns that the live lines need beside their bars
@@ -62,8 +63,8 @@ class QuietProgress:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the search has not come to its own end."""
-        return self.ended is None or self.ended.reason == "interrupted"
+        """Whether the search has not come to its own end, and nobody has ended it as they would finish it."""
+        return self.ended is None or self.ended.reason in ("interrupted", "paused", "changed", "deleted")
 
     def show(self, event: Event) -> None:
         """Show what this display shows of an event."""
@@ -172,6 +173,7 @@ class LiveProgress(PlainProgress):
         self.population: TaskID = self.bars.add_task("population", total=None, text="")
         self.study: TaskID = self.bars.add_task("study", total=None, text="")
         self.members = 0
+        self.workers: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -199,8 +201,23 @@ class LiveProgress(PlainProgress):
             case StudyStarted() | OthersEnded():
                 super().show(event)
                 self._show_study(0.0)
+            case WorkersSeen():
+                self._show_workers(event)
             case _:
                 super().show(event)
+
+    def _show_workers(self, event: WorkersSeen) -> None:
+        """A line a worker in the place of the population's, in the order in which they came."""
+        self.bars.update(self.population, visible=False)
+        names = {seen.worker for seen in event.workers}
+        for name in self.workers.keys() - names:
+            self.bars.remove_task(self.workers.pop(name))
+        for seen in event.workers:
+            if seen.worker not in self.workers:
+                self.workers[seen.worker] = self.bars.add_task(seen.worker, total=event.epochs, text="")
+            text = f"epoch {seen.epoch} of {event.epochs}, {seen.members} members" if seen.members else "no trials"
+            self.bars.update(self.workers[seen.worker], completed=seen.epoch, text=f"{text} on {seen.device}")
+        self._show_study(sum(seen.members * seen.epoch for seen in event.workers) / event.epochs)
 
     def _show_study(self, under_way: float) -> None:
         tally = self.tally

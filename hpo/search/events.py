@@ -1,4 +1,4 @@
-"""What happens during a launch, as records: progress displays, JSON lines and tests all read these.
+"""What happens while a study is searched, as records: progress displays, logs, metrics and tests all read these.
 
 Counts in `StudyStarted` and `StudyEnded` are of the whole study, in `PopulationEnded` of that population, in
 `OthersEnded` of what other processes did meanwhile.
@@ -10,13 +10,15 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Reason = Literal["finished", "space exhausted", "interrupted"]
-"""Why a launch ended."""
+Reason = Literal[
+    "finished", "space exhausted", "timeout", "no improvement", "interrupted", "paused", "stopped", "changed", "deleted"
+]
+"""Why a process ended its work on a study; the first four end the study."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened during a launch."""
+    """Something that happened while a study was searched."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as a JSON object: its name under "event", and its fields."""
@@ -26,7 +28,10 @@ class Event:
 
 @dataclass(frozen=True)
 class StudyStarted(Event):
-    """The search begins or goes on: trials asked for in all, and what was there before."""
+    """The search begins or goes on: trials asked for in all, and what was there before.
+
+    `images` are those that an epoch trains on, `parameters` those of one network.
+    """
 
     study: str
     trials: int
@@ -37,6 +42,7 @@ class StudyStarted(Event):
     device: str
     precision: str
     parameters: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class EpochEnded(Event):
 class PopulationEnded(Event):
     """The population in hand is done and stored; `best` is its best score."""
 
+    members: tuple[int, ...]
     completed: int
     pruned: int
     failed: int
@@ -78,6 +85,24 @@ class OthersEnded(Event):
 
 
 @dataclass(frozen=True)
+class WorkerSeen:
+    """A worker of the study: the members that it trains, none between populations, and the last epoch of theirs."""
+
+    worker: str
+    device: str
+    members: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class WorkersSeen(Event):
+    """Who works on the study now, where several processes do."""
+
+    workers: tuple[WorkerSeen, ...]
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Note(Event):
     """Something the user should know."""
 
@@ -87,7 +112,7 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class StudyEnded(Event):
-    """The launch is over."""
+    """The work of this process on the study is over."""
 
     reason: Reason
     completed: int

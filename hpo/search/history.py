@@ -126,6 +126,15 @@ class History:
             if trial.number not in self._outside:
                 self._mirror.put(mirrored(trial.number, TrialState.RUNNING, trial.params, self._space))
 
+    @property
+    def since_best(self) -> int:
+        """How many completed and pruned trials have higher numbers than the first that was as good as any."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        sign = 1.0 if self._study.direction == StudyDirection.MINIMIZE else -1.0
+        values = [(sign * (t.value or 0.0), t.number) for t in trials if t.state == TrialState.COMPLETE]
+        best = min(values, default=(0.0, -1))[1]
+        return sum(trial.number > best for trial in trials)
+
     def exhausted(self) -> bool:
         """Return whether every different trial of a finite space has been asked for."""
         return not self._study_file.search.repeat and len(self._seen) >= self._size

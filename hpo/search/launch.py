@@ -1,6 +1,10 @@
-"""A launch: plan the study, open it in the storage, settle the precision, and search.
+"""A study on its way into the storage, and a process on its way into a study.
 
 The plan comes first: whatever is wrong with the file, the data or the device is found before anything is stored.
+
+    submit    put a study into the storage
+    join      work on a stored study, as any process can that has the storage and the data
+    launch    both, to the study's end
 """
 
 from __future__ import annotations
@@ -15,15 +19,38 @@ from optuna.trial import TrialState
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.plan import Plan, plan
-from hpo.search.records import RUN, open_study, record_change, settle_run
+from hpo.search.records import RUN, check_data, gate, open_study, record_change, settle_run, stored_study
 from hpo.search.space import how_many
-from hpo.storage import Storage, summary
+from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import Study
 from hpo.training.devices import describe
 from hpo.training.images import DeviceSplit, to_device
 from hpo.training.objective import Objective
 from hpo.training.precision import choose_precision
 from hpo.training.stack import Member
+
+Listener = Callable[[Event], None]
+
+
+def submit(study: Study, storage: Storage, *, extend: bool = False, priority: int | None = None) -> None:
+    """Put the study into the storage, for workers to take up. One that is there stays as it is, or is extended.
+
+    Raises UsageError or StudyFileError (the file, or one that differs from the stored one), DataError and
+    StudyBusyError before anything is stored.
+    """
+    _store(study, plan(study, "cpu"), storage, extend, priority)
+
+
+def join(name: str, storage: Storage, *, device: str, on_event: Listener, stop: threading.Event) -> Search:
+    """Return this process's search of a stored study.
+
+    Raises HpoError where this machine lacks what the study needs, and StudyClosedError where it gives out no trials.
+    """
+    stored = load_study(storage, name)
+    study = stored_study(stored)
+    planned = plan(study, device)
+    check_data(study, planned.images, stored)
+    return _begin(study, stored, planned, storage, on_event, stop)
 
 
 def launch(
@@ -32,24 +59,63 @@ def launch(
     *,
     device: str = "auto",
     extend: bool = False,
-    on_event: Callable[[Event], None],
+    on_event: Listener,
     stop: threading.Event,
 ) -> None:
     """Search the study until it has its trials, or until `stop` is set: then the epoch in hand ends.
 
     A study that the storage has goes on where it was; where other processes search it, this one joins them. Raises
     UsageError or StudyFileError (the file, the device, a file that differs from the stored one) and DataError before
-    anything is stored, and StudyBusyError where a change of the file would leave others searching what it was.
+    anything is stored, StudyBusyError where a change of the file would leave others searching what it was, and
+    StudyClosedError where the study is paused or stopped.
     """
     start = time.perf_counter()
+    storage.patience.stop = stop
     planned = plan(study, device)
-    population, device_name = planned.population, describe(planned.device)
-    split = to_device(planned.images, study.data.split_seed, planned.device)
+    stored = _store(study, planned, storage, extend)
+    with heartbeats(storage):
+        reason = _begin(study, stored, planned, storage, on_event, stop).run()
+    on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
+
+
+def ended(study: Study, storage: Storage, reason: Reason, seconds: float, on_event: Listener) -> StudyEnded:
+    """Return the event of the end of a process's work on a study; say what there is to be said of it before."""
+    if reason == "space exhausted":
+        on_event(Note(f"the search space holds only {how_many(study)}, and there is no other to train"))
+    counts = (0, 0, 0) if reason == "deleted" else counted(study, storage)
+    return StudyEnded(reason, *counts, seconds)
+
+
+def counted(study: Study, storage: Storage) -> tuple[int, int, int]:
+    """Return how many trials of the study are completed, pruned and failed."""
+    states = summary(storage, study.name).states
+    return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)
+
+
+def _store(study: Study, planned: Plan, storage: Storage, extend: bool, priority: int | None = None) -> optuna.Study:
     stored = open_study(study, planned.images, storage, extend)
     record_change(stored, study, storage)
+    if priority is not None:
+        storage.change_study(stored._study_id, {PRIORITY: priority})
+    return stored
+
+
+def _begin(
+    study: Study,
+    stored: optuna.Study,
+    planned: Plan,
+    storage: Storage,
+    on_event: Listener,
+    stop: threading.Event,
+) -> Search:
+    """Settle what the study's processes have to agree on, and say what is going to be trained."""
+    passage = gate(study, stored)
+    check_open(storage, passage)
+    device_name = describe(planned.device)
+    split = to_device(planned.images, study.data.split_seed, planned.device)
     storage.works_on(device_name)
-    precision = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
-    completed, pruned, failed = _counts(study, storage)
+    precision, began = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
+    completed, pruned, failed = counted(study, storage)
     on_event(
         StudyStarted(
             study=study.name,
@@ -57,24 +123,19 @@ def launch(
             finished=completed,
             pruned=pruned,
             failed=failed,
-            population=population,
+            population=planned.population,
             device=device_name,
             precision=precision,
             parameters=planned.size.parameters,
+            images=len(planned.images.train),
         )
     )
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
-    done = Search(study, stored, storage, objective, population, on_event, stop).run()
-    reason: Reason = "finished" if done else "interrupted" if stop.is_set() else "space exhausted"
-    if reason == "space exhausted":
-        on_event(Note(f"the search space holds only {how_many(study)}, and there is no other to train"))
-    on_event(StudyEnded(reason, *_counts(study, storage), time.perf_counter() - start))
+    return Search(study, stored, passage, began, storage, objective, planned.population, on_event, stop)
 
 
-def _precision(
-    study: Study, stored: optuna.Study, planned: Plan, split: DeviceSplit, on_event: Callable[[Event], None]
-) -> str:
+def _precision(study: Study, stored: optuna.Study, planned: Plan, split: DeviceSplit, on_event: Listener) -> str:
     """Return what "auto" means: what the study began with, or else what is faster here."""
     if study.first.training.precision != "auto":
         return study.first.training.precision
@@ -86,8 +147,3 @@ def _precision(
     precision, ratio = choose_precision(members, split)
     on_event(Note(f"precision: {precision} (bfloat16 trains {ratio:.2f} times as fast as float32 here)"))
     return precision
-
-
-def _counts(study: Study, storage: Storage) -> tuple[int, int, int]:
-    states = summary(storage, study.name).states
-    return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)

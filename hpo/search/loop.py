@@ -12,6 +12,7 @@ Knows neither layers nor SQL: it hands members to the objective and records to t
 
 from __future__ import annotations
 
+import datetime
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import HpoError, StudyFileError
-from hpo.search.events import Event, Note, OthersEnded
+from hpo.errors import StudyClosedError, StudyFileError, TrainingError
+from hpo.search.events import Event, Note, OthersEnded, Reason
 from hpo.search.history import RUNG, History
 from hpo.search.run import Run
 from hpo.search.space import config_of, distributions
@@ -29,10 +30,11 @@ from hpo.storage import (
     ATTEMPTS,
     REASON,
     Ending,
+    Gate,
     Parts,
     Storage,
     attempt,
-    heartbeats,
+    end_study,
     retake,
     running_trials,
     unfinished,
@@ -54,10 +56,15 @@ DEATHS_IN_COMPANY = 1
 
 @dataclass
 class Search:
-    """One process's search of a stored study, up to the trials that its file asks for."""
+    """One process's search of a stored study, up to the trials and within the limits that its file asks for.
+
+    `step` by `step`, for who has other things to do in between, or `run` to the end.
+    """
 
     study: Study
     stored: optuna.Study
+    gate: Gate
+    began: datetime.datetime
     storage: Storage
     objective: Objective
     population: int
@@ -67,33 +74,74 @@ class Search:
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
     _raised: list[str] = field(init=False, default_factory=list)  # by the last populations, one after the other
 
-    def run(self) -> bool:
-        """Search until the study has its trials; return whether that is so (a stop or an exhausted space: not)."""
+    def __post_init__(self) -> None:
         self.history = History(self.study, self._read(-1, ()))
-        idle = False
-        with heartbeats(self.storage):
-            try:
-                while not self.stop.is_set() and not idle:
-                    self._take()
-                    if self._running:
-                        self._train()
-                    elif unfinished(self.storage, self._study_id):  # by now: others may just have created the last
-                        self.stop.wait(POLL_S)
-                    else:
-                        idle = True
-            finally:
-                self.storage.requeue(trial._trial_id for trial in self._running.values())
-        return self._missing <= 0 and (idle or not self.history.unfinished)
+
+    def run(self) -> Reason:
+        """Search until the study has what it asked for, or gives out no more trials; return why it ended.
+
+        The caller keeps up `heartbeats`.
+        """
+        try:
+            while not self.stop.is_set():
+                if not self.step():
+                    if reason := self.over():
+                        return reason
+                    self.stop.wait(POLL_S)
+        except StudyClosedError as closed:
+            return closed.how
+        return (self.over() if self._missing <= 0 else None) or "interrupted"  # a stop may come too late
+
+    def step(self) -> bool:
+        """Take trials and train them; return whether there were any to be had.
+
+        Raises StudyClosedError where the study gives out no more, or is not what it was.
+        """
+        try:
+            self._take()
+            taken = bool(self._running)
+            if taken:
+                self._train()
+        finally:
+            self.storage.requeue(trial._trial_id for trial in self._running.values())
+            self._running = {}
+        return taken
+
+    def over(self) -> Reason | None:
+        """Return why the study has come to its end, after a step that found nothing; None while others may fail it.
+
+        The end is stored, so that nobody looks for trials there any more.
+        """
+        limit = self._limit
+        if unfinished(self.storage, self._study_id, waiting=limit is None):  # by now: others may have created the last
+            return None
+        reason: Reason = limit or ("finished" if self._missing <= 0 else "space exhausted")
+        end_study(self.storage, self.gate, reason)
+        return reason
 
     @property
     def _missing(self) -> int:
         return self.study.search.trials - self.history.count
 
+    @property
+    def _limit(self) -> Reason | None:
+        """Which of the study's own limits has been reached."""
+        search = self.study.search
+        if search.timeout is not None:
+            age = datetime.datetime.now(datetime.UTC) - self.began
+            if age.total_seconds() >= search.timeout:
+                return "timeout"
+        if search.patience is not None and self.history.since_best >= search.patience:
+            return "no improvement"
+        return None
+
     def _take(self) -> None:
         """Claim trials: those that wait first, and then new ones, a population in all."""
         self._retake()
         self._sync()
-        waiting = self.storage.claim(self.history.unfinished - self.storage.claims, self.population)
+        if self._limit:
+            return
+        waiting = self.storage.claim(self.history.unfinished - self.storage.claims, self.population, self.gate)
         self._running = {trial.number: trial for trial in waiting}
         self._send_back_who_trains_alone(waiting)
         self.history.restart(self._running.values())
@@ -147,7 +195,7 @@ class Search:
                 )
                 for number, values in asked
             ]
-            created = self.storage.create_trials(self._study_id, templates, first=asked[0][0])
+            created = self.storage.create_trials(self._study_id, templates, asked[0][0], self.gate)
             if created:
                 self.history.stored(created)
                 return created
@@ -163,7 +211,7 @@ class Search:
             raised = Run(self, group).train()
             self._raised = [*self._raised, raised] if raised and raised in self._raised[-1:] else [raised or ""]
             if raised and len(self._raised) >= RAISES_IN_A_ROW:
-                raise HpoError(
+                raise TrainingError(
                     f"study '{self.study.name}': training raised the same in {RAISES_IN_A_ROW} populations in a row "
                     f"({raised}); what has not failed waits: launch again to go on"
                 )

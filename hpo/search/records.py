@@ -15,8 +15,8 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.study import StudyDirection
 
 from hpo.data import Split
-from hpo.errors import HpoError, StudyBusyError, UnknownStudyError, UsageError
-from hpo.storage import Storage, load_study, running_trials, summary
+from hpo.errors import HpoError, StudyBusyError, StudyClosedError, UnknownStudyError, UsageError
+from hpo.storage import STATE, Gate, Storage, StudyState, load_study, running_trials, state_of, summary
 from hpo.studyfile import Study, differing_keys, parse_study
 from hpo.studyfile.models import SEARCHABLE, possible_kinds, unused_keys
 from hpo.studyfile.trees import replaced, value_at
@@ -25,7 +25,10 @@ STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
 
 FREE_TO_CHANGE = (
     "description",
-    *(f"search.{key}" for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout")),
+    *(
+        f"search.{key}"
+        for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout", "timeout", "patience")
+    ),
 )
 """Keys that `--extend` may change besides ranges and choices: old and new trials stay comparable."""
 
@@ -41,12 +44,7 @@ def open_study(study: Study, split: Split, storage: Storage, extend: bool) -> op
     except UnknownStudyError:
         stored = _create(study, data, storage) or load_study(storage, study.name)
     _check_change(study, stored_study(stored), extend)
-    # Not the test set's size: whether its file is there does not matter to a search.
-    if any(stored.user_attrs[DATA][key] != data[key] for key in ("sha256", "split_sha256")):
-        raise HpoError(
-            f"study '{study.name}': the images of {split.dataset} are not those that it began with "
-            "(their SHA-256 differs); bring them back, or start another study with --name"
-        )
+    check_data(study, split, stored)
     return stored
 
 
@@ -62,7 +60,7 @@ def record_change(stored: optuna.Study, study: Study, storage: Storage) -> None:
     if busy:
         raise StudyBusyError(
             f"study '{study.name}' is being searched by {busy[0].worker or 'another process'}, "
-            "which knows nothing of the change; wait for it, or stop it"
+            f"which knows nothing of the change; wait for it, or `hpo pause {study.name}` first"
         )
     change = {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -70,8 +68,31 @@ def record_change(stored: optuna.Study, study: Study, storage: Storage) -> None:
         "changed": differences,
     }
     changes = [*stored.user_attrs.get(CHANGES, []), change]
-    storage.change_study(stored._study_id, {CHANGES: changes, STUDY: _text(study)})
+    reopened = {STATE: StudyState.OPEN} if state_of(stored.user_attrs) == StudyState.ENDED else {}
+    storage.change_study(stored._study_id, {CHANGES: changes, STUDY: _text(study), **reopened})
     _note(stored, study)
+
+
+def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
+    """Raise HpoError unless these are the images that the stored study began with."""
+    data = _data_record(split)
+    # Not the test set's size: whether its file is there does not matter to a search.
+    if any(stored.user_attrs[DATA][key] != data[key] for key in ("sha256", "split_sha256")):
+        raise HpoError(
+            f"study '{study.name}': the images of {split.dataset} are not those that it began with "
+            "(their SHA-256 differs); bring them back, or start another study with --name"
+        )
+
+
+def gate(study: Study, stored: optuna.Study) -> Gate:
+    """Return what trials are taken through: while the study is open, and its file says what it says now.
+
+    Raises StudyClosedError where it says something else already.
+    """
+    text = stored.user_attrs[STUDY]
+    if differing_keys(_parsed(text, study.name), study):
+        raise StudyClosedError(f"study '{study.name}' was changed by another process", "changed")
+    return Gate(stored._study_id, study.name, {STUDY: text})
 
 
 def stored_study(stored: optuna.Study) -> Study:
@@ -79,13 +100,17 @@ def stored_study(stored: optuna.Study) -> Study:
     text = stored.user_attrs.get(STUDY)
     if not isinstance(text, str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return parse_study(json.loads(text), f"study '{stored.study_name}'")
+    return _parsed(text, stored.study_name)
 
 
-def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> str:
-    """Keep with the study on what and in which precision it began; return the precision, the same for every process."""
-    run = storage.settle(stored._study_id, RUN, {"device": device, "precision": precision})
-    return str(run["precision"])
+def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> tuple[str, datetime.datetime]:
+    """Keep with the study when it began, on what and in which precision.
+
+    Return the precision and the time, the same for every process.
+    """
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    run = storage.settle(stored._study_id, RUN, {"device": device, "precision": precision, "began": began})
+    return str(run["precision"]), datetime.datetime.fromisoformat(run["began"])
 
 
 def _create(study: Study, data: dict[str, Any], storage: Storage) -> optuna.Study | None:
@@ -102,6 +127,10 @@ def _create(study: Study, data: dict[str, Any], storage: Storage) -> optuna.Stud
         stored.set_metric_names([study.search.metric])
     _note(stored, study)
     return stored
+
+
+def _parsed(text: str, name: str) -> Study:
+    return parse_study(json.loads(text), f"study '{name}'")
 
 
 def _text(study: Study) -> str:

@@ -61,6 +61,7 @@ class Run:
             epochs.close()
         search.on_event(
             PopulationEnded(
+                members=tuple(member.number for member in self._members),
                 completed=self._states.count(TrialState.COMPLETE),
                 pruned=self._states.count(TrialState.PRUNED),
                 failed=self._states.count(TrialState.FAIL),

@@ -8,7 +8,7 @@ from hpo.storage.attempts import ATTEMPTS, REASON, attempt
 from hpo.storage.copying import Copied, copy_study
 from hpo.storage.heartbeats import Running, heartbeats, processes, retake, running_trials, unfinished
 from hpo.storage.location import mask
-from hpo.storage.queue import PRIORITY, STATE, WHY, Gate, StudyState, end_study, set_state, state_of
+from hpo.storage.queue import PRIORITY, STATE, WHY, Gate, StudyState, check_open, end_study, set_state, state_of
 from hpo.storage.registry import Registered
 from hpo.storage.rows import Ending, Parts
 from hpo.storage.statements import WORKER
@@ -44,6 +44,7 @@ __all__ = [
     "Worker",
     "attempt",
     "best_trials",
+    "check_open",
     "copy_study",
     "end_study",
     "heartbeats",

@@ -68,13 +68,19 @@ class Gate:
         rows = connection.execute(select.where(STUDY_ATTRS.c.study_id == self.study_id, keys))
         attrs = {key: json.loads(text) for key, text in rows}
         state = state_of(attrs)
-        if state in (StudyState.PAUSED, StudyState.STOPPED):
-            why = f" ({attrs[WHY]})" if attrs.get(WHY) else ""
-            raise StudyClosedError(
-                f"study '{self.name}' is {state}{why}; go on with `hpo resume {self.name}`", state.value
-            )
+        why = f" ({attrs[WHY]})" if attrs.get(WHY) else ""
+        advice = f"; go on with `hpo resume {self.name}`"
+        if state == StudyState.PAUSED:
+            raise StudyClosedError(f"study '{self.name}' is paused{why}{advice}", "paused")
+        if state == StudyState.STOPPED:
+            raise StudyClosedError(f"study '{self.name}' is stopped{why}{advice}", "stopped")
         if any(attrs.get(key) != value for key, value in self.given.items()):
             raise StudyClosedError(f"study '{self.name}' was changed by another process", "changed")
+
+
+def check_open(storage: Storage, gate: Gate) -> None:
+    """Raise StudyClosedError unless the study is open, and as it is known."""
+    transact(storage.engine, lambda connection, _: gate.check(connection))
 
 
 def set_state(storage: Storage, study_id: int, state: StudyState, why: str = "") -> int:

@@ -135,6 +135,8 @@ class SearchSettings(Settings):
     repeat: bool = False
     retries: Natural = 1
     trial_timeout: AboveZero | None = None
+    timeout: AboveZero | None = None
+    patience: Positive | None = None
 
 
 class Config(Settings):

@@ -32,17 +32,18 @@ STARTED = StudyStarted(
     device="cpu",
     precision="float32",
     parameters=12345,
+    images=400,
 )
 EVENTS: list[Event] = [
     STARTED,
     PopulationStarted(members=(0, 1, 2, 3), epochs=2),
     EpochEnded(epoch=1, epochs=2, left=4, best=0.5),
     EpochEnded(epoch=2, epochs=2, left=3, best=0.75),
-    PopulationEnded(completed=3, pruned=1, failed=0, best=0.75, seconds=1.5),
+    PopulationEnded(members=(0, 1, 2, 3), completed=3, pruned=1, failed=0, best=0.75, seconds=1.5),
     Note(text="[red]file[/red] has changed", level="warning"),
     Note(text="going on", level="info"),
     PopulationStarted(members=(4, 5, 6, 7), epochs=2),
-    PopulationEnded(completed=2, pruned=1, failed=1, best=None, seconds=90.0),
+    PopulationEnded(members=(4, 5, 6, 7), completed=2, pruned=1, failed=1, best=None, seconds=90.0),
     StudyEnded(reason="finished", completed=5, pruned=2, failed=1, seconds=91.5),
 ]
 
@@ -95,7 +96,7 @@ def test_plain_shows_a_line_a_population() -> None:
 
 def test_a_study_that_goes_on_is_paced_by_this_launch() -> None:
     again = StudyStarted(**{**vars(STARTED), "trials": 100, "finished": 50, "pruned": 6, "failed": 4})
-    ended = PopulationEnded(completed=4, pruned=0, failed=0, best=0.5, seconds=1.0)
+    ended = PopulationEnded(members=(0, 1, 2, 3), completed=4, pruned=0, failed=0, best=0.5, seconds=1.0)
     opening, line = shown(PlainProgress(console(), Clock()), [again, ended]).splitlines()
     assert "100 trials, 60 of them done before" in opening
     assert line.endswith("64/100 trials, 6 pruned, 4 failed, 2.0 trials/s, 18 s left")
@@ -104,7 +105,7 @@ def test_a_study_that_goes_on_is_paced_by_this_launch() -> None:
 def test_a_slow_study_is_paced_by_the_minute() -> None:
     events = [
         StudyStarted(**{**vars(STARTED), "trials": 4000}),
-        PopulationEnded(completed=1, pruned=0, failed=0, best=0.5, seconds=1.0),
+        PopulationEnded(members=(0, 1, 2, 3), completed=1, pruned=0, failed=0, best=0.5, seconds=1.0),
     ]
     clock = iter([0.0, 0.0, 60.0])
     text = shown(PlainProgress(console(), lambda: next(clock)), events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import struct
@@ -37,6 +38,8 @@ def test_a_new_study_is_kept_with_its_file_data_and_run(storage: Storage) -> Non
         "test": 359,
     }
     assert all(re.fullmatch("[0-9a-f]{64}", data[key]) for key in ("sha256", "split_sha256"))
+    began = datetime.datetime.fromisoformat(attrs["hpo:run"].pop("began"))
+    assert abs(datetime.datetime.now(datetime.UTC) - began) < datetime.timedelta(minutes=1)
     assert attrs["hpo:run"] == {"device": "cpu", "precision": "float64"}
     assert stored.metric_names == ["val_accuracy"]
     assert "a study of the tests" in storage.get_study_system_attrs(stored._study_id).values()  # the dashboard's note

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from postgresql_server import Server
 
 from hpo.errors import StorageError
-from hpo.storage import Ending, Running, Storage, open_storage, retake, retry, running_trials
+from hpo.storage import Ending, Running, Storage, open_storage, retake, running_trials
 from hpo.storage.connections import TransientError
 from hpo.storage.location import locate
 

@@ -1,0 +1,59 @@
+"""Where the files lie that belong to studies and trials: a folder beside the database file, or the user's own.
+
+The folder is made with the first file and not before; a file is written whole or not at all; removing one that is not
+there is no error, so that a study copied without its files can be deleted. What a file is to its study stands in
+Optuna's tables, as `optuna.artifacts` writes it: this module knows only names and bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import platformdirs
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from hpo.errors import StorageError
+from hpo.storage.location import Location
+
+FOLDER = "HPO_ARTIFACTS"
+
+
+class ArtifactFolder(FileSystemArtifactStore):
+    """Optuna's artifact store in a folder that need not exist yet."""
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Keep a file under that id, replacing what was there."""
+        file = self._get_filepath(artifact_id)
+        part = f"{artifact_id}.{os.getpid()}.part"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            super().write(part, content_body)
+            self._get_filepath(part).replace(file)
+        finally:
+            self._get_filepath(part).unlink(missing_ok=True)
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove a file; it is fine where there is none."""
+        with contextlib.suppress(ArtifactNotFound):
+            super().remove(artifact_id)
+
+
+def artifact_folder(location: Location, given: Path | None = None) -> Path:
+    """Return where the artifacts of a storage are: `given`, else HPO_ARTIFACTS, else by the storage.
+
+    A database file `runs/all.db` has `runs/all-artifacts`; a server has a folder of this user, on this machine.
+    """
+    named = given or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
+    if named is not None:
+        folder = named.absolute()
+    elif location.file is not None:
+        folder = location.file.with_name(location.file.name.removesuffix(".db") + "-artifacts")
+    else:
+        folder = Path(platformdirs.user_data_dir("hpo")) / "artifacts"
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder}: is not a folder; name another one for artifacts with --artifacts or {FOLDER}")
+    return folder
