@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import itertools
 import math
 import multiprocessing
@@ -54,7 +55,7 @@ from hpo.search.history import History
 from hpo.search.records import open_study, settle_run
 from hpo.search.run import CURVE
 from hpo.search.space import distributions
-from hpo.storage import Ending, Storage, load_study, open_storage
+from hpo.storage import Ending, Gate, Storage, load_study, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
 from hpo.training.objective import Objective
@@ -281,8 +282,10 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
             for owner, name in functions:
                 patches.enter_context(mock.patch.object(owner, name, clock.timed(part, getattr(owner, name))))
         clock._start = clock._since = time.perf_counter()
-        search = loop.Search(study, found, storage, Free(clock), POPULATION, on_event, threading.Event())
-        assert search.run(), "the search did not come to its end"
+        passage, now = Gate(found._study_id, NAME, {}), datetime.datetime.now(datetime.UTC)
+        objective, stop = Free(clock), threading.Event()
+        search = loop.Search(study, found, passage, now, storage, objective, POPULATION, on_event, stop)
+        assert search.run() == "finished", "the search did not come to its end"
     storage.close()
     return clock
 
