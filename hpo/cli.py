@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -23,10 +25,18 @@ import typer
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from hpo.errors import HpoError
+from hpo.errors import HpoError, UsageError
 
 if TYPE_CHECKING:
     from hpo.storage import Storage
+
+
+class LogFormat(StrEnum):
+    """How a line of the log looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 app = typer.Typer(
     name="hpo",
@@ -49,6 +59,11 @@ def _complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+Trials = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials that the study shall have.")]
+NewName = Annotated[str | None, typer.Option(metavar="NAME", help="Another name for the study.")]
+Population = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials trained at once, at most.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
+Extend = Annotated[bool, typer.Option("--extend", help="Go on with a study whose file has changed.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A study file, or what `hpo export` wrote.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.", autocompletion=_complete_study)]
 Overrides = Annotated[
@@ -76,11 +91,21 @@ def _global_options(
 def launch(
     file: File,
     overrides: Overrides = None,
-    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials that the study shall have.")] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Another name for the study.")] = None,
-    population: Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials trained at once, at most.")] = None,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    extend: Annotated[bool, typer.Option("--extend", help="Go on with a study whose file has changed.")] = False,
+    trials: Trials = None,
+    name: NewName = None,
+    population: Population = None,
+    device: Device = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes that share the study; without it, this one.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="Let workers run on this Ray cluster, or on one started for them."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0, metavar="X", help="With --ray: GPUs that a worker has, such as 0.25.")
+    ] = 0.0,
+    extend: Extend = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write events to stdout, one JSON object a line.")] = False,
     storage: StorageUrl = None,
@@ -99,18 +124,172 @@ def launch(
 
         from hpo.results.closing import closing_lines
         from hpo.results.progress import progress
-        from hpo.search.launch import launch as search
+        from hpo.service.launching import launch as search
         from hpo.storage import open_storage
 
         opened = open_storage(storage)
         console = Console(stderr=True)
         with progress(json, quiet, console, interruption.stop) as display:
-            search(study, opened, device=device, extend=extend, on_event=display, stop=interruption.stop)
+            search(
+                study,
+                opened,
+                device=device,
+                workers=workers,
+                ray=ray,
+                gpus_per_worker=gpus_per_worker,
+                extend=extend,
+                on_event=display,
+                stop=interruption.stop,
+            )
         if not quiet:
             for line in closing_lines(study, opened, display.ended, storage):
                 display.line(line)
         if display.interrupted:
             raise typer.Exit(interruption.status)
+
+
+@app.command()
+def submit(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Study files.")],
+    overrides: Overrides = None,
+    trials: Trials = None,
+    name: NewName = None,
+    population: Population = None,
+    priority: Annotated[
+        int | None, typer.Option(metavar="N", help="How urgent: a higher number goes first [default: 0]")
+    ] = None,
+    extend: Extend = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Put studies into the queue, for `hpo work`.
+
+    All files are checked before the first is stored. A study that is there already stays as it is.
+    """
+    if name is not None and len(files) > 1:
+        raise UsageError("--name: names one study; submit several files one by one")
+
+    from hpo.studyfile import read_study
+
+    studies = [read_study(f, overrides or (), trials=trials, name=name, population=population) for f in files]
+
+    from hpo.service.control import submitted
+    from hpo.storage import open_storage
+
+    opened = open_storage(storage)
+    for study in studies:
+        print(submitted(study, opened, extend=extend, priority=priority), flush=True)
+
+
+@app.command()
+def work(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Only these studies.", autocompletion=_complete_study),
+    ] = None,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when nothing is left to do.")] = False,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads [default: this worker's share of the cores]")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="How a line of the log looks.")] = LogFormat.TEXT,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve metrics for Prometheus there; 0: any.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address that metrics are served on.")
+    ] = "127.0.0.1",
+    storage: StorageUrl = None,
+) -> None:
+    """Train whatever the queue has trials left of.
+
+    The most urgent study first, equals in turn, until SIGTERM or Ctrl-C: then the epoch in hand ends, and what is not
+    finished goes back to the queue. The log goes to stderr.
+    """
+    with _stop_on_signals() as interruption:
+        from hpo.service.process import run_worker
+        from hpo.service.worker import Duty
+
+        duty = Duty(tuple(names or ()), device, threads, until_idle)
+        run_worker(storage, duty, log_format.value, metrics_host, metrics_port, interruption.stop)
+
+
+@app.command()
+def status(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Only this study.", autocompletion=_complete_study)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until Ctrl-C.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write a JSON object, with --watch one a line.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Show the studies and who works on them.
+
+    A study's pace is that of the last five minutes; a worker's last heartbeat tells whether it lives.
+    """
+    from hpo.service.showing import shown
+    from hpo.service.status import status as look
+    from hpo.service.status import watch as look_on
+
+    opened = _open(storage)
+    if watch:
+        with shown(json) as show:
+            look_on(opened, name, show)
+    else:
+        with shown(json, once=True) as show:
+            show(look(opened, name))
+
+
+@app.command()
+def pause(name: Name, storage: StorageUrl = None) -> None:
+    """Hold up a study.
+
+    What runs ends at its next epoch and goes back to the queue.
+    """
+    from hpo.service.control import pause as hold_up
+
+    print(hold_up(_open(storage), name))
+
+
+@app.command()
+def resume(name: Name, storage: StorageUrl = None) -> None:
+    """Go on with a study that was paused or stopped."""
+    from hpo.service.control import resume as go_on
+
+    print(go_on(_open(storage), name))
+
+
+@app.command()
+def stop(name: Name, storage: StorageUrl = None) -> None:
+    """End a study early.
+
+    What runs is finished, and nothing new begins.
+    """
+    from hpo.service.control import stop as end
+
+    print(end(_open(storage), name))
+
+
+@app.command()
+def delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Delete a study with all its trials.
+
+    It asks before. What runs of the study ends at its next epoch.
+    """
+    from hpo.service.control import delete as remove
+    from hpo.service.control import question
+
+    opened = _open(storage)
+    asked = question(opened, name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"{asked} Nobody is there to ask; say --yes")
+        if not typer.confirm(asked, err=True):
+            raise typer.Exit(1)
+    print(remove(opened, name))
 
 
 @app.command()
@@ -196,15 +375,47 @@ def dashboard(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", help="The port; 0 for any that is free.")
     ] = 8080,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file that holds the password [default: HPO_DASHBOARD_PASSWORD]"),
+    ] = None,
+    insecure_no_auth: Annotated[
+        bool, typer.Option("--insecure-no-auth", help="Let everyone who can reach the address do everything.")
+    ] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse whatever would change something.")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name of this server, as behind a proxy; may be repeated."),
+    ] = None,
+    artifacts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where artifacts are kept [default: HPO_ARTIFACTS, else beside the database file]"
+        ),
+    ] = None,
     storage: StorageUrl = None,
 ) -> None:
     """Serve Optuna's dashboard until Ctrl-C.
 
-    It opens no browser. Whoever can reach the address can also change studies.
+    It opens no browser. On this machine's own address it needs no password; on any other it does.
     """
-    from hpo.results.dashboard import serve
+    from hpo.service.dashboard import check_names, read_password, serve
+    from hpo.storage.artifacts import artifact_folder
 
-    serve(_open(storage), host, port, announce=lambda url: print(url, flush=True))
+    password = read_password(password_file, insecure=insecure_no_auth)
+    check_names(allow_host or ())
+    opened = _open(storage)
+    serve(
+        opened,
+        artifact_folder(opened.location, artifacts),
+        host,
+        port,
+        announce=lambda url: print(url, flush=True),
+        password=password,
+        insecure=insecure_no_auth,
+        read_only=read_only,
+        names=allow_host or (),
+    )
 
 
 @data_app.command("list")
@@ -288,6 +499,7 @@ def _open(url: str | None) -> Storage:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    args = _with_ray_address(args)
     debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), args)
     try:
         status = get_command(app).main(args, prog_name="hpo", standalone_mode=False)
@@ -303,6 +515,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost edge: a defect is one line too, and --debug shows it
         return _fail(f"{type(error).__name__}: {error} (a defect in hpo; `hpo --debug` shows where)", 1, debug)
     return status if isinstance(status, int) else 0
+
+
+def _with_ray_address(args: list[str]) -> list[str]:
+    """Give `--ray` an address where it has none: typer's options have a value always or never."""
+    given = re.compile(r"auto|local|.+:\d+")
+    pairs = zip(args, [*args[1:], ""], strict=True)
+    return [
+        word
+        for one, other in pairs
+        for word in ([one, "local"] if one == "--ray" and not given.fullmatch(other) else [one])
+    ]
 
 
 def _wrong_usage(error: TyperException) -> str:

@@ -89,7 +89,7 @@ class JsonProgress(QuietProgress):
         if self.reader_left:
             return
         try:
-            self.stream.write(json.dumps(_finite(event.to_json()), allow_nan=False) + "\n")
+            self.stream.write(json.dumps(finite(event.to_json()), allow_nan=False) + "\n")
             self.stream.flush()
         except BrokenPipeError:
             self.reader_left = True
@@ -129,9 +129,9 @@ class Tally:
         counts = f"{self.done}/{self.trials} trials, {self.pruned} pruned, {self.failed} failed"
         if finished <= 0 or elapsed <= 0:
             return counts
-        pace = finished / elapsed
-        left = max(0.0, self.trials - self.done - under_way) / pace
-        return f"{counts}, {_pace(pace)}, {_duration(left)} left"
+        per_second = finished / elapsed
+        left = max(0.0, self.trials - self.done - under_way) / per_second
+        return f"{counts}, {pace(per_second)}, {duration(left)} left"
 
 
 class PlainProgress(QuietProgress):
@@ -146,12 +146,12 @@ class PlainProgress(QuietProgress):
         match event:
             case StudyStarted():
                 self.tally.start(event)
-                self.line(_opening(event))
+                self.line(opening(event))
             case Note():
                 self.line(f"warning: {event.text}" if event.level == "warning" else event.text)
             case PopulationEnded():
                 self.tally.add(event)
-                self.line(f"{_outcome(event)}; {self.tally.line()}")
+                self.line(f"{outcome(event)}; {self.tally.line()}")
             case OthersEnded():
                 self.tally.add(event)
             case _:
@@ -235,14 +235,15 @@ def progress(
     return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
 
 
-def _finite(event: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: what diverged has no number."""
+def finite(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event's record fit for JSON, which has no NaN and no infinity: what diverged has no number."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in event.items()
     }
 
 
-def _opening(event: StudyStarted) -> str:
+def opening(event: StudyStarted) -> str:
+    """Return what is trained, and on what."""
     done = event.finished + event.pruned + event.failed
     resumed = f", {done} of them done before" if done else ""
     return (
@@ -251,22 +252,25 @@ def _opening(event: StudyStarted) -> str:
     )
 
 
-def _outcome(event: PopulationEnded) -> str:
+def outcome(event: PopulationEnded) -> str:
+    """Return what became of a population."""
     counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
-    return f"population: {counts}{_best(event.best)} in {_duration(event.seconds)}"
+    return f"population: {counts}{_best(event.best)} in {duration(event.seconds)}"
 
 
 def _best(value: float | None) -> str:
     return "" if value is None else f", best {value:.4f}"
 
 
-def _pace(trials_a_second: float) -> str:
+def pace(trials_a_second: float) -> str:
+    """Return `2.5 trials/s`, or so many a minute."""
     if trials_a_second >= 0.1:
         return f"{trials_a_second:.1f} trials/s"
     return f"{60 * trials_a_second:.1f} trials/min"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return `1.5 s`, `2 min 05 s` or `1 h 02 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

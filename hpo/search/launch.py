@@ -32,13 +32,17 @@ from hpo.training.stack import Member
 Listener = Callable[[Event], None]
 
 
-def submit(study: Study, storage: Storage, *, extend: bool = False, priority: int | None = None) -> None:
-    """Put the study into the storage, for workers to take up. One that is there stays as it is, or is extended.
+def submit(study: Study, storage: Storage, *, extend: bool = False, priority: int | None = None) -> Plan:
+    """Put the study into the storage, for workers to take up; return what it comes to on this machine's CPU.
+
+    One that is there stays as it is, or is extended.
 
     Raises UsageError or StudyFileError (the file, or one that differs from the stored one), DataError and
     StudyBusyError before anything is stored.
     """
-    _store(study, plan(study, "cpu"), storage, extend, priority)
+    planned = plan(study, "cpu")
+    _store(study, planned, storage, extend, priority)
+    return planned
 
 
 def join(name: str, storage: Storage, *, device: str, on_event: Listener, stop: threading.Event) -> Search:

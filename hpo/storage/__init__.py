@@ -16,6 +16,7 @@ from hpo.storage.storage import Storage, open_storage
 from hpo.storage.studies import (
     StudySummary,
     best_trials,
+    last_epochs,
     load_study,
     open_summaries,
     paces,
@@ -48,6 +49,7 @@ __all__ = [
     "copy_study",
     "end_study",
     "heartbeats",
+    "last_epochs",
     "load_study",
     "mask",
     "open_storage",

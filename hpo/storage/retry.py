@@ -47,6 +47,10 @@ def give_patience(engine: Engine, patience: Patience) -> None:
     engine.update_execution_options(hpo_patience=patience)
 
 
+def _patience(engine: Engine) -> Patience:
+    return engine.get_execution_options().get("hpo_patience") or Patience()
+
+
 def transact(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answer:
     """Run work that writes in a transaction, and return its answer.
 
@@ -66,7 +70,7 @@ def transact(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answ
             raise
         return answer
 
-    return _patiently(engine, once)
+    return patiently(_patience(engine), once)
 
 
 def consult(engine: Engine, work: Callable[[Connection], Answer]) -> Answer:
@@ -76,11 +80,11 @@ def consult(engine: Engine, work: Callable[[Connection], Answer]) -> Answer:
         with read(engine) as connection:
             return work(connection)
 
-    return _patiently(engine, once)
+    return patiently(_patience(engine), once)
 
 
-def _patiently(engine: Engine, once: Callable[[], Answer]) -> Answer:
-    patience: Patience = engine.get_execution_options().get("hpo_patience") or Patience()
+def patiently(patience: Patience, once: Callable[[], Answer]) -> Answer:
+    """Run what may raise TransientError, again while patience lasts; say so on the log, and when it has succeeded."""
     start = time.monotonic()
     said: list[float] = []
 

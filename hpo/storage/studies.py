@@ -25,7 +25,19 @@ from sqlalchemy.engine import Connection
 from hpo.errors import UnknownStudyError, nearest
 from hpo.storage.queue import STATE, StudyState
 from hpo.storage.retry import consult
-from hpo.storage.rows import DIRECTIONS, STUDIES, STUDY_ATTRS, TRIALS, VALUES, Parts, local, read_trials, utc
+from hpo.storage.rows import (
+    DIRECTIONS,
+    IDS_A_QUERY,
+    INTERMEDIATE,
+    STUDIES,
+    STUDY_ATTRS,
+    TRIALS,
+    VALUES,
+    Parts,
+    local,
+    read_trials,
+    utc,
+)
 from hpo.storage.storage import Storage
 
 # More trials than their ids can tell apart; a database refuses a limit that is much higher.
@@ -100,6 +112,21 @@ def paces(storage: Storage, window_s: float) -> dict[int, float]:
         study_id: count / max(1.0, (now - max(first or start, start)).total_seconds())
         for study_id, count, first in rows
     }
+
+
+def last_epochs(storage: Storage, trial_ids: Sequence[int]) -> dict[int, int]:
+    """Return the last step that each trial has reported, of those that have reported one."""
+    steps = sa.select(INTERMEDIATE.c.trial_id, sa.func.max(INTERMEDIATE.c.step)).group_by(INTERMEDIATE.c.trial_id)
+
+    def work(connection: Connection) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for start in range(0, len(trial_ids), IDS_A_QUERY):
+            ids = trial_ids[start : start + IDS_A_QUERY]
+            rows = connection.execute(steps.where(INTERMEDIATE.c.trial_id.in_(ids)))
+            found |= {trial_id: step for trial_id, step in rows}
+        return found
+
+    return consult(storage.engine, work)
 
 
 def best_trials(storage: Storage, name: str, n: int) -> list[FrozenTrial]:

@@ -1,0 +1,121 @@
+"""A launch by several processes: put the study into the storage, start a crew of workers, and follow what they do.
+
+Progress is read from the storage, so that it is right whatever becomes of a worker, and the same for workers of this
+machine and of a cluster. Promises: the crew is gone when the launch has ended, whichever way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self, cast
+
+from hpo.errors import HpoError, UnknownStudyError
+from hpo.search.events import Event, OthersEnded, Reason, StudyStarted, WorkerSeen, WorkersSeen
+from hpo.search.launch import counted, ended, submit
+from hpo.service.status import StudyStatus, WorkerStatus, status
+from hpo.storage import Storage, StudyState
+from hpo.studyfile import Study
+
+LOOK_S = 0.5
+"""How often a launch looks what its workers have done."""
+
+
+class Crew(Protocol):
+    """Workers started for one launch: a context manager that starts them, and has ended them all when it is left."""
+
+    def __enter__(self) -> Self:
+        """Start the workers."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ask them to stop, wait for the epoch in hand, and end those that take too long."""
+
+    def check(self) -> int:
+        """Return how many are at work, or about to be. Raises HpoError where all have ended for a reason."""
+
+
+def launch_with(
+    study: Study,
+    storage: Storage,
+    crew: Crew,
+    *,
+    extend: bool = False,
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+) -> None:
+    """Search the study with a crew until it comes to its end, or until `stop` is set.
+
+    Raises what `submit` raises, and HpoError where the crew ends before the study.
+    """
+    start = time.perf_counter()
+    storage.patience.stop = stop
+    planned = submit(study, storage, extend=extend)
+    completed, pruned, failed = counted(study, storage)
+    with crew:
+        on_event(
+            StudyStarted(
+                study=study.name,
+                trials=study.search.trials,
+                finished=completed,
+                pruned=pruned,
+                failed=failed,
+                population=planned.population,
+                device=f"{crew.check()} workers",
+                precision=study.first.training.precision,
+                parameters=planned.size.parameters,
+                images=len(planned.images.train),
+            )
+        )
+        reason = _follow(study, storage, crew, on_event, stop, (completed, pruned, failed))
+    on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
+
+
+def _follow(
+    study: Study,
+    storage: Storage,
+    crew: Crew,
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+    before: tuple[int, int, int],
+) -> Reason:
+    """Say what the workers do until they have ended, or a stop; return why."""
+    while True:
+        at_work = crew.check()  # first: what is stored afterwards is what they left
+        try:
+            now = status(storage, study.name)
+        except UnknownStudyError:
+            return "deleted"
+        state = now.studies[0]
+        counts = state.counts["complete"], state.counts["pruned"], state.counts["failed"]
+        if counts != before:
+            on_event(OthersEnded(*(new - old for new, old in zip(counts, before, strict=True))))
+            before = counts
+        on_event(WorkersSeen(tuple(map(_seen, now.workers)), study.first.training.epochs))
+        reason = _reason(state)
+        if reason is not None and not at_work:
+            return reason
+        if stop.is_set():
+            return reason or "interrupted"
+        if not at_work:
+            raise HpoError(f"study '{study.name}': all workers have ended, and it has not; launch it again to go on")
+        stop.wait(LOOK_S)
+
+
+def _reason(study: StudyStatus) -> Reason | None:
+    match study.state:
+        case StudyState.PAUSED:
+            return "paused"
+        case StudyState.STOPPED:
+            return "stopped"
+        case StudyState.ENDED:
+            return cast(Reason, study.why)
+        case _:
+            return None
+
+
+def _seen(worker: WorkerStatus) -> WorkerSeen:
+    return WorkerSeen(f"{worker.host}:{worker.pid}", worker.device, worker.population, worker.epoch)

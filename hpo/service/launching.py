@@ -1,0 +1,57 @@
+"""A launch as the command line asks for it: in this process, by processes of this machine, or on Ray."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from hpo.errors import UsageError
+from hpo.search.events import Event, Note
+from hpo.search.launch import launch as launch_here
+from hpo.service.crew import Crew, launch_with
+from hpo.service.local_crew import LocalCrew
+from hpo.service.ray_crew import RayCrew
+from hpo.service.worker import Duty
+from hpo.storage import Storage
+from hpo.studyfile import Study
+from hpo.training.devices import find_device
+
+
+def launch(
+    study: Study,
+    storage: Storage,
+    *,
+    device: str,
+    workers: int | None,
+    ray: str | None,
+    gpus_per_worker: float,
+    extend: bool,
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+) -> None:
+    """Search the study until it comes to its end or `stop` is set; raise UsageError for what does not go together.
+
+    `workers` is how many processes share it, None for this one alone; `ray` is a cluster's address, or "local".
+    """
+    if gpus_per_worker and ray is None:
+        raise UsageError("--gpus-per-worker: goes with --ray; without it, --device says where to train")
+    if ray is not None and device != "auto":
+        raise UsageError("--device: Ray chooses where its workers train; say --gpus-per-worker instead")
+    if ray is None and workers is None:
+        launch_here(study, storage, device=device, extend=extend, on_event=on_event, stop=stop)
+        return
+    count, url = workers or 1, storage.location.full_url
+    crew: Crew
+    if ray is not None:
+        crew = RayCrew(url, study.name, count, None if ray == "local" else ray, gpus_per_worker, _teller(on_event))
+    else:
+        find_device(device)  # here, where it is one line, and not in each worker
+        threads = max(1, torch.get_num_threads() // count)
+        crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
+    launch_with(study, storage, crew, extend=extend, on_event=on_event, stop=stop)
+
+
+def _teller(on_event: Callable[[Event], None]) -> Callable[[str], None]:
+    return lambda text: on_event(Note(text))

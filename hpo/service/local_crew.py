@@ -1,0 +1,161 @@
+"""A crew on this machine: a launch's workers as processes of their own.
+
+Promises: a worker that is killed has a successor, unless it was young; what a worker warns of is said; a worker
+whose launch is gone stops by itself. The storage's URL goes to the workers through a pipe, where nobody else sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Self
+
+from hpo.errors import HpoError
+from hpo.search.events import Event, Note
+from hpo.service.process import HAND_BACK_S, STOP_S, await_storage, ends_in_time
+from hpo.service.worker import Duty, work
+
+YOUNG_S = 10.0
+"""A worker that is killed within so many seconds gets no successor: it would not live longer."""
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class _Seat:
+    """A worker's process, what it says through a pipe, when it started, and the error with which it ended."""
+
+    process: BaseProcess
+    messages: Connection
+    since: float
+    over: bool = False
+    problem: str = ""
+
+
+class LocalCrew:
+    """See the module, and `hpo.service.crew.Crew`. `say` takes what the user should know of the workers."""
+
+    def __init__(self, url: str, duty: Duty, workers: int, say: Callable[[Event], None]) -> None:
+        self._url, self._duty, self._workers, self._say = url, duty, workers, say
+        self._seats: list[_Seat] = []
+
+    def __enter__(self) -> Self:
+        self._seats = [self._start() for _ in range(self._workers)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        deadline = time.monotonic() + STOP_S + HAND_BACK_S
+        at_once = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)
+        for seat in self._seats:
+            (seat.process.kill if at_once else seat.process.terminate)()
+        for seat in self._seats:
+            seat.process.join(max(0.0, deadline - time.monotonic()))
+            if seat.process.is_alive():
+                seat.process.kill()
+                seat.process.join()
+            seat.messages.close()
+        self._seats = []
+
+    def check(self) -> int:
+        """Return how many are at work; pass on what they said, and start successors of those that were killed."""
+        for index, seat in enumerate(self._seats):
+            alive = seat.process.is_alive()  # before its last words are read
+            self._listen(seat)
+            if not alive and not seat.over:
+                self._seats[index] = self._ended(seat)
+        at_work = sum(not seat.over for seat in self._seats)
+        if not at_work and all(seat.problem for seat in self._seats):
+            raise HpoError(self._seats[-1].problem)
+        return at_work
+
+    def _start(self) -> _Seat:
+        ours, theirs = SPAWN.Pipe(duplex=False)
+        process = SPAWN.Process(target=_work, args=(self._url, self._duty, theirs), name="hpo-worker", daemon=True)
+        process.start()
+        theirs.close()
+        return _Seat(process, ours, time.monotonic())
+
+    def _listen(self, seat: _Seat) -> None:
+        """Pass on what a worker has said; it closes the pipe with its end."""
+        try:
+            while not seat.messages.closed and seat.messages.poll():
+                said = json.loads(seat.messages.recv_bytes())
+                if said["level"] == "error":
+                    seat.problem = said["text"]
+                else:
+                    self._say(Note(said["text"], said["level"]))
+        except EOFError:
+            seat.messages.close()
+
+    def _ended(self, seat: _Seat) -> _Seat:
+        """Return who sits there after a process has ended."""
+        status = seat.process.exitcode or 0
+        if status < 0:
+            killed = f"worker process {seat.process.pid} was killed ({signal.Signals(-status).name})"
+            if time.monotonic() - seat.since >= YOUNG_S:
+                self._say(Note(f"{killed}; another takes its place", "warning"))
+                return self._start()
+            seat.problem = f"{killed} as it started"
+        elif status and not seat.problem:
+            seat.problem = f"worker process {seat.process.pid} ended with status {status}"
+        if seat.problem:
+            self._say(Note(seat.problem, "warning"))
+        seat.over = True
+        return seat
+
+
+def _work(url: str, duty: Duty, messages: Connection) -> None:
+    """What the process of a worker does."""
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the launch passes it on
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def outlive(launch: BaseProcess) -> None:
+        launch.join()
+        stop.set()
+
+    threading.Thread(target=outlive, args=(parent,), daemon=True).start()
+
+    def say(level: str, text: str) -> None:
+        with contextlib.suppress(OSError):  # the launch has gone, and so will this worker
+            messages.send_bytes(json.dumps({"level": level, "text": text}).encode())
+
+    def listen(study: str, event: Event) -> None:
+        if isinstance(event, Note):
+            say(event.level, event.text)
+
+    handler = _Handler(lambda record: say("warning", record.getMessage()))
+    logging.getLogger("hpo").addHandler(handler)
+    logging.getLogger("hpo").propagate = False
+    try:
+        storage = await_storage(url, stop)
+        if storage is not None:
+            with ends_in_time(storage, stop):
+                work(storage, duty, listen, stop)
+    except HpoError as error:
+        say("error", str(error))
+        sys.exit(error.exit_status)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, emit: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._emit(record)

@@ -1,0 +1,28 @@
+"""How `hpo status` shows what it has found: once or again and again, as tables or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from hpo.service.status import Status
+
+
+@contextmanager
+def shown(as_json: bool, once: bool = False) -> Iterator[Callable[[Status], None]]:
+    """Give what shows a status on stdout: on a terminal in the place of the one before, unless it is shown `once`."""
+    console = Console()
+    if as_json:
+        yield lambda status: print(json.dumps(status.to_json(), allow_nan=False), flush=True)
+    elif once or not console.is_terminal:
+        yield lambda status: print(status.text(), flush=True)
+    else:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda status: live.update(Text(status.text(), no_wrap=True), refresh=True)
+    sys.stdout.flush()

@@ -1,0 +1,177 @@
+"""What the service is doing: its studies, and who works on them, from the storage alone.
+
+`Status` is of one moment for the studies and of one for the workers. It knows how it looks as a table and as JSON.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.trial import TrialState
+
+from hpo.results.overview import by_word, table
+from hpo.results.progress import duration, pace
+from hpo.search.records import STUDY
+from hpo.service.worker import wanted
+from hpo.storage import (
+    PRIORITY,
+    WHY,
+    Running,
+    Storage,
+    StudyState,
+    StudySummary,
+    Worker,
+    last_epochs,
+    paces,
+    processes,
+    running_trials,
+    state_of,
+    summaries,
+    summary,
+)
+
+PACE_S = 300.0
+"""A study's pace is that of the last five minutes."""
+
+
+WATCH_S = 2.0
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """A study: `trials` is how many it shall have, `counts` how many of them are in each state.
+
+    `per_second` is None where none has ended lately, and with it `left_s`, the seconds left at that pace.
+    """
+
+    name: str
+    state: str
+    why: str
+    priority: float
+    trials: int
+    counts: Mapping[str, int]
+    best: float | None
+    per_second: float | None
+    left_s: float | None
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A worker: `study` is "" where it holds no trial, `epoch` the last one that its members have ended.
+
+    `silent_s` is how long ago its last heartbeat was, `lost` why it no longer counts, or "".
+    """
+
+    host: str
+    pid: int
+    device: str
+    study: str
+    population: int
+    epoch: int
+    silent_s: float
+    lost: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """All studies and workers of a storage, or one study and those who work on it."""
+
+    studies: tuple[StudyStatus, ...]
+    workers: tuple[WorkerStatus, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as a JSON object."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return two tables, one below the other."""
+        rows: list[tuple[str, ...]] = [("study", "state", "trials", "best", "pace", "left", "priority")]
+        rows += [_study_row(study) for study in self.studies]
+        workers: list[tuple[str, ...]] = [("worker", "device", "study", "population", "last heartbeat")]
+        workers += [_worker_row(worker) for worker in self.workers]
+        none = "no workers: start some with `hpo work`"
+        return f"{table(rows)}\n\n{table(workers) if self.workers else none}"
+
+
+def status(storage: Storage, name: str | None = None) -> Status:
+    """Return what the storage knows of its studies, or of one, and of the workers."""
+    of_hpo = [summary(storage, name)] if name is not None else summaries(storage)
+    of_hpo = [study for study in of_hpo if STUDY in study.user_attrs]
+    by_study = paces(storage, PACE_S)
+    studies = [_study(study, by_study.get(study.study_id)) for study in sorted(of_hpo, key=lambda each: each.name)]
+    found = workers(storage, {study.study_id: study.name for study in of_hpo})
+    return Status(tuple(studies), tuple(each for each in found if name is None or each.study == name))
+
+
+def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:
+    """Return who works on the storage, or holds a trial of it; `names` are those of the studies, by id."""
+    running = running_trials(storage)
+    epochs = last_epochs(storage, [trial.trial_id for trial in running])
+    holding: dict[tuple[str, int], list[Running]] = {}
+    for trial in running:
+        if trial.worker is not None and trial.study_id in names:
+            holding.setdefault((trial.worker.key, trial.study_id), []).append(trial)
+    found = []
+    for (_, study_id), trials in holding.items():
+        reached = max(epochs.get(trial.trial_id, 0) for trial in trials)
+        first = trials[0]
+        assert first.worker is not None
+        found.append(_worker(first.worker, names[study_id], len(trials), reached, first.silent_s, first.lost or ""))
+    at_work = {key for key, _ in holding}
+    idle = [each for each in processes(storage) if each.worker.key not in at_work]
+    return found + [_worker(each.worker, "", 0, 0, each.silent_s, "") for each in idle]
+
+
+def _worker(worker: Worker, study: str, population: int, epoch: int, silent_s: float, lost: str) -> WorkerStatus:
+    return WorkerStatus(worker.host, worker.pid, worker.device, study, population, epoch, silent_s, lost)
+
+
+def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
+    trials, states = wanted(study.user_attrs), study.states
+    done = sum(count for state, count in states.items() if state.is_finished())
+    unfinished = states.get(TrialState.RUNNING, 0) + states.get(TrialState.WAITING, 0)
+    state, why = state_of(study.user_attrs), str(study.user_attrs.get(WHY) or "")
+    if state == StudyState.OPEN and done >= trials and not unfinished:
+        state, why = StudyState.ENDED, "finished"  # whoever finished it did not live to note it
+    runs = states.get(TrialState.RUNNING, 0) and per_second
+    return StudyStatus(
+        name=study.name,
+        state=state.value,
+        why=why,
+        priority=study.user_attrs.get(PRIORITY, 0),
+        trials=trials,
+        counts=by_word(states),
+        best=study.best,
+        per_second=per_second,
+        left_s=max(0, trials - done) / per_second if runs and per_second else None,
+    )
+
+
+def _study_row(study: StudyStatus) -> tuple[str, ...]:
+    states = ", ".join(f"{count} {word}" for word, count in study.counts.items() if count) or "none"
+    return (
+        study.name,
+        study.state if study.state != "ended" else study.why,
+        f"{states} of {study.trials}",
+        "-" if study.best is None else f"{study.best:.4f}",
+        "-" if study.per_second is None else pace(study.per_second),
+        "-" if study.left_s is None else duration(study.left_s),
+        f"{study.priority:g}",
+    )
+
+
+def _worker_row(worker: WorkerStatus) -> tuple[str, ...]:
+    population = f"{worker.population} members, epoch {worker.epoch}" if worker.population else "-"
+    heartbeat = worker.lost or f"{duration(max(0.0, worker.silent_s))} ago"
+    name = f"{worker.host}:{worker.pid}"
+    return name, worker.device or "-", worker.study or "-", population, heartbeat
+
+
+def watch(storage: Storage, name: str | None, show: Callable[[Status], None]) -> None:
+    """Show the status every other second, until an interruption."""
+    while True:
+        show(status(storage, name))
+        time.sleep(WATCH_S)

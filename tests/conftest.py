@@ -1,0 +1,20 @@
+"""What tests of several rooms share: a real PostgreSQL."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from postgresql_server import Server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    # Not in pytest's folder, which belongs to its user alone.
+    with tempfile.TemporaryDirectory(prefix="hpo-postgresql-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        server = Server(Path(folder))
+        yield server
+        server.stop("immediate")
