@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo test chaos lint bench bench-storage clean
+.PHONY: demo test chaos lint bench bench-storage bench-dashboard bench-workers service-demo env clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,10 @@ test: .venv/installed-test
 chaos: .venv/installed-test
 	$(BIN)/pytest tests/storage/test_chaos.py -m chaos -s $(CHAOS)
 
+# The whole service on a throwaway PostgreSQL: queue, four workers, dashboard, export, stop.
+service-demo: .venv/installed-test
+	$(BIN)/python demos/service.py
+
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,6 +38,22 @@ bench: .venv/installed-test
 
 bench-storage: .venv/installed-test
 	$(BIN)/python benchmarks/storage.py
+
+bench-dashboard: .venv/installed-test
+	$(BIN)/python benchmarks/dashboard.py
+
+# The passwords of docker-compose.yml: random, readable to you alone, and never written over. Needs no Python.
+env:
+	@set -eu; umask 077; \
+	if [ -e .env ]; then echo ".env is there already and stays as it is"; exit 0; fi; \
+	random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }; \
+	set -C; for name in POSTGRES_PASSWORD HPO_DATABASE_PASSWORD HPO_DASHBOARD_PASSWORD; do \
+	    echo "$$name=$$(random)"; \
+	done > .env; \
+	echo ".env holds three new passwords; keep a copy of it with your backups"
+
+bench-workers: .venv/installed-test
+	$(BIN)/python benchmarks/workers.py
 
 clean:
 	rm -rf .venv build *.egg-info
