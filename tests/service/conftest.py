@@ -1,0 +1,91 @@
+"""A storage with a study, and the dashboard served on it by a thread of this process."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+
+from hpo.service.dashboard import Server
+from hpo.storage import Storage, open_storage
+
+TESTS = Path(__file__).parents[1]
+sys.path += [str(TESTS / "storage"), str(TESTS / "search")]  # their stand-ins, servers and studies are used here, too
+
+EPOCHS = 3
+SPACE = {"lr": FloatDistribution(1e-6, 1e-1, log=True), "dropout": FloatDistribution(0.0, 0.6)}
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    opened = open_storage(f"sqlite:///{tmp_path}/hpo.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    from postgresql_server import Server as DatabaseServer
+
+    with tempfile.TemporaryDirectory(prefix="hpo-postgresql-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # not in pytest's folder, which belongs to its user alone
+        server = DatabaseServer(Path(folder))
+        yield server
+        server.stop("immediate")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
+    """Start a command as a process of its own; whatever still runs at the end is killed."""
+    from at_work import processes
+
+    with processes() as started:
+        yield started
+
+
+@pytest.fixture
+def stored(storage: Storage) -> Callable[..., optuna.Study]:
+    """Store a study with so many trials, each with a learning curve, and what tells that hpo made it."""
+
+    def store(trials: int = 12, name: str = "digits") -> optuna.Study:
+        made = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+        made.set_user_attr("hpo:study", "{}")
+        templates = [
+            optuna.trial.create_trial(
+                value=0.5 + number % 97 / 200,
+                params={"lr": 10.0 ** (-1 - number % 5), "dropout": number % 6 / 10},
+                distributions=SPACE,
+                intermediate_values={epoch: 0.4 + epoch / 100 for epoch in range(1, EPOCHS + 1)},
+            )
+            for number in range(trials)
+        ]
+        storage.create_trials(made._study_id, templates)
+        return made
+
+    return store
+
+
+@pytest.fixture
+def served(storage: Storage, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Serve the storage, its artifacts in `artifacts`, and return the address."""
+    running: list[tuple[Server, threading.Thread]] = []
+
+    def serve(host: str = "127.0.0.1", **options: Any) -> str:
+        server = Server(storage, tmp_path / "artifacts", host, 0, **options)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread))
+        return server.url
+
+    yield serve
+    for server, thread in running:
+        server.stop()
+        thread.join(timeout=30)
+        server.close()

@@ -1,0 +1,202 @@
+"""The dashboard in Chromium: what a person sees, and what another site's page can do through that person's browser."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.artifacts import upload_artifact
+from optuna_dashboard import save_note, save_plotly_graph_object
+
+from hpo.storage import Storage, study_names
+from hpo.storage.artifacts import ArtifactFolder
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; on Debian: apt-get install chromium")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+GRAPHS = ["plot-history", "graph-intermediate-values", "graph-hyperparameter-importances", "graph-timeline"]
+DRAWN = "graphs => graphs.every(id => document.getElementById(id)?.data?.length)"
+DEADLINE_MS = 60_000
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
+    "0000000049454e44ae426082"
+)
+
+Serve = Callable[..., str]
+Store = Callable[..., optuna.Study]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the page's console says in warning: refused scripts, failed requests."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Any, complaints: list[str]) -> Iterator[Any]:
+    context = browser.new_context(http_credentials={"username": "me", "password": "secret"})
+    opened = context.new_page()
+    opened.set_default_timeout(DEADLINE_MS)
+    opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    yield opened
+    context.close()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """A page of another site: the same machine, another port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>elsewhere</title><body></body>")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_list_leads_to_a_study_and_its_graphs(
+    page: Any, complaints: list[str], served: Serve, stored: Store, tmp_path: Path
+) -> None:
+    study = stored()
+    save_note(study, "what it is about")
+    figure = optuna.visualization.plot_edf(study)
+    save_plotly_graph_object(study, figure, graph_object_id="own-figure")
+    trial = study.ask()
+    artifacts = ArtifactFolder(tmp_path / "artifacts")
+    artifacts.write("seen", io.BytesIO(b""))
+    (tmp_path / "curve.png").write_bytes(PIXEL)
+    upload_artifact(artifact_store=artifacts, file_path=str(tmp_path / "curve.png"), study_or_trial=trial)
+    url = served(password=b"secret")
+
+    page.goto(url)
+    page.get_by_text("digits").first.click()
+    page.wait_for_function(DRAWN, arg=GRAPHS)
+    lines = page.evaluate("document.getElementById('graph-intermediate-values').data.map(each => each.y.length)")
+    assert lines == [3] * 12  # a line a trial, and none for the one that has no curve yet
+    assert page.evaluate("document.getElementById('graph-timeline').data[0].x.length") == 12
+    page.wait_for_function(DRAWN, arg=["user-defined-plot:own-figure"])
+
+    page.goto(f"{url}dashboard/studies/{study._study_id}/note")
+    page.get_by_text("what it is about").first.wait_for()
+
+    page.goto(f"{url}dashboard/studies/{study._study_id}/trials?numbers={trial.number}")
+    page.get_by_text("curve.png").first.wait_for()
+    page.wait_for_function("[...document.images].some(each => each.src.includes('/artifacts/') && each.naturalWidth)")
+    assert complaints == []
+
+
+def test_a_wrong_password_shows_nothing(browser: Any, served: Serve, stored: Store) -> None:
+    stored()
+    context = browser.new_context(http_credentials={"username": "me", "password": "guess"})
+    page = context.new_page()
+    assert page.goto(f"{served(password=b'secret')}api/studies").status == 401
+    assert "digits" not in page.content()
+    context.close()
+
+
+def delete_in_the_page(page: Any) -> int:
+    """Delete the study as a person does, from the list; return the server's status."""
+    page.get_by_text("digits").first.wait_for()
+    page.get_by_role("button", name="delete study").first.click()
+    with page.expect_response(lambda answer: answer.request.method == "DELETE") as answer:
+        page.get_by_role("button", name="yes").click()
+    return int(answer.value.status)
+
+
+def test_read_only_a_study_cannot_be_deleted(page: Any, served: Serve, stored: Store, storage: Storage) -> None:
+    stored()
+    url = served(read_only=True)
+    page.goto(url)
+    assert delete_in_the_page(page) == 403
+    assert study_names(storage) == ["digits"]
+    page.goto(url)
+    page.get_by_text("digits").first.wait_for()
+
+
+def test_otherwise_it_can(page: Any, served: Serve, stored: Store, storage: Storage) -> None:
+    stored()
+    page.goto(served(password=b"secret"))
+    assert delete_in_the_page(page) == 204
+    assert study_names(storage) == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_page_of_another_site_cannot_delete(
+    page: Any, served: Serve, stored: Store, storage: Storage, elsewhere: str, host: str
+) -> None:
+    study = stored()
+    url = served().replace("127.0.0.1", host)
+    page.goto(elsewhere)
+    send = """([url, options]) => fetch(url, options).then(answer => `answered ${answer.type}`, () => "failed")"""
+    target = f"{url}api/studies/{study._study_id}"
+    assert page.evaluate(send, [target, {"method": "DELETE"}]) == "failed"
+    assert page.evaluate(send, [target, {"method": "DELETE", "mode": "no-cors"}]) == "failed"
+    # A form of text needs nobody's leave to be sent; what counts is what the server makes of it.
+    body = '{"study_name": "stolen", "directions": ["maximize"]}'
+    page.evaluate(send, [f"{url}api/studies", {"method": "POST", "mode": "no-cors", "body": body}])
+    page.evaluate(send, [f"{target}/rename", {"method": "POST", "mode": "no-cors", "body": body}])
+    assert page.evaluate(send, [f"{url}api/studies", {}]) == "failed"  # nor can it read
+    with page.expect_response(f"{url}api/studies") as answer:
+        page.evaluate(
+            """url => {
+                const form = document.body.appendChild(document.createElement("form"));
+                Object.assign(form, { method: "post", action: url, enctype: "text/plain" }).submit();
+            }""",
+            f"{url}api/studies",
+        )
+    assert answer.value.status == 403
+    assert study_names(storage) == ["digits"]
+
+
+def test_a_page_cannot_be_framed(page: Any, served: Serve, elsewhere: str) -> None:
+    url = served()
+    page.goto(elsewhere)
+    with page.expect_response(f"{url}dashboard"):
+        page.evaluate("url => { document.body.innerHTML = `<iframe src='${url}'></iframe>` }", f"{url}dashboard")
+    page.wait_for_function("document.querySelector('iframe').contentDocument === null")
+    assert all('<div id="dashboard"' not in frame.content() for frame in page.frames)
+
+
+def test_an_artifact_is_saved_and_not_opened(
+    page: Any, complaints: list[str], served: Serve, stored: Store, tmp_path: Path
+) -> None:
+    study = stored(1)
+    (tmp_path / "page.html").write_text("<script>fetch('/api/studies/1', {method: 'DELETE'})</script>")
+    folder = ArtifactFolder(tmp_path / "artifacts")
+    artifact = upload_artifact(artifact_store=folder, file_path=str(tmp_path / "page.html"), study_or_trial=study)
+    url = served()
+    page.goto(f"{url}dashboard")
+    with page.expect_download() as download:
+        page.evaluate("path => { location.href = path }", f"/artifacts/{study._study_id}/{artifact}")
+    assert Path(download.value.path()).read_text().startswith("<script>")
+    assert complaints == []
