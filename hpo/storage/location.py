@@ -1,8 +1,7 @@
 """Storage URLs: which one is meant, what it may say, and how it is shown to a user.
 
 A `Location` has passed every check that needs no database connection: the kind is known, a database file's folder
-exists, and the file, where there is one, can be written and starts as an SQLite database does. A password is never
-shown.
+exists, and the file, where there is one, can be written. A password is never shown.
 This module opens no connection and knows nothing of tables.
 """
 
@@ -22,7 +21,6 @@ from hpo.errors import StorageError, nearest
 DEFAULT_URL = "sqlite:///hpo.db"
 ENVIRONMENT = "HPO_STORAGE"
 LONGEST_SHOWN = 200
-SQLITE_HEADER = b"SQLite format 3\x00"
 # What a user may write before `://`, and the SQLAlchemy driver that serves it.
 DRIVERS = {
     "sqlite": "sqlite",
@@ -112,10 +110,7 @@ def _checked(file: Path, shown: str) -> Path:
         raise StorageError(f"{shown}: is not an ordinary file; name another one")
     if not _writable(file):
         raise StorageError(f"{shown}: the file is read-only; make it writable, or copy it and name the copy")
-    with file.open("rb") as opened:
-        header = opened.read(len(SQLITE_HEADER))
-    if header and header != SQLITE_HEADER:
-        raise StorageError(f"{shown}: is not an SQLite database; name another file")
+    # Whether it is a database, SQLite says: to open and close the file here would end all locks of this process on it.
     return file
 
 

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +21,7 @@ import sqlalchemy as sa
 from optuna.study import StudyDirection
 
 from hpo.errors import StorageError
-from hpo.storage import Storage, open_storage
+from hpo.storage import Storage, open_storage, study_names
 from hpo.storage.connections import BUSY_TIMEOUT_S, read
 from hpo.storage.location import locate
 
@@ -276,3 +278,14 @@ def test_processes_that_open_a_new_storage_at_once_all_find_it_whole(
             barrier = manager.Barrier(processes)
             opened = [pool.submit(open_together, url, barrier) for _ in range(processes)]
             assert [future.result(timeout=60) for future in opened] == [0] * processes
+
+
+def test_looking_for_a_storage_that_is_open_leaves_its_locks(file_storage: Storage, file_url: str) -> None:
+    """Closing any handle of a file ends the process's locks on it; another process would then delete the log."""
+    file_storage.create_new_study([StudyDirection.MAXIMIZE], "digits")
+    locate(file_url)
+    look = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM studies'); c.close()"
+    subprocess.run([sys.executable, "-c", look, str(file_storage.location.file)], check=True)
+    assert Path(f"{file_storage.location.file}-wal").exists()
+    file_storage.create_new_study([StudyDirection.MAXIMIZE], "another")
+    assert study_names(open_storage(file_url)) == ["digits", "another"]
