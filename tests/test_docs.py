@@ -75,7 +75,7 @@ def test_a_command_that_is_shown_exists(line: str) -> None:
             assert word in OPTIONS[path], f"{' '.join(path)} has no option {word}"
             option = OPTIONS[path][word]
             if option is not None and not option.is_flag:
-                next(words)
+                next(words, None)
         elif hasattr(COMMANDS[path], "commands"):
             if word == "COMMAND":
                 return

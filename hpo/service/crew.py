@@ -56,6 +56,7 @@ def launch_with(
     planned = submit(study, storage, extend=extend)
     completed, pruned, failed = counted(study, storage)
     with crew:
+        at_work = crew.check()
         on_event(
             StudyStarted(
                 study=study.name,
@@ -64,7 +65,7 @@ def launch_with(
                 pruned=pruned,
                 failed=failed,
                 population=planned.population,
-                device=f"{crew.check()} workers",
+                device=f"{at_work} worker{'s' if at_work > 1 else ''}",
                 precision=study.first.training.precision,
                 parameters=planned.size.parameters,
                 images=len(planned.images.train),

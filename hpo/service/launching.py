@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from hpo.errors import UsageError
-from hpo.search.events import Event, Note
+from hpo.search.events import Event
 from hpo.search.launch import launch as launch_here
 from hpo.service.crew import Crew, launch_with
 from hpo.service.local_crew import LocalCrew
@@ -45,13 +45,9 @@ def launch(
     count, url = workers or 1, storage.location.full_url
     crew: Crew
     if ray is not None:
-        crew = RayCrew(url, study.name, count, None if ray == "local" else ray, gpus_per_worker, _teller(on_event))
+        crew = RayCrew(url, study.name, count, None if ray == "local" else ray, gpus_per_worker, on_event)
     else:
         find_device(device)  # here, where it is one line, and not in each worker
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
     launch_with(study, storage, crew, extend=extend, on_event=on_event, stop=stop)
-
-
-def _teller(on_event: Callable[[Event], None]) -> Callable[[str], None]:
-    return lambda text: on_event(Note(text))
