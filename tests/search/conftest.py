@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from lock_step import LockStep
+from optuna.trial import FrozenTrial
+from tiny import STUDY, search, trials_of
 
 from hpo.storage import Storage, open_storage
 from hpo.studyfile import Study
@@ -39,6 +41,16 @@ def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
 @pytest.fixture
 def storage(new_storage: Callable[[], Storage]) -> Storage:
     return new_storage()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Sequence[FrozenTrial]:
+    """The trials of `STUDY`, of a search that nobody disturbed."""
+    storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('whole')}/hpo.db")
+    search(STUDY, storage)
+    trials = trials_of(storage)
+    storage.close()
+    return trials
 
 
 @pytest.fixture

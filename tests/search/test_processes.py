@@ -7,47 +7,26 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from lock_step import LockStep, silence
 from optuna.trial import FrozenTrial, TrialState
-from tiny import after_epochs, are_close, check_whole, curves, params, search, states, study_of, trials_of
+from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, trials_of
 
 from hpo.errors import StudyBusyError
 from hpo.search import launch as launching
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, Note, OthersEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
-from hpo.storage import Storage, heartbeats, load_study, open_storage
+from hpo.storage import Storage, heartbeats, load_study
 from hpo.studyfile import Study
 
 Started = Callable[[Study, Storage], LockStep]
 
-STUDY = study_of(
-    network={"dropout": {"low": 0.0, "high": 0.4}, "hidden": {"choices": [[8], [5, 5]]}},
-    training={"epochs": 3},
-    search={"trials": 10, "population": 4},
-)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[FrozenTrial]]:
-    storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('whole')}/hpo.db")
-    search(STUDY, storage)
-    yield trials_of(storage)
-    storage.close()
-
 
 def notes(events: list[Event]) -> str:
     return "\n".join(event.text for event in events if isinstance(event, Note))
-
-
-def check_like(trials: list[FrozenTrial], uninterrupted: list[FrozenTrial]) -> None:
-    """The trials are those of a search that nobody disturbed, and they have learnt the same."""
-    check_whole(trials, len(uninterrupted))
-    assert params(trials) == params(uninterrupted)
-    assert are_close(curves(trials), curves(uninterrupted))
 
 
 def test_what_a_killed_process_left_is_trained_again_at_once(
@@ -159,13 +138,19 @@ def test_a_process_waits_for_trials_that_others_created_while_it_looked(
     assert other.finish() == 0
 
 
-def test_a_late_process_cannot_change_what_was_given_away(
-    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage
-) -> None:
+@pytest.fixture
+def suspended(lock_step: Started, storage: Storage) -> LockStep:
+    """A process that was suspended after its first epoch, and counts as silent by now."""
     suspended = lock_step(STUDY, storage)
     suspended.wait_for("epoch_ended")
     suspended.process.send_signal(signal.SIGSTOP)
     silence(storage)
+    return suspended
+
+
+def test_a_late_process_cannot_change_what_was_given_away(
+    suspended: LockStep, uninterrupted: list[FrozenTrial], storage: Storage
+) -> None:
     events = search(STUDY, storage)
     assert "4 trials of a process that ended" in notes(events)
     before = trials_of(storage)
@@ -173,7 +158,7 @@ def test_a_late_process_cannot_change_what_was_given_away(
     suspended.process.send_signal(signal.SIGCONT)
     output = suspended.finish_with_output()
     warnings = [event["text"] for event in output if event["event"] == "note" and event["level"] == "warning"]
-    dropped = ": given to another process while this one was silent; what it made of them here is dropped"
+    dropped = ": no longer held by this process; what it made of them is dropped"
     assert all(warning.endswith(dropped) for warning in warnings)
     assert "".join(warnings).count("0") == 1
     assert suspended.process.returncode == 0
@@ -181,12 +166,8 @@ def test_a_late_process_cannot_change_what_was_given_away(
 
 
 def test_a_process_that_was_silent_and_is_back_in_time_keeps_its_trials(
-    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage
+    suspended: LockStep, uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
-    suspended = lock_step(STUDY, storage)
-    suspended.wait_for("epoch_ended")
-    suspended.process.send_signal(signal.SIGSTOP)
-    silence(storage)
     suspended.process.send_signal(signal.SIGCONT)
     assert suspended.finish() == 0
     check_like(trials_of(storage), uninterrupted)

@@ -45,6 +45,14 @@ def study_of(**changes: dict[str, Any] | str) -> Study:
     return parse_study(tree(**changes), "studies/tiny.toml")
 
 
+STUDY = study_of(
+    network={"dropout": {"low": 0.0, "high": 0.4}, "hidden": {"choices": [[8], [5, 5]]}},
+    training={"epochs": 3},
+    search={"trials": 10, "population": 4},
+)
+"""A study of two shapes and three populations: what disturbs it shows in its trials or their curves."""
+
+
 def search(
     study: Study,
     storage: Storage,
@@ -108,6 +116,13 @@ def check_whole(trials: Sequence[FrozenTrial], count: int) -> None:
     assert [trial.number for trial in trials] == list(range(count))
     assert all(trial.state.is_finished() for trial in trials)
     assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == count
+
+
+def check_like(trials: Sequence[FrozenTrial], uninterrupted: Sequence[FrozenTrial]) -> None:
+    """The trials are those of a search that nobody disturbed, and they have learnt the same."""
+    check_whole(trials, len(uninterrupted))
+    assert params(trials) == params(uninterrupted)
+    assert are_close(curves(trials), curves(uninterrupted))
 
 
 def write_mnist(folder: Path, seed: int = 0, count: int = 60) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+from lives import Copy
 from optuna.study import StudyDirection
 from postgresql_server import Server
 
@@ -45,9 +46,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def copy(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], AbstractContextManager[str]]]:
+def copy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
     """Copy a storage with nothing in it, and give the copy's URL: making one takes longer than a test."""
     if request.param == "sqlite":
         blank = tmp_path_factory.mktemp("blank") / "blank.db"
@@ -67,7 +66,20 @@ def copy(
 
 
 @pytest.fixture
+def blank_url(copy: Copy) -> Iterator[str]:
+    """A storage with its tables and nothing in them, on both databases: the `url` of modules with many short tests."""
+    with copy() as url:
+        yield url
+
+
+@pytest.fixture
 def storage(url: str) -> Iterator[Storage]:
+    yield from opened(url)
+
+
+@pytest.fixture
+def other(url: str) -> Iterator[Storage]:
+    """The storage as another process has it."""
     yield from opened(url)
 
 

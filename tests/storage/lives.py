@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +19,9 @@ COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 LR = FloatDistribution(1e-6, 1e-2, log=True)
+
+Copy = Callable[[], AbstractContextManager[str]]
+"""Makes a storage with nothing in it, and gives its URL."""
 
 
 def running(lr: float = 1e-3, **changes: Any) -> FrozenTrial:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -45,20 +45,10 @@ from hpo.storage.workers import Worker, has_ended, this_worker
 
 DEADLINE_S = 60.0
 
-Copy = Callable[[], AbstractContextManager[str]]
-
 
 @pytest.fixture
-def url(copy: Copy) -> Iterator[str]:
-    with copy() as url:
-        yield url
-
-
-@pytest.fixture
-def other(url: str) -> Iterator[Storage]:
-    """The storage as another process has it."""
-    with closing(open_storage(url)) as storage:
-        yield storage
+def url(blank_url: str) -> str:
+    return blank_url
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import optuna
@@ -27,6 +27,7 @@ from lives import (
     PRUNED,
     RUNNING,
     WAITING,
+    Copy,
     ids,
     lived_in,
     row_counts,
@@ -49,21 +50,10 @@ WATCHED_S = 0.5
 DEADLINE_S = 30
 REUSED = "SQLite gives the id of a deleted row to the next one, in plain Optuna's storage too"
 
-Copy = Callable[[], AbstractContextManager[str]]
-
 
 @pytest.fixture
-def url(copy: Copy) -> Iterator[str]:
-    with copy() as url:
-        yield url
-
-
-@pytest.fixture
-def other(url: str) -> Iterator[Storage]:
-    """The storage as another process has it."""
-    storage = open_storage(url)
-    yield storage
-    storage.close()
+def url(blank_url: str) -> str:
+    return blank_url
 
 
 @pytest.fixture(scope="module")

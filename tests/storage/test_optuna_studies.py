@@ -10,7 +10,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
@@ -27,6 +26,7 @@ from lives import (
     PRUNED,
     RUNNING,
     WAITING,
+    Copy,
     ids,
     lived_in,
     row_counts,
@@ -44,21 +44,10 @@ from hpo.storage import Ending, Storage, load_study, open_storage
 
 DEADLINE_S = 30
 
-Copy = Callable[[], AbstractContextManager[str]]
-
 
 @pytest.fixture
-def url(copy: Copy) -> Iterator[str]:
-    with copy() as url:
-        yield url
-
-
-@pytest.fixture
-def other(url: str) -> Iterator[Storage]:
-    """The storage as another process has it."""
-    storage = open_storage(url)
-    yield storage
-    storage.close()
+def url(blank_url: str) -> str:
+    return blank_url
 
 
 # --- Heartbeats, as Optuna has them ---

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy as copy_module
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
@@ -15,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lives import Copy, texts
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -61,9 +61,6 @@ def rows(url: str) -> dict[str, list[dict[str, Any]]]:
         for table in found.keys() - {"studies", "trials", "alembic_version"}:
             found[table] = [dict(list(row.items())[1:]) for row in found[table]]
     return found
-
-
-Copy = Callable[[], AbstractContextManager[str]]
 
 
 def both(plain: str, ours: str) -> Iterator[tuple[optuna.storages.RDBStorage, int]]:
@@ -162,8 +159,7 @@ def test_any_trials_are_written_and_read_as_plain_optuna_does(templates: list[Fr
                 created = storage.create_trials(study_id, templates)
                 read = storage.get_all_trials(study_id)
                 theirs = optuna.storages.RDBStorage(storage.url)
-                # repr, because NaN is not equal to itself.
-                assert by_name(read) == by_name(theirs.get_all_trials(study_id)) == by_name(created)
+                assert texts(read) == texts(theirs.get_all_trials(study_id)) == texts(created)
                 assert [repr(storage.get_trial(i)) for i in ids(read)] == [repr(trial) for trial in read]
                 theirs.remove_session()
                 theirs.engine.dispose()
@@ -171,13 +167,6 @@ def test_any_trials_are_written_and_read_as_plain_optuna_does(templates: list[Fr
                 for template in templates:
                     plainly_created(storage, study_id, template)
         assert rows(ours) == rows(plain)
-
-
-def by_name(trials: list[FrozenTrial]) -> list[str]:
-    """The trials as text, whatever the order of their dictionaries."""
-    return [
-        repr({k: sorted(v.items()) if isinstance(v, dict) else v for k, v in vars(trial).items()}) for trial in trials
-    ]
 
 
 def test_trials_are_numbered_on_from_those_there_are(storage: Storage, study_id: int) -> None:

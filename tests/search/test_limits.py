@@ -1,0 +1,245 @@
+"""A study's own limits: after its time, or too many trials that were no better, nothing begins any more."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, tree, trials_of
+
+from hpo.errors import StudyFileError
+from hpo.search.events import EpochEnded, Event, PopulationStarted, StudyEnded
+from hpo.search.history import History
+from hpo.search.launch import join, submit
+from hpo.search.loop import Search
+from hpo.search.space import distributions
+from hpo.storage import STATE, WHY, Storage, StudyState, load_study, open_storage, open_summaries, set_state, summary
+from hpo.storage.workers import Worker
+from hpo.studyfile import Study, parse_study
+
+HOUR_S = 3600.0
+ELSEWHERE = Worker("elsewhere", 1, 0.0, "another machine")
+COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.FAIL,
+    TrialState.RUNNING,
+    TrialState.WAITING,
+)
+
+
+def limited(study: Study, **limits: float) -> Study:
+    written = study.resolved()
+    return parse_study({**written, "search": {**written["search"], **limits}}, "studies/tiny.toml")
+
+
+def reason(events: Sequence[Event]) -> str:
+    assert isinstance(events[-1], StudyEnded)
+    return events[-1].reason
+
+
+def attrs(storage: Storage) -> dict[str, Any]:
+    return load_study(storage, "tiny").user_attrs
+
+
+def begun_earlier(storage: Storage, seconds: float) -> None:
+    """Let the study have begun so long ago."""
+    began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
+    run = {**attrs(storage)["hpo:run"], "began": began.isoformat(timespec="seconds")}
+    storage.change_study(summary(storage, "tiny").study_id, {"hpo:run": run})
+
+
+def joined(storage: Storage, on_event: Any = lambda event: None) -> Search:
+    return join("tiny", storage, device="cpu", on_event=on_event, stop=threading.Event())
+
+
+# --- Time ---
+
+
+def test_after_its_time_nothing_begins_and_what_waits_stays_waiting(
+    uninterrupted: list[FrozenTrial], storage: Storage
+) -> None:
+    study = limited(STUDY, timeout=HOUR_S)
+    assert reason(search(study, storage, stop_at=after_epochs(4))) == "interrupted"
+    begun_earlier(storage, HOUR_S + 1)
+    before = trials_of(storage)
+    assert states(before) == [COMPLETE] + [WAITING] * 3
+    events = search(study, storage)
+    assert reason(events) == "timeout"
+    assert not any(isinstance(event, PopulationStarted) for event in events)
+    assert trials_of(storage) == before
+    assert (attrs(storage)[STATE], attrs(storage)[WHY]) == ("ended", "timeout")
+    assert open_summaries(storage) == []
+
+    longer = limited(STUDY, timeout=3 * HOUR_S)
+    submit(longer, storage, extend=True)
+    assert [each.name for each in open_summaries(storage)] == ["tiny"]
+    assert reason(search(longer, storage)) == "finished"
+    check_like(trials_of(storage), uninterrupted)
+    assert attrs(storage)[WHY] == "finished"
+
+
+def test_what_runs_when_the_time_is_over_is_finished(storage: Storage) -> None:
+    submit(limited(STUDY, timeout=HOUR_S), storage)
+
+    def take(event: Event) -> None:
+        if isinstance(event, EpochEnded):
+            found.began -= datetime.timedelta(hours=2)
+
+    found = joined(storage, take)
+    assert found.step()
+    assert states(trials_of(storage)) == [COMPLETE] * 4
+    assert not found.step()
+    assert found.over() == "timeout"
+    assert states(trials_of(storage)) == [COMPLETE] * 4
+
+
+def test_the_time_runs_from_the_first_launch_pauses_and_restarts_included(storage: Storage) -> None:
+    study = limited(STUDY, timeout=HOUR_S)
+    submit(study, storage)
+    assert "hpo:run" not in attrs(storage), "while nobody works on it, its time has not begun"
+    search(study, storage, stop_at=after_epochs(1))
+    began = attrs(storage)["hpo:run"]["began"]
+    set_state(storage, summary(storage, "tiny").study_id, StudyState.PAUSED)
+    set_state(storage, summary(storage, "tiny").study_id, StudyState.OPEN)
+    search(study, storage, stop_at=after_epochs(1))
+    assert attrs(storage)["hpo:run"]["began"] == began
+    begun_earlier(storage, HOUR_S + 1)
+    assert reason(search(study, storage)) == "timeout"
+
+
+def test_a_study_that_has_its_trials_is_finished_however_old_it_is(storage: Storage) -> None:
+    study = limited(study_of(search={"trials": 4}), timeout=HOUR_S)
+    assert reason(search(study, storage)) == "finished"
+    begun_earlier(storage, 2 * HOUR_S)
+    assert reason(search(study, storage)) == "finished"
+    assert attrs(storage)[WHY] == "finished"
+
+
+def test_a_study_ends_when_others_have_finished_what_they_train(storage: Storage) -> None:
+    study = limited(STUDY, timeout=HOUR_S)
+    submit(study, storage)
+    found = joined(storage)
+    found.began -= datetime.timedelta(hours=2)
+    other = open_storage(storage.location.full_url)
+    other.worker = ELSEWHERE
+    template = create_trial(
+        state=RUNNING, params={"dropout": 0.1, "hidden": "[8]", "lr": 0.1}, distributions=distributions(study)
+    )
+    waits = create_trial(state=WAITING, params=template.params, distributions=template.distributions)
+    held, _ = other.create_trials(load_study(other, "tiny")._study_id, [template, waits])
+    assert not found.step()
+    assert found.over() is None
+    assert STATE not in attrs(storage)
+    other.requeue([held._trial_id])
+    assert not found.step()
+    assert found.over() == "timeout"
+    assert states(trials_of(storage)) == [WAITING, WAITING]
+    other.close()
+
+
+@pytest.mark.parametrize("key", ["timeout", "patience"])
+@pytest.mark.parametrize("value", [0, -1, "soon", True, float("nan"), float("inf")])
+def test_a_limit_that_means_nothing_is_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(StudyFileError, match=rf"^studies/tiny.toml: search.{key}: "):
+        parse_study(tree(search={key: value}), "studies/tiny.toml")
+
+
+def test_limits_are_not_set_unless_the_file_sets_them() -> None:
+    found = study_of().resolved()["search"]
+    assert (found.get("timeout"), found.get("patience")) == (None, None)
+
+
+# --- No improvement ---
+
+
+def since_best(trials: Sequence[FrozenTrial], minimize: bool) -> int:
+    """Written out: the trials that count behind the first that none is better than."""
+    best = -1
+    for trial in trials:
+        if trial.state != COMPLETE:
+            continue
+        if best < 0 or (trial.value < trials[best].value if minimize else trial.value > trials[best].value):
+            best = trial.number
+    return sum(trial.state in (COMPLETE, PRUNED) for trial in trials[best + 1 :])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[FrozenTrial]:
+    found = []
+    kinds = st.sampled_from([COMPLETE, COMPLETE, PRUNED, FAIL, RUNNING, WAITING])
+    for number, state in enumerate(draw(st.lists(kinds, max_size=12))):
+        value = (
+            draw(st.sampled_from([0.0, -0.5, 0.25, 0.5, float("inf"), float("-inf")])) if state == COMPLETE else None
+        )
+        space = distributions(study_of())
+        trial = create_trial(state=state, value=value, params={"lr": 0.001 * (number + 1)}, distributions=space)
+        trial.number, trial._trial_id = number, number + 10
+        found.append(trial)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(trials=histories(), metric=st.sampled_from(["val_loss", "val_accuracy"]), known=st.integers(0, 12))
+def test_completed_and_pruned_trials_behind_the_best_are_counted(
+    trials: list[FrozenTrial], metric: str, known: int
+) -> None:
+    study = study_of(search={"metric": metric})
+    assert History(study, trials).since_best == since_best(trials, metric == "val_loss")
+    grown = History(study, trials[:known])
+    grown.sync(trials[known:])
+    assert grown.since_best == since_best(trials, metric == "val_loss")
+
+
+@pytest.mark.parametrize("metric", ["val_loss", "val_accuracy"])
+@pytest.mark.parametrize(("population", "patience"), [(1, 2), (3, 2)])
+def test_a_study_ends_after_as_many_trials_that_were_no_better(
+    population: int, patience: int, metric: str, storage: Storage
+) -> None:
+    study = study_of(
+        training={"epochs": 1}, search={"trials": 12, "population": population, "metric": metric, "patience": patience}
+    )
+    events = search(study, storage)
+    trials = trials_of(storage)
+    check_whole(trials, len(trials))
+    # It looked before each population, and nowhere but at the end was it enough.
+    looked = range(population, len(trials) + 1, population)
+    enough = [count for count in looked if since_best(trials[:count], metric == "val_loss") >= patience]
+    assert enough == ([len(trials)] if len(trials) < 12 else enough[:1])
+    assert reason(events) == ("no improvement" if len(trials) < 12 else "finished") or enough
+    assert attrs(storage)[WHY] == reason(events)
+
+
+def test_patience_can_be_raised_and_the_study_goes_on(storage: Storage) -> None:
+    def study(patience: int | None) -> Study:
+        search = {"trials": 12, "population": 1, **({} if patience is None else {"patience": patience})}
+        return study_of(training={"epochs": 1}, search=search)
+
+    assert reason(search(study(1), storage)) == "no improvement"
+    first = trials_of(storage)
+    assert len(first) < 12
+    assert reason(search(study(1), storage)) == "no improvement"
+    assert trials_of(storage) == first
+    search(study(2), storage, extend=True)
+    assert len(trials_of(storage)) > len(first)
+    assert reason(search(study(None), storage, extend=True)) == "finished"
+    check_whole(trials_of(storage), 12)
+    assert trials_of(storage)[: len(first)] == first
+
+
+def test_failed_trials_do_not_try_patience(storage: Storage) -> None:
+    """Trials whose loss is not finite fail: none of them is a trial that was no better."""
+    study = study_of(
+        optimizer={"lr": {"low": 1e30, "high": 1e35, "log": True}},
+        training={"epochs": 1, "precision": "float32"},
+        search={"trials": 4, "population": 1, "patience": 1},
+    )
+    events = search(study, storage)
+    assert states(trials_of(storage)) == [FAIL] * 4
+    assert reason(events) == "finished"

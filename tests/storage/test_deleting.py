@@ -1,0 +1,283 @@
+"""Deleting a study: all of it goes, whoever works on it, nothing else does, and what comes late changes nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from lives import COMPLETE, FAIL, MAXIMIZE, RUNNING, WAITING, ids, lived_in, row_counts, running, states, texts
+from optuna.storages import RDBStorage, _CachedStorage
+from optuna.storages._rdb import models
+
+from hpo.errors import StudyClosedError
+from hpo.storage import (
+    Ending,
+    Gate,
+    Storage,
+    StudyState,
+    check_open,
+    end_study,
+    load_study,
+    retake,
+    running_trials,
+    set_state,
+    study_names,
+    unfinished,
+)
+from hpo.storage.connections import write
+
+DEADLINE_S = 60.0
+# How long a thread that should wait for another is watched waiting.
+WATCHED_S = 0.5
+# A race is run so often that each order of two transactions occurs.
+ROUNDS = 10
+
+Way = Callable[[Storage, str], None]
+WAYS: dict[str, Way] = {
+    "storage": lambda storage, name: storage.delete_study(storage.get_study_id_from_name(name)),
+    "cached": lambda storage, name: _CachedStorage(storage).delete_study(storage.get_study_id_from_name(name)),
+    "optuna": lambda storage, name: optuna.delete_study(study_name=name, storage=storage),
+}
+
+
+@pytest.fixture
+def url(blank_url: str) -> str:
+    return blank_url
+
+
+@pytest.fixture(params=WAYS)
+def delete(request: pytest.FixtureRequest) -> Way:
+    return WAYS[request.param]
+
+
+def everything(storage: Storage) -> dict[str, list[str]]:
+    """Every row of Optuna's tables, as text."""
+    with storage.engine.connect() as connection:
+        return {
+            table.name: sorted(map(repr, connection.execute(sa.select(table))))
+            for table in models.BaseModel.metadata.sorted_tables
+        }
+
+
+def test_nothing_of_a_study_is_left_and_the_others_are_as_they_were(
+    delete: Way, storage: Storage, other: Storage
+) -> None:
+    lived_in(storage, "before")
+    before_it = everything(storage)
+    doomed = lived_in(storage, "doomed")
+    set_state(storage, doomed, StudyState.STOPPED, "enough")
+    with_it = everything(storage)
+    assert [name for name in with_it if with_it[name] == before_it[name]] == ["version_info"], "each table has some"
+    delete(other, "doomed")
+    assert everything(storage) == before_it
+    later = lived_in(storage, "later")
+    delete(other, "before")
+    assert study_names(storage) == ["later"]
+    assert states(storage.get_all_trials(later)) == [COMPLETE, RUNNING]
+
+
+def test_every_table_of_optunas_is_empty_once_the_only_study_is_deleted(delete: Way, storage: Storage) -> None:
+    lived_in(storage, "digits")
+    assert len(row_counts(storage)) == len(models.BaseModel.metadata.sorted_tables)
+    delete(storage, "digits")
+    assert row_counts(storage).keys() == {"version_info"}
+
+
+def test_what_plain_optuna_made_of_several_objectives_is_deleted(delete: Way, storage: Storage) -> None:
+    study = optuna.create_study(storage=storage, study_name="plain", directions=["minimize", "maximize"])
+    study.enqueue_trial({"x": 1})
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), trial.suggest_int("n", 1, 3)), n_trials=3)
+    asked = study.ask()
+    asked.report(0.5, 1) if len(study.directions) == 1 else storage.set_trial_intermediate_value(
+        asked._trial_id, 1, 0.5
+    )
+    delete(storage, "plain")
+    assert row_counts(storage).keys() == {"version_info"}
+
+
+def test_where_there_is_no_study_a_key_error_says_so(delete: Way, storage: Storage) -> None:
+    kept = lived_in(storage, "kept")
+    before = everything(storage)
+    with pytest.raises(KeyError):
+        delete(storage, "never there")
+    with pytest.raises(KeyError):
+        storage.delete_study(kept + 1000)
+    assert everything(storage) == before
+
+
+def test_a_study_that_is_deleted_twice_is_missed_the_second_time(storage: Storage, other: Storage) -> None:
+    study_id = lived_in(storage, "digits")
+    other.delete_study(study_id)
+    for each in (storage, other):
+        with pytest.raises(KeyError):
+            each.delete_study(study_id)
+
+
+def test_what_cannot_be_deleted_whole_is_not_deleted_at_all(file_storage: Storage) -> None:
+    study_id = lived_in(file_storage, "digits")
+    before = everything(file_storage)
+    with file_storage.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER kept BEFORE DELETE ON studies BEGIN SELECT RAISE(ABORT, 'it stays'); END"
+        )
+    with pytest.raises(Exception, match="it stays"):
+        file_storage.delete_study(study_id)
+    assert everything(file_storage) == before
+
+
+def test_the_name_is_free_again(delete: Way, storage: Storage, other: Storage) -> None:
+    lived_in(storage, "digits")
+    delete(other, "digits")
+    study_id = lived_in(storage, "digits")
+    assert texts(load_study(other, "digits").trials) == texts(storage.get_all_trials(study_id))
+    assert len(load_study(other, "digits").trials) == 2
+
+
+def test_more_trials_than_a_database_takes_as_parameters_are_deleted(storage: Storage) -> None:
+    with storage.engine.begin() as connection:
+        insert = sa.insert(models.StudyModel).values(study_name="digits").returning(models.StudyModel.study_id)
+        study_id = connection.execute(insert).scalar_one()
+        trial = {"study_id": study_id, "state": WAITING}
+        connection.execute(sa.insert(models.TrialModel), [{"number": number, **trial} for number in range(33_000)])
+    storage.delete_study(study_id)
+    assert row_counts(storage).keys() == {"version_info"}
+
+
+def is_deleted(act: Callable[[], object]) -> bool:
+    """Whether it is told that the study was deleted."""
+    with pytest.raises(StudyClosedError) as caught:
+        act()
+    return caught.value.how == "deleted"
+
+
+LATE: dict[str, Callable[[Storage, Gate, list[int]], Any]] = {
+    "report": lambda s, gate, found: s.report(2, dict.fromkeys(found, 0.5)) == set(found),
+    "finish": lambda s, gate, found: s.finish([Ending(i, FAIL) for i in found]) == set(found),
+    "requeue": lambda s, gate, found: s.requeue(found, {i: {"late": 1} for i in found}) == set(found),
+    "beat": lambda s, gate, found: s.beat() is None,
+    "claim": lambda s, gate, found: s.claim(found, 9) == [],
+    "end": lambda s, gate, found: is_deleted(lambda: end_study(s, gate, "finished")),
+    "pause": lambda s, gate, found: set_state(s, gate.study_id, StudyState.PAUSED) == 0,
+    "look": lambda s, gate, found: (running_trials(s, gate.study_id), unfinished(s, gate.study_id)) == ([], 0),
+}
+
+
+@pytest.mark.parametrize("late", LATE)
+def test_a_worker_that_comes_late_changes_nothing(late: str, storage: Storage, other: Storage) -> None:
+    gate = Gate(storage.create_study("digits", MAXIMIZE, {}), "digits", {})
+    held = ids(storage.create_trials(gate.study_id, [running(), running()], 0, gate))
+    storage.report(1, dict.fromkeys(held, 0.25))
+    lost = running_trials(storage)
+    other.delete_study(gate.study_id)
+    # On SQLite another study gets the ids of the deleted one, and its trials those of the deleted ones.
+    heir = other.create_study("heir", MAXIMIZE, {})
+    (theirs,) = ids(other.create_trials(heir, [running()]))
+    if gate.study_id != heir:
+        before = everything(storage)
+        assert LATE[late](storage, gate, held)
+        assert everything(storage) == before
+    elif late in ("report", "finish", "requeue", "beat"):
+        before = everything(storage)
+        assert LATE[late](storage, gate, held)
+        assert everything(storage) == before
+        assert retake(storage, lost) == (set(), set())
+        assert everything(storage) == before
+    assert other.report(1, {theirs: 0.5}) == set()
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        lambda s, study_id: s.change_study(study_id, {"late": 1}),
+        lambda s, study_id: s.settle(study_id, "late", 1),
+        lambda s, study_id: s.create_trials(study_id, [running()]),
+        lambda s, study_id: s.read(study_id, -1, (), None),
+    ],
+    ids=["change_study", "settle", "create_trials", "read"],
+)
+def test_a_call_for_a_deleted_study_misses_it_or_finds_nothing(
+    late: Callable[[Storage, int], object], storage: Storage, other: Storage
+) -> None:
+    """As Optuna's own calls do, and not with an error of the database."""
+    study_id = lived_in(storage, "digits")
+    other.delete_study(study_id)
+    before = everything(storage)
+    try:
+        found = late(storage, study_id)
+    except (KeyError, StudyClosedError):
+        found = []
+    assert found == []
+    assert everything(storage) == before
+
+
+def test_who_is_late_waits_for_the_deletion_and_finds_the_study_gone(storage: Storage, other: Storage) -> None:
+    gate = Gate(storage.create_study("digits", MAXIMIZE, {"file": "1"}), "digits", {"file": "1"})
+    held = ids(storage.create_trials(gate.study_id, [running()], 0, gate))
+    with ThreadPoolExecutor(1) as pool:
+        with write(storage.engine) as connection:
+            gate.check(connection)
+            deleted = pool.submit(other.delete_study, gate.study_id)
+            with pytest.raises(FutureTimeoutError):
+                deleted.result(WATCHED_S)
+        deleted.result(DEADLINE_S)
+    with pytest.raises(StudyClosedError, match="study 'digits' was deleted") as caught:
+        check_open(storage, gate)
+    assert caught.value.how == "deleted"
+    assert storage.report(1, dict.fromkeys(held, 0.5)) == set(held)
+
+
+def test_whatever_happens_at_the_same_time_nothing_is_left(
+    storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors: list[BaseException] = []
+
+    def attempt(barrier: threading.Barrier, call: Callable[[], object]) -> None:
+        barrier.wait(DEADLINE_S)
+        try:
+            call()
+        except StudyClosedError:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test says so
+            errors.append(error)
+
+    for round_ in range(ROUNDS):
+        gate = Gate(storage.create_study(f"digits {round_}", MAXIMIZE, {"file": "1"}), "digits", {"file": "1"})
+        waiting = ids(storage.create_trials(gate.study_id, [running(state=WAITING)] * 8))
+        held = ids(storage.create_trials(gate.study_id, [running() for _ in range(8)]))
+        calls: list[Callable[[], object]] = [
+            lambda gate=gate: other.delete_study(gate.study_id),
+            lambda gate=gate, waiting=waiting: storage.claim(waiting, 4, gate),
+            lambda gate=gate: storage.create_trials(gate.study_id, [running()], None, gate),
+            lambda held=held: storage.report(1, dict.fromkeys(held[::-1], 0.5)),
+            lambda held=held: storage.finish([Ending(i, COMPLETE, 0.5) for i in held[::-2]]),
+            storage.beat,
+            lambda gate=gate: set_state(storage, gate.study_id, StudyState.PAUSED),
+        ]
+        barrier = threading.Barrier(len(calls))
+        with ThreadPoolExecutor(len(calls)) as pool:
+            list(pool.map(attempt, [barrier] * len(calls), calls, timeout=DEADLINE_S))
+        assert errors == []
+        assert row_counts(storage).keys() == {"version_info"}
+        storage.requeue(storage.claims)
+    assert caplog.text == ""
+
+
+def test_plain_optuna_sees_that_the_study_is_gone(storage: Storage, other: Storage) -> None:
+    lived_in(storage, "digits")
+    plain = RDBStorage(storage.location.full_url, skip_table_creation=True)
+    try:
+        study = optuna.load_study(study_name="digits", storage=plain)
+        assert len(study.trials) == 2
+        other.delete_study(study._study_id)
+        assert optuna.get_all_study_names(plain) == []
+        with pytest.raises(KeyError):
+            optuna.load_study(study_name="digits", storage=plain)
+    finally:
+        plain.remove_session()
+        plain.engine.dispose()

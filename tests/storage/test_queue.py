@@ -1,0 +1,758 @@
+"""The queue: closed studies give out no trials, whoever asks, whenever; a pause leaves nothing of hpo's running."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from lives import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, row_counts, running, states
+from optuna.trial import TrialState
+from postgresql_server import Server
+
+from hpo.errors import StudyClosedError
+from hpo.storage import (
+    ATTEMPTS,
+    PRIORITY,
+    STATE,
+    WHY,
+    Ending,
+    Gate,
+    Storage,
+    StudyState,
+    attempt,
+    check_open,
+    end_study,
+    last_epochs,
+    open_storage,
+    open_summaries,
+    paces,
+    retry,
+    set_state,
+    state_of,
+    summaries,
+)
+from hpo.storage.connections import TransientError, write
+from hpo.storage.rows import HEARTBEATS
+
+OPEN, PAUSED, STOPPED, ENDED = StudyState
+FILE = "hpo:study"
+DEADLINE_S = 60.0
+# How long a thread that should wait for another is watched waiting.
+WATCHED_S = 0.5
+# Races are run so often that each order of two transactions occurs.
+ROUNDS = 15
+EXAMPLES, STEPS = 12, 25
+
+
+@pytest.fixture
+def url(blank_url: str) -> str:
+    return blank_url
+
+
+def made(storage: Storage, file: str = "file", name: str = "digits") -> Gate:
+    """A new study, and the gate of a process that knows it as it is."""
+    return Gate(storage.create_study(name, MAXIMIZE, {FILE: file}), name, {FILE: file})
+
+
+def closed_by(call: Callable[[], object]) -> str:
+    with pytest.raises(StudyClosedError) as caught:
+        call()
+    assert str(caught.value).isprintable()
+    return caught.value.how
+
+
+def attrs(storage: Storage, gate: Gate) -> dict[str, Any]:
+    return storage.get_study_user_attrs(gate.study_id)
+
+
+def at_once(*calls: Callable[[], object]) -> list[object]:
+    """Make calls in threads that set out together; return their answers, or how the study was found closed."""
+    barrier = threading.Barrier(len(calls))
+
+    def make(call: Callable[[], object]) -> object:
+        barrier.wait(DEADLINE_S)
+        try:
+            return call()
+        except StudyClosedError as closed:
+            return closed.how
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [made.result(DEADLINE_S) for made in [pool.submit(make, call) for call in calls]]
+
+
+# --- What a state means ---
+
+
+def close(storage: Storage, gate: Gate, how: str) -> None:
+    match how:
+        case "paused":
+            set_state(storage, gate.study_id, PAUSED)
+        case "stopped":
+            set_state(storage, gate.study_id, STOPPED)
+        case "changed":
+            storage.change_study(gate.study_id, {FILE: "another"})
+        case "deleted":
+            storage.delete_study(gate.study_id)
+
+
+WAYS = ["paused", "stopped", "changed", "deleted"]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_closed_study_gives_out_no_trial(how: str, storage: Storage, other: Storage) -> None:
+    gate = made(storage)
+    waiting = ids(storage.create_trials(gate.study_id, [running(state=WAITING)] * 2, gate=gate))
+    close(other, gate, how)
+    before = row_counts(storage)
+    assert closed_by(lambda: storage.claim(waiting, 2, gate)) == how
+    assert closed_by(lambda: storage.create_trials(gate.study_id, [running()], 2, gate)) == how
+    assert closed_by(lambda: storage.create_trials(gate.study_id, [running(state=WAITING)], None, gate)) == how
+    assert closed_by(lambda: check_open(storage, gate)) == how
+    assert row_counts(storage) == before
+    assert storage.claims == set()
+
+
+@pytest.mark.parametrize("state", [None, OPEN, ENDED])
+def test_an_open_study_and_one_that_ended_give_out_trials(state: StudyState | None, storage: Storage) -> None:
+    gate = made(storage)
+    if state is not None:
+        set_state(storage, gate.study_id, state)
+    assert state_of(attrs(storage, gate)) == (state or OPEN)
+    first, second = ids(storage.create_trials(gate.study_id, [running(), running(state=WAITING)], 0, gate))
+    assert ids(storage.claim([first, second], 2, gate)) == [second]
+
+
+def test_the_refusal_says_why_and_how_to_go_on(storage: Storage) -> None:
+    gate = made(storage)
+    set_state(storage, gate.study_id, PAUSED, "the cluster is needed")
+    with pytest.raises(StudyClosedError) as caught:
+        check_open(storage, gate)
+    assert str(caught.value) == ("study 'digits' is paused (the cluster is needed); go on with `hpo resume digits`")
+
+
+def test_a_priority_or_another_attribute_closes_nothing(storage: Storage) -> None:
+    gate = made(storage)
+    storage.change_study(gate.study_id, {PRIORITY: 5, "note": "x"})
+    check_open(storage, gate)
+
+
+def test_a_study_that_was_changed_and_changed_back_is_what_it_was(storage: Storage) -> None:
+    gate = made(storage)
+    close(storage, gate, "changed")
+    storage.change_study(gate.study_id, {FILE: "file"})
+    check_open(storage, gate)
+
+
+def test_each_study_has_a_state_of_its_own(storage: Storage) -> None:
+    gates = [made(storage, name=state.value) for state in StudyState]
+    for gate, state in zip(gates, StudyState, strict=True):
+        set_state(storage, gate.study_id, state)
+    assert [state_of(each.user_attrs).value for each in summaries(storage)] == [gate.name for gate in gates]
+    made(storage, name="never closed")
+    optuna.create_study(study_name="plain", storage=storage)
+    assert [(each.study_id, each.name) for each in open_summaries(storage)] == [
+        (each.study_id, each.name) for each in summaries(storage) if each.name in ("open", "never closed", "plain")
+    ]
+
+
+def test_a_pause_takes_back_what_workers_train_and_nothing_else(storage: Storage, other: Storage) -> None:
+    gate, elsewhere = made(storage), made(storage, name="mnist")
+    died = {ATTEMPTS: [attempt("died", "killed", storage.worker)]}
+    templates = [running(10**-k, user_attrs={"seed": k}, system_attrs=died) for k in range(3, 7)]
+    ours = ids(storage.create_trials(gate.study_id, templates, 0, gate))
+    theirs = ids(other.create_trials(gate.study_id, [running()], 4, gate))
+    (foreign,) = ids(storage.create_trials(elsewhere.study_id, [running()]))
+    plain = storage.create_new_trial(gate.study_id)
+    storage.create_trials(gate.study_id, [running(state=WAITING), running(state=FAIL)])
+    storage.report(1, dict.fromkeys(ours, 0.5))
+    storage.finish([Ending(ours[0], COMPLETE, 0.5)])
+    assert set_state(other, gate.study_id, PAUSED) == 4
+    assert set_state(other, gate.study_id, PAUSED) == 0
+    trials = storage.get_all_trials(gate.study_id)
+    assert states(trials) == [COMPLETE, WAITING, WAITING, WAITING, WAITING, RUNNING, WAITING, FAIL]
+    assert trials[5]._trial_id == plain
+    for trial, template in zip(trials[1:4], templates[1:], strict=True):
+        assert (trial.params, trial.user_attrs, trial.system_attrs) == (template.params, template.user_attrs, died)
+        assert (trial.intermediate_values, trial.datetime_start) == ({}, None)
+    assert trials[0].intermediate_values == {1: 0.5}
+    assert storage.get_trial(foreign).state == RUNNING
+    assert row_counts(storage)["trial_heartbeats"] == 1
+    check_late_calls(storage, ours[1:], gate)
+    check_late_calls(other, theirs, gate)
+    set_state(other, gate.study_id, OPEN)
+    assert ids(other.claim(ours, 9, gate)) == ours[1:]
+    check_late_calls(storage, ours[1:], gate)
+
+
+def check_late_calls(storage: Storage, trial_ids: list[int], gate: Gate) -> None:
+    """What a storage object had claimed, and lost, it cannot change, by whatever call comes first."""
+    claims = dict(storage._claims)
+    before = repr(storage.get_all_trials(gate.study_id)), row_counts(storage)
+    late: list[Callable[[], set[int]]] = [
+        lambda: storage.report(2, dict.fromkeys(trial_ids, 0.25)),
+        lambda: storage.finish([Ending(trial_id, FAIL) for trial_id in trial_ids]),
+        lambda: storage.requeue(trial_ids, {trial_id: {"late": 1} for trial_id in trial_ids}),
+    ]
+    for call in late:
+        storage._claims.update(claims)  # as if it were the first call
+        assert call() == set(trial_ids)
+    storage.beat()
+    assert (repr(storage.get_all_trials(gate.study_id)), row_counts(storage)) == before
+
+
+def test_a_stop_lets_what_runs_be_finished(storage: Storage, other: Storage) -> None:
+    gate = made(storage)
+    a, b = ids(storage.create_trials(gate.study_id, [running(), running()], 0, gate))
+    assert set_state(other, gate.study_id, STOPPED, "enough") == 0
+    assert storage.report(1, {a: 0.5, b: 0.25}) == set()
+    assert storage.finish([Ending(a, COMPLETE, 0.5)]) == set()
+    assert storage.requeue([b]) == set()
+    assert states(storage.get_all_trials(gate.study_id)) == [COMPLETE, WAITING]
+    assert closed_by(lambda: storage.claim([b], 1, gate)) == "stopped"
+
+
+@pytest.mark.parametrize("how", ["paused", "stopped", "changed"])
+def test_an_end_is_not_noted_once_the_study_was_closed_or_changed(how: str, storage: Storage, other: Storage) -> None:
+    gate = made(storage)
+    close(other, gate, how)
+    before = attrs(storage, gate)
+    with pytest.raises(StudyClosedError) if how == "changed" else nullcontext():
+        end_study(storage, gate, "finished")
+    assert attrs(storage, gate) == before
+
+
+def test_an_end_is_noted_with_its_reason(storage: Storage) -> None:
+    gate = made(storage)
+    end_study(storage, gate, "timeout")
+    assert attrs(storage, gate) == {FILE: "file", STATE: "ended", WHY: "timeout"}
+    assert open_summaries(storage) == []
+
+
+@pytest.mark.usefixtures("without_reused_ids")
+def test_nothing_is_kept_of_a_state_that_comes_after_the_study(storage: Storage, other: Storage) -> None:
+    gate = made(storage)
+    other.delete_study(gate.study_id)
+    before = row_counts(storage)
+    assert [set_state(storage, gate.study_id, state) for state in StudyState] == [0] * 4
+    with pytest.raises(StudyClosedError):
+        end_study(storage, gate, "finished")
+    assert row_counts(storage) == before
+
+
+@pytest.fixture
+def without_reused_ids(storage: Storage) -> None:
+    """Let a study stand behind all others: SQLite gives only the id of the last row again."""
+    storage.create_study("last", MAXIMIZE, {})
+
+
+# --- Two at once ---
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_study_stays_open_until_the_trials_that_it_gives_out_are_stored(
+    how: str, storage: Storage, other: Storage
+) -> None:
+    gate = made(storage)
+    with ThreadPoolExecutor(1) as pool:
+        with write(storage.engine) as connection:
+            gate.check(connection)
+            closing = pool.submit(close, other, gate, how)
+            with pytest.raises(FutureTimeoutError):
+                closing.result(WATCHED_S)
+        closing.result(DEADLINE_S)
+    assert closed_by(lambda: check_open(storage, gate)) == how
+
+
+def test_a_pause_at_the_same_time_leaves_nothing_running(
+    storage: Storage, other: Storage, third: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = made(storage)
+    for _ in range(ROUNDS):
+        waiting = ids(storage.get_all_trials(gate.study_id))
+        claimed, created, back = at_once(
+            lambda waiting=waiting: storage.claim(waiting, 3, gate),
+            lambda: third.create_trials(gate.study_id, [running(), running(state=WAITING)], None, gate),
+            lambda: set_state(other, gate.study_id, PAUSED),
+        )
+        trials = other.get_all_trials(gate.study_id)
+        assert set(states(trials)) <= {WAITING}
+        assert [trial.number for trial in trials] == list(range(len(trials)))
+        taken = [trial for answer in (claimed, created) if isinstance(answer, list) for trial in answer]
+        assert back == states(taken).count(RUNNING)
+        assert "trial_heartbeats" not in row_counts(other)
+        for late in (storage, third):
+            claims = late.claims
+            assert late.report(1, dict.fromkeys(claims, 0.5)) == claims
+        set_state(other, gate.study_id, OPEN)
+    assert caplog.text == ""
+
+
+@pytest.fixture
+def third(url: str) -> Iterator[Storage]:
+    storage = open_storage(url)
+    yield storage
+    storage.close()
+
+
+def test_a_pause_while_trials_are_reported_and_ended_leaves_each_in_one_state(
+    storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = made(storage)
+    for _ in range(ROUNDS):
+        created = ids(storage.create_trials(gate.study_id, [running() for _ in range(6)], None, gate))
+        ended = created[::-2]
+        lost, *_ = at_once(
+            lambda ended=ended: storage.finish([Ending(trial_id, COMPLETE, 0.5) for trial_id in ended]),
+            lambda created=created: storage.report(1, dict.fromkeys(created[::-1], 0.25)),
+            lambda created=created, ended=ended: storage.requeue(set(created) - set(ended)),
+            lambda: set_state(other, gate.study_id, PAUSED),
+            lambda: quietly(storage.beat),
+        )
+        assert isinstance(lost, set)
+        found = {trial._trial_id: trial for trial in storage.get_all_trials(gate.study_id)}
+        for trial_id in ended:
+            assert found[trial_id].state == (WAITING if trial_id in lost else COMPLETE)
+        assert {found[trial_id].state for trial_id in set(created) - set(ended)} == {WAITING}
+        assert all(trial.intermediate_values == {} for trial in found.values() if trial.state == WAITING)
+        assert "trial_heartbeats" not in row_counts(other)
+        set_state(other, gate.study_id, OPEN)
+    assert caplog.text == ""
+
+
+def quietly(beat: Callable[[], None]) -> None:
+    """A sign of life is not tried again: what it meets is logged here, as a transaction's would be."""
+    try:
+        beat()
+    except TransientError as error:
+        logging.getLogger(__name__).warning("%s", error)
+
+
+def test_signs_of_life_and_a_pause_do_not_stand_in_each_others_way(
+    storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = made(storage)
+    trial_ids = ids(storage.create_trials(gate.study_id, [running(state=WAITING) for _ in range(60)]))
+    for round_ in range(ROUNDS):
+        # In several portions, and not in the order of their ids: so do the heartbeats lie on the disk.
+        for start in range(3):
+            order = trial_ids[start::3] if round_ % 2 else trial_ids[::-1][start::3]
+            storage.claim(order, 60, gate)
+            storage.beat()
+        at_once(
+            lambda: quietly(storage.beat),
+            lambda: quietly(storage.beat),
+            lambda: set_state(other, gate.study_id, PAUSED),
+        )
+        assert set(states(other.get_all_trials(gate.study_id))) == {WAITING}
+        storage.requeue(storage.claims)
+        set_state(other, gate.study_id, OPEN)
+    assert caplog.text == ""
+
+
+def test_processes_that_note_the_end_at_once_do_not_wait_for_each_other(
+    storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = made(storage)
+    for _ in range(ROUNDS):
+        at_once(lambda: end_study(storage, gate, "finished"), lambda: end_study(other, gate, "finished"))
+        assert state_of(attrs(storage, gate)) == ENDED
+        set_state(storage, gate.study_id, OPEN)
+    assert caplog.text == ""
+
+
+def test_an_end_and_a_stop_at_once_leave_the_study_stopped_or_never_ended(
+    storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = made(storage)
+    for _ in range(ROUNDS):
+        at_once(
+            lambda: end_study(storage, gate, "finished"),
+            lambda: set_state(other, gate.study_id, STOPPED, "enough"),
+            lambda: check_open(storage, gate),
+        )
+        assert attrs(storage, gate) == {FILE: "file", STATE: "stopped", WHY: "enough"}
+        set_state(storage, gate.study_id, OPEN)
+    assert caplog.text == ""
+
+
+# --- Any order of what processes do with studies ---
+
+
+@dataclass
+class Trial:
+    """A trial as it has to be: `token` is the claim by which it runs, 0 for plain Optuna's."""
+
+    number: int
+    state: TrialState
+    token: int = 0
+    curve: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
+class Person:
+    """A process: its storage, the gate that it goes by, and its claims (trial id -> token)."""
+
+    storage: Storage
+    gate: Gate
+    claims: dict[int, int] = field(default_factory=dict)
+
+
+class Doors(RuleBasedStateMachine):
+    """Two processes work on a study that is closed, changed and deleted by either of them."""
+
+    who = st.integers(0, 1)
+
+    def __init__(self, storages: tuple[Storage, Storage]) -> None:
+        super().__init__()
+        self.storages = storages
+        self.token = self.file = 0
+        self.gate: Gate | None = None  # as the study is
+        self.state, self.why = OPEN, ""
+        self.trials: dict[int, Trial] = {}
+
+    @initialize()
+    def begin(self) -> None:
+        self.make(0)
+        assert self.gate is not None
+        self.people = [Person(storage, self.gate) for storage in self.storages]
+
+    @precondition(lambda self: self.gate is None)
+    @rule(by=who)
+    def make(self, by: int) -> None:
+        self.file += 1
+        self.gate = made(self.storages[by], f"file {self.file}")
+        self.state, self.why, self.trials = OPEN, "", {}
+
+    def expected(self, person: Person) -> str | None:
+        """How the person finds the study closed."""
+        if self.gate is None or self.gate.study_id != person.gate.study_id:
+            return "deleted"
+        if self.state in (PAUSED, STOPPED):
+            return self.state.value
+        return "changed" if self.gate != person.gate else None
+
+    def passed(self, person: Person, call: Callable[[], Any]) -> Any:
+        """What the call answers, None where it has to be refused, and is."""
+        how = self.expected(person)
+        if how is None:
+            return call()
+        assert closed_by(call) == how
+        return None
+
+    def take(self, person: Person, trial_id: int) -> None:
+        self.token += 1
+        self.trials[trial_id].state = RUNNING
+        self.trials[trial_id].token = person.claims[trial_id] = self.token
+
+    def mine(self, person: Person) -> set[int]:
+        return {
+            i
+            for i, token in person.claims.items()
+            if i in self.trials and (self.trials[i].state, self.trials[i].token) == (RUNNING, token)
+        }
+
+    def wait(self, trial_ids: Iterable[int]) -> None:
+        for trial_id in trial_ids:
+            self.trials[trial_id].state, self.trials[trial_id].curve = WAITING, {}
+
+    # --- What processes do ---
+
+    @rule(
+        who=who, kinds=st.lists(st.sampled_from([RUNNING, WAITING]), max_size=3), off=st.sampled_from([0, 0, None, 1])
+    )
+    def create(self, who: int, kinds: list[TrialState], off: int | None) -> None:
+        person, there = self.people[who], len(self.trials)
+        templates = [running(state=kind) for kind in kinds]
+        first = None if off is None else there + off
+        created = self.passed(
+            person, lambda: person.storage.create_trials(person.gate.study_id, templates, first, person.gate)
+        )
+        if created is None or off:
+            assert not created
+            return
+        for trial_id, (i, kind) in zip(ids(created), enumerate(kinds), strict=True):
+            self.trials[trial_id] = Trial(there + i, kind)
+            if kind == RUNNING:
+                self.take(person, trial_id)
+
+    @rule(who=who, count=st.integers(1, 3))
+    def claim(self, who: int, count: int) -> None:
+        person = self.people[who]
+        if not self.trials:
+            return
+        claimed = self.passed(person, lambda: person.storage.claim(list(self.trials), count, person.gate))
+        if claimed is not None:
+            assert ids(claimed) == [i for i, trial in self.trials.items() if trial.state == WAITING][:count]
+            for trial_id in ids(claimed):
+                self.take(person, trial_id)
+
+    @rule(who=who, step=st.integers(1, 2))
+    def report(self, who: int, step: int) -> None:
+        person = self.people[who]
+        mine = self.mine(person)
+        assert person.storage.report(step, dict.fromkeys(person.claims, 0.5)) == set(person.claims) - mine
+        person.claims = {trial_id: person.claims[trial_id] for trial_id in mine}
+        for trial_id in mine:
+            self.trials[trial_id].curve[step] = 0.5
+
+    @rule(who=who, state=st.sampled_from([COMPLETE, PRUNED, FAIL]), most=st.integers(1, 3))
+    def finish(self, who: int, state: TrialState, most: int) -> None:
+        person = self.people[who]
+        some = sorted(person.claims)[:most]
+        mine = self.mine(person) & set(some)
+        endings = [Ending(trial_id, state, 0.5 if state == COMPLETE else None) for trial_id in some]
+        assert person.storage.finish(endings) == set(some) - mine
+        for trial_id in some:
+            del person.claims[trial_id]
+        for trial_id in mine:
+            self.trials[trial_id].state = state
+
+    @rule(who=who)
+    def requeue(self, who: int) -> None:
+        person = self.people[who]
+        mine = self.mine(person)
+        assert person.storage.requeue(list(person.claims)) == set(person.claims) - mine
+        person.claims = {}
+        self.wait(mine)
+
+    @rule(who=who)
+    def end(self, who: int) -> None:
+        person = self.people[who]
+        expected = self.expected(person)
+        with pytest.raises(StudyClosedError) if expected in ("changed", "deleted") else nullcontext():
+            end_study(person.storage, person.gate, "finished")
+        if expected is None:
+            self.state, self.why = ENDED, "finished"
+
+    @rule(who=who)
+    def learn(self, who: int) -> None:
+        if self.gate is not None:
+            self.people[who].gate = self.gate
+
+    # --- What happens to the study ---
+
+    @precondition(lambda self: self.gate is not None)
+    @rule(by=who, state=st.sampled_from([OPEN, OPEN, PAUSED, STOPPED]), why=st.sampled_from(["", "enough"]))
+    def set(self, by: int, state: StudyState, why: str) -> None:
+        assert self.gate is not None
+        held = [i for i, trial in self.trials.items() if trial.state == RUNNING and trial.token]
+        back = held if state == PAUSED else []
+        assert set_state(self.storages[by], self.gate.study_id, state, why) == len(back)
+        self.state, self.why = state, why
+        self.wait(back)
+
+    @precondition(lambda self: self.gate is not None)
+    @rule(by=who)
+    def change(self, by: int) -> None:
+        assert self.gate is not None
+        self.file += 1
+        self.gate = replace(self.gate, given={FILE: f"file {self.file}"})
+        self.storages[by].change_study(self.gate.study_id, self.gate.given)
+
+    @precondition(lambda self: self.gate is not None)
+    @rule(by=who)
+    def ask_as_plain_optuna(self, by: int) -> None:
+        assert self.gate is not None
+        trial_id = self.storages[by].create_new_trial(self.gate.study_id)
+        self.trials[trial_id] = Trial(len(self.trials), RUNNING)
+
+    @precondition(lambda self: self.gate is not None and self.trials)
+    @rule(by=who)
+    def delete(self, by: int) -> None:
+        assert self.gate is not None
+        self.storages[by].delete_study(self.gate.study_id)
+        self.gate, self.trials = None, {}
+        assert row_counts(self.storages[by]).keys() == {"version_info"}
+
+    @invariant()
+    def everything_is_stored(self) -> None:
+        if self.gate is None:
+            return
+        looker = self.storages[0]
+        stored = looker.get_all_trials(self.gate.study_id)
+        assert [(t._trial_id, t.number, t.state, t.intermediate_values) for t in stored] == [
+            (trial_id, t.number, t.state, t.curve) for trial_id, t in self.trials.items()
+        ]
+        found = attrs(looker, self.gate)
+        assert (found[FILE], state_of(found), found.get(WHY, "")) == (self.gate.given[FILE], self.state, self.why)
+        with looker.engine.connect() as connection:
+            beating = connection.execute(sa.select(HEARTBEATS.c.trial_id)).scalars().all()
+        assert sorted(beating) == [i for i, t in self.trials.items() if t.state == RUNNING and t.token]
+
+    def teardown(self) -> None:
+        for storage in self.storages:
+            storage.requeue(storage.claims)
+        if self.gate is not None:
+            self.storages[0].delete_study(self.gate.study_id)
+
+
+def test_any_order_of_claims_changes_and_closings_leaves_what_the_model_does(storage: Storage, other: Storage) -> None:
+    run_state_machine_as_test(
+        lambda: Doors((storage, other)),
+        settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, print_blob=True),
+    )
+
+
+# --- What is seen of the queue ---
+
+
+def test_the_last_epoch_is_the_highest_step_of_each_trial(storage: Storage) -> None:
+    gate = made(storage)
+    a, b, silent = ids(storage.create_trials(gate.study_id, [running(), running(), running()]))
+    for step in (3, 1, 2):
+        storage.report(step, {a: 0.1})
+    storage.report(7, {b: float("nan")})
+    assert last_epochs(storage, [silent, b, a, 999, a]) == {a: 3, b: 7}
+    assert last_epochs(storage, []) == {}
+
+
+def test_the_last_epochs_of_more_trials_than_a_query_takes_are_found(storage: Storage) -> None:
+    gate = made(storage)
+    many = ids(storage.create_trials(gate.study_id, [running() for _ in range(1001)]))
+    storage.report(4, dict.fromkeys(many, 0.5))
+    assert last_epochs(storage, many) == dict.fromkeys(many, 4)
+
+
+def test_a_pace_counts_what_ended_within_the_window(storage: Storage) -> None:
+    now = datetime.datetime.now()
+
+    def ended(start_s: float, end_s: float, state: TrialState = COMPLETE) -> Any:
+        start, end = (now - datetime.timedelta(seconds=s) for s in (start_s, end_s))
+        value = 0.5 if state == COMPLETE else None
+        trial = running(state=state, value=value)
+        trial.datetime_start, trial.datetime_complete = start, end
+        return trial
+
+    old, young, idle = (made(storage, name=name).study_id for name in ("old", "young", "idle"))
+    storage.create_trials(old, [ended(5000, 4000), *(ended(3700, 100 * k) for k in range(1, 37)), running()])
+    storage.create_trials(young, [ended(100, 50), ended(60, 10), ended(50, 5, FAIL)])
+    storage.create_trials(idle, [ended(9000, 8000), running(), running(state=WAITING)])
+    found = paces(storage, 3600.0)
+    assert found.keys() == {old, young}
+    # Between `now` and the call some seconds may pass: for the old one the oldest trial may have left the window.
+    assert 34 / 3600 <= found[old] <= 36 / 3600
+    assert 3 / (100 + DEADLINE_S) <= found[young] <= 3 / 100
+
+
+# --- Patience ---
+
+
+@pytest.fixture
+def away(server: Server, server_storage: Storage) -> Iterator[Storage]:
+    """A storage whose server is away until the test brings it back, or is over."""
+    server_storage.create_study("digits", MAXIMIZE, {})
+    server.stop()
+    yield server_storage
+    server.start()
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_stop_cuts_the_wait_for_a_server_short(away: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    away.patience.seconds = float("inf")
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(set_state, away, 1, PAUSED)
+        wait_until(lambda: messages(caplog))
+        assert not waits.done()
+        away.patience.stop.set()
+        with pytest.raises(TransientError, match="Connection refused"):
+            waits.result(DEADLINE_S)
+    (said,) = messages(caplog)
+    assert said.endswith("; trying again")  # for how long it does not say: there is no end to it
+    with pytest.raises(TransientError):
+        summaries(away)  # once stopped, nothing is tried again
+    assert messages(caplog) == [said]
+    assert away.patience.spent_s > 0
+
+
+@pytest.fixture
+def brief_absence(server: Server, server_storage: Storage) -> Iterator[Callable[[], None]]:
+    """Takes the server away; the call brings it back, and so does the test's end."""
+    server.stop()
+    back: list[bool] = []
+
+    def bring_back() -> None:
+        back.append(True)
+        server.start()
+
+    yield bring_back
+    if not back:
+        server.start()
+
+
+def test_a_wait_is_told_at_first_and_every_minute_and_when_it_is_over(
+    brief_absence: Callable[[], None],
+    server_storage: Storage,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry, "REMIND_S", 0.01)  # stands for a minute
+    spent = server_storage.patience.spent_s
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(summaries, server_storage)
+        wait_until(lambda: len(messages(caplog)) >= 2)
+        brief_absence()
+        assert waits.result(DEADLINE_S) == []
+    *waiting, over = messages(caplog)
+    assert all(said.endswith("; trying again for up to 120 s") for said in waiting)
+    assert over.startswith("the storage answers again, after ")
+    assert server_storage.patience.spent_s > spent
+    assert not any("\n" in said for said in messages(caplog))
+
+
+def test_what_is_taken_after_a_lost_answer_is_taken_through_the_gate_too(server_storage: Storage) -> None:
+    """The first claim was kept, its answer lost; before the second try another trial waits, and a stop is stored."""
+    gate = made(server_storage)
+    other = open_storage(server_storage.location.full_url)
+    first, second = ids(server_storage.create_trials(gate.study_id, [running(state=WAITING), running()]))
+    tries = []
+
+    def lose(connection: sa.Connection) -> None:
+        """Break the connection once the commit has been kept."""
+        if not tries:
+            tries.append(connection)
+            connection.connection.commit()
+            server_storage.requeue([second])
+            set_state(other, gate.study_id, STOPPED)
+            connection.connection.driver_connection.close()
+
+    sa.event.listen(server_storage.engine, "commit", lose)
+    try:
+        claimed = ids(server_storage.claim([first, second], 2, gate))
+    except StudyClosedError:
+        claimed = []
+    finally:
+        sa.event.remove(server_storage.engine, "commit", lose)
+        other.close()
+    assert second not in claimed
+    assert len(tries) == 1

@@ -1,0 +1,283 @@
+"""The registry: who works on a storage is in it from the first sign of life to the end, and nothing depends on it."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import sqlalchemy as sa
+from bodies import Body
+from lives import MAXIMIZE, ids, lived_in, row_counts, running
+from optuna.storages import RDBStorage
+from postgresql_server import Server
+
+from hpo.storage import Registered, Storage, heartbeats, open_storage, processes, running_trials, study_names
+from hpo.storage.connections import TransientError, write
+from hpo.storage.registry import WORKERS, enter, leave, seen
+from hpo.storage.workers import Worker, this_worker
+
+DEADLINE_S = 60.0
+ELSEWHERE = Worker("elsewhere", 1, 0.0, "another machine", "cuda", "theirs")
+
+
+@pytest.fixture
+def url(blank_url: str) -> str:
+    return blank_url
+
+
+@pytest.fixture
+def body() -> Iterator[Body]:
+    body = Body()
+    yield body
+    body.die()
+
+
+def entered(storage: Storage, worker: Worker) -> None:
+    with write(storage.engine) as connection:
+        enter(connection, worker)
+
+
+def workers(storage: Storage) -> list[Worker]:
+    return [each.worker for each in processes(storage)]
+
+
+def age(storage: Storage, worker: Worker, **hours: int) -> None:
+    """Let a process have begun, or shown its last sign of life, so many hours earlier."""
+    for name, by in hours.items():
+        column = WORKERS.c[name]
+        earlier = {
+            "sqlite": sa.func.datetime(column, f"-{by} hours"),
+            "postgresql": column - sa.text(f"interval '{by} hours'"),
+        }[storage.engine.dialect.name]
+        with storage.engine.begin() as connection:
+            connection.execute(sa.update(WORKERS).where(WORKERS.c.worker_key == worker.key).values({name: earlier}))
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_storage_on_which_nobody_has_worked_has_no_processes(storage: Storage) -> None:
+    assert processes(storage) == []
+    assert "hpo_workers" not in sa.inspect(storage.engine).get_table_names(), "who looks does not write"
+
+
+def test_a_process_is_in_the_registry_while_it_shows_signs_of_life(storage: Storage, other: Storage) -> None:
+    with heartbeats(storage):
+        (found,) = processes(other)
+        assert found.worker == this_worker() == storage.worker
+        # The database's clock on SQLite has whole seconds.
+        assert -1 <= found.silent_s <= found.age_s <= DEADLINE_S
+    assert processes(other) == []
+
+
+def test_a_process_is_in_the_registry_though_it_holds_no_trial(storage: Storage) -> None:
+    with heartbeats(storage):
+        assert running_trials(storage) == []
+        assert workers(storage) == [storage.worker]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("a defect"), KeyboardInterrupt(), SystemExit(1)])
+def test_a_process_leaves_whatever_ends_its_work(failure: BaseException, storage: Storage) -> None:
+    def work() -> None:
+        with heartbeats(storage):
+            assert len(processes(storage)) == 1
+            raise failure
+
+    with pytest.raises(type(failure)):
+        work()
+    assert processes(storage) == []
+
+
+def test_the_device_that_a_process_names_later_is_shown(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "BEAT_S", 0.01)
+    with heartbeats(storage):
+        storage.works_on("cuda:3")
+        wait_until(lambda: [worker.device for worker in workers(storage)] == ["cuda:3"])
+        assert len(processes(storage)) == 1
+
+
+def test_signs_of_life_keep_a_process_young_in_silence_and_old_in_age(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "BEAT_S", 0.01)
+    with heartbeats(storage):
+        age(storage, storage.worker, since=5, seen=2)
+        wait_until(lambda: processes(storage)[0].silent_s < 3600)
+        (found,) = processes(storage)
+    assert 5 * 3600 - 1 <= found.age_s <= 5 * 3600 + DEADLINE_S
+
+
+def test_processes_come_oldest_first_with_their_silence(storage: Storage, body: Body) -> None:
+    near, far = body.worker("cpu"), ELSEWHERE
+    for worker in (near, far):
+        entered(storage, worker)
+    age(storage, near, since=1)
+    age(storage, far, since=3, seen=2)
+    found = processes(storage)
+    assert [each.worker for each in found] == [far, near]
+    assert [round(each.age_s / 3600) for each in found] == [3, 1]
+    assert [round(each.silent_s / 3600) for each in found] == [2, 0]
+
+
+def test_a_process_that_was_killed_is_not_shown_once_it_is_known(storage: Storage, body: Body) -> None:
+    entered(storage, body.worker())
+    assert workers(storage) == [body.worker()]
+    body.die()
+    assert processes(storage) == []
+
+
+def test_another_process_of_the_same_number_is_another(storage: Storage) -> None:
+    earlier = replace(this_worker(), started=this_worker().started - 100)
+    entered(storage, earlier)
+    with heartbeats(storage):
+        assert workers(storage) == [storage.worker]
+        with write(storage.engine) as connection:
+            leave(connection, earlier)
+        assert workers(storage) == [storage.worker]
+
+
+def test_who_comes_in_forgets_those_silent_for_a_day_and_nobody_else(storage: Storage) -> None:
+    long_ago, lately = ELSEWHERE, replace(ELSEWHERE, pid=2)
+    for worker in (long_ago, lately):
+        entered(storage, worker)
+    age(storage, long_ago, since=30, seen=25)
+    age(storage, lately, since=30, seen=23)
+    assert workers(storage) == [long_ago, lately]
+    with heartbeats(storage):
+        assert workers(storage) == [lately, storage.worker]
+
+
+def test_one_that_was_forgotten_and_is_back_is_shown_again(storage: Storage) -> None:
+    with write(storage.engine) as connection:
+        enter(connection, ELSEWHERE)
+        leave(connection, ELSEWHERE)
+        seen(connection, ELSEWHERE)
+    assert workers(storage) == [ELSEWHERE]
+
+
+def test_to_leave_twice_or_without_having_come_is_nothing(storage: Storage) -> None:
+    entered(storage, ELSEWHERE)
+    for _ in range(2):
+        with write(storage.engine) as connection:
+            leave(connection, replace(ELSEWHERE, pid=2))
+            leave(connection, ELSEWHERE)
+    assert processes(storage) == []
+
+
+def test_many_that_come_at_once_make_one_table_and_are_all_in_it(
+    storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    people = [replace(ELSEWHERE, pid=pid) for pid in range(8)]
+    barrier = threading.Barrier(len(people))
+
+    def come(worker: Worker) -> None:
+        barrier.wait(DEADLINE_S)
+        entered(storage if worker.pid % 2 else other, worker)
+
+    with ThreadPoolExecutor(len(people)) as pool:
+        list(pool.map(come, people, timeout=DEADLINE_S))
+    assert sorted(worker.pid for worker in workers(storage)) == list(range(8))
+    assert caplog.text == ""
+
+
+def test_two_pieces_of_work_in_one_process_show_it_until_the_last_is_over(storage: Storage, other: Storage) -> None:
+    with heartbeats(storage):
+        with heartbeats(other):
+            assert workers(storage) == [storage.worker]
+        assert workers(storage) == [storage.worker]
+    assert processes(storage) == []
+
+
+def test_plain_optuna_is_not_disturbed_by_the_registry(storage: Storage) -> None:
+    with heartbeats(storage):
+        lived_in(storage, "digits")
+        plain = RDBStorage(storage.location.full_url)
+        try:
+            assert len(plain.get_all_studies()) == 1
+            plain.delete_study(plain.get_study_id_from_name("digits"))
+        finally:
+            plain.remove_session()
+            plain.engine.dispose()
+        assert row_counts(storage).keys() == {"version_info"}
+        assert workers(storage) == [storage.worker]
+
+
+def test_a_storage_with_a_registry_is_opened_again(storage: Storage) -> None:
+    with heartbeats(storage):
+        again = open_storage(storage.location.full_url)
+        assert workers(again) == [storage.worker]
+        again.close()
+
+
+def test_a_deleted_study_leaves_the_registry_as_it_is(storage: Storage, other: Storage) -> None:
+    study_id = storage.create_study("digits", MAXIMIZE, {})
+    with heartbeats(storage):
+        storage.create_trials(study_id, [running()])
+        other.delete_study(study_id)
+        assert workers(other) == [storage.worker]
+
+
+def test_who_may_change_rows_but_make_no_tables_can_work(server: Server, server_storage: Storage) -> None:
+    """The tables may be the administrator's: nothing depends on the registry."""
+    study_id = server_storage.create_study("digits", MAXIMIZE, {})
+    database = str(server_storage.engine.url.database)
+    server.sql("CREATE ROLE bob LOGIN")
+    try:
+        server.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC", database)
+        server.sql("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO bob", database)
+        server.sql("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO bob", database)
+        access = server.data / "pg_hba.conf"
+        before = access.read_text()
+        access.write_text(f"host all bob 127.0.0.1/32 trust\n{before}")
+        server.sql("SELECT pg_reload_conf()")
+        try:
+            wait_until(lambda: opens(server.url(database, "bob")))
+            storage = open_storage(server.url(database, "bob"))
+            try:
+                with heartbeats(storage):
+                    assert ids(storage.create_trials(study_id, [running()])) != []
+            finally:
+                storage.close()
+        finally:
+            access.write_text(before)
+            server.sql("SELECT pg_reload_conf()")
+    finally:
+        server.sql("DROP OWNED BY bob", database)
+        server.sql("DROP ROLE bob")
+
+
+def opens(url: str) -> bool:
+    try:
+        open_storage(url).close()
+    except TransientError:
+        return False
+    return True
+
+
+def test_a_server_that_goes_away_at_the_end_does_not_hide_what_happened(
+    server: Server, server_storage: Storage
+) -> None:
+    def work() -> None:
+        with heartbeats(server_storage):
+            server.stop()
+            server_storage.patience.stop.set()
+            raise RuntimeError("what happened")
+
+    with pytest.raises(RuntimeError, match="what happened"):
+        work()
+    server.start()
+    assert study_names(server_storage) == []
+    assert [each.worker for each in processes(server_storage)] == [server_storage.worker]
+
+
+def test_a_registered_process_says_who_it_is() -> None:
+    assert str(Registered(ELSEWHERE, 1.0, 0.0).worker) == "process 1 on elsewhere"
