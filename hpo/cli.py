@@ -172,12 +172,11 @@ def submit(
 
     studies = [read_study(f, overrides or (), trials=trials, name=name, population=population) for f in files]
 
-    from hpo.service.control import submitted
+    from hpo.service.control import submit_all
     from hpo.storage import open_storage
 
-    opened = open_storage(storage)
-    for study in studies:
-        print(submitted(study, opened, extend=extend, priority=priority), flush=True)
+    for line in submit_all(studies, open_storage(storage), extend=extend, priority=priority):
+        print(line, flush=True)
 
 
 @app.command()
@@ -287,7 +286,8 @@ def delete(
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{asked} Nobody is there to ask; say --yes")
-        if not typer.confirm(asked, err=True):
+        print(f"{asked} [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise typer.Exit(1)
     print(remove(opened, name))
 

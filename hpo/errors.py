@@ -52,7 +52,11 @@ class StudyClosedError(HpoError):
 
 
 class TrainingError(HpoError):
-    """Training raised the same in one population after another."""
+    """Training raised the same in one population after another: `raised` says what, and how often."""
+
+    def __init__(self, study: str, raised: str) -> None:
+        self.raised = raised
+        super().__init__(f"study '{study}': {raised}; what has not failed waits: launch again to go on")
 
 
 class UsageError(HpoError):

@@ -58,7 +58,7 @@ def states_line(states: Mapping[TrialState, int]) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return the rows, the first of them the heading, as columns two spaces apart."""
-    cells = [[_printable(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(cell_len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join(
         "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -66,7 +66,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return the text without characters that could move a terminal's cursor."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 

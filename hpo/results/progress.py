@@ -34,6 +34,7 @@ from hpo.search.events import (
     PopulationStarted,
     StudyEnded,
     StudyStarted,
+    TrialsFailed,
     WorkersSeen,
 )
 
@@ -140,6 +141,7 @@ class PlainProgress(QuietProgress):
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console)
         self.tally = Tally(clock)
+        self.follows = False  # what other processes do, and nothing of its own
 
     def show(self, event: Event) -> None:
         """Print the study's first line, notes, and each population's outcome."""
@@ -154,6 +156,13 @@ class PlainProgress(QuietProgress):
                 self.line(f"{outcome(event)}; {self.tally.line()}")
             case OthersEnded():
                 self.tally.add(event)
+                if self.follows:
+                    self.line(self.tally.line())
+            case TrialsFailed():
+                self.tally.failed += len(event.members)
+                self.line(f"warning: {failure(event)}")
+            case WorkersSeen():
+                self.follows = True
             case _:
                 pass
 
@@ -170,7 +179,7 @@ class LiveProgress(PlainProgress):
             console=console,
             refresh_per_second=4,
         )
-        self.population: TaskID = self.bars.add_task("population", total=None, text="")
+        self.population: TaskID = self.bars.add_task("population", total=None, text="starting")
         self.study: TaskID = self.bars.add_task("study", total=None, text="")
         self.members = 0
         self.workers: dict[str, TaskID] = {}
@@ -198,7 +207,10 @@ class LiveProgress(PlainProgress):
             case PopulationEnded():
                 self.tally.add(event)
                 self._show_study(0.0)
-            case StudyStarted() | OthersEnded():
+            case OthersEnded():
+                self.tally.add(event)
+                self._show_study(0.0)
+            case StudyStarted():
                 super().show(event)
                 self._show_study(0.0)
             case WorkersSeen():
@@ -250,6 +262,12 @@ def opening(event: StudyStarted) -> str:
         f"{event.study}: {event.trials} trials{resumed}, {event.population} at once on {event.device} "
         f"in {event.precision}, {event.parameters:,} parameters a network"
     )
+
+
+def failure(event: TrialsFailed) -> str:
+    """Return which trials failed, and why."""
+    numbers = ", ".join(map(str, event.members))
+    return f"{'trials' if len(event.members) > 1 else 'trial'} {numbers} failed: {event.why}"
 
 
 def outcome(event: PopulationEnded) -> str:

@@ -76,6 +76,14 @@ class PopulationEnded(Event):
 
 
 @dataclass(frozen=True)
+class TrialsFailed(Event):
+    """These trials (by number) failed without being trained here."""
+
+    members: tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True)
 class OthersEnded(Event):
     """So many trials of the study were ended by other processes since the last such event."""
 

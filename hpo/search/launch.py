@@ -16,14 +16,15 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import TrialState
 
+from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.plan import Plan, plan
-from hpo.search.records import RUN, check_data, gate, open_study, record_change, settle_run, stored_study
+from hpo.search.records import RUN, check_data, gate, kept, open_study, record_change, settle_run, stored_study
 from hpo.search.space import how_many
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import Study
-from hpo.training.devices import describe
+from hpo.training.devices import describe, is_out_of_memory
 from hpo.training.images import DeviceSplit, to_device
 from hpo.training.objective import Objective
 from hpo.training.precision import choose_precision
@@ -32,21 +33,41 @@ from hpo.training.stack import Member
 Listener = Callable[[Event], None]
 
 
-def submit(study: Study, storage: Storage, *, extend: bool = False, priority: int | None = None) -> Plan:
+def submit(
+    study: Study,
+    storage: Storage,
+    *,
+    extend: bool = False,
+    priority: int | None = None,
+    planned: Plan | None = None,
+) -> Plan:
     """Put the study into the storage, for workers to take up; return what it comes to on this machine's CPU.
 
-    One that is there stays as it is, or is extended.
+    One that is there stays as it is, or is extended. `planned` is that already, where the caller has asked for it.
 
     Raises UsageError or StudyFileError (the file, or one that differs from the stored one), DataError and
     StudyBusyError before anything is stored.
     """
-    planned = plan(study, "cpu")
+    planned = planned or plan(study, "cpu")
     _store(study, planned, storage, extend, priority)
     return planned
 
 
-def join(name: str, storage: Storage, *, device: str, on_event: Listener, stop: threading.Event) -> Search:
-    """Return this process's search of a stored study.
+def check_joinable(study: Study, storage: Storage) -> None:
+    """Raise StudyClosedError where the stored study gives out no trials."""
+    check_open(storage, gate(study, load_study(storage, study.name)))
+
+
+def join(
+    name: str,
+    storage: Storage,
+    *,
+    device: str,
+    on_event: Listener,
+    stop: threading.Event,
+    raised_before: list[str] | None = None,
+) -> Search:
+    """Return this process's search of a stored study; `raised_before` is kept up by it, as long as the caller likes.
 
     Raises HpoError where this machine lacks what the study needs, and StudyClosedError where it gives out no trials.
     """
@@ -54,7 +75,7 @@ def join(name: str, storage: Storage, *, device: str, on_event: Listener, stop: 
     study = stored_study(stored)
     planned = plan(study, device)
     check_data(study, planned.images, stored)
-    return _begin(study, stored, planned, storage, on_event, stop)
+    return _begin(study, stored, planned, storage, on_event, stop, raised_before)
 
 
 def launch(
@@ -74,11 +95,11 @@ def launch(
     StudyClosedError where the study is paused or stopped.
     """
     start = time.perf_counter()
-    storage.patience.stop = stop
-    planned = plan(study, device)
-    stored = _store(study, planned, storage, extend)
-    with heartbeats(storage):
-        reason = _begin(study, stored, planned, storage, on_event, stop).run()
+    with storage.patience.until(stop):
+        planned = plan(study, device)
+        stored = _store(study, planned, storage, extend)
+        with heartbeats(storage):
+            reason = _begin(study, stored, planned, storage, on_event, stop).run()
     on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
 
 
@@ -86,8 +107,10 @@ def ended(study: Study, storage: Storage, reason: Reason, seconds: float, on_eve
     """Return the event of the end of a process's work on a study; say what there is to be said of it before."""
     if reason == "space exhausted":
         on_event(Note(f"the search space holds only {how_many(study)}, and there is no other to train"))
-    counts = (0, 0, 0) if reason == "deleted" else counted(study, storage)
-    return StudyEnded(reason, *counts, seconds)
+    try:
+        return StudyEnded(reason, *counted(study, storage), seconds)
+    except UnknownStudyError:
+        return StudyEnded("deleted", 0, 0, 0, seconds)
 
 
 def counted(study: Study, storage: Storage) -> tuple[int, int, int]:
@@ -97,7 +120,7 @@ def counted(study: Study, storage: Storage) -> tuple[int, int, int]:
 
 
 def _store(study: Study, planned: Plan, storage: Storage, extend: bool, priority: int | None = None) -> optuna.Study:
-    stored = open_study(study, planned.images, storage, extend)
+    stored = open_study(study, planned.images, storage, extend, priority)
     record_change(stored, study, storage)
     if priority is not None:
         storage.change_study(stored._study_id, {PRIORITY: priority})
@@ -111,12 +134,18 @@ def _begin(
     storage: Storage,
     on_event: Listener,
     stop: threading.Event,
+    raised_before: list[str] | None = None,
 ) -> Search:
     """Settle what the study's processes have to agree on, and say what is going to be trained."""
     passage = gate(study, stored)
     check_open(storage, passage)
     device_name = describe(planned.device)
-    split = to_device(planned.images, study.data.split_seed, planned.device)
+    try:
+        split = to_device(planned.images, study.data.split_seed, planned.device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise HpoError(f"study '{study.name}': its images do not fit into the memory of {device_name}") from error
     storage.works_on(device_name)
     precision, began = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
     completed, pruned, failed = counted(study, storage)
@@ -136,15 +165,16 @@ def _begin(
     )
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
-    return Search(study, stored, passage, began, storage, objective, planned.population, on_event, stop)
+    said = [] if raised_before is None else raised_before
+    return Search(study, stored, passage, began, storage, objective, planned.population, on_event, stop, said)
 
 
 def _precision(study: Study, stored: optuna.Study, planned: Plan, split: DeviceSplit, on_event: Listener) -> str:
     """Return what "auto" means: what the study began with, or else what is faster here."""
     if study.first.training.precision != "auto":
         return study.first.training.precision
-    if RUN in stored.user_attrs:
-        return str(stored.user_attrs[RUN]["precision"])
+    if run := kept(stored).get(RUN):
+        return str(run["precision"])
     if split.device.type == "mps":
         return "float32"
     members = [Member(number, planned.config, number) for number in range(planned.population)]

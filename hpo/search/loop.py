@@ -22,7 +22,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import StudyClosedError, StudyFileError, TrainingError
-from hpo.search.events import Event, Note, OthersEnded, Reason
+from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
 from hpo.search.history import RUNG, History
 from hpo.search.run import Run
 from hpo.search.space import config_of, distributions
@@ -70,9 +70,9 @@ class Search:
     population: int
     on_event: Callable[[Event], None]
     stop: threading.Event
+    raised_before: list[str] = field(default_factory=list)  # by the last populations, one after the other
     history: History = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
-    _raised: list[str] = field(init=False, default_factory=list)  # by the last populations, one after the other
 
     def __post_init__(self) -> None:
         self.history = History(self.study, self._read(-1, ()))
@@ -97,6 +97,8 @@ class Search:
 
         Raises StudyClosedError where the study gives out no more, or is not what it was.
         """
+        if self.stop.is_set():
+            return False
         try:
             self._take()
             taken = bool(self._running)
@@ -115,7 +117,8 @@ class Search:
         limit = self._limit
         if unfinished(self.storage, self._study_id, waiting=limit is None):  # by now: others may have created the last
             return None
-        reason: Reason = limit or ("finished" if self._missing <= 0 else "space exhausted")
+        has_all = self._missing <= 0 and not (limit and self.history.unfinished)
+        reason: Reason = "finished" if has_all else limit or "space exhausted"
         end_study(self.storage, self.gate, reason)
         return reason
 
@@ -157,7 +160,7 @@ class Search:
         if waiting:
             self.on_event(Note(f"{len(waiting)} trials of a process that ended are trained again"))
         if failed:
-            self.on_event(Note(f"{named(failed)}: failed, because its process died again and again", "warning"))
+            self.on_event(TrialsFailed(tuple(sorted(failed)), "the process that trained them died again and again"))
 
     def _sync(self) -> None:
         """Take note of what other processes have done."""
@@ -185,7 +188,7 @@ class Search:
     def _create(self, count: int) -> list[FrozenTrial]:
         """Ask for new trials and store them, as running; again where another process was faster."""
         space, seed = distributions(self.study), self.study.search.seed
-        while asked := self.history.ask(min(count, self._missing)):
+        while not self.stop.is_set() and (asked := self.history.ask(min(count, self._missing))):
             templates = [
                 create_trial(
                     state=TrialState.RUNNING,
@@ -195,7 +198,11 @@ class Search:
                 )
                 for number, values in asked
             ]
-            created = self.storage.create_trials(self._study_id, templates, asked[0][0], self.gate)
+            try:
+                created = self.storage.create_trials(self._study_id, templates, asked[0][0], self.gate)
+            except BaseException:
+                self.history.forget(asked)
+                raise
             if created:
                 self.history.stored(created)
                 return created
@@ -209,12 +216,12 @@ class Search:
             if self.stop.is_set():
                 return
             raised = Run(self, group).train()
-            self._raised = [*self._raised, raised] if raised and raised in self._raised[-1:] else [raised or ""]
-            if raised and len(self._raised) >= RAISES_IN_A_ROW:
-                raise TrainingError(
-                    f"study '{self.study.name}': training raised the same in {RAISES_IN_A_ROW} populations in a row "
-                    f"({raised}); what has not failed waits: launch again to go on"
-                )
+            if raised not in self.raised_before[-1:]:
+                self.raised_before.clear()
+            self.raised_before.append(raised or "")
+            if raised and len(self.raised_before) >= RAISES_IN_A_ROW:
+                often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({raised})"
+                raise TrainingError(self.study.name, often)
 
     def _members(self) -> list[Member]:
         """Return the running trials as members; fail those whose parameters are not this study's."""
@@ -226,7 +233,10 @@ class Search:
                 endings.append((number, Ending(trial._trial_id, TrialState.FAIL, None, {REASON: str(error)})))
                 continue
             members.append(Member(number, config, member_seed(self.study.search.seed, number)))
-        self.end(endings)
+        lost = self.end(endings)
+        for number, ending in endings:
+            if number not in lost:
+                self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
         return members
 
     def report(self, epoch: int, scores: Mapping[int, float]) -> set[int]:
@@ -281,11 +291,7 @@ class Search:
             del self._running[number]
         if numbers:
             self.on_event(
-                Note(
-                    f"{named(numbers)}: given to another process while this one was silent; what it made of them here "
-                    "is dropped",
-                    "warning",
-                )
+                Note(f"{named(numbers)}: no longer held by this process; what it made of them is dropped", "warning")
             )
         return numbers
 

@@ -6,8 +6,12 @@ Each is a user attribute of the Optuna study, so that the dashboard shows it and
 from __future__ import annotations
 
 import datetime
+import functools
 import json
+import secrets
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -15,8 +19,8 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.study import StudyDirection
 
 from hpo.data import Split
-from hpo.errors import HpoError, StudyBusyError, StudyClosedError, UnknownStudyError, UsageError
-from hpo.storage import STATE, Gate, Storage, StudyState, load_study, running_trials, state_of, summary
+from hpo.errors import HpoError, StudyClosedError, UnknownStudyError, UsageError
+from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import Study, differing_keys, parse_study
 from hpo.studyfile.models import SEARCHABLE, possible_kinds, unused_keys
 from hpo.studyfile.trees import replaced, value_at
@@ -33,8 +37,8 @@ FREE_TO_CHANGE = (
 """Keys that `--extend` may change besides ranges and choices: old and new trials stay comparable."""
 
 
-def open_study(study: Study, split: Split, storage: Storage, extend: bool) -> optuna.Study:
-    """Return the stored study: a new one, or the one of that name if file and data are what they were.
+def open_study(study: Study, split: Split, storage: Storage, extend: bool, priority: int | None = None) -> optuna.Study:
+    """Return the stored study: a new one of that priority, or the one of that name if file and data are what they were.
 
     Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does.
     """
@@ -42,7 +46,7 @@ def open_study(study: Study, split: Split, storage: Storage, extend: bool) -> op
     try:
         stored = load_study(storage, study.name)
     except UnknownStudyError:
-        stored = _create(study, data, storage) or load_study(storage, study.name)
+        stored = _create(study, data, storage, priority) or load_study(storage, study.name)
     _check_change(study, stored_study(stored), extend)
     check_data(study, split, stored)
     return stored
@@ -56,28 +60,22 @@ def record_change(stored: optuna.Study, study: Study, storage: Storage) -> None:
     differences = differing_keys(stored_study(stored), study)
     if not differences:
         return
-    busy = [trial for trial in running_trials(storage, stored._study_id) if not trial.lost]
-    if busy:
-        raise StudyBusyError(
-            f"study '{study.name}' is being searched by {busy[0].worker or 'another process'}, "
-            f"which knows nothing of the change; wait for it, or `hpo pause {study.name}` first"
-        )
     change = {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "trials": sum(summary(storage, study.name).states.values()),
         "changed": differences,
     }
-    changes = [*stored.user_attrs.get(CHANGES, []), change]
-    reopened = {STATE: StudyState.OPEN} if state_of(stored.user_attrs) == StudyState.ENDED else {}
-    storage.change_study(stored._study_id, {CHANGES: changes, STUDY: _text(study), **reopened})
-    _note(stored, study)
+    changes = [*kept(stored).get(CHANGES, []), change]
+    with _unless_deleted(study.name):
+        change_idle_study(storage, stored._study_id, study.name, {CHANGES: changes, STUDY: _text(study)})
+        _note(stored, study)
 
 
 def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
     """Raise HpoError unless these are the images that the stored study began with."""
     data = _data_record(split)
     # Not the test set's size: whether its file is there does not matter to a search.
-    if any(stored.user_attrs[DATA][key] != data[key] for key in ("sha256", "split_sha256")):
+    if any(kept(stored)[DATA][key] != data[key] for key in ("sha256", "split_sha256")):
         raise HpoError(
             f"study '{study.name}': the images of {split.dataset} are not those that it began with "
             "(their SHA-256 differs); bring them back, or start another study with --name"
@@ -89,15 +87,30 @@ def gate(study: Study, stored: optuna.Study) -> Gate:
 
     Raises StudyClosedError where it says something else already.
     """
-    text = stored.user_attrs[STUDY]
-    if differing_keys(_parsed(text, study.name), study):
+    known = {key: value for key, value in kept(stored).items() if key in (STUDY, IDENTITY)}
+    if differing_keys(_parsed(known[STUDY], study.name), study):
         raise StudyClosedError(f"study '{study.name}' was changed by another process", "changed")
-    return Gate(stored._study_id, study.name, {STUDY: text})
+    return Gate(stored._study_id, study.name, known)
+
+
+def kept(stored: optuna.Study) -> dict[str, Any]:
+    """Return the study's user attributes. Raises StudyClosedError where it has been deleted."""
+    with _unless_deleted(stored.study_name):
+        return stored.user_attrs
+
+
+@contextmanager
+def _unless_deleted(name: str) -> Iterator[None]:
+    """Turn the storage's KeyError into what became of the study."""
+    try:
+        yield
+    except KeyError as error:
+        raise StudyClosedError(f"study '{name}' was deleted by another process", "deleted") from error
 
 
 def stored_study(stored: optuna.Study) -> Study:
     """Return the study as its file said when it was stored. Raises HpoError where hpo did not make it."""
-    text = stored.user_attrs.get(STUDY)
+    text = kept(stored).get(STUDY)
     if not isinstance(text, str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
     return _parsed(text, stored.study_name)
@@ -109,16 +122,19 @@ def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: s
     Return the precision and the time, the same for every process.
     """
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    run = storage.settle(stored._study_id, RUN, {"device": device, "precision": precision, "began": began})
+    with _unless_deleted(stored.study_name):
+        run = storage.settle(stored._study_id, RUN, {"device": device, "precision": precision, "began": began})
     return str(run["precision"]), datetime.datetime.fromisoformat(run["began"])
 
 
-def _create(study: Study, data: dict[str, Any], storage: Storage) -> optuna.Study | None:
+def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int | None) -> optuna.Study | None:
     """Return the new study, or None where another process has just made one of that name."""
     minimized = study.search.metric == "val_loss"
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
-        storage.create_study(study.name, direction, {STUDY: _text(study), DATA: data})
+        attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}
+        attrs |= {} if priority is None else {PRIORITY: priority}
+        storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:
         return None
     stored = load_study(storage, study.name)
@@ -188,3 +204,22 @@ def _what_stays(study: Study, other: Study) -> dict[str, Any]:
             if (section, key) not in searched:
                 tree[section].pop(key, None)
     return tree
+
+
+def not_of_hpo(name: str) -> HpoError:
+    """Return the error to raise for a study of which `wanted` is None."""
+    return HpoError(f"study '{name}' was not made by hpo, or its study file cannot be read: no worker can train it")
+
+
+def wanted(user_attrs: Mapping[str, Any]) -> int | None:
+    """Return how many trials a stored study shall have; None where hpo did not make it, or nobody can read its file."""
+    text = user_attrs.get(STUDY)
+    return _trials(text) if isinstance(text, str) else None
+
+
+@functools.lru_cache(maxsize=256)
+def _trials(text: str) -> int | None:
+    try:
+        return int(json.loads(text)["search"]["trials"])
+    except (ValueError, TypeError, LookupError):
+        return None

@@ -6,24 +6,36 @@ The processes that work on the study need not be reached: they find out when the
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator, Sequence
 
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError
-from hpo.search.launch import submit
-from hpo.search.records import STUDY
-from hpo.service.worker import wanted
-from hpo.storage import Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
+from hpo.results.overview import printable
+from hpo.search.records import not_of_hpo, wanted
+from hpo.service.status import status
+from hpo.storage import WHY, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
 from hpo.studyfile import Study
 
 
-def submitted(study: Study, storage: Storage, *, extend: bool, priority: int | None) -> str:
-    """Put the study into the queue. Raises what `hpo.search.launch.submit` raises."""
-    submit(study, storage, extend=extend, priority=priority)
-    stored = summary(storage, study.name)
-    state = state_of(stored.user_attrs)
-    how = f", {state.value}" if state in (StudyState.PAUSED, StudyState.STOPPED) else ""
-    return f"{study.name}: in the queue{how}, {_trials(_left(stored))} left"
+def submit_all(studies: Sequence[Study], storage: Storage, *, extend: bool, priority: int | None) -> Iterator[str]:
+    """Put studies into the queue; give a line each. Raises what `hpo.search.launch.submit` raises.
+
+    Whatever is wrong with a file or its data is found before the first is stored.
+    """
+    from hpo.search.launch import submit  # the others do without torch
+    from hpo.search.plan import plan
+
+    plans = [plan(study, "cpu") for study in studies]
+    for study, planned in zip(studies, plans, strict=True):
+        submit(study, storage, extend=extend, priority=priority, planned=planned)
+        stored = summary(storage, study.name)
+        state = state_of(stored.user_attrs)
+        if state == StudyState.ENDED:
+            yield f"{study.name}: has ended before ({stored.user_attrs.get(WHY)}), nothing is left to do"
+        else:
+            closed = f", {state.value}" if state != StudyState.OPEN else ""
+            yield f"{study.name}: in the queue{closed}, {_trials(_left(stored))} left"
 
 
 def pause(storage: Storage, name: str) -> str:
@@ -42,8 +54,12 @@ def stop(storage: Storage, name: str) -> str:
 
 
 def resume(storage: Storage, name: str) -> str:
-    """Let the study be worked on again, whatever closed it."""
+    """Let the study be worked on again that was paused or stopped, or that got new trials after its end."""
     study = _of_hpo(storage, name)
+    if state_of(study.user_attrs) == StudyState.ENDED and not study.states.get(TrialState.WAITING):
+        raise HpoError(
+            f"study '{name}' has ended ({study.user_attrs.get(WHY)}); to go on, submit it with more to do and --extend"
+        )
     set_state(storage, study.study_id, StudyState.OPEN)
     return f"{name}: open, {_trials(_left(study))} left"
 
@@ -55,7 +71,7 @@ def delete(storage: Storage, name: str) -> str:
         storage.delete_study(study.study_id)
     except KeyError as error:
         raise HpoError(f"{storage.shown}: study '{name}' was deleted by another process") from error
-    return f"{name}: deleted, with {_trials(sum(study.states.values()))}"
+    return printable(f"{name}: deleted, with {_trials(sum(study.states.values()))}")
 
 
 def question(storage: Storage, name: str) -> str:
@@ -63,25 +79,26 @@ def question(storage: Storage, name: str) -> str:
     study = summary(storage, name)
     running = study.states.get(TrialState.RUNNING, 0)
     at_work = f", {running} of them running" if running else ""
-    return f"Delete study '{name}' with {_trials(sum(study.states.values()))}{at_work}?"
+    return printable(f"Delete study '{name}' with {_trials(sum(study.states.values()))}{at_work}?")
 
 
 def _left(study: StudySummary) -> int:
     done = sum(count for state, count in study.states.items() if state.is_finished())
-    return max(0, wanted(study.user_attrs) - done)
+    return max(0, (wanted(study.user_attrs) or 0) - done)
 
 
 def _of_hpo(storage: Storage, name: str) -> StudySummary:
     study = summary(storage, name)
-    if STUDY not in study.user_attrs:
-        raise HpoError(f"study '{name}' was not made by hpo: nobody works on it through the queue")
+    if wanted(study.user_attrs) is None:
+        raise not_of_hpo(name)
     return study
 
 
 def _not_ended(storage: Storage, name: str) -> StudySummary:
     study = _of_hpo(storage, name)
-    if state_of(study.user_attrs) == StudyState.ENDED:
-        raise HpoError(f"study '{name}' has ended: there is nothing to hold up")
+    (seen,) = status(storage, name).studies
+    if seen.state == StudyState.ENDED:
+        raise HpoError(f"study '{name}' has ended ({seen.why}): there is nothing to hold up")
     return study
 
 

@@ -14,7 +14,7 @@ from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.events import Event, OthersEnded, Reason, StudyStarted, WorkerSeen, WorkersSeen
-from hpo.search.launch import counted, ended, submit
+from hpo.search.launch import check_joinable, counted, ended, submit
 from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState
 from hpo.studyfile import Study
@@ -49,12 +49,14 @@ def launch_with(
 ) -> None:
     """Search the study with a crew until it comes to its end, or until `stop` is set.
 
-    Raises what `submit` raises, and HpoError where the crew ends before the study.
+    Raises what `submit` raises, StudyClosedError where the study is paused or stopped, and HpoError where the crew ends
+    before the study.
     """
     start = time.perf_counter()
-    storage.patience.stop = stop
     planned = submit(study, storage, extend=extend)
+    check_joinable(study, storage)
     completed, pruned, failed = counted(study, storage)
+    precision = study.first.training.precision
     with crew:
         at_work = crew.check()
         on_event(
@@ -66,7 +68,7 @@ def launch_with(
                 failed=failed,
                 population=planned.population,
                 device=f"{at_work} worker{'s' if at_work > 1 else ''}",
-                precision=study.first.training.precision,
+                precision=precision if precision != "auto" else "float32 or bfloat16",
                 parameters=planned.size.parameters,
                 images=len(planned.images.train),
             )

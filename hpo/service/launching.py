@@ -50,4 +50,5 @@ def launch(
         find_device(device)  # here, where it is one line, and not in each worker
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
-    launch_with(study, storage, crew, extend=extend, on_event=on_event, stop=stop)
+    with storage.patience.until(stop):
+        launch_with(study, storage, crew, extend=extend, on_event=on_event, stop=stop)

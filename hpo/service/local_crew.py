@@ -27,18 +27,18 @@ from hpo.service.process import HAND_BACK_S, STOP_S, await_storage, ends_in_time
 from hpo.service.worker import Duty, work
 
 YOUNG_S = 10.0
-"""A worker that is killed within so many seconds gets no successor: it would not live longer."""
+"""A worker that is killed within so many seconds of its work gets no successor: it would not live longer."""
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass
 class _Seat:
-    """A worker's process, what it says through a pipe, when it started, and the error with which it ended."""
+    """A worker's process, what it says through a pipe, when it began to work, and the error with which it ended."""
 
     process: BaseProcess
     messages: Connection
-    since: float
+    since: float | None = None
     over: bool = False
     problem: str = ""
 
@@ -58,35 +58,46 @@ class LocalCrew:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         deadline = time.monotonic() + STOP_S + HAND_BACK_S
-        at_once = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)
-        for seat in self._seats:
-            (seat.process.kill if at_once else seat.process.terminate)()
-        for seat in self._seats:
-            seat.process.join(max(0.0, deadline - time.monotonic()))
-            if seat.process.is_alive():
+        try:
+            if kind is None or not issubclass(kind, SystemExit | KeyboardInterrupt):
+                for seat in self._seats:
+                    seat.process.terminate()
+                for seat in self._seats:
+                    seat.process.join(max(0.0, deadline - time.monotonic()))
+        finally:  # a second signal may come while they are waited for
+            for seat in self._seats:
                 seat.process.kill()
+            for seat in self._seats:
                 seat.process.join()
-            seat.messages.close()
-        self._seats = []
+                seat.messages.close()
+            self._seats = []
 
     def check(self) -> int:
         """Return how many are at work; pass on what they said, and start successors of those that were killed."""
+        ended = []
         for index, seat in enumerate(self._seats):
             alive = seat.process.is_alive()  # before its last words are read
             self._listen(seat)
             if not alive and not seat.over:
-                self._seats[index] = self._ended(seat)
+                self._seats[index] = self._after(seat)
+                ended.append(seat)
         at_work = sum(not seat.over for seat in self._seats)
         if not at_work and all(seat.problem for seat in self._seats):
             raise HpoError(self._seats[-1].problem)
+        for seat in ended:
+            if seat.problem:
+                self._say(Note(seat.problem, "warning"))
         return at_work
 
     def _start(self) -> _Seat:
         ours, theirs = SPAWN.Pipe(duplex=False)
         process = SPAWN.Process(target=_work, args=(self._url, self._duty, theirs), name="hpo-worker", daemon=True)
+        # Ctrl-C reaches all processes of a terminal, and the launch passes it on: theirs begins, and stays, without it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        return _Seat(process, ours, time.monotonic())
+        return _Seat(process, ours)
 
     def _listen(self, seat: _Seat) -> None:
         """Pass on what a worker has said; it closes the pipe with its end."""
@@ -95,24 +106,24 @@ class LocalCrew:
                 said = json.loads(seat.messages.recv_bytes())
                 if said["level"] == "error":
                     seat.problem = said["text"]
+                elif said["level"] == "begins":
+                    seat.since = time.monotonic()
                 else:
                     self._say(Note(said["text"], said["level"]))
-        except EOFError:
+        except (EOFError, OSError):
             seat.messages.close()
 
-    def _ended(self, seat: _Seat) -> _Seat:
+    def _after(self, seat: _Seat) -> _Seat:
         """Return who sits there after a process has ended."""
         status = seat.process.exitcode or 0
         if status < 0:
-            killed = f"worker process {seat.process.pid} was killed ({signal.Signals(-status).name})"
-            if time.monotonic() - seat.since >= YOUNG_S:
+            killed = f"worker process {seat.process.pid} was killed (signal {-status})"
+            if seat.since is not None and time.monotonic() - seat.since >= YOUNG_S:
                 self._say(Note(f"{killed}; another takes its place", "warning"))
                 return self._start()
             seat.problem = f"{killed} as it started"
         elif status and not seat.problem:
             seat.problem = f"worker process {seat.process.pid} ended with status {status}"
-        if seat.problem:
-            self._say(Note(seat.problem, "warning"))
         seat.over = True
         return seat
 
@@ -120,7 +131,6 @@ class LocalCrew:
 def _work(url: str, duty: Duty, messages: Connection) -> None:
     """What the process of a worker does."""
     stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the launch passes it on
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -145,11 +155,15 @@ def _work(url: str, duty: Duty, messages: Connection) -> None:
     try:
         storage = await_storage(url, stop)
         if storage is not None:
+            say("begins", "")
             with ends_in_time(storage, stop):
                 work(storage, duty, listen, stop)
     except HpoError as error:
         say("error", str(error))
         sys.exit(error.exit_status)
+    except Exception as error:  # noqa: BLE001 - this process's outermost edge: the launch says it in one line
+        say("error", f"{type(error).__name__}: {error} (a defect in hpo)")
+        sys.exit(1)
 
 
 class _Handler(logging.Handler):

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import IO, Any
 
-from hpo.results.progress import finite, opening, outcome
+from hpo.results.overview import printable
+from hpo.results.progress import failure, finite, opening, outcome
 from hpo.search.events import (
     Event,
     Note,
@@ -21,6 +22,7 @@ from hpo.search.events import (
     PopulationStarted,
     StudyEnded,
     StudyStarted,
+    TrialsFailed,
 )
 
 LOGGER = logging.getLogger("hpo")
@@ -32,7 +34,8 @@ def log_events(log: logging.Logger = LOGGER) -> Callable[[str, Event], None]:
     def note(study: str, event: Event) -> None:
         said = sentence(event)
         if said is not None:
-            level = logging.WARNING if isinstance(event, Note) and event.level == "warning" else logging.INFO
+            is_warning = isinstance(event, TrialsFailed) or (isinstance(event, Note) and event.level == "warning")
+            level = logging.WARNING if is_warning else logging.INFO
             log.log(level, "%s: %s", study, said, extra={"hpo_study": study, "hpo_event": event})
 
     return note
@@ -49,6 +52,8 @@ def sentence(event: Event) -> str | None:
             return f"{outcome(event)}, trials {ranges(event.members)}"
         case Note():
             return event.text
+        case TrialsFailed():
+            return failure(event)
         case StudyEnded():
             counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
             return f"{event.reason}, {counts}"
@@ -71,7 +76,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
-        said = " ".join(record.getMessage().split())
+        said = printable(" ".join(record.getMessage().split()))
         return f"{_time(record)} {record.levelname.lower()} {self.worker} {said}"
 
 

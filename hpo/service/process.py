@@ -10,16 +10,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hpo.errors import StorageError
+from hpo.errors import HpoError, StorageError
+from hpo.results.lookup import open_existing
 from hpo.search.events import Event
 from hpo.service.logs import log_events, start_log
 from hpo.service.metrics import Metrics
 from hpo.service.worker import Duty, work
-from hpo.storage import Storage, open_storage
+from hpo.storage import Storage
 from hpo.storage.connections import TransientError
 from hpo.storage.retry import Patience, patiently
 from hpo.storage.workers import this_worker
-from hpo.training.devices import find_device
 
 STOP_S = 15.0
 """What an epoch may take after a stop before it is given up."""
@@ -37,7 +37,6 @@ def run_worker(
 
     Raises what `work` raises, UsageError for a device that is not there, and HpoError for a port in use.
     """
-    find_device(duty.device)
     worker = this_worker()
     start_log(sys.stderr, log_format, f"{worker.host}:{worker.pid}")
     metrics = Metrics()
@@ -59,19 +58,26 @@ def run_worker(
         in_log(study, event)
 
     log.info("works on %s", storage.shown)
-    with ends_in_time(storage, stop):
-        work(storage, duty, listen, stop)
+    try:
+        with ends_in_time(storage, stop):
+            work(storage, duty, listen, stop)
+    except HpoError as error:
+        if log_format != "json":
+            raise
+        log.error("%s", error)
+        sys.exit(error.exit_status)
     log.info("ends: %s", "told to stop" if stop.is_set() else "nothing is left to do")
 
 
 def await_storage(url: str | None, stop: threading.Event) -> Storage | None:
-    """Open the storage as soon as it can be reached; None where a stop comes first. Its calls wait for it as long."""
+    """Open the storage as soon as it can be reached; None where a stop comes first.
+
+    Raises StorageError for a file that is not there.
+    """
     try:
-        storage = patiently(Patience(math.inf, stop), lambda: open_storage(url))
+        return patiently(Patience(math.inf, stop), lambda: open_existing(url))
     except TransientError:
         return None
-    storage.patience.seconds, storage.patience.stop = math.inf, stop
-    return storage
 
 
 @contextmanager
@@ -83,10 +89,10 @@ def ends_in_time(storage: Storage, stop: threading.Event) -> Iterator[None]:
         stop.wait()
         if done.wait(STOP_S):
             return
-        log.warning("what is in hand takes longer than %.0f s after the stop: given up", STOP_S)
         last = threading.Timer(HAND_BACK_S, os._exit, (0,))
         last.daemon = True
-        last.start()
+        last.start()  # first: even the log may be what hangs
+        log.warning("what is in hand takes longer than %.0f s after the stop: given up", STOP_S)
         try:
             storage.requeue(storage.claims)
         except StorageError as error:

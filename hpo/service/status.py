@@ -12,10 +12,10 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo.results.overview import by_word, table
+from hpo.errors import StorageError
+from hpo.results.overview import by_word, printable, table
 from hpo.results.progress import duration, pace
-from hpo.search.records import STUDY
-from hpo.service.worker import wanted
+from hpo.search.records import STUDY, not_of_hpo, wanted
 from hpo.storage import (
     PRIORITY,
     WHY,
@@ -32,26 +32,29 @@ from hpo.storage import (
     summaries,
     summary,
 )
+from hpo.storage.heartbeats import GRACE_S
 
 PACE_S = 300.0
 """A study's pace is that of the last five minutes."""
 
 
 WATCH_S = 2.0
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
 class StudyStatus:
     """A study: `trials` is how many it shall have, `counts` how many of them are in each state.
 
-    `per_second` is None where none has ended lately, and with it `left_s`, the seconds left at that pace.
+    Where its study file or its state cannot be read, `trials` is None and `state` "unreadable". `per_second` is None
+    where none has ended lately, and with it `left_s`, the seconds left at that pace.
     """
 
     name: str
     state: str
     why: str
     priority: float
-    trials: int
+    trials: int | None
     counts: Mapping[str, int]
     best: float | None
     per_second: float | None
@@ -92,13 +95,18 @@ class Status:
         rows += [_study_row(study) for study in self.studies]
         workers: list[tuple[str, ...]] = [("worker", "device", "study", "population", "last heartbeat")]
         workers += [_worker_row(worker) for worker in self.workers]
-        none = "no workers: start some with `hpo work`"
-        return f"{table(rows)}\n\n{table(workers) if self.workers else none}"
+        parts = [table(rows), table(workers) if self.workers else "no workers: start some with `hpo work`"]
+        reasons = [f"{study.name} is {study.state}: {study.why}" for study in self.studies if _is_closed(study)]
+        if reasons:
+            parts.insert(1, "\n".join(map(printable, reasons)))
+        return "\n\n".join(parts)
 
 
 def status(storage: Storage, name: str | None = None) -> Status:
     """Return what the storage knows of its studies, or of one, and of the workers."""
     of_hpo = [summary(storage, name)] if name is not None else summaries(storage)
+    if name is not None and STUDY not in of_hpo[0].user_attrs:
+        raise not_of_hpo(name)
     of_hpo = [study for study in of_hpo if STUDY in study.user_attrs]
     by_study = paces(storage, PACE_S)
     studies = [_study(study, by_study.get(study.study_id)) for study in sorted(of_hpo, key=lambda each: each.name)]
@@ -122,7 +130,10 @@ def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:
         found.append(_worker(first.worker, names[study_id], len(trials), reached, first.silent_s, first.lost or ""))
     at_work = {key for key, _ in holding}
     idle = [each for each in processes(storage) if each.worker.key not in at_work]
-    return found + [_worker(each.worker, "", 0, 0, each.silent_s, "") for each in idle]
+    for each in idle:
+        lost = f"silent for {duration(each.silent_s)}" if each.silent_s > GRACE_S else ""
+        found.append(_worker(each.worker, "", 0, 0, each.silent_s, lost))
+    return found
 
 
 def _worker(worker: Worker, study: str, population: int, epoch: int, silent_s: float, lost: str) -> WorkerStatus:
@@ -131,35 +142,49 @@ def _worker(worker: Worker, study: str, population: int, epoch: int, silent_s: f
 
 def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
     trials, states = wanted(study.user_attrs), study.states
+    state, why = _state(study)
     done = sum(count for state, count in states.items() if state.is_finished())
     unfinished = states.get(TrialState.RUNNING, 0) + states.get(TrialState.WAITING, 0)
-    state, why = state_of(study.user_attrs), str(study.user_attrs.get(WHY) or "")
-    if state == StudyState.OPEN and done >= trials and not unfinished:
+    if state == StudyState.OPEN and trials is not None and done >= trials and not unfinished:
         state, why = StudyState.ENDED, "finished"  # whoever finished it did not live to note it
     runs = states.get(TrialState.RUNNING, 0) and per_second
     return StudyStatus(
         name=study.name,
-        state=state.value,
+        state=state,
         why=why,
         priority=study.user_attrs.get(PRIORITY, 0),
         trials=trials,
         counts=by_word(states),
         best=study.best,
         per_second=per_second,
-        left_s=max(0, trials - done) / per_second if runs and per_second else None,
+        left_s=max(0, (trials or 0) - done) / per_second if runs and per_second else None,
     )
+
+
+def _state(study: StudySummary) -> tuple[str, str]:
+    """The study's state and why it is in it; a study that somebody damaged does not hide the others."""
+    if wanted(study.user_attrs) is None:
+        return UNREADABLE, "its study file cannot be read"
+    try:
+        return state_of(study.user_attrs), str(study.user_attrs.get(WHY) or "")
+    except StorageError as error:
+        return UNREADABLE, str(error)
+
+
+def _is_closed(study: StudyStatus) -> bool:
+    return bool(study.why) and study.state != StudyState.ENDED
 
 
 def _study_row(study: StudyStatus) -> tuple[str, ...]:
     states = ", ".join(f"{count} {word}" for word, count in study.counts.items() if count) or "none"
     return (
         study.name,
-        study.state if study.state != "ended" else study.why,
-        f"{states} of {study.trials}",
+        study.state if study.state != StudyState.ENDED else study.why or "ended",
+        f"{states} of {'-' if study.trials is None else study.trials}",
         "-" if study.best is None else f"{study.best:.4f}",
         "-" if study.per_second is None else pace(study.per_second),
         "-" if study.left_s is None else duration(study.left_s),
-        f"{study.priority:g}",
+        str(study.priority),
     )
 
 

@@ -10,23 +10,25 @@ searches that it keeps at hand only save it from reading them again.
 from __future__ import annotations
 
 import functools
-import json
 import logging
+import math
+import shlex
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from optuna.trial import TrialState
 
-from hpo.errors import HpoError, StorageError, StudyClosedError, TrainingError
+from hpo.errors import HpoError, StorageError, StudyClosedError, TrainingError, UnknownStudyError
 from hpo.search.events import Event, Note, Reason
 from hpo.search.launch import ended, join
 from hpo.search.loop import Search
-from hpo.search.records import STUDY
+from hpo.search.records import not_of_hpo, wanted
 from hpo.storage import (
+    IDENTITY,
     PRIORITY,
     Running,
     Storage,
@@ -35,12 +37,14 @@ from hpo.storage import (
     heartbeats,
     open_summaries,
     processes,
+    retake,
     running_trials,
     set_state,
     summary,
 )
 from hpo.storage.connections import TransientError
 from hpo.storage.heartbeats import GRACE_S
+from hpo.training.devices import find_device
 
 POLL_S = 1.0
 """How often a worker that has nothing to do looks into the queue."""
@@ -52,6 +56,9 @@ AT_HAND = 4
 """Studies whose search, and images on the device, a worker keeps while it works on others."""
 
 log = logging.getLogger(__name__)
+
+Key = tuple[int, str]
+"""A study: its id, which another may have had before, and what tells it from that one."""
 
 Listener = Callable[[str, Event], None]
 """Called with the name of a study and what happened to it."""
@@ -71,15 +78,16 @@ class Duty:
 def work(storage: Storage, duty: Duty, on_event: Listener, stop: threading.Event) -> None:
     """Work until `stop` is set or, where the duty says so, until nothing is left to do.
 
-    Raises UnknownStudyError for a study that the storage has not, and at the end of a duty until idle the HpoError of a
-    study that could not be trained here.
+    Raises UsageError for a device that is not there, HpoError for a study by name that is not there or not hpo's, and
+    at the end of a duty until idle the HpoError of a study that could not be trained here.
     """
-    storage.patience.stop = stop
+    find_device(duty.device)
     for name in duty.names:
-        summary(storage, name)
+        if wanted(summary(storage, name).user_attrs) is None:
+            raise not_of_hpo(name)
     worker = _Worker(storage, duty, on_event, stop)
     try:
-        with heartbeats(storage):
+        with storage.patience.until(stop, math.inf), heartbeats(storage):
             worker.run()
     except TransientError:
         if not stop.is_set():
@@ -95,16 +103,17 @@ class _Worker:
     duty: Duty
     on_event: Listener
     stop: threading.Event
-    refused: dict[int, HpoError] = field(default_factory=dict)  # by study: why it cannot be trained here
-    _searches: OrderedDict[int, tuple[str, float, Search]] = field(default_factory=OrderedDict)
-    _aside: dict[int, float] = field(default_factory=dict)  # study -> until when, by the monotonic clock
-    _turns: Counter[int] = field(default_factory=Counter)
+    refused: dict[Key, HpoError] = field(default_factory=dict)  # by study: why it cannot be trained here
+    _searches: OrderedDict[Key, tuple[float, Search]] = field(default_factory=OrderedDict)
+    _aside: dict[Key, float] = field(default_factory=dict)  # study -> until when, by the monotonic clock
+    _turns: Counter[Key] = field(default_factory=Counter)
+    _raised: dict[Key, list[str]] = field(default_factory=dict)  # what training raised in its last populations
     _cores: int = field(default_factory=torch.get_num_threads)
 
     def run(self) -> None:
         while not self.stop.is_set():
             studies = self._studies()
-            running = running_trials(self.storage)
+            running = self._running(studies)
             if study := self._next(studies, running):
                 self._serve(study)
             elif self.duty.until_idle and not any(self._left(study, running) for study in studies):
@@ -113,22 +122,39 @@ class _Worker:
                 self.stop.wait(POLL_S)
 
     def _studies(self) -> list[StudySummary]:
+        """The studies that this worker may have to do with; what it remembers of others it forgets."""
         names = self.duty.names
-        found = [study for study in open_summaries(self.storage) if STUDY in study.user_attrs]
-        return [study for study in found if not names or study.name in names]
+        found = [study for study in open_summaries(self.storage) if wanted(study.user_attrs) is not None]
+        found = [study for study in found if not names or study.name in names]
+        keys = set(map(_key, found))
+        for remembered in (self.refused, self._searches, self._aside, self._turns, self._raised):
+            for key in remembered.keys() - keys:
+                del remembered[key]
+        return found
+
+    def _running(self, studies: Sequence[StudySummary]) -> list[Running]:
+        """The trials in hand, after those were taken back that died with a worker of a study that is closed by now."""
+        running = running_trials(self.storage)
+        open_ones = {study.study_id for study in studies}
+        retake(self.storage, [trial for trial in running if trial.lost and trial.study_id not in open_ones])
+        return [trial for trial in running if trial.study_id in open_ones]
 
     def _left(self, study: StudySummary, running: Sequence[Running]) -> bool:
         """Whether there is anything left to do, or to wait for."""
-        if study.study_id in self.refused:
+        if _key(study) in self.refused:
             return False
+        if _key(study) in self._aside:  # what others had in hand may have come back since
+            return True
         held = any(trial.study_id == study.study_id for trial in running)
         return held or study.states.get(TrialState.WAITING, 0) > 0 or _missing(study) > 0
 
     def _next(self, studies: Sequence[StudySummary], running: Sequence[Running]) -> StudySummary | None:
         """The study whose turn it is, of those that have trials to take, or whose end nobody has noted."""
-        held = Counter(trial.study_id for trial in running)
+        at_work = {(trial.study_id, trial.worker) for trial in running if not trial.lost}
+        held = Counter(study_id for study_id, _ in at_work)
         lost = Counter(trial.study_id for trial in running if trial.lost)
         now = time.monotonic()
+        self._aside = {key: until for key, until in self._aside.items() if until > now}
 
         def to_take(study: StudySummary) -> bool:
             waiting = study.states.get(TrialState.WAITING, 0)
@@ -136,55 +162,65 @@ class _Worker:
 
         def turn(study: StudySummary) -> tuple[float, int, int]:
             priority = study.user_attrs.get(PRIORITY, 0)
-            return -priority, held[study.study_id], self._turns[study.study_id]
+            return -priority, held[study.study_id], self._turns[_key(study)]
 
-        candidates = [study for study in studies if self._aside.get(study.study_id, now) <= now and to_take(study)]
+        candidates = [study for study in studies if _key(study) not in self._aside and to_take(study)]
         return min(candidates, key=turn, default=None)
 
     def _serve(self, study: StudySummary) -> None:
         """Train a population of the study, or note that there is none left."""
-        study_id, name = study.study_id, study.name
-        self._turns[study_id] = 1 + max(self._turns.values(), default=0)
+        key, name = _key(study), study.name
+        self._turns[key] = 1 + max(self._turns.values(), default=0)
         try:
-            search, start = self._search(study)
+            start, search = self._search(study)
+            self.refused.pop(key, None)
             torch.set_num_threads(self.duty.threads or self._share())
             if search.step():
-                self.refused.pop(study_id, None)
-            elif reason := search.over():
+                return
+            if reason := search.over():
                 self._leave(study, search, reason, start)
             else:
-                self._aside[study_id] = time.monotonic() + POLL_S  # others have all of its trials in hand
+                self._aside[key] = time.monotonic() + POLL_S  # others have all of its trials in hand
         except StudyClosedError as closed:
-            entered = self._searches.get(study_id)
+            entered = self._searches.get(key)
             if entered is not None:
-                self._leave(study, entered[2], closed.how, entered[1])
+                self._leave(study, entered[1], closed.how, entered[0])
+        except UnknownStudyError:  # deleted since this worker looked
+            self._searches.pop(key, None)
         except TrainingError as error:
-            set_state(self.storage, study_id, StudyState.STOPPED, str(error))
-            self._searches.pop(study_id, None)
-            self._note(name, f"{error}; the study is stopped")
+            set_state(self.storage, study.study_id, StudyState.STOPPED, error.raised)
+            self._searches.pop(key, None)
+            self._note(name, f"{error.raised}; the study is stopped, go on with `hpo resume {shlex.quote(name)}`")
         except StorageError:
             raise
         except HpoError as error:
-            self._aside[study_id] = time.monotonic() + ASIDE_S
-            self._searches.pop(study_id, None)
-            self.refused[study_id] = error
-            self._note(name, f"{error}; left to other workers for {ASIDE_S:.0f} s")
+            self._aside[key] = time.monotonic() + ASIDE_S
+            self._searches.pop(key, None)
+            self.refused[key] = error.with_traceback(None)  # which would keep the images
+            if not self.duty.until_idle or self.duty.names != (name,):  # else it is all that the end has to say
+                self._note(name, f"{error}; left to other workers for {ASIDE_S:.0f} s")
 
-    def _search(self, study: StudySummary) -> tuple[Search, float]:
-        """This worker's search of the study, and when it entered it; made anew where the study has changed since."""
-        text = study.user_attrs[STUDY]
-        entered = self._searches.pop(study.study_id, None)
-        if entered is None or entered[0] != text:
+    def _search(self, study: StudySummary) -> tuple[float, Search]:
+        """When this worker entered the study, and its search; made anew where the study has changed since."""
+        entered = self._searches.pop(_key(study), None)
+        if entered is None or not entered[1].gate.knows(study.user_attrs):
             while len(self._searches) >= AT_HAND:  # first, because their images are on the device
                 self._searches.popitem(last=False)
             say = functools.partial(self.on_event, study.name)
-            search = join(study.name, self.storage, device=self.duty.device, on_event=say, stop=self.stop)
-            entered = text, time.perf_counter(), search
-        self._searches[study.study_id] = entered
-        return entered[2], entered[1]
+            search = join(
+                study.name,
+                self.storage,
+                device=self.duty.device,
+                on_event=say,
+                stop=self.stop,
+                raised_before=self._raised.setdefault(_key(study), []),
+            )
+            entered = time.perf_counter(), search
+        self._searches[_key(study)] = entered
+        return entered
 
     def _leave(self, study: StudySummary, search: Search, reason: Reason, start: float) -> None:
-        del self._searches[study.study_id]
+        del self._searches[_key(study)]
         if reason != "changed":  # it is entered again as it is now
             say = functools.partial(self.on_event, study.name)
             say(ended(search.study, self.storage, reason, time.perf_counter() - start, say))
@@ -200,15 +236,9 @@ class _Worker:
         self.on_event(name, Note(text, "warning"))
 
 
+def _key(study: StudySummary) -> Key:
+    return study.study_id, str(study.user_attrs.get(IDENTITY))
+
+
 def _missing(study: StudySummary) -> int:
-    return wanted(study.user_attrs) - sum(study.states.values())
-
-
-def wanted(user_attrs: Mapping[str, str]) -> int:
-    """Return how many trials a stored study shall have."""
-    return _trials(user_attrs[STUDY])
-
-
-@functools.lru_cache(maxsize=256)
-def _trials(text: str) -> int:
-    return int(json.loads(text)["search"]["trials"])
+    return (wanted(study.user_attrs) or 0) - sum(study.states.values())

@@ -5,10 +5,22 @@ it knows nothing of tensors, study files, samplers or pruners.
 """
 
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
+from hpo.storage.changing import change_idle_study
 from hpo.storage.copying import Copied, copy_study
 from hpo.storage.heartbeats import Running, heartbeats, processes, retake, running_trials, unfinished
 from hpo.storage.location import mask
-from hpo.storage.queue import PRIORITY, STATE, WHY, Gate, StudyState, check_open, end_study, set_state, state_of
+from hpo.storage.queue import (
+    IDENTITY,
+    PRIORITY,
+    STATE,
+    WHY,
+    Gate,
+    StudyState,
+    check_open,
+    end_study,
+    set_state,
+    state_of,
+)
 from hpo.storage.registry import Registered
 from hpo.storage.rows import Ending, Parts
 from hpo.storage.statements import WORKER
@@ -28,6 +40,7 @@ from hpo.storage.workers import Worker
 
 __all__ = [
     "ATTEMPTS",
+    "IDENTITY",
     "PRIORITY",
     "REASON",
     "STATE",
@@ -45,6 +58,7 @@ __all__ = [
     "Worker",
     "attempt",
     "best_trials",
+    "change_idle_study",
     "check_open",
     "copy_study",
     "end_study",

@@ -30,7 +30,15 @@ from hpo.storage.location import Location, mask
 
 BUSY_TIMEOUT_S = 30.0
 JOURNAL_RETRY_S = 0.02
-CONNECT_TIMEOUT_S = 10
+# libpq's settings: a server that cannot be reached, or whose machine has gone without a word, is given up in half a
+# minute. The URL may say otherwise.
+NETWORK = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
 # Held by the process that makes a storage's tables: any number that is always the same ("hpo" in ASCII).
 TABLES_LOCK = 0x68706F
 # SQLite's error names, by their beginning, as a sentence's end.
@@ -54,7 +62,7 @@ TRANSIENT = ("08", "57P01", "57P02", "57P03", "53300", "40001", "40P01")
 
 
 class TransientError(StorageError):
-    """The server cannot be reached, or did not do it this time. What was asked for may be asked for again."""
+    """The storage cannot be reached, or did not do it this time. What was asked for may be asked for again."""
 
 
 class TunedConnection(sqlite3.Connection):
@@ -71,11 +79,10 @@ class TunedConnection(sqlite3.Connection):
 def engine_options(location: Location) -> dict[str, Any]:
     """Return the options for SQLAlchemy's create_engine."""
     if location.file is None:
-        own_timeout = "connect_timeout" in location.url.query or "PGCONNECT_TIMEOUT" in os.environ
-        return {
-            "pool_pre_ping": True,
-            "connect_args": {} if own_timeout else {"connect_timeout": CONNECT_TIMEOUT_S},
-        }
+        given = {key: value for key, value in NETWORK.items() if key not in location.url.query}
+        if "PGCONNECT_TIMEOUT" in os.environ:
+            given.pop("connect_timeout", None)
+        return {"pool_pre_ping": True, "connect_args": given}
     return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "factory": TunedConnection}}
 
 
@@ -167,7 +174,8 @@ def _fail(shown: str, error: BaseException) -> NoReturn:
     name = getattr(error, "sqlite_errorname", None) or ""
     for beginning, advice in SQLITE_ERRORS.items():
         if name.startswith(beginning):
-            raise StorageError(f"{shown}: {advice}") from error
+            kind = TransientError if beginning == "SQLITE_BUSY" else StorageError
+            raise kind(f"{shown}: {advice}") from error
     raise StorageError(f"{shown}: the database answered: {sentence(error)}") from error
 
 

@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from sqlalchemy.engine import Connection
 from hpo.errors import StorageError
 from hpo.storage import registry
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
-from hpo.storage.connections import write
+from hpo.storage.connections import TransientError, write
 from hpo.storage.registry import Registered
 from hpo.storage.retry import consult, transact
 from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
@@ -38,6 +39,10 @@ GRACE_S = 60.0
 MOST_DEATHS = 3
 
 log = logging.getLogger(__name__)
+
+_LOCK = threading.Lock()
+_ENTERED: Counter[str] = Counter()
+"""How many pieces of work of this process show signs of life in a storage: they share its row in the registry."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +66,18 @@ class Running:
 @contextmanager
 def heartbeats(storage: Storage) -> Iterator[None]:
     """Show signs of life, for all that the storage has claimed, until the block ends."""
-    transact(storage.engine, lambda connection, _: registry.enter(connection, storage.worker))
+    listed = _enter(storage)
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(BEAT_S):
             try:
-                with write(storage.engine) as connection:
-                    registry.seen(connection, storage.worker)
                 storage.beat()
-            except StorageError as error:  # the next one may get through, and the search itself will say what is wrong
+                if listed:
+                    with write(storage.engine) as connection:
+                        registry.seen(connection, storage.worker)
+            # The next one may get through, and the search itself will say what is wrong.
+            except (StorageError, sa.exc.SQLAlchemyError) as error:
                 log.debug("no heartbeat: %s", error)
 
     thread = threading.Thread(target=beat, name="hpo-heartbeat", daemon=True)
@@ -80,10 +87,34 @@ def heartbeats(storage: Storage) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        try:
-            transact(storage.engine, lambda connection, _: registry.leave(connection, storage.worker))
-        except StorageError as error:  # its row shows that it has not been seen for long
-            log.debug("not taken out of the registry: %s", error)
+        if listed:
+            _leave(storage)
+
+
+def _enter(storage: Storage) -> bool:
+    """Put this process into the registry; return whether it is there, which nothing depends on."""
+    try:
+        transact(storage.engine, lambda connection, _: registry.enter(connection, storage.worker))
+    except TransientError:
+        raise
+    except (StorageError, sa.exc.SQLAlchemyError) as error:  # such as a role that may make no tables
+        log.debug("not in the registry: %s", error)
+        return False
+    with _LOCK:
+        _ENTERED[storage.location.full_url] += 1
+    return True
+
+
+def _leave(storage: Storage) -> None:
+    """Take this process out of the registry, unless more of its work on the storage goes on."""
+    with _LOCK:
+        _ENTERED[storage.location.full_url] -= 1
+        if _ENTERED[storage.location.full_url]:
+            return
+    try:
+        transact(storage.engine, lambda connection, _: registry.leave(connection, storage.worker))
+    except (StorageError, sa.exc.SQLAlchemyError) as error:  # its row shows that it has not been seen for long
+        log.debug("not taken out of the registry: %s", error)
 
 
 def running_trials(storage: Storage, study_id: int | None = None) -> list[Running]:

@@ -9,6 +9,7 @@ Knows attributes, not what is in a study file.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,10 +19,10 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from hpo.errors import StudyClosedError
+from hpo.errors import StorageError, StudyClosedError
 from hpo.storage.retry import transact
-from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
-from hpo.storage.statements import WORKER, send_back, upsert
+from hpo.storage.rows import STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
+from hpo.storage.statements import WORKER, lock_study, send_back, upsert
 
 if TYPE_CHECKING:
     from hpo.storage.storage import Storage
@@ -31,6 +32,9 @@ STATE = "hpo:state"
 
 WHY = "hpo:why"
 """The user attribute that says why it is in that state."""
+
+IDENTITY = "hpo:identity"
+"""The user attribute that tells a study from another that is begun anew under its name, and maybe its id."""
 
 PRIORITY = "hpo:priority"
 """The user attribute that says how urgent the study is: a higher number goes first, and none is 0."""
@@ -47,34 +51,46 @@ class StudyState(StrEnum):
 
 def state_of(user_attrs: Mapping[str, Any]) -> StudyState:
     """Return a study's state, from its user attributes."""
-    return StudyState(user_attrs.get(STATE, StudyState.OPEN))
+    state = user_attrs.get(STATE, StudyState.OPEN)
+    if state not in list(StudyState):
+        raise StorageError(f"a study's {STATE} is {state!r}; it can be {', '.join(StudyState)}")
+    return StudyState(state)
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A study as a process knows it: `given` are the user attributes that it goes by."""
+    """A study as a process knows it: `given` are the user attributes that it goes by, its identity among them."""
 
     study_id: int
     name: str
     given: Mapping[str, Any]
 
-    def check(self, connection: Connection) -> None:
-        """Raise StudyClosedError unless the study is open and as it is known; it stays so to the transaction's end."""
-        study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == self.study_id)
-        if connection.execute(study.with_for_update(read=True)).first() is None:
-            raise StudyClosedError(f"study '{self.name}' was deleted", "deleted")
+    def knows(self, user_attrs: Mapping[str, Any]) -> bool:
+        """Whether these attributes are those of the study as it is known."""
+        return all(user_attrs.get(key) == value for key, value in self.given.items())
+
+    def check(self, connection: Connection, share: bool = True) -> None:
+        """Raise StudyClosedError unless the study is open and as it is known; it stays so to the transaction's end.
+
+        Who is going to change the study itself does not `share` this with others.
+        """
+        deleted = StudyClosedError(f"study '{self.name}' was deleted", "deleted")
+        if not lock_study(connection, self.study_id, share):
+            raise deleted
         keys = STUDY_ATTRS.c.key.in_([STATE, WHY, *self.given])
         select = sa.select(STUDY_ATTRS.c.key, STUDY_ATTRS.c.value_json)
         rows = connection.execute(select.where(STUDY_ATTRS.c.study_id == self.study_id, keys))
         attrs = {key: json.loads(text) for key, text in rows}
+        if attrs.get(IDENTITY) != self.given.get(IDENTITY, attrs.get(IDENTITY)):
+            raise deleted
         state = state_of(attrs)
         why = f" ({attrs[WHY]})" if attrs.get(WHY) else ""
-        advice = f"; go on with `hpo resume {self.name}`"
+        advice = f"; go on with `hpo resume {shlex.quote(self.name)}`"
         if state == StudyState.PAUSED:
             raise StudyClosedError(f"study '{self.name}' is paused{why}{advice}", "paused")
         if state == StudyState.STOPPED:
             raise StudyClosedError(f"study '{self.name}' is stopped{why}{advice}", "stopped")
-        if any(attrs.get(key) != value for key, value in self.given.items()):
+        if not self.knows(attrs):
             raise StudyClosedError(f"study '{self.name}' was changed by another process", "changed")
 
 
@@ -89,12 +105,17 @@ def set_state(storage: Storage, study_id: int, state: StudyState, why: str = "")
 
 
 def end_study(storage: Storage, gate: Gate, why: str) -> None:
-    """Note that a study has all that it asked for, unless it was closed or changed meanwhile."""
+    """Note that a study has all that it asked for; one that is paused or stopped stays that.
+
+    Raises StudyClosedError where it was changed or deleted meanwhile.
+    """
 
     def work(connection: Connection, uncertain: bool) -> None:
         try:
-            gate.check(connection)
-        except StudyClosedError:
+            gate.check(connection, share=False)
+        except StudyClosedError as closed:
+            if closed.how in ("changed", "deleted"):
+                raise
             return
         _set_state(connection, gate.study_id, StudyState.ENDED, why)
 
@@ -102,10 +123,9 @@ def end_study(storage: Storage, gate: Gate, why: str) -> None:
 
 
 def _set_state(connection: Connection, study_id: int, state: StudyState, why: str) -> int:
-    locked = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update()
-    if connection.execute(locked).first() is None:
+    if not lock_study(connection, study_id):
         return 0  # deleted meanwhile: there is nothing to keep
-    attrs = {STATE: state.value, WHY: why}
+    attrs = {STATE: state.value, WHY: " ".join(why.split())}
     rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
     upsert(connection, STUDY_ATTRS, rows)
     if state != StudyState.PAUSED:

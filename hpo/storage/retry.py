@@ -2,8 +2,8 @@
 
 Promises: what is asked for is kept once, or the TransientError of the last try says why it may not have been, after
 as long as the engine's `Patience` lasts. The answer to a commit can be lost together with the connection, so the work
-that writes is told when an earlier run of it may have been kept; it then has to find out. On SQLite, which has no
-connection to lose, a transaction runs once. Knows nothing of what the work does.
+that writes is told when an earlier run of it may have been kept; it then has to find out. Knows nothing of what the
+work does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -40,6 +41,16 @@ class Patience:
     seconds: float = RETRY_S
     stop: threading.Event = field(default_factory=threading.Event)
     spent_s: float = 0.0
+
+    @contextmanager
+    def until(self, stop: threading.Event, seconds: float | None = None) -> Iterator[None]:
+        """Let `stop` be what cuts waits short until the block ends, and `seconds`, where given, how long they are."""
+        before = self.stop, self.seconds
+        self.stop, self.seconds = stop, self.seconds if seconds is None else seconds
+        try:
+            yield
+        finally:
+            self.stop, self.seconds = before
 
 
 def give_patience(engine: Engine, patience: Patience) -> None:

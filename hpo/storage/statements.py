@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 from hpo.storage.rows import (
     HEARTBEATS,
     INTERMEDIATE,
+    STUDIES,
     STUDY_ATTRS,
     SYSTEM_ATTRS,
     TRIALS,
@@ -52,6 +53,15 @@ SELECT_RUNNING = (
 KEYS = {INTERMEDIATE: ("trial_id", "step"), VALUES: ("trial_id", "objective")}
 KEYS |= {table: ("trial_id", "key") for table in (USER_ATTRS, SYSTEM_ATTRS)}
 KEYS |= {STUDY_ATTRS: ("study_id", "key")}
+
+
+def lock_study(connection: Connection, study_id: int, share: bool = False) -> bool:
+    """Let nobody change or number anything in a study until the transaction ends; return whether there is such a study.
+
+    Several may `share` the lock, and none of them can then get it alone: who is going to change something does not.
+    """
+    study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+    return connection.execute(study.with_for_update(read=share)).first() is not None
 
 
 def insert_trials(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> None:

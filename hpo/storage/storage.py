@@ -30,7 +30,7 @@ from sqlalchemy.engine import Connection
 from hpo.storage.connections import TransientError, engine_options, explain_errors, prepare, sentence, write
 from hpo.storage.location import Location, locate
 from hpo.storage.queue import Gate
-from hpo.storage.retry import Patience, consult, give_patience, transact
+from hpo.storage.retry import RETRY_S, Patience, consult, give_patience, patiently, transact
 from hpo.storage.rows import (
     DIRECTIONS,
     INTERMEDIATE,
@@ -59,6 +59,7 @@ from hpo.storage.statements import (
     end_heartbeats,
     held,
     insert_trials,
+    lock_study,
     send_back,
     update_trials,
     upsert,
@@ -92,7 +93,8 @@ class Storage(RDBStorage):
             raise TransientError(f"{location.shown}: {sentence(cause)}") from error
         self.location, self.shown = location, location.shown
         self.worker = this_worker()
-        self.patience = Patience()
+        # SQLite has waited for whoever holds the lock before it gives up.
+        self.patience = Patience(RETRY_S if location.file is None else 0.0)
         give_patience(self.engine, self.patience)
         self._claims: dict[int, datetime.datetime] = {}
         explain_errors(self.engine, location.shown)
@@ -135,17 +137,32 @@ class Storage(RDBStorage):
 
         return transact(self.engine, work)
 
-    def change_study(self, study_id: int, user_attrs: Mapping[str, Any]) -> None:
-        """Set user attributes of a study, all of them or none."""
-        transact(self.engine, lambda connection, _: _set_study_attrs(connection, study_id, user_attrs))
+    def change_study(
+        self,
+        study_id: int,
+        user_attrs: Mapping[str, Any],
+        also: Callable[[Connection], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Set user attributes of a study, all of them or none; a KeyError where there is no such study.
+
+        `also` looks at the study in the same transaction, and returns further attributes to set, or raises.
+        """
+
+        def work(connection: Connection, uncertain: bool) -> None:
+            _lock(connection, study_id)
+            more = also(connection) if also is not None else {}
+            _set_study_attrs(connection, study_id, {**user_attrs, **more})
+
+        transact(self.engine, work)
 
     def settle(self, study_id: int, key: str, value: Any) -> Any:
         """Set a user attribute of a study unless it has one of that key, and return what it has then.
 
-        So processes that begin at the same time agree.
+        So processes that begin at the same time agree. A KeyError where there is no such study.
         """
 
         def work(connection: Connection, uncertain: bool) -> Any:
+            _lock(connection, study_id)
             row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
             connection.execute(dialect(connection).insert(STUDY_ATTRS).values(row).on_conflict_do_nothing())
             found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=key)
@@ -172,8 +189,7 @@ class Storage(RDBStorage):
         def work(connection: Connection, uncertain: bool) -> list[FrozenTrial]:
             nonlocal earlier
             # The lock that plain Optuna takes, too: nobody else numbers trials of this study until the end.
-            lock = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update()
-            if connection.execute(lock).first() is None and gate is None:
+            if not lock_study(connection, study_id) and gate is None:
                 raise KeyError(NOT_FOUND_MSG)
             if uncertain and are_stored(connection, study_id, earlier):
                 return earlier
@@ -204,16 +220,17 @@ class Storage(RDBStorage):
 
         def work(connection: Connection, uncertain: bool) -> list[FrozenTrial]:
             of_these = TRIALS.c.trial_id.in_(list(trial_ids))
-            ids: set[int] = set()
             if uncertain:  # the time, to the microsecond, tells an earlier run's claims from those of others
                 ids = held(connection, dict.fromkeys(trial_ids, now))
-            if gate is not None and not ids:
+                if ids:
+                    return read_trials(connection, TRIALS.c.trial_id.in_(ids))
+            if gate is not None:
                 gate.check(connection)
             waiting = sa.select(TRIALS.c.trial_id).where(of_these, TRIALS.c.state == TrialState.WAITING)
-            first = waiting.order_by(TRIALS.c.trial_id).limit(count - len(ids)).with_for_update(skip_locked=True)
+            first = waiting.order_by(TRIALS.c.trial_id).limit(count).with_for_update(skip_locked=True)
             new = list(connection.execute(first).scalars())
             claim(connection, new, now, worker)
-            return read_trials(connection, TRIALS.c.trial_id.in_([*ids, *new]))
+            return read_trials(connection, TRIALS.c.trial_id.in_(new))
 
         claimed = transact(self.engine, work) if trial_ids and count > 0 else []
         self._claims.update({trial._trial_id: now for trial in claimed})
@@ -313,8 +330,7 @@ class Storage(RDBStorage):
         trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
 
         def work(connection: Connection, uncertain: bool) -> bool:
-            locked = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update()
-            if connection.execute(locked).first() is None:
+            if not lock_study(connection, study_id):
                 return uncertain
             # Processes that hold trials wait here, and then find them gone.
             connection.execute(trials.order_by(TRIALS.c.trial_id).with_for_update())
@@ -326,6 +342,24 @@ class Storage(RDBStorage):
 
         if not transact(self.engine, work):
             raise KeyError(NOT_FOUND_MSG)
+
+    # Optuna asks these in a session of its own, which knows nothing of a server that is away.
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Return a study's id; a KeyError where there is none, as in Optuna."""
+        return patiently(self.patience, lambda: super(Storage, self).get_study_id_from_name(study_name))
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        """Return a study's name; a KeyError where there is none, as in Optuna."""
+        return patiently(self.patience, lambda: super(Storage, self).get_study_name_from_id(study_id))
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """Return a study's directions; a KeyError where there is no such study, as in Optuna."""
+        return patiently(self.patience, lambda: super(Storage, self).get_study_directions(study_id))
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return a study's user attributes; a KeyError where there is no such study, as in Optuna."""
+        return patiently(self.patience, lambda: super(Storage, self).get_study_user_attrs(study_id))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Change a trial's state as Optuna does; on SQLite, too, of two processes that want it only one gets it."""
@@ -383,6 +417,11 @@ class Storage(RDBStorage):
         for trial_id in trial_ids:
             self._claims.pop(trial_id, None)
         return trial_ids
+
+
+def _lock(connection: Connection, study_id: int) -> None:
+    if not lock_study(connection, study_id):
+        raise KeyError(NOT_FOUND_MSG)
 
 
 def _set_study_attrs(connection: Connection, study_id: int, attrs: Mapping[str, Any]) -> None:

@@ -96,7 +96,7 @@ def open_summaries(storage: Storage) -> list[StudySummary]:
 
 
 def paces(storage: Storage, window_s: float) -> dict[int, float]:
-    """Return the trials a second that ended in the last `window_s` seconds, by study; a younger study's are of its age.
+    """Return the trials a second of those that ended in the last `window_s` seconds, by study, since the first began.
 
     The time is this machine's, as the trials' is that of the machine that trained them.
     """

@@ -1,0 +1,203 @@
+"""Workers for the tests of the service: in a thread of this process, or as processes of their own, with their logs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hpo.search.events import Event, Note, PopulationStarted
+from hpo.service.worker import Duty, work
+from hpo.storage import Storage
+
+HPO = Path(sys.executable).with_name("hpo")
+DEADLINE_S = 90.0
+"""Far more than anything here takes: a process that imports torch needs 3 s alone, and 20 s on a machine in demand."""
+
+Found = TypeVar("Found")
+Happened = list[tuple[str, Event]]
+
+
+def wait_for(what: Callable[[], Found | None], why: Callable[[], object] = lambda: "") -> Found:
+    """Return the first answer that is true; fail after a deadline, and say why."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := what()):
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.02)
+    return found
+
+
+def work_here(
+    storage: Storage,
+    duty: Duty | None = None,
+    on_event: Callable[[str, Event], None] = lambda study, event: None,
+    stop: threading.Event | None = None,
+) -> Happened:
+    """Work in this thread, until nothing is left to do unless the duty says otherwise; return what happened."""
+    happened: Happened = []
+
+    def take(study: str, event: Event) -> None:
+        happened.append((study, event))
+        on_event(study, event)
+
+    work(storage, duty or Duty(device="cpu", threads=1, until_idle=True), take, stop or threading.Event())
+    return happened
+
+
+class WorkerThread:
+    """A worker in a thread of its own; `happened` grows while it works."""
+
+    def __init__(self, storage: Storage, duty: Duty) -> None:
+        self.happened: Happened = []
+        self.error: BaseException | None = None
+        self.stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(storage, duty), daemon=True)
+        self._thread.start()
+
+    def _work(self, storage: Storage, duty: Duty) -> None:
+        try:
+            work(storage, duty, lambda study, event: self.happened.append((study, event)), self.stop)
+        except BaseException as error:  # noqa: BLE001 - raised again where it is asked for
+            self.error = error
+
+    def end(self) -> None:
+        """Tell it to stop, wait for its end, and raise what it raised."""
+        self.stop.set()
+        self.wait()
+
+    def is_at_work(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end, but not for longer than that."""
+        self._thread.join(seconds)
+
+    def wait(self) -> None:
+        """Wait for its end, and raise what it raised."""
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive(), "the worker does not end"
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def worker_thread(storage: Storage, duty: Duty) -> Iterator[WorkerThread]:
+    """A worker for the time of a block."""
+    worker = WorkerThread(storage, duty)
+    try:
+        yield worker
+    finally:
+        worker.end()
+
+
+def populations(happened: Happened) -> list[str]:
+    """The studies of the populations, one after the other."""
+    return [study for study, event in happened if isinstance(event, PopulationStarted)]
+
+
+def notes(happened: Happened) -> list[str]:
+    return [event.text for _, event in happened if isinstance(event, Note)]
+
+
+class Process:
+    """A command that runs, whose output is read as it comes: `out` and `err` are what it has said so far."""
+
+    def __init__(self, *args: str, script: str = "", **environment: str) -> None:
+        command = [sys.executable, "-c", script, *args] if script else [str(HPO), *args]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            text=True,
+            start_new_session=True,  # so that Ctrl-C reaches it and its children, and nobody else
+        )
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
+            for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: Any, lines: list[str]) -> None:
+        for line in stream:
+            lines.append(line.rstrip("\n"))
+
+    def said(self, words: str) -> str:
+        """Wait for a line of stderr with these words, and return it."""
+
+        def look() -> str:
+            line = next((line for line in list(self.err) if words in line), "")
+            assert line or self.process.poll() is None or any(reader.is_alive() for reader in self._readers), self.err
+            return line
+
+        return wait_for(look, lambda: f"no {words!r} in {self.err}")
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The JSON events of that name on stdout so far."""
+        return [event for event in map(json.loads, list(self.out)) if event["event"] == name]
+
+    def said_in_a_note(self, text: str) -> None:
+        """Wait for a JSON event that says so."""
+        wait_for(lambda: any(event["text"] == text for event in self.events("note")), lambda: self.out)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def ctrl_c(self) -> None:
+        """What a terminal does: all processes of the group get the signal."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def status(self, within_s: float = DEADLINE_S) -> int:
+        """Wait for its end, and for all that it said; return its status."""
+        status = self.process.wait(within_s)
+        for reader in self._readers:
+            reader.join(DEADLINE_S)
+        return status
+
+    def end(self) -> None:
+        """Kill what is left of it and of its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(DEADLINE_S)
+        for reader in self._readers:
+            reader.join(DEADLINE_S)
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@contextmanager
+def processes() -> Iterator[Callable[..., Process]]:
+    """Start processes; whatever still runs at the end of the block is killed."""
+    started: list[Process] = []
+
+    def start(*args: str, script: str = "", **environment: str) -> Process:
+        started.append(Process(*args, script=script, **environment))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for each in started:
+            each.end()
+
+
+def columns(line: str, heading: str) -> Mapping[str, str]:
+    """The cells of a table's line by the words of its heading, columns being two spaces apart."""
+    names = [name for name in heading.split("  ") if name.strip()]
+    starts = [heading.index(name.strip()) for name in names]
+    ends = [*starts[1:], max(len(line), len(heading))]
+    return {name.strip(): line[start:end].strip() for name, start, end in zip(names, starts, ends, strict=True)}

@@ -1,0 +1,317 @@
+"""`hpo launch --workers N` for real: its workers are killed, stopped and left alone, and the study comes to its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from at_work import Process, WorkerThread, wait_for
+from optuna.trial import TrialState
+from ray_cluster import wait_until_gone
+from tiny import check_whole, search, states, study_of, trials_of, write_mnist
+
+from hpo.errors import StudyClosedError, UsageError
+from hpo.search.events import Event, StudyEnded, StudyStarted, WorkersSeen
+from hpo.search.launch import submit
+from hpo.service import control, launching
+from hpo.service.crew import launch_with
+from hpo.service.worker import Duty
+from hpo.storage import (
+    ATTEMPTS,
+    Storage,
+    StudyState,
+    load_study,
+    open_storage,
+    running_trials,
+    set_state,
+    study_names,
+    summary,
+)
+from hpo.studyfile import Study
+
+Start = Callable[..., Process]
+
+IMPATIENT = """
+import sys
+from hpo.service import local_crew
+from hpo.cli import main
+
+local_crew.YOUNG_S = local_crew.STOP_S = local_crew.HAND_BACK_S = 1.0
+sys.exit(main(sys.argv[1:]))
+"""
+"""`hpo` whose crew waits but a second for what an epoch or a young worker may take longer for."""
+
+PATIENT = IMPATIENT.replace("local_crew.YOUNG_S = local_crew.STOP_S", "local_crew.YOUNG_S = 1e9; local_crew.STOP_S")
+"""`hpo` whose workers are young for ever, however long they take to start."""
+
+AT_ONCE_S = 12.0
+"""Half of the 25 s that workers have for an epoch and for handing back, and enough for an interpreter to end."""
+
+SHORT = study_of(training={"epochs": 5}, search={"trials": 12, "population": 2})
+LONG = study_of(training={"epochs": 400}, search={"trials": 8, "population": 2})
+ENDLESS = study_of(training={"epochs": 1_000_000}, search={"trials": 8, "population": 2})
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def launch(start: Start, storage: Storage, tmp_path: Path) -> Start:
+    """Launch a study by two workers."""
+
+    def begin(study: Study, *args: str, script: str = "", **environment: str) -> Process:
+        file = tmp_path / "study.toml"
+        file.write_text(as_toml(study))
+        url = storage.location.full_url
+        return start(
+            *("launch", str(file), "--workers", "2", "--device", "cpu", "--storage", url, *args),
+            script=script,
+            **environment,
+        )
+
+    return begin
+
+
+def as_toml(study: Study) -> str:
+    """The study as a file; JSON's numbers, strings and lists are TOML's, too."""
+    lines: list[str] = []
+
+    def value(of: object) -> str:
+        if isinstance(of, dict):
+            return "{ " + ", ".join(f"{key} = {value(each)}" for key, each in of.items() if each is not None) + " }"
+        return json.dumps(of)
+
+    tree = study.resolved()
+    for key, of in tree.items():
+        if not isinstance(of, dict):
+            lines.append(f"{key} = {value(of)}")
+    for key, of in tree.items():
+        if isinstance(of, dict):
+            lines.append(f"[{key}]")
+            lines += [f"{name} = {value(each)}" for name, each in of.items() if each is not None]
+    return "\n".join(lines)
+
+
+def workers_at_work(storage: Storage, count: int) -> list[psutil.Process]:
+    """Wait until so many processes hold trials, and return them."""
+
+    def look() -> set[int] | None:
+        pids = {trial.worker.pid for trial in running_trials(storage) if trial.worker and not trial.lost}
+        return pids if len(pids) >= count else None
+
+    return [psutil.Process(pid) for pid in sorted(wait_for(look))]
+
+
+def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage: Storage) -> None:
+    running = launch(SHORT)
+    assert running.status() == 0
+    check_whole(trials_of(storage), 12)
+    assert running.out == []
+    assert running.err[0].startswith("tiny: 12 trials, 2 at once on 2 workers in float64")
+    ended = next(number for number, line in enumerate(running.err) if line.startswith("tiny: finished, 12 completed"))
+    assert any("/12 trials" in line for line in running.err[1:ended]), running.err
+
+
+def test_workers_share_a_study_the_killed_have_successors_and_the_launch_tells_what_they_do(
+    launch: Start, storage: Storage
+) -> None:
+    running = launch(LONG, "--json", script=IMPATIENT)
+    first, second = workers_at_work(storage, 2)
+    wait_for(lambda: any(len(each["workers"]) == 2 for each in running.events("workers_seen")), lambda: running.out)
+    first.kill()
+    running.said_in_a_note(f"worker process {first.pid} was killed (SIGKILL); another takes its place")
+    second.terminate()  # by whom it may be: it hands back, and has no successor
+    assert running.status() == 0
+    trials = trials_of(storage)
+    check_whole(trials, 8)
+    attempts = [attempt for trial in trials for attempt in trial.system_attrs.get(ATTEMPTS, [])]
+    assert 1 <= len(attempts) <= 2
+    assert {attempt["ended"] for attempt in attempts} == {"died"}
+
+    events = [json.loads(line) for line in running.out]
+    assert (events[0]["event"], events[0]["trials"], events[0]["population"]) == ("study_started", 8, 2)
+    assert (events[-1]["event"], events[-1]["reason"], events[-1]["completed"]) == ("study_ended", "finished", 8)
+    assert sum(event["completed"] for event in running.events("others_ended")) == 8
+    looks = running.events("workers_seen")
+    pids = {int(worker["worker"].rpartition(":")[2]) for look in looks for worker in look["workers"]}
+    assert {first.pid, second.pid} <= pids
+    assert max(worker["epoch"] for look in looks for worker in look["workers"]) <= 400
+    assert running.err[0].startswith("tiny: finished, 8 completed")
+
+
+def test_young_workers_that_are_killed_are_missed_and_without_the_last_the_launch_fails(
+    launch: Start, storage: Storage
+) -> None:
+    running = launch(ENDLESS, script=PATIENT)
+    first, second = workers_at_work(storage, 2)
+    first.kill()
+    running.said(f"worker process {first.pid} was killed (SIGKILL) as it started")
+    assert running.process.poll() is None
+    second.kill()
+    assert running.status() == 1
+    errors = [line for line in running.err if line.startswith("hpo: ")]
+    assert len(errors) == 1
+    assert "was killed (SIGKILL)" in errors[0]
+    assert "Traceback" not in "\n".join(running.err)
+    assert all(trial.lost for trial in running_trials(storage))
+
+
+def test_ctrl_c_hands_back_what_is_unfinished_and_kills_who_hangs(launch: Start, storage: Storage) -> None:
+    running = launch(ENDLESS, script=IMPATIENT)
+    hanging, other = workers_at_work(storage, 2)
+    hanging.suspend()
+    running.ctrl_c()
+    assert running.status() == 130
+    wait_until_gone([hanging, other])
+    found = states(trials_of(storage))
+    assert sorted(found) == [TrialState.RUNNING] * 2 + [TrialState.WAITING] * 2
+    assert {trial.worker.pid for trial in running_trials(storage) if trial.worker and trial.lost} == {hanging.pid}
+    assert "Traceback" not in "\n".join(running.err)
+    assert any(line.startswith("tiny: interrupted, 0 completed") for line in running.err)
+
+
+def test_a_second_ctrl_c_ends_the_launch_at_once(launch: Start, storage: Storage) -> None:
+    running = launch(ENDLESS)
+    processes = workers_at_work(storage, 2)
+    for process in processes:
+        process.suspend()  # nothing of theirs will end by itself any more
+    running.ctrl_c()
+    wait_for(lambda: all(signal_is_pending(process.pid, signal.SIGTERM) for process in processes))
+    running.ctrl_c()
+    assert running.status(AT_ONCE_S) == 130
+    wait_until_gone(processes)
+
+
+def signal_is_pending(pid: int, number: signal.Signals) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask & 1 << (number - 1) for mask in masks)
+
+
+def test_workers_whose_launch_was_killed_stop_by_themselves(launch: Start, storage: Storage) -> None:
+    running = launch(ENDLESS)
+    processes = workers_at_work(storage, 2)
+    running.process.kill()
+    wait_until_gone(processes)
+    assert set(states(trials_of(storage))) == {TrialState.WAITING}
+    assert running_trials(storage) == []
+
+
+class Threads:
+    """A crew of one worker, in a thread of this process."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = open_storage(storage.location.full_url)
+
+    def __enter__(self) -> Threads:
+        self.worker = WorkerThread(self.storage, Duty(("tiny",), "cpu", 1, until_idle=True))
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.worker.end()
+        self.storage.close()
+
+    def check(self) -> int:
+        if self.worker.error is not None:
+            raise self.worker.error
+        return int(self.worker.is_at_work())
+
+
+def launch_here(study: Study, storage: Storage, act: Callable[[], object] = lambda: None) -> list[Event]:
+    """Launch with a worker in a thread, act when it is first seen to have trials, and return the events."""
+    events: list[Event] = []
+    left = [act]
+
+    def take(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, WorkersSeen) and any(worker.members for worker in event.workers) and left:
+            left.pop()()
+
+    launch_with(study, storage, Threads(storage), on_event=take, stop=threading.Event())
+    return events
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"), [(control.pause, "paused"), (control.stop, "stopped"), (control.delete, "deleted")]
+)
+def test_a_launch_ends_when_its_study_is_paused_stopped_or_deleted(
+    storage: Storage, act: Callable[[Storage, str], str], reason: str
+) -> None:
+    events = launch_here(LONG, storage, lambda: act(storage, "tiny"))
+    assert isinstance(events[0], StudyStarted)
+    assert isinstance(events[-1], StudyEnded)
+    assert events[-1].reason == reason
+    if reason != "deleted":
+        assert TrialState.RUNNING not in states(trials_of(storage))
+
+
+def test_a_study_with_all_its_trials_is_launched_again_without_training(storage: Storage) -> None:
+    search(SHORT, storage)
+    events = launch_here(SHORT, storage)
+    assert isinstance(events[0], StudyStarted)
+    assert (events[0].finished, events[0].trials) == (12, 12)
+    assert isinstance(events[-1], StudyEnded)
+    assert (events[-1].reason, events[-1].completed) == ("finished", 12)
+
+
+def test_a_study_of_precision_auto_is_announced_with_what_it_is_trained_in(storage: Storage) -> None:
+    study = study_of(training={"precision": "auto"}, search={"trials": 2})
+    events = launch_here(study, storage)
+    assert isinstance(events[0], StudyStarted)
+    assert events[0].precision != "auto"
+
+
+@pytest.mark.parametrize("state", [StudyState.PAUSED, StudyState.STOPPED])
+@pytest.mark.parametrize("begin", [search, launch_here], ids=["alone", "crew"])
+def test_a_launch_of_a_study_that_is_closed_is_refused(
+    storage: Storage, begin: Callable[[Study, Storage], object], state: StudyState
+) -> None:
+    submit(SHORT, storage)
+    set_state(storage, summary(storage, "tiny").study_id, state)
+    with pytest.raises(StudyClosedError, match="go on with `hpo resume tiny`"):
+        begin(SHORT, storage)
+    assert trials_of(storage) == []
+
+
+def test_what_is_wrong_in_every_worker_is_said_once(launch: Start, storage: Storage, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_mnist(data / "mnist")
+    study = study_of(data={"dataset": "mnist", "train_size": 40})
+    running = launch(study, HPO_DATA_DIR=str(data), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    wait_for(lambda: running.err)  # it has seen the images, and its workers have not yet
+    (data / "mnist").rename(tmp_path / "gone")
+    assert running.status() == 1
+    assert load_study(storage, "tiny").get_trials() == []
+    assert "Traceback" not in "\n".join(running.err)
+    said = [line for line in running.err if "mnist" in line]
+    assert len(said) == 1, said
+    assert said[0].startswith("hpo: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"device": "cuda:99", "workers": 2}, "--device cuda:99: "),
+        ({"device": "auto", "workers": 2, "gpus_per_worker": 0.5}, "--gpus-per-worker: goes with --ray"),
+        ({"device": "cpu", "ray": "local"}, "--device: Ray chooses"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_stored(
+    storage: Storage, options: dict[str, Any], problem: str
+) -> None:
+    given = {"workers": None, "ray": None, "gpus_per_worker": 0.0, **options}
+    with pytest.raises(UsageError, match=f"^{problem}"):
+        launching.launch(SHORT, storage, **given, extend=False, on_event=lambda event: None, stop=threading.Event())
+    assert study_names(storage) == []

@@ -1,0 +1,676 @@
+"""A worker takes what the queue has trials left of: in which order, what it leaves to others, and what stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from at_work import WorkerThread, notes, populations, wait_for, work_here, worker_thread
+from bodies import Body, silence
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from tiny import check_whole, states, study_of, trials_of, write_mnist
+
+from hpo.errors import DataError, UnknownStudyError, UsageError
+from hpo.search import launch as launching
+from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
+from hpo.search.launch import submit
+from hpo.service import control
+from hpo.service import worker as working
+from hpo.service.status import status
+from hpo.service.worker import Duty, work
+from hpo.storage import (
+    Storage,
+    StudyState,
+    connections,
+    heartbeats,
+    open_storage,
+    running_trials,
+    set_state,
+    state_of,
+    summary,
+)
+from hpo.storage.workers import Worker
+from hpo.training import objective
+from hpo.training.population import EpochResult
+from hpo.training.stack import Member
+
+UNTIL_STOPPED = Duty(device="cpu", threads=1)
+UNTIL_IDLE = Duty(device="cpu", threads=1, until_idle=True)
+TRIES = 50
+"""More often than any search of these tests asks for trials in vain."""
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def again(storage: Storage) -> Iterator[Callable[[], Storage]]:
+    """Open the same storage once more, as another process would."""
+    opened: list[Storage] = []
+
+    def another() -> Storage:
+        opened.append(open_storage(storage.location.full_url))
+        return opened[-1]
+
+    yield another
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def body() -> Iterator[Callable[[], Body]]:
+    """A process that lends a worker its identity."""
+    bodies: list[Body] = []
+
+    def make() -> Body:
+        bodies.append(Body())
+        return bodies[-1]
+
+    yield make
+    for each in bodies:
+        each.die()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(working, "POLL_S", 0.02)
+
+
+def put(storage: Storage, name: str = "tiny", priority: int | None = None, **changes: Any) -> int:
+    """Submit a study of that name, and return its id."""
+    submit(study_of(name=name, **changes), storage, priority=priority)
+    return summary(storage, name).study_id
+
+
+def holding(storage: Storage, worker: Worker, study_id: int, count: int) -> list[FrozenTrial]:
+    """Let a worker hold so many new trials."""
+    storage.worker = worker
+    template = optuna.trial.create_trial(
+        state=TrialState.RUNNING,
+        params={"lr": 0.1},
+        distributions={"lr": optuna.distributions.FloatDistribution(1e-3, 1.0, log=True)},
+        user_attrs={"seed": 1},
+    )
+    return storage.create_trials(study_id, [template] * count)
+
+
+def at_first(kind: type[Event], study: str, act: Callable[[], object]) -> Callable[[str, Event], None]:
+    """Act when the first such event of the study happens."""
+    left = [act]
+
+    def listen(name: str, event: Event) -> None:
+        if isinstance(event, kind) and name == study and left:
+            left.pop()()
+
+    return listen
+
+
+def endings(happened: Sequence[tuple[str, Event]]) -> list[tuple[str, str]]:
+    return [(study, event.reason) for study, event in happened if isinstance(event, StudyEnded)]
+
+
+# Which study, and when.
+
+
+def test_the_most_urgent_study_goes_first_and_equals_take_turns(storage: Storage) -> None:
+    for name, priority in (("a", 0), ("b", None), ("urgent", 5), ("last", -1)):
+        put(storage, name, priority)
+    happened = work_here(storage)
+    assert populations(happened) == ["urgent", "urgent", "a", "b", "a", "b", "last", "last"]
+    assert sorted(endings(happened)) == [(name, "finished") for name in ("a", "b", "last", "urgent")]
+    for name in ("a", "b", "urgent", "last"):
+        check_whole(trials_of(storage, name), 6)
+
+
+def test_an_urgent_study_that_comes_later_goes_before_the_rest_of_the_one_in_hand(storage: Storage) -> None:
+    put(storage, "a", search={"trials": 12})
+    happened = work_here(storage, on_event=at_first(EpochEnded, "a", lambda: put(storage, "b", 1)))
+    assert populations(happened) == ["a", "b", "b", "a", "a"]
+
+
+def test_a_priority_that_changes_counts_from_the_next_population_on(storage: Storage) -> None:
+    put(storage, "a", search={"trials": 8})
+    put(storage, "b", search={"trials": 8})
+    happened = work_here(
+        storage, on_event=at_first(EpochEnded, "a", lambda: put(storage, "a", 3, search={"trials": 8}))
+    )
+    assert populations(happened) == ["a", "a", "b", "b"]
+
+
+def test_of_equals_the_one_that_fewest_work_on_goes_first(
+    storage: Storage, again: Callable[[], Storage], body: Callable[[], Body], quick: None
+) -> None:
+    crowded = put(storage, "a")
+    put(storage, "b", search={"trials": 8})
+    other = body()
+    holding(again(), other.worker(), crowded, 3)
+    happened = work_here(storage, on_event=lambda study, event: other.die() if study == "a" else None)
+    assert populations(happened)[:2] == ["b", "b"]
+    check_whole_but_params(trials_of(storage, "a"), 6)
+
+
+def check_whole_but_params(trials: Sequence[FrozenTrial], count: int) -> None:
+    assert [trial.number for trial in trials] == list(range(count))
+    assert set(states(trials)) == {TrialState.COMPLETE}
+
+
+def test_only_the_studies_that_are_named(storage: Storage) -> None:
+    for name in ("a", "b", "c"):
+        put(storage, name)
+    happened = work_here(storage, Duty(("c", "a"), "cpu", 1, until_idle=True))
+    assert set(populations(happened)) == {"a", "c"}
+    assert trials_of(storage, "b") == []
+
+
+def test_a_study_that_nobody_knows_is_refused_before_anything_is_trained(storage: Storage) -> None:
+    put(storage, "tiny")
+    with pytest.raises(UnknownStudyError, match="did you mean 'tiny'"):
+        work(storage, Duty(("tiny", "tinny"), "cpu", 1, until_idle=True), lambda study, event: None, threading.Event())
+    assert trials_of(storage) == []
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_study(storage: Storage) -> None:
+    with pytest.raises(UsageError, match="--device cudaa"):
+        work_here(storage, Duty(device="cudaa", threads=1, until_idle=True))
+
+
+def test_what_plain_optuna_made_is_left_alone(storage: Storage) -> None:
+    plain = optuna.create_study(storage=storage, study_name="plain")
+    plain.ask()
+    plain.enqueue_trial({"x": 1.0})
+    put(storage)
+    assert set(populations(work_here(storage))) == {"tiny"}
+    assert states(plain.get_trials()) == [TrialState.RUNNING, TrialState.WAITING]
+
+
+@pytest.mark.parametrize("damaged", ["{}", "not JSON", {"search": {}}], ids=["empty", "no JSON", "no text"])
+def test_a_study_whose_file_cannot_be_read_does_not_keep_the_others_from_being_trained(
+    storage: Storage, damaged: Any
+) -> None:
+    storage.create_study("damaged", StudyDirection.MAXIMIZE, {"hpo:study": damaged})
+    put(storage)
+    worker = WorkerThread(storage, UNTIL_STOPPED)
+    try:
+        wait_for(lambda: worker.error or (len(trials_of(storage)) == 6 and all(ended(trials_of(storage)))))
+    finally:
+        worker.end()
+    check_whole(trials_of(storage), 6)
+
+
+def ended(trials: Sequence[FrozenTrial]) -> list[bool]:
+    return [trial.state.is_finished() for trial in trials]
+
+
+# Waiting, and being told to stop.
+
+
+def test_a_worker_waits_for_work_and_takes_up_what_comes(storage: Storage, quick: None) -> None:
+    with worker_thread(storage, UNTIL_STOPPED) as worker:
+        put(storage, "a")
+        wait_for(lambda: ("a", "finished") in endings(worker.happened), lambda: worker.happened)
+        put(storage, "b")
+        wait_for(lambda: ("b", "finished") in endings(worker.happened), lambda: worker.happened)
+    check_whole(trials_of(storage, "a"), 6)
+    check_whole(trials_of(storage, "b"), 6)
+
+
+def test_a_stop_ends_the_epoch_in_hand_and_sends_back_the_rest(storage: Storage) -> None:
+    put(storage, training={"epochs": 500})
+    stop = threading.Event()
+    happened = work_here(storage, UNTIL_STOPPED, at_first(EpochEnded, "tiny", stop.set), stop)
+    assert sum(isinstance(event, EpochEnded) for _, event in happened) == 1
+    assert states(trials_of(storage)) == [TrialState.WAITING] * 4
+    assert (running_trials(storage), storage.claims) == ([], set())
+
+
+def test_a_stop_during_the_last_epoch_keeps_what_has_finished(storage: Storage) -> None:
+    put(storage)
+    stop = threading.Event()
+    at_the_end = at_first(PopulationEnded, "tiny", stop.set)
+    work_here(storage, UNTIL_STOPPED, at_the_end, stop)
+    assert states(trials_of(storage)) == [TrialState.COMPLETE] * 4
+    work_here(storage)
+    check_whole(trials_of(storage), 6)
+
+
+def test_a_worker_until_idle_waits_for_trials_that_others_hold_and_takes_over_from_the_dead(
+    storage: Storage, again: Callable[[], Storage], body: Callable[[], Body], quick: None
+) -> None:
+    study_id = put(storage)
+    other = body()
+    holding(again(), other.worker(), study_id, 3)
+    with worker_thread(storage, UNTIL_IDLE) as worker:
+        wait_for(lambda: states(trials_of(storage)).count(TrialState.COMPLETE) == 3, lambda: worker.happened)
+        assert endings(worker.happened) == []
+        other.die()
+        worker.wait()
+    check_whole_but_params(trials_of(storage), 6)
+    assert endings(worker.happened) == [("tiny", "finished")]
+    assert any("3 trials of a process that ended are trained again" in note for note in notes(worker.happened))
+
+
+def test_several_workers_share_a_study_and_end_with_exactly_its_trials(
+    storage: Storage, again: Callable[[], Storage], body: Callable[[], Body], quick: None
+) -> None:
+    put(storage, search={"trials": 20, "population": 2})
+    put(storage, "b", search={"trials": 9, "population": 2})
+    opened = [again() for _ in range(3)]
+    for each in opened:
+        each.worker = body().worker()
+    workers = [WorkerThread(each, UNTIL_IDLE) for each in opened]
+    for worker in workers:
+        worker.wait()
+    check_whole(trials_of(storage), 20)
+    check_whole(trials_of(storage, "b"), 9)
+    done = [sum(event.completed for _, event in w.happened if isinstance(event, PopulationEnded)) for w in workers]
+    assert sum(done) == 29
+    assert state_of(summary(storage, "tiny").user_attrs) == StudyState.ENDED
+
+
+def test_a_file_that_another_process_has_locked_for_long_is_waited_for(
+    storage: Storage, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a backup, or a disk that hangs, may: a worker is not to die of it."""
+    monkeypatch.setattr(connections, "BUSY_TIMEOUT_S", 0.05)
+    put(storage, training={"epochs": 50})
+    impatient = open_storage(storage.location.full_url)
+    with worker_thread(impatient, UNTIL_IDLE) as worker:
+        wait_for(lambda: populations(worker.happened))
+        with contextlib.closing(sqlite3.connect(str(storage.location.file), isolation_level=None)) as other:
+            wait_for(lambda: is_locked_by(other))
+            # Until the worker has met the lock: it cannot train on, and its time to wait is over.
+            worker.join(20 * connections.BUSY_TIMEOUT_S)
+            other.execute("ROLLBACK")
+        worker.wait()
+    impatient.close()
+    check_whole(trials_of(storage), 6)
+
+
+def is_locked_by(connection: sqlite3.Connection) -> bool:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+# What cannot be trained.
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with MNIST's training files, as this machine has them; another name for it takes them away."""
+    write_mnist(tmp_path / "data" / "mnist")
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "data" / "mnist"
+
+
+def test_a_study_whose_images_are_missing_is_left_to_others_and_the_rest_goes_on(
+    storage: Storage, images: Path
+) -> None:
+    put(storage, "a", 1, data={"dataset": "mnist", "train_size": 40})
+    put(storage, "b")
+    images.rename(images.with_name("gone"))
+    happened: list[tuple[str, Event]] = []
+    with pytest.raises(DataError, match="mnist"):
+        work(storage, UNTIL_IDLE, lambda *event: happened.append(event), threading.Event())
+    assert set(populations(happened)) == {"b"}
+    assert [study for study, event in happened if study == "a"] == ["a"]
+    assert notes(happened)[0].endswith("left to other workers for 60 s")
+    check_whole(trials_of(storage, "b"), 6)
+    assert state_of(summary(storage, "a").user_attrs) == StudyState.OPEN
+
+
+def test_a_study_that_was_left_to_others_is_tried_again_later(
+    storage: Storage, images: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "ASIDE_S", 0.05)
+    put(storage, data={"dataset": "mnist", "train_size": 40})
+    images.rename(images.with_name("gone"))
+    with worker_thread(storage, UNTIL_STOPPED) as worker:
+        wait_for(lambda: len(notes(worker.happened)) > 1, lambda: worker.happened)
+        images.with_name("gone").rename(images)
+        wait_for(lambda: endings(worker.happened), lambda: worker.happened)
+    check_whole(trials_of(storage), 6)
+
+
+def test_other_images_than_the_study_began_with_are_not_trained_on(storage: Storage, images: Path) -> None:
+    put(storage, data={"dataset": "mnist", "train_size": 40})
+    write_mnist(images, seed=1)
+    with pytest.raises(Exception, match="not those that it began with"):
+        work_here(storage)
+    assert trials_of(storage) == []
+
+
+class Raising(objective.Objective):
+    """Raises the same in the first epoch of every population."""
+
+    def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
+        yield from ()
+        raise RuntimeError("the network's own\nmistake")
+
+
+def test_a_study_whose_training_raises_thrice_is_stopped_for_all_with_the_reason_and_the_rest_goes_on(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(storage, "bad", 1, data={"train_size": 150}, search={"trials": 40})
+    put(storage, "good", data={"train_size": 100})
+    bad_images = len(launching.plan(study_of(data={"train_size": 150}), "cpu").images.train)
+    monkeypatch.setattr(
+        launching,
+        "Objective",
+        lambda split, *rest: (Raising if len(split.train) == bad_images else objective.Objective)(split, *rest),
+    )
+    happened = work_here(storage)
+    found = {study.name: study for study in status(storage).studies}
+    assert found["bad"].state == "stopped"
+    assert "RuntimeError: the network's own mistake" in found["bad"].why
+    assert populations(happened).count("bad") == 3
+    assert sum(found["bad"].counts.values()) <= 12
+    assert TrialState.RUNNING not in states(trials_of(storage, "bad"))
+    check_whole(trials_of(storage, "good"), 6)
+    (said,) = [note for note in notes(happened) if "is stopped" in note]
+    assert "hpo resume" in said, "launching a study that is stopped is refused: it has to be resumed"
+    assert "launch again" not in said
+
+
+# What changes under a worker's hands.
+
+
+def test_a_study_that_is_extended_while_a_worker_waits_is_taken_up_as_it_is_now(storage: Storage, quick: None) -> None:
+    put(storage)
+    wider = study_of(optimizer={"lr": {"low": 2.0, "high": 4.0, "log": True}}, search={"trials": 9})
+    with worker_thread(storage, UNTIL_STOPPED) as worker:
+        wait_for(lambda: len(endings(worker.happened)) == 1, lambda: worker.happened)
+        submit(wider, storage, extend=True)
+        wait_for(lambda: len(endings(worker.happened)) == 2, lambda: worker.happened)
+    trials = trials_of(storage)
+    check_whole(trials, 9)
+    assert all(trial.params["lr"] <= 1.0 for trial in trials[:6])
+    assert all(trial.params["lr"] >= 2.0 for trial in trials[6:])
+
+
+def test_a_study_that_is_changed_while_its_search_is_at_hand_is_taken_up_as_it_is_now(
+    storage: Storage, quick: None
+) -> None:
+    study_id = put(storage, search={"trials": 8})
+    wider = study_of(optimizer={"lr": {"low": 2.0, "high": 4.0, "log": True}}, search={"trials": 8})
+
+    def change() -> None:
+        control.pause(storage, "tiny")
+        submit(wider, storage, extend=True)
+        set_state(storage, study_id, StudyState.OPEN)
+
+    happened = work_here(storage, on_event=at_first(PopulationEnded, "tiny", change))
+    trials = trials_of(storage)
+    check_whole(trials, 8)
+    assert [trial.params["lr"] >= 2.0 for trial in trials] == [False] * 4 + [True] * 4
+    assert [event.finished for _, event in happened if isinstance(event, StudyStarted)] == [0, 4]
+    assert endings(happened) == [("tiny", "finished")]
+
+
+def test_a_paused_study_gives_its_trials_back_and_the_worker_goes_on_with_others(storage: Storage) -> None:
+    put(storage, "a", 1, training={"epochs": 400})
+    put(storage, "b")
+    happened = work_here(storage, on_event=at_first(EpochEnded, "a", lambda: control.pause(storage, "a")))
+    assert states(trials_of(storage, "a")) == [TrialState.WAITING] * 4
+    check_whole(trials_of(storage, "b"), 6)
+    epochs = [event for study, event in happened if study == "a" and isinstance(event, EpochEnded)]
+    assert len(epochs) <= 3
+
+
+@pytest.mark.parametrize("closing", [control.pause, control.delete])
+def test_what_is_said_of_trials_that_a_user_took_away_does_not_blame_another_process(
+    storage: Storage, closing: Callable[[Storage, str], str]
+) -> None:
+    put(storage, training={"epochs": 400})
+    happened = work_here(storage, on_event=at_first(EpochEnded, "tiny", lambda: closing(storage, "tiny")))
+    assert not [note for note in notes(happened) if "given to another process" in note]
+
+
+def test_a_stopped_study_is_finished_in_what_runs_and_gives_out_nothing_new(storage: Storage) -> None:
+    put(storage, search={"trials": 12})
+    work_here(storage, on_event=at_first(EpochEnded, "tiny", lambda: control.stop(storage, "tiny")))
+    assert states(trials_of(storage)) == [TrialState.COMPLETE] * 4
+    control.resume(storage, "tiny")
+    work_here(storage)
+    check_whole(trials_of(storage), 12)
+
+
+def test_a_study_that_is_deleted_while_it_is_trained_is_let_go_and_the_rest_goes_on(storage: Storage) -> None:
+    put(storage, "a", 1, training={"epochs": 400})
+    put(storage, "b")
+    happened = work_here(storage, on_event=at_first(EpochEnded, "a", lambda: control.delete(storage, "a")))
+    assert populations(happened) == ["a", "b", "b"]
+    assert [study.name for study in status(storage).studies] == ["b"]
+    assert storage.claims == set()
+    check_whole(trials_of(storage, "b"), 6)
+
+
+def test_a_study_that_is_deleted_between_two_populations_is_let_go(
+    storage: Storage, again: Callable[[], Storage]
+) -> None:
+    put(storage, "a", 1)
+    put(storage, "b")
+    other = again()
+    work_here(storage, on_event=at_first(PopulationEnded, "a", lambda: control.delete(other, "a")))
+    check_whole(trials_of(storage, "b"), 6)
+
+
+def test_a_study_that_is_deleted_while_a_worker_turns_to_it_is_no_error(
+    storage: Storage, again: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(storage, "a", 1)
+    put(storage, "b")
+    other, look = again(), working.running_trials
+    left = ["a"]
+
+    def look_and_delete(*arguments: Any) -> Any:
+        if left:
+            control.delete(other, left.pop())
+        return look(*arguments)
+
+    monkeypatch.setattr(working, "running_trials", look_and_delete)
+    work_here(storage)
+    check_whole(trials_of(storage, "b"), 6)
+
+
+def test_a_study_that_is_closed_and_then_deleted_while_a_worker_turns_to_it_is_no_error(
+    storage: Storage, again: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(storage, "a", 1, search={"trials": 8})
+    put(storage, "b")
+    other = again()
+
+    def close(*arguments: Any) -> Any:
+        """Its search finds it deleted: the worker has it at hand from the population before."""
+        control.delete(other, "a")
+        monkeypatch.undo()
+        return running_trials(*arguments)
+
+    def at_the_end() -> None:
+        monkeypatch.setattr(working, "running_trials", close)
+
+    happened = work_here(storage, on_event=at_first(PopulationEnded, "a", at_the_end))
+    assert ("a", "deleted") in endings(happened)
+    check_whole(trials_of(storage, "b"), 6)
+
+
+@pytest.mark.parametrize("moment", [EpochEnded, PopulationEnded])
+def test_a_study_that_is_deleted_and_submitted_anew_is_trained_as_a_new_one(
+    storage: Storage, again: Callable[[], Storage], moment: type[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(storage)
+    other, create, in_vain = again(), storage.create_trials, [0]
+
+    def counting(*arguments: Any) -> list[FrozenTrial]:
+        created = create(*arguments)
+        in_vain[0] += not created
+        assert in_vain[0] < TRIES, "the worker asks for trials under numbers that will never be free"
+        return created
+
+    def anew() -> None:
+        control.delete(other, "tiny")
+        submit(study_of(), other)
+
+    monkeypatch.setattr(storage, "create_trials", counting)
+    work_here(storage, on_event=at_first(moment, "tiny", anew))
+    check_whole(trials_of(storage), 6)
+    assert {"hpo:run", "hpo:study"} <= summary(storage, "tiny").user_attrs.keys()
+
+
+# A study's own limits.
+
+
+def test_a_study_whose_time_is_over_ends_and_the_rest_goes_on(storage: Storage) -> None:
+    put(storage, "a", 1, search={"timeout": 1e-3})
+    put(storage, "b")
+    happened = work_here(storage)
+    assert ("a", "timeout") in endings(happened)
+    assert (status(storage, "a").studies[0].state, status(storage, "a").studies[0].why) == ("ended", "timeout")
+    check_whole(trials_of(storage, "b"), 6)
+
+
+def test_a_study_without_improvement_ends_and_extending_it_goes_on(storage: Storage) -> None:
+    flat = {"lr": {"low": 1e-12, "high": 1e-11, "log": True}}
+    put(storage, optimizer=flat, search={"trials": 40, "patience": 4})
+    assert endings(work_here(storage)) == [("tiny", "no improvement")]
+    count = len(trials_of(storage))
+    assert count < 40
+    submit(study_of(optimizer=flat, search={"trials": count + 2, "patience": 100}), storage, extend=True)
+    assert endings(work_here(storage)) == [("tiny", "finished")]
+    assert len(trials_of(storage)) == count + 2
+
+
+def test_a_study_whose_space_is_exhausted_ends(storage: Storage) -> None:
+    put(storage, optimizer={"lr": {"choices": [0.1, 0.2, 0.3]}}, search={"trials": 9})
+    happened = work_here(storage)
+    assert endings(happened) == [("tiny", "space exhausted")]
+    assert len(trials_of(storage)) == 3
+    assert work_here(storage) == []
+
+
+# The cores of the machine.
+
+
+@pytest.fixture
+def eight_cores() -> None:
+    torch.set_num_threads(8)
+
+
+def threads_of(storage: Storage, threads: int | None = None) -> set[int]:
+    """How many threads a worker's populations have."""
+    seen: set[int] = set()
+
+    def look(study: str, event: Event) -> None:
+        if isinstance(event, PopulationStarted):
+            seen.add(torch.get_num_threads())
+
+    work_here(storage, Duty(device="cpu", threads=threads, until_idle=True), look)
+    assert seen
+    return seen
+
+
+def test_a_worker_alone_has_all_cores(storage: Storage, eight_cores: None) -> None:
+    put(storage)
+    assert threads_of(storage) == {8}
+
+
+@pytest.mark.parametrize(("others", "share"), [(1, 4), (2, 2), (7, 1), (9, 1)])
+def test_workers_of_a_machine_share_its_cores(
+    storage: Storage,
+    again: Callable[[], Storage],
+    body: Callable[[], Body],
+    eight_cores: None,
+    others: int,
+    share: int,
+) -> None:
+    put(storage)
+    registered = []
+    for _ in range(others):
+        other = again()
+        other.worker = body().worker()
+        registered.append(heartbeats(other))
+        registered[-1].__enter__()
+    try:
+        assert threads_of(storage) == {share}
+    finally:
+        for each in registered:
+            each.__exit__(None, None, None)
+
+
+def test_who_has_gone_is_dead_silent_or_on_another_machine_takes_no_share(
+    storage: Storage, again: Callable[[], Storage], body: Callable[[], Body], eight_cores: None
+) -> None:
+    put(storage)
+    gone, dead, silent, elsewhere = (again() for _ in range(4))
+    with heartbeats(gone):
+        pass
+    dying = body()
+    dead.worker = dying.worker()
+    silent.worker = body().worker()
+    elsewhere.worker = Worker("elsewhere", 1, 0.0, "another place", machine="another machine")
+    with heartbeats(dead), heartbeats(silent), heartbeats(elsewhere):
+        dying.die()
+        silence_in_registry(storage, silent.worker)
+        assert threads_of(storage) == {8}
+
+
+def silence_in_registry(storage: Storage, worker: Worker) -> None:
+    """Let a process have shown its last sign of life an hour ago."""
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE hpo_workers SET seen = datetime(seen, '-1 hour') WHERE worker_key = ?", (worker.key,)
+        )
+
+
+def test_a_number_of_threads_that_was_asked_for_is_kept(storage: Storage, eight_cores: None) -> None:
+    put(storage)
+    assert threads_of(storage, 3) == {3}
+
+
+def test_a_worker_is_known_as_long_as_it_works_and_no_longer(storage: Storage, quick: None) -> None:
+    with worker_thread(storage, UNTIL_STOPPED):
+        (known,) = wait_for(lambda: status(storage).workers)
+        assert (known.study, known.population, known.lost) == ("", 0, "")
+    assert status(storage).workers == ()
+
+
+def test_what_is_stored_by_worker_is_what_it_reported(storage: Storage) -> None:
+    put(storage)
+    happened = work_here(storage)
+    ends = Counter[str]()
+    for _, event in happened:
+        json.dumps(event.to_json(), allow_nan=False)
+        if isinstance(event, PopulationEnded):
+            ends += Counter({"complete": event.completed, "pruned": event.pruned, "failed": event.failed})
+    counts = status(storage).studies[0].counts
+    assert {word: count for word, count in counts.items() if count} == dict(+ends)
+
+
+def test_silent_trials_are_taken_over_from_another_machine(
+    storage: Storage, again: Callable[[], Storage], quick: None
+) -> None:
+    study_id = put(storage)
+    far = Worker("elsewhere", 1, 0.0, "another place", machine="another machine")
+    held = holding(again(), far, study_id, 2)
+    with worker_thread(storage, UNTIL_IDLE) as worker:
+        wait_for(lambda: states(trials_of(storage)).count(TrialState.COMPLETE) == 4, lambda: worker.happened)
+        silence(storage, [trial._trial_id for trial in held])
+        worker.wait()
+    check_whole_but_params(trials_of(storage), 6)

@@ -1,0 +1,184 @@
+"""`hpo work` as a process: how it ends, what it logs and measures, and a server that is not there or goes away."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import pytest
+from at_work import Process, wait_for
+from optuna.trial import TrialState
+from postgresql_server import Server
+from prometheus_client.parser import text_string_to_metric_families
+from tiny import check_whole, states, study_of, trials_of
+
+from hpo.search.launch import submit
+from hpo.service.status import status
+from hpo.storage import Storage, open_storage, running_trials
+
+Start = Callable[..., Process]
+
+ENDLESS = {"training": {"epochs": 1_000_000}}
+
+HANGING = """
+import sys, threading
+from hpo.service import process
+from hpo.training.stack import Stack
+from hpo.cli import main
+
+process.STOP_S = float(sys.argv[1])
+Stack.epoch = lambda stack, epoch: threading.Event().wait()
+sys.exit(main(sys.argv[2:]))
+"""
+"""`hpo work` whose first epoch takes for ever."""
+
+AT_ONCE_S = 12.0
+"""Less than the 15 s that an epoch may take after a stop; an interpreter needs a second to end, or a few."""
+
+
+@pytest.fixture
+def server_storage(postgresql: Server) -> Iterator[Storage]:
+    with postgresql.database() as name:
+        opened = open_storage(postgresql.url(name))
+        yield opened
+        opened.close()
+
+
+def work(start: Start, storage: Storage, *args: str, **options: str) -> Process:
+    arguments = ("work", "--device", "cpu", "--storage", storage.location.full_url, *args)
+    return start(*arguments, **options)
+
+
+def scrape(url: str) -> dict[tuple[str, str, str], float]:
+    """What the worker tells Prometheus: (sample, study, state) -> value."""
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {
+        (sample.name, sample.labels.get("study", ""), sample.labels.get("state", "")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_a_worker_is_told_to_stop_in_the_middle_of_an_epoch(start: Start, storage: Storage) -> None:
+    submit(study_of(**ENDLESS), storage)
+    worker = work(start, storage)
+    worker.said("population of 4 begins, trials 0-3")
+    (seen,) = wait_for(lambda: status(storage).workers)
+    assert (seen.pid, seen.study, seen.population, seen.lost) == (worker.process.pid, "tiny", 4, "")
+    worker.signal(signal.SIGTERM)
+    assert worker.status() == 0
+    assert worker.out == []
+    assert worker.err[-1].endswith(f"{seen.host}:{seen.pid} ends: told to stop")
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (info|warning) \S+:\d+ \S", line) for line in worker.err)
+    assert states(trials_of(storage)) == [TrialState.WAITING] * 4
+    assert status(storage).workers == ()
+
+
+def test_an_epoch_that_takes_too_long_after_a_stop_is_given_up(start: Start, storage: Storage) -> None:
+    submit(study_of(), storage)
+    worker = work(lambda *args: start("0.5", *args, script=HANGING), storage)
+    worker.said("population of 4 begins")
+    worker.signal(signal.SIGTERM)
+    assert worker.status() == 0
+    assert "given up" in worker.err[-1]
+    assert states(trials_of(storage)) == [TrialState.WAITING] * 4
+    assert running_trials(storage) == []
+
+
+def test_an_epoch_that_takes_too_long_is_given_up_though_the_server_is_away(
+    start: Start, postgresql: Server, server_storage: Storage
+) -> None:
+    submit(study_of(), server_storage)
+    worker = work(lambda *args: start("0.5", *args, script=HANGING), server_storage)
+    worker.said("population of 4 begins")
+    postgresql.stop()
+    try:
+        worker.signal(signal.SIGTERM)
+        assert worker.status() == 0
+    finally:
+        postgresql.start()
+    assert "Traceback" not in "\n".join(worker.err)
+
+
+def test_a_second_signal_ends_a_worker_at_once_and_hands_back_its_trials(start: Start, storage: Storage) -> None:
+    submit(study_of(), storage)
+    worker = work(lambda *args: start("60", *args, script=HANGING), storage)
+    worker.said("population of 4 begins")
+    worker.signal(signal.SIGTERM)
+    wait_for(lambda: not catches_nothing_yet(worker))
+    worker.signal(signal.SIGTERM)
+    assert worker.status(AT_ONCE_S) == 143
+    assert "Traceback" not in "\n".join(worker.err)
+    assert states(trials_of(storage)) == [TrialState.WAITING] * 4
+
+
+def catches_nothing_yet(worker: Process) -> bool:
+    """Whether the first signal is still on its way: two of the same that wait are one."""
+    with open(f"/proc/{worker.process.pid}/status") as file:
+        pending = [int(line.split()[1], 16) for line in file if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask & 1 << (signal.SIGTERM - 1) for mask in pending)
+
+
+def test_a_worker_outlives_its_server_logs_json_and_counts_what_the_storage_has(
+    start: Start, postgresql: Server, server_storage: Storage
+) -> None:
+    """One that starts before its server does, and goes on though that crashes."""
+    submit(study_of(name="first"), server_storage)
+    postgresql.stop()
+    try:
+        worker = work(start, server_storage, "--log-format", "json", "--metrics-port", "0")
+        worker.said("trying again")
+    finally:
+        postgresql.start()
+    worker.said("the storage answers again")
+    wait_for(lambda: status(server_storage, "first").studies[0].state == "ended", lambda: worker.err)
+    submit(study_of(name="second", training={"epochs": 150}, search={"trials": 12}), server_storage)
+    worker.said('"study": "second", "event": "population_started"')
+    postgresql.restart("immediate")
+    wait_for(lambda: status(server_storage, "second").studies[0].state == "ended", lambda: worker.err)
+    for name, trials in (("first", 6), ("second", 12)):
+        check_whole(trials_of(server_storage, name), trials)
+
+    worker.said('"study": "second", "event": "study_ended"')
+    metrics = scrape(re.findall(r"http://\S+/metrics", worker.said("metrics at"))[0])
+    for name in ("first", "second"):
+        for state, count in status(server_storage, name).studies[0].counts.items():
+            if state in ("complete", "pruned", "failed"):
+                assert metrics[("hpo_trials_total", name, state)] == count
+    assert metrics[("hpo_epochs_total", "first", "")] == 4
+    images = len(trials_of(server_storage, "first")) * 2 * 120  # members, epochs, and 80% of 150
+    assert metrics[("hpo_images_total", "first", "")] == images
+    assert metrics[("hpo_population_size", "", "")] == 0
+    assert metrics[("hpo_storage_seconds_total", "", "")] > 0
+
+    postgresql.stop()
+    try:
+        wait_for(lambda: sum("trying again" in line for line in worker.err) > 1, lambda: worker.err)
+        worker.signal(signal.SIGTERM)
+        assert worker.status() == 0
+    finally:
+        postgresql.start()
+    lines = [json.loads(line) for line in worker.err]
+    assert {line["worker"].rpartition(":")[2] for line in lines} == {str(worker.process.pid)}
+    assert all({"time", "level", "worker", "message"} <= line.keys() for line in lines)
+    of_events = [line for line in lines if "event" in line]
+    assert all(line["study"] in ("first", "second") for line in of_events)
+    populations = [line for line in of_events if line["event"].startswith("population_")]
+    trained = [number for line in populations if line["study"] == "first" for number in line["members"]]
+    assert sorted(trained) == sorted([*range(6)] * 2)  # as they begin, and as they end
+
+
+def test_every_line_of_a_json_log_is_json_whatever_the_libraries_have_to_say(start: Start, storage: Storage) -> None:
+    two = {"weight_decay": {"low": 1e-6, "high": 1e-2, "log": True}}
+    for sampler in ("cmaes", "qmc", "gp", "tpe"):
+        search = {"sampler": sampler, "pruner": "hyperband", "trials": 8}
+        submit(study_of(name=sampler, optimizer=two, search=search), storage)
+    worker = work(start, storage, "--until-idle", "--log-format", "json")
+    assert worker.status() == 0
+    for line in worker.err:
+        json.loads(line)
+    assert {study.state for study in status(storage).studies} == {"ended"}
