@@ -209,7 +209,8 @@ def work(
         from hpo.service.worker import Duty
 
         duty = Duty(tuple(names or ()), device, threads, until_idle)
-        run_worker(storage, duty, log_format.value, metrics_host, metrics_port, interruption.stop)
+        status = run_worker(storage, duty, log_format.value, metrics_host, metrics_port, interruption.stop)
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -286,7 +287,7 @@ def delete(
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{asked} Nobody is there to ask; say --yes")
-        print(f"{asked} [y/N] ", end="", file=sys.stderr, flush=True)
+        print(f"{asked} [y/N]: ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise typer.Exit(1)
     print(remove(opened, name))
@@ -519,13 +520,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _with_ray_address(args: list[str]) -> list[str]:
     """Give `--ray` an address where it has none: typer's options have a value always or never."""
-    given = re.compile(r"auto|local|.+:\d+")
-    pairs = zip(args, [*args[1:], ""], strict=True)
-    return [
-        word
-        for one, other in pairs
-        for word in ([one, "local"] if one == "--ray" and not given.fullmatch(other) else [one])
-    ]
+    words: list[str] = []
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        words.append(word)
+        if word == "--ray" and "--" not in words and not re.fullmatch(r"auto|local|.+:\d+", following):
+            words.append("local")
+    return words
 
 
 def _wrong_usage(error: TyperException) -> str:

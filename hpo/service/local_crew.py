@@ -49,6 +49,7 @@ class LocalCrew:
     def __init__(self, url: str, duty: Duty, workers: int, say: Callable[[Event], None]) -> None:
         self._url, self._duty, self._workers, self._say = url, duty, workers, say
         self._seats: list[_Seat] = []
+        self._said: set[str] = set()
 
     def __enter__(self) -> Self:
         self._seats = [self._start() for _ in range(self._workers)]
@@ -82,11 +83,13 @@ class LocalCrew:
                 self._seats[index] = self._after(seat)
                 ended.append(seat)
         at_work = sum(not seat.over for seat in self._seats)
-        if not at_work and all(seat.problem for seat in self._seats):
-            raise HpoError(self._seats[-1].problem)
-        for seat in ended:
-            if seat.problem:
-                self._say(Note(seat.problem, "warning"))
+        problems = [seat.problem for seat in self._seats if seat.over and seat.problem]
+        if len(problems) == len(self._seats):
+            last = problems[-1]
+            raise HpoError("all workers have ended, for what is said above" if last in self._said else last)
+        for problem in {seat.problem for seat in ended if seat.problem} - self._said:
+            self._said.add(problem)
+            self._say(Note(problem, "warning"))
         return at_work
 
     def _start(self) -> _Seat:
@@ -117,7 +120,7 @@ class LocalCrew:
         """Return who sits there after a process has ended."""
         status = seat.process.exitcode or 0
         if status < 0:
-            killed = f"worker process {seat.process.pid} was killed (signal {-status})"
+            killed = f"worker process {seat.process.pid} was killed ({_signal_name(-status)})"
             if seat.since is not None and time.monotonic() - seat.since >= YOUNG_S:
                 self._say(Note(f"{killed}; another takes its place", "warning"))
                 return self._start()
@@ -126,6 +129,13 @@ class LocalCrew:
             seat.problem = f"worker process {seat.process.pid} ended with status {status}"
         seat.over = True
         return seat
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # of the real-time signals only the first and the last have names
+        return f"signal {number}"
 
 
 def _work(url: str, duty: Duty, messages: Connection) -> None:

@@ -103,7 +103,7 @@ def start_log(stream: IO[str], form: str, worker: str) -> None:
     """Let the log go to a stream from now on, in one of `FORMATTERS`."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(FORMATTERS[form](worker))
-    LOGGER.addHandler(handler)
+    LOGGER.handlers = [handler]
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
 

@@ -32,21 +32,29 @@ log = logging.getLogger(__name__)
 
 def run_worker(
     url: str | None, duty: Duty, log_format: str, metrics_address: str, metrics_port: int | None, stop: threading.Event
-) -> None:
-    """Work until `stop` is set, or as the duty says.
+) -> int:
+    """Work until `stop` is set, or as the duty says; return the exit status.
 
-    Raises what `work` raises, UsageError for a device that is not there, and HpoError for a port in use.
+    Raises what `work` raises, and HpoError for a port in use; with a log in JSON they are its last line instead.
     """
     worker = this_worker()
     start_log(sys.stderr, log_format, f"{worker.host}:{worker.pid}")
+    try:
+        _run(url, duty, metrics_address, metrics_port, stop)
+    except HpoError as error:
+        if log_format != "json":
+            raise
+        log.error("%s", error)
+        return error.exit_status
+    return 0
+
+
+def _run(url: str | None, duty: Duty, metrics_address: str, metrics_port: int | None, stop: threading.Event) -> None:
     metrics = Metrics()
     if metrics_port is not None:
         port = metrics.serve(metrics_address, metrics_port)
-        log.info(
-            "metrics at http://%s:%d/metrics",
-            f"[{metrics_address}]" if ":" in metrics_address else metrics_address,
-            port,
-        )
+        host = f"[{metrics_address}]" if ":" in metrics_address else metrics_address
+        log.info("metrics at http://%s:%d/metrics", host, port)
     storage = await_storage(url, stop)
     if storage is None:
         return
@@ -58,14 +66,8 @@ def run_worker(
         in_log(study, event)
 
     log.info("works on %s", storage.shown)
-    try:
-        with ends_in_time(storage, stop):
-            work(storage, duty, listen, stop)
-    except HpoError as error:
-        if log_format != "json":
-            raise
-        log.error("%s", error)
-        sys.exit(error.exit_status)
+    with ends_in_time(storage, stop):
+        work(storage, duty, listen, stop)
     log.info("ends: %s", "told to stop" if stop.is_set() else "nothing is left to do")
 
 

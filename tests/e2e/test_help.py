@@ -12,8 +12,8 @@ from command import Outcome, Running
 
 Run = Callable[..., Outcome]
 HEAVY = {"torch", "optuna", "numpy", "sqlalchemy", "sklearn", "pydantic", "rich"}
-COMMANDS = ["launch", "submit", "work", "status", "pause", "resume", "stop", "delete", "check", "studies", "top", "export"]
-COMMANDS += ["copy", "dashboard", "doctor", "version", "data"]
+COMMANDS = ["launch", "submit", "work", "status", "pause", "resume", "stop", "delete", "check", "studies", "top"]
+COMMANDS += ["export", "copy", "dashboard", "doctor", "version", "data"]
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:

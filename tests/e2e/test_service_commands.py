@@ -153,6 +153,8 @@ def test_a_changed_file_is_not_submitted_unless_it_is_to_extend_the_study(hpo: R
 
 
 def test_a_worker_with_nothing_to_do_ends_until_idle(hpo: Run) -> None:
+    assert hpo("work", "--until-idle").err.startswith("hpo: sqlite:///hpo.db: no such file"), "it makes none"
+    open_storage("sqlite:///hpo.db").close()
     outcome = hpo("work", "--until-idle")
     assert (outcome.status, outcome.out) == (0, "")
     assert [line.split(" ", 3)[3] for line in outcome.err.splitlines()] == [
@@ -211,6 +213,7 @@ def test_a_metrics_port_in_use_is_one_line(hpo: Run) -> None:
 
 
 def test_the_error_that_ends_a_worker_is_json_in_a_json_log(hpo: Run) -> None:
+    open_storage(None).close()
     outcome = hpo("work", "nobody", "--log-format", "json")
     assert (outcome.status, outcome.out) == (1, "")
     said = [json.loads(line) for line in outcome.err.splitlines()]
@@ -271,13 +274,14 @@ def test_asking_makes_no_storage(hpo: Run, folder: Path, args: list[str]) -> Non
 def test_a_command_for_a_study_of_plain_optuna_is_one_line(hpo: Run, command: str) -> None:
     plain()
     outcome = hpo(command, "plain")
-    assert outcome == (1, "", "hpo: study 'plain' was not made by hpo: nobody works on it through the queue\n")
+    says = "hpo: study 'plain' was not made by hpo, or its study file cannot be read: no worker can train it\n"
+    assert outcome == (1, "", says)
 
 
 @pytest.mark.parametrize("command", ["pause", "stop"])
 def test_a_study_that_has_ended_cannot_be_held_up(hpo: Run, command: str) -> None:
     hpo("launch", "tiny.toml", "--quiet", *QUICK)
-    assert hpo(command, "tiny") == (1, "", "hpo: study 'tiny' has ended: there is nothing to hold up\n")
+    assert hpo(command, "tiny") == (1, "", "hpo: study 'tiny' has ended (finished): there is nothing to hold up\n")
 
 
 def test_nothing_is_deleted_where_nobody_is_there_to_ask(hpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +412,6 @@ def test_a_reader_of_the_status_that_goes_away_is_no_error(process: Start, hpo: 
         (["launch", "--ray", "ray://head:10001", "a.toml"], ["launch", "--ray", "ray://head:10001", "a.toml"]),
         (["launch", "--ray=head:6379", "a.toml"], ["launch", "--ray=head:6379", "a.toml"]),
         (["launch", "a.toml", "--", "--ray"], ["launch", "a.toml", "--", "--ray"]),
-        (["launch", "a.toml", "--name", "--ray"], ["launch", "a.toml", "--name", "--ray"]),
         (["top", "tiny"], ["top", "tiny"]),
     ],
 )
