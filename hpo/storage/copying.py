@@ -102,7 +102,10 @@ def copy_study(
             made[study_id] = _Copy(view, connection).study(found, study_id, user_attrs or {})
         return made[study_id]
 
-    return transact(target.engine, work)
+    # Either of the two may be a server that restarts.
+    seconds = max(source.patience.seconds, target.patience.seconds)
+    with target.patience.until(target.patience.stop, seconds):
+        return transact(target.engine, work)
 
 
 @dataclass(frozen=True)
