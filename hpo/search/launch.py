@@ -103,6 +103,23 @@ def launch(
     on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
 
 
+def started(study: Study, planned: Plan, counts: tuple[int, int, int], device: str, precision: str) -> StudyStarted:
+    """Return the event of the beginning of work on a study; `counts` are those of `counted` before it."""
+    completed, pruned, failed = counts
+    return StudyStarted(
+        study=study.name,
+        trials=study.search.trials,
+        finished=completed,
+        pruned=pruned,
+        failed=failed,
+        population=planned.population,
+        device=device,
+        precision=precision,
+        parameters=planned.size.parameters,
+        images=len(planned.images.train),
+    )
+
+
 def ended(study: Study, storage: Storage, reason: Reason, seconds: float, on_event: Listener) -> StudyEnded:
     """Return the event of the end of a process's work on a study; say what there is to be said of it before."""
     if reason == "space exhausted":
@@ -148,21 +165,7 @@ def _begin(
         raise HpoError(f"study '{study.name}': its images do not fit into the memory of {device_name}") from error
     storage.works_on(device_name)
     precision, began = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
-    completed, pruned, failed = counted(study, storage)
-    on_event(
-        StudyStarted(
-            study=study.name,
-            trials=study.search.trials,
-            finished=completed,
-            pruned=pruned,
-            failed=failed,
-            population=planned.population,
-            device=device_name,
-            precision=precision,
-            parameters=planned.size.parameters,
-            images=len(planned.images.train),
-        )
-    )
+    on_event(started(study, planned, counted(study, storage), device_name, precision))
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
     said = [] if raised_before is None else raised_before

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
-from hpo.search.events import Event, OthersEnded, Reason, StudyStarted, WorkerSeen, WorkersSeen
-from hpo.search.launch import check_joinable, counted, ended, submit
+from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
+from hpo.search.launch import check_joinable, counted, ended, started, submit
 from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState
 from hpo.studyfile import Study
@@ -55,25 +55,13 @@ def launch_with(
     start = time.perf_counter()
     planned = submit(study, storage, extend=extend)
     check_joinable(study, storage)
-    completed, pruned, failed = counted(study, storage)
+    counts = counted(study, storage)
     precision = study.first.training.precision
+    settled = precision if precision != "auto" else "float32 or bfloat16"
     with crew:
         at_work = crew.check()
-        on_event(
-            StudyStarted(
-                study=study.name,
-                trials=study.search.trials,
-                finished=completed,
-                pruned=pruned,
-                failed=failed,
-                population=planned.population,
-                device=f"{at_work} worker{'s' if at_work > 1 else ''}",
-                precision=precision if precision != "auto" else "float32 or bfloat16",
-                parameters=planned.size.parameters,
-                images=len(planned.images.train),
-            )
-        )
-        reason = _follow(study, storage, crew, on_event, stop, (completed, pruned, failed))
+        on_event(started(study, planned, counts, f"{at_work} worker{'s' if at_work > 1 else ''}", settled))
+        reason = _follow(study, storage, crew, on_event, stop, counts)
     on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +14,6 @@ from optuna.distributions import FloatDistribution
 
 from hpo.service.dashboard import Server
 from hpo.storage import Storage, open_storage
-
-TESTS = Path(__file__).parents[1]
-sys.path += [str(TESTS / "storage"), str(TESTS / "search")]  # their stand-ins, servers and studies are used here, too
 
 EPOCHS = 3
 SPACE = {"lr": FloatDistribution(1e-6, 1e-1, log=True), "dropout": FloatDistribution(0.0, 0.6)}

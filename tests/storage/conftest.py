@@ -6,7 +6,6 @@ Every test that takes `url` or `storage` runs on both; those about files take `f
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,16 +16,6 @@ from optuna.study import StudyDirection
 from postgresql_server import Server
 
 from hpo.storage import Storage, open_storage
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    # Not in pytest's folder, which belongs to its user alone.
-    with tempfile.TemporaryDirectory(prefix="hpo-postgresql-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        server = Server(Path(folder))
-        yield server
-        server.stop("immediate")
 
 
 @pytest.fixture
