@@ -24,5 +24,5 @@ def shown(as_json: bool, once: bool = False) -> Iterator[Callable[[Status], None
         yield lambda status: print(status.text(), flush=True)
     else:
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda status: live.update(Text(status.text(), no_wrap=True), refresh=True)
+            yield lambda status: live.update(Text(status.text(console.height), no_wrap=True), refresh=True)
     sys.stdout.flush()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,13 +89,21 @@ class Status:
         """Return the status as a JSON object."""
         return asdict(self)
 
-    def text(self) -> str:
-        """Return two tables, one below the other."""
+    def text(self, most_lines: int | None = None) -> str:
+        """Return two tables, one below the other; where they take more lines, without the studies that have ended."""
+        text = self._text(self.studies)
+        if most_lines is not None and text.count("\n") >= most_lines:
+            text = self._text(tuple(study for study in self.studies if study.state != StudyState.ENDED))
+        return text
+
+    def _text(self, studies: Sequence[StudyStatus]) -> str:
         rows: list[tuple[str, ...]] = [("study", "state", "trials", "best", "pace", "left", "priority")]
-        rows += [_study_row(study) for study in self.studies]
+        rows += [_study_row(study) for study in studies]
         workers: list[tuple[str, ...]] = [("worker", "device", "study", "population", "last heartbeat")]
         workers += [_worker_row(worker) for worker in self.workers]
         parts = [table(rows), table(workers) if self.workers else "no workers: start some with `hpo work`"]
+        if len(studies) < len(self.studies):
+            parts.insert(1, f"and {len(self.studies) - len(studies)} that have ended")
         reasons = [f"{study.name} is {study.state}: {study.why}" for study in self.studies if _is_closed(study)]
         if reasons:
             parts.insert(1, "\n".join(map(printable, reasons)))

@@ -52,8 +52,8 @@ POLL_S = 1.0
 ASIDE_S = 60.0
 """How long a study that cannot be trained here is left to others."""
 
-AT_HAND = 4
-"""Studies whose search, and images on the device, a worker keeps while it works on others."""
+AT_HAND_BYTES = 2**30
+"""Images on the device that a worker keeps at hand, by the studies they belong to, while it works on others."""
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class _Worker:
         """When this worker entered the study, and its search; made anew where the study has changed since."""
         entered = self._searches.pop(_key(study), None)
         if entered is None or not entered[1].gate.knows(study.user_attrs):
-            while len(self._searches) >= AT_HAND:  # first, because their images are on the device
+            while sum(search.objective.image_bytes for _, search in self._searches.values()) > AT_HAND_BYTES:
                 self._searches.popitem(last=False)
             say = functools.partial(self.on_event, study.name)
             search = join(

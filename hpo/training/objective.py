@@ -30,6 +30,11 @@ class Objective:
         self._split, self._auto, self._say, self._timeout_s = split, auto_precision, say, timeout_s
         self._most: int | None = None
 
+    @property
+    def image_bytes(self) -> int:
+        """The memory that the split's images take on the device."""
+        return self._split.train.nbytes + self._split.validation.nbytes
+
     def groups(self, members: Sequence[Member]) -> list[list[Member]]:
         """Return the members in populations: those of one shape together, in the order of their numbers."""
         ordered = sorted(members, key=lambda member: (shape_of(member.config), member.number))

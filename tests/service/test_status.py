@@ -226,6 +226,20 @@ def test_the_table_says_why_a_study_was_stopped(storage: Storage) -> None:
     assert "training raised the same: Oops" in status(storage).text()
 
 
+def test_where_lines_are_few_the_studies_that_have_ended_make_room_for_the_workers(
+    storage: Storage, far: Storage
+) -> None:
+    for name in ("done", "over"):
+        set_state(storage, put(storage, name), StudyState.ENDED, "finished")
+    hold(far, put(storage, "going"), 2)
+    found = status(storage)
+    assert found.text(len(found.text().splitlines())) == found.text()
+    short = found.text(len(found.text().splitlines()) - 1)
+    assert [row["study"] for row in rows(short) if "study" in row and "state" in row] == ["going"]
+    assert "and 2 that have ended" in short
+    assert short.splitlines()[-1].startswith(f"{FAR.host}:{FAR.pid}")
+
+
 def test_a_study_whose_end_nobody_lived_to_note_has_ended(storage: Storage, far: Storage) -> None:
     study_id = put(storage, search={"trials": 2})
     far.finish([Ending(trial_id, TrialState.COMPLETE, 0.5) for trial_id in hold(far, study_id, 2)])

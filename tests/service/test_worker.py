@@ -136,6 +136,20 @@ def test_the_most_urgent_study_goes_first_and_equals_take_turns(storage: Storage
         check_whole(trials_of(storage, name), 6)
 
 
+@pytest.mark.parametrize(("room", "entered"), [(working.AT_HAND_BYTES, 1), (0, 3)], ids=["room", "none"])
+def test_many_studies_in_turn_are_entered_once_as_long_as_their_images_have_room(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, room: int, entered: int
+) -> None:
+    monkeypatch.setattr(working, "AT_HAND_BYTES", room)
+    names = [f"s{number}" for number in range(6)]
+    for name in names:
+        put(storage, name)
+    happened = work_here(storage)
+    assert populations(happened) == [*names, *names]
+    starts = Counter(study for study, event in happened if isinstance(event, StudyStarted))
+    assert starts == dict.fromkeys(names, entered)  # without room: for each population, and to note the end
+
+
 def test_an_urgent_study_that_comes_later_goes_before_the_rest_of_the_one_in_hand(storage: Storage) -> None:
     put(storage, "a", search={"trials": 12})
     happened = work_here(storage, on_event=at_first(EpochEnded, "a", lambda: put(storage, "b", 1)))
