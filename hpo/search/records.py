@@ -29,6 +29,7 @@ STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
 
 FREE_TO_CHANGE = (
     "description",
+    "baseline",
     *(
         f"search.{key}"
         for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout", "timeout", "patience")
