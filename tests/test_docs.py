@@ -191,6 +191,8 @@ def in_words(schema: dict[str, Any]) -> str:
             return "text" if length == (None, None) else f"text, {length[0]} to {length[1]} characters"
         case "array":
             return f"a list, each {in_words(schema['items'])}{'; not empty' if schema.get('minItems') else ''}"
+        case "object":
+            return "a table, parameter name to value"
         case kind:
             limits = {"minimum", "exclusiveMinimum", "exclusiveMaximum"} & schema.keys()
             low = schema.get("minimum", schema.get("exclusiveMinimum"))

@@ -35,6 +35,7 @@ Curve = dict[str, list[float]]
 
 FREE_TO_CHANGE = (
     "description",
+    "baseline",
     *(
         f"search.{key}"
         for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout", "timeout", "patience")

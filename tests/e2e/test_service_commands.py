@@ -21,7 +21,7 @@ import pytest
 from command import DEADLINE_S, HPO, Outcome, Running
 from optuna.trial import TrialState
 
-from hpo.cli import _with_ray_address
+from hpo.cli.entry import with_ray_address
 from hpo.service.logs import LOGGER
 from hpo.storage import load_study, open_storage, study_names
 
@@ -416,7 +416,7 @@ def test_a_reader_of_the_status_that_goes_away_is_no_error(process: Start, hpo: 
     ],
 )
 def test_ray_has_an_address_or_means_a_cluster_of_its_own(given: list[str], meant: list[str]) -> None:
-    assert _with_ray_address(given) == meant
+    assert with_ray_address(given) == meant
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""The command line's application, and the arguments and options that several commands have.
+
+Knows no command, and imports nothing that takes time: help answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpo.errors import HpoError
+
+if TYPE_CHECKING:
+    from hpo.storage import Storage
+
+app = typer.Typer(
+    name="hpo",
+    help="Hyperparameter search for PyTorch networks that trains whole populations of trials at once.",
+    rich_markup_mode=None,  # plain help: quick, and the same on a terminal and in a pipe
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="The data sets: what is where, and fetching them.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Study names for the shell; without a storage there is nothing to complete."""
+    from hpo.storage import study_names
+
+    try:
+        names = study_names(storage_at(ctx.params.get("storage")))
+    except HpoError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Trials = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials that the study shall have.")]
+NewName = Annotated[str | None, typer.Option(metavar="NAME", help="Another name for the study.")]
+Population = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials trained at once, at most.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
+Extend = Annotated[bool, typer.Option("--extend", help="Go on with a study whose file has changed.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A study file, or what `hpo export` wrote.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.", autocompletion=complete_study)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the study file; may be repeated."),
+]
+StorageUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Where studies are kept: sqlite:///FILE or postgresql://HOST/NAME [default: HPO_STORAGE, else sqlite:///hpo.db]",
+    ),
+]
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Hyperparameter search for PyTorch networks that trains whole populations of trials at once."""
+
+
+def storage_at(url: str | None) -> Storage:
+    """Open the storage at `url`, which has to exist."""
+    from hpo.results.lookup import open_existing
+
+    return open_existing(url)

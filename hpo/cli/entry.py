@@ -1,0 +1,70 @@
+"""From a command line's words to its exit status: the outermost edge, where an error becomes one line.
+
+The status is 0 for done, 1 for a failure the user can act on (one line, no traceback unless --debug), 2 for wrong
+usage, 130 after Ctrl-C and 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from hpo.cli.app import app
+from hpo.errors import HpoError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    args = with_ray_address(args)
+    debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), args)
+    try:
+        status = get_command(app).main(args, prog_name="hpo", standalone_mode=False)
+        sys.stdout.flush()
+    except TyperException as error:
+        return _fail(_wrong_usage(error), error.exit_code, debug)
+    except HpoError as error:
+        return _fail(str(error), error.exit_status, debug)
+    except BrokenPipeError:
+        return _hush()
+    except OSError as error:
+        return _fail(str(error), 1, debug)
+    except Exception as error:  # noqa: BLE001 - the outermost edge: a defect is one line too, and --debug shows it
+        return _fail(f"{type(error).__name__}: {error} (a defect in hpo; `hpo --debug` shows where)", 1, debug)
+    return status if isinstance(status, int) else 0
+
+
+def with_ray_address(args: list[str]) -> list[str]:
+    """Give `--ray` an address where it has none: typer's options have a value always or never."""
+    words: list[str] = []
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        words.append(word)
+        if word == "--ray" and "--" not in words and not re.fullmatch(r"auto|local|.+:\d+", following):
+            words.append("local")
+    return words
+
+
+def _wrong_usage(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)  # only some of typer's errors know the command they are about
+    command = "hpo" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')} (see {command} --help)"
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"hpo: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _hush() -> int:
+    """Whoever read stdout has gone: let the interpreter's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -1,0 +1,73 @@
+"""The commands that ask a storage what it has found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo.cli.app import Name, StorageUrl, app, storage_at
+
+
+@app.command()
+def studies(storage: StorageUrl = None) -> None:
+    """List the studies.
+
+    With each one's data set, trials by state, best value and last activity.
+    """
+    from hpo.results.overview import studies_table
+
+    print(studies_table(storage_at(storage)))
+
+
+@app.command()
+def top(
+    name: Name,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, metavar="N", help="How many trials.")] = 5,
+    storage: StorageUrl = None,
+) -> None:
+    """Print the best trials of a study."""
+    from hpo.results.ranking import top_lines
+
+    for line in top_lines(storage_at(storage), name, number):
+        print(line)
+
+
+@app.command()
+def export(
+    name: Name,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="A file, not stdout.")] = None,
+    storage: StorageUrl = None,
+) -> None:
+    """Write a study's best trial as JSON.
+
+    `hpo launch` takes the file back, as a study of one trial.
+    """
+    from hpo.results.export import export_text, write
+
+    text = export_text(storage_at(storage), name)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write(text, output)
+
+
+@app.command()
+def copy(
+    name: Name,
+    to: Annotated[str, typer.Option("--to", metavar="URL", help="The storage that gets the copy; a file may be new.")],
+    storage: Annotated[
+        str | None,
+        typer.Option("--from", metavar="URL", help="The study's storage [default: HPO_STORAGE, else sqlite:///hpo.db]"),
+    ] = None,
+    new_name: Annotated[str | None, typer.Option("--name", metavar="NEW", help="Another name for the copy.")] = None,
+) -> None:
+    """Copy a study to another storage, whole.
+
+    Trials that run wait in the copy. A study that is there already is never overwritten.
+    """
+    from hpo.results.copies import copy_line
+
+    print(copy_line(storage_at(storage), name, to, new_name))

@@ -1,0 +1,172 @@
+"""The commands that train: launch a study, put it into the queue, work on the queue, look at what a file asks for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo.cli.app import (
+    Device,
+    Extend,
+    File,
+    NewName,
+    Overrides,
+    Population,
+    StorageUrl,
+    Trials,
+    app,
+    complete_study,
+)
+from hpo.cli.interruption import stop_on_signals
+from hpo.errors import UsageError
+
+
+class LogFormat(StrEnum):
+    """How a line of the log looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@app.command()
+def launch(
+    file: File,
+    overrides: Overrides = None,
+    trials: Trials = None,
+    name: NewName = None,
+    population: Population = None,
+    device: Device = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes that share the study; without it, this one.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="Let workers run on this Ray cluster, or on one started for them."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0, metavar="X", help="With --ray: GPUs that a worker has, such as 0.25.")
+    ] = 0.0,
+    extend: Extend = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write events to stdout, one JSON object a line.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Run a study, or go on with it.
+
+    It ends when the study has its trials. Ctrl-C ends it earlier: what has finished is kept, and the same command goes
+    on from there.
+    """
+    with stop_on_signals() as interruption:
+        from hpo.studyfile import read_study
+
+        study = read_study(file, overrides or (), trials=trials, name=name, population=population)
+
+        from rich.console import Console
+
+        from hpo.results.closing import closing_lines
+        from hpo.results.progress import progress
+        from hpo.service.launching import launch as search
+        from hpo.storage import open_storage
+
+        opened = open_storage(storage)
+        console = Console(stderr=True)
+        with progress(json, quiet, console, interruption.stop) as display:
+            search(
+                study,
+                opened,
+                device=device,
+                workers=workers,
+                ray=ray,
+                gpus_per_worker=gpus_per_worker,
+                extend=extend,
+                on_event=display,
+                stop=interruption.stop,
+            )
+        if not quiet:
+            for line in closing_lines(study, opened, display.ended, storage):
+                display.line(line)
+        if display.interrupted:
+            raise typer.Exit(interruption.status)
+
+
+@app.command()
+def submit(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Study files.")],
+    overrides: Overrides = None,
+    trials: Trials = None,
+    name: NewName = None,
+    population: Population = None,
+    priority: Annotated[
+        int | None, typer.Option(metavar="N", help="How urgent: a higher number goes first [default: 0]")
+    ] = None,
+    extend: Extend = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Put studies into the queue, for `hpo work`.
+
+    All files are checked before the first is stored. A study that is there already stays as it is.
+    """
+    if name is not None and len(files) > 1:
+        raise UsageError("--name: names one study; submit several files one by one")
+
+    from hpo.studyfile import read_study
+
+    studies = [read_study(f, overrides or (), trials=trials, name=name, population=population) for f in files]
+
+    from hpo.service.control import submit_all
+    from hpo.storage import open_storage
+
+    for line in submit_all(studies, open_storage(storage), extend=extend, priority=priority):
+        print(line, flush=True)
+
+
+@app.command()
+def work(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Only these studies.", autocompletion=complete_study),
+    ] = None,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when nothing is left to do.")] = False,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads [default: this worker's share of the cores]")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="How a line of the log looks.")] = LogFormat.TEXT,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve metrics for Prometheus there; 0: any.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address that metrics are served on.")
+    ] = "127.0.0.1",
+    storage: StorageUrl = None,
+) -> None:
+    """Train whatever the queue has trials left of.
+
+    The most urgent study first, equals in turn, until SIGTERM or Ctrl-C: then the epoch in hand ends, and what is not
+    finished goes back to the queue. The log goes to stderr.
+    """
+    with stop_on_signals() as interruption:
+        from hpo.service.process import run_worker
+        from hpo.service.worker import Duty
+
+        duty = Duty(tuple(names or ()), device, threads, until_idle)
+        status = run_worker(storage, duty, log_format.value, metrics_host, metrics_port, interruption.stop)
+        raise typer.Exit(status)
+
+
+@app.command()
+def check(file: File, overrides: Overrides = None) -> None:
+    """Validate a study file and show it resolved.
+
+    With its search space and its size: parameters a network, members a population, memory.
+    """
+    from hpo.studyfile import read_study
+
+    study = read_study(file, overrides or ())  # what is wrong with a file is said before torch is loaded
+
+    from hpo.search.check import describe
+
+    print(describe(study))
