@@ -24,9 +24,13 @@ KINDS: Mapping[str, Draw] = {
 """Each of them can draw any study, if only to say why there is nothing to see."""
 
 
-def draw(source: Source, kinds: Sequence[str] = ()) -> dict[str, go.Figure]:
-    """Return a study's figures of these kinds, without any all of them; raise UsageError for a kind that is none."""
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raise UsageError for a kind that is none."""
     for kind in kinds:
         if kind not in KINDS:
             raise UsageError(f"--figure: no kind {kind!r}{nearest(kind, KINDS)}; there are {', '.join(KINDS)}")
+
+
+def draw(source: Source, kinds: Sequence[str] = ()) -> dict[str, go.Figure]:
+    """Return a study's figures of these kinds, without any all of them."""
     return {kind: KINDS[kind](source) for kind in dict.fromkeys(kinds or KINDS)}
