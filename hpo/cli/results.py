@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,13 @@ import typer
 
 from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, storage_at
 from hpo.cli.interruption import stop_on_signals
+
+
+class FileFormat(StrEnum):
+    """What a figure's file holds."""
+
+    HTML = "html"
+    PNG = "png"
 
 
 @app.command()
@@ -115,3 +123,28 @@ def copy(
     from hpo.results.copies import copy_line
 
     print(copy_line(storage_at(storage), name, to, new_name))
+
+
+@app.command()
+def plot(
+    name: Name,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option("--figure", metavar="KIND", help="curves, landscape, history or importances; may be repeated."),
+    ] = None,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=1, metavar="N", help="How many of the best trials' curves.")
+    ] = 20,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the files go.")] = Path(),
+    form: Annotated[FileFormat, typer.Option("--format", help="Pages, or images.")] = FileFormat.HTML,
+    storage: StorageUrl = None,
+) -> None:
+    """Draw a study's figures into files.
+
+    The learning curves of the best trials, the landscape, the history, the importances. A page opens without a network;
+    an image takes an installed Chrome or Chromium.
+    """
+    from hpo.results.figures.files import plot as draw
+
+    for path in draw(storage_at(storage), name, output, figure or (), number, form.value):
+        print(path)
