@@ -136,6 +136,7 @@ class TestReading:
                 "seed": 0,
                 "repeat": False,
                 "retries": 1,
+                "start_from": [],
             },
         }
 

@@ -87,7 +87,7 @@ def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict
         tree[section] = {key: value for key, value in values.items() if key not in unused}
     tree["training"]["precision"] = precision
     tree["name"] = study.name[: MAX_NAME - len(SUFFIX)] + SUFFIX
-    tree["search"]["trials"] = 1
+    tree["search"] |= {"trials": 1, "start_from": []}  # in another storage there may be nothing to start from
     return tree
 
 
