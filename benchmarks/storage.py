@@ -141,7 +141,7 @@ class Free(Objective):
 
 def epoch_of(curves: dict[int, dict[str, list[float]]], epoch: int) -> EpochResult:
     metrics = {n: {name: values[epoch - 1] for name, values in each.items()} for n, each in curves.items()}
-    return EpochResult(epoch, metrics, {})
+    return EpochResult(epoch, metrics, {}, lambda numbers: {})
 
 
 def curve(lr: float, weight_decay: float, number: int) -> dict[str, list[float]]:

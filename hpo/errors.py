@@ -7,6 +7,7 @@
     +- StudyBusyError           another process is searching that study
     +- StudyClosedError         the study was paused, stopped, changed or deleted
     +- TrainingError            training raised the same in one population after another
+    +- InterruptionError        a stop was asked for before there was anything to keep
     +- UsageError               exit status 2: the command or the study file is wrong
        +- StudyFileError        one key of a study file: `studies/x.toml: optimizer.lr.low: must be above 0`
 
@@ -57,6 +58,10 @@ class TrainingError(HpoError):
     def __init__(self, study: str, raised: str) -> None:
         self.raised = raised
         super().__init__(f"study '{study}': {raised}; what has not failed waits: launch again to go on")
+
+
+class InterruptionError(HpoError):
+    """A stop was asked for before there was anything to keep; the command line gives it the signal's status."""
 
 
 class UsageError(HpoError):

@@ -134,10 +134,13 @@ class TestReading:
                 "score": "last",
                 "population": "auto",
                 "seed": 0,
+                "points": [],
+                "repeats": 1,
                 "repeat": False,
                 "retries": 1,
                 "start_from": [],
             },
+            "baseline": {},
         }
 
     def test_importing_loads_nothing_heavy(self) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hpo.errors import InterruptionError
+
 
 class Interruption:
     """The first SIGINT or SIGTERM asks the launch to stop, the second ends it at once, the third kills."""
@@ -30,6 +32,9 @@ def stop_on_signals() -> Iterator[Interruption]:
     before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interruption
+    except InterruptionError as error:
+        error.exit_status = interruption.status
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

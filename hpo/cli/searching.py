@@ -18,8 +18,10 @@ from hpo.cli.app import (
     NewName,
     Overrides,
     Population,
+    Quiet,
     StorageUrl,
     Trials,
+    Workers,
     app,
     complete_study,
     storage_at,
@@ -43,9 +45,7 @@ def launch(
     name: NewName = None,
     population: Population = None,
     device: Device = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes that share the study; without it, this one.")
-    ] = None,
+    workers: Workers = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="[ADDRESS]", help="Let workers run on this Ray cluster, or on one started for them."),
@@ -54,7 +54,7 @@ def launch(
         float, typer.Option(min=0, metavar="X", help="With --ray: GPUs that a worker has, such as 0.25.")
     ] = 0.0,
     extend: Extend = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")] = False,
+    quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Write events to stdout, one JSON object a line.")] = False,
     storage: StorageUrl = None,
 ) -> None:
@@ -174,6 +174,8 @@ def narrow(
         str | None, typer.Option("--name", metavar="NEW", help="The new study's name [default: NAME-2]")
     ] = None,
     device: Device = "auto",
+    workers: Workers = None,
+    quiet: Quiet = False,
     storage: StorageUrl = None,
 ) -> None:
     """Narrow a study's ranges around its best trials.
@@ -182,10 +184,15 @@ def narrow(
     written: the next studies are searched, one after the other, and the same command goes on after an interruption.
     """
     if rounds is None:
+        if device != "auto" or workers is not None:
+            raise UsageError(
+                f"--{'device' if workers is None else 'workers'}: goes with --rounds; without it nothing is trained"
+            )
+
         from hpo.results.next_study import propose, write_study
 
         proposal = propose(storage_at(storage), name, new_name)
-        for line in proposal.lines:
+        for line in () if quiet else proposal.lines:
             print(line, file=sys.stderr)
         print(write_study(proposal, output))
         return
@@ -201,6 +208,8 @@ def narrow(
             rounds,
             new_name=new_name,
             device=device,
+            workers=workers,
+            quiet=quiet,
             say=functools.partial(print, flush=True),
             stop=interruption.stop,
         ):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import HpoError, StudyFileError, UsageError
-from hpo.results.export import write
+from hpo.results.export import MAX_NAME, write
+from hpo.results.naming import file_stem
 from hpo.results.narrowing import Best, Change, best_few, changes
 from hpo.results.ranking import METRIC_LABELS
 from hpo.search.predecessors import completed, predecessors
@@ -23,8 +24,6 @@ from hpo.studyfile import Study, parse_study, read_study
 from hpo.studyfile.models import LARGEST
 from hpo.studyfile.trees import replaced
 from hpo.studyfile.writing import study_text
-
-MAX_NAME = 200  # characters that a study file allows
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ def following(study: Study, found: Sequence[Change], name: str, start_from: Sequ
         tree = replaced(tree, change.parameter.path, change.new.tree())
     tree["name"] = name
     tree["search"] |= {
+        "points": [],  # they have been tried
         "seed": (study.search.seed + 1) % (LARGEST + 1),  # random sampling does not say the same again
         "start_from": list(start_from),
     }
@@ -84,7 +84,7 @@ def write_study(proposal: Proposal, path: Path | None = None) -> Path:
     Raises HpoError where there is a file that says something else.
     """
     study = proposal.study
-    target = Path(_file_name(study.name)) if path is None else path
+    target = Path(f"{file_stem(study.name)}.toml") if path is None else path
     if target.suffix.lower() == ".json":
         raise UsageError(f"{target}: the study is written as TOML; give the file a name that ends in .toml")
     if target.is_file():
@@ -101,8 +101,3 @@ def _says(path: Path, study: Study) -> bool:
         return read_study(path) == study
     except StudyFileError:
         return False
-
-
-def _file_name(name: str) -> str:
-    """Return a name that any file system takes, and no command takes for an option."""
-    return (re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("-.") or "study") + ".toml"

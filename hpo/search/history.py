@@ -23,6 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.mirror import STUDY, Mirror, mirrored
+from hpo.search.points import points
 from hpo.search.pruners import IncrementalMedianPruner
 from hpo.search.samplers import joint_space, make_pruner, make_sampler
 from hpo.search.space import Values, candidate, combination, contains, distributions, identity, size, snapped
@@ -61,7 +62,10 @@ class History:
         for trial in before:
             self._observations.note(trial)
         self._outside: set[int] = set()
-        self._seen: set[str] = {identity(trial.params) for trial in before}
+        self._seen_before = {identity(trial.params) for trial in before}
+        self._seen = set(self._seen_before)
+        self._points, self._repeats = points(study), study.search.repeats
+        self._first: dict[int, Values] = {}  # with repeats: the values of each configuration's first trial
         self._next = 0  # every combination before this one has been seen
         self._drawn = 0  # trials for which qmc's sequence has been asked
         self._before: tuple[Mapping[str, Any], int] = ({}, 0)  # the samplers' attributes of the study, likewise
@@ -104,7 +108,7 @@ class History:
         for trial in sorted(trials, key=lambda each: each.number):
             if trial.number == self.count:
                 if contains(self._space, trial.params):
-                    self._seen.add(identity(trial.params))
+                    self._see(trial.number, trial.params)
                 else:
                     self._outside.add(trial.number)
             self.last = max(self.last, trial._trial_id)
@@ -114,8 +118,8 @@ class History:
                 self._ids[trial.number] = trial._trial_id
             self._put(trial)
         if self._study_file.search.sampler == "qmc":  # the sequence goes on where it was
-            while self._drawn < self.count:
-                self._sampled(self._mirror.get_trial(self._drawn), attempt=0)
+            for number in filter(self._is_drawn, range(self._drawn, self.count)):
+                self._sampled(self._mirror.get_trial(number), attempt=0)
 
     def _put(self, trial: FrozenTrial) -> None:
         if trial.state == TrialState.FAIL or trial.number in self._outside:
@@ -169,10 +173,12 @@ class History:
         # As Optuna's own `ask` does: samplers that read the trials from this cache would never see another.
         self._study._thread_local.cached_all_trials = None
         self._before = self._mirror.get_study_system_attrs(STUDY), self._drawn
-        while len(asked) < count and not self.exhausted():
+        while len(asked) < count and (self._first_of(self.count) is not None or not self.exhausted()):
             trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
-            values = self._new_values(trial)
-            self._seen.add(identity(values))
+            values = self._first_of(trial.number)
+            if values is None:
+                values = self._new_values(trial)
+            self._see(trial.number, values)
             for name, distribution in self._space.items():
                 internal = distribution.to_internal_repr(values[name])
                 self._mirror.set_trial_param(trial._trial_id, name, internal, distribution)
@@ -191,19 +197,25 @@ class History:
         attrs, self._drawn = self._before
         self._mirror.forget(asked[0][0], attrs)
         self._observations.forget(asked[0][0])
-        self._seen -= {identity(values) for _, values in asked}
+        new = {identity(values) for number, values in asked if self._first_of(number) is None}
+        self._seen -= new - self._seen_before
+        for number, _ in asked:
+            self._first.pop(number, None)
         self._next = 0
 
     def _new_values(self, trial: FrozenTrial) -> Values:
-        """Return values that no trial has had, unless the study asks for repeats."""
+        """Return values that no trial has had, unless the study lets them come again: the file's points first."""
         search = self._study_file.search
+        index = trial.number // self._repeats
+        if index < len(self._points):
+            return self._points[index]
         if search.sampler == "grid":
-            return self._next_combination(trial.number)
+            return self._next_combination(index)
         for attempt in range(ATTEMPTS + CHANCES):
             values = self._sampled(trial, attempt)
             if search.repeat or identity(values) not in self._seen:
                 return values
-        return values if math.isinf(self._size) else self._next_combination(trial.number)
+        return values if math.isinf(self._size) else self._next_combination(index)
 
     def _sampled(self, trial: FrozenTrial, attempt: int) -> Values:
         search = self._study_file.search
@@ -227,13 +239,27 @@ class History:
             values[name] = snapped(parameter, value)
         return values
 
-    def _next_combination(self, number: int) -> Values:
-        """Return the first combination of a finite space that no trial has had; with repeats, the next in turn."""
+    def _next_combination(self, index: int) -> Values:
+        """Return the first combination of a finite space that no trial has had; or the one whose turn it is."""
         if self._study_file.search.repeat:
-            return combination(self._study_file, number % int(self._size))
+            return combination(self._study_file, index % int(self._size))
         while identity(values := combination(self._study_file, self._next)) in self._seen:
             self._next += 1
         return values
+
+    def _see(self, number: int, values: Values) -> None:
+        self._seen.add(identity(values))
+        if self._repeats > 1 and number % self._repeats == 0:
+            self._first[number] = values
+
+    def _first_of(self, number: int) -> Values | None:
+        """Return the values that a trial repeats; None for the first of its configuration."""
+        repeat = number % self._repeats
+        return self._first.get(number - repeat) if repeat else None
+
+    def _is_drawn(self, number: int) -> bool:
+        """Return whether a trial's values are the sampler's, not the file's and no repetition."""
+        return number % self._repeats == 0 and number // self._repeats >= len(self._points)
 
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
         """Take note of the members' metric after an epoch, by trial number: only pruning makes use of it."""

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.errors import StudyClosedError, StudyFileError, TrainingError
 from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
 from hpo.search.history import RUNG, History
+from hpo.search.points import trial_seed
 from hpo.search.run import Run
 from hpo.search.space import config_of, distributions
 from hpo.storage import (
@@ -41,7 +42,6 @@ from hpo.storage import (
 )
 from hpo.studyfile import Study
 from hpo.training.objective import Objective
-from hpo.training.randomness import member_seed
 from hpo.training.stack import Member
 
 POLL_S = 1.0
@@ -188,14 +188,14 @@ class Search:
 
     def _create(self, count: int) -> list[FrozenTrial]:
         """Ask for new trials and store them, as running; again where another process was faster."""
-        space, seed = distributions(self.study), self.study.search.seed
+        space = distributions(self.study)
         while not self.stop.is_set() and (asked := self.history.ask(min(count, self._missing))):
             templates = [
                 create_trial(
                     state=TrialState.RUNNING,
                     params=values,
                     distributions=space,
-                    user_attrs={"seed": member_seed(seed, number)},
+                    user_attrs={"seed": trial_seed(self.study, number)},
                 )
                 for number, values in asked
             ]
@@ -233,7 +233,7 @@ class Search:
             except StudyFileError as error:
                 endings.append((number, Ending(trial._trial_id, TrialState.FAIL, None, {REASON: str(error)})))
                 continue
-            members.append(Member(number, config, member_seed(self.study.search.seed, number)))
+            members.append(Member(number, config, trial_seed(self.study, number)))
         lost = self.end(endings)
         for number, ending in endings:
             if number not in lost:

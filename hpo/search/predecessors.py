@@ -24,6 +24,7 @@ from hpo.studyfile import SearchSettings, Study
 FREE_TO_DIFFER = (
     "name",
     "description",
+    "baseline",
     *(f"search.{key}" for key in SearchSettings.model_fields if key not in ("metric", "score")),
 )
 """Keys in which a study may differ from those that it starts from, besides ranges and choices."""

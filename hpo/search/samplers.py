@@ -15,6 +15,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.search.points import check_points
 from hpo.search.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner
 from hpo.search.space import check_space, distributions
 from hpo.search.tpe import IncrementalTPESampler, Observations
@@ -28,6 +29,7 @@ ENOUGH_TO_START_FROM = 10
 def check_search(study: Study) -> None:
     """Raise StudyFileError for what no study file's model can know: the samplers' own limits, and Optuna's."""
     check_space(study)
+    check_points(study)
     if study.search.sampler == "cmaes" and len(joint_space("cmaes", distributions(study))) < 2:
         raise study.error("search.sampler", "cmaes needs two searched numbers or more; use tpe, gp or random")
 

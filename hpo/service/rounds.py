@@ -17,8 +17,8 @@ from hpo.results.closing import outcome_line
 from hpo.results.next_study import Proposal, propose
 from hpo.results.progress import progress
 from hpo.results.ranking import METRIC_LABELS
-from hpo.search.launch import launch
 from hpo.search.records import stored_study
+from hpo.service.launching import launch
 from hpo.storage import Storage, best_trials, load_study, study_names
 from hpo.studyfile import Study, differing_keys
 
@@ -30,6 +30,8 @@ def run_rounds(
     *,
     new_name: str | None,
     device: str,
+    workers: int | None,
+    quiet: bool,
     say: Callable[[str], None],
     stop: threading.Event,
 ) -> bool:
@@ -42,11 +44,22 @@ def run_rounds(
     for _ in range(rounds):
         proposal = propose(storage, name, new_name)
         _check_round(storage, name, proposal)
-        with progress(False, False, console, stop) as display:
-            for line in proposal.lines:
-                display.line(line)
-            launch(proposal.study, storage, device=device, on_event=display, stop=stop)
-        if display.ended is not None:
+        with progress(False, quiet, console, stop) as display:
+            if not quiet:
+                for line in proposal.lines:
+                    display.line(line)
+            launch(
+                proposal.study,
+                storage,
+                device=device,
+                workers=workers,
+                ray=None,
+                gpus_per_worker=0.0,
+                extend=False,
+                on_event=display,
+                stop=stop,
+            )
+        if display.ended is not None and not quiet:
             display.line(outcome_line(proposal.study, display.ended))
         if display.interrupted:
             return False

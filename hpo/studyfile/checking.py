@@ -9,11 +9,12 @@ a searched value obeys exactly the rules that a fixed one does, and an error nam
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
+from hpo.errors import nearest
 from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
 from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, names, possible_kinds, unused_keys
 from hpo.studyfile.searched import (
@@ -68,7 +69,16 @@ class _Check:
             if not any(is_under(path, searched) for searched in (*self.broken, *self.sound)):
                 self.add(path, fault.sentence)
         found = [self.check_searched(path, table, base, faults) for path, table in self.sound.items()]
-        return None if first is None else Study(source, tuple(filter(None, found)), first)
+        parameters = tuple(filter(None, found))
+        if first is None:
+            return None
+        self.check_given(("baseline",), first.baseline, parameters, base)
+        for index, point in enumerate(first.search.points):
+            self.check_given(("search", "points", index), point, parameters, base)
+            for parameter in parameters:
+                if parameter.name not in point:
+                    self.add(("search", "points", index), f"has no value for {parameter.name}, which is searched")
+        return Study(source, parameters, first)
 
     def add(self, path: Path, problem: str) -> None:
         self.problems.setdefault(path, problem)
@@ -85,7 +95,7 @@ class _Check:
                 self.sound[path] = table
         for path in names().values():
             value = value_at(self.tree, path)
-            if path[0] not in SEARCHABLE and isinstance(value, dict):
+            if path[0] not in SEARCHABLE and path != ("baseline",) and isinstance(value, dict):
                 sections = ", ".join(f"[{section}]" for section in SEARCHABLE)
                 self.add(path, f"cannot be searched: only values in {sections} can (got {shown(value)})")
 
@@ -126,6 +136,21 @@ class _Check:
         if len(values) < len(candidates(table)):
             return None
         return Parameter(parameter_name(path), path, _searched(table, values), integer)
+
+    def check_given(
+        self, path: Path, given: Mapping[str, Any], parameters: Sequence[Parameter], base: dict[str, Any]
+    ) -> None:
+        """Put values that the file gives for parameters, by name, into the models."""
+        known = {parameter.name: parameter.path for parameter in parameters}
+        for name, value in given.items():
+            if name not in known:
+                near = nearest(name, known) or f"; known: {', '.join(known) or 'none'}"
+                self.add((*path, name), f"is not a searched parameter{near}")
+                continue
+            _, faults = _validated(replaced(base, known[name], value))
+            for at, fault in faults.items():
+                if is_under(at, known[name]):
+                    self.add((*path, name, *at[len(known[name]) :]), fault.sentence)
 
     def check_range(self, path: Path, table: dict[str, Any], base: dict[str, Any]) -> bool:
         """Check what depends on a range being of whole numbers, and say whether it is: the models refuse a fraction."""

@@ -103,6 +103,7 @@ _SENTENCES = {
     "list_type": "must be a list",
     "too_short": "must not be empty",
     "model_type": "must be a table",
+    "dict_type": "must be a table",
     "value_error": "{error}",
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
@@ -133,6 +133,8 @@ class SearchSettings(Settings):
         Field(description="auto or a whole number"),
     ] = "auto"
     seed: Natural = 0
+    points: list[dict[str, Any]] = []
+    repeats: Positive = 1
     repeat: bool = False
     retries: Natural = 1
     trial_timeout: AboveZero | None = None
@@ -166,6 +168,7 @@ class StudySettings(Settings):
     optimizer: OptimizerSettings
     training: TrainingSettings
     search: SearchSettings
+    baseline: dict[str, Any] = {}
 
     @field_validator("name")
     @classmethod

@@ -20,7 +20,7 @@ def study_text(study: Study) -> str:
     top = {key: value for key, value in tree.items() if not isinstance(value, dict)}
     blocks = [_lines(_said(StudySettings, top))]
     for key, table in tree.items():
-        if isinstance(table, dict):
+        if isinstance(table, dict) and table:
             model = SECTIONS.get(key)
             blocks.append([f"[{key}]", *_lines(table if model is None else _said(model, table))])
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"

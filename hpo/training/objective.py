@@ -1,21 +1,37 @@
 """The objective: the hyperparameters of K trials in, their learning curves out.
 
 `Objective.train` is the population's own generator, with two things around it: members that do not fit into memory
-together train in smaller populations, and `precision = "auto"` means what was found fastest.
+together train in smaller populations, and `precision = "auto"` means what was found fastest. `Objective.run` trains
+members that are no trials of a search, of any shapes, to their end.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
 
-from hpo.errors import HpoError
+from hpo.errors import HpoError, InterruptionError
 from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
 from hpo.training.population import EpochResult, shape_of, train
-from hpo.training.stack import Member
+from hpo.training.stack import Member, State
+
+
+@dataclass
+class Outcome:
+    """What a member came to: its learning curve (metric -> a value an epoch), why it failed, if it did, its weights.
+
+    The curve of one that failed ends with the epoch before. `state` is there where it was asked for.
+    """
+
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    failed: str | None = None
+    state: State | None = field(default=None, repr=False)
 
 
 class Objective:
@@ -67,3 +83,46 @@ class Objective:
         if self._split.device.type == "cuda":
             torch.cuda.empty_cache()
         yield from self.train(members)
+
+    def run(
+        self,
+        members: Sequence[Member],
+        *,
+        stop: threading.Event,
+        keep: bool = False,
+        on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    ) -> dict[int, Outcome]:
+        """Train members to their end, in as many populations as they have shapes; return outcomes by their numbers.
+
+        With `keep` an outcome holds the weights after the last epoch. Raises InterruptionError where `stop` is set
+        before the last epoch of the last of them; what the training raises goes through, for nothing is stored here.
+        """
+        outcomes = {member.number: Outcome() for member in members}
+        for group in self.groups(members):
+            last = group[0].config.training.epochs
+            _check(stop)
+            with closing(self.train(group)) as epochs:
+                for result in epochs:
+                    _note(result, outcomes)
+                    if keep and result.epoch == last:
+                        for number, state in result.states(result.metrics).items():
+                            outcomes[number].state = state
+                    on_epoch(result)
+                    if result.epoch < last:
+                        _check(stop)
+        return outcomes
+
+
+def _note(result: EpochResult, outcomes: dict[int, Outcome]) -> None:
+    for number, metrics in result.metrics.items():
+        if result.epoch == 1:  # a population that had to be made smaller begins again
+            outcomes[number] = Outcome({metric: [] for metric in metrics})
+        for metric, value in metrics.items():
+            outcomes[number].curve[metric].append(value)
+    for number, reason in result.failed.items():
+        outcomes[number].failed = reason
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise InterruptionError("stopped before the training was over; nothing of it is kept")

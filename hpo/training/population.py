@@ -19,7 +19,8 @@ import multiprocessing
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
 
@@ -29,7 +30,7 @@ from hpo.studyfile import Config
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.size import measure
-from hpo.training.stack import DTYPES, Member, Stack, Values
+from hpo.training.stack import DTYPES, Member, Stack, State, Values
 
 WORTH_A_CORE = 100_000_000
 """Floating-point operations a step from which a stack earns a thread of its own: about a millisecond's."""
@@ -45,12 +46,14 @@ class EpochResult:
 
     `train_loss` and `train_accuracy` are means over the epoch's batches as they were trained on, dropout included;
     `val_loss` and `val_accuracy` are of the whole validation split after the epoch. Losses are in nats, accuracies
-    fractions.
+    fractions. `states` returns copies of the weights after the epoch, by number, of members that trained in it; only
+    until the generator goes on. Nothing is copied for those that are not asked for.
     """
 
     epoch: int
     metrics: Values
     failed: dict[int, str]
+    states: Callable[[Collection[int]], dict[int, State]] = field(repr=False, compare=False)
 
 
 def train(
@@ -75,12 +78,21 @@ def train(
                 raise TrialTimeout(f"took longer than search.trial_timeout, {timeout_s:g} s (epoch {epoch})") from error
             failed = {number: _reason(epoch, metrics) for number, metrics in values.items() if not _finite(metrics)}
             well = {number: metrics for number, metrics in values.items() if number not in failed}
-            dropped = yield EpochResult(epoch, well, failed)
+            trained = list(stacks)
+            dropped = yield EpochResult(epoch, well, failed, partial(_states, trained))
+            trained.clear()  # whoever holds on to the result shall not hold on to the stacks
             for stack in stacks:
                 stack.leave({*failed, *(dropped or ())})
             stacks = [stack for stack in stacks if stack.numbers]
             if not stacks:
                 return
+
+
+def _states(stacks: Sequence[Stack], numbers: Collection[int]) -> dict[int, State]:
+    found = {number: state for stack in stacks for number, state in stack.states(numbers).items()}
+    if missing := set(numbers) - found.keys():
+        raise KeyError(f"no weights of {sorted(missing)}: they have left, or the epoch is over")
+    return found
 
 
 def shape_of(config: Config) -> str:

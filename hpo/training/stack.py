@@ -28,6 +28,9 @@ METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 Values = dict[int, dict[str, float]]
 """Trial number -> metric -> value."""
 
+State = dict[str, Tensor]
+"""A member's weights as its module's `load_state_dict` takes them: on the CPU, in the type that was trained."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -75,6 +78,14 @@ class Stack:
             kept = torch.tensor(stay, device=self._split.device)
             self._network.keep(kept)
             self._optimizer.keep(kept)
+
+    def states(self, numbers: Collection[int]) -> dict[int, State]:
+        """Return copies of the weights of those of the numbers that are here, which later epochs do not change."""
+        return {
+            number: {name: value.cpu() for name, value in self._network.state_dict(index).items()}
+            for index, number in enumerate(self.numbers)
+            if number in numbers
+        }
 
     def _train_epoch(self, epoch: int) -> Tensor:
         """Return the means of loss and accuracy over the epoch's images, [2, K]."""

@@ -170,11 +170,11 @@ def test_a_file_that_cannot_be_written_leaves_nothing(stored: Store, storage: St
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("a/b c", "a_b_c.toml"),
-        ("../../etc", "_.._etc.toml"),
-        ("--help", "help.toml"),
-        ("Ääh", "_h.toml"),
-        ("-", "study.toml"),
+        ("a/b c", "a%2Fb%20c.toml"),
+        ("../../etc", "%2E.%2F..%2Fetc.toml"),
+        ("--help", "%2D-help.toml"),
+        ("Ääh", "Ääh.toml"),
+        ("-", "%2D.toml"),
     ],
 )
 def test_any_name_makes_a_safe_file(stored: Store, storage: Storage, folder: Path, name: str, file: str) -> None:

@@ -56,7 +56,17 @@ def rounds(
     storage: Storage, count: int = 2, *, name: str | None = None, looks: float = float("inf")
 ) -> tuple[bool, list[str]]:
     said: list[str] = []
-    ended = run_rounds(storage, "tiny", count, new_name=name, device="cpu", say=said.append, stop=StopAfter(looks))
+    ended = run_rounds(
+        storage,
+        "tiny",
+        count,
+        new_name=name,
+        device="cpu",
+        workers=None,
+        quiet=False,
+        say=said.append,
+        stop=StopAfter(looks),
+    )
     return ended, said
 
 

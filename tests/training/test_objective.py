@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 import torch
 from twins import config, curves, made_images, member
 
+from hpo.errors import InterruptionError
 from hpo.training.devices import is_out_of_memory
-from hpo.training.objective import Objective
+from hpo.training.networks import build
+from hpo.training.objective import Objective, Outcome
+from hpo.training.population import EpochResult
 
 SPLIT = made_images()
 
@@ -138,3 +142,50 @@ def test_out_of_memory_halves_the_population() -> None:
             assert ours == pytest.approx(expected, rel=1e-6)
     assert result["alone"] == "a single network does not fit into the memory of cpu"
     assert result["chosen"] == ["float32", 1.0]
+
+
+def run(
+    configs: list[dict[str, Any]], stop_after: int | None = None, keep: bool = False
+) -> tuple[dict[int, Outcome], list[tuple[int, list[int]]]]:
+    stop, epochs = threading.Event(), []
+
+    def note(result: EpochResult) -> None:
+        epochs.append((result.epoch, sorted(result.metrics)))
+        if len(epochs) == stop_after:
+            stop.set()
+
+    members = [member(number, config(**each)) for number, each in enumerate(configs)]
+    objective = Objective(SPLIT, "float64", pytest.fail)
+    return objective.run(members, stop=stop, keep=keep, on_epoch=note), epochs
+
+
+def test_members_of_any_shapes_are_run_to_their_end() -> None:
+    shapes: list[dict[str, Any]] = [{}, {"hidden": [5], "epochs": 2}, {"lr": 0.2}, {"lr": 1e200}]
+    found, epochs = run(shapes, keep=True)
+    assert epochs[-2:] == [(1, [1]), (2, [1])]
+    for number in (0, 2):
+        alone, _ = curves([member(number, config(**shapes[number]))], SPLIT)
+        for metric, values in found[number].curve.items():
+            assert values == pytest.approx([epoch[metric] for epoch in alone[number]], rel=1e-9)
+        assert found[number].failed is None
+    assert [len(found[number].curve.get("val_loss", [])) for number in range(4)] == [3, 2, 3, 0]
+    assert "diverged" in (found[3].failed or "")
+    assert found[3].state is None
+    module = build(config().network, SPLIT.shape, SPLIT.classes, seed=0).double()
+    module.load_state_dict(found[0].state or {})
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(module.eval()(SPLIT.validation.double()), SPLIT.validation_labels)
+    assert loss.item() == pytest.approx(found[0].curve["val_loss"][-1], rel=1e-12)
+    assert run(shapes[:1])[0][0].state is None
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_stop_ends_a_run_without_a_result(stop_after: int) -> None:
+    with pytest.raises(InterruptionError, match="stopped"):
+        run([{}, {"hidden": [5]}], stop_after)
+
+
+def test_a_stop_that_comes_with_the_last_epoch_comes_too_late() -> None:
+    found, epochs = run([{}], stop_after=3)
+    assert epochs[-1] == (3, [0])
+    assert len(found[0].curve["val_loss"]) == 3

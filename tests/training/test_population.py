@@ -13,6 +13,7 @@ from twins import KINDS, assert_same_curves, config, curves, made_images, member
 
 from hpo.errors import HpoError
 from hpo.studyfile import Config
+from hpo.training.networks import build
 from hpo.training.population import train
 from hpo.training.stack import METRICS, Member
 
@@ -258,3 +259,46 @@ def test_on_cuda_the_curve_is_the_cpus(network: dict[str, object]) -> None:
     expected, _ = curves(members, SPLIT, drop={1: {1, 3}})
     for number in range(5):
         assert_same_curves(ours[number], expected[number], rtol=1e-6)
+
+
+PRECISIONS = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 0.01}
+"""By how much a plain module's loss may differ: rounding in another order; bfloat16 keeps 8 bits of each activation."""
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
+def test_the_state_of_a_member_is_its_plain_modules(network: dict[str, object], precision: str) -> None:
+    """After every epoch, before and after others left: what is evaluated stacked is what the module computes alone."""
+    members = [member(n, varied(n, network, batch_norm=True, precision=precision, lr=0.05)) for n in range(4)]
+    epochs = train(members, SPLIT, precision)
+    left, result = [0, 1, 2, 3], next(epochs)
+    for leaves in ({0}, {2}, {1, 3}):
+        assert sorted(result.metrics) == left
+        for number, state in result.states(left).items():
+            module = build(members[number].config.network, SPLIT.shape, SPLIT.classes, seed=0)
+            module = module.double() if precision == "float64" else module
+            module.load_state_dict(state)
+            with torch.no_grad():
+                scores = module.eval()(SPLIT.validation.to(next(module.parameters()).dtype))
+            loss = torch.nn.functional.cross_entropy(scores.double(), SPLIT.validation_labels).item()
+            assert loss == pytest.approx(result.metrics[number]["val_loss"], rel=PRECISIONS[precision])
+        left = [number for number in left if number not in leaves]
+        result = epochs.send(leaves) if left else result
+
+
+def test_states_are_copies_of_those_asked_for_while_the_epoch_lasts() -> None:
+    members = [member(n, varied(n, MLP)) for n in range(3)]
+    epochs = train(members, SPLIT, "float64")
+    first = next(epochs)
+    early = first.states([1])
+    assert early.keys() == {1}
+    kept = {name: value.clone() for name, value in early[1].items()}
+    with pytest.raises(KeyError, match=r"\[7\]"):
+        first.states([1, 7])
+    second = epochs.send({0})
+    assert all(value.equal(kept[name]) for name, value in early[1].items())
+    assert not second.states([1])[1]["layers.1.weight"].equal(kept["layers.1.weight"])
+    with pytest.raises(KeyError, match=r"\[0\]"):
+        second.states([0])
+    with pytest.raises(KeyError, match=r"\[1\]"):
+        first.states([1])

@@ -1,0 +1,182 @@
+"""What a study file says of single trials: points that come first, repeats under shared seeds, the baseline."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import after_epochs, curves, params, search, states, study_of, trials_of
+
+from hpo.errors import StudyFileError
+from hpo.search.events import StudyEnded
+from hpo.search.points import baseline, trial_seed
+from hpo.search.samplers import check_search
+from hpo.search.space import contains, distributions
+from hpo.storage import Storage, open_storage
+from hpo.studyfile import parse_study, read_study
+
+POINTS = [{"lr": 0.5}, {"lr": 0.01}]
+
+
+def seeds(storage: Storage) -> list[int]:
+    return [trial.user_attrs["seed"] for trial in trials_of(storage)]
+
+
+def test_points_come_first_in_their_order_and_the_sampler_goes_on(storage: Storage) -> None:
+    search(study_of(search={"trials": 4, "points": POINTS, "population": 3}), storage)
+    found = [trial.params["lr"] for trial in trials_of(storage)]
+    assert found[:2] == [0.5, 0.01]
+    assert len(set(found)) == 4
+
+
+def test_points_and_no_more_are_a_study_too(storage: Storage) -> None:
+    *_, ended = search(study_of(search={"trials": 2, "points": POINTS}), storage)
+    assert isinstance(ended, StudyEnded)
+    assert ended.reason == "finished"
+    assert params(trials_of(storage)) == POINTS
+
+
+def test_a_point_of_a_finite_space_is_not_tried_again(storage: Storage) -> None:
+    study = study_of(
+        optimizer={"lr": {"choices": [0.1, 0.2, 0.3]}},
+        search={"trials": 9, "sampler": "grid", "points": [{"lr": 0.3}]},
+    )
+    *_, ended = search(study, storage)
+    assert isinstance(ended, StudyEnded)
+    assert ended.reason == "space exhausted"
+    assert [trial.params["lr"] for trial in trials_of(storage)] == [0.3, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "grid", "qmc"])
+def test_each_configuration_is_trained_under_the_same_seeds(storage: Storage, sampler: str) -> None:
+    lr = {"choices": [0.1, 0.3]} if sampler == "grid" else {"low": 1e-3, "high": 1.0, "log": True}
+    study = study_of(optimizer={"lr": lr}, search={"trials": 6, "sampler": sampler, "repeats": 3, "population": 4})
+    search(study, storage)
+    rates = [trial.params["lr"] for trial in trials_of(storage)]
+    assert rates == [rates[0]] * 3 + [rates[3]] * 3
+    assert rates[0] != rates[3]
+    first, second = seeds(storage)[:3], seeds(storage)[3:]
+    assert first == second == [trial_seed(study, number) for number in range(3)]
+    assert len(set(first)) == 3
+    assert len({str(curve) for curve in curves(trials_of(storage))}) == 6
+
+
+def test_a_grid_ends_when_each_combination_has_all_of_its_repeats(storage: Storage) -> None:
+    study = study_of(optimizer={"lr": {"choices": [0.1, 0.2]}}, search={"trials": 50, "sampler": "grid", "repeats": 3})
+    *_, ended = search(study, storage)
+    assert isinstance(ended, StudyEnded)
+    assert (ended.reason, ended.completed) == ("space exhausted", 6)
+
+
+def test_a_study_without_anything_searched_is_repeated(storage: Storage) -> None:
+    *_, ended = search(study_of(optimizer={"lr": 0.1}, search={"trials": 4, "repeats": 4}), storage)
+    assert isinstance(ended, StudyEnded)
+    assert (ended.reason, ended.completed) == ("finished", 4)
+    assert len(set(seeds(storage))) == 4
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "gp"])
+def test_an_interruption_changes_neither_configurations_nor_repeats(
+    storage: Storage, tmp_path: Path, sampler: str
+) -> None:
+    study = study_of(
+        training={"epochs": 1},
+        search={"trials": 10, "sampler": sampler, "repeats": 3, "population": 2, "points": [{"lr": 0.25}]},
+    )
+    undisturbed = open_storage(f"sqlite:///{tmp_path}/undisturbed.db")
+    search(study, undisturbed)
+    for epochs in (1, 2, 1):  # each in the midst of a configuration's repeats
+        search(study, storage, stop_at=after_epochs(epochs))
+    search(study, storage)
+    assert params(trials_of(storage)) == params(trials_of(undisturbed))
+    assert seeds(storage) == seeds(undisturbed)
+    assert states(trials_of(storage)) == states(trials_of(undisturbed))
+    undisturbed.close()
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([{"lr": 2.0}], "search.points.0.lr: lies outside the range"),
+        ([{"lr": 0.1}, {"lr": 0.1}], "search.points.1: is the same as search.points.0"),
+        ([{}], "search.points.0: has no value for lr"),
+        ([{"lr": 0.1, "lrr": 0.1}], "search.points.0.lrr: is not a searched parameter (did you mean 'lr'?)"),
+        ([{"lr": -1}], "search.points.0.lr: must be above 0 (got -1)"),
+        ([{"lr": "fast"}], "search.points.0.lr: must be a number (got 'fast')"),
+        ([0.1], "search.points.0: must be a table (got 0.1)"),
+    ],
+)
+def test_a_point_that_cannot_be_tried_is_refused(points: list[Any], message: str) -> None:
+    with pytest.raises(StudyFileError) as refused:
+        check_search(study_of(search={"points": points}))
+    assert message in str(refused.value)
+
+
+def test_points_of_lists_and_words(storage: Storage) -> None:
+    study = study_of(
+        network={"hidden": {"choices": [[8], [4, 4]]}, "batch_norm": {"choices": [True, False]}},
+        optimizer={"lr": 0.1},
+        search={"trials": 2, "points": [{"hidden": [4, 4], "batch_norm": False}]},
+    )
+    search(study, storage)
+    assert params(trials_of(storage))[0] == {"hidden": "[4, 4]", "batch_norm": False}
+
+
+def with_baseline(given: Any, **changes: Any) -> dict[str, Any]:
+    study = parse_study({**study_of(**changes).resolved(), "baseline": given}, "studies/tiny.toml")
+    return baseline(study)
+
+
+def test_the_baseline_is_what_the_file_says_or_the_middle_of_the_range() -> None:
+    changes: dict[str, Any] = {
+        "network": {"dropout": {"low": 0.0, "high": 0.5, "step": 0.1}, "batch_norm": {"choices": [True, False]}},
+        "training": {"epochs": {"low": 1, "high": 4}, "batch_size": {"low": 10, "high": 1000, "log": True}},
+    }
+    found = with_baseline({}, **changes)
+    assert found.pop("lr") == pytest.approx(math.sqrt(1e-3 * 1.0))
+    assert found == {"dropout": 0.2, "batch_norm": True, "epochs": 2, "batch_size": 100}
+    assert with_baseline({"lr": 3, "epochs": 9}, **changes)["lr"] == 3.0  # outside the range: it is not searched
+    assert with_baseline({"epochs": 9}, **changes)["epochs"] == 9
+
+
+@given(low=st.floats(1e-8, 1), factor=st.floats(1.001, 1e6), log=st.booleans())
+def test_the_middle_of_a_range_lies_inside(low: float, factor: float, log: bool) -> None:
+    study = study_of(optimizer={"lr": {"low": low, "high": low * factor, "log": log}})
+    assert contains(distributions(study), baseline(study))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weight_decay": 0.1}, "baseline.weight_decay: is not a searched parameter; known: lr"),
+        ({"lr": 0}, "baseline.lr: must be above 0 (got 0)"),
+        ({"lr": {"low": 0.1, "high": 1}}, "baseline.lr: must be a number"),
+        (0.1, "baseline: must be a table (got 0.1)"),
+    ],
+)
+def test_a_baseline_that_cannot_be_trained_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(StudyFileError) as refused:
+        with_baseline(given)
+    assert message in str(refused.value)
+
+
+def test_a_baseline_may_be_added_to_a_stored_study(storage: Storage, tmp_path: Path) -> None:
+    search(study_of(), storage)
+    changed = parse_study({**study_of().resolved(), "baseline": {"lr": 0.2}}, "studies/tiny.toml")
+    search(changed, storage, extend=True)
+    assert len(trials_of(storage)) == 6
+
+
+def test_a_baseline_is_written_in_toml(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'name = "s"\n[data]\ndataset = "digits"\n[network]\nkind = "mlp"\n'
+        "[optimizer]\nlr = { low = 0.001, high = 1.0, log = true }\n[training]\nepochs = 1\n"
+        "[search]\ntrials = 4\nrepeats = 2\npoints = [{ lr = 0.5 }]\n[baseline]\nlr = 0.01\n"
+    )
+    study = read_study(path)
+    assert (study.first.baseline, study.search.points) == ({"lr": 0.01}, [{"lr": 0.5}])
