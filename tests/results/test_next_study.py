@@ -73,6 +73,18 @@ def test_what_the_old_one_started_from_counts_and_is_started_from_again(stored: 
     assert proposal.lines[1] == "second: around the best 3 of 6 different trials (val acc 0.8800 or more)"
 
 
+def test_points_have_been_tried_and_the_baseline_stays(stored: Store, storage: Storage) -> None:
+    search = {"points": [{"lr": 1e-5, "dropout": 0.5}], "repeats": 2, "trials": 8}
+    stored(trials_at(SPREAD), tree(search=search) | {"baseline": {"lr": 0.01}})
+    proposal = propose(storage, "digits")
+    assert proposal.study.search.points == []
+    assert proposal.study.search.repeats == 2
+    assert proposal.study.first.baseline == {"lr": 0.01}
+    path = write_study(proposal)
+    assert read_study(path) == proposal.study
+    assert path.read_text().endswith("\n[baseline]\nlr = 0.01\n")
+
+
 def test_the_loss_is_named_and_the_largest_seed_has_a_successor(stored: Store, storage: Storage) -> None:
     stored(trials_at(SPREAD), tree(search={"metric": "val_loss", "seed": 2**63 - 1}))
     proposal = propose(storage, "digits")

@@ -83,6 +83,21 @@ def test_those_outside_the_space_are_not_known() -> None:
     assert History(study, (), known).ask(3) == History(study, (), inside).ask(3)
 
 
+def test_a_point_is_tried_although_it_is_known_and_then_no_more() -> None:
+    known = known_trials(study_of(optimizer={"lr": RATES}), 5)
+    points = [{"lr": trial.params["lr"]} for trial in known[:2]]
+    study = study_of(optimizer={"lr": RATES}, search={"points": points, "repeats": 2, "sampler": "grid"})
+    history = History(study, (), known)
+    for _ in range(2):  # also where the storage's answer is that others were faster
+        asked = history.ask(20)
+        assert [values for _, values in asked[:4]] == [point for point in points for _ in range(2)]
+        others = [values["lr"] for _, values in asked[4:]]
+        assert others[::2] == others[1::2]
+        assert not {trial.params["lr"] for trial in known} & set(others)
+        assert len(others) == 6
+        history.forget(asked)
+
+
 @pytest.mark.parametrize(("sampler", "pruner"), [("grid", "none"), ("tpe", "median"), ("random", "hyperband")])
 def test_a_finite_space_is_not_tried_again(sampler: str, pruner: str, storage: Storage) -> None:
     search(study_of(optimizer={"lr": RATES}, search={"trials": 3, "seed": 5}), storage)
