@@ -95,7 +95,7 @@ def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict
         tree[section] = {key: value for key, value in values.items() if key not in unused}
     tree["training"]["precision"] = precision
     tree["name"] = followed(study.name, SUFFIX)
-    tree["search"] |= {"trials": 1, "points": [], "repeats": 1}
+    tree["search"] |= {"trials": 1, "points": [], "repeats": 1, "start_from": []}
     tree["baseline"] = {}
     return tree
 
