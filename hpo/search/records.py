@@ -30,6 +30,7 @@ STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
 FREE_TO_CHANGE = (
     "description",
     "baseline",
+    *(f"training.{key}" for key in ("keep", "keep_trials")),
     *(
         f"search.{key}"
         for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout", "timeout", "patience")
@@ -133,7 +134,7 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
     minimized = study.search.metric == "val_loss"
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
-        attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}
+        attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: new_identity()}
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:
@@ -144,6 +145,11 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
         stored.set_metric_names([study.search.metric])
     _note(stored, study)
     return stored
+
+
+def new_identity() -> str:
+    """Return what tells a study from all others."""
+    return secrets.token_hex(8)
 
 
 def _parsed(text: str, name: str) -> Study:
