@@ -1,13 +1,17 @@
-"""What tests of several rooms share: a real PostgreSQL."""
+"""What tests of several rooms share: a real PostgreSQL, and processes that Ctrl-C can reach."""
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from postgresql_server import Server
+
+# A shell ignores SIGINT for what it puts into the background, and all processes that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hpo.cli.app import Name, StorageUrl, app, storage_at
+from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, storage_at
+from hpo.cli.interruption import stop_on_signals
+
+
+class FileFormat(StrEnum):
+    """What a figure's file holds."""
+
+    HTML = "html"
+    PNG = "png"
 
 
 @app.command()
@@ -33,6 +42,49 @@ def top(
 
     for line in top_lines(storage_at(storage), name, number):
         print(line)
+
+
+@app.command()
+def confirm(
+    name: Name,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the best configurations.")] = 5,
+    seeds: Annotated[int, typer.Option(min=2, metavar="N", help="How many fresh seeds for each.")] = 10,
+    device: Device = "auto",
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Annotated[bool, typer.Option("--json", help="Write the result to stdout, as one JSON object.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Train the best configurations again under fresh seeds, and the baseline.
+
+    The best of many noisy scores is partly luck: this tells how much, and whether tuning has helped. It makes a study
+    of its own; interrupted, the same command goes on.
+    """
+    with stop_on_signals() as interruption:
+        from rich.console import Console
+
+        from hpo.results.confirmation import of_study
+        from hpo.results.confirmation_lines import confirmation_lines, confirmation_text
+        from hpo.results.progress import progress
+        from hpo.service.confirming import confirm as train
+
+        opened = storage_at(storage)
+        with progress(False, quiet, Console(stderr=True), interruption.stop) as display:
+            confirming = train(
+                opened,
+                name,
+                top=top,
+                seeds=seeds,
+                device=device,
+                workers=workers,
+                on_event=display,
+                stop=interruption.stop,
+            )
+        if display.interrupted:
+            display.line(f"{confirming}: interrupted; the same command goes on")
+            raise typer.Exit(interruption.status)
+        found = of_study(opened, confirming)
+        print(confirmation_text(found) if json else "\n".join(confirmation_lines(found)))
 
 
 @app.command()
@@ -71,3 +123,28 @@ def copy(
     from hpo.results.copies import copy_line
 
     print(copy_line(storage_at(storage), name, to, new_name))
+
+
+@app.command()
+def plot(
+    name: Name,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option("--figure", metavar="KIND", help="curves, landscape, history or importances; may be repeated."),
+    ] = None,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=1, metavar="N", help="How many of the best trials' curves.")
+    ] = 20,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the files go.")] = Path(),
+    form: Annotated[FileFormat, typer.Option("--format", help="Pages, or images.")] = FileFormat.HTML,
+    storage: StorageUrl = None,
+) -> None:
+    """Draw a study's figures into files.
+
+    The learning curves of the best trials, the landscape, the history, the importances. A page opens without a network;
+    an image takes an installed Chrome or Chromium.
+    """
+    from hpo.results.figures.files import plot as draw
+
+    for path in draw(storage_at(storage), name, output, figure or (), number, form.value):
+        print(path)

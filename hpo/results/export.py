@@ -97,24 +97,25 @@ def export_text(storage: Storage, name: str) -> str:
     return json.dumps(export(storage, name), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write(text: str, path: Path) -> None:
-    """Put text into a file: the whole of it, or on failure nothing, with what was there before untouched."""
+def write(content: str | bytes, path: Path) -> None:
+    """Put this into a file: the whole of it, or on failure nothing, with what was there before untouched."""
+    data = content.encode() if isinstance(content, str) else content
     target = Path(os.path.realpath(path))  # a link keeps pointing where it does
     try:
-        if target.exists() and not target.is_file():  # a pipe or a terminal takes text, and must not be replaced
-            target.write_text(text, encoding="utf-8")
+        if target.exists() and not target.is_file():  # a pipe or a terminal takes it, and must not be replaced
+            target.write_bytes(data)
         else:
-            _replace(target, text)
+            _replace(target, data)
     except OSError as error:
         raise HpoError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def _replace(target: Path, text: str) -> None:
+def _replace(target: Path, data: bytes) -> None:
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, mode)
