@@ -10,8 +10,8 @@ import json
 from contextlib import closing
 from typing import Any
 
-from hpo.search.records import STUDY, new_identity
-from hpo.storage import IDENTITY, Storage, copy_study, load_study, open_storage
+from hpo.search.records import STUDY
+from hpo.storage import Storage, copy_study, load_study, open_storage
 from hpo.studyfile import parse_study
 
 
@@ -27,9 +27,7 @@ def copy_line(source: Storage, name: str, to: str, new_name: str | None) -> str:
 
     load_study(source, name)  # where there is none, no file is made for its copy
     with closing(open_storage(to)) as target:
-        # Of its own identity: what it removes of the best trials' weights, the study that it is a copy of may need.
-        changes = {STUDY: renamed, IDENTITY: lambda _: new_identity()}
-        copied = copy_study(source, name, target, new_name, changes)
+        copied = copy_study(source, name, target, new_name, {STUDY: renamed})
         wait = "wait" if copied.running > 1 else "waits"
         waiting = f", {copied.running} of them running, which {wait} there" if copied.running else ""
         called = "" if new_name is None else f" as {new_name!r}"

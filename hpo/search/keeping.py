@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 from hpo.search.events import Event, Note
@@ -24,6 +25,15 @@ from hpo.training.weights import to_bytes
 
 WEIGHTS = "hpo.weights/1"
 """The schema that a file of weights names in its metadata."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A member's weights after an epoch, and the validation loss that they had."""
+
+    epoch: int
+    val_loss: float
+    state: State
 
 
 class Keeper:
@@ -45,18 +55,19 @@ class Keeper:
         ranked = sorted((self._sign * score, number) for number, score in {**known, **scores}.items())
         return {number for _, number in ranked[: self._most]} & scores.keys()
 
-    def write(self, number: int, epoch: int, state: State) -> dict[str, Any]:
+    def write(self, number: int, checkpoint: Checkpoint) -> dict[str, Any]:
         """Write a trial's file; return the system attributes to end the trial with, none where it cannot be written."""
         about = {
             "schema": WEIGHTS,
             "study": self._name,
             "identity": self._identity,
             "trial": str(number),
-            "epoch": str(epoch),
+            "epoch": str(checkpoint.epoch),
+            "val_loss": repr(checkpoint.val_loss),
         }
         artifact_id = file_id(self._identity, number)
         try:
-            self._folder.write(artifact_id, io.BytesIO(to_bytes(state, about)))
+            self._folder.write(artifact_id, io.BytesIO(to_bytes(checkpoint.state, about)))
         except OSError as error:
             self._warn("written", error)
             return {}
@@ -92,8 +103,7 @@ class Weights:
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        self._lowest: dict[int, float] = {}
-        self._best: dict[int, tuple[int, State]] = {}
+        self._best: dict[int, Checkpoint] = {}
         self._completed: Set[int] = set()
         self._written: Set[int] = set()
 
@@ -103,19 +113,14 @@ class Weights:
             return
         losses = {number: result.metrics[number]["val_loss"] for number in numbers}
         # A population that had to be made smaller begins again.
-        improved = [n for n, loss in losses.items() if result.epoch == 1 or loss < self._lowest[n]]
-        self._lowest |= {number: losses[number] for number in improved}
-        for number, state in result.states(improved).items():
-            self._best[number] = (result.epoch, state)
+        improved = [n for n, loss in losses.items() if result.epoch == 1 or loss < self._best[n].val_loss]
+        self._best |= _checkpoints(result, improved)
 
     def write(self, result: EpochResult, scores: Mapping[int, float]) -> dict[int, dict[str, Any]]:
         """Write the files of the best of the trials that complete now; return their system attributes by number."""
         chosen = self._keeper.among_the_best(scores)
-        if self._keeper.keep == "best":
-            states = {number: self._best[number] for number in chosen}
-        else:
-            states = {number: (result.epoch, state) for number, state in result.states(chosen).items()}
-        files = {number: self._keeper.write(number, *states[number]) for number in sorted(chosen)}
+        those = self._best if self._keeper.keep == "best" else _checkpoints(result, chosen)
+        files = {number: self._keeper.write(number, those[number]) for number in sorted(chosen)}
         self._completed = scores.keys()
         self._written = {number for number, attrs in files.items() if attrs}
         return files
@@ -127,3 +132,8 @@ class Weights:
         if completed := self._completed & set(numbers):
             self._keeper.tidy(completed - self._written)
         self._completed = set()
+
+
+def _checkpoints(result: EpochResult, numbers: Collection[int]) -> dict[int, Checkpoint]:
+    states = result.states(numbers)
+    return {n: Checkpoint(result.epoch, result.metrics[n]["val_loss"], states[n]) for n in numbers}

@@ -140,7 +140,7 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
     minimized = study.search.metric == "val_loss"
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
-        attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: new_identity()}
+        attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:
@@ -151,11 +151,6 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
         stored.set_metric_names([study.search.metric])
     _note(stored, study)
     return stored
-
-
-def new_identity() -> str:
-    """Return what tells a study from all others."""
-    return secrets.token_hex(8)
 
 
 def _parsed(text: str, name: str) -> Study:

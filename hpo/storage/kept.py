@@ -2,9 +2,9 @@
 
 They are artifacts as `optuna.artifacts` writes them, so that the dashboard lists them: a file in the folder of
 artifacts, and a system attribute of the trial that names it. The file's id follows from study and trial, so a trial
-that is trained again writes over what an attempt before it left, and a copy of a study writes files of its own. A file
-is written before its trial ends, and the attribute with the ending; it is removed before the attribute is. So each file
-is named by a trial, or overwritten or removed in time, whenever a process dies.
+that is trained again writes over what an attempt before it left, and a copy under another name has files of its own.
+A file is written before its trial ends, and the attribute with the ending; it is removed before the attribute is. So
+each file is named by a trial, or overwritten or removed in time, whenever a process dies.
 
 Knows nothing of what is in the files.
 """
@@ -48,8 +48,8 @@ class Kept:
 
 
 def identity(user_attrs: Mapping[str, Any], name: str) -> str:
-    """Return what tells a study's files from those of all others."""
-    return str(user_attrs.get(IDENTITY, name))
+    """Return what tells a study's files from those of all others in the folder, a renamed copy's among them."""
+    return f"{user_attrs.get(IDENTITY, '')}/{name}"
 
 
 def file_id(identity: str, number: int) -> str:

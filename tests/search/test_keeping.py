@@ -20,9 +20,9 @@ from hpo.search.keeping import WEIGHTS
 from hpo.search.run import CURVE
 from hpo.search.space import config_of
 from hpo.service.control import delete
-from hpo.storage import IDENTITY, Storage, best_trials, load_study, open_storage
+from hpo.storage import Storage, best_trials, load_study, open_storage
 from hpo.storage.artifacts import artifact_folder
-from hpo.storage.kept import FILES, file_id, kept_files
+from hpo.storage.kept import FILES, file_id, identity, kept_files
 from hpo.studyfile import Study
 from hpo.training.images import shape_of_images
 from hpo.training.weights import network_of, read
@@ -43,7 +43,7 @@ def keeping(keep: str, most: int = 3, trials: int = 8, name: str = "tiny", **sea
 
 def stored_study(storage: Storage, name: str = "tiny") -> tuple[int, str]:
     study = load_study(storage, name)
-    return study._study_id, study.user_attrs[IDENTITY]
+    return study._study_id, identity(study.user_attrs, name)
 
 
 def files(storage: Storage) -> set[str]:
@@ -53,13 +53,13 @@ def files(storage: Storage) -> set[str]:
 
 def check_kept(study: Study, storage: Storage) -> None:
     """The files are those of the best trials, each with the validation loss that its trial's curve has."""
-    study_id, identity = stored_study(storage, study.name)
+    study_id, own = stored_study(storage, study.name)
     settings, split = study.first.training, load_split(study)
     best = [trial.number for trial in best_trials(storage, study.name, settings.keep_trials)]
     assert len(best) == min(settings.keep_trials, len(trials_of(storage, study.name)))
     kept = kept_files(storage, study_id)
     assert sorted(file.number for file in kept) == sorted(best)
-    assert {file.artifact_id for file in kept} == {file_id(identity, number) for number in best}
+    assert {file.artifact_id for file in kept} == {file_id(own, number) for number in best}
     trials = trials_of(storage, study.name)
     for file in kept:
         trial, path = trials[file.number], artifact_folder(storage.location) / file.artifact_id
@@ -69,6 +69,7 @@ def check_kept(study: Study, storage: Storage) -> None:
         losses = trial.system_attrs[CURVE]["val_loss"]
         epoch = losses.index(min(losses)) + 1 if settings.keep == "best" else len(losses)
         assert (about["schema"], about["trial"], about["epoch"]) == (WEIGHTS, str(trial.number), str(epoch))
+        assert float(about["val_loss"]) == losses[epoch - 1]
         shape = shape_of_images(split.validation.pixels.shape)
         network = network_of(path, state, config_of(study, trial.params).network, shape, split.classes)
         with torch.no_grad():
@@ -114,11 +115,11 @@ def test_what_a_dead_process_left_is_overwritten_or_removed(storage: Storage) ->
     study = keeping("best")
     stop_at_once: Callable[[Event], bool] = lambda event: isinstance(event, EpochEnded)  # noqa: E731
     search(study, storage, stop_at=stop_at_once)
-    _, identity = stored_study(storage)
+    _, own = stored_study(storage)
     folder = artifact_folder(storage.location)
     folder.mkdir()
     for number in range(4):
-        (folder / file_id(identity, number)).write_bytes(b"cut short")
+        (folder / file_id(own, number)).write_bytes(b"cut short")
     search(study, storage)
     check_kept(study, storage)
     assert len(files(storage)) == 3
