@@ -126,7 +126,7 @@ class TestReading:
                 "dropout": 0.0,
             },
             "optimizer": {"kind": "sgd", "lr": 0.1, "weight_decay": 0.0},
-            "training": {"epochs": 2, "batch_size": 100, "precision": "auto"},
+            "training": {"epochs": 2, "batch_size": 100, "precision": "auto", "keep": "none", "keep_trials": 5},
             "search": {
                 "trials": 3,
                 "sampler": "tpe",
@@ -414,6 +414,8 @@ class TestErrors:
             ("data__validation", RANGE, ": cannot be searched: only values in [network], [optimizer], [training] can"),
             ("search__sampler", {"choices": ["tpe"]}, ": cannot be searched: only values in [network], [optimizer], "),
             ("name", {"choices": ["a", "b"]}, ": cannot be searched: only values in [network], [optimizer], [training"),
+            ("training__keep", {"choices": ["best"]}, ": cannot be searched: it is the same for all trials (got {"),
+            ("training__keep_trials", {"low": 1}, ": cannot be searched: it is the same for all trials (got {"),
         ],
     )
     def test_searched_values(self, key: str, value: Any, expected: str) -> None:

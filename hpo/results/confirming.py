@@ -111,6 +111,7 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
         "seed": derive_seed("confirm", study.search.seed),
         "population": trials,
     }
+    tree["training"] |= {"keep": "none"}  # the weights of no run are better than another's
     if tree["training"]["precision"] == "auto":
         tree["training"]["precision"] = precision
     tree["description"] = f"The best of '{study.name}' and its baseline, each under {seeds} fresh seeds."

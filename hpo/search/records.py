@@ -36,6 +36,7 @@ Curve = dict[str, list[float]]
 FREE_TO_CHANGE = (
     "description",
     "baseline",
+    *(f"training.{key}" for key in ("keep", "keep_trials")),
     *(
         f"search.{key}"
         for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout", "timeout", "patience")

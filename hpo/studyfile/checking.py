@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hpo.errors import nearest
 from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
-from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, names, possible_kinds, unused_keys
+from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, for_all, names, possible_kinds, unused_keys
 from hpo.studyfile.searched import (
     Choices,
     Parameter,
@@ -86,6 +86,10 @@ class _Check:
     def check_tables(self) -> None:
         """Tell sound searched values from broken ones, and find those that stand where nothing can be searched."""
         for path, table in find_searched(self.tree).items():
+            if path in for_all():
+                self.add(path, f"cannot be searched: it is the same for all trials (got {shown(table)})")
+                self.broken.append(path)
+                continue
             faults = table_faults(table)
             for place, problem in faults.items():
                 self.add((*path, *place), problem)

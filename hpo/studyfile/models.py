@@ -27,6 +27,11 @@ class UsedBy:
     kinds: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class OneForAll:
+    """Marks a field of a searchable section that is the same for all trials: it does not change what they learn."""
+
+
 Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -117,6 +122,8 @@ class TrainingSettings(Settings):
     epochs: Positive
     batch_size: Positive = 100
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    keep: Annotated[Literal["none", "best", "last"], OneForAll()] = "none"
+    keep_trials: Annotated[Positive, OneForAll()] = 5
 
 
 class SearchSettings(Settings):
@@ -195,6 +202,17 @@ def names() -> dict[str, Path]:
     paths += [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
     keys = [path[-1] for path in paths]
     return {str(path[-1]) if keys.count(path[-1]) == 1 else ".".join(map(str, path)): path for path in paths}
+
+
+@cache
+def for_all() -> frozenset[tuple[str, str]]:
+    """Return the paths of the keys that cannot be searched although others of their section can."""
+    return frozenset(
+        (section, key)
+        for section in SEARCHABLE
+        for key, field in SECTIONS[section].model_fields.items()
+        if any(isinstance(mark, OneForAll) for mark in field.metadata)
+    )
 
 
 def unused_keys(section: str, kinds: Collection[object]) -> dict[str, tuple[str, ...]]:
