@@ -24,7 +24,7 @@ METRIC_LABELS = {"val_accuracy": "val acc", "val_loss": "val loss"}
 def best_line(rank: int, trial: FrozenTrial, metric: str = "val_accuracy") -> str:
     """Return `Best-1 (val acc: 0.8500) | lr: 9.2616e-03, weight decay: 7.2296e-06`."""
     head = f"Best-{rank} ({METRIC_LABELS.get(metric, metric)}: {_value(trial):.4f})"
-    params = ", ".join(f"{name.replace('_', ' ')}: {_shown(trial, name)}" for name in trial.params)
+    params = ", ".join(f"{name.replace('_', ' ')}: {shown(trial, name)}" for name in trial.params)
     return f"{head} | {params}" if params else head
 
 
@@ -51,7 +51,7 @@ def edge_warnings(study: Study, best: FrozenTrial) -> list[str]:
             edge = _edge(parameter.searched, float(best.params[parameter.name]))
             wider = None if edge is None else _wider(study, parameter, parameter.searched, edge)
             if wider is not None:
-                lines.append(_warning(parameter, parameter.searched, edge or "", _shown(best, parameter.name), wider))
+                lines.append(_warning(parameter, parameter.searched, edge or "", shown(best, parameter.name), wider))
     return lines
 
 
@@ -60,7 +60,8 @@ def _value(trial: FrozenTrial) -> float:
     return trial.value
 
 
-def _shown(trial: FrozenTrial, name: str) -> str:
+def shown(trial: FrozenTrial, name: str) -> str:
+    """Return the value of a trial's parameter as text."""
     value, distribution = trial.params[name], trial.distributions[name]
     if not isinstance(distribution, FloatDistribution):
         return str(value)
