@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.app import Name, StorageUrl, app, complete_study, storage_at
+from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, storage_at
+from hpo.cli.interruption import stop_on_signals
 
 
 class FileFormat(StrEnum):
@@ -80,6 +81,49 @@ def compare(
     figure = comparison(found, by)
     print(shown)
     save_as(figure, ", ".join(names), output)
+
+
+@app.command()
+def confirm(
+    name: Name,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the best configurations.")] = 5,
+    seeds: Annotated[int, typer.Option(min=2, metavar="N", help="How many fresh seeds for each.")] = 10,
+    device: Device = "auto",
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Annotated[bool, typer.Option("--json", help="Write the result to stdout, as one JSON object.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Train the best configurations again under fresh seeds, and the baseline.
+
+    The best of many noisy scores is partly luck: this tells how much, and whether tuning has helped. It makes a study
+    of its own; interrupted, the same command goes on.
+    """
+    with stop_on_signals() as interruption:
+        from rich.console import Console
+
+        from hpo.results.confirmation import of_study
+        from hpo.results.confirmation_lines import confirmation_lines, confirmation_text
+        from hpo.results.progress import progress
+        from hpo.service.confirming import confirm as train
+
+        opened = storage_at(storage)
+        with progress(False, quiet, Console(stderr=True), interruption.stop) as display:
+            confirming = train(
+                opened,
+                name,
+                top=top,
+                seeds=seeds,
+                device=device,
+                workers=workers,
+                on_event=display,
+                stop=interruption.stop,
+            )
+        if display.interrupted:
+            display.line(f"{confirming}: interrupted; the same command goes on")
+            raise typer.Exit(interruption.status)
+        found = of_study(opened, confirming)
+        print(confirmation_text(found) if json else "\n".join(confirmation_lines(found)))
 
 
 @app.command()

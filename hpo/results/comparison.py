@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from hpo.results.groups import Group, facets, values_line
+from hpo.results.groups import Group, facets
 from hpo.results.overview import by_word, states_line, table
 from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
 
@@ -160,7 +160,7 @@ def _difference(found: Paired | None) -> str:
 def _notes(rows: Sequence[Row]) -> list[str]:
     # The one configuration of a study that has others, too: its name does not tell which it is.
     single = [row.group for row in rows if row.group.texts and not row.group.told_by]
-    which = [f"{group.label()}: {values_line(group.texts)}" for group in single]
+    which = [f"{group.label()}: {', '.join(group.texts.values())}" for group in single]
     failed = [f"{row.group.label()}: failed: {reason}" for row in rows for reason in row.group.reasons]
     untested = [row for row in rows if row.why and row.summary is not None]
     notes = []

@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError, UsageError, nearest
-from hpo.results.ranking import shown
+from hpo.results.ranking import params_line
 from hpo.search.records import CURVE, DATA, stored_study
 from hpo.search.space import decode, identity
 from hpo.storage import REASON, Parts, Storage, load_study, study_names, summary
@@ -41,7 +41,7 @@ class Run:
 class Group:
     """The trials of one configuration of a study, `runs` those of them that completed, by number.
 
-    `texts` are its searched parameters as they are shown, `told_by` the names of those that tell it from the study's
+    `texts` are its searched parameters as they are shown, `dropout: 0.3`, `told_by` the names of those that tell it from the study's
     other groups, `heading` is the study's name where other studies are compared too, else "". `images` is equal where
     runs were trained and judged on the same images.
     """
@@ -59,7 +59,7 @@ class Group:
 
     def label(self, without: str | None = None) -> str:
         """Return what the group is called: `mnist-dropout (dropout: 0.3)`, and a parameter left out if that is said."""
-        values = values_line({name: self.texts[name] for name in self.told_by if name != without})
+        values = ", ".join(self.texts[name] for name in self.told_by if name != without)
         if values and self.heading:
             return f"{self.heading} ({values})"
         return values or self.study
@@ -93,13 +93,8 @@ def groups(storage: Storage, selectors: Sequence[str]) -> list[Group]:
     return [read[place] for place in chosen]
 
 
-def values_line(texts: Mapping[str, str]) -> str:
-    """Return `dropout: 0.3, lr: 1.0000e-02`."""
-    return ", ".join(f"{name.replace('_', ' ')}: {text}" for name, text in texts.items())
-
-
 def facets(found: Sequence[Group], by: str) -> dict[str, list[Group]]:
-    """Return the groups by the value, as text, that each has for a searched parameter."""
+    """Return the groups by what each has for a searched parameter, in words: `dropout: 0.3`."""
     names = dict.fromkeys(name for group in found for name in group.texts)
     if by not in names:
         advice = nearest(by, names) or f"; what is: {', '.join(names) or 'nothing'}"
@@ -183,7 +178,7 @@ class _Stored:
             params={
                 name: decode(known[name], value) if name in known else value for name, value in first.params.items()
             },
-            texts={name: shown(first, name) for name in first.params},
+            texts={name: params_line({name: value}, first.distributions) for name, value in first.params.items()},
             told_by=tuple(name for name in told_by if name in first.params),
             numbers=tuple(trial.number for trial in trials),
             states=Counter(trial.state for trial in trials),

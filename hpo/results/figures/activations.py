@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from hpo.data import load_split
-from hpo.results.figures.style import BLUE, new_figure, plain, short
+from hpo.results.figures.style import BLUE, GREY, new_figure, plain, short
 from hpo.search.points import baseline, trial_seed
 from hpo.search.records import check_data, stored_study
 from hpo.search.space import decode

@@ -63,7 +63,7 @@ def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Fig
     columns = min(COLUMNS, len(parts))
     rows = math.ceil(len(parts) / columns)
     figure = _titled(groups, f"accuracy against epoch by {by.replace('_', ' ')}", FRAME_PIXELS + ROW_PIXELS * rows)
-    titles = [plain(f"{by.replace('_', ' ')}: {value}") for value in parts]
+    titles = [plain(value) for value in parts]
     shared = {"shared_xaxes": "all", "shared_yaxes": "all"}
     spacing = {"horizontal_spacing": 0.02, "vertical_spacing": 0.22 / rows}
     make_subplots(rows, columns, subplot_titles=titles, figure=figure, **shared, **spacing)
