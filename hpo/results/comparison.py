@@ -113,6 +113,8 @@ def _row(group: Group, reference: Group | None) -> Row:
         return Row(group, summary)
     if group.images != reference.images:
         return Row(group, summary, reference, why="their images or splits are not the same")
+    if not reference.runs:
+        return Row(group, summary, reference, why="no run of that one has completed")
     seeds = [_final_by_seed(each) for each in (group, reference)]
     common = sorted(seeds[0].keys() & seeds[1].keys())
     if len(common) < 2:

@@ -41,9 +41,9 @@ class Run:
 class Group:
     """The trials of one configuration of a study, `runs` those of them that completed, by number.
 
-    `texts` are its searched parameters as they are shown, `dropout: 0.3`, `told_by` the names of those that tell it from the study's
-    other groups, `heading` is the study's name where other studies are compared too, else "". `images` is equal where
-    runs were trained and judged on the same images.
+    `texts` are its searched parameters as they are shown, `dropout: 0.3`, `told_by` the names of those that tell it
+    from the study's other groups, `heading` is the study's name where other studies are compared too, else "".
+    `images` is equal where runs were trained and judged on the same images.
     """
 
     study: str

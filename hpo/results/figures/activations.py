@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from hpo.data import load_split
-from hpo.results.figures.style import BLUE, GREY, new_figure, plain, short
+from hpo.results.figures.style import BLUE, GREY, message, new_figure, plain, short
 from hpo.search.points import baseline, trial_seed
 from hpo.search.records import check_data, stored_study
 from hpo.search.space import decode
@@ -65,12 +65,14 @@ def histograms(name: str, networks: Sequence[Fresh]) -> go.Figure:
 
     The outermost bins hold what lies beyond them, too.
     """
+    title = f"{plain(name)}: activations before training"
     layers = list(networks[0].outputs)
+    if not layers:
+        return message(title, "The network has no hidden layer.")
     low, high = _range(networks)
     edges = np.linspace(low, high, BINS + 1)
     shares = [{layer: _shares(values, edges) for layer, values in network.outputs.items()} for network in networks]
     rows = len(networks)
-    title = f"{plain(name)}: activations before training"
     how = "share of the outputs, over training images; sd: standard deviation"
     figure = new_figure(f"{title}<br><sup>{how}</sup>")
     shared: dict[str, Any] = {"shared_xaxes": "all", "shared_yaxes": "all"}
