@@ -44,7 +44,16 @@ def curves(source: Source) -> go.Figure:
     figure = new_figure(f"{plain(source.name)}: {measure} of {best}")
     columns = min(COLUMNS, len(ranked))
     rows = math.ceil(len(ranked) / columns)
-    layout: dict[str, Any] = {"annotations": [], "height": FRAME_PIXELS + ROW_PIXELS * rows, "margin": {"t": 80}}
+    layout: dict[str, Any] = {"annotations": [], "height": FRAME_PIXELS + ROW_PIXELS * rows, "margin": {"t": 70}}
+    layout["title"] = {"y": 1, "yanchor": "top", "pad": {"t": 15}}
+    layout["legend"] = {
+        "orientation": "h",
+        "x": 1,
+        "xanchor": "right",
+        "y": 0.99,
+        "yanchor": "top",
+        "yref": "container",
+    }
     traces = []
     for index, trial in enumerate(ranked):
         own = str(index + 1) if index else ""
@@ -67,12 +76,12 @@ def curves(source: Source) -> go.Figure:
                     "legendgroup": label,
                     "showlegend": index == 0,
                     "line": {"color": colour, "dash": dash, "width": 1.5},
+                    "cliponaxis": False,  # an accuracy of 1 lies on the frame
                     "meta": hover,
                     "hovertemplate": f"{label} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
                 }
             )
     figure.add_traces(traces)
-    layout["legend"] = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "yref": "container"}
     return figure.update_layout(layout)
 
 
@@ -87,15 +96,16 @@ def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict
         "domain": [left, left + width * (1 - GAP_X)],
         "anchor": f"y{own}",
         "showticklabels": lowest,
-        "title": {"text": "epoch" if lowest else ""},
+        "nticks": 5,
+        "title": {"text": "epoch" if lowest else "", "font": {"size": 11}, "standoff": 5},
     }
     y = {
         "domain": [max(0.0, top - height * (1 - GAP_Y)), top],
         "anchor": f"x{own}",
         "showticklabels": column == 0,
-        **({"range": [0, 1]} if measure == "accuracy" else {"rangemode": "tozero"}),
+        **({"range": [0, 1], "dtick": 0.25} if measure == "accuracy" else {"rangemode": "tozero", "nticks": 5}),
     }
-    small = {"tickfont": {"size": 10}, "nticks": 5, "zeroline": False}
+    small = {"tickfont": {"size": 10}}
     shared = {"x": {"matches": "x"}, "y": {"matches": "y"}} if index else {"x": {}, "y": {}}
     return {f"xaxis{own}": x | small | shared["x"], f"yaxis{own}": y | small | shared["y"]}
 

@@ -24,6 +24,9 @@ USUAL = ("lr", "weight_decay")
 KEPT = 100
 """The best trials are drawn in any case where not all can be."""
 
+MANY = 2000
+"""Points beyond which they are drawn smaller."""
+
 
 def landscape(source: Source) -> go.Figure:
     """Return the trials as points of the search space, coloured by their scores."""
@@ -32,7 +35,7 @@ def landscape(source: Source) -> go.Figure:
         return message(f"{plain(source.name)}: landscape", "No parameter is searched.")
     within = {state: [trial for trial in source.ended(state) if lies_in(trial, axes)] for state in TrialState}
     ranked = sorted(within[TrialState.COMPLETE], key=score, reverse=source.maximized)
-    completed = spread(within[TrialState.COMPLETE], source.limit, ranked[:KEPT])
+    completed = spread(ranked[::-1], source.limit, ranked[:KEPT])  # the best ones last, which is above the others
     worst = score(ranked[-1]) if ranked else 0.0
     failed, pruned = (spread(within[state], source.limit) for state in (TrialState.FAIL, TrialState.PRUNED))
     names = " and ".join(plain(label(name)) for name in axes)
@@ -87,7 +90,7 @@ def _coloured(source: Source, trials: Sequence[FrozenTrial], ranked: Sequence[Fr
     tenth = ranked[math.ceil(0.9 * len(ranked)) - 1]
     ends = score(ranked[0]), score(ranked[-1] if source.maximized else tenth)
     return {
-        "size": 8,
+        "size": 8 if len(trials) <= MANY else 5,
         "color": short(map(score, trials)),
         "colorscale": SCALE,
         "reversescale": not source.maximized,
