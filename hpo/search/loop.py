@@ -71,11 +71,12 @@ class Search:
     on_event: Callable[[Event], None]
     stop: threading.Event
     raised_before: list[str] = field(default_factory=list)  # by the last populations, one after the other
+    before: Sequence[FrozenTrial] = ()  # completed trials of the studies that this one starts from
     history: History = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.history = History(self.study, self._read(-1, ()))
+        self.history = History(self.study, self._read(-1, ()), self.before)
 
     def run(self) -> Reason:
         """Search until the study has what it asked for, or gives out no more trials; return why it ended.
