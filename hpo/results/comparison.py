@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from optuna.trial import TrialState
+
 from hpo.results.groups import Group, facets
 from hpo.results.overview import by_word, states_line, table
 from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
@@ -118,7 +120,8 @@ def _row(group: Group, reference: Group | None) -> Row:
     seeds = [_final_by_seed(each) for each in (group, reference)]
     common = sorted(seeds[0].keys() & seeds[1].keys())
     if len(common) < 2:
-        return Row(group, summary, reference, why=f"two seeds in common are needed, they have {len(common) or 'none'}")
+        why = f"two seeds in common are needed, they have {len(common) or 'none'}; search.repeats gives them"
+        return Row(group, summary, reference, why=why)
     found = paired(*([of[seed] for seed in common] for of in seeds))
     return Row(group, summary, reference, found, why=found.why)
 
@@ -164,12 +167,14 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     single = [row.group for row in rows if row.group.texts and not row.group.told_by]
     which = [f"{group.label()}: {', '.join(group.texts.values())}" for group in single]
     failed = [f"{row.group.label()}: failed: {reason}" for row in rows for reason in row.group.reasons]
+    bare = [row.group for row in rows if row.group.states.get(TrialState.COMPLETE, 0) > len(row.group.runs)]
+    missing = [f"{group.label()}: completed trials without a learning curve are left out" for group in bare]
     untested = [row for row in rows if row.why and row.summary is not None]
     notes = []
     for (reference, why), same in groupby(untested, key=lambda row: (row.reference, row.why)):
-        names = ", ".join(row.group.label() for row in same)
+        names = "; ".join(row.group.label() for row in same)
         notes.append(f"no test of {names} against {'' if reference is None else reference.label()}: {why}")
-    return which + failed + notes
+    return which + failed + missing + notes
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -108,9 +108,9 @@ def test_several_tests_are_corrected(storage: Storage, stored: Store) -> None:
 @pytest.mark.parametrize(
     ("seeds", "why"),
     [
-        ([0, 5], "two seeds in common are needed, they have 1"),
-        ([5, 6], "two seeds in common are needed, they have none"),
-        ([None, None], "two seeds in common are needed, they have none"),
+        ([0, 5], "two seeds in common are needed, they have 1; search.repeats gives them"),
+        ([5, 6], "two seeds in common are needed, they have none; search.repeats gives them"),
+        ([None, None], "two seeds in common are needed, they have none; search.repeats gives them"),
     ],
 )
 def test_without_two_common_seeds_there_is_no_test(
@@ -205,3 +205,13 @@ def test_what_is_not_finite_is_null(storage: Storage, stored: Store) -> None:
     stored([rate(0.0, val_loss=[float("inf")]), rate(0.0, 1)], grid())
     (only,) = json.loads(json_text(rows(storage)))["groups"]
     assert only["summary"]["final"]["val_loss"] == {"mean": None, "sd": None, "n": 2, "low": None, "high": None}
+
+
+def test_a_completed_trial_without_a_curve_is_left_out_and_named(storage: Storage, stored: Store) -> None:
+    bare = rate(0.0, 1)
+    bare.system_attrs = {}
+    stored([rate(0.0, 0, val=[0.75]), bare], grid())
+    (row,) = rows(storage)
+    assert row.summary is not None
+    assert row.summary.final["val_accuracy"].n == 1
+    assert "digits: completed trials without a learning curve are left out" in text([row]).splitlines()
