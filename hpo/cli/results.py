@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, storage_at
+from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, storage_at
 from hpo.cli.interruption import stop_on_signals
 
 
@@ -50,6 +50,45 @@ def top(
 
     for line in top_lines(storage_at(storage), name, number):
         print(line)
+
+
+@app.command()
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Studies, or NAME#12: that trial's.", autocompletion=complete_study),
+    ],
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="PARAMETER", help="Compare for each value of a parameter apart.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw a figure too, as .html or .png.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Write a JSON object.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Compare configurations: every one of a grid, the best of a search.
+
+    Final and best values, the gap, epochs to 95% of the best, and a paired test over seeds against the first.
+    """
+    from hpo.results.comparison import compare as rows_of
+    from hpo.results.comparison import json_text, text
+    from hpo.results.groups import groups
+
+    found = groups(storage_at(storage), names)
+    rows = rows_of(found, by)
+    shown = json_text(rows) if json else text(rows)
+    if output is None:
+        print(shown)
+        return
+
+    from hpo.results.figures.comparison import comparison
+    from hpo.results.figures.files import form_of, save_as
+
+    form_of(output)
+    figure = comparison(found, by)
+    print(shown)
+    save_as(figure, ", ".join(names), output)
 
 
 @app.command()
@@ -187,7 +226,9 @@ def plot(
     name: Name,
     figure: Annotated[
         list[str] | None,
-        typer.Option("--figure", metavar="KIND", help="curves, landscape, history or importances; may be repeated."),
+        typer.Option(
+            "--figure", metavar="KIND", help="curves, landscape, history, importances or activations; repeatable."
+        ),
     ] = None,
     number: Annotated[
         int, typer.Option("-n", "--number", min=1, metavar="N", help="How many of the best trials' curves.")
@@ -198,8 +239,8 @@ def plot(
 ) -> None:
     """Draw a study's figures into files.
 
-    The learning curves of the best trials, the landscape, the history, the importances. A page opens without a network;
-    an image takes an installed Chrome or Chromium.
+    The learning curves of the best trials, the landscape, the history, the importances; if asked for, histograms of
+    activations before training. A page opens without a network; an image takes an installed Chrome or Chromium.
     """
     from hpo.results.figures.files import plot as draw
 
