@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.errors import StudyClosedError, StudyFileError, TrainingError
 from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
 from hpo.search.history import RUNG, History
+from hpo.search.keeping import Keeper
 from hpo.search.points import trial_seed
 from hpo.search.run import Run
 from hpo.search.space import config_of, distributions
@@ -71,11 +72,15 @@ class Search:
     on_event: Callable[[Event], None]
     stop: threading.Event
     raised_before: list[str] = field(default_factory=list)  # by the last populations, one after the other
+    before: Sequence[FrozenTrial] = ()  # completed trials of the studies that this one starts from
     history: History = field(init=False)
+    keeper: Keeper | None = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.history = History(self.study, self._read(-1, ()))
+        self.history = History(self.study, self._read(-1, ()), self.before)
+        keeps = self.study.first.training.keep != "none"
+        self.keeper = Keeper(self.study, self.gate, self.storage, self.on_event) if keeps else None
 
     def run(self) -> Reason:
         """Search until the study has what it asked for, or gives out no more trials; return why it ended.

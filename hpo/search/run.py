@@ -10,12 +10,13 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
+from hpo.search.keeping import Weights
 from hpo.search.records import CURVE, Curve
 from hpo.storage import ATTEMPTS, REASON, Ending, attempt
 from hpo.training.population import EpochResult, TrialTimeout
@@ -40,6 +41,7 @@ class Run:
         self._gone: set[int] = set()
         self._scores: list[float] = []
         self._error: str | None = None
+        self._weights = None if search.keeper is None else Weights(search.keeper)
 
     def train(self) -> str | None:
         """Train to the end, or to the epoch in which a stop is asked for; return what the training raised."""
@@ -98,28 +100,36 @@ class Run:
         scores = {number: values[self._metric] for number, values in metrics.items()}
         self._gone |= search.report(epoch, scores)
         scores = {number: score for number, score in scores.items() if number not in self._gone}
+        if self._weights is not None:
+            self._weights.epoch_ended(result, scores)
         last = epoch == self._epochs
         pruned = set() if last else search.history.judge(scores)
         # A population that had to be made smaller trains those that have ended once more, for an epoch.
         failed = {number: reason for number, reason in result.failed.items() if number not in self._gone}
         endings = [(number, self._failure(number, reason)) for number, reason in failed.items()]
         endings += [(number, self._ending(number, TrialState.PRUNED)) for number in sorted(pruned)]
-        endings += [(number, self._ending(number, TrialState.COMPLETE)) for number in scores if last]
+        endings += self._completed(result, scores) if last else []
         self._end(endings)
         best = self._best([self._score(number) for number in scores])
         search.on_event(EpochEnded(epoch, self._epochs, len(self._left), best))
 
-    def _ending(self, number: int, state: TrialState) -> Ending:
+    def _completed(self, result: EpochResult, numbers: Iterable[int]) -> list[tuple[int, Ending]]:
+        """Return the endings of trials that complete, with the names of the files of those whose weights are kept."""
+        scores = {number: self._score(number) for number in numbers}
+        self._scores += scores.values()
+        files = {} if self._weights is None else self._weights.write(result, scores)
+        return [(number, self._ending(number, TrialState.COMPLETE, files.get(number))) for number in scores]
+
+    def _ending(self, number: int, state: TrialState, files: dict[str, Any] | None = None) -> Ending:
         """Return a completed trial's ending with its score, or a pruned one's with its last value, as Optuna does."""
         curve = self._curves[number]
         values = curve[self._metric]
         score, attrs = values[-1], {}
         if state == TrialState.COMPLETE:
             score = self._score(number)
-            self._scores.append(score)
             if self._search.study.search.score == "best":
                 attrs = {"score_epoch": values.index(score) + 1}
-        system_attrs = {CURVE: dict(curve), **self._search.history.attrs(number)}
+        system_attrs = {CURVE: dict(curve), **self._search.history.attrs(number), **(files or {})}
         return Ending(self._search.trial_id(number), state, score, attrs, system_attrs)
 
     def _score(self, number: int) -> float:
@@ -155,6 +165,8 @@ class Run:
         lost = self._search.end(endings)
         self._states += [ending.state for number, ending in endings if number not in lost]
         self._gone |= {number for number, _ in endings}
+        if self._weights is not None:
+            self._weights.ended({number for number, _ in endings} - lost)
 
     def _best(self, values: Iterable[float]) -> float | None:
         return (min if self._metric == "val_loss" else max)(values, default=None)

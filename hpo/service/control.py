@@ -15,6 +15,7 @@ from hpo.results.overview import printable
 from hpo.search.records import not_of_hpo, wanted
 from hpo.service.status import status
 from hpo.storage import WHY, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
+from hpo.storage.kept import remove_files
 from hpo.studyfile import Study
 
 
@@ -65,8 +66,9 @@ def resume(storage: Storage, name: str) -> str:
 
 
 def delete(storage: Storage, name: str) -> str:
-    """Delete the study with all its trials."""
+    """Delete the study with all its trials, and the weights that are kept of them."""
     study = summary(storage, name)
+    remove_files(storage, study)
     try:
         storage.delete_study(study.study_id)
     except KeyError as error:

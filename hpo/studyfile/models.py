@@ -27,10 +27,16 @@ class UsedBy:
     kinds: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class OneForAll:
+    """Marks a field of a searchable section that is the same for all trials: it does not change what they learn."""
+
+
 Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 AboveZero = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def _number_or(other: type, tag: str) -> Discriminator:
@@ -116,6 +122,8 @@ class TrainingSettings(Settings):
     epochs: Positive
     batch_size: Positive = 100
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    keep: Annotated[Literal["none", "best", "last"], OneForAll()] = "none"
+    keep_trials: Annotated[Positive, OneForAll()] = 5
 
 
 class SearchSettings(Settings):
@@ -139,6 +147,14 @@ class SearchSettings(Settings):
     trial_timeout: AboveZero | None = None
     timeout: AboveZero | None = None
     patience: Positive | None = None
+    start_from: list[Name] = []
+
+    @field_validator("start_from")
+    @classmethod
+    def _each_study_once(cls, start_from: list[str]) -> list[str]:
+        if len(set(start_from)) < len(start_from):
+            raise ValueError("must not name a study twice")
+        return start_from
 
 
 class Config(Settings):
@@ -152,7 +168,7 @@ class Config(Settings):
 class StudySettings(Settings):
     """A whole study file with one concrete value in place of each searched one; the fields in canonical order."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Name
     description: str = ""
     data: DataSettings
     network: NetworkSettings
@@ -186,6 +202,17 @@ def names() -> dict[str, Path]:
     paths += [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
     keys = [path[-1] for path in paths]
     return {str(path[-1]) if keys.count(path[-1]) == 1 else ".".join(map(str, path)): path for path in paths}
+
+
+@cache
+def for_all() -> frozenset[tuple[str, str]]:
+    """Return the paths of the keys that cannot be searched although others of their section can."""
+    return frozenset(
+        (section, key)
+        for section in SEARCHABLE
+        for key, field in SECTIONS[section].model_fields.items()
+        if any(isinstance(mark, OneForAll) for mark in field.metadata)
+    )
 
 
 def unused_keys(section: str, kinds: Collection[object]) -> dict[str, tuple[str, ...]]:

@@ -27,6 +27,7 @@ from multiprocessing.pool import ThreadPool
 import torch
 
 from hpo.studyfile import Config
+from hpo.studyfile.models import for_all
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.size import measure
@@ -96,10 +97,13 @@ def _states(stacks: Sequence[Stack], numbers: Collection[int]) -> dict[int, Stat
 
 
 def shape_of(config: Config) -> str:
-    """Return what members of one population must have in common: all settings but those that each has for itself."""
+    """Return what members of one population must have in common: all settings that change how a stack is built.
+
+    Not those that each member has for itself, and not which weights are kept.
+    """
     shared = config.model_dump(mode="json")
-    for own in ("init", "dropout"):
-        del shared["network"][own]
+    for section, key in (("network", "init"), ("network", "dropout"), *for_all()):
+        del shared[section][key]
     shared["optimizer"] = shared["optimizer"]["kind"]
     return repr(sorted(shared.items()))
 

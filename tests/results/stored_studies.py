@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -43,3 +44,30 @@ def trial(
         distributions={"lr": LR, "dropout": DROPOUT} if distributions is None else distributions,
         user_attrs={"seed": 1234},
     )
+
+
+def run(
+    params: dict[str, Any],
+    distributions: dict[str, BaseDistribution],
+    *,
+    seed: int | None = 0,
+    val: Sequence[float] = (0.5,),
+    train: Sequence[float] = (0.5,),
+    val_loss: Sequence[float] | None = None,
+    train_loss: Sequence[float] | None = None,
+    failed: str = "",
+) -> FrozenTrial:
+    """A trial with these learning curves, scored by its last accuracy, or one that failed for that reason."""
+    made = trial(
+        None if failed else val[-1],
+        state=TrialState.FAIL if failed else TrialState.COMPLETE,
+        params=params,
+        distributions=distributions,
+    )
+    made.user_attrs = {} if seed is None else {"seed": seed}
+    if failed:
+        made.user_attrs["reason"] = failed
+    losses = {"val_loss": val_loss or [1.0] * len(val), "train_loss": train_loss or [1.0] * len(train)}
+    curve = {**losses, "val_accuracy": val, "train_accuracy": train}
+    made.system_attrs = {"hpo:curve": {metric: list(values) for metric, values in curve.items()}}
+    return made

@@ -11,23 +11,29 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from hpo.errors import HpoError
-from hpo.results.export import write
-from hpo.results.figures.kinds import check_kinds, draw
+from hpo.errors import HpoError, UsageError
+from hpo.results.figures.kinds import ACTIVATIONS, check_kinds, draw
 from hpo.results.figures.source import BEST, read_source
 from hpo.results.naming import file_stem
+from hpo.results.writing import write
 from hpo.storage import Storage
 
 
 def plot(
     storage: Storage, name: str, folder: Path, kinds: Sequence[str] = (), best: int = BEST, form: str = "html"
 ) -> list[Path]:
-    """Write the figures of the study of that name, without `kinds` all of them; return the files.
+    """Write the figures of the study of that name, without `kinds` all that are of its trials; return the files.
 
     `best` is how many learning curves are drawn, `form` html or png.
     """
     check_kinds(kinds)
-    return save(draw(read_source(storage, name, best), kinds), name, folder, form)
+    of_trials = [kind for kind in kinds if kind != ACTIVATIONS]
+    figures = draw(read_source(storage, name, best), of_trials) if of_trials or not kinds else {}
+    if ACTIVATIONS in kinds:
+        from hpo.results.figures.activations import fresh_networks, histograms  # loads torch, which no other kind needs
+
+        figures[ACTIVATIONS] = histograms(name, fresh_networks(storage, name))
+    return save(figures, name, folder, form)
 
 
 def save(figures: Mapping[str, go.Figure], name: str, folder: Path, form: str) -> list[Path]:
@@ -47,6 +53,24 @@ def save(figures: Mapping[str, go.Figure], name: str, folder: Path, form: str) -
     for path, content in zip(paths, contents, strict=True):
         write(content, path)
     return paths
+
+
+def form_of(path: Path) -> str:
+    """Return what a figure's file shall hold, by its name. Raises UsageError for any but .html and .png."""
+    form = path.suffix.lower().removeprefix(".")
+    if form not in ("html", "png"):
+        raise UsageError(f"{path}: a figure's file is named .html or .png")
+    return form
+
+
+def save_as(figure: go.Figure, title: str, path: Path) -> None:
+    """Write one figure to the file of that name, which says in which form."""
+    if form_of(path) == "png":
+        from hpo.results.figures.png import pngs
+
+        write(pngs([figure])[0], path)
+    else:
+        write(page(figure, title), path)
 
 
 def page(figure: go.Figure, title: str) -> str:

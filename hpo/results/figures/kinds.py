@@ -23,12 +23,16 @@ KINDS: Mapping[str, Draw] = {
 }
 """Each of them can draw any study, if only to say why there is nothing to see."""
 
+ACTIVATIONS = "activations"
+"""The kind that is drawn on request only: it is of the network before training, and needs the images."""
+
 
 def check_kinds(kinds: Sequence[str]) -> None:
     """Raise UsageError for a kind that is none."""
     for kind in kinds:
-        if kind not in KINDS:
-            raise UsageError(f"--figure: no kind {kind!r}{nearest(kind, KINDS)}; there are {', '.join(KINDS)}")
+        known = [*KINDS, ACTIVATIONS]
+        if kind not in known:
+            raise UsageError(f"--figure: no kind {kind!r}{nearest(kind, known)}; there are {', '.join(known)}")
 
 
 def draw(source: Source, kinds: Sequence[str] = ()) -> dict[str, go.Figure]:

@@ -1,0 +1,153 @@
+"""Groups of runs beside each other: accuracy and loss against epoch, one colour a group.
+
+Validation is solid, training dashed; each line is the mean of the group's runs, with a band from the lowest to the
+highest of them. With a parameter to separate by, each of its values has a frame of its own with the accuracies. All
+frames with one measure have the same axes. Knows nothing of storages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.colors
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from hpo.errors import UsageError
+from hpo.results.figures.style import GREY, PALETTE, SCALE, TRAINING_DASH, VALIDATION_DASH, new_figure, plain, short
+from hpo.results.groups import Group, facets
+
+MOST_COLOURS = 16
+COLUMNS = 4
+ROW_PIXELS, FRAME_PIXELS, PLAIN_PIXELS = 210, 130, 520
+DECADES = 2
+"""A loss that spans more is drawn on a log axis."""
+
+LINES = (("train", "training", TRAINING_DASH, 1.2), ("val", "validation", VALIDATION_DASH, 1.8))
+HOW = "validation solid, training dashed; bands from the lowest to the highest run"
+
+
+def comparison(groups: Sequence[Group], by: str | None = None) -> go.Figure:
+    """Return the figure. Raises UsageError where it would need more colours than can be told apart."""
+    labels = list(dict.fromkeys(group.label(by) for group in groups))
+    if len(labels) > MOST_COLOURS:
+        raise UsageError(
+            f"{len(labels)} configurations are too many for a figure, which takes {MOST_COLOURS}: give each value of a "
+            "parameter its own frame with --by PARAMETER, or choose configurations by a trial of each, such as "
+            f"'{groups[0].study}#{groups[-1].numbers[0]}'"
+        )
+    colours = dict(zip(labels, _colours(len(labels)), strict=True))
+    return _two_frames(groups, colours) if by is None else _frames(groups, by, colours)
+
+
+def _two_frames(groups: Sequence[Group], colours: dict[str, str]) -> go.Figure:
+    figure = _titled(groups, "accuracy and loss against epoch", PLAIN_PIXELS)
+    make_subplots(1, 2, horizontal_spacing=0.08, figure=figure)
+    for column, measure in enumerate(("accuracy", "loss"), start=1):
+        for group in groups:
+            figure.add_traces(_traces(group, group.label(), measure, colours[group.label()]), 1, column)
+        figure.update_xaxes(title_text="epoch", col=column)
+        figure.update_yaxes(title_text=measure, col=column)
+    figure.update_yaxes(range=[0, 1], col=1)
+    figure.update_yaxes(_loss_axis(groups), col=2)
+    without = [group.label() for group in groups if not group.runs]
+    return _legend(figure, list(colours), colours, without)
+
+
+def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Figure:
+    parts = facets(groups, by)
+    columns = min(COLUMNS, len(parts))
+    rows = math.ceil(len(parts) / columns)
+    figure = _titled(groups, f"accuracy against epoch by {by.replace('_', ' ')}", FRAME_PIXELS + ROW_PIXELS * rows)
+    titles = [plain(value) for value in parts]
+    shared = {"shared_xaxes": "all", "shared_yaxes": "all"}
+    spacing = {"horizontal_spacing": 0.02, "vertical_spacing": 0.22 / rows}
+    make_subplots(rows, columns, subplot_titles=titles, figure=figure, **shared, **spacing)
+    for index, part in enumerate(parts.values()):
+        row, column = divmod(index, columns)
+        for group in part:
+            label = group.label(by)
+            figure.add_traces(_traces(group, label, "accuracy", colours[label]), row + 1, column + 1)
+        for line, group in enumerate(group for group in part if not group.runs):
+            place = {"xref": "x domain", "yref": "y domain", "x": 0.03, "y": 0.97 - 0.12 * line, "yanchor": "top"}
+            said = {"text": plain(f"{group.label(by)}: no run completed"), "font": {"size": 10, "color": GREY}}
+            figure.add_annotation(place | said, showarrow=False, row=row + 1, col=column + 1)
+        if index + columns >= len(parts):
+            figure.update_xaxes(title_text="epoch", showticklabels=True, row=row + 1, col=column + 1)
+    figure.update_annotations(selector={"yanchor": "bottom"}, font_size=11)
+    figure.update_xaxes(nticks=5, tickfont_size=10)
+    figure.update_yaxes(range=[0, 1], nticks=5, tickfont_size=10)
+    return _legend(figure, list(colours), colours, [])
+
+
+def _traces(group: Group, label: str, measure: str, colour: str) -> list[dict[str, Any]]:
+    if not group.runs:
+        return []
+    traces: list[dict[str, Any]] = []
+    for split, word, dash, width in LINES:
+        curves = group.curves(f"{split}_{measure}")
+        epochs = list(range(1, curves.shape[1] + 1))
+        shared = {"type": "scatter", "legendgroup": label, "showlegend": False}
+        if len(curves) > 1:
+            traces.append(shared | _band(epochs, curves, colour))
+        mean = {
+            "mode": "lines" if len(epochs) > 1 else "lines+markers",
+            "x": epochs,
+            "y": short(curves.mean(axis=0)),
+            "name": plain(label),
+            "line": {"color": colour, "dash": dash, "width": width},
+            "meta": plain(label),
+            "hovertemplate": f"{word} {measure} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
+        }
+        traces.append(shared | mean)
+    return traces
+
+
+def _band(epochs: list[int], curves: NDArray[np.float64], colour: str) -> dict[str, Any]:
+    red, green, blue = plotly.colors.hex_to_rgb(colour)
+    return {
+        "mode": "lines",
+        "x": epochs + epochs[::-1],
+        "y": short([*curves.max(axis=0), *curves.min(axis=0)[::-1]]),
+        "fill": "toself",
+        "fillcolor": f"rgba({red},{green},{blue},0.15)",
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+    }
+
+
+def _loss_axis(groups: Sequence[Group]) -> dict[str, Any]:
+    losses = [group.curves(f"{split}_loss").ravel() for group in groups if group.runs for split in ("train", "val")]
+    values = np.concatenate(losses) if losses else np.ones(1)
+    log = values.min() > 0 and values.max() > 10**DECADES * values.min()
+    return {"type": "log"} if log else {"rangemode": "tozero"}
+
+
+def _colours(count: int) -> list[str]:
+    """Return distinct colours, or where there are not enough of them as many in the order of a scale."""
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    places = np.linspace(0, 0.93, count)  # the brightest is hardly seen on white
+    parts = plotly.colors.sample_colorscale(SCALE, places, colortype="tuple")
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in parts]
+
+
+def _titled(groups: Sequence[Group], what: str, height: int) -> go.Figure:
+    studies = list(dict.fromkeys(group.study for group in groups))
+    figure = new_figure(f"{plain(', '.join(studies))}: {what}<br><sup>{HOW}</sup>")
+    return figure.update_layout(height=height, margin={"t": 90, "b": 60})
+
+
+def _legend(figure: go.Figure, labels: Sequence[str], colours: dict[str, str], without: Sequence[str]) -> go.Figure:
+    """Name the colours once, however many frames there are."""
+    for label in labels:
+        name = f"{label}: no run completed" if label in without else label
+        line = {"color": colours[label], "width": 2.5}
+        figure.add_scatter(x=[None], y=[None], mode="lines", name=plain(name), legendgroup=label, line=line)
+    figure.update_xaxes(title_font_size=12, title_standoff=4)
+    figure.update_yaxes(title_font_size=12, title_standoff=4)
+    return figure.update_layout(showlegend=True)

@@ -1,0 +1,52 @@
+"""Weights as safetensors files, never pickles, and networks made of them.
+
+What is read is checked before it is used: a file that is damaged, or not of the network that it is read for, is an
+error of one line. Knows nothing of where files lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors import torch as tensors
+from torch import nn
+
+from hpo.errors import HpoError
+from hpo.studyfile import NetworkSettings
+from hpo.training.images import Shape
+from hpo.training.networks import build
+from hpo.training.stack import State
+
+
+def to_bytes(state: State, about: Mapping[str, str]) -> bytes:
+    """Return the weights as a safetensors file, with what there is to say about them."""
+    return tensors.save(state, dict(about))
+
+
+def read(path: Path) -> tuple[State, dict[str, str]]:
+    """Read a file of weights; return them with what it says about them."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise HpoError(f"{path}: no such file") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise HpoError(f"{path}: its weights cannot be read: damaged or cut short ({said})") from error
+
+
+def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
+    """Return the network with these weights, which were read from `path`, in their own type and for inference."""
+    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+        network = build(settings, shape, classes, seed=0)
+    types = {name: value.dtype.is_floating_point for name, value in network.state_dict().items()}
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise HpoError(f"{path}: its weights are not those of the network that is described with them") from error
+    if any(state[name].dtype.is_floating_point != floating for name, floating in types.items()):
+        raise HpoError(f"{path}: its weights are not of the type of the network that is described with them")
+    return network.eval()

@@ -1,0 +1,93 @@
+"""hpo compare as a user has it: real training of a small grid, its table, its JSON, its figure, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import Outcome
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def trained(hpo: Run) -> None:
+    """Two dropout rates, each under two seeds, as the study `tiny`; and the same without dropout as `plain`."""
+    search = ["--set", "search.sampler=grid", "--set", "search.repeats=2", "--quiet"]
+    rates = "network.dropout={ choices = [0.0, 0.9] }"
+    lr = ["--set", "optimizer.lr=0.3"]
+    assert hpo("launch", "tiny.toml", "--set", rates, *lr, "--trials", "4", *search).status == 0
+    fixed = ["--set", "network.dropout=0.0", *lr, "--name", "plain", "--trials", "2"]
+    assert hpo("launch", "tiny.toml", *fixed, *search).status == 0
+
+
+def test_a_grid_is_compared_by_its_configurations(hpo: Run, trained: None, folder: Path) -> None:
+    outcome = hpo("compare", "tiny", "-o", "tiny.html")
+    assert (outcome.status, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("configuration  trials")
+    assert lines[1].startswith("dropout: 0.0   0-1: 2 complete  ")
+    assert lines[2].startswith("dropout: 0.9   2-3: 2 complete  ")
+    page = (folder / "tiny.html").read_text(encoding="utf-8")
+    assert "dropout: 0.9" in page
+    assert "plotly.js v" in page
+
+
+def test_equal_training_under_equal_seeds_is_no_difference(hpo: Run, trained: None) -> None:
+    """`plain` is the first configuration of `tiny`: the seeds are the same, and so are the curves."""
+    outcome = hpo("compare", "plain", "tiny", "--json")
+    assert (outcome.status, outcome.err) == (0, "")
+    plain, same, dropped = json.loads(outcome.out)["groups"]
+    assert [group["label"] for group in (plain, same, dropped)] == [
+        "plain",
+        "tiny (dropout: 0.0)",
+        "tiny (dropout: 0.9)",
+    ]
+    assert same["seeds"] == plain["seeds"] == dropped["seeds"]
+    assert same["test"]["difference"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert same["no_test_because"] == "there is no difference in any pair"
+    final = [group["summary"]["final"]["train_accuracy"]["mean"] for group in (plain, dropped)]
+    assert final[1] < final[0]
+    assert dropped["test"]["difference"]["n"] == 2
+
+
+def test_configurations_may_be_chosen_by_a_trial_and_compared_apart(hpo: Run, trained: None) -> None:
+    chosen = hpo("compare", "tiny#3", "plain")
+    assert chosen.status == 0
+    assert "tiny: dropout: 0.9" in chosen.out
+    apart = hpo("compare", "tiny", "--by", "dropout")
+    assert "difference" in apart.out
+    assert "[" not in apart.out  # each is the only one of its rate
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (["tinny"], 1, "sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)"),
+        (["tiny", "tiny"], 2, "tiny: tiny has chosen this configuration already; name each once"),
+        (["tiny", "--by", "lr"], 2, "--by: 'lr' is not searched; what is: dropout"),
+        (["tiny", "-o", "tiny.pdf"], 2, "tiny.pdf: a figure's file is named .html or .png"),
+        (["tiny", "-o", "missing/tiny.html"], 1, "missing/tiny.html: cannot be written (No such file or directory)"),
+        ([], 2, "Missing argument 'NAME...' (see hpo compare --help)"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(hpo: Run, trained: None, args: list[str], status: int, said: str) -> None:
+    outcome = hpo("compare", *args)
+    assert (outcome.status, outcome.err) == (status, f"hpo: {said}\n")
+    if status == 2:
+        assert outcome.out == ""
+
+
+def test_the_activations_of_a_study_are_drawn_without_its_trials(hpo: Run, trained: None, folder: Path) -> None:
+    outcome = hpo("plot", "tiny", "--figure", "activations")
+    assert outcome == (0, "tiny-activations.html\n", "")
+    assert "hidden 1" in (folder / "tiny-activations.html").read_text(encoding="utf-8")
+
+
+def test_comparing_makes_no_storage(hpo: Run, folder: Path) -> None:
+    outcome = hpo("compare", "tiny")
+    assert outcome.status == 1
+    assert "sqlite:///hpo.db: no such file" in outcome.err
+    assert not (folder / "hpo.db").exists()

@@ -1,0 +1,182 @@
+"""Weights of the best trials: whose are kept, that they are what the curves say, and that no others lie about."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from optuna.artifacts import get_all_artifact_meta
+from tiny import search, study_of, trials_of
+
+from hpo.data import load_split
+from hpo.results.copies import copy_line
+from hpo.search import keeping as keeping_module
+from hpo.search.events import EpochEnded, Event, Note, PopulationEnded
+from hpo.search.keeping import WEIGHTS
+from hpo.search.run import CURVE
+from hpo.search.space import config_of
+from hpo.service.control import delete
+from hpo.storage import Storage, best_trials, load_study, open_storage
+from hpo.storage.artifacts import artifact_folder
+from hpo.storage.kept import FILES, file_id, identity, kept_files
+from hpo.studyfile import Study
+from hpo.training.images import shape_of_images
+from hpo.training.weights import network_of, read
+
+ROUGH = {"low": 0.5, "high": 30.0, "log": True}
+"""Learning rates at which the lowest validation loss is often not the last epoch's."""
+
+
+def keeping(keep: str, most: int = 3, trials: int = 8, name: str = "tiny", **search: object) -> Study:
+    return study_of(
+        name=name,
+        network={"hidden": {"choices": [[8], [5, 5]]}, "dropout": 0.2, "batch_norm": True},
+        optimizer={"lr": ROUGH},
+        training={"epochs": 5, "keep": keep, "keep_trials": most},
+        search={"trials": trials, "population": 4, "seed": 2, **search},
+    )
+
+
+def stored_study(storage: Storage, name: str = "tiny") -> tuple[int, str]:
+    study = load_study(storage, name)
+    return study._study_id, identity(study.user_attrs, name)
+
+
+def files(storage: Storage) -> set[str]:
+    folder = artifact_folder(storage.location)
+    return set(os.listdir(folder)) if folder.exists() else set()
+
+
+def check_kept(study: Study, storage: Storage) -> None:
+    """The files are those of the best trials, each with the validation loss that its trial's curve has."""
+    study_id, own = stored_study(storage, study.name)
+    settings, split = study.first.training, load_split(study)
+    best = [trial.number for trial in best_trials(storage, study.name, settings.keep_trials)]
+    assert len(best) == min(settings.keep_trials, len(trials_of(storage, study.name)))
+    kept = kept_files(storage, study_id)
+    assert sorted(file.number for file in kept) == sorted(best)
+    assert {file.artifact_id for file in kept} == {file_id(own, number) for number in best}
+    trials = trials_of(storage, study.name)
+    for file in kept:
+        trial, path = trials[file.number], artifact_folder(storage.location) / file.artifact_id
+        (meta,) = get_all_artifact_meta(trial, storage=storage)
+        assert (meta.artifact_id, meta.filename) == (file.artifact_id, FILES[settings.keep])
+        state, about = read(path)
+        losses = trial.system_attrs[CURVE]["val_loss"]
+        epoch = losses.index(min(losses)) + 1 if settings.keep == "best" else len(losses)
+        assert (about["schema"], about["trial"], about["epoch"]) == (WEIGHTS, str(trial.number), str(epoch))
+        assert float(about["val_loss"]) == losses[epoch - 1]
+        shape = shape_of_images(split.validation.pixels.shape)
+        network = network_of(path, state, config_of(study, trial.params).network, shape, split.classes)
+        with torch.no_grad():
+            scores = network(torch.from_numpy(split.validation.pixels).double())
+        loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(split.validation.labels))
+        assert loss.item() == pytest.approx(losses[epoch - 1], rel=1e-9)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
+def test_the_best_trials_keep_their_weights_and_nobody_else(keep: str, metric: str, storage: Storage) -> None:
+    study = keeping(keep, metric=metric)
+    search(study, storage)
+    check_kept(study, storage)
+    before = files(storage)
+    assert len(before) == 3
+    lowest = [losses.index(min(losses)) for t in trials_of(storage) for losses in [t.system_attrs[CURVE]["val_loss"]]]
+    assert min(lowest) < 4  # "best" and "last" are not the same here
+    more = keeping(keep, metric=metric, trials=20)
+    search(more, storage, extend=True)
+    check_kept(more, storage)
+    assert len(files(storage)) == 3
+    assert files(storage) != before
+
+
+def test_by_default_nothing_is_written(storage: Storage) -> None:
+    search(study_of(), storage)
+    assert not artifact_folder(storage.location).exists()
+
+
+def test_what_is_kept_may_be_changed_later(storage: Storage) -> None:
+    search(keeping("best", most=4), storage)
+    fewer = keeping("best", most=2, trials=9)
+    search(fewer, storage, extend=True)
+    check_kept(fewer, storage)
+    assert len(files(storage)) == 2
+    search(keeping("none", trials=10), storage, extend=True)
+    assert len(files(storage)) == 2
+
+
+def test_what_a_dead_process_left_is_overwritten_or_removed(storage: Storage) -> None:
+    """A process may die between the writing of files and the ending of their trials."""
+    study = keeping("best")
+    stop_at_once: Callable[[Event], bool] = lambda event: isinstance(event, EpochEnded)  # noqa: E731
+    search(study, storage, stop_at=stop_at_once)
+    _, own = stored_study(storage)
+    folder = artifact_folder(storage.location)
+    folder.mkdir()
+    for number in range(4):
+        (folder / file_id(own, number)).write_bytes(b"cut short")
+    search(study, storage)
+    check_kept(study, storage)
+    assert len(files(storage)) == 3
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(("function", "call"), [("best_trials", 1), ("best_trials", 2), ("kept_files", 1)])
+def test_processes_that_share_a_study_keep_its_best(
+    function: str, call: int, before: bool, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process trains the rest of the study while one is busy with the files of its first population."""
+    study, real, calls = keeping("best", trials=20), getattr(keeping_module, function), itertools.count(1)
+    other = open_storage(storage.location.full_url)
+
+    def theirs_are_done(event: Event) -> bool:
+        return isinstance(event, PopulationEnded) and len(best_trials(other, "tiny", 20)) >= 16
+
+    def interrupted(*args: object) -> object:
+        theirs = next(calls) == call
+        if theirs and before:
+            search(study, other, stop_at=theirs_are_done)
+        found = real(*args)
+        if theirs and not before:
+            search(study, other, stop_at=theirs_are_done)
+        return found
+
+    monkeypatch.setattr(keeping_module, function, interrupted)
+    search(study, storage)
+    other.close()
+    check_kept(study, storage)
+    assert len(files(storage)) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HPO_ARTIFACTS", str(tmp_path / "file" / "folder"))
+    events = search(keeping("best"), storage)
+    warnings = [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
+    assert len(warnings) == 1
+    assert f"weights cannot be written in {tmp_path}/file/folder (Not a directory)" in warnings[0]
+    assert all(trial.state.name == "COMPLETE" for trial in trials_of(storage))
+    assert kept_files(storage, stored_study(storage)[0]) == []
+
+
+def test_a_copy_leaves_the_files_of_the_study_that_it_is_a_copy_of(storage: Storage) -> None:
+    study = keeping("last", metric="val_loss")
+    search(study, storage)
+    copy_line(storage, "tiny", storage.location.full_url, "other")
+    longer = keeping("last", trials=20, name="other", metric="val_loss")
+    search(longer, storage, extend=True)
+    check_kept(study, storage)
+    own = {file_id(stored_study(storage, "other")[1], number) for number in range(20)}
+    assert 0 < len(files(storage) & own) <= 3
+    delete(storage, "other")
+    check_kept(study, storage)
+    assert len(files(storage)) == 3
+    delete(storage, "tiny")
+    assert files(storage) == set()
