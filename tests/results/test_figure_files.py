@@ -125,7 +125,11 @@ def test_without_a_browser_nothing_is_written(
         place.write_text("#!/bin/sh\nexit 1\n")
         os.chmod(place, 0o755)
     monkeypatch.setenv("BROWSER_PATH", str(place))
-    said = "`apt install chromium`, or `plotly_get_chrome`" if browser == "missing" else "PNG: the browser failed"
+    said = (
+        "`apt install chromium`, or `plotly_get_chrome`"
+        if browser == "missing"
+        else "PNG: the browser failed (The browser "
+    )
     with pytest.raises(HpoError, match=re.escape(said)) as caught:
         plot(storage, "digits", tmp_path / "figures", form="png")
     assert "\n" not in str(caught.value)

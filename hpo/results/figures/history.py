@@ -6,11 +6,13 @@ fewer epochs, and is no best.
 
 from __future__ import annotations
 
+from typing import Any
+
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.figures.source import Source, score, spread
-from hpo.results.figures.style import BLUE, ORANGE, VERMILLION, message, new_figure, plain, short
+from hpo.results.figures.style import BLUE, PRUNED, VERMILLION, message, new_figure, plain, short
 
 
 def history(source: Source) -> go.Figure:
@@ -22,8 +24,8 @@ def history(source: Source) -> go.Figure:
     figure = new_figure(title)
     best = _improvements(completed, source.maximized)
     best = spread(best, source.limit, best[-1:])
-    _add_points(figure, spread(completed, source.limit, best), "completed", "circle", BLUE)
-    _add_points(figure, spread(pruned, source.limit), "pruned", "triangle-down-open", ORANGE)
+    _add_points(figure, spread(completed, source.limit, best), "completed", {"color": BLUE, "size": 6, "opacity": 0.6})
+    _add_points(figure, spread(pruned, source.limit), "pruned", PRUNED)
     if best:
         x = [trial.number for trial in best]
         y = short(map(score, best))
@@ -35,7 +37,8 @@ def history(source: Source) -> go.Figure:
         )
     losses = source.metric == "val_loss" and all(score(trial) > 0 for trial in completed + pruned)
     figure.update_xaxes(title={"text": "trial"})
-    return figure.update_yaxes(title={"text": plain(source.score)}, type="log" if losses else "linear")
+    axis = {"type": "log", "exponentformat": "power"} if losses else {"type": "linear"}
+    return figure.update_yaxes(title={"text": plain(source.score)}, **axis)
 
 
 def _improvements(completed: list[FrozenTrial], maximized: bool) -> list[FrozenTrial]:
@@ -47,13 +50,13 @@ def _improvements(completed: list[FrozenTrial], maximized: bool) -> list[FrozenT
     return found
 
 
-def _add_points(figure: go.Figure, trials: list[FrozenTrial], label: str, symbol: str, colour: str) -> None:
+def _add_points(figure: go.Figure, trials: list[FrozenTrial], label: str, marker: dict[str, Any]) -> None:
     if trials:
         figure.add_scatter(
             x=[trial.number for trial in trials],
             y=short(map(score, trials)),
             mode="markers",
             name=label,
-            marker={"symbol": symbol, "color": colour, "size": 6, "opacity": 0.6},
+            marker=marker,
             hovertemplate=f"trial %{{x}}, {label}: %{{y:.4f}}<extra></extra>",
         )

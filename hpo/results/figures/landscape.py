@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.figures.importances import parameter_importances, why_none
 from hpo.results.figures.source import Source, label, lies_in, score, space, spread
-from hpo.results.figures.style import GREY, SCALE, VERMILLION, message, new_figure, plain, short
+from hpo.results.figures.style import FAILED, PRUNED, SCALE, message, new_figure, plain, short
 
 USUAL = ("lr", "weight_decay")
 KEPT = 100
@@ -41,8 +41,8 @@ def landscape(source: Source) -> go.Figure:
     names = " and ".join(plain(label(name)) for name in axes)
     figure = new_figure(f"{plain(source.name)}: {plain(source.score)} by {names}")
     parts = [
-        (failed, "failed", {"symbol": "x-thin-open", "color": VERMILLION, "size": 8}),
-        (pruned, "pruned", {"symbol": "triangle-down-open", "color": GREY, "size": 7}),
+        (failed, "failed", FAILED),
+        (pruned, "pruned", PRUNED),
         (completed, "completed", _coloured(source, completed, ranked)),
     ]
     for trials, how, marker in parts:
@@ -51,7 +51,7 @@ def landscape(source: Source) -> go.Figure:
     x, y = [_axis(name, each) for name, each in axes.items()] if len(axes) == 2 else [_axis(*axes.popitem()), {}]
     figure.update_xaxes(x)
     figure.update_yaxes(y or {"title": {"text": plain(source.score)}})
-    return figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"})
+    return figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"})
 
 
 def _axes(source: Source) -> dict[str, BaseDistribution]:

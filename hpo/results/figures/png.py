@@ -30,7 +30,8 @@ def pngs(figures: Iterable[go.Figure]) -> list[bytes]:
             "one that is not on PATH goes into BROWSER_PATH; --format html needs none"
         ) from error
     except (BrowserFailedError, BrowserClosedError, KaleidoError, TimeoutError) as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        first = str(error.args[0]) if error.args else type(error).__name__  # the others advise Python programmers
+        said = " ".join(first.split())[:200].rstrip(".")
         raise HpoError(f"PNG: the browser failed ({said}); --format html needs none") from error
 
 

@@ -20,6 +20,10 @@ GREY, INK, GRID = "#8A8A8A", "#222222", "#E5E5E5"
 SCALE = "Viridis"
 """From bad, dark, to good, bright: for a figure that colours points by their score."""
 
+PRUNED = {"symbol": "triangle-down-open", "color": GREY, "size": 7}
+FAILED = {"symbol": "x-thin-open", "color": VERMILLION, "size": 8}
+"""Markers of trials that have no score to compare with others'."""
+
 VALIDATION_DASH, TRAINING_DASH = "solid", "dash"
 
 AXIS: dict[str, Any] = {
