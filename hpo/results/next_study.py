@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import HpoError, StudyFileError, UsageError
-from hpo.results.export import MAX_NAME, write
-from hpo.results.naming import file_stem
+from hpo.results.naming import file_stem, followed
 from hpo.results.narrowing import Best, Change, best_few, changes
 from hpo.results.ranking import METRIC_LABELS
+from hpo.results.writing import write
 from hpo.search.predecessors import completed, predecessors
 from hpo.search.records import DATA, kept, stored_study
 from hpo.storage import Storage, load_study
@@ -74,8 +74,7 @@ def next_name(study: Study) -> str:
     base, number = (match[1], int(match[2])) if match else ("", 0)
     if base not in study.search.start_from:
         base, number = study.name, 1
-    suffix = f"-{number + 1}"
-    return base[: MAX_NAME - len(suffix)] + suffix
+    return followed(base, f"-{number + 1}")
 
 
 def write_study(proposal: Proposal, path: Path | None = None) -> Path:
