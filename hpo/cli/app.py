@@ -39,6 +39,10 @@ def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
 Trials = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials that the study shall have.")]
 NewName = Annotated[str | None, typer.Option(metavar="NAME", help="Another name for the study.")]
 Population = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials trained at once, at most.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Processes that share the study; without it, this one.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
 Extend = Annotated[bool, typer.Option("--extend", help="Go on with a study whose file has changed.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A study file, or what `hpo export` wrote.")]

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hpo.cli.app import Name, StorageUrl, app, storage_at
+from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, storage_at
+from hpo.cli.interruption import stop_on_signals
+
+
+class FileFormat(StrEnum):
+    """What a figure's file holds."""
+
+    HTML = "html"
+    PNG = "png"
+
+
+class ExportFormat(StrEnum):
+    """How an export is written."""
+
+    JSON = "json"
+    TOML = "toml"
+    CSV = "csv"
 
 
 @app.command()
@@ -36,18 +53,110 @@ def top(
 
 
 @app.command()
+def confirm(
+    name: Name,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the best configurations.")] = 5,
+    seeds: Annotated[int, typer.Option(min=2, metavar="N", help="How many fresh seeds for each.")] = 10,
+    device: Device = "auto",
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Annotated[bool, typer.Option("--json", help="Write the result to stdout, as one JSON object.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Train the best configurations again under fresh seeds, and the baseline.
+
+    The best of many noisy scores is partly luck: this tells how much, and whether tuning has helped. It makes a study
+    of its own; interrupted, the same command goes on.
+    """
+    with stop_on_signals() as interruption:
+        from rich.console import Console
+
+        from hpo.results.confirmation import of_study
+        from hpo.results.confirmation_lines import confirmation_lines, confirmation_text
+        from hpo.results.progress import progress
+        from hpo.service.confirming import confirm as train
+
+        opened = storage_at(storage)
+        with progress(False, quiet, Console(stderr=True), interruption.stop) as display:
+            confirming = train(
+                opened,
+                name,
+                top=top,
+                seeds=seeds,
+                device=device,
+                workers=workers,
+                on_event=display,
+                stop=interruption.stop,
+            )
+        if display.interrupted:
+            display.line(f"{confirming}: interrupted; the same command goes on")
+            raise typer.Exit(interruption.status)
+        found = of_study(opened, confirming)
+        print(confirmation_text(found) if json else "\n".join(confirmation_lines(found)))
+
+
+@app.command()
+def verify(
+    name: Name,
+    trials: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many completed trials, the best among them.")
+    ] = 5,
+    device: Device = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Write the certificate to stdout, as one JSON object.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Train trials again, each alone, and say how far they are from what was stored.
+
+    The result is kept with the study, and its export carries it.
+    """
+    with stop_on_signals() as interruption:
+        from hpo.results.verification import certificate_text, verified_lines
+        from hpo.results.verification import verify as look
+
+        found = look(storage_at(storage), name, trials, device, interruption.stop, _warn)
+        print(certificate_text(found) if json else "\n".join(verified_lines(found)))
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `hpo export` wrote.")],
+    device: Device = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Write the result to stdout, as one JSON object.")] = False,
+) -> None:
+    """Repeat the trial of an export, from the file and the images alone.
+
+    It says how far the scores and curves are from the exported ones.
+    """
+    with stop_on_signals() as interruption:
+        from hpo.results.replaying import replay as train
+        from hpo.results.replaying import replay_lines, replay_text
+
+        found = train(file, device, interruption.stop, _warn)
+        print(replay_text(found) if json else "\n".join(replay_lines(found)))
+
+
+@app.command()
 def export(
     name: Name,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="A file, not stdout.")] = None,
+    confirmed: Annotated[
+        bool, typer.Option("--confirmed", help="The winner of `hpo confirm`, with its numbers.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every trial, a JSON object a line.")] = False,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The N best trials, a JSON object a line.")
+    ] = None,
+    form: Annotated[ExportFormat, typer.Option("--format", help="How it is written.")] = ExportFormat.JSON,
     storage: StorageUrl = None,
 ) -> None:
-    """Write a study's best trial as JSON.
+    """Write a study's best trial as JSON, or several trials.
 
-    `hpo launch` takes the file back, as a study of one trial.
+    `hpo launch` takes the file of the best back, as a study of one trial, and `hpo replay` repeats that trial.
     """
-    from hpo.results.export import export_text, write
+    from hpo.results.exporting import exported
+    from hpo.results.writing import write
 
-    text = export_text(storage_at(storage), name)
+    text = exported(storage_at(storage), name, confirmed=confirmed, every=every, top=top, form=form.value)
     if output is None:
         sys.stdout.write(text)
     else:
@@ -71,3 +180,32 @@ def copy(
     from hpo.results.copies import copy_line
 
     print(copy_line(storage_at(storage), name, to, new_name))
+
+
+@app.command()
+def plot(
+    name: Name,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option("--figure", metavar="KIND", help="curves, landscape, history or importances; may be repeated."),
+    ] = None,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=1, metavar="N", help="How many of the best trials' curves.")
+    ] = 20,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the files go.")] = Path(),
+    form: Annotated[FileFormat, typer.Option("--format", help="Pages, or images.")] = FileFormat.HTML,
+    storage: StorageUrl = None,
+) -> None:
+    """Draw a study's figures into files.
+
+    The learning curves of the best trials, the landscape, the history, the importances. A page opens without a network;
+    an image takes an installed Chrome or Chromium.
+    """
+    from hpo.results.figures.files import plot as draw
+
+    for path in draw(storage_at(storage), name, output, figure or (), number, form.value):
+        print(path)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

@@ -15,8 +15,10 @@ from hpo.cli.app import (
     NewName,
     Overrides,
     Population,
+    Quiet,
     StorageUrl,
     Trials,
+    Workers,
     app,
     complete_study,
 )
@@ -39,9 +41,7 @@ def launch(
     name: NewName = None,
     population: Population = None,
     device: Device = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes that share the study; without it, this one.")
-    ] = None,
+    workers: Workers = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="[ADDRESS]", help="Let workers run on this Ray cluster, or on one started for them."),
@@ -50,7 +50,7 @@ def launch(
         float, typer.Option(min=0, metavar="X", help="With --ray: GPUs that a worker has, such as 0.25.")
     ] = 0.0,
     extend: Extend = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")] = False,
+    quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Write events to stdout, one JSON object a line.")] = False,
     storage: StorageUrl = None,
 ) -> None:

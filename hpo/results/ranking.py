@@ -7,8 +7,10 @@ comparable. It reads, and never writes, a study.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError, UsageError
@@ -24,8 +26,15 @@ METRIC_LABELS = {"val_accuracy": "val acc", "val_loss": "val loss"}
 def best_line(rank: int, trial: FrozenTrial, metric: str = "val_accuracy") -> str:
     """Return `Best-1 (val acc: 0.8500) | lr: 9.2616e-03, weight decay: 7.2296e-06`."""
     head = f"Best-{rank} ({METRIC_LABELS.get(metric, metric)}: {_value(trial):.4f})"
-    params = ", ".join(f"{name.replace('_', ' ')}: {_shown(trial, name)}" for name in trial.params)
+    params = params_line(trial.params, trial.distributions)
     return f"{head} | {params}" if params else head
+
+
+def params_line(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> str:
+    """Return `lr: 9.2616e-03, weight decay: 7.2296e-06`."""
+    return ", ".join(
+        f"{name.replace('_', ' ')}: {_shown(value, distributions[name])}" for name, value in params.items()
+    )
 
 
 def top_lines(storage: Storage, name: str, n: int) -> list[str]:
@@ -51,7 +60,8 @@ def edge_warnings(study: Study, best: FrozenTrial) -> list[str]:
             edge = _edge(parameter.searched, float(best.params[parameter.name]))
             wider = None if edge is None else _wider(study, parameter, parameter.searched, edge)
             if wider is not None:
-                lines.append(_warning(parameter, parameter.searched, edge or "", _shown(best, parameter.name), wider))
+                shown = _shown(best.params[parameter.name], best.distributions[parameter.name])
+                lines.append(_warning(parameter, parameter.searched, edge or "", shown, wider))
     return lines
 
 
@@ -60,8 +70,7 @@ def _value(trial: FrozenTrial) -> float:
     return trial.value
 
 
-def _shown(trial: FrozenTrial, name: str) -> str:
-    value, distribution = trial.params[name], trial.distributions[name]
+def _shown(value: Any, distribution: BaseDistribution) -> str:
     if not isinstance(distribution, FloatDistribution):
         return str(value)
     # four decimals would show a small number of an ordinary range as 0.0000

@@ -16,16 +16,16 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import TrialState
 
-from hpo.errors import HpoError, UnknownStudyError
+from hpo.errors import UnknownStudyError
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
-from hpo.search.plan import Plan, plan
+from hpo.search.plan import Plan, on_device, plan
 from hpo.search.records import RUN, check_data, gate, kept, open_study, record_change, settle_run, stored_study
 from hpo.search.space import how_many
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import Study
-from hpo.training.devices import describe, is_out_of_memory
-from hpo.training.images import DeviceSplit, to_device
+from hpo.training.devices import describe
+from hpo.training.images import DeviceSplit
 from hpo.training.objective import Objective
 from hpo.training.precision import choose_precision
 from hpo.training.stack import Member
@@ -157,12 +157,7 @@ def _begin(
     passage = gate(study, stored)
     check_open(storage, passage)
     device_name = describe(planned.device)
-    try:
-        split = to_device(planned.images, study.data.split_seed, planned.device)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise HpoError(f"study '{study.name}': its images do not fit into the memory of {device_name}") from error
+    split = on_device(study, planned)
     storage.works_on(device_name)
     precision, began = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
     on_event(started(study, planned, counted(study, storage), device_name, precision))

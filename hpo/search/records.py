@@ -1,6 +1,7 @@
 """What is kept with a study besides its trials: the resolved file, its data, how it runs, what changed.
 
-Each is a user attribute of the Optuna study, so that the dashboard shows it and any process can go on from there.
+Each is a user attribute of the Optuna study, so that the dashboard shows it and any process can go on from there. And
+what is kept with each of its trials: the learning curve.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ from hpo.studyfile.models import SEARCHABLE, possible_kinds, unused_keys
 from hpo.studyfile.trees import replaced, value_at
 
 STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
+
+CURVE = "hpo:curve"
+"""The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
+
+Curve = dict[str, list[float]]
 
 FREE_TO_CHANGE = (
     "description",

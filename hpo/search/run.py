@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from hpo.errors import HpoError
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
+from hpo.search.records import CURVE, Curve
 from hpo.storage import ATTEMPTS, REASON, Ending, attempt
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
@@ -23,13 +24,8 @@ from hpo.training.stack import Member
 if TYPE_CHECKING:
     from hpo.search.loop import Search
 
-CURVE = "hpo:curve"
-"""The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
-
 LONGEST_TRACEBACK = 4000
 """Characters of an exception's traceback, from its end, that are kept with a trial."""
-
-Curve = dict[str, list[float]]
 
 
 class Run:

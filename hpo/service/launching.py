@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from hpo.errors import UsageError
 from hpo.search.events import Event
 from hpo.search.launch import launch as launch_here
 from hpo.service.crew import Crew, launch_with
+from hpo.service.drawing import Drawing
 from hpo.service.local_crew import LocalCrew
 from hpo.service.ray_crew import RayCrew
 from hpo.service.worker import Duty
@@ -40,7 +42,9 @@ def launch(
     if ray is not None and device != "auto":
         raise UsageError("--device: Ray chooses where its workers train; say --gpus-per-worker instead")
     if ray is None and workers is None:
-        launch_here(study, storage, device=device, extend=extend, on_event=on_event, stop=stop)
+        drawing = Drawing(storage, lambda name, event: on_event(event))
+        listen = functools.partial(drawing, study.name)
+        launch_here(study, storage, device=device, extend=extend, on_event=listen, stop=stop)
         return
     count, url = workers or 1, storage.location.full_url
     crew: Crew

@@ -16,17 +16,18 @@ import shlex
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError, StorageError, StudyClosedError, TrainingError, UnknownStudyError
-from hpo.search.events import Event, Note, Reason
+from hpo.search.events import Note, Reason
 from hpo.search.launch import ended, join
 from hpo.search.loop import Search
 from hpo.search.records import not_of_hpo, wanted
+from hpo.service.drawing import Drawing, Listener
 from hpo.storage import (
     IDENTITY,
     PRIORITY,
@@ -60,9 +61,6 @@ log = logging.getLogger(__name__)
 Key = tuple[int, str]
 """A study: its id, which another may have had before, and what tells it from that one."""
 
-Listener = Callable[[str, Event], None]
-"""Called with the name of a study and what happened to it."""
-
 
 @dataclass(frozen=True)
 class Duty:
@@ -85,7 +83,7 @@ def work(storage: Storage, duty: Duty, on_event: Listener, stop: threading.Event
     for name in duty.names:
         if wanted(summary(storage, name).user_attrs) is None:
             raise not_of_hpo(name)
-    worker = _Worker(storage, duty, on_event, stop)
+    worker = _Worker(storage, duty, Drawing(storage, on_event), stop)
     try:
         with storage.patience.until(stop, math.inf), heartbeats(storage):
             worker.run()

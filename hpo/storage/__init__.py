@@ -7,6 +7,7 @@ it knows nothing of tensors, study files, samplers or pruners.
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
 from hpo.storage.changing import change_idle_study
 from hpo.storage.copying import Copied, copy_study
+from hpo.storage.figures import Drawn, keep_figures, last_drawn
 from hpo.storage.heartbeats import Running, heartbeats, processes, retake, running_trials, unfinished
 from hpo.storage.location import mask
 from hpo.storage.queue import (
@@ -47,6 +48,7 @@ __all__ = [
     "WHY",
     "WORKER",
     "Copied",
+    "Drawn",
     "Ending",
     "Gate",
     "Parts",
@@ -63,6 +65,8 @@ __all__ = [
     "copy_study",
     "end_study",
     "heartbeats",
+    "keep_figures",
+    "last_drawn",
     "last_epochs",
     "load_study",
     "mask",

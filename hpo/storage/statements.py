@@ -23,6 +23,7 @@ from hpo.storage.rows import (
     INTERMEDIATE,
     STUDIES,
     STUDY_ATTRS,
+    STUDY_SYSTEM_ATTRS,
     SYSTEM_ATTRS,
     TRIALS,
     USER_ATTRS,
@@ -52,7 +53,7 @@ SELECT_RUNNING = (
 # The columns that make a row the same row, where writing it again means changing it.
 KEYS = {INTERMEDIATE: ("trial_id", "step"), VALUES: ("trial_id", "objective")}
 KEYS |= {table: ("trial_id", "key") for table in (USER_ATTRS, SYSTEM_ATTRS)}
-KEYS |= {STUDY_ATTRS: ("study_id", "key")}
+KEYS |= {table: ("study_id", "key") for table in (STUDY_ATTRS, STUDY_SYSTEM_ATTRS)}
 
 
 def lock_study(connection: Connection, study_id: int, share: bool = False) -> bool:

@@ -37,7 +37,7 @@ def tree(**changes: dict[str, Any] | str) -> dict[str, Any]:
         "search": {"trials": 6, "sampler": "random", "population": 4},
     }
     for section, values in changes.items():
-        written[section] = {**written[section], **values} if isinstance(values, dict) else values
+        written[section] = {**written.get(section, {}), **values} if isinstance(values, dict) else values
     return written
 
 

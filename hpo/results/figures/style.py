@@ -22,6 +22,16 @@ SCALE = "Viridis"
 
 VALIDATION_DASH, TRAINING_DASH = "solid", "dash"
 
+AXIS: dict[str, Any] = {
+    "gridcolor": GRID,
+    "linecolor": GREY,
+    "showline": True,
+    "mirror": True,
+    "ticks": "outside",
+    "zeroline": False,
+    "automargin": True,
+}
+
 TEMPLATE: dict[str, Any] = {
     "layout": {
         "colorway": list(PALETTE),
@@ -29,8 +39,8 @@ TEMPLATE: dict[str, Any] = {
         "title": {"x": 0.01, "xanchor": "left"},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "xaxis": {"gridcolor": GRID, "linecolor": GREY, "ticks": "outside", "zeroline": False, "automargin": True},
-        "yaxis": {"gridcolor": GRID, "linecolor": GREY, "ticks": "outside", "zeroline": False, "automargin": True},
+        "xaxis": AXIS,
+        "yaxis": AXIS,
         "legend": {"bgcolor": "rgba(255,255,255,0.7)"},
         "hoverlabel": {"align": "left"},
     }

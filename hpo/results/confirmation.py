@@ -1,0 +1,148 @@
+"""What a confirming study found: each configuration's mean over fresh seeds, and how far they differ.
+
+Configurations are ranked by the mean of their runs; the winner is the best of those that the search chose. All were
+trained under the same seeds and on the same batches, so differences are paired, and p values are corrected (by Holm's
+method) for the number of comparisons: the winner was itself chosen by these runs. Reads studies and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.errors import HpoError
+from hpo.results.confirming import CONFIRMS, Candidate
+from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
+from hpo.search.records import stored_study, wanted
+from hpo.search.space import identity
+from hpo.storage import IDENTITY, Storage, StudySummary, load_study, summaries, summary
+from hpo.studyfile import Study
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A configuration's runs: the score by seed, their mean, and how many runs failed (those have no score)."""
+
+    candidate: Candidate
+    scores: Mapping[int, float]
+    failed: int
+    estimate: Estimate
+
+    @property
+    def optimism(self) -> float | None:
+        """Its score in the search less its mean under fresh seeds."""
+        return None if self.candidate.score is None else self.candidate.score - self.estimate.mean
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The winner's scores less another configuration's, over the seeds that both have; `p` is the corrected one."""
+
+    pairs: Paired
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The configurations of study `original`, best mean first, of which none is of a study's failed runs only.
+
+    `gain` is the winner's difference to the baseline, None where that has no run or is the winner; `others` are its
+    differences to the other configurations that the search chose, by label. For a loss, less is better.
+    """
+
+    study: Study
+    original: str
+    seeds: int
+    ranked: tuple[Confirmed, ...]
+    winner: Confirmed
+    gain: Difference | None
+    others: Mapping[str, Difference]
+
+    @property
+    def baseline(self) -> Confirmed | None:
+        """The configuration to beat, unless all of its runs failed."""
+        return next((each for each in self.ranked if each.candidate.baseline), None)
+
+
+def find_confirmation(storage: Storage, name: str) -> Confirmation | None:
+    """Return the last finished confirmation of a study; None where it has not been confirmed.
+
+    Raises HpoError where a confirmation has begun and none is finished.
+    """
+    original = summary(storage, name)
+    confirming = [each for each in summaries(storage) if _confirms(each, original)]
+    for each in reversed(confirming):
+        done = sum(count for state, count in each.states.items() if state.is_finished())
+        if done >= (wanted(each.user_attrs) or 0):
+            return of_study(storage, each.name)
+    if confirming:
+        last = confirming[-1].name
+        raise HpoError(f"study '{name}': its confirmation '{last}' is not finished; `hpo confirm` goes on with it")
+    return None
+
+
+def of_study(storage: Storage, confirming: str) -> Confirmation:
+    """Return what the confirming study of that name has found.
+
+    Raises HpoError where all runs of the configurations that the search chose have failed.
+    """
+    stored = load_study(storage, confirming)
+    study, record = stored_study(stored), stored.user_attrs[CONFIRMS]
+    runs = _runs([Candidate(**fields) for fields in record["candidates"]], stored.get_trials(deepcopy=False))
+    sign = 1.0 if study.search.metric == "val_loss" else -1.0
+    ranked = sorted(runs, key=lambda each: (each.failed > 0, sign * each.estimate.mean))
+    searched = [each for each in ranked if each.candidate.score is not None]
+    if not searched:
+        raise HpoError(f"study '{confirming}': every run of the configurations that the search chose has failed")
+    winner, baseline = searched[0], next((each for each in ranked if each.candidate.baseline), None)
+    others = _differences([(winner, each) for each in searched[1:]])
+    gains: list[Difference] = []
+    if baseline is not None and baseline is not winner:
+        gains = _differences([(each, baseline) for each in searched if each is not baseline])  # the winner's is first
+    return Confirmation(
+        study=study,
+        original=record["study"],
+        seeds=record["seeds"],
+        ranked=tuple(ranked),
+        winner=winner,
+        gain=gains[0] if gains else None,
+        others={each.candidate.label: other for each, other in zip(searched[1:], others, strict=True)},
+    )
+
+
+def _runs(candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]) -> list[Confirmed]:
+    """Return the candidates that have a run with a score, with all of theirs."""
+    found = []
+    for candidate in candidates:
+        own = [trial for trial in trials if identity(trial.params) == identity(candidate.params)]
+        scores = {trial.user_attrs["seed"]: trial.value for trial in own if trial.state == TrialState.COMPLETE}
+        known = {seed: score for seed, score in scores.items() if score is not None}
+        if known:
+            found.append(Confirmed(candidate, known, len(own) - len(known), estimate(list(known.values()))))
+    return found
+
+
+def _differences(pairs: Sequence[tuple[Confirmed, Confirmed]]) -> list[Difference]:
+    """Return the differences of each pair, the first less the second, with p values corrected for their number."""
+    compared = [_paired(*pair) for pair in pairs]
+    return [Difference(each, p) for each, p in zip(compared, holm([each.p for each in compared]), strict=True)]
+
+
+def _paired(first: Confirmed, second: Confirmed) -> Paired:
+    common = sorted(first.scores.keys() & second.scores.keys())
+    if not common:
+        nothing = Estimate(first.estimate.mean - second.estimate.mean, 0, None, None)
+        return Paired(nothing, None, None, "no seed has a run of both")
+    return paired([first.scores[seed] for seed in common], [second.scores[seed] for seed in common])
+
+
+def _confirms(study: StudySummary, original: StudySummary) -> bool:
+    record: Any = study.user_attrs.get(CONFIRMS)
+    return (
+        isinstance(record, dict)
+        and record.get("study") == original.name
+        and record.get("identity") == original.user_attrs.get(IDENTITY)
+    )

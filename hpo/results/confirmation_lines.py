@@ -1,0 +1,133 @@
+"""How a confirmation reads: as a table with its conclusions in sentences, and as JSON with every number.
+
+The sentences say plainly when the search was lucky, when tuning did not help, and what cannot be told apart.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from hpo.results.confirmation import Confirmation, Confirmed
+from hpo.results.overview import table
+from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.results.statistics import SIGNIFICANT, Interval
+from hpo.search.space import distributions
+
+CORRECTED = "paired tests, Holm's correction"
+
+
+def confirmation_lines(found: Confirmation) -> list[str]:
+    """Return the table of the configurations, best first, and what it says."""
+    metric = METRIC_LABELS[found.study.search.metric]
+    heading = ("", metric, "sd", "95% interval", "in the search", "failed", "configuration")
+    rows = [heading, *(_row(found, each) for each in found.ranked)]
+    head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds, best first"
+    return [head, *table(rows).splitlines(), *conclusions(found)]
+
+
+def conclusions(found: Confirmation) -> list[str]:
+    """Return, in sentences, how lucky the search was, whether tuning helped, and which configurations are alike."""
+    lines = [*_luck(found), _help(found)]
+    label = found.winner.candidate.label
+    alike = [other for other, each in found.others.items() if each.p is None or each.p >= SIGNIFICANT]
+    if alike:
+        lines.append(f"{label} cannot be told apart from {_listed(alike)} ({CORRECTED})")
+    elif found.others:
+        lines.append(f"{label} is better than each of the others ({CORRECTED})")
+    return lines
+
+
+def confirmation_record(found: Confirmation) -> dict[str, Any]:
+    """Return the winner's numbers, for JSON."""
+    winner, gain = found.winner, found.gain
+    seeds = sorted(winner.scores)
+    return {
+        "study": found.study.name,
+        "label": winner.candidate.label,
+        "seeds": seeds,
+        "scores": [winner.scores[seed] for seed in seeds],
+        "failed": winner.failed,
+        "mean": winner.estimate.mean,
+        "sd": winner.estimate.sd,
+        "interval": _pair(winner.estimate.interval),
+        "optimism": winner.optimism,
+        "gain": None if gain is None else gain.pairs.difference.mean,
+        "gain_interval": None if gain is None else _pair(gain.pairs.difference.interval),
+        "gain_p": None if gain is None else gain.p,
+        "baseline": None if found.baseline is None else found.baseline.candidate.params,
+        "conclusions": conclusions(found),
+    }
+
+
+def confirmation_text(found: Confirmation) -> str:
+    """Return all numbers of a confirmation as a JSON object."""
+    configurations = [
+        {
+            **asdict(each.candidate),
+            "scores": {str(seed): score for seed, score in sorted(each.scores.items())},
+            "failed": each.failed,
+            "mean": each.estimate.mean,
+            "sd": each.estimate.sd,
+            "interval": _pair(each.estimate.interval),
+            "optimism": each.optimism,
+        }
+        for each in found.ranked
+    ]
+    whole = {
+        "study": found.original,
+        "metric": found.study.search.metric,
+        "winner": confirmation_record(found),
+        "configurations": configurations,
+    }
+    return json.dumps(whole, allow_nan=False)
+
+
+def _row(found: Confirmation, each: Confirmed) -> tuple[str, ...]:
+    mean, candidate = each.estimate, each.candidate
+    return (
+        candidate.label + (" (baseline)" if candidate.baseline and candidate.score is not None else ""),
+        f"{mean.mean:.4f}",
+        "-" if mean.sd is None else f"{mean.sd:.4f}",
+        "-" if mean.interval is None else f"{mean.interval.low:.4f} to {mean.interval.high:.4f}",
+        "-" if candidate.score is None else f"{candidate.score:.4f}",
+        str(each.failed) if each.failed else "-",
+        params_line(candidate.params, distributions(found.study)),
+    )
+
+
+def _luck(found: Confirmation) -> list[str]:
+    """How the score of the search's own best fared."""
+    for each in found.ranked:
+        score, mean = each.candidate.score, each.estimate.mean
+        if each.candidate.label == "Best-1" and score is not None:
+            lucky = score < mean if found.study.search.metric == "val_loss" else score > mean
+            word = "was optimistic" if lucky else "was not optimistic"
+            return [f"the search's best score, {score:.4f}, {word}: its mean under fresh seeds is {mean:.4f}"]
+    return ["the search's own best has no run without a failure"]
+
+
+def _help(found: Confirmation) -> str:
+    label, gain = found.winner.candidate.label, found.gain
+    if found.winner.candidate.baseline:
+        return f"tuning did not help: {label} is the baseline"
+    if gain is None:
+        return "whether tuning helped cannot be said: every run of the baseline failed"
+    mean, interval, why = gain.pairs.difference.mean, gain.pairs.difference.interval, gain.pairs.why
+    details = [] if interval is None else [f"95% interval by itself {interval.low:+.4f} to {interval.high:+.4f}"]
+    details += [] if gain.p is None else [f"p = {gain.p:.2g}, corrected for the choice of the winner"]
+    details += [why] if why else []
+    measured = f"{label} less the baseline is {mean:+.4f} ({'; '.join(details)})"
+    better = mean < 0 if found.study.search.metric == "val_loss" else mean > 0
+    if better and gain.p is not None and gain.p < SIGNIFICANT:
+        return f"tuning helped: {measured}"
+    return f"tuning did not help, as far as {gain.pairs.n} seeds can tell: {measured}"
+
+
+def _pair(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _listed(labels: list[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"

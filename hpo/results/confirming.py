@@ -1,0 +1,148 @@
+"""The study that confirms another: its best configurations and the baseline, each trained again under fresh seeds.
+
+The best of a hundred noisy scores is partly luck; the same configuration under other seeds says how much. The
+confirming study is an ordinary one, in the same storage, whose points are those configurations, so that it is launched,
+watched, interrupted and shared as any other. What it confirms stands with it, as an attribute.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hpo.errors import HpoError, UnknownStudyError
+from hpo.results.naming import followed
+from hpo.search.launch import submit
+from hpo.search.points import baseline
+from hpo.search.records import RUN, not_of_hpo, stored_study
+from hpo.search.space import Values, decode, identity
+from hpo.storage import IDENTITY, Storage, best_trials, load_study, summary
+from hpo.storage.studies import MOST_TRIALS
+from hpo.studyfile import Choices, Parameter, Study, parse_study
+from hpo.studyfile.trees import replaced
+from hpo.training.randomness import derive_seed
+
+CONFIRMS = "hpo:confirms"
+"""The attribute of a confirming study: which study, which of its configurations, how many seeds."""
+
+SUFFIX = "-confirm"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration to confirm: its parameters as Optuna stores them, and its trial and score in the search.
+
+    The baseline has a trial only where the search has come upon it too.
+    """
+
+    label: str
+    params: Values
+    trial: int | None
+    score: float | None
+    baseline: bool
+
+
+def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study:
+    """Put the study that confirms the `top` best configurations of a study into the storage, and return it.
+
+    Where it is there already, it stays as it is. Raises HpoError where no trial has finished.
+    """
+    original = load_study(storage, name)
+    study = stored_study(original)
+    candidates = _candidates(storage, study, top)
+    attrs = original.user_attrs
+    tree = _tree(study, candidates, seeds, str(attrs[RUN]["precision"]))
+    confirming = _named(storage, tree, name)
+    submit(confirming, storage)
+    record = {
+        "study": name,
+        "identity": attrs.get(IDENTITY),
+        "seeds": seeds,
+        "candidates": [asdict(candidate) for candidate in candidates],
+    }
+    storage.change_study(summary(storage, confirming.name).study_id, {CONFIRMS: record})
+    return confirming
+
+
+def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
+    """Return the best configurations, each by the mean of its trials, and the baseline."""
+    if not study.parameters:
+        raise HpoError(f"study '{study.name}': searches nothing, so there is nothing to confirm")
+    repeated = study.search.repeats > 1 or study.search.repeat
+    trials = best_trials(storage, study.name, MOST_TRIALS if repeated else top)
+    if not trials:
+        raise HpoError(
+            f"study '{study.name}': no finished trial yet, so there is nothing to confirm; launch it to go on"
+        )
+    runs: defaultdict[str, list[Any]] = defaultdict(list)
+    for trial in trials:
+        runs[identity(trial.params)].append(trial)
+    sign = 1.0 if study.search.metric == "val_loss" else -1.0
+    means = {key: float(np.mean([trial.value for trial in group])) for key, group in runs.items()}
+    beaten = baseline(study)
+    found = []
+    for rank, key in enumerate(sorted(means, key=lambda key: sign * means[key])[:top], start=1):
+        first = runs[key][0]
+        found.append(Candidate(f"Best-{rank}", first.params, first.number, means[key], first.params == beaten))
+    if not any(candidate.baseline for candidate in found):
+        found.append(Candidate("baseline", beaten, None, None, True))
+    return found
+
+
+def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str) -> dict[str, Any]:
+    """Return the confirming study's file but for its name: the same training, and nothing that is left to a sampler."""
+    tree = study.resolved()
+    for parameter in study.parameters:
+        values = [decode(parameter, candidate.params[parameter.name]) for candidate in candidates]
+        tree = replaced(tree, parameter.path, _holding(parameter, values))
+    points = [{p.name: decode(p, each.params[p.name]) for p in study.parameters} for each in candidates]
+    trials = len(points) * seeds
+    search = {key: tree["search"][key] for key in ("metric", "score", "retries")}
+    tree["search"] = {
+        **search,
+        "trials": trials,
+        "sampler": "random",  # has nothing to choose: every trial is a point's
+        "points": points,
+        "repeats": seeds,
+        "seed": derive_seed("confirm", study.search.seed),
+        "population": trials,
+    }
+    if tree["training"]["precision"] == "auto":
+        tree["training"]["precision"] = precision
+    tree["description"] = f"The best of '{study.name}' and its baseline, each under {seeds} fresh seeds."
+    del tree["baseline"]
+    return tree
+
+
+def _holding(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
+    """Return what is searched, wide enough for these values: a baseline may lie outside, and trials of wider days."""
+    searched = parameter.searched
+    if isinstance(searched, Choices):
+        return {"choices": [*searched.choices, *(value for value in values if value not in searched.choices)]}
+    inside = all(searched.low <= value <= searched.high for value in values)
+    if searched.step is not None and not inside:
+        return {"choices": sorted({*values})}
+    low, high = min([searched.low, *values]), max([searched.high, *values])
+    return {**searched.tree(), "low": low, "high": high, "log": searched.log and low > 0}
+
+
+def _named(storage: Storage, tree: dict[str, Any], name: str) -> Study:
+    """Return the study under the first name that is free, or that has this very study."""
+    for number in itertools.count(1):
+        suffix = SUFFIX if number == 1 else f"{SUFFIX}-{number}"
+        tree["name"] = followed(name, suffix)
+        study = parse_study(tree, f"study '{tree['name']}'")
+        try:
+            stored = load_study(storage, study.name)
+        except UnknownStudyError:
+            return study
+        try:
+            if stored_study(stored) == study:
+                return study
+        except HpoError:  # not hpo's: its name is taken all the same
+            continue
+    raise not_of_hpo(name)  # never: a storage has an end

@@ -1,0 +1,127 @@
+"""The learning curves of the best trials, each in a frame of its own, five in a row.
+
+Validation is solid, training dashed. Accuracies are drawn from 0 to 1, losses from 0 on; all frames have the same axes,
+so that they can be compared at a glance.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import Any
+
+import plotly.graph_objects as go
+from optuna.trial import FrozenTrial
+
+from hpo.results.figures.source import Source
+from hpo.results.figures.style import (
+    BLUE,
+    TRAINING_DASH,
+    VALIDATION_DASH,
+    VERMILLION,
+    message,
+    new_figure,
+    plain,
+    short,
+)
+from hpo.results.ranking import best_line
+
+COLUMNS = 5
+ROW_PIXELS, FRAME_PIXELS = 190, 110
+"""A figure with a row has their sum as its height."""
+
+GAP_X, GAP_Y = 0.15, 0.3
+"""The room between two frames, as parts of a frame with its room."""
+
+HOVER_CHARACTERS = 60
+LINES = (("train", "training", VERMILLION, TRAINING_DASH), ("val", "validation", BLUE, VALIDATION_DASH))
+
+
+def curves(source: Source) -> go.Figure:
+    """Return the grid of the best trials' learning curves."""
+    measure = "loss" if source.metric == "val_loss" else "accuracy"
+    ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(f"val_{measure}")]
+    if not ranked:
+        return message(f"{plain(source.name)}: learning curves", "No trial has completed with a learning curve.")
+    best = "the best trial" if len(ranked) == 1 else f"the {len(ranked)} best trials"
+    figure = new_figure(f"{plain(source.name)}: {measure} of {best}")
+    columns = min(COLUMNS, len(ranked))
+    rows = math.ceil(len(ranked) / columns)
+    layout: dict[str, Any] = {"annotations": [], "height": FRAME_PIXELS + ROW_PIXELS * rows, "margin": {"t": 70}}
+    layout["title"] = {"y": 1, "yanchor": "top", "pad": {"t": 15}}
+    layout["legend"] = {
+        "orientation": "h",
+        "x": 1,
+        "xanchor": "right",
+        "y": 0.99,
+        "yanchor": "top",
+        "yref": "container",
+    }
+    for index, trial in enumerate(ranked):
+        layout |= _axes(index, len(ranked), columns, rows, measure)
+        layout["annotations"].append(_title(index))
+        figure.add_traces(_lines(index, trial, source, measure))
+    return figure.update_layout(layout)
+
+
+def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list[dict[str, Any]]:
+    """Return the curves of a frame; all that is known of the trial stands beside whichever is pointed at."""
+    head, _, params = best_line(index + 1, trial, source.metric or "value").partition(" | ")
+    known = "<br>".join(map(plain, [head, *textwrap.wrap(params, HOVER_CHARACTERS)]))
+    traces = []
+    for split, label, colour, dash in LINES:
+        values = source.curves[trial.number].get(f"{split}_{measure}", [])
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines" if len(values) > 1 else "markers",
+                "x": list(range(1, len(values) + 1)),
+                "y": short(values),
+                "xaxis": f"x{_own(index)}",
+                "yaxis": f"y{_own(index)}",
+                "name": label,
+                "legendgroup": label,
+                "showlegend": index == 0,
+                "line": {"color": colour, "dash": dash, "width": 1.5},
+                "marker": {"color": colour},
+                "meta": known,
+                "hovertemplate": f"{label} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
+            }
+        )
+    return traces
+
+
+def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict[str, Any]:
+    """Return the two axes of a frame; only those at the grid's left and lower sides say what they are."""
+    row, column = divmod(index, columns)
+    own = _own(index)
+    width, height = 1 / (columns - GAP_X), 1 / (rows - GAP_Y)
+    left, top = column * width, 1 - row * height
+    lowest = index + columns >= count
+    x = {
+        "domain": [left, left + width * (1 - GAP_X)],
+        "anchor": f"y{own}",
+        "showticklabels": lowest,
+        "nticks": 5,
+        "title": {"text": "epoch" if lowest else "", "font": {"size": 11}, "standoff": 5},
+    }
+    y = {
+        "domain": [max(0.0, top - height * (1 - GAP_Y)), top],
+        "anchor": f"x{own}",
+        "showticklabels": column == 0,
+        **({"range": [0, 1], "dtick": 0.25} if measure == "accuracy" else {"rangemode": "tozero", "nticks": 5}),
+    }
+    small = {"tickfont": {"size": 10}}
+    shared = {"x": {"matches": "x"}, "y": {"matches": "y"}} if index else {"x": {}, "y": {}}
+    return {f"xaxis{own}": x | small | shared["x"], f"yaxis{own}": y | small | shared["y"]}
+
+
+def _title(index: int) -> dict[str, Any]:
+    own = _own(index)
+    place = {"xref": f"x{own} domain", "yref": f"y{own} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
+    return {"text": f"Best-{index + 1}", "showarrow": False, "font": {"size": 11}, **place}
+
+
+def _own(index: int) -> str:
+    """Return what a frame's axes are called after x and y."""
+    return str(index + 1) if index else ""

@@ -1,0 +1,59 @@
+"""The score of each trial against its number, and the best score so far.
+
+Losses are drawn on a log axis, where they are all above 0. A pruned trial stands at its last value, which is that of
+fewer epochs, and is no best.
+"""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.results.figures.source import Source, score, spread
+from hpo.results.figures.style import BLUE, ORANGE, VERMILLION, message, new_figure, plain, short
+
+
+def history(source: Source) -> go.Figure:
+    """Return the scores in the order of the trials."""
+    completed, pruned = source.ended(TrialState.COMPLETE), source.ended(TrialState.PRUNED)
+    title = f"{plain(source.name)}: {plain(source.score)} of each trial"
+    if not completed and not pruned:
+        return message(title, "No trial has completed with a score.")
+    figure = new_figure(title)
+    best = _improvements(completed, source.maximized)
+    best = spread(best, source.limit, best[-1:])
+    _add_points(figure, spread(completed, source.limit, best), "completed", "circle", BLUE)
+    _add_points(figure, spread(pruned, source.limit), "pruned", "triangle-down-open", ORANGE)
+    if best:
+        x = [trial.number for trial in best]
+        y = short(map(score, best))
+        last = max(trial.number for trial in source.trials)
+        line = {"color": VERMILLION, "width": 2, "shape": "hv"}
+        hover = "best so far %{y:.4f}<extra></extra>"
+        figure.add_scatter(
+            x=[*x, last], y=[*y, y[-1]], mode="lines", name="best so far", line=line, hovertemplate=hover
+        )
+    losses = source.metric == "val_loss" and all(score(trial) > 0 for trial in completed + pruned)
+    figure.update_xaxes(title={"text": "trial"})
+    return figure.update_yaxes(title={"text": plain(source.score)}, type="log" if losses else "linear")
+
+
+def _improvements(completed: list[FrozenTrial], maximized: bool) -> list[FrozenTrial]:
+    """Return the trials that were better than all before them."""
+    found: list[FrozenTrial] = []
+    for trial in completed:
+        if not found or (score(trial) > score(found[-1]) if maximized else score(trial) < score(found[-1])):
+            found.append(trial)
+    return found
+
+
+def _add_points(figure: go.Figure, trials: list[FrozenTrial], label: str, symbol: str, colour: str) -> None:
+    if trials:
+        figure.add_scatter(
+            x=[trial.number for trial in trials],
+            y=short(map(score, trials)),
+            mode="markers",
+            name=label,
+            marker={"symbol": symbol, "color": colour, "size": 6, "opacity": 0.6},
+            hovertemplate=f"trial %{{x}}, {label}: %{{y:.4f}}<extra></extra>",
+        )

@@ -1,0 +1,79 @@
+"""How much of the difference between good and other trials each parameter makes: PED-ANOVA, as Optuna computes it.
+
+It asks which parameters the best tenth of the completed trials has otherwise than all of them, and takes a moment even
+for a long study. A tenth of few trials says nothing; then the figure says so.
+"""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+import plotly.graph_objects as go
+from optuna.distributions import BaseDistribution
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.results.figures.source import Source, label, lies_in, score, space
+from hpo.results.figures.style import BLUE, message, new_figure, plain, short
+from hpo.search.mirror import Mirror, mirrored
+
+BEST_PART = 0.1
+FEWEST = 20
+"""Completed trials below which no importances are drawn: their best tenth would be a single one."""
+
+
+def importances(source: Source) -> go.Figure:
+    """Return a bar a parameter, the most important one at the top."""
+    title = f"{plain(source.name)}: importance of the parameters"
+    found = why_none(source)
+    if found:
+        return message(title, found)
+    parts = parameter_importances(source)
+    names = list(reversed(parts))
+    values = short((parts[name] for name in names), 3)
+    figure = new_figure(f"{title} for the best tenth of the trials")
+    figure.add_bar(
+        x=values,
+        y=[plain(label(name)) for name in names],
+        orientation="h",
+        marker={"color": BLUE},
+        text=[f"{value:.2f}" for value in values],
+        hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+    )
+    figure.update_yaxes(type="category")
+    return figure.update_xaxes(title={"text": "importance"}, range=[0, 1])
+
+
+def why_none(source: Source) -> str | None:
+    """Return in a sentence why a study's parameters have no importances, None where they have."""
+    searched, completed = _comparable(source)
+    if not searched:
+        return "No parameter is searched."
+    if len(searched) == 1:
+        return f"Only {plain(label(next(iter(searched))))} is searched: there is nothing to compare it with."
+    if len(completed) < FEWEST:
+        return f"Importances take {FEWEST} completed trials; there are {len(completed)}."
+    ranked = sorted(map(score, completed), reverse=source.maximized)
+    if ranked[math.ceil(BEST_PART * len(ranked)) - 1] == ranked[-1]:
+        return "Too many trials have the same score to tell a best tenth."
+    return None
+
+
+def parameter_importances(source: Source) -> dict[str, float]:
+    """Return each searched parameter's part of the whole, the most important first; `why_none` has found no reason."""
+    searched, completed = _comparable(source)
+    mirror = Mirror()
+    study = optuna.create_study(direction="maximize" if source.maximized else "minimize", storage=mirror)
+    for number, trial in enumerate(completed):
+        params = {name: trial.params[name] for name in searched}
+        mirror.put(mirrored(number, TrialState.COMPLETE, params, searched, [score(trial)]))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_PART)
+    return get_param_importances(study, evaluator=evaluator, params=list(searched))
+
+
+def _comparable(source: Source) -> tuple[dict[str, BaseDistribution], list[FrozenTrial]]:
+    """Return what is searched, and the completed trials that have all of it: others are of before it was changed."""
+    completed = source.ended(TrialState.COMPLETE)
+    searched = {name: each for name, each in space(completed).items() if not each.single()}
+    return searched, [trial for trial in completed if lies_in(trial, searched)]

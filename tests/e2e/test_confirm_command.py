@@ -1,0 +1,65 @@
+"""`hpo confirm` as a user types it: its table, its JSON, what it refuses, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+
+import pytest
+from command import Outcome, Running
+
+Run = Callable[..., Outcome]
+Start = Callable[..., Running]
+
+
+def test_a_search_is_confirmed(hpo: Run) -> None:
+    assert hpo("launch", "tiny.toml", "--quiet").status == 0
+    outcome = hpo("confirm", "tiny", "--top", "2", "--seeds", "2", "--device", "cpu")
+    assert outcome.status == 0
+    lines = outcome.out.splitlines()
+    assert lines[0] == "tiny: mean val acc over 2 fresh seeds, best first"
+    assert sorted(line.split()[0] for line in lines[2:5]) == ["Best-1", "Best-2", "baseline"]
+    assert lines[5].startswith("the search's best score, ")
+    assert "tuning " in lines[6]
+    assert "tiny-confirm: 6 trials" in outcome.err
+    assert "population: 6 completed" in outcome.err
+
+    again = hpo("confirm", "tiny", "--top", "2", "--seeds", "2", "--quiet", "--json")
+    assert (again.status, again.err) == (0, "")
+    found = json.loads(again.out)
+    assert len(found["configurations"]) == 3
+    assert len(found["winner"]["scores"]) == 2
+    assert "tiny-confirm " in hpo("studies").out
+    assert "tiny-confirm-2" not in hpo("studies").out
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (["tiny", "--seeds", "1"], 2, "'--seeds': Input should be greater than or equal to 2"),
+        (["tinny"], 1, "no study named 'tinny' (did you mean 'tiny'?)"),
+        (["tiny"], 1, "study 'tiny': no finished trial yet, so there is nothing to confirm"),
+    ],
+)
+def test_what_cannot_be_confirmed(hpo: Run, args: list[str], status: int, message: str) -> None:
+    assert hpo("submit", "tiny.toml").status == 0
+    outcome = hpo("confirm", *args)
+    assert (outcome.status, outcome.out) == (status, "")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_ctrl_c_hands_back_what_is_unfinished_and_the_same_command_goes_on(hpo: Run, process: Start) -> None:
+    long = ("--trials", "1", "--set", "training.epochs=500")
+    assert hpo("launch", "tiny.toml", "--quiet", *long).status == 0
+    confirm = ("confirm", "tiny", "--top", "1", "--seeds", "2")
+    running = process(*confirm)
+    assert running.process.stderr is not None
+    assert running.process.stderr.readline().startswith(b"tiny-confirm: 4 trials")  # nothing is trained yet
+    running.process.send_signal(signal.SIGINT)
+    outcome = running.outcome()
+    assert (outcome.status, outcome.out) == (130, "")
+    assert outcome.err.splitlines()[-1] == "tiny-confirm: interrupted; the same command goes on"
+    assert hpo(*confirm, "--quiet").status == 0
+    assert "4 complete" in hpo("studies").out

@@ -1,0 +1,207 @@
+"""Confirming a study: which configurations are trained again, and what their runs say; stored scores, and real runs."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+from stored_studies import trial
+from tiny import search, study_of, trials_of
+
+from hpo.errors import HpoError, UnknownStudyError
+from hpo.results.confirmation import Confirmation, find_confirmation, of_study
+from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_text
+from hpo.results.confirming import CONFIRMS, confirming_study
+from hpo.service.confirming import confirm
+from hpo.storage import Storage, load_study
+from hpo.studyfile import Study, parse_study
+
+LR = {"lr": FloatDistribution(1e-3, 1.0, log=True)}
+SCORES = {0.1: 0.9, 0.2: 0.8, 0.3: 0.7, 0.4: 0.6}
+MIDDLE = 10**-1.5
+
+
+def searched(storage: Storage, study: Study, scores: dict[float, float] | None = None) -> None:
+    """A study that has been searched: these learning rates with these scores."""
+    search(study, storage, stop_at=lambda event: True)  # what a launch keeps with a study
+    stored = load_study(storage, study.name)
+    for waiting in stored.get_trials(states=(TrialState.WAITING, TrialState.COMPLETE)):
+        storage.set_trial_state_values(waiting._trial_id, TrialState.FAIL)
+    for lr, score in (SCORES if scores is None else scores).items():
+        stored.add_trial(trial(score, params={"lr": lr}, distributions=dict(LR)))
+
+
+def small(**changes: Any) -> Study:
+    return study_of(training={"epochs": 1}, search={"trials": 1, **changes})
+
+
+def run(confirming: Study, lr: float, seed: int, score: float | None) -> FrozenTrial:
+    """A run of the confirming study, as a launch would have finished it."""
+    state = TrialState.FAIL if score is None else TrialState.COMPLETE
+    made = trial(score, state=state, params={"lr": lr}, distributions=dict(LR))
+    made.user_attrs["seed"] = seed
+    return made
+
+
+def confirmed(storage: Storage, runs: dict[float, Sequence[float | None]], **changes: Any) -> Confirmation:
+    """Confirm a searched study with these scores, a run each, under seeds 0, 1, 2, ..."""
+    searched(storage, small(**changes))
+    study = confirming_study(storage, "tiny", top=len(runs) - 1, seeds=max(map(len, runs.values())))
+    stored = load_study(storage, study.name)
+    stored.add_trials([run(study, lr, seed, score) for lr, each in runs.items() for seed, score in enumerate(each)])
+    return of_study(storage, study.name)
+
+
+def test_the_best_and_the_baseline_become_points_of_a_study(storage: Storage) -> None:
+    searched(storage, small(seed=3))
+    study = confirming_study(storage, "tiny", top=2, seeds=4)
+    assert study.name == "tiny-confirm"
+    assert study.search.points == [{"lr": 0.1}, {"lr": 0.2}, {"lr": pytest.approx(MIDDLE)}]
+    assert (study.search.trials, study.search.repeats, study.search.population) == (12, 4, 12)
+    assert study.search.seed != 3
+    record = load_study(storage, "tiny-confirm").user_attrs[CONFIRMS]
+    assert [each["label"] for each in record["candidates"]] == ["Best-1", "Best-2", "baseline"]
+    assert [each["score"] for each in record["candidates"]] == [0.9, 0.8, None]
+
+
+def test_confirming_twice_is_one_study_and_confirming_otherwise_another(storage: Storage) -> None:
+    searched(storage, small())
+    names = [confirming_study(storage, "tiny", top, seeds).name for top, seeds in ((2, 4), (2, 4), (3, 4), (2, 4))]
+    assert names == ["tiny-confirm", "tiny-confirm", "tiny-confirm-2", "tiny-confirm"]
+
+
+def test_a_name_that_plain_optuna_has_taken_is_left_alone(storage: Storage) -> None:
+    optuna.create_study(storage=storage, study_name="tiny-confirm")
+    searched(storage, small())
+    assert confirming_study(storage, "tiny", 1, 2).name == "tiny-confirm-2"
+
+
+def test_a_baseline_of_the_file_that_lies_outside_the_range(storage: Storage) -> None:
+    searched(storage, parse_study({**small().resolved(), "baseline": {"lr": 3}}, "tiny.toml"))
+    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    assert study.search.points[-1] == {"lr": 3.0}
+    assert study.resolved()["optimizer"]["lr"] == {"low": 1e-3, "high": 3.0, "log": True}
+
+
+def test_repeated_configurations_are_ranked_by_their_means(storage: Storage) -> None:
+    searched(storage, small(repeats=2, trials=2), scores={})
+    stored = load_study(storage, "tiny")
+    for lr, score in ((0.1, 0.95), (0.1, 0.55), (0.2, 0.8), (0.2, 0.9)):
+        stored.add_trial(trial(score, params={"lr": lr}, distributions=dict(LR)))
+    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    assert study.search.points[0] == {"lr": 0.2}
+    assert load_study(storage, study.name).user_attrs[CONFIRMS]["candidates"][0]["score"] == pytest.approx(0.85)
+
+
+def test_the_mean_ranks_and_says_how_lucky_the_search_was(storage: Storage) -> None:
+    found = confirmed(storage, {0.1: [0.70, 0.72, 0.74], 0.2: [0.78, 0.80, 0.82], MIDDLE: [0.60, 0.61, 0.64]})
+    assert [each.candidate.label for each in found.ranked] == ["Best-2", "Best-1", "baseline"]
+    assert found.winner.candidate.params == {"lr": 0.2}
+    assert found.winner.estimate.mean == pytest.approx(0.80)
+    best = found.ranked[1]
+    assert best.optimism == pytest.approx(0.9 - 0.72)
+    assert found.gain is not None
+    assert found.gain.pairs.difference.mean == pytest.approx((0.18 + 0.19 + 0.18) / 3)
+    luck, helped, alike = conclusions(found)
+    assert luck == "the search's best score, 0.9000, was optimistic: its mean under fresh seeds is 0.7200"
+    assert helped.startswith("tuning helped: Best-2 less the baseline is +0.1833 (95% interval")
+    assert "the difference is the same in all pairs" in str(found.others)  # 0.08 each: no test, so not told apart
+    assert alike == "Best-2 cannot be told apart from Best-1 (paired tests, Holm's correction)"
+
+
+def test_that_tuning_did_not_help_is_said_plainly(storage: Storage) -> None:
+    found = confirmed(storage, {0.1: [0.70, 0.72, 0.74], MIDDLE: [0.71, 0.73, 0.70]})
+    assert any(line.startswith("tuning did not help, as far as 3 seeds can tell") for line in conclusions(found))
+
+
+def test_the_choice_of_the_winner_is_paid_for(storage: Storage) -> None:
+    """The p value against the baseline grows with the number of configurations that could have won."""
+    runs = {0.1: [0.70, 0.72, 0.75], MIDDLE: [0.64, 0.69, 0.70]}
+    alone = confirmed(storage, {**runs})
+    assert alone.gain is not None
+    assert alone.gain.p == pytest.approx(alone.gain.pairs.p)
+    for name in ("tiny", "tiny-confirm"):
+        optuna.delete_study(study_name=name, storage=storage)
+    among = confirmed(storage, {**runs, 0.2: [0.6, 0.7, 0.72], 0.3: [0.65, 0.6, 0.7]})
+    assert among.gain is not None
+    assert among.gain.p == pytest.approx(3 * (among.gain.pairs.p or 0))
+
+
+def test_a_baseline_that_wins_is_named(storage: Storage) -> None:
+    scores = {MIDDLE: 0.9, 0.2: 0.8}
+    searched(storage, small(), scores)
+    study = confirming_study(storage, "tiny", top=2, seeds=2)
+    assert len(study.search.points) == 2
+    stored = load_study(storage, study.name)
+    stored.add_trials([run(study, lr, seed, scores[lr] - seed / 100) for lr in scores for seed in range(2)])
+    found = of_study(storage, study.name)
+    assert found.gain is None
+    assert "tuning did not help: Best-1 is the baseline" in conclusions(found)
+    assert "Best-1 (baseline)" in "\n".join(confirmation_lines(found))
+
+
+def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None:
+    found = confirmed(storage, {0.1: [0.99, None, 0.98], 0.2: [0.78, 0.80, 0.83], MIDDLE: [None, None, None]})
+    assert [(each.candidate.label, each.failed) for each in found.ranked] == [("Best-2", 0), ("Best-1", 1)]
+    assert found.baseline is None
+    assert "whether tuning helped cannot be said: every run of the baseline failed" in conclusions(found)
+    json.loads(confirmation_text(found))
+
+
+def test_for_a_loss_less_is_better(storage: Storage) -> None:
+    found = confirmed(
+        storage, {0.4: [0.70, 0.72, 0.75], 0.3: [0.5, 0.51, 0.53], MIDDLE: [0.8, 0.85, 0.81]}, metric="val_loss"
+    )
+    assert [each.candidate.label for each in found.ranked] == ["Best-2", "Best-1", "baseline"]
+    luck, helped, _ = conclusions(found)
+    assert "0.6000, was optimistic" in luck
+    assert helped.startswith("tuning helped: Best-2 less the baseline is -0.3")
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_real_runs_end_in_a_confirmation_that_goes_on_where_it_was(storage: Storage, seeds: int) -> None:
+    search(study_of(training={"epochs": 1}), storage)
+    stop = threading.Event()
+
+    def train(on_event: Callable[[Any], None]) -> str:
+        return confirm(storage, "tiny", top=2, seeds=seeds, device="cpu", workers=None, on_event=on_event, stop=stop)
+
+    train(lambda event: stop.set())
+    with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished; `hpo confirm` goes on"):
+        find_confirmation(storage, "tiny")
+    stop.clear()
+    assert train(lambda event: None) == "tiny-confirm"
+    found = find_confirmation(storage, "tiny")
+    assert found is not None
+    assert {len(each.scores) for each in found.ranked} == {seeds}
+    trials = trials_of(storage, "tiny-confirm")
+    assert len(trials) == 3 * seeds
+    fresh = {trial.user_attrs["seed"] for trial in trials}
+    assert not fresh & {trial.user_attrs["seed"] for trial in trials_of(storage)}
+    assert len(fresh) == seeds
+
+
+def test_what_cannot_be_confirmed(storage: Storage) -> None:
+    with pytest.raises(UnknownStudyError):
+        confirming_study(storage, "tiny", 1, 2)
+    searched(storage, small(), scores={})
+    with pytest.raises(HpoError, match="no finished trial yet"):
+        confirming_study(storage, "tiny", 1, 2)
+    assert find_confirmation(storage, "tiny") is None
+    search(study_of(name="fixed", optimizer={"lr": 0.1}, training={"epochs": 1}, search={"trials": 1}), storage)
+    with pytest.raises(HpoError, match="searches nothing"):
+        confirming_study(storage, "fixed", 1, 2)
+
+
+def test_another_study_of_the_same_name_has_not_been_confirmed(storage: Storage) -> None:
+    confirmed(storage, {0.1: [0.7, 0.8], MIDDLE: [0.6, 0.6]})
+    assert find_confirmation(storage, "tiny") is not None
+    optuna.delete_study(study_name="tiny", storage=storage)
+    searched(storage, small())
+    assert find_confirmation(storage, "tiny") is None
