@@ -14,6 +14,7 @@ import pytest
 
 from hpo.errors import StudyFileError
 from hpo.studyfile import Choices, Parameter, Range, Study, differing_keys, parse_study, read_study
+from hpo.studyfile.writing import study_text
 
 DESIGN = """
 name = "mnist-dropout"
@@ -138,6 +139,7 @@ class TestReading:
                 "repeats": 1,
                 "repeat": False,
                 "retries": 1,
+                "start_from": [],
             },
             "baseline": {},
         }
@@ -569,3 +571,39 @@ class TestDifferences:
             "optimizer.lr.high: 0.01 -> 0.1",
             "optimizer.momentum: not set -> 0.9",
         ]
+
+
+def test_a_study_as_text_has_a_line_a_key_and_reads_back(tmp_path: Path) -> None:
+    text = """name = "it\\u0027s"
+description = "two\\nlines"
+
+[data]
+dataset = "mnist"
+
+[network]
+kind = "mlp"
+hidden = { choices = [[64, 64], [128, 64]] }
+dropout = [0.1, { low = 0.0, high = 0.6 }]
+
+[optimizer]
+kind = { choices = ["momentum", "adam"] }
+lr = { low = 1e-06, high = 0.01, log = true }
+
+[training]
+epochs = 20
+batch_size = { low = 32, high = 128, step = 32 }
+
+[search]
+trials = 100
+population = 8
+points = [{ hidden = [64, 64], "dropout.1" = 0.5, "optimizer.kind" = "adam", lr = 0.001, batch_size = 64 }]
+start_from = ["a", "b"]
+
+[baseline]
+lr = 0.01
+"dropout.1" = 0.0
+"""
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    study = read_study(path)
+    assert study_text(study) == text.replace("\\u0027", "'")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hpo.errors import StudyFileError
 from hpo.studyfile import Choices, Range, Study, differing_keys, parse_study, read_study
+from hpo.studyfile.writing import study_text
 
 # A test machine's cores are noisy: an example that is slow once is no failure.
 fuzz = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -158,6 +159,15 @@ def test_a_sound_study_survives_the_round_trip_and_configures_its_trials(
             case Range(low, high):
                 params[parameter.name] = data.draw(st.floats(low, high))
     study.config(params)
+
+
+@fuzz
+@given(tree=studies())
+def test_a_sound_study_written_as_text_reads_back(folder: Path, tree: dict[str, Any]) -> None:
+    study = parse_study(tree, "s.toml")
+    path = folder / "written.toml"
+    path.write_text(study_text(study), encoding="utf-8")
+    assert read_study(path) == study
 
 
 @fuzz

@@ -20,6 +20,14 @@ class FileFormat(StrEnum):
     PNG = "png"
 
 
+class ExportFormat(StrEnum):
+    """How an export is written."""
+
+    JSON = "json"
+    TOML = "toml"
+    CSV = "csv"
+
+
 @app.command()
 def studies(storage: StorageUrl = None) -> None:
     """List the studies.
@@ -88,18 +96,67 @@ def confirm(
 
 
 @app.command()
+def verify(
+    name: Name,
+    trials: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many completed trials, the best among them.")
+    ] = 5,
+    device: Device = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Write the certificate to stdout, as one JSON object.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Train trials again, each alone, and say how far they are from what was stored.
+
+    The result is kept with the study, and its export carries it.
+    """
+    with stop_on_signals() as interruption:
+        from hpo.results.verification import certificate_text, verified_lines
+        from hpo.results.verification import verify as look
+
+        found = look(storage_at(storage), name, trials, device, interruption.stop, _warn)
+        print(certificate_text(found) if json else "\n".join(verified_lines(found)))
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `hpo export` wrote.")],
+    device: Device = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Write the result to stdout, as one JSON object.")] = False,
+) -> None:
+    """Repeat the trial of an export, from the file and the images alone.
+
+    It says how far the scores and curves are from the exported ones.
+    """
+    with stop_on_signals() as interruption:
+        from hpo.results.replaying import replay as train
+        from hpo.results.replaying import replay_lines, replay_text
+
+        found = train(file, device, interruption.stop, _warn)
+        print(replay_text(found) if json else "\n".join(replay_lines(found)))
+
+
+@app.command()
 def export(
     name: Name,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="A file, not stdout.")] = None,
+    confirmed: Annotated[
+        bool, typer.Option("--confirmed", help="The winner of `hpo confirm`, with its numbers.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every trial, a JSON object a line.")] = False,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The N best trials, a JSON object a line.")
+    ] = None,
+    form: Annotated[ExportFormat, typer.Option("--format", help="How it is written.")] = ExportFormat.JSON,
     storage: StorageUrl = None,
 ) -> None:
-    """Write a study's best trial as JSON.
+    """Write a study's best trial as JSON, or several trials.
 
-    `hpo launch` takes the file back, as a study of one trial.
+    `hpo launch` takes the file of the best back, as a study of one trial, and `hpo replay` repeats that trial.
     """
-    from hpo.results.export import export_text, write
+    from hpo.results.exporting import exported
+    from hpo.results.writing import write
 
-    text = export_text(storage_at(storage), name)
+    text = exported(storage_at(storage), name, confirmed=confirmed, every=every, top=top, form=form.value)
     if output is None:
         sys.stdout.write(text)
     else:
@@ -148,3 +205,7 @@ def plot(
 
     for path in draw(storage_at(storage), name, output, figure or (), number, form.value):
         print(path)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

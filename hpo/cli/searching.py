@@ -1,7 +1,9 @@
-"""The commands that train: launch a study, put it into the queue, work on the queue, look at what a file asks for."""
+"""The commands that train, or prepare it: launch, submit, work, narrow, check."""
 
 from __future__ import annotations
 
+import functools
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +14,7 @@ from hpo.cli.app import (
     Device,
     Extend,
     File,
+    Name,
     NewName,
     Overrides,
     Population,
@@ -21,6 +24,7 @@ from hpo.cli.app import (
     Workers,
     app,
     complete_study,
+    storage_at,
 )
 from hpo.cli.interruption import stop_on_signals
 from hpo.errors import UsageError
@@ -155,6 +159,61 @@ def work(
         duty = Duty(tuple(names or ()), device, threads, until_idle)
         status = run_worker(storage, duty, log_format.value, metrics_host, metrics_port, interruption.stop)
         raise typer.Exit(status)
+
+
+@app.command()
+def narrow(
+    name: Name,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The file [default: the new study's name]")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Search what is proposed, and narrow that, so many times.")
+    ] = None,
+    new_name: Annotated[
+        str | None, typer.Option("--name", metavar="NEW", help="The new study's name [default: NAME-2]")
+    ] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    quiet: Quiet = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Narrow a study's ranges around its best trials.
+
+    Writes the next study's file. Where the best lies at an edge, that side is widened instead. With --rounds nothing is
+    written: the next studies are searched, one after the other, and the same command goes on after an interruption.
+    """
+    if rounds is None:
+        if device != "auto" or workers is not None:
+            raise UsageError(
+                f"--{'device' if workers is None else 'workers'}: goes with --rounds; without it nothing is trained"
+            )
+
+        from hpo.results.next_study import propose, write_study
+
+        proposal = propose(storage_at(storage), name, new_name)
+        for line in () if quiet else proposal.lines:
+            print(line, file=sys.stderr)
+        print(write_study(proposal, output))
+        return
+    if output is not None:
+        raise UsageError("--output: with --rounds no file is written, the studies are in the storage")
+    with stop_on_signals() as interruption:
+        from hpo.service.rounds import run_rounds
+
+        opened = storage_at(storage)
+        if not run_rounds(
+            opened,
+            name,
+            rounds,
+            new_name=new_name,
+            device=device,
+            workers=workers,
+            quiet=quiet,
+            say=functools.partial(print, flush=True),
+            stop=interruption.stop,
+        ):
+            raise typer.Exit(interruption.status)
 
 
 @app.command()

@@ -17,7 +17,7 @@ SHOWN = 5  # best trials
 
 def closing_lines(study: Study, storage: Storage, ended: StudyEnded | None, url: str | None) -> list[str]:
     """Return the lines that end a launch; `url` is the storage that the next commands must name, None for the usual."""
-    lines = [] if ended is None else [_outcome(study, ended)]
+    lines = [] if ended is None else [outcome_line(study, ended)]
     if ended is not None and ended.reason == "deleted":
         return lines
     best = best_trials(storage, study.name, SHOWN)
@@ -31,7 +31,8 @@ def closing_lines(study: Study, storage: Storage, ended: StudyEnded | None, url:
     return [*lines, *(f"{'next:' if number == 0 else '':6}{command}" for number, command in enumerate(commands))]
 
 
-def _outcome(study: Study, ended: StudyEnded) -> str:
+def outcome_line(study: Study, ended: StudyEnded) -> str:
+    """Return how the work on a study ended, and what to do where it has not come to its end."""
     counts = f"{ended.completed} completed, {ended.pruned} pruned, {ended.failed} failed in {ended.seconds:.1f} s"
     match ended.reason:
         case "interrupted":

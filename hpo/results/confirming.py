@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hpo.errors import HpoError, UnknownStudyError
-from hpo.results.export import MAX_NAME
+from hpo.results.naming import followed
 from hpo.search.launch import submit
 from hpo.search.points import baseline
 from hpo.search.records import RUN, not_of_hpo, stored_study
@@ -134,7 +134,7 @@ def _named(storage: Storage, tree: dict[str, Any], name: str) -> Study:
     """Return the study under the first name that is free, or that has this very study."""
     for number in itertools.count(1):
         suffix = SUFFIX if number == 1 else f"{SUFFIX}-{number}"
-        tree["name"] = name[: MAX_NAME - len(suffix)].rstrip() + suffix
+        tree["name"] = followed(name, suffix)
         study = parse_study(tree, f"study '{tree['name']}'")
         try:
             stored = load_study(storage, study.name)

@@ -1,59 +1,64 @@
-"""A study's best trial as one JSON object, `hpo.best/1`, described by best.schema.json beside this module.
+"""A study's best trial, or the one that a confirmation found best, as one object: `hpo.best/2`.
 
-It promises that `config` is a study file in itself (launching it trains the best hyperparameters once more, as a study
-of its own), that a file is replaced whole or left as it was, and that the object says which data, seed and versions it
-rests on. It reads studies and writes files; it knows nothing of how a trial was trained.
+It promises that `config` is a study file in itself (launching it trains those hyperparameters once more, as a study of
+its own), that the trial can be repeated from the object alone (`hpo replay`), and that the object says which data, seed
+and versions it rests on. best.schema.json beside this module describes it, best-1.schema.json what was written before.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
+import optuna
+import tomli_w
+from optuna.trial import FrozenTrial
+
 from hpo.errors import HpoError
+from hpo.results.confirmation import find_confirmation
+from hpo.results.confirmation_lines import confirmation_record
+from hpo.results.naming import followed
 from hpo.results.overview import by_word
+from hpo.results.verification import VERIFIED
 from hpo.results.versions import versions
-from hpo.search.records import DATA, RUN, stored_study
+from hpo.search.records import CURVE, DATA, RUN, stored_study
 from hpo.search.space import decode
 from hpo.storage import WORKER, Storage, best_trials, load_study, summary
 from hpo.studyfile import Study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
 
-SCHEMA = "hpo.best/1"
+VERSION = 2
+SCHEMA = f"hpo.best/{VERSION}"
 SUFFIX = "-best"
-MAX_NAME = 200  # characters that a study file allows
 
 
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of the export."""
-    text = resources.files("hpo.results").joinpath("best.schema.json").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
+def schema(version: int = VERSION) -> dict[str, Any]:
+    """Return the JSON Schema of the export in that version."""
+    file = "best.schema.json" if version == VERSION else f"best-{version}.schema.json"
+    loaded: dict[str, Any] = json.loads(resources.files("hpo.results").joinpath(file).read_text(encoding="utf-8"))
     return loaded
 
 
-def export(storage: Storage, name: str) -> dict[str, Any]:
-    """Return the export of the study of that name; HpoError where no trial has finished."""
+def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, Any]:
+    """Return the export of the study of that name; `confirmed` for the winner of its confirmation.
+
+    Raises HpoError where no trial has finished, or the study has not been confirmed.
+    """
     found = load_study(storage, name)
     study, attrs = stored_study(found), found.user_attrs
-    trials = best_trials(storage, name, 1)
-    if not trials:
-        raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
-    best = trials[0]
-    params = {
-        parameter.name: decode(parameter, best.params[parameter.name])
-        for parameter in study.parameters
-        if parameter.name in best.params
-    }
-    run = attrs[RUN]
-    worker = storage.get_trial(best._trial_id).system_attrs.get(WORKER, {})  # processes may train on several devices
-    config = study.config(params)
-    precision = run["precision"] if config.training.precision == "auto" else config.training.precision
+    confirmation = find_confirmation(storage, name) if confirmed else None
+    if confirmation is not None:
+        best = _trial(storage, found, confirmation.winner.candidate.trial or 0)
+    elif confirmed:
+        raise HpoError(f"study {name!r}: has not been confirmed; `hpo confirm` does that")
+    else:
+        best = _best(storage, found)
+    params = params_of(study, best)
+    precision = precision_of(study, attrs[RUN]["precision"], params)
+    worker = best.system_attrs.get(WORKER, {})  # processes may train on several devices
     return {
         "schema": SCHEMA,
         "study": name,
@@ -63,11 +68,14 @@ def export(storage: Storage, name: str) -> dict[str, Any]:
         "value": best.value,
         "params": params,
         "config": best_config(study, params, precision),
-        "epochs": config.training.epochs,
+        "epochs": study.config(params).training.epochs,
         "seed": best.user_attrs["seed"],
+        "curve": best.system_attrs.get(CURVE, {}),
         "precision": precision,
-        "device": worker.get("device") or run["device"],
+        "device": worker.get("device") or attrs[RUN]["device"],
         "trials": by_word(summary(storage, name).states),
+        "confirmed": None if confirmation is None else confirmation_record(confirmation),
+        "verified": attrs.get(VERIFIED),
         "data": attrs[DATA],
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -86,46 +94,46 @@ def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict
         unused = unused_keys(section, [values.get("kind")])  # a study file refuses keys that its kind does not use
         tree[section] = {key: value for key, value in values.items() if key not in unused}
     tree["training"]["precision"] = precision
-    tree["name"] = study.name[: MAX_NAME - len(SUFFIX)] + SUFFIX
-    tree["search"] |= {"trials": 1, "points": [], "repeats": 1}
+    tree["name"] = followed(study.name, SUFFIX)
+    tree["search"] |= {"trials": 1, "points": [], "repeats": 1, "start_from": []}
     tree["baseline"] = {}
     return tree
 
 
-def export_text(storage: Storage, name: str) -> str:
-    """Return the export of the study of that name, as the text of a file."""
-    return json.dumps(export(storage, name), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def params_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial's parameters as the study file means them."""
+    known = [parameter for parameter in study.parameters if parameter.name in trial.params]
+    return {parameter.name: decode(parameter, trial.params[parameter.name]) for parameter in known}
 
 
-def write(content: str | bytes, path: Path) -> None:
-    """Put this into a file: the whole of it, or on failure nothing, with what was there before untouched."""
-    data = content.encode() if isinstance(content, str) else content
-    target = Path(os.path.realpath(path))  # a link keeps pointing where it does
-    try:
-        if target.exists() and not target.is_file():  # a pipe or a terminal takes it, and must not be replaced
-            target.write_bytes(data)
-        else:
-            _replace(target, data)
-    except OSError as error:
-        raise HpoError(f"{path}: cannot be written ({error.strerror or error})") from error
+def precision_of(study: Study, run: str, params: Mapping[str, Any]) -> str:
+    """Return the precision that a trial was trained in; `run` is what the study's "auto" has meant."""
+    precision = study.config(params).training.precision
+    return run if precision == "auto" else precision
 
 
-def _replace(target: Path, data: bytes) -> None:
-    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def export_text(storage: Storage, name: str, confirmed: bool = False, form: str = "json") -> str:
+    """Return the export of the study of that name as the text of a file, JSON or TOML."""
+    exported = export(storage, name, confirmed)
+    if form == "toml":
+        return tomli_w.dumps(_without_nulls(exported))
+    return json.dumps(exported, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _umask() -> int:
-    umask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(umask)
-    return umask
+def _best(storage: Storage, found: optuna.Study) -> FrozenTrial:
+    trials = best_trials(storage, found.study_name, 1)
+    if not trials:
+        name = found.study_name
+        raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
+    return storage.get_trial(trials[0]._trial_id)  # whole
+
+
+def _trial(storage: Storage, found: optuna.Study, number: int) -> FrozenTrial:
+    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(found._study_id, number))
+
+
+def _without_nulls(value: Any) -> Any:
+    """TOML has no null: what is not there is left out."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A study's name as the beginning of a file's name: a study may be called almost anything, a file may not.
+"""Names made of a study's name: of files, for a study may be called almost anything, and of studies that follow it.
 
 Two studies never share a file, and the file lies in the folder that it is written to.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 
 PLAIN = "-_.+=@"
+MOST_CHARACTERS = 200  # that a study file allows
 LONGEST = 120  # bytes, so that any file system takes it with what follows
 HASH = 12
 
@@ -21,6 +22,11 @@ def file_stem(name: str) -> str:
         return stem
     short = stem.encode()[: LONGEST - HASH - 1].decode(errors="ignore")
     return f"{short}%{hashlib.sha256(name.encode()).hexdigest()[:HASH]}"
+
+
+def followed(name: str, suffix: str) -> str:
+    """Return the name of a study that comes of the one of this name; a long name leaves room for the suffix."""
+    return name[: MOST_CHARACTERS - len(suffix)].rstrip() + suffix
 
 
 def _safe(character: str) -> str:

@@ -6,20 +6,18 @@ comparable. It reads, and never writes, a study.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
-from hpo.errors import HpoError, UsageError
+from hpo.errors import HpoError
+from hpo.results.edges import edge_of, number, wider_bound
 from hpo.results.lookup import metric_of
 from hpo.storage import Storage, best_trials, summary
-from hpo.studyfile import Parameter, Range, Study, parse_study
-from hpo.studyfile.trees import replaced
+from hpo.studyfile import Parameter, Range, Study
 
-EDGE = 0.05  # of the range's width, in the logarithm for a log range
 METRIC_LABELS = {"val_accuracy": "val acc", "val_loss": "val loss"}
 
 
@@ -57,8 +55,8 @@ def edge_warnings(study: Study, best: FrozenTrial) -> list[str]:
     lines = []
     for parameter in study.parameters:
         if isinstance(parameter.searched, Range) and parameter.name in best.params:
-            edge = _edge(parameter.searched, float(best.params[parameter.name]))
-            wider = None if edge is None else _wider(study, parameter, parameter.searched, edge)
+            edge = edge_of(parameter.searched, float(best.params[parameter.name]))
+            wider = None if edge is None else wider_bound(study, parameter, parameter.searched, edge)
             if wider is not None:
                 shown = _shown(best.params[parameter.name], best.distributions[parameter.name])
                 lines.append(_warning(parameter, parameter.searched, edge or "", shown, wider))
@@ -77,51 +75,10 @@ def _shown(value: Any, distribution: BaseDistribution) -> str:
     return f"{value:.4e}" if distribution.log or 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
-def _edge(searched: Range, value: float) -> str | None:
-    low, high = float(searched.low), float(searched.high)
-    if searched.step:  # the last value that steps from low can reach
-        high = low + math.floor((high - low) / searched.step + 1e-9) * searched.step
-    if searched.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    reach = EDGE * (high - low)
-    if high - value <= reach:
-        return "high"
-    return "low" if value - low <= reach else None
-
-
-def _wider(study: Study, parameter: Parameter, searched: Range, edge: str) -> float | None:
-    """Return a bound further out that the study file would accept, the furthest of a few; None where there is none."""
-    for bound in _bounds(searched, edge, parameter.integer):
-        tree = replaced(study.resolved(), (*parameter.path, edge), bound)
-        try:
-            parse_study(tree, study.source)
-        except UsageError:
-            continue
-        return bound
-    return None
-
-
-def _bounds(searched: Range, edge: str, integer: bool) -> list[float]:
-    low, high = searched.low, searched.high
-    bound, outwards = (high, 1) if edge == "high" else (low, -1)
-    if searched.log:
-        candidates = [bound * factor**outwards for factor in (10.0, 2.0)]
-    else:
-        step = searched.step or (1 if integer else 0)
-        widths = [(high - low) * share for share in (1.0, 0.5, 0.1)]
-        candidates = [bound + outwards * (math.ceil(width / step - 1e-9) * step if step else width) for width in widths]
-    rounded = [round(value) if integer else float(f"{value:.6g}") for value in candidates]
-    return [value for value in rounded if (value - bound) * outwards > 0]
-
-
 def _warning(parameter: Parameter, searched: Range, edge: str, shown: str, wider: float) -> str:
     key = ".".join(map(str, parameter.path))
     bound = searched.high if edge == "high" else searched.low
     return (
-        f"the best {parameter.name} ({shown}) lies at the {edge} edge of its range ({_number(bound)}): "
-        f"to search beyond it, launch again with --set {key}.{edge}={_number(wider)} --extend and more --trials"
+        f"the best {parameter.name} ({shown}) lies at the {edge} edge of its range ({number(bound)}): "
+        f"to search beyond it, launch again with --set {key}.{edge}={number(wider)} --extend and more --trials"
     )
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"

@@ -4,7 +4,8 @@ A population is sampled from this one view, so that each member counts the other
 is read from the storage again. What other processes do with the study comes in by `sync`; until then a trial of theirs
 is a running one. Trials outside the present space (a study can be extended) keep their numbers here, but not their
 results, and the pruner does not judge them. What samplers and pruners write into a trial's attributes stays here too,
-but for `kept_attrs`.
+but for `kept_attrs`. Completed trials of the studies that this one starts from are known to samplers, and to them
+alone: they have numbers below 0, are not counted, and nothing is pruned against them.
 
 Knows nothing of the storage that holds the study, nor of training.
 """
@@ -43,21 +44,26 @@ RUNG = "completed_rung_"
 class History:
     """All trials of a study, by number; `sync`, `ask`, `report`, `judge` and `tell` keep it up to date.
 
-    `last` is the storage's id of the last trial known, `unfinished` those of the trials that have not ended.
+    `last` is the storage's id of the last trial known, `unfinished` those of the trials that have not ended. `before`
+    are completed trials of the studies that this one starts from; those outside its space are left out.
     """
 
-    def __init__(self, study: Study, trials: Sequence[FrozenTrial] = ()) -> None:
+    def __init__(self, study: Study, trials: Sequence[FrozenTrial] = (), before: Sequence[FrozenTrial] = ()) -> None:
         self._study_file = study
         self._space = distributions(study)
         self._joint = joint_space(study.search.sampler, self._space)
-        self._mirror = Mirror()
+        before = self._numbered(before)
+        self._mirror = Mirror(before)
         direction = StudyDirection.MINIMIZE if study.search.metric == "val_loss" else StudyDirection.MAXIMIZE
         self._study = optuna.create_study(study_name=study.name, direction=direction, storage=self._mirror)
         self._pruner = make_pruner(study)
         self._size = size(study)
-        self._observations = Observations(self._joint, direction)
+        self._observations = Observations(self._joint, direction, len(before))
+        for trial in before:
+            self._observations.note(trial)
         self._outside: set[int] = set()
-        self._seen: set[str] = set()
+        self._seen_before = {identity(trial.params) for trial in before}
+        self._seen = set(self._seen_before)
         self._points, self._repeats = points(study), study.search.repeats
         self._first: dict[int, Values] = {}  # with repeats: the values of each configuration's first trial
         self._next = 0  # every combination before this one has been seen
@@ -68,6 +74,21 @@ class History:
         self.last = -1
         self.sync(trials)
         self._earlier = self._study.get_trials(deepcopy=False)
+
+    def _numbered(self, before: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials of other studies that lie inside the space, numbered up to -1, as this study has them."""
+        inside = [trial for trial in before if contains(self._space, trial.params)]
+        parameters = {parameter.name: parameter for parameter in self._study_file.parameters}
+        return [
+            mirrored(
+                place - len(inside),
+                TrialState.COMPLETE,
+                {name: snapped(parameters[name], value) for name, value in trial.params.items()},
+                self._space,
+                trial.values,
+            )
+            for place, trial in enumerate(inside)
+        ]
 
     @property
     def count(self) -> int:
@@ -132,7 +153,8 @@ class History:
     @property
     def since_best(self) -> int:
         """How many completed and pruned trials have higher numbers than the first that was as good as any."""
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        trials = [trial for trial in ended if trial.number >= 0]
         sign = 1.0 if self._study.direction == StudyDirection.MINIMIZE else -1.0
         values = [(sign * (t.value or 0.0), t.number) for t in trials if t.state == TrialState.COMPLETE]
         best = min(values, default=(0.0, -1))[1]
@@ -175,7 +197,8 @@ class History:
         attrs, self._drawn = self._before
         self._mirror.forget(asked[0][0], attrs)
         self._observations.forget(asked[0][0])
-        self._seen -= {identity(values) for number, values in asked if self._first_of(number) is None}
+        new = {identity(values) for number, values in asked if self._first_of(number) is None}
+        self._seen -= new - self._seen_before
         for number, _ in asked:
             self._first.pop(number, None)
         self._next = 0

@@ -14,18 +14,19 @@ import time
 from collections.abc import Callable
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import HpoError, UnknownStudyError
+from hpo.errors import UnknownStudyError
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
-from hpo.search.plan import Plan, plan
-from hpo.search.records import RUN, check_data, gate, kept, open_study, record_change, settle_run, stored_study
+from hpo.search.plan import Plan, on_device, plan
+from hpo.search.predecessors import check_start, predecessors
+from hpo.search.records import DATA, RUN, check_data, gate, kept, open_study, record_change, settle_run, stored_study
 from hpo.search.space import how_many
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import Study
-from hpo.training.devices import describe, is_out_of_memory
-from hpo.training.images import DeviceSplit, to_device
+from hpo.training.devices import describe
+from hpo.training.images import DeviceSplit
 from hpo.training.objective import Objective
 from hpo.training.precision import choose_precision
 from hpo.training.stack import Member
@@ -137,6 +138,7 @@ def counted(study: Study, storage: Storage) -> tuple[int, int, int]:
 
 
 def _store(study: Study, planned: Plan, storage: Storage, extend: bool, priority: int | None = None) -> optuna.Study:
+    check_start(study, planned.images, storage)
     stored = open_study(study, planned.images, storage, extend, priority)
     record_change(stored, study, storage)
     if priority is not None:
@@ -157,19 +159,23 @@ def _begin(
     passage = gate(study, stored)
     check_open(storage, passage)
     device_name = describe(planned.device)
-    try:
-        split = to_device(planned.images, study.data.split_seed, planned.device)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise HpoError(f"study '{study.name}': its images do not fit into the memory of {device_name}") from error
+    split = on_device(study, planned)
     storage.works_on(device_name)
     precision, began = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
     on_event(started(study, planned, counted(study, storage), device_name, precision))
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
     said = [] if raised_before is None else raised_before
-    return Search(study, stored, passage, began, storage, objective, planned.population, on_event, stop, said)
+    before = _before(study, stored, storage, on_event)
+    return Search(study, stored, passage, began, storage, objective, planned.population, on_event, stop, said, before)
+
+
+def _before(study: Study, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
+    """Return what is known of the studies that this one starts from; say of which nothing is."""
+    found = predecessors(study, kept(stored)[DATA], storage)
+    for problem in found.problems:
+        on_event(Note(f"search.start_from: {problem}; the search goes on without its trials", "warning"))
+    return found.trials
 
 
 def _precision(study: Study, stored: optuna.Study, planned: Plan, split: DeviceSplit, on_event: Listener) -> str:

@@ -72,12 +72,13 @@ class Search:
     on_event: Callable[[Event], None]
     stop: threading.Event
     raised_before: list[str] = field(default_factory=list)  # by the last populations, one after the other
+    before: Sequence[FrozenTrial] = ()  # completed trials of the studies that this one starts from
     history: History = field(init=False)
     keeper: Keeper | None = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.history = History(self.study, self._read(-1, ()))
+        self.history = History(self.study, self._read(-1, ()), self.before)
         keeps = self.study.first.training.keep != "none"
         self.keeper = Keeper(self.study, self.gate, self.storage, self.on_event) if keeps else None
 

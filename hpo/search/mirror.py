@@ -1,13 +1,15 @@
 """One study in memory, as Optuna's samplers and pruners read it: an Optuna storage whose trials can be put in anew.
 
 A trial's id is its number. What is put in is not copied, and not changed by the one who put it in. It keeps no best
-trial: no sampler and no pruner of hpo asks for it. Knows nothing of the storage that it mirrors.
+trial: no sampler and no pruner of hpo asks for it. Whoever reads all trials reads first those that the study started
+from, whose numbers are below 0: they are no trials of the study, and nothing here changes them. Knows nothing of the
+storage that it mirrors.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -19,7 +21,18 @@ STUDY = 0
 
 
 class Mirror(InMemoryStorage):
-    """See the module."""
+    """See the module. `before` are the trials that the study starts from."""
+
+    def __init__(self, before: Sequence[FrozenTrial] = ()) -> None:
+        super().__init__()
+        self._before = list(before)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials that the study starts from, and its own."""
+        before = [trial for trial in self._before if states is None or trial.state in states]
+        return before + super().get_all_trials(study_id, deepcopy, states)
 
     @property
     def count(self) -> int:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from hpo.data import Split, load_split
+from hpo.errors import HpoError
 from hpo.search.samplers import check_search
 from hpo.studyfile import Config, Study
-from hpo.training.devices import find_device
-from hpo.training.images import shape_of_images
+from hpo.training.devices import describe, find_device, is_out_of_memory
+from hpo.training.images import DeviceSplit, shape_of_images, to_device
 from hpo.training.size import Size, population_size, size_of
 
 
@@ -42,3 +43,14 @@ def plan(study: Study, device: str) -> Plan:
     size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
     population = population_size(study.search.population, study.search.trials, size.member_bytes, where)
     return Plan(where, images, config, size, population)
+
+
+def on_device(study: Study, planned: Plan) -> DeviceSplit:
+    """Copy the plan's images to its device. Raises HpoError where they do not fit."""
+    try:
+        return to_device(planned.images, study.data.split_seed, planned.device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = describe(planned.device)
+        raise HpoError(f"study '{study.name}': its images do not fit into the memory of {where}") from error

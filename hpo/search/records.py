@@ -11,7 +11,7 @@ import functools
 import json
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ def open_study(study: Study, split: Split, storage: Storage, extend: bool, prior
 
     Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does.
     """
-    data = _data_record(split)
+    data = data_record(split)
     try:
         stored = load_study(storage, study.name)
     except UnknownStudyError:
@@ -81,13 +81,17 @@ def record_change(stored: optuna.Study, study: Study, storage: Storage) -> None:
 
 def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
     """Raise HpoError unless these are the images that the stored study began with."""
-    data = _data_record(split)
-    # Not the test set's size: whether its file is there does not matter to a search.
-    if any(kept(stored)[DATA][key] != data[key] for key in ("sha256", "split_sha256")):
+    if not same_images(kept(stored)[DATA], data_record(split)):
         raise HpoError(
             f"study '{study.name}': the images of {split.dataset} are not those that it began with "
             "(their SHA-256 differs); bring them back, or start another study with --name"
         )
+
+
+def same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two studies' records of their images say the same of what is searched with."""
+    # Not the test set's size: whether its file is there does not matter to a search.
+    return all(one[key] == other[key] for key in ("sha256", "split_sha256"))
 
 
 def gate(study: Study, stored: optuna.Study) -> Gate:
@@ -168,7 +172,8 @@ def _note(stored: optuna.Study, study: Study) -> None:
     save_note(stored, study.description)
 
 
-def _data_record(split: Split) -> dict[str, Any]:
+def data_record(split: Split) -> dict[str, Any]:
+    """Return what is kept of a study's images."""
     return {
         "name": split.dataset,
         "sha256": split.content_sha256,
@@ -186,20 +191,24 @@ def _check_change(study: Study, old: Study, extend: bool) -> None:
             f"{study.source}: differs from the stored study '{study.name}' in {'; '.join(differences)}; "
             "start another study with --name, or go on with the change with --extend"
         )
-    before, after = _what_stays(old, study), _what_stays(study, old)
-    for difference in differences:
-        path = tuple(difference.split(": ")[0].split("."))[:2]
-        if value_at(before, path) != value_at(after, path):
-            raise UsageError(
-                f"{study.source}: {difference}: --extend can change ranges, choices, {', '.join(FREE_TO_CHANGE)}, but "
-                "with this old and new trials would not be comparable; start another study with --name"
-            )
+    for difference in incomparable(old, study, FREE_TO_CHANGE):
+        raise UsageError(
+            f"{study.source}: {difference}: --extend can change ranges, choices, {', '.join(FREE_TO_CHANGE)}, but "
+            "with this old and new trials would not be comparable; start another study with --name"
+        )
 
 
-def _what_stays(study: Study, other: Study) -> dict[str, Any]:
-    """Return the study's tree without what `--extend` may change between the two."""
+def incomparable(old: Study, new: Study, free: Iterable[str]) -> list[str]:
+    """Return the differences with which trials of the two are not comparable: all but ranges, choices and free keys."""
+    before, after = _what_stays(old, new, free), _what_stays(new, old, free)
+    paths = {line: tuple(line.split(": ")[0].split("."))[:2] for line in differing_keys(old, new)}
+    return [line for line, path in paths.items() if value_at(before, path) != value_at(after, path)]
+
+
+def _what_stays(study: Study, other: Study, free: Iterable[str]) -> dict[str, Any]:
+    """Return the study's tree without what may differ between the two."""
     tree, others = study.resolved(), other.resolved()
-    for key in FREE_TO_CHANGE:
+    for key in free:
         tree = replaced(tree, tuple(key.split(".")), None)
     both_search = {(parameter.path, parameter.integer) for parameter in other.parameters}
     for parameter in study.parameters:

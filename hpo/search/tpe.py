@@ -33,12 +33,16 @@ Merit = tuple[int, float, float, int]
 
 
 class Observations:
-    """The trials of a study as TPE needs them: each trial's parameters as numbers, and which trials are good."""
+    """The trials of a study as TPE needs them: each trial's parameters as numbers, and which trials are good.
 
-    def __init__(self, space: Mapping[str, BaseDistribution], direction: StudyDirection) -> None:
+    `before` is how many trials the study starts from, which are numbered from -before to -1.
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution], direction: StudyDirection, before: int = 0) -> None:
         self._space = dict(space)
         self._sign = -1 if direction == StudyDirection.MAXIMIZE else 1
-        self._numbers = np.empty((64, len(space)))  # a row a trial, by number
+        self._before = before
+        self._numbers = np.empty((64, len(space)))  # a row a trial, by number, those before the study's own first
         self._known = np.zeros(
             64, bool
         )  # which have a row: those that run, and those that ended and can be learnt from
@@ -47,15 +51,15 @@ class Observations:
 
     def note(self, trial: FrozenTrial) -> None:
         """Take note of a trial that runs now, or has ended. One that failed is as if it had never been."""
-        number = trial.number
-        while number >= len(self._known):
+        place = self._before + trial.number
+        while place >= len(self._known):
             self._numbers = np.concatenate([self._numbers, np.empty_like(self._numbers)])
             self._known = np.concatenate([self._known, np.zeros_like(self._known)])
-        self._known[number] = trial.state != TrialState.FAIL
+        self._known[place] = trial.state != TrialState.FAIL
         if trial.state == TrialState.FAIL:
             return
         row = [distribution.to_internal_repr(trial.params[name]) for name, distribution in self._space.items()]
-        self._numbers[number] = row
+        self._numbers[place] = row
         if trial.state != TrialState.RUNNING:
             self.ended += 1
             bisect.insort(self._best, self._merit(trial))
@@ -63,11 +67,11 @@ class Observations:
 
     def forget(self, first: int) -> None:
         """Forget the running trials from this number on."""
-        self._known[first:] = False
+        self._known[self._before + first :] = False
 
     def split(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return the parameters of the good trials and of all others, by name, in the order of the trials."""
-        good = sorted(merit[-1] for merit in self._best[: default_gamma(self.ended)])
+        good = sorted(self._before + merit[-1] for merit in self._best[: default_gamma(self.ended)])
         others = self._known.copy()
         others[good] = False
         return self._columns(good), self._columns(others)

@@ -16,7 +16,7 @@ from hpo.search.events import Event, Note, PopulationEnded, StudyEnded, StudySta
 from hpo.storage import Storage, keep_figures, last_drawn, summary
 
 REFRESH_S = 60.0
-SHARE = 0.05
+SHARE = 0.02
 POINTS = 1000
 
 Listener = Callable[[str, Event], None]

@@ -7,6 +7,7 @@
     study.py      the checked study: settings by trial, the resolved tree, differences
     checking.py   a tree in, a study or its first error out
     reading.py    a file in, with what the command changes
+    writing.py    a study as the text of a file
 
 A study file fixes every value or gives a range or choices to search. This room knows of the rest only the errors, and
 imports neither torch, Optuna nor NumPy.

@@ -58,6 +58,7 @@ class _Check:
     def run(self, source: str) -> Study | None:
         self.check_tables()
         self.check_unused()
+        self.check_start()
         base = self.tree
         for path in self.broken:
             base = replaced(base, path, None)
@@ -110,6 +111,14 @@ class _Check:
             for key, used_by in unused_keys(section, kinds).items() if kinds else ():
                 if key in values:
                     self.add((section, key), f"not used when kind = {_either(kinds)}, only with {_either(used_by)}")
+
+    def check_start(self) -> None:
+        """Find the study itself among those that it starts from."""
+        path: Path = ("search", "start_from")
+        before = value_at(self.tree, path)
+        for index, name in enumerate(before if isinstance(before, list) else ()):
+            if name == value_at(self.tree, ("name",)):
+                self.add((*path, index), f"is the study itself (got {shown(name)})")
 
     def check_searched(
         self, path: Path, table: dict[str, Any], base: dict[str, Any], base_faults: Mapping[Path, Fault]

@@ -36,6 +36,7 @@ Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 AboveZero = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def _number_or(other: type, tag: str) -> Discriminator:
@@ -146,6 +147,14 @@ class SearchSettings(Settings):
     trial_timeout: AboveZero | None = None
     timeout: AboveZero | None = None
     patience: Positive | None = None
+    start_from: list[Name] = []
+
+    @field_validator("start_from")
+    @classmethod
+    def _each_study_once(cls, start_from: list[str]) -> list[str]:
+        if len(set(start_from)) < len(start_from):
+            raise ValueError("must not name a study twice")
+        return start_from
 
 
 class Config(Settings):
@@ -159,7 +168,7 @@ class Config(Settings):
 class StudySettings(Settings):
     """A whole study file with one concrete value in place of each searched one; the fields in canonical order."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Name
     description: str = ""
     data: DataSettings
     network: NetworkSettings

@@ -39,7 +39,7 @@ def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: A
     A change that is None leaves the file's value. An error in a changed value names the option that gave it.
     """
     source = str(path)
-    tree = _load(FilePath(path), source)
+    tree = _study_of(load_tree(path), source)
     given = [_override(text, source) for text in overrides]
     given += [
         _Change(f"--{name.replace('_', '-')}", names()[name], value)
@@ -58,7 +58,9 @@ def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: A
         raise
 
 
-def _load(path: FilePath, source: str) -> dict[str, Any]:
+def load_tree(path: str | FilePath) -> Any:
+    """Return what a TOML file, or by its name a JSON one, holds; raise StudyFileError for one that cannot be read."""
+    path, source = FilePath(path), str(path)
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
@@ -90,9 +92,9 @@ def _parsed_toml(text: str, source: str) -> dict[str, Any]:
         raise study_file_error(source, "", f"is not TOML: {error}") from error
 
 
-def _parsed_json(text: str, source: str) -> dict[str, Any]:
+def _parsed_json(text: str, source: str) -> Any:
     try:
-        tree: Any = json.loads(text)
+        return json.loads(text)
     except RecursionError as error:
         raise study_file_error(source, "", "is nested too deeply") from error
     except json.JSONDecodeError as error:
@@ -100,6 +102,10 @@ def _parsed_json(text: str, source: str) -> dict[str, Any]:
         raise study_file_error(source, "", problem) from error
     except ValueError as error:
         raise study_file_error(source, "", f"is not JSON: {error}") from error
+
+
+def _study_of(tree: Any, source: str) -> dict[str, Any]:
+    """Return the study's tree: the file's own, or an export's configuration."""
     if isinstance(tree, dict) and str(tree.get("schema")).startswith(EXPORT):
         if "config" not in tree:
             raise study_file_error(source, "", "is an export without a config")

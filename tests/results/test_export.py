@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
+import threading
+import tomllib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,9 +16,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from stored_studies import DROPOUT, LR, tree, trial
+from tiny import search, study_of
 
 from hpo.errors import HpoError
-from hpo.results.export import export, export_text, schema, write
+from hpo.results.confirming import confirming_study
+from hpo.results.export import export, export_text, schema
+from hpo.results.verification import verify
+from hpo.results.writing import write
 from hpo.storage import Ending, Storage
 from hpo.studyfile import read_study
 
@@ -46,7 +50,8 @@ def test_the_schema_is_a_schema() -> None:
 def test_an_export_keeps_to_its_schema(exported_of: Exported) -> None:
     exported = exported_of([trial(0.5), trial(0.9), trial(0.99, state=TrialState.PRUNED)])
     jsonschema.validate(exported, schema())
-    assert exported["schema"] == "hpo.best/1"
+    assert exported["schema"] == "hpo.best/2"
+    assert (exported["confirmed"], exported["verified"]) == (None, None)
     assert (exported["study"], exported["trial"], exported["seed"]) == ("digits", 1, 1234)
     assert (exported["metric"], exported["direction"], exported["value"]) == ("val_accuracy", "maximize", 0.9)
     assert exported["params"] == {"lr": 1e-3, "dropout": 0.25}
@@ -55,6 +60,38 @@ def test_an_export_keeps_to_its_schema(exported_of: Exported) -> None:
     assert (exported["precision"], exported["device"]) == ("float32", "cpu")
     assert exported["data"]["validation"] == 287
     assert datetime.fromisoformat(exported["created"]).utcoffset() is not None
+
+
+def test_an_export_of_the_first_version_still_has_its_schema(exported_of: Exported) -> None:
+    exported = exported_of([trial(0.5)])
+    for key in ("curve", "confirmed", "verified"):
+        del exported[key]
+    jsonschema.validate({**exported, "schema": "hpo.best/1"}, schema(1))
+
+
+def test_what_a_confirmation_and_a_verification_add_keeps_to_the_schema(storage: Storage) -> None:
+    search(study_of(training={"epochs": 1}), storage)
+    search(confirming_study(storage, "tiny", top=2, seeds=2), storage)
+    certificate = verify(storage, "tiny", 1, "cpu", threading.Event(), pytest.fail)
+    exported = export(storage, "tiny", confirmed=True)
+    jsonschema.validate(exported, schema())
+    assert exported["verified"] == certificate
+    assert len(exported["confirmed"]["scores"]) == 2
+    assert len(exported["curve"]["val_accuracy"]) == 1
+    toml = tomllib.loads(export_text(storage, "tiny", confirmed=True, form="toml"))
+    assert {**toml, "created": 0} == {**without_nulls(exported), "created": 0}
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return value
+
+
+def test_a_study_that_has_not_been_confirmed_has_no_winner(stored: Store, storage: Storage) -> None:
+    stored([trial(0.9)])
+    with pytest.raises(HpoError, match="has not been confirmed; `hpo confirm` does that"):
+        export(storage, "digits", confirmed=True)
 
 
 def test_the_device_is_that_of_the_best_trial(stored: Store, storage: Storage) -> None:
@@ -91,10 +128,11 @@ def test_the_configuration_is_a_study_of_one_trial(exported_of: Exported, tmp_pa
     assert relaunched(config, tmp_path) == config
 
 
-def test_a_whole_export_is_read_as_a_study_file(stored: Store, storage: Storage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["json", "toml"])
+def test_a_whole_export_is_read_as_a_study_file(stored: Store, storage: Storage, tmp_path: Path, form: str) -> None:
     stored([trial(0.9)])
-    file = tmp_path / "best.json"
-    write(export_text(storage, "digits"), file)
+    file = tmp_path / f"best.{form}"
+    write(export_text(storage, "digits", form=form), file)
     study = read_study(file)
     assert (study.name, study.parameters, study.search.trials) == ("digits-best", (), 1)
 
@@ -137,46 +175,3 @@ def test_a_study_by_another_program_is_refused(storage: Storage) -> None:
     optuna.create_study(storage=storage, study_name="plain").add_trial(trial(2.0))
     with pytest.raises(HpoError, match="study 'plain' was not made by hpo"):
         export_text(storage, "plain")
-
-
-def test_a_written_file_is_whole_and_readable_by_others(tmp_path: Path) -> None:
-    file = tmp_path / "best.json"
-    before = os.umask(0o022)
-    try:
-        write("new\n", file)
-    finally:
-        os.umask(before)
-    assert file.read_text() == "new\n"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o644
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_replaced_file_keeps_its_mode_and_its_links(tmp_path: Path) -> None:
-    file, link = tmp_path / "best.json", tmp_path / "link.json"
-    file.write_text("old")
-    file.chmod(0o600)
-    link.symlink_to(file)
-    write("new\n", link)
-    assert link.is_symlink()
-    assert file.read_text() == "new\n"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-
-
-def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        write("text\n", pipe)
-        assert os.read(reader, 100) == b"text\n"
-    finally:
-        os.close(reader)
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
-
-
-@pytest.mark.parametrize("place", ["missing/best.json", "."])
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path, place: str) -> None:
-    with pytest.raises(HpoError, match="cannot be written") as caught:
-        write("new\n", tmp_path / place)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ import pytest
 from optuna.artifacts import upload_artifact
 from optuna_dashboard import save_note, save_plotly_graph_object
 
+from hpo.service.drawing import refresh
 from hpo.storage import Storage, study_names
 from hpo.storage.artifacts import ArtifactFolder
 
@@ -112,6 +113,20 @@ def test_the_list_leads_to_a_study_and_its_graphs(
     page.goto(f"{url}dashboard/studies/{study._study_id}/trials?numbers={trial.number}")
     page.get_by_text("curve.png").first.wait_for()
     page.wait_for_function("[...document.images].some(each => each.src.includes('/artifacts/') && each.naturalWidth)")
+    assert complaints == []
+
+
+def test_the_figures_of_a_study_stand_on_its_page(
+    page: Any, complaints: list[str], served: Serve, stored: Store, storage: Storage
+) -> None:
+    study = stored()
+    assert refresh(storage, "digits")
+    page.goto(f"{served(read_only=True)}dashboard/studies/{study._study_id}")
+    page.wait_for_function(DRAWN, arg=["user-defined-plot:hpo-landscape", "user-defined-plot:hpo-history"])
+    assert page.evaluate("document.getElementById('user-defined-plot:hpo-landscape').data[0].x.length") == 12
+    said = ["No trial has completed with a learning curve.", "Importances take 20 completed trials; there are 12."]
+    for sentence in said:
+        page.get_by_text(sentence).first.wait_for()
     assert complaints == []
 
 

@@ -27,6 +27,7 @@ from hpo.storage import (
     ATTEMPTS,
     Storage,
     StudyState,
+    last_drawn,
     load_study,
     open_storage,
     running_trials,
@@ -122,6 +123,9 @@ def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage
     assert running.err[0].startswith("tiny: 12 trials, 2 at once on 2 workers in float64")
     ended = next(number for number, line in enumerate(running.err) if line.startswith("tiny: finished, 12 completed"))
     assert any("/12 trials" in line for line in running.err[1:ended]), running.err
+    drawn = last_drawn(storage, summary(storage, "tiny").study_id)  # the dashboard's figures
+    assert drawn is not None
+    assert drawn.trials == 12
 
 
 def test_workers_share_a_study_the_killed_have_successors_and_the_launch_tells_what_they_do(

@@ -7,9 +7,11 @@ so that they can be compared at a glance.
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
+from optuna.trial import FrozenTrial
 
 from hpo.results.figures.source import Source
 from hpo.results.figures.style import (
@@ -31,11 +33,12 @@ ROW_PIXELS, FRAME_PIXELS = 190, 110
 GAP_X, GAP_Y = 0.15, 0.3
 """The room between two frames, as parts of a frame with its room."""
 
+HOVER_CHARACTERS = 60
 LINES = (("train", "training", VERMILLION, TRAINING_DASH), ("val", "validation", BLUE, VALIDATION_DASH))
 
 
 def curves(source: Source) -> go.Figure:
-    """Return the grid of the best trials' learning curves, all in one where there is but one."""
+    """Return the grid of the best trials' learning curves."""
     measure = "loss" if source.metric == "val_loss" else "accuracy"
     ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(f"val_{measure}")]
     if not ranked:
@@ -54,41 +57,44 @@ def curves(source: Source) -> go.Figure:
         "yanchor": "top",
         "yref": "container",
     }
-    traces = []
     for index, trial in enumerate(ranked):
-        own = str(index + 1) if index else ""
         layout |= _axes(index, len(ranked), columns, rows, measure)
-        layout["annotations"].append(_title(f"Best-{index + 1}", own))
-        hover = (
-            plain(best_line(index + 1, trial, source.metric or "value")).replace(" | ", "<br>").replace(", ", "<br>")
-        )
-        for split, label, colour, dash in LINES:
-            values = source.curves[trial.number].get(f"{split}_{measure}", [])
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines" if len(values) > 1 else "lines+markers",
-                    "x": list(range(1, len(values) + 1)),
-                    "y": short(values),
-                    "xaxis": f"x{own}",
-                    "yaxis": f"y{own}",
-                    "name": label,
-                    "legendgroup": label,
-                    "showlegend": index == 0,
-                    "line": {"color": colour, "dash": dash, "width": 1.5},
-                    "cliponaxis": False,  # an accuracy of 1 lies on the frame
-                    "meta": hover,
-                    "hovertemplate": f"{label} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
-                }
-            )
-    figure.add_traces(traces)
+        layout["annotations"].append(_title(index))
+        figure.add_traces(_lines(index, trial, source, measure))
     return figure.update_layout(layout)
+
+
+def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list[dict[str, Any]]:
+    """Return the curves of a frame; all that is known of the trial stands beside whichever is pointed at."""
+    head, _, params = best_line(index + 1, trial, source.metric or "value").partition(" | ")
+    known = "<br>".join(map(plain, [head, *textwrap.wrap(params, HOVER_CHARACTERS)]))
+    traces = []
+    for split, label, colour, dash in LINES:
+        values = source.curves[trial.number].get(f"{split}_{measure}", [])
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines" if len(values) > 1 else "markers",
+                "x": list(range(1, len(values) + 1)),
+                "y": short(values),
+                "xaxis": f"x{_own(index)}",
+                "yaxis": f"y{_own(index)}",
+                "name": label,
+                "legendgroup": label,
+                "showlegend": index == 0,
+                "line": {"color": colour, "dash": dash, "width": 1.5},
+                "marker": {"color": colour},
+                "meta": known,
+                "hovertemplate": f"{label} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
+            }
+        )
+    return traces
 
 
 def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict[str, Any]:
     """Return the two axes of a frame; only those at the grid's left and lower sides say what they are."""
     row, column = divmod(index, columns)
-    own = str(index + 1) if index else ""
+    own = _own(index)
     width, height = 1 / (columns - GAP_X), 1 / (rows - GAP_Y)
     left, top = column * width, 1 - row * height
     lowest = index + columns >= count
@@ -110,6 +116,12 @@ def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict
     return {f"xaxis{own}": x | small | shared["x"], f"yaxis{own}": y | small | shared["y"]}
 
 
-def _title(text: str, own: str) -> dict[str, Any]:
+def _title(index: int) -> dict[str, Any]:
+    own = _own(index)
     place = {"xref": f"x{own} domain", "yref": f"y{own} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
-    return {"text": text, "showarrow": False, "font": {"size": 11}, **place}
+    return {"text": f"Best-{index + 1}", "showarrow": False, "font": {"size": 11}, **place}
+
+
+def _own(index: int) -> str:
+    """Return what a frame's axes are called after x and y."""
+    return str(index + 1) if index else ""

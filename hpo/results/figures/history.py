@@ -21,6 +21,7 @@ def history(source: Source) -> go.Figure:
         return message(title, "No trial has completed with a score.")
     figure = new_figure(title)
     best = _improvements(completed, source.maximized)
+    best = spread(best, source.limit, best[-1:])
     _add_points(figure, spread(completed, source.limit, best), "completed", "circle", BLUE)
     _add_points(figure, spread(pruned, source.limit), "pruned", "triangle-down-open", ORANGE)
     if best:

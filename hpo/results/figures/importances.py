@@ -1,7 +1,7 @@
 """How much of the difference between good and other trials each parameter makes: PED-ANOVA, as Optuna computes it.
 
-It asks which parameters the best tenth of the completed trials has otherwise than all of them, which takes a moment
-where random forests over 20,000 trials would take minutes. A tenth of few trials says nothing; then the figure says so.
+It asks which parameters the best tenth of the completed trials has otherwise than all of them, and takes a moment even
+for a long study. A tenth of few trials says nothing; then the figure says so.
 """
 
 from __future__ import annotations

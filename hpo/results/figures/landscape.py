@@ -3,7 +3,7 @@
 The axes are learning rate and weight decay where both are searched, else the two most important numbers that are
 searched; where there is one, or nothing but choices, the score stands against it. An axis is logarithmic where its
 range is. Pruned and failed trials have symbols of their own: their scores cannot be compared, or do not exist. A few
-hopeless losses do not take all the colours: the worst tenth has the last one.
+hopeless scores do not take all the colours: the worst tenth has the last one.
 """
 
 from __future__ import annotations
@@ -69,26 +69,25 @@ def _points(
     source: Source, axes: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial], how: str, worst: float
 ) -> dict[str, Any]:
     """Return where trials stand; where scores are an axis, failed ones, which have none, stand where the worst does."""
-    scores = short(score(trial) if how != "failed" else worst for trial in trials)
     columns = [_values(trials, name, each) for name, each in axes.items()]
-    lines = [f"%{{text}}, {how}"]
+    if len(columns) == 1:
+        columns.append(short(worst if how == "failed" else score(trial) for trial in trials))
+    lines = [f"trial %{{text}}, {how}"]
     lines += [f"{plain(label(name))}: %{{{place}}}" for name, place in zip(axes, "xy", strict=False)]
-    lines += [] if how == "failed" else [f"{plain(source.score)}: %{{customdata}}"]
-    return {
-        "x": columns[0],
-        "y": columns[1] if len(columns) == 2 else scores,
-        "text": [f"trial {trial.number}" for trial in trials],
-        "customdata": scores,
-        "hovertemplate": "<br>".join(lines) + "<extra></extra>",
-    }
+    points = {"x": columns[0], "y": columns[1], "text": [trial.number for trial in trials]}
+    if how == "completed":
+        lines.append(f"{plain(source.score)}: %{{marker.color:.4f}}")
+    elif how == "pruned":
+        lines.append(f"{plain(source.score)} when it was pruned: %{{customdata:.4f}}")
+        points["customdata"] = short(map(score, trials))
+    return {**points, "hovertemplate": "<br>".join(lines) + "<extra></extra>"}
 
 
 def _coloured(source: Source, trials: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Return markers from the best score's colour to that of the worst, which the worst tenth of losses shares."""
+    """Return markers from the best score's colour to that of the worst tenth."""
     if not ranked:
         return {}
-    tenth = ranked[math.ceil(0.9 * len(ranked)) - 1]
-    ends = score(ranked[0]), score(ranked[-1] if source.maximized else tenth)
+    ends = score(ranked[0]), score(ranked[math.ceil(0.9 * len(ranked)) - 1])
     return {
         "size": 8 if len(trials) <= MANY else 5,
         "color": short(map(score, trials)),

@@ -1,0 +1,102 @@
+"""The study that follows one whose ranges are narrowed: proposed from a storage, and written as a file.
+
+It is the old one with narrower ranges, another name and seed, and starts from the old one's trials
+(`search.start_from`), and from those that the old one started from. Promises: what is written reads back as what was
+proposed; a file that says anything else is left alone. Stores nothing, and launches nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo.errors import HpoError, StudyFileError, UsageError
+from hpo.results.naming import file_stem, followed
+from hpo.results.narrowing import Best, Change, best_few, changes
+from hpo.results.ranking import METRIC_LABELS
+from hpo.results.writing import write
+from hpo.search.predecessors import completed, predecessors
+from hpo.search.records import DATA, kept, stored_study
+from hpo.storage import Storage, load_study
+from hpo.studyfile import Study, parse_study, read_study
+from hpo.studyfile.models import LARGEST
+from hpo.studyfile.trees import replaced
+from hpo.studyfile.writing import study_text
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next study, and why its ranges are what they are, in lines."""
+
+    study: Study
+    lines: tuple[str, ...]
+
+
+def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposal:
+    """Return the study that follows the one of that name, as it is now. Raises HpoError where too little is known."""
+    stored = load_study(storage, name)
+    study = stored_study(stored)
+    before = predecessors(study, kept(stored)[DATA], storage)
+    best = best_few(study, [*completed(storage, name), *before.trials])
+    found = changes(study, best.params)
+    lines = [f"{problem}; its trials are left out" for problem in before.problems]
+    lines += [_around(study, best)]
+    lines += [change.line() for change in found] or ["every range stays as it is: the best lie all over it"]
+    called = next_name(study) if new_name is None else new_name
+    return Proposal(following(study, found, called, [name, *before.names]), tuple(lines))
+
+
+def following(study: Study, found: Sequence[Change], name: str, start_from: Sequence[str]) -> Study:
+    """Return the study with these changes, under this name, that starts from these studies."""
+    tree = study.resolved()
+    for change in found:
+        tree = replaced(tree, change.parameter.path, change.new.tree())
+    tree["name"] = name
+    tree["search"] |= {
+        "points": [],  # they have been tried
+        "seed": (study.search.seed + 1) % (LARGEST + 1),  # random sampling does not say the same again
+        "start_from": list(start_from),
+    }
+    return parse_study(tree, f"study '{name}'")
+
+
+def _around(study: Study, best: Best) -> str:
+    minimized = study.search.metric == "val_loss"
+    reached = f"{METRIC_LABELS[study.search.metric]} {best.threshold:.4f} or {'less' if minimized else 'more'}"
+    return f"{study.name}: around the best {len(best.params)} of {best.of} different trials ({reached})"
+
+
+def next_name(study: Study) -> str:
+    """Return `digits-2` for `digits`, and `digits-3` for that one: a number is counted up where narrowing gave it."""
+    match = re.fullmatch(r"(.+)-([0-9]+)", study.name)
+    base, number = (match[1], int(match[2])) if match else ("", 0)
+    if base not in study.search.start_from:
+        base, number = study.name, 1
+    return followed(base, f"-{number + 1}")
+
+
+def write_study(proposal: Proposal, path: Path | None = None) -> Path:
+    """Write the proposed study to a file, by default one of its name in the current folder; return the path.
+
+    Raises HpoError where there is a file that says something else.
+    """
+    study = proposal.study
+    target = Path(f"{file_stem(study.name)}.toml") if path is None else path
+    if target.suffix.lower() == ".json":
+        raise UsageError(f"{target}: the study is written as TOML; give the file a name that ends in .toml")
+    if target.is_file():
+        if not _says(target, study):
+            raise HpoError(f"{target}: is there already and says something else; give another file with -o")
+        return target
+    head = "".join(f"# {line}\n" for line in proposal.lines)
+    write(head + study_text(study), target)
+    return target
+
+
+def _says(path: Path, study: Study) -> bool:
+    try:
+        return read_study(path) == study
+    except StudyFileError:
+        return False

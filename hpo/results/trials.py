@@ -1,0 +1,98 @@
+"""Trials as records, `hpo.trial/1`: all of a study's or its best, as JSON lines or as comma-separated values.
+
+Every trial is there, whatever became of it; what it has not got is null, or an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from hpo.errors import HpoError
+from hpo.results.export import params_of, precision_of
+from hpo.results.overview import STATES
+from hpo.search.records import CURVE, RUN, stored_study
+from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study
+from hpo.studyfile import Study
+
+SCHEMA = "hpo.trial/1"
+FIRST = ("number", "state", "value", "seed", "epochs", "precision", "device", "started", "ended", "reason")
+"""The columns that every table has, before those of the parameters."""
+
+
+def trial_records(storage: Storage, name: str, best: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield a study's trials in the order of their numbers; or the best of the completed ones, best first.
+
+    Raises HpoError where there is none.
+    """
+    found = load_study(storage, name)
+    study, run = stored_study(found), found.user_attrs.get(RUN, {})
+    parts = Parts(curves=False)  # hpo keeps the learning curve whole, beside Optuna's values by epoch
+    if best is None:
+        trials = storage.read(found._study_id, -1, (), parts)
+    else:
+        trials = [storage.get_trial(trial._trial_id) for trial in best_trials(storage, name, best)]
+    if not trials:
+        raise HpoError(f"study {name!r}: no {'finished ' if best else ''}trial yet; launch it to go on")
+    return (_record(study, str(run.get("precision", "auto")), trial) for trial in trials)
+
+
+def _record(study: Study, run: str, trial: FrozenTrial) -> dict[str, Any]:
+    params, attrs = params_of(study, trial), trial.system_attrs
+    curve = attrs.get(CURVE, {})
+    return {
+        "schema": SCHEMA,
+        "study": study.name,
+        "number": trial.number,
+        "state": STATES[trial.state],
+        "value": trial.value if trial.values else None,
+        "params": params,
+        "seed": trial.user_attrs.get("seed"),
+        "epochs": max(map(len, curve.values()), default=0),
+        "precision": precision_of(study, run, params) if len(params) == len(study.parameters) else None,
+        "device": attrs.get(WORKER, {}).get("device"),
+        "started": _utc(trial.datetime_start),
+        "ended": _utc(trial.datetime_complete),
+        "reason": trial.user_attrs.get(REASON),
+        "curve": curve,
+    }
+
+
+def json_lines(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield each record as a line of JSON; a value that is not finite is null."""
+    for record in records:
+        yield json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def comma_separated(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield a heading and a row a record, without the curves; a list is its JSON."""
+    rows = list(records)
+    names = list(dict.fromkeys(name for row in rows for name in row["params"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*FIRST, *names])
+    for row in rows:
+        cells = [*(row[column] for column in FIRST), *(row["params"].get(name) for name in names)]
+        writer.writerow([json.dumps(cell) if isinstance(cell, list | bool) else cell for cell in cells])
+    yield text.getvalue()
+
+
+def _utc(time: datetime.datetime | None) -> str | None:
+    """Optuna's times are this machine's."""
+    if time is None:
+        return None
+    return time.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value

@@ -1,0 +1,107 @@
+"""The certificate that a study's trials are what they would be alone: some of them, trained again outside a population.
+
+It is kept with the study, and its export and report carry it. It states the largest differences that were seen, and
+judges nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.errors import HpoError
+from hpo.results.ranking import METRIC_LABELS
+from hpo.results.repeating import Repeated, Stored, repeat
+from hpo.results.versions import versions
+from hpo.search.plan import plan
+from hpo.search.records import CURVE, RUN, check_data, stored_study
+from hpo.search.space import config_of
+from hpo.storage import Storage, best_trials, load_study
+from hpo.studyfile import Study
+from hpo.training.devices import describe
+from hpo.training.stack import Member
+
+VERIFIED = "hpo:verified"
+"""The attribute that holds a study's certificate."""
+
+Certificate = dict[str, Any]
+
+
+def verify(
+    storage: Storage, name: str, count: int, device: str, stop: threading.Event, say: Callable[[str], None]
+) -> Certificate:
+    """Train `count` of the study's completed trials again, the best and others at even distances, and keep the result.
+
+    Raises HpoError where no trial has completed, and InterruptionError, with nothing kept, where `stop` is set.
+    """
+    found = load_study(storage, name)
+    study = stored_study(found)
+    trials = _chosen(storage, name, found.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), count)
+    if not trials:
+        raise HpoError(f"study '{name}': no trial has completed, so there is nothing to verify; launch it to go on")
+    planned = plan(study, device)
+    check_data(study, planned.images, found)
+    precision = str(found.user_attrs[RUN]["precision"])
+    repeated = repeat(study, planned, precision, [_stored(study, trial) for trial in trials], stop, say)
+    certificate = _certificate(study, repeated, describe(planned.device), precision)
+    storage.change_study(found._study_id, {VERIFIED: certificate})
+    return certificate
+
+
+def certificate_text(certificate: Certificate) -> str:
+    """Return the certificate as a JSON object."""
+    return json.dumps(certificate, allow_nan=False)
+
+
+def verified_lines(certificate: Certificate) -> list[str]:
+    """Return what a certificate says."""
+    label = METRIC_LABELS[certificate["metric"]]
+    rows = [
+        f"trial {each['trial']}: {label} {each['score']:.6g} alone, {each['stored']:.6g} stored; "
+        f"largest difference in any epoch: {_listed(each['largest'])}"
+        for each in certificate["trials"]
+    ]
+    trained = f"{len(rows)} trials, each trained again alone" if len(rows) > 1 else "1 trial, trained again alone"
+    whole = f"{certificate['study']}: {trained} on {certificate['device']} in {certificate['precision']}"
+    return [*rows, f"{whole}; the largest difference of a score is {certificate['score']:.2g}"]
+
+
+def _listed(largest: dict[str, float]) -> str:
+    return ", ".join(f"{metric} {value:.2g}" for metric, value in largest.items())
+
+
+def _chosen(storage: Storage, name: str, complete: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
+    """Return the best trial, and as many others as are still asked for, evenly spread over the study."""
+    best = {trial.number for trial in best_trials(storage, name, 1)}
+    others = [trial for trial in complete if trial.number not in best]
+    wanted = min(count - len(best), len(others))
+    spread = {others[index * len(others) // wanted].number for index in range(wanted)}
+    return [trial for trial in complete if trial.number in best | spread]
+
+
+def _stored(study: Study, trial: FrozenTrial) -> Stored:
+    member = Member(trial.number, config_of(study, trial.params), trial.user_attrs["seed"])
+    return Stored(member, trial.value or 0.0, trial.system_attrs.get(CURVE, {}))
+
+
+def _certificate(study: Study, repeated: Sequence[Repeated], device: str, precision: str) -> Certificate:
+    metrics = dict.fromkeys(metric for each in repeated for metric in each.largest)
+    return {
+        "study": study.name,
+        "metric": study.search.metric,
+        "at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "device": device,
+        "precision": precision if study.first.training.precision == "auto" else study.first.training.precision,
+        "score": max(abs(each.difference) for each in repeated),
+        "largest": {metric: max(each.largest.get(metric, 0.0) for each in repeated) for metric in metrics},
+        "trials": [
+            {"trial": each.number, "stored": each.stored, "score": each.score, "largest": dict(each.largest)}
+            for each in repeated
+        ],
+        "versions": versions(),
+    }

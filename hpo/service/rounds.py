@@ -1,0 +1,92 @@
+"""Narrowing and searching in turn: each round narrows the ranges of the one before, and searches what is left.
+
+A round is an ordinary study: it can be interrupted, watched and shared. Promises: the same rounds asked for again go on
+where they were, and train nothing twice, because a round that is there already is met by its name, and has to be the
+very study that narrowing proposes; where it is another, nothing is trained.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from rich.console import Console
+
+from hpo.errors import HpoError
+from hpo.results.closing import outcome_line
+from hpo.results.next_study import Proposal, propose
+from hpo.results.progress import progress
+from hpo.results.ranking import METRIC_LABELS
+from hpo.search.records import stored_study
+from hpo.service.launching import launch
+from hpo.storage import Storage, best_trials, load_study, study_names
+from hpo.studyfile import Study, differing_keys
+
+
+def run_rounds(
+    storage: Storage,
+    name: str,
+    rounds: int,
+    *,
+    new_name: str | None,
+    device: str,
+    workers: int | None,
+    quiet: bool,
+    say: Callable[[str], None],
+    stop: threading.Event,
+) -> bool:
+    """Narrow the study of that name and search what is proposed, so many times; return whether all came to their end.
+
+    `say` gets a line after each round that compares it with the one before; progress is shown on stderr. Raises what
+    `propose` and a launch raise.
+    """
+    console = Console(stderr=True)
+    for _ in range(rounds):
+        proposal = propose(storage, name, new_name)
+        _check_round(storage, name, proposal)
+        with progress(False, quiet, console, stop) as display:
+            if not quiet:
+                for line in proposal.lines:
+                    display.line(line)
+            launch(
+                proposal.study,
+                storage,
+                device=device,
+                workers=workers,
+                ray=None,
+                gpus_per_worker=0.0,
+                extend=False,
+                on_event=display,
+                stop=stop,
+            )
+        if display.ended is not None and not quiet:
+            display.line(outcome_line(proposal.study, display.ended))
+        if display.interrupted:
+            return False
+        say(compared(storage, proposal.study, name))
+        name, new_name = proposal.study.name, None
+    return True
+
+
+def compared(storage: Storage, study: Study, before: str) -> str:
+    """Return a line that says how much better the best of a round is than the best of the one before."""
+    label = METRIC_LABELS[study.search.metric]
+    best, old = (next((trial.value for trial in best_trials(storage, name, 1)), None) for name in (study.name, before))
+    if best is None or old is None:
+        return f"{study.name}: no completed trial, so there is nothing to compare with {before}"
+    gain = old - best if study.search.metric == "val_loss" else best - old
+    how = "as good as" if gain == 0 else f"{abs(gain):.4f} {'better' if gain > 0 else 'worse'} than"
+    return f"{study.name}: best {label} {best:.4f}, {how} {before} ({old:.4f})"
+
+
+def _check_round(storage: Storage, name: str, proposal: Proposal) -> None:
+    """Raise HpoError where a study of the round's name is there that is not the round."""
+    study = proposal.study
+    if study.name not in study_names(storage):
+        return
+    differences = differing_keys(stored_study(load_study(storage, study.name)), study)
+    if differences:
+        raise HpoError(
+            f"study '{study.name}' is there already, and is not what narrowing '{name}' proposes now: it differs in "
+            f"{'; '.join(differences)}; name the rounds otherwise with --name"
+        )

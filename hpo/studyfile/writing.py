@@ -1,0 +1,50 @@
+"""A study as the text of a TOML file that people read: a line a key, keys at their defaults left out.
+
+Promises: read back, the text is the same study. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tomli_w
+
+from hpo.studyfile.models import SECTIONS, Settings, StudySettings
+from hpo.studyfile.study import Study
+
+
+def study_text(study: Study) -> str:
+    """Return the text."""
+    tree = study.resolved()
+    top = {key: value for key, value in tree.items() if not isinstance(value, dict)}
+    blocks = [_lines(_said(StudySettings, top))]
+    for key, table in tree.items():
+        if isinstance(table, dict) and table:
+            model = SECTIONS.get(key)
+            blocks.append([f"[{key}]", *_lines(table if model is None else _said(model, table))])
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _said(model: type[Settings], table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a table says beyond its model's defaults."""
+    defaults = {key: field.default for key, field in model.model_fields.items() if not field.is_required()}
+    return {key: value for key, value in table.items() if key not in defaults or value != defaults[key]}
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
+
+
+def _value(value: Any) -> str:
+    """Return a value on one line, where a file's reader expects a range: tomli-w writes tables and lists over many."""
+    if isinstance(value, dict):
+        said = {key: each for key, each in value.items() if (key, each) != ("log", False)}
+        return f"{{ {', '.join(_lines(said))} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").removesuffix("\n")
+
+
+def _key(key: str) -> str:
+    return tomli_w.dumps({key: 0}).removesuffix(" = 0\n")

@@ -1,0 +1,96 @@
+"""`hpo narrow`: the next study's file, rounds of searching, and what is refused."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import Outcome, Running
+
+from hpo.studyfile import read_study
+
+Run = Callable[..., Outcome]
+Start = Callable[..., Running]
+
+LONG = ("--set", "training.epochs=100", "--set", "network.hidden=[64, 64]", "--trials", "12")
+
+
+def test_it_writes_the_next_study_which_can_be_launched(hpo: Run, folder: Path) -> None:
+    hpo("launch", "tiny.toml", "--quiet")
+    outcome = hpo("narrow", "tiny")
+    assert (outcome.status, outcome.out) == (0, "tiny-2.toml\n")
+    first, *changes = outcome.err.splitlines()
+    assert first.startswith("tiny: around the best 3 of 6 different trials (val acc 0.")
+    assert changes
+    text = (folder / "tiny-2.toml").read_text()
+    assert text.startswith("".join(f"# {line}\n" for line in outcome.err.splitlines()))
+    study = read_study("tiny-2.toml")
+    assert (study.name, study.search.seed, study.search.start_from) == ("tiny-2", 1, ["tiny"])
+    assert hpo("check", "tiny-2.toml").status == 0
+    launched = hpo("launch", "tiny-2.toml")
+    assert launched.status == 0
+    assert "tiny-2: finished, 6 completed" in launched.err
+    assert hpo("narrow", "tiny") == outcome
+    assert hpo("narrow", "tiny-2", "-o", "third.toml").out == "third.toml\n"
+    assert read_study("third.toml").name == "tiny-3"
+
+
+def test_rounds_search_and_compare(hpo: Run, folder: Path) -> None:
+    hpo("launch", "tiny.toml", "--quiet")
+    outcome = hpo("narrow", "tiny", "--rounds", "2", "--name", "round", "--device", "cpu")
+    assert outcome.status == 0
+    first, second = outcome.out.splitlines()
+    assert first.startswith("round: best val acc 0.")
+    assert " tiny (0." in first
+    assert second.startswith("round-2: best val acc 0.")
+    assert " round (0." in second
+    assert outcome.err.count("finished, 6 completed") == 2
+    assert list(folder.glob("*.toml")) == [folder / "tiny.toml"]
+
+
+def test_interrupted_rounds_go_on(process: Start, hpo: Run) -> None:
+    hpo("launch", "tiny.toml", "--quiet", *LONG)
+    running = process("narrow", "tiny", "--rounds", "1")
+    assert running.process.stderr is not None
+    lines = iter(running.process.stderr.readline, b"")
+    assert any(line.startswith(b"tiny-2: 12 trials") for line in lines)
+    running.process.send_signal(signal.SIGINT)
+    outcome = running.outcome()
+    assert (outcome.status, outcome.out) == (130, "")
+    assert "tiny-2: interrupted" in outcome.err
+    assert "Traceback" not in outcome.err
+    outcome = hpo("narrow", "tiny", "--rounds", "1")
+    assert outcome.status == 0
+    assert outcome.out.startswith("tiny-2: best val acc 0.")
+    assert "tiny-2: finished, 12 completed" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "problem"),
+    [
+        (["tiny"], 1, "study 'tiny': has 2 different completed trials, and to narrow its ranges takes 6; launch it "),
+        (["tinny"], 1, "sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)"),
+        (["tiny", "--rounds", "2", "-o", "x.toml"], 2, "--output: with --rounds no file is written"),
+        (["tiny", "--device", "cpu"], 2, "--device: goes with --rounds"),
+        (["tiny", "--workers", "2"], 2, "--workers: goes with --rounds"),
+        (["tiny", "--rounds", "0"], 2, "Invalid value for '--rounds'"),
+        (["tiny", "--rounds", "1", "--device", "abacus"], 1, "study 'tiny': has 2 different"),
+    ],
+)
+def test_what_cannot_be_narrowed_is_one_line(hpo: Run, args: list[str], status: int, problem: str) -> None:
+    hpo("launch", "tiny.toml", "--quiet", "--trials", "2")
+    outcome = hpo("narrow", *args)
+    assert (outcome.status, outcome.out) == (status, "")
+    assert outcome.err.startswith(f"hpo: {problem}")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_study_that_starts_from_nothing_is_refused(hpo: Run) -> None:
+    outcome = hpo("launch", "tiny.toml", "--set", 'search.start_from=["earlier"]')
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == (
+        "hpo: tiny.toml: search.start_from: sqlite:///hpo.db: no study named 'earlier'; it holds no study yet: "
+        "start one with `hpo launch FILE`\n"
+    )

@@ -1,0 +1,42 @@
+"""`hpo plot` as a user has it: a launch, and then its figures as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import Outcome
+
+Run = Callable[..., Outcome]
+
+
+def test_a_launched_study_is_plotted(hpo: Run, folder: Path) -> None:
+    assert hpo("launch", "tiny.toml", "--quiet").status == 0
+    outcome = hpo("plot", "tiny")
+    kinds = ["curves", "landscape", "history", "importances"]
+    assert outcome == (0, "".join(f"tiny-{kind}.html\n" for kind in kinds), "")
+    assert all((folder / line).stat().st_size > 1_000_000 for line in outcome.out.split())
+
+    outcome = hpo("plot", "tiny", "--figure", "history", "--figure", "curves", "-n", "2", "-o", "there")
+    assert outcome == (0, "there/tiny-history.html\nthere/tiny-curves.html\n", "")
+    assert "2 best trials" in (folder / "there/tiny-curves.html").read_text()
+
+
+def test_what_cannot_be_plotted_is_one_line(hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hpo("plot", "tiny").err.startswith("hpo: sqlite:///hpo.db: no such file")
+    assert hpo("launch", "tiny.toml", "--quiet", "--trials", "2").status == 0
+    assert hpo("plot", "tiny", "--figure", "curve") == (
+        2,
+        "",
+        "hpo: --figure: no kind 'curve' (did you mean 'curves'?); there are curves, landscape, history, importances\n",
+    )
+    assert hpo("plot", "tony").err.startswith("hpo: sqlite:///hpo.db: no study named 'tony' (did you mean 'tiny'?)")
+    monkeypatch.setenv("BROWSER_PATH", str(folder / "nowhere"))
+    outcome = hpo("plot", "tiny", "--format", "png", "-o", "there")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err == (
+        "hpo: PNG: needs Chrome or Chromium, and none is there: `apt install chromium`, or `plotly_get_chrome`; "
+        "one that is not on PATH goes into BROWSER_PATH; --format html needs none\n"
+    )
+    assert not (folder / "there").exists()

@@ -1,0 +1,69 @@
+"""`hpo verify`, `hpo replay` and the forms of `hpo export` as a user types them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import Outcome
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def searched(hpo: Run) -> None:
+    assert hpo("launch", "tiny.toml", "--quiet").status == 0
+
+
+def test_a_study_is_verified_and_its_export_says_so(hpo: Run, searched: None) -> None:
+    outcome = hpo("verify", "tiny", "--trials", "2")
+    assert (outcome.status, outcome.err) == (0, "")
+    *trials, last = outcome.out.splitlines()
+    assert len(trials) == 2
+    assert all(line.startswith("trial ") and "largest difference in any epoch: " in line for line in trials)
+    assert last.startswith("tiny: 2 trials, each trained again alone on cpu in float32")
+    certificate = json.loads(hpo("verify", "tiny", "--trials", "1", "--json").out)
+    assert json.loads(hpo("export", "tiny").out)["verified"] == certificate
+
+
+@pytest.mark.parametrize("form", ["json", "toml"])
+def test_an_export_is_replayed(hpo: Run, searched: None, folder: Path, form: str) -> None:
+    file = f"best.{form}"
+    assert hpo("export", "tiny", "--format", form, "-o", file) == (0, "", "")
+    (folder / "hpo.db").unlink()
+    outcome = hpo("replay", file)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.startswith("val acc 0.")
+    (run,) = json.loads(hpo("replay", file, "--json").out)["runs"]
+    assert abs(run["difference"]) <= 1 / 40  # of 40 validation images one may fall on the other side
+
+
+def test_all_trials_as_lines_and_as_a_table(hpo: Run, searched: None) -> None:
+    lines = hpo("export", "tiny", "--all").out.splitlines()
+    assert [json.loads(line)["number"] for line in lines] == list(range(6))
+    table = list(csv.DictReader(io.StringIO(hpo("export", "tiny", "--top", "3", "--format", "csv").out)))
+    assert len(table) == 3
+    assert {"number", "value", "lr", "dropout"} <= table[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (["verify", "tinny"], 1, "no study named 'tinny' (did you mean 'tiny'?)"),
+        (["verify", "tiny", "--device", "tpu"], 2, "tpu"),
+        (["replay", "tiny.toml"], 2, "tiny.toml: is no export; `hpo export NAME -o best.json` writes one"),
+        (["replay", "missing.json"], 2, "missing.json: no such file"),
+        (["export", "tiny", "--confirmed"], 1, "study 'tiny': has not been confirmed; `hpo confirm` does that"),
+        (["export", "tiny", "--all", "--format", "toml"], 2, "--format toml: holds one trial"),
+        (["export", "tiny", "--format", "xml"], 2, "xml"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(hpo: Run, searched: None, args: list[str], status: int, message: str) -> None:
+    outcome = hpo(*args)
+    assert (outcome.status, outcome.out) == (status, "")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1

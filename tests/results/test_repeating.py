@@ -1,0 +1,192 @@
+"""Trials trained again, from the storage (`hpo verify`) and from an export alone (`hpo replay`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from stored_studies import trial
+from tiny import search, study_of, trials_of, write_mnist
+
+from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, UsageError
+from hpo.results.confirming import confirming_study
+from hpo.results.export import export, export_text
+from hpo.results.repeating import largest_differences
+from hpo.results.replaying import Replay, replay, replay_lines
+from hpo.results.verification import VERIFIED, verified_lines, verify
+from hpo.search.records import CURVE
+from hpo.storage import Storage, load_study
+
+STUDY = study_of(network={"dropout": 0.3, "batch_norm": True}, training={"epochs": 3}, search={"trials": 7})
+CLOSE = 1e-9
+"""A trial alone and in company: float64, three epochs, and sums in another order at most."""
+
+
+def verified(storage: Storage, count: int = 5, stop: threading.Event | None = None) -> dict[str, Any]:
+    return verify(storage, "tiny", count, "cpu", stop or threading.Event(), pytest.fail)
+
+
+def replayed(path: Path) -> Replay:
+    return replay(path, "cpu", threading.Event(), pytest.fail)
+
+
+@pytest.fixture
+def searched(storage: Storage) -> Storage:
+    search(STUDY, storage)
+    return storage
+
+
+def test_a_trial_alone_has_the_curve_that_it_had_in_its_population(searched: Storage) -> None:
+    certificate = verified(searched)
+    assert len(certificate["trials"]) == 5
+    assert certificate["score"] <= CLOSE
+    assert set(certificate["largest"]) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+    assert max(certificate["largest"].values()) <= CLOSE
+    assert load_study(searched, "tiny").user_attrs[VERIFIED] == certificate
+    assert export(searched, "tiny")["verified"] == certificate
+    *_, last = verified_lines(certificate)
+    assert last.startswith("tiny: 5 trials, each trained again alone on cpu in float64; the largest difference")
+
+
+def test_the_best_trial_is_always_among_them(searched: Storage) -> None:
+    best = export(searched, "tiny")["trial"]
+    for count in (1, 2, 7, 50):
+        numbers = [each["trial"] for each in verified(searched, count)["trials"]]
+        assert best in numbers
+        assert len(set(numbers)) == min(count, 7)
+
+
+def changed_curve(storage: Storage, number: int, change: Callable[[dict[str, list[float]]], object]) -> None:
+    """Store another curve for a trial than it had."""
+    trial = trials_of(storage)[number]
+    curve = {metric: list(values) for metric, values in trial.system_attrs[CURVE].items()}
+    change(curve)
+    statement = "UPDATE trial_system_attributes SET value_json = ? WHERE trial_id = ? AND key = ?"
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(statement, (json.dumps(curve), trial._trial_id, CURVE))
+
+
+def test_a_curve_that_is_not_the_trials_is_seen(searched: Storage) -> None:
+    changed_curve(searched, 3, lambda curve: curve["val_loss"].__setitem__(1, curve["val_loss"][1] + 0.25))
+    certificate = verified(searched, 7)
+    assert certificate["largest"]["val_loss"] == pytest.approx(0.25)
+    worst = max(certificate["trials"], key=lambda each: each["largest"]["val_loss"])
+    assert worst["trial"] == 3
+
+
+def test_another_seed_is_another_trial(searched: Storage, tmp_path: Path) -> None:
+    exported = export(searched, "tiny")
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({**exported, "seed": exported["seed"] + 1}))
+    (run,) = replayed(path).runs
+    assert run.largest["val_loss"] > 1e-3
+
+
+def test_what_cannot_be_verified(storage: Storage) -> None:
+    search(STUDY, storage, stop_at=lambda event: True)
+    with pytest.raises(HpoError, match="study 'tiny': no trial has completed"):
+        verified(storage)
+    search(STUDY, storage)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(InterruptionError):
+        verified(storage, stop=stop)
+    assert VERIFIED not in load_study(storage, "tiny").user_attrs
+
+
+@pytest.mark.parametrize("form", ["json", "toml"])
+def test_an_export_alone_repeats_its_trial(searched: Storage, tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"best.{form}"
+    path.write_text(export_text(searched, "tiny", form=form))
+    found = replayed(path)
+    (run,) = found.runs
+    assert abs(run.difference) <= CLOSE
+    assert max(run.largest.values()) <= CLOSE
+    assert len(run.largest) == 4
+    assert replay_lines(found)[0].startswith("val acc 0.")
+
+
+def test_a_confirmed_export_repeats_the_run_of_each_seed(searched: Storage, tmp_path: Path) -> None:
+    search(confirming_study(searched, "tiny", top=2, seeds=3), searched)
+    path = tmp_path / "best.json"
+    path.write_text(export_text(searched, "tiny", confirmed=True))
+    runs = replayed(path).runs
+    assert len(runs) == 3
+    assert max(abs(run.difference) for run in runs) <= CLOSE
+    assert sorted(run.stored for run in runs) == sorted(export(searched, "tiny", confirmed=True)["confirmed"]["scores"])
+
+
+def test_an_export_of_the_first_version_is_repeated_without_a_curve(searched: Storage, tmp_path: Path) -> None:
+    exported = export(searched, "tiny")
+    for key in ("curve", "confirmed", "verified"):
+        del exported[key]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({**exported, "schema": "hpo.best/1"}))
+    (run,) = replayed(path).runs
+    assert abs(run.difference) <= CLOSE
+    assert run.largest == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: {**e, "schema": "hpo.best/3"}, r"is written by a newer hpo \(hpo.best/3\)"),
+        (lambda e: e["config"], "is no export; `hpo export NAME -o best.json` writes one"),
+        (lambda e: [e], "is no export"),
+        (lambda e: {key: value for key, value in e.items() if key != "seed"}, "is an export without seed"),
+        (lambda e: {**e, "config": {**e["config"], "name": 3}}, "name: must be a string"),
+    ],
+)
+def test_a_file_that_is_no_export(
+    searched: Storage, tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(change(export(searched, "tiny"))))
+    with pytest.raises(UsageError, match=message):
+        replayed(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StudyFileError, match="no such file"):
+        replayed(tmp_path / "missing.json")
+
+
+def test_other_images_are_another_trial(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data"
+    write_mnist(folder)
+    monkeypatch.setenv("HPO_DATA_DIR", str(folder))
+    search(study_of(data={"dataset": "mnist", "train_size": 60}, training={"epochs": 1}), storage)
+    path = tmp_path / "best.json"
+    path.write_text(export_text(storage, "tiny"))
+    assert abs(replayed(path).runs[0].difference) <= CLOSE
+    exported = json.loads(path.read_text())
+    exported["data"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(exported))
+    with pytest.raises(HpoError, match="the images of mnist here are not those that it was trained on"):
+        replayed(path)
+    shutil.rmtree(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError):
+        replayed(path)
+
+
+def test_a_trial_that_fails_now_is_one_line(storage: Storage) -> None:
+    study = study_of(optimizer={"lr": {"choices": [1e200]}}, search={"trials": 1})
+    search(study, storage)
+    stored = load_study(storage, "tiny")
+    params = {"lr": 1e200}
+    space = {"lr": optuna.distributions.CategoricalDistribution([1e200])}
+    stored.add_trial(trial(0.9, params=params, distributions=dict(space)))
+    with pytest.raises(HpoError, match="trial 1 was stored as complete, and fails now: diverged"):
+        verified(storage)
+
+
+def test_the_largest_difference_is_that_of_any_epoch() -> None:
+    stored, again = {"a": [1.0, 2.0, 3.0], "b": [1.0]}, {"a": [1.0, 2.5, 2.9], "c": [1.0]}
+    assert largest_differences(stored, again) == {"a": 0.5}

@@ -1,0 +1,95 @@
+"""Exports of many trials: JSON lines and comma-separated values, of all trials or the best."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+from stored_studies import DROPOUT, LR, tree, trial
+from tiny import search, study_of, trials_of
+
+from hpo.errors import HpoError, UsageError
+from hpo.results.exporting import exported
+from hpo.search.records import CURVE
+from hpo.storage import Storage
+
+Store = Callable[..., optuna.Study]
+
+
+def lines(storage: Storage, **options: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in exported(storage, "digits", **options).splitlines()]
+
+
+def rows(storage: Storage, name: str = "digits", **options: Any) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(exported(storage, name, form="csv", **options))))
+
+
+def test_every_trial_is_a_line_whatever_became_of_it(stored: Store, storage: Storage) -> None:
+    states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+    values = [0.5, 0.25, None, None, None]
+    stored([trial(value, state=state) for value, state in zip(values, states, strict=True)])
+    found = lines(storage, every=True)
+    assert [each["number"] for each in found] == [0, 1, 2, 3, 4]
+    assert [each["state"] for each in found] == ["complete", "pruned", "failed", "running", "waiting"]
+    assert [each["value"] for each in found] == values
+    assert {each["schema"] for each in found} == {"hpo.trial/1"}
+    assert [each["state"] for each in rows(storage, every=True)] == [each["state"] for each in found]
+
+
+def test_the_best_are_in_their_order(stored: Store, storage: Storage) -> None:
+    stored([trial(0.5), trial(0.9), trial(0.99, state=TrialState.PRUNED), trial(0.7)])
+    assert [each["number"] for each in lines(storage, top=2)] == [1, 3]
+    assert [each["number"] for each in rows(storage, top=50)] == ["1", "3", "0"]
+    assert [each["value"] for each in rows(storage)] == ["0.9"]
+
+
+def test_a_search_is_exported_with_its_curves_seeds_and_times(storage: Storage) -> None:
+    search(study_of(), storage)
+    found = [json.loads(line) for line in exported(storage, "tiny", every=True).splitlines()]
+    for each, stored_trial in zip(found, trials_of(storage), strict=True):
+        assert each["curve"] == stored_trial.system_attrs[CURVE]
+        assert each["seed"] == stored_trial.user_attrs["seed"]
+        assert each["params"] == stored_trial.params
+        assert (each["epochs"], each["precision"], each["device"]) == (2, "float64", "cpu")
+        assert each["started"] < each["ended"]
+
+
+def test_values_that_no_json_number_is_are_null(stored: Store, storage: Storage) -> None:
+    stored([trial(float("inf"))])
+    assert lines(storage, every=True)[0]["value"] is None
+
+
+def test_lists_words_and_names_with_commas_are_cells(stored: Store, storage: Storage) -> None:
+    written = tree(network={"hidden": {"choices": [[8], [16, 16]]}})
+    space = {"lr": LR, "dropout": DROPOUT, "hidden": CategoricalDistribution(["[8]", "[16, 16]"])}
+    params = {"lr": 1e-3, "dropout": 0.25, "hidden": "[16, 16]"}
+    stored([trial(0.9, params=params, distributions=space)], written)
+    assert rows(storage, every=True)[0]["hidden"] == "[16, 16]"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": True, "top": 3}, "--all: does not go with --top"),
+        ({"top": 3, "confirmed": True}, "--top: does not go with --confirmed"),
+        ({"every": True, "form": "toml"}, "--format toml: holds one trial, --all asks for several"),
+        ({"confirmed": True, "form": "csv"}, "--format csv: has no place for the numbers of a confirmation"),
+    ],
+)
+def test_what_does_not_go_together(storage: Storage, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        exported(storage, "digits", **options)
+
+
+@pytest.mark.parametrize("options", [{"every": True}, {"top": 2}, {"form": "csv"}, {}])
+def test_a_study_without_trials_is_one_line(stored: Store, storage: Storage, options: dict[str, Any]) -> None:
+    stored([])
+    with pytest.raises(HpoError, match=r"study 'digits': no .*trial yet"):
+        exported(storage, "digits", **options)

@@ -1,0 +1,55 @@
+"""Files are written whole or not at all, and what was there before stays what it is."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from hpo.errors import HpoError
+from hpo.results.writing import write
+
+
+def test_a_written_file_is_whole_and_readable_by_others(tmp_path: Path) -> None:
+    file = tmp_path / "best.json"
+    before = os.umask(0o022)
+    try:
+        write("new\n", file)
+    finally:
+        os.umask(before)
+    assert file.read_text() == "new\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_replaced_file_keeps_its_mode_and_its_links(tmp_path: Path) -> None:
+    file, link = tmp_path / "best.json", tmp_path / "link.json"
+    file.write_text("old")
+    file.chmod(0o600)
+    link.symlink_to(file)
+    write("new\n", link)
+    assert link.is_symlink()
+    assert file.read_text() == "new\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write("text\n", pipe)
+        assert os.read(reader, 100) == b"text\n"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.parametrize("place", ["missing/best.json", "."])
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path, place: str) -> None:
+    with pytest.raises(HpoError, match="cannot be written") as caught:
+        write("new\n", tmp_path / place)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

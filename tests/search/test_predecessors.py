@@ -1,0 +1,276 @@
+"""Studies that start from others: what their samplers know from the beginning, and what they must not count."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lock_step import LockStep
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from tiny import DECAY, after_epochs, check_whole, params, search, states, study_of, trials_of, write_mnist
+
+from hpo.errors import StudyFileError, UsageError
+from hpo.search.events import EpochEnded, Event, Note, StudyEnded
+from hpo.search.history import History
+from hpo.search.launch import launch
+from hpo.search.predecessors import predecessors
+from hpo.search.space import distributions, identity
+from hpo.storage import Storage, load_study
+from hpo.studyfile import Study
+
+Started = Callable[[Study, Storage], LockStep]
+NewStorage = Callable[[], Storage]
+
+RATES = {"choices": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}
+
+
+def numbered(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials as a storage gives them out."""
+    for number, trial in enumerate(trials):
+        trial.number = trial._trial_id = number
+    return trials
+
+
+def known_trials(study: Study, count: int = 14) -> list[FrozenTrial]:
+    """Completed trials of a study, the better the nearer lr is to 0.1."""
+    asked = History(study).ask(count)
+    space = distributions(study)
+    return numbered(
+        [create_trial(value=1 - abs(values["lr"] - 0.1), params=values, distributions=space) for _, values in asked]
+    )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
+def test_a_sampler_learns_from_them_as_from_its_own(sampler: str) -> None:
+    study = study_of(optimizer={"weight_decay": DECAY}, search={"sampler": sampler})
+    known = known_trials(study_of(optimizer={"weight_decay": DECAY}, search={"seed": 7}))
+    failed = numbered(
+        [create_trial(state=TrialState.FAIL, params=t.params, distributions=t.distributions) for t in known]
+    )
+    own = History(study, known).ask(5)
+    before = History(study, failed, known).ask(5)
+    without = History(study, failed).ask(5)
+    assert before == own
+    assert [values for _, values in before] != [values for _, values in without]
+
+
+def test_they_are_not_counted_nor_judged_by() -> None:
+    study = study_of(search={"sampler": "tpe", "pruner": "median"})
+    history = History(study, (), known_trials(study))
+    assert (history.count, history.since_best, history.unfinished) == (0, 0, set())
+    asked = history.ask(8)
+    assert [number for number, _ in asked] == list(range(8))
+    history.forget(asked)
+    assert history.ask(8) == asked
+    for number in range(7):
+        history.report(1, {number: 0.01 * number})
+        history.tell(number, TrialState.COMPLETE, 0.01 * number)
+    history.report(1, {7: 0.04})
+    assert history.judge([7]) == set()  # better than the median of its own study, if not of the other
+    assert history.since_best == 0
+    history.tell(7, TrialState.COMPLETE, 0.04)
+    assert history.since_best == 1
+
+
+def test_those_outside_the_space_are_not_known() -> None:
+    study = study_of(optimizer={"lr": {"low": 0.05, "high": 0.2, "log": True}}, search={"sampler": "tpe"})
+    known = known_trials(study_of(search={"seed": 7}), 40)
+    inside = [trial for trial in known if 0.05 <= trial.params["lr"] <= 0.2]
+    assert 0 < len(inside) < 40
+    assert History(study, (), known).ask(3) == History(study, (), inside).ask(3)
+
+
+def test_a_point_is_tried_although_it_is_known_and_then_no_more() -> None:
+    known = known_trials(study_of(optimizer={"lr": RATES}), 5)
+    points = [{"lr": trial.params["lr"]} for trial in known[:2]]
+    study = study_of(optimizer={"lr": RATES}, search={"points": points, "repeats": 2, "sampler": "grid"})
+    history = History(study, (), known)
+    for _ in range(2):  # also where the storage's answer is that others were faster
+        asked = history.ask(20)
+        assert [values for _, values in asked[:4]] == [point for point in points for _ in range(2)]
+        others = [values["lr"] for _, values in asked[4:]]
+        assert others[::2] == others[1::2]
+        assert not {trial.params["lr"] for trial in known} & set(others)
+        assert len(others) == 6
+        history.forget(asked)
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), [("grid", "none"), ("tpe", "median"), ("random", "hyperband")])
+def test_a_finite_space_is_not_tried_again(sampler: str, pruner: str, storage: Storage) -> None:
+    search(study_of(optimizer={"lr": RATES}, search={"trials": 3, "seed": 5}), storage)
+    known = {identity(trial.params) for trial in trials_of(storage)}
+    following = study_of(
+        name="next",
+        optimizer={"lr": RATES},
+        search={"trials": 8, "sampler": sampler, "pruner": pruner, "start_from": ["tiny"]},
+    )
+    events = search(following, storage)
+    trials = trials_of(storage, "next")
+    check_whole(trials, 5)
+    assert not known & {identity(trial.params) for trial in trials}
+    assert isinstance(events[-1], StudyEnded)
+    assert events[-1].reason == "space exhausted"
+    check_whole(trials_of(storage), 3)
+
+
+def test_with_repeats_a_finite_space_is_tried_again(storage: Storage) -> None:
+    search(study_of(optimizer={"lr": {"choices": [0.1, 0.2]}}, search={"trials": 2}), storage)
+    again = {"trials": 3, "repeat": True, "start_from": ["tiny"]}
+    search(study_of(name="next", optimizer={"lr": {"choices": [0.1, 0.2]}}, search=again), storage)
+    assert len(trials_of(storage, "next")) == 3
+
+
+def test_two_processes_share_what_is_left_exactly(lock_step: Started, storage: Storage) -> None:
+    search(study_of(optimizer={"lr": RATES}, search={"trials": 3, "seed": 5}), storage)
+    known = {identity(trial.params) for trial in trials_of(storage)}
+    following = study_of(
+        name="next", optimizer={"lr": RATES}, search={"trials": 8, "population": 2, "start_from": ["tiny"]}
+    )
+    first = lock_step(following, storage)
+    first.wait_for("epoch_ended")
+
+    events: list[Event] = []
+
+    def take(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, EpochEnded):
+            first.go_on()
+
+    launch(following, storage, device="cpu", on_event=take, stop=threading.Event())
+    assert first.finish() == 0
+    trials = trials_of(storage, "next")
+    check_whole(trials, 5)
+    assert not known & {identity(trial.params) for trial in trials}
+    assert isinstance(events[-1], StudyEnded)
+    assert events[-1].reason == "space exhausted"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_an_interruption_changes_nothing(sampler: str, new_storage: NewStorage) -> None:
+    found = []
+    for epochs in (None, 3):
+        storage = new_storage()
+        search(study_of(search={"trials": 12, "population": 12}), storage)
+        following = study_of(name="next", search={"trials": 12, "sampler": sampler, "start_from": ["tiny"]})
+        if epochs is not None:
+            search(following, storage, stop_at=after_epochs(epochs))
+            assert TrialState.WAITING in states(trials_of(storage, "next"))
+        search(following, storage)
+        found.append(params(trials_of(storage, "next")))
+    whole, interrupted = found
+    assert interrupted == whole
+
+
+def test_one_that_was_deleted_is_left_out_with_a_word(storage: Storage) -> None:
+    search(study_of(search={"trials": 2}), storage)
+    following = study_of(name="next", search={"trials": 6, "start_from": ["tiny"]})
+    search(following, storage, stop_at=after_epochs(1))
+    storage.delete_study(load_study(storage, "tiny")._study_id)
+    notes = [event for event in search(following, storage) if isinstance(event, Note)]
+    (note,) = [note for note in notes if "start_from" in note.text]
+    assert note.level == "warning"
+    assert "no study named 'tiny'" in note.text
+    assert note.text.endswith("the search goes on without its trials")
+    check_whole(trials_of(storage, "next"), 6)
+
+
+def refusal(study: Study, storage: Storage) -> str:
+    before = storage.get_all_studies()
+    with pytest.raises(StudyFileError) as refused:
+        search(study, storage)
+    assert storage.get_all_studies() == before
+    return str(refused.value)
+
+
+def test_an_unknown_one_is_refused_before_anything_is_stored(storage: Storage) -> None:
+    search(study_of(search={"trials": 1}), storage)
+    said = refusal(study_of(name="next", search={"start_from": ["tinny"]}), storage)
+    assert said.startswith("studies/tiny.toml: search.start_from: sqlite://")
+    assert said.endswith("no study named 'tinny' (did you mean 'tiny'?)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"network": {"hidden": [9]}}, "network.hidden: [8] -> [9]"),
+        ({"data": {"split_seed": 1}}, "data.split_seed: 0 -> 1"),
+        ({"training": {"epochs": 3}}, "training.epochs: 2 -> 3"),
+        ({"search": {"metric": "val_loss"}}, "search.metric: 'val_accuracy' -> 'val_loss'"),
+        ({"search": {"score": "best"}}, "search.score: 'last' -> 'best'"),
+        ({"optimizer": {"lr": 0.1}}, "optimizer.lr.low"),
+        ({"optimizer": {"weight_decay": DECAY}}, "optimizer.weight_decay: 0.0 -> "),
+    ],
+)
+def test_one_that_is_not_comparable_is_refused(changes: dict[str, Any], difference: str, storage: Storage) -> None:
+    search(study_of(search={"trials": 1}), storage)
+    changed = {**changes, "search": {"start_from": ["tiny"], **changes.get("search", {})}}
+    said = refusal(study_of(name="next", **changed), storage)
+    assert said.startswith(
+        f"studies/tiny.toml: search.start_from: the trials of 'tiny' are not comparable with these: {difference[:12]}"
+    )
+
+
+def test_what_may_differ(storage: Storage) -> None:
+    search(study_of(search={"trials": 2}), storage)
+    following = study_of(
+        name="next",
+        description="another",
+        optimizer={"lr": {"low": 1e-4, "high": 0.5}},
+        search={"trials": 2, "sampler": "tpe", "seed": 3, "population": 1, "retries": 0, "start_from": ["tiny"]},
+    )
+    search(following, storage)
+    check_whole(trials_of(storage, "next"), 2)
+
+
+def test_other_images_are_not_comparable(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    mnist = {"dataset": "mnist", "train_size": 60}
+    write_mnist(tmp_path / "mnist")
+    search(study_of(data=mnist, search={"trials": 1}), storage)
+    write_mnist(tmp_path / "mnist", seed=1)
+    said = refusal(study_of(name="next", data=mnist, search={"start_from": ["tiny"]}), storage)
+    assert said.endswith("its images have another SHA-256")
+
+
+def test_a_circle_is_refused(storage: Storage) -> None:
+    search(study_of(name="a", search={"trials": 1}), storage)
+    search(study_of(name="b", search={"trials": 1, "start_from": ["a"]}), storage)
+    search(study_of(name="c", search={"trials": 1, "start_from": ["b"]}), storage)
+    storage.delete_study(load_study(storage, "a")._study_id)
+    said = refusal(study_of(name="a", search={"trials": 1, "start_from": ["c"]}), storage)
+    assert said == "studies/tiny.toml: search.start_from: study 'c' itself starts from 'a'"
+
+
+def test_extending_a_study_does_not_change_what_it_starts_from(storage: Storage) -> None:
+    search(study_of(search={"trials": 1}), storage)
+    search(study_of(name="next", search={"trials": 1}), storage)
+    with pytest.raises(UsageError, match=r"search.start_from: \[\] -> \['tiny'\]: --extend can change"):
+        search(study_of(name="next", search={"trials": 2, "start_from": ["tiny"]}), storage, extend=True)
+
+
+def test_what_is_known_is_what_has_completed(storage: Storage) -> None:
+    search(study_of(search={"trials": 6}), storage, stop_at=after_epochs(3))
+    following = study_of(name="next", search={"start_from": ["tiny"]})
+    found = predecessors(following, load_study(storage, "tiny").user_attrs["hpo:data"], storage)
+    assert found.names == ("tiny",)
+    assert found.problems == ()
+    complete = [trial.params for trial in trials_of(storage) if trial.state == TrialState.COMPLETE]
+    assert 0 < len(complete) < len(trials_of(storage))
+    assert params(found.trials) == complete
+
+
+@pytest.mark.parametrize(
+    ("start_from", "problem"),
+    [
+        (["tiny"], r"search.start_from.0: is the study itself \(got 'tiny'\)"),
+        (["a", "b", "a"], r"search.start_from: must not name a study twice"),
+        ([""], "search.start_from.0: must"),
+        ("a", "search.start_from: must be a list"),
+    ],
+)
+def test_a_study_file_names_others_each_once(start_from: Any, problem: str) -> None:
+    with pytest.raises(StudyFileError, match=rf"^studies/tiny.toml: {problem}"):
+        study_of(search={"start_from": start_from})

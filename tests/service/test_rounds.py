@@ -1,0 +1,126 @@
+"""Rounds of narrowing and searching: each an ordinary study, interrupted anywhere, and gone on with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import check_whole, params, search, study_of, trials_of
+
+from hpo.errors import HpoError
+from hpo.results.next_study import propose
+from hpo.service.rounds import run_rounds
+from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
+
+STUDY = study_of(network={"dropout": {"low": 0.0, "high": 0.4}}, search={"trials": 8, "population": 4})
+
+
+class StopAfter(threading.Event):
+    """Is set from the time on at which it was looked at so often."""
+
+    def __init__(self, looks: float) -> None:
+        super().__init__()
+        self.left = looks
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
+    opened: list[Storage] = []
+
+    def make() -> Storage:
+        opened.append(open_storage(f"sqlite:///{tmp_path}/rounds{len(opened)}.db"))
+        search(STUDY, opened[-1])
+        return opened[-1]
+
+    yield make
+    for storage in opened:
+        storage.close()
+
+
+def rounds(
+    storage: Storage, count: int = 2, *, name: str | None = None, looks: float = float("inf")
+) -> tuple[bool, list[str]]:
+    said: list[str] = []
+    ended = run_rounds(
+        storage,
+        "tiny",
+        count,
+        new_name=name,
+        device="cpu",
+        workers=None,
+        quiet=False,
+        say=said.append,
+        stop=StopAfter(looks),
+    )
+    return ended, said
+
+
+def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: Callable[[], Storage]) -> None:
+    storage = new_storage()
+    ended, said = rounds(storage)
+    assert ended
+    assert study_names(storage) == ["tiny", "tiny-2", "tiny-3"]
+    best = {name: best_trials(storage, name, 1)[0].value or 0.0 for name in study_names(storage)}
+    for line, name, before in zip(said, ["tiny-2", "tiny-3"], ["tiny", "tiny-2"], strict=True):
+        gain = best[name] - best[before]
+        how = f"{abs(gain):.4f} {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
+        assert line == f"{name}: best val acc {best[name]:.4f}, {how} {before} ({best[before]:.4f})"
+    for name in ("tiny-2", "tiny-3"):
+        check_whole(trials_of(storage, name), 8)
+    assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
+
+
+def test_rounds_go_on_where_they_were_interrupted(new_storage: Callable[[], Storage]) -> None:
+    whole, broken = new_storage(), new_storage()
+    rounds(whole)
+    said: dict[int, int] = {}
+    ended = False
+    while not ended:
+        looks = 3 + 3 * len(said)
+        ended, lines = rounds(broken, looks=looks)
+        said[looks] = len(lines)
+    assert set(said.values()) == {0, 1, 2}  # lines: interrupted in the first round, in the second, and not at all
+    for name in ("tiny-2", "tiny-3"):
+        assert params(trials_of(broken, name)) == params(trials_of(whole, name))
+    assert study_names(broken) == study_names(whole)
+
+
+def test_the_same_rounds_again_train_nothing(
+    new_storage: Callable[[], Storage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = new_storage()
+    first = rounds(storage)
+    before = [trial.datetime_complete for trial in trials_of(storage, "tiny-3")]
+    capsys.readouterr()
+    assert rounds(storage) == first
+    assert "population: " not in capsys.readouterr().err
+    assert [trial.datetime_complete for trial in trials_of(storage, "tiny-3")] == before
+
+
+def test_a_study_of_the_name_that_is_another_is_left_alone(new_storage: Callable[[], Storage]) -> None:
+    storage = new_storage()
+    search(study_of(name="tiny-2", search={"trials": 1}), storage)
+    with pytest.raises(
+        HpoError, match=r"^study 'tiny-2' is there already, and is not what narrowing 'tiny' .* --name$"
+    ):
+        rounds(storage)
+    assert len(trials_of(storage, "tiny-2")) == 1
+    ended, _ = rounds(storage, name="other")
+    assert ended
+    assert study_names(storage) == ["tiny", "tiny-2", "other", "other-2"]
+    assert load_study(storage, "other-2").user_attrs["hpo:study"].count('"start_from": ["other", "tiny"]') == 1
