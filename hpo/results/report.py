@@ -124,7 +124,8 @@ def _commands(study: Study, confirmation: Confirmation | None) -> list[str]:
     name = shlex.quote(study.name)
     commands = [f"hpo launch {shlex.quote(file_stem(study.name) + '.toml')}"]
     if confirmation is not None:
-        top = sum(each.candidate.score is not None for each in confirmation.ranked)
+        confirmed = [*(each.candidate for each in confirmation.ranked), *confirmation.lost]
+        top = sum(candidate.score is not None for candidate in confirmed)
         commands.append(f"hpo confirm {name} --top {top} --seeds {confirmation.seeds}")
     commands.append(f"hpo export {name} {'--confirmed ' if confirmation else ''}-o best.json")
     return [*commands, "hpo replay best.json"]

@@ -118,6 +118,15 @@ def test_configurations_keep_what_their_kind_does_not_use(storage: Storage) -> N
     assert len(of_study(storage, name).ranked) == 5
 
 
+def test_trials_with_other_parameters_are_no_configurations_of_the_study(storage: Storage) -> None:
+    """Any program can add trials to a study in the storage."""
+    searched(storage, small())
+    space = {"x": FloatDistribution(0, 1)}
+    load_study(storage, "tiny").add_trials([trial(0.99, params={"x": x}, distributions=dict(space)) for x in (0, 1)])
+    points = confirming_study(storage, "tiny", top=2, seeds=2).search.points
+    assert points[:2] == [{"lr": 0.1}, {"lr": 0.2}]
+
+
 def test_repeated_configurations_are_ranked_by_their_means(storage: Storage) -> None:
     searched(storage, small(repeats=2, trials=2), scores={})
     stored = load_study(storage, "tiny")
@@ -181,6 +190,45 @@ def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None
     assert found.baseline is None
     assert "whether tuning helped cannot be said: every run of the baseline failed" in conclusions(found)
     json.loads(confirmation_text(found))
+
+
+def test_who_failed_is_behind_and_not_called_worse(storage: Storage) -> None:
+    found = confirmed(storage, {0.1: [0.99, 0.98, 0.99, None], 0.2: [0.70, 0.70, 0.72, 0.7], MIDDLE: [0.5] * 4})
+    assert found.winner.candidate.label == "Best-2"
+    *_, last = conclusions(found)
+    assert last == "Best-2 ranks before Best-1, better where nothing failed (paired tests, Holm's correction)"
+
+
+def test_configurations_of_which_every_run_failed_are_named(storage: Storage) -> None:
+    runs = {0.1: [0.6, 0.7], 0.2: [None, None], 0.3: [None, None], MIDDLE: [0.5, 0.5]}
+    found = confirmed(storage, runs)
+    assert [each.label for each in found.lost] == ["Best-2", "Best-3"]
+    assert conclusions(found)[-1] == "every run of Best-2 and Best-3 failed"
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ([0.9, 0.8, 0.71], "tuning did not help, the baseline is better: Best-1 less the baseline is -0.2"),
+        ([0.3, 0.2, 0.1], "whether tuning helped cannot be said: Best-1 less the baseline is +0.4000 (the difference"),
+        ([0.7, 0.6, 0.5], "tuning did not help, as far as 3 seeds can tell: Best-1 less the baseline is +0.0000"),
+        ([0.5, None, None], "whether tuning helped cannot be said: Best-1 less the baseline is +0.2"),
+    ],
+)
+def test_what_is_said_of_tuning_is_no_more_than_the_runs_show(
+    storage: Storage, runs: Sequence[float | None], said: str
+) -> None:
+    found = confirmed(storage, {0.1: [0.7, 0.6, 0.5], MIDDLE: runs})
+    assert any(line.startswith(said) for line in conclusions(found)), conclusions(found)
+
+
+def test_what_is_not_finished_has_found_nothing(storage: Storage) -> None:
+    """A study that is stopped ends before all of its runs have."""
+    searched(storage, small())
+    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    load_study(storage, study.name).add_trial(run(study, 0.1, 0, 0.9))
+    with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished; `hpo confirm` goes on"):
+        of_study(storage, study.name)
 
 
 def test_for_a_loss_less_is_better(storage: Storage) -> None:
