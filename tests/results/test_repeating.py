@@ -72,6 +72,15 @@ def changed_curve(storage: Storage, number: int, change: Callable[[dict[str, lis
         connection.exec_driver_sql(statement, (json.dumps(curve), trial._trial_id, CURVE))
 
 
+def test_a_trial_that_hpo_did_not_train_has_no_seed_to_be_repeated_with(searched: Storage) -> None:
+    space = {"lr": optuna.distributions.FloatDistribution(1e-3, 1.0, log=True)}
+    foreign = optuna.trial.create_trial(value=0.99, params={"lr": 0.1}, distributions=dict(space))
+    load_study(searched, "tiny").add_trial(foreign)
+    assert [each["trial"] for each in verified(searched, 8)["trials"]] == list(range(7))
+    with pytest.raises(HpoError, match="trial 7, its best, was not trained by hpo"):
+        export(searched, "tiny")
+
+
 def test_a_curve_that_is_not_the_trials_is_seen(searched: Storage) -> None:
     changed_curve(searched, 3, lambda curve: curve["val_loss"].__setitem__(1, curve["val_loss"][1] + 0.25))
     certificate = verified(searched, 7)
