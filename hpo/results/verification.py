@@ -51,7 +51,10 @@ def verify(
     precision = str(found.user_attrs[RUN]["precision"])
     repeated = repeat(study, planned, precision, [_stored(study, trial) for trial in trials], stop, say)
     certificate = _certificate(study, repeated, describe(planned.device), precision)
-    storage.change_study(found._study_id, {VERIFIED: certificate})
+    try:
+        storage.change_study(found._study_id, {VERIFIED: certificate})
+    except KeyError as error:
+        raise HpoError(f"study '{name}': was deleted meanwhile, so its certificate is kept nowhere") from error
     return certificate
 
 

@@ -15,6 +15,7 @@ from stored_studies import trial
 from tiny import search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, UsageError
+from hpo.results import verification
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export, export_text
 from hpo.results.repeating import largest_differences
@@ -107,6 +108,16 @@ def test_what_cannot_be_verified(storage: Storage) -> None:
     with pytest.raises(InterruptionError):
         verified(storage, stop=stop)
     assert VERIFIED not in load_study(storage, "tiny").user_attrs
+
+
+def test_a_study_that_is_deleted_meanwhile_is_one_line(searched: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def certified(*anything: Any) -> dict[str, Any]:
+        optuna.delete_study(study_name="tiny", storage=searched)
+        return {}
+
+    monkeypatch.setattr(verification, "_certificate", certified)
+    with pytest.raises(HpoError, match="study 'tiny': was deleted meanwhile"):
+        verified(searched, 1)
 
 
 @pytest.mark.parametrize("form", ["json", "toml"])
