@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
-from stored_studies import trial, tree
+from stored_studies import tree, trial
 
 from hpo.errors import HpoError
 from hpo.results.choice import chosen
