@@ -1,7 +1,7 @@
 """What the shipped studies are to show, at small size: on scikit-learn's digits, with fewer images, epochs or seeds.
 
-What is compared are means over several seeds, and each bound leaves a margin to what was seen over 20 other seeds of the
-study and its split, which stands beside it. The findings at full size are in docs/experiments.md.
+What is compared are means over several seeds, and each bound leaves a margin to what was seen over 20 other seeds of
+the study and its split, which stands beside it. The findings at full size are in docs/experiments.md.
 """
 
 from __future__ import annotations
