@@ -248,5 +248,26 @@ def plot(
         print(path)
 
 
+@app.command()
+def report(
+    name: Name,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The page [default: NAME-report.html]")
+    ] = None,
+    storage: StorageUrl = None,
+) -> None:
+    """Write a study's report: one page that needs no network.
+
+    What was searched, figures, the best trials, what is confirmed and tested, and how to reproduce it.
+    """
+    from hpo.results.naming import file_stem
+    from hpo.results.report import report as page
+    from hpo.results.writing import write
+
+    path = output or Path(f"{file_stem(name)}-report.html")
+    write(page(storage_at(storage), name), path)
+    print(path)
+
+
 def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)

@@ -15,16 +15,21 @@ from hpo.results.ranking import METRIC_LABELS, params_line
 from hpo.results.statistics import SIGNIFICANT, Interval
 from hpo.search.space import distributions
 
+CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
 CORRECTED = "paired tests, Holm's correction"
 
 
 def confirmation_lines(found: Confirmation) -> list[str]:
     """Return the table of the configurations, best first, and what it says."""
     metric = METRIC_LABELS[found.study.search.metric]
-    heading = ("", metric, "sd", "95% interval", "in the search", "failed", "configuration")
-    rows = [heading, *(_row(found, each) for each in found.ranked)]
+    rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
     head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds, best first"
     return [head, *table(rows).splitlines(), *conclusions(found)]
+
+
+def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
+    """Return the cells of each configuration, best first."""
+    return [_row(found, each) for each in found.ranked]
 
 
 def conclusions(found: Confirmation) -> list[str]:

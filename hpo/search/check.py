@@ -27,7 +27,7 @@ def describe(study: Study, device: str = "auto") -> str:
             json.dumps(study.resolved(), indent=2, ensure_ascii=False),
             "",
             f"search space ({how_many(study)}):",
-            *(f"  {_line(parameter)}" for parameter in study.parameters),
+            *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
             "",
             f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images",
             f"network: {member.parameters:,} parameters{first}",
@@ -38,7 +38,8 @@ def describe(study: Study, device: str = "auto") -> str:
     )
 
 
-def _line(parameter: Parameter) -> str:
+def parameter_line(parameter: Parameter) -> str:
+    """Return what is searched of a parameter: `lr: 1e-06 to 0.01, log scale`."""
     searched = parameter.searched
     if isinstance(searched, Choices):
         return f"{parameter.name}: one of {', '.join(map(json.dumps, searched.choices))}"

@@ -21,7 +21,17 @@ from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.plan import Plan, on_device, plan
 from hpo.search.predecessors import check_start, predecessors
-from hpo.search.records import DATA, RUN, check_data, gate, kept, open_study, record_change, settle_run, stored_study
+from hpo.search.records import (
+    RUN,
+    check_data,
+    data_record,
+    gate,
+    kept,
+    open_study,
+    record_change,
+    settle_run,
+    stored_study,
+)
 from hpo.search.space import how_many
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import Study
@@ -166,13 +176,13 @@ def _begin(
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
     said = [] if raised_before is None else raised_before
-    before = _before(study, stored, storage, on_event)
+    before = _before(study, planned, storage, on_event)
     return Search(study, stored, passage, began, storage, objective, planned.population, on_event, stop, said, before)
 
 
-def _before(study: Study, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
+def _before(study: Study, planned: Plan, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
     """Return what is known of the studies that this one starts from; say of which nothing is."""
-    found = predecessors(study, kept(stored)[DATA], storage)
+    found = predecessors(study, data_record(planned.images), storage)
     for problem in found.problems:
         on_event(Note(f"search.start_from: {problem}; the search goes on without its trials", "warning"))
     return found.trials

@@ -1,4 +1,4 @@
-"""`hpo verify`, `hpo replay` and the forms of `hpo export` as a user types them."""
+"""`hpo verify`, `hpo replay`, `hpo report` and the forms of `hpo export` as a user types them."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ def test_all_trials_as_lines_and_as_a_table(hpo: Run, searched: None) -> None:
     assert {"number", "value", "lr", "dropout"} <= table[0].keys()
 
 
+def test_a_report_is_a_page(hpo: Run, searched: None, folder: Path) -> None:
+    assert hpo("report", "tiny") == (0, "tiny-report.html\n", "")
+    assert hpo("report", "tiny", "-o", "r.html") == (0, "r.html\n", "")
+    assert "best validation accuracy in the search" in (folder / "r.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
@@ -60,6 +66,8 @@ def test_all_trials_as_lines_and_as_a_table(hpo: Run, searched: None) -> None:
         (["export", "tiny", "--confirmed"], 1, "study 'tiny': has not been confirmed; `hpo confirm` does that"),
         (["export", "tiny", "--all", "--format", "toml"], 2, "--format toml: holds one trial"),
         (["export", "tiny", "--format", "xml"], 2, "xml"),
+        (["report", "tinny"], 1, "no study named 'tinny' (did you mean 'tiny'?)"),
+        (["report", "tiny", "-o", "missing/r.html"], 1, "missing/r.html: cannot be written"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(hpo: Run, searched: None, args: list[str], status: int, message: str) -> None:

@@ -10,6 +10,7 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 from stored_studies import tree
+from tiny import write_mnist
 
 from hpo.data import load_split
 from hpo.errors import HpoError
@@ -23,10 +24,10 @@ Store = Callable[..., optuna.Study]
 
 @pytest.fixture
 def study(storage: Storage, stored: Store) -> Callable[..., None]:
-    """Store a study of the digits, whose images are those of this machine, and no trial."""
+    """Store a study without trials, whose images are those of this machine."""
 
-    def store(**network: Any) -> None:
-        written = tree(data={"train_size": 300}, network={"hidden": [30, 20], **network})
+    def store(dataset: str = "digits", **network: Any) -> None:
+        written = tree(data={"dataset": dataset, "train_size": 300}, network={"hidden": [30, 20], **network})
         split = load_split(parse_study(written, "studies/digits.toml"))
         made = stored([], written)
         data = made.user_attrs["hpo:data"]
@@ -92,6 +93,16 @@ def test_it_is_drawn_on_request(storage: Storage, study: Callable[..., None], tm
     study()
     (path,) = plot(storage, "digits", tmp_path, ["activations"])  # no trial has ended, and none is needed
     assert path.name == "digits-activations.html"
+
+
+def test_training_files_are_enough(
+    storage: Storage, study: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mnist(tmp_path / "mnist", count=300)  # there is no test file
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    study("mnist")
+    (network,) = fresh_networks(storage, "digits")
+    assert network.outputs["hidden 1"].shape == (240, 30)
 
 
 def test_other_images_than_the_studys_are_refused(storage: Storage, stored: Store) -> None:

@@ -1,0 +1,130 @@
+"""A study's report: one page that needs no network, with what was searched, found, confirmed and tested.
+
+It says what is missing as plainly as what is there, and how to repeat all of it. Whatever a user wrote into names and
+descriptions is text on the page and never markup. Reads studies, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from hpo.errors import HpoError
+from hpo.results.confirmation import Confirmation, find_confirmation
+from hpo.results.confirmation_lines import CONFIRMATION_HEADING, conclusions, confirmation_rows
+from hpo.results.figures.kinds import draw
+from hpo.results.figures.source import SCORES, Source, read_source
+from hpo.results.naming import file_stem
+from hpo.results.overview import states_line
+from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.results.verification import VERIFIED, verified_lines
+from hpo.results.versions import versions
+from hpo.search.check import parameter_line
+from hpo.search.records import DATA, RUN, stored_study
+from hpo.storage import Storage, StudySummary, load_study, summary
+from hpo.studyfile import Study
+from hpo.studyfile.writing import study_text
+
+WHEN = {"last": "after the last epoch", "best": "after its best epoch"}
+
+POINTS = 2000
+"""Trials that a figure has at most, evenly spread: a page with more of them takes long to open."""
+
+
+def report(storage: Storage, name: str) -> str:
+    """Return the page of the study of that name. Raises HpoError where no trial has ended."""
+    study, held = stored_study(load_study(storage, name)), summary(storage, name)
+    source = read_source(storage, name, limit=POINTS)
+    confirmation, unconfirmed = None, ""
+    try:
+        confirmation = find_confirmation(storage, name)
+    except HpoError as error:  # one that has begun and is not finished: the page says so
+        unconfirmed = str(error)
+    text = resources.files("hpo.results").joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return page.from_string(text).render(
+        study=study,
+        quoted=shlex.quote(name),
+        label=METRIC_LABELS[study.search.metric],
+        short=_short(study, held, source, confirmation),
+        space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
+        facts=_facts(study, held),
+        ranked=_ranked(source),
+        figures=[_figure(figure) for figure in draw(source).values()],
+        plotly_js=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own script
+        confirmation=None if confirmation is None else _confirmed(confirmation),
+        unconfirmed=unconfirmed,
+        verified=verified_lines(held.user_attrs[VERIFIED]) if VERIFIED in held.user_attrs else [],
+        tested=[],
+        commands=_commands(study, confirmation),
+        file=f"{file_stem(name)}.toml",
+        study_text=study_text(study),
+        versions=versions().items(),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _short(study: Study, held: StudySummary, source: Source, confirmation: Confirmation | None) -> list[str]:
+    score = SCORES[study.search.metric]
+    lines = [f"{states_line(held.states)} of {study.search.trials} trials"]
+    if source.best:
+        lines.append(f"best {score} in the search: {source.best[0].value:.4f} (trial {source.best[0].number})")
+    if confirmation is not None:
+        lines += conclusions(confirmation)
+    return lines
+
+
+def _facts(study: Study, held: StudySummary) -> list[tuple[str, str]]:
+    data, run = held.user_attrs[DATA], held.user_attrs.get(RUN, {})
+    sealed = "unknown number of" if data["test"] is None else f"{data['test']:,}"
+    images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
+    search = study.search
+    return [
+        ("data", f"{data['name']}: {images}"),
+        ("SHA-256 of the images", data["sha256"]),
+        ("SHA-256 of the split", data["split_sha256"]),
+        ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
+        ("scored by", f"{SCORES[search.metric]}, {WHEN[search.score]}"),
+        ("seed", str(search.seed)),
+        ("began", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
+        ("precision", str(run.get("precision", study.first.training.precision))),
+    ]
+
+
+def _ranked(source: Source) -> list[tuple[str, ...]]:
+    return [
+        (str(rank), str(trial.number), f"{trial.value:.4f}", params_line(trial.params, trial.distributions))
+        for rank, trial in enumerate(source.best, start=1)
+    ]
+
+
+def _figure(figure: go.Figure) -> Markup:
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    return Markup(drawn)  # noqa: S704 - the figures' own texts have gone through `plain`
+
+
+def _confirmed(found: Confirmation) -> Mapping[str, Any]:
+    metric = METRIC_LABELS[found.study.search.metric]
+    return {
+        "heading": [cell.format(metric=metric) for cell in CONFIRMATION_HEADING],
+        "rows": confirmation_rows(found),
+        "conclusions": conclusions(found),
+    }
+
+
+def _commands(study: Study, confirmation: Confirmation | None) -> list[str]:
+    name = shlex.quote(study.name)
+    commands = [f"hpo launch {shlex.quote(file_stem(study.name) + '.toml')}"]
+    if confirmation is not None:
+        top = sum(each.candidate.score is not None for each in confirmation.ranked)
+        commands.append(f"hpo confirm {name} --top {top} --seeds {confirmation.seeds}")
+    commands.append(f"hpo export {name} {'--confirmed ' if confirmation else ''}-o best.json")
+    return [*commands, "hpo replay best.json"]
