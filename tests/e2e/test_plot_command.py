@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command import Outcome
 
-from hpo.results.figures.kinds import KINDS
+from hpo.results.figures.kinds import ACTIVATIONS, KINDS
 
 Run = Callable[..., Outcome]
 
@@ -28,7 +28,7 @@ def test_a_launched_study_is_plotted(hpo: Run, folder: Path) -> None:
 def test_every_kind_is_named_where_one_looks_for_it(hpo: Run) -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "figures.md").read_text()
     shown = hpo("plot", "--help").out
-    for kind in KINDS:
+    for kind in [*KINDS, ACTIVATIONS]:
         assert kind in shown
         assert f"| `{kind}` |" in page
 
