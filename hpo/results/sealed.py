@@ -40,8 +40,6 @@ from hpo.training.randomness import derive_seed
 from hpo.training.stack import Member
 from hpo.training.weights import network_of, read, to_bytes
 
-SCHEMA = "hpo.test/1"
-RESULT_FILE, FIGURE_FILE = "result.json", "confusion.html"
 MESSAGES = 10  # about so many lines say how far the training is
 
 Say = Callable[[str], None]
@@ -94,7 +92,12 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         saw = _saw(network.to(planned.device), images, wanted.subnetworks, trained.seed)
         begun["looks"] = end_look(storage, stored._study_id, begun, saw)
         result = result_of(study, attrs[DATA], choice, trained, sha256(weights), begun, saw)
-        fill(filled, result, {"shape": list(shape), "classes": planned.images.classes, "white": images.white})
+        form = {"shape": list(shape), "classes": planned.images.classes, "white": images.white}
+        try:
+            fill(filled, result, form)
+        except HpoError as error:
+            took = f"the look was taken, and the study keeps what it saw (accuracy {saw['accuracy']:.4f})"
+            raise HpoError(f"{error}; {took}") from error
     return result, folder
 
 

@@ -20,6 +20,7 @@ from hpo.errors import HpoError, InterruptionError
 from hpo.results import sealed
 from hpo.results.copies import copy_line
 from hpo.results.model_folder import WEIGHTS_FILE
+from hpo.results.report import report
 from hpo.results.sealed import Wanted, look
 from hpo.results.sealed_result import lines, schema
 from hpo.search.events import EpochEnded
@@ -137,6 +138,9 @@ def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study
     assert {**third, "look": 1, "looks": 1, "created": ""} == {**first, "created": ""}  # the same network
     assert [each["trial"] for each in looks_of(storage)] == [first["trial"], other, first["trial"]]
     assert {path.name for path in tmp_path.glob("tiny-test*")} == {"tiny-test", "tiny-test-2", "tiny-test-3"}
+    page = report(storage, "tiny")
+    assert f"trial {other}: accuracy {second['test']['accuracy']:.4f}" in page
+    assert "look 3, " in page
     # Neither an extension nor a copy forgets.
     search(study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}}, search={"trials": 8}), storage, extend=True)
     assert len(looks_of(storage)) == 3
@@ -160,6 +164,19 @@ def test_a_look_that_is_cut_off_is_not_forgotten(
     monkeypatch.undo()
     with pytest.raises(HpoError, match=r"seen its test set once .*it did not get to a result"):
         look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)
+
+
+def test_a_folder_that_fails_after_the_look_is_said_with_what_was_seen(
+    storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise HpoError("x/result.json: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(sealed, "fill", full)
+    with pytest.raises(HpoError, match=r"No space left on device\); the look was taken, .* \(accuracy 0\.\d{4}\)"):
+        see(storage)
+    assert looks_of(storage)[0]["result"]["accuracy"] > 0
+    assert not list(Path().glob("*tiny-test*"))
 
 
 def test_of_two_at_once_one_has_the_first_look(storage: Storage, searched: Study) -> None:
