@@ -19,7 +19,7 @@ from hpo.results.naming import followed
 from hpo.search.launch import submit
 from hpo.search.points import baseline
 from hpo.search.records import RUN, not_of_hpo, stored_study
-from hpo.search.space import Values, decode, identity
+from hpo.search.space import Values, decode, holds, identity
 from hpo.storage import IDENTITY, Storage, best_trials, load_study, summary
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
@@ -120,12 +120,15 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
 
 
 def _holding(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
-    """Return what is searched, wide enough for these values: a baseline may lie outside, and trials of wider days."""
+    """Return what is searched, wide enough for these values.
+
+    A baseline may lie outside, or between two steps, and so may trials from before the study was extended.
+    """
     searched = parameter.searched
     if isinstance(searched, Choices):
-        return {"choices": [*searched.choices, *(value for value in values if value not in searched.choices)]}
-    inside = all(searched.low <= value <= searched.high for value in values)
-    if searched.step is not None and not inside:
+        further = [value for place, value in enumerate(values) if value not in (*searched.choices, *values[:place])]
+        return {"choices": [*searched.choices, *further]}
+    if searched.step is not None and not all(holds(parameter, value) for value in values):
         return {"choices": sorted({*values})}
     low, high = min([searched.low, *values]), max([searched.high, *values])
     return {**searched.tree(), "low": low, "high": high, "log": searched.log and low > 0}

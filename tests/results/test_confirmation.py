@@ -89,6 +89,35 @@ def test_a_baseline_of_the_file_that_lies_outside_the_range(storage: Storage) ->
     assert study.resolved()["optimizer"]["lr"] == {"low": 1e-3, "high": 3.0, "log": True}
 
 
+def test_a_baseline_between_two_steps_is_trained_too(storage: Storage) -> None:
+    dropout = {"low": 0.0, "high": 0.5, "step": 0.1}
+    search(study_of(network={"dropout": dropout}, search={"trials": 1}, baseline={"dropout": 0.25}), storage)
+    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    assert study.search.points[-1]["dropout"] == 0.25
+
+
+def test_choices_that_the_study_has_no_longer_are_trained_again(storage: Storage) -> None:
+    def study(*choices: float, trials: int) -> Study:
+        decay = {"weight_decay": {"choices": list(choices)}}
+        return study_of(optimizer=decay, training={"epochs": 1}, search={"trials": trials})
+
+    search(study(0.1, 0.2, trials=3), storage)
+    search(study(0.3, trials=4), storage, extend=True)
+    confirming = confirming_study(storage, "tiny", top=4, seeds=2)
+    assert [point["weight_decay"] for point in confirming.search.points] == [0.3, 0.1, 0.1, 0.1, 0.3]
+
+
+def test_configurations_keep_what_their_kind_does_not_use(storage: Storage) -> None:
+    """Their runs are known by all of their parameters."""
+    optimizer = {"kind": {"choices": ["sgd", "adam"]}, "beta1": {"low": 0.1, "high": 0.5}}
+    search(study_of(optimizer=optimizer, training={"epochs": 1}, search={"trials": 4}), storage)
+    assert {trial.params["optimizer.kind"] for trial in trials_of(storage)} == {"sgd", "adam"}
+    stop = threading.Event()
+    name = confirm(storage, "tiny", top=4, seeds=2, device="cpu", workers=None, on_event=lambda event: None, stop=stop)
+    assert {len(each.scores) for each in of_study(storage, name).ranked} == {2}
+    assert len(of_study(storage, name).ranked) == 5
+
+
 def test_repeated_configurations_are_ranked_by_their_means(storage: Storage) -> None:
     searched(storage, small(repeats=2, trials=2), scores={})
     stored = load_study(storage, "tiny")
