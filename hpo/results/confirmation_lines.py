@@ -125,8 +125,8 @@ def _help(found: Confirmation) -> str:
     details += [why] if why else []
     measured = f"{label} less the baseline is {mean:+.4f} ({'; '.join(details)})"
     better = mean < 0 if found.study.search.metric == "val_loss" else mean > 0
-    if better and gain.p is not None and gain.p < SIGNIFICANT:
-        return f"tuning helped: {measured}"
+    if gain.p is not None and gain.p < SIGNIFICANT:
+        return f"tuning helped: {measured}" if better else f"tuning did not help, the baseline is better: {measured}"
     return f"tuning did not help, as far as {gain.pairs.n} seeds can tell: {measured}"
 
 
