@@ -26,7 +26,11 @@ def closing_lines(study: Study, storage: Storage, ended: StudyEnded | None, url:
         lines += [f"warning: {line}" for line in edge_warnings(study, best[0])]
     where = f" --storage {shlex.quote(mask(url))}" if url else ""
     name = shlex.quote(study.name)
-    commands = [f"hpo top {name}{where}", f"hpo export {name}{where} -o best.json"] if best else []
+    commands = []
+    if best:
+        whole = study.search.sampler == "grid" or not study.parameters  # there is nothing to be lucky with
+        commands.append(f"hpo {'compare' if whole else 'confirm'} {name}{where}")
+        commands.append(f"hpo export {name}{where} -o best.json")
     commands.append(f"hpo dashboard{where}")
     return [*lines, *(f"{'next:' if number == 0 else '':6}{command}" for number, command in enumerate(commands))]
 

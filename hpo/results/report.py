@@ -25,11 +25,13 @@ from hpo.results.figures.source import SCORES, Source, read_source
 from hpo.results.naming import file_stem
 from hpo.results.overview import states_line
 from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.results.sealed_result import look_lines
 from hpo.results.verification import VERIFIED, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line
 from hpo.search.records import DATA, RUN, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
+from hpo.storage.looks import looks
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
 
@@ -63,7 +65,7 @@ def report(storage: Storage, name: str) -> str:
         confirmation=None if confirmation is None else _confirmed(confirmation),
         unconfirmed=unconfirmed,
         verified=verified_lines(held.user_attrs[VERIFIED]) if VERIFIED in held.user_attrs else [],
-        tested=[],
+        tested=look_lines(looks(held.user_attrs)),
         commands=_commands(study, confirmation),
         file=f"{file_stem(name)}.toml",
         study_text=study_text(study),

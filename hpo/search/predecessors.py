@@ -17,14 +17,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.data import Split
 from hpo.errors import HpoError, StorageError
-from hpo.search.records import DATA, STUDY, data_record, incomparable, kept, same_images, stored_study
+from hpo.search.records import DATA, FREE_TO_CHANGE, STUDY, data_record, incomparable, kept, same_images, stored_study
 from hpo.storage import Parts, Storage, load_study, study_names, summaries
 from hpo.studyfile import SearchSettings, Study
 
 FREE_TO_DIFFER = (
+    *FREE_TO_CHANGE,
     "name",
-    "description",
-    "baseline",
     *(f"search.{key}" for key in SearchSettings.model_fields if key not in ("metric", "score")),
 )
 """Keys in which a study may differ from those that it starts from, besides ranges and choices."""

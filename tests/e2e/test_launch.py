@@ -47,7 +47,7 @@ def test_a_launch_trains_every_trial_and_names_the_best(hpo: Run) -> None:
         f"Best-{rank}" for rank in range(1, 6)
     ]
     assert sum(line.startswith("population: ") for line in lines) == 2
-    assert lines[-3:] == ["next: hpo top tiny", "      hpo export tiny -o best.json", "      hpo dashboard"]
+    assert lines[-3:] == ["next: hpo confirm tiny", "      hpo export tiny -o best.json", "      hpo dashboard"]
     assert states("tiny") == {"COMPLETE": 6}
     assert hpo("top", "tiny", "-n", "5").out.splitlines() == [line for line in lines if line.startswith("Best-")]
 

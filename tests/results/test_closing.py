@@ -26,7 +26,7 @@ def test_the_five_best_and_the_next_commands(stored: Store, storage: Storage) ->
     lines = closing_lines(study(), storage, FINISHED, None)
     assert lines[0] == "digits: finished, 7 completed, 1 pruned, 0 failed in 2.5 s"
     assert [line[:24] for line in lines[1:6]] == [f"Best-{rank} (val acc: 0.{8 - rank}000)" for rank in range(1, 6)]
-    assert lines[6:] == ["next: hpo top digits", "      hpo export digits -o best.json", "      hpo dashboard"]
+    assert lines[6:] == ["next: hpo confirm digits", "      hpo export digits -o best.json", "      hpo dashboard"]
 
 
 def test_the_best_at_an_edge_is_warned_of(stored: Store, storage: Storage) -> None:
@@ -34,6 +34,12 @@ def test_the_best_at_an_edge_is_warned_of(stored: Store, storage: Storage) -> No
     warnings = [line for line in closing_lines(study(), storage, FINISHED, None) if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "--set optimizer.lr.high=1 --extend" in warnings[0]
+
+
+def test_a_grid_is_to_be_compared(stored: Store, storage: Storage) -> None:
+    stored([trial(0.9)])
+    grid = parse_study(tree(network={"dropout": 0.1}, optimizer={"lr": 0.1}, search={"sampler": "grid"}), "x.toml")
+    assert closing_lines(grid, storage, FINISHED, None)[-3] == "next: hpo compare digits"
 
 
 def test_nothing_finished_leaves_nothing_to_rank(stored: Store, storage: Storage) -> None:
@@ -55,5 +61,5 @@ def test_commands_name_another_storage_without_its_password(stored: Store, stora
     name = "it's one"
     stored([trial(0.9)], name=name)
     lines = closing_lines(study(name), storage, FINISHED, "postgresql://me:secret@host/hpo")
-    assert lines[-3] == """next: hpo top 'it'"'"'s one' --storage 'postgresql://me:***@host/hpo'"""
+    assert lines[-3] == """next: hpo confirm 'it'"'"'s one' --storage 'postgresql://me:***@host/hpo'"""
     assert "secret" not in "\n".join(lines)

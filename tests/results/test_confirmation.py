@@ -158,6 +158,11 @@ def test_that_tuning_did_not_help_is_said_plainly(storage: Storage) -> None:
     assert any(line.startswith("tuning did not help, as far as 3 seeds can tell") for line in conclusions(found))
 
 
+def test_that_the_baseline_is_better_is_said_plainly(storage: Storage) -> None:
+    found = confirmed(storage, {0.1: [0.50, 0.51, 0.53], MIDDLE: [0.80, 0.81, 0.84]})
+    assert any(line.startswith("tuning did not help, the baseline is better: Best-1") for line in conclusions(found))
+
+
 def test_the_choice_of_the_winner_is_paid_for(storage: Storage) -> None:
     """The p value against the baseline grows with the number of configurations that could have won."""
     runs = {0.1: [0.70, 0.72, 0.75], MIDDLE: [0.64, 0.69, 0.70]}

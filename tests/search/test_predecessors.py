@@ -218,6 +218,7 @@ def test_what_may_differ(storage: Storage) -> None:
     following = study_of(
         name="next",
         description="another",
+        training={"keep_trials": 3},
         optimizer={"lr": {"low": 1e-4, "high": 0.5}},
         search={"trials": 2, "sampler": "tpe", "seed": 3, "population": 1, "retries": 0, "start_from": ["tiny"]},
     )
