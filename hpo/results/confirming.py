@@ -8,15 +8,14 @@ watched, interrupted and shared as any other. What it confirms stands with it, a
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.results.naming import followed
+from hpo.results.ranking import configurations
 from hpo.search.launch import submit
 from hpo.search.points import baseline
 from hpo.search.records import RUN, not_of_hpo, stored_study
@@ -78,16 +77,11 @@ def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
         raise HpoError(
             f"study '{study.name}': no finished trial yet, so there is nothing to confirm; launch it to go on"
         )
-    runs: defaultdict[str, list[FrozenTrial]] = defaultdict(list)
-    for trial in trials:
-        runs[identity(trial.params)].append(trial)
-    sign = 1.0 if study.search.metric == "val_loss" else -1.0
-    means = {key: float(np.mean([trial.value for trial in group])) for key, group in runs.items()}
     beaten = baseline(study)
     found = []
-    for rank, key in enumerate(sorted(means, key=lambda key: sign * means[key])[:top], start=1):
-        first = runs[key][0]
-        found.append(Candidate(f"Best-{rank}", first.params, first.number, means[key], first.params == beaten))
+    for rank, each in enumerate(configurations(trials, study.search.metric == "val_loss")[:top], start=1):
+        params, first = dict(each.params), each.trials[0]
+        found.append(Candidate(f"Best-{rank}", params, first.number, each.mean, params == beaten))
     if not any(candidate.baseline for candidate in found):
         found.append(Candidate("baseline", beaten, None, None, True))
     return found
