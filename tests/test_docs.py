@@ -165,9 +165,14 @@ def model_keys() -> dict[str, Key]:
         schema = model.model_json_schema()
         for name, field in model.model_fields.items():
             if prefix or name not in SECTIONS:
-                used_by = [", ".join(mark.kinds) for mark in field.metadata if isinstance(mark, UsedBy)] or ["all"]
+                used_by = [in_words_of(mark) for mark in field.metadata if isinstance(mark, UsedBy)] or ["all"]
                 keys[prefix + name] = Key(in_words(schema["properties"][name]), default_of(field), used_by[0])
     return keys
+
+
+def in_words_of(mark: UsedBy) -> str:
+    words = ", ".join(mark.values)
+    return words if mark.key == "kind" else f"`{mark.key}` {words}"
 
 
 def default_of(field: FieldInfo) -> str:
@@ -198,6 +203,8 @@ def in_words(schema: dict[str, Any]) -> str:
             number = {"integer": "a whole number", "number": "a number"}[kind]
             if limits == {"minimum"}:
                 return f"{number}, {low} or more"
+            if "maximum" in schema:
+                return f"{number} from {low} to {schema['maximum']}"
             if limits == {"exclusiveMinimum"}:
                 return f"{number} above {low}"
             above = f"from {low}," if "minimum" in limits else f"above {low} and"

@@ -110,7 +110,9 @@ def test_the_network_after_dropout_stands_for_the_average_of_many(storage: Stora
     split = to_device(load_split(study), study.data.split_seed, torch.device("cpu"))
     config = config_of(study, {})
     members = [Member(number, config, trial_seed(study, number)) for number in range(3)]
-    outcomes = Objective(split, "float32", lambda text: None).run(members, stop=threading.Event(), keep=True)
+    outcomes = Objective(split, "float32", lambda text: None).run(
+        members, metric="val_accuracy", stop=threading.Event(), keep=True
+    )
     for member in members:
         network = build(config.network, split.shape, split.classes, member.seed)
         network.load_state_dict(outcomes[member.number].state or {})
