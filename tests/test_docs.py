@@ -23,7 +23,7 @@ from hpo.data.catalogue import CATALOGUE
 from hpo.data.places import VARIABLE
 from hpo.storage.location import DEFAULT_URL, ENVIRONMENT
 from hpo.studyfile import parse_study, read_study
-from hpo.studyfile.models import SECTIONS, StudySettings, UsedBy
+from hpo.studyfile.models import LARGEST, SECTIONS, StudySettings, UsedBy
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -201,10 +201,10 @@ def in_words(schema: dict[str, Any]) -> str:
             limits = {"minimum", "exclusiveMinimum", "exclusiveMaximum"} & schema.keys()
             low = schema.get("minimum", schema.get("exclusiveMinimum"))
             number = {"integer": "a whole number", "number": "a number"}[kind]
+            if schema.get("maximum", LARGEST) < LARGEST:
+                return f"{number} from {low} to {schema['maximum']}"
             if limits == {"minimum"}:
                 return f"{number}, {low} or more"
-            if "maximum" in schema:
-                return f"{number} from {low} to {schema['maximum']}"
             if limits == {"exclusiveMinimum"}:
                 return f"{number} above {low}"
             above = f"from {low}," if "minimum" in limits else f"above {low} and"
