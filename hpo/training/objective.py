@@ -91,19 +91,21 @@ class Objective:
         *,
         metric: str,
         stop: threading.Event,
+        last: int | None = None,
         keep: bool = False,
         on_epoch: Callable[[EpochResult], None] = lambda result: None,
     ) -> dict[int, Outcome]:
         """Train members to their end, in as many populations as they have shapes; return outcomes by their numbers.
 
-        A member's end is its last epoch, or the one in which its patience with `metric` is over. With `keep` an outcome
-        holds the weights after it. Raises InterruptionError where `stop` is set before the last of them has ended; what
-        the training raises goes through, for nothing is stored here.
+        A member's end is its last epoch, epoch `last` where that is before, or the one in which its patience with
+        `metric` is over. With `keep` an outcome holds the weights after it. Raises InterruptionError where `stop` is
+        set before the last of them has ended; what the training raises goes through, for nothing is stored here.
         """
         outcomes = {member.number: Outcome() for member in members}
         for group in self.groups(members):
             patience = {member.number: member.config.training.patience for member in group}
-            last = group[0].config.training.epochs
+            epochs_of_all = group[0].config.training.epochs
+            end = min(epochs_of_all, last or epochs_of_all)
             ended: set[int] = set()
             _check(stop)
             with closing(self.train(group)) as epochs:
@@ -111,7 +113,7 @@ class Objective:
                 while result is not None:
                     left = _note(result, outcomes, ended)
                     done = [
-                        n for n in left if result.epoch == last or is_over(patience[n], left[n].curve[metric], metric)
+                        n for n in left if result.epoch == end or is_over(patience[n], left[n].curve[metric], metric)
                     ]
                     if keep:
                         for number, state in result.states(done).items():

@@ -213,11 +213,11 @@ def _layer(node: fx.Node, roots: Sequence[nn.Module], made: dict[str, StackedLay
         return lambda values, x, training: _flatten(values[name], lifted, start, end)
     if isinstance(module, POOLING_LAYERS):
         require(not getattr(module, "return_indices", False), what, "it returns indices")
-        return lambda values, x, training: _over_images(module, values[name], lifted)
+        return lambda values, x, training: _over_images(module.forward, values[name], lifted)
     if getattr(module, "inplace", False):
         module = copy.copy(module)
         vars(module)["inplace"] = False
-    return lambda values, x, training: module(values[name])
+    return lambda values, x, training: module.forward(values[name])  # in a thread, while another one may be tracing
 
 
 def _require_known_settings(module: nn.Module, what: str) -> None:

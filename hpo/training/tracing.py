@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from hpo.errors import HpoError
+from hpo.training.process_wide import ONE_THREAD
 
 
 class CannotStackError(HpoError):
@@ -118,7 +119,8 @@ class _Tracer(fx.Tracer):
 def _graph(module: nn.Module, training: bool) -> fx.Graph:
     modes = {each: each.training for each in module.modules()}
     try:
-        return _Tracer().trace(module.train(training))
+        with ONE_THREAD:
+            return _Tracer().trace(module.train(training))
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CannotStackError(f"{type(module).__name__} cannot be stacked: {reason}") from error
