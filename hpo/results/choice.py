@@ -23,8 +23,8 @@ from hpo.studyfile import Config, Study
 class Choice:
     """A chosen configuration: the trial that has it, its parameters as a study file means them, and why it was chosen.
 
-    `epochs` is for how many it is to be trained: as it was itself, or with `score = "best"` up to its best one. `score` is the trial's
-    own.
+    `epochs` is for how many it is to be trained: as it was itself, or with `score = "best"` up to its best one. `score`
+    is the trial's own.
     """
 
     trial: int
