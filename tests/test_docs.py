@@ -23,7 +23,7 @@ from hpo.data.catalogue import CATALOGUE
 from hpo.data.places import VARIABLE
 from hpo.storage.location import DEFAULT_URL, ENVIRONMENT
 from hpo.studyfile import parse_study, read_study
-from hpo.studyfile.models import SECTIONS, StudySettings, UsedBy
+from hpo.studyfile.models import LARGEST, SECTIONS, StudySettings, UsedBy
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -165,9 +165,14 @@ def model_keys() -> dict[str, Key]:
         schema = model.model_json_schema()
         for name, field in model.model_fields.items():
             if prefix or name not in SECTIONS:
-                used_by = [", ".join(mark.kinds) for mark in field.metadata if isinstance(mark, UsedBy)] or ["all"]
+                used_by = [in_words_of(mark) for mark in field.metadata if isinstance(mark, UsedBy)] or ["all"]
                 keys[prefix + name] = Key(in_words(schema["properties"][name]), default_of(field), used_by[0])
     return keys
+
+
+def in_words_of(mark: UsedBy) -> str:
+    words = ", ".join(mark.values)
+    return words if mark.key == "kind" else f"`{mark.key}` {words}"
 
 
 def default_of(field: FieldInfo) -> str:
@@ -196,6 +201,8 @@ def in_words(schema: dict[str, Any]) -> str:
             limits = {"minimum", "exclusiveMinimum", "exclusiveMaximum"} & schema.keys()
             low = schema.get("minimum", schema.get("exclusiveMinimum"))
             number = {"integer": "a whole number", "number": "a number"}[kind]
+            if schema.get("maximum", LARGEST) < LARGEST:
+                return f"{number} from {low} to {schema['maximum']}"
             if limits == {"minimum"}:
                 return f"{number}, {low} or more"
             if limits == {"exclusiveMinimum"}:

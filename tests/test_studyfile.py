@@ -125,8 +125,17 @@ class TestReading:
                 "batch_norm": False,
                 "dropout": 0.0,
             },
-            "optimizer": {"kind": "sgd", "lr": 0.1, "weight_decay": 0.0},
-            "training": {"epochs": 2, "batch_size": 100, "precision": "auto", "keep": "none", "keep_trials": 5},
+            "optimizer": {"kind": "sgd", "lr": 0.1, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0},
+            "training": {
+                "epochs": 2,
+                "batch_size": 100,
+                "precision": "auto",
+                "label_smoothing": 0.0,
+                "flip": 0.0,
+                "shift": 0,
+                "keep": "none",
+                "keep_trials": 5,
+            },
             "search": {
                 "trials": 3,
                 "sampler": "tpe",
@@ -364,6 +373,19 @@ class TestErrors:
                 {"optimizer__kind": {"choices": ["adam", "adagrad"]}, "optimizer__alpha": 0.5},
                 'optimizer.alpha: not used when kind = "adam" or "adagrad", only with "rmsprop"',
             ),
+            (
+                {"optimizer__step_every": 3},
+                'optimizer.step_every: not used when schedule = "constant", only with "step"',
+            ),
+            (
+                {"optimizer__schedule": {"choices": ["cosine", "constant"]}, "optimizer__step_factor": 0.5},
+                'optimizer.step_factor: not used when schedule = "cosine" or "constant", only with "step"',
+            ),
+            (
+                {"optimizer__schedule": "cosin"},
+                "optimizer.schedule: unknown schedule 'cosin' (did you mean 'cosine'?); known: constant, step, cosine",
+            ),
+            ({"training__flip": 1.5}, "training.flip: must be at most 1 (got 1.5)"),
         ],
     )
     def test_fixed_values(self, values: dict[str, Any], expected: str) -> None:
@@ -553,6 +575,29 @@ class TestChanges:
 
 
 class TestDifferences:
+    def test_a_study_that_was_stored_without_recipes_is_equal(self, design: Path) -> None:
+        study = read_study(design)
+        stored = study.resolved()
+        for section, keys in {
+            "optimizer": ("schedule", "warmup"),
+            "training": ("label_smoothing", "flip", "shift"),
+        }.items():
+            for key in keys:
+                del stored[section][key]
+        assert parse_study(stored, "stored") == study
+        assert differing_keys(parse_study(stored, "stored"), study) == []
+
+    def test_a_schedules_own_keys_are_there_where_it_may_be(self) -> None:
+        searched = study(
+            optimizer__schedule={"choices": ["cosine", "step"]}, optimizer__step_every={"low": 1, "high": 4}
+        )
+        names = [parameter.name for parameter in searched.parameters]
+        assert names == ["schedule", "step_every"]
+        assert searched.resolved()["optimizer"]["step_factor"] == 0.1
+        cosine, step = (searched.config({"schedule": kind, "step_every": 3}).optimizer for kind in ("cosine", "step"))
+        assert (cosine.schedule, cosine.step_every, step.step_every) == ("cosine", 10, 3)  # not the cosine's to use
+        assert "step_factor" not in study(optimizer__schedule="cosine").resolved()["optimizer"]
+
     def test_equal_studies_differ_in_nothing(self, design: Path) -> None:
         study = read_study(design)
         assert differing_keys(study, parse_study(study.resolved(), "elsewhere")) == []

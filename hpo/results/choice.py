@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.confirmation import find_confirmation
 from hpo.results.overview import STATES
-from hpo.search.records import stored_study
+from hpo.search.records import CURVE, stored_study
 from hpo.search.space import decode
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Config, Study
@@ -23,8 +23,8 @@ from hpo.studyfile import Config, Study
 class Choice:
     """A chosen configuration: the trial that has it, its parameters as a study file means them, and why it was chosen.
 
-    `epochs` is for how many it is to be trained: with `score = "best"`, up to its best one. `score` is the trial's
-    own.
+    `epochs` is for how many it is to be trained: as it was itself, or with `score = "best"` up to its best one. `score`
+    is the trial's own.
     """
 
     trial: int
@@ -51,7 +51,7 @@ def chosen(storage: Storage, name: str, trial: int | None = None) -> Choice:
     best = best_trials(storage, name, 1)
     if not best:
         raise HpoError(f"study '{name}': no finished trial yet, so there is nothing to choose; launch it to go on")
-    return _choice(study, best[0], "the best trial of the search, not confirmed")
+    return _choice(study, storage.get_trial(best[0]._trial_id), "the best trial of the search, not confirmed")
 
 
 def _completed(storage: Storage, name: str, number: int) -> FrozenTrial:
@@ -70,4 +70,5 @@ def _choice(study: Study, trial: FrozenTrial, why: str) -> Choice:
     config = study.config(params)
     best_epoch = trial.user_attrs.get("score_epoch") if study.search.score == "best" else None
     assert trial.value is not None, "a completed trial has a value"
-    return Choice(trial.number, trial.value, params, config, best_epoch or config.training.epochs, why)
+    trained = max(map(len, trial.system_attrs.get(CURVE, {}).values()), default=config.training.epochs)
+    return Choice(trial.number, trial.value, params, config, best_epoch or trained, why)

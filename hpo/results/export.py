@@ -60,6 +60,7 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
         raise HpoError(f"study {name!r}: trial {best.number}, its best, was not trained by hpo: nobody could repeat it")
     params = params_of(study, best)
     precision = precision_of(study, attrs[RUN]["precision"], params)
+    curve = best.system_attrs.get(CURVE, {})
     worker = best.system_attrs.get(WORKER, {})  # processes may train on several devices
     return {
         "schema": SCHEMA,
@@ -70,9 +71,9 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
         "value": best.value,
         "params": params,
         "config": best_config(study, params, precision),
-        "epochs": study.config(params).training.epochs,
+        "epochs": len(curve.get(study.search.metric, ())) or study.config(params).training.epochs,
         "seed": best.user_attrs["seed"],
-        "curve": best.system_attrs.get(CURVE, {}),
+        "curve": curve,
         "precision": precision,
         "device": worker.get("device") or attrs[RUN]["device"],
         "trials": by_word(summary(storage, name).states),
@@ -93,7 +94,7 @@ def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict
     tree = study.resolved()
     for section in SEARCHABLE:
         values = getattr(config, section).model_dump(exclude_none=True)
-        unused = unused_keys(section, [values.get("kind")])  # a study file refuses keys that its kind does not use
+        unused = unused_keys(section, values)  # a study file refuses keys that its kind does not use
         tree[section] = {key: value for key, value in values.items() if key not in unused}
     tree["training"]["precision"] = precision
     tree["name"] = followed(study.name, SUFFIX)

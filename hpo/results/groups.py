@@ -65,8 +65,10 @@ class Group:
         return values or self.study
 
     def curves(self, metric: str) -> NDArray[np.float64]:
-        """Return a metric's learning curves, [runs, epochs]."""
-        return np.array([run.curve[metric] for run in self.runs], dtype=np.float64)
+        """Return a metric's learning curves, [runs, epochs]; a run that ended before others stays where it was."""
+        curves = [run.curve[metric] for run in self.runs]
+        longest = max(map(len, curves), default=0)
+        return np.array([np.pad(each, (0, longest - len(each)), mode="edge") for each in curves], dtype=np.float64)
 
 
 def groups(storage: Storage, selectors: Sequence[str]) -> list[Group]:

@@ -58,11 +58,15 @@ def repeat(
     found = []
     for trial in trials:
         number = trial.member.number
-        outcome = objective.run([trial.member], stop=stop)[number]
+        outcome = objective.run([trial.member], metric=study.search.metric, stop=stop)[number]
         if outcome.failed is not None:
             what = f"study '{study.name}': trial {number}"
             raise HpoError(f"{what} was stored as complete, and fails now: {outcome.failed}")
         score = score_of(study, outcome.curve)
+        before, now = epochs_of(trial.curve), epochs_of(outcome.curve)
+        if before and before != now:  # where rounding makes an epoch better than the best before it, or no better
+            how = f"ends after {now} epochs, and was stored with {before} (training.patience)"
+            say(f"trial {number}: {how}; the epochs that both have are compared")
         found.append(Repeated(number, trial.score, score, largest_differences(trial.curve, outcome.curve)))
     return found
 
@@ -75,10 +79,15 @@ def score_of(study: Study, curve: Curve) -> float:
     return min(values) if study.search.metric == "val_loss" else max(values)
 
 
+def epochs_of(curve: Curve) -> int:
+    """Return how many epochs a curve has."""
+    return max(map(len, curve.values()), default=0)
+
+
 def largest_differences(stored: Curve, curve: Curve) -> dict[str, float]:
-    """Return the largest difference of each metric that both curves have, in any epoch."""
+    """Return the largest difference of each metric that both curves have, in any epoch that both have."""
     common = [metric for metric in curve if metric in stored]
     return {
-        metric: max((abs(a - b) for a, b in zip(stored[metric], curve[metric], strict=True)), default=0.0)
+        metric: max((abs(a - b) for a, b in zip(stored[metric], curve[metric], strict=False)), default=0.0)
         for metric in common
     }

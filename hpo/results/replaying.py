@@ -76,7 +76,8 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     _check_data(study, planned.images, exported.data)
     config = study.config({})
     for metric, values in exported.curve.items():
-        if len(values) != config.training.epochs:
+        shorter = config.training.patience is not None and 0 < len(values) < config.training.epochs
+        if len(values) != config.training.epochs and not shorter:
             raise UsageError(f"{path}: curve.{metric}: must have a value an epoch, {config.training.epochs} in all")
     seeds: dict[int, tuple[float, Curve]] = {exported.seed: (exported.value, exported.curve)}
     if "confirmed" in tree:

@@ -117,7 +117,8 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
         np.concatenate([split.validation.labels, split.train.labels]),
     )
     config = choice.config
-    config = config.model_copy(update={"training": config.training.model_copy(update={"epochs": choice.epochs})})
+    # Its schedule is that of all its epochs, wherever it is to end; and no image is left to lose patience with.
+    config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
     seed = derive_seed("test", study.search.seed, choice.trial)
     images = on_device(study, replace(planned, images=replace(split, train=whole)))
     say(f"{study.name}: trial {choice.trial} on {len(whole):,} images for {choice.epochs} epochs")
@@ -128,7 +129,10 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
             say(f"{study.name}: epoch {result.epoch}/{choice.epochs}, training loss {loss:.4f}")
 
     objective = Objective(images, precision, say)
-    outcome = objective.run([Member(choice.trial, config, seed)], stop=stop, keep=True, on_epoch=tell)[choice.trial]
+    member = Member(choice.trial, config, seed)
+    metric, last = study.search.metric, choice.epochs
+    outcomes = objective.run([member], metric=metric, stop=stop, last=last, keep=True, on_epoch=tell)
+    outcome = outcomes[choice.trial]
     if outcome.state is None:
         raise HpoError(
             f"study '{study.name}': trained on all images, trial {choice.trial} {outcome.failed}; the test set was not "

@@ -14,6 +14,8 @@ from hpo.data import Split, load_split
 from hpo.errors import HpoError
 from hpo.search.samplers import check_search
 from hpo.studyfile import Config, Study
+from hpo.studyfile.searched import candidates
+from hpo.studyfile.trees import Path, value_at
 from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
 from hpo.training.size import Size, population_size, size_of
@@ -38,11 +40,23 @@ def plan(study: Study, device: str) -> Plan:
     if where.type == "mps" and precision == "float64":
         raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
     images = load_split(study)
+    _check_shift(study, images)
     config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
     assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
     size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
     population = population_size(study.search.population, study.search.trials, size.member_bytes, where)
     return Plan(where, images, config, size, population)
+
+
+def _check_shift(study: Study, images: Split) -> None:
+    """Raise StudyFileError for a shift that could move an image out of sight."""
+    path: Path = ("training", "shift")
+    side = min(images.train.pixels.shape[2:])
+    value = value_at(study.resolved(), path)
+    for place, shift in candidates(value).items() if isinstance(value, dict) else [((), value)]:
+        if shift >= side:
+            key = ".".join(map(str, (*path, *place)))
+            raise study.error(key, f"must be below {side}, the pixels of an image's shorter side (got {shift})")
 
 
 def on_device(study: Study, planned: Plan) -> DeviceSplit:

@@ -23,7 +23,7 @@ from hpo.data import Split
 from hpo.errors import HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import Study, differing_keys, parse_study
-from hpo.studyfile.models import SEARCHABLE, possible_kinds, unused_keys
+from hpo.studyfile.models import SEARCHABLE, unused_keys
 from hpo.studyfile.trees import replaced, value_at
 
 STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
@@ -217,7 +217,7 @@ def _what_stays(study: Study, other: Study, free: Iterable[str]) -> dict[str, An
     # Another kind among the choices brings its own keys; the trials of the old kinds never used them.
     searched = {parameter.path[:2] for parameter in study.parameters}
     for section in SEARCHABLE:
-        for key in unused_keys(section, possible_kinds(section, others[section])):
+        for key in unused_keys(section, others[section]):
             if (section, key) not in searched:
                 tree[section].pop(key, None)
     return tree

@@ -19,6 +19,7 @@ from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStart
 from hpo.search.keeping import Weights
 from hpo.search.records import CURVE, Curve
 from hpo.storage import ATTEMPTS, REASON, Ending, attempt
+from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
 
@@ -36,6 +37,7 @@ class Run:
         self._search, self._members = search, members
         self._metric = search.study.search.metric
         self._epochs = members[0].config.training.epochs
+        self._patience = {member.number: member.config.training.patience for member in members}
         self._curves: dict[int, Curve] = {}
         self._states: list[TrialState] = []
         self._gone: set[int] = set()
@@ -102,16 +104,23 @@ class Run:
         scores = {number: score for number, score in scores.items() if number not in self._gone}
         if self._weights is not None:
             self._weights.epoch_ended(result, scores)
-        last = epoch == self._epochs
-        pruned = set() if last else search.history.judge(scores)
+        done = [number for number in scores if self._has_ended(epoch, number)]
+        # Who is done is judged with the others, which are compared with it, but not pruned.
+        pruned = set() if epoch == self._epochs else search.history.judge(scores) - set(done)
         # A population that had to be made smaller trains those that have ended once more, for an epoch.
         failed = {number: reason for number, reason in result.failed.items() if number not in self._gone}
         endings = [(number, self._failure(number, reason)) for number, reason in failed.items()]
         endings += [(number, self._ending(number, TrialState.PRUNED)) for number in sorted(pruned)]
-        endings += self._completed(result, scores) if last else []
+        endings += self._completed(result, done) if done else []
         self._end(endings)
-        best = self._best([self._score(number) for number in scores])
+        best = self._best([*self._scores, *(self._score(number) for number in scores)])
         search.on_event(EpochEnded(epoch, self._epochs, len(self._left), best))
+
+    def _has_ended(self, epoch: int, number: int) -> bool:
+        """Return whether a trial is complete: after its last epoch, or when it has not become better for too long."""
+        return epoch == self._epochs or is_over(
+            self._patience[number], self._curves[number][self._metric], self._metric
+        )
 
     def _completed(self, result: EpochResult, numbers: Iterable[int]) -> list[tuple[int, Ending]]:
         """Return the endings of trials that complete, with the names of the files of those whose weights are kept."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hpo.errors import nearest
 from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
-from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, for_all, names, possible_kinds, unused_keys
+from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, for_all, names, possible_values, unused_keys
 from hpo.studyfile.searched import (
     Choices,
     Parameter,
@@ -104,13 +104,13 @@ class _Check:
                 self.add(path, f"cannot be searched: only values in {sections} can (got {shown(value)})")
 
     def check_unused(self) -> None:
-        """Find the keys that none of a section's possible kinds uses."""
+        """Find the keys that nothing a section's table may say uses: `momentum` with none of the kinds that do."""
         for section in SEARCHABLE:
             values = self.tree[section]
-            kinds = possible_kinds(section, values) if isinstance(values, dict) else []
-            for key, used_by in unused_keys(section, kinds).items() if kinds else ():
+            for key, mark in unused_keys(section, values).items() if isinstance(values, dict) else ():
                 if key in values:
-                    self.add((section, key), f"not used when kind = {_either(kinds)}, only with {_either(used_by)}")
+                    given = _either(possible_values(section, mark.key, values))
+                    self.add((section, key), f"not used when {mark.key} = {given}, only with {_either(mark.values)}")
 
     def check_start(self) -> None:
         """Find the study itself among those that it starts from."""

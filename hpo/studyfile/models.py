@@ -2,13 +2,13 @@
 
 Every model is frozen and strict: an integer is accepted for a number, but "0.1", true, nan and inf are not, and an
 unknown key is an error. The models know nothing of searched values, files or messages: `hpo.studyfile.study` puts
-one concrete value at a time into them. A field that only some kinds of network or optimizer use is marked `UsedBy`;
-for the other kinds it is carried along unread.
+one concrete value at a time into them. A field that only some kinds of network or optimizer use, or only some values of
+another key, is marked `UsedBy`; for the others it is carried along unread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
@@ -22,9 +22,10 @@ LARGEST = 2**63 - 1  # what SQL, NumPy and torch can hold
 
 @dataclass(frozen=True)
 class UsedBy:
-    """Marks a field that only these kinds of its section use."""
+    """Marks a field that only these kinds of its section use, or only these values of another of its keys."""
 
-    kinds: tuple[str, ...]
+    values: tuple[str, ...]
+    key: str = "kind"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class DataSettings(Settings):
 
 
 _CNN = UsedBy(("cnn",))
+_STEP = UsedBy(("step",), key="schedule")
 
 
 class NetworkSettings(Settings):
@@ -114,14 +116,23 @@ class OptimizerSettings(Settings):
     beta1: Annotated[Fraction, UsedBy(("adam", "adamw"))] = 0.9
     beta2: Annotated[Fraction, UsedBy(("adam", "adamw"))] = 0.999
     eps: Annotated[AboveZero | None, UsedBy(("adagrad", "rmsprop", "adam", "adamw"))] = None
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    step_every: Annotated[Positive, _STEP] = 10
+    step_factor: Annotated[float, Field(gt=0, lt=1), _STEP] = 0.1
+    warmup: float = Field(0.0, ge=0)
+    clip: AboveZero | None = None
 
 
 class TrainingSettings(Settings):
-    """`[training]`: how long, in which batches and in which precision."""
+    """`[training]`: how long, in which batches, on what of the images and in which precision."""
 
     epochs: Positive
     batch_size: Positive = 100
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    label_smoothing: Fraction = 0.0
+    flip: float = Field(0.0, ge=0, le=1)
+    shift: Natural = 0
+    patience: Positive | None = None
     keep: Annotated[Literal["none", "best", "last"], OneForAll()] = "none"
     keep_trials: Annotated[Positive, OneForAll()] = 5
 
@@ -215,22 +226,24 @@ def for_all() -> frozenset[tuple[str, str]]:
     )
 
 
-def unused_keys(section: str, kinds: Collection[object]) -> dict[str, tuple[str, ...]]:
-    """Return the keys of a section that none of these kinds uses, each with the kinds that do."""
+def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]:
+    """Return the keys of a section that nothing its table may say uses, each with the mark that says what does.
+
+    A table that names a kind, or another such value, that is none has no keys that go unused for it.
+    """
     marks = {
-        key: mark.kinds
+        key: mark
         for key, field in SECTIONS[section].model_fields.items()
         for mark in field.metadata
         if isinstance(mark, UsedBy)
     }
-    return {key: used_by for key, used_by in marks.items() if not set(used_by) & set(kinds)}
+    possible = {mark: possible_values(section, mark.key, values) for mark in set(marks.values())}
+    return {key: mark for key, mark in marks.items() if possible[mark] and not set(mark.values) & set(possible[mark])}
 
 
-def possible_kinds(section: str, values: Mapping[str, object]) -> list[str]:
-    """Return the kinds that a section's table may take, or none where it names one that is not."""
-    field = SECTIONS[section].model_fields.get("kind")
-    if field is None:
-        return []
-    kind = values.get("kind", field.default)
-    kinds = kind.get("choices") if isinstance(kind, Mapping) else [kind]
-    return kinds if isinstance(kinds, list) and all(kind in get_args(field.annotation) for kind in kinds) else []
+def possible_values(section: str, key: str, values: Mapping[str, object]) -> list[str]:
+    """Return the words that a key may be, as a section's table says, or none where it says one that is not allowed."""
+    field = SECTIONS[section].model_fields[key]
+    value = values.get(key, field.default)
+    words = value.get("choices") if isinstance(value, Mapping) else [value]
+    return words if isinstance(words, list) and all(word in get_args(field.annotation) for word in words) else []

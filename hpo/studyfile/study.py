@@ -6,7 +6,7 @@ files.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ from hpo.studyfile.models import (
     DataSettings,
     SearchSettings,
     StudySettings,
-    possible_kinds,
     unused_keys,
 )
 from hpo.studyfile.searched import Parameter
@@ -86,11 +85,10 @@ class Study:
 
 
 def _without_unused(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree without the keys that none of a section's possible kinds uses."""
+    """Return the tree without the keys that nothing a section may say uses."""
     kept = dict(tree)
     for section in SEARCHABLE:
-        kinds = possible_kinds(section, tree[section])
-        unused: Collection[str] = unused_keys(section, kinds) if kinds else ()
+        unused = unused_keys(section, tree[section])
         kept[section] = {key: value for key, value in tree[section].items() if key not in unused}
     return kept
 

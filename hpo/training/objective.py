@@ -18,6 +18,7 @@ import torch
 from hpo.errors import HpoError, InterruptionError
 from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
+from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, shape_of, train
 from hpo.training.stack import Member, State
 
@@ -88,39 +89,64 @@ class Objective:
         self,
         members: Sequence[Member],
         *,
+        metric: str,
         stop: threading.Event,
+        last: int | None = None,
         keep: bool = False,
         on_epoch: Callable[[EpochResult], None] = lambda result: None,
     ) -> dict[int, Outcome]:
         """Train members to their end, in as many populations as they have shapes; return outcomes by their numbers.
 
-        With `keep` an outcome holds the weights after the last epoch. Raises InterruptionError where `stop` is set
-        before the last epoch of the last of them; what the training raises goes through, for nothing is stored here.
+        A member's end is its last epoch, epoch `last` where that is before, or the one in which its patience with
+        `metric` is over. With `keep` an outcome holds the weights after it. Raises InterruptionError where `stop` is
+        set before the last of them has ended; what the training raises goes through, for nothing is stored here.
         """
         outcomes = {member.number: Outcome() for member in members}
         for group in self.groups(members):
-            last = group[0].config.training.epochs
+            patience = {member.number: member.config.training.patience for member in group}
+            epochs_of_all = group[0].config.training.epochs
+            end = min(epochs_of_all, last or epochs_of_all)
+            ended: set[int] = set()
             _check(stop)
             with closing(self.train(group)) as epochs:
-                for result in epochs:
-                    _note(result, outcomes)
-                    if keep and result.epoch == last:
-                        for number, state in result.states(result.metrics).items():
+                result = next(epochs, None)
+                while result is not None:
+                    left = _note(result, outcomes, ended)
+                    done = [
+                        n for n in left if result.epoch == end or is_over(patience[n], left[n].curve[metric], metric)
+                    ]
+                    if keep:
+                        for number, state in result.states(done).items():
                             outcomes[number].state = state
+                    ended |= {*done, *result.failed}
                     on_epoch(result)
-                    if result.epoch < last:
+                    if len(ended) < len(group):
                         _check(stop)
+                    result = _next(epochs, ended)
         return outcomes
 
 
-def _note(result: EpochResult, outcomes: dict[int, Outcome]) -> None:
-    for number, metrics in result.metrics.items():
-        if result.epoch == 1:  # a population that had to be made smaller begins again
-            outcomes[number] = Outcome({metric: [] for metric in metrics})
-        for metric, value in metrics.items():
+def _note(result: EpochResult, outcomes: dict[int, Outcome], ended: Collection[int]) -> dict[int, Outcome]:
+    """Take an epoch down; return the outcomes of those of its members that are well and had not ended before.
+
+    A population that had to be made smaller begins again, with those that have ended.
+    """
+    well = [number for number in result.metrics if number not in ended]
+    for number in well:
+        if result.epoch == 1:
+            outcomes[number] = Outcome({metric: [] for metric in result.metrics[number]})
+        for metric, value in result.metrics[number].items():
             outcomes[number].curve[metric].append(value)
-    for number, reason in result.failed.items():
-        outcomes[number].failed = reason
+    for number in result.failed.keys() - ended:
+        outcomes[number].failed = result.failed[number]
+    return {number: outcomes[number] for number in well}
+
+
+def _next(epochs: Generator[EpochResult, Collection[int], None], ended: Collection[int]) -> EpochResult | None:
+    try:
+        return epochs.send(ended)
+    except StopIteration:
+        return None
 
 
 def _check(stop: threading.Event) -> None:

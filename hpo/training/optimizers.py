@@ -1,19 +1,23 @@
-"""torch.optim's rules with a learning rate, a weight decay and the rest per member, over blocks of parameters.
+"""torch.optim's rules with a learning rate, its schedule, a clip and the rest per member, over blocks of parameters.
 
 Each rule is torch's own arithmetic (torch.optim.SGD, Adagrad, RMSprop, Adam, AdamW), on a block [K, elements] with
 hyperparameters [K, 1]: one pass of tensor operations serves all members. Weight decay acts on blocks of weights only.
-Moments stay in the master's type. Knows nothing of layers.
+Moments stay in the master's type. A member's gradient is clipped by its own norm, over all blocks, as
+torch.nn.utils.clip_grad_norm_ does before the optimizer's step. Knows nothing of layers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.blocks import Blocks
+from hpo.training.schedules import is_scheduled, learning_rates
 
 HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
 DEFAULT_EPS = {"adagrad": 1e-10}
@@ -77,22 +81,41 @@ class Optimizer:
         self._kind = settings[0].kind
         self._rule, states = RULES[self._kind]
         first = blocks.blocks[0].master
-        self._hyper = {
-            name: torch.tensor([[_value(each, name)] for each in settings], dtype=first.dtype, device=first.device)
-            for name in HYPERPARAMETERS
-        }
         self._blocks = blocks
         self._states = [[torch.zeros_like(block.master) for _ in range(states)] for block in blocks.blocks]
         self._step = 0
         self._scratch = torch.empty(0, dtype=first.dtype, device=first.device)
+        self._set(list(settings))
+
+    def _set(self, settings: list[OptimizerSettings]) -> None:
+        self._settings = settings
+        self._hyper = {name: self._column([_value(each, name) for each in settings]) for name in HYPERPARAMETERS}
+        clips = [math.inf if each.clip is None else each.clip for each in settings]
+        self._clips = self._column(clips) if min(clips) < math.inf else None
+        self._scheduled = any(map(is_scheduled, settings))
+        self._rates: list[Tensor] = []  # of the epoch's steps that are left, the last one first
+
+    def _column(self, values: list[float]) -> Tensor:
+        return self._scratch.new_tensor(values).unsqueeze(1)
+
+    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        """Take note that the next steps are those of an epoch, from 1, so many of them: schedules depend on it."""
+        if self._scheduled:
+            rates = np.stack([learning_rates(each, epoch, epochs, steps) for each in self._settings], axis=1)
+            self._rates = list(self._scratch.new_tensor(rates[::-1].copy()).unsqueeze(2))
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every block's master from its gradient, then the values that the layers compute with."""
         self._step += 1
         hyper, decoupled = self._hyper, self._kind == "adamw"
+        if self._scheduled:
+            hyper = {**hyper, "lr": self._rates.pop()}
+        shares = None if self._clips is None else self._shares(self._clips)
         for block, state in zip(self._blocks.blocks, self._states, strict=True):
             grad = self._gradient(block.grad)
+            if shares is not None:
+                grad.mul_(shares)
             if block.decayed and decoupled:
                 block.master.mul_(1 - hyper["lr"] * hyper["weight_decay"])
             elif block.decayed:
@@ -102,8 +125,18 @@ class Optimizer:
 
     def keep(self, members: Tensor) -> None:
         """Keep only these members' settings and moments."""
-        self._hyper = {name: value[members] for name, value in self._hyper.items()}
+        self._set([self._settings[index] for index in members.tolist()])
         self._states = [[moment[members] for moment in state] for state in self._states]
+
+    def _shares(self, clips: Tensor) -> Tensor:
+        """Return how much of its gradient each member keeps, [K, 1]: 1 where its norm is within the clip, or none is.
+
+        1e-6 is torch's. A norm that is not finite is one member's own, and one without a clip keeps such a gradient.
+        """
+        grads = (block.grad for block in self._blocks.blocks)
+        norms = torch.cat([torch.linalg.vector_norm(g, dim=1, keepdim=True, dtype=clips.dtype) for g in grads], 1)
+        norm: Tensor = torch.linalg.vector_norm(norms, dim=1, keepdim=True)
+        return (clips / (norm + 1e-6)).clamp(max=1).masked_fill(clips.isinf(), 1)
 
     def _gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient in the master's type, free to be overwritten: the next step writes it anew."""

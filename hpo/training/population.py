@@ -36,6 +36,9 @@ from hpo.training.stack import DTYPES, Member, Stack, State, Values
 WORTH_A_CORE = 100_000_000
 """Floating-point operations a step from which a stack earns a thread of its own: about a millisecond's."""
 
+OWN = (("network", "init"), ("network", "dropout"), ("training", "label_smoothing"), ("training", "patience"))
+"""Settings that each member of a population has for itself, besides its optimizer's numbers and schedule."""
+
 
 class TrialTimeout(Exception):
     """A population took longer than its trials may."""
@@ -45,10 +48,11 @@ class TrialTimeout(Exception):
 class EpochResult:
     """What an epoch gave: trial number -> metric -> value, for members that are well; and why others failed.
 
-    `train_loss` and `train_accuracy` are means over the epoch's batches as they were trained on, dropout included;
-    `val_loss` and `val_accuracy` are of the whole validation split after the epoch. Losses are in nats, accuracies
-    fractions. `states` returns copies of the weights after the epoch, by number, of members that trained in it; only
-    until the generator goes on. Nothing is copied for those that are not asked for.
+    `train_loss` and `train_accuracy` are means over the epoch's batches as they were trained on, dropout, flips and
+    shifts included, label smoothing not: losses are to be compared. `val_loss` and `val_accuracy` are of the whole
+    validation split after the epoch. Losses are in nats, accuracies fractions. `states` returns copies of the weights
+    after the epoch, by number, of members that trained in it; only until the generator goes on. Nothing is copied for
+    those that are not asked for.
     """
 
     epoch: int
@@ -102,7 +106,7 @@ def shape_of(config: Config) -> str:
     Not those that each member has for itself, and not which weights are kept.
     """
     shared = config.model_dump(mode="json")
-    for section, key in (("network", "init"), ("network", "dropout"), *for_all()):
+    for section, key in (*OWN, *for_all()):
         del shared[section][key]
     shared["optimizer"] = shared["optimizer"]["kind"]
     return repr(sorted(shared.items()))

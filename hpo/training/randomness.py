@@ -1,8 +1,8 @@
 """Every random number of training: who it belongs to and how it is made.
 
 A random number belongs to a trial (its seed, the epoch, the step, the layer, the element) or, the order of the
-images, to the split. None depends on the slot a member has, on its company, on the worker or on a restart: that is
-why a trial trained alone has the curve it had in a population.
+images and their augmentation, to the split. None depends on the slot a member has, on its company, on the worker or on
+a restart: that is why a trial trained alone has the curve it had in a population.
 
 Dropout asks for K x elements of them a layer and step, so they come from a counter-based generator: a mixed counter,
 xored with a key, goes through two multiply-and-shift rounds (the construction of SplitMix64: Steele, Lea, Flood,
@@ -38,6 +38,13 @@ def batch_order(split_seed: int, epoch: int, images: int) -> Tensor:
     """Return the order of the training images in an epoch, [images] int64 on the CPU, the same for every member."""
     generator = np.random.Generator(np.random.PCG64(derive_seed("order", split_seed, epoch)))
     return torch.from_numpy(generator.permutation(images))
+
+
+def augmentation_numbers(split_seed: int, epoch: int, images: int) -> Tensor:
+    """Return three uniform numbers in [0, 1) a training image, [3, images] float64 on the CPU, for all members."""
+    places = np.arange(1, 3 * images + 1, dtype=np.uint64).reshape(images, 3) * np.uint64(0x9E3779B97F4A7C15)
+    words = _mix(np.uint64(derive_seed("augmentation", split_seed, epoch)) + places)
+    return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).T
 
 
 def dropout_keys(seeds: list[int], epoch: int, steps: int, layers: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo.studyfile import Config
+from hpo.training.augmentation import epoch_images
 from hpo.training.images import DeviceSplit
 from hpo.training.optimizers import Optimizer
 from hpo.training.randomness import batch_order, dropout_keys
@@ -51,11 +52,12 @@ class Stack:
         first = members[0].config
         self.numbers = [member.number for member in members]
         self._seeds = [member.seed for member in members]
+        self._smoothings = [member.config.training.label_smoothing for member in members]
         self._split = split
         self._wide = torch.float32 if split.device.type == "mps" else torch.float64  # mps has no wider type
         self._network = StackedNetwork(modules, split.train.dtype)
         self._optimizer = Optimizer(self._network.blocks, [member.config.optimizer for member in members])
-        self._batch = first.training.batch_size
+        self._training = first.training
 
     def epoch(self, epoch: int) -> Values:
         """Train one epoch, evaluate, and return number -> metric -> value: the epoch's one synchronization."""
@@ -74,6 +76,7 @@ class Stack:
             return
         self.numbers = [self.numbers[index] for index in stay]
         self._seeds = [self._seeds[index] for index in stay]
+        self._smoothings = [self._smoothings[index] for index in stay]
         if stay:
             kept = torch.tensor(stay, device=self._split.device)
             self._network.keep(kept)
@@ -89,21 +92,24 @@ class Stack:
 
     def _train_epoch(self, epoch: int) -> Tensor:
         """Return the means of loss and accuracy over the epoch's images, [2, K]."""
-        images, labels = self._split.train, self._split.train_labels
-        order = batch_order(self._split.seed, epoch, len(labels)).to(images.device)
-        batches = list(torch.split(order, self._batch))
-        if len(batches) > 1 and len(batches[-1]) == 1 < self._batch:
+        device, labels, size = self._split.device, self._split.train_labels, self._training.batch_size
+        images = epoch_images(self._split, epoch, self._training)
+        order = batch_order(self._split.seed, epoch, len(labels)).to(device)
+        batches = list(torch.split(order, size))
+        if len(batches) > 1 and len(batches[-1]) == 1 < size:
             batches.pop()  # with batch norm and without: one image has no variance
         network, dropouts = self._network, self._network.dropouts
-        keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(images.device)
-        totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=images.device)
+        keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(device)
+        smoothing = torch.tensor(self._smoothings, device=device).unsqueeze(1) if any(self._smoothings) else None
+        self._optimizer.begin_epoch(epoch, self._training.epochs, len(batches))
+        totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=device)
         for step, batch in enumerate(batches):
             for layer, dropout in enumerate(dropouts):
                 dropout.set_keys(keys[step, layer])
             network.blocks.begin_step()
-            loss, correct = _loss(network(images[batch], training=True), labels[batch])
+            goal, loss, correct = _losses(network(images(batch), training=True), labels[batch], smoothing)
             # The sum over members of each one's mean: a mean over members would divide every step by K.
-            loss.mean(1).sum().backward()  # type: ignore[no-untyped-call]
+            goal.mean(1).sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             totals += torch.stack([loss.detach().sum(1), correct])
         return totals / sum(len(batch) for batch in batches)
@@ -115,17 +121,25 @@ class Stack:
         images, labels = self._split.validation, self._split.validation_labels
         parts = zip(torch.split(images, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
         for some, of_some in parts:
-            loss, correct = _loss(self._network(some, training=False), of_some)
+            _, loss, correct = _losses(self._network(some, training=False), of_some)
             totals += torch.stack([loss.sum(1), correct])
         return totals / len(labels)
 
 
-def _loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's cross-entropy [K, B] and the number of right answers [K], of logits [K, B, classes]."""
+def _losses(logits: Tensor, labels: Tensor, smoothing: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what to minimize and the cross-entropy, of each image [K, B], and the number of right answers [K].
+
+    Of logits [K, B, classes]. The first two differ by the labels' `smoothing` [K, 1], as F.cross_entropy has it.
+    """
     scores = logits.transpose(1, 2)  # the order in which the last layer wrote them
     if scores.dtype == torch.bfloat16:
         scores = scores.float()
     targets = labels.expand(len(scores), -1)
-    loss = F.cross_entropy(scores, targets, reduction="none")
+    if smoothing is None:
+        goal = loss = F.cross_entropy(scores, targets, reduction="none")
+    else:
+        logarithms = F.log_softmax(scores, 1)
+        loss = F.nll_loss(logarithms, targets, reduction="none")
+        goal = loss.lerp(-logarithms.mean(1), smoothing.to(loss.dtype))
     correct = (scores.detach().max(1).indices == targets).sum(1)  # max: many times as fast as argmax on a CPU
-    return loss, correct.to(loss.dtype)
+    return goal, loss, correct.to(loss.dtype)

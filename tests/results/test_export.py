@@ -142,7 +142,13 @@ def test_a_configuration_leaves_out_what_the_best_kind_does_not_use(exported_of:
     params = {"lr": 1e-3, "dropout": 0.25, "optimizer.kind": "sgd"}
     distributions = {"lr": LR, "dropout": DROPOUT, "optimizer.kind": CategoricalDistribution(["sgd", "momentum"])}
     config = exported_of([trial(0.9, params=params, distributions=distributions)], written)["config"]
-    assert config["optimizer"] == {"kind": "sgd", "lr": 1e-3, "weight_decay": 0.0}
+    assert config["optimizer"] == {
+        "kind": "sgd",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "warmup": 0.0,
+    }
     assert relaunched(config, tmp_path) == config
 
 

@@ -49,6 +49,9 @@ def test_finite_spaces_are_counted() -> None:
         ({"data": {"train_size": 2000}}, StudyFileError),
         ({"optimizer": {"lr": {"low": 1e-3, "high": 1.0, "step": 1e-12}}}, StudyFileError),
         ({"network": {"kind": "cnn"}}, HpoError),
+        ({"training": {"shift": 8}}, StudyFileError),
+        ({"training": {"shift": {"low": 0, "high": 8}}}, StudyFileError),
+        ({"training": {"shift": {"choices": [0, 2, 9]}}}, StudyFileError),
     ],
 )
 def test_what_a_launch_refuses_is_refused_here(changes: dict[str, Any], error: type[HpoError]) -> None:

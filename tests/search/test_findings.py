@@ -77,7 +77,9 @@ def networks_of(study: Study, repeats: int, **params: Any) -> tuple[DeviceSplit,
     values = next(each for each in (combination(study, i) for i in range(int(size(study)))) if each == params)
     config, split = config_of(study, values), to_device(load_split(study), study.data.split_seed, torch.device("cpu"))
     members = [Member(number, config, trial_seed(study, number)) for number in range(repeats)]
-    outcomes = Objective(split, "float32", lambda text: None).run(members, stop=threading.Event(), keep=True)
+    outcomes = Objective(split, "float32", lambda text: None).run(
+        members, metric="val_accuracy", stop=threading.Event(), keep=True
+    )
     networks = [build(config.network, split.shape, split.classes, member.seed).eval() for member in members]
     for network, outcome in zip(networks, outcomes.values(), strict=True):
         assert outcome.state is not None

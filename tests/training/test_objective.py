@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hpo.training.devices import is_out_of_memory
 from hpo.training.networks import build
 from hpo.training.objective import Objective, Outcome
 from hpo.training.population import EpochResult
+from hpo.training.stack import Member
 
 SPLIT = made_images()
 
@@ -39,8 +41,11 @@ def test_what_each_member_has_for_itself_makes_no_other_shape() -> None:
         {"init": "xavier", "optimizer": adam},
         {"init": 0.01, "optimizer": adam},
         {"optimizer": {**adam, "weight_decay": 0.1, "beta1": 0.5, "beta2": 0.9, "eps": 1e-3}},
+        {"optimizer": {**adam, "schedule": "cosine", "warmup": 0.5, "clip": 1.0}},
+        {"optimizer": {**adam, "schedule": "step", "step_every": 2}},
+        {"optimizer": adam, "training": {"label_smoothing": 0.1, "patience": 9}},
     ]
-    assert groups(*own) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert groups(*own) == [list(range(10))]
     members = [member(number, config(**each)) for number, each in enumerate(own)]
     together, _ = curves(members, SPLIT)
     assert all(len(curve) == 3 for curve in together.values())
@@ -57,6 +62,8 @@ def test_what_each_member_has_for_itself_makes_no_other_shape() -> None:
         {"batch_size": 7},
         {"epochs": 4},
         {"precision": "float32"},
+        {"training": {"flip": 0.5}},
+        {"training": {"shift": 1}},
     ],
 )
 def test_everything_else_does(other: dict[str, Any]) -> None:
@@ -156,7 +163,7 @@ def run(
 
     members = [member(number, config(**each)) for number, each in enumerate(configs)]
     objective = Objective(SPLIT, "float64", pytest.fail)
-    return objective.run(members, stop=stop, keep=keep, on_epoch=note), epochs
+    return objective.run(members, metric="val_loss", stop=stop, keep=keep, on_epoch=note), epochs
 
 
 def test_members_of_any_shapes_are_run_to_their_end() -> None:
@@ -177,6 +184,55 @@ def test_members_of_any_shapes_are_run_to_their_end() -> None:
         loss = torch.nn.functional.cross_entropy(module.eval()(SPLIT.validation.double()), SPLIT.validation_labels)
     assert loss.item() == pytest.approx(found[0].curve["val_loss"][-1], rel=1e-12)
     assert run(shapes[:1])[0][0].state is None
+
+
+WILD = {"lr": 3.0, "epochs": 12}
+"""Training whose validation loss goes up and down."""
+
+
+def test_a_member_is_run_until_its_patience_is_over() -> None:
+    patiences = [1, 2, 3, None]
+    shapes = [{**WILD, "training": {"patience": patience}} for patience in patiences]
+    found, epochs = run(shapes, keep=True)
+    lengths = [len(found[number].curve["val_loss"]) for number in range(4)]
+    for number, patience in enumerate(patiences):
+        whole = [epoch["val_loss"] for epoch in curves([member(number, config(**WILD))], SPLIT)[0][number]]
+        ends = [e for e in range(1, 13) if patience and min(whole[:e]) not in whole[max(0, e - patience) : e]]
+        assert lengths[number] == min([12, *ends])
+        assert found[number].curve["val_loss"] == pytest.approx(whole[: lengths[number]], rel=1e-9)
+        module = build(config().network, SPLIT.shape, SPLIT.classes, seed=0).double()
+        module.load_state_dict(found[number].state or {})
+        with torch.no_grad():
+            scores = module.eval()(SPLIT.validation.double())
+        loss = torch.nn.functional.cross_entropy(scores, SPLIT.validation_labels).item()
+        assert loss == pytest.approx(found[number].curve["val_loss"][-1], rel=1e-12)
+    assert min(lengths) < 12
+    assert [len(numbers) for _, numbers in epochs] == [sum(length > e for length in lengths) for e in range(12)]
+
+
+def test_who_has_ended_stays_ended_when_the_population_is_made_smaller() -> None:
+    """Out of memory in its fifth epoch, as if: halves begin again, with members whose patience is over."""
+
+    class Small(Objective):
+        def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
+            if len(members) < 4:
+                yield from super().train(members)
+                return
+            epochs = super().train(members)
+            result = next(epochs)
+            while result.epoch < 5:
+                result = epochs.send((yield result))
+            for part in (members[:2], members[2:]):
+                yield from super().train(part)
+
+    members = [member(n, config(**WILD, training={"patience": 1 + n % 3, "precision": "float64"})) for n in range(4)]
+    stop = threading.Event()
+    whole = Objective(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
+    halved = Small(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
+    lengths = [len(whole[number].curve["val_loss"]) for number in range(4)]
+    assert min(lengths) < 5 <= max(lengths)
+    for number in range(4):
+        assert halved[number].curve["val_loss"] == pytest.approx(whole[number].curve["val_loss"], rel=1e-9)
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])

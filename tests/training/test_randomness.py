@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.training.randomness import batch_order, derive_seed, dropout_keys, member_seed, mixed_counters, random_words
+from hpo.training.randomness import (
+    augmentation_numbers,
+    batch_order,
+    derive_seed,
+    dropout_keys,
+    member_seed,
+    mixed_counters,
+    random_words,
+)
 
 
 def test_seeds_are_these_on_every_machine() -> None:
@@ -16,6 +24,14 @@ def test_seeds_are_these_on_every_machine() -> None:
     assert member_seed(0, 0) == 3668152027173367
     assert batch_order(0, 1, 6).tolist() == [2, 5, 3, 0, 4, 1]
     assert dropout_keys([1], 1, 1, 2).flatten().tolist() == [107825946459903812, 8217899602234984364]
+    assert (augmentation_numbers(0, 1, 2) * 2**53).long().flatten().tolist() == [
+        3692795245800213,
+        3381886251845627,
+        5217005507694082,
+        8719197801361380,
+        8659654942092896,
+        832522416722598,
+    ]
     words = random_words(torch.tensor([[5]]), 4, mixed_counters(4, torch.device("cpu")))
     assert words.tolist() == [[-7496, -13985, 9608, -22486]]
 
@@ -44,6 +60,16 @@ def test_an_order_of_batches_is_a_permutation_of_split_and_epoch(seed: int, epoc
 def test_epochs_and_splits_have_orders_of_their_own() -> None:
     orders = {tuple(batch_order(seed, epoch, 50).tolist()) for seed in range(5) for epoch in range(20)}
     assert len(orders) == 100
+
+
+def test_an_images_augmentation_is_the_splits_and_the_epochs() -> None:
+    """Uniform, and not that of another epoch, split or image; the same however many images there are."""
+    numbers = torch.stack([augmentation_numbers(seed, epoch, 1000) for seed in range(3) for epoch in range(1, 6)])
+    assert numbers.shape == (15, 3, 1000)
+    assert len(torch.unique(numbers)) == numbers.numel()
+    counts = torch.histc(numbers.float(), 100, 0, 1)
+    assert abs(((counts - 450) ** 2 / 450).sum() - 99) <= 5 * (2 * 99) ** 0.5
+    assert augmentation_numbers(0, 1, 7).equal(numbers[0, :, :7])
 
 
 def test_every_member_epoch_step_and_layer_has_a_key_of_its_own() -> None:

@@ -1,25 +1,27 @@
 """What the tests of training share: settings in one line, made images, and plain torch's side of every comparison.
 
 The plain side uses torch.nn, torch.autograd and torch.optim only, one member at a time. Of hpo it takes the initial
-weights' seed, the order of the batches and, where a network drops out, the keys of the masks.
+weights' seed, the order of the batches and, where a network drops out or images are augmented, the random numbers.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, StepLR
 
-from hpo.studyfile import Config, OptimizerSettings
+from hpo.studyfile import Config, OptimizerSettings, TrainingSettings
 from hpo.training.images import DeviceSplit
 from hpo.training.layers import Dropout
 from hpo.training.networks import build
 from hpo.training.population import train
-from hpo.training.randomness import batch_order, dropout_keys, member_seed
+from hpo.training.randomness import augmentation_numbers, batch_order, dropout_keys, member_seed
 from hpo.training.stack import Member
 from hpo.training.stacking import StackedNetwork
 
@@ -42,14 +44,15 @@ def config(
     precision: str = "float64",
     **more: Any,
 ) -> Config:
-    """Settings of a small network; `more` goes to the optimizer as `optimizer=...`, and to the network."""
+    """Settings of a small network; `more` goes where `optimizer=...` and `training=...` say, and to the network."""
+    training = {"epochs": epochs, "batch_size": batch_size, "precision": precision, **more.pop("training", {})}
     optimizer = {"lr": lr, **more.pop("optimizer", {})}
     network = {"kind": kind, "hidden": [12, 8], **more}
     return Config.model_validate(
         {
             "network": network,
             "optimizer": optimizer,
-            "training": {"epochs": epochs, "batch_size": batch_size, "precision": precision},
+            "training": training,
         }
     )
 
@@ -116,6 +119,34 @@ def torch_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
     return make[settings.kind]()
 
 
+def torch_schedulers(
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, epochs: int, steps: int
+) -> tuple[list[LRScheduler], list[LRScheduler]]:
+    """torch's own schedulers: those to step after every step, and those to step after every epoch."""
+    by_step: list[LRScheduler] = []
+    by_epoch: list[LRScheduler] = []
+    if settings.schedule == "cosine":
+        by_step.append(CosineAnnealingLR(optimizer, epochs * steps))
+    if settings.schedule == "step":
+        by_epoch.append(StepLR(optimizer, settings.step_every, settings.step_factor))
+    if (warmup := round(settings.warmup * steps)) > 1:
+        assert warmup == settings.warmup * steps, "LinearLR has whole steps"
+        by_step.append(LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1))
+    return by_step, by_epoch
+
+
+def plain_images(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> Tensor:
+    """The training images of an epoch, augmented one by one: padded, cropped, mirrored."""
+    images, shift = split.train, settings.shift
+    _, height, width = split.shape
+    found = []
+    for image, numbers in zip(images, augmentation_numbers(split.seed, epoch, len(images)).T.tolist(), strict=True):
+        flip, top, left = numbers[0], *(math.floor(number * (2 * shift + 1)) for number in numbers[1:])
+        moved = F.pad(image, [shift] * 4)[:, top : top + height, left : left + width]
+        found.append(moved.flip(2) if flip < settings.flip else moved)
+    return torch.stack(found)
+
+
 class KeyedDropout(nn.Module):
     """Dropout for a plain network that draws one member's masks: those of its seed, the epoch, the step, the place."""
 
@@ -147,12 +178,12 @@ def plain_curve(who: Member, split: DeviceSplit) -> Curve:
             previous = child
     optimizer = torch_optimizer(module, settings.optimizer)
     size = settings.training.batch_size
-    images, labels = split.train.double(), split.train_labels
+    labels, steps = split.train_labels, len(_batches(split, 1, size))
+    by_step, by_epoch = torch_schedulers(optimizer, settings.optimizer, settings.training.epochs, steps)
     curve: Curve = []
     for epoch in range(1, settings.training.epochs + 1):
-        batches = list(torch.split(batch_order(split.seed, epoch, len(labels)), size))
-        if len(batches) > 1 and len(batches[-1]) == 1 < size:
-            batches.pop()
+        batches = _batches(split, epoch, size)
+        images = plain_images(split, epoch, settings.training).double()
         keys = dropout_keys([who.seed], epoch, len(batches), len(dropouts))
         loss_sum = right = 0.0
         module.train()
@@ -161,11 +192,16 @@ def plain_curve(who: Member, split: DeviceSplit) -> Curve:
                 dropout.layer.set_keys(keys[step, place])
             optimizer.zero_grad()
             logits = module(images[batch])
-            loss = F.cross_entropy(logits, labels[batch])
-            loss.backward()
+            F.cross_entropy(logits, labels[batch], label_smoothing=settings.training.label_smoothing).backward()
+            if settings.optimizer.clip is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), settings.optimizer.clip)
             optimizer.step()
-            loss_sum += loss.item() * len(batch)
+            for scheduler in by_step:
+                scheduler.step()
+            loss_sum += F.cross_entropy(logits.detach(), labels[batch]).item() * len(batch)
             right += (logits.argmax(1) == labels[batch]).sum().item()
+        for scheduler in by_epoch:
+            scheduler.step()
         seen = sum(map(len, batches))
         module.eval()
         with torch.no_grad():
@@ -179,6 +215,13 @@ def plain_curve(who: Member, split: DeviceSplit) -> Curve:
             }
         )
     return curve
+
+
+def _batches(split: DeviceSplit, epoch: int, size: int) -> list[Tensor]:
+    batches = list(torch.split(batch_order(split.seed, epoch, len(split.train_labels)), size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < size:
+        batches.pop()
+    return batches
 
 
 def seeded(make: Callable[[], nn.Module], members: int = 3) -> list[nn.Module]:

@@ -1,0 +1,35 @@
+"""When a trial's patience is over."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.training.patience import is_over
+
+
+@pytest.mark.parametrize(
+    ("values", "over"),
+    [
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.5], False),
+        ([0.5, 0.4, 0.4], True),
+        ([0.5, 0.5, 0.5], True),  # as good is not better
+        ([0.5, 0.4, 0.6], False),
+        ([0.5, 0.6, 0.55], False),
+        ([0.5, 0.6, 0.55, 0.6], True),
+        ([0.5, 0.4, 0.45, 0.49], True),  # better than the last, not than the best
+    ],
+)
+def test_two_epochs_without_a_better_accuracy(values: list[float], over: bool) -> None:
+    assert is_over(2, values, "val_accuracy") == over
+    assert is_over(2, [-value for value in values], "val_loss") == over
+    assert not is_over(None, values, "val_accuracy")
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 6))
+def test_it_ends_so_many_epochs_after_the_first_best(values: list[int], patience: int) -> None:
+    best = values.index(max(values))
+    assert is_over(patience, values, "val_accuracy") == (len(values) - 1 - best >= patience)

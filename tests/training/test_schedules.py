@@ -1,0 +1,71 @@
+"""Learning rates of each step against torch.optim.lr_scheduler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from twins import torch_schedulers
+
+from hpo.studyfile import OptimizerSettings
+from hpo.training.schedules import is_scheduled, learning_rates
+
+PLAIN = OptimizerSettings(lr=0.3)
+
+
+def rates(own: OptimizerSettings, epochs: int, steps: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.concatenate([learning_rates(own, epoch, epochs, steps) for epoch in range(1, epochs + 1)])
+
+
+def torch_rates(own: OptimizerSettings, epochs: int, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], own.lr)
+    by_step, by_epoch = torch_schedulers(optimizer, own, epochs, steps)
+    found = []
+    for _ in range(epochs):
+        for _ in range(steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            for scheduler in by_step:
+                scheduler.step()
+        for scheduler in by_epoch:
+            scheduler.step()
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["constant", "step", "cosine"]),
+    st.integers(1, 12),
+    st.integers(1, 30),
+    st.integers(0, 15),
+    st.integers(1, 5),
+    st.floats(0.01, 0.99),
+)
+def test_they_are_torchs(kind: str, epochs: int, steps: int, warmup: int, every: int, factor: float) -> None:
+    own = OptimizerSettings.model_validate(
+        {"lr": 0.3, "schedule": kind, "warmup": float(warmup), "step_every": every, "step_factor": factor}
+    )
+    np.testing.assert_allclose(rates(own, epochs, steps), torch_rates(own, epochs, steps), rtol=1e-7, atol=1e-15)
+
+
+def test_a_warm_up_may_end_within_an_epoch_or_a_step() -> None:
+    np.testing.assert_allclose(rates(PLAIN.model_copy(update={"warmup": 0.5}), 1, 4) / 0.3, [0.5, 1, 1, 1])
+    np.testing.assert_allclose(rates(PLAIN.model_copy(update={"warmup": 0.625}), 1, 4) / 0.3, [0.4, 0.8, 1, 1])
+    np.testing.assert_allclose(rates(PLAIN.model_copy(update={"warmup": 0.01}), 1, 4) / 0.3, [1, 1, 1, 1])
+
+
+def test_one_that_is_longer_than_the_training_never_reaches_the_rate() -> None:
+    np.testing.assert_allclose(
+        rates(PLAIN.model_copy(update={"warmup": 4.0}), 2, 2) / 0.3, [1 / 8, 2 / 8, 3 / 8, 4 / 8]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "scheduled"),
+    [({}, False), ({"schedule": "cosine"}, True), ({"schedule": "step"}, True), ({"warmup": 0.1}, True)],
+)
+def test_without_schedule_and_warm_up_there_is_nothing_to_do(change: dict[str, object], scheduled: bool) -> None:
+    assert is_scheduled(PLAIN.model_copy(update=change)) == scheduled
