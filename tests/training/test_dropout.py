@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpo.training.layers import Dropout
+from hpo.training.dropouts import Dropout
 from hpo.training.randomness import dropout_keys, member_seed
 from hpo.training.stacking import StackedNetwork
 
@@ -51,7 +51,7 @@ def masks(rates: list[float], shape: tuple[int, ...], seeds: list[int], epoch: i
     """The kept elements [K, *shape] of a layer for members with these seeds, as booleans."""
     dropout = layer(*rates)
     dropout.set_keys(dropout_keys(seeds, epoch, step + 1, 1)[step, 0])
-    return dropout(torch.ones(len(rates), *shape, dtype=torch.float64), training=True) > 0
+    return dropout(torch.ones(len(rates), *shape, dtype=torch.float64), True, training=True) > 0
 
 
 def assert_share(kept: Tensor, share: float) -> None:
@@ -66,14 +66,14 @@ def test_it_is_the_classic_form_times_one_over_one_minus_the_rate(rate: float) -
     grad = torch.randn(1, 20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     dropout, classic = layer(rate), ClassicDropout(rate)
     dropout.set_keys(dropout_keys([7], 1, 1, 1)[0, 0])
-    out = dropout(x, training=True)
+    out = dropout(x, True, training=True)
     out.backward(grad)
     values = x.detach().numpy()
     factor = 1 / (1 - rate)
     np.testing.assert_allclose(out.detach().numpy(), classic.train(values, (out.detach() != 0).numpy()) * factor, 1e-12)
     assert x.grad is not None
     np.testing.assert_allclose(x.grad.numpy(), classic.backward(grad.numpy()) * factor, 1e-12)
-    inferred = dropout(x, training=False).detach().numpy()
+    inferred = dropout(x, True, training=False).detach().numpy()
     np.testing.assert_allclose(inferred, classic.infer(values) * factor, 1e-12)
     np.testing.assert_array_equal(inferred, values)
 
@@ -88,20 +88,20 @@ def test_in_training_it_expects_what_inference_gives(rate: float) -> None:
     total = torch.zeros_like(x)
     for step in range(steps):
         dropout.set_keys(keys[step, 0])
-        total += dropout(x, training=True)
+        total += dropout(x, True, training=True)
     deviation = x * math.sqrt(rate / (1 - rate) / steps)
-    assert ((total / steps - dropout(x, training=False)).abs() <= Z * deviation).all()
+    assert ((total / steps - dropout(x, True, training=False)).abs() <= Z * deviation).all()
 
 
 def test_the_rate_zero_changes_nothing_and_the_rate_one_leaves_nothing() -> None:
     x = torch.randn(3, 4, 5)
     dropout = layer(0.0, 1.0, 0.5)
     dropout.set_keys(dropout_keys([1, 2, 3], 1, 1, 1)[0, 0])
-    out = dropout(x, training=True)
+    out = dropout(x, True, training=True)
     assert torch.equal(out[0], x[0])
     assert not out[1].any()
     assert not torch.equal(out[2], x[2])
-    assert layer(0.0)(x[:1], training=True) is not None  # and needs no keys
+    assert layer(0.0)(x[:1], True, training=True) is not None  # and needs no keys
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.3, 0.5, 0.9, 0.99])
@@ -132,11 +132,11 @@ def test_rates_stay_with_their_members_when_others_leave() -> None:
     keys = dropout_keys([1, 2, 3], 1, 1, 1)[0, 0]
     x = torch.ones(3, 10, 10)
     dropout.set_keys(keys)
-    before = dropout(x, training=True)
+    before = dropout(x, True, training=True)
     stay = torch.tensor([0, 2])
     dropout.keep(stay)
     dropout.set_keys(keys[stay])
-    assert torch.equal(dropout(x[stay], training=True), before[stay])
+    assert torch.equal(dropout(x[stay], True, training=True), before[stay])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 63, 64])
@@ -156,7 +156,7 @@ def pairs(rate: float = 0.5) -> dict[str, tuple[Tensor, Tensor]]:
     layers = []
     for place, dropout in enumerate(network.dropouts):
         dropout.set_keys(keys[place])
-        layers.append(dropout(torch.ones(1, *shape), training=True)[0] > 0)
+        layers.append(dropout(torch.ones(1, *shape), True, training=True)[0] > 0)
     flat = one.flatten()
     return {
         "members": (one, other),
@@ -208,7 +208,7 @@ def test_a_layer_called_twice_draws_twice() -> None:
     kept = []
     for place, dropout in enumerate(network.dropouts):
         dropout.set_keys(keys[place])
-        kept.append(dropout(torch.ones(1, 50, 64), training=True)[0] > 0)
+        kept.append(dropout(torch.ones(1, 50, 64), True, training=True)[0] > 0)
     assert not torch.equal(kept[0], kept[1])
     out = network(torch.ones(50, 64), training=True)[0]
     assert torch.equal(out.detach() > 0, kept[1])

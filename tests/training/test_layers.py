@@ -36,7 +36,7 @@ def assert_layer_is_torchs(modules: Sequence[nn.Module], x: Tensor, shared: bool
     for _ in range(2):
         ours = x.detach().requires_grad_()
         blocks.begin_step()
-        out = layer(ours, training=True)
+        out = layer(ours, not shared, training=True)
         grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         out.backward(grad)
         assert ours.grad is not None
@@ -59,7 +59,7 @@ def assert_layer_is_torchs(modules: Sequence[nn.Module], x: Tensor, shared: bool
         for name, value in module.named_buffers():
             assert_same(buffers[f"it.{name}"].double(), value.double())
     with torch.no_grad():
-        out = layer(x, training=False)
+        out = layer(x, not shared, training=False)
         for number, module in enumerate(plain):
             assert_same(out[number], module.eval()(x if shared else x[number]))
 
@@ -125,7 +125,7 @@ def test_batch_norm_counts_the_batches_and_keeps_the_unbiased_variance() -> None
     layer = LAYERS[nn.BatchNorm1d]("it", [nn.BatchNorm1d(1)])
     blocks = Blocks({"it.weight": torch.ones(1, 1), "it.bias": torch.zeros(1, 1)}, torch.float32)
     layer.bind(blocks.slots)
-    layer(torch.tensor([[[1.0], [3.0]]]), training=True)  # mean 2, variance 1 (biased), 2 (unbiased)
+    layer(torch.tensor([[[1.0], [3.0]]]), True, training=True)  # mean 2, variance 1 (biased), 2 (unbiased)
     buffers = layer.buffers()
     assert buffers["it.running_mean"].item() == pytest.approx(0.2)
     assert buffers["it.running_var"].item() == pytest.approx(0.9 + 0.2)
@@ -141,7 +141,7 @@ def test_batch_norm_of_one_value_is_refused_as_torch_refuses_it() -> None:
     with pytest.raises(ValueError, match="Expected more than 1 value"):
         modules[0](torch.zeros(1, 3, dtype=torch.float64))
     with pytest.raises(HpoError, match=r"^layer 'norm': a batch of one value"):
-        layer(torch.zeros(3, 1, 3, dtype=torch.float64), training=True)
+        layer(torch.zeros(3, 1, 3, dtype=torch.float64), True, training=True)
 
 
 ACTIVATIONS: dict[type[nn.Module], list[dict[str, Any]]] = {
