@@ -26,8 +26,20 @@ Values = dict[str, Any]
 Run = Callable[[Values, Tensor, bool], Any]
 """What a node does: the values so far, the images, whether it is training -> the node's value."""
 
-_SAME_BUT_COPYING: dict[Any, Any] = {"view": "reshape", "view_as": "reshape_as"}
-"""A view of one member may be none in the stack, where memory has another order."""
+def group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """`F.group_norm` as a layer norm of each group, because torch.vmap does not know its own on images."""
+    require(x.shape[1] % num_groups == 0, "'group_norm'", f"{x.shape[1]} channels are not {num_groups} equal groups")
+    groups = x.reshape(len(x), num_groups, -1)
+    out = F.layer_norm(groups, groups.shape[-1:], eps=eps).reshape(x.shape)
+    of_channels = (-1, *[1] * (x.dim() - 2))
+    out = out if weight is None else out * weight.view(of_channels)
+    return out if bias is None else out + bias.view(of_channels)
+
+
+_INSTEAD: dict[Any, Any] = {"view": "reshape", "view_as": "reshape_as", F.group_norm: group_norm}
+"""What runs in place of some: a view of one member may be none in the stack, where memory has another order."""
 
 
 def run_function(node: fx.Node, root: torch.nn.Module, stacked: set[fx.Node]) -> Run:
@@ -46,7 +58,8 @@ def run_function(node: fx.Node, root: torch.nn.Module, stacked: set[fx.Node]) ->
     require(name != "where" or len(args) + len(fixed) == 3, what, "without two tensors to choose from")
     if target is getattr:
         require(node.args[1] in TENSOR_ATTRIBUTES, what, f"the attribute '{node.args[1]}' is not known")
-    function = _method(_SAME_BUT_COPYING.get(target, target)) if node.op == "call_method" else target
+    function = _INSTEAD.get(target, target)
+    function = _method(function) if node.op == "call_method" else function
     call = _Call(function, args, fixed, node.all_input_nodes, stacked)
     if target in ELEMENTWISE:
         return call.elementwise

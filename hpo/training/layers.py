@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo.training.blocks import Slot
+from hpo.training.functions import group_norm
 from hpo.training.tracing import require
 
 
@@ -195,7 +196,7 @@ def _rms_norm(layer: Any, x: Tensor, values: Values) -> Tensor:
 
 
 def _group_norm(layer: Any, x: Tensor, values: Values) -> Tensor:
-    return F.group_norm(x, layer.num_groups, values.get("weight"), values.get("bias"), layer.eps)
+    return group_norm(x, layer.num_groups, values.get("weight"), values.get("bias"), layer.eps)
 
 
 def _instance_norm(layer: Any, x: Tensor, values: Values) -> Tensor:

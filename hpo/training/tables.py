@@ -122,7 +122,7 @@ FRESH = {
     *_named("cat concat concatenate stack hstack vstack clone repeat tile flip roll tril triu cumsum", torch),
     *_named("sum mean prod amax amin max min argmax argmin var std logsumexp all any", torch),
     *_named("matmul mm bmm mv outer baddbmm addmm softmax log_softmax new_zeros new_ones new_full", torch),
-    *_named("zeros_like ones_like full_like layer_norm group_norm rms_norm", torch),
+    *_named("zeros_like ones_like full_like layer_norm rms_norm", torch),
     *_named("softmax log_softmax softmin linear layer_norm group_norm rms_norm normalize glu pad interpolate", F),
     *_named("pixel_shuffle pixel_unshuffle cosine_similarity", F),
 }

@@ -174,7 +174,7 @@ MULTIPLIED: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     "scaled dot product, own mask": lambda n, own, x: F.scaled_dot_product_attention(in_heads(x), in_heads(x), in_heads(x), (own @ own.mT).unsqueeze(1), scale=0.3).flatten(1),
     "layer norm": lambda n, own, x: F.layer_norm(own, (5, 4), n.rows, n.rows).flatten(1),
     "rms norm": lambda n, own, x: F.rms_norm(own, (5, 4), n.rows).flatten(1) + torch.rms_norm(own, (4,)).flatten(1),
-    "group norm": lambda n, own, x: F.group_norm(own, 5).flatten(1),
+    "group norm": lambda n, own, x: F.group_norm(own.unsqueeze(-1), 5, n.rows[:, 0], n.rows[:, 1], 0.01).flatten(1),
 }
 
 BROADCAST: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
