@@ -210,7 +210,8 @@ def _embedding(layer: Any, x: Tensor, values: Values) -> Tensor:
 
 
 def _prelu(layer: Any, x: Tensor, values: Values) -> Tensor:
-    return F.prelu(x, values["weight"])
+    slope = values["weight"].view(-1, *[1] * max(0, x.dim() - 2))  # of channels, or one
+    return torch.where(x > 0, x, x * slope)
 
 
 PER_MEMBER: dict[type[nn.Module], Callable[[Any, Tensor, Values], Tensor]] = {

@@ -208,7 +208,8 @@ def _tensors(
         if target in training.made:
             found[target] = [each.made[target] for each in graphs]
             same = all(equal(found[target][0], other) for other in (*found[target], inference.made[target]))
-            require(same, f"'{target}'", "a tensor that forward uses differs between members or calls; make it a buffer")
+            what = f"a tensor of {type(members[0]).__name__}"
+            require(same, what, "it is no buffer, and differs between members or calls; make it a buffer")
         else:
             owner, _, name = target.rpartition(".")
             found[target] = [getattr(member.get_submodule(owner), name) for member in members]

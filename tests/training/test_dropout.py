@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpo.training.dropouts import Dropout
+from hpo.training.dropouts import ChannelDropout, Dropout
 from hpo.training.randomness import dropout_keys, member_seed
 from hpo.training.stacking import StackedNetwork
+from hpo.training.tracing import CannotStackError
 
 Z = 5.0
 
@@ -212,3 +213,45 @@ def test_a_layer_called_twice_draws_twice() -> None:
     assert not torch.equal(kept[0], kept[1])
     out = network(torch.ones(50, 64), training=True)[0]
     assert torch.equal(out.detach() > 0, kept[1])
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(nn.Dropout1d, (50, 40, 3)), (nn.Dropout2d, (50, 40, 3, 2))])
+def test_channels_are_dropped_whole_and_by_each_members_own_seed(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    def masks(*seeds: int) -> torch.Tensor:
+        dropout = ChannelDropout("", [kind(0.4) for _ in seeds])
+        dropout.set_keys(dropout_keys(list(seeds), 1, 1, 1)[0, 0])
+        x = torch.ones(shape, dtype=torch.float64)
+        assert torch.equal(dropout(x, False, training=False), x.expand(len(seeds), *shape))
+        return dropout(x, False, training=True)
+
+    together = masks(3, 7, 11)
+    flat = together.flatten(3)
+    assert torch.equal(flat.amin(-1), flat.amax(-1))
+    assert set(flat.unique().tolist()) == {0.0, 1 / 0.6}
+    kept = (flat[..., 0] > 0).double().mean((1, 2))
+    assert ((kept - 0.6).abs() < 5 * (0.24 / 2000) ** 0.5).all()
+    assert not torch.equal(together[0], together[1])
+    for place, seed in enumerate((3, 7, 11)):
+        assert torch.equal(masks(seed)[0], together[place])
+
+
+def test_dropout_of_channels_wants_channels() -> None:
+    dropout = ChannelDropout("drop", [nn.Dropout2d(0.5)])
+    dropout.set_keys(dropout_keys([1], 1, 1, 1)[0, 0])
+    with pytest.raises(CannotStackError, match=r"^layer 'drop' cannot be stacked: its input must have 4 dimensions"):
+        dropout(torch.ones(2, 3, 4), False, training=True)
+
+
+def test_masks_do_not_depend_on_the_company_whatever_the_memory() -> None:
+    """Memory may have the members innermost, and of one member alone nobody can tell where they lie."""
+    alone = Dropout("", [nn.Dropout(0.5)])
+    both = Dropout("", [nn.Dropout(0.5), nn.Dropout(0.5)])
+    for dropout, seeds in ((alone, [5]), (both, [5, 6])):
+        dropout.set_keys(dropout_keys(seeds, 1, 1, 1)[0, 0])
+    for order in ((0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0), (1, 0, 2), (2, 0, 1)):
+        made = []
+        for dropout, members in ((alone, 1), (both, 2)):
+            sizes = (members, 6, 4)
+            x = torch.ones([sizes[dim] for dim in order]).permute([order.index(dim) for dim in range(3)])
+            made.append(dropout(x, True, training=True)[0])
+        assert torch.equal(*made)
