@@ -26,6 +26,7 @@ Values = dict[str, Any]
 Run = Callable[[Values, Tensor, bool], Any]
 """What a node does: the values so far, the images, whether it is training -> the node's value."""
 
+
 def group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -69,7 +70,7 @@ def run_function(node: fx.Node, root: torch.nn.Module, stacked: set[fx.Node]) ->
         return partial(call.pooling, POOLING[target])
     if target is F.scaled_dot_product_attention:
         require(not fixed.get("dropout_p") and not any(args[4:5]), what, "dropout_p must be 0; use nn.Dropout")
-        require(not fixed.get("enable_gqa"), what, "enable_gqa is not known")
+        require("enable_gqa" not in fixed, what, "enable_gqa is not known")
         return replace(call, function=_attention).elementwise
     if target in MEMBERWISE or (target in MADE and all(map(is_fact, node.all_input_nodes))):
         return call.memberwise
@@ -82,15 +83,16 @@ def memberwise(function: Callable[..., Any], values: list[Any]) -> Any:
 
 
 def pooled(pool: Callable[[Tensor], Tensor], dims: int, x: Tensor, stacked: bool) -> Tensor:
-    """Run a pooling over the last `dims` dimensions, members folded into the channels, where convolutions leave them."""
+    """Run a pooling over the last `dims` dimensions: members are folded into channels, where convolutions have them."""
     if not stacked:
         return pool(x)
-    if x.dim() == dims + 2:  # [K, C, ...]: one image, as torch takes it
-        out, place, sizes = pool(x.flatten(0, 1)), 0, x.shape[:2]
-    else:
-        out, place, sizes = pool(x.transpose(0, 1).flatten(1, 2)), 1, (x.shape[0], -1)
+    channels = x.dim() - dims - 1  # [K, C, ...] is one image a member, as torch takes it
+    require(channels in (1, 2), "a pooling", f"its input has {x.dim() - 1} dimensions")
+    out = pool(x.flatten(0, 1) if channels == 1 else x.transpose(0, 1).flatten(1, 2))
     require(isinstance(out, Tensor), "a pooling", "it returns indices")
-    return torch.unflatten(out, 0, sizes) if place == 0 else torch.unflatten(out, 1, sizes).transpose(0, 1)
+    if channels == 1:
+        return torch.unflatten(out, 0, x.shape[:2])
+    return torch.unflatten(out, 1, (x.shape[0], -1)).transpose(0, 1)
 
 
 def _method(name: Any) -> Callable[..., Any]:
@@ -154,14 +156,20 @@ class _Call:
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
     """Attention over values whose leading dimensions broadcast: brought to two, as torch's fast kernels want them."""
     given = [query, key, value] if attn_mask is None else [query, key, value, attn_mask]
-    lead = torch.broadcast_shapes(*(each.shape[:-2] for each in given))
-    sizes = lead if len(lead) < 3 else (math.prod(lead[:-1]), lead[-1])
-    whole = [each.expand(*lead, *each.shape[-2:]).reshape(*sizes, *each.shape[-2:]) for each in given[:3]]
+    lead = torch.Size(torch.broadcast_shapes(*(each.shape[:-2] for each in given)))  # type: ignore[no-untyped-call]
+    sizes = tuple(lead) if len(lead) < 3 else (math.prod(lead[:-1]), lead[-1])
+    q, k, v = (each.expand(*lead, *each.shape[-2:]).reshape(*sizes, *each.shape[-2:]) for each in given[:3])
     if attn_mask is not None and attn_mask.dim() > 2:
         attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-2:]).reshape(*sizes, *attn_mask.shape[-2:])
-    out = F.scaled_dot_product_attention(*whole, attn_mask, *args, **kwargs)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale)
     return out.reshape(*lead, *out.shape[-2:])

@@ -85,8 +85,8 @@ def _named(names: str, *modules: Any) -> set[Any]:
 
 ELEMENTWISE = {
     *_named(
-        "add sub mul div true_divide neg abs square sqrt rsqrt reciprocal pow exp expm1 log log1p log2 sin cos erf clamp "
-        "clamp_min clamp_max maximum minimum where masked_fill lerp sign sigmoid tanh relu eq ne lt le gt ge "
+        "add sub mul div true_divide neg abs square sqrt rsqrt reciprocal pow exp expm1 log log1p log2 sin cos erf "
+        "clamp clamp_min clamp_max maximum minimum where masked_fill lerp sign sigmoid tanh relu eq ne lt le gt ge "
         "logical_not logical_and logical_or logaddexp",
         torch,
     ),
@@ -139,7 +139,10 @@ IN_PLACE: dict[Any, Any] = {
     operator.itruediv: operator.truediv,
     F.relu_: F.relu,
     torch.relu_: torch.relu,
-    **{f"{name}_": name for name in "relu add sub mul div sigmoid tanh clamp exp masked_fill".split()},
+    **{
+        f"{name}_": name
+        for name in ["relu", "add", "sub", "mul", "div", "sigmoid", "tanh", "clamp", "exp", "masked_fill"]
+    },
 }
 """In-place functions, and the ones that are run in their place: the stacked program overwrites nothing."""
 

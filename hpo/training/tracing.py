@@ -155,7 +155,9 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     """Leave the module as it is, and refuse it where its forward changed it: the graph would say so only once."""
     name = type(module).__name__
     before = {each: _held(each) for each in module.modules()}
-    versions = [(value, value._version) for held in before.values() for value in held.values() if isinstance(value, Tensor)]
+    versions = [
+        (value, value._version) for held in before.values() for value in held.values() if isinstance(value, Tensor)
+    ]
     modes = {each: each.training for each in before}
     drawn = _random_states()
     try:
@@ -189,8 +191,13 @@ def _restore(module: nn.Module, held: dict[str, Any]) -> None:
 
 
 def _random_states() -> tuple[Any, ...]:
-    numpys = np.random.get_state(legacy=False)  # noqa: NPY002  # the one that users' code may draw from
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpys["state"]["key"].tobytes(), numpys["state"]["pos"]
+    numpys = np.random.get_state(legacy=False)  # the one that users' code may draw from
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        numpys["state"]["key"].tobytes(),
+        numpys["state"]["pos"],
+    )
 
 
 def _require_same(first: _Recorded, other: _Recorded, why: str) -> None:

@@ -6,16 +6,16 @@ Every function is tried on a value of each member's own and on one that all shar
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from twins import assert_trains_like_plain, seeded
 
-from hpo.training.tables import ELEMENTWISE, FRESH, POOLING, VIEWS
+from hpo.training.tables import ELEMENTWISE, FRESH, MADE, VIEWS
 
 SEQUENCES = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 LABELS = torch.arange(6) % 3
@@ -73,7 +73,19 @@ BY_DIMENSION: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     # dimensions from the front and from the back
     **{
         f"{name} {dim}": lambda n, own, x, name=name, dim=dim: getattr(torch, name)(own, dim).reshape(6, -1)
-        for name in ("softmax", "log_softmax", "sum", "mean", "prod", "amax", "amin", "std", "var", "logsumexp", "cumsum")
+        for name in (
+            "softmax",
+            "log_softmax",
+            "sum",
+            "mean",
+            "prod",
+            "amax",
+            "amin",
+            "std",
+            "var",
+            "logsumexp",
+            "cumsum",
+        )
         for dim in (0, 1, 2, -1, -2, -3)
         if name in ("softmax", "log_softmax", "cumsum") or dim not in (0, -3)
     },
@@ -106,7 +118,9 @@ VIEWED: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     "numel": lambda n, own, x: own.flatten(1) / own.numel(),
     "flatten all but": lambda n, own, x: own.flatten(0, 1).view(6, 20),
     "flatten negative": lambda n, own, x: torch.flatten(own, -2, -1),
-    "unflatten": lambda n, own, x: own.unflatten(-1, (2, 2)).sum(-1).flatten(1) + own.unflatten(0, (2, 3)).sum((0, 1)).sum(),
+    "unflatten": lambda n, own, x: (
+        own.unflatten(-1, (2, 2)).sum(-1).flatten(1) + own.unflatten(0, (2, 3)).sum((0, 1)).sum()
+    ),
     "permute": lambda n, own, x: own.permute(0, 2, 1).reshape(6, -1),
     "permute to the end": lambda n, own, x: torch.permute(own, (1, 2, 0)).reshape(6, -1),
     "transpose": lambda n, own, x: own.transpose(1, 2).flatten(1),
@@ -114,7 +128,9 @@ VIEWED: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     "swapaxes": lambda n, own, x: own.swapaxes(1, -1).flatten(1) + torch.swapdims(own, -2, 2).flatten(1),
     "movedim": lambda n, own, x: torch.movedim(own, 2, 1).flatten(1) + own.movedim(-1, -2).flatten(1),
     "t": lambda n, own, x: own.flatten(1).t().reshape(6, -1) + own.flatten(1).T.reshape(6, -1),
-    "squeeze": lambda n, own, x: own.unsqueeze(1).unsqueeze(-1).squeeze(1).squeeze(-1).flatten(1) + own[:, :1, :1].squeeze().unsqueeze(1),
+    "squeeze": lambda n, own, x: (
+        own.unsqueeze(1).unsqueeze(-1).squeeze(1).squeeze(-1).flatten(1) + own[:, :1, :1].squeeze().unsqueeze(1)
+    ),
     "unsqueeze and expand": lambda n, own, x: own.unsqueeze(2).expand(-1, -1, 3, -1).flatten(1),
     "expand as": lambda n, own, x: own[:, :1].expand_as(x).flatten(1),
     "broadcast to": lambda n, own, x: torch.broadcast_to(own[:1], (6, 5, 4)).flatten(1),
@@ -151,8 +167,12 @@ JOINED: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     "interpolate": lambda n, own, x: F.interpolate(own, scale_factor=2, mode="linear").flatten(1),
     "pixel shuffle": lambda n, own, x: F.pixel_shuffle(own[:, :4].unsqueeze(-1), 2).flatten(1),
     "pixel unshuffle": lambda n, own, x: torch.pixel_unshuffle(own[:, :4].unsqueeze(1), 2).flatten(1),
-    "new tensors": lambda n, own, x: torch.cat([own.new_zeros(x.size(0), 2), own[:, 0], own.new_ones(6, 1)], -1) + own.new_full((), 2.0),
-    "tensors alike": lambda n, own, x: (own * torch.ones_like(own) + torch.zeros_like(x) + torch.full_like(own, 2.0)).flatten(1),
+    "new tensors": lambda n, own, x: (
+        torch.cat([own.new_zeros(x.size(0), 2), own[:, 0], own.new_ones(6, 1)], -1) + own.new_full((), 2.0)
+    ),
+    "tensors alike": lambda n, own, x: (
+        own * torch.ones_like(own) + torch.zeros_like(x) + torch.full_like(own, 2.0)
+    ).flatten(1),
     "made in forward": lambda n, own, x: (own * torch.arange(own.shape[1], device=x.device)[:, None]).flatten(1),
     "constants": lambda n, own, x: (own * torch.linspace(0, 1, 4)).flatten(1),
 }
@@ -160,18 +180,32 @@ JOINED: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
 MULTIPLIED: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     "attention": lambda n, own, x: attention(own, own).flatten(1),
     "attention to the shared": lambda n, own, x: (attention(own, x) + attention(x, own)).flatten(1),
-    "attention of heads": lambda n, own, x: attention(in_heads(own), in_heads(x)).transpose(1, 2).reshape(6, 5, 4).flatten(1),
+    "attention of heads": lambda n, own, x: (
+        attention(in_heads(own), in_heads(x)).transpose(1, 2).reshape(6, 5, 4).flatten(1)
+    ),
     "bmm": lambda n, own, x: torch.bmm(own, x.mT).flatten(1) + own.bmm(own.mT).flatten(1),
     "baddbmm": lambda n, own, x: torch.baddbmm(n.mask, x, own.mT).flatten(1),
     "matmul": lambda n, own, x: torch.matmul(x, n.rows.T).flatten(1),
-    "mm and addmm": lambda n, own, x: own.flatten(1).mm(n.rows.reshape(20, 1)) + torch.addmm(n.scale, x[:, 0], n.rows.T),
+    "mm and addmm": lambda n, own, x: (
+        own.flatten(1).mm(n.rows.reshape(20, 1)) + torch.addmm(n.scale, x[:, 0], n.rows.T)
+    ),
     "mv and outer": lambda n, own, x: torch.mv(own[:, 0], n.rows[0]).outer(n.rows[1]),
-    "einsum": lambda n, own, x: torch.einsum("bij,bkj->bik", own, x).flatten(1) + torch.einsum("bij,ij->b", own, n.rows)[:, None],
-    "linear": lambda n, own, x: F.linear(own, n.rows).flatten(1) + F.linear(x, n.first.weight, n.first.bias).flatten(1)[:, :1],
+    "einsum": lambda n, own, x: (
+        torch.einsum("bij,bkj->bik", own, x).flatten(1) + torch.einsum("bij,ij->b", own, n.rows)[:, None]
+    ),
+    "linear": lambda n, own, x: (
+        F.linear(own, n.rows).flatten(1) + F.linear(x, n.first.weight, n.first.bias).flatten(1)[:, :1]
+    ),
     "scaled dot product": lambda n, own, x: F.scaled_dot_product_attention(own, own, own).flatten(1),
-    "scaled dot product of heads": lambda n, own, x: F.scaled_dot_product_attention(*[in_heads(own)] * 2, in_heads(x), is_causal=True).flatten(1),
-    "scaled dot product, masked": lambda n, own, x: F.scaled_dot_product_attention(in_heads(x), in_heads(own), in_heads(own), attn_mask=n.mask).flatten(1),
-    "scaled dot product, own mask": lambda n, own, x: F.scaled_dot_product_attention(in_heads(x), in_heads(x), in_heads(x), (own @ own.mT).unsqueeze(1), scale=0.3).flatten(1),
+    "scaled dot product of heads": lambda n, own, x: F.scaled_dot_product_attention(
+        *[in_heads(own)] * 2, in_heads(x), is_causal=True
+    ).flatten(1),
+    "scaled dot product, masked": lambda n, own, x: F.scaled_dot_product_attention(
+        in_heads(x), in_heads(own), in_heads(own), attn_mask=n.mask
+    ).flatten(1),
+    "scaled dot product, own mask": lambda n, own, x: F.scaled_dot_product_attention(
+        in_heads(x), in_heads(x), in_heads(x), (own @ own.mT).unsqueeze(1), scale=0.3
+    ).flatten(1),
     "layer norm": lambda n, own, x: F.layer_norm(own, (5, 4), n.rows, n.rows).flatten(1),
     "rms norm": lambda n, own, x: F.rms_norm(own, (5, 4), n.rows).flatten(1) + torch.rms_norm(own, (4,)).flatten(1),
     "group norm": lambda n, own, x: F.group_norm(own.unsqueeze(-1), 5, n.rows[:, 0], n.rows[:, 1], 0.01).flatten(1),
@@ -185,19 +219,112 @@ BROADCAST: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     "parameter twice": lambda n, own, x: (n.rows * own + n.rows.square()).flatten(1) * n.rows.sum(),
     "where": lambda n, own, x: torch.where(own > x, own, n.rows).flatten(1),
     "where shared": lambda n, own, x: torch.where(x > 0, n.scale, own).flatten(1),
-    "masked fill": lambda n, own, x: x.masked_fill(own > 0, -1.0).flatten(1) + torch.masked_fill(own, x > 0, 2.0).flatten(1),
+    "masked fill": lambda n, own, x: (
+        x.masked_fill(own > 0, -1.0).flatten(1) + torch.masked_fill(own, x > 0, 2.0).flatten(1)
+    ),
     "masked attention": lambda n, own, x: (own @ own.mT).masked_fill(n.mask > 0, -1e9).softmax(-1).flatten(1),
     "buffer": lambda n, own, x: (own @ own.mT + n.mask).flatten(1),
     "clamp": lambda n, own, x: own.clamp(-0.5, 0.5).flatten(1) + torch.clamp(own, max=x).flatten(1),
     "lerp": lambda n, own, x: torch.lerp(x, own, n.scale).flatten(1),
-    "operators": lambda n, own, x: (2 ** own - own**2 / (1 + x**2) + own % 3 + own.detach() // 2).flatten(1),
+    "operators": lambda n, own, x: (2**own - own**2 / (1 + x**2) + own % 3 + own.detach() // 2).flatten(1),
     "truth": lambda n, own, x: ((own > 0) & ~(x > 0) | (own <= x)).type_as(x).flatten(1) + own.flatten(1),
-    "in place, functional": lambda n, own, x: F.relu(own * 2, True).flatten(1) + F.leaky_relu(own - 1, 0.2, inplace=True).flatten(1),
+    "in place, functional": lambda n, own, x: (
+        F.relu(own * 2, True).flatten(1) + F.leaky_relu(own - 1, 0.2, inplace=True).flatten(1)
+    ),
 }
 
-CASES = {**BY_DIMENSION, **VIEWED, **JOINED, **MULTIPLIED, **BROADCAST}
+ELEMENTS: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
+    **{
+        f"F.{name}": lambda n, own, x, name=name: getattr(F, name)(own).flatten(1) * n.scale
+        for name in [
+            "relu",
+            "relu6",
+            "leaky_relu",
+            "elu",
+            "selu",
+            "celu",
+            "gelu",
+            "silu",
+            "mish",
+            "softplus",
+            "softsign",
+            "sigmoid",
+            "logsigmoid",
+            "tanh",
+            "hardtanh",
+            "hardsigmoid",
+            "hardswish",
+        ]
+    },
+    **{
+        f"torch.{name}": lambda n, own, x, name=name: getattr(torch, name)(own.abs() + 0.5).flatten(1)
+        for name in [
+            "neg",
+            "abs",
+            "square",
+            "sqrt",
+            "rsqrt",
+            "reciprocal",
+            "exp",
+            "expm1",
+            "log",
+            "log1p",
+            "log2",
+            "sin",
+            "cos",
+            "erf",
+            "sign",
+            "sigmoid",
+            "tanh",
+        ]
+    },
+    **{
+        f".{name}": lambda n, own, x, name=name: (
+            getattr(own, name)(n.rows).flatten(1) + getattr(x, name)(own).flatten(1)
+        )
+        for name in [
+            "add",
+            "sub",
+            "mul",
+            "div",
+            "true_divide",
+            "maximum",
+            "minimum",
+            "logaddexp",
+            "clamp_min",
+            "clamp_max",
+        ]
+    },
+    **{
+        f"{name}": lambda n, own, x, name=name: (
+            torch.logical_not(getattr(own, name)(x)).type_as(own).flatten(1) * n.scale
+        )
+        for name in ["eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or"]
+    },
+}
+CASES = {**ELEMENTS, **BY_DIMENSION, **VIEWED, **JOINED, **MULTIPLIED, **BROADCAST}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_member_has_what_plain_torch_gives_it(case: str) -> None:
     assert_same_as_plain(CASES[case])
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_any_number_of_members(members: int) -> None:
+    """A dimension of one member is no dimension of size 1 of the user's."""
+    for case in ("squeeze", "attention of heads", "cat 0", "mean over the images", "t", "in place, functional"):
+        assert_same_as_plain(CASES[case], members)
+
+
+def test_every_function_in_the_tables_was_tried() -> None:
+    def names(functions: set[Any]) -> set[str]:
+        return {each if isinstance(each, str) else each.__name__ for each in functions}
+
+    tried: set[Any] = set()
+    for case in CASES.values():
+        tracer = fx.Tracer()
+        tracer.proxy_buffer_attributes = True
+        tried |= {node.target for node in tracer.trace(Features(case, 1)).nodes if node.op.startswith("call_")}
+    missing = names(ELEMENTWISE | VIEWS | FRESH | MADE) - names(tried)
+    assert missing == set()

@@ -208,7 +208,14 @@ def test_convolution_of_one_image() -> None:
     """What has no images dimension for torch is not taken for the shared images."""
 
     def make() -> nn.Module:
-        layers = (nn.Conv2d(1, 2, 2), nn.Flatten(0, 1), nn.Conv2d(8, 3, 2), nn.AvgPool2d(2), nn.Flatten(0), nn.Linear(3, 3))
+        layers = (
+            nn.Conv2d(1, 2, 2),
+            nn.Flatten(0, 1),
+            nn.Conv2d(8, 3, 2),
+            nn.AvgPool2d(2),
+            nn.Flatten(0),
+            nn.Linear(3, 3),
+        )
         return nn.Sequential(*layers, nn.Unflatten(0, (1, 3)))
 
     assert_trains_like_plain(seeded(make), random_input((4, 1, 5, 5)), torch.zeros(1, dtype=torch.int64), steps=2)
@@ -300,7 +307,9 @@ POOLINGS: list[Callable[[], nn.Module]] = [
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("first", [True, False])
-def test_layers_without_parameters_before_and_after_a_convolution(pooling: Callable[[], nn.Module], first: bool) -> None:
+def test_layers_without_parameters_before_and_after_a_convolution(
+    pooling: Callable[[], nn.Module], first: bool
+) -> None:
     def make() -> nn.Module:
         images = [pooling(), nn.Conv2d(2, 3, 1)] if first else [nn.Conv2d(2, 3, (2, 1)), pooling()]
         features = nn.Sequential(*images, nn.Flatten())(torch.zeros(4, 2, 7, 8)).shape[1]

@@ -429,7 +429,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: net(lambda net, x: F.scaled_dot_product_attention(*[net.fc(x.flatten(2))] * 3, dropout_p=0.1)),
         "'scaled_dot_product_attention'",
     ),
-    "random numbers as a function": (lambda: net(lambda net, x: net.fc(x.flatten(1)) + torch.rand_like(x)), "'rand_like'"),
+    "random numbers as a function": (
+        lambda: net(lambda net, x: net.fc(x.flatten(1)) + torch.rand_like(x)),
+        "'rand_like'",
+    ),
     "random numbers": (lambda: net(lambda net, x: net.fc(x.flatten(1)) + torch.randn(4)), "Net"),
     "random numbers of Python": (lambda: net(lambda net, x: net.fc(x.flatten(1)) * random.random()), "Net"),
     "random numbers of numpy": (lambda: net(lambda net, x: net.fc(x.flatten(1)) * float(np.random.rand())), "Net"),
@@ -456,7 +459,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "changed through a view": (lambda: net(changed_through_a_view), "'mul_'"),
     "read again through parts": (lambda: net(read_again_through_parts), "'relu_'"),
     "read again through a transposed view": (lambda: net(read_again_transposed), "'iadd'"),
-    "read again, in place by position": (lambda: net(lambda net, x: F.relu(y := net.fc(x.flatten(1)), True) + y), "'relu'"),
+    "read again, in place by position": (
+        lambda: net(lambda net, x: F.relu(y := net.fc(x.flatten(1)), True) + y),
+        "'relu'",
+    ),
     "layer in place": (lambda: net(lambda net, x: net.r(y := net.fc(x.flatten(1))) + y, r=nn.ReLU(True)), "'r'"),
     "dropout in place": (
         lambda: net(lambda net, x: net.d(y := net.fc(x.flatten(1))) + y, d=nn.Dropout(0.5, True)),

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo.studyfile import Config, OptimizerSettings
-from hpo.training.images import DeviceSplit
 from hpo.training.dropouts import Dropout
+from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.population import train
 from hpo.training.randomness import batch_order, dropout_keys, member_seed
