@@ -1,11 +1,12 @@
-"""The layers that have parameters or random numbers, in stacked form: one object runs the same layer of K members.
+"""What has parameters, in stacked form: one object runs the same layer of K members.
 
 Shapes are logical: a stacked activation is [K, B, ...], whatever its strides are. In memory a linear layer's output is
-[K, units, B] and a convolution's [B, H, W, K, C]: each product then reads and writes contiguous blocks, elementwise
-operations keep the strides, and nothing has to be copied in between.
+[K, units, B]: the next product then reads and writes contiguous blocks, elementwise operations keep the strides, and
+nothing has to be copied in between.
 
-Each layer is one `torch.autograd.Function` whose backward writes the parameters' gradients into their blocks.
-Knows nothing of networks, optimizers or trials.
+A layer is a `torch.autograd.Function` whose backward writes the parameters' gradients into their blocks; or, where that
+does not pay, a function of parameters that do so (`PerMember`). Convolutions, batch norm and dropout have modules of
+their own. Knows nothing of networks, optimizers or trials.
 """
 
 from __future__ import annotations
@@ -39,11 +40,19 @@ class StackedLayer(Protocol):
 
 
 class _LinearFunction(torch.autograd.Function):
+    """`in_rows`: the output lies in memory as [K, rows, units], which what comes after a sequence reads."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slots: tuple[Slot, Slot | None]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slots: tuple[Slot, Slot | None], in_rows: bool
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.slots = slots
+        ctx.slots, ctx.in_rows = slots, in_rows
         members, units, features = weight.shape
+        if in_rows:
+            wide = x.expand(members, *x.shape) if x.dim() == 2 else x
+            turned = weight.transpose(1, 2)
+            return torch.bmm(wide, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), wide, turned)
         if x.dim() == 2:  # shared: one GEMM for all members
             out = (weight.view(members * units, features) @ x.t()).view(members, units, -1)
             if bias is not None:
@@ -55,7 +64,7 @@ class _LinearFunction(torch.autograd.Function):
         return out.transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         x, weight = ctx.saved_tensors
         weight_slot, bias_slot = ctx.slots
         members, units, features = weight.shape
@@ -67,9 +76,11 @@ class _LinearFunction(torch.autograd.Function):
             weight_slot.write(lambda into: torch.bmm(grad, x, out=into))
         if bias_slot is not None:
             bias_slot.write(lambda into: torch.sum(grad, -1, out=into))
-        return (torch.bmm(weight.transpose(1, 2), grad).transpose(1, 2) if ctx.needs_input_grad[0] else None,) + (
-            None,
-        ) * 3
+        found = None
+        if ctx.needs_input_grad[0]:
+            turned = ctx.in_rows and x.dim() == 3
+            found = torch.bmm(grads[0], weight) if turned else torch.bmm(weight.transpose(1, 2), grad).transpose(1, 2)
+        return found, None, None, None, None
 
 
 class Linear:
@@ -94,7 +105,8 @@ class Linear:
         """[K, ..., features] or [..., features] -> [K, ..., units]."""
         bias, between = self._bias, x.shape[stacked:-1]
         rows = x if len(between) == 1 else x.reshape(*x.shape[:stacked], -1, x.shape[-1])
-        out = apply(_LinearFunction, rows, self._weight.value, bias and bias.value, (self._weight, bias))
+        weight, in_rows = self._weight.value, len(between) > 1
+        out = apply(_LinearFunction, rows, weight, bias and bias.value, (self._weight, bias), in_rows)
         return out if len(between) == 1 else out.reshape(len(out), *between, out.shape[-1])
 
 
