@@ -55,6 +55,7 @@ def trace(members: Sequence[nn.Module]) -> Traced:
         require(not any(hooks), f"layer '{layer}' ({type(module).__name__})", "it has hooks")
     for parameter, value in first.named_parameters():
         require(value.requires_grad, f"'{parameter}'", "it is frozen, and every parameter is trained")
+        require(not value._backward_hooks, f"'{parameter}'", "it has hooks")
     require(any(True for _ in first.parameters()), type(first).__name__, "it has no parameters")
     inputs = [node for node in training.graph.nodes if node.op == "placeholder" and node.users]
     require(len(inputs) <= 1, type(first).__name__, "its forward takes more than the images")
@@ -142,6 +143,9 @@ def _graph(module: nn.Module, training: bool) -> _Recorded:
     try:
         with _unchanged(module), torch.enable_grad():
             graph = tracer.trace(module.train(training))
+            for layer, each in module.named_modules():
+                what = f"layer '{layer}' ({type(each).__name__})"
+                require(each.training == training, what, "it is in another mode than the network")
             made = {name: value for value, name in tracer.tensor_attrs.items() if isinstance(value, Tensor)}
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
         advice = next((text for kind, text in ADVICE.items() if f"{kind!r}" in str(error)), None)

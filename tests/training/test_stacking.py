@@ -376,6 +376,28 @@ def hooked() -> nn.Module:
     return module
 
 
+def hooked_parameter() -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    module[1].weight.register_hook(lambda grad: grad * 2)
+    return module
+
+
+class OneFrozen(nn.Module):
+    """Batch norm with its statistics as they are, as networks that were trained before often have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(64, 4), nn.BatchNorm1d(4)
+
+    def train(self, mode: bool = True) -> OneFrozen:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fc(x.flatten(1)))
+
+
 def frozen() -> nn.Module:
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     module[1].bias.requires_grad_(False)
@@ -436,6 +458,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "random numbers": (lambda: net(lambda net, x: net.fc(x.flatten(1)) + torch.randn(4)), "Net"),
     "random numbers of Python": (lambda: net(lambda net, x: net.fc(x.flatten(1)) * random.random()), "Net"),
     "random numbers of numpy": (lambda: net(lambda net, x: net.fc(x.flatten(1)) * float(np.random.rand())), "Net"),
+    "layer in another mode": (OneFrozen, "layer 'norm' (BatchNorm1d)"),
+    "hook of a parameter": (hooked_parameter, "'1.weight'"),
     "no gradients": (lambda: net(without_gradients), "Net"),
     "another type": (lambda: net(under_autocast), "Net"),
     "counting calls": (lambda: net(counting), "Net"),
