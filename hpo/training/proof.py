@@ -67,6 +67,7 @@ def _require_same_step(network: StackedNetwork, number: int, module: nn.Module, 
 
 
 def _require_close(ours: Tensor, alone: Tensor, what: str, which: str) -> None:
+    ours, alone = ours.detach(), alone.detach()
     most = alone.nan_to_num().abs().max() if alone.numel() else 0.0
     near = ours.shape == alone.shape and torch.allclose(ours, alone, 0.0, float(TOLERANCE * (1 + most)), equal_nan=True)
     require(near, what, f"its {which} in a stack are not those that it has alone")
