@@ -11,9 +11,11 @@ from hpo.cli import queue  # isort: split
 
 from hpo.cli import results  # isort: split
 
+from hpo.cli import testing  # isort: split
+
 from hpo.cli import machine  # isort: split
 
 from hpo.cli.app import app
 from hpo.cli.entry import main
 
-__all__ = ["app", "machine", "main", "queue", "results", "searching"]
+__all__ = ["app", "machine", "main", "queue", "results", "searching", "testing"]

@@ -8,8 +8,18 @@ This room knows numpy and files. It knows nothing of tensors, networks or storag
 from __future__ import annotations
 
 from hpo.data.download import fetch
-from hpo.data.images import Images, Split
+from hpo.data.images import Images, SealedImages, Split
 from hpo.data.listing import Listing, list_datasets
-from hpo.data.splits import load_split, load_test
+from hpo.data.splits import check_test, load_split, load_test
 
-__all__ = ["Images", "Listing", "Split", "fetch", "list_datasets", "load_split", "load_test"]
+__all__ = [
+    "Images",
+    "Listing",
+    "SealedImages",
+    "Split",
+    "check_test",
+    "fetch",
+    "list_datasets",
+    "load_split",
+    "load_test",
+]

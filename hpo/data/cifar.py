@@ -42,6 +42,11 @@ def read_test(folder: Path, shape: tuple[int, int, int], classes: int) -> RawIma
     return _read(folder / _TEST, shape, classes)
 
 
+def check_test(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Raise DataError where the test file is missing or not of a sound size; it is not opened."""
+    _records(folder / _TEST, shape)
+
+
 def count_training(folder: Path, shape: tuple[int, int, int]) -> int:
     """Return how many training images the files' sizes give, opening none."""
     return sum(_records(path, shape) for path in _batches(folder, shape))

@@ -48,6 +48,12 @@ def read_test(folder: Path, shape: tuple[int, int, int], classes: int) -> RawIma
     return _read_pair(folder, _TEST, shape, classes)
 
 
+def check_test(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Raise DataError where a test file is missing; none is opened."""
+    for name in _TEST:
+        _required(folder, name)
+
+
 def count_training(folder: Path, shape: tuple[int, int, int]) -> int:
     """Return how many training images the folder's header announces, reading no more than it."""
     path = _required(folder, _TRAINING[0])

@@ -26,6 +26,14 @@ class Images:
 
 
 @dataclass(frozen=True, eq=False)
+class SealedImages(Images):
+    """The images of the sealed test set, the SHA-256 of their content, and the byte that stands for white."""
+
+    content_sha256: str
+    white: int
+
+
+@dataclass(frozen=True, eq=False)
 class RawImages:
     """Images as their files hold them: bytes, of which `white` is the brightest."""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hpo.data import digits
 from hpo.data.catalogue import CATALOGUE, Dataset, known_dataset
-from hpo.data.images import Images, RawImages, Split, indices_sha256
+from hpo.data.images import RawImages, SealedImages, Split, indices_sha256
 from hpo.data.places import FORMATS, required_place
 from hpo.errors import DataError
 
@@ -38,7 +38,14 @@ def load_split(study: Study) -> Split:
     )
 
 
-def load_test(name: str) -> Images:
+def check_test(name: str) -> None:
+    """Raise DataError where the sealed test set of the data set called `name` is missing; nothing is opened."""
+    dataset = known_dataset(name, CATALOGUE)
+    if dataset.format != "scikit-learn":
+        FORMATS[dataset.format].check_test(required_place(dataset).folder, dataset.shape)
+
+
+def load_test(name: str) -> SealedImages:
     """Read the sealed test set of the data set called `name`."""
     dataset = known_dataset(name, CATALOGUE)
     if dataset.format == "scikit-learn":
@@ -46,7 +53,8 @@ def load_test(name: str) -> Images:
     else:
         folder = required_place(dataset).folder
         raw = FORMATS[dataset.format].read_test(folder, dataset.shape, dataset.classes)
-    return raw.take(np.arange(len(raw)))
+    images = raw.take(np.arange(len(raw)))
+    return SealedImages(images.pixels, images.labels, raw.content_sha256(), raw.white)
 
 
 def split_indices(study: Study, labels: NDArray[np.uint8], classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -47,7 +47,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The configurations of study `original`, best mean first, of which none is of a study's failed runs only.
+    """The configurations of study `original`, best mean first, but for those in `lost`: all of their runs failed.
 
     `gain` is the winner's difference to the baseline, None where that has no run or is the winner; `others` are its
     differences to the other configurations that the search chose, by label. For a loss, less is better.
@@ -60,6 +60,7 @@ class Confirmation:
     winner: Confirmed
     gain: Difference | None
     others: Mapping[str, Difference]
+    lost: tuple[Candidate, ...]
 
     @property
     def baseline(self) -> Confirmed | None:
@@ -74,24 +75,23 @@ def find_confirmation(storage: Storage, name: str) -> Confirmation | None:
     """
     original = summary(storage, name)
     confirming = [each for each in summaries(storage) if _confirms(each, original)]
-    for each in reversed(confirming):
-        done = sum(count for state, count in each.states.items() if state.is_finished())
-        if done >= (wanted(each.user_attrs) or 0):
-            return of_study(storage, each.name)
-    if confirming:
-        last = confirming[-1].name
-        raise HpoError(f"study '{name}': its confirmation '{last}' is not finished; `hpo confirm` goes on with it")
-    return None
+    finished = [each for each in confirming if _is_finished(each)]
+    return of_study(storage, (finished or confirming)[-1].name) if confirming else None
 
 
 def of_study(storage: Storage, confirming: str) -> Confirmation:
     """Return what the confirming study of that name has found.
 
-    Raises HpoError where all runs of the configurations that the search chose have failed.
+    Raises HpoError where it is not finished, or all runs of the configurations that the search chose have failed.
     """
     stored = load_study(storage, confirming)
     study, record = stored_study(stored), stored.user_attrs[CONFIRMS]
-    runs = _runs([Candidate(**fields) for fields in record["candidates"]], stored.get_trials(deepcopy=False))
+    if not _is_finished(summary(storage, confirming)):
+        whose = f"study '{record['study']}': its confirmation '{confirming}'"
+        raise HpoError(f"{whose} is not finished; `hpo confirm` goes on with it")
+    candidates = [Candidate(**fields) for fields in record["candidates"]]
+    runs = _runs(candidates, stored.get_trials(deepcopy=False))
+    kept = {each.candidate.label for each in runs}
     sign = 1.0 if study.search.metric == "val_loss" else -1.0
     ranked = sorted(runs, key=lambda each: (each.failed > 0, sign * each.estimate.mean))
     searched = [each for each in ranked if each.candidate.score is not None]
@@ -110,6 +110,7 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
         winner=winner,
         gain=gains[0] if gains else None,
         others={each.candidate.label: other for each, other in zip(searched[1:], others, strict=True)},
+        lost=tuple(candidate for candidate in candidates if candidate.label not in kept),
     )
 
 
@@ -137,6 +138,11 @@ def _paired(first: Confirmed, second: Confirmed) -> Paired:
         nothing = Estimate(first.estimate.mean - second.estimate.mean, 0, None, None)
         return Paired(nothing, None, None, "no seed has a run of both")
     return paired([first.scores[seed] for seed in common], [second.scores[seed] for seed in common])
+
+
+def _is_finished(study: StudySummary) -> bool:
+    done = sum(count for state, count in study.states.items() if state.is_finished())
+    return done >= (wanted(study.user_attrs) or 0)
 
 
 def _confirms(study: StudySummary, original: StudySummary) -> bool:

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from hpo.results.confirmation import Confirmation, Confirmed
+from hpo.results.confirmation import Confirmation, Confirmed, Difference
 from hpo.results.overview import table
 from hpo.results.ranking import METRIC_LABELS, params_line
 from hpo.results.statistics import SIGNIFICANT, Interval
@@ -37,10 +37,15 @@ def conclusions(found: Confirmation) -> list[str]:
     lines = [*_luck(found), _help(found)]
     label = found.winner.candidate.label
     alike = [other for other, each in found.others.items() if each.p is None or each.p >= SIGNIFICANT]
+    behind = [other for other, each in found.others.items() if other not in alike and not _is_better(found, each)]
     if alike:
         lines.append(f"{label} cannot be told apart from {_listed(alike)} ({CORRECTED})")
-    elif found.others:
-        lines.append(f"{label} is better than each of the others ({CORRECTED})")
+    if behind:
+        lines.append(f"{label} ranks before {_listed(behind)}, better where nothing failed ({CORRECTED})")
+    if found.others and not alike and not behind:
+        lines.append(f"{label} is better than each of the others that the search chose ({CORRECTED})")
+    if further := [each.label for each in found.lost if each.label != "Best-1" and each.score is not None]:
+        lines.append(f"every run of {_listed(further)} failed")
     return lines
 
 
@@ -110,7 +115,7 @@ def _luck(found: Confirmation) -> list[str]:
             lucky = score < mean if found.study.search.metric == "val_loss" else score > mean
             word = "was optimistic" if lucky else "was not optimistic"
             return [f"the search's best score, {score:.4f}, {word}: its mean under fresh seeds is {mean:.4f}"]
-    return ["the search's own best has no run without a failure"]
+    return ["every run of the search's own best failed"]
 
 
 def _help(found: Confirmation) -> str:
@@ -124,10 +129,19 @@ def _help(found: Confirmation) -> str:
     details += [] if gain.p is None else [f"p = {gain.p:.2g}, corrected for the choice of the winner"]
     details += [why] if why else []
     measured = f"{label} less the baseline is {mean:+.4f} ({'; '.join(details)})"
-    better = mean < 0 if found.study.search.metric == "val_loss" else mean > 0
-    if better and gain.p is not None and gain.p < SIGNIFICANT:
-        return f"tuning helped: {measured}"
-    return f"tuning did not help, as far as {gain.pairs.n} seeds can tell: {measured}"
+    if gain.p is None and mean != 0:
+        return f"whether tuning helped cannot be said: {measured}"
+    if gain.p is not None and gain.p < SIGNIFICANT:
+        better = _is_better(found, gain)
+        return f"tuning helped: {measured}" if better else f"tuning did not help, the baseline is better: {measured}"
+    seeds = f"{gain.pairs.n} seed{'' if gain.pairs.n == 1 else 's'}"
+    return f"tuning did not help, as far as {seeds} can tell: {measured}"
+
+
+def _is_better(found: Confirmation, difference: Difference) -> bool:
+    """Return whether the winner's mean is the better one of a difference."""
+    mean = difference.pairs.difference.mean
+    return mean < 0 if found.study.search.metric == "val_loss" else mean > 0
 
 
 def _pair(interval: Interval | None) -> list[float] | None:

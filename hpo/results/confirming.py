@@ -8,18 +8,18 @@ watched, interrupted and shared as any other. What it confirms stands with it, a
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
+from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.results.naming import followed
+from hpo.results.ranking import configurations
 from hpo.search.launch import submit
 from hpo.search.points import baseline
 from hpo.search.records import RUN, not_of_hpo, stored_study
-from hpo.search.space import Values, decode, identity
+from hpo.search.space import Values, decode, holds, identity
 from hpo.storage import IDENTITY, Storage, best_trials, load_study, summary
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
@@ -72,25 +72,31 @@ def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
     """Return the best configurations, each by the mean of its trials, and the baseline."""
     if not study.parameters:
         raise HpoError(f"study '{study.name}': searches nothing, so there is nothing to confirm")
-    repeated = study.search.repeats > 1 or study.search.repeat
-    trials = best_trials(storage, study.name, MOST_TRIALS if repeated else top)
+    trials = _ranked(storage, study, top)
     if not trials:
         raise HpoError(
             f"study '{study.name}': no finished trial yet, so there is nothing to confirm; launch it to go on"
         )
-    runs: defaultdict[str, list[Any]] = defaultdict(list)
-    for trial in trials:
-        runs[identity(trial.params)].append(trial)
-    sign = 1.0 if study.search.metric == "val_loss" else -1.0
-    means = {key: float(np.mean([trial.value for trial in group])) for key, group in runs.items()}
     beaten = baseline(study)
     found = []
-    for rank, key in enumerate(sorted(means, key=lambda key: sign * means[key])[:top], start=1):
-        first = runs[key][0]
-        found.append(Candidate(f"Best-{rank}", first.params, first.number, means[key], first.params == beaten))
+    for rank, each in enumerate(configurations(trials, study.search.metric == "val_loss")[:top], start=1):
+        params, first = dict(each.params), each.trials[0]
+        found.append(Candidate(f"Best-{rank}", params, first.number, each.mean, params == beaten))
     if not any(candidate.baseline for candidate in found):
         found.append(Candidate("baseline", beaten, None, None, True))
     return found
+
+
+def _ranked(storage: Storage, study: Study, top: int) -> list[FrozenTrial]:
+    """Return the study's trials, best first: those of `top` configurations, or all where these may have others."""
+    names, trials = {parameter.name for parameter in study.parameters}, list[FrozenTrial]()
+    repeated = study.search.repeats > 1 or study.search.repeat
+    for most in (MOST_TRIALS,) if repeated else (top, MOST_TRIALS):
+        found = best_trials(storage, study.name, most)
+        trials = [trial for trial in found if trial.params.keys() == names]  # other programs may have added theirs
+        if len({identity(trial.params) for trial in trials}) >= top:
+            break
+    return trials
 
 
 def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str) -> dict[str, Any]:
@@ -120,12 +126,15 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
 
 
 def _holding(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
-    """Return what is searched, wide enough for these values: a baseline may lie outside, and trials of wider days."""
+    """Return what is searched, wide enough for these values.
+
+    A baseline may lie outside, or between two steps, and so may trials from before the study was extended.
+    """
     searched = parameter.searched
     if isinstance(searched, Choices):
-        return {"choices": [*searched.choices, *(value for value in values if value not in searched.choices)]}
-    inside = all(searched.low <= value <= searched.high for value in values)
-    if searched.step is not None and not inside:
+        further = [value for place, value in enumerate(values) if value not in (*searched.choices, *values[:place])]
+        return {"choices": [*searched.choices, *further]}
+    if searched.step is not None and not all(holds(parameter, value) for value in values):
         return {"choices": sorted({*values})}
     low, high = min([searched.low, *values]), max([searched.high, *values])
     return {**searched.tree(), "low": low, "high": high, "log": searched.log and low > 0}

@@ -56,6 +56,8 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
         raise HpoError(f"study {name!r}: has not been confirmed; `hpo confirm` does that")
     else:
         best = _best(storage, found)
+    if "seed" not in best.user_attrs:
+        raise HpoError(f"study {name!r}: trial {best.number}, its best, was not trained by hpo: nobody could repeat it")
     params = params_of(study, best)
     precision = precision_of(study, attrs[RUN]["precision"], params)
     worker = best.system_attrs.get(WORKER, {})  # processes may train on several devices

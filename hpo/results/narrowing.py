@@ -17,7 +17,6 @@ side is never moved out but where the best lies at it. Knows nothing of storages
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
@@ -27,7 +26,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
 from hpo.results.edges import Side, edge_of, number, wider_bound
-from hpo.search.space import Values, contains, count, distributions, identity
+from hpo.results.ranking import configurations
+from hpo.search.space import Values, contains, count, distributions
 from hpo.studyfile import Parameter, Range, Study
 
 SHARE, FEWEST, MOST = 0.1, 3, 20
@@ -71,22 +71,15 @@ class Change:
 def best_few(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     """Return the best configurations inside the study's space. Raises HpoError where too few have completed."""
     space = distributions(study)
-    found: dict[str, tuple[Values, list[float]]] = {}
-    for trial in trials:
-        value = trial.value if trial.state == TrialState.COMPLETE else None
-        if value is not None and math.isfinite(value) and contains(space, trial.params):
-            found.setdefault(identity(trial.params), (trial.params, []))[1].append(value)
-    if len(found) < NEEDED:
+    inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and contains(space, trial.params)]
+    ranked = configurations(inside, study.search.metric == "val_loss")
+    if len(ranked) < NEEDED:
         raise HpoError(
-            f"study '{study.name}': has {len(found)} different completed trials, and to narrow its ranges takes "
+            f"study '{study.name}': has {len(ranked)} different completed trials, and to narrow its ranges takes "
             f"{NEEDED}; launch it with more --trials"
         )
-    sign = 1.0 if study.search.metric == "val_loss" else -1.0
-    ranked = sorted(
-        ((params, statistics.fmean(values)) for params, values in found.values()), key=lambda each: sign * each[1]
-    )
     few = ranked[: min(MOST, max(FEWEST, math.ceil(SHARE * len(ranked))))]
-    return Best([params for params, _ in few], len(ranked), few[-1][1])
+    return Best([dict(each.params) for each in few], len(ranked), few[-1].mean)
 
 
 def changes(study: Study, few: Sequence[Values]) -> list[Change]:

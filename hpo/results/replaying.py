@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpo.data import Split
 from hpo.errors import HpoError, UsageError
@@ -18,9 +20,37 @@ from hpo.results.export import VERSION
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.repeating import Repeated, Stored, repeat
 from hpo.search.plan import plan
+from hpo.search.records import Curve
 from hpo.studyfile import Study, parse_study
+from hpo.studyfile.messages import dotted, faults_of
+from hpo.studyfile.models import Natural
 from hpo.studyfile.reading import EXPORT, load_tree
 from hpo.training.stack import Member
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Confirmed(_Part):
+    """What is read of the numbers of a confirmation."""
+
+    seeds: list[Natural] = Field(min_length=1)
+    scores: list[float]
+
+
+class _Exported(_Part):
+    """What is read of an export; the curve came with the second version."""
+
+    config: dict[str, Any]
+    seed: Natural
+    value: float
+    precision: Literal["float32", "bfloat16", "float64"]
+    data: dict[str, Any]
+    curve: dict[str, list[float]] = {}
+
+
+AnyPart = TypeVar("AnyPart", bound=_Part)
 
 
 @dataclass(frozen=True)
@@ -37,19 +67,25 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     Raises UsageError for a file that is no export, DataError and HpoError where the images are missing or others, and
     InterruptionError where `stop` is set.
     """
-    exported = _read(path)
-    study = parse_study(exported["config"], str(path))
+    tree = _read(path)
+    exported = _checked(_Exported, tree, path)
+    study = parse_study(exported.config, str(path))
+    if study.parameters:
+        raise UsageError(f"{path}: config: still searches {study.parameters[0].name}, so it is no trial's")
     planned = plan(study, device)
-    _check_data(study, planned.images, exported["data"])
+    _check_data(study, planned.images, exported.data)
     config = study.config({})
-    seeds = {exported["seed"]: (exported["value"], exported.get("curve") or {})}
-    if confirmed := exported.get("confirmed"):
-        seeds = {seed: (score, {}) for seed, score in zip(confirmed["seeds"], confirmed["scores"], strict=True)}
+    for metric, values in exported.curve.items():
+        if len(values) != config.training.epochs:
+            raise UsageError(f"{path}: curve.{metric}: must have a value an epoch, {config.training.epochs} in all")
+    seeds: dict[int, tuple[float, Curve]] = {exported.seed: (exported.value, exported.curve)}
+    if "confirmed" in tree:
+        seeds = {seed: (score, {}) for seed, score in _confirmed(tree["confirmed"], path).items()}
     trials = [
         Stored(Member(number, config, seed), score, curve)
         for number, (seed, (score, curve)) in enumerate(seeds.items())
     ]
-    return Replay(study, tuple(repeat(study, planned, exported["precision"], trials, stop, say)))
+    return Replay(study, tuple(repeat(study, planned, exported.precision, trials, stop, say)))
 
 
 def replay_lines(found: Replay) -> list[str]:
@@ -84,10 +120,25 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: is no export; `hpo export NAME -o best.json` writes one")
     if int(version) > VERSION:
         raise UsageError(f"{path}: is written by a newer hpo ({name}); this one reads up to {EXPORT}{VERSION}")
-    missing = [key for key in ("config", "seed", "value", "data", "precision") if key not in tree]
-    if missing:
-        raise UsageError(f"{path}: is an export without {missing[0]}")
-    return dict(tree)
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def _confirmed(tree: Any, path: Path) -> dict[int, float]:
+    """Return the scores of a confirmed trial's runs, by seed."""
+    confirmed = _checked(_Confirmed, tree, path, "confirmed")
+    if len(confirmed.scores) != len(confirmed.seeds):
+        raise UsageError(f"{path}: confirmed.scores: must have a score for each of the seeds")
+    return dict(zip(confirmed.seeds, confirmed.scores, strict=True))
+
+
+def _checked(model: type[AnyPart], tree: Any, path: Path, *above: str) -> AnyPart:
+    """Return what is read of an export; raise UsageError for the first thing that cannot be."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        place = error.errors(include_url=False)[0]["loc"]  # whole, for there is no union here
+        fault = next(iter(faults_of(error, model, tree).values()))
+        raise UsageError(f"{path}: {dotted((*above, *place))}: {fault.sentence}") from error
 
 
 def _check_data(study: Study, split: Split, exported: Mapping[str, Any]) -> None:

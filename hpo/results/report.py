@@ -25,11 +25,13 @@ from hpo.results.figures.source import SCORES, Source, read_source
 from hpo.results.naming import file_stem
 from hpo.results.overview import states_line
 from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.results.sealed_result import look_lines
 from hpo.results.verification import VERIFIED, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line
 from hpo.search.records import DATA, RUN, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
+from hpo.storage.looks import looks
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
 
@@ -63,7 +65,7 @@ def report(storage: Storage, name: str) -> str:
         confirmation=None if confirmation is None else _confirmed(confirmation),
         unconfirmed=unconfirmed,
         verified=verified_lines(held.user_attrs[VERIFIED]) if VERIFIED in held.user_attrs else [],
-        tested=[],
+        tested=look_lines(looks(held.user_attrs)),
         commands=_commands(study, confirmation),
         file=f"{file_stem(name)}.toml",
         study_text=study_text(study),
@@ -124,7 +126,8 @@ def _commands(study: Study, confirmation: Confirmation | None) -> list[str]:
     name = shlex.quote(study.name)
     commands = [f"hpo launch {shlex.quote(file_stem(study.name) + '.toml')}"]
     if confirmation is not None:
-        top = sum(each.candidate.score is not None for each in confirmation.ranked)
+        confirmed = [*(each.candidate for each in confirmation.ranked), *confirmation.lost]
+        top = sum(candidate.score is not None for candidate in confirmed)
         commands.append(f"hpo confirm {name} --top {top} --seeds {confirmation.seeds}")
     commands.append(f"hpo export {name} {'--confirmed ' if confirmation else ''}-o best.json")
     return [*commands, "hpo replay best.json"]

@@ -71,12 +71,15 @@ def json_lines(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def comma_separated(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield a heading and a row a record, without the curves; a list is its JSON."""
+    """Yield a heading and a row a record, without the curves; a list is its JSON.
+
+    A parameter that is called like one of the first columns is `params.epochs`.
+    """
     rows = list(records)
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*FIRST, *names])
+    writer.writerow([*FIRST, *(f"params.{name}" if name in FIRST else name for name in names)])
     for row in rows:
         cells = [*(row[column] for column in FIRST), *(row["params"].get(name) for name in names)]
         writer.writerow([json.dumps(cell) if isinstance(cell, list | bool) else cell for cell in cells])

@@ -41,7 +41,9 @@ def verify(
     """
     found = load_study(storage, name)
     study = stored_study(found)
-    trials = _chosen(storage, name, found.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), count)
+    complete = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    own = [trial for trial in complete if "seed" in trial.user_attrs]  # others than hpo may have added theirs
+    trials = _chosen(storage, name, own, count)
     if not trials:
         raise HpoError(f"study '{name}': no trial has completed, so there is nothing to verify; launch it to go on")
     planned = plan(study, device)
@@ -49,7 +51,10 @@ def verify(
     precision = str(found.user_attrs[RUN]["precision"])
     repeated = repeat(study, planned, precision, [_stored(study, trial) for trial in trials], stop, say)
     certificate = _certificate(study, repeated, describe(planned.device), precision)
-    storage.change_study(found._study_id, {VERIFIED: certificate})
+    try:
+        storage.change_study(found._study_id, {VERIFIED: certificate})
+    except KeyError as error:
+        raise HpoError(f"study '{name}': was deleted meanwhile, so its certificate is kept nowhere") from error
     return certificate
 
 
@@ -77,7 +82,7 @@ def _listed(largest: dict[str, float]) -> str:
 
 def _chosen(storage: Storage, name: str, complete: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
     """Return the best trial, and as many others as are still asked for, evenly spread over the study."""
-    best = {trial.number for trial in best_trials(storage, name, 1)}
+    best = {trial.number for trial in best_trials(storage, name, 1)} & {trial.number for trial in complete}
     others = [trial for trial in complete if trial.number not in best]
     wanted = min(count - len(best), len(others))
     spread = {others[index * len(others) // wanted].number for index in range(wanted)}

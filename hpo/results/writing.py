@@ -23,7 +23,7 @@ def write(content: str | bytes, path: Path) -> None:
 
 
 def _replace(target: Path, data: bytes) -> None:
-    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask()
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with open(handle, "wb") as file:
@@ -37,7 +37,8 @@ def _replace(target: Path, data: bytes) -> None:
         raise
 
 
-def _umask() -> int:
-    umask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(umask)
-    return umask
+def umask() -> int:
+    """Return the mode bits that new files of this process do not get."""
+    mask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask

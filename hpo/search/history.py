@@ -167,13 +167,14 @@ class History:
     def ask(self, count: int) -> list[tuple[int, Values]]:
         """Return up to `count` new trials, (number, values) each; fewer where a finite space is exhausted.
 
+        The file's points are among them even where the studies that this one starts from have all that there is.
         They are to be stored at once and then `stored`, or to be `forget`-ten.
         """
         asked: list[tuple[int, Values]] = []
         # As Optuna's own `ask` does: samplers that read the trials from this cache would never see another.
         self._study._thread_local.cached_all_trials = None
         self._before = self._mirror.get_study_system_attrs(STUDY), self._drawn
-        while len(asked) < count and (self._first_of(self.count) is not None or not self.exhausted()):
+        while len(asked) < count and (self._is_given(self.count) or not self.exhausted()):
             trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
             values = self._first_of(trial.number)
             if values is None:
@@ -256,6 +257,10 @@ class History:
         """Return the values that a trial repeats; None for the first of its configuration."""
         repeat = number % self._repeats
         return self._first.get(number - repeat) if repeat else None
+
+    def _is_given(self, number: int) -> bool:
+        """Return whether a trial repeats another, or is a point of the file: those are trained whatever was seen."""
+        return number // self._repeats < len(self._points) or self._first_of(number) is not None
 
     def _is_drawn(self, number: int) -> bool:
         """Return whether a trial's values are the sampler's, not the file's and no repetition."""

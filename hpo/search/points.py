@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.search.space import Values, candidate, contains, count, distributions, encode, identity
-from hpo.studyfile import Choices, Parameter, Study
-from hpo.studyfile.trees import value_at
+from hpo.studyfile import Choices, Config, Parameter, Study
+from hpo.studyfile.models import SEARCHABLE
+from hpo.studyfile.trees import replaced, value_at
 from hpo.training.randomness import member_seed
 
 
@@ -49,8 +50,13 @@ def baseline(study: Study) -> Values:
 
 
 def _stored(study: Study, point: Mapping[str, Any]) -> Values:
-    tree = study.config(point).model_dump()  # 1 becomes 1.0 where the key holds fractions
+    study.config(point)  # raises for values that do not go together
     paths = {parameter.name: parameter.path for parameter in study.parameters}
+    tree: Any = study.first.model_dump(include=set(SEARCHABLE))
+    for name, value in point.items():
+        tree = replaced(tree, paths[name], value)
+    # As the models understand it, 1 as 1.0 where the key holds fractions; keys that this kind does not use among them.
+    tree = Config.model_validate(tree).model_dump()
     return {name: encode(value_at(tree, paths[name])) for name in point}
 
 

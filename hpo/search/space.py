@@ -141,6 +141,11 @@ def contains(space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -
     return True
 
 
+def holds(parameter: Parameter, stored: Any) -> bool:
+    """Return whether a stored value is one of those that a parameter can take."""
+    return contains({parameter.name: _distribution(parameter)}, {parameter.name: stored})
+
+
 def identity(values: Mapping[str, Any]) -> str:
     """Return what trials with the same parameters share."""
     return json.dumps(dict(sorted(values.items())))

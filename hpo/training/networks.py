@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
+from hpo.training.process_wide import ONE_THREAD
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -101,7 +102,7 @@ def build(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> n
 
     The global generator is left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
+    with ONE_THREAD, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = (MLP if settings.kind == "mlp" else CNN)(shape, classes, settings)
         initialize(network, settings.init)

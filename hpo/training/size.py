@@ -15,6 +15,7 @@ from hpo.studyfile import Config
 from hpo.training.images import Shape
 from hpo.training.networks import build
 from hpo.training.optimizers import RULES
+from hpo.training.process_wide import ONE_THREAD
 from hpo.training.stack import DTYPES
 
 MOST = {"cpu": 32, "cuda": 256, "mps": 64}
@@ -67,7 +68,7 @@ def measure(network: nn.Module, shape: Shape) -> Extent:
     hooks = [module.register_forward_hook(count) for module in network.modules() if not list(module.children())]
     parameters = list(network.parameters())
     was_training = network.training
-    with torch.no_grad():
+    with ONE_THREAD, torch.no_grad():
         network.eval()(torch.zeros(1, *shape, device=parameters[0].device))
     network.train(was_training)
     for hook in hooks:

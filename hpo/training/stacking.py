@@ -191,13 +191,14 @@ def _layer(
         layer = made.setdefault(held, LAYERS[kind](target, modules))
         return lambda values, x, training: layer(values[name], lifted, training), True
     if kind in POOLING_LAYERS:
-        return lambda values, x, training: pooled(module, POOLING_LAYERS[kind], values[name], lifted), False
+        return lambda values, x, training: pooled(module.forward, POOLING_LAYERS[kind], values[name], lifted), False
     if getattr(module, "inplace", False):
         module = copy.copy(module)
         vars(module)["inplace"] = False
     if kind in MEMBERWISE_LAYERS and lifted:
-        return lambda values, x, training: memberwise(module, [values[name]]), False
-    return lambda values, x, training: module(values[name]), False
+        return lambda values, x, training: memberwise(module.forward, [values[name]]), False
+    # Its forward: in a thread, while another one may be tracing, which changes how all modules are called.
+    return lambda values, x, training: module.forward(values[name]), False
 
 
 def _require_known_settings(module: nn.Module, what: str, lifted: bool) -> None:

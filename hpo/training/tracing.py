@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hpo.errors import HpoError
+from hpo.training.process_wide import ONE_THREAD
 from hpo.training.tables import ADVICE, DROPOUTS, FACT_ARITHMETIC, FACTS
 
 
@@ -141,7 +142,7 @@ def _graph(module: nn.Module, training: bool) -> _Recorded:
     tracer = _Tracer()
     name = type(module).__name__
     try:
-        with _unchanged(module), torch.enable_grad():
+        with ONE_THREAD, _unchanged(module), torch.enable_grad():
             graph = tracer.trace(module.train(training))
             for layer, each in module.named_modules():
                 what = f"layer '{layer}' ({type(each).__name__})"

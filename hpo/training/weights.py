@@ -6,6 +6,7 @@ error of one line. Knows nothing of where files lie.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,20 +21,27 @@ from hpo.training.images import Shape
 from hpo.training.networks import build
 from hpo.training.stack import State
 
+ABOUT = "about"
+"""The one key of a file's metadata, as JSON: several would be written in an order of chance."""
+
 
 def to_bytes(state: State, about: Mapping[str, str]) -> bytes:
-    """Return the weights as a safetensors file, with what there is to say about them."""
-    return tensors.save(state, dict(about))
+    """Return the weights as a safetensors file, with what there is to say about them; equal weights, equal bytes."""
+    return tensors.save(state, {ABOUT: json.dumps(dict(about))})
 
 
 def read(path: Path) -> tuple[State, dict[str, str]]:
     """Read a file of weights; return them with what it says about them."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+        if not isinstance(about, dict):
+            raise ValueError("its metadata is no table")
+        return state, about
     except FileNotFoundError as error:
         raise HpoError(f"{path}: no such file") from error
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         said = " ".join(str(error).split())
         raise HpoError(f"{path}: its weights cannot be read: damaged or cut short ({said})") from error
 

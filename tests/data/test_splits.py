@@ -12,7 +12,7 @@ from data_files import TEST, TRAIN, idx_labels, some_images, study_of, write_cif
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.data import Images, load_split, load_test
+from hpo.data import Images, check_test, load_split, load_test
 from hpo.data.splits import split_indices
 from hpo.errors import DataError, StudyFileError, UsageError
 
@@ -103,8 +103,33 @@ def test_the_sealed_test_set_comes_from_the_folder_of_the_training_files(mnist: 
     assert load_test("mnist").pixels.shape == (20, 1, 28, 28)
     write_idx(cache / "mnist")
     (mnist / TEST[0]).unlink()
-    with pytest.raises(DataError, match=r"mnist/t10k-images-idx3-ubyte: missing"):
-        load_test("mnist")
+    for read in (check_test, load_test):
+        with pytest.raises(DataError, match=r"mnist/t10k-images-idx3-ubyte: missing"):
+            read("mnist")
+
+
+def test_whether_the_sealed_test_set_is_there_is_seen_without_opening_it(
+    mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in TEST:
+        (mnist / name).unlink()
+        (mnist / name).write_bytes(b"sealed")
+    check_test("mnist")
+    check_test("digits")
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    folder = write_cifar(tmp_path / "cifar-10-batches-bin", (100,))
+    check_test("cifar10")
+    (folder / "test_batch.bin").unlink()
+    with pytest.raises(DataError, match=r"test_batch\.bin: cannot be read"):
+        check_test("cifar10")
+
+
+def test_the_sealed_test_set_comes_with_what_tells_it_from_others(mnist: Path) -> None:
+    assert (load_test("mnist").white, load_test("digits").white) == (255, 16)
+    before = load_test("mnist").content_sha256
+    labels = (mnist / TEST[1]).read_bytes()
+    (mnist / TEST[1]).write_bytes(labels[:-1] + bytes([(labels[-1] + 1) % 10]))
+    assert load_test("mnist").content_sha256 != before
 
 
 def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:

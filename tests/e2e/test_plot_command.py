@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from command import Outcome
 
+from hpo.results.figures.kinds import ACTIVATIONS, KINDS
+
 Run = Callable[..., Outcome]
 
 
@@ -21,6 +23,14 @@ def test_a_launched_study_is_plotted(hpo: Run, folder: Path) -> None:
     outcome = hpo("plot", "tiny", "--figure", "history", "--figure", "curves", "-n", "2", "-o", "there")
     assert outcome == (0, "there/tiny-history.html\nthere/tiny-curves.html\n", "")
     assert "2 best trials" in (folder / "there/tiny-curves.html").read_text()
+
+
+def test_every_kind_is_named_where_one_looks_for_it(hpo: Run) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "figures.md").read_text()
+    shown = hpo("plot", "--help").out
+    for kind in [*KINDS, ACTIVATIONS]:
+        assert kind in shown
+        assert f"| `{kind}` |" in page
 
 
 def test_what_cannot_be_plotted_is_one_line(hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

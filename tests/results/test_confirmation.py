@@ -89,6 +89,44 @@ def test_a_baseline_of_the_file_that_lies_outside_the_range(storage: Storage) ->
     assert study.resolved()["optimizer"]["lr"] == {"low": 1e-3, "high": 3.0, "log": True}
 
 
+def test_a_baseline_between_two_steps_is_trained_too(storage: Storage) -> None:
+    dropout = {"low": 0.0, "high": 0.5, "step": 0.1}
+    search(study_of(network={"dropout": dropout}, search={"trials": 1}, baseline={"dropout": 0.25}), storage)
+    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    assert study.search.points[-1]["dropout"] == 0.25
+
+
+def test_choices_that_the_study_has_no_longer_are_trained_again(storage: Storage) -> None:
+    def study(*choices: float, trials: int) -> Study:
+        decay = {"weight_decay": {"choices": list(choices)}}
+        return study_of(optimizer=decay, training={"epochs": 1}, search={"trials": trials})
+
+    search(study(0.1, 0.2, trials=3), storage)
+    search(study(0.3, trials=4), storage, extend=True)
+    confirming = confirming_study(storage, "tiny", top=4, seeds=2)
+    assert [point["weight_decay"] for point in confirming.search.points] == [0.3, 0.1, 0.1, 0.1, 0.3]
+
+
+def test_configurations_keep_what_their_kind_does_not_use(storage: Storage) -> None:
+    """Their runs are known by all of their parameters."""
+    optimizer = {"kind": {"choices": ["sgd", "adam"]}, "beta1": {"low": 0.1, "high": 0.5}}
+    search(study_of(optimizer=optimizer, training={"epochs": 1}, search={"trials": 4}), storage)
+    assert {trial.params["optimizer.kind"] for trial in trials_of(storage)} == {"sgd", "adam"}
+    stop = threading.Event()
+    name = confirm(storage, "tiny", top=4, seeds=2, device="cpu", workers=None, on_event=lambda event: None, stop=stop)
+    assert {len(each.scores) for each in of_study(storage, name).ranked} == {2}
+    assert len(of_study(storage, name).ranked) == 5
+
+
+def test_trials_with_other_parameters_are_no_configurations_of_the_study(storage: Storage) -> None:
+    """Any program can add trials to a study in the storage."""
+    searched(storage, small())
+    space = {"x": FloatDistribution(0, 1)}
+    load_study(storage, "tiny").add_trials([trial(0.99, params={"x": x}, distributions=dict(space)) for x in (0, 1)])
+    points = confirming_study(storage, "tiny", top=2, seeds=2).search.points
+    assert points[:2] == [{"lr": 0.1}, {"lr": 0.2}]
+
+
 def test_repeated_configurations_are_ranked_by_their_means(storage: Storage) -> None:
     searched(storage, small(repeats=2, trials=2), scores={})
     stored = load_study(storage, "tiny")
@@ -118,6 +156,11 @@ def test_the_mean_ranks_and_says_how_lucky_the_search_was(storage: Storage) -> N
 def test_that_tuning_did_not_help_is_said_plainly(storage: Storage) -> None:
     found = confirmed(storage, {0.1: [0.70, 0.72, 0.74], MIDDLE: [0.71, 0.73, 0.70]})
     assert any(line.startswith("tuning did not help, as far as 3 seeds can tell") for line in conclusions(found))
+
+
+def test_that_the_baseline_is_better_is_said_plainly(storage: Storage) -> None:
+    found = confirmed(storage, {0.1: [0.50, 0.51, 0.53], MIDDLE: [0.80, 0.81, 0.84]})
+    assert any(line.startswith("tuning did not help, the baseline is better: Best-1") for line in conclusions(found))
 
 
 def test_the_choice_of_the_winner_is_paid_for(storage: Storage) -> None:
@@ -152,6 +195,45 @@ def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None
     assert found.baseline is None
     assert "whether tuning helped cannot be said: every run of the baseline failed" in conclusions(found)
     json.loads(confirmation_text(found))
+
+
+def test_who_failed_is_behind_and_not_called_worse(storage: Storage) -> None:
+    found = confirmed(storage, {0.1: [0.99, 0.98, 0.99, None], 0.2: [0.70, 0.70, 0.72, 0.7], MIDDLE: [0.5] * 4})
+    assert found.winner.candidate.label == "Best-2"
+    *_, last = conclusions(found)
+    assert last == "Best-2 ranks before Best-1, better where nothing failed (paired tests, Holm's correction)"
+
+
+def test_configurations_of_which_every_run_failed_are_named(storage: Storage) -> None:
+    runs = {0.1: [0.6, 0.7], 0.2: [None, None], 0.3: [None, None], MIDDLE: [0.5, 0.5]}
+    found = confirmed(storage, runs)
+    assert [each.label for each in found.lost] == ["Best-2", "Best-3"]
+    assert conclusions(found)[-1] == "every run of Best-2 and Best-3 failed"
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ([0.9, 0.8, 0.71], "tuning did not help, the baseline is better: Best-1 less the baseline is -0.2"),
+        ([0.3, 0.2, 0.1], "whether tuning helped cannot be said: Best-1 less the baseline is +0.4000 (the difference"),
+        ([0.7, 0.6, 0.5], "tuning did not help, as far as 3 seeds can tell: Best-1 less the baseline is +0.0000"),
+        ([0.5, None, None], "whether tuning helped cannot be said: Best-1 less the baseline is +0.2"),
+    ],
+)
+def test_what_is_said_of_tuning_is_no_more_than_the_runs_show(
+    storage: Storage, runs: Sequence[float | None], said: str
+) -> None:
+    found = confirmed(storage, {0.1: [0.7, 0.6, 0.5], MIDDLE: runs})
+    assert any(line.startswith(said) for line in conclusions(found)), conclusions(found)
+
+
+def test_what_is_not_finished_has_found_nothing(storage: Storage) -> None:
+    """A study that is stopped ends before all of its runs have."""
+    searched(storage, small())
+    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    load_study(storage, study.name).add_trial(run(study, 0.1, 0, 0.9))
+    with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished; `hpo confirm` goes on"):
+        of_study(storage, study.name)
 
 
 def test_for_a_loss_less_is_better(storage: Storage) -> None:

@@ -15,6 +15,7 @@ from stored_studies import trial
 from tiny import search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, UsageError
+from hpo.results import verification
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export, export_text
 from hpo.results.repeating import largest_differences
@@ -72,6 +73,15 @@ def changed_curve(storage: Storage, number: int, change: Callable[[dict[str, lis
         connection.exec_driver_sql(statement, (json.dumps(curve), trial._trial_id, CURVE))
 
 
+def test_a_trial_that_hpo_did_not_train_has_no_seed_to_be_repeated_with(searched: Storage) -> None:
+    space = {"lr": optuna.distributions.FloatDistribution(1e-3, 1.0, log=True)}
+    foreign = optuna.trial.create_trial(value=0.99, params={"lr": 0.1}, distributions=dict(space))
+    load_study(searched, "tiny").add_trial(foreign)
+    assert [each["trial"] for each in verified(searched, 8)["trials"]] == list(range(7))
+    with pytest.raises(HpoError, match="trial 7, its best, was not trained by hpo"):
+        export(searched, "tiny")
+
+
 def test_a_curve_that_is_not_the_trials_is_seen(searched: Storage) -> None:
     changed_curve(searched, 3, lambda curve: curve["val_loss"].__setitem__(1, curve["val_loss"][1] + 0.25))
     certificate = verified(searched, 7)
@@ -98,6 +108,16 @@ def test_what_cannot_be_verified(storage: Storage) -> None:
     with pytest.raises(InterruptionError):
         verified(storage, stop=stop)
     assert VERIFIED not in load_study(storage, "tiny").user_attrs
+
+
+def test_a_study_that_is_deleted_meanwhile_is_one_line(searched: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def certified(*anything: Any) -> dict[str, Any]:
+        optuna.delete_study(study_name="tiny", storage=searched)
+        return {}
+
+    monkeypatch.setattr(verification, "_certificate", certified)
+    with pytest.raises(HpoError, match="study 'tiny': was deleted meanwhile"):
+        verified(searched, 1)
 
 
 @pytest.mark.parametrize("form", ["json", "toml"])
@@ -139,7 +159,21 @@ def test_an_export_of_the_first_version_is_repeated_without_a_curve(searched: St
         (lambda e: {**e, "schema": "hpo.best/3"}, r"is written by a newer hpo \(hpo.best/3\)"),
         (lambda e: e["config"], "is no export; `hpo export NAME -o best.json` writes one"),
         (lambda e: [e], "is no export"),
-        (lambda e: {key: value for key, value in e.items() if key != "seed"}, "is an export without seed"),
+        (lambda e: {key: value for key, value in e.items() if key != "seed"}, "seed: missing"),
+        (lambda e: {**e, "seed": "7"}, r"seed: must be a whole number \(got '7'\)"),
+        (lambda e: {**e, "seed": 2**64}, "seed: must be at most"),
+        (lambda e: {**e, "value": [0.5]}, "value: must be a number"),
+        (lambda e: {**e, "precision": "float16"}, r"unknown precision 'float16' .*known: float32"),
+        (lambda e: {**e, "data": 3}, "data: must be a table"),
+        (lambda e: {**e, "curve": {"val_loss": ["x"]}}, "curve.val_loss.0: must be a number"),
+        (lambda e: {**e, "curve": {"val_loss": [0.5]}}, "curve.val_loss: must have a value an epoch, 3 in all"),
+        (lambda e: {**e, "confirmed": 3}, "confirmed: must be a table"),
+        (lambda e: {**e, "confirmed": {"seeds": [], "scores": []}}, "confirmed.seeds: must not be empty"),
+        (lambda e: {**e, "confirmed": {"seeds": [1], "scores": []}}, "must have a score for each of the seeds"),
+        (
+            lambda e: {**e, "config": {**e["config"], "optimizer": {"lr": {"low": 0.1, "high": 1}}}},
+            "config: still searches lr",
+        ),
         (lambda e: {**e, "config": {**e["config"], "name": 3}}, "name: must be a string"),
     ],
 )

@@ -74,6 +74,13 @@ def test_lists_words_and_names_with_commas_are_cells(stored: Store, storage: Sto
     assert rows(storage, every=True)[0]["hidden"] == "[16, 16]"
 
 
+def test_no_two_columns_have_one_name(storage: Storage) -> None:
+    search(study_of(training={"epochs": {"choices": [1, 2]}}, search={"trials": 3}), storage)
+    heading, *_ = csv.reader(io.StringIO(exported(storage, "tiny", every=True, form="csv")))
+    assert len(set(heading)) == len(heading)
+    assert [row["params.epochs"] == row["epochs"] for row in rows(storage, "tiny", every=True)] == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,7 +1,7 @@
 """What the shipped studies are to show, at small size: on scikit-learn's digits, with fewer images, epochs or seeds.
 
-What is compared are means over several seeds, and each bound leaves a margin to what was seen over 20 other seeds of
-the study and its split, which stands beside it. The findings at full size are in docs/experiments.md.
+What is compared are means over several seeds. The comments say what was seen over 20 other seeds of the study and its
+split; the bounds leave a margin to that. docs/experiments.md has the findings at full size.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ from torch import Tensor, nn
 from hpo.data import load_split
 from hpo.search.points import trial_seed
 from hpo.search.records import CURVE
-from hpo.search.space import config_of
+from hpo.search.space import combination, config_of, size
 from hpo.storage import Storage, best_trials
-from hpo.studyfile import read_study
-from hpo.training.images import to_device
+from hpo.studyfile import Study, read_study
+from hpo.training.images import DeviceSplit, to_device
 from hpo.training.networks import build
 from hpo.training.objective import Objective
 from hpo.training.stack import Member
 
 STUDIES = Path(__file__).parents[2] / "studies"
-FEW = ["data.train_size=1400", "search.repeats=3"]
-"""140 images train, 1,260 score."""
+FEW = ["data.train_size=700", "data.validation=0.8", "search.repeats=3"]
+"""140 images train, 560 score."""
+
+
+def shipped(name: str, *changes: str) -> Study:
+    return read_study(STUDIES / f"{name}.toml", ["data.dataset=digits", "training.precision=float32", *changes])
 
 
 def run(storage: Storage, name: str, *changes: str) -> list[FrozenTrial]:
     """Search a shipped study on the digits, with some of its settings changed, and return its trials."""
-    study = read_study(STUDIES / f"{name}.toml", ["data.dataset=digits", "training.precision=float32", *changes])
+    study = shipped(name, *changes)
     search(study, storage)
     return trials_of(storage, study.name)
 
@@ -59,13 +63,30 @@ def last(trials: Sequence[FrozenTrial], metric: str, **params: Any) -> float:
 
 
 def gap(trials: Sequence[FrozenTrial], **params: Any) -> float:
-    """Return how much better the network is on its training images, in accuracy, at the end."""
+    """Return how much better the networks are on their training images at the end, in accuracy."""
     return last(trials, "train_accuracy", **params) - last(trials, "val_accuracy", **params)
 
 
 def loss_gap(trials: Sequence[FrozenTrial], **params: Any) -> float:
     """Return the same in loss."""
     return last(trials, "val_loss", **params) - last(trials, "train_loss", **params)
+
+
+def networks_of(study: Study, repeats: int, **params: Any) -> tuple[DeviceSplit, list[nn.Module]]:
+    """Train one configuration of a study under several seeds; return the networks, as torch has them, ready for use."""
+    values = next(each for each in (combination(study, i) for i in range(int(size(study)))) if each == params)
+    config, split = config_of(study, values), to_device(load_split(study), study.data.split_seed, torch.device("cpu"))
+    members = [Member(number, config, trial_seed(study, number)) for number in range(repeats)]
+    outcomes = Objective(split, "float32", lambda text: None).run(members, stop=threading.Event(), keep=True)
+    networks = [build(config.network, split.shape, split.classes, member.seed).eval() for member in members]
+    for network, outcome in zip(networks, outcomes.values(), strict=True):
+        assert outcome.state is not None
+        network.load_state_dict(outcome.state)
+    return split, networks
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> float:
+    return float((outputs.argmax(1) == labels).double().mean())
 
 
 def test_the_best_of_the_search_lies_at_the_upper_edge_of_its_learning_rates(storage: Storage) -> None:
@@ -75,7 +96,7 @@ def test_the_best_of_the_search_lies_at_the_upper_edge_of_its_learning_rates(sto
     first, wider = (best_trials(storage, name, 1)[0] for name in ("chapter6-search", "wider"))
     assert first.params["lr"] > 1e-3  # the upper quarter of 1e-6 to 1e-2
     assert wider.params["lr"] > 1e-2
-    assert (wider.value or 0) > (first.value or 1) + 0.1
+    assert (wider.value or 0) > (first.value or 1) + 0.05
 
 
 def test_weight_decay_keeps_training_and_validation_together(storage: Storage) -> None:
@@ -87,12 +108,11 @@ def test_weight_decay_keeps_training_and_validation_together(storage: Storage) -
 
 
 def test_dropout_keeps_training_and_validation_together(storage: Storage) -> None:
-    faster = ["network.hidden=[100, 100, 100]", "optimizer.lr=0.1", "training.epochs=50"]
-    trials = run(storage, "overfit-dropout", *FEW, *faster, "search.trials=6")
-    assert gap(trials, dropout=0.0) > 0.08
-    assert gap(trials, dropout=0.2) < gap(trials, dropout=0.0) - 0.05
-    # Training accuracy has units dropped. With all of them, the network still does not know its images by heart.
-    assert loss_gap(trials, dropout=0.2) < loss_gap(trials, dropout=0.0) - 0.1
+    """Training accuracy has units dropped, and most of what is seen here comes of that: demos/put_back.py tells."""
+    small = ["network.hidden=[100, 100, 100, 100]", "optimizer.lr=0.05", "training.epochs=40", "search.trials=6"]
+    trials = run(storage, "overfit-dropout", *FEW, *small)
+    assert gap(trials, dropout=0.0) > 0.03
+    assert gap(trials, dropout=0.2) < gap(trials, dropout=0.0) - 0.03
 
 
 def test_the_gap_falls_as_the_rate_of_dropout_grows(storage: Storage) -> None:
@@ -101,42 +121,32 @@ def test_the_gap_falls_as_the_rate_of_dropout_grows(storage: Storage) -> None:
     gaps = [gap(trials, dropout=rate) for rate in (0.0, 0.1, 0.3, 0.5, 0.7)]
     assert gaps[0] > gaps[2] > gaps[3] > gaps[4]
     assert gaps[0] > 0.02 > gaps[3]
-    assert gaps[0] > gaps[1] - 0.02
+    assert gaps[1] < gaps[0] + 0.02
 
 
-def test_the_network_after_dropout_stands_for_the_average_of_many(storage: Storage) -> None:
-    changes = ["data.dataset=digits", "training.epochs=30", "training.batch_size=32", "training.precision=float32"]
-    study = read_study(STUDIES / "mnist-dense-256.toml", changes)
-    split = to_device(load_split(study), study.data.split_seed, torch.device("cpu"))
-    config = config_of(study, {})
-    members = [Member(number, config, trial_seed(study, number)) for number in range(3)]
-    outcomes = Objective(split, "float32", lambda text: None).run(members, stop=threading.Event(), keep=True)
-    for member in members:
-        network = build(config.network, split.shape, split.classes, member.seed)
-        network.load_state_dict(outcomes[member.number].state or {})
-        whole, parts, average = whole_and_parts(network, split.validation, split.validation_labels)
-        assert abs(whole - average) < 0.02
-        assert parts < whole - 0.005
+def test_the_network_after_dropout_stands_for_the_average_of_many() -> None:
+    split, networks = networks_of(shipped("mnist-dense-256", "training.epochs=30", "training.batch_size=32"), repeats=3)
+    scores = [whole_and_parts(network, split.validation, split.validation_labels) for network in networks]
+    whole, average, part = np.mean(scores, axis=0)
+    assert abs(whole - average) < 0.01
+    assert part < whole - 0.005
 
 
+@torch.no_grad()
 def whole_and_parts(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """Return accuracies: of the network, of a random sub-network on average, and of the sub-networks' mean output."""
-
-    def accuracy(outputs: Tensor) -> float:
-        return float((outputs.argmax(1) == labels).double().mean())
-
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    """Return accuracies: the network's, that of 100 random sub-networks' mean output, and such a one's by itself."""
+    whole = accuracy(network.eval()(images), labels)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         outputs = [network.train()(images).softmax(1) for _ in range(100)]
-        whole = accuracy(network.eval()(images))
-    return whole, float(np.mean([accuracy(each) for each in outputs])), accuracy(torch.stack(outputs).mean(0))
+    return whole, accuracy(torch.stack(outputs).mean(0), labels), float(np.mean([accuracy(o, labels) for o in outputs]))
 
 
 def test_he_learns_fastest_and_small_weights_do_not_learn(storage: Storage) -> None:
-    small = ["data.train_size=1000", "training.batch_size=100", "optimizer.lr=0.1", "search.repeats=3"]
+    small = ["data.train_size=1000", "training.batch_size=50", "optimizer.lr=0.05", "search.repeats=3"]
     trials = run(storage, "weight-init", *small, "search.trials=9")
-    assert last(trials, "train_loss", init="he") < 0.7 * last(trials, "train_loss", init="xavier")
-    assert last(trials, "val_accuracy", init="xavier") > 0.6
+    assert last(trials, "train_loss", init="he") < 0.8 * last(trials, "train_loss", init="xavier")
+    assert last(trials, "val_accuracy", init="xavier") > 0.5
     assert last(trials, "train_loss", init=0.01) > 0.95 * math.log(10)
 
 
@@ -147,26 +157,20 @@ def test_batch_norm_learns_at_scales_where_a_plain_network_does_not(storage: Sto
     assert [trial.params for trial in diverged] == [{"init": 1.0, "batch_norm": False}] * 3
     for scale in (0.01, 0.001):
         assert last(trials, "train_accuracy", init=scale, batch_norm=False) < 0.2
-        assert last(trials, "train_accuracy", init=scale, batch_norm=True) > 0.5
+        assert last(trials, "train_accuracy", init=scale, batch_norm=True) > 0.4
     assert last(trials, "train_accuracy", init=0.01, batch_norm=True) > 0.9
 
 
-CNN = ["network.kernel=3", "network.padding=1", "training.precision=float32"]  # for images of 8x8
+SMALL_CNN = ["network.kernel=3", "network.padding=1", "data.train_size=1000", "data.validation=0.8"]
 
 
 def test_a_cnn_overfits_unless_half_of_its_units_are_dropped(storage: Storage) -> None:
-    small = ["data.train_size=1000", "data.validation=0.8", "training.batch_size=20", "training.epochs=60"]
-    trials = run(storage, "cifar10-cnn-dropout", *CNN, *small, "optimizer.lr=0.003", "training.keep=none")
-
-    def lowest(rate: float) -> float:
-        return float(curves(trials, "val_loss", dropout=rate).min(1).mean())
-
+    changes = ["training.batch_size=20", "training.epochs=60", "training.keep=none", "optimizer.lr=0.003"]
+    trials = run(storage, "cifar10-cnn-dropout", *SMALL_CNN, *changes)
     assert last(trials, "train_loss", dropout=0.0) < 0.02
-    assert last(trials, "val_loss", dropout=0.0) > 1.05 * lowest(0.0)
-    assert last(trials, "val_loss", dropout=0.5) < 1.05 * lowest(0.5)
+    losses = curves(trials, "val_loss", dropout=0.0)
+    assert (losses[:, -1] / losses.min(1)).mean() > 1.03  # it turns up; seen: 1.07 to 1.22
     assert gap(trials, dropout=0.0) > 0.04 > gap(trials, dropout=0.5)
-    early = slice(0, 10)
-    assert (
-        curves(trials, "train_loss", dropout=0.5)[:, early].mean()
-        > 1.3 * curves(trials, "train_loss", dropout=0.0)[:, early].mean()
-    )
+    assert loss_gap(trials, dropout=0.0) > 0.1 > loss_gap(trials, dropout=0.5)
+    slow, fast = (curves(trials, "train_loss", dropout=rate)[:, :10].mean() for rate in (0.5, 0.0))
+    assert slow > 1.3 * fast

@@ -40,6 +40,15 @@ def test_points_and_no_more_are_a_study_too(storage: Storage) -> None:
     assert params(trials_of(storage)) == POINTS
 
 
+def test_a_point_keeps_what_its_kind_does_not_use(storage: Storage) -> None:
+    """The default momentum lies outside the range: a point that trains with sgd has its own all the same."""
+    optimizer = {"kind": {"choices": ["sgd", "momentum"]}, "momentum": {"low": 0.1, "high": 0.5}}
+    given = [{"optimizer.kind": "sgd", "lr": 0.1, "momentum": each} for each in (0.2, 0.3)]
+    search(study_of(optimizer=optimizer, search={"trials": 2, "points": given}), storage)
+    assert params(trials_of(storage)) == given
+    assert baseline(study_of(optimizer=optimizer))["momentum"] == pytest.approx(0.3)
+
+
 def test_a_point_of_a_finite_space_is_not_tried_again(storage: Storage) -> None:
     study = study_of(
         optimizer={"lr": {"choices": [0.1, 0.2, 0.3]}},

@@ -275,3 +275,11 @@ def test_what_is_known_is_what_has_completed(storage: Storage) -> None:
 def test_a_study_file_names_others_each_once(start_from: Any, problem: str) -> None:
     with pytest.raises(StudyFileError, match=rf"^studies/tiny.toml: {problem}"):
         study_of(search={"start_from": start_from})
+
+
+def test_points_are_trained_though_others_have_all_there_is(storage: Storage) -> None:
+    space = {"lr": {"choices": [0.1, 0.2]}}
+    search(study_of(name="before", optimizer=space, search={"trials": 2, "sampler": "grid"}), storage)
+    points = {"points": [{"lr": 0.2}], "repeats": 2, "trials": 6, "start_from": ["before"]}
+    search(study_of(optimizer=space, search=points), storage)
+    assert [trial.params["lr"] for trial in trials_of(storage)] == [0.2, 0.2]

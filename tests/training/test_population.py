@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -302,3 +303,21 @@ def test_states_are_copies_of_those_asked_for_while_the_epoch_lasts() -> None:
         second.states([0])
     with pytest.raises(KeyError, match=r"\[1\]"):
         first.states([1])
+
+
+def test_populations_of_several_threads_do_not_meet() -> None:
+    """torch.fx changes how modules are called, for the whole process, while it traces one."""
+
+    def trained(thread: int) -> list[float]:
+        members = [member(n, varied(n, CNN if thread % 2 else MLP, epochs=1)) for n in range(2)]
+        found: list[float] = []
+        for _ in range(15):
+            (result,) = train(members, SPLIT, "float64")
+            assert result.failed == {}
+            found += [result.metrics[n]["val_loss"] for n in range(2)]
+        return found
+
+    alone = [trained(thread) for thread in range(2)]
+    with ThreadPoolExecutor(6) as pool:
+        for thread, found in enumerate(pool.map(trained, range(6))):
+            assert found == pytest.approx(alone[thread % 2])

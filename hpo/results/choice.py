@@ -1,0 +1,73 @@
+"""Which configuration of a study is the one to test, to keep and to name: the confirmed winner, else the best trial.
+
+Reads studies and writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.errors import HpoError
+from hpo.results.confirmation import find_confirmation
+from hpo.results.overview import STATES
+from hpo.search.records import stored_study
+from hpo.search.space import decode
+from hpo.storage import Storage, best_trials, load_study
+from hpo.studyfile import Config, Study
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen configuration: the trial that has it, its parameters as a study file means them, and why it was chosen.
+
+    `epochs` is for how many it is to be trained: with `score = "best"`, up to its best one. `score` is the trial's
+    own.
+    """
+
+    trial: int
+    score: float
+    params: dict[str, Any]
+    config: Config
+    epochs: int
+    why: str
+
+
+def chosen(storage: Storage, name: str, trial: int | None = None) -> Choice:
+    """Return the configuration of a study that is chosen, or that of the trial of that number.
+
+    Raises HpoError where no trial, or not that one, has completed, and where a confirmation is not finished.
+    """
+    study = stored_study(load_study(storage, name))
+    if trial is not None:
+        return _choice(study, _completed(storage, name, trial), "asked for by its number")
+    confirmation = find_confirmation(storage, name)
+    if confirmation is not None and confirmation.winner.candidate.trial is not None:
+        number = confirmation.winner.candidate.trial
+        seeds = f"the winner of its confirmation over {confirmation.seeds} seeds"
+        return _choice(study, _completed(storage, name, number), seeds)
+    best = best_trials(storage, name, 1)
+    if not best:
+        raise HpoError(f"study '{name}': no finished trial yet, so there is nothing to choose; launch it to go on")
+    return _choice(study, best[0], "the best trial of the search, not confirmed")
+
+
+def _completed(storage: Storage, name: str, number: int) -> FrozenTrial:
+    try:
+        study_id = storage.get_study_id_from_name(name)
+        trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, number))
+    except KeyError as error:
+        raise HpoError(f"study '{name}': has no trial {number}; `hpo top` lists the best") from error
+    if trial.state != TrialState.COMPLETE:
+        raise HpoError(f"study '{name}': trial {number} is {STATES[trial.state]}; only a complete one can be chosen")
+    return trial
+
+
+def _choice(study: Study, trial: FrozenTrial, why: str) -> Choice:
+    params = {p.name: decode(p, trial.params[p.name]) for p in study.parameters if p.name in trial.params}
+    config = study.config(params)
+    best_epoch = trial.user_attrs.get("score_epoch") if study.search.score == "best" else None
+    assert trial.value is not None, "a completed trial has a value"
+    return Choice(trial.number, trial.value, params, config, best_epoch or config.training.epochs, why)

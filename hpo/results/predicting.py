@@ -1,0 +1,69 @@
+"""`hpo predict`: what a network from a folder says of images in a .npy file, as CSV.
+
+Images are bytes, as the data set's files have them, or numbers from 0, black, to 1, white. What is neither, or of
+another size, is refused before any is looked at closely. Nothing in either file is run as code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpo.errors import HpoError
+from hpo.results.model_folder import Model, read_model
+from hpo.training.devices import find_device
+from hpo.training.evaluation import log_probabilities
+
+AT_ONCE = 10_000
+"""Images that are converted at once: a file may hold more than fit into memory."""
+
+
+def predictions(folder: Path, images: Path, device: str) -> str:
+    """Return a line an image: its index, the most probable class and the probability of that."""
+    model = read_model(folder, find_device(device))
+    pixels = _pixels(images, model)
+    lines = ["image,class,probability"]
+    for start in range(0, len(pixels), AT_ONCE):
+        some = _scaled(pixels[start : start + AT_ONCE], images, model)
+        best = log_probabilities(model.network, torch.from_numpy(some)).max(1)
+        found = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        lines += [f"{start + index},{label},{probability:.6f}" for index, (label, probability) in enumerate(found)]
+    return "\n".join(lines) + "\n"
+
+
+def _pixels(path: Path, model: Model) -> NDArray[Any]:
+    """Return the images of a file, [N, C, H, W], still on the disk."""
+    try:
+        found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise HpoError(f"{path}: is no .npy file of numbers, or is cut short") from error
+    except OSError as error:
+        raise HpoError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not isinstance(found, np.ndarray):
+        raise HpoError(f"{path}: is an archive of several arrays; save the images alone, with numpy.save")
+    if found.dtype != np.uint8 and found.dtype.kind != "f":
+        raise HpoError(f"{path}: holds {found.dtype}; images are uint8, or floats from 0 to 1")
+    channels, height, width = model.shape
+    if channels == 1 and found.shape[1:] == (height, width):
+        found = found[:, None]
+    if found.ndim != 4 or found.shape[1:] != model.shape:
+        either = f" or [N, {height}, {width}]" if channels == 1 else ""
+        wanted = f"[N, {channels}, {height}, {width}]{either}"
+        raise HpoError(f"{path}: its shape is {list(found.shape)}; this network takes {wanted}")
+    return np.asarray(found)
+
+
+def _scaled(some: NDArray[Any], path: Path, model: Model) -> NDArray[np.float32]:
+    """Return images in [0, 1]."""
+    highest = model.white if some.dtype == np.uint8 else 1
+    if not (np.all(some >= 0) and np.all(some <= highest)):  # a NaN is neither
+        kind = "bytes" if some.dtype == np.uint8 else "numbers"
+        raise HpoError(f"{path}: holds {kind} outside 0 to {highest}, which is white here")
+    scaled = some.astype(np.float32)
+    if some.dtype == np.uint8:
+        scaled /= model.white
+    return scaled

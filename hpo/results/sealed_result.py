@@ -1,0 +1,123 @@
+"""The result of a look at the test set: as JSON (`hpo.test/1`, described by test.schema.json), as lines, and in files.
+
+Knows nothing of how the network was trained or the images read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hpo.results.checkpoint import Trained
+from hpo.results.choice import Choice
+from hpo.results.export import best_config
+from hpo.results.figures.confusion import confusion
+from hpo.results.figures.files import page
+from hpo.results.model_folder import CARD, CARD_FILE, WEIGHTS_FILE, write_file
+from hpo.results.versions import versions
+from hpo.storage.looks import Look
+from hpo.studyfile import Study
+
+SCHEMA = "hpo.test/1"
+RESULT_FILE, FIGURE_FILE = "result.json", "confusion.html"
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of the result."""
+    text = resources.files("hpo.results").joinpath("test.schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def result_of(
+    study: Study,
+    data: Mapping[str, Any],
+    choice: Choice,
+    trained: Trained,
+    weights_sha256: str,
+    look: Look,
+    saw: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the result of a look that `saw` this."""
+    apart = ("subnetworks", "sha256")
+    return {
+        "schema": SCHEMA,
+        "study": study.name,
+        "trial": choice.trial,
+        "why": choice.why,
+        "metric": study.search.metric,
+        "score": choice.score,
+        "params": choice.params,
+        "config": best_config(study, choice.params, trained.precision),
+        "weights": {
+            "file": WEIGHTS_FILE,
+            "sha256": weights_sha256,
+            "from_checkpoint": trained.checkpoint,
+            "epochs": trained.epochs,
+            "images": trained.images,
+            "seed": trained.seed,
+        },
+        "precision": trained.precision,
+        "device": trained.device,
+        "look": look["look"],
+        "looks": look["looks"],
+        "test": {key: value for key, value in saw.items() if key not in apart},
+        "subnetworks": saw["subnetworks"],
+        "data": {**data, "test": saw["images"], "test_sha256": saw["sha256"]},
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+
+
+def fill(folder: Path, result: dict[str, Any], form: Mapping[str, Any]) -> None:
+    """Write the result, its figure, and a card for who uses the weights: `form` is that of the images."""
+    found = result["test"]
+    brief = {key: value for key, value in found.items() if key not in ("classes", "confusion")}
+    card = {**result, "schema": CARD, "input": dict(form), "test": brief}
+    title = f"{found['images']:,} test images, accuracy {found['accuracy']:.4f}"
+    figure = confusion(result["study"], found["confusion"], title)
+    write_file(folder / RESULT_FILE, _text(result))
+    write_file(folder / CARD_FILE, _text(card))
+    write_file(folder / FIGURE_FILE, page(figure, f"{result['study']}: confusion").encode())
+
+
+def _text(tree: dict[str, Any]) -> bytes:
+    return (json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def lines(result: dict[str, Any], folder: Path) -> list[str]:
+    """Return what a result comes to, for people."""
+    found, weights = result["test"], result["weights"]
+    low, high = found["interval"]["low"], found["interval"]["high"]
+    how = "a checkpoint of" if weights["from_checkpoint"] else "trained on"
+    said = [
+        f"{result['study']}: test accuracy {found['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
+        f"loss {found['loss']:.4f}, on {found['images']:,} images",
+        f"trial {result['trial']}, {result['why']}; {how} {weights['images']:,} images, epoch {weights['epochs']}",
+    ]
+    if (sub := result["subnetworks"]) is not None:
+        mean, single = sub["mean"], sub["single"]
+        said.append(
+            f"mean of {sub['count']} random sub-networks: accuracy {mean['accuracy']:.4f}, loss {mean['loss']:.4f}; "
+            f"one by itself: accuracy {single['accuracy']:.4f}, loss {single['loss']:.4f}; the mean's probabilities "
+            f"differ from the whole network's by {sub['difference']:.4f} on average"
+        )
+    if result["looks"] > 1:
+        said.append(f"look {result['look']} at this test set: each look makes its figure less honest")
+    return [*said, f"folder: {folder}"]
+
+
+def look_lines(looks: Sequence[Look]) -> list[str]:
+    """Return a line a look that a study has had, for people."""
+    return [f"look {look['look']}, {look['at']}, trial {look['trial']}: {_seen(look['result'])}" for look in looks]
+
+
+def _seen(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return "it did not get to a result"
+    interval = f"{result['interval']['low']:.4f} to {result['interval']['high']:.4f}"
+    return f"accuracy {result['accuracy']:.4f} (95% interval {interval}), loss {result['loss']:.4f}"

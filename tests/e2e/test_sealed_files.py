@@ -1,0 +1,138 @@
+"""No command but `hpo test` opens a file of the test set: each is run in a process whose every opened file is noted.
+
+A command that is not listed here fails the test, until somebody has thought about it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny import write_mnist
+from typer.main import get_command
+
+from hpo.cli import app
+
+RUN = """
+import io, json, os, re, signal, sys, threading, urllib.request
+
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+
+from hpo.cli import main
+
+class Visited(io.StringIO):
+    # Whoever says that it serves a page is visited, and then asked to end.
+    def write(self, text):
+        if found := re.match("http://[^ ]+", text):
+            threading.Thread(target=visit, args=[found[0]]).start()
+        return len(text)
+
+def visit(url):
+    for path in ("dashboard", "api/studies", "api/studies/1"):
+        urllib.request.urlopen(f"{url.rstrip('/')}/{path}").read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+told, sys.stdout = sys.stdout, Visited()
+for words in json.loads(sys.argv[1]):
+    opened.clear()
+    try:
+        status = main(words)
+    except SystemExit as ended:
+        status = ended.code
+    sealed = [path for path in opened if "t10k" in path]
+    print(json.dumps([words, status, sealed]), file=told, flush=True)
+"""
+
+STUDY = """\
+name = "tiny"
+data = { dataset = "mnist", train_size = 60 }
+network = { kind = "mlp", hidden = [8] }
+optimizer = { lr = { low = 1e-3, high = 0.5, log = true } }
+training = { epochs = 2, batch_size = 40, precision = "float32", keep = "best", keep_trials = 9 }
+search = { trials = 6, sampler = "random", population = 4 }
+"""
+
+COMMANDS = """\
+version
+doctor
+data list
+data fetch digits
+check tiny.toml
+submit tiny.toml
+status tiny --json
+pause tiny
+resume tiny
+stop tiny
+resume tiny
+work --until-idle --device cpu
+launch tiny.toml --name other --device cpu --quiet
+delete other --yes
+studies
+top tiny
+compare tiny
+plot tiny -o figures
+plot tiny --figure activations -o figures
+confirm tiny --top 1 --seeds 2 --device cpu --quiet
+verify tiny --trials 1 --device cpu
+export tiny -o best.json
+export tiny --all
+replay best.json --device cpu
+narrow tiny -o next.toml
+narrow tiny --rounds 1 --device cpu --quiet
+report tiny -o report.html
+copy tiny --to sqlite:///copy.db
+dashboard --port 0
+test tiny --device cpu
+test tiny --device cpu --again --from-checkpoint --trial 0
+predict tiny-test images.npy --device cpu
+report tiny -o report.html
+export tiny --confirmed
+"""
+
+NOT_ALWAYS_0 = {"doctor", "dashboard"}
+"""What these end with depends on the machine, or on how they are ended."""
+
+
+def known_commands(command: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command of the command line, by its words."""
+    inner = getattr(command or get_command(app), "commands", None)
+    if inner is None:
+        yield words
+        return
+    for name, each in inner.items():
+        yield from known_commands(each, (*words, name))
+
+
+def test_only_hpo_test_opens_test_files(folder: Path) -> None:
+    (folder / "tiny.toml").write_text(STUDY)
+    write_mnist(folder / "data" / "mnist")
+    write_mnist(folder / "data" / "sealed", seed=1, count=20)
+    for name in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        (folder / "data" / "sealed" / f"train-{name}").rename(folder / "data" / "mnist" / f"t10k-{name}")
+    np.save(folder / "images.npy", np.zeros((3, 28, 28), np.uint8))
+    commands = [shlex.split(line) for line in COMMANDS.splitlines()]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(commands)],
+        env={**os.environ, "HPO_DATA_DIR": str(folder / "data")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [words for words, _, _ in found] == commands, done.stderr
+    failed = [words for words, status, _ in found if status != 0 and words[0] not in NOT_ALWAYS_0]
+    assert not failed, done.stderr
+    run = {words for words in known_commands() if any(words == tuple(each[: len(words)]) for each in commands)}
+    assert run == set(known_commands())
+    sealed = {str(folder / "data" / "mnist" / f"t10k-{name}") for name in ("images-idx3-ubyte", "labels-idx1-ubyte")}
+    for words, _, opened in found:
+        assert set(opened) == (sealed if words[0] == "test" else set()), words

@@ -1,0 +1,95 @@
+"""`hpo test` and `hpo predict` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import optuna
+import pytest
+from command import Outcome, Running
+from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
+
+from hpo.data import load_test
+from hpo.results.sealed_result import schema
+from hpo.storage import load_study, open_storage
+from hpo.storage.looks import looks
+
+Run = Callable[..., Outcome]
+Start = Callable[..., Running]
+
+
+def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, folder: Path) -> None:
+    assert hpo("launch", "tiny.toml", "--quiet").status == 0
+    outcome = hpo("test", "tiny", "--device", "cpu", "--subnetworks", "5")
+    assert outcome.status == 0
+    first, second, third, last = outcome.out.splitlines()
+    assert first.startswith("tiny: test accuracy 0.")
+    assert first.endswith("on 359 images")
+    assert "the best trial of the search, not confirmed; trained on 200 images, epoch 2" in second
+    assert third.startswith("mean of 5 random sub-networks: accuracy 0.")
+    assert last == "folder: tiny-test"
+    assert "tiny: epoch 2/2, training loss " in outcome.err
+    result = json.loads((folder / "tiny-test" / "result.json").read_text())
+    jsonschema.validate(result, schema())
+
+    np.save("images.npy", load_test("digits").pixels)
+    outcome = hpo("predict", "tiny-test", "images.npy", "--device", "cpu")
+    assert (outcome.status, outcome.err) == (0, "")
+    heading, *rows = outcome.out.splitlines()
+    assert heading == "image,class,probability"
+    right = [int(row.split(",")[1]) for row in rows] == load_test("digits").labels
+    assert right.mean() == result["test"]["accuracy"]
+    assert hpo("predict", "tiny-test", "images.npy", "-o", "answers.csv") == (0, "", "")
+    assert (folder / "answers.csv").read_text() == outcome.out
+
+    refused = hpo("test", "tiny")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("hpo: study 'tiny' has seen its test set once (last with trial ")
+    assert refused.err.count("\n") == 1
+    again = hpo("test", "tiny", "--again", "--json", "-o", "again")
+    assert again.status == 0
+    found = json.loads(again.out)
+    assert (found["look"], found["looks"], found["test"]) == (2, 2, result["test"])
+    assert json.loads((folder / "again" / "result.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (["test", "tiny"], 1, "hpo: sqlite:///hpo.db: no such file; "),
+        (["test"], 2, "hpo: Missing argument 'NAME'"),
+        (["test", "tiny", "--subnetworks", "0"], 2, "hpo: Invalid value for '--subnetworks'"),
+        (["predict", "nowhere", "images.npy"], 1, "hpo: nowhere/card.json: cannot be read (No such file or directory)"),
+        (["predict", "nowhere"], 2, "hpo: Missing argument 'IMAGES.npy'"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(hpo: Run, args: list[str], status: int, said: str) -> None:
+    outcome = hpo(*args)
+    assert (outcome.status, outcome.out) == (status, "")
+    assert outcome.err.startswith(said)
+    assert outcome.err.count("\n") == 1
+
+
+def test_ctrl_c_while_it_trains_leaves_the_test_set_unseen(hpo: Run, process: Start, folder: Path) -> None:
+    hpo("submit", "tiny.toml", "--set", "training.epochs=1000000", "--trials", "1")
+    storage = open_storage(None)
+    stored = optuna.load_study(study_name="tiny", storage=storage)
+    stored.set_user_attr("hpo:run", {"precision": "float32", "device": "cpu"})
+    space = {"dropout": FloatDistribution(0, 0.5), "lr": FloatDistribution(1e-3, 0.5, log=True)}
+    stored.add_trial(create_trial(value=0.5, params={"dropout": 0.25, "lr": 0.1}, distributions=space))
+    running = process("test", "tiny", "--device", "cpu")
+    assert running.process.stderr is not None
+    assert running.process.stderr.readline().startswith(b"tiny: trial 0 on 200 images for 1000000 epochs")
+    running.process.send_signal(signal.SIGINT)
+    outcome = running.outcome()
+    assert (outcome.status, outcome.out) == (130, "")
+    assert outcome.err == "hpo: stopped before the training was over; nothing of it is kept\n"
+    assert looks(load_study(storage, "tiny").user_attrs) == []
+    assert not list(folder.glob("*tiny-test*"))
+    storage.close()

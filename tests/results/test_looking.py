@@ -1,0 +1,330 @@
+"""The one look at the test set: what it finds, that nothing hides it, and that what is wrong is seen before it."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from tiny import LR, search, study_of, trials_of, write_mnist
+
+from hpo.data import Images, load_split, load_test
+from hpo.data.splits import split_indices
+from hpo.errors import HpoError, InterruptionError
+from hpo.results import sealed
+from hpo.results.copies import copy_line
+from hpo.results.model_folder import WEIGHTS_FILE
+from hpo.results.report import report
+from hpo.results.sealed import Wanted, look
+from hpo.results.sealed_result import lines, schema
+from hpo.search.events import EpochEnded
+from hpo.search.run import CURVE
+from hpo.storage import Storage, best_trials, load_study
+from hpo.storage.artifacts import artifact_folder
+from hpo.storage.looks import TESTS
+from hpo.studyfile import Study
+from hpo.training.images import DeviceSplit
+from hpo.training.networks import build
+from hpo.training.population import train
+from hpo.training.randomness import derive_seed
+from hpo.training.stack import Member
+from hpo.training.weights import read
+
+DROPS = {"dropout": {"low": 0.1, "high": 0.4}}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def searched(storage: Storage) -> Study:
+    study = study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}})
+    search(study, storage)
+    return study
+
+
+def see(storage: Storage, **wanted: Any) -> dict[str, Any]:
+    """Look at the test set of the study, and check what does not depend on it."""
+    result, folder = look(storage, "tiny", Wanted(device="cpu", **wanted), threading.Event(), lambda text: None)
+    jsonschema.validate(result, schema())
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert {path.name for path in folder.iterdir()} == {"result.json", "card.json", "confusion.html", WEIGHTS_FILE}
+    assert "<script" in (folder / "confusion.html").read_text()
+    assert lines(result, folder)[-1] == f"folder: {folder}"
+    return result
+
+
+def looks_of(storage: Storage) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = load_study(storage, "tiny").user_attrs.get(TESTS, [])
+    return found
+
+
+def whole(study: Study) -> DeviceSplit:
+    """All images outside the test set that the study keeps, in the order of the split's shuffle."""
+    split = load_split(study)
+    images = np.concatenate([split.validation.pixels, split.train.pixels])
+    labels = np.concatenate([split.validation.labels, split.train.labels])
+    few = Images(split.validation.pixels, split.validation.labels)
+    tensors = (torch.from_numpy(each) for each in (images, labels, few.pixels, few.labels))
+    return DeviceSplit(*tensors, classes=10, seed=study.data.split_seed)
+
+
+def probabilities(study: Study, number: int, storage: Storage, path: Path) -> torch.Tensor:
+    """What a plain module with the weights of that file says of the test images."""
+    config = study.config(trials_of(storage)[number].params)
+    module = build(config.network, (1, 8, 8), 10, seed=0).double()
+    module.load_state_dict(read(path)[0])
+    with torch.no_grad():
+        return torch.softmax(module.eval()(torch.from_numpy(load_test("digits").pixels).double()), 1)
+
+
+def test_the_best_trial_is_trained_on_all_images_and_tested_once(storage: Storage, searched: Study) -> None:
+    result = see(storage)
+    best = best_trials(storage, "tiny", 1)[0]
+    labels = load_test("digits").labels
+    found = probabilities(searched, best.number, storage, Path("tiny-test") / WEIGHTS_FILE)
+    answers, test = found.argmax(1).numpy(), result["test"]
+    assert (result["trial"], result["score"], result["look"], result["looks"]) == (best.number, best.value, 1, 1)
+    assert test["accuracy"] == (answers == labels).mean()
+    assert test["interval"]["low"] < test["accuracy"] < test["interval"]["high"]
+    assert test["loss"] == pytest.approx(-found[range(len(labels)), labels].log().mean().item())
+    for index, row in enumerate(test["confusion"]):
+        assert row == [int(((labels == index) & (answers == answer)).sum()) for answer in range(10)]
+        assert test["classes"][index]["accuracy"] == row[index] / sum(row)
+    # The weights are those that the ordinary training makes of all images.
+    assert result["weights"]["images"] == 150
+    split, config = whole(searched), searched.config(best.params)
+    assert len(split.train) == 150
+    seed = derive_seed("test", searched.search.seed, best.number)
+    assert result["weights"]["seed"] == seed != best.user_attrs["seed"]
+    for epoch in train([Member(0, config, seed)], split, "float64"):
+        state = epoch.states([0])[0]
+    ours, _ = read(Path("tiny-test") / WEIGHTS_FILE)
+    assert all(torch.allclose(ours[name], value) for name, value in state.items())
+    (kept,) = looks_of(storage)
+    assert kept["result"]["accuracy"] == test["accuracy"]
+    assert kept["result"]["confusion"] == test["confusion"]
+    assert kept["result"]["sha256"] == load_test("digits").content_sha256
+
+
+def test_all_kept_images_are_those_that_the_shuffle_begins_with(storage: Storage) -> None:
+    """`whole` above is right: validation first, then training, as one run of the shuffle."""
+    study = study_of()
+    labels = np.arange(2000, dtype=np.uint8) % 10
+    validation, training = split_indices(study, labels, 10)
+    order = np.random.Generator(np.random.PCG64(study.data.split_seed)).permutation(2000)
+    assert np.concatenate([validation, training]).tolist() == order[:150].tolist()
+
+
+def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study, tmp_path: Path) -> None:
+    first = see(storage)
+    refused = rf"study 'tiny' has seen its test set once .*accuracy {first['test']['accuracy']:.4f}\).* --again"
+    with pytest.raises(HpoError, match=refused):
+        see(storage)
+    other = 0 if first["trial"] else 1
+    second = see(storage, again=True, trial=other)
+    assert (second["look"], second["looks"], second["trial"]) == (2, 2, other)
+    assert any(line.startswith("look 2 at this test set") for line in lines(second, Path()))
+    third = see(storage, again=True)
+    assert {**third, "look": 1, "looks": 1, "created": ""} == {**first, "created": ""}  # the same network
+    assert [each["trial"] for each in looks_of(storage)] == [first["trial"], other, first["trial"]]
+    assert {path.name for path in tmp_path.glob("tiny-test*")} == {"tiny-test", "tiny-test-2", "tiny-test-3"}
+    page = report(storage, "tiny")
+    assert f"trial {other}: accuracy {second['test']['accuracy']:.4f}" in page
+    assert "look 3, " in page
+    # Neither an extension nor a copy forgets.
+    search(study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}}, search={"trials": 8}), storage, extend=True)
+    assert len(looks_of(storage)) == 3
+    copy_line(storage, "tiny", storage.location.full_url, "other")
+    with pytest.raises(HpoError, match="study 'other' has seen its test set 3 times"):
+        look(storage, "other", Wanted(device="cpu"), threading.Event(), lambda text: None)
+
+
+def test_a_look_that_is_cut_off_is_not_forgotten(
+    storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(name: str) -> None:
+        assert len(looks_of(storage)) == 1
+        raise SystemExit
+
+    monkeypatch.setattr(sealed, "load_test", die)
+    with pytest.raises(SystemExit):
+        see(storage)
+    assert not list(Path().glob("*tiny-test*"))
+    assert looks_of(storage)[0]["result"] is None
+    monkeypatch.undo()
+    with pytest.raises(HpoError, match=r"seen its test set once .*it did not get to a result"):
+        look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)
+
+
+def test_a_folder_that_fails_after_the_look_is_said_with_what_was_seen(
+    storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise HpoError("x/result.json: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(sealed, "fill", full)
+    with pytest.raises(HpoError, match=r"No space left on device\); the look was taken, .* \(accuracy 0\.\d{4}\)"):
+        see(storage)
+    assert looks_of(storage)[0]["result"]["accuracy"] > 0
+    assert not list(Path().glob("*tiny-test*"))
+
+
+def test_of_two_at_once_one_has_the_first_look(storage: Storage, searched: Study) -> None:
+    def other(text: str) -> None:
+        if "epoch 1/" in text:
+            see(storage, folder=Path("faster"))
+
+    with pytest.raises(HpoError, match="has seen its test set once"):
+        look(storage, "tiny", Wanted(device="cpu", folder=Path("slower")), threading.Event(), other)
+    assert len(looks_of(storage)) == 1
+    assert not Path("slower").exists()
+
+
+def test_a_stop_while_it_trains_is_no_look(storage: Storage, searched: Study) -> None:
+    stop = threading.Event()
+    with pytest.raises(InterruptionError):
+        look(storage, "tiny", Wanted(device="cpu"), stop, lambda text: stop.set())
+    assert looks_of(storage) == []
+    assert not list(Path().glob("*tiny-test*"))
+
+
+def test_random_subnetworks_are_compared_with_the_network(storage: Storage, searched: Study) -> None:
+    result = see(storage, subnetworks=30)
+    sub, test = result["subnetworks"], result["test"]
+    assert sub["count"] == 30
+    assert 0 < sub["difference"] < 0.2
+    assert sub["single"]["loss"] > sub["mean"]["loss"] > 0  # the logarithm is concave
+    assert sub["mean"]["accuracy"] == pytest.approx(test["accuracy"], abs=0.2)
+    assert any("mean of 30 random sub-networks" in line for line in lines(result, Path()))
+
+
+def refuse(storage: Storage, said: str, **wanted: Any) -> None:
+    """It is refused with that line, and the test set is as unseen as before."""
+    before = looks_of(storage)
+    with pytest.raises(HpoError, match=said) as caught:
+        see(storage, **wanted)
+    assert "\n" not in str(caught.value)
+    assert looks_of(storage) == before
+    assert not list(Path().glob(".tiny-test*"))
+
+
+def test_what_cannot_be_tested_is_refused_before_the_look(storage: Storage, searched: Study) -> None:
+    refuse(storage, "has no trial 17", trial=17)
+    Path("full").mkdir()
+    Path("full/file").touch()
+    refuse(storage, "full: is there already; name another folder with -o", folder=Path("full"))
+    refuse(storage, "no/such: the folder .*no does not exist", folder=Path("no/such"))
+    refuse(storage, "no weights are kept of trial", checkpoint=True)
+    Path("empty").mkdir()
+    see(storage, folder=Path("empty"))
+
+
+def test_a_study_without_dropout_has_no_subnetworks(storage: Storage) -> None:
+    search(study_of(), storage)
+    refuse(storage, "--subnetworks: the configuration of trial . has no dropout", subnetworks=3)
+
+
+def test_a_study_without_a_completed_trial_has_nothing_to_test(storage: Storage) -> None:
+    search(study_of(), storage, stop_at=lambda event: isinstance(event, EpochEnded))
+    refuse(storage, "no finished trial yet")
+    refuse(storage, "trial 0 is waiting; only a complete one can be chosen", trial=0)
+
+
+def test_a_network_that_diverges_on_all_images_is_not_tested(
+    storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sealed.chosen
+
+    def hot(*args: Any) -> Any:
+        choice = real(*args)
+        optimizer = choice.config.optimizer.model_copy(update={"lr": 1e200})
+        object.__setattr__(choice, "config", choice.config.model_copy(update={"optimizer": optimizer}))
+        return choice
+
+    monkeypatch.setattr(sealed, "chosen", hot)
+    refuse(storage, "trained on all images, trial . diverged: .*; the test set was not opened")
+
+
+def test_with_the_best_epochs_score_it_trains_for_as_many(storage: Storage) -> None:
+    study = study_of(training={"epochs": 8}, optimizer={"lr": {"low": 1.0, "high": 20.0, "log": True}})
+    tree = study.resolved()
+    search(study_of(**{**tree, "search": {**tree["search"], "score": "best"}}), storage)
+    best = best_trials(storage, "tiny", 1)[0]
+    assert best.user_attrs["score_epoch"] < 8
+    assert see(storage)["weights"]["epochs"] == best.user_attrs["score_epoch"]
+
+
+@pytest.fixture
+def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MNIST's files, the test set among them."""
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
+    folder = tmp_path / "data" / "mnist"
+    write_mnist(folder)
+    pixels = np.random.default_rng(7).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    (folder / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 20, 28, 28) + pixels.tobytes())
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 20) + bytes(range(10)) * 2)
+    return folder
+
+
+def test_data_that_is_missing_or_another_is_refused(storage: Storage, mnist: Path) -> None:
+    search(study_of(data={"dataset": "mnist", "train_size": 50}), storage)
+    labels = mnist / "t10k-labels-idx1-ubyte"
+    content = labels.read_bytes()
+    labels.unlink()
+    refuse(storage, "t10k-labels-idx1-ubyte: missing")
+    write_mnist(mnist, seed=1)
+    labels.write_bytes(content)
+    refuse(storage, "the images of mnist are not those that it began with")
+    write_mnist(mnist)
+    see(storage)
+    labels.write_bytes(content[:-1] + b"\x00")
+    with pytest.raises(HpoError, match="these are not the test images of look 1"):
+        see(storage, again=True)
+    assert [each["result"] is None for each in looks_of(storage)] == [False, True]  # it was opened
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_checkpoint_is_tested_as_the_search_kept_it(keep: str, storage: Storage) -> None:
+    study = study_of(network=DROPS, training={"epochs": 6, "keep": keep}, optimizer={"lr": {**LR, "low": 0.5}})
+    search(study, storage)
+    result = see(storage, checkpoint=True)
+    trial = trials_of(storage)[result["trial"]]
+    losses = trial.system_attrs[CURVE]["val_loss"]
+    epoch = losses.index(min(losses)) + 1 if keep == "best" else 6
+    assert result["weights"]["from_checkpoint"] is True
+    assert (result["weights"]["epochs"], result["weights"]["images"]) == (epoch, 120)
+    assert result["weights"]["seed"] == trial.user_attrs["seed"]
+    (kept,) = [
+        path for path in artifact_folder(storage.location).iterdir() if read(path)[1]["trial"] == str(trial.number)
+    ]
+    path = Path("tiny-test") / WEIGHTS_FILE
+    assert probabilities(study, trial.number, storage, path).equal(probabilities(study, trial.number, storage, kept))
+
+
+def test_a_checkpoint_that_is_not_the_trials_is_refused(storage: Storage) -> None:
+    study = study_of(training={"keep": "last", "keep_trials": 2})
+    search(study, storage)
+    best, second = best_trials(storage, "tiny", 2)
+    paths = {int(read(path)[1]["trial"]): path for path in artifact_folder(storage.location).iterdir()}
+    content = paths[best.number].read_bytes()
+    damages: list[tuple[bytes, str]] = [
+        (paths[second.number].read_bytes(), "does not hold the weights of trial"),
+        (content[:-9], "its weights cannot be read: damaged or cut short"),
+    ]
+    for damaged, said in damages:
+        paths[best.number].write_bytes(damaged)
+        refuse(storage, said, checkpoint=True)
+    paths[best.number].unlink()
+    refuse(storage, r"is not there; .* wrote it: name the folder in HPO_ARTIFACTS", checkpoint=True)
+    paths[best.number].write_bytes(content)
+    see(storage, checkpoint=True)

@@ -1,0 +1,171 @@
+"""hpo predict: what it says is what was tested, and whatever is not a folder of hpo test or an image is one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from tiny import search, study_of
+
+from hpo.data import load_test
+from hpo.errors import HpoError
+from hpo.results.model_folder import CARD_FILE, WEIGHTS_FILE
+from hpo.results.predicting import predictions
+from hpo.results.sealed import Wanted, look
+from hpo.storage import open_storage
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `hpo test` wrote of a study of the digits."""
+    place = tmp_path_factory.mktemp("tested")
+    storage = open_storage(f"sqlite:///{place}/hpo.db")
+    search(study_of(), storage)
+    look(storage, "tiny", Wanted(device="cpu", folder=place / "tested"), threading.Event(), lambda text: None)
+    storage.close()
+    return place / "tested"
+
+
+@pytest.fixture
+def model(tested: Path, tmp_path: Path) -> Path:
+    """The same in a folder of the test's own."""
+    (tmp_path / "model").mkdir()
+    for name in (CARD_FILE, WEIGHTS_FILE):
+        (tmp_path / "model" / name).write_bytes((tested / name).read_bytes())
+    return tmp_path / "model"
+
+
+def predict(model: Path, images: NDArray[Any]) -> list[dict[str, str]]:
+    path = model.parent / "images.npy"
+    np.save(path, images)
+    return list(csv.DictReader(io.StringIO(predictions(model, path, "cpu"))))
+
+
+def test_the_test_images_get_the_answers_that_were_counted(tested: Path, model: Path) -> None:
+    images, labels = load_test("digits").pixels, load_test("digits").labels
+    rows = predict(model, images)
+    assert [int(row["image"]) for row in rows] == list(range(len(labels)))
+    answers = np.array([int(row["class"]) for row in rows])
+    result = json.loads((tested / "result.json").read_text())
+    assert (answers == labels).mean() == result["test"]["accuracy"]
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+
+
+def test_bytes_are_as_the_data_set_has_them_and_floats_from_0_to_1(model: Path) -> None:
+    """The white of the digits is 16."""
+    raw = load_digits().images[:30].astype(np.uint8)
+    assert raw.max() == 16
+    expected = predict(model, raw)
+    scaled = (raw / 16).astype(np.float32)
+    for images in (raw[:, None], scaled, scaled[:, None].astype(np.float64)):
+        assert predict(model, images) == expected
+    assert len(predict(model, scaled.astype(np.float16))) == 30
+    assert predict(model, raw[:0]) == []
+
+
+def test_many_images_are_numbered_through(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = load_test("digits").pixels[:25]
+    whole = predict(model, images)
+    monkeypatch.setattr("hpo.results.predicting.AT_ONCE", 10)
+    assert predict(model, images) == whole
+
+
+ZEROS = np.zeros((2, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.full((2, 8, 8), 17, np.uint8), "holds bytes outside 0 to 16, which is white here"),
+        (ZEROS + 1.5, "holds numbers outside 0 to 1"),
+        (ZEROS - 1, "holds numbers outside 0 to 1"),
+        (ZEROS * np.nan, "holds numbers outside 0 to 1"),
+        (ZEROS.astype(np.int64), "holds int64; images are uint8, or floats from 0 to 1"),
+        (ZEROS.astype(bool), "holds bool"),
+        (ZEROS.astype(complex), "holds complex128"),
+        (np.zeros((2, 28, 28)), r"its shape is \[2, 28, 28\]; this network takes \[N, 1, 8, 8\] or \[N, 8, 8\]"),
+        (np.zeros((8, 8)), r"its shape is \[8, 8\]"),
+        (np.zeros((2, 3, 8, 8)), r"its shape is \[2, 3, 8, 8\]"),
+        (np.float32(0.5), r"its shape is \[\]"),
+        (np.array([None, {}]), "is no .npy file of numbers"),
+    ],
+)
+def test_what_is_no_image_for_the_network_is_refused(images: Any, said: str, model: Path) -> None:
+    with pytest.raises(HpoError, match=said):
+        predict(model, images)
+
+
+def test_a_file_that_is_no_array_is_refused(model: Path) -> None:
+    path = model.parent / "images.npy"
+    np.save(path, ZEROS)
+    content = path.read_bytes()
+    for damaged in (b"", b"hello", content[:50], content[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(HpoError, match=r"images\.npy: is no \.npy file of numbers, or is cut short"):
+            predictions(model, path, "cpu")
+    with pytest.raises(HpoError, match="cannot be read"):
+        predictions(model, model.parent / "none.npy", "cpu")
+    np.savez(path.with_suffix(".npz"), a=ZEROS, b=ZEROS)
+    with pytest.raises(HpoError, match="archive of several arrays"):
+        predictions(model, path.with_suffix(".npz"), "cpu")
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Change the card of a folder."""
+
+    def write(model: Path) -> None:
+        card = json.loads((model / CARD_FILE).read_text())
+        change(card)
+        (model / CARD_FILE).write_text(json.dumps(card))
+
+    return write
+
+
+def cut_short(model: Path) -> None:
+    weights = model / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def flipped(model: Path) -> None:
+    content = bytearray((model / WEIGHTS_FILE).read_bytes())
+    content[-5] ^= 1
+    (model / WEIGHTS_FILE).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut_short, "is not the file that card.json describes"),
+        (flipped, "is not the file that card.json describes"),
+        (lambda model: (model / WEIGHTS_FILE).unlink(), "cannot be read"),
+        (lambda model: (model / CARD_FILE).unlink(), "cannot be read .*; `hpo test` writes such folders"),
+        (lambda model: (model / CARD_FILE).write_text("{"), "is damaged: not JSON"),
+        (lambda model: (model / CARD_FILE).write_bytes(b"\xff"), "is damaged: not JSON"),
+        (lambda model: (model / CARD_FILE).write_text("[]"), "is of None, and this version of hpo reads hpo.card/1"),
+        (changed(lambda card: card.update(schema="hpo.card/2")), "is of 'hpo.card/2', and this version of hpo reads"),
+        (changed(lambda card: card.pop("config")), "is damaged: it does not say all"),
+        (changed(lambda card: card["input"].update(shape=[1, 8])), "is damaged: it does not say all"),
+        (changed(lambda card: card["input"].update(shape=7)), "is damaged: it does not say all"),
+        (changed(lambda card: card["input"].update(white=0)), "is damaged: it does not say all"),
+        (changed(lambda card: card["weights"].update(file="../weights.safetensors")), "is damaged: it does not say"),
+        (changed(lambda card: card["config"]["network"].update(kind="rnn")), "is damaged: it does not say all"),
+        (changed(lambda card: card["config"]["network"].update(hidden=[9])), "are not those of the network"),
+        (changed(lambda card: card["config"]["network"].update(hidden=[2**40])), "are not those of the network"),
+    ],
+)
+def test_a_folder_that_is_not_what_was_written_is_refused(
+    damage: Callable[[Path], None], said: str, model: Path
+) -> None:
+    damage(model)
+    with pytest.raises(HpoError, match=said) as caught:
+        predict(model, ZEROS)
+    assert "\n" not in str(caught.value)

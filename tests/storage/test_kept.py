@@ -1,0 +1,59 @@
+"""The files that trials keep: found by the attributes that name them, and forgotten. On both databases."""
+
+from __future__ import annotations
+
+import json
+
+import optuna
+from optuna.artifacts import get_all_artifact_meta
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
+from hpo.storage import Storage, load_study
+from hpo.storage.kept import FILES, file_attrs, file_id, forget_files, identity, kept_files
+
+
+def study_with(storage: Storage, name: str, numbers: set[int]) -> int:
+    """A study of four trials, of which these have files, one has the user's own, and one had one removed."""
+    study_id = storage.create_study(name, StudyDirection.MAXIMIZE, {})
+    ids = {number: file_id(name, number) for number in range(4)}
+    own = file_attrs("5f1e7f0a", "notes.txt")
+    attrs = {number: file_attrs(ids[number], FILES["best"]) for number in numbers}
+    attrs[0] = {**attrs.get(0, {}), **own, "artifacts_": 1}
+    attrs[1] = {**attrs.get(1, {}), "artifacts:gone": json.dumps(None)}  # as the dashboard removes one
+    storage.create_trials(
+        study_id,
+        [create_trial(state=TrialState.COMPLETE, value=0.5, system_attrs=attrs.get(number, {})) for number in range(4)],
+    )
+    return study_id
+
+
+def test_the_files_of_a_study_are_found_and_no_others(storage: Storage) -> None:
+    study_with(storage, "other", {0, 1, 2, 3})
+    study_id = study_with(storage, "kept", {0, 2})
+    files = kept_files(storage, study_id)
+    assert [(file.number, file.state, file.filename) for file in files] == [
+        (0, TrialState.COMPLETE, "weights-best.safetensors"),
+        (2, TrialState.COMPLETE, "weights-best.safetensors"),
+    ]
+    trials = load_study(storage, "kept").get_trials()
+    for file in files:
+        named = {meta.artifact_id for meta in get_all_artifact_meta(trials[file.number], storage=storage)}
+        assert file.artifact_id == file_id("kept", file.number)
+        assert file.artifact_id in named
+
+
+def test_those_that_are_forgotten_are_no_longer_named(storage: Storage, other: Storage) -> None:
+    study_id = study_with(storage, "kept", {0, 2, 3})
+    forget_files(storage, kept_files(storage, study_id)[:2])
+    assert [file.number for file in kept_files(other, study_id)] == [3]
+    first = optuna.load_study(study_name="kept", storage=other).get_trials()[0]
+    assert [meta.filename for meta in get_all_artifact_meta(first, storage=other)] == ["notes.txt"]
+    forget_files(storage, [])
+    assert [file.number for file in kept_files(storage, study_id)] == [3]
+
+
+def test_a_files_id_is_the_studys_and_the_trials_own() -> None:
+    ids = {file_id(identity(attrs, name), n) for attrs in ({}, {"hpo:identity": "a"}) for name in "xy" for n in (0, 1)}
+    assert len(ids) == 8
+    assert file_id(identity({"hpo:identity": "a"}, "x"), 1) in ids

@@ -1,0 +1,124 @@
+"""A trained network by itself: its log-probabilities, the mean of its sub-networks, and its weights in a file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from twins import config, made_images
+
+from hpo.errors import HpoError
+from hpo.training.evaluation import log_probabilities, of_subnetworks
+from hpo.training.networks import build
+from hpo.training.stack import EVALUATION_BATCH
+from hpo.training.weights import network_of, read, to_bytes
+
+SPLIT = made_images(train=10, validation=EVALUATION_BATCH + 30)
+IMAGES = SPLIT.validation
+RATE = 0.4
+
+
+def network(**more: object) -> nn.Module:
+    settings = config(**{"hidden": [4, 3], "dropout": RATE, "batch_norm": True, **more}).network  # type: ignore[arg-type]
+    module = build(settings, SPLIT.shape, SPLIT.classes, seed=3).double()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        module(IMAGES.double())  # statistics that are not the first ones
+    return module
+
+
+def test_log_probabilities_are_the_networks_in_evaluation_mode() -> None:
+    module = network()
+    with torch.no_grad():
+        expected = torch.log_softmax(module.eval()(IMAGES.double()), 1)
+    found = log_probabilities(module.train(), IMAGES)
+    torch.testing.assert_close(found, expected)
+    single = log_probabilities(network().float(), IMAGES)
+    assert single.dtype == torch.float64
+    torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-4)
+
+
+def every_mask(module: nn.Module) -> Tensor:
+    """The mean of all sub-networks' probabilities, each as likely as its masks are, written out."""
+    layers = list(module.eval().layers)  # type: ignore[arg-type]
+    places = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Dropout)]
+    mean = torch.zeros(len(IMAGES), SPLIT.classes, dtype=torch.float64)
+    for masks in itertools.product(itertools.product((0, 1), repeat=4), itertools.product((0, 1), repeat=3)):
+        x, kept = IMAGES.double(), sum(map(sum, masks))
+        for index, layer in enumerate(layers):
+            mask = torch.tensor(masks[places.index(index)]) if index in places else None
+            x = layer(x) if mask is None else x * mask / (1 - RATE)
+        mean += (1 - RATE) ** kept * RATE ** (7 - kept) * torch.softmax(x, 1)
+    return mean
+
+
+def test_the_mean_of_many_subnetworks_is_that_of_all_of_them() -> None:
+    module, singles = network(), list[Tensor]()
+    with torch.no_grad():
+        expected = every_mask(module)
+    found = of_subnetworks(module, IMAGES, 400, 7, singles.append).exp()
+    torch.testing.assert_close(found, torch.stack([each.exp() for each in singles]).mean(0))
+    deviation = torch.stack([each.exp() for each in singles]).std(0) / 20
+    assert ((found - expected).abs() <= 5 * deviation + 1e-12).all()
+    assert (found - log_probabilities(module, IMAGES).exp()).abs().mean() > 0.001
+
+
+def test_a_subnetwork_leaves_out_the_same_for_all_images_and_others_differ() -> None:
+    twice, singles = torch.cat([IMAGES[:1]] * (EVALUATION_BATCH + 1)), list[Tensor]()
+    of_subnetworks(network(), twice, 6, 7, singles.append)
+    assert all(torch.allclose(each, each[:1]) for each in singles)
+    assert len({round(each[0, 0].item(), 9) for each in singles}) > 1
+    again = list[Tensor]()
+    of_subnetworks(network(), twice, 6, 7, again.append)
+    assert all(one.equal(other) for one, other in zip(singles, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_the_network_itself_is_left_as_it_was(kind: str) -> None:
+    module = network(kind=kind, kernel=3, padding=1)
+    before = log_probabilities(module, IMAGES)
+    of_subnetworks(module, IMAGES, 2, 7, lambda each: None)
+    assert any(isinstance(each, nn.Dropout) for each in module.modules())
+    assert log_probabilities(module, IMAGES).equal(before)
+
+
+def test_without_dropout_every_subnetwork_is_the_network() -> None:
+    module = network(dropout=0.0)
+    torch.testing.assert_close(of_subnetworks(module, IMAGES, 3, 7, lambda e: None), log_probabilities(module, IMAGES))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_weights_come_back_from_their_file(kind: str, tmp_path: Path) -> None:
+    module, path = network(kind=kind, kernel=3, padding=1), tmp_path / "weights.safetensors"
+    path.write_bytes(to_bytes(module.state_dict(), {"schema": "x", "trial": "3"}))
+    state, about = read(path)
+    assert about == {"schema": "x", "trial": "3"}
+    settings = config(kind, hidden=[4, 3], dropout=RATE, batch_norm=True, kernel=3, padding=1).network
+    again = network_of(path, state, settings, SPLIT.shape, SPLIT.classes)
+    assert not again.training
+    assert log_probabilities(again, IMAGES).equal(log_probabilities(module, IMAGES))
+
+
+def test_weights_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> None:
+    module, path = network(), tmp_path / "weights.safetensors"
+    content = to_bytes(module.state_dict(), {})
+    for damaged in (b"", content[:5], content[:-1], b"\x80\x04" + content):
+        path.write_bytes(damaged)
+        with pytest.raises(HpoError, match=r"weights\.safetensors: its weights cannot be read: damaged or cut short"):
+            read(path)
+    with pytest.raises(HpoError, match="no such file"):
+        read(tmp_path / "none")
+    path.write_bytes(content)
+    state, _ = read(path)
+    other = config(hidden=[5, 3], batch_norm=True).network
+    settings = config(hidden=[4, 3], batch_norm=True).network
+    missing = {name: value for name, value in state.items() if "bias" not in name}
+    for wrong, described in ((state, other), (missing, settings), ({**state, "more": torch.ones(1)}, settings)):
+        with pytest.raises(HpoError, match="are not those of the network that is described with them"):
+            network_of(path, wrong, described, SPLIT.shape, SPLIT.classes)
+    whole = {name: value.long() for name, value in state.items()}
+    with pytest.raises(HpoError, match="are not "):
+        network_of(path, whole, settings, SPLIT.shape, SPLIT.classes)
