@@ -59,9 +59,9 @@ class Blocks:
         self._shapes = {name: value.shape[1:] for name, value in values.items()}
         self._weights = [name for name, shape in self._shapes.items() if len(shape) > 1]
         self._vectors = [name for name, shape in self._shapes.items() if len(shape) <= 1]
-        parts = [(values[name].flatten(1), True) for name in self._weights]
+        parts = [(_flat(values[name]), True) for name in self._weights]
         if self._vectors:
-            parts.append((torch.cat([values[name].flatten(1) for name in self._vectors], 1), False))
+            parts.append((torch.cat([_flat(values[name]) for name in self._vectors], 1), False))
         self._compute = compute
         self._lay(parts)
 
@@ -118,6 +118,10 @@ class Blocks:
             values[name] = _shaped(self.blocks[-1].master[:, offset : offset + size], self._shapes[name])
             offset += size
         return values
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1)
 
 
 def _shaped(values: Tensor, shape: torch.Size) -> Tensor:

@@ -1,59 +1,66 @@
 """What the members' modules do, as one torch.fx graph, the same for all of them in training and at inference.
 
-A module whose Python decides anything by member, by mode or by data is refused, by name where it has one: a graph is
-what the module says, or there is none. Knows nothing of stacked tensors.
+A module whose Python decides anything by member, by mode or by data is refused, by name where it has one; so is one
+that torch.fx would record wrongly without a word, because it draws random numbers, switches gradients off, or keeps
+something for its next call. A graph is what the module says, or there is none. Knows nothing of stacked tensors.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
+from types import FunctionType
+from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from hpo.errors import HpoError
 from hpo.training.process_wide import ONE_THREAD
+from hpo.training.tables import ADVICE, DROPOUTS, FACT_ARITHMETIC, FACTS
 
 
 class CannotStackError(HpoError):
     """The module has a layer or function with no stacked form."""
 
 
-VIEWS = {torch.flatten, torch.reshape, "flatten", "view", "reshape"}
-VIEWING_LAYERS = (nn.Flatten, nn.Identity, nn.Dropout)
-"""What may return its argument's memory, dropout at inference among them."""
-
-AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
-SIZE_ARITHMETIC = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, *AUGMENTED}
-
 _OF_TORCH = set(vars(nn.Module()))
 
 
-def trace(members: Sequence[nn.Module]) -> fx.Graph:
-    """Return the graph that all members' modules have; raise CannotStackError where there is none."""
+@dataclass(frozen=True)
+class Traced:
+    """The members' graph, and the values of the tensors in it that are no parameters: target -> a value a member."""
+
+    graph: fx.Graph
+    tensors: dict[str, list[Tensor]]
+
+
+def trace(members: Sequence[nn.Module]) -> Traced:
+    """Return what all members' modules do; raise CannotStackError where there is no one graph of it."""
     first = members[0]
     training, inference = _graph(first, training=True), _graph(first, training=False)
-    name = type(first).__name__
-    for node, other in zip_longest(training.nodes, inference.nodes):
-        place = f"'{(node or other).name}'"
-        require(_text(node) == _text(other), place, f"the forward of {name} does something else there at inference")
+    _require_same(training, inference, f"the forward of {type(first).__name__} does something else there at inference")
+    graphs = [training]
     for member in members[1:]:
         _require_same_layers(first, member)
-        if _attributes(member) != _attributes(first):
-            for node, other in zip_longest(training.nodes, _graph(member, training=True).nodes):
-                place = f"'{(node or other).name}'"
-                require(_text(node) == _text(other), place, f"the forward of {name} differs there between members")
+        plain = _comparable(first) and _comparable(member) and _attributes(first) == _attributes(member)
+        graphs.append(training if plain else _graph(member, training=True))
+        _require_same(training, graphs[-1], f"the forward of {type(first).__name__} differs there between members")
     for layer, module in first.named_modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         require(not any(hooks), f"layer '{layer}' ({type(module).__name__})", "it has hooks")
     for parameter, value in first.named_parameters():
         require(value.requires_grad, f"'{parameter}'", "it is frozen, and every parameter is trained")
-    require(any(True for _ in first.parameters()), name, "it has no parameters")
-    inputs = [node for node in training.nodes if node.op == "placeholder" and node.users]
-    require(len(inputs) <= 1, name, "its forward takes more than the images")
-    return training
+        require(not value._backward_hooks, f"'{parameter}'", "it has hooks")
+    require(any(True for _ in first.parameters()), type(first).__name__, "it has no parameters")
+    inputs = [node for node in training.graph.nodes if node.op == "placeholder" and node.users]
+    require(len(inputs) <= 1, type(first).__name__, "its forward takes more than the images")
+    return Traced(training.graph, _tensors(members, training, inference, graphs))
 
 
 def require(holds: bool, what: str, why: str) -> None:
@@ -62,35 +69,26 @@ def require(holds: bool, what: str, why: str) -> None:
         raise CannotStackError(f"{what} cannot be stacked: {why}")
 
 
+def equal(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are the same: type, shape and values."""
+    return tensor.dtype == other.dtype and torch.equal(tensor, other)
+
+
 def layer_settings(module: nn.Module) -> dict[str, str]:
     """Return the settings that a layer was made with, as text; a dropout rate is each member's own."""
-    own = {"p"} if isinstance(module, nn.Dropout) else set()
+    own = {"p"} if isinstance(module, DROPOUTS) else set()
     return {name: repr(value) for name, value in vars(module).items() if name not in _OF_TORCH | own}
 
 
-def require_unread(node: fx.Node, root: nn.Module) -> None:
-    """Refuse an in-place call whose argument, or another view of it, is read after it: it would be read unchanged."""
-    order = {each: place for place, each in enumerate(node.graph.nodes)}
-    sharing, todo = set[fx.Node](), node.all_input_nodes[:1]
-    while todo:
-        each = todo.pop()
-        sharing.add(each)
-        near = [user for user in each.users if user is not node and _shares(user, each, root)]
-        near += [source for source in each.all_input_nodes[:1] if _shares(each, source, root)]
-        todo += [other for other in near if other not in sharing]
-    later = any(order[user] > order[node] for each in sharing for user in each.users)
-    require(not later and bool(node.users), f"'{node.name}'", "what it changes in place is read again later")
-
-
-def is_size(node: fx.Node) -> bool:
-    """Return whether the node's value is a size (numbers), not a tensor."""
-    if node.op == "call_method" and node.target == "size":
-        return True
-    if node.op == "call_function" and node.target is getattr:
-        return True
-    if node.op == "call_function" and node.target in SIZE_ARITHMETIC:
-        return all(is_size(used) for used in node.all_input_nodes)
-    return False
+def is_fact(node: fx.Node) -> bool:
+    """Return whether the node's value is no tensor: a size, a type, a device, or a number made of them."""
+    if node.op == "call_method":
+        return node.target in FACTS
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in FACTS
+    return node.target in FACT_ARITHMETIC and all(is_fact(used) for used in node.all_input_nodes)
 
 
 class _Proxy(fx.Proxy):
@@ -112,21 +110,122 @@ class _Proxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Traces with the user's own modules opened and torch's layers as leaves."""
 
+    proxy_buffer_attributes = True
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._autocast = _autocast()
 
-def _graph(module: nn.Module, training: bool) -> fx.Graph:
-    modes = {each: each.training for each in module.modules()}
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        name = type(self.root).__name__
+        require(torch.is_grad_enabled(), name, "its forward switches gradients off; use detach() where it does")
+        require(_autocast() == self._autocast, name, "its forward changes the type that torch computes in (autocast)")
+        return super().create_node(*args, **kwargs)
+
+
+def _autocast() -> list[bool]:
+    return [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps")]
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """One module's graph, and the tensors that its Python made or took from elsewhere: name in the graph -> value."""
+
+    graph: fx.Graph
+    made: dict[str, Tensor]
+
+
+def _graph(module: nn.Module, training: bool) -> _Recorded:
+    tracer = _Tracer()
+    name = type(module).__name__
     try:
-        with ONE_THREAD:
-            return _Tracer().trace(module.train(training))
+        with ONE_THREAD, _unchanged(module), torch.enable_grad():
+            graph = tracer.trace(module.train(training))
+            for layer, each in module.named_modules():
+                what = f"layer '{layer}' ({type(each).__name__})"
+                require(each.training == training, what, "it is in another mode than the network")
+            made = {name: value for value, name in tracer.tensor_attrs.items() if isinstance(value, Tensor)}
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CannotStackError(f"{type(module).__name__} cannot be stacked: {reason}") from error
+        advice = next((text for kind, text in ADVICE.items() if f"{kind!r}" in str(error)), None)
+        reason = advice or (str(error).splitlines() or [type(error).__name__])[0]
+        raise CannotStackError(f"{name} cannot be stacked: {reason}") from error
+    return _Recorded(graph, made)
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Leave the module as it is, and refuse it where its forward changed it: the graph would say so only once."""
+    name = type(module).__name__
+    before = {each: _held(each) for each in module.modules()}
+    versions = [
+        (value, value._version) for held in before.values() for value in held.values() if isinstance(value, Tensor)
+    ]
+    modes = {each: each.training for each in before}
+    drawn = _random_states()
+    try:
+        yield
+        for each, held in before.items():
+            after = {key: value for key, value in _held(each).items() if not key.startswith("_tensor_constant")}
+            for key in (*held, *after):
+                same = key in held and key in after and held[key] is after[key]
+                require(same, name, f"its forward changes '{key}', which its next call would see")
+        require(all(value._version == v for value, v in versions), name, "its forward changes a tensor that it keeps")
+        require(_random_states() == drawn, name, "its forward draws random numbers outside of a layer")
     finally:
-        for each, mode in modes.items():
-            each.training = mode
+        for each, held in before.items():
+            _restore(each, held)
+            each.training = modes[each]
+
+
+def _held(module: nn.Module) -> dict[str, Any]:
+    """Return what a module holds, by name: attributes, parameters, buffers and modules."""
+    own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+    return {**own, **module._parameters, **module._buffers, **module._modules}
+
+
+def _restore(module: nn.Module, held: dict[str, Any]) -> None:
+    for name in _held(module).keys() - held.keys():
+        delattr(module, name)
+    for values in (module._parameters, module._buffers, vars(module)):
+        for name, value in held.items():
+            if name in values:
+                values[name] = value
+
+
+def _random_states() -> tuple[Any, ...]:
+    numpys = np.random.get_state(legacy=False)  # the one that users' code may draw from
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        numpys["state"]["key"].tobytes(),
+        numpys["state"]["pos"],
+    )
+
+
+def _require_same(first: _Recorded, other: _Recorded, why: str) -> None:
+    for node, counterpart in zip_longest(first.graph.nodes, other.graph.nodes):
+        require(_text(node) == _text(counterpart), f"'{(node or counterpart).name}'", why)
+
+
+def _tensors(
+    members: Sequence[nn.Module], training: _Recorded, inference: _Recorded, graphs: Sequence[_Recorded]
+) -> dict[str, list[Tensor]]:
+    """Return the values of the graph's tensors that are no parameters; those that Python made are equal for all."""
+    found: dict[str, list[Tensor]] = {}
+    parameters = dict(members[0].named_parameters(remove_duplicate=False))
+    for target in {str(node.target) for node in training.graph.nodes if node.op == "get_attr"} - parameters.keys():
+        if target in training.made:
+            found[target] = [each.made[target] for each in graphs]
+            same = all(equal(found[target][0], other) for other in (*found[target], inference.made[target]))
+            what = f"a tensor of {type(members[0]).__name__}"
+            require(same, what, "it is no buffer, and differs between members or calls; make it a buffer")
+        else:
+            owner, _, name = target.rpartition(".")
+            found[target] = [getattr(member.get_submodule(owner), name) for member in members]
+    return found
 
 
 def _text(node: fx.Node | None) -> str:
@@ -141,19 +240,24 @@ def _require_same_layers(first: nn.Module, member: nn.Module) -> None:
         require(shapes.get(name) == others.get(name), f"'{name}'", "the members differ in its shape")
 
 
+def _own(module: nn.Module) -> list[nn.Module]:
+    """Return the modules whose forward methods were opened."""
+    return [each for each in module.modules() if not type(each).__module__.startswith("torch.nn")]
+
+
 def _attributes(module: nn.Module) -> list[dict[str, str]]:
     """Return what the forward methods of the user's own modules may depend on."""
-    own = [each for each in module.modules() if not type(each).__module__.startswith("torch.nn")]
+    own = _own(module)
     return [{name: repr(value) for name, value in vars(each).items() if name not in _OF_TORCH} for each in own]
 
 
-def _shares(node: fx.Node, source: fx.Node, root: nn.Module) -> bool:
-    """Return whether the node's value may share memory with `source`, its first argument."""
-    if source not in node.all_input_nodes[:1]:
-        return False
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        return isinstance(module, VIEWING_LAYERS) or bool(getattr(module, "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    changes = name.endswith("_") or node.target in AUGMENTED or bool(node.kwargs.get("inplace"))
-    return node.target in VIEWS or changes
+def _comparable(module: nn.Module) -> bool:
+    """Return whether the text of every attribute says all of it."""
+    held = (value for each in _own(module) for name, value in vars(each).items() if name not in _OF_TORCH)
+    return all(_is_plain(value) for value in held)
+
+
+def _is_plain(value: object) -> bool:
+    if type(value) in (tuple, list, set):
+        return all(_is_plain(each) for each in value)  # type: ignore[attr-defined]  # one of the three
+    return value is None or type(value) in (bool, int, float, str, FunctionType)

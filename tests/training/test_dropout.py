@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpo.training.layers import Dropout
+from hpo.training.dropouts import ChannelDropout, Dropout
 from hpo.training.randomness import dropout_keys, member_seed
 from hpo.training.stacking import StackedNetwork
+from hpo.training.tracing import CannotStackError
 
 Z = 5.0
 
@@ -51,7 +52,7 @@ def masks(rates: list[float], shape: tuple[int, ...], seeds: list[int], epoch: i
     """The kept elements [K, *shape] of a layer for members with these seeds, as booleans."""
     dropout = layer(*rates)
     dropout.set_keys(dropout_keys(seeds, epoch, step + 1, 1)[step, 0])
-    return dropout(torch.ones(len(rates), *shape, dtype=torch.float64), training=True) > 0
+    return dropout(torch.ones(len(rates), *shape, dtype=torch.float64), True, training=True) > 0
 
 
 def assert_share(kept: Tensor, share: float) -> None:
@@ -66,14 +67,14 @@ def test_it_is_the_classic_form_times_one_over_one_minus_the_rate(rate: float) -
     grad = torch.randn(1, 20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     dropout, classic = layer(rate), ClassicDropout(rate)
     dropout.set_keys(dropout_keys([7], 1, 1, 1)[0, 0])
-    out = dropout(x, training=True)
+    out = dropout(x, True, training=True)
     out.backward(grad)
     values = x.detach().numpy()
     factor = 1 / (1 - rate)
     np.testing.assert_allclose(out.detach().numpy(), classic.train(values, (out.detach() != 0).numpy()) * factor, 1e-12)
     assert x.grad is not None
     np.testing.assert_allclose(x.grad.numpy(), classic.backward(grad.numpy()) * factor, 1e-12)
-    inferred = dropout(x, training=False).detach().numpy()
+    inferred = dropout(x, True, training=False).detach().numpy()
     np.testing.assert_allclose(inferred, classic.infer(values) * factor, 1e-12)
     np.testing.assert_array_equal(inferred, values)
 
@@ -88,20 +89,20 @@ def test_in_training_it_expects_what_inference_gives(rate: float) -> None:
     total = torch.zeros_like(x)
     for step in range(steps):
         dropout.set_keys(keys[step, 0])
-        total += dropout(x, training=True)
+        total += dropout(x, True, training=True)
     deviation = x * math.sqrt(rate / (1 - rate) / steps)
-    assert ((total / steps - dropout(x, training=False)).abs() <= Z * deviation).all()
+    assert ((total / steps - dropout(x, True, training=False)).abs() <= Z * deviation).all()
 
 
 def test_the_rate_zero_changes_nothing_and_the_rate_one_leaves_nothing() -> None:
     x = torch.randn(3, 4, 5)
     dropout = layer(0.0, 1.0, 0.5)
     dropout.set_keys(dropout_keys([1, 2, 3], 1, 1, 1)[0, 0])
-    out = dropout(x, training=True)
+    out = dropout(x, True, training=True)
     assert torch.equal(out[0], x[0])
     assert not out[1].any()
     assert not torch.equal(out[2], x[2])
-    assert layer(0.0)(x[:1], training=True) is not None  # and needs no keys
+    assert layer(0.0)(x[:1], True, training=True) is not None  # and needs no keys
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.3, 0.5, 0.9, 0.99])
@@ -132,11 +133,11 @@ def test_rates_stay_with_their_members_when_others_leave() -> None:
     keys = dropout_keys([1, 2, 3], 1, 1, 1)[0, 0]
     x = torch.ones(3, 10, 10)
     dropout.set_keys(keys)
-    before = dropout(x, training=True)
+    before = dropout(x, True, training=True)
     stay = torch.tensor([0, 2])
     dropout.keep(stay)
     dropout.set_keys(keys[stay])
-    assert torch.equal(dropout(x[stay], training=True), before[stay])
+    assert torch.equal(dropout(x[stay], True, training=True), before[stay])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 63, 64])
@@ -156,7 +157,7 @@ def pairs(rate: float = 0.5) -> dict[str, tuple[Tensor, Tensor]]:
     layers = []
     for place, dropout in enumerate(network.dropouts):
         dropout.set_keys(keys[place])
-        layers.append(dropout(torch.ones(1, *shape), training=True)[0] > 0)
+        layers.append(dropout(torch.ones(1, *shape), True, training=True)[0] > 0)
     flat = one.flatten()
     return {
         "members": (one, other),
@@ -208,7 +209,49 @@ def test_a_layer_called_twice_draws_twice() -> None:
     kept = []
     for place, dropout in enumerate(network.dropouts):
         dropout.set_keys(keys[place])
-        kept.append(dropout(torch.ones(1, 50, 64), training=True)[0] > 0)
+        kept.append(dropout(torch.ones(1, 50, 64), True, training=True)[0] > 0)
     assert not torch.equal(kept[0], kept[1])
     out = network(torch.ones(50, 64), training=True)[0]
     assert torch.equal(out.detach() > 0, kept[1])
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(nn.Dropout1d, (50, 40, 3)), (nn.Dropout2d, (50, 40, 3, 2))])
+def test_channels_are_dropped_whole_and_by_each_members_own_seed(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    def masks(*seeds: int) -> torch.Tensor:
+        dropout = ChannelDropout("", [kind(0.4) for _ in seeds])
+        dropout.set_keys(dropout_keys(list(seeds), 1, 1, 1)[0, 0])
+        x = torch.ones(shape, dtype=torch.float64)
+        assert torch.equal(dropout(x, False, training=False), x.expand(len(seeds), *shape))
+        return dropout(x, False, training=True)
+
+    together = masks(3, 7, 11)
+    flat = together.flatten(3)
+    assert torch.equal(flat.amin(-1), flat.amax(-1))
+    assert set(flat.unique().tolist()) == {0.0, 1 / 0.6}
+    kept = (flat[..., 0] > 0).double().mean((1, 2))
+    assert ((kept - 0.6).abs() < 5 * (0.24 / 2000) ** 0.5).all()
+    assert not torch.equal(together[0], together[1])
+    for place, seed in enumerate((3, 7, 11)):
+        assert torch.equal(masks(seed)[0], together[place])
+
+
+def test_dropout_of_channels_wants_channels() -> None:
+    dropout = ChannelDropout("drop", [nn.Dropout2d(0.5)])
+    dropout.set_keys(dropout_keys([1], 1, 1, 1)[0, 0])
+    with pytest.raises(CannotStackError, match=r"^layer 'drop' cannot be stacked: its input must have 4 dimensions"):
+        dropout(torch.ones(2, 3, 4), False, training=True)
+
+
+def test_masks_do_not_depend_on_the_company_whatever_the_memory() -> None:
+    """Memory may have the members innermost, and of one member alone nobody can tell where they lie."""
+    alone = Dropout("", [nn.Dropout(0.5)])
+    both = Dropout("", [nn.Dropout(0.5), nn.Dropout(0.5)])
+    for dropout, seeds in ((alone, [5]), (both, [5, 6])):
+        dropout.set_keys(dropout_keys(seeds, 1, 1, 1)[0, 0])
+    for order in ((0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0), (1, 0, 2), (2, 0, 1)):
+        made = []
+        for dropout, members in ((alone, 1), (both, 2)):
+            sizes = (members, 6, 4)
+            x = torch.ones([sizes[dim] for dim in order]).permute([order.index(dim) for dim in range(3)])
+            made.append(dropout(x, True, training=True)[0])
+        assert torch.equal(*made)

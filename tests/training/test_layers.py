@@ -15,7 +15,9 @@ from twins import assert_same, assert_trains_like_plain, seeded
 
 from hpo.errors import HpoError
 from hpo.training.blocks import Blocks
-from hpo.training.stacking import ELEMENTWISE_LAYERS, LAYERS, StackedNetwork
+from hpo.training.stacking import LAYERS, StackedNetwork
+from hpo.training.tables import ELEMENTWISE_LAYERS
+from hpo.training.tracing import CannotStackError
 
 quick = settings(max_examples=25, deadline=None)
 several = st.integers(1, 4)
@@ -36,7 +38,7 @@ def assert_layer_is_torchs(modules: Sequence[nn.Module], x: Tensor, shared: bool
     for _ in range(2):
         ours = x.detach().requires_grad_()
         blocks.begin_step()
-        out = layer(ours, training=True)
+        out = layer(ours, not shared, training=True)
         grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         out.backward(grad)
         assert ours.grad is not None
@@ -59,7 +61,7 @@ def assert_layer_is_torchs(modules: Sequence[nn.Module], x: Tensor, shared: bool
         for name, value in module.named_buffers():
             assert_same(buffers[f"it.{name}"].double(), value.double())
     with torch.no_grad():
-        out = layer(x, training=False)
+        out = layer(x, not shared, training=False)
         for number, module in enumerate(plain):
             assert_same(out[number], module.eval()(x if shared else x[number]))
 
@@ -121,11 +123,116 @@ def test_batch_norm(
     assert_layer_is_torchs(modules, random_input(shape, order), shared=False)
 
 
+@quick
+@given(st.data())
+def test_convolution_of_sequences(data: st.DataObject) -> None:
+    members, batch, shared = data.draw(several), data.draw(several), data.draw(st.booleans())
+    groups = 1 if shared else data.draw(st.integers(1, 3))
+    channels, filters = groups * data.draw(st.integers(1, 2)), groups * data.draw(st.integers(1, 2))
+    kernel, stride, dilation, length = (data.draw(st.integers(1, most)) for most in (3, 3, 3, 7))
+    padding = data.draw(st.sampled_from([0, 1, 2, "valid"]))
+    assume(length + 2 * (0 if padding == "valid" else padding) > dilation * (kernel - 1))
+    bias = data.draw(st.booleans())
+
+    def make() -> nn.Module:
+        return nn.Conv1d(channels, filters, kernel, stride, padding, dilation, groups, bias)
+
+    shape = (batch, channels, length) if shared else (members, batch, channels, length)
+    order = None if shared or data.draw(st.booleans()) else (1, 3, 0, 2)
+    assert_layer_is_torchs(seeded(make, members), random_input(shape, order), shared)
+
+
+PER_MEMBER_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "layer norm": (lambda: nn.LayerNorm(4), (2, 6, 4)),
+    "layer norm of two": (lambda: nn.LayerNorm((3, 4), eps=0.1), (2, 3, 4)),
+    "layer norm without bias": (lambda: nn.LayerNorm(4, bias=False), (2, 4)),
+    "rms norm": (lambda: nn.RMSNorm(4), (2, 3, 4)),
+    "group norm": (lambda: nn.GroupNorm(2, 6, eps=0.1), (2, 6, 3, 2)),
+    "group norm of channels": (lambda: nn.GroupNorm(6, 6), (2, 6, 5)),
+    "group norm of all": (lambda: nn.GroupNorm(1, 6), (2, 6)),
+    "instance norm of sequences": (lambda: nn.InstanceNorm1d(3, affine=True), (2, 3, 5)),
+    "instance norm of images": (lambda: nn.InstanceNorm2d(3, affine=True, eps=0.1), (2, 3, 4, 2)),
+    "prelu": (nn.PReLU, (2, 3)),
+    "prelu of channels": (lambda: nn.PReLU(3), (2, 3, 4, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", PER_MEMBER_LAYERS)
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("shared", [True, False])
+def test_layers_of_parameters_alone(kind: str, members: int, shared: bool) -> None:
+    make, shape = PER_MEMBER_LAYERS[kind]
+    whole = shape if shared else (members, *shape)
+    order = None if shared else (*range(1, len(whole)), 0)  # the members innermost in memory
+    assert_layer_is_torchs(seeded(make, members), random_input(whole, order), shared)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LayerNorm(8, elementwise_affine=False), lambda: nn.InstanceNorm2d(2)])
+@pytest.mark.parametrize("first", [True, False])
+def test_norms_without_parameters(make: Callable[[], nn.Module], first: bool) -> None:
+    def network() -> nn.Module:
+        convolution = nn.Conv2d(2, 2, 1)
+        layers = [make(), convolution] if first else [convolution, make()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48, 3))
+
+    assert_trains_like_plain(seeded(network), random_input((4, 2, 3, 8)), torch.arange(4) % 3, steps=2)
+
+
+def test_embedding() -> None:
+    """Of places that all members share, one of which is padding and has no gradient."""
+    places = torch.tensor([[1, 0], [3, 3]])
+    modules = seeded(lambda: nn.Embedding(4, 5, padding_idx=3))
+    blocks = Blocks({"it.weight": torch.stack([module.weight.detach() for module in modules])}, torch.float64)
+    layer = LAYERS[nn.Embedding]("it", modules)
+    layer.bind(blocks.slots)
+    blocks.begin_step()
+    out = layer(places, False, training=True)
+    out.square().sum().backward()
+    for number, module in enumerate(modules):
+        expected = module(places)
+        expected.square().sum().backward()
+        assert_same(out[number], expected)
+        assert module.weight.grad is not None
+        assert_same(blocks.slots["it.weight"].grad[number], module.weight.grad)
+
+
+def test_padding_that_keeps_the_size() -> None:
+    def make() -> nn.Module:
+        images = nn.Conv2d(1, 2, (3, 5), padding="same", dilation=(2, 1))
+        return nn.Sequential(images, nn.Flatten(2), nn.Conv1d(2, 2, 3, padding="same"), nn.Flatten(), nn.Linear(84, 3))
+
+    assert_trains_like_plain(seeded(make), random_input((4, 1, 6, 7)), torch.arange(4) % 3, steps=2)
+
+
+def test_convolution_of_one_image() -> None:
+    """What has no images dimension for torch is not taken for the shared images."""
+
+    def make() -> nn.Module:
+        layers = (
+            nn.Conv2d(1, 2, 2),
+            nn.Flatten(0, 1),
+            nn.Conv2d(8, 3, 2),
+            nn.AvgPool2d(2),
+            nn.Flatten(0),
+            nn.Linear(3, 3),
+        )
+        return nn.Sequential(*layers, nn.Unflatten(0, (1, 3)))
+
+    assert_trains_like_plain(seeded(make), random_input((4, 1, 5, 5)), torch.zeros(1, dtype=torch.int64), steps=2)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_batch_norm_of_other_dimensions_is_refused_as_torch_refuses_it(kind: type[nn.Module]) -> None:
+    network = StackedNetwork([nn.Sequential(nn.Conv2d(1, 2, 2), nn.Unflatten(1, (2, 1)), kind(2))])
+    with pytest.raises(CannotStackError, match=r"layer '2' cannot be stacked: its input has 5 dimensions"):
+        network(torch.zeros(2, 1, 3, 3), training=True)
+
+
 def test_batch_norm_counts_the_batches_and_keeps_the_unbiased_variance() -> None:
     layer = LAYERS[nn.BatchNorm1d]("it", [nn.BatchNorm1d(1)])
     blocks = Blocks({"it.weight": torch.ones(1, 1), "it.bias": torch.zeros(1, 1)}, torch.float32)
     layer.bind(blocks.slots)
-    layer(torch.tensor([[[1.0], [3.0]]]), training=True)  # mean 2, variance 1 (biased), 2 (unbiased)
+    layer(torch.tensor([[[1.0], [3.0]]]), True, training=True)  # mean 2, variance 1 (biased), 2 (unbiased)
     buffers = layer.buffers()
     assert buffers["it.running_mean"].item() == pytest.approx(0.2)
     assert buffers["it.running_var"].item() == pytest.approx(0.9 + 0.2)
@@ -141,7 +248,7 @@ def test_batch_norm_of_one_value_is_refused_as_torch_refuses_it() -> None:
     with pytest.raises(ValueError, match="Expected more than 1 value"):
         modules[0](torch.zeros(1, 3, dtype=torch.float64))
     with pytest.raises(HpoError, match=r"^layer 'norm': a batch of one value"):
-        layer(torch.zeros(3, 1, 3, dtype=torch.float64), training=True)
+        layer(torch.zeros(3, 1, 3, dtype=torch.float64), True, training=True)
 
 
 ACTIVATIONS: dict[type[nn.Module], list[dict[str, Any]]] = {
@@ -181,15 +288,31 @@ POOLINGS: list[Callable[[], nn.Module]] = [
     lambda: nn.AvgPool2d(2),
     lambda: nn.AvgPool2d((3, 2), stride=(2, 1), padding=1, count_include_pad=False),
     lambda: nn.AvgPool2d(2, ceil_mode=True, divisor_override=3),
+    lambda: nn.AdaptiveAvgPool2d(1),
+    lambda: nn.AdaptiveAvgPool2d((3, None)),
+    lambda: nn.AdaptiveMaxPool2d((2, 3)),
+    lambda: nn.Sequential(nn.Flatten(2), nn.MaxPool1d(3, 2), nn.Unflatten(2, (-1, 1))),
+    lambda: nn.Sequential(nn.Flatten(2), nn.AvgPool1d(2), nn.Unflatten(2, (-1, 1))),
+    lambda: nn.Sequential(nn.Flatten(2), nn.AdaptiveAvgPool1d(12), nn.Unflatten(2, (3, 4))),
+    lambda: nn.Sequential(nn.Flatten(2), nn.AdaptiveMaxPool1d(12), nn.Unflatten(-1, (3, 4))),
+    lambda: nn.Softmax(1),
+    lambda: nn.LogSoftmax(-1),
+    lambda: nn.Softmin(0),
+    lambda: nn.GLU(3),
+    lambda: nn.Sequential(nn.ZeroPad2d((1, 0, 2, 0)), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1)),
+    lambda: nn.Sequential(nn.Flatten(2), nn.ZeroPad1d(1), nn.Unflatten(2, (1, -1)), nn.Upsample((8, 8))),
+    lambda: nn.Sequential(nn.Upsample((6, 8), mode="bilinear"), nn.PixelUnshuffle(2), nn.PixelShuffle(2)),
 ]
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("first", [True, False])
-def test_poolings_before_and_after_a_convolution(pooling: Callable[[], nn.Module], first: bool) -> None:
+def test_layers_without_parameters_before_and_after_a_convolution(
+    pooling: Callable[[], nn.Module], first: bool
+) -> None:
     def make() -> nn.Module:
-        images = [pooling(), nn.Conv2d(2, 3, 2)] if first else [nn.Conv2d(2, 3, 2), pooling()]
-        features = nn.Sequential(*images, nn.Flatten())(torch.zeros(1, 2, 7, 8)).shape[1]
+        images = [pooling(), nn.Conv2d(2, 3, 1)] if first else [nn.Conv2d(2, 3, (2, 1)), pooling()]
+        features = nn.Sequential(*images, nn.Flatten())(torch.zeros(4, 2, 7, 8)).shape[1]
         return nn.Sequential(*images, nn.Flatten(), nn.Linear(features, 3))
 
     assert_trains_like_plain(seeded(make), random_input((4, 2, 7, 8)), torch.arange(4) % 3, steps=2)

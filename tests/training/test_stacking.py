@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import operator
+import random
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -273,14 +275,19 @@ def test_stacking_changes_neither_the_modules_nor_the_images() -> None:
 # What is refused, and by which name.
 
 
-class Scaled(nn.Module):
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+class Buffered(nn.Module):
+    """Something is done with what the module keeps, before it is used."""
+
+    def __init__(self, what: Callable[[Buffered, Tensor], object], factor: float = 1.0) -> None:
         super().__init__()
-        self.fc = nn.Linear(64, 4)
-        self.scale = nn.Parameter(torch.ones(shape))
+        self.fc, self.what = nn.Linear(64, 4), what
+        self.register_buffer("held", torch.full((2000,), factor))
+        self.plain = torch.full((2000,), 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.flatten(1)) * self.scale
+        changed = self.what(self, x)
+        out = self.fc(x.flatten(1)) * self.held[1000]
+        return out if changed is None else out + changed.mean()
 
 
 def net(forward: Callable[[Net, Tensor], Tensor], **more: nn.Module) -> Net:
@@ -310,6 +317,48 @@ def read_again_through_a_view(net: Net, x: Tensor) -> Tensor:
     return flat.view(-1, 4)
 
 
+def read_again_through_parts(net: Net, x: Tensor) -> Tensor:
+    out = net.fc(x.flatten(1))
+    first, second = out.chunk(2, 1)
+    first.relu_()
+    return torch.cat([out, second], 1)
+
+
+def read_again_transposed(net: Net, x: Tensor) -> Tensor:
+    out = net.fc(x.flatten(1))
+    other = torch.transpose(dim0=0, dim1=1, input=out)
+    other += 1
+    return out * 2 + other.T
+
+
+def assigned(net: Net, x: Tensor) -> Tensor:
+    out = net.fc(x.flatten(1))
+    out[:, 0] = 1
+    return out
+
+
+def without_gradients(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        gate = net.fc(x.flatten(1))
+    return net.fc(x.flatten(1)) * gate
+
+
+def under_autocast(net: Net, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return net.fc(x.flatten(1))
+
+
+def counting(net: Net, x: Tensor) -> Tensor:
+    net.calls = getattr(net, "calls", 0) + 1
+    return net.fc(x.flatten(1)) * net.calls
+
+
+def remembering(net: Net, x: Tensor) -> Tensor:
+    out = net.fc(x.flatten(1))
+    net.last = out.detach()
+    return out
+
+
 def changed_through_a_view(net: Net, x: Tensor) -> Tensor:
     out = net.fc(x.flatten(1))
     changed = out.view(-1).mul_(2)
@@ -327,6 +376,28 @@ def hooked() -> nn.Module:
     return module
 
 
+def hooked_parameter() -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    module[1].weight.register_hook(lambda grad: grad * 2)
+    return module
+
+
+class OneFrozen(nn.Module):
+    """Batch norm with its statistics as they are, as networks that were trained before often have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(64, 4), nn.BatchNorm1d(4)
+
+    def train(self, mode: bool = True) -> OneFrozen:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fc(x.flatten(1)))
+
+
 def frozen() -> nn.Module:
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     module[1].bias.requires_grad_(False)
@@ -342,19 +413,19 @@ def unlike(first: nn.Module, second: nn.Module) -> list[nn.Module]:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "layer norm": (flat(nn.LayerNorm(4)), "layer '2' (LayerNorm)"),
     "lstm": (flat(nn.LSTM(4, 4)), "layer '2' (LSTM)"),
-    "softmax": (flat(nn.Softmax(1)), "layer '2' (Softmax)"),
-    "prelu": (flat(nn.PReLU()), "layer '2' (PReLU)"),
-    "group norm": (flat(nn.GroupNorm(2, 4)), "layer '2' (GroupNorm)"),
-    "dropout of channels": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout2d(0.5)), "layer '1' (Dropout2d)"),
-    "adaptive pooling": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1)), "'1' (AdaptiveAvgPool2d)"),
-    "nested": (
-        lambda: nn.Sequential(nn.Flatten(), nn.ModuleDict({"n": nn.LayerNorm(64)})["n"]),
-        "layer '1' (LayerNorm)",
+    "attention layer": (flat(nn.MultiheadAttention(4, 2)), "layer '2' (MultiheadAttention)"),
+    "alpha dropout": (flat(nn.AlphaDropout(0.5)), "layer '2' (AlphaDropout)"),
+    "nested": (lambda: nn.Sequential(nn.Flatten(), nn.ModuleDict({"n": nn.LSTM(64, 4)})["n"]), "layer '1' (LSTM)"),
+    "transposed convolution": (lambda: nn.Sequential(nn.ConvTranspose2d(1, 2, 3)), "layer '0' (ConvTranspose2d)"),
+    "embedding of each member's own": (flat(nn.Embedding(4, 4)), "layer '2' (Embedding)"),
+    "embedding with a norm": (lambda: nn.Sequential(nn.Embedding(4, 4, max_norm=1.0)), "layer '0' (Embedding)"),
+    "statistics of instances": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, track_running_stats=True)),
+        "layer '1' (InstanceNorm2d)",
     ),
     "padding mode": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="circular")), "layer '0' (Conv2d)"),
-    "padding by name": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding="same")), "layer '0' (Conv2d)"),
+    "padding by name": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2, padding="same")), "layer '0' (Conv2d)"),
     "no statistics": (flat(nn.BatchNorm1d(4, track_running_stats=False)), "layer '2' (BatchNorm1d)"),
     "no norm parameters": (flat(nn.BatchNorm1d(4, affine=False)), "layer '2' (BatchNorm1d)"),
     "cumulative average": (flat(nn.BatchNorm1d(4, momentum=None)), "layer '2' (BatchNorm1d)"),
@@ -365,18 +436,43 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "weight norm": (flat(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))), "layer '2' (ParametrizedLinear)"),
     "hooks": (hooked, "layer '1' (Linear)"),
     "frozen": (frozen, "'1.bias'"),
-    "scalar parameter": (Scaled, "'scale'"),
-    "parameter outside a layer": (lambda: Scaled((4,)), "'scale'"),
     "control flow": (lambda: net(branches), "Net"),
     "length": (lambda: net(lambda net, x: net.fc(x.view(len(x), -1))), "Net"),
     "loop over images": (lambda: net(lambda net, x: net.fc(torch.stack([each for each in x]))), "Net"),
     "numbers": (lambda: net(lambda net, x: net.fc(x.flatten(1)) * float(x[0, 0])), "Net"),
     "its own fault": (lambda: net(lambda net, x: net.missing(x)), "Net"),
-    "unknown function": (lambda: net(lambda net, x: torch.softmax(net.fc(x.flatten(1)), 1)), "'softmax'"),
-    "unknown method": (lambda: net(lambda net, x: net.fc(x.flatten(1)).softmax(1)), "'softmax'"),
-    "product of matrices": (lambda: net(lambda net, x: net.fc(x.flatten(1)) @ net.fc(x.flatten(1))), "'matmul'"),
-    "parts": (lambda: net(lambda net, x: net.fc(x.flatten(1))[:, 0]), "'getitem'"),
-    "transpose": (lambda: net(lambda net, x: net.fc(x.flatten(1)).T), "'getattr'"),
+    "unknown function": (lambda: net(lambda net, x: torch.fft.fft(net.fc(x.flatten(1))).real), "'fft_fft'"),
+    "unknown method": (lambda: net(lambda net, x: net.fc(x.flatten(1)).renorm(2, 0, 1)), "'renorm'"),
+    "unknown attribute": (lambda: net(lambda net, x: net.fc(x.flatten(1)).grad), "'getattr'"),
+    "item assignment": (lambda: net(assigned), "Net"),
+    "places of values": (lambda: net(lambda net, x: torch.where(net.fc(x.flatten(1)) > 0)[0]), "'where'"),
+    "convolution as a function": (lambda: net(lambda net, x: F.conv2d(x, net.fc.weight.view(4, 1, 8, 8))), "'conv2d'"),
+    "attention with dropout": (
+        lambda: net(lambda net, x: F.scaled_dot_product_attention(*[net.fc(x.flatten(2))] * 3, dropout_p=0.1)),
+        "'scaled_dot_product_attention'",
+    ),
+    "random numbers as a function": (
+        lambda: net(lambda net, x: net.fc(x.flatten(1)) + torch.rand_like(x)),
+        "'rand_like'",
+    ),
+    "random numbers": (lambda: net(lambda net, x: net.fc(x.flatten(1)) + torch.randn(4)), "Net"),
+    "random numbers of Python": (lambda: net(lambda net, x: net.fc(x.flatten(1)) * random.random()), "Net"),
+    "random numbers of numpy": (lambda: net(lambda net, x: net.fc(x.flatten(1)) * float(np.random.rand())), "Net"),
+    "layer in another mode": (OneFrozen, "layer 'norm' (BatchNorm1d)"),
+    "hook of a parameter": (hooked_parameter, "'1.weight'"),
+    "no gradients": (lambda: net(without_gradients), "Net"),
+    "another type": (lambda: net(under_autocast), "Net"),
+    "counting calls": (lambda: net(counting), "Net"),
+    "kept for the next call": (lambda: net(remembering), "Net"),
+    "buffer replaced": (lambda: Buffered(lambda net, x: setattr(net, "held", net.held + 1)), "Buffered"),
+    "buffer changed": (lambda: Buffered(lambda net, x: net.held.add_(1)), "'add_'"),
+    "buffer changed through a view": (lambda: Buffered(lambda net, x: net.held[None].mul_(2)), "'mul_'"),
+    "tensor changed": (lambda: Buffered(lambda net, x: net.plain.add_(1)), "Buffered"),
+    "parameter changed": (lambda: net(lambda net, x: net.fc(x.flatten(1)) + net.fc.bias.mul_(0.5)), "'mul_'"),
+    "statistics read": (
+        lambda: net(lambda net, x: net.b(net.fc(x.flatten(1))) - net.b.running_mean, b=nn.BatchNorm1d(4)),
+        "'b.running_mean'",
+    ),
     "type": (lambda: net(lambda net, x: net.fc(x.flatten(1)).view(torch.int64)), "'view'"),
     "written elsewhere": (lambda: net(lambda net, x: torch.add(y := net.fc(x.flatten(1)), 1, out=y)), "'add'"),
     "functional dropout": (lambda: net(lambda net, x: F.dropout(net.fc(x.flatten(1)), 0.5, net.training)), "'dropout'"),
@@ -385,6 +481,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "read again by another name": (lambda: net(read_again_by_another_name), "'iadd'"),
     "read again through a view": (lambda: net(read_again_through_a_view), "'relu'"),
     "changed through a view": (lambda: net(changed_through_a_view), "'mul_'"),
+    "read again through parts": (lambda: net(read_again_through_parts), "'relu_'"),
+    "read again through a transposed view": (lambda: net(read_again_transposed), "'iadd'"),
+    "read again, in place by position": (
+        lambda: net(lambda net, x: F.relu(y := net.fc(x.flatten(1)), True) + y),
+        "'relu'",
+    ),
     "layer in place": (lambda: net(lambda net, x: net.r(y := net.fc(x.flatten(1))) + y, r=nn.ReLU(True)), "'r'"),
     "dropout in place": (
         lambda: net(lambda net, x: net.d(y := net.fc(x.flatten(1))) + y, d=nn.Dropout(0.5, True)),
@@ -458,6 +560,44 @@ def test_members_that_differ_are_refused_by_name(what: str) -> None:
             StackedNetwork(order)
         assert name in str(caught.value)
         assert str(caught.value).isprintable()
+
+
+def holding(values: Tensor) -> nn.Module:
+    module = net(lambda net, x: net.fc(x.flatten(1)) * net.values.mean())
+    module.values = values
+    return module
+
+
+def test_tensors_that_are_no_buffers_must_be_equal() -> None:
+    """Also where their text is, which shows the first and the last few of many values."""
+    values = torch.ones(2000)
+    other = values.clone()
+    other[1000] = 7
+    with pytest.raises(CannotStackError, match=r"^a tensor of Net cannot be stacked: .*make it a buffer"):
+        StackedNetwork([holding(values), holding(other)])
+    assert_trains_like_plain([holding(values.double()).double() for _ in range(2)], IMAGES, LABELS)
+
+
+def test_buffers_may_differ_and_are_each_members_own() -> None:
+    """In a list of members with equal ones too; they stay in the state, and with the member when others leave."""
+    for factors in ((1.0, 1.0, 1.0), (1.0, 2.0, -3.0)):
+        members = [Buffered(lambda net, x: net.held[0], factor).double() for factor in factors]
+        network = assert_trains_like_plain(members, IMAGES, LABELS)
+        before = network(IMAGES, training=False)
+        network.keep(torch.tensor([0, 2]))
+        assert_same(network(IMAGES, training=False), before[[0, 2]])
+        assert network.state_dict(1)["held"][0] == factors[2]
+
+
+@pytest.mark.parametrize("what", ["counting calls", "buffer replaced", "tensor changed", "kept for the next call"])
+def test_what_is_refused_is_left_as_it_was(what: str) -> None:
+    module = REFUSED[what][0]()
+    held = {name: value for name, value in vars(module).items() if name != "_modules"}
+    buffers = {name: value for name, value in module.named_buffers()}
+    with pytest.raises(CannotStackError):
+        StackedNetwork([module])
+    assert vars(module).keys() == {*held, "_modules"}
+    assert all(value is buffers[name] for name, value in module.named_buffers())
 
 
 def test_only_a_dropout_rate_and_what_forward_does_not_use_may_differ() -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, StepLR
 
 from hpo.studyfile import Config, OptimizerSettings, TrainingSettings
+from hpo.training.dropouts import Dropout
 from hpo.training.images import DeviceSplit
-from hpo.training.layers import Dropout
 from hpo.training.networks import build
 from hpo.training.population import train
 from hpo.training.randomness import augmentation_numbers, batch_order, dropout_keys, member_seed
@@ -157,7 +157,7 @@ class KeyedDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # A linear layer's output lies in memory as [units, images], and masks follow the memory.
         laid_out = x.t().contiguous().t() if x.dim() == 2 and self.after_linear else x
-        return self.layer(laid_out.unsqueeze(0), self.training).squeeze(0)
+        return self.layer(laid_out.unsqueeze(0), True, self.training).squeeze(0)
 
     after_linear = True
 
