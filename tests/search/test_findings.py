@@ -96,42 +96,42 @@ def test_the_best_of_the_search_lies_at_the_upper_edge_of_its_learning_rates(sto
     for name, ranges in {"chapter6-search": [], "wider": ["optimizer.lr.low=1e-4", "optimizer.lr.high=1.0"]}.items():
         run(storage, "chapter6-search", *small, *ranges, f"name={name}")
     first, wider = (best_trials(storage, name, 1)[0] for name in ("chapter6-search", "wider"))
-    assert first.params["lr"] > 1e-3  # the upper quarter of 1e-6 to 1e-2
-    assert wider.params["lr"] > 1e-2
-    assert (wider.value or 0) > (first.value or 1) + 0.05
+    assert first.params["lr"] > 1e-3  # the upper quarter of 1e-6 to 1e-2; seen: 2.6e-3 and more
+    assert wider.params["lr"] > 1e-2  # seen: 3.0e-2 and more
+    assert (wider.value or 0) > (first.value or 1) + 0.05  # seen: 0.22 and more
 
 
 def test_weight_decay_keeps_training_and_validation_together(storage: Storage) -> None:
     trials = run(storage, "overfit-weight-decay", *FEW, "search.trials=6")
     without, decayed = {"weight_decay": 0.0}, {"weight_decay": 0.1}
-    assert last(trials, "train_accuracy", **without) > 0.98
-    assert last(trials, "train_accuracy", **decayed) < 0.97
-    assert loss_gap(trials, **decayed) < 0.85 * loss_gap(trials, **without)
+    assert last(trials, "train_accuracy", **without) > 0.98  # seen: 0.993 and more
+    assert last(trials, "train_accuracy", **decayed) < 0.97  # seen: 0.945 and less
+    assert loss_gap(trials, **decayed) < 0.95 * loss_gap(trials, **without)  # seen: 0.84 and less
 
 
 def test_dropout_keeps_training_and_validation_together(storage: Storage) -> None:
     """Training accuracy has units dropped, and most of what is seen here comes of that: demos/put_back.py tells."""
     small = ["network.hidden=[100, 100, 100, 100]", "optimizer.lr=0.05", "training.epochs=40", "search.trials=6"]
     trials = run(storage, "overfit-dropout", *FEW, *small)
-    assert gap(trials, dropout=0.0) > 0.03
-    assert gap(trials, dropout=0.2) < gap(trials, dropout=0.0) - 0.03
+    assert gap(trials, dropout=0.0) > 0.03  # seen: 0.05 and more
+    assert gap(trials, dropout=0.2) < gap(trials, dropout=0.0) - 0.03  # seen: less by 0.14 and more
 
 
 def test_the_gap_falls_as_the_rate_of_dropout_grows(storage: Storage) -> None:
     small = ["data.train_size=600", "data.validation=0.5", "training.batch_size=20", "training.epochs=20"]
     trials = run(storage, "mnist-dropout", *small, "network.init=0.1", "search.repeats=3", "search.trials=15")
     gaps = [gap(trials, dropout=rate) for rate in (0.0, 0.1, 0.3, 0.5, 0.7)]
-    assert gaps[0] > gaps[2] > gaps[3] > gaps[4]
-    assert gaps[0] > 0.02 > gaps[3]
-    assert gaps[1] < gaps[0] + 0.02
+    assert gaps[0] > gaps[2] > gaps[3] > gaps[4]  # seen: each less by 0.03 and more
+    assert gaps[0] > 0.02 > gaps[3]  # seen: 0.036 and more, 0.007 and less
+    assert gaps[1] < gaps[0] + 0.02  # seen: less by 0.002 and more
 
 
 def test_the_network_after_dropout_stands_for_the_average_of_many() -> None:
     split, networks = networks_of(shipped("mnist-dense-256", "training.epochs=30", "training.batch_size=32"), repeats=3)
     scores = [whole_and_parts(network, split.validation, split.validation_labels) for network in networks]
     whole, average, part = np.mean(scores, axis=0)
-    assert abs(whole - average) < 0.01
-    assert part < whole - 0.005
+    assert abs(whole - average) < 0.01  # seen: 0.004 and less
+    assert part < whole - 0.005  # seen: less by 0.014 and more
 
 
 @torch.no_grad()
@@ -147,9 +147,9 @@ def whole_and_parts(network: nn.Module, images: Tensor, labels: Tensor) -> tuple
 def test_he_learns_fastest_and_small_weights_do_not_learn(storage: Storage) -> None:
     small = ["data.train_size=1000", "training.batch_size=50", "optimizer.lr=0.05", "search.repeats=3"]
     trials = run(storage, "weight-init", *small, "search.trials=9")
-    assert last(trials, "train_loss", init="he") < 0.8 * last(trials, "train_loss", init="xavier")
-    assert last(trials, "val_accuracy", init="xavier") > 0.5
-    assert last(trials, "train_loss", init=0.01) > 0.95 * math.log(10)
+    assert last(trials, "train_loss", init="he") < 0.7 * last(trials, "train_loss", init="xavier")  # seen: 0.33
+    assert last(trials, "val_accuracy", init="xavier") > 0.6  # seen: 0.88 and more
+    assert last(trials, "train_loss", init=0.01) > 0.95 * math.log(10)  # seen: 0.996
 
 
 def test_batch_norm_learns_at_scales_where_a_plain_network_does_not(storage: Storage) -> None:
@@ -158,9 +158,9 @@ def test_batch_norm_learns_at_scales_where_a_plain_network_does_not(storage: Sto
     diverged = [trial for trial in trials if trial.state == TrialState.FAIL]
     assert [trial.params for trial in diverged] == [{"init": 1.0, "batch_norm": False}] * 3
     for scale in (0.01, 0.001):
-        assert last(trials, "train_accuracy", init=scale, batch_norm=False) < 0.2
-        assert last(trials, "train_accuracy", init=scale, batch_norm=True) > 0.4
-    assert last(trials, "train_accuracy", init=0.01, batch_norm=True) > 0.9
+        assert last(trials, "train_accuracy", init=scale, batch_norm=False) < 0.2  # seen: 0.13 and less
+        assert last(trials, "train_accuracy", init=scale, batch_norm=True) > 0.4  # seen: 0.59 and more
+    assert last(trials, "train_accuracy", init=0.01, batch_norm=True) > 0.9  # seen: 0.98 and more
 
 
 SMALL_CNN = ["network.kernel=3", "network.padding=1", "data.train_size=1000", "data.validation=0.8"]
