@@ -28,6 +28,7 @@ class Interruption:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Interruption]:
+    """Give what SIGINT and SIGTERM set while the block runs; an interruption that leaves it has the signal's status."""
     interruption = Interruption()
     before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
