@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real PostgreSQL, and processes that Ctrl-C can reach."""
+"""What tests of several rooms share: a real PostgreSQL, one thread, and processes that Ctrl-C can reach."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from postgresql_server import Server
 
 # A shell ignores SIGINT for what it puts into the background, and all processes that tests start would inherit that.
@@ -22,3 +23,12 @@ def server() -> Iterator[Server]:
         server = Server(Path(folder))
         yield server
         server.stop("immediate")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks this small train fastest on one thread, above all where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

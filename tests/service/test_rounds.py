@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import check_whole, params, search, study_of, trials_of
 
 from hpo.errors import HpoError
 from hpo.results.next_study import propose
 from hpo.service.rounds import run_rounds
 from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STUDY = study_of(network={"dropout": {"low": 0.0, "high": 0.4}}, search={"trials": 8, "population": 4})
 
@@ -28,14 +29,6 @@ class StopAfter(threading.Event):
     def is_set(self) -> bool:
         self.left -= 1
         return self.left < 0
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +28,8 @@ from hpo.training.optimizers import Optimizer
 from hpo.training.stack import Member, _losses
 from hpo.training.stacking import StackedNetwork
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPLIT = made_images(train=64)  # 4 steps an epoch
 CNN = {"kind": "cnn", "conv": [2, 3], "kernel": 3, "padding": 1, "hidden": [8]}
 MLP = {"kind": "mlp"}
@@ -41,15 +42,6 @@ RECIPES: list[dict[str, dict[str, Any]]] = [
     {"optimizer": {"schedule": "step", "step_every": 1, "warmup": 0.75, "weight_decay": 0.01}},
 ]
 """One for each member: some have all, and one has none of it."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small train fastest on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def members(network: dict[str, Any], kind: str = "sgd", **training: Any) -> list[Member]:
