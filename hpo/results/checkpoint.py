@@ -5,7 +5,6 @@ What is read is checked against the trial's stored learning curve: weights that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import optuna
 
 from hpo.errors import HpoError
 from hpo.results.choice import Choice
+from hpo.results.export import precision_of
 from hpo.search.plan import Plan
 from hpo.search.records import CURVE, RUN, kept
 from hpo.storage import WORKER, Storage
@@ -63,14 +63,8 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, plan
         trial.user_attrs["seed"],
         True,
         worker.get("device") or run["device"],
-        precision_of(choice, run),
+        precision_of(choice.config, str(run["precision"])),
     )
-
-
-def precision_of(choice: Choice, run: Mapping[str, Any]) -> str:
-    """Return the precision that a choice trains in; `run` is what the study keeps of how it runs."""
-    precision = choice.config.training.precision
-    return str(run["precision"]) if precision == "auto" else precision
 
 
 def _epoch(about: dict[str, Any], losses: list[float]) -> int | None:

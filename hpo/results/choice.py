@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
 from hpo.results.confirmation import find_confirmation
+from hpo.results.export import params_of
 from hpo.results.overview import STATES
 from hpo.search.records import CURVE, stored_study
-from hpo.search.space import decode
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Config, Study
 
@@ -66,7 +66,7 @@ def _completed(storage: Storage, name: str, number: int) -> FrozenTrial:
 
 
 def _choice(study: Study, trial: FrozenTrial, why: str) -> Choice:
-    params = {p.name: decode(p, trial.params[p.name]) for p in study.parameters if p.name in trial.params}
+    params = params_of(study, trial)
     config = study.config(params)
     best_epoch = trial.user_attrs.get("score_epoch") if study.search.score == "best" else None
     assert trial.value is not None, "a completed trial has a value"

@@ -92,7 +92,7 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
     candidates = [Candidate(**fields) for fields in record["candidates"]]
     runs = _runs(candidates, stored.get_trials(deepcopy=False))
     kept = {each.candidate.label for each in runs}
-    sign = 1.0 if study.search.metric == "val_loss" else -1.0
+    sign = 1.0 if study.search.minimized else -1.0
     ranked = sorted(runs, key=lambda each: (each.failed > 0, sign * each.estimate.mean))
     searched = [each for each in ranked if each.candidate.score is not None]
     if not searched:

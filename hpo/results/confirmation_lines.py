@@ -112,7 +112,7 @@ def _luck(found: Confirmation) -> list[str]:
     for each in found.ranked:
         score, mean = each.candidate.score, each.estimate.mean
         if each.candidate.label == "Best-1" and score is not None:
-            lucky = score < mean if found.study.search.metric == "val_loss" else score > mean
+            lucky = score < mean if found.study.search.minimized else score > mean
             word = "was optimistic" if lucky else "was not optimistic"
             return [f"the search's best score, {score:.4f}, {word}: its mean under fresh seeds is {mean:.4f}"]
     return ["every run of the search's own best failed"]
@@ -141,7 +141,7 @@ def _help(found: Confirmation) -> str:
 def _is_better(found: Confirmation, difference: Difference) -> bool:
     """Return whether the winner's mean is the better one of a difference."""
     mean = difference.pairs.difference.mean
-    return mean < 0 if found.study.search.metric == "val_loss" else mean > 0
+    return mean < 0 if found.study.search.minimized else mean > 0
 
 
 def _pair(interval: Interval | None) -> list[float] | None:

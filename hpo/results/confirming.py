@@ -79,7 +79,7 @@ def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
         )
     beaten = baseline(study)
     found = []
-    for rank, each in enumerate(configurations(trials, study.search.metric == "val_loss")[:top], start=1):
+    for rank, each in enumerate(configurations(trials, study.search.minimized)[:top], start=1):
         params, first = dict(each.params), each.trials[0]
         found.append(Candidate(f"Best-{rank}", params, first.number, each.mean, params == beaten))
     if not any(candidate.baseline for candidate in found):

@@ -27,7 +27,7 @@ from hpo.results.versions import versions
 from hpo.search.records import CURVE, DATA, RUN, stored_study
 from hpo.search.space import decode
 from hpo.storage import WORKER, Storage, best_trials, load_study, summary
-from hpo.studyfile import Study
+from hpo.studyfile import Config, Study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
 
 VERSION = 2
@@ -59,7 +59,7 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
     if "seed" not in best.user_attrs:
         raise HpoError(f"study {name!r}: trial {best.number}, its best, was not trained by hpo: nobody could repeat it")
     params = params_of(study, best)
-    precision = precision_of(study, attrs[RUN]["precision"], params)
+    precision = precision_of(study.config(params), attrs[RUN]["precision"])
     curve = best.system_attrs.get(CURVE, {})
     worker = best.system_attrs.get(WORKER, {})  # processes may train on several devices
     return {
@@ -109,10 +109,9 @@ def params_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     return {parameter.name: decode(parameter, trial.params[parameter.name]) for parameter in known}
 
 
-def precision_of(study: Study, run: str, params: Mapping[str, Any]) -> str:
-    """Return the precision that a trial was trained in; `run` is what the study's "auto" has meant."""
-    precision = study.config(params).training.precision
-    return run if precision == "auto" else precision
+def precision_of(config: Config, run: str) -> str:
+    """Return the precision that a trial of this configuration trains in; `run` is what the study's "auto" has meant."""
+    return run if config.training.precision == "auto" else config.training.precision
 
 
 def export_text(storage: Storage, name: str, confirmed: bool = False, form: str = "json") -> str:

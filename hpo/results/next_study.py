@@ -63,7 +63,7 @@ def following(study: Study, found: Sequence[Change], name: str, start_from: Sequ
 
 
 def _around(study: Study, best: Best) -> str:
-    minimized = study.search.metric == "val_loss"
+    minimized = study.search.minimized
     reached = f"{METRIC_LABELS[study.search.metric]} {best.threshold:.4f} or {'less' if minimized else 'more'}"
     return f"{study.name}: around the best {len(best.params)} of {best.of} different trials ({reached})"
 

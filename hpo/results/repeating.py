@@ -76,7 +76,7 @@ def score_of(study: Study, curve: Curve) -> float:
     values = curve[study.search.metric]
     if study.search.score == "last":
         return values[-1]
-    return min(values) if study.search.metric == "val_loss" else max(values)
+    return min(values) if study.search.minimized else max(values)
 
 
 def epochs_of(curve: Curve) -> int:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from hpo.data import Images, SealedImages, check_test, load_test
 from hpo.errors import HpoError
-from hpo.results.checkpoint import Trained, from_checkpoint, precision_of
+from hpo.results.checkpoint import Trained, from_checkpoint
 from hpo.results.choice import Choice, chosen
+from hpo.results.export import precision_of
 from hpo.results.model_folder import WEIGHTS_FILE, check_free, put, sha256, write_file
 from hpo.results.naming import file_stem
 from hpo.results.scores import Logs, scores
@@ -78,7 +79,7 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         if wanted.checkpoint:
             trained = from_checkpoint(storage, stored, choice, planned)
         else:
-            trained = _train(study, choice, precision_of(choice, attrs[RUN]), planned, stop, say)
+            trained = _train(study, choice, precision_of(choice.config, attrs[RUN]["precision"]), planned, stop, say)
         weights = filled / WEIGHTS_FILE
         about = {"study": name, "trial": str(choice.trial), "data_sha256": planned.images.content_sha256}
         write_file(weights, to_bytes(trained.state, {"schema": "hpo.weights/1", **about}))

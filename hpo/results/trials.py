@@ -55,7 +55,7 @@ def _record(study: Study, run: str, trial: FrozenTrial) -> dict[str, Any]:
         "params": params,
         "seed": trial.user_attrs.get("seed"),
         "epochs": max(map(len, curve.values()), default=0),
-        "precision": precision_of(study, run, params) if len(params) == len(study.parameters) else None,
+        "precision": precision_of(study.config(params), run) if len(params) == len(study.parameters) else None,
         "device": attrs.get(WORKER, {}).get("device"),
         "started": _utc(trial.datetime_start),
         "ended": _utc(trial.datetime_complete),

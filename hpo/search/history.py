@@ -54,7 +54,7 @@ class History:
         self._joint = joint_space(study.search.sampler, self._space)
         before = self._numbered(before)
         self._mirror = Mirror(before)
-        direction = StudyDirection.MINIMIZE if study.search.metric == "val_loss" else StudyDirection.MAXIMIZE
+        direction = StudyDirection.MINIMIZE if study.search.minimized else StudyDirection.MAXIMIZE
         self._study = optuna.create_study(study_name=study.name, direction=direction, storage=self._mirror)
         self._pruner = make_pruner(study)
         self._size = size(study)

@@ -141,7 +141,7 @@ def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: s
 
 def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int | None) -> optuna.Study | None:
     """Return the new study, or None where another process has just made one of that name."""
-    minimized = study.search.metric == "val_loss"
+    minimized = study.search.minimized
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}

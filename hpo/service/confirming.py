@@ -24,15 +24,5 @@ def confirm(
 ) -> str:
     """Train the best configurations of a study again, or go on with that; return the confirming study's name."""
     study = confirming_study(storage, name, top, seeds)
-    launch(
-        study,
-        storage,
-        device=device,
-        workers=workers,
-        ray=None,
-        gpus_per_worker=0.0,
-        extend=False,
-        on_event=on_event,
-        stop=stop,
-    )
+    launch(study, storage, device=device, workers=workers, on_event=on_event, stop=stop)
     return study.name

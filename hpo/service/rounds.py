@@ -48,17 +48,7 @@ def run_rounds(
             if not quiet:
                 for line in proposal.lines:
                     display.line(line)
-            launch(
-                proposal.study,
-                storage,
-                device=device,
-                workers=workers,
-                ray=None,
-                gpus_per_worker=0.0,
-                extend=False,
-                on_event=display,
-                stop=stop,
-            )
+            launch(proposal.study, storage, device=device, workers=workers, on_event=display, stop=stop)
         if display.ended is not None and not quiet:
             display.line(outcome_line(proposal.study, display.ended))
         if display.interrupted:
@@ -74,7 +64,7 @@ def compared(storage: Storage, study: Study, before: str) -> str:
     best, old = (next((trial.value for trial in best_trials(storage, name, 1)), None) for name in (study.name, before))
     if best is None or old is None:
         return f"{study.name}: no completed trial, so there is nothing to compare with {before}"
-    gain = old - best if study.search.metric == "val_loss" else best - old
+    gain = old - best if study.search.minimized else best - old
     how = "as good as" if gain == 0 else f"{abs(gain):.4f} {'better' if gain > 0 else 'worse'} than"
     return f"{study.name}: best {label} {best:.4f}, {how} {before} ({old:.4f})"
 

@@ -167,6 +167,11 @@ class SearchSettings(Settings):
             raise ValueError("must not name a study twice")
         return start_from
 
+    @property
+    def minimized(self) -> bool:
+        """Whether less of the metric is better."""
+        return self.metric == "val_loss"
+
 
 class Config(Settings):
     """One trial's settings, whole."""
