@@ -8,7 +8,7 @@ to say; this module knows nothing of them but which sections can be searched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -35,9 +35,12 @@ class Range:
 
 @dataclass(frozen=True)
 class Choices:
-    """One of these values."""
+    """One of these values, which are kept as a tuple."""
 
-    choices: tuple[Any, ...]
+    choices: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
 
     def tree(self) -> dict[str, Any]:
         return {"choices": list(self.choices)}
