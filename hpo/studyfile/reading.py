@@ -54,7 +54,7 @@ def changed_study(tree: Any, source: str, overrides: Sequence[str] = (), **chang
     for change in given:
         tree = _changed(tree, change, source)
     try:
-        return parse_study(tree, source)
+        return parse_study(tree, source, FilePath(path).absolute().parent)
     except StudyFileError as error:
         for change in reversed(given):
             key = dotted(change.path)
