@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hpo.api.view import Trial
     from hpo.data import Listing
     from hpo.errors import (
+        CodeError,
         DataError,
         HpoError,
         InterruptionError,
@@ -62,6 +63,7 @@ _HOMES = {
     "hpo.api.view": ["Trial"],
     "hpo.data": ["Listing"],
     "hpo.errors": [
+        "CodeError",
         "DataError",
         "HpoError",
         "InterruptionError",
@@ -86,6 +88,7 @@ _HOME = _MODULES | {name: home for home, names in _HOMES.items() for name in nam
 
 __all__ = [
     "Choices",
+    "CodeError",
     "Comparison",
     "Confirmation",
     "Data",

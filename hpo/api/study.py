@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from hpo import studyfile
@@ -25,6 +26,8 @@ class Study(studyfile.Study):
     these, `resolved()` is the whole as a tree for JSON, and `str()` the text of a study file. Two studies are equal
     where they say the same, wherever they come from. A section is one of `hpo`'s own, or a dictionary with its keys.
 
+    `folder` is where the files that it refers to are looked for, by default the current one.
+
     Raises StudyFileError for the first thing that is wrong, in the order of the arguments.
     """
 
@@ -39,6 +42,7 @@ class Study(studyfile.Study):
         training: Training | Table | None = None,
         search: Search | Table | None = None,
         baseline: Table | None = None,
+        folder: str | os.PathLike[str] = ".",
     ) -> None:
         given = {
             "name": name,
@@ -51,7 +55,7 @@ class Study(studyfile.Study):
             "baseline": baseline,
         }
         tree = {key: plain(value) for key, value in given.items() if value is not None}
-        self._take(studyfile.parse_study(tree, "hpo.Study"))
+        self._take(studyfile.parse_study(tree, "hpo.Study", Path(folder).absolute()))
 
     @classmethod
     def of(cls, checked: studyfile.Study) -> Self:
@@ -61,7 +65,7 @@ class Study(studyfile.Study):
         return study
 
     def _take(self, checked: studyfile.Study) -> None:
-        super().__init__(checked.source, checked.parameters, checked.first)
+        super().__init__(checked.source, checked.parameters, checked.first, checked.folder)
 
     def __str__(self) -> str:
         """Return the text of a study file that says the same; what has its default is left out."""
@@ -98,9 +102,10 @@ def read(
     """
     changes = {"trials": trials, "name": name, "population": population}
     if isinstance(source, studyfile.Study):
-        tree, said = source.resolved(), source.source
+        tree, said, folder = source.resolved(), source.source, source.folder
     elif isinstance(source, Mapping):
-        tree, said = plain(source), "study"
+        tree, said, folder = plain(source), "study", Path.cwd()
     else:
-        tree, said = load_tree(os.fspath(source)), os.fspath(source)
-    return Study.of(changed_study(tree, said, overrides, **changes))
+        said = os.fspath(source)
+        tree, folder = load_tree(said), Path(said).absolute().parent
+    return Study.of(changed_study(tree, said, folder, overrides, **changes))
