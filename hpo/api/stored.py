@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,6 @@ from hpo.api.answers import Result, Say, on_stderr, warn
 from hpo.api.displays import Progress, display
 from hpo.api.stopping import stopping
 from hpo.api.view import StudyView, confirmed
-from hpo.errors import InterruptionError
 
 if TYPE_CHECKING:
     from hpo.results.confirmation import Confirmation
@@ -46,29 +46,30 @@ class StoredStudy(StudyView):
         device: str = "auto",
         workers: int | None = None,
         progress: Progress = "auto",
+        on_found: Callable[[Result[Confirmation]], None] = lambda found: None,
         stop: threading.Event | None = None,
     ) -> Result[Confirmation]:
         """Train the `top` best configurations and the baseline again, each under so many fresh seeds (2 or more).
 
-        Raises HpoError where there is nothing to confirm, and InterruptionError when stopped: the same call goes on.
+        A confirmation that is finished is returned without training. `on_found` gets what was found, too. Raises
+        HpoError where there is nothing to confirm, or, after `on_found` got what was found so far, where the confirming
+        study is paused or stopped; and InterruptionError when stopped: the same call goes on.
         """
-        from hpo.results.confirmation import of_study
         from hpo.service.confirming import confirm
 
-        with stopping(stop) as asked, display(progress, asked) as shown:
-            confirming = confirm(
+        with stopping(stop) as asked:
+            found = confirm(
                 self._storage,
                 self.name,
                 top=top,
                 seeds=seeds,
                 device=device,
                 workers=workers,
-                on_event=shown,
+                display=lambda: display(progress, asked),
+                say=lambda found: on_found(confirmed(found)),
                 stop=asked,
             )
-        if shown.interrupted:
-            raise InterruptionError(f"{confirming}: interrupted; confirm '{self.name}' again to go on")
-        return confirmed(of_study(self._storage, confirming))
+        return confirmed(found)
 
     def narrow(self, name: str | None = None) -> Proposal:
         """Propose the next study, with ranges around the best trials; `name` is the new one's, by default NAME-2.

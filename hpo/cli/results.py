@@ -92,15 +92,15 @@ def confirm(
     of its own; interrupted, the same command goes on.
     """
     with stop_on_signals() as interruption:
-        found = hpo.load(name, storage=storage).confirm(
+        hpo.load(name, storage=storage).confirm(
             top=top,
             seeds=seeds,
             device=device,
             workers=workers,
             progress="quiet" if quiet else "auto",
+            on_found=lambda found: print(found.json_text if json else found),
             stop=interruption.stop,
         )
-        print(found.json_text if json else found)
 
 
 @app.command()

@@ -1,14 +1,20 @@
-"""Confirming a study, from its best configurations to their runs under fresh seeds, which any process can share."""
+"""Confirming a study, from its best configurations to their runs under fresh seeds, which any process can share.
+
+What is finished is only shown: nothing is trained, and no images are needed. What was stopped is shown as far as it is.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-from hpo.results.confirming import confirming_study
-from hpo.search.events import Event
+from hpo.errors import HpoError, InterruptionError
+from hpo.results.confirmation import Confirmation, check_finished, of_study, runs_left
+from hpo.results.confirming import SUFFIX, confirming_study
+from hpo.results.naming import followed
+from hpo.results.progress import QuietProgress
 from hpo.service.launching import launch
-from hpo.storage import Storage
+from hpo.storage import Storage, StudyState, state_of, summary
 
 
 def confirm(
@@ -19,10 +25,32 @@ def confirm(
     seeds: int,
     device: str,
     workers: int | None,
-    on_event: Callable[[Event], None],
+    display: Callable[[], QuietProgress],
+    say: Callable[[Confirmation], None],
     stop: threading.Event,
-) -> str:
-    """Train the best configurations of a study again, or go on with that; return the confirming study's name."""
+) -> Confirmation:
+    """Train the best configurations of a study again, or go on with that; return what was found.
+
+    A `display` shows the training; `say` gets what was found, too. Raises HpoError, after `say` got what was found so
+    far, where the confirmation is paused or stopped, InterruptionError after a stop, and what a launch raises.
+    """
     study = confirming_study(storage, name, top, seeds)
-    launch(study, storage, device=device, workers=workers, on_event=on_event, stop=stop)
-    return study.name
+    held = summary(storage, study.name)
+    closed = state_of(held.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)
+    if runs_left(held) and not closed:
+        beside = f"{study.name}: a study of its own; another confirmation of '{name}' stays as it is"
+        with display() as shown:
+            if study.name != followed(name, SUFFIX) and shown.says:
+                shown.line(beside)
+            launch(study, storage, device=device, workers=workers, on_event=shown, stop=stop)
+        if shown.interrupted:
+            raise InterruptionError(f"{study.name}: interrupted; confirm '{name}' again to go on")
+        held = summary(storage, study.name)
+    try:
+        found = of_study(storage, study.name)
+    except HpoError:
+        check_finished(held)  # that it is stopped matters more than that there is nothing to show yet
+        raise
+    say(found)
+    check_finished(held)
+    return found
