@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpo.api.answers import Result, Say, on_stderr, warn
 from hpo.api.displays import Progress, display
 from hpo.api.stopping import stopping
+from hpo.api.study import Study
 from hpo.api.view import StudyView, confirmed
 
 if TYPE_CHECKING:
@@ -79,7 +81,8 @@ class StoredStudy(StudyView):
         """
         from hpo.results.next_study import propose
 
-        return propose(self._storage, self.name, name)
+        proposal = propose(self._storage, self.name, name)
+        return replace(proposal, study=Study.of(proposal.study))
 
     def rounds(
         self,

@@ -67,6 +67,13 @@ class Study(studyfile.Study):
     def _take(self, checked: studyfile.Study) -> None:
         super().__init__(checked.source, checked.parameters, checked.first, checked.folder)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, studyfile.Study):
+            return NotImplemented
+        return (self.parameters, self.first) == (other.parameters, other.first)
+
+    __hash__ = studyfile.Study.__hash__
+
     def __str__(self) -> str:
         """Return the text of a study file that says the same; what has its default is left out."""
         from hpo.studyfile.writing import study_text

@@ -29,6 +29,7 @@ class Range:
     step: float | None = None
 
     def tree(self) -> dict[str, Any]:
+        """Return the table that a study file has in its place."""
         tree: dict[str, Any] = {"low": self.low, "high": self.high, "log": self.log}
         return tree if self.step is None else {**tree, "step": self.step}
 
@@ -43,6 +44,7 @@ class Choices:
         object.__setattr__(self, "choices", tuple(self.choices))
 
     def tree(self) -> dict[str, Any]:
+        """Return the table that a study file has in its place."""
         return {"choices": list(self.choices)}
 
 
