@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,20 +27,23 @@ from hpo.studyfile.searched import (
     parameter_name,
     table_faults,
 )
-from hpo.studyfile.study import Study
+from hpo.studyfile.study import HERE, Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
 
 # What is wrong with a number that stands where no number can: no range is possible there.
 _NOT_NUMERIC = {"list_type", "literal_error", "bool_type", "string_type"}
 
 
-def parse_study(tree: Mapping[str, Any], source: str) -> Study:
-    """Check a study's tree; raise StudyFileError for its first problem in the order of the file."""
+def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = HERE) -> Study:
+    """Check a study's tree; raise StudyFileError for its first problem in the order of the file.
+
+    Files that it refers to lie in `folder`; nothing is looked for there yet.
+    """
     if not isinstance(tree, Mapping):
         raise study_file_error(source, "", f"must be a table (got {shown(tree)})")
     absent: dict[str, Any] = {section: {} for section in SECTIONS if section not in tree}  # their keys will be missing
     check = _Check({**tree, **absent})
-    study = check.run(source)
+    study = check.run(source, folder)
     if study is None or check.problems:
         path = first_in_order(dict(tree), check.problems)
         raise study_file_error(source, dotted(path), check.problems[path])
@@ -55,7 +59,7 @@ class _Check:
         self.sound: dict[Path, dict[str, Any]] = {}  # the searched values that are well formed
         self.broken: list[Path] = []  # the others: a None stands for each, and what the models say of it is not heard
 
-    def run(self, source: str) -> Study | None:
+    def run(self, source: str, folder: FilePath) -> Study | None:
         self.check_tables()
         self.check_unused()
         self.check_start()
@@ -78,7 +82,7 @@ class _Check:
             for parameter in parameters:
                 if parameter.name not in point:
                     self.add(("search", "points", index), f"has no value for {parameter.name}, which is searched")
-        return Study(source, parameters, first)
+        return Study(source, parameters, first, folder)
 
     def add(self, path: Path, problem: str) -> None:
         self.problems.setdefault(path, problem)

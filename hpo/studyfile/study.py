@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,6 +26,9 @@ from hpo.studyfile.models import (
 from hpo.studyfile.searched import Parameter
 from hpo.studyfile.trees import MISSING, Path, replaced
 
+HERE = FilePath()
+"""The current folder."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -33,6 +37,7 @@ class Study:
     source: str = field(compare=False)  # the file as the user named it
     parameters: tuple[Parameter, ...]  # in the order of the models, whatever the file's
     first: StudySettings  # the file with every searched value at its first: low, or the first choice
+    folder: FilePath = field(default=HERE, compare=False)  # where the files that it refers to are looked for
 
     @property
     def name(self) -> str:
