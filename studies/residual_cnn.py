@@ -26,21 +26,18 @@ class Block(nn.Module):
 
 
 class ResidualCNN(nn.Module):
-    """A convolution, then stages of blocks, each with twice the filters and half the height and width of the last."""
+    """A convolution, then blocks, each with twice the filters and half the height and width of the last."""
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, width: int = 8, stages: int = 2, dropout: float = 0.0
+        self, shape: tuple[int, int, int], classes: int, width: int = 8, blocks: int = 3, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [
-            nn.Conv2d(shape[0], width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        ]
+        stem = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+        layers: list[nn.Module] = [stem, nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
-        for stage in range(stages):
-            filters = width * 2**stage
-            layers.append(Block(channels, filters, stride=1 if stage == 0 else 2))
+        for number in range(blocks):
+            filters = width * 2**number
+            layers.append(Block(channels, filters, stride=1 if number == 0 else 2))
             channels = filters
         self.layers = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
