@@ -151,9 +151,12 @@ class Search(ABC):
     def over(self) -> Reason | None:
         """Return why the study has come to its end, after a step that found nothing; None while others may fail it.
 
-        The end is stored, so that nobody looks for trials there any more.
+        The end is stored, so that nobody looks for trials there any more. None, too, where a stop may be why the step
+        has found nothing.
         """
         limit = self._limit
+        if self.stop.is_set() and self._missing > 0 and limit is None:
+            return None
         if unfinished(self.storage, self._study_id, waiting=limit is None):  # by now: others may have created the last
             return None
         has_all = self._missing <= 0 and not (limit and self.history.unfinished)

@@ -40,18 +40,22 @@ class Study:
 
     @property
     def name(self) -> str:
+        """The name in the storage."""
         return self.first.name
 
     @property
     def description(self) -> str:
+        """What is shown as its note in the dashboard."""
         return self.first.description
 
     @property
     def data(self) -> DataSettings:
+        """`[data]`, with every default filled in."""
         return self.first.data
 
     @property
     def search(self) -> SearchSettings:
+        """`[search]`, with every default filled in."""
         return self.first.search
 
     @property
