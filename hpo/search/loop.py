@@ -225,13 +225,16 @@ class Search(ABC):
         for trial in later:
             del self._running[trial.number]
 
-    def _raised_once(self, raised: str | None) -> None:
-        """Take note of what training raised, or of none; raise TrainingError where it was the same again and again."""
+    def _raised_once(self, raised: str | None, said: str) -> None:
+        """Take note of what training raised, or of none; raise TrainingError where it was the same again and again.
+
+        `said` is what it was this time, in a line.
+        """
         if raised not in self.raised_before[-1:]:
             self.raised_before.clear()
         self.raised_before.append(raised or "")
         if raised and len(self.raised_before) >= RAISES_IN_A_ROW:
-            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({raised})"
+            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({said})"
             raise TrainingError(self.study.name, often)
 
     def report(self, epoch: int, scores: Mapping[int, float]) -> set[int]:
