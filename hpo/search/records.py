@@ -13,6 +13,7 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -24,6 +25,7 @@ from hpo.errors import HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import Study, differing_keys, parse_study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
+from hpo.studyfile.study import HERE
 from hpo.studyfile.trees import replaced, value_at
 
 STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
@@ -36,6 +38,7 @@ Curve = dict[str, list[float]]
 FREE_TO_CHANGE = (
     "description",
     "baseline",
+    "data.dataset",  # where the images are; their SHA-256 says whether they are the same
     *(f"training.{key}" for key in ("keep", "keep_trials")),
     *(
         f"search.{key}"
@@ -88,6 +91,14 @@ def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
         )
 
 
+def record_place(stored: optuna.Study, split: Split, storage: Storage) -> None:
+    """Keep with the study where its images are now: the user's own may have been moved since it began."""
+    before, now = kept(stored)[DATA], data_record(split)
+    moved = {key: now[key] for key in ("name", "folder") if key in now}
+    if any(before.get(key) != value for key, value in moved.items()):
+        storage.change_study(stored._study_id, {DATA: before | moved})
+
+
 def same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two studies' records of their images say the same of what is searched with."""
     # Not the test set's size: whether its file is there does not matter to a search.
@@ -125,7 +136,8 @@ def stored_study(stored: optuna.Study) -> Study:
     text = kept(stored).get(STUDY)
     if not isinstance(text, str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return _parsed(text, stored.study_name)
+    folder = kept(stored).get(DATA, {}).get("folder")
+    return _parsed(text, stored.study_name, HERE if folder is None else Path(folder))
 
 
 def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> tuple[str, datetime.datetime]:
@@ -157,8 +169,8 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
     return stored
 
 
-def _parsed(text: str, name: str) -> Study:
-    return parse_study(json.loads(text), f"study '{name}'")
+def _parsed(text: str, name: str, folder: Path = HERE) -> Study:
+    return parse_study(json.loads(text), f"study '{name}'", folder)
 
 
 def _text(study: Study) -> str:
@@ -174,8 +186,11 @@ def _note(stored: optuna.Study, study: Study) -> None:
 
 def data_record(split: Split) -> dict[str, Any]:
     """Return what is kept of a study's images."""
+    found_in = {} if split.folder is None else {"folder": str(split.folder)}
     return {
         "name": split.dataset,
+        **found_in,
+        "classes": list(split.names),
         "sha256": split.content_sha256,
         "split_sha256": split.split_sha256,
         "train": len(split.train),

@@ -8,12 +8,13 @@ another key, is marked `UsedBy`; for the others it is carried along unread.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from hpo.studyfile.trees import Path
 
@@ -51,10 +52,35 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+_OWN = re.compile(r"(npz|folder):(.+)|(.+\.py):([A-Za-z_][\w.]*)")
+_OWN_FORMS = "npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
+
+
+def own_data(dataset: str) -> tuple[Literal["npz", "folder", "code"], str] | None:
+    """Return how a data set of the user's own is read, and what: a path or a reference; None for a known data set."""
+    match = _OWN.fullmatch(dataset)
+    if match is None:
+        return None
+    if match[3]:
+        return "code", dataset
+    return ("npz" if match[1] == "npz" else "folder"), match[2]
+
+
+def _one_of_the_forms(dataset: str) -> str:
+    if own_data(dataset) is None or not dataset.isprintable():
+        raise ValueError(f"must be {_OWN_FORMS}")
+    return dataset
+
+
 class DataSettings(Settings):
     """`[data]`: which images, and how validation is carved from them."""
 
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field(title="data set")
+    dataset: Annotated[
+        Annotated[Literal["digits", "mnist", "fashion_mnist", "cifar10"], Tag("known")]
+        | Annotated[str, AfterValidator(_one_of_the_forms), Tag("own")],
+        Discriminator(lambda value: "own" if isinstance(value, str) and ":" in value else "known"),
+        Field(title="data set", description=f"digits, mnist, fashion_mnist, cifar10, {_OWN_FORMS}"),
+    ]
     validation: float = Field(0.2, gt=0, lt=1)
     train_size: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
     split_seed: Natural = 0
