@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,38 @@ AT_ONCE = 10_000
 """Images that are converted at once: a file may hold more than fit into memory."""
 
 
-def predictions(folder: Path, images: Path, device: str) -> str:
-    """Return a line an image: its index, the name of the most probable class and the probability of that."""
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The most probable class of each image and its probability, [N]; `str()` is CSV, a line an image.
+
+    `names` are those of the classes, which CSV has in the place of their numbers.
+    """
+
+    classes: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["image", "class", "probability"])
+        found = zip(self.classes.tolist(), self.probabilities.tolist(), strict=True)
+        for index, (label, probability) in enumerate(found):
+            rows.writerow([index, self.names[label], f"{probability:.6f}"])
+        return text.getvalue()
+
+
+def predictions(folder: Path, images: Path, device: str) -> Predictions:
+    """Return what the network of a folder says of the images of a file."""
     model = read_model(folder, find_device(device))
     pixels = _pixels(images, model)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image", "class", "probability"])
+    classes, probabilities = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.float32)
     for start in range(0, len(pixels), AT_ONCE):
         some = _scaled(pixels[start : start + AT_ONCE], images, model)
         best = log_probabilities(model.network, torch.from_numpy(some)).max(1)
-        found = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-        for index, (label, probability) in enumerate(found, start=start):
-            rows.writerow([index, model.names[label], f"{probability:.6f}"])
-    return text.getvalue()
+        classes[start : start + AT_ONCE] = best.indices
+        probabilities[start : start + AT_ONCE] = best.values.exp()
+    return Predictions(classes, probabilities, model.names)
 
 
 def _pixels(path: Path, model: Model) -> NDArray[Any]:

@@ -24,11 +24,11 @@ from hpo.data import Split
 from hpo.errors import HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import Study, differing_keys, parse_study
-from hpo.studyfile.models import SEARCHABLE, unused_keys
-from hpo.studyfile.study import HERE
+from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
 from hpo.studyfile.trees import replaced, value_at
+from hpo.usercode import code_of, folder_of
 
-STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
+STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
 
 CURVE = "hpo:curve"
 """The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
@@ -133,11 +133,18 @@ def _unless_deleted(name: str) -> Iterator[None]:
 
 def stored_study(stored: optuna.Study) -> Study:
     """Return the study as its file said when it was stored. Raises HpoError where hpo did not make it."""
-    text = kept(stored).get(STUDY)
+    attrs = kept(stored)
+    text = attrs.get(STUDY)
     if not isinstance(text, str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    folder = kept(stored).get(DATA, {}).get("folder")
-    return _parsed(text, stored.study_name, HERE if folder is None else Path(folder))
+    return _parsed(text, stored.study_name, _folder(attrs))
+
+
+def _folder(attrs: Mapping[str, Any]) -> Path:
+    """Return where the files that a stored study refers to are looked for."""
+    if CODE in attrs:
+        return folder_of(attrs[CODE])
+    return Path(attrs.get(DATA, {}).get("folder", HERE))
 
 
 def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> tuple[str, datetime.datetime]:
@@ -157,6 +164,7 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}
+        attrs |= {CODE: code_of(study.references, study.folder).record()} if study.references else {}
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:

@@ -25,7 +25,7 @@ from hpo.results.sealed import Wanted, look
 from hpo.results.sealed_result import schema
 from hpo.search.launch import join
 from hpo.search.plan import plan
-from hpo.search.records import DATA, check_data, stored_study
+from hpo.search.records import CODE, DATA, check_data, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, read_study
 
@@ -47,9 +47,9 @@ def write_images(home: Path, **arrays: Any) -> None:
     np.savez(home / "images.npz", **{"x": X, "y": Y, "x_test": X[:9], "y_test": Y[:9], **arrays})
 
 
-def study_in(home: Path, **search: Any) -> Study:
+def study_in(home: Path, dataset: str = "npz:images.npz", **search: Any) -> Study:
     written = tree(
-        data={"dataset": "npz:images.npz", "train_size": None},
+        data={"dataset": dataset, "train_size": None},
         network={"hidden": [4]},
         training={"epochs": 1},
         search={"trials": 2, "population": 2, **search},
@@ -77,7 +77,7 @@ def test_the_names_of_classes_travel(storage: Storage, home: Path) -> None:
     assert "sea, lake" in figure
     assert '"a&lt;b"' in figure  # it is text, and no markup
     np.save("images.npy", X[:9])
-    heading, *rows = predictions(Path("tiny-test"), Path("images.npy"), "cpu").splitlines()
+    heading, *rows = str(predictions(Path("tiny-test"), Path("images.npy"), "cpu")).splitlines()
     assert heading == "image,class,probability"
     said = {row.partition(",")[2].rpartition(",")[0] for row in rows}
     assert said <= {"100", "a<b", '"sea, lake"'}
@@ -158,9 +158,9 @@ def test_numbers_as_given_and_features_are_predicted_as_trained(storage: Storage
     see(storage)
     folder = Path("tiny-test")
     np.save("images.npy", x[:9])
-    answers = predictions(folder, Path("images.npy"), "cpu")
+    answers = str(predictions(folder, Path("images.npy"), "cpu"))
     np.save("images.npy", x[:9].astype(np.float32).reshape(9, 1, 1, 7))
-    assert predictions(folder, Path("images.npy"), "cpu") == answers
+    assert str(predictions(folder, Path("images.npy"), "cpu")) == answers
     for wrong, said in [
         (X[:2], "holds uint8; this network takes floats, as it was trained on"),
         (x[:2] * np.nan, "holds numbers that are NaN or infinite"),
@@ -183,5 +183,24 @@ def test_channels_may_come_last_when_predicting(storage: Storage, home: Path) ->
     answers = []
     for images in (coloured, np.moveaxis(coloured, 3, 1)):
         np.save("images.npy", images)
-        answers.append(predictions(Path("tiny-test"), Path("images.npy"), "cpu"))
+        answers.append(str(predictions(Path("tiny-test"), Path("images.npy"), "cpu")))
     assert answers[0] == answers[1]
+
+
+def test_a_function_is_code_of_the_study(storage: Storage, home: Path) -> None:
+    write_images(home)
+    (home / "my_data.py").write_text("""
+from pathlib import Path
+
+import numpy as np
+
+def load(test=False):
+    found = np.load(Path(__file__).with_name("images.npz"))
+    return (found["x_test"], found["y_test"]) if test else (found["x"], found["y"])
+""")
+    search(study_in(home, "my_data.py:load"), storage)
+    stored = load_study(storage, "tiny")
+    assert stored.user_attrs[CODE]["folder"] == str(home)
+    assert set(stored.user_attrs[CODE]["files"]) == {"my_data.py"}
+    assert plan(stored_study(stored), "cpu").images.names == ("100", "a<b", "sea, lake")
+    assert see(storage)["test"]["images"] == 9
