@@ -33,10 +33,6 @@ class Proposal:
     study: Study
     lines: tuple[str, ...]
 
-    def write(self, path: str | Path | None = None) -> Path:
-        """Write the study to a file: see `write_study`."""
-        return write_study(self, None if path is None else Path(path))
-
 
 def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposal:
     """Return the study that follows the one of that name, as it is now. Raises HpoError where too little is known."""
