@@ -32,8 +32,9 @@ def replay(
 def predict(folder: str | Path, images: str | Path, *, device: str = "auto") -> Predictions:
     """Classify the images of a .npy file with the network that `test` has put into a folder.
 
-    Images are [N, H, W] or [N, C, H, W], uint8 as in the data set, or floats from 0, black, to 1, white. The answer has
-    arrays `classes` and `probabilities`, [N], and `str()` of it is CSV. Raises HpoError for files that are neither.
+    Images are [N, H, W], [N, C, H, W] or [N, H, W, C], uint8 as in the data set, or floats from 0, black, to 1, white;
+    for a network that was trained on floats as given, such floats. The answer has arrays `classes` and `probabilities`,
+    [N], and `names` of the classes; `str()` of it is CSV. Raises HpoError for files that are neither.
     """
     from hpo.results.predicting import predictions
 

@@ -73,11 +73,9 @@ search = { trials = 6, sampler = "random", population = 4 }
 
 OWN = """\
 launch {name}.toml --device cpu --quiet
-plot {name} --figure activations -o figures
-verify {name} --trials 1 --device cpu
 test {name} --device cpu
 """
-"""What reads images in one way or another, once more for each kind of the user's own."""
+"""A search and a look, once more for each kind of the user's own images."""
 
 COMMANDS = """\
 version
