@@ -33,6 +33,10 @@ class Proposal:
     study: Study
     lines: tuple[str, ...]
 
+    def write(self, path: str | Path | None = None) -> Path:
+        """Write the study to a file: see `write_study`."""
+        return write_study(self, None if path is None else Path(path))
+
 
 def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposal:
     """Return the study that follows the one of that name, as it is now. Raises HpoError where too little is known."""
@@ -59,7 +63,7 @@ def following(study: Study, found: Sequence[Change], name: str, start_from: Sequ
         "seed": (study.search.seed + 1) % (LARGEST + 1),  # random sampling does not say the same again
         "start_from": list(start_from),
     }
-    return parse_study(tree, f"study '{name}'")
+    return parse_study(tree, f"study '{name}'", study.folder)
 
 
 def _around(study: Study, best: Best) -> str:

@@ -6,6 +6,7 @@ another size, is refused before any is looked at closely. Nothing in either file
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,30 @@ AT_ONCE = 10_000
 """Images that are converted at once: a file may hold more than fit into memory."""
 
 
-def predictions(folder: Path, images: Path, device: str) -> str:
-    """Return a line an image: its index, the most probable class and the probability of that."""
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The most probable class of each image and its probability, [N]; `str()` is CSV, a line an image."""
+
+    classes: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+
+    def __str__(self) -> str:
+        found = zip(self.classes.tolist(), self.probabilities.tolist(), strict=True)
+        lines = [f"{index},{label},{probability:.6f}" for index, (label, probability) in enumerate(found)]
+        return "\n".join(["image,class,probability", *lines]) + "\n"
+
+
+def predictions(folder: Path, images: Path, device: str) -> Predictions:
+    """Return what the network of a folder says of the images of a file."""
     model = read_model(folder, find_device(device))
     pixels = _pixels(images, model)
-    lines = ["image,class,probability"]
+    classes, probabilities = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.float32)
     for start in range(0, len(pixels), AT_ONCE):
         some = _scaled(pixels[start : start + AT_ONCE], images, model)
         best = log_probabilities(model.network, torch.from_numpy(some)).max(1)
-        found = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-        lines += [f"{start + index},{label},{probability:.6f}" for index, (label, probability) in enumerate(found)]
-    return "\n".join(lines) + "\n"
+        classes[start : start + AT_ONCE] = best.indices
+        probabilities[start : start + AT_ONCE] = best.values.exp()
+    return Predictions(classes, probabilities)
 
 
 def _pixels(path: Path, model: Model) -> NDArray[Any]:

@@ -13,6 +13,7 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,10 +24,11 @@ from hpo.data import Split
 from hpo.errors import HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import Study, differing_keys, parse_study
-from hpo.studyfile.models import SEARCHABLE, unused_keys
+from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
 from hpo.studyfile.trees import replaced, value_at
+from hpo.usercode import code_of, folder_of
 
-STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
+STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
 
 CURVE = "hpo:curve"
 """The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
@@ -122,10 +124,11 @@ def _unless_deleted(name: str) -> Iterator[None]:
 
 def stored_study(stored: optuna.Study) -> Study:
     """Return the study as its file said when it was stored. Raises HpoError where hpo did not make it."""
-    text = kept(stored).get(STUDY)
+    attrs = kept(stored)
+    text = attrs.get(STUDY)
     if not isinstance(text, str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return _parsed(text, stored.study_name)
+    return _parsed(text, stored.study_name, folder_of(attrs[CODE]) if CODE in attrs else HERE)
 
 
 def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> tuple[str, datetime.datetime]:
@@ -145,6 +148,7 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}
+        attrs |= {CODE: code_of(study.references, study.folder).record()} if study.references else {}
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:
@@ -157,8 +161,8 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
     return stored
 
 
-def _parsed(text: str, name: str) -> Study:
-    return parse_study(json.loads(text), f"study '{name}'")
+def _parsed(text: str, name: str, folder: Path = HERE) -> Study:
+    return parse_study(json.loads(text), f"study '{name}'", folder)
 
 
 def _text(study: Study) -> str:

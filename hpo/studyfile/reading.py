@@ -34,12 +34,17 @@ class _Change:
 
 
 def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: Any) -> Study:
-    """Read a study file, with `overrides` like `optimizer.lr.high=0.1` and settings changed by name (`trials=20`).
+    """Read a study file, with `overrides` and changes: see `changed_study`."""
+    return changed_study(load_tree(path), str(path), FilePath(path).absolute().parent, overrides, **changes)
 
-    A change that is None leaves the file's value. An error in a changed value names the option that gave it.
+
+def changed_study(tree: Any, source: str, folder: FilePath, overrides: Sequence[str] = (), **changes: Any) -> Study:
+    """Return the study of a file's tree, with `overrides` like `optimizer.lr.high=0.1` and settings changed by name.
+
+    Files that it refers to lie in `folder`. A change (`trials=20`) that is None leaves the file's value. An error in a
+    changed value names the option that gave it.
     """
-    source = str(path)
-    tree = _study_of(load_tree(path), source)
+    tree = _study_of(tree, source)
     given = [_override(text, source) for text in overrides]
     given += [
         _Change(f"--{name.replace('_', '-')}", names()[name], value)
@@ -49,7 +54,7 @@ def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: A
     for change in given:
         tree = _changed(tree, change, source)
     try:
-        return parse_study(tree, source, FilePath(path).absolute().parent)
+        return parse_study(tree, source, folder)
     except StudyFileError as error:
         for change in reversed(given):
             key = dotted(change.path)

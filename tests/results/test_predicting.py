@@ -47,7 +47,7 @@ def model(tested: Path, tmp_path: Path) -> Path:
 def predict(model: Path, images: NDArray[Any]) -> list[dict[str, str]]:
     path = model.parent / "images.npy"
     np.save(path, images)
-    return list(csv.DictReader(io.StringIO(predictions(model, path, "cpu"))))
+    return list(csv.DictReader(io.StringIO(str(predictions(model, path, "cpu")))))
 
 
 def test_the_test_images_get_the_answers_that_were_counted(tested: Path, model: Path) -> None:
