@@ -6,6 +6,7 @@ source. The reference of the commands comes in here (`reference.py`).
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -16,12 +17,16 @@ import hpo
 sys.path.insert(0, str(Path(__file__).parent))
 import reference  # it lies beside this file, which Sphinx reads from elsewhere
 
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its own plugins when autodoc imports it
+
 project = "hpo"
 author = "the authors of hpo"
 release = version = hpo.__version__
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**"]
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+autodoc_member_order = "groupwise"
+default_role = "code"  # in docstrings, as in Markdown
 html_theme = "furo"
 html_title = "hpo"
 html_show_copyright = False
