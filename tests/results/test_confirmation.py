@@ -19,8 +19,9 @@ from tiny import StopAfter, search, study_of, trials_of, write_mnist
 from hpo.errors import DataError, HpoError, UnknownStudyError
 from hpo.results import confirming as making
 from hpo.results.confirmation import Confirmation, find_confirmation, of_study
-from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_text
+from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_rows, confirmation_text
 from hpo.results.confirming import CONFIRMS, confirming_study
+from hpo.search.check import parameter_line
 from hpo.service.confirming import confirm
 from hpo.storage import Storage, StudyState, load_study, set_state, study_names
 from hpo.studyfile import Study, parse_study
@@ -110,6 +111,14 @@ def test_a_baseline_between_two_steps_is_trained_too(storage: Storage) -> None:
     search(study_of(network={"dropout": dropout}, search={"trials": 1}, baseline={"dropout": 0.25}), storage)
     study = confirming_study(storage, "tiny", top=1, seeds=2)
     assert study.search.points[-1]["dropout"] == 0.25
+
+
+def test_choices_in_the_place_of_steps_are_shown_with_few_digits(storage: Storage) -> None:
+    lr = {"low": 0.01, "high": 0.05, "step": 0.01}
+    search(study_of(optimizer={"lr": lr}, search={"trials": 1}, baseline={"lr": 0.0123456789}), storage)
+    found = trained(storage, top=1)
+    assert "lr: 0.0123457" in {row[-1] for row in confirmation_rows(found)}
+    assert parameter_line(found.study.parameters[0]).startswith("lr: one of 0.0123457, 0.0")
 
 
 def test_choices_that_the_study_has_no_longer_are_trained_again(storage: Storage) -> None:
