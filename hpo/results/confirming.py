@@ -90,7 +90,7 @@ def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], ima
         if any(before.get(key) != record[key] for key in ("study", "identity")):
             return False
         if before != record:  # the search has found more of the same
-            storage.change_study(stored._study_id, {CONFIRMS: record})
+            storage.change_study(stored._study_id, {CONFIRMS: record}, identity=kept(stored).get(IDENTITY))
     except (HpoError, KeyError):  # of another program, or deleted meanwhile
         return False
     return True

@@ -167,9 +167,9 @@ class _Check:
                 self.add((*path, name), f"is not a searched parameter{near}")
         _, faults = _validated(tree)
         for at, fault in faults.items():
-            name = next((each for each in given if each in known and is_under(at, known[each])), None)
-            if name is not None:
-                self.add((*path, name, *at[len(known[name]) :]), fault.sentence)
+            owner = next((name for name in given if name in known and is_under(at, known[name])), None)
+            if owner is not None:
+                self.add((*path, owner, *at[len(known[owner]) :]), fault.sentence)
             elif at not in base_faults:
                 self.add(path, f"does not go with {dotted(at)}, which {fault.sentence}")
 
