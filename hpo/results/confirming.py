@@ -64,7 +64,7 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         "candidates": [asdict(candidate) for candidate in candidates],
     }
     for number in itertools.count(1):
-        tree["name"] = followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
+        tree["name"] = confirming_name(name, number)
         confirming = parse_study(tree, f"study '{tree['name']}'")
         if confirming.name not in study_names(storage):
             planned = plan(confirming, "cpu")
@@ -78,6 +78,16 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         if _is_the_one(storage, confirming, record, attrs[DATA]):
             return confirming
     raise not_of_hpo(name)  # never: a storage has an end
+
+
+def confirming_name(name: str, number: int) -> str:
+    """Return what the `number`-th study that confirms the one of that name is called, from 1 on."""
+    return followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
+
+
+def description(name: str, seeds: int) -> str:
+    """Return how a confirming study describes itself."""
+    return f"The best of '{name}' and its baseline, each under {seeds} fresh seeds."
 
 
 def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], images: dict[str, Any]) -> bool:
@@ -148,7 +158,7 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
     tree["training"] |= {"keep": "none"}  # the weights of no run are better than another's
     if tree["training"]["precision"] == "auto":
         tree["training"]["precision"] = precision
-    tree["description"] = f"The best of '{study.name}' and its baseline, each under {seeds} fresh seeds."
+    tree["description"] = description(study.name, seeds)
     del tree["baseline"]
     return tree
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from hpo.errors import HpoError
 from hpo.results.confirmation import Confirmation, check_finished, of_study, runs_left
-from hpo.results.confirming import SUFFIX, confirming_study
-from hpo.results.naming import followed
+from hpo.results.confirming import confirming_name, confirming_study
 from hpo.service.launching import launch, shown
 from hpo.storage import Storage, StudyState, state_of, summary
 
@@ -38,7 +37,7 @@ def confirm(
     closed = state_of(held.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)
     if runs_left(held) and not closed:
         beside = f"{study.name}: a study of its own; another confirmation of '{name}' stays as it is"
-        head = [] if study.name == followed(name, SUFFIX) else [beside]
+        head = [] if study.name == confirming_name(name, 1) else [beside]
         with shown(quiet=quiet, stop=stop, head=head) as display:
             launch(study, storage, device=device, workers=workers, on_event=display, stop=stop)
         if display.interrupted:

@@ -33,7 +33,12 @@ def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
 
 
 def rounds(
-    storage: Storage, count: int = 2, *, name: str | None = None, looks: float = float("inf")
+    storage: Storage,
+    count: int = 2,
+    *,
+    name: str | None = None,
+    looks: float = float("inf"),
+    workers: int | None = None,
 ) -> tuple[bool, list[str]]:
     said: list[str] = []
     ended = run_rounds(
@@ -42,7 +47,7 @@ def rounds(
         count,
         new_name=name,
         device="cpu",
-        workers=None,
+        workers=workers,
         quiet=False,
         say=said.append,
         stop=StopAfter(looks),
@@ -63,6 +68,16 @@ def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: C
     for name in ("tiny-2", "tiny-3"):
         check_whole(trials_of(storage, name), 8)
     assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
+
+
+def test_two_workers_share_each_round(new_storage: Callable[[], Storage]) -> None:
+    storage = new_storage()
+    ended, said = rounds(storage, workers=2)
+    assert ended
+    assert len(said) == 2
+    for name in ("tiny-2", "tiny-3"):
+        check_whole(trials_of(storage, name), 8)
+    assert propose(storage, "tiny-3").study.search.start_from == ["tiny-3", "tiny-2", "tiny"]
 
 
 def test_rounds_go_on_where_they_were_interrupted(new_storage: Callable[[], Storage]) -> None:
