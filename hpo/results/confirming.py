@@ -64,7 +64,7 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         "candidates": [asdict(candidate) for candidate in candidates],
     }
     for number in itertools.count(1):
-        tree["name"] = followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
+        tree["name"] = confirming_name(name, number)
         confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
         if confirming.name not in study_names(storage):
             planned = plan(confirming, "cpu")
@@ -80,6 +80,16 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
     raise not_of_hpo(name)  # never: a storage has an end
 
 
+def confirming_name(name: str, number: int) -> str:
+    """Return what the `number`-th study that confirms the one of that name is called, from 1 on."""
+    return followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
+
+
+def description(name: str, seeds: int) -> str:
+    """Return how a confirming study describes itself."""
+    return f"The best of '{name}' and its baseline, each under {seeds} fresh seeds."
+
+
 def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], images: dict[str, Any]) -> bool:
     """Return whether the stored study of that name is this one, with this record, which it gets if it has none."""
     try:
@@ -90,7 +100,7 @@ def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], ima
         if any(before.get(key) != record[key] for key in ("study", "identity")):
             return False
         if before != record:  # the search has found more of the same
-            storage.change_study(stored._study_id, {CONFIRMS: record})
+            storage.change_study(stored._study_id, {CONFIRMS: record}, identity=kept(stored).get(IDENTITY))
     except (HpoError, KeyError):  # of another program, or deleted meanwhile
         return False
     return True
@@ -148,7 +158,7 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
     tree["training"] |= {"keep": "none"}  # the weights of no run are better than another's
     if tree["training"]["precision"] == "auto":
         tree["training"]["precision"] = precision
-    tree["description"] = f"The best of '{study.name}' and its baseline, each under {seeds} fresh seeds."
+    tree["description"] = description(study.name, seeds)
     del tree["baseline"]
     return tree
 

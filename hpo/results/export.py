@@ -24,9 +24,9 @@ from hpo.results.naming import followed
 from hpo.results.overview import by_word
 from hpo.results.verification import VERIFIED
 from hpo.results.versions import versions
-from hpo.search.records import CURVE, DATA, RUN, stored_study
+from hpo.search.records import CURVE, DATA, RUN, kept, stored_study
 from hpo.search.space import decode
-from hpo.storage import WORKER, Storage, best_trials, load_study, summary
+from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
 from hpo.studyfile import Config, Study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
 
@@ -48,7 +48,7 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
     Raises HpoError where no trial has finished, or the study has not been confirmed.
     """
     found = load_study(storage, name)
-    study, attrs = stored_study(found), found.user_attrs
+    study, attrs = stored_study(found), kept(found)
     confirmation = find_confirmation(storage, name) if confirmed else None
     if confirmation is not None:
         best = _trial(storage, found, confirmation.winner.candidate.trial or 0)
@@ -62,6 +62,9 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
     precision = precision_of(study.config(params), attrs[RUN]["precision"])
     curve = best.system_attrs.get(CURVE, {})
     worker = best.system_attrs.get(WORKER, {})  # processes may train on several devices
+    held = summary(storage, name)
+    if (held.study_id, held.user_attrs.get(IDENTITY)) != (found._study_id, attrs.get(IDENTITY)):
+        raise HpoError(f"study {name!r}: was deleted and begun anew meanwhile; export it again")
     return {
         "schema": SCHEMA,
         "study": name,
@@ -76,7 +79,7 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
         "curve": curve,
         "precision": precision,
         "device": worker.get("device") or attrs[RUN]["device"],
-        "trials": by_word(summary(storage, name).states),
+        "trials": by_word(held.states),
         "confirmed": None if confirmation is None else confirmation_record(confirmation),
         "verified": attrs.get(VERIFIED),
         "data": attrs[DATA],

@@ -29,6 +29,7 @@ from hpo.results.sealed_result import look_lines
 from hpo.results.verification import VERIFIED, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line
+from hpo.search.predecessors import predecessors
 from hpo.search.records import DATA, RUN, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
 from hpo.storage.looks import Look, looks
@@ -58,7 +59,7 @@ def report(storage: Storage, name: str) -> str:
         label=METRIC_LABELS[study.search.metric],
         short=_short(study, held, source, confirmation),
         space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
-        facts=_facts(study, held),
+        facts=_facts(study, held, storage),
         ranked=_ranked(source),
         figures=[_figure(figure) for figure in draw(source).values()],
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own script
@@ -86,7 +87,7 @@ def _short(study: Study, held: StudySummary, source: Source, confirmation: Confi
     return lines
 
 
-def _facts(study: Study, held: StudySummary) -> list[tuple[str, str]]:
+def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str, str]]:
     data, run = held.user_attrs[DATA], held.user_attrs.get(RUN, {})
     sealed = {None: "unknown number of", 0: "no"}.get(data["test"], f"{data['test']:,}")
     images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
@@ -98,10 +99,18 @@ def _facts(study: Study, held: StudySummary) -> list[tuple[str, str]]:
         ("SHA-256 of the split", data["split_sha256"]),
         ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
         ("scored by", f"{SCORES[search.metric]}, {WHEN[search.score]}"),
+        *([("starts from", _start(study, data, storage))] if search.start_from else []),
         ("seed", str(search.seed)),
         ("began", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
         ("precision", str(run.get("precision", study.first.training.precision))),
     ]
+
+
+def _start(study: Study, data: Mapping[str, Any], storage: Storage) -> str:
+    """Return which studies' trials the search has known from its beginning, as far as they are there today."""
+    before = predecessors(study, data, storage)
+    known = [f"{', '.join(before.names)} ({len(before.trials)} completed trials)"] if before.names else []
+    return "; ".join([*known, *(f"left out today: {problem}" for problem in before.problems)])
 
 
 def _ranked(source: Source) -> list[tuple[str, ...]]:

@@ -28,8 +28,8 @@ from hpo.results.scores import Logs, scores
 from hpo.results.sealed_result import fill, result_of
 from hpo.search.plan import Plan, on_device, plan
 from hpo.search.records import DATA, RUN, check_data, kept, stored_study
-from hpo.storage import Storage, load_study
-from hpo.storage.looks import begin_look, check_unseen, end_look, looks
+from hpo.storage import IDENTITY, Storage, load_study
+from hpo.storage.looks import Looking, begin_look, check_unseen, end_look, looks
 from hpo.studyfile import Study
 from hpo.training.devices import describe
 from hpo.training.evaluation import log_probabilities, of_subnetworks
@@ -87,11 +87,12 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         shape = shape_of_images(planned.images.train.pixels.shape)
         network = network_of(weights, state, choice.config.network, shape, planned.images.classes)
         origin = {"trial": choice.trial, "from_checkpoint": wanted.checkpoint}
-        begun = begin_look(storage, stored._study_id, name, wanted.again, origin)
+        looking = Looking(stored._study_id, name, attrs.get(IDENTITY))
+        begun = begin_look(storage, looking, wanted.again, origin)
         images = load_test(planned.images)
         _check_same(study, attrs, images)
         saw = _saw(network.to(planned.device), images, planned.images.names, wanted.subnetworks, trained.seed)
-        begun["looks"] = end_look(storage, stored._study_id, begun, saw)
+        begun["looks"] = end_look(storage, looking, begun, saw)
         result = result_of(study, attrs[DATA], choice, trained, sha256(weights), begun, saw)
         form = {"shape": list(shape), "classes": planned.images.classes, "white": planned.images.white}
         try:

@@ -9,7 +9,7 @@ import json
 
 from hpo.search.plan import plan
 from hpo.search.samplers import most_epochs
-from hpo.search.space import how_many
+from hpo.search.space import few_digits, how_many
 from hpo.studyfile import Choices, Parameter, Study
 from hpo.training.devices import describe as describe_device
 from hpo.training.size import memory
@@ -43,7 +43,7 @@ def parameter_line(parameter: Parameter) -> str:
     """Return what is searched of a parameter: `lr: 1e-06 to 0.01, log scale`."""
     searched = parameter.searched
     if isinstance(searched, Choices):
-        return f"{parameter.name}: one of {', '.join(map(json.dumps, searched.choices))}"
+        return f"{parameter.name}: one of {', '.join(json.dumps(few_digits(each)) for each in searched.choices)}"
     scale = ", log scale" if searched.log else "" if searched.step is None else f", step {searched.step:g}"
     kind = ", whole numbers" if parameter.integer else ""
     return f"{parameter.name}: {searched.low:g} to {searched.high:g}{scale}{kind}"

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from hpo.errors import HpoError, InterruptionError
 from hpo.results.confirmation import Confirmation, check_finished, of_study, runs_left
-from hpo.results.confirming import SUFFIX, confirming_study
-from hpo.results.naming import followed
+from hpo.results.confirming import confirming_name, confirming_study
 from hpo.results.progress import QuietProgress
 from hpo.service.launching import launch
 from hpo.storage import Storage, StudyState, state_of, summary
@@ -40,7 +39,7 @@ def confirm(
     if runs_left(held) and not closed:
         beside = f"{study.name}: a study of its own; another confirmation of '{name}' stays as it is"
         with display() as shown:
-            if study.name != followed(name, SUFFIX) and shown.says:
+            if study.name != confirming_name(name, 1) and shown.says:
                 shown.line(beside)
             launch(study, storage, device=device, workers=workers, on_event=shown, stop=stop)
         if shown.interrupted:

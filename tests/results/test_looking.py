@@ -264,6 +264,23 @@ def test_with_the_best_epochs_score_it_trains_for_as_many(storage: Storage) -> N
     assert see(storage)["weights"]["epochs"] == best.user_attrs["score_epoch"]
 
 
+def test_whom_patience_ended_is_trained_for_as_long_under_its_own_schedule(storage: Storage) -> None:
+    training = {"epochs": 12, "patience": 2}
+    optimizer = {"lr": {"choices": [0.5]}, "schedule": "cosine"}
+    study = study_of(training=training, optimizer=optimizer, search={"trials": 1, "repeat": True})
+    search(study, storage)
+    best = best_trials(storage, "tiny", 1)[0]
+    epochs = len(trials_of(storage)[best.number].system_attrs[CURVE]["val_loss"])
+    assert 2 < epochs < 12
+    result = see(storage)
+    assert result["weights"]["epochs"] == epochs
+    patient = study_of(training={"epochs": 12}, optimizer=optimizer).config(best.params)
+    member = Member(0, patient, derive_seed("test", study.search.seed, best.number))
+    (state,) = (each.states([0])[0] for each in train([member], whole(study), "float64") if each.epoch == epochs)
+    ours, _ = read(Path("tiny-test") / WEIGHTS_FILE)
+    assert all(torch.allclose(ours[name], value) for name, value in state.items())
+
+
 @pytest.fixture
 def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """MNIST's files, the test set among them."""

@@ -35,7 +35,12 @@ def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
 
 
 def rounds(
-    storage: Storage, count: int = 2, *, name: str | None = None, looks: float = float("inf")
+    storage: Storage,
+    count: int = 2,
+    *,
+    name: str | None = None,
+    looks: float = float("inf"),
+    workers: int | None = None,
 ) -> tuple[bool, list[str]]:
     said: list[str] = []
     searched = run_rounds(
@@ -44,7 +49,7 @@ def rounds(
         count,
         new_name=name,
         device="cpu",
-        workers=None,
+        workers=workers,
         display=lambda: PlainProgress(Console(stderr=True)),
         say=said.append,
         stop=StopAfter(looks),
@@ -64,6 +69,15 @@ def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: C
         assert line == f"{name}: best val acc {best[name]:.4f}, {how} {before} ({best[before]:.4f})"
     for name in ("tiny-2", "tiny-3"):
         check_whole(trials_of(storage, name), 8)
+    assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
+
+
+def test_two_workers_share_a_round(new_storage: Callable[[], Storage]) -> None:
+    storage = new_storage()
+    ended, said = rounds(storage, 1, workers=2)
+    assert ended
+    assert len(said) == 1
+    check_whole(trials_of(storage, "tiny-2"), 8)
     assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
 
 
