@@ -230,6 +230,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     confirming = confirming_study(storage, "tiny", 1, 1)
     assert confirming.folder == folder.resolve()
     assert kept(load_study(storage, confirming.name))[CODE] == kept(load_study(storage, "tiny"))[CODE]
+    search(confirming, storage)
     exported = export(storage, "tiny")
     jsonschema.validate(exported, schema())
     assert exported["config"]["network"]["module"] == "nets.py:Branching"
@@ -242,7 +243,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     jsonschema.validate(result, schema_of_result())
     images = np.zeros((2, 8, 8), np.uint8)
     np.save("images.npy", images)
-    first = predictions(model, Path("images.npy"), "cpu")
+    first = str(predictions(model, Path("images.npy"), "cpu"))
     _, kept_one = look(storage, "tiny", Wanted(again=True, checkpoint=True, device="cpu"), stop, said.append)
     assert json.loads((kept_one / "card.json").read_text())["code"] == exported["code"]
 
@@ -255,7 +256,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     with pytest.raises(CodeError, match=rf"card\.json: its network {nowhere}"):
         predictions(model, Path("images.npy"), "cpu")
     shutil.copytree(moved, model, dirs_exist_ok=True)
-    assert predictions(model, Path("images.npy"), "cpu") == first
+    assert str(predictions(model, Path("images.npy"), "cpu")) == first
     shutil.copytree(moved, Path.cwd(), dirs_exist_ok=True)
     edit(Path.cwd())
     with pytest.raises(CodeError, match=r"best\.json: needs parts\.py as it was, and in .* it has another SHA-256"):
