@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hpo.api.queue import status, watch
     from hpo.api.running import launch, submit, work
     from hpo.api.sections import Data, Network, Optimizer, Search, Training
-    from hpo.api.stored import StoredStudy, Tested, load, studies
+    from hpo.api.stored import Proposal, StoredStudy, Tested, load, studies
     from hpo.api.study import Study, read
     from hpo.api.view import Trial
     from hpo.data import Listing
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         DataError,
         HpoError,
         InterruptionError,
+        SettingError,
         StorageError,
         StudyBusyError,
         StudyClosedError,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     )
     from hpo.results.confirmation import Confirmation
     from hpo.results.findings import Finding
-    from hpo.results.next_study import Proposal
     from hpo.results.predicting import Predictions
     from hpo.results.replaying import Replay
     from hpo.search import events
@@ -58,7 +58,7 @@ _HOMES = {
     "hpo.api.queue": ["status", "watch"],
     "hpo.api.running": ["launch", "submit", "work"],
     "hpo.api.sections": ["Data", "Network", "Optimizer", "Search", "Training"],
-    "hpo.api.stored": ["StoredStudy", "Tested", "load", "studies"],
+    "hpo.api.stored": ["Proposal", "StoredStudy", "Tested", "load", "studies"],
     "hpo.api.study": ["Study", "read"],
     "hpo.api.view": ["Trial"],
     "hpo.data": ["Listing"],
@@ -67,6 +67,7 @@ _HOMES = {
         "DataError",
         "HpoError",
         "InterruptionError",
+        "SettingError",
         "StorageError",
         "StudyBusyError",
         "StudyClosedError",
@@ -77,7 +78,6 @@ _HOMES = {
     ],
     "hpo.results.confirmation": ["Confirmation"],
     "hpo.results.findings": ["Finding"],
-    "hpo.results.next_study": ["Proposal"],
     "hpo.results.predicting": ["Predictions"],
     "hpo.results.replaying": ["Replay"],
     "hpo.service.status": ["Status"],
@@ -105,6 +105,7 @@ __all__ = [
     "Replay",
     "Result",
     "Search",
+    "SettingError",
     "Status",
     "StorageError",
     "StoredStudy",

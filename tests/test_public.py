@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import hpo
+from hpo import errors
 
 ROOT = Path(__file__).parent.parent
 NAMES = [name for name in hpo.__all__ if name != "__version__"]
@@ -109,6 +110,11 @@ def test_what_is_public_is_what_is_documented() -> None:
     assert set(hpo.__all__) == documented()
     assert set(hpo.__all__) <= set(dir(hpo))
     assert list(hpo.__all__) == sorted(set(hpo.__all__))
+
+
+def test_every_error_is_public() -> None:
+    known = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    assert known <= set(hpo.__all__)
 
 
 def test_type_checkers_see_what_is_public() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 
 from hpo.api.displays import Progress, display
 from hpo.api.stopping import stopping
 from hpo.api.stored import StoredStudy
-from hpo.api.study import Source, read
+from hpo.api.study import Source, Study, read
 
 
 def launch(
@@ -38,7 +39,7 @@ def launch(
     Raises StudyFileError and UsageError for a study that cannot be searched or differs from the stored one, DataError,
     StorageError, StudyBusyError, StudyClosedError for a paused or stopped one, and TrainingError.
     """
-    checked = read(study)
+    checked = read(study).checked
 
     from hpo.service.launching import launch as search
     from hpo.storage import open_storage
@@ -78,7 +79,7 @@ def submit(
     `priority` goes first, None leaves it as it is (0). `on_stored` is called with each as soon as it is stored.
     Raises what `launch` raises before it trains.
     """
-    checked = [read(study) for study in _several(studies)]
+    checked = [read(study).checked for study in _several(studies)]
 
     from hpo.service.control import submit_all
     from hpo.storage import open_storage
@@ -121,9 +122,4 @@ def work(
 
 
 def _several(studies: Source | Iterable[Source]) -> Iterable[Source]:
-    from collections.abc import Mapping
-    from os import PathLike
-
-    from hpo.studyfile import Study
-
     return [studies] if isinstance(studies, Study | str | PathLike | Mapping) else studies

@@ -44,6 +44,8 @@ class Network(Section):
     """`[network]`: one trial's network, its rates of dropout (0 or more, below 1) and its initial weights."""
 
     kind: Word | None = None
+    module: str | None = None
+    args: Mapping[str, Any] | None = None
     hidden: Ints | None = None
     activation: Word | None = None
     init: str | Float | None = None

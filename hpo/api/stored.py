@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,6 @@ from hpo.api.view import StudyView, confirmed
 
 if TYPE_CHECKING:
     from hpo.results.confirmation import Confirmation
-    from hpo.results.next_study import Proposal
     from hpo.search.events import StudyEnded
     from hpo.storage import Storage
 
@@ -26,6 +25,24 @@ class Tested(NamedTuple):
 
     result: dict[str, Any]
     folder: Path
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The study that follows another one, and why its ranges are what they are, in lines."""
+
+    study: Study
+    lines: tuple[str, ...]
+
+    def write(self, path: str | Path | None = None) -> Path:
+        """Write the study to a file, by default `NAME.toml` in the current folder; return the path.
+
+        Raises HpoError where there is a file that says something else.
+        """
+        from hpo.results import next_study
+
+        proposal = next_study.Proposal(self.study.checked, self.lines)
+        return next_study.write_study(proposal, None if path is None else Path(path))
 
 
 class StoredStudy(StudyView):
@@ -82,7 +99,7 @@ class StoredStudy(StudyView):
         from hpo.results.next_study import propose
 
         proposal = propose(self._storage, self.name, name)
-        return replace(proposal, study=Study.of(proposal.study))
+        return Proposal(Study.of(proposal.study), proposal.lines)
 
     def rounds(
         self,
@@ -221,13 +238,13 @@ class StoredStudy(StudyView):
         """Return what a launch says at its end: how it ended, the best trials, and where these lie at an edge."""
         from hpo.results.closing import summary_lines
 
-        return summary_lines(self.study, self._storage, self.ended)
+        return summary_lines(self.study.checked, self._storage, self.ended)
 
     def next_lines(self, storage: str | None = None) -> list[str]:
         """Return the commands to type next, which name this storage if it is not the usual one."""
         from hpo.results.closing import next_lines
 
-        return next_lines(self.study, self._storage, storage)
+        return next_lines(self.study.checked, self._storage, storage)
 
 
 def load(name: str, *, storage: str | None = None) -> StoredStudy:

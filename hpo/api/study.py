@@ -13,23 +13,23 @@ from typing import Any, Self, TypeAlias
 
 from hpo import studyfile
 from hpo.api.sections import Data, Network, Optimizer, Search, Training, plain
-from hpo.studyfile.reading import changed_study, load_tree
+from hpo.studyfile.reading import changed_study, home_of, load_tree
 
 Table: TypeAlias = Mapping[str, Any]
 
 
-class Study(studyfile.Study):
+class Study:
     """A checked study: what a study file says, whole.
 
-    `name`, `description`, `data` and `search` are what the file says of them, with every default filled in;
-    `parameters` are the searched values in the order of the keys, `config(params)` the settings of the trial that has
-    these, `resolved()` is the whole as a tree for JSON, and `str()` the text of a study file. Two studies are equal
-    where they say the same, wherever they come from. A section is one of `hpo`'s own, or a dictionary with its keys.
-
-    `folder` is where the files that it refers to are looked for, by default the current one.
+    `resolved()` is the whole as a tree for JSON, every default filled in, and `str()` the text of a study file. Two
+    studies are equal where they say the same, wherever they come from. A section is one of `hpo`'s own, or a dictionary
+    with its keys. `folder` is where the files that it refers to are looked for, by default the current one.
 
     Raises StudyFileError for the first thing that is wrong, in the order of the arguments.
     """
+
+    checked: studyfile.Study
+    """The study as the rest of hpo has it."""
 
     def __init__(
         self,
@@ -55,30 +55,42 @@ class Study(studyfile.Study):
             "baseline": baseline,
         }
         tree = {key: plain(value) for key, value in given.items() if value is not None}
-        self._take(studyfile.parse_study(tree, "hpo.Study", Path(folder).absolute()))
+        self.checked = studyfile.parse_study(tree, "hpo.Study", Path(folder).absolute())
 
     @classmethod
     def of(cls, checked: studyfile.Study) -> Self:
         """Return a study that has been checked, as one of this class."""
         study = cls.__new__(cls)
-        study._take(checked)
+        study.checked = checked
         return study
 
-    def _take(self, checked: studyfile.Study) -> None:
-        super().__init__(checked.source, checked.parameters, checked.first, checked.folder)
-
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, studyfile.Study):
-            return NotImplemented
-        return (self.parameters, self.first) == (other.parameters, other.first)
+        return self.checked == other.checked if isinstance(other, Study) else NotImplemented
 
-    __hash__ = studyfile.Study.__hash__
+    __hash__ = None  # type: ignore[assignment]  # lists among its values have none either
+
+    def __repr__(self) -> str:
+        return f"<study {self.name!r} of {self.checked.source}>"
+
+    @property
+    def name(self) -> str:
+        """Its name in the storage."""
+        return self.checked.name
+
+    @property
+    def description(self) -> str:
+        """What the dashboard shows as its note."""
+        return self.checked.description
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole as a tree for JSON, every default filled in; keys that no trial uses are left out."""
+        return self.checked.resolved()
 
     def __str__(self) -> str:
         """Return the text of a study file that says the same; what has its default is left out."""
         from hpo.studyfile.writing import study_text
 
-        return study_text(self)
+        return study_text(self.checked)
 
     def check(self, device: str = "auto") -> str:
         """Return what `hpo check` prints: every default, the search space, and the size of a population.
@@ -87,10 +99,10 @@ class Study(studyfile.Study):
         """
         from hpo.search.check import describe
 
-        return describe(self, device)
+        return describe(self.checked, device)
 
 
-Source: TypeAlias = studyfile.Study | str | os.PathLike[str] | Mapping[str, Any]
+Source: TypeAlias = Study | str | os.PathLike[str] | Mapping[str, Any]
 """What names a study: one that is made, a file's path, or a dictionary with the keys of a study file."""
 
 
@@ -108,11 +120,12 @@ def read(
     take the place of what is said of them there. Raises StudyFileError for the first thing that is wrong.
     """
     changes = {"trials": trials, "name": name, "population": population}
-    if isinstance(source, studyfile.Study):
-        tree, said, folder = source.resolved(), source.source, source.folder
+    if isinstance(source, Study):
+        tree, said, folder = source.resolved(), source.checked.source, source.checked.folder
     elif isinstance(source, Mapping):
         tree, said, folder = plain(source), "study", Path.cwd()
     else:
         said = os.fspath(source)
-        tree, folder = load_tree(said), Path(said).absolute().parent
+        tree = load_tree(said)
+        folder = home_of(tree, Path(said))
     return Study.of(changed_study(tree, said, folder, overrides, **changes))

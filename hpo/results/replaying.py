@@ -24,7 +24,7 @@ from hpo.search.records import Curve
 from hpo.studyfile import Study, parse_study
 from hpo.studyfile.messages import dotted, faults_of
 from hpo.studyfile.models import Natural
-from hpo.studyfile.reading import EXPORT, load_tree
+from hpo.studyfile.reading import EXPORT, home_of, load_tree
 from hpo.training.stack import Member
 from hpo.usercode import found
 
@@ -78,7 +78,8 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     """
     tree = _read(path)
     exported = _checked(_Exported, tree, path)
-    study = _located(parse_study(exported.config, str(path)), exported.code, path)
+    study = parse_study(exported.config, str(path), home_of(tree, path))
+    study = _located(study, exported.code, path)
     if study.parameters:
         raise UsageError(f"{path}: config: still searches {study.parameters[0].name}, so it is no trial's")
     planned = plan(study, device)
@@ -105,7 +106,7 @@ def _located(study: Study, code: _Code | None, path: Path) -> Study:
     if code is None:
         raise UsageError(f"{path}: code: missing: it does not say which code its network is")
     try:
-        return replace(study, folder=found(study.references, code.model_dump(), path.absolute().parent))
+        return replace(study, folder=found(study.references, code.model_dump(), study.folder))
     except CodeError as error:
         raise CodeError(f"{path}: {error}") from error
 

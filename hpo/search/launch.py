@@ -31,6 +31,7 @@ from hpo.search.records import (
     kept,
     open_study,
     record_change,
+    record_place,
     settle_run,
     stored_study,
 )
@@ -166,6 +167,7 @@ def _store(
     check_start(study, planned.images, storage)
     stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
     record_change(stored, study, planned.code, storage)
+    record_place(stored, planned.images, storage)
     if priority is not None:
         storage.change_study(stored._study_id, {PRIORITY: priority})
     return stored
