@@ -3,6 +3,8 @@
     load        what a reference names
     code_of     the contents of the files behind references: each one's SHA-256, and that of whatever it imports from
                 its own folder while it is imported
+    folder_of   where the code of a study lies on this machine
+    found       the same, where it has to be that very code
     shortened   the traceback of an error, with the user's own frames only
     in_a_line   the same error in one line, with the last of these frames
     kind_of     what errors have in common that are raised in one place
@@ -106,14 +108,35 @@ def code_of(references: Iterable[str], folder: Path) -> Code:
     return Code(folder, dict(sorted(relative.items())))
 
 
-def folder_of(record: Mapping[str, Any]) -> Path:
-    """Return where the code of a study's record lies on this machine.
+def is_imported(code: Code) -> bool:
+    """Return whether what was imported last of these files is what they were then."""
+    with _LOCK:
+        hashes = {path: content for each in _imported.values() for path, content in each.hashes.items()}
+    return all(hashes.get((code.folder / file).resolve()) == content for file, content in code.files.items())
 
-    That is the folder it was in, or where that lacks a file and the current folder does not, the current one.
+
+def folder_of(record: Mapping[str, Any], *before: Path) -> Path:
+    """Return where the code of a study's record lies on this machine: the first of these folders that has its files.
+
+    `before`, the folder that it was in, and the current one. Where none has them, that is the one that it was in.
     """
-    kept, here = Path(record["folder"]), Path.cwd()
-    has = [folder for folder in (kept, here) if all((folder / file).is_file() for file in record["files"])]
+    kept = Path(record["folder"])
+    has = [folder for folder in (*before, kept, Path.cwd()) if not _missing(record, folder)]
     return (has or [kept])[0]
+
+
+def found(references: Iterable[str], record: Mapping[str, Any], *before: Path) -> Path:
+    """Return the same; raise CodeError where the code is not there, or is not that of the record."""
+    folder = folder_of(record, *before)
+    if missing := _missing(record, folder):
+        raise CodeError(f"needs {missing[0]}, which is neither in {folder} nor in the current folder")
+    if changed := code_of(references, folder).changed_since(record):
+        raise CodeError(f"needs {', '.join(changed)} as it was, and in {folder} it has another SHA-256; bring it back")
+    return folder
+
+
+def _missing(record: Mapping[str, Any], folder: Path) -> list[str]:
+    return [file for file in record["files"] if not (folder / file).is_file()]
 
 
 def shortened(error: BaseException, folder: Path) -> str:

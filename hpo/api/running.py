@@ -21,6 +21,7 @@ def launch(
     ray: str | None = None,
     gpus_per_worker: float = 0.0,
     extend: bool = False,
+    changed_code: bool = False,
     progress: Progress = "auto",
     stop: threading.Event | None = None,
 ) -> StoredStudy:
@@ -29,8 +30,8 @@ def launch(
     `study` is a `Study`, a file's path or a dictionary. `storage` is a URL, None for that of HPO_STORAGE or
     `sqlite:///hpo.db`; it is made where it is not there. `device` is auto, cpu, cuda, cuda:1 or mps. `workers` is how
     many processes share the search, None for this one alone; `ray` the address of a Ray cluster, "local" for one that
-    is started for it, with `gpus_per_worker`. `extend` lets a study go on whose file has changed. `progress` says what
-    is shown meanwhile: see `hpo.api.displays`.
+    is started for it, with `gpus_per_worker`. `extend` lets a study go on whose file has changed, `changed_code` one
+    whose own code has. `progress` says what is shown meanwhile: see `hpo.api.displays`.
 
     Ctrl-C, a notebook's "interrupt" and `stop` let the epoch in hand end: what has finished is kept, and the same call
     goes on from there. `ended` of what is returned says why the search has ended, `interrupted` whether it was stopped.
@@ -54,6 +55,7 @@ def launch(
                 ray=ray,
                 gpus_per_worker=gpus_per_worker,
                 extend=extend,
+                changed_code=changed_code,
                 on_event=shown,
                 stop=asked,
             )
@@ -97,6 +99,7 @@ def work(
     until_idle: bool = False,
     device: str = "auto",
     threads: int | None = None,
+    changed_code: bool = False,
     log_format: str = "text",
     metrics_port: int | None = None,
     metrics_host: str = "127.0.0.1",
@@ -104,15 +107,16 @@ def work(
 ) -> int:
     """Train whatever the queue has trials left of, or only these studies, until `stop`, Ctrl-C or, if told, idle.
 
-    It is meant for a process of its own: it sets up this one's log, on stderr as `text` or `json`, and ends the
-    process if an epoch takes more than 15 s after a stop. `threads` is how many it trains on, None for its share of the
-    cores. Prometheus finds metrics at `metrics_port` (0: any free one). Returns the exit status. Raises StorageError
-    for a file that is not there, and HpoError for a port in use.
+    It is meant for a process of its own: it sets up this one's log, on stderr as `text` or `json`, and ends the process
+    if an epoch takes more than 15 s after a stop. `threads` is how many it trains on, None for its share of the cores;
+    `changed_code` has it train studies whose own code is another here. Prometheus finds metrics at `metrics_port` (0:
+    any free one). Returns the exit status. Raises StorageError for a file that is not there, and HpoError for a port in
+    use.
     """
     from hpo.service.process import run_worker
     from hpo.service.worker import Duty
 
-    duty = Duty(tuple(names), device, threads, until_idle)
+    duty = Duty(tuple(names), device, threads, until_idle, changed_code)
     with stopping(stop) as asked:
         return run_worker(storage, duty, log_format, metrics_host, metrics_port, asked)
 

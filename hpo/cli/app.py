@@ -42,6 +42,9 @@ Workers = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
 Extend = Annotated[bool, typer.Option("--extend", help="Go on with a study whose file has changed.")]
+ChangedCode = Annotated[
+    bool, typer.Option("--changed-code", help="Go on although the study's own code is not what it began with.")
+]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A study file, or what `hpo export` wrote.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.", autocompletion=complete_study)]
 Overrides = Annotated[

@@ -12,6 +12,7 @@ import typer
 
 import hpo
 from hpo.cli.app import (
+    ChangedCode,
     Device,
     Extend,
     File,
@@ -54,6 +55,7 @@ def launch(
         float, typer.Option(min=0, metavar="X", help="With --ray: GPUs that a worker has, such as 0.25.")
     ] = 0.0,
     extend: Extend = False,
+    changed_code: ChangedCode = False,
     quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Write events to stdout, one JSON object a line.")] = False,
     storage: StorageUrl = None,
@@ -72,6 +74,7 @@ def launch(
             ray=ray,
             gpus_per_worker=gpus_per_worker,
             extend=extend,
+            changed_code=changed_code,
             progress="json" if json else "quiet" if quiet else "auto",
             stop=interruption.stop,
         )
@@ -122,6 +125,7 @@ def work(
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Threads [default: this worker's share of the cores]")
     ] = None,
+    changed_code: ChangedCode = False,
     log_format: Annotated[LogFormat, typer.Option(help="How a line of the log looks.")] = LogFormat.TEXT,
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve metrics for Prometheus there; 0: any.")
@@ -143,6 +147,7 @@ def work(
             until_idle=until_idle,
             device=device,
             threads=threads,
+            changed_code=changed_code,
             log_format=log_format.value,
             metrics_port=metrics_port,
             metrics_host=metrics_host,

@@ -19,7 +19,7 @@ from hpo.results.ranking import configurations
 from hpo.search.launch import submit
 from hpo.search.plan import plan
 from hpo.search.points import baseline
-from hpo.search.records import DATA, RUN, check_data, kept, not_of_hpo, same_images, stored_study
+from hpo.search.records import DATA, RUN, check_code, check_data, kept, not_of_hpo, same_images, stored_study
 from hpo.search.space import Values, decode, holds, settings
 from hpo.storage import IDENTITY, Storage, best_trials, load_study, study_names
 from hpo.storage.studies import MOST_TRIALS
@@ -69,6 +69,7 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         if confirming.name not in study_names(storage):
             planned = plan(confirming, "cpu")
             check_data(study, planned.images, original)
+            check_code(study, planned.code, original)
             try:
                 submit(confirming, storage, planned=planned)
             except UsageError:

@@ -24,7 +24,7 @@ from hpo.results.naming import followed
 from hpo.results.overview import by_word
 from hpo.results.verification import VERIFIED
 from hpo.results.versions import versions
-from hpo.search.records import CURVE, DATA, RUN, kept, stored_study
+from hpo.search.records import CODE, CURVE, DATA, RUN, kept, stored_study
 from hpo.search.space import decode
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
 from hpo.studyfile import Config, Study
@@ -83,9 +83,15 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
         "confirmed": None if confirmation is None else confirmation_record(confirmation),
         "verified": attrs.get(VERIFIED),
         "data": attrs[DATA],
+        **code_of_study(attrs),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
+
+
+def code_of_study(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an export says of the user's own code, where the study has any: its folder, and a hash a file."""
+    return {"code": attrs[CODE]} if CODE in attrs else {}
 
 
 def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict[str, Any]:

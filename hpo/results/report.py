@@ -30,7 +30,7 @@ from hpo.results.verification import VERIFIED, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line
 from hpo.search.predecessors import predecessors
-from hpo.search.records import DATA, RUN, stored_study
+from hpo.search.records import CODE, DATA, NO_CODE, RUN, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
 from hpo.storage.looks import Look, looks
 from hpo.studyfile import Study
@@ -92,11 +92,13 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
     sealed = {None: "unknown number of", 0: "no"}.get(data["test"], f"{data['test']:,}")
     images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
     search = study.search
+    code = held.user_attrs.get(CODE, NO_CODE)["files"]
     return [
         ("data", f"{data['name']}: {images}"),
         *([("classes", f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
         ("SHA-256 of the images", data["sha256"]),
         ("SHA-256 of the split", data["split_sha256"]),
+        *((f"SHA-256 of {file}", digest) for file, digest in code.items()),
         ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
         ("scored by", f"{SCORES[search.metric]}, {WHEN[search.score]}"),
         *([("starts from", _start(study, data, storage))] if search.start_from else []),

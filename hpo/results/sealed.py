@@ -27,14 +27,14 @@ from hpo.results.naming import file_stem
 from hpo.results.scores import Logs, scores
 from hpo.results.sealed_result import fill, result_of
 from hpo.search.plan import Plan, on_device, plan
-from hpo.search.records import DATA, RUN, check_data, kept, stored_study
+from hpo.search.records import CODE, DATA, RUN, check_code, check_data, kept, stored_study
 from hpo.storage import IDENTITY, Storage, load_study
 from hpo.storage.looks import Looking, begin_look, check_unseen, end_look, looks
 from hpo.studyfile import Study
 from hpo.training.devices import describe
-from hpo.training.evaluation import log_probabilities, of_subnetworks
+from hpo.training.evaluation import drops_out, log_probabilities, of_subnetworks
 from hpo.training.images import shape_of_images
-from hpo.training.networks import dropout_rates
+from hpo.training.networks import build
 from hpo.training.objective import Objective
 from hpo.training.population import EpochResult
 from hpo.training.randomness import derive_seed
@@ -70,10 +70,11 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
     folder = wanted.folder or _default_folder(name, len(looks(attrs)) + 1)
     check_free(folder)
     choice = chosen(storage, name, wanted.trial)
-    if wanted.subnetworks is not None and not _drops_out(choice):
-        raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout, so it has none")
     planned = plan(study, wanted.device)
+    if wanted.subnetworks is not None and not _drops_out(choice, planned):
+        raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout, so it has none")
     check_data(study, planned.images, stored)
+    check_code(study, planned.code, stored)
     check_test(study.data.dataset, study.folder)
     with put(folder) as filled:
         if wanted.checkpoint:
@@ -93,7 +94,7 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         _check_same(study, attrs, images)
         saw = _saw(network.to(planned.device), images, planned.images.names, wanted.subnetworks, trained.seed)
         begun["looks"] = end_look(storage, looking, begun, saw)
-        result = result_of(study, attrs[DATA], choice, trained, sha256(weights), begun, saw)
+        result = result_of(study, attrs[DATA], choice, trained, sha256(weights), begun, saw, attrs.get(CODE))
         form = {"shape": list(shape), "classes": planned.images.classes, "white": planned.images.white}
         try:
             fill(filled, result, form)
@@ -107,8 +108,9 @@ def _default_folder(name: str, look: int) -> Path:
     return Path(f"{file_stem(name)}-test" + ("" if look == 1 else f"-{look}"))
 
 
-def _drops_out(choice: Choice) -> bool:
-    return any(rate > 0 for rate in dropout_rates(choice.config.network, choice.config.network.dropout_places))
+def _drops_out(choice: Choice, planned: Plan) -> bool:
+    shape = shape_of_images(planned.images.train.pixels.shape)
+    return drops_out(build(choice.config.network, shape, planned.images.classes, seed=0))
 
 
 def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: threading.Event, say: Say) -> Trained:

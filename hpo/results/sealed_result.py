@@ -41,8 +41,9 @@ def result_of(
     weights_sha256: str,
     look: Look,
     saw: Mapping[str, Any],
+    code: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the result of a look that `saw` this."""
+    """Return the result of a look that `saw` this; `code` is the record of the user's own code that it ran."""
     apart = ("subnetworks", "sha256")
     return {
         "schema": SCHEMA,
@@ -68,6 +69,7 @@ def result_of(
         "test": {key: value for key, value in saw.items() if key not in apart},
         "subnetworks": saw["subnetworks"],
         "data": {**data, "test": saw["images"], "test_sha256": saw["sha256"]},
+        **({} if code is None else {"code": dict(code)}),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }

@@ -24,6 +24,7 @@ from hpo.search.populations import PopulationSearch
 from hpo.search.predecessors import check_start, predecessors
 from hpo.search.records import (
     RUN,
+    check_code,
     check_data,
     data_record,
     gate,
@@ -52,6 +53,7 @@ def submit(
     *,
     extend: bool = False,
     priority: int | None = None,
+    changed_code: bool = False,
     planned: Plan | None = None,
 ) -> Plan:
     """Put the study into the storage, for workers to take up; return what it comes to on this machine's CPU.
@@ -62,7 +64,7 @@ def submit(
     StudyBusyError before anything is stored.
     """
     planned = planned or plan(study, "cpu")
-    _store(study, planned, storage, extend, priority)
+    _store(study, planned, storage, extend, priority, changed_code)
     return planned
 
 
@@ -79,6 +81,7 @@ def join(
     on_event: Listener,
     stop: threading.Event,
     raised_before: list[str] | None = None,
+    changed_code: bool = False,
 ) -> Search:
     """Return this process's search of a stored study; `raised_before` is kept up by it, as long as the caller likes.
 
@@ -88,6 +91,8 @@ def join(
     study = stored_study(stored)
     planned = plan(study, device)
     check_data(study, planned.images, stored)
+    if not changed_code:
+        check_code(study, planned.code, stored)
     return _begin(study, stored, planned, storage, on_event, stop, raised_before)
 
 
@@ -97,20 +102,22 @@ def launch(
     *,
     device: str = "auto",
     extend: bool = False,
+    changed_code: bool = False,
     on_event: Listener,
     stop: threading.Event,
 ) -> None:
     """Search the study until it has its trials, or until `stop` is set: then the epoch in hand ends.
 
     A study that the storage has goes on where it was; where other processes search it, this one joins them. Raises
-    UsageError or StudyFileError (the file, the device, a file that differs from the stored one) and DataError before
-    anything is stored, StudyBusyError where a change of the file would leave others searching what it was, and
-    StudyClosedError where the study is paused or stopped.
+    UsageError or StudyFileError (the file, the device, a file that differs from the stored one), DataError and
+    CodeError (other code than the stored one's, without `changed_code`) before anything is stored, StudyBusyError where
+    a change of the file would leave others searching what it was, and StudyClosedError where the study is paused or
+    stopped.
     """
     start = time.perf_counter()
     with storage.patience.until(stop):
         planned = plan(study, device)
-        stored = _store(study, planned, storage, extend)
+        stored = _store(study, planned, storage, extend, changed_code=changed_code)
         with heartbeats(storage):
             reason = _begin(study, stored, planned, storage, on_event, stop).run()
     on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
@@ -149,10 +156,17 @@ def counted(study: Study, storage: Storage) -> tuple[int, int, int]:
     return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)
 
 
-def _store(study: Study, planned: Plan, storage: Storage, extend: bool, priority: int | None = None) -> optuna.Study:
+def _store(
+    study: Study,
+    planned: Plan,
+    storage: Storage,
+    extend: bool,
+    priority: int | None = None,
+    changed_code: bool = False,
+) -> optuna.Study:
     check_start(study, planned.images, storage)
-    stored = open_study(study, planned.images, storage, extend, priority)
-    record_change(stored, study, storage)
+    stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
+    record_change(stored, study, planned.code, storage)
     record_place(stored, planned.images, storage)
     if priority is not None:
         storage.change_study(stored._study_id, {PRIORITY: priority})
@@ -191,6 +205,7 @@ def _begin(
         stop=stop,
         raised_before=said,
         objective=objective,
+        code=planned.code,
         before=before,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from hpo.data import Split, load_split
-from hpo.errors import HpoError, SettingError
+from hpo.errors import CodeError, HpoError, SettingError
 from hpo.search.samplers import check_search
 from hpo.studyfile import Config, Study
 from hpo.studyfile.searched import candidates
@@ -24,14 +24,15 @@ from hpo.training.images import DeviceSplit, shape_of_images, to_device
 from hpo.training.networks import build
 from hpo.training.own_networks import try_out
 from hpo.training.size import Size, population_size, size_of
-from hpo.usercode import in_a_line
+from hpo.usercode import Code, code_of, in_a_line
 
 
 @dataclass(frozen=True)
 class Plan:
     """`config` has every searched value at its first, `size` is of one member of it, `population` a number of them.
 
-    `stacked` is whether members of `config` train in a stack; a module of the user's own may not.
+    `stacked` is whether members of `config` train in a stack; a module of the user's own may not. `code` is what that
+    is made of, without files where there is none.
     """
 
     device: torch.device
@@ -40,6 +41,7 @@ class Plan:
     size: Size
     population: int
     stacked: bool
+    code: Code
 
 
 def plan(study: Study, device: str) -> Plan:
@@ -51,6 +53,7 @@ def plan(study: Study, device: str) -> Plan:
         raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
     images = load_split(study)
     _check_shift(study, images)
+    code = _code(study)
     config = study.first_config
     assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
     with _named(study, config):
@@ -58,7 +61,15 @@ def plan(study: Study, device: str) -> Plan:
         size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
     wanted = 1 if study.search.population == "auto" and not stacked else study.search.population
     population = population_size(wanted, study.search.trials, size.member_bytes, where)
-    return Plan(where, images, config, size, population, stacked)
+    return Plan(where, images, config, size, population, stacked, code)
+
+
+def _code(study: Study) -> Code:
+    """Return the study's code as it is now, which is imported."""
+    try:
+        return code_of(study.references, study.folder)
+    except CodeError as error:
+        raise study.error("network.module", str(error)) from error
 
 
 @contextmanager

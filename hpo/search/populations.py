@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import StudyFileError
+from hpo.errors import StudyClosedError, StudyFileError
 from hpo.search.events import TrialsFailed
 from hpo.search.history import RUNG, History
 from hpo.search.keeping import Keeper
@@ -22,6 +22,7 @@ from hpo.storage import REASON, Ending, Parts
 from hpo.studyfile import Study
 from hpo.training.objective import Objective
 from hpo.training.stack import Member
+from hpo.usercode import Code, is_imported
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,7 @@ class PopulationSearch(Search):
 
     study: Study
     objective: Objective
+    code: Code
     before: Sequence[FrozenTrial] = ()
     history: History = field(init=False)
     keeper: Keeper | None = field(init=False)
@@ -77,6 +79,8 @@ class PopulationSearch(Search):
 
     def _train(self) -> None:
         """Train the running trials, in as many populations as they have shapes."""
+        if not is_imported(self.code):  # another study of this process has its files as they are by now
+            raise StudyClosedError(f"study '{self.study.name}': its code has changed on this machine", "changed")
         for group in self.objective.groups(self._members()):
             if self.stop.is_set():
                 return

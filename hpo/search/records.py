@@ -21,14 +21,16 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.study import StudyDirection
 
 from hpo.data import Split
-from hpo.errors import HpoError, StudyClosedError, UnknownStudyError, UsageError
+from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import Study, differing_keys, parse_study
 from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
 from hpo.studyfile.trees import replaced, value_at
-from hpo.usercode import code_of, folder_of
+from hpo.usercode import Code, folder_of
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
+
+NO_CODE: dict[str, Any] = {"folder": "", "files": {}}
 
 CURVE = "hpo:curve"
 """The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
@@ -48,27 +50,39 @@ FREE_TO_CHANGE = (
 """Keys that `--extend` may change besides ranges and choices: old and new trials stay comparable."""
 
 
-def open_study(study: Study, split: Split, storage: Storage, extend: bool, priority: int | None = None) -> optuna.Study:
-    """Return the stored study: a new one of that priority, or the one of that name if file and data are what they were.
+def open_study(
+    study: Study,
+    split: Split,
+    code: Code,
+    storage: Storage,
+    extend: bool,
+    priority: int | None = None,
+    changed_code: bool = False,
+) -> optuna.Study:
+    """Return the stored study: a new one of that priority, or the one of that name if file, data and code are the same.
 
-    Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does.
+    Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does, and
+    CodeError where the code does, unless `changed_code` allows that.
     """
     data = data_record(split)
     try:
         stored = load_study(storage, study.name)
     except UnknownStudyError:
-        stored = _create(study, data, storage, priority) or load_study(storage, study.name)
+        stored = _create(study, data, code, storage, priority) or load_study(storage, study.name)
     _check_change(study, stored_study(stored), extend)
     check_data(study, split, stored)
+    if not changed_code:
+        check_code(study, code, stored)
     return stored
 
 
-def record_change(stored: optuna.Study, study: Study, storage: Storage) -> None:
-    """Keep with the stored study what its file says now, and what changed. `open_study` has found it allowed.
+def record_change(stored: optuna.Study, study: Study, code: Code, storage: Storage) -> None:
+    """Keep with the stored study what its file and code say now, and what changed. `open_study` has found it allowed.
 
     Raises StudyBusyError where another process is searching what the file said before.
     """
-    differences = differing_keys(stored_study(stored), study)
+    changed = code.changed_since(kept(stored).get(CODE, NO_CODE))
+    differences = [*differing_keys(stored_study(stored), study), *(f"{file}: other contents" for file in changed)]
     if not differences:
         return
     change = {
@@ -78,7 +92,7 @@ def record_change(stored: optuna.Study, study: Study, storage: Storage) -> None:
     }
     changes = [*kept(stored).get(CHANGES, []), change]
     with _unless_deleted(study.name):
-        change_idle_study(storage, stored._study_id, study.name, {CHANGES: changes, STUDY: _text(study)})
+        change_idle_study(storage, stored._study_id, study.name, {CHANGES: changes, STUDY: _text(study), **_code(code)})
         _note(stored, study)
 
 
@@ -88,6 +102,16 @@ def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
         raise HpoError(
             f"study '{study.name}': the images of {split.dataset} are not those that it began with "
             "(their SHA-256 differs); bring them back, or start another study with --name"
+        )
+
+
+def check_code(study: Study, code: Code, stored: optuna.Study) -> None:
+    """Raise CodeError unless this is the code that the stored study began with, or was given since."""
+    changed = code.changed_since(kept(stored).get(CODE, NO_CODE))
+    if changed:
+        raise CodeError(
+            f"study '{study.name}': {', '.join(changed)} in {code.folder} is not what it began with (its SHA-256 "
+            "differs); bring it back, start another study with --name, or go on with the change with --changed-code"
         )
 
 
@@ -110,7 +134,7 @@ def gate(study: Study, stored: optuna.Study) -> Gate:
 
     Raises StudyClosedError where it says something else already.
     """
-    known = {key: value for key, value in kept(stored).items() if key in (STUDY, IDENTITY)}
+    known = {key: value for key, value in kept(stored).items() if key in (STUDY, CODE, IDENTITY)}
     if differing_keys(_parsed(known[STUDY], study.name), study):
         raise StudyClosedError(f"study '{study.name}' was changed by another process", "changed")
     return Gate(stored._study_id, study.name, known)
@@ -158,13 +182,15 @@ def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: s
     return str(run["precision"]), datetime.datetime.fromisoformat(run["began"])
 
 
-def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int | None) -> optuna.Study | None:
+def _create(
+    study: Study, data: dict[str, Any], code: Code, storage: Storage, priority: int | None
+) -> optuna.Study | None:
     """Return the new study, or None where another process has just made one of that name."""
     minimized = study.search.minimized
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}
-        attrs |= {CODE: code_of(study.references, study.folder).record()} if study.references else {}
+        attrs |= _code(code)
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:
@@ -175,6 +201,10 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
         stored.set_metric_names([study.search.metric])
     _note(stored, study)
     return stored
+
+
+def _code(code: Code) -> dict[str, Any]:
+    return {CODE: code.record()} if code.files else {}
 
 
 def _parsed(text: str, name: str, folder: Path = HERE) -> Study:

@@ -30,6 +30,7 @@ def launch(
     ray: str | None = None,
     gpus_per_worker: float = 0.0,
     extend: bool = False,
+    changed_code: bool = False,
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> None:
@@ -44,7 +45,7 @@ def launch(
     if ray is None and workers is None:
         drawing = Drawing(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
-        launch_here(study, storage, device=device, extend=extend, on_event=listen, stop=stop)
+        launch_here(study, storage, device=device, extend=extend, changed_code=changed_code, on_event=listen, stop=stop)
         return
     count, url = workers or 1, storage.location.full_url
     crew: Crew
@@ -55,4 +56,4 @@ def launch(
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
     with storage.patience.until(stop):
-        launch_with(study, storage, crew, extend=extend, on_event=on_event, stop=stop)
+        launch_with(study, storage, crew, extend=extend, changed_code=changed_code, on_event=on_event, stop=stop)

@@ -66,9 +66,12 @@ def changed_study(tree: Any, source: str, folder: FilePath, overrides: Sequence[
 
 def home_of(tree: Any, path: FilePath) -> FilePath:
     """Return what relative paths in a file are relative to: its folder, or what an export says of its study's."""
-    data = tree.get("data") if isinstance(tree, dict) and str(tree.get("schema")).startswith(EXPORT) else None
-    kept = FilePath(str(data.get("folder", ""))) if isinstance(data, dict) else FilePath()
-    return kept if kept.is_absolute() and kept.is_dir() else path.absolute().parent
+    export = tree if isinstance(tree, dict) and str(tree.get("schema")).startswith(EXPORT) else {}
+    for part in (export.get("data"), export.get("code")):
+        kept = FilePath(str(part.get("folder", ""))) if isinstance(part, dict) else FilePath()
+        if kept.is_absolute() and kept.is_dir():
+            return kept
+    return path.absolute().parent
 
 
 def load_tree(path: str | FilePath) -> Any:

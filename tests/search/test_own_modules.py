@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 from tiny import LR, search, states, study_of, tree, trials_of
 
-from hpo.errors import StudyFileError, TrainingError
+from hpo.errors import CodeError, StudyClosedError, StudyFileError, TrainingError
+from hpo.results.confirming import confirming_study
+from hpo.results.export import export, schema
+from hpo.results.predicting import predictions
+from hpo.results.replaying import replay
+from hpo.results.sealed import Wanted, look
+from hpo.results.sealed_result import schema as schema_of_result
+from hpo.results.verification import verify
 from hpo.search.events import Note, PopulationStarted, StudyStarted
+from hpo.search.launch import join, launch, submit
 from hpo.search.plan import plan
-from hpo.search.records import CODE, kept, stored_study
-from hpo.storage import ATTEMPTS, REASON, Storage, load_study, study_names
+from hpo.search.records import CHANGES, CODE, kept, stored_study
+from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
 from hpo.studyfile import Study, parse_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -168,3 +181,90 @@ def test_hpos_own_networks_and_a_module_can_be_searched_side_by_side(folder: Pat
     assert {trial.params["network.kind"] for trial in trials} == {"mlp", "module"}
     assert states(trials) == [TrialState.COMPLETE] * 4
     assert study_of().references == ()
+
+
+def edit(folder: Path) -> None:
+    (folder / "parts.py").write_text(PARTS.replace("nn.ReLU()", "nn.Tanh()"))
+
+
+def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Storage) -> None:
+    study = own(folder, search={"trials": 2})
+    search(study, storage)
+    more = own(folder, search={"trials": 4})
+    edit(folder)
+    with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* is not what it began with .*--changed-code$"):
+        search(more, storage, extend=True)
+    with pytest.raises(CodeError, match=r"parts\.py"):
+        join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
+    join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event(), changed_code=True)
+    before = kept(load_study(storage, "tiny"))[CODE]
+    launch(more, storage, extend=True, changed_code=True, on_event=lambda event: None, stop=threading.Event())
+    after = kept(load_study(storage, "tiny"))
+    assert states(trials_of(storage)) == [TrialState.COMPLETE] * 4
+    assert [file for file, content in after[CODE]["files"].items() if before["files"][file] != content] == ["parts.py"]
+    assert after[CHANGES][-1]["changed"] == ["search.trials: 2 -> 4", "parts.py: other contents"]
+    search(more, storage)  # it is the study's code now
+
+
+def test_a_search_does_not_go_on_with_what_another_study_has_imported_since(folder: Path, storage: Storage) -> None:
+    study = own(folder, search={"trials": 4, "population": 2})
+    submit(study, storage)
+    begun = join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
+    with heartbeats(storage):
+        assert begun.step()
+        edit(folder)
+        assert plan(study, "cpu").code.changed_since(kept(load_study(storage, "tiny"))[CODE]) == ["parts.py"]
+        with pytest.raises(StudyClosedError, match="its code has changed on this machine"):
+            begun.step()
+
+
+def test_what_follows_a_search_goes_on_with_its_code(
+    folder: Path, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module of its own that no stack knows, with dropout, in all that trains or reads it again."""
+    monkeypatch.chdir(tmp_path_of(tmp_path, "elsewhere"))
+    stop, said = threading.Event(), list[str]()
+    study = own(folder, "Branching", search={"trials": 3}, training={"keep": "best"})
+    search(study, storage)
+    assert verify(storage, "tiny", 2, "cpu", stop, said.append)["score"] == 0
+    confirming = confirming_study(storage, "tiny", 1, 1)
+    assert confirming.folder == folder.resolve()
+    assert kept(load_study(storage, confirming.name))[CODE] == kept(load_study(storage, "tiny"))[CODE]
+    search(confirming, storage)
+    exported = export(storage, "tiny")
+    jsonschema.validate(exported, schema())
+    assert exported["config"]["network"]["module"] == "nets.py:Branching"
+    assert list(exported["code"]["files"]) == ["nets.py", "parts.py"]
+    path = Path("best.json")
+    path.write_text(json.dumps(exported))
+    (run,) = replay(path, "cpu", stop, said.append).runs
+    assert run.difference == 0
+    result, model = look(storage, "tiny", Wanted(subnetworks=3, device="cpu"), stop, said.append)
+    jsonschema.validate(result, schema_of_result())
+    images = np.zeros((2, 8, 8), np.uint8)
+    np.save("images.npy", images)
+    first = str(predictions(model, Path("images.npy"), "cpu"))
+    _, kept_one = look(storage, "tiny", Wanted(again=True, checkpoint=True, device="cpu"), stop, said.append)
+    assert json.loads((kept_one / "card.json").read_text())["code"] == exported["code"]
+
+    moved = tmp_path_of(tmp_path, "moved")
+    for file in ("nets.py", "parts.py"):
+        (folder / file).rename(moved / file)
+    nowhere = r"needs nets\.py, which is neither in .* nor in the current folder$"
+    with pytest.raises(CodeError, match=rf"^best\.json: {nowhere}"):
+        replay(path, "cpu", stop, said.append)
+    with pytest.raises(CodeError, match=rf"card\.json: its network {nowhere}"):
+        predictions(model, Path("images.npy"), "cpu")
+    shutil.copytree(moved, model, dirs_exist_ok=True)
+    assert str(predictions(model, Path("images.npy"), "cpu")) == first
+    shutil.copytree(moved, Path.cwd(), dirs_exist_ok=True)
+    edit(Path.cwd())
+    with pytest.raises(CodeError, match=r"best\.json: needs parts\.py as it was, and in .* it has another SHA-256"):
+        replay(path, "cpu", stop, said.append)
+    with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* is not what it began with"):
+        verify(storage, "tiny", 1, "cpu", stop, said.append)
+
+
+def tmp_path_of(tmp_path: Path, name: str) -> Path:
+    (tmp_path / name).mkdir()
+    return tmp_path / name
