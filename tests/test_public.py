@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -156,5 +157,6 @@ def test_a_users_program_has_types(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(textwrap.dedent(SCRIPT))
     (tmp_path / "mypy.ini").write_text(SETTINGS)
     command = [sys.executable, "-m", "mypy", "--cache-dir", "cache", "program.py"]
-    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    env = {**os.environ, "MYPYPATH": str(ROOT)}  # mypy does not look into an editable install
+    checked = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias
 
 from hpo import studyfile
 from hpo.api.sections import Data, Network, Optimizer, Search, Training, plain
-from hpo.studyfile.reading import changed_study, load_tree
+from hpo.studyfile.reading import changed_study, home_of, load_tree
 
 Table: TypeAlias = Mapping[str, Any]
 
@@ -126,5 +126,6 @@ def read(
         tree, said, folder = plain(source), "study", Path.cwd()
     else:
         said = os.fspath(source)
-        tree, folder = load_tree(said), Path(said).absolute().parent
+        tree = load_tree(said)
+        folder = home_of(tree, Path(said))
     return Study.of(changed_study(tree, said, folder, overrides, **changes))

@@ -30,6 +30,7 @@ from hpo.search.records import (
     kept,
     open_study,
     record_change,
+    record_place,
     settle_run,
     stored_study,
 )
@@ -152,6 +153,7 @@ def _store(study: Study, planned: Plan, storage: Storage, extend: bool, priority
     check_start(study, planned.images, storage)
     stored = open_study(study, planned.images, storage, extend, priority)
     record_change(stored, study, storage)
+    record_place(stored, planned.images, storage)
     if priority is not None:
         storage.change_study(stored._study_id, {PRIORITY: priority})
     return stored

@@ -38,6 +38,7 @@ Curve = dict[str, list[float]]
 FREE_TO_CHANGE = (
     "description",
     "baseline",
+    "data.dataset",  # where the images are; their SHA-256 says whether they are the same
     *(f"training.{key}" for key in ("keep", "keep_trials")),
     *(
         f"search.{key}"
@@ -90,6 +91,14 @@ def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
         )
 
 
+def record_place(stored: optuna.Study, split: Split, storage: Storage) -> None:
+    """Keep with the study where its images are now: the user's own may have been moved since it began."""
+    before, now = kept(stored)[DATA], data_record(split)
+    moved = {key: now[key] for key in ("name", "folder") if key in now}
+    if any(before.get(key) != value for key, value in moved.items()):
+        storage.change_study(stored._study_id, {DATA: before | moved})
+
+
 def same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two studies' records of their images say the same of what is searched with."""
     # Not the test set's size: whether its file is there does not matter to a search.
@@ -128,7 +137,14 @@ def stored_study(stored: optuna.Study) -> Study:
     text = attrs.get(STUDY)
     if not isinstance(text, str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return _parsed(text, stored.study_name, folder_of(attrs[CODE]) if CODE in attrs else HERE)
+    return _parsed(text, stored.study_name, _folder(attrs))
+
+
+def _folder(attrs: Mapping[str, Any]) -> Path:
+    """Return where the files that a stored study refers to are looked for."""
+    if CODE in attrs:
+        return folder_of(attrs[CODE])
+    return Path(attrs.get(DATA, {}).get("folder", HERE))
 
 
 def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> tuple[str, datetime.datetime]:
@@ -178,8 +194,11 @@ def _note(stored: optuna.Study, study: Study) -> None:
 
 def data_record(split: Split) -> dict[str, Any]:
     """Return what is kept of a study's images."""
+    found_in = {} if split.folder is None else {"folder": str(split.folder)}
     return {
         "name": split.dataset,
+        **found_in,
+        "classes": list(split.names),
         "sha256": split.content_sha256,
         "split_sha256": split.split_sha256,
         "train": len(split.train),

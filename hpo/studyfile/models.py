@@ -112,10 +112,40 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+OWN_DATA = "npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
+
+
+def own_data(dataset: str) -> tuple[Literal["npz", "folder", "code"], str] | None:
+    """Return how a data set of the user's own is read, and what: a path or a reference; None for a known data set."""
+    kind, colon, path = dataset.partition(":")
+    if kind == "npz":
+        return "npz", path
+    if kind == "folder":
+        return "folder", path
+    return ("code", dataset) if colon else None
+
+
+def _own_data(dataset: str) -> str:
+    kind, path = own_data(dataset) or ("", "")
+    try:
+        if kind == "code":
+            _reference(dataset)
+    except ValueError:
+        path = ""
+    if not path or not dataset.isprintable():
+        raise ValueError(f"must be {OWN_DATA}")
+    return dataset
+
+
 class DataSettings(Settings):
     """`[data]`: which images, and how validation is carved from them."""
 
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field(title="data set")
+    dataset: Annotated[
+        Annotated[Literal["digits", "mnist", "fashion_mnist", "cifar10"], Tag("known")]
+        | Annotated[str, AfterValidator(_own_data), Tag("own")],
+        Discriminator(lambda value: "own" if isinstance(value, str) and ":" in value else "known"),
+        Field(title="data set", description=f"digits, mnist, fashion_mnist, cifar10, {OWN_DATA}"),
+    ]
     validation: float = Field(0.2, gt=0, lt=1)
     train_size: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
     split_seed: Natural = 0

@@ -35,7 +35,8 @@ class _Change:
 
 def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: Any) -> Study:
     """Read a study file, with `overrides` and changes: see `changed_study`."""
-    return changed_study(load_tree(path), str(path), FilePath(path).absolute().parent, overrides, **changes)
+    tree = load_tree(path)
+    return changed_study(tree, str(path), home_of(tree, FilePath(path)), overrides, **changes)
 
 
 def changed_study(tree: Any, source: str, folder: FilePath, overrides: Sequence[str] = (), **changes: Any) -> Study:
@@ -61,6 +62,13 @@ def changed_study(tree: Any, source: str, folder: FilePath, overrides: Sequence[
             if error.key == key or error.key.startswith(f"{key}."):
                 raise study_file_error(source, change.label + error.key[len(key) :], error.problem) from error
         raise
+
+
+def home_of(tree: Any, path: FilePath) -> FilePath:
+    """Return what relative paths in a file are relative to: its folder, or what an export says of its study's."""
+    data = tree.get("data") if isinstance(tree, dict) and str(tree.get("schema")).startswith(EXPORT) else None
+    kept = FilePath(str(data.get("folder", ""))) if isinstance(data, dict) else FilePath()
+    return kept if kept.is_absolute() and kept.is_dir() else path.absolute().parent
 
 
 def load_tree(path: str | FilePath) -> Any:
