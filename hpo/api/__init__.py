@@ -7,9 +7,11 @@
     stored.py     a stored study in hand: what is done with it after a search
     queue.py      who works on what
     answers.py    what a command has found: a record, and how it reads
+    arrays.py     learning curves as NumPy arrays
     comparing.py  configurations beside each other
     models.py     trained networks and exports, from their files alone
     machine.py    this machine: data sets, dashboard, health, versions
+    files.py      files that are written whole or not at all
     displays.py   what shows progress: in a notebook, on a terminal, in a log
     stopping.py   Ctrl-C
 

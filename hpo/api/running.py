@@ -39,7 +39,7 @@ def launch(
     Raises StudyFileError and UsageError for a study that cannot be searched or differs from the stored one, DataError,
     StorageError, StudyBusyError, StudyClosedError for a paused or stopped one, and TrainingError.
     """
-    checked = read(study).checked
+    given = read(study)
 
     from hpo.service.launching import launch as search
     from hpo.storage import open_storage
@@ -48,7 +48,7 @@ def launch(
         opened = open_storage(storage)
         with display(progress, asked) as shown:
             search(
-                checked,
+                given.checked,
                 opened,
                 device=device,
                 workers=workers,
@@ -59,7 +59,7 @@ def launch(
                 on_event=shown,
                 stop=asked,
             )
-        stored = StoredStudy(opened, checked.name, shown.ended, shown.interrupted)
+        stored = StoredStudy(opened, given.name, shown.ended, shown.interrupted, given)
         for line in stored.summary_lines() if shown.says else ():
             shown.line(line)
     return stored

@@ -53,9 +53,17 @@ class StoredStudy(StudyView):
     `device` is auto, cpu, cuda, cuda:1 or mps.
     """
 
-    def __init__(self, storage: Storage, name: str, ended: StudyEnded | None = None, interrupted: bool = False) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        name: str,
+        ended: StudyEnded | None = None,
+        interrupted: bool = False,
+        launched: Study | None = None,
+    ) -> None:
         super().__init__(storage, name)
         self.ended, self.interrupted = ended, interrupted
+        self._launched = launched  # the study may have been deleted meanwhile
 
     def confirm(
         self,
@@ -238,12 +246,14 @@ class StoredStudy(StudyView):
         """Return what a launch says at its end: how it ended, the best trials, and where these lie at an edge."""
         from hpo.results.closing import summary_lines
 
-        return summary_lines(self.study.checked, self._storage, self.ended)
+        return summary_lines((self._launched or self.study).checked, self._storage, self.ended)
 
     def next_lines(self, storage: str | None = None) -> list[str]:
         """Return the commands to type next, which name this storage if it is not the usual one."""
         from hpo.results.closing import next_lines
 
+        if self.ended is not None and self.ended.reason == "deleted":
+            return []
         return next_lines(self.study.checked, self._storage, storage)
 
 

@@ -13,7 +13,7 @@ from tiny import tree
 
 import hpo
 from hpo.results.export import schema
-from hpo.search.events import EpochEnded, Event
+from hpo.search.events import EpochEnded, Event, PopulationStarted
 from hpo.storage import open_storage
 
 RUNS = "sqlite:///runs.db"
@@ -133,6 +133,17 @@ def test_a_study_in_the_queue_is_steered_and_deleted() -> None:
     assert [each.name for each in next(hpo.watch(storage=RUNS)).studies] == ["tiny"]
     with pytest.raises(hpo.HpoError, match="no finished trial yet"):
         first.best  # noqa: B018
+
+
+def test_a_study_that_is_deleted_meanwhile_ends_its_launch() -> None:
+    def on_event(event: Event) -> None:
+        if isinstance(event, PopulationStarted):
+            hpo.load("tiny", storage=RUNS).delete()
+
+    found = hpo.launch(tree(), storage=RUNS, device="cpu", progress=on_event)
+    assert found.interrupted
+    assert found.summary_lines() == ["tiny: deleted by another process"]
+    assert found.next_lines() == []
 
 
 def test_what_is_not_there() -> None:
