@@ -101,11 +101,15 @@ def facets(found: Sequence[Group], by: str) -> dict[str, list[Group]]:
     if by not in names:
         advice = nearest(by, names) or f"; what is: {', '.join(names) or 'nothing'}"
         raise UsageError(f"--by: {by!r} is not searched{advice}")
+    searching = {group.study for group in found if by in group.texts}
     for group in found:
-        if by not in group.texts:
+        if group.study not in searching:
             raise UsageError(f"--by: {by!r} is not searched by {group.study!r}, so it has no place there")
-    values = dict.fromkeys(group.texts[by] for group in found)
-    return {value: [group for group in found if group.texts[by] == value] for value in values}
+    texts = [
+        group.texts.get(by, f"{by.replace('_', ' ')}: none") for group in found
+    ]  # none: a condition's, which fails
+    values = dict.fromkeys(texts)
+    return {value: [group for group, text in zip(found, texts, strict=True) if text == value] for value in values}
 
 
 class _Stored:

@@ -17,8 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import HyperbandPruner, NopPruner
-from optuna.samplers import RandomSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,7 +27,17 @@ from hpo.search.mirror import STUDY, Mirror, mirrored
 from hpo.search.points import points
 from hpo.search.pruners import IncrementalMedianPruner
 from hpo.search.samplers import joint_space, make_pruner, make_sampler
-from hpo.search.space import Values, candidate, combination, contains, distributions, identity, size, snapped
+from hpo.search.space import (
+    Values,
+    belongs,
+    candidate,
+    combination,
+    distributions,
+    groups,
+    identity,
+    size,
+    snapped,
+)
 from hpo.search.tpe import Observations
 from hpo.studyfile import Study
 from hpo.training.randomness import derive_seed
@@ -51,14 +62,14 @@ class History:
     def __init__(self, study: Study, trials: Sequence[FrozenTrial] = (), before: Sequence[FrozenTrial] = ()) -> None:
         self._study_file = study
         self._space = distributions(study)
-        self._joint = joint_space(study.search.sampler, self._space)
+        self._joint = joint_space(study.search.sampler, groups(study, {})[0])
         before = self._numbered(before)
         self._mirror = Mirror(before)
         direction = StudyDirection.MINIMIZE if study.search.minimized else StudyDirection.MAXIMIZE
         self._study = optuna.create_study(study_name=study.name, direction=direction, storage=self._mirror)
         self._pruner = make_pruner(study)
         self._size = size(study)
-        self._observations = Observations(self._joint, direction, len(before))
+        self._observations = Observations(self._space, direction, len(before))
         for trial in before:
             self._observations.note(trial)
         self._outside: set[int] = set()
@@ -77,7 +88,7 @@ class History:
 
     def _numbered(self, before: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials of other studies that lie inside the space, numbered up to -1, as this study has them."""
-        inside = [trial for trial in before if contains(self._space, trial.params)]
+        inside = [trial for trial in before if belongs(self._study_file, trial.params)]
         parameters = {parameter.name: parameter for parameter in self._study_file.parameters}
         return [
             mirrored(
@@ -107,7 +118,7 @@ class History:
         """
         for trial in sorted(trials, key=lambda each: each.number):
             if trial.number == self.count:
-                if contains(self._space, trial.params):
+                if belongs(self._study_file, trial.params):
                     self._see(trial.number, trial.params)
                 else:
                     self._outside.add(trial.number)
@@ -180,9 +191,9 @@ class History:
             if values is None:
                 values = self._new_values(trial)
             self._see(trial.number, values)
-            for name, distribution in self._space.items():
-                internal = distribution.to_internal_repr(values[name])
-                self._mirror.set_trial_param(trial._trial_id, name, internal, distribution)
+            for name, value in values.items():
+                internal = self._space[name].to_internal_repr(value)
+                self._mirror.set_trial_param(trial._trial_id, name, internal, self._space[name])
             self._observations.note(self._mirror.get_trial(trial.number))
             asked.append((trial.number, values))
         return asked
@@ -227,9 +238,26 @@ class History:
             sampler = make_sampler(search.sampler, seed, search.seed, self._joint, earlier, observations)
         else:
             sampler = RandomSampler(seed=seed)
-        joint = sampler.sample_relative(self._study, trial, self._joint)
+        values = self._group_values(sampler, trial, groups(self._study_file, {})[0], self._joint)
+        for group in groups(self._study_file, values)[1:]:
+            # TPE learns from the trials that have these; the others know only what every trial has.
+            joint = joint_space("tpe", group) if search.sampler == "tpe" else {}
+            values |= self._group_values(sampler, trial, group, joint)
+        return {parameter.name: values[parameter.name] for parameter in self._study_file.applying(values)}
+
+    def _group_values(
+        self,
+        sampler: BaseSampler,
+        trial: FrozenTrial,
+        group: Mapping[str, BaseDistribution],
+        jointly: dict[str, BaseDistribution],
+    ) -> Values:
+        """Return a sampler's values for a part of the space, those that it can choose `jointly` at once."""
+        joint = sampler.sample_relative(self._study, trial, jointly)
         values: Values = {}
         for parameter in self._study_file.parameters:
+            if parameter.name not in group:
+                continue
             name, distribution = parameter.name, self._space[parameter.name]
             if distribution.single():  # nothing to choose, and TPE would complain of it
                 value = candidate(parameter, 0)

@@ -198,7 +198,7 @@ class Search:
                 create_trial(
                     state=TrialState.RUNNING,
                     params=values,
-                    distributions=space,
+                    distributions={name: space[name] for name in values},
                     user_attrs={"seed": trial_seed(self.study, number)},
                 )
                 for number, values in asked

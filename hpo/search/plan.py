@@ -15,7 +15,6 @@ from hpo.errors import HpoError
 from hpo.search.samplers import check_search
 from hpo.studyfile import Config, Study
 from hpo.studyfile.searched import candidates
-from hpo.studyfile.trees import Path, value_at
 from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
 from hpo.training.size import Size, population_size, size_of
@@ -50,13 +49,12 @@ def plan(study: Study, device: str) -> Plan:
 
 def _check_shift(study: Study, images: Split) -> None:
     """Raise StudyFileError for a shift that could move an image out of sight."""
-    path: Path = ("training", "shift")
     side = min(images.train.pixels.shape[2:])
-    value = value_at(study.resolved(), path)
-    for place, shift in candidates(value).items() if isinstance(value, dict) else [((), value)]:
-        if shift >= side:
-            key = ".".join(map(str, (*path, *place)))
-            raise study.error(key, f"must be below {side}, the pixels of an image's shorter side (got {shift})")
+    for at, value in study.said(("training", "shift")).items():
+        for place, shift in candidates(value).items() if isinstance(value, dict) else [((), value)]:
+            if shift >= side:
+                key = ".".join(map(str, (*at, *place)))
+                raise study.error(key, f"must be below {side}, the pixels of an image's shorter side (got {shift})")
 
 
 def on_device(study: Study, planned: Plan) -> DeviceSplit:

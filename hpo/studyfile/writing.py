@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from hpo.studyfile.cases import WHEN
 from hpo.studyfile.models import SECTIONS, Settings, StudySettings
 from hpo.studyfile.study import Study
 
@@ -22,7 +23,10 @@ def study_text(study: Study) -> str:
     for key, table in tree.items():
         if isinstance(table, dict) and table:
             model = SECTIONS.get(key)
-            blocks.append([f"[{key}]", *_lines(table if model is None else _said(model, table))])
+            own = {each: value for each, value in table.items() if each != WHEN}
+            blocks.append([f"[{key}]", *_lines(own if model is None else _said(model, own))])
+            for of, cases in table.get(WHEN, {}).items():
+                blocks += [[f"[{key}.{WHEN}.{_key(of)}.{_key(value)}]", *_lines(case)] for value, case in cases.items()]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
