@@ -52,6 +52,7 @@ from hpo.data import load_split
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, PopulationEnded
 from hpo.search.history import History
+from hpo.search.populations import PopulationSearch
 from hpo.search.records import open_study, settle_run
 from hpo.search.run import CURVE
 from hpo.search.space import distributions
@@ -284,7 +285,17 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
         clock._start = clock._since = time.perf_counter()
         passage, now = Gate(found._study_id, NAME, {}), datetime.datetime.now(datetime.UTC)
         objective, stop = Free(clock), threading.Event()
-        search = loop.Search(study, found, passage, now, storage, objective, POPULATION, on_event, stop)
+        search = PopulationSearch(
+            study=study,
+            stored=found,
+            gate=passage,
+            began=now,
+            storage=storage,
+            population=POPULATION,
+            on_event=on_event,
+            stop=stop,
+            objective=objective,
+        )
         assert search.run() == "finished", "the search did not come to its end"
     storage.close()
     return clock

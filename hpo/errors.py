@@ -2,6 +2,7 @@
 
     HpoError                    exit status 1: a failure the user can act on
     +- DataError                a data set's file is missing, damaged or not what it claims to be
+    +- CodeError                the user's own code is missing, cannot be imported or is not what the study began with
     +- StorageError             the storage cannot be opened, read or written
     +- UnknownStudyError        no study of that name in the storage
     +- StudyBusyError           another process is searching that study
@@ -30,6 +31,10 @@ class HpoError(Exception):
 
 class DataError(HpoError):
     """A data set's file is missing, damaged or not what it claims to be."""
+
+
+class CodeError(HpoError):
+    """The user's own code is missing, cannot be imported or is not what the study began with."""
 
 
 class StorageError(HpoError):

@@ -20,6 +20,7 @@ from hpo.errors import UnknownStudyError
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.plan import Plan, on_device, plan
+from hpo.search.populations import PopulationSearch
 from hpo.search.predecessors import check_start, predecessors
 from hpo.search.records import (
     RUN,
@@ -177,7 +178,19 @@ def _begin(
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
     said = [] if raised_before is None else raised_before
     before = _before(study, planned, storage, on_event)
-    return Search(study, stored, passage, began, storage, objective, planned.population, on_event, stop, said, before)
+    return PopulationSearch(
+        study=study,
+        stored=stored,
+        gate=passage,
+        began=began,
+        storage=storage,
+        population=planned.population,
+        on_event=on_event,
+        stop=stop,
+        raised_before=said,
+        objective=objective,
+        before=before,
+    )
 
 
 def _before(study: Study, planned: Plan, storage: Storage, on_event: Listener) -> list[FrozenTrial]:

@@ -4,33 +4,28 @@ Any number of processes may run it on one study. Each trial is claimed in the st
 numbers that nobody else has taken, so that the study ends with exactly its trials. What a process that died had claimed
 is taken back; a process with nothing left to do waits for the others, in case one of them dies.
 
-What must not be lost is in the storage before the next epoch begins. On a stop the epoch in hand ends, finished trials
+What must not be lost is in the storage before the search goes on. On a stop what is in hand ends early, finished trials
 are kept, and the others go back to the queue: they run first when the study is launched again.
 
-Knows neither layers nor SQL: it hands members to the objective and records to the storage.
+Knows neither SQL nor how a trial is trained: `hpo.search.populations` does.
 """
 
 from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import StudyClosedError, StudyFileError, TrainingError
+from hpo.errors import StudyClosedError, TrainingError
 from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
-from hpo.search.history import RUNG, History
-from hpo.search.keeping import Keeper
-from hpo.search.points import trial_seed
-from hpo.search.run import Run
-from hpo.search.space import config_of, distributions
 from hpo.storage import (
     ATTEMPTS,
-    REASON,
     Ending,
     Gate,
     Parts,
@@ -42,8 +37,6 @@ from hpo.storage import (
     unfinished,
 )
 from hpo.studyfile import Study
-from hpo.training.objective import Objective
-from hpo.training.stack import Member
 
 POLL_S = 1.0
 """How often a process that has nothing to do looks what became of the others' trials."""
@@ -55,11 +48,42 @@ DEATHS_IN_COMPANY = 1
 """Deaths after which a trial trains alone: should it be what kills processes, it takes no others with it."""
 
 
+class Known(Protocol):
+    """What a process knows of the study's trials. `last` is the storage's id of the last of them."""
+
+    last: int
+
+    @property
+    def count(self) -> int:
+        """How many trials the study has."""
+
+    @property
+    def unfinished(self) -> set[int]:
+        """The storage's ids of the trials that have not ended."""
+
+    @property
+    def since_best(self) -> int:
+        """How many completed and pruned trials have higher numbers than the first that was as good as any."""
+
+    def sync(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take over stored trials: new ones, and known ones that have ended elsewhere."""
+
+    def restart(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take note that trials are trained from their beginning."""
+
+    def report(self, epoch: int, values: Mapping[int, float]) -> None:
+        """Take note of what trials, by number, reached at an epoch."""
+
+    def tell(self, number: int, state: TrialState, value: float | None) -> None:
+        """Take note of how a trial ended."""
+
+
 @dataclass
-class Search:
+class Search(ABC):
     """One process's search of a stored study, up to the trials and within the limits that its file asks for.
 
-    `step` by `step`, for who has other things to do in between, or `run` to the end.
+    `step` by `step`, for who has other things to do in between, or `run` to the end. `population` is how many trials it
+    takes at once, at most.
     """
 
     study: Study
@@ -67,20 +91,30 @@ class Search:
     gate: Gate
     began: datetime.datetime
     storage: Storage
-    objective: Objective
     population: int
     on_event: Callable[[Event], None]
     stop: threading.Event
     raised_before: list[str] = field(default_factory=list)  # by the last populations, one after the other
-    before: Sequence[FrozenTrial] = ()  # completed trials of the studies that this one starts from
-    history: History = field(init=False)
-    keeper: Keeper | None = field(init=False)
+    history: Known = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.history = History(self.study, self._read(-1, ()), self.before)
-        keeps = self.study.first.training.keep != "none"
-        self.keeper = Keeper(self.study, self.gate, self.storage, self.on_event) if keeps else None
+    @property
+    def bytes_at_hand(self) -> int:
+        """How much of the device's memory the search takes while nothing is trained."""
+        return 0
+
+    @abstractmethod
+    def _create(self, count: int) -> list[FrozenTrial]:
+        """Store up to `count` new trials, as running, and return them; none where no more can be had."""
+
+    @abstractmethod
+    def _train(self) -> None:
+        """Train the running trials."""
+
+    @property
+    @abstractmethod
+    def _parts(self) -> Parts:
+        """What has to be read of the trials."""
 
     def run(self) -> Reason:
         """Search until the study has what it asked for, or gives out no more trials; return why it ended.
@@ -178,9 +212,7 @@ class Search:
 
     def _read(self, after: int, ended: Collection[int]) -> list[FrozenTrial]:
         """Return what samplers and pruners need of trials beyond an id, and of those of `ended` that have ended."""
-        pruner = self.study.search.pruner
-        parts = Parts(pruner != "none", user_attrs=False, system_attrs=RUNG if pruner == "hyperband" else None)
-        return self.storage.read(self._study_id, after, ended, parts)
+        return self.storage.read(self._study_id, after, ended, self._parts)
 
     def _send_back_who_trains_alone(self, claimed: Sequence[FrozenTrial]) -> None:
         """Leave one such trial where nothing else is claimed, and none otherwise."""
@@ -190,59 +222,14 @@ class Search:
         for trial in later:
             del self._running[trial.number]
 
-    def _create(self, count: int) -> list[FrozenTrial]:
-        """Ask for new trials and store them, as running; again where another process was faster."""
-        space = distributions(self.study)
-        while not self.stop.is_set() and (asked := self.history.ask(min(count, self._missing))):
-            templates = [
-                create_trial(
-                    state=TrialState.RUNNING,
-                    params=values,
-                    distributions={name: space[name] for name in values},
-                    user_attrs={"seed": trial_seed(self.study, number)},
-                )
-                for number, values in asked
-            ]
-            try:
-                created = self.storage.create_trials(self._study_id, templates, asked[0][0], self.gate)
-            except BaseException:
-                self.history.forget(asked)
-                raise
-            if created:
-                self.history.stored(created)
-                return created
-            self.history.forget(asked)
-            self._sync()
-        return []
-
-    def _train(self) -> None:
-        """Train the running trials, in as many populations as they have shapes."""
-        for group in self.objective.groups(self._members()):
-            if self.stop.is_set():
-                return
-            raised = Run(self, group).train()
-            if raised not in self.raised_before[-1:]:
-                self.raised_before.clear()
-            self.raised_before.append(raised or "")
-            if raised and len(self.raised_before) >= RAISES_IN_A_ROW:
-                often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({raised})"
-                raise TrainingError(self.study.name, often)
-
-    def _members(self) -> list[Member]:
-        """Return the running trials as members; fail those whose parameters are not this study's."""
-        members, endings = [], []
-        for number, trial in self._running.items():
-            try:
-                config = config_of(self.study, trial.params)
-            except StudyFileError as error:
-                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, None, {REASON: str(error)})))
-                continue
-            members.append(Member(number, config, trial_seed(self.study, number)))
-        lost = self.end(endings)
-        for number, ending in endings:
-            if number not in lost:
-                self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
-        return members
+    def _raised_once(self, raised: str | None) -> None:
+        """Take note of what training raised, or of none; raise TrainingError where it was the same again and again."""
+        if raised not in self.raised_before[-1:]:
+            self.raised_before.clear()
+        self.raised_before.append(raised or "")
+        if raised and len(self.raised_before) >= RAISES_IN_A_ROW:
+            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({raised})"
+            raise TrainingError(self.study.name, often)
 
     def report(self, epoch: int, scores: Mapping[int, float]) -> set[int]:
         """Store the metric of members (by number) after an epoch; return those lost to other processes."""

@@ -24,7 +24,7 @@ from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
 
 if TYPE_CHECKING:
-    from hpo.search.loop import Search
+    from hpo.search.populations import PopulationSearch
 
 LONGEST_TRACEBACK = 4000
 """Characters of an exception's traceback, from its end, that are kept with a trial."""
@@ -33,7 +33,7 @@ LONGEST_TRACEBACK = 4000
 class Run:
     """See the module."""
 
-    def __init__(self, search: Search, members: list[Member]) -> None:
+    def __init__(self, search: PopulationSearch, members: list[Member]) -> None:
         self._search, self._members = search, members
         self._metric = search.study.search.metric
         self._epochs = members[0].config.training.epochs

@@ -202,7 +202,7 @@ class _Worker:
         """When this worker entered the study, and its search; made anew where the study has changed since."""
         entered = self._searches.pop(_key(study), None)
         if entered is None or not entered[1].gate.knows(study.user_attrs):
-            while sum(search.objective.image_bytes for _, search in self._searches.values()) > AT_HAND_BYTES:
+            while sum(search.bytes_at_hand for _, search in self._searches.values()) > AT_HAND_BYTES:
                 self._searches.popitem(last=False)
             say = functools.partial(self.on_event, study.name)
             search = join(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,20 +30,23 @@ from hpo.studyfile.searched import (
     parameter_name,
     table_faults,
 )
-from hpo.studyfile.study import Study
+from hpo.studyfile.study import HERE, Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
 
 # What is wrong with a number that stands where no number can: no range is possible there.
 _NOT_NUMERIC = {"list_type", "literal_error", "bool_type", "string_type"}
 
 
-def parse_study(tree: Mapping[str, Any], source: str) -> Study:
-    """Check a study's tree; raise StudyFileError for its first problem in the order of the file."""
+def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = HERE) -> Study:
+    """Check a study's tree; raise StudyFileError for its first problem in the order of the file.
+
+    Files that it refers to lie in `folder`; nothing is looked for there yet.
+    """
     if not isinstance(tree, Mapping):
         raise study_file_error(source, "", f"must be a table (got {shown(tree)})")
     absent: dict[str, Any] = {section: {} for section in SECTIONS if section not in tree}  # their keys will be missing
     check = _Check({**tree, **absent})
-    study = check.run(source)
+    study = check.run(source, folder)
     if study is None or check.problems:
         path = first_in_order(dict(tree), check.problems)
         raise study_file_error(source, dotted(path), check.problems[path])
@@ -63,7 +67,7 @@ class _Check:
         self.broken: list[Path] = []  # the others: a None stands for each, and what the models say of it is not heard
         self.in_cases: set[Path] = set()  # what the models say of cases by themselves
 
-    def run(self, source: str) -> Study | None:
+    def run(self, source: str, folder: FilePath) -> Study | None:
         self.check_tables()
         self.check_unused()
         self.check_start()
@@ -92,7 +96,7 @@ class _Check:
             replace(case, table={key: tree[case.section][key] for key in case.table if key in tree[case.section]})
             for case, tree in zip(self.cases, settings, strict=True)
         ]
-        return Study(source, parameters, first[0], self.outside_cases(first[0]), tuple(cases))
+        return Study(source, parameters, first[0], self.outside_cases(first[0]), tuple(cases), folder)
 
     def add(self, path: Path, problem: str) -> None:
         self.problems.setdefault(path, problem)

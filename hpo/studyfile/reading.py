@@ -50,7 +50,7 @@ def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: A
     for change in given:
         tree = _changed(tree, change, source)
     try:
-        return parse_study(tree, source)
+        return parse_study(tree, source, FilePath(path).absolute().parent)
     except StudyFileError as error:
         for change in reversed(given):
             key = dotted(change.path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,6 +27,9 @@ from hpo.studyfile.models import (
 from hpo.studyfile.searched import Parameter, applicable
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 
+HERE = FilePath()
+"""The current folder."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -36,6 +40,7 @@ class Study:
     first: StudySettings  # the file with every searched value at its first: low, or the first choice
     plain: Mapping[str, Any]  # the same as a tree, but for keys that cases give: these are as they are in no case
     cases: tuple[Case, ...] = ()  # in the order of the models, with every searched value at its first
+    folder: FilePath = field(default=HERE, compare=False)  # where the files that it refers to are looked for
 
     @property
     def name(self) -> str:

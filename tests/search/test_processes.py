@@ -19,6 +19,7 @@ from hpo.search import launch as launching
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, Note, OthersEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
+from hpo.search.populations import PopulationSearch
 from hpo.storage import Storage, heartbeats, load_study
 from hpo.studyfile import Study
 
@@ -115,7 +116,7 @@ def test_a_process_waits_for_trials_that_others_created_while_it_looked(
     other = lock_step(study, storage)
     other.wait_for("study_started")
 
-    class Late(loop.Search):
+    class Late(PopulationSearch):
         """When it has looked who runs what, another process creates all trials there are to be."""
 
         def _retake(self) -> None:
@@ -130,7 +131,7 @@ def test_a_process_waits_for_trials_that_others_created_while_it_looked(
             other.go_on()
             return super().wait(timeout)
 
-    monkeypatch.setattr(launching, "Search", Late)
+    monkeypatch.setattr(launching, "PopulationSearch", Late)
     events: list[Event] = []
     launch(study, storage, device="cpu", on_event=events.append, stop=Stop())
     assert isinstance(events[-1], StudyEnded)

@@ -1,0 +1,99 @@
+"""The search of hpo's own networks: trials asked for, stored and trained a population at a time.
+
+Knows no layers: it hands members to the objective and records to the storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.errors import StudyFileError
+from hpo.search.events import TrialsFailed
+from hpo.search.history import RUNG, History
+from hpo.search.keeping import Keeper
+from hpo.search.loop import Search
+from hpo.search.points import trial_seed
+from hpo.search.run import Run
+from hpo.search.space import config_of, distributions
+from hpo.storage import REASON, Ending, Parts
+from hpo.studyfile import Study
+from hpo.training.objective import Objective
+from hpo.training.stack import Member
+
+
+@dataclass(kw_only=True)
+class PopulationSearch(Search):
+    """See the module, and `Search`. `before` are completed trials of the studies that this one starts from."""
+
+    study: Study
+    objective: Objective
+    before: Sequence[FrozenTrial] = ()
+    history: History = field(init=False)
+    keeper: Keeper | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.history = History(self.study, self._read(-1, ()), self.before)
+        keeps = self.study.first.training.keep != "none"
+        self.keeper = Keeper(self.study, self.gate, self.storage, self.on_event) if keeps else None
+
+    @property
+    def bytes_at_hand(self) -> int:
+        """The images on the device."""
+        return self.objective.image_bytes
+
+    @property
+    def _parts(self) -> Parts:
+        """What samplers and pruners need."""
+        pruner = self.study.search.pruner
+        return Parts(pruner != "none", user_attrs=False, system_attrs=RUNG if pruner == "hyperband" else None)
+
+    def _create(self, count: int) -> list[FrozenTrial]:
+        """Ask for new trials and store them, as running; again where another process was faster."""
+        space = distributions(self.study)
+        while not self.stop.is_set() and (asked := self.history.ask(min(count, self._missing))):
+            templates = [
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=values,
+                    distributions={name: space[name] for name in values},
+                    user_attrs={"seed": trial_seed(self.study, number)},
+                )
+                for number, values in asked
+            ]
+            try:
+                created = self.storage.create_trials(self._study_id, templates, asked[0][0], self.gate)
+            except BaseException:
+                self.history.forget(asked)
+                raise
+            if created:
+                self.history.stored(created)
+                return created
+            self.history.forget(asked)
+            self._sync()
+        return []
+
+    def _train(self) -> None:
+        """Train the running trials, in as many populations as they have shapes."""
+        for group in self.objective.groups(self._members()):
+            if self.stop.is_set():
+                return
+            self._raised_once(Run(self, group).train())
+
+    def _members(self) -> list[Member]:
+        """Return the running trials as members; fail those whose parameters are not this study's."""
+        members, endings = [], []
+        for number, trial in self._running.items():
+            try:
+                config = config_of(self.study, trial.params)
+            except StudyFileError as error:
+                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, None, {REASON: str(error)})))
+                continue
+            members.append(Member(number, config, trial_seed(self.study, number)))
+        lost = self.end(endings)
+        for number, ending in endings:
+            if number not in lost:
+                self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
+        return members
