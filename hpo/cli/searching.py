@@ -53,6 +53,10 @@ def launch(
     gpus_per_worker: Annotated[
         float, typer.Option(min=0, metavar="X", help="With --ray: GPUs that a worker has, such as 0.25.")
     ] = 0.0,
+    enqueue: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JSON", help="Train a trial with these values first, such as '{\"lr\": 0.01}'."),
+    ] = None,
     extend: Extend = False,
     quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Write events to stdout, one JSON object a line.")] = False,
@@ -86,6 +90,7 @@ def launch(
                 ray=ray,
                 gpus_per_worker=gpus_per_worker,
                 extend=extend,
+                enqueue=enqueue or (),
                 on_event=display,
                 stop=interruption.stop,
             )

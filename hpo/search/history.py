@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -182,21 +183,39 @@ class History:
         They are to be stored at once and then `stored`, or to be `forget`-ten.
         """
         asked: list[tuple[int, Values]] = []
-        # As Optuna's own `ask` does: samplers that read the trials from this cache would never see another.
-        self._study._thread_local.cached_all_trials = None
+        self._read_anew()
         self._before = self._mirror.get_study_system_attrs(STUDY), self._drawn
         while len(asked) < count and (self._is_given(self.count) or not self.exhausted()):
             trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
             values = self._first_of(trial.number)
             if values is None:
                 values = self._new_values(trial)
-            self._see(trial.number, values)
-            for name, value in values.items():
-                internal = self._space[name].to_internal_repr(value)
-                self._mirror.set_trial_param(trial._trial_id, name, internal, self._space[name])
-            self._observations.note(self._mirror.get_trial(trial.number))
+            self._take(trial, values)
             asked.append((trial.number, values))
         return asked
+
+    def ask_for(self, given: Values) -> tuple[int, Values]:
+        """Return a new trial with these values, and with the sampler's for all that they leave open."""
+        self._read_anew()
+        trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
+        for attempt in range(ATTEMPTS + CHANCES):
+            values = self._sampled(trial, attempt, given)
+            if self._study_file.search.repeat or identity(values) not in self._seen:
+                break
+        self._take(trial, values)
+        return trial.number, values
+
+    def _read_anew(self) -> None:
+        """As Optuna's own `ask` does: samplers that read the trials from this cache would never see another."""
+        self._study._thread_local.cached_all_trials = None
+
+    def _take(self, trial: FrozenTrial, values: Values) -> None:
+        """Take note of what a new trial has got."""
+        self._see(trial.number, values)
+        for name, value in values.items():
+            internal = self._space[name].to_internal_repr(value)
+            self._mirror.set_trial_param(trial._trial_id, name, internal, self._space[name])
+        self._observations.note(self._mirror.get_trial(trial.number))
 
     def stored(self, trials: Iterable[FrozenTrial]) -> None:
         """Take note of the ids that the trials asked for have got."""
@@ -229,7 +248,7 @@ class History:
                 return values
         return values if math.isinf(self._size) else self._next_combination(index)
 
-    def _sampled(self, trial: FrozenTrial, attempt: int) -> Values:
+    def _sampled(self, trial: FrozenTrial, attempt: int, given: Mapping[str, Any] = MappingProxyType({})) -> Values:
         search = self._study_file.search
         seed = derive_seed("sampler", search.seed, trial.number, attempt) % 2**32
         self._drawn = max(self._drawn, trial.number + 1)
@@ -238,11 +257,12 @@ class History:
             sampler = make_sampler(search.sampler, seed, search.seed, self._joint, earlier, observations)
         else:
             sampler = RandomSampler(seed=seed)
-        values = self._group_values(sampler, trial, groups(self._study_file, {})[0], self._joint)
+        values = self._group_values(sampler, trial, groups(self._study_file, {})[0], self._joint) | dict(given)
         for group in groups(self._study_file, values)[1:]:
             # TPE learns from the trials that have these; the others know only what every trial has.
             joint = joint_space("tpe", group) if search.sampler == "tpe" else {}
             values |= self._group_values(sampler, trial, group, joint)
+        values |= given
         return {parameter.name: values[parameter.name] for parameter in self._study_file.applying(values)}
 
     def _group_values(

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import UnknownStudyError
+from hpo.search.enqueueing import asked_for, store_asked
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.plan import Plan, on_device, plan
@@ -52,16 +53,18 @@ def submit(
     extend: bool = False,
     priority: int | None = None,
     planned: Plan | None = None,
+    enqueue: Sequence[str] = (),
 ) -> Plan:
     """Put the study into the storage, for workers to take up; return what it comes to on this machine's CPU.
 
     One that is there stays as it is, or is extended. `planned` is that already, where the caller has asked for it.
+    `enqueue` are trials to train first, each as JSON of its values (hpo.search.enqueueing).
 
     Raises UsageError or StudyFileError (the file, or one that differs from the stored one), DataError and
     StudyBusyError before anything is stored.
     """
     planned = planned or plan(study, "cpu")
-    _store(study, planned, storage, extend, priority)
+    _store(study, planned, storage, extend, priority, enqueue)
     return planned
 
 
@@ -96,6 +99,7 @@ def launch(
     *,
     device: str = "auto",
     extend: bool = False,
+    enqueue: Sequence[str] = (),
     on_event: Listener,
     stop: threading.Event,
 ) -> None:
@@ -109,7 +113,7 @@ def launch(
     start = time.perf_counter()
     with storage.patience.until(stop):
         planned = plan(study, device)
-        stored = _store(study, planned, storage, extend)
+        stored = _store(study, planned, storage, extend, enqueue=enqueue)
         with heartbeats(storage):
             reason = _begin(study, stored, planned, storage, on_event, stop).run()
     on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
@@ -148,12 +152,23 @@ def counted(study: Study, storage: Storage) -> tuple[int, int, int]:
     return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)
 
 
-def _store(study: Study, planned: Plan, storage: Storage, extend: bool, priority: int | None = None) -> optuna.Study:
+def _store(
+    study: Study,
+    planned: Plan,
+    storage: Storage,
+    extend: bool,
+    priority: int | None = None,
+    enqueue: Sequence[str] = (),
+) -> optuna.Study:
     check_start(study, planned.images, storage)
+    asked = asked_for(study, enqueue, storage)
     stored = open_study(study, planned.images, storage, extend, priority)
     record_change(stored, study, storage)
     if priority is not None:
         storage.change_study(stored._study_id, {PRIORITY: priority})
+    if asked:
+        before = predecessors(study, data_record(planned.images), storage).trials
+        store_asked(study, asked, before, storage, gate(study, stored))
     return stored
 
 

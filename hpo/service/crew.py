@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self, cast
 
@@ -44,6 +44,7 @@ def launch_with(
     crew: Crew,
     *,
     extend: bool = False,
+    enqueue: Sequence[str] = (),
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> None:
@@ -53,7 +54,7 @@ def launch_with(
     before the study.
     """
     start = time.perf_counter()
-    planned = submit(study, storage, extend=extend)
+    planned = submit(study, storage, extend=extend, enqueue=enqueue)
     check_joinable(study, storage)
     counts = counted(study, storage)
     precision = study.first.training.precision
