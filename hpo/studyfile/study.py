@@ -22,6 +22,7 @@ from hpo.studyfile.models import (
     DataSettings,
     SearchSettings,
     StudySettings,
+    conditional,
     unused_keys,
 )
 from hpo.studyfile.searched import Parameter, applicable
@@ -82,19 +83,37 @@ class Study:
                 raise self.error("", f"no parameter is called {shown(name)}; known: {', '.join(known) or 'none'}")
             if known[name] not in applying:
                 raise self.error(dotted(known[name].path), "the trial has a value, but it is not searched there")
-        tree = {section: self.plain[section] for section in SEARCHABLE}
-        of_cases = [parameter for parameter in applying if parameter.path != parameter.setting]
-        for parameter in applying:
-            if parameter not in of_cases:
-                tree = replaced(tree, parameter.setting, params[parameter.name])
-        tree = assembled(tree, self.cases)
-        for parameter in of_cases:
-            tree = replaced(tree, parameter.setting, params[parameter.name])
+        tree = self._tree(params)
         try:
             return Config.model_validate(tree if whole else _without_unused(tree))
         except ValidationError as error:
             path, fault = next(iter(faults_of(error, Config, tree).items()))
             raise self.error(dotted(path), fault.sentence) from error
+
+    def used(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of a trial's values that its kind uses: trials that share these are trained alike.
+
+        Values of parameters that the study does not know are among them.
+        """
+        paths = {parameter.name: parameter.setting[:2] for parameter in self.parameters if parameter.name in params}
+        if conditional().isdisjoint(paths.values()):
+            return dict(params)
+        tree = self._tree(params)
+        unused = {(section, key) for section in SEARCHABLE for key in unused_keys(section, tree[section])}
+        return {name: value for name, value in params.items() if paths.get(name) not in unused}
+
+    def _tree(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the searchable sections with these values in them, as far as they are of the study's parameters."""
+        tree: dict[str, Any] = {section: self.plain[section] for section in SEARCHABLE}
+        given = [parameter for parameter in self.applying(params) if parameter.name in params]
+        for parameter in given:
+            if parameter.path == parameter.setting:
+                tree = replaced(tree, parameter.path, params[parameter.name])
+        tree = assembled(tree, self.cases)
+        for parameter in given:
+            if parameter.path != parameter.setting:
+                tree = replaced(tree, parameter.setting, params[parameter.name])
+        return tree
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole file as a tree for JSON: every default filled in, keys that no kind uses left out."""
