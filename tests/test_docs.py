@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from pages import PAGES, ROOT, blocks
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
@@ -138,8 +139,14 @@ def model_keys() -> dict[str, Key]:
         for name, field in model.model_fields.items():
             if prefix or name not in SECTIONS:
                 used_by = [in_words_of(mark) for mark in field.metadata if isinstance(mark, UsedBy)] or ["all"]
-                keys[prefix + name] = Key(in_words(schema["properties"][name]), default_of(field), used_by[0])
+                words = in_words(inlined(schema["properties"][name], schema))
+                keys[prefix + name] = Key(words, default_of(field), used_by[0])
     return keys
+
+
+def inlined(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """What a schema refers to, in its place."""
+    return whole["$defs"][schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
 
 
 def in_words_of(mark: UsedBy) -> str:
@@ -150,7 +157,8 @@ def in_words_of(mark: UsedBy) -> str:
 def default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return "not set" if field.default is None else f"`{json.dumps(field.default)}`"
+    default = field.default.model_dump(exclude_none=True) if isinstance(field.default, BaseModel) else field.default
+    return "not set" if default is None else f"`{json.dumps(default)}`"
 
 
 def in_words(schema: dict[str, Any]) -> str:
@@ -167,6 +175,8 @@ def in_words(schema: dict[str, Any]) -> str:
             return "text" if length == (None, None) else f"text, {length[0]} to {length[1]} characters"
         case "array":
             return f"a list, each {in_words(schema['items'])}{'; not empty' if schema.get('minItems') else ''}"
+        case "object" if "properties" in schema:
+            return f"a table: {', '.join(f'`{name}`, {in_words(each)}' for name, each in schema['properties'].items())}"
         case "object":
             return "a table, parameter name to value"
         case kind:

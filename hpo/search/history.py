@@ -43,6 +43,9 @@ from hpo.search.tpe import Observations
 from hpo.studyfile import Study
 from hpo.training.randomness import derive_seed
 
+CONSTRAINT = "constraints:"
+"""The beginning of the attributes in which Optuna keeps by how much a trial exceeds a constraint, 0 or less if not."""
+
 ATTEMPTS = 3
 """How often the sampler is asked again for a trial that was there before, before chance is asked instead."""
 
@@ -335,6 +338,12 @@ class History:
                 self._pruner.prune(self._study, trial)
         return {number for number, trial in members.items() if self._pruner.prune(self._study, trial)}
 
+    def exceeds(self, number: int, constraints: Mapping[str, float]) -> None:
+        """Take note of what of the study's limits a trial comes to: above 0 it exceeds one."""
+        if number not in self._outside:
+            for key, value in constraints.items():
+                self._mirror.set_trial_system_attr(number, key, value)
+
     def tell(self, number: int, state: TrialState, value: float | None) -> None:
         """Take note of how a trial ended."""
         self._ids.pop(number, None)
@@ -348,5 +357,5 @@ class History:
 
 
 def kept_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes worth storing: hyperband's rungs, and not CMA-ES's pickles."""
-    return {key: value for key, value in attrs.items() if key.startswith(RUNG)}
+    """Return the attributes worth storing: hyperband's rungs and constraints, and not CMA-ES's pickles."""
+    return {key: value for key, value in attrs.items() if key.startswith((RUNG, CONSTRAINT))}

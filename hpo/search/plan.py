@@ -43,6 +43,10 @@ def plan(study: Study, device: str) -> Plan:
     config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
     assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
     size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
+    limit, searched = study.search.limits.parameters, any(each.setting[0] == "network" for each in study.parameters)
+    if limit is not None and size.parameters > limit and not searched:
+        problem = f"is below the {size.parameters:,} parameters that every network of this study has (got {limit:,})"
+        raise study.error("search.limits.parameters", problem)
     population = population_size(study.search.population, study.search.trials, size.member_bytes, where)
     return Plan(where, images, config, size, population)
 

@@ -6,7 +6,7 @@ Optuna's own, and so are the candidates drawn from them; only their densities ar
 to rounding: should two candidates be equally good to twelve digits, the other one may be taken.
 
 A part of the space that only some trials have is sampled for itself, from those of the good and of the other trials
-that have it, as Optuna's does for groups of parameters. Limits: one objective, no constraints. Knows nothing of
+that have it, as Optuna's does for groups of parameters. Limits: one objective. Knows nothing of
 storages.
 """
 
@@ -87,7 +87,13 @@ class Observations:
         return {name: rows[:, column] for column, name in enumerate(name for name in self._space if name in names)}
 
     def _merit(self, trial: FrozenTrial) -> Merit:
-        """Rank as Optuna's TPE does: pruned trials after all others, and of these the ones first that came furthest."""
+        """Rank as Optuna's TPE does: pruned trials after all others, and of these the ones first that came furthest.
+
+        Trials that exceed a limit come last, those first that exceed it least.
+        """
+        excess = sum(max(0.0, value) for value in trial.constraints.values())
+        if excess > 0:
+            return 2, excess, 0.0, trial.number
         if trial.state == TrialState.COMPLETE:
             assert trial.value is not None, "a completed trial has a value"
             return 0, self._sign * trial.value, 0.0, trial.number

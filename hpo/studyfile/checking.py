@@ -33,6 +33,9 @@ from hpo.studyfile.searched import (
 from hpo.studyfile.study import HERE, Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
 
+# Tables of the other sections, which are no searched values.
+TABLES: tuple[Path, ...] = (("baseline",), ("search", "limits"))
+
 # What is wrong with a number that stands where no number can: no range is possible there.
 _NOT_NUMERIC = {"list_type", "literal_error", "bool_type", "string_type"}
 
@@ -181,7 +184,7 @@ class _Check:
                 self.sound[path] = table
         for path in names().values():
             value = value_at(self.tree, path)
-            if path[0] not in SEARCHABLE and path != ("baseline",) and isinstance(value, dict):
+            if path[0] not in SEARCHABLE and path not in TABLES and isinstance(value, dict):
                 sections = ", ".join(f"[{section}]" for section in SEARCHABLE)
                 self.add(path, f"cannot be searched: only values in {sections} can (got {shown(value)})")
 
