@@ -5,6 +5,7 @@
                 its own folder while it is imported
     shortened   the traceback of an error, with the user's own frames only
     in_a_line   the same error in one line, with the last of these frames
+    kind_of     what errors have in common that are raised in one place
 
 Promises: what runs is what was hashed, for both come from the same bytes, whatever `__pycache__` holds. A file is
 imported once in a process, and again only after `code_of` found other contents. Two files never see each other's
@@ -106,16 +107,13 @@ def code_of(references: Iterable[str], folder: Path) -> Code:
 
 
 def folder_of(record: Mapping[str, Any]) -> Path:
-    """Return where the code of a study's record lies on this machine: in its folder, or else in the current one.
+    """Return where the code of a study's record lies on this machine.
 
-    Raises CodeError where neither has its files.
+    That is the folder it was in, or where that lacks a file and the current folder does not, the current one.
     """
     kept, here = Path(record["folder"]), Path.cwd()
-    for folder in (kept, here):
-        if all((folder / file).is_file() for file in record["files"]):
-            return folder
-    missing = next(file for file in record["files"] if not (here / file).is_file())
-    raise CodeError(f"{missing} is neither in {kept} nor in the current folder; the study's own code is needed here")
+    has = [folder for folder in (kept, here) if all((folder / file).is_file() for file in record["files"])]
+    return (has or [kept])[0]
 
 
 def shortened(error: BaseException, folder: Path) -> str:
@@ -141,9 +139,18 @@ def in_a_line(error: BaseException, folder: Path) -> str:
         return f"{type(error).__name__}: {error}"  # which says where
     if not frames:
         return text
-    last = frames[-1]
-    place = f"{os.path.relpath(last.filename, folder.resolve())}, line {last.lineno}"
-    return f"{text} ({place}{'' if last.name == '<module>' else f', in {last.name}'})"
+    return f"{text} ({_place(frames[-1], folder)})"
+
+
+def kind_of(error: BaseException, folder: Path) -> str:
+    """Return the error's type and the last of the user's frames: its text may hold numbers that differ each time."""
+    frames = _frames(traceback.TracebackException.from_exception(error), folder)
+    return f"{type(error).__name__} ({_place(frames[-1], folder)})" if frames else in_a_line(error, folder)
+
+
+def _place(frame: traceback.FrameSummary, folder: Path) -> str:
+    place = f"{os.path.relpath(frame.filename, folder.resolve())}, line {frame.lineno}"
+    return place if frame.name == "<module>" else f"{place}, in {frame.name}"
 
 
 def _frames(error: traceback.TracebackException, folder: Path) -> list[traceback.FrameSummary]:

@@ -65,7 +65,7 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
     }
     for number in itertools.count(1):
         tree["name"] = followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
-        confirming = parse_study(tree, f"study '{tree['name']}'")
+        confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
         if confirming.name not in study_names(storage):
             planned = plan(confirming, "cpu")
             check_data(study, planned.images, original)

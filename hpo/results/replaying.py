@@ -24,7 +24,7 @@ from hpo.search.records import Curve
 from hpo.studyfile import Study, parse_study
 from hpo.studyfile.messages import dotted, faults_of
 from hpo.studyfile.models import Natural
-from hpo.studyfile.reading import EXPORT, load_tree
+from hpo.studyfile.reading import EXPORT, home_of, load_tree
 from hpo.training.stack import Member
 
 
@@ -69,7 +69,7 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     """
     tree = _read(path)
     exported = _checked(_Exported, tree, path)
-    study = parse_study(exported.config, str(path))
+    study = parse_study(exported.config, str(path), home_of(tree, path))
     if study.parameters:
         raise UsageError(f"{path}: config: still searches {study.parameters[0].name}, so it is no trial's")
     planned = plan(study, device)

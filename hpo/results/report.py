@@ -7,7 +7,7 @@ descriptions is text on the page and never markup. Reads studies, and writes not
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -31,7 +31,7 @@ from hpo.results.versions import versions
 from hpo.search.check import parameter_line
 from hpo.search.records import DATA, RUN, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
-from hpo.storage.looks import looks
+from hpo.storage.looks import Look, looks
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
 
@@ -66,6 +66,8 @@ def report(storage: Storage, name: str) -> str:
         unconfirmed=unconfirmed,
         verified=verified_lines(held.user_attrs[VERIFIED]) if VERIFIED in held.user_attrs else [],
         tested=look_lines(looks(held.user_attrs)),
+        by_class=_by_class(looks(held.user_attrs)),
+        sealed=held.user_attrs[DATA]["test"] != 0,
         commands=_commands(study, confirmation),
         file=f"{file_stem(name)}.toml",
         study_text=study_text(study),
@@ -86,11 +88,12 @@ def _short(study: Study, held: StudySummary, source: Source, confirmation: Confi
 
 def _facts(study: Study, held: StudySummary) -> list[tuple[str, str]]:
     data, run = held.user_attrs[DATA], held.user_attrs.get(RUN, {})
-    sealed = "unknown number of" if data["test"] is None else f"{data['test']:,}"
+    sealed = {None: "unknown number of", 0: "no"}.get(data["test"], f"{data['test']:,}")
     images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
     search = study.search
     return [
         ("data", f"{data['name']}: {images}"),
+        *([("classes", f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
         ("SHA-256 of the images", data["sha256"]),
         ("SHA-256 of the split", data["split_sha256"]),
         ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
@@ -120,6 +123,21 @@ def _confirmed(found: Confirmation) -> Mapping[str, Any]:
         "rows": confirmation_rows(found),
         "conclusions": conclusions(found),
     }
+
+
+def _by_class(had: Sequence[Look]) -> list[tuple[str, ...]]:
+    """Return how many test images each class has, and how many of them were right, in the last look with a result."""
+    seen: list[dict[str, Any]] = next(
+        (look["result"]["classes"] for look in reversed(had) if look["result"] is not None), []
+    )
+    return [
+        (
+            str(each.get("name", each["class"])),
+            f"{each['images']:,}",
+            "" if each["accuracy"] is None else f"{each['accuracy']:.4f}",
+        )
+        for each in seen
+    ]
 
 
 def _commands(study: Study, confirmation: Confirmation | None) -> list[str]:

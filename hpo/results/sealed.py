@@ -8,7 +8,7 @@ that: nothing that happens in between can hide a look. No other command opens te
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout, so it has none")
     planned = plan(study, wanted.device)
     check_data(study, planned.images, stored)
-    check_test(study.data.dataset)
+    check_test(study.data.dataset, study.folder)
     with put(folder) as filled:
         if wanted.checkpoint:
             trained = from_checkpoint(storage, stored, choice, planned)
@@ -88,12 +88,12 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         network = network_of(weights, state, choice.config.network, shape, planned.images.classes)
         origin = {"trial": choice.trial, "from_checkpoint": wanted.checkpoint}
         begun = begin_look(storage, stored._study_id, name, wanted.again, origin)
-        images = load_test(study.data.dataset)
+        images = load_test(planned.images)
         _check_same(study, attrs, images)
-        saw = _saw(network.to(planned.device), images, wanted.subnetworks, trained.seed)
+        saw = _saw(network.to(planned.device), images, planned.images.names, wanted.subnetworks, trained.seed)
         begun["looks"] = end_look(storage, stored._study_id, begun, saw)
         result = result_of(study, attrs[DATA], choice, trained, sha256(weights), begun, saw)
-        form = {"shape": list(shape), "classes": planned.images.classes, "white": images.white}
+        form = {"shape": list(shape), "classes": planned.images.classes, "white": planned.images.white}
         try:
             fill(filled, result, form)
         except HpoError as error:
@@ -142,11 +142,13 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
     return Trained(outcome.state, choice.epochs, len(whole), seed, False, describe(planned.device), precision)
 
 
-def _saw(network: nn.Module, images: SealedImages, subnetworks: int | None, seed: int) -> dict[str, Any]:
+def _saw(
+    network: nn.Module, images: SealedImages, names: Sequence[str], subnetworks: int | None, seed: int
+) -> dict[str, Any]:
     """Return what the network makes of the test images."""
     pixels = torch.from_numpy(images.pixels)
     logs = log_probabilities(network, pixels)
-    saw = scores(_array(logs), images.labels).to_json()
+    saw = scores(_array(logs), images.labels).to_json(names)
     saw["subnetworks"] = None if subnetworks is None else _averaged(network, pixels, images, logs, subnetworks, seed)
     saw["sha256"] = images.content_sha256
     return saw

@@ -79,7 +79,8 @@ def fill(folder: Path, result: dict[str, Any], form: Mapping[str, Any]) -> None:
     brief = {key: value for key, value in found.items() if key not in ("classes", "confusion")}
     card = {**result, "schema": CARD, "input": dict(form), "test": brief}
     title = f"{found['images']:,} test images, accuracy {found['accuracy']:.4f}"
-    figure = confusion(result["study"], found["confusion"], title)
+    names = [each["name"] for each in found["classes"]]
+    figure = confusion(result["study"], found["confusion"], names, title)
     write_file(folder / RESULT_FILE, _text(result))
     write_file(folder / CARD_FILE, _text(card))
     write_file(folder / FIGURE_FILE, page(figure, f"{result['study']}: confusion").encode())

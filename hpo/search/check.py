@@ -29,7 +29,8 @@ def describe(study: Study, device: str = "auto") -> str:
             f"search space ({how_many(study)}):",
             *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
             "",
-            f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images",
+            f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images of "
+            f"{' x '.join(map(str, split.train.pixels.shape[1:]))}, {split.classes} classes",
             f"network: {member.parameters:,} parameters{first}",
             f"population: {population} members, {_megabytes(population * member.member_bytes)} "
             f"of {_megabytes(memory(where))} on {describe_device(where)}",

@@ -31,6 +31,7 @@ from hpo.search.records import (
     kept,
     open_study,
     record_change,
+    record_place,
     settle_run,
     stored_study,
 )
@@ -164,6 +165,7 @@ def _store(
     asked = asked_for(study, enqueue, storage)
     stored = open_study(study, planned.images, storage, extend, priority)
     record_change(stored, study, storage)
+    record_place(stored, planned.images, storage)
     if priority is not None:
         storage.change_study(stored._study_id, {PRIORITY: priority})
     if asked:
@@ -222,7 +224,7 @@ def _precision(study: Study, stored: optuna.Study, planned: Plan, split: DeviceS
         return study.first.training.precision
     if run := kept(stored).get(RUN):
         return str(run["precision"])
-    if split.device.type == "mps":
+    if split.device.type == "mps" or not planned.stacked:
         return "float32"
     members = [Member(number, planned.config, number) for number in range(planned.population)]
     precision, ratio = choose_precision(members, split)

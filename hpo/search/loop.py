@@ -151,9 +151,12 @@ class Search(ABC):
     def over(self) -> Reason | None:
         """Return why the study has come to its end, after a step that found nothing; None while others may fail it.
 
-        The end is stored, so that nobody looks for trials there any more.
+        The end is stored, so that nobody looks for trials there any more. None, too, where a stop may be why the step
+        has found nothing.
         """
         limit = self._limit
+        if self.stop.is_set() and self._missing > 0 and limit is None:
+            return None
         if unfinished(self.storage, self._study_id, waiting=limit is None):  # by now: others may have created the last
             return None
         has_all = self._missing <= 0 and not (limit and self.history.unfinished)
@@ -222,13 +225,16 @@ class Search(ABC):
         for trial in later:
             del self._running[trial.number]
 
-    def _raised_once(self, raised: str | None) -> None:
-        """Take note of what training raised, or of none; raise TrainingError where it was the same again and again."""
+    def _raised_once(self, raised: str | None, said: str) -> None:
+        """Take note of what training raised, or of none; raise TrainingError where it was the same again and again.
+
+        `said` is what it was this time, in a line.
+        """
         if raised not in self.raised_before[-1:]:
             self.raised_before.clear()
         self.raised_before.append(raised or "")
         if raised and len(self.raised_before) >= RAISES_IN_A_ROW:
-            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({raised})"
+            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({said})"
             raise TrainingError(self.study.name, often)
 
     def report(self, epoch: int, scores: Mapping[int, float]) -> set[int]:

@@ -6,29 +6,39 @@ launch and `hpo check` begin with it. Knows nothing of storages.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from hpo.data import Split, load_split
-from hpo.errors import HpoError
+from hpo.errors import HpoError, SettingError
 from hpo.search.samplers import check_search
 from hpo.studyfile import Config, Study
 from hpo.studyfile.searched import candidates
+from hpo.training.architectures import FEW, twins, why_alone
 from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
+from hpo.training.networks import build
+from hpo.training.own_networks import try_out
 from hpo.training.size import Size, population_size, size_of
+from hpo.usercode import in_a_line
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`config` has every searched value at its first, `size` is of one member of it, `population` a number of them."""
+    """`config` has every searched value at its first, `size` is of one member of it, `population` a number of them.
+
+    `stacked` is whether members of `config` train in a stack; a module of the user's own may not.
+    """
 
     device: torch.device
     images: Split
     config: Config
     size: Size
     population: int
+    stacked: bool
 
 
 def plan(study: Study, device: str) -> Plan:
@@ -40,15 +50,44 @@ def plan(study: Study, device: str) -> Plan:
         raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
     images = load_split(study)
     _check_shift(study, images)
-    config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
+    config = study.first_config
     assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
-    size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
+    with _named(study, config):
+        stacked = config.network.kind != "module" or _stacks(config, images, where)
+        size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
     limit, searched = study.search.limits.parameters, any(each.setting[0] == "network" for each in study.parameters)
     if limit is not None and size.parameters > limit and not searched:
         problem = f"is below the {size.parameters:,} parameters that every network of this study has (got {limit:,})"
         raise study.error("search.limits.parameters", problem)
-    population = population_size(study.search.population, study.search.trials, size.member_bytes, where)
-    return Plan(where, images, config, size, population)
+    wanted = 1 if study.search.population == "auto" and not stacked else study.search.population
+    population = population_size(wanted, study.search.trials, size.member_bytes, where)
+    return Plan(where, images, config, size, population, stacked)
+
+
+@contextmanager
+def _named(study: Study, config: Config) -> Iterator[None]:
+    """Turn what is wrong with a network into an error of the study file, whoever found it."""
+    try:
+        yield
+    except SettingError as error:
+        raise study.error(error.key, error.problem) from error
+    except HpoError:
+        raise
+    except Exception as error:
+        if config.network.kind != "module" or is_out_of_memory(error):
+            raise
+        said = f"{config.network.module} raised {in_a_line(error, study.folder)}"
+        raise study.error("network.module", said) from error
+
+
+def _stacks(config: Config, images: Split, device: torch.device) -> bool:
+    """Try the user's own module on a few images, and return whether it can be stacked."""
+    few = torch.from_numpy(images.train.pixels[:FEW])
+    kind = torch.float64 if config.training.precision == "float64" else torch.float32
+    shape = shape_of_images(few.shape)
+    network = build(config.network, shape, images.classes, 0)
+    try_out(network, config.network, few.to(device, kind), images.classes)
+    return why_alone(twins(config.network, shape, images.classes, 0), few) is None
 
 
 def _check_shift(study: Study, images: Split) -> None:

@@ -86,7 +86,8 @@ class PopulationSearch(Search):
         for group in self.objective.groups(self._members()):
             if self.stop.is_set():
                 return
-            self._raised_once(Run(self, group).train())
+            run = Run(self, group)
+            self._raised_once(run.train(), run.said)
 
     def _members(self) -> list[Member]:
         """Return the running trials as members; fail those whose parameters are not this study's.

@@ -13,6 +13,7 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,10 +24,11 @@ from hpo.data import Split
 from hpo.errors import HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import Study, differing_keys, parse_study
-from hpo.studyfile.models import SEARCHABLE, unused_keys
+from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
 from hpo.studyfile.trees import replaced, value_at, without
+from hpo.usercode import code_of, folder_of
 
-STUDY, DATA, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:run", "hpo:changes"
+STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
 
 CURVE = "hpo:curve"
 """The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
@@ -36,6 +38,7 @@ Curve = dict[str, list[float]]
 FREE_TO_CHANGE = (
     "description",
     "baseline",
+    "data.dataset",  # where the images are; their SHA-256 says whether they are the same
     *(f"training.{key}" for key in ("keep", "keep_trials")),
     *(
         f"search.{key}"
@@ -88,6 +91,14 @@ def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
         )
 
 
+def record_place(stored: optuna.Study, split: Split, storage: Storage) -> None:
+    """Keep with the study where its images are now: the user's own may have been moved since it began."""
+    before, now = kept(stored)[DATA], data_record(split)
+    moved = {key: now[key] for key in ("name", "folder") if key in now}
+    if any(before.get(key) != value for key, value in moved.items()):
+        storage.change_study(stored._study_id, {DATA: before | moved})
+
+
 def same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two studies' records of their images say the same of what is searched with."""
     # Not the test set's size: whether its file is there does not matter to a search.
@@ -122,10 +133,18 @@ def _unless_deleted(name: str) -> Iterator[None]:
 
 def stored_study(stored: optuna.Study) -> Study:
     """Return the study as its file said when it was stored. Raises HpoError where hpo did not make it."""
-    text = kept(stored).get(STUDY)
+    attrs = kept(stored)
+    text = attrs.get(STUDY)
     if not isinstance(text, str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return _parsed(text, stored.study_name)
+    return _parsed(text, stored.study_name, _folder(attrs))
+
+
+def _folder(attrs: Mapping[str, Any]) -> Path:
+    """Return where the files that a stored study refers to are looked for."""
+    if CODE in attrs:
+        return folder_of(attrs[CODE])
+    return Path(attrs.get(DATA, {}).get("folder", HERE))
 
 
 def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> tuple[str, datetime.datetime]:
@@ -145,6 +164,7 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}
+        attrs |= {CODE: code_of(study.references, study.folder).record()} if study.references else {}
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:
@@ -157,8 +177,8 @@ def _create(study: Study, data: dict[str, Any], storage: Storage, priority: int 
     return stored
 
 
-def _parsed(text: str, name: str) -> Study:
-    return parse_study(json.loads(text), f"study '{name}'")
+def _parsed(text: str, name: str, folder: Path = HERE) -> Study:
+    return parse_study(json.loads(text), f"study '{name}'", folder)
 
 
 def _text(study: Study) -> str:
@@ -174,8 +194,11 @@ def _note(stored: optuna.Study, study: Study) -> None:
 
 def data_record(split: Split) -> dict[str, Any]:
     """Return what is kept of a study's images."""
+    found_in = {} if split.folder is None else {"folder": str(split.folder)}
     return {
         "name": split.dataset,
+        **found_in,
+        "classes": list(split.names),
         "sha256": split.content_sha256,
         "split_sha256": split.split_sha256,
         "train": len(split.train),

@@ -23,6 +23,7 @@ from hpo.studyfile.models import (
     OptimizerSettings,
     SearchSettings,
     TrainingSettings,
+    own_data,
 )
 from hpo.studyfile.reading import read_study
 from hpo.studyfile.searched import Choices, Parameter, Range
@@ -42,6 +43,7 @@ __all__ = [
     "Study",
     "TrainingSettings",
     "differing_keys",
+    "own_data",
     "parse_study",
     "read_study",
 ]

@@ -19,7 +19,17 @@ from pydantic import ValidationError
 from hpo.errors import nearest
 from hpo.studyfile.cases import Case, Condition, assembled, is_same, place_of, setting_of, split, written
 from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
-from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, for_all, names, possible_values, unused_keys
+from hpo.studyfile.models import (
+    HERE,
+    SEARCHABLE,
+    SECTIONS,
+    StudySettings,
+    for_all,
+    names,
+    open_tables,
+    possible_values,
+    unused_keys,
+)
 from hpo.studyfile.searched import (
     Choices,
     Parameter,
@@ -30,7 +40,7 @@ from hpo.studyfile.searched import (
     parameter_name,
     table_faults,
 )
-from hpo.studyfile.study import HERE, Study
+from hpo.studyfile.study import Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
 
 # Tables of the other sections, which are no searched values.
@@ -48,12 +58,20 @@ def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = HERE) -
     if not isinstance(tree, Mapping):
         raise study_file_error(source, "", f"must be a table (got {shown(tree)})")
     absent: dict[str, Any] = {section: {} for section in SECTIONS if section not in tree}  # their keys will be missing
-    check = _Check({**tree, **absent})
+    check = _Check(_with_kind({**tree, **absent}))
     study = check.run(source, folder)
     if study is None or check.problems:
         path = first_in_order(dict(tree), check.problems)
         raise study_file_error(source, dotted(path), check.problems[path])
     return study
+
+
+def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with the kind of a network that names a module and no kind."""
+    network = tree["network"]
+    if isinstance(network, dict) and "module" in network and "kind" not in network:
+        return {**tree, "network": {"kind": "module", **network}}
+    return tree
 
 
 class _Check:
@@ -238,7 +256,7 @@ class _Check:
         integer = "low" in table and self.check_range(path, table)
         if len(values) < len(candidates(table)):
             return None
-        return self.parameter(path, _searched(table, values), integer)
+        return self.parameter(path, _searched(table, values, integer), integer)
 
     def parameter(self, path: Path, searched: Range | Choices, integer: bool) -> Parameter:
         """Return the parameter; where a setting is searched in several places, each is named after its choice."""
@@ -257,32 +275,51 @@ class _Check:
     def check_given(
         self, path: Path, given: Mapping[str, Any], parameters: Sequence[Parameter], every: bool = False
     ) -> None:
-        """Put values that the file gives for parameters, by name, into the models; all that apply, where asked for."""
+        """Put values that the file gives for parameters, by name, into the models, all of them together.
+
+        Where it gives none, the first candidate stands for what a trial may have: ranges ask nothing of other keys.
+        With `every`, all parameters that apply have to be given.
+        """
         known = {parameter.name: parameter for parameter in parameters}
         firsts = {each.name: each.searched.choices[0] for each in parameters if isinstance(each.searched, Choices)}
         applying = applicable(parameters, {**firsts, **given})
-        for name, value in given.items():
+        for name in given:
             if name not in known:
                 near = nearest(name, known) or f"; known: {', '.join(known) or 'none'}"
                 self.add((*path, name), f"is not a searched parameter{near}")
-                continue
-            parameter = known[name]
-            if parameter.when is not None and parameter not in applying:
-                self.add((*path, name), f"is searched only where {parameter.when.words()}")
-                continue
-            _, faults = self.validated(self.situation(parameter.path), parameter.path, value)
-            for at, fault in faults.items():
-                if is_under(at, parameter.path):
-                    self.add((*path, name, *at[len(parameter.path) :]), fault.sentence)
+            elif known[name] not in applying and (when := known[name].when) is not None:
+                self.add((*path, name), f"is searched only where {when.words()}")
+        values = [(each, given[each.name]) for each in applying if each.name in given]
+        tree = self.plain
+        for parameter, value in values:
+            if parameter.path == parameter.setting:
+                tree = replaced(tree, parameter.path, value)
+        tree = assembled(tree, self.cases)
+        for parameter, value in values:
+            if parameter.path != parameter.setting:
+                tree = replaced(tree, parameter.setting, value)
+        known_faults = {*self.validated({})[1], *self.in_cases}
+        for setting, fault in _validated(tree)[1].items():
+            at = place_of(setting, tree, self.cases)
+            owner = next((each for each, _ in values if is_under(at, each.path)), None)
+            if owner is not None:
+                self.add((*path, owner.name, *at[len(owner.path) :]), fault.sentence)
+            elif at not in known_faults:
+                self.add(path, f"does not go with {dotted(at)}, which {fault.sentence}")
         for parameter in applying if every else ():
             if parameter.name not in given:
                 self.add(path, f"has no value for {parameter.name}, which is searched")
 
     def check_range(self, path: Path, table: dict[str, Any]) -> bool:
         """Check what depends on a range being of whole numbers, and say whether it is: the models refuse a fraction."""
-        _, faults = self.validated(self.situation(path), path, math.floor(table["low"]) + 0.5)
-        integer = path in faults and faults[path].type == "int_type"
         step = table.get("step")
+        if (
+            setting_of(path)[:2] in open_tables()
+        ):  # nobody knows what the value is for: it is what its range is written as
+            integer = all(isinstance(each, int) for each in (table["low"], table["high"], step or 1))
+        else:
+            _, faults = self.validated(self.situation(path), path, math.floor(table["low"]) + 0.5)
+            integer = path in faults and faults[path].type == "int_type"
         if integer and isinstance(step, float):
             self.add((*path, "step"), f"must be a whole number (got {shown(step)})")
         if not integer and step is None and value_at(self.tree, ("search", "sampler")) == "grid":
@@ -290,12 +327,13 @@ class _Check:
         return integer
 
 
-def _searched(table: Mapping[str, Any], values: list[Any]) -> Range | Choices:
+def _searched(table: Mapping[str, Any], values: list[Any], integer: bool) -> Range | Choices:
     if "choices" in table:
         return Choices(tuple(values))
-    low, high = values
+    number: type[float] = int if integer else float
+    low, high = map(number, values)
     step = table.get("step")
-    return Range(low, high, table.get("log", False), step if step is None else type(low)(step))
+    return Range(low, high, table.get("log", False), step if step is None else number(step))
 
 
 def _either(kinds: Iterable[str]) -> str:

@@ -17,19 +17,18 @@ from hpo.errors import StudyFileError
 from hpo.studyfile.cases import Case, assembled, with_cases
 from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
 from hpo.studyfile.models import (
+    HERE,
     SEARCHABLE,
     Config,
     DataSettings,
     SearchSettings,
     StudySettings,
     conditional,
+    own_data,
     unused_keys,
 )
 from hpo.studyfile.searched import Parameter, applicable
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
-
-HERE = FilePath()
-"""The current folder."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,34 @@ class Study:
 
     @property
     def name(self) -> str:
+        """The name in the storage."""
         return self.first.name
 
     @property
     def description(self) -> str:
+        """What is shown as its note in the dashboard."""
         return self.first.description
 
     @property
     def data(self) -> DataSettings:
+        """`[data]`, with every default filled in."""
         return self.first.data
 
     @property
     def search(self) -> SearchSettings:
+        """`[search]`, with every default filled in."""
         return self.first.search
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The user's own code that it refers to, such as `my_net.py:Net`, or `my_data.py:load` for its images."""
+        module, (kind, data) = self.first.network.module, own_data(self.data.dataset) or ("", "")
+        return (*([] if module is None else [module]), *([data] if kind == "code" else []))
+
+    @property
+    def first_config(self) -> Config:
+        """The settings of a trial with every searched value at its first."""
+        return Config.model_validate(self.first.model_dump(include=set(SEARCHABLE))).located(self.folder)
 
     def applying(self, params: Mapping[str, Any]) -> tuple[Parameter, ...]:
         """Return the parameters that a trial with these values has, as a study file means them or as they are stored.
@@ -85,7 +99,7 @@ class Study:
                 raise self.error(dotted(known[name].path), "the trial has a value, but it is not searched there")
         tree = self._tree(params)
         try:
-            return Config.model_validate(tree if whole else _without_unused(tree))
+            return Config.model_validate(tree if whole else _without_unused(tree)).located(self.folder)
         except ValidationError as error:
             path, fault = next(iter(faults_of(error, Config, tree).items()))
             raise self.error(dotted(path), fault.sentence) from error

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tiny import StopAfter, check_whole, params, search, study_of, trials_of
 
 from hpo.errors import HpoError
 from hpo.results.next_study import propose
+from hpo.results.progress import PlainProgress
 from hpo.service.rounds import run_rounds
 from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
 
@@ -36,18 +38,18 @@ def rounds(
     storage: Storage, count: int = 2, *, name: str | None = None, looks: float = float("inf")
 ) -> tuple[bool, list[str]]:
     said: list[str] = []
-    ended = run_rounds(
+    searched = run_rounds(
         storage,
         "tiny",
         count,
         new_name=name,
         device="cpu",
         workers=None,
-        quiet=False,
+        display=lambda: PlainProgress(Console(stderr=True)),
         say=said.append,
         stop=StopAfter(looks),
     )
-    return ended, said
+    return not searched[-1].interrupted, said
 
 
 def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: Callable[[], Storage]) -> None:
