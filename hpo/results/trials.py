@@ -18,6 +18,7 @@ from hpo.errors import HpoError
 from hpo.results.export import params_of, precision_of
 from hpo.results.overview import STATES
 from hpo.search.records import CURVE, RUN, stored_study
+from hpo.search.space import is_whole
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study
 from hpo.studyfile import Study
 
@@ -55,7 +56,7 @@ def _record(study: Study, run: str, trial: FrozenTrial) -> dict[str, Any]:
         "params": params,
         "seed": trial.user_attrs.get("seed"),
         "epochs": max(map(len, curve.values()), default=0),
-        "precision": precision_of(study.config(params), run) if len(params) == len(study.parameters) else None,
+        "precision": precision_of(study.config(params), run) if is_whole(study, params) else None,
         "device": attrs.get(WORKER, {}).get("device"),
         "started": _utc(trial.datetime_start),
         "ended": _utc(trial.datetime_complete),

@@ -1,6 +1,7 @@
 """What a study file may say; every error names the file, the key and what is allowed.
 
     trees.py      paths into trees of tables and lists
+    cases.py      what holds only where a searched key has a certain value
     models.py     the concrete settings of a trial and of a study: types, limits, defaults
     messages.py   the sentences of errors
     searched.py   ranges and choices in the place of values
@@ -13,6 +14,7 @@ A study file fixes every value or gives a range or choices to search. This room 
 imports neither torch, Optuna nor NumPy.
 """
 
+from hpo.studyfile.cases import Case, Condition
 from hpo.studyfile.checking import parse_study
 from hpo.studyfile.models import (
     Config,
@@ -28,7 +30,9 @@ from hpo.studyfile.searched import Choices, Parameter, Range
 from hpo.studyfile.study import Study, differing_keys
 
 __all__ = [
+    "Case",
     "Choices",
+    "Condition",
     "Config",
     "DataSettings",
     "NetworkSettings",

@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.lookup import metric_of
+from hpo.results.lookup import conditional_of, metric_of
 from hpo.search.records import CURVE, Curve
 from hpo.search.space import contains
 from hpo.storage import Parts, Storage, best_trials, summary
@@ -30,7 +30,8 @@ SCORES = {"val_accuracy": "validation accuracy", "val_loss": "validation loss"}
 class Source:
     """A study's completed, pruned and failed trials, by number, and its best ones with their curves, best first.
 
-    `limit` is how many points a figure may have that has one a trial; None for all.
+    `limit` is how many points a figure may have that has one a trial; None for all. `conditional` are the parameters
+    that not every trial has.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     best: Sequence[FrozenTrial] = ()
     curves: Mapping[int, Curve] = field(default_factory=dict)
     limit: int | None = None
+    conditional: frozenset[str] = frozenset()
 
     @property
     def score(self) -> str:
@@ -67,7 +69,9 @@ def read_source(storage: Storage, name: str, best: int = BEST, limit: int | None
     with_curves = storage.read(study.study_id, MOST_TRIALS, ids, parts)
     curves = {trial.number: trial.system_attrs[CURVE] for trial in with_curves if trial.system_attrs.get(CURVE)}
     maximized = study.directions[0] == StudyDirection.MAXIMIZE
-    return Source(name, metric_of(study.user_attrs), maximized, ended, ranked, curves, limit)
+    return Source(
+        name, metric_of(study.user_attrs), maximized, ended, ranked, curves, limit, conditional_of(study.user_attrs)
+    )
 
 
 def is_scored(trial: FrozenTrial) -> bool:
