@@ -4,6 +4,7 @@
     code_of     the contents of the files behind references: each one's SHA-256, and that of whatever it imports from
                 its own folder while it is imported
     shortened   the traceback of an error, with the user's own frames only
+    kind_of     what it has in common with others that say something else
     in_a_line   the same error in one line, with the last of these frames
 
 Promises: what runs is what was hashed, for both come from the same bytes, whatever `__pycache__` holds. A file is
@@ -144,6 +145,12 @@ def in_a_line(error: BaseException, folder: Path) -> str:
     last = frames[-1]
     place = f"{os.path.relpath(last.filename, folder.resolve())}, line {last.lineno}"
     return f"{text} ({place}{'' if last.name == '<module>' else f', in {last.name}'})"
+
+
+def kind_of(error: BaseException, folder: Path) -> str:
+    """Return what errors of one kind share, whatever they say: their type, and the last of the user's lines."""
+    frames = _frames(traceback.TracebackException.from_exception(error), folder)
+    return f"{type(error).__qualname__} {(frames[-1].filename, frames[-1].lineno) if frames else ''}"
 
 
 def _frames(error: traceback.TracebackException, folder: Path) -> list[traceback.FrameSummary]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import StudyFileError
+from hpo.errors import StudyFileError, TrainingError
 from hpo.search.events import TrialsFailed
 from hpo.search.history import RUNG, History
 from hpo.search.keeping import Keeper
-from hpo.search.loop import Search
+from hpo.search.loop import RAISES_IN_A_ROW, Search
 from hpo.search.points import trial_seed
 from hpo.search.run import Run
 from hpo.search.space import config_of, distributions
@@ -80,7 +80,10 @@ class PopulationSearch(Search):
         for group in self.objective.groups(self._members()):
             if self.stop.is_set():
                 return
-            self._raised_once(Run(self, group).train())
+            raised = Run(self, group).train()
+            if self._in_a_row(raised):
+                often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({raised})"
+                raise TrainingError(self.study.name, often)
 
     def _members(self) -> list[Member]:
         """Return the running trials as members; fail those whose parameters are not this study's."""

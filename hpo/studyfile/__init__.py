@@ -5,6 +5,7 @@
     messages.py   the sentences of errors
     searched.py   ranges and choices in the place of values
     study.py      the checked study: settings by trial, the resolved tree, differences
+    objective.py  a study of the user's own objective
     checking.py   a tree in, a study or its first error out
     reading.py    a file in, with what the command changes
     writing.py    a study as the text of a file
@@ -13,7 +14,7 @@ A study file fixes every value or gives a range or choices to search. This room 
 imports neither torch, Optuna nor NumPy.
 """
 
-from hpo.studyfile.checking import parse_study
+from hpo.studyfile.checking import AnyStudy, parse_any_study, parse_study
 from hpo.studyfile.models import (
     Config,
     DataSettings,
@@ -22,15 +23,18 @@ from hpo.studyfile.models import (
     SearchSettings,
     TrainingSettings,
 )
+from hpo.studyfile.objective import ObjectiveStudy
 from hpo.studyfile.reading import read_study
 from hpo.studyfile.searched import Choices, Parameter, Range
 from hpo.studyfile.study import Study, differing_keys
 
 __all__ = [
+    "AnyStudy",
     "Choices",
     "Config",
     "DataSettings",
     "NetworkSettings",
+    "ObjectiveStudy",
     "OptimizerSettings",
     "Parameter",
     "Range",
@@ -38,6 +42,7 @@ __all__ = [
     "Study",
     "TrainingSettings",
     "differing_keys",
+    "parse_any_study",
     "parse_study",
     "read_study",
 ]

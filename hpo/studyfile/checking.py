@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from hpo.errors import nearest
 from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
 from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, for_all, names, possible_values, unused_keys
+from hpo.studyfile.objective import KEY as OBJECTIVE
+from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
 from hpo.studyfile.searched import (
     Choices,
     Parameter,
@@ -29,6 +31,9 @@ from hpo.studyfile.searched import (
 )
 from hpo.studyfile.study import HERE, Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
+
+AnyStudy = Study | ObjectiveStudy
+"""A study of hpo's networks, or of the user's own objective."""
 
 # What is wrong with a number that stands where no number can: no range is possible there.
 _NOT_NUMERIC = {"list_type", "literal_error", "bool_type", "string_type"}
@@ -48,6 +53,13 @@ def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = HERE) -
         path = first_in_order(dict(tree), check.problems)
         raise study_file_error(source, dotted(path), check.problems[path])
     return study
+
+
+def parse_any_study(tree: Mapping[str, Any], source: str, folder: FilePath = HERE) -> AnyStudy:
+    """Check the tree of a study of either kind, as `parse_study` does."""
+    if isinstance(tree, Mapping) and OBJECTIVE in tree:
+        return parse_objective_study(tree, source, folder)
+    return parse_study(tree, source, folder)
 
 
 class _Check:

@@ -14,10 +14,11 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from hpo.errors import StudyFileError
-from hpo.studyfile.checking import parse_study
+from hpo.studyfile.checking import AnyStudy, parse_any_study
 from hpo.studyfile.messages import dotted, shown, study_file_error, unknown_key
-from hpo.studyfile.models import SECTIONS, Settings, StudySettings, names
-from hpo.studyfile.study import Study
+from hpo.studyfile.models import Settings, StudySettings, names, sections
+from hpo.studyfile.objective import KEY as OBJECTIVE
+from hpo.studyfile.objective import ObjectiveStudySettings
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 
 LARGEST_FILE = 2**18  # bytes; a larger file was never meant to be a study
@@ -33,14 +34,15 @@ class _Change:
     value: Any
 
 
-def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: Any) -> Study:
+def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: Any) -> AnyStudy:
     """Read a study file, with `overrides` like `optimizer.lr.high=0.1` and settings changed by name (`trials=20`).
 
     A change that is None leaves the file's value. An error in a changed value names the option that gave it.
     """
     source = str(path)
     tree = _study_of(load_tree(path), source)
-    given = [_override(text, source) for text in overrides]
+    model: type[Settings] = ObjectiveStudySettings if OBJECTIVE in tree else StudySettings
+    given = [_override(text, source, model) for text in overrides]
     given += [
         _Change(f"--{name.replace('_', '-')}", names()[name], value)
         for name, value in changes.items()
@@ -49,7 +51,7 @@ def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: A
     for change in given:
         tree = _changed(tree, change, source)
     try:
-        return parse_study(tree, source, FilePath(path).absolute().parent)
+        return parse_any_study(tree, source, FilePath(path).absolute().parent)
     except StudyFileError as error:
         for change in reversed(given):
             key = dotted(change.path)
@@ -115,18 +117,18 @@ def _study_of(tree: Any, source: str) -> dict[str, Any]:
     return tree
 
 
-def _override(text: str, source: str) -> _Change:
+def _override(text: str, source: str, model: type[Settings]) -> _Change:
     key, equals, written = text.partition("=")
     keys = [part.strip() for part in key.split(".")]
     if not equals or not all(keys):
         raise study_file_error(source, f"--set {shown(text)}", "must be KEY=VALUE, such as optimizer.lr.high=0.1")
     path = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in keys)
-    owner: type[Settings] | None = StudySettings
+    owner: type[Settings] | None = model
     for depth, part in enumerate(path):
         if owner is not None and part not in owner.model_fields:
             label = f"--set {dotted(path[: depth + 1])}"
             raise study_file_error(source, label, unknown_key(part, owner.model_fields))
-        owner = SECTIONS.get(str(part)) if depth == 0 else None
+        owner = sections(model).get(str(part)) if depth == 0 else None
     label = f"--set {dotted(path)}"
     try:
         return _Change(label, path, _toml_value(written.strip()))
