@@ -16,8 +16,9 @@ BIN = .venv/bin
 demo: .venv/installed
 	$(BIN)/hpo launch studies/digits.toml
 
+# Two processes share the suite, file by file: half of the tests wait for processes of their own.
 test: .venv/installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # Fifty kills and five restarts of the server, a minute on each database; CHAOS=--randomly-seed=N draws that plan again.
 chaos: .venv/installed-test

@@ -1,6 +1,6 @@
-"""README and docs against what they describe: commands and options, the keys of study files, examples, links, names.
+"""README and docs against what they describe: commands and options, the keys of study files, links, names.
 
-What a page shows, exists; and what exists, is on a page.
+What a page shows, exists; and what exists, is on a page. That pages can be followed is tested in `test_pages.py`.
 """
 
 from __future__ import annotations
@@ -8,33 +8,25 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import PAGES, ROOT, blocks
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
-from hpo.cli import app, main
+from hpo.cli import app
 from hpo.data.catalogue import CATALOGUE
 from hpo.data.places import VARIABLE
 from hpo.storage.location import DEFAULT_URL, ENVIRONMENT
-from hpo.studyfile import parse_study, read_study
+from hpo.studyfile import read_study
 from hpo.studyfile.models import LARGEST, SECTIONS, StudySettings, UsedBy
 
-ROOT = Path(__file__).parent.parent
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
-TEXT = "\n".join(PAGES.values())
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 STUDIES = sorted(ROOT.glob("studies/*.toml"))
-
-
-def blocks(language: str) -> list[tuple[str, str]]:
-    """Every fenced block of a language, with its page."""
-    return [(page, body) for page, text in PAGES.items() for found, body in FENCE.findall(text) if found == language]
 
 
 def spans() -> list[str]:
@@ -59,7 +51,7 @@ OPTIONS = {
 
 def shown_commands() -> list[str]:
     """Every command line that a page shows, in code of its own or in a block."""
-    lines = [line for text in PAGES.values() for _, body in FENCE.findall(text) for line in body.splitlines()]
+    lines = [line for page in PAGES for block in blocks(page) for line in block.body.splitlines()]
     lines = [re.sub(r"^(\$ |next:)? *(\.venv/bin/)?", "", line) for line in [*lines, *spans()]]
     return sorted({line for line in lines if line.startswith("hpo ")})
 
@@ -108,26 +100,6 @@ def test_an_option_that_is_shown_exists(span: str) -> None:
     assert word in {name for options in OPTIONS.values() for name in options}
     if word == "--set" and span != "--set KEY=VALUE":
         read_study(ROOT / "studies/digits.toml", [span.removeprefix("--set ")])
-
-
-@pytest.mark.parametrize("body", [body for _, body in blocks("console")])
-def test_a_shown_session_goes_as_shown(
-    body: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(ROOT)
-    for session in body.split("$ ")[1:]:
-        command, _, output = session.partition("\n")
-        main(shlex.split(command)[1:])
-        captured = capsys.readouterr()
-        assert captured.out + captured.err == output
-
-
-@pytest.mark.parametrize(("page", "body"), blocks("toml"))
-def test_a_shown_study_file_is_sound(page: str, body: str) -> None:
-    """A block without a name shows some tables; the demo's study has the rest."""
-    shown = tomllib.loads(body)
-    demo = {} if "name" in shown else tomllib.loads((ROOT / "studies/digits.toml").read_text())
-    parse_study({**demo, **shown}, page)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)

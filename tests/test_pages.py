@@ -1,0 +1,249 @@
+"""README and docs, followed: every command, session, script and study file of a page, in order, in a folder of its own.
+
+The folder holds the repository's `studies/`, and data sets have small stand-ins, but for the digits. What is not done
+as shown says so in the page, by a marker (`pages.py`). Commands of `hpo` run in this process, which saves loading
+torch for each; what needs a shell gets one. A block that is only looked at has no commands in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from data_files import write_cifar, write_idx
+from pages import PAGES, ROOT, Block, Marker, commands, parts, sessions
+
+from hpo.cli import main
+from hpo.errors import HpoError
+from hpo.studyfile import parse_study, read_study
+
+DEMO = tomllib.loads((ROOT / "studies/digits.toml").read_text())
+RUN = ("sh", "console", "python", "toml", "yaml")
+LOOKED_AT = ("", "text", "json")
+LOOKS_LIKE_A_COMMAND = re.compile(r"^(\$ |(hpo|python3?|pip|make|docker) \w)", re.MULTILINE)
+SHELL = re.compile(r"[|&;<>()$*?~`]")
+COMMENT = re.compile(r"\s#.*")
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
+ANY_LINES = r"(?:.*\n)*?"
+DEADLINE_S = 120
+
+
+class Reader:
+    """Somebody who follows one page in a folder, and is told by its markers what to do otherwise."""
+
+    def __init__(self, page: str, text: str, folder: Path) -> None:
+        self.page = page
+        self.text = text
+        self.folder = folder
+        self.small = ""
+        self.as_processes = False
+        self.skips_all = False
+        self.hints: list[str] = []
+        self.names: dict[str, Any] = {"__name__": "__main__"}
+
+    def follow(self) -> None:
+        for part in parts(self.text):
+            try:
+                if isinstance(part, Marker):
+                    self.heed(part.text)
+                else:
+                    self.take(part)
+                    self.hints.clear()
+            except Exception as error:
+                error.add_note(f"in {self.page}, line {part.line}")
+                raise
+        assert not self.hints, f"{self.page}: nothing follows {self.hints}"
+
+    def heed(self, marker: str) -> None:
+        word, _, rest = marker.partition(" ")
+        if marker.startswith("not run from here, "):
+            self.skips_all = True
+        elif marker.startswith("not run, ") or marker in ("numbers vary", "output varies"):
+            self.hints.append(marker)
+        elif word == "small" and rest:
+            self.small = " ".join(f"--set {shlex.quote(change)}" for change in shlex.split(rest))
+        elif word == "first" and rest:
+            self.do(rest)
+        elif marker == "as processes":
+            self.as_processes = True
+            self.folder = self.folder / "empty"
+            self.folder.mkdir()
+            os.chdir(self.folder)
+        else:
+            raise ValueError(f"unknown marker: {marker}")
+
+    def take(self, block: Block) -> None:
+        if block.language.startswith("{"):  # a directive of the page's own
+            return
+        if block.language in LOOKED_AT:
+            assert not LOOKS_LIKE_A_COMMAND.search(block.body), "a command in a block without a language"
+            return
+        assert block.language in RUN, f"a block in {block.language}: nobody knows how to test it"
+        if self.skips_all or any(hint.startswith("not run, ") for hint in self.hints):
+            return
+        if block.file is not None:
+            (self.folder / block.file).write_text(block.body)
+        getattr(self, f"take_{block.language}")(block)
+
+    def take_sh(self, block: Block) -> None:
+        if block.file is not None:
+            return
+        for command in commands(block.body):
+            self.do(command)
+
+    def take_console(self, block: Block) -> None:
+        for command, shown in sessions(block.body):
+            printed = self.do(command, fails=bool(re.search("^hpo: ", shown, re.MULTILINE)))
+            if "output varies" not in self.hints:
+                compare(printed, shown, exactly="numbers vary" not in self.hints)
+
+    def take_python(self, block: Block) -> None:
+        code = compile("\n" * block.line + block.body, self.page, "exec")
+        if block.file is None:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                exec(code, self.names)
+
+    def take_toml(self, block: Block) -> None:
+        """A block without a name shows some tables; the demo's study has the rest."""
+        if block.file is not None:
+            read_study(block.file)
+            return
+        shown = tomllib.loads(block.body)
+        parse_study(shown if "name" in shown else {**DEMO, **shown}, self.page)
+
+    def take_yaml(self, block: Block) -> None:
+        assert list(yaml.safe_load_all(block.body))
+
+    def do(self, command: str, *, fails: bool = False) -> str:
+        """Run one command; return what it printed, to stdout and stderr in turn."""
+        command = re.sub(r"\bhpo (launch|submit)\b", rf"hpo \1 {self.small}", command) if self.small else command
+        plain = command.startswith("hpo ") and not SHELL.search(COMMENT.sub("", QUOTED.sub("", command)))
+        status, printed = in_process(command) if plain and not self.as_processes else by_shell(command, self.folder)
+        assert (status != 0) == fails, f"{command}: status {status}\n{printed}"
+        return printed
+
+
+def in_process(command: str) -> tuple[int, str]:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        status = main(shlex.split(command, comments=True)[1:])
+    return status, printed.getvalue()
+
+
+def by_shell(command: str, folder: Path) -> tuple[int, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    return ended.returncode, ended.stdout
+
+
+def compare(printed: str, shown: str, *, exactly: bool) -> None:
+    """What was printed is what is shown, where `...` on a line of its own stands for any lines."""
+    if not exactly:
+        printed, shown = without_numbers(printed), without_numbers(shown)
+    lines = (ANY_LINES if line == "..." else re.escape(line) + r"\n" for line in shown.splitlines())
+    assert re.fullmatch("".join(lines), printed), f"shown:\n{shown}\nprinted:\n{printed}"
+
+
+def without_numbers(text: str) -> str:
+    return "".join(re.sub(" +", " ", NUMBER.sub("#", line)).strip() + "\n" for line in text.splitlines())
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data sets, with few images of random pixels each."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("mnist", "fashion-mnist")):
+        write_idx(folder / name, 600, seed=seed, test=60)
+    write_cifar(folder / "cifar10", (100, 100), test=40)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a page is followed."""
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("HPO_STORAGE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HPO_DATA_DIR", str(stand_ins))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_can_be_followed(page: str, folder: Path) -> None:
+    Reader(page, PAGES[page], folder).follow()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```sh\nhpo top nothing\n```",
+        "```sh\nls | grep nothing\n```",
+        "```sh\n# a comment\ncd studies \\\n   nothing\n```",
+        "```console\n$ hpo version\nhpo 1000\n```",
+        "```console\n$ hpo top nothing\nhpo: something else\n```",
+        "```console\n$ echo hpo: an error\nhpo: an error\n```",
+        "<!-- test: numbers vary -->\n```console\n$ echo 1 apple\n2 pears\n```",
+        "```python\nassert False\n```",
+        "```python\n# whole.py\nthis is no Python\n```",
+        "```toml\n[optimizer]\nlr = -1\n```",
+        '```toml\n# whole.toml\nname = "x"\n```',
+        "```yaml\na: [1\n```",
+        "```\n$ hpo version\n```",
+        "```\nhpo version\n```",
+        "```basic\n10 END\n```",
+        "<!-- test: not run -->\n```sh\nfalse\n```",
+        "<!-- test: first false -->",
+        "<!-- test: not run, or is there no block? -->",
+    ],
+)
+def test_a_page_that_is_wrong_fails(text: str, folder: Path) -> None:
+    with pytest.raises((AssertionError, SyntaxError, HpoError, ValueError, yaml.YAMLError)):
+        Reader("a page", f"{text}\n", folder).follow()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```console\n$ echo 1 && \\\n> echo 2\n1\n2\n$ echo 3\n3\n```",
+        "```console\n$ seq 9\n1\n...\n9\n```",
+        "<!-- test: numbers vary -->\n```console\n$ echo '1,000   apples in 2.5e-3 s'\n7 apples in 1 s\n```",
+        "<!-- test: output varies -->\n```console\n$ echo 1 apple\n2 pears\n```",
+        "```python\n# mine.py\nN = 7\n```\n\n```python\nfrom mine import N\n```\n```python\nassert N == 7\n```",
+        "```sh\n# note.sh\nfalse\n```\n```console\n$ cat note.sh\n# note.sh\nfalse\n```",
+        "1. First\n\n   ```sh\n   true\n   ```",
+        "<!-- test: not run, needs a reader -->\n```sh\nfalse\n```\n```sh\ntrue\n```",
+        "<!-- test: not run from here, all of it is false -->\n```sh\nfalse\n```\n```sh\nfalse\n```",
+        '<!-- test: as processes -->\n```sh\ntest -z "$(ls)"\n```',
+        "```{toctree}\nnothing\n```\n```json\n{ ... }\n```",
+    ],
+)
+def test_a_page_that_is_right_passes(text: str, folder: Path) -> None:
+    Reader("a page", f"{text}\n", folder).follow()
