@@ -12,7 +12,7 @@ from typing import Any
 
 from hpo.search.records import STUDY
 from hpo.storage import Storage, copy_study, load_study, open_storage
-from hpo.studyfile import parse_study
+from hpo.studyfile import parse_any_study
 
 
 def copy_line(source: Storage, name: str, to: str, new_name: str | None) -> str:
@@ -22,7 +22,7 @@ def copy_line(source: Storage, name: str, to: str, new_name: str | None) -> str:
         if not isinstance(text, str) or new_name is None:
             return text
         tree = json.loads(text) | {"name": new_name}
-        parse_study(tree, f"study {name!r}")  # not every name can be a study file's
+        parse_any_study(tree, f"study {name!r}")  # not every name can be a study file's
         return json.dumps(tree)
 
     load_study(source, name)  # where there is none, no file is made for its copy

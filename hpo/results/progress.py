@@ -142,18 +142,21 @@ class PlainProgress(QuietProgress):
         super().__init__(console)
         self.tally = Tally(clock)
         self.follows = False  # what other processes do, and nothing of its own
+        self.objective = False  # whether the user's own is searched, trial by trial
 
     def show(self, event: Event) -> None:
         """Print the study's first line, notes, and each population's outcome."""
         match event:
             case StudyStarted():
                 self.tally.start(event)
+                self.objective = event.objective is not None
                 self.line(opening(event))
             case Note():
                 self.line(f"warning: {event.text}" if event.level == "warning" else event.text)
             case PopulationEnded():
                 self.tally.add(event)
-                self.line(f"{outcome(event)}; {self.tally.line()}")
+                said = own_outcome(event) if self.objective else outcome(event)
+                self.line(f"{said}; {self.tally.line()}")
             case OthersEnded():
                 self.tally.add(event)
                 if self.follows:
@@ -202,7 +205,7 @@ class LiveProgress(PlainProgress):
                 text = f"{at}, {self.members} members"
                 self.bars.reset(self.population, total=event.epochs, completed=0, text=text)
             case EpochEnded(epochs=None):
-                value = "NaN" if event.best is None else f"{event.best:.4f}"
+                value = "not finite" if event.best is None else f"{event.best:.4f}"
                 self.bars.update(self.population, text=f"step {event.epoch}: {value}")
             case EpochEnded():
                 text = f"epoch {event.epoch} of {event.epochs}, {event.left} of {self.members} members left"
@@ -284,6 +287,14 @@ def outcome(event: PopulationEnded) -> str:
     """Return what became of a population."""
     counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
     return f"population: {counts}{_best(event.best)} in {duration(event.seconds)}"
+
+
+def own_outcome(event: PopulationEnded) -> str:
+    """Return what became of a trial of the user's own objective."""
+    counts = {"completed": event.completed, "pruned": event.pruned, "failed": event.failed}
+    state = next((state for state, count in counts.items() if count), "to be tried again")
+    value = "" if event.best is None else f" with {event.best:.4f}"
+    return f"trial {event.members[0]}: {state}{value} in {duration(event.seconds)}"
 
 
 def _best(value: float | None) -> str:

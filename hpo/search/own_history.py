@@ -26,8 +26,8 @@ from hpo.search.mirror import STUDY, Mirror
 from hpo.search.samplers import own_pruner
 from hpo.studyfile import ObjectiveStudy
 
-SAMPLERS_OWN = ("cma:", "sepcma:", "cmawm:", "x_for_tell")
-"""How attributes begin that CMA-ES keeps for itself: its state is a pickle, which stays in this process."""
+SAMPLERS_OWN = ("tpe:", "gp:", "cma:", "sepcma:", "cmawm:", "x_for_tell")
+"""How attributes begin that samplers keep for themselves: that of CMA-ES is a pickle, which stays in this process."""
 
 
 class Keep(Protocol):

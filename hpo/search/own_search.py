@@ -136,13 +136,14 @@ class OwnSearch(Search):
         outcome = self._outcome(number)
         ended = None if outcome is None or number not in self._running else self._end_one(number, outcome)
         states = [] if ended is None else [ended]
+        value = None if outcome is None else outcome.value
         self.on_event(
             PopulationEnded(
                 members=(number,),
                 completed=states.count(TrialState.COMPLETE),
                 pruned=states.count(TrialState.PRUNED),
                 failed=states.count(TrialState.FAIL),
-                best=outcome.value if outcome is not None and ended == TrialState.COMPLETE else None,
+                best=value if value is not None and math.isfinite(value) and ended == TrialState.COMPLETE else None,
                 seconds=time.perf_counter() - start,
             )
         )
@@ -179,11 +180,14 @@ class OwnSearch(Search):
             if study._stop_flag:
                 study._stop_flag = False
                 set_state(self.storage, self._study_id, StudyState.STOPPED, "the objective called study.stop()")
-        told, values, problem = _tell_with_warning(study, trial, value, state, suppress_warning=True)
-        if problem is not None:
-            same = None if isinstance(value, float) and math.isnan(value) else problem
-            return _Outcome(told, None, _Failure(f"returned no value: {problem.rstrip('.')}", same, again=False))
-        return _Outcome(told, values[0] if values else None)
+        try:
+            told, values, problem = _tell_with_warning(study, trial, value, state, suppress_warning=True)
+        except (TypeError, ValueError) as error:  # Optuna stumbles over a text that is a number
+            told, values, problem = TrialState.FAIL, None, str(error)
+        if problem is None:
+            return _Outcome(told, values[0] if values else None)
+        same = None if isinstance(value, float) and math.isnan(value) else problem
+        return _Outcome(told, None, _Failure(f"returned no value: {problem.rstrip('.')}", same, again=False))
 
     def _end_one(self, number: int, outcome: _Outcome) -> TrialState | None:
         """Store how a trial ended; return its state, None where it is tried again or was given away."""
@@ -217,7 +221,7 @@ class OwnSearch(Search):
     def _report(self, number: int, step: int, value: float) -> None:
         if number not in self._running or self.report(step, {number: value}):
             raise Leave("lost")
-        self.on_event(EpochEnded(step, None, 1, None if math.isnan(value) else value))
+        self.on_event(EpochEnded(step, None, 1, value if math.isfinite(value) else None))
 
     def _keep(
         self,

@@ -23,6 +23,7 @@ from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 
 LARGEST_FILE = 2**18  # bytes; a larger file was never meant to be a study
 EXPORT = "hpo.best/"  # how the schema of an export begins
+OBJECTIVE_EXPORT = "hpo.objective/"  # and of one of the user's own objective
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def _study_of(tree: Any, source: str) -> dict[str, Any]:
         if "config" not in tree:
             raise study_file_error(source, "", "is an export without a config")
         tree = tree["config"]
+    if isinstance(tree, dict) and str(tree.get("schema")).startswith(OBJECTIVE_EXPORT):
+        raise study_file_error(source, "", "is the export of an objective's trial, which there is nothing to launch of")
     if not isinstance(tree, dict):
         raise study_file_error(source, "", f"must hold a resolved study or an export (got {shown(tree)})")
     return tree
