@@ -3,6 +3,7 @@
     HpoError                    exit status 1: a failure the user can act on
     +- DataError                a data set's file is missing, damaged or not what it claims to be
     +- CodeError                the user's own code is missing, cannot be imported or is not what the study began with
+    +- SettingError             one setting of a trial proves wrong where it is used
     +- StorageError             the storage cannot be opened, read or written
     +- UnknownStudyError        no study of that name in the storage
     +- StudyBusyError           another process is searching that study
@@ -35,6 +36,14 @@ class DataError(HpoError):
 
 class CodeError(HpoError):
     """The user's own code is missing, cannot be imported or is not what the study began with."""
+
+
+class SettingError(HpoError):
+    """One setting of a trial proves wrong where it is used: `key` is its place in the study file."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        self.key, self.problem = key, problem
+        super().__init__(f"{key}: {problem}")
 
 
 class StorageError(HpoError):

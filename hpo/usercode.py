@@ -107,16 +107,13 @@ def code_of(references: Iterable[str], folder: Path) -> Code:
 
 
 def folder_of(record: Mapping[str, Any]) -> Path:
-    """Return where the code of a study's record lies on this machine: in its folder, or else in the current one.
+    """Return where the code of a study's record lies on this machine.
 
-    Raises CodeError where neither has its files.
+    That is the folder it was in, or where that lacks a file and the current folder does not, the current one.
     """
     kept, here = Path(record["folder"]), Path.cwd()
-    for folder in (kept, here):
-        if all((folder / file).is_file() for file in record["files"]):
-            return folder
-    missing = next(file for file in record["files"] if not (here / file).is_file())
-    raise CodeError(f"{missing} is neither in {kept} nor in the current folder; the study's own code is needed here")
+    has = [folder for folder in (kept, here) if all((folder / file).is_file() for file in record["files"])]
+    return (has or [kept])[0]
 
 
 def shortened(error: BaseException, folder: Path) -> str:

@@ -56,7 +56,7 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
     candidates = _candidates(storage, study, top)
     attrs = original.user_attrs
     tree = _tree(study, candidates, seeds, str(attrs[RUN]["precision"]))
-    confirming = _named(storage, tree, name)
+    confirming = _named(storage, tree, study)
     submit(confirming, storage)
     record = {
         "study": name,
@@ -140,12 +140,12 @@ def _holding(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
     return {**searched.tree(), "low": low, "high": high, "log": searched.log and low > 0}
 
 
-def _named(storage: Storage, tree: dict[str, Any], name: str) -> Study:
+def _named(storage: Storage, tree: dict[str, Any], original: Study) -> Study:
     """Return the study under the first name that is free, or that has this very study."""
     for number in itertools.count(1):
         suffix = SUFFIX if number == 1 else f"{SUFFIX}-{number}"
-        tree["name"] = followed(name, suffix)
-        study = parse_study(tree, f"study '{tree['name']}'")
+        tree["name"] = followed(original.name, suffix)
+        study = parse_study(tree, f"study '{tree['name']}'", original.folder)
         try:
             stored = load_study(storage, study.name)
         except UnknownStudyError:
@@ -155,4 +155,4 @@ def _named(storage: Storage, tree: dict[str, Any], name: str) -> Study:
                 return study
         except HpoError:  # not hpo's: its name is taken all the same
             continue
-    raise not_of_hpo(name)  # never: a storage has an end
+    raise not_of_hpo(original.name)  # never: a storage has an end

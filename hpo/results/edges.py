@@ -37,7 +37,9 @@ def wider_bound(study: Study, parameter: Parameter, searched: Range, edge: Side)
     for bound in _bounds(searched, edge, parameter.integer):
         wider = replace(searched, high=bound) if edge == "high" else replace(searched, low=bound)
         try:
-            check_space(parse_study(replaced(study.resolved(), parameter.path, wider.tree()), study.source))
+            check_space(
+                parse_study(replaced(study.resolved(), parameter.path, wider.tree()), study.source, study.folder)
+            )
         except UsageError:
             continue
         return bound

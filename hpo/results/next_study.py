@@ -59,7 +59,7 @@ def following(study: Study, found: Sequence[Change], name: str, start_from: Sequ
         "seed": (study.search.seed + 1) % (LARGEST + 1),  # random sampling does not say the same again
         "start_from": list(start_from),
     }
-    return parse_study(tree, f"study '{name}'")
+    return parse_study(tree, f"study '{name}'", study.folder)
 
 
 def _around(study: Study, best: Best) -> str:

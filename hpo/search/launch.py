@@ -276,7 +276,7 @@ def _precision(study: Study, stored: optuna.Study, planned: Plan, split: DeviceS
         return study.first.training.precision
     if run := kept(stored).get(RUN):
         return str(run["precision"])
-    if split.device.type == "mps":
+    if split.device.type == "mps" or not planned.stacked:
         return "float32"
     members = [Member(number, planned.config, number) for number in range(planned.population)]
     precision, ratio = choose_precision(members, split)

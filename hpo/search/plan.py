@@ -6,7 +6,8 @@ launch and `hpo check` begin with it. Knows nothing of storages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -14,26 +15,33 @@ import optuna
 import torch
 
 from hpo.data import Split, load_split
-from hpo.errors import HpoError
+from hpo.errors import HpoError, SettingError
 from hpo.search.samplers import check_search
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.searched import candidates
 from hpo.studyfile.trees import Path, value_at
+from hpo.training.architectures import FEW, twins, why_alone
 from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
+from hpo.training.networks import build
+from hpo.training.own_networks import try_out
 from hpo.training.size import Size, population_size, size_of
-from hpo.usercode import Code, code_of, load
+from hpo.usercode import Code, code_of, in_a_line, load
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`config` has every searched value at its first, `size` is of one member of it, `population` a number of them."""
+    """`config` has every searched value at its first, `size` is of one member of it, `population` a number of them.
+
+    `stacked` is whether members of `config` train in a stack; a module of the user's own may not.
+    """
 
     device: torch.device
     images: Split
     config: Config
     size: Size
     population: int
+    stacked: bool
 
 
 @dataclass(frozen=True)
@@ -72,11 +80,40 @@ def _plan(study: Study, device: str) -> Plan:
         raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
     images = load_split(study)
     _check_shift(study, images)
-    config = Config.model_validate(study.first.model_dump(include=set(Config.model_fields)))
+    config = study.first_config
     assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
-    size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
-    population = population_size(study.search.population, study.search.trials, size.member_bytes, where)
-    return Plan(where, images, config, size, population)
+    with _named(study, config):
+        stacked = config.network.kind != "module" or _stacks(config, images, where)
+        size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
+    wanted = 1 if study.search.population == "auto" and not stacked else study.search.population
+    population = population_size(wanted, study.search.trials, size.member_bytes, where)
+    return Plan(where, images, config, size, population, stacked)
+
+
+@contextmanager
+def _named(study: Study, config: Config) -> Iterator[None]:
+    """Turn what is wrong with a network into an error of the study file, whoever found it."""
+    try:
+        yield
+    except SettingError as error:
+        raise study.error(error.key, error.problem) from error
+    except HpoError:
+        raise
+    except Exception as error:
+        if config.network.kind != "module" or is_out_of_memory(error):
+            raise
+        said = f"{config.network.module} raised {in_a_line(error, study.folder)}"
+        raise study.error("network.module", said) from error
+
+
+def _stacks(config: Config, images: Split, device: torch.device) -> bool:
+    """Try the user's own module on a few images, and return whether it can be stacked."""
+    few = torch.from_numpy(images.train.pixels[:FEW])
+    kind = torch.float64 if config.training.precision == "float64" else torch.float32
+    shape = shape_of_images(few.shape)
+    network = build(config.network, shape, images.classes, 0)
+    try_out(network, config.network, few.to(device, kind), images.classes)
+    return why_alone(twins(config.network, shape, images.classes, 0), few) is None
 
 
 def _check_shift(study: Study, images: Split) -> None:

@@ -25,11 +25,10 @@ from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, differing_keys, parse_any_study
-from hpo.studyfile.models import SEARCHABLE, unused_keys
+from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
-from hpo.studyfile.study import HERE
 from hpo.studyfile.trees import replaced, value_at
-from hpo.usercode import Code, folder_of
+from hpo.usercode import Code, code_of, folder_of
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
 
@@ -70,7 +69,7 @@ def open_objective_study(
     study: ObjectiveStudy, code: Code, storage: Storage, extend: bool, priority: int | None = None
 ) -> optuna.Study:
     """Return the stored study of an objective, likewise; raises CodeError where the code differs."""
-    stored = _open(study, {CODE: code.record()}, storage, extend, priority)
+    stored = _open(study, {}, storage, extend, priority)
     check_code(study, code, stored)
     return stored
 
@@ -201,6 +200,7 @@ def _create(study: AnyStudy, given: Mapping[str, Any], storage: Storage, priorit
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), **given, IDENTITY: secrets.token_hex(8)}
+        attrs |= {CODE: code_of(study.references, study.folder).record()} if study.references else {}
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:

@@ -17,7 +17,17 @@ from pydantic import ValidationError
 
 from hpo.errors import nearest
 from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
-from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, for_all, names, possible_values, unused_keys
+from hpo.studyfile.models import (
+    HERE,
+    SEARCHABLE,
+    SECTIONS,
+    StudySettings,
+    for_all,
+    names,
+    open_tables,
+    possible_values,
+    unused_keys,
+)
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
 from hpo.studyfile.searched import (
@@ -29,7 +39,7 @@ from hpo.studyfile.searched import (
     parameter_name,
     table_faults,
 )
-from hpo.studyfile.study import HERE, Study
+from hpo.studyfile.study import Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
 
 AnyStudy = Study | ObjectiveStudy
@@ -47,7 +57,7 @@ def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = HERE) -
     if not isinstance(tree, Mapping):
         raise study_file_error(source, "", f"must be a table (got {shown(tree)})")
     absent: dict[str, Any] = {section: {} for section in SECTIONS if section not in tree}  # their keys will be missing
-    check = _Check({**tree, **absent})
+    check = _Check(_with_kind({**tree, **absent}))
     study = check.run(source, folder)
     if study is None or check.problems:
         path = first_in_order(dict(tree), check.problems)
@@ -60,6 +70,14 @@ def parse_any_study(tree: Mapping[str, Any], source: str, folder: FilePath = HER
     if isinstance(tree, Mapping) and OBJECTIVE in tree:
         return parse_objective_study(tree, source, folder)
     return parse_study(tree, source, folder)
+
+
+def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with the kind of a network that names a module and no kind."""
+    network = tree["network"]
+    if isinstance(network, dict) and "module" in network and "kind" not in network:
+        return {**tree, "network": {"kind": "module", **network}}
+    return tree
 
 
 class _Check:
@@ -155,7 +173,7 @@ class _Check:
         integer = "low" in table and self.check_range(path, table, base)
         if len(values) < len(candidates(table)):
             return None
-        return Parameter(parameter_name(path), path, _searched(table, values), integer)
+        return Parameter(parameter_name(path), path, _searched(table, values, integer), integer)
 
     def check_given(
         self, path: Path, given: Mapping[str, Any], parameters: Sequence[Parameter], base: dict[str, Any]
@@ -174,9 +192,12 @@ class _Check:
 
     def check_range(self, path: Path, table: dict[str, Any], base: dict[str, Any]) -> bool:
         """Check what depends on a range being of whole numbers, and say whether it is: the models refuse a fraction."""
-        _, faults = _validated(replaced(base, path, math.floor(table["low"]) + 0.5))
-        integer = path in faults and faults[path].type == "int_type"
         step = table.get("step")
+        if path[:2] in open_tables():  # nobody knows what the value is for: it is what its range is written as
+            integer = all(isinstance(each, int) for each in (table["low"], table["high"], step or 1))
+        else:
+            _, faults = _validated(replaced(base, path, math.floor(table["low"]) + 0.5))
+            integer = path in faults and faults[path].type == "int_type"
         if integer and isinstance(step, float):
             self.add((*path, "step"), f"must be a whole number (got {shown(step)})")
         if not integer and step is None and value_at(self.tree, ("search", "sampler")) == "grid":
@@ -184,12 +205,13 @@ class _Check:
         return integer
 
 
-def _searched(table: Mapping[str, Any], values: list[Any]) -> Range | Choices:
+def _searched(table: Mapping[str, Any], values: list[Any], integer: bool) -> Range | Choices:
     if "choices" in table:
         return Choices(tuple(values))
-    low, high = values
+    number: type[float] = int if integer else float
+    low, high = map(number, values)
     step = table.get("step")
-    return Range(low, high, table.get("log", False), step if step is None else type(low)(step))
+    return Range(low, high, table.get("log", False), step if step is None else number(step))
 
 
 def _either(kinds: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hpo.errors import StudyFileError, nearest
-from hpo.studyfile.models import names
+from hpo.studyfile.models import names, open_tables
 from hpo.studyfile.trees import MISSING, Path, value_at
 
 WIDTH = 60  # characters of a value or key that a message shows
@@ -114,7 +114,10 @@ def faults_of(error: ValidationError, model: type[BaseModel], tree: Any) -> dict
     for details in error.errors(include_url=False):
         # Beneath a field, a word in a location is pydantic's name for one branch of a union, not a key of the tree.
         location = details["loc"]
-        keys = [isinstance(key, int) or _owner(model, location[:depth]) for depth, key in enumerate(location)]
+        keys = [
+            isinstance(key, int) or _owner(model, location[:depth]) or location[:depth] in open_tables()
+            for depth, key in enumerate(location)
+        ]
         path = tuple(itertools.compress(location, keys))
         faults.setdefault(path, Fault(details["type"], _sentence(details, _owner(model, path[:-1]), path, tree)))
     return faults

@@ -1,23 +1,39 @@
 """The settings that a study file fixes for one trial: what is allowed, and what holds where nothing is said.
 
 Every model is frozen and strict: an integer is accepted for a number, but "0.1", true, nan and inf are not, and an
-unknown key is an error. The models know nothing of searched values, files or messages: `hpo.studyfile.study` puts
-one concrete value at a time into them. A field that only some kinds of network or optimizer use, or only some values of
-another key, is marked `UsedBy`; for the others it is carried along unread.
+unknown key is an error, but in a table that is `Open`. The models know nothing of searched values, files or messages:
+`hpo.studyfile.study` puts one concrete value at a time into them. A field that only some kinds of network or optimizer
+use, or only some values of another key, is marked `UsedBy`; for the others it is carried along unread.
 """
 
 from __future__ import annotations
 
+import keyword
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, get_args
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
 from hpo.studyfile.trees import Path
 
 LARGEST = 2**63 - 1  # what SQL, NumPy and torch can hold
+DEEPEST = 4  # lists in lists of an argument
+HERE = FilePath()
+"""The current folder."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +49,56 @@ class OneForAll:
     """Marks a field of a searchable section that is the same for all trials: it does not change what they learn."""
 
 
+@dataclass(frozen=True)
+class Open:
+    """Marks a table of a searchable section whose keys are not the models': each of its values may be searched."""
+
+
 Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 AboveZero = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _reference(text: str) -> str:
+    file, colon, name = text.rpartition(":")
+    if not (colon and file.endswith(".py") and all(part.isidentifier() for part in name.split("."))):
+        raise ValueError('must be FILE.py:NAME, such as "my_net.py:Net"')
+    return text
+
+
+Reference = Annotated[str, AfterValidator(_reference)]
+"""The user's own code: a Python file, relative to the study file's folder, and a name in it (hpo/usercode.py)."""
+
+
+def _argument_name(name: str) -> str:
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError("is no name that an argument can have in Python")
+    return name
+
+
+def _argument(value: Any, depth: int = 0) -> Any:
+    if depth > DEEPEST:
+        raise ValueError("is nested too deeply")
+    if isinstance(value, list):
+        return [_argument(each, depth + 1) for each in value]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) > LARGEST:
+            raise ValueError("is too large")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+    elif not isinstance(value, str):
+        raise ValueError("must be a number, a string, true, false or a list of them")
+    elif any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError("must be a string of whole Unicode characters")
+    return value
+
+
+Arguments = dict[Annotated[str, AfterValidator(_argument_name)], Annotated[Any, AfterValidator(_argument)]]
 
 
 def _number_or(other: type, tag: str) -> Discriminator:
@@ -61,30 +122,57 @@ class DataSettings(Settings):
 
 
 _CNN = UsedBy(("cnn",))
+_BUILT_IN = UsedBy(("mlp", "cnn"))
+_MODULE = UsedBy(("module",))
 _STEP = UsedBy(("step",), key="schedule")
 
 
 class NetworkSettings(Settings):
     """`[network]`: one trial's network and its initial weights."""
 
-    kind: Literal["mlp", "cnn"]
-    hidden: list[Positive] = [100, 100]
-    activation: Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"] = "relu"
+    kind: Literal["mlp", "cnn", "module"]
+    module: Annotated[Reference | None, Field(validate_default=True), _MODULE] = None
+    args: Annotated[Arguments, Open(), _MODULE] = {}
+    hidden: Annotated[list[Positive], _BUILT_IN] = [100, 100]
+    activation: Annotated[
+        Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"], Field(), _BUILT_IN
+    ] = "relu"
     init: Annotated[
         Annotated[Literal["he", "xavier"], Tag("word")] | Annotated[AboveZero, Tag("number")],
         _number_or(str, "word"),
         Field(description="he, xavier or a number above 0"),
+        _BUILT_IN,
     ] = "he"
-    batch_norm: bool = False
+    batch_norm: Annotated[bool, Field(), _BUILT_IN] = False
     dropout: Annotated[
         Annotated[Fraction, Tag("number")] | Annotated[list[Fraction], Tag("list")],
         _number_or(list, "list"),
         Field(description="a number or a list of numbers"),
+        _BUILT_IN,
     ] = 0.0
     conv: Annotated[list[Positive], Field(min_length=1), _CNN] = [6, 16]
     kernel: Annotated[Positive, _CNN] = 5
     padding: Annotated[Natural, _CNN] = 0
     pool: Annotated[Positive, _CNN] = 2
+    _folder: FilePath = PrivateAttr(HERE)
+
+    @property
+    def folder(self) -> FilePath:
+        """Where the module's file is looked for."""
+        return self._folder
+
+    def located(self, folder: FilePath) -> Self:
+        """Return the same settings of a study whose files lie in that folder."""
+        copy = self.model_copy()
+        copy._folder = folder
+        return copy
+
+    @field_validator("module")
+    @classmethod
+    def _needed_by_its_kind(cls, module: str | None, info: ValidationInfo) -> str | None:
+        if module is None and info.data.get("kind") == "module":
+            raise ValueError("missing")
+        return module
 
     @property
     def dropout_places(self) -> int:
@@ -180,6 +268,10 @@ class Config(Settings):
     optimizer: OptimizerSettings
     training: TrainingSettings
 
+    def located(self, folder: FilePath) -> Self:
+        """Return the same settings of a study whose files lie in that folder."""
+        return self.model_copy(update={"network": self.network.located(folder)})
+
 
 class Named(Settings):
     """What every study file has: a name that can be typed."""
@@ -228,6 +320,17 @@ def names() -> dict[str, Path]:
     paths += [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
     keys = [path[-1] for path in paths]
     return {str(path[-1]) if keys.count(path[-1]) == 1 else ".".join(map(str, path)): path for path in paths}
+
+
+@cache
+def open_tables() -> frozenset[Path]:
+    """Return the paths of the tables whose keys are not the models', each of which may be searched."""
+    return frozenset(
+        (section, key)
+        for section in SEARCHABLE
+        for key, field in SECTIONS[section].model_fields.items()
+        if any(isinstance(mark, Open) for mark in field.metadata)
+    )
 
 
 @cache

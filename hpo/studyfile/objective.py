@@ -6,31 +6,30 @@ function itself is not looked for here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, ValidationError
+from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
 from hpo.studyfile.messages import dotted, faults_of, study_file_error
-from hpo.studyfile.models import AboveZero, Named, Natural, Positive, SearchSettings, Settings, StudySettings
-from hpo.studyfile.study import HERE
+from hpo.studyfile.models import (
+    HERE,
+    AboveZero,
+    Named,
+    Natural,
+    Positive,
+    Reference,
+    SearchSettings,
+    Settings,
+    StudySettings,
+)
 from hpo.studyfile.trees import Path, first_in_order
 
 KEY = "objective"
 """The key that tells such a study from one of hpo's networks."""
-
-
-def _reference(text: str) -> str:
-    if not re.fullmatch(r".+\.py:[^\W\d][\w.]*", text):
-        raise ValueError("must be FILE.py:NAME, such as my_objective.py:objective")
-    return text
-
-
-Reference = Annotated[str, AfterValidator(_reference)]
 
 
 class ObjectiveSearchSettings(Settings):
@@ -80,6 +79,11 @@ class ObjectiveStudy:
     def objective(self) -> str:
         """The reference to the function: `my_objective.py:objective`."""
         return self.settings.objective
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What the file refers to of the user's own code."""
+        return (self.objective,)
 
     @property
     def search(self) -> ObjectiveSearchSettings:

@@ -1,8 +1,8 @@
 """Searched values: how they are written, told from fixed ones, and checked by themselves.
 
 In a searchable section every table in the place of a value is a searched value, `{ low, high, log?, step? }` or
-`{ choices = [...] }`, and so is every table in a list. Whether the values suit their key is for the concrete models
-to say; this module knows nothing of them but which sections can be searched.
+`{ choices = [...] }`, and so is every table in a list, and every table in one that is `Open`. Whether the values suit
+their key is for the concrete models to say; this module knows nothing of them but which sections can be searched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from hpo.studyfile.messages import faults_of, shown, unknown_key
-from hpo.studyfile.models import LARGEST, SEARCHABLE, Settings, names
+from hpo.studyfile.models import LARGEST, SEARCHABLE, Settings, names, open_tables
 from hpo.studyfile.trees import Path, value_at
 
 
@@ -57,7 +57,13 @@ class Parameter:
 
 
 def parameter_name(path: Path) -> str:
-    """Return `lr`; `dropout.1` for an element of a list; `network.kind` for a key that several sections own."""
+    """Return `lr`; `dropout.1` for an element of a list; `network.kind` for a key that several sections own.
+
+    One of an open table has its own key, `width`; or `args.dropout`, where a setting has that key.
+    """
+    if path[:2] in open_tables():
+        owned = any(path[2] in field for field in names().values())
+        return ".".join(map(str, path[1 if owned else 2 :]))
     short = next(name for name, field in names().items() if field == path[:2])
     return ".".join([short, *map(str, path[2:])])
 
@@ -66,12 +72,18 @@ def find_searched(tree: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
     """Return every searched value of a study's tree, sound or not, by path and in the order of the models."""
     found: dict[Path, dict[str, Any]] = {}
     for path in names().values():
-        if path[0] in SEARCHABLE:
-            value = value_at(tree, path)
-            places = {(*path, index): each for index, each in enumerate(value)} if isinstance(value, list) else {}
-            places[path] = value
-            found.update({place: each for place, each in places.items() if isinstance(each, dict)})
+        value = value_at(tree, path)
+        if path in open_tables() and isinstance(value, dict):
+            for key, each in value.items():
+                found |= _found_in((*path, key), each)
+        elif path[0] in SEARCHABLE:
+            found |= _found_in(path, value)
     return found
+
+
+def _found_in(path: Path, value: Any) -> dict[Path, dict[str, Any]]:
+    places = {(*path, index): each for index, each in enumerate(value)} if isinstance(value, list) else {path: value}
+    return {place: each for place, each in places.items() if isinstance(each, dict)}
 
 
 def candidates(table: Mapping[str, Any]) -> dict[Path, Any]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from hpo.errors import StudyFileError
 from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
 from hpo.studyfile.models import (
+    HERE,
     SEARCHABLE,
     Config,
     DataSettings,
@@ -25,9 +26,6 @@ from hpo.studyfile.models import (
 )
 from hpo.studyfile.searched import Parameter
 from hpo.studyfile.trees import MISSING, Path, replaced
-
-HERE = FilePath()
-"""The current folder."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,17 @@ class Study:
     def search(self) -> SearchSettings:
         return self.first.search
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The user's own code that it refers to, such as `my_net.py:Net`."""
+        module = self.first.network.module
+        return () if module is None else (module,)
+
+    @property
+    def first_config(self) -> Config:
+        """The settings of a trial with every searched value at its first."""
+        return Config.model_validate(self.first.model_dump(include=set(SEARCHABLE))).located(self.folder)
+
     def config(self, params: Mapping[str, Any]) -> Config:
         """Return the settings of the trial that has these values, by parameter name.
 
@@ -72,7 +81,7 @@ class Study:
                 raise self.error("", f"no parameter is called {shown(name)}; known: {', '.join(known) or 'none'}")
             tree = replaced(tree, known[name].path, value)
         try:
-            return Config.model_validate(_without_unused(tree))
+            return Config.model_validate(_without_unused(tree)).located(self.folder)
         except ValidationError as error:
             path, fault = next(iter(faults_of(error, Config, tree).items()))
             raise self.error(dotted(path), fault.sentence) from error

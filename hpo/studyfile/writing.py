@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from hpo.studyfile.models import SECTIONS, Settings, StudySettings
+from hpo.studyfile.models import SECTIONS, Settings, StudySettings, open_tables
 from hpo.studyfile.study import Study
 
 
@@ -22,7 +22,10 @@ def study_text(study: Study) -> str:
     for key, table in tree.items():
         if isinstance(table, dict) and table:
             model = SECTIONS.get(key)
-            blocks.append([f"[{key}]", *_lines(table if model is None else _said(model, table))])
+            said = table if model is None else _said(model, table)
+            tables = {inner: said[inner] for inner in said if (key, inner) in open_tables()}
+            blocks.append([f"[{key}]", *_lines({inner: said[inner] for inner in said if inner not in tables})])
+            blocks += [[f"[{key}.{inner}]", *_lines(values)] for inner, values in tables.items()]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 

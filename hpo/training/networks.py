@@ -1,6 +1,7 @@
 """hpo's own networks, mlp and cnn, as ordinary torch modules, and the initial weights that studies compare.
 
-They are written without a thought for populations: stacking.py treats them like anybody's module.
+They are written without a thought for populations: stacking.py treats them like anybody's module. `build` makes the
+network of any trial, of the user's own modules too.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hpo.errors import HpoError
+from hpo.errors import SettingError
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
-from hpo.training.process_wide import ONE_THREAD
+from hpo.training.own_networks import make
+from hpo.training.process_wide import seeded
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -68,10 +70,11 @@ class CNN(nn.Module):
             )
             channels = filters
             if min(height, width) < 1:
-                raise HpoError(
-                    f"network.conv: nothing is left of a {shape[1]}x{shape[2]} image after convolution {number + 1} "
+                raise SettingError(
+                    "network.conv",
+                    f"nothing is left of a {shape[1]}x{shape[2]} image after convolution {number + 1} "
                     f"(kernel {settings.kernel}, padding {settings.padding}, pool {settings.pool}); "
-                    "use fewer convolutions, a smaller kernel or more padding"
+                    "use fewer convolutions, a smaller kernel or more padding",
                 )
         self.images = nn.Sequential(*images)
         layers: list[nn.Module] = [nn.Flatten()]
@@ -100,10 +103,11 @@ def dropout_rates(settings: NetworkSettings, places: int) -> list[float]:
 def build(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> nn.Module:
     """Return one member's network, exactly as torch builds it alone under `seed`, with its initial weights.
 
-    The global generator is left as it was.
+    The global generators are left as they were.
     """
-    with ONE_THREAD, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
+        if settings.kind == "module":
+            return make(settings, shape, classes)
         network = (MLP if settings.kind == "mlp" else CNN)(shape, classes, settings)
         initialize(network, settings.init)
     return network

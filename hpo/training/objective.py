@@ -16,11 +16,13 @@ from itertools import groupby
 import torch
 
 from hpo.errors import HpoError, InterruptionError
+from hpo.training.architectures import Architectures
 from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
 from hpo.training.patience import is_over
-from hpo.training.population import EpochResult, shape_of, train
+from hpo.training.population import EpochResult, train
 from hpo.training.stack import Member, State
+from hpo.training.tracing import CannotStackError
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Objective:
     ) -> None:
         self._split, self._auto, self._say, self._timeout_s = split, auto_precision, say, timeout_s
         self._most: int | None = None
+        self._architectures = Architectures(split, say)
 
     @property
     def image_bytes(self) -> int:
@@ -54,8 +57,9 @@ class Objective:
 
     def groups(self, members: Sequence[Member]) -> list[list[Member]]:
         """Return the members in populations: those of one shape together, in the order of their numbers."""
-        ordered = sorted(members, key=lambda member: (shape_of(member.config), member.number))
-        groups = [list(group) for _, group in groupby(ordered, key=lambda member: shape_of(member.config))]
+        shared = {member.number: self._architectures.population(member) for member in members}
+        ordered = sorted(members, key=lambda member: (shared[member.number], member.number))
+        groups = [list(group) for _, group in groupby(ordered, key=lambda member: shared[member.number])]
         return sorted(groups, key=lambda group: group[0].number)
 
     def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
@@ -70,13 +74,24 @@ class Objective:
             return
         precision = members[0].config.training.precision
         try:
-            yield from train(members, self._split, self._auto if precision == "auto" else precision, self._timeout_s)
+            chosen = self._auto if precision == "auto" else precision
+            yield from train(members, self._split, chosen, self._timeout_s, self._architectures.stacks(members[0]))
             return
+        except CannotStackError as error:  # not these together, though two such modules were
+            if len(members) == 1 or members[0].config.network.kind != "module":
+                raise
+            self._say(f"{error}; these {len(members)} trials train one at a time")
+            together = False
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(members) == 1:
                 raise HpoError(f"a single network does not fit into the memory of {self._split.device}") from error
+            together = True
+        if not together:
+            for member in members:
+                yield from self.train([member])
+            return
         # Outside the handler: its traceback would keep the population's tensors alive.
         if self._most is None:
             self._say(f"out of memory with {len(members)} networks at once: going on with half of that")

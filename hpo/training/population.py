@@ -26,8 +26,6 @@ from multiprocessing.pool import ThreadPool
 
 import torch
 
-from hpo.studyfile import Config
-from hpo.studyfile.models import for_all
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.size import measure
@@ -35,9 +33,6 @@ from hpo.training.stack import DTYPES, Member, Stack, State, Values
 
 WORTH_A_CORE = 100_000_000
 """Floating-point operations a step from which a stack earns a thread of its own: about a millisecond's."""
-
-OWN = (("network", "init"), ("network", "dropout"), ("training", "label_smoothing"), ("training", "patience"))
-"""Settings that each member of a population has for itself, besides its optimizer's numbers and schedule."""
 
 
 class TrialTimeout(Exception):
@@ -62,16 +57,17 @@ class EpochResult:
 
 
 def train(
-    members: Sequence[Member], split: DeviceSplit, precision: str, timeout_s: float | None = None
+    members: Sequence[Member], split: DeviceSplit, precision: str, timeout_s: float | None = None, stacked: bool = True
 ) -> Generator[EpochResult, Collection[int], None]:
-    """Train members of one shape (see `shape_of`) and yield an `EpochResult` an epoch, from epoch 1.
+    """Train members of one shape (see hpo/training/architectures.py) and yield an `EpochResult` an epoch, from epoch 1.
 
     Send the numbers of the members to leave out from the next epoch on. Ends after the last epoch, or when no member
     is left. A member whose loss is no longer finite is in `failed` once, and out. Raises TrialTimeout where an epoch
-    ends, or hangs, later than `timeout_s` after the beginning.
+    ends, or hangs, later than `timeout_s` after the beginning, and CannotStackError where their modules cannot be
+    stacked. One member that is not to be `stacked` trains as it is.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    stacks, threads = _deal(members, split, precision)
+    stacks, threads = _deal(members, split, precision, stacked)
     with _at_once(len(stacks), threads) as run:
         for epoch in range(1, members[0].config.training.epochs + 1):
             values: Values = {}
@@ -100,19 +96,7 @@ def _states(stacks: Sequence[Stack], numbers: Collection[int]) -> dict[int, Stat
     return found
 
 
-def shape_of(config: Config) -> str:
-    """Return what members of one population must have in common: all settings that change how a stack is built.
-
-    Not those that each member has for itself, and not which weights are kept.
-    """
-    shared = config.model_dump(mode="json")
-    for section, key in (*OWN, *for_all()):
-        del shared[section][key]
-    shared["optimizer"] = shared["optimizer"]["kind"]
-    return repr(sorted(shared.items()))
-
-
-def _deal(members: Sequence[Member], split: DeviceSplit, precision: str) -> tuple[list[Stack], int]:
+def _deal(members: Sequence[Member], split: DeviceSplit, precision: str, stacked: bool) -> tuple[list[Stack], int]:
     """Return the members in stacks of equal size, and the threads of each: as many cores as there is work for."""
     modules = [build(m.config.network, split.shape, split.classes, m.seed).to(split.device) for m in members]
     # A multiplication and an addition each for the output, its gradient and the weight's.
@@ -122,7 +106,7 @@ def _deal(members: Sequence[Member], split: DeviceSplit, precision: str) -> tupl
     count = min(worth, len(members))
     typed = split.in_type(DTYPES[precision])  # once for all stacks: it may be the whole data set
     bounds = [len(members) * part // count for part in range(count + 1)]
-    stacks = [Stack(members[start:end], modules[start:end], typed) for start, end in pairwise(bounds)]
+    stacks = [Stack(members[start:end], modules[start:end], typed, stacked) for start, end in pairwise(bounds)]
     return stacks, worth // count
 
 

@@ -1,11 +1,34 @@
-"""What torch has only one of in a process: its generator of random numbers, and the way modules are called.
+"""What there is only one of in a process: global generators of random numbers, and the way modules are called.
 
 Building a network seeds the one, and torch.fx changes the other while it traces. Whoever does either, or calls a whole
-module, holds `ONE_THREAD`, so that populations of several threads do not meet. Training itself does neither.
+module, holds `ONE_THREAD`, so that populations of several threads do not meet. Training a stack does neither.
 """
 
 from __future__ import annotations
 
+import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
 
 ONE_THREAD = threading.RLock()
+
+_CPU = torch.device("cpu")
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
+    """Hold `ONE_THREAD` with torch's, Python's and NumPy's global generators seeded; leave them as they were."""
+    with ONE_THREAD, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        states = random.getstate(), np.random.get_state()
+        try:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -59,7 +59,9 @@ def measure(network: nn.Module, shape: Shape) -> Extent:
     activations: list[int] = []
     products: list[int] = []
 
-    def count(module: nn.Module, args: object, out: Tensor) -> None:
+    def count(module: nn.Module, args: object, out: object) -> None:
+        if not isinstance(out, Tensor):
+            return
         activations.append(out.numel())
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1:  # each unit or channel is made from all of its weights

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from hpo.studyfile import Config
 from hpo.training.augmentation import epoch_images
+from hpo.training.dropouts import Dropout
 from hpo.training.images import DeviceSplit
 from hpo.training.optimizers import Optimizer
+from hpo.training.plain import Draws, PlainNetwork
 from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.stacking import StackedNetwork
 
@@ -45,17 +47,23 @@ class Member:
 class Stack:
     """Members of one shape, on the device and in the type of their split's images.
 
-    `modules` are their networks; `numbers` are those left.
+    `modules` are their networks; `numbers` are those left. One module that is not to be `stacked` runs as it is.
     """
 
-    def __init__(self, members: Sequence[Member], modules: Sequence[nn.Module], split: DeviceSplit) -> None:
+    def __init__(
+        self, members: Sequence[Member], modules: Sequence[nn.Module], split: DeviceSplit, stacked: bool = True
+    ) -> None:
         first = members[0].config
         self.numbers = [member.number for member in members]
         self._seeds = [member.seed for member in members]
         self._smoothings = [member.config.training.label_smoothing for member in members]
         self._split = split
         self._wide = torch.float32 if split.device.type == "mps" else torch.float64  # mps has no wider type
-        self._network = StackedNetwork(modules, split.train.dtype)
+        assert stacked or len(modules) == 1, "only a stack has several members"
+        self._network: StackedNetwork | PlainNetwork
+        self._network = (
+            StackedNetwork(modules, split.train.dtype) if stacked else PlainNetwork(modules[0], split.train.dtype)
+        )
         self._optimizer = Optimizer(self._network.blocks, [member.config.optimizer for member in members])
         self._training = first.training
 
@@ -98,7 +106,8 @@ class Stack:
         batches = list(torch.split(order, size))
         if len(batches) > 1 and len(batches[-1]) == 1 < size:
             batches.pop()  # with batch norm and without: one image has no variance
-        network, dropouts = self._network, self._network.dropouts
+        network = self._network
+        dropouts: Sequence[Dropout | Draws] = network.dropouts
         keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(device)
         smoothing = torch.tensor(self._smoothings, device=device).unsqueeze(1) if any(self._smoothings) else None
         self._optimizer.begin_epoch(epoch, self._training.epochs, len(batches))

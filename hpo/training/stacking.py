@@ -69,7 +69,7 @@ class StackedNetwork:
         return self.blocks.members
 
     @property
-    def dropouts(self) -> list[Dropout]:
+    def dropouts(self) -> Sequence[Dropout]:
         """The dropout layers, in the order in which they run."""
         return [layer for layer in self._layers if isinstance(layer, Dropout)]
 

@@ -63,6 +63,25 @@ def trace(members: Sequence[nn.Module]) -> Traced:
     return Traced(training.graph, _tensors(members, training, inference, graphs))
 
 
+def architecture(module: nn.Module) -> str:
+    """Return what a module does and in which shapes, as text: equal for modules that can share a stack.
+
+    Not the values of its parameters and buffers, nor its dropout rates.
+    """
+    own = set(map(id, _own(module)))  # what these hold shows in the steps
+    layers = [(n, _type(each), layer_settings(each)) for n, each in module.named_modules() if id(each) not in own]
+    shapes = [(name, value.dtype, *value.shape) for name, value in module.state_dict().items()]
+    try:
+        steps = [_text(node) for node in _graph(module, training=True).graph.nodes]
+    except CannotStackError as error:
+        steps = [str(error)]
+    return repr((_type(module), layers, shapes, steps))
+
+
+def _type(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def require(holds: bool, what: str, why: str) -> None:
     """Refuse `what` unless the condition holds."""
     if not holds:

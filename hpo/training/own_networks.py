@@ -1,0 +1,86 @@
+"""The user's own module as a trial's network: made from the arguments that its study gives, and tried before training.
+
+`shape` (C, H, W) and `classes` are filled in where the constructor has them and the study does not give them. What the
+study file got wrong is a SettingError, which names its key; whatever the user's own code raises goes through as it is.
+Knows nothing of stacks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpo.errors import CodeError, SettingError, nearest
+from hpo.studyfile import NetworkSettings
+from hpo.training.images import Shape
+from hpo.training.process_wide import seeded
+from hpo.usercode import load
+
+MODULE = "network.module"
+
+
+def make(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
+    """Return the module that the study's code makes of these settings, for images of `shape`."""
+    assert settings.module is not None, "a network of this kind has a module"
+    try:
+        constructor = load(settings.module, settings.folder)
+    except CodeError as error:
+        raise SettingError(MODULE, str(error)) from error
+    if not callable(constructor):
+        raise SettingError(MODULE, f"{settings.module} is no class, nor a function that returns a module")
+    network = constructor(**_arguments(constructor, settings, {"shape": shape, "classes": classes}))
+    if not isinstance(network, nn.Module):
+        raise SettingError(MODULE, f"{settings.module} gives a {type(network).__name__}, and no torch.nn.Module")
+    return network
+
+
+def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments by name. Raises SettingError for one that it does not have, or lacks."""
+    try:
+        parameters = inspect.signature(constructor).parameters.values()
+    except ValueError:  # nobody knows what it takes
+        return dict(settings.args)
+    positional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
+    named = {each.name: each for each in parameters if each.kind not in (*positional, inspect.Parameter.VAR_KEYWORD)}
+    takes_all = any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters)
+    for name in settings.args:
+        if name not in named and not takes_all:
+            has = nearest(name, named) or f"; it has {', '.join(named) or 'none'}"
+            raise SettingError(f"network.args.{name}", f"is no argument of {settings.module}{has}")
+    given = {name: value for name, value in known.items() if name in named} | settings.args
+    for name, parameter in named.items():
+        if name not in given and parameter.default is inspect.Parameter.empty:
+            raise SettingError(f"network.args.{name}", f"missing: {settings.module} has no default for it")
+    return given
+
+
+def try_out(network: nn.Module, settings: NetworkSettings, images: Tensor, classes: int) -> None:
+    """Train and evaluate a few images, [B, C, H, W], in the type of their own.
+
+    Raises SettingError where what comes out cannot be trained, and what the module itself raises.
+    """
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise SettingError(MODULE, f"{settings.module} has no parameters to train")
+    network = network.to(images.device, images.dtype)
+    with seeded(0, images.device):
+        for training in (True, False):
+            out = _checked(network.train(training)(images), settings, (len(images), classes))
+            if training:
+                labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+                F.cross_entropy(out, labels).backward()  # type: ignore[no-untyped-call]
+
+
+def _checked(out: object, settings: NetworkSettings, wanted: tuple[int, int]) -> Tensor:
+    must = f"a network must return [B, {wanted[1]}], a number for each class"
+    if not isinstance(out, Tensor):
+        raise SettingError(MODULE, f"{settings.module} returns a {type(out).__name__}; {must}")
+    if out.shape != wanted:
+        raise SettingError(MODULE, f"{settings.module} returns {list(out.shape)} for {wanted[0]} images; {must}")
+    if not out.dtype.is_floating_point:
+        raise SettingError(MODULE, f"{settings.module} returns {out.dtype}; {must}, that can be trained")
+    return out
