@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo test chaos lint bench bench-storage bench-dashboard bench-workers service-demo env clean
+.PHONY: demo test chaos lint docs bench bench-storage bench-dashboard bench-workers service-demo env clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,7 +28,11 @@ chaos: .venv/installed-test
 service-demo: .venv/installed-test
 	$(BIN)/python demos/service.py
 
-lint: .venv/installed-test
+# The pages as a site: build/docs/docs/index.html. A warning is an error.
+docs: .venv/installed-test
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html --conf-dir docs . build/docs
+
+lint: .venv/installed-test docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -59,7 +59,7 @@ def shown_commands() -> list[str]:
 @pytest.mark.parametrize("line", shown_commands())
 def test_a_command_that_is_shown_exists(line: str) -> None:
     path, arguments = ("hpo",), 0
-    words = iter(shlex.split(line, comments=True)[1:])
+    words = iter(shlex.split(re.split(r" [>|] ", line)[0], comments=True)[1:])
     for word in words:
         if word.startswith("-"):
             assert word in OPTIONS[path], f"{' '.join(path)} has no option {word}"

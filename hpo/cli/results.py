@@ -108,30 +108,21 @@ def confirm(
     of its own; interrupted, the same command goes on.
     """
     with stop_on_signals() as interruption:
-        from rich.console import Console
-
-        from hpo.results.confirmation import of_study
         from hpo.results.confirmation_lines import confirmation_lines, confirmation_text
-        from hpo.results.progress import progress
         from hpo.service.confirming import confirm as train
 
-        opened = storage_at(storage)
-        with progress(False, quiet, Console(stderr=True), interruption.stop) as display:
-            confirming = train(
-                opened,
-                name,
-                top=top,
-                seeds=seeds,
-                device=device,
-                workers=workers,
-                on_event=display,
-                stop=interruption.stop,
-            )
-        if display.interrupted:
-            display.line(f"{confirming}: interrupted; the same command goes on")
+        if not train(
+            storage_at(storage),
+            name,
+            top=top,
+            seeds=seeds,
+            device=device,
+            workers=workers,
+            quiet=quiet,
+            say=lambda found: print(confirmation_text(found) if json else "\n".join(confirmation_lines(found))),
+            stop=interruption.stop,
+        ):
             raise typer.Exit(interruption.status)
-        found = of_study(opened, confirming)
-        print(confirmation_text(found) if json else "\n".join(confirmation_lines(found)))
 
 
 @app.command()

@@ -68,16 +68,13 @@ def launch(
 
         study = read_study(file, overrides or (), trials=trials, name=name, population=population)
 
-        from rich.console import Console
-
         from hpo.results.closing import closing_lines
-        from hpo.results.progress import progress
         from hpo.service.launching import launch as search
+        from hpo.service.launching import shown
         from hpo.storage import open_storage
 
         opened = open_storage(storage)
-        console = Console(stderr=True)
-        with progress(json, quiet, console, interruption.stop) as display:
+        with shown(quiet=quiet, stop=interruption.stop, json=json) as display:
             search(
                 study,
                 opened,

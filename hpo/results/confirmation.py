@@ -7,6 +7,7 @@ method) for the number of comparisons: the winner was itself chosen by these run
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from hpo.errors import HpoError
 from hpo.results.confirming import CONFIRMS, Candidate
 from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.search.records import stored_study, wanted
-from hpo.search.space import identity
-from hpo.storage import IDENTITY, Storage, StudySummary, load_study, summaries, summary
+from hpo.search.space import settings
+from hpo.storage import IDENTITY, Storage, StudyState, StudySummary, load_study, state_of, summaries, summary
 from hpo.studyfile import Study
+
+FAILED = "every run of the configurations that the search chose has failed"
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The configurations of study `original`, best mean first, but for those in `lost`: all of their runs failed.
+    """The configurations of study `original`, best mean first, but for those in `lost`: none of their runs has a score.
 
-    `gain` is the winner's difference to the baseline, None where that has no run or is the winner; `others` are its
+    `left` is how many runs are not finished, `foreign` how many another program has added, which are left out. `gain`
+    is the winner's difference to the baseline, None where that has no run or is the winner; `others` are its
     differences to the other configurations that the search chose, by label. For a loss, less is better.
     """
 
     study: Study
     original: str
     seeds: int
+    left: int
+    foreign: int
     ranked: tuple[Confirmed, ...]
     winner: Confirmed
     gain: Difference | None
@@ -75,28 +81,50 @@ def find_confirmation(storage: Storage, name: str) -> Confirmation | None:
     """
     original = summary(storage, name)
     confirming = [each for each in summaries(storage) if _confirms(each, original)]
-    finished = [each for each in confirming if _is_finished(each)]
-    return of_study(storage, (finished or confirming)[-1].name) if confirming else None
+    finished = [each for each in confirming if runs_left(each) == 0]
+    if not confirming:
+        return None
+    last = (finished or confirming)[-1]
+    check_finished(last)
+    return of_study(storage, last.name)
+
+
+def check_finished(confirming: StudySummary) -> None:
+    """Raise HpoError with what to do, where a confirming study has runs left."""
+    if left := runs_left(confirming):
+        name, state = confirming.name, state_of(confirming.user_attrs)
+        whose = f"study '{confirming.user_attrs[CONFIRMS]['study']}': its confirmation '{name}'"
+        if state in (StudyState.PAUSED, StudyState.STOPPED):
+            advice = f"is {state.value} with {left} runs left; `hpo resume {shlex.quote(name)}`, then `hpo confirm`"
+            raise HpoError(f"{whose} {advice} again, goes on with it")
+        raise HpoError(f"{whose} is not finished; `hpo confirm` goes on with it")
+
+
+def runs_left(confirming: StudySummary) -> int:
+    """Return how many runs of a confirming study are not finished."""
+    done = sum(count for state, count in confirming.states.items() if state.is_finished())
+    return max(0, (wanted(confirming.user_attrs) or 0) - done)
 
 
 def of_study(storage: Storage, confirming: str) -> Confirmation:
-    """Return what the confirming study of that name has found.
+    """Return what the confirming study of that name has found, so far where it has runs left.
 
-    Raises HpoError where it is not finished, or all runs of the configurations that the search chose have failed.
+    Raises HpoError where no run of the configurations that the search chose has a score.
     """
     stored = load_study(storage, confirming)
-    study, record = stored_study(stored), stored.user_attrs[CONFIRMS]
-    if not _is_finished(summary(storage, confirming)):
-        whose = f"study '{record['study']}': its confirmation '{confirming}'"
-        raise HpoError(f"{whose} is not finished; `hpo confirm` goes on with it")
+    study, held = stored_study(stored), summary(storage, confirming)
+    record, left = held.user_attrs[CONFIRMS], runs_left(held)
     candidates = [Candidate(**fields) for fields in record["candidates"]]
-    runs = _runs(candidates, stored.get_trials(deepcopy=False))
+    trials = stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    own = [trial for trial in trials if trial.state == TrialState.FAIL or "seed" in trial.user_attrs]
+    runs = _runs(study, candidates, own)
     kept = {each.candidate.label for each in runs}
     sign = 1.0 if study.search.minimized else -1.0
     ranked = sorted(runs, key=lambda each: (each.failed > 0, sign * each.estimate.mean))
     searched = [each for each in ranked if each.candidate.score is not None]
     if not searched:
-        raise HpoError(f"study '{confirming}': every run of the configurations that the search chose has failed")
+        what = "no run of the configurations that the search chose is finished" if left else FAILED
+        raise HpoError(f"study '{confirming}': {what}")
     winner, baseline = searched[0], next((each for each in ranked if each.candidate.baseline), None)
     others = _differences([(winner, each) for each in searched[1:]])
     gains: list[Difference] = []
@@ -106,6 +134,8 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
         study=study,
         original=record["study"],
         seeds=record["seeds"],
+        left=left,
+        foreign=len(trials) - len(own),
         ranked=tuple(ranked),
         winner=winner,
         gain=gains[0] if gains else None,
@@ -114,11 +144,14 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
     )
 
 
-def _runs(candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]) -> list[Confirmed]:
+def _runs(study: Study, candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]) -> list[Confirmed]:
     """Return the candidates that have a run with a score, with all of theirs."""
+    runs: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        runs.setdefault(settings(study, trial.params), []).append(trial)
     found = []
     for candidate in candidates:
-        own = [trial for trial in trials if identity(trial.params) == identity(candidate.params)]
+        own = runs.get(settings(study, candidate.params), [])
         scores = {trial.user_attrs["seed"]: trial.value for trial in own if trial.state == TrialState.COMPLETE}
         known = {seed: score for seed, score in scores.items() if score is not None}
         if known:
@@ -138,11 +171,6 @@ def _paired(first: Confirmed, second: Confirmed) -> Paired:
         nothing = Estimate(first.estimate.mean - second.estimate.mean, 0, None, None)
         return Paired(nothing, None, None, "no seed has a run of both")
     return paired([first.scores[seed] for seed in common], [second.scores[seed] for seed in common])
-
-
-def _is_finished(study: StudySummary) -> bool:
-    done = sum(count for state, count in study.states.items() if state.is_finished())
-    return done >= (wanted(study.user_attrs) or 0)
 
 
 def _confirms(study: StudySummary, original: StudySummary) -> bool:

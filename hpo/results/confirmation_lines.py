@@ -20,11 +20,12 @@ CORRECTED = "paired tests, Holm's correction"
 
 
 def confirmation_lines(found: Confirmation) -> list[str]:
-    """Return the table of the configurations, best first, and what it says."""
+    """Return the table of the configurations, best first, and what it says; nothing before the last run."""
     metric = METRIC_LABELS[found.study.search.metric]
     rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
-    head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds, best first"
-    return [head, *table(rows).splitlines(), *conclusions(found)]
+    so_far = f", so far ({found.left} of {found.study.search.trials} runs are left)" if found.left else ", best first"
+    head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds{so_far}"
+    return [head, *table(rows).splitlines(), *([] if found.left else conclusions(found))]
 
 
 def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
@@ -46,6 +47,9 @@ def conclusions(found: Confirmation) -> list[str]:
         lines.append(f"{label} is better than each of the others that the search chose ({CORRECTED})")
     if further := [each.label for each in found.lost if each.label != "Best-1" and each.score is not None]:
         lines.append(f"every run of {_listed(further)} failed")
+    if found.foreign:
+        what = "run was" if found.foreign == 1 else "runs were"
+        lines.append(f"{found.foreign} {what} added by another program, without a seed, and left out")
     return lines
 
 
@@ -88,7 +92,8 @@ def confirmation_text(found: Confirmation) -> str:
     whole = {
         "study": found.original,
         "metric": found.study.search.metric,
-        "winner": confirmation_record(found),
+        "left": found.left,
+        "winner": confirmation_record(found) if found.left == 0 else None,
         "configurations": configurations,
     }
     return json.dumps(whole, allow_nan=False)

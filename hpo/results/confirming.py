@@ -13,14 +13,15 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from hpo.errors import HpoError, UnknownStudyError
+from hpo.errors import HpoError, UsageError
 from hpo.results.naming import followed
 from hpo.results.ranking import configurations
 from hpo.search.launch import submit
+from hpo.search.plan import plan
 from hpo.search.points import baseline
-from hpo.search.records import RUN, not_of_hpo, stored_study
-from hpo.search.space import Values, decode, holds, identity
-from hpo.storage import IDENTITY, Storage, best_trials, load_study, summary
+from hpo.search.records import DATA, RUN, check_data, kept, not_of_hpo, same_images, stored_study
+from hpo.search.space import Values, decode, holds, settings
+from hpo.storage import IDENTITY, Storage, best_trials, load_study, study_names
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
 from hpo.studyfile.trees import replaced
@@ -49,23 +50,50 @@ class Candidate:
 def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study:
     """Put the study that confirms the `top` best configurations of a study into the storage, and return it.
 
-    Where it is there already, it stays as it is. Raises HpoError where no trial has finished.
+    Where it is there already, it stays as it is, and no images are needed. It has the first name that no other study
+    has. Raises HpoError where no trial has finished, or the images are not the study's.
     """
     original = load_study(storage, name)
-    study = stored_study(original)
+    study, attrs = stored_study(original), kept(original)
     candidates = _candidates(storage, study, top)
-    attrs = original.user_attrs
     tree = _tree(study, candidates, seeds, str(attrs[RUN]["precision"]))
-    confirming = _named(storage, tree, study)
-    submit(confirming, storage)
     record = {
         "study": name,
         "identity": attrs.get(IDENTITY),
         "seeds": seeds,
         "candidates": [asdict(candidate) for candidate in candidates],
     }
-    storage.change_study(summary(storage, confirming.name).study_id, {CONFIRMS: record})
-    return confirming
+    for number in itertools.count(1):
+        tree["name"] = followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
+        confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
+        if confirming.name not in study_names(storage):
+            planned = plan(confirming, "cpu")
+            check_data(study, planned.images, original)
+            try:
+                submit(confirming, storage, planned=planned)
+            except UsageError:
+                if confirming.name not in study_names(storage):
+                    raise
+                continue  # another process was faster to give this name, to another study
+        if _is_the_one(storage, confirming, record, attrs[DATA]):
+            return confirming
+    raise not_of_hpo(name)  # never: a storage has an end
+
+
+def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], images: dict[str, Any]) -> bool:
+    """Return whether the stored study of that name is this one, with this record, which it gets if it has none."""
+    try:
+        stored = load_study(storage, confirming.name)
+        if stored_study(stored) != confirming or not same_images(kept(stored)[DATA], images):
+            return False
+        before = storage.settle(stored._study_id, CONFIRMS, record)
+        if any(before.get(key) != record[key] for key in ("study", "identity")):
+            return False
+        if before != record:  # the search has found more of the same
+            storage.change_study(stored._study_id, {CONFIRMS: record})
+    except (HpoError, KeyError):  # of another program, or deleted meanwhile
+        return False
+    return True
 
 
 def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
@@ -79,9 +107,9 @@ def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
         )
     beaten = baseline(study)
     found = []
-    for rank, each in enumerate(configurations(trials, study.search.minimized)[:top], start=1):
-        params, first = dict(each.params), each.trials[0]
-        found.append(Candidate(f"Best-{rank}", params, first.number, each.mean, params == beaten))
+    for rank, each in enumerate(configurations(study, trials)[:top], start=1):
+        params, is_baseline = dict(each.params), settings(study, each.params) == settings(study, beaten)
+        found.append(Candidate(f"Best-{rank}", params, each.trials[0].number, each.mean, is_baseline))
     if not any(candidate.baseline for candidate in found):
         found.append(Candidate("baseline", beaten, None, None, True))
     return found
@@ -94,7 +122,7 @@ def _ranked(storage: Storage, study: Study, top: int) -> list[FrozenTrial]:
     for most in (MOST_TRIALS,) if repeated else (top, MOST_TRIALS):
         found = best_trials(storage, study.name, most)
         trials = [trial for trial in found if trial.params.keys() == names]  # other programs may have added theirs
-        if len({identity(trial.params) for trial in trials}) >= top:
+        if len({settings(study, trial.params) for trial in trials}) >= top:
             break
     return trials
 
@@ -138,21 +166,3 @@ def _holding(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
         return {"choices": sorted({*values})}
     low, high = min([searched.low, *values]), max([searched.high, *values])
     return {**searched.tree(), "low": low, "high": high, "log": searched.log and low > 0}
-
-
-def _named(storage: Storage, tree: dict[str, Any], original: Study) -> Study:
-    """Return the study under the first name that is free, or that has this very study."""
-    for number in itertools.count(1):
-        suffix = SUFFIX if number == 1 else f"{SUFFIX}-{number}"
-        tree["name"] = followed(original.name, suffix)
-        study = parse_study(tree, f"study '{tree['name']}'", original.folder)
-        try:
-            stored = load_study(storage, study.name)
-        except UnknownStudyError:
-            return study
-        try:
-            if stored_study(stored) == study:
-                return study
-        except HpoError:  # not hpo's: its name is taken all the same
-            continue
-    raise not_of_hpo(original.name)  # never: a storage has an end

@@ -2,9 +2,9 @@
 
 A study that is a fixed grid (`sampler = "grid"`, nothing searched, or no trial beyond its `points`) gives each of its
 configurations; a sampled search gives its best one, by the mean score of its trials. `NAME#12` gives the configuration
-of one trial of any study. Trials belong together by their parameters, not by their numbers. A configuration whose
-trials all failed is a group without runs. This module reads, and never writes, a storage; it knows nothing of
-statistics.
+of one trial of any study. Trials belong together by their settings, not by their numbers, nor by what their kind does
+not use. A configuration whose trials all failed is a group without runs. This module reads, and never writes, a
+storage; it knows nothing of statistics.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError, UsageError, nearest
 from hpo.results.ranking import params_line
 from hpo.search.records import CURVE, DATA, stored_study
-from hpo.search.space import decode, identity
+from hpo.search.space import decode, identity, settings
 from hpo.storage import REASON, Parts, Storage, load_study, study_names, summary
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Study
@@ -103,7 +103,9 @@ def facets(found: Sequence[Group], by: str) -> dict[str, list[Group]]:
         raise UsageError(f"--by: {by!r} is not searched{advice}")
     for group in found:
         if by not in group.texts:
-            raise UsageError(f"--by: {by!r} is not searched by {group.study!r}, so it has no place there")
+            searched = any(by in other.texts for other in found if other.study == group.study)
+            lacks = f"not {'used by all configurations of' if searched else 'searched by'} {group.study!r}"
+            raise UsageError(f"--by: {by!r} is {lacks}, so it has no place there")
     values = dict.fromkeys(group.texts[by] for group in found)
     return {value: [group for group in found if group.texts[by] == value] for value in values}
 
@@ -120,7 +122,7 @@ class _Stored:
         parts = Parts(curves=False, system_attrs=None)
         self._configurations: dict[str, list[FrozenTrial]] = {}
         for trial in sorted(storage.read(self._study_id, -1, (), parts), key=lambda trial: trial.number):
-            self._configurations.setdefault(identity(trial.params), []).append(trial)
+            self._configurations.setdefault(settings(self._file, trial.params), []).append(trial)
         if not self._configurations:
             raise HpoError(f"study {name!r}: no trial yet, so there is nothing to compare; launch it")
 
@@ -152,7 +154,7 @@ class _Stored:
         parts = Parts(curves=False, user_attrs=False, system_attrs=CURVE)
         found = self._storage.read(self._study_id, MOST_TRIALS, completed, parts)
         curves = {trial.number: trial.system_attrs[CURVE] for trial in found if trial.system_attrs.get(CURVE)}
-        told_by = _differing([trials[0] for trials in chosen])
+        told_by = _differing([self._file.used(trials[0].params) for trials in chosen])
         return {key: self._group(self._configurations[key], curves, told_by, among_others) for key in keys}
 
     def _group(
@@ -162,7 +164,7 @@ class _Stored:
         told_by: Sequence[str],
         among_others: bool,
     ) -> Group:
-        first = trials[0]
+        first, used = trials[0], self._file.used(trials[0].params)
         runs = [
             Run(
                 trial.number,
@@ -177,11 +179,9 @@ class _Stored:
         return Group(
             study=self._name,
             heading=self._name if among_others else "",
-            params={
-                name: decode(known[name], value) if name in known else value for name, value in first.params.items()
-            },
-            texts={name: params_line({name: value}, first.distributions) for name, value in first.params.items()},
-            told_by=tuple(name for name in told_by if name in first.params),
+            params={name: decode(known[name], value) if name in known else value for name, value in used.items()},
+            texts={name: params_line({name: value}, first.distributions) for name, value in used.items()},
+            told_by=tuple(name for name in told_by if name in used),
             numbers=tuple(trial.number for trial in trials),
             states=Counter(trial.state for trial in trials),
             reasons=tuple(dict.fromkeys(str(trial.user_attrs.get(REASON, "no reason is known")) for trial in failed)),
@@ -203,6 +203,6 @@ def _mean_score(trials: Sequence[FrozenTrial]) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def _differing(trials: Sequence[FrozenTrial]) -> list[str]:
-    names = dict.fromkeys(name for trial in trials for name in trial.params)
-    return [name for name in names if len({identity({name: trial.params.get(name)}) for trial in trials}) > 1]
+def _differing(params: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = dict.fromkeys(name for each in params for name in each)
+    return [name for name in names if len({identity({name: each.get(name)}) for each in params}) > 1]

@@ -72,7 +72,7 @@ def best_few(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     """Return the best configurations inside the study's space. Raises HpoError where too few have completed."""
     space = distributions(study)
     inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and contains(space, trial.params)]
-    ranked = configurations(inside, study.search.minimized)
+    ranked = configurations(study, inside)
     if len(ranked) < NEEDED:
         raise HpoError(
             f"study '{study.name}': has {len(ranked)} different completed trials, and to narrow its ranges takes "

@@ -7,8 +7,10 @@ objective.schema.json beside this module describes it.
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime
+from importlib import resources
 from typing import Any
 
 import optuna
@@ -48,3 +50,10 @@ def reported(trial: FrozenTrial) -> dict[str, list[Any]]:
     steps = sorted(trial.intermediate_values)
     values = [trial.intermediate_values[step] for step in steps]
     return {"step": steps, "value": [value if math.isfinite(value) else None for value in values]} if steps else {}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of the export."""
+    text = resources.files("hpo.results").joinpath("objective.schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from hpo.errors import HpoError
 from hpo.results.edges import edge_of, number, wider_bound
 from hpo.results.lookup import metric_of
-from hpo.search.space import identity
+from hpo.search.space import settings
 from hpo.storage import Storage, best_trials, summary
 from hpo.studyfile import Parameter, Range, Study
 
@@ -53,21 +53,21 @@ def top_lines(storage: Storage, name: str, n: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Trials with the same parameters, in the order in which they were given; `mean` is that of their values."""
+    """Trials with the same settings, in the order in which they were given; `mean` is that of their values."""
 
     params: Mapping[str, Any]
     trials: tuple[FrozenTrial, ...]
     mean: float
 
 
-def configurations(trials: Iterable[FrozenTrial], minimized: bool) -> list[Configuration]:
+def configurations(study: Study, trials: Iterable[FrozenTrial]) -> list[Configuration]:
     """Return the configurations of the trials that have a finite value, the best mean first."""
     runs: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         if trial.values is not None and math.isfinite(_value(trial)):
-            runs.setdefault(identity(trial.params), []).append(trial)
+            runs.setdefault(settings(study, trial.params), []).append(trial)
     found = [Configuration(same[0].params, tuple(same), fmean(map(_value, same))) for same in runs.values()]
-    return sorted(found, key=lambda each: each.mean if minimized else -each.mean)
+    return sorted(found, key=lambda each: each.mean if study.search.minimized else -each.mean)
 
 
 def edge_warnings(study: Study, best: FrozenTrial) -> list[str]:

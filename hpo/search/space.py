@@ -151,6 +151,11 @@ def identity(values: Mapping[str, Any]) -> str:
     return json.dumps(dict(sorted(values.items())))
 
 
+def settings(study: Study, values: Mapping[str, Any]) -> str:
+    """Return what trials share that are trained alike, whatever they have for keys that their kind does not use."""
+    return identity(study.used(values))
+
+
 def _distribution(parameter: Parameter) -> BaseDistribution:
     searched = parameter.searched
     if isinstance(searched, Choices):

@@ -1,14 +1,17 @@
-"""A launch as the command line asks for it: in this process, by processes of this machine, or on Ray."""
+"""A launch as the command line asks for it: in this process, by processes of this machine or on Ray; its display."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from rich.console import Console
 
 from hpo.errors import UsageError
+from hpo.results.progress import QuietProgress, progress
 from hpo.search.events import Event
 from hpo.search.launch import launch as launch_here
 from hpo.service.crew import Crew, launch_with
@@ -19,6 +22,17 @@ from hpo.service.worker import Duty
 from hpo.storage import Storage
 from hpo.studyfile import AnyStudy, ObjectiveStudy
 from hpo.training.devices import find_device
+
+
+@contextmanager
+def shown(
+    *, quiet: bool, stop: threading.Event, json: bool = False, head: Sequence[str] = ()
+) -> Iterator[QuietProgress]:
+    """Give the display for a launch's events: on stderr, after the lines of `head`, or as JSON lines on stdout."""
+    with progress(json, quiet, Console(stderr=True), stop) as display:
+        for line in () if quiet else head:
+            display.line(line)
+        yield display
 
 
 def launch(

@@ -10,15 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from rich.console import Console
-
 from hpo.errors import HpoError
 from hpo.results.closing import outcome_line
 from hpo.results.next_study import Proposal, propose
-from hpo.results.progress import progress
 from hpo.results.ranking import METRIC_LABELS
 from hpo.search.records import stored_study
-from hpo.service.launching import launch
+from hpo.service.launching import launch, shown
 from hpo.storage import Storage, best_trials, load_study, study_names
 from hpo.studyfile import Study, differing_keys
 
@@ -40,14 +37,10 @@ def run_rounds(
     `say` gets a line after each round that compares it with the one before; progress is shown on stderr. Raises what
     `propose` and a launch raise.
     """
-    console = Console(stderr=True)
     for _ in range(rounds):
         proposal = propose(storage, name, new_name)
         _check_round(storage, name, proposal)
-        with progress(False, quiet, console, stop) as display:
-            if not quiet:
-                for line in proposal.lines:
-                    display.line(line)
+        with shown(quiet=quiet, stop=stop, head=proposal.lines) as display:
             launch(proposal.study, storage, device=device, workers=workers, on_event=display, stop=stop)
         if display.ended is not None and not quiet:
             display.line(outcome_line(proposal.study, display.ended))

@@ -336,12 +336,22 @@ def open_tables() -> frozenset[Path]:
 @cache
 def for_all() -> frozenset[tuple[str, str]]:
     """Return the paths of the keys that cannot be searched although others of their section can."""
+    return _marked(OneForAll)
+
+
+def _marked(kind: type[OneForAll] | type[UsedBy]) -> frozenset[tuple[str, str]]:
     return frozenset(
         (section, key)
         for section in SEARCHABLE
         for key, field in SECTIONS[section].model_fields.items()
-        if any(isinstance(mark, OneForAll) for mark in field.metadata)
+        if any(isinstance(mark, kind) for mark in field.metadata)
     )
+
+
+@cache
+def conditional() -> frozenset[tuple[str, str]]:
+    """Return the paths of the keys that only some values of another key use."""
+    return _marked(UsedBy)
 
 
 def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]:

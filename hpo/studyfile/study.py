@@ -22,6 +22,7 @@ from hpo.studyfile.models import (
     DataSettings,
     SearchSettings,
     StudySettings,
+    conditional,
     unused_keys,
 )
 from hpo.studyfile.searched import Parameter
@@ -75,16 +76,35 @@ class Study:
         for name, parameter in known.items():
             if name not in params:
                 raise self.error(dotted(parameter.path), "the trial has no value for it")
-        tree = self.first.model_dump(include=set(SEARCHABLE), exclude_none=True)
-        for name, value in params.items():
+        for name in params:
             if name not in known:
                 raise self.error("", f"no parameter is called {shown(name)}; known: {', '.join(known) or 'none'}")
-            tree = replaced(tree, known[name].path, value)
+        tree = self._tree(params)
         try:
             return Config.model_validate(_without_unused(tree)).located(self.folder)
         except ValidationError as error:
             path, fault = next(iter(faults_of(error, Config, tree).items()))
             raise self.error(dotted(path), fault.sentence) from error
+
+    def used(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of a trial's values that its kind uses: trials that share these are trained alike.
+
+        Values of parameters that the study does not know are among them.
+        """
+        paths = {parameter.name: parameter.path[:2] for parameter in self.parameters if parameter.name in params}
+        if conditional().isdisjoint(paths.values()):
+            return dict(params)
+        tree = self._tree(params)
+        unused = {(section, key) for section in SEARCHABLE for key in unused_keys(section, tree[section])}
+        return {name: value for name, value in params.items() if paths.get(name) not in unused}
+
+    def _tree(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the searchable sections with these values in them, as far as they are of the study's parameters."""
+        tree = self.first.model_dump(include=set(SEARCHABLE), exclude_none=True)
+        for parameter in self.parameters:
+            if parameter.name in params:
+                tree = replaced(tree, parameter.path, params[parameter.name])
+        return tree
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole file as a tree for JSON: every default filled in, keys that no kind uses left out."""

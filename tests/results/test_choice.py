@@ -11,9 +11,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from stored_studies import tree, trial
 
+from hpo.data import load_split
 from hpo.errors import HpoError
 from hpo.results.choice import chosen
 from hpo.results.confirming import confirming_study
+from hpo.search.records import data_record, stored_study
 from hpo.storage import Storage, load_study
 
 Stored = Callable[..., optuna.Study]
@@ -66,6 +68,7 @@ def test_the_winner_of_a_confirmation_is_chosen(storage: Storage, stored: Stored
     params = [{"lr": lr, "dropout": 0.25} for lr in (1e-3, 1e-2)]
     made = stored([trial(score, params=each) for score, each in zip((0.75, 0.7), params, strict=True)])
     made.set_user_attr("hpo:identity", "this one")
+    made.set_user_attr("hpo:data", data_record(load_split(stored_study(made))))
     study = confirming_study(storage, "digits", top=2, seeds=2)
     with pytest.raises(HpoError, match="its confirmation 'digits-confirm' is not finished"):
         chosen(storage, "digits")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Sequence
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,14 +14,15 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from stored_studies import trial
-from tiny import search, study_of, trials_of
+from tiny import StopAfter, search, study_of, trials_of, write_mnist
 
-from hpo.errors import HpoError, UnknownStudyError
+from hpo.errors import DataError, HpoError, UnknownStudyError
+from hpo.results import confirming as making
 from hpo.results.confirmation import Confirmation, find_confirmation, of_study
 from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_text
 from hpo.results.confirming import CONFIRMS, confirming_study
 from hpo.service.confirming import confirm
-from hpo.storage import Storage, load_study
+from hpo.storage import Storage, StudyState, load_study, set_state, study_names
 from hpo.studyfile import Study, parse_study
 
 LR = {"lr": FloatDistribution(1e-3, 1.0, log=True)}
@@ -39,6 +42,19 @@ def searched(storage: Storage, study: Study, scores: dict[float, float] | None =
 
 def small(**changes: Any) -> Study:
     return study_of(training={"epochs": 1}, search={"trials": 1, **changes})
+
+
+def said(storage: Storage, found: list[Confirmation], *, top: int = 2, seeds: int = 2, looks: float = math.inf) -> bool:
+    """Confirm the study as the command does, and take down what it shows; return whether it came to its end."""
+    how: dict[str, Any] = {"device": "cpu", "workers": None, "quiet": True}
+    return confirm(storage, "tiny", top=top, seeds=seeds, **how, say=found.append, stop=StopAfter(looks))
+
+
+def trained(storage: Storage, top: int = 2, seeds: int = 2) -> Confirmation:
+    found: list[Confirmation] = []
+    assert said(storage, found, top=top, seeds=seeds)
+    (only,) = found
+    return only
 
 
 def run(confirming: Study, lr: float, seed: int, score: float | None) -> FrozenTrial:
@@ -112,10 +128,20 @@ def test_configurations_keep_what_their_kind_does_not_use(storage: Storage) -> N
     optimizer = {"kind": {"choices": ["sgd", "adam"]}, "beta1": {"low": 0.1, "high": 0.5}}
     search(study_of(optimizer=optimizer, training={"epochs": 1}, search={"trials": 4}), storage)
     assert {trial.params["optimizer.kind"] for trial in trials_of(storage)} == {"sgd", "adam"}
-    stop = threading.Event()
-    name = confirm(storage, "tiny", top=4, seeds=2, device="cpu", workers=None, on_event=lambda event: None, stop=stop)
-    assert {len(each.scores) for each in of_study(storage, name).ranked} == {2}
-    assert len(of_study(storage, name).ranked) == 5
+    found = trained(storage, top=4)
+    assert {len(each.scores) for each in found.ranked} == {2}
+    assert len(found.ranked) == 5
+
+
+def test_what_their_kind_does_not_use_makes_no_two_configurations(storage: Storage) -> None:
+    optimizer = {"kind": {"choices": ["sgd", "momentum"]}, "momentum": {"choices": [0.5, 0.9]}, "lr": 0.1}
+    search(study_of(optimizer=optimizer, training={"epochs": 1}, search={"trials": 4, "sampler": "grid"}), storage)
+    found = trained(storage, top=4)  # the baseline, sgd with a momentum of 0.5, is one of them
+    assert sorted(each.candidate.label for each in found.ranked) == ["Best-1", "Best-2", "Best-3"]
+    by_kind = {each.candidate.params["optimizer.kind"]: each.candidate for each in found.ranked}
+    scores = [trial.value or 0 for trial in trials_of(storage) if trial.params["optimizer.kind"] == "sgd"]
+    assert by_kind["sgd"].score == pytest.approx(sum(scores) / 2)
+    assert by_kind["sgd"].baseline
 
 
 def test_trials_with_other_parameters_are_no_configurations_of_the_study(storage: Storage) -> None:
@@ -231,9 +257,90 @@ def test_what_is_not_finished_has_found_nothing(storage: Storage) -> None:
     """A study that is stopped ends before all of its runs have."""
     searched(storage, small())
     study = confirming_study(storage, "tiny", top=1, seeds=2)
+    with pytest.raises(HpoError, match=r"no run of the configurations that the search chose is finished"):
+        of_study(storage, study.name)
     load_study(storage, study.name).add_trial(run(study, 0.1, 0, 0.9))
     with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished; `hpo confirm` goes on"):
-        of_study(storage, study.name)
+        find_confirmation(storage, "tiny")
+    found = of_study(storage, study.name)
+    assert found.left == 3
+    assert confirmation_lines(found)[0] == "tiny: mean val acc over 2 fresh seeds, so far (3 of 4 runs are left)"
+    assert len(confirmation_lines(found)) == 3  # and draws no conclusions
+    assert json.loads(confirmation_text(found))["winner"] is None
+
+
+def test_one_that_was_stopped_shows_what_it_has_and_says_how_to_go_on(storage: Storage) -> None:
+    searched(storage, small())
+    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    stored, found = load_study(storage, study.name), list[Confirmation]()
+    set_state(storage, stored._study_id, StudyState.STOPPED)
+    advice = r"'tiny-confirm' is stopped with {} runs left; `hpo resume tiny-confirm`, then `hpo confirm` again"
+    with pytest.raises(HpoError, match=advice.format(4)):
+        said(storage, found, top=1)
+    assert found == []
+    stored.add_trial(run(study, 0.1, 0, 0.9))
+    with pytest.raises(HpoError, match=advice.format(3)):
+        said(storage, found, top=1)
+    assert [each.left for each in found] == [3]
+    with pytest.raises(HpoError, match=advice.format(3)):
+        find_confirmation(storage, "tiny")
+
+
+@pytest.mark.parametrize("state", [StudyState.ENDED, StudyState.STOPPED, StudyState.PAUSED])
+def test_one_that_is_finished_is_shown_without_images_whatever_its_state(
+    storage: Storage, state: StudyState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_mnist(tmp_path / "data")
+    mnist = {"dataset": "mnist", "train_size": 60}
+    search(study_of(data=mnist, training={"epochs": 1}, search={"trials": 2, "population": 2}), storage)
+    before = trained(storage, top=1)
+    set_state(storage, load_study(storage, "tiny-confirm")._study_id, state)
+    shutil.rmtree(tmp_path / "data")
+    assert trained(storage, top=1) == before
+    with pytest.raises(DataError):
+        trained(storage, top=2)
+    assert study_names(storage) == ["tiny", "tiny-confirm"]
+
+
+def test_images_that_are_not_the_studys_confirm_nothing(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    write_mnist(tmp_path / "mnist")
+    search(study_of(data={"dataset": "mnist", "train_size": 60}, search={"trials": 1}), storage)
+    write_mnist(tmp_path / "mnist", seed=1)
+    with pytest.raises(HpoError, match="the images of mnist are not those that it began with"):
+        trained(storage)
+    assert study_names(storage) == ["tiny"]
+
+
+def test_two_that_begin_at_once_with_other_options_are_two(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched(storage, small())
+    planned, names = making.plan, list[str]()
+
+    def while_another_begins(*given: Any) -> Any:
+        monkeypatch.setattr(making, "plan", planned)
+        names.append(confirming_study(storage, "tiny", top=1, seeds=2).name)
+        return planned(*given)
+
+    monkeypatch.setattr(making, "plan", while_another_begins)
+    names.append(confirming_study(storage, "tiny", top=2, seeds=2).name)
+    assert names == ["tiny-confirm", "tiny-confirm-2"]
+    records = [load_study(storage, name).user_attrs[CONFIRMS]["candidates"] for name in names]
+    assert [len(candidates) for candidates in records] == [2, 3]
+
+
+def test_a_run_of_another_program_is_left_out_and_said(storage: Storage) -> None:
+    runs: dict[float, Sequence[float | None]] = {0.1: [0.9, 0.8, 0.7], MIDDLE: [0.6, 0.55, 0.5]}
+    before = confirmed(storage, runs)
+    load_study(storage, "tiny-confirm").add_trial(
+        optuna.trial.create_trial(value=0.1, params={"lr": 0.1}, distributions=dict(LR))
+    )
+    found = of_study(storage, "tiny-confirm")
+    assert found.ranked == before.ranked
+    assert conclusions(found)[-1] == "1 run was added by another program, without a seed, and left out"
 
 
 def test_for_a_loss_less_is_better(storage: Storage) -> None:
@@ -249,18 +356,13 @@ def test_for_a_loss_less_is_better(storage: Storage) -> None:
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_real_runs_end_in_a_confirmation_that_goes_on_where_it_was(storage: Storage, seeds: int) -> None:
     search(study_of(training={"epochs": 1}), storage)
-    stop = threading.Event()
-
-    def train(on_event: Callable[[Any], None]) -> str:
-        return confirm(storage, "tiny", top=2, seeds=seeds, device="cpu", workers=None, on_event=on_event, stop=stop)
-
-    train(lambda event: stop.set())
+    shown: list[Confirmation] = []
+    assert not said(storage, shown, seeds=seeds, looks=0)
+    assert shown == []
     with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished; `hpo confirm` goes on"):
         find_confirmation(storage, "tiny")
-    stop.clear()
-    assert train(lambda event: None) == "tiny-confirm"
-    found = find_confirmation(storage, "tiny")
-    assert found is not None
+    found = trained(storage, seeds=seeds)
+    assert found == find_confirmation(storage, "tiny")
     assert {len(each.scores) for each in found.ranked} == {seeds}
     trials = trials_of(storage, "tiny-confirm")
     assert len(trials) == 3 * seeds

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from stored_studies import DROPOUT, LR, run, tree, trial
 
@@ -122,6 +122,23 @@ def test_lists_are_what_the_study_file_says(storage: Storage, stored: Store) -> 
     file = grid(hidden={"choices": [[8], [8, 4]]}, dropout=0.0)
     stored([run({"hidden": text}, {"hidden": hidden}) for text in ("[8]", "[8, 4]")], file)
     assert [group.params for group in groups(storage, ["digits"])] == [{"hidden": [8]}, {"hidden": [8, 4]}]
+
+
+def test_what_its_kind_does_not_use_tells_no_group_from_another(storage: Storage, stored: Store) -> None:
+    space = {"optimizer.kind": CategoricalDistribution(["sgd", "momentum"]), "momentum": FloatDistribution(0.0, 0.9)}
+    file = grid({"trials": 4, "sampler": "grid"}, dropout=0.0)
+    file["optimizer"] |= {
+        "kind": {"choices": ["sgd", "momentum"]},
+        "momentum": {"low": 0.0, "high": 0.9, "step": 0.1},
+    }
+    both = [(kind, momentum) for kind in ("sgd", "momentum") for momentum in (0.5, 0.9)]
+    stored([run({"optimizer.kind": kind, "momentum": momentum}, dict(space)) for kind, momentum in both], file)
+    found = groups(storage, ["digits"])
+    labels = ["optimizer.kind: sgd", *(f"optimizer.kind: momentum, momentum: {each}" for each in ("0.5000", "0.9000"))]
+    assert sorted(group.label() for group in found) == sorted(labels)
+    assert [group.numbers for group in found] == [(0, 1), (2,), (3,)]
+    with pytest.raises(UsageError, match="--by: 'momentum' is not used by all configurations of 'digits'"):
+        facets(found, "momentum")
 
 
 def test_facets_have_the_same_value_of_a_parameter(storage: Storage, stored: Store) -> None:

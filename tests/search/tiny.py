@@ -75,6 +75,18 @@ def search(
     return events
 
 
+class StopAfter(threading.Event):
+    """Is set from the time on at which it was looked at so often."""
+
+    def __init__(self, looks: float) -> None:
+        super().__init__()
+        self.left = looks
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
 def after_epochs(count: int) -> Callable[[Event], bool]:
     """Pick the event that ends the `count`-th epoch of the launch, whichever population trains it."""
     left = itertools.count(count - 1, -1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny import check_whole, params, search, study_of, trials_of
+from tiny import StopAfter, check_whole, params, search, study_of, trials_of
 
 from hpo.errors import HpoError
 from hpo.results.next_study import propose
@@ -17,18 +16,6 @@ from hpo.storage import Storage, best_trials, load_study, open_storage, study_na
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STUDY = study_of(network={"dropout": {"low": 0.0, "high": 0.4}}, search={"trials": 8, "population": 4})
-
-
-class StopAfter(threading.Event):
-    """Is set from the time on at which it was looked at so often."""
-
-    def __init__(self, looks: float) -> None:
-        super().__init__()
-        self.left = looks
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.fixture
