@@ -30,7 +30,7 @@ service-demo: .venv/installed-test
 
 # The pages as a site: build/docs/docs/index.html. A warning is an error.
 docs: .venv/installed-test
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html --conf-dir docs . build/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env --write-all --builder html --conf-dir docs . build/docs
 
 lint: .venv/installed-test docs
 	$(BIN)/ruff check .

@@ -1,28 +1,32 @@
 """How Sphinx makes README.md, CHANGELOG.md and the pages of this folder into a site: `make docs`.
 
 The pages are Markdown that reads well without it, too, and their links are those of the repository: so its root is the
-source. What is written by a program comes in here: the reference of the commands, made from the command line itself.
+source. The reference of the commands comes in here (`reference.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import logging
+import sys
+from pathlib import Path
 
-import typer
 from sphinx.application import Sphinx
-from typer.cli import get_docs_for_click
-from typer.main import get_command
 
 import hpo
-from hpo.cli import app
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference  # it lies beside this file, which Sphinx reads from elsewhere
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its own plugins when autodoc imports it
 
 project = "hpo"
 author = "the authors of hpo"
 release = version = hpo.__version__
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**"]
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+autodoc_member_order = "groupwise"
+default_role = "code"  # in docstrings, as in Markdown
 html_theme = "furo"
 html_title = "hpo"
 html_show_copyright = False
@@ -32,28 +36,10 @@ myst_heading_anchors = 3
 COMMANDS_PAGE = "docs/commands"
 
 
-def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every command that does something, by its words, in the order of `hpo --help`."""
-    inner = getattr(command, "commands", {})
-    for name, each in inner.items():
-        yield from commands(each, f"{path} {name}")
-    if not inner:
-        yield path, command
-
-
-def command_reference() -> str:
-    """Usage, arguments and options of every command, as its `--help` has them."""
-    root = get_command(app)
-    context = typer.Context(root, info_name="hpo")
-    return "\n".join(
-        get_docs_for_click(obj=command, ctx=context, indent=1, name=path) for path, command in commands(root, "hpo")
-    )
-
-
-def add_command_reference(sphinx: Sphinx, page: str, source: list[str]) -> None:
+def add_commands(sphinx: Sphinx, page: str, source: list[str]) -> None:
     if page == COMMANDS_PAGE:
-        source[0] += f"\n{command_reference()}"
+        source[0] += f"\n{reference.commands()}"
 
 
 def setup(sphinx: Sphinx) -> None:
-    sphinx.connect("source-read", add_command_reference)
+    sphinx.connect("source-read", add_commands)

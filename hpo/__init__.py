@@ -1,6 +1,154 @@
 """hpo: hyperparameter search for PyTorch networks that trains whole populations of trials at once.
 
-Importing it costs nothing: torch, Optuna and the database are loaded by the commands that need them.
+    import hpo
+
+    study = hpo.launch("studies/digits.toml")
+    print(study.best.value, study.best.params)
+
+Importing it costs nothing: torch, Optuna and the database are loaded by what needs them, when it is called. `__all__`
+is what is public; docs/python.md shows it at work.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpo.api.answers import Result
+    from hpo.api.comparing import Comparison, compare
+    from hpo.api.machine import dashboard, datasets, doctor, fetch, versions
+    from hpo.api.models import predict, replay
+    from hpo.api.queue import status, watch
+    from hpo.api.running import launch, submit, work
+    from hpo.api.sections import Data, Network, Optimizer, Search, Training
+    from hpo.api.stored import Proposal, StoredStudy, Tested, load, studies
+    from hpo.api.study import Study, read
+    from hpo.api.view import Trial
+    from hpo.data import Listing
+    from hpo.errors import (
+        CodeError,
+        DataError,
+        HpoError,
+        InterruptionError,
+        SettingError,
+        StorageError,
+        StudyBusyError,
+        StudyClosedError,
+        StudyFileError,
+        TrainingError,
+        UnknownStudyError,
+        UsageError,
+    )
+    from hpo.results.confirmation import Confirmation
+    from hpo.results.findings import Finding
+    from hpo.results.predicting import Predictions
+    from hpo.results.replaying import Replay
+    from hpo.search import events
+    from hpo.service.status import Status
+    from hpo.studyfile.searched import Choices, Range
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "hpo.api.answers": ["Result"],
+    "hpo.api.comparing": ["Comparison", "compare"],
+    "hpo.api.machine": ["dashboard", "datasets", "doctor", "fetch", "versions"],
+    "hpo.api.models": ["predict", "replay"],
+    "hpo.api.queue": ["status", "watch"],
+    "hpo.api.running": ["launch", "submit", "work"],
+    "hpo.api.sections": ["Data", "Network", "Optimizer", "Search", "Training"],
+    "hpo.api.stored": ["Proposal", "StoredStudy", "Tested", "load", "studies"],
+    "hpo.api.study": ["Study", "read"],
+    "hpo.api.view": ["Trial"],
+    "hpo.data": ["Listing"],
+    "hpo.errors": [
+        "CodeError",
+        "DataError",
+        "HpoError",
+        "InterruptionError",
+        "SettingError",
+        "StorageError",
+        "StudyBusyError",
+        "StudyClosedError",
+        "StudyFileError",
+        "TrainingError",
+        "UnknownStudyError",
+        "UsageError",
+    ],
+    "hpo.results.confirmation": ["Confirmation"],
+    "hpo.results.findings": ["Finding"],
+    "hpo.results.predicting": ["Predictions"],
+    "hpo.results.replaying": ["Replay"],
+    "hpo.service.status": ["Status"],
+    "hpo.studyfile.searched": ["Choices", "Range"],
+}
+_MODULES = {"events": "hpo.search.events"}
+_HOME = _MODULES | {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Choices",
+    "CodeError",
+    "Comparison",
+    "Confirmation",
+    "Data",
+    "DataError",
+    "Finding",
+    "HpoError",
+    "InterruptionError",
+    "Listing",
+    "Network",
+    "Optimizer",
+    "Predictions",
+    "Proposal",
+    "Range",
+    "Replay",
+    "Result",
+    "Search",
+    "SettingError",
+    "Status",
+    "StorageError",
+    "StoredStudy",
+    "Study",
+    "StudyBusyError",
+    "StudyClosedError",
+    "StudyFileError",
+    "Tested",
+    "Training",
+    "TrainingError",
+    "Trial",
+    "UnknownStudyError",
+    "UsageError",
+    "__version__",
+    "compare",
+    "dashboard",
+    "datasets",
+    "doctor",
+    "events",
+    "fetch",
+    "launch",
+    "load",
+    "predict",
+    "read",
+    "replay",
+    "status",
+    "studies",
+    "submit",
+    "versions",
+    "watch",
+    "work",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and keep it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hpo' has no attribute {name!r}")
+    module = import_module(_HOME[name])
+    found = module if name in _MODULES else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

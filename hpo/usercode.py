@@ -3,9 +3,11 @@
     load        what a reference names
     code_of     the contents of the files behind references: each one's SHA-256, and that of whatever it imports from
                 its own folder while it is imported
+    folder_of   where the code of a study lies on this machine
+    found       the same, where it has to be that very code
     shortened   the traceback of an error, with the user's own frames only
-    kind_of     what it has in common with others that say something else
     in_a_line   the same error in one line, with the last of these frames
+    kind_of     what errors have in common that are raised in one place
 
 Promises: what runs is what was hashed, for both come from the same bytes, whatever `__pycache__` holds. A file is
 imported once in a process, and again only after `code_of` found other contents. Two files never see each other's
@@ -106,14 +108,35 @@ def code_of(references: Iterable[str], folder: Path) -> Code:
     return Code(folder, dict(sorted(relative.items())))
 
 
-def folder_of(record: Mapping[str, Any]) -> Path:
-    """Return where the code of a study's record lies on this machine.
+def is_imported(code: Code) -> bool:
+    """Return whether what was imported last of these files is what they were then."""
+    with _LOCK:
+        hashes = {path: content for each in _imported.values() for path, content in each.hashes.items()}
+    return all(hashes.get((code.folder / file).resolve()) == content for file, content in code.files.items())
 
-    That is the folder it was in, or where that lacks a file and the current folder does not, the current one.
+
+def folder_of(record: Mapping[str, Any], *before: Path) -> Path:
+    """Return where the code of a study's record lies on this machine: the first of these folders that has its files.
+
+    `before`, the folder that it was in, and the current one. Where none has them, that is the one that it was in.
     """
-    kept, here = Path(record["folder"]), Path.cwd()
-    has = [folder for folder in (kept, here) if all((folder / file).is_file() for file in record["files"])]
+    kept = Path(record["folder"])
+    has = [folder for folder in (*before, kept, Path.cwd()) if not _missing(record, folder)]
     return (has or [kept])[0]
+
+
+def found(references: Iterable[str], record: Mapping[str, Any], *before: Path) -> Path:
+    """Return the same; raise CodeError where the code is not there, or is not that of the record."""
+    folder = folder_of(record, *before)
+    if missing := _missing(record, folder):
+        raise CodeError(f"needs {missing[0]}, which is neither in {folder} nor in the current folder")
+    if changed := code_of(references, folder).changed_since(record):
+        raise CodeError(f"needs {', '.join(changed)} as it was, and in {folder} it has another SHA-256; bring it back")
+    return folder
+
+
+def _missing(record: Mapping[str, Any], folder: Path) -> list[str]:
+    return [file for file in record["files"] if not (folder / file).is_file()]
 
 
 def shortened(error: BaseException, folder: Path) -> str:
@@ -139,15 +162,18 @@ def in_a_line(error: BaseException, folder: Path) -> str:
         return f"{type(error).__name__}: {error}"  # which says where
     if not frames:
         return text
-    last = frames[-1]
-    place = f"{os.path.relpath(last.filename, folder.resolve())}, line {last.lineno}"
-    return f"{text} ({place}{'' if last.name == '<module>' else f', in {last.name}'})"
+    return f"{text} ({_place(frames[-1], folder)})"
 
 
 def kind_of(error: BaseException, folder: Path) -> str:
-    """Return what errors of one kind share, whatever they say: their type, and the last of the user's lines."""
+    """Return the error's type and the last of the user's frames: its text may hold numbers that differ each time."""
     frames = _frames(traceback.TracebackException.from_exception(error), folder)
-    return f"{type(error).__qualname__} {(frames[-1].filename, frames[-1].lineno) if frames else ''}"
+    return f"{type(error).__name__} ({_place(frames[-1], folder)})" if frames else in_a_line(error, folder)
+
+
+def _place(frame: traceback.FrameSummary, folder: Path) -> str:
+    place = f"{os.path.relpath(frame.filename, folder.resolve())}, line {frame.lineno}"
+    return place if frame.name == "<module>" else f"{place}, in {frame.name}"
 
 
 def _frames(error: traceback.TracebackException, folder: Path) -> list[traceback.FrameSummary]:

@@ -5,17 +5,15 @@ What a page shows, exists; and what exists, is on a page. That pages can be foll
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
 from pages import PAGES, ROOT, blocks
-from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from hpo.cli import app
@@ -23,7 +21,6 @@ from hpo.data.catalogue import CATALOGUE
 from hpo.data.places import VARIABLE
 from hpo.storage.location import DEFAULT_URL, ENVIRONMENT
 from hpo.studyfile import read_study
-from hpo.studyfile.models import LARGEST, SECTIONS, StudySettings, UsedBy
 
 FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 STUDIES = sorted(ROOT.glob("studies/*.toml"))
@@ -110,81 +107,22 @@ def test_a_shipped_study_is_sound_and_in_the_readme(path: Path) -> None:
     assert f"(studies/{path.name})" in PAGES["README.md"]
 
 
-@dataclass(frozen=True)
-class Key:
-    """A row of docs/studyfile.md, and what the models say it must hold."""
-
-    value: str
-    default: str
-    used_by: str
-
-
-def documented_keys() -> dict[str, Key]:
-    keys, section = {}, ""
-    for line in PAGES["docs/studyfile.md"].splitlines():
-        if line.startswith("## "):
-            found = re.fullmatch(r"## \[(\w+)\]", line)
-            section = f"{found[1]}." if found else ""
-        elif line.startswith("| `") and not line.startswith("| `{"):
-            name, value, default, *used_by, _ = (cell.strip() for cell in line.strip("|").split("|"))
-            keys[section + name.strip("`")] = Key(value, default, used_by[0] if used_by else "all")
-    return keys
-
-
-def model_keys() -> dict[str, Key]:
-    keys = {}
-    for prefix, model in {"": StudySettings, **{f"{name}.": model for name, model in SECTIONS.items()}}.items():
-        schema = model.model_json_schema()
-        for name, field in model.model_fields.items():
-            if prefix or name not in SECTIONS:
-                used_by = [in_words_of(mark) for mark in field.metadata if isinstance(mark, UsedBy)] or ["all"]
-                keys[prefix + name] = Key(in_words(schema["properties"][name]), default_of(field), used_by[0])
-    return keys
-
-
-def in_words_of(mark: UsedBy) -> str:
-    words = ", ".join(mark.values)
-    return words if mark.key == "kind" else f"`{mark.key}` {words}"
-
-
-def default_of(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    return "not set" if field.default is None else f"`{json.dumps(field.default)}`"
-
-
-def in_words(schema: dict[str, Any]) -> str:
-    """A type and its limits, of a JSON Schema, in the words of the page."""
-    if branches := schema.get("oneOf", schema.get("anyOf")):
-        return " or ".join(in_words(branch) for branch in branches if branch.get("type") != "null")
-    if words := schema.get("enum", [schema["const"]] if "const" in schema else []):
-        return ", ".join(f"`{word}`" for word in words)
-    match schema["type"]:
-        case "boolean":
-            return "`true`, `false`"
-        case "string":
-            length = (schema.get("minLength"), schema.get("maxLength"))
-            return "text" if length == (None, None) else f"text, {length[0]} to {length[1]} characters"
-        case "array":
-            return f"a list, each {in_words(schema['items'])}{'; not empty' if schema.get('minItems') else ''}"
-        case "object":
-            return "a table, parameter name to value"
-        case kind:
-            limits = {"minimum", "exclusiveMinimum", "exclusiveMaximum"} & schema.keys()
-            low = schema.get("minimum", schema.get("exclusiveMinimum"))
-            number = {"integer": "a whole number", "number": "a number"}[kind]
-            if schema.get("maximum", LARGEST) < LARGEST:
-                return f"{number} from {low} to {schema['maximum']}"
-            if limits == {"minimum"}:
-                return f"{number}, {low} or more"
-            if limits == {"exclusiveMinimum"}:
-                return f"{number} above {low}"
-            above = f"from {low}," if "minimum" in limits else f"above {low} and"
-            return f"{number} {above} below {schema['exclusiveMaximum']}"
-
-
 def test_every_key_of_a_study_file_is_documented_as_it_is() -> None:
-    assert documented_keys() == model_keys()
+    page = PAGES["docs/studyfile.md"]
+    assert reference.with_tables(page) == page, "`python docs/reference.py` writes the tables anew"
+
+
+def test_a_key_whose_meaning_nobody_has_written_is_missing_one() -> None:
+    page = PAGES["docs/studyfile.md"]
+    row = re.search(r"^\| `lr` .*\n", page, re.MULTILINE)
+    assert row is not None
+    with pytest.raises(SystemExit, match=r"optimizer\.lr"):
+        reference.with_tables(page.replace(row[0], ""))
+
+
+def test_every_command_is_in_the_reference() -> None:
+    leaves = [" ".join(path) for path, command in COMMANDS.items() if not hasattr(command, "commands")]
+    assert re.findall(r"^## `(.*)`$", reference.commands(), re.MULTILINE) == leaves
 
 
 @pytest.mark.parametrize("page", PAGES)

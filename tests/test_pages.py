@@ -37,7 +37,7 @@ COMMENT = re.compile(r"\s#.*")
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 ANY_LINES = r"(?:.*\n)*?"
-DEADLINE_S = 120
+DEADLINE_S = 300
 
 
 class Reader:

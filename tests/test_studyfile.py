@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -62,6 +63,8 @@ SMALLEST: dict[str, Any] = {
     "training": {"epochs": 2},
     "search": {"trials": 3},
 }
+
+OWN: dict[str, Any] = {"module": "my_net.py:Net"}
 
 
 def tree(**values: Any) -> dict[str, Any]:
@@ -303,6 +306,22 @@ class TestErrors:
             ({"training": {}}, "training.epochs: missing"),
             ({"network": {}}, "network.kind: missing"),
             ({"training": 3}, "training: must be a table (got 3)"),
+            # modules of the user's own
+            ({"network": {"kind": "module"}}, "network.module: missing"),
+            ({"network__module": "a.py:Net"}, 'network.module: not used when kind = "mlp", only with "module"'),
+            ({"network": {"module": "Net"}}, 'network.module: must be FILE.py:NAME, such as "my_net.py:Net" (got '),
+            ({"network": {"module": 3}}, "network.module: must be a string (got 3)"),
+            ({"network": OWN | {"hidden": [3]}}, 'network.hidden: not used when kind = "module", only with "mlp" or '),
+            ({"network": OWN | {"args": [3]}}, "network.args: must be a table (got [3])"),
+            ({"network": OWN | {"args": {"a-b": 3}}}, "network.args.a-b: is no name that an argument can have in "),
+            ({"network": OWN | {"args": {"a": math.inf}}}, "network.args.a: must be a finite number (got inf)"),
+            ({"network": OWN | {"args": {"a": None}}}, "network.args.a: must be a number, a string, true, false or a"),
+            ({"network": OWN | {"args": {"a": {"b": 3}}}}, "network.args.a.b: unknown key; known: low, high, log"),
+            ({"network": OWN | {"args": {"a": {"low": 3, "high": 1}}}}, "network.args.a.low: must be below high = 1"),
+            (
+                {"network": OWN | {"args": {"a": {"choices": ["x", [[[[[3]]]]]]}}}},
+                "network.args.a.choices.1: is nested",
+            ),
             # types
             ({"optimizer__lr": "0.1"}, "optimizer.lr: must be a number (got '0.1')"),
             ({"optimizer__lr": True}, "optimizer.lr: must be a number (got true)"),
@@ -616,6 +635,38 @@ class TestDifferences:
             "optimizer.lr.high: 0.01 -> 0.1",
             "optimizer.momentum: not set -> 0.9",
         ]
+
+
+class TestModules:
+    def test_an_argument_is_fixed_or_searched_and_called_as_it_is(self) -> None:
+        args = {
+            "width": {"choices": [16, 32]},
+            "dropout": {"low": 0, "high": 0.5},
+            "depth": {"low": 1, "high": 4},
+            "rates": [0.1, {"low": 0.0, "high": 1.0}],
+            "kind": "wide",
+        }
+        found = study(network=OWN | {"args": args})
+        assert found.parameters == (
+            Parameter("width", ("network", "args", "width"), Choices((16, 32)), integer=False),
+            Parameter("args.dropout", ("network", "args", "dropout"), Range(0.0, 0.5), integer=False),
+            Parameter("depth", ("network", "args", "depth"), Range(1, 4), integer=True),
+            Parameter("rates.1", ("network", "args", "rates", 1), Range(0.0, 1.0), integer=False),
+        )
+        network = found.config({"width": 32, "args.dropout": 0.2, "depth": 3, "rates.1": 0.4}).network
+        assert (network.kind, network.module) == ("module", "my_net.py:Net")
+        assert network.args == {"width": 32, "dropout": 0.2, "depth": 3, "rates": [0.1, 0.4], "kind": "wide"}
+        assert parse_study(found.resolved(), "elsewhere") == found
+
+    def test_the_file_is_looked_for_beside_the_study_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "own.toml"
+        path.write_text(study_text(study(network=OWN | {"args": {"log": False, "low": 3, "a": {"choices": [1, 2]}}})))
+        assert '[network]\nkind = "module"\nmodule = "my_net.py:Net"\n\n[network.args]\nlog = false' in path.read_text()
+        found = read_study(path, ["network.args.low=4"])
+        assert found.references == ("my_net.py:Net",)
+        assert found.folder == tmp_path
+        assert found.config({"a": 1}).network.folder == found.first_config.network.folder == tmp_path
+        assert found.first.network.args == {"log": False, "low": 4, "a": 1}
 
 
 def test_a_study_as_text_has_a_line_a_key_and_reads_back(tmp_path: Path) -> None:

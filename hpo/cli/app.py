@@ -5,15 +5,14 @@ Knows no command, and imports nothing that takes time: help answers at once.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+import hpo
 from hpo.errors import HpoError
-
-if TYPE_CHECKING:
-    from hpo.storage import Storage
 
 app = typer.Typer(
     name="hpo",
@@ -27,13 +26,11 @@ app.add_typer(data_app, name="data")
 
 def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
     """Study names for the shell; without a storage there is nothing to complete."""
-    from hpo.storage import study_names
-
     try:
-        names = study_names(storage_at(ctx.params.get("storage")))
+        known = hpo.studies(storage=ctx.params.get("storage"))
     except HpoError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    return [study.name for study in known if study.name.startswith(incomplete)]
 
 
 Trials = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials that the study shall have.")]
@@ -45,6 +42,9 @@ Workers = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
 Extend = Annotated[bool, typer.Option("--extend", help="Go on with a study whose file has changed.")]
+ChangedCode = Annotated[
+    bool, typer.Option("--changed-code", help="Go on although the study's own code is not what it began with.")
+]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A study file, or what `hpo export` wrote.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.", autocompletion=complete_study)]
 Overrides = Annotated[
@@ -68,8 +68,11 @@ def _global_options(
     """Hyperparameter search for PyTorch networks that trains whole populations of trials at once."""
 
 
-def storage_at(url: str | None) -> Storage:
-    """Open the storage at `url`, which has to exist."""
-    from hpo.results.lookup import open_existing
+def put(text: str, output: Path | None) -> None:
+    """Write a command's text to the file that was asked for, else to stdout."""
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        from hpo.api.files import write
 
-    return open_existing(url)
+        write(text, output)

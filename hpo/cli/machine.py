@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.app import StorageUrl, app, data_app, storage_at
+import hpo
+from hpo.cli.app import StorageUrl, app, data_app
 from hpo.errors import HpoError
 
 
@@ -41,40 +42,31 @@ def dashboard(
 
     It opens no browser. On this machine's own address it needs no password; on any other it does.
     """
-    from hpo.service.dashboard import check_names, read_password, serve
-    from hpo.storage.artifacts import artifact_folder
-
-    password = read_password(password_file, insecure=insecure_no_auth)
-    check_names(allow_host or ())
-    opened = storage_at(storage)
-    serve(
-        opened,
-        artifact_folder(opened.location, artifacts),
-        host,
-        port,
-        announce=lambda url: print(url, flush=True),
-        password=password,
+    hpo.dashboard(
+        storage=storage,
+        host=host,
+        port=port,
+        password_file=password_file,
         insecure=insecure_no_auth,
         read_only=read_only,
-        names=allow_host or (),
+        allow_hosts=allow_host or (),
+        artifacts=artifacts,
+        announce=lambda url: print(url, flush=True),
     )
 
 
 @data_app.command("list")
 def data_list() -> None:
     """List the data sets and where each is."""
-    from hpo.data import list_datasets
-    from hpo.results.overview import datasets_table
+    from hpo.api.machine import datasets_table
 
-    print(datasets_table(list_datasets()))
+    print(datasets_table())
 
 
 @data_app.command("fetch")
 def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME", help="A data set's name.")]) -> None:
     """Download a data set into the cache."""
-    from hpo.data import fetch
-
-    print(fetch(name))
+    print(hpo.fetch(name))
 
 
 @app.command()
@@ -87,13 +79,10 @@ def doctor(
 
     Each check is a line that says what was found, and for a problem what to do. Without --fix nothing is changed.
     """
-    from hpo.results.doctor import findings
-    from hpo.results.findings import Verdict
-
     problems = 0
-    for finding in findings(storage, fix):
+    for finding in hpo.doctor(storage=storage, fix=fix):
         print(finding.json_line() if json else finding.line(), flush=True)
-        problems += finding.verdict == Verdict.PROBLEM
+        problems += finding.verdict == "problem"
     if problems:
         raise HpoError(f"{problems} {'problem' if problems == 1 else 'problems'} found")
 
@@ -101,6 +90,6 @@ def doctor(
 @app.command()
 def version() -> None:
     """Print the versions of hpo and its base."""
-    from hpo.results.versions import version_line
+    from hpo.api.machine import version_line
 
     print(version_line())

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.app import Name, StorageUrl, app, complete_study, storage_at
+import hpo
+from hpo.cli.app import Name, StorageUrl, app, complete_study
 from hpo.errors import UsageError
 
 
@@ -24,17 +25,11 @@ def status(
 
     A study's pace is that of the last five minutes; a worker's last heartbeat tells whether it lives.
     """
-    from hpo.service.showing import shown
-    from hpo.service.status import status as look
-    from hpo.service.status import watch as look_on
+    from hpo.cli.showing import shown
 
-    opened = storage_at(storage)
-    if watch:
-        with shown(json) as show:
-            look_on(opened, name, show)
-    else:
-        with shown(json, once=True) as show:
-            show(look(opened, name))
+    with shown(json, once=not watch) as show:
+        for seen in hpo.watch(name, storage=storage) if watch else [hpo.status(name, storage=storage)]:
+            show(seen)
 
 
 @app.command()
@@ -43,17 +38,13 @@ def pause(name: Name, storage: StorageUrl = None) -> None:
 
     What runs ends at its next epoch and goes back to the queue.
     """
-    from hpo.service.control import pause as hold_up
-
-    print(hold_up(storage_at(storage), name))
+    print(hpo.load(name, storage=storage).pause())
 
 
 @app.command()
 def resume(name: Name, storage: StorageUrl = None) -> None:
     """Go on with a study that was paused or stopped."""
-    from hpo.service.control import resume as go_on
-
-    print(go_on(storage_at(storage), name))
+    print(hpo.load(name, storage=storage).resume())
 
 
 @app.command()
@@ -62,9 +53,7 @@ def stop(name: Name, storage: StorageUrl = None) -> None:
 
     What runs is finished, and nothing new begins.
     """
-    from hpo.service.control import stop as end
-
-    print(end(storage_at(storage), name))
+    print(hpo.load(name, storage=storage).stop())
 
 
 @app.command()
@@ -77,15 +66,12 @@ def delete(
 
     It asks before. What runs of the study ends at its next epoch.
     """
-    from hpo.service.control import delete as remove
-    from hpo.service.control import question
-
-    opened = storage_at(storage)
-    asked = question(opened, name)
+    study = hpo.load(name, storage=storage)
+    asked = study.deletion_question()
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{asked} Nobody is there to ask; say --yes")
         print(f"{asked} [y/N]: ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise typer.Exit(1)
-    print(remove(opened, name))
+    print(study.delete())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, storage_at
+import hpo
+from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, put
 from hpo.cli.interruption import stop_on_signals
 
 
@@ -34,9 +34,9 @@ def studies(storage: StorageUrl = None) -> None:
 
     With each one's data set, trials by state, best value and last activity.
     """
-    from hpo.results.overview import studies_table
+    from hpo.api.queue import studies_table
 
-    print(studies_table(storage_at(storage)))
+    print(studies_table(storage=storage))
 
 
 @app.command()
@@ -46,9 +46,7 @@ def top(
     storage: StorageUrl = None,
 ) -> None:
     """Print the best trials of a study."""
-    from hpo.results.ranking import top_lines
-
-    for line in top_lines(storage_at(storage), name, number):
+    for line in hpo.load(name, storage=storage).top_lines(number):
         print(line)
 
 
@@ -71,24 +69,10 @@ def compare(
 
     Final and best values, the gap, epochs to 95% of the best, and a paired test over seeds against the first.
     """
-    from hpo.results.comparison import compare as rows_of
-    from hpo.results.comparison import json_text, text
-    from hpo.results.groups import groups
-
-    found = groups(storage_at(storage), names)
-    rows = rows_of(found, by)
-    shown = json_text(rows) if json else text(rows)
-    if output is None:
-        print(shown)
-        return
-
-    from hpo.results.figures.comparison import comparison
-    from hpo.results.figures.files import form_of, save_as
-
-    form_of(output)
-    figure = comparison(found, by)
-    print(shown)
-    save_as(figure, ", ".join(names), output)
+    found = hpo.compare(*names, by=by, storage=storage)
+    if output is not None:
+        found.write_figure(output)
+    print(found.json_text if json else found)
 
 
 @app.command()
@@ -108,21 +92,15 @@ def confirm(
     of its own; interrupted, the same command goes on.
     """
     with stop_on_signals() as interruption:
-        from hpo.results.confirmation_lines import confirmation_lines, confirmation_text
-        from hpo.service.confirming import confirm as train
-
-        if not train(
-            storage_at(storage),
-            name,
+        hpo.load(name, storage=storage).confirm(
             top=top,
             seeds=seeds,
             device=device,
             workers=workers,
-            quiet=quiet,
-            say=lambda found: print(confirmation_text(found) if json else "\n".join(confirmation_lines(found))),
+            progress="quiet" if quiet else "auto",
+            on_found=lambda found: print(found.json_text if json else found),
             stop=interruption.stop,
-        ):
-            raise typer.Exit(interruption.status)
+        )
 
 
 @app.command()
@@ -140,11 +118,8 @@ def verify(
     The result is kept with the study, and its export carries it.
     """
     with stop_on_signals() as interruption:
-        from hpo.results.verification import certificate_text, verified_lines
-        from hpo.results.verification import verify as look
-
-        found = look(storage_at(storage), name, trials, device, interruption.stop, _warn)
-        print(certificate_text(found) if json else "\n".join(verified_lines(found)))
+        found = hpo.load(name, storage=storage).verify(trials, device=device, stop=interruption.stop)
+        print(found.json_text if json else found)
 
 
 @app.command()
@@ -158,11 +133,8 @@ def replay(
     It says how far the scores and curves are from the exported ones.
     """
     with stop_on_signals() as interruption:
-        from hpo.results.replaying import replay as train
-        from hpo.results.replaying import replay_lines, replay_text
-
-        found = train(file, device, interruption.stop, _warn)
-        print(replay_text(found) if json else "\n".join(replay_lines(found)))
+        found = hpo.replay(file, device=device, stop=interruption.stop)
+        print(found.json_text if json else found)
 
 
 @app.command()
@@ -183,14 +155,8 @@ def export(
 
     `hpo launch` takes the file of the best back, as a study of one trial, and `hpo replay` repeats that trial.
     """
-    from hpo.results.exporting import exported
-    from hpo.results.writing import write
-
-    text = exported(storage_at(storage), name, confirmed=confirmed, every=every, top=top, form=form.value)
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        write(text, output)
+    study = hpo.load(name, storage=storage)
+    put(study.export_text(confirmed=confirmed, every=every, top=top, form=form.value), output)
 
 
 @app.command()
@@ -207,9 +173,7 @@ def copy(
 
     Trials that run wait in the copy. A study that is there already is never overwritten.
     """
-    from hpo.results.copies import copy_line
-
-    print(copy_line(storage_at(storage), name, to, new_name))
+    print(hpo.load(name, storage=storage).copy(to, new_name))
 
 
 @app.command()
@@ -233,9 +197,8 @@ def plot(
     The learning curves of the best trials, the landscape, the history, the importances; if asked for, histograms of
     activations before training. A page opens without a network; an image takes an installed Chrome or Chromium.
     """
-    from hpo.results.figures.files import plot as draw
-
-    for path in draw(storage_at(storage), name, output, figure or (), number, form.value):
+    study = hpo.load(name, storage=storage)
+    for path in study.write_figures(output, figure or (), number, form.value):
         print(path)
 
 
@@ -251,14 +214,4 @@ def report(
 
     What was searched, figures, the best trials, what is confirmed and tested, and how to reproduce it.
     """
-    from hpo.results.naming import file_stem
-    from hpo.results.report import report as page
-    from hpo.results.writing import write
-
-    path = output or Path(f"{file_stem(name)}-report.html")
-    write(page(storage_at(storage), name), path)
-    print(path)
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    print(hpo.load(name, storage=storage).write_report(output))

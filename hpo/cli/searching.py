@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+import hpo
 from hpo.cli.app import (
+    ChangedCode,
     Device,
     Extend,
     File,
@@ -24,7 +26,6 @@ from hpo.cli.app import (
     Workers,
     app,
     complete_study,
-    storage_at,
 )
 from hpo.cli.interruption import stop_on_signals
 from hpo.errors import UsageError
@@ -54,6 +55,7 @@ def launch(
         float, typer.Option(min=0, metavar="X", help="With --ray: GPUs that a worker has, such as 0.25.")
     ] = 0.0,
     extend: Extend = False,
+    changed_code: ChangedCode = False,
     quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Write events to stdout, one JSON object a line.")] = False,
     storage: StorageUrl = None,
@@ -64,32 +66,22 @@ def launch(
     on from there.
     """
     with stop_on_signals() as interruption:
-        from hpo.studyfile import read_study
-
-        study = read_study(file, overrides or (), trials=trials, name=name, population=population)
-
-        from hpo.results.closing import closing_lines
-        from hpo.service.launching import launch as search
-        from hpo.service.launching import shown
-        from hpo.storage import open_storage
-
-        opened = open_storage(storage)
-        with shown(quiet=quiet, stop=interruption.stop, json=json) as display:
-            search(
-                study,
-                opened,
-                device=device,
-                workers=workers,
-                ray=ray,
-                gpus_per_worker=gpus_per_worker,
-                extend=extend,
-                on_event=display,
-                stop=interruption.stop,
-            )
-        if not quiet:
-            for line in closing_lines(study, opened, display.ended, storage):
-                display.line(line)
-        if display.interrupted:
+        study = hpo.launch(
+            hpo.read(file, overrides or (), trials=trials, name=name, population=population),
+            storage=storage,
+            device=device,
+            workers=workers,
+            ray=ray,
+            gpus_per_worker=gpus_per_worker,
+            extend=extend,
+            changed_code=changed_code,
+            progress="json" if json else "quiet" if quiet else "auto",
+            stop=interruption.stop,
+        )
+        closing = [*(study.summary_lines() if json else ()), *study.next_lines(storage)]
+        for line in () if quiet else closing:
+            print(line, file=sys.stderr)
+        if study.interrupted:
             raise typer.Exit(interruption.status)
 
 
@@ -113,15 +105,13 @@ def submit(
     if name is not None and len(files) > 1:
         raise UsageError("--name: names one study; submit several files one by one")
 
-    from hpo.studyfile import read_study
-
-    studies = [read_study(f, overrides or (), trials=trials, name=name, population=population) for f in files]
-
-    from hpo.service.control import submit_all
-    from hpo.storage import open_storage
-
-    for line in submit_all(studies, open_storage(storage), extend=extend, priority=priority):
-        print(line, flush=True)
+    hpo.submit(
+        [hpo.read(f, overrides or (), trials=trials, name=name, population=population) for f in files],
+        storage=storage,
+        extend=extend,
+        priority=priority,
+        on_stored=lambda study: print(study.queue_line(), flush=True),
+    )
 
 
 @app.command()
@@ -135,6 +125,7 @@ def work(
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Threads [default: this worker's share of the cores]")
     ] = None,
+    changed_code: ChangedCode = False,
     log_format: Annotated[LogFormat, typer.Option(help="How a line of the log looks.")] = LogFormat.TEXT,
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve metrics for Prometheus there; 0: any.")
@@ -150,11 +141,18 @@ def work(
     finished goes back to the queue. The log goes to stderr.
     """
     with stop_on_signals() as interruption:
-        from hpo.service.process import run_worker
-        from hpo.service.worker import Duty
-
-        duty = Duty(tuple(names or ()), device, threads, until_idle)
-        status = run_worker(storage, duty, log_format.value, metrics_host, metrics_port, interruption.stop)
+        status = hpo.work(
+            names or (),
+            storage=storage,
+            until_idle=until_idle,
+            device=device,
+            threads=threads,
+            changed_code=changed_code,
+            log_format=log_format.value,
+            metrics_port=metrics_port,
+            metrics_host=metrics_host,
+            stop=interruption.stop,
+        )
         raise typer.Exit(status)
 
 
@@ -185,31 +183,24 @@ def narrow(
             raise UsageError(
                 f"--{'device' if workers is None else 'workers'}: goes with --rounds; without it nothing is trained"
             )
-
-        from hpo.results.next_study import propose, write_study
-
-        proposal = propose(storage_at(storage), name, new_name)
+        proposal = hpo.load(name, storage=storage).narrow(new_name)
         for line in () if quiet else proposal.lines:
             print(line, file=sys.stderr)
-        print(write_study(proposal, output))
+        print(proposal.write(output))
         return
     if output is not None:
         raise UsageError("--output: with --rounds no file is written, the studies are in the storage")
     with stop_on_signals() as interruption:
-        from hpo.service.rounds import run_rounds
-
-        opened = storage_at(storage)
-        if not run_rounds(
-            opened,
-            name,
+        searched = hpo.load(name, storage=storage).rounds(
             rounds,
-            new_name=new_name,
+            name=new_name,
             device=device,
             workers=workers,
-            quiet=quiet,
+            progress="quiet" if quiet else "auto",
             say=functools.partial(print, flush=True),
             stop=interruption.stop,
-        ):
+        )
+        if searched[-1].interrupted:
             raise typer.Exit(interruption.status)
 
 
@@ -219,10 +210,4 @@ def check(file: File, overrides: Overrides = None) -> None:
 
     With its search space and its size: parameters a network, members a population, memory.
     """
-    from hpo.studyfile import read_study
-
-    study = read_study(file, overrides or ())  # what is wrong with a file is said before torch is loaded
-
-    from hpo.search.check import describe
-
-    print(describe(study))
+    print(hpo.read(file, overrides or ()).check())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hpo.cli.app import Device, Name, StorageUrl, app, storage_at
+import hpo
+from hpo.cli.app import Device, Name, StorageUrl, app, put
 from hpo.cli.interruption import stop_on_signals
 
 
@@ -38,20 +38,16 @@ def look(
     confusion matrix, and the weights for `hpo predict`.
     """
     with stop_on_signals() as interruption:
-        from json import dumps
-
-        from hpo.results.sealed import Wanted
-        from hpo.results.sealed import look as look_once
-        from hpo.results.sealed_result import lines
-
-        wanted = Wanted(again, from_checkpoint, trial, subnetworks, device, output)
-        result, folder = look_once(
-            storage_at(storage), name, wanted, interruption.stop, lambda text: print(text, file=sys.stderr, flush=True)
+        found = hpo.load(name, storage=storage).test(
+            again=again,
+            from_checkpoint=from_checkpoint,
+            trial=trial,
+            subnetworks=subnetworks,
+            device=device,
+            folder=output,
+            stop=interruption.stop,
         )
-    if json:
-        print(dumps(result, ensure_ascii=False, allow_nan=False))
-    else:
-        print("\n".join(lines(result, folder)))
+    print(found.json_text if json else found)
 
 
 @app.command()
@@ -66,11 +62,4 @@ def predict(
     Images are uint8 as in the data set, or floats from 0, black, to 1, white. The answer is CSV: image, class,
     probability.
     """
-    from hpo.results.predicting import predictions
-    from hpo.results.writing import write
-
-    text = predictions(folder, images, device)
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        write(text, output)
+    put(str(hpo.predict(folder, images, device=device)), output)

@@ -1,4 +1,4 @@
-"""The data sets hpo knows: their shapes, the folders they are found in, their mirrors and published checksums.
+"""The data sets hpo knows: shapes, names of classes, the folders they are found in, mirrors and published checksums.
 
 A frozen table and nothing else: it opens no file and no connection. Functions that use it take it as an argument, so
 another catalogue (a private mirror, a test's own server) needs no change here.
@@ -33,14 +33,20 @@ class Download:
         return self.members or (self.file.removesuffix(".gz"),)
 
 
+DIGITS = tuple("0123456789")
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """One data set: `folders` are looked for in HPO_DATA_DIR ("." is that folder itself), `system` as they are."""
+    """One data set: `names` are its classes', in the order of their labels.
+
+    `folders` are looked for in HPO_DATA_DIR ("." is that folder itself), `system` as they are.
+    """
 
     name: str
     format: Literal["scikit-learn", "idx", "cifar"]
     shape: tuple[int, int, int]
-    classes: int = 10
+    names: tuple[str, ...] = DIGITS
     folders: tuple[str, ...] = ()
     system: tuple[Path, ...] = ()
     mirrors: tuple[str, ...] = ()
@@ -88,6 +94,10 @@ _DATASETS = (
         "fashion_mnist",
         "idx",
         (1, 28, 28),
+        names=(
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
         folders=("fashion-mnist", "fashion_mnist", ".", "FashionMNIST/raw"),
         system=(Path("/usr/share/datasets/fashion-mnist"),),  # Debian's dataset-fashion-mnist
         mirrors=(
@@ -105,6 +115,7 @@ _DATASETS = (
         "cifar10",
         "cifar",
         (3, 32, 32),
+        names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         folders=("cifar-10-batches-bin", "cifar10", "."),
         mirrors=(
             # The authors' own server (cs.toronto.edu) has been throttled to an hour a download: it comes second.

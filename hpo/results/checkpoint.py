@@ -53,8 +53,8 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, plan
             "leave --from-checkpoint out"
         )
     state, about = read(path)
-    epoch = _epoch(about, trial.system_attrs[CURVE]["val_loss"])
-    if about.get("trial") != str(choice.trial) or epoch is None:
+    epoch = _epoch(about, trial.system_attrs.get(CURVE, {}).get("val_loss", []))
+    if about.get("trial") != str(choice.trial) or epoch is None or "seed" not in trial.user_attrs:
         raise HpoError(f"{path}: does not hold the weights of trial {choice.trial} of study '{name}'")
     return Trained(
         state,

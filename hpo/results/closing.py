@@ -1,4 +1,4 @@
-"""What a launch says when it ends: the best trials, a warning where the best lies at an edge, and what to type next.
+"""What is said when a launch ends: the best trials, a warning where the best lies at an edge, and what to type next.
 
 It knows the study and the event that ended it; what happened in between it does not ask.
 """
@@ -15,8 +15,8 @@ from hpo.studyfile import AnyStudy, Study
 SHOWN = 5  # best trials
 
 
-def closing_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None, url: str | None) -> list[str]:
-    """Return the lines that end a launch; `url` is the storage that the next commands must name, None for the usual."""
+def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -> list[str]:
+    """Return how a launch has ended, the best trials, and a warning where the best lies at an edge."""
     lines = [] if ended is None else [outcome_line(study, ended)]
     if ended is not None and ended.reason == "deleted":
         return lines
@@ -25,14 +25,19 @@ def closing_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None, u
     lines += [best_line(rank, trial, metric) for rank, trial in enumerate(best, start=1)]
     if best and isinstance(study, Study):
         lines += [f"warning: {line}" for line in edge_warnings(study, best[0])]
+    return lines
+
+
+def next_lines(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
+    """Return the commands to type next; `url` is the storage that they must name, None for the usual."""
     where = f" --storage {shlex.quote(mask(url))}" if url else ""
     name = shlex.quote(study.name)
     commands = []
-    if best:
+    if best_trials(storage, study.name, 1):
         commands.append(f"hpo {_after(study)} {name}{where}")
         commands.append(f"hpo export {name}{where} -o best.json")
     commands.append(f"hpo dashboard{where}")
-    return [*lines, *(f"{'next:' if number == 0 else '':6}{command}" for number, command in enumerate(commands))]
+    return [f"{'next:' if number == 0 else '':6}{command}" for number, command in enumerate(commands)]
 
 
 def _after(study: AnyStudy) -> str:

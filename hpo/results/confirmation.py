@@ -79,14 +79,19 @@ def find_confirmation(storage: Storage, name: str) -> Confirmation | None:
 
     Raises HpoError where a confirmation has begun and none is finished.
     """
-    original = summary(storage, name)
-    confirming = [each for each in summaries(storage) if _confirms(each, original)]
+    confirming = confirmations(storage, name)
     finished = [each for each in confirming if runs_left(each) == 0]
     if not confirming:
         return None
     last = (finished or confirming)[-1]
     check_finished(last)
     return of_study(storage, last.name)
+
+
+def confirmations(storage: Storage, name: str) -> list[StudySummary]:
+    """Return the studies that confirm the study of that name, oldest first."""
+    original = summary(storage, name)
+    return [each for each in summaries(storage) if _confirms(each, original)]
 
 
 def check_finished(confirming: StudySummary) -> None:

@@ -19,7 +19,7 @@ from hpo.results.ranking import configurations
 from hpo.search.launch import submit
 from hpo.search.plan import plan
 from hpo.search.points import baseline
-from hpo.search.records import DATA, RUN, check_data, kept, not_of_hpo, same_images, stored_study
+from hpo.search.records import DATA, RUN, check_code, check_data, kept, not_of_hpo, same_images, stored_study
 from hpo.search.space import Values, decode, holds, settings
 from hpo.storage import IDENTITY, Storage, best_trials, load_study, study_names
 from hpo.storage.studies import MOST_TRIALS
@@ -64,11 +64,12 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         "candidates": [asdict(candidate) for candidate in candidates],
     }
     for number in itertools.count(1):
-        tree["name"] = followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
+        tree["name"] = confirming_name(name, number)
         confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
         if confirming.name not in study_names(storage):
             planned = plan(confirming, "cpu")
             check_data(study, planned.images, original)
+            check_code(study, planned.code, original)
             try:
                 submit(confirming, storage, planned=planned)
             except UsageError:
@@ -78,6 +79,16 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         if _is_the_one(storage, confirming, record, attrs[DATA]):
             return confirming
     raise not_of_hpo(name)  # never: a storage has an end
+
+
+def confirming_name(name: str, number: int) -> str:
+    """Return what the `number`-th study that confirms the one of that name is called, from 1 on."""
+    return followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
+
+
+def description(name: str, seeds: int) -> str:
+    """Return how a confirming study describes itself."""
+    return f"The best of '{name}' and its baseline, each under {seeds} fresh seeds."
 
 
 def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], images: dict[str, Any]) -> bool:
@@ -90,7 +101,7 @@ def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], ima
         if any(before.get(key) != record[key] for key in ("study", "identity")):
             return False
         if before != record:  # the search has found more of the same
-            storage.change_study(stored._study_id, {CONFIRMS: record})
+            storage.change_study(stored._study_id, {CONFIRMS: record}, identity=kept(stored).get(IDENTITY))
     except (HpoError, KeyError):  # of another program, or deleted meanwhile
         return False
     return True
@@ -148,7 +159,7 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
     tree["training"] |= {"keep": "none"}  # the weights of no run are better than another's
     if tree["training"]["precision"] == "auto":
         tree["training"]["precision"] = precision
-    tree["description"] = f"The best of '{study.name}' and its baseline, each under {seeds} fresh seeds."
+    tree["description"] = description(study.name, seeds)
     del tree["baseline"]
     return tree
 

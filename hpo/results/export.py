@@ -26,9 +26,9 @@ from hpo.results.objective_export import objective_record
 from hpo.results.overview import by_word
 from hpo.results.verification import VERIFIED
 from hpo.results.versions import versions
-from hpo.search.records import CURVE, DATA, RUN, any_stored_study, stored_study
+from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, stored_study
 from hpo.search.space import decode
-from hpo.storage import WORKER, Storage, best_trials, load_study, summary
+from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
 from hpo.studyfile import Config, ObjectiveStudy, Study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
 
@@ -54,7 +54,7 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
     own = any_stored_study(found)
     if isinstance(own, ObjectiveStudy) and not confirmed:
         return objective_record(storage, own, found, _best(storage, found))
-    study, attrs = stored_study(found), found.user_attrs
+    study, attrs = stored_study(found), kept(found)
     confirmation = find_confirmation(storage, name) if confirmed else None
     if confirmation is not None:
         best = _trial(storage, found, confirmation.winner.candidate.trial or 0)
@@ -68,6 +68,9 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
     precision = precision_of(study.config(params), attrs[RUN]["precision"])
     curve = best.system_attrs.get(CURVE, {})
     worker = best.system_attrs.get(WORKER, {})  # processes may train on several devices
+    held = summary(storage, name)
+    if (held.study_id, held.user_attrs.get(IDENTITY)) != (found._study_id, attrs.get(IDENTITY)):
+        raise HpoError(f"study {name!r}: was deleted and begun anew meanwhile; export it again")
     return {
         "schema": SCHEMA,
         "study": name,
@@ -82,13 +85,19 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
         "curve": curve,
         "precision": precision,
         "device": worker.get("device") or attrs[RUN]["device"],
-        "trials": by_word(summary(storage, name).states),
+        "trials": by_word(held.states),
         "confirmed": None if confirmation is None else confirmation_record(confirmation),
         "verified": attrs.get(VERIFIED),
         "data": attrs[DATA],
+        **code_of_study(attrs),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
+
+
+def code_of_study(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an export says of the user's own code, where the study has any: its folder, and a hash a file."""
+    return {"code": attrs[CODE]} if CODE in attrs else {}
 
 
 def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict[str, Any]:

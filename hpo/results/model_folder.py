@@ -24,11 +24,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from hpo.errors import HpoError
+from hpo.errors import CodeError, HpoError
 from hpo.results.writing import umask
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
 from hpo.training.weights import network_of, read
+from hpo.usercode import found
 
 CARD = "hpo.card/1"
 CARD_FILE, WEIGHTS_FILE = "card.json", "weights.safetensors"
@@ -36,12 +37,15 @@ CARD_FILE, WEIGHTS_FILE = "card.json", "weights.safetensors"
 
 @dataclass(frozen=True)
 class Model:
-    """A network for inference, and the images that it takes: their shape, and the byte that stands for white."""
+    """A network for inference, and the images that it takes: their shape, and the byte that stands for white.
+
+    `white` is None where it takes numbers as given; `names` are those of the classes.
+    """
 
     network: nn.Module
     shape: Shape
-    classes: int
-    white: int
+    names: tuple[str, ...]
+    white: int | None
     card: Mapping[str, Any]
 
 
@@ -95,20 +99,34 @@ def read_model(folder: Path, device: torch.device) -> Model:
     try:
         file, form = folder / str(card["weights"]["file"]), card["input"]
         shape, classes, white = form["shape"], form["classes"], form["white"]
-        numbers = [*shape, classes, white]
+        numbers = [*shape, classes, *([] if white is None else [white])]
         sound = len(shape) == 3 and all(type(each) is int and 0 < each < 2**31 for each in numbers)
         settings = NetworkSettings.model_validate(card["config"]["network"])
-        digest = card["weights"]["sha256"]
-    except (KeyError, TypeError, ValidationError) as error:
+        digest, code = card["weights"]["sha256"], card.get("code")
+        names = card["data"].get("classes") or [str(label) for label in range(classes if sound else 0)]
+        sound = sound and len(names) == classes and all(isinstance(name, str) for name in names)
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise HpoError(f"{folder / CARD_FILE}: is damaged: it does not say all that hpo predict needs") from error
     if not sound or file.parent != folder:
         raise HpoError(f"{folder / CARD_FILE}: is damaged: it does not say all that hpo predict needs")
     if sha256(file) != digest:
         raise HpoError(f"{file}: is not the file that {CARD_FILE} describes (its SHA-256 differs)")
+    if settings.module is not None:
+        settings = settings.located(_code_folder(folder, settings.module, code))
     state, _ = read(file)
     network = network_of(file, state, settings, (shape[0], shape[1], shape[2]), classes)
     network = network.float() if device.type == "mps" else network  # which has no wider type
-    return Model(network.to(device), (shape[0], shape[1], shape[2]), classes, white, card)
+    return Model(network.to(device), (shape[0], shape[1], shape[2]), tuple(names), white, card)
+
+
+def _code_folder(folder: Path, module: str, code: Any) -> Path:
+    """Return where the code of a network lies, which is not kept with its weights: there or beside them."""
+    try:
+        return found([module], code, folder)
+    except (KeyError, TypeError) as error:
+        raise HpoError(f"{folder / CARD_FILE}: is damaged: it does not say which code its network is") from error
+    except CodeError as error:
+        raise CodeError(f"{folder / CARD_FILE}: its network {error}") from error
 
 
 def sha256(path: Path) -> str:

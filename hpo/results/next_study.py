@@ -20,7 +20,7 @@ from hpo.results.writing import write
 from hpo.search.predecessors import completed, predecessors
 from hpo.search.records import DATA, kept, stored_study
 from hpo.storage import Storage, load_study
-from hpo.studyfile import Study, parse_study, read_study
+from hpo.studyfile import Study, own_data, parse_study, read_study
 from hpo.studyfile.models import LARGEST
 from hpo.studyfile.trees import replaced
 from hpo.studyfile.writing import study_text
@@ -82,8 +82,8 @@ def write_study(proposal: Proposal, path: Path | None = None) -> Path:
 
     Raises HpoError where there is a file that says something else.
     """
-    study = proposal.study
-    target = Path(f"{file_stem(study.name)}.toml") if path is None else path
+    target = Path(f"{file_stem(proposal.study.name)}.toml") if path is None else path
+    study = _for_folder(proposal.study, target.absolute().parent)
     if target.suffix.lower() == ".json":
         raise UsageError(f"{target}: the study is written as TOML; give the file a name that ends in .toml")
     if target.is_file():
@@ -93,6 +93,18 @@ def write_study(proposal: Proposal, path: Path | None = None) -> Path:
     head = "".join(f"# {line}\n" for line in proposal.lines)
     write(head + study_text(study), target)
     return target
+
+
+def _for_folder(study: Study, folder: Path) -> Study:
+    """Return the study as a file in that folder has to say it: it finds the user's own images from there."""
+    written, kept = study.data.dataset, study.folder.absolute()
+    own = own_data(written)
+    if own is None or folder == kept:
+        return study
+    kind, path = own
+    prefix = "" if kind == "code" else f"{kind}:"
+    tree = replaced(study.resolved(), ("data", "dataset"), f"{prefix}{kept / path}")
+    return parse_study(tree, study.source, folder)
 
 
 def _says(path: Path, study: Study) -> bool:

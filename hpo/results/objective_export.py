@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.results.overview import by_word
 from hpo.results.versions import versions
-from hpo.search.records import CODE
+from hpo.search.records import CODE, kept
 from hpo.storage import Storage, summary
 from hpo.studyfile import ObjectiveStudy
 
@@ -35,7 +35,7 @@ def objective_record(storage: Storage, study: ObjectiveStudy, found: optuna.Stud
         "value": best.value,
         "params": best.params,
         "objective": study.objective,
-        "code": found.user_attrs[CODE],
+        "code": kept(found)[CODE],
         "config": study.resolved(),
         "curve": reported(best),
         "user_attrs": best.user_attrs,

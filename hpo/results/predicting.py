@@ -1,11 +1,16 @@
 """`hpo predict`: what a network from a folder says of images in a .npy file, as CSV.
 
-Images are bytes, as the data set's files have them, or numbers from 0, black, to 1, white. What is neither, or of
-another size, is refused before any is looked at closely. Nothing in either file is run as code.
+Images are bytes, as the data set's files have them, or numbers from 0, black, to 1, white; for a network that was
+trained on numbers as given, such numbers. What is neither, or of another size, is refused before any is looked at
+closely. Nothing in either file is run as code.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +27,38 @@ AT_ONCE = 10_000
 """Images that are converted at once: a file may hold more than fit into memory."""
 
 
-def predictions(folder: Path, images: Path, device: str) -> str:
-    """Return a line an image: its index, the most probable class and the probability of that."""
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The most probable class of each image and its probability, [N]; `str()` is CSV, a line an image.
+
+    `names` are those of the classes, which CSV has in the place of their numbers.
+    """
+
+    classes: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["image", "class", "probability"])
+        found = zip(self.classes.tolist(), self.probabilities.tolist(), strict=True)
+        for index, (label, probability) in enumerate(found):
+            rows.writerow([index, self.names[label], f"{probability:.6f}"])
+        return text.getvalue()
+
+
+def predictions(folder: Path, images: Path, device: str) -> Predictions:
+    """Return what the network of a folder says of the images of a file."""
     model = read_model(folder, find_device(device))
     pixels = _pixels(images, model)
-    lines = ["image,class,probability"]
+    classes, probabilities = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.float32)
     for start in range(0, len(pixels), AT_ONCE):
         some = _scaled(pixels[start : start + AT_ONCE], images, model)
         best = log_probabilities(model.network, torch.from_numpy(some)).max(1)
-        found = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-        lines += [f"{start + index},{label},{probability:.6f}" for index, (label, probability) in enumerate(found)]
-    return "\n".join(lines) + "\n"
+        classes[start : start + AT_ONCE] = best.indices
+        probabilities[start : start + AT_ONCE] = best.values.exp()
+    return Predictions(classes, probabilities, model.names)
 
 
 def _pixels(path: Path, model: Model) -> NDArray[Any]:
@@ -45,25 +71,41 @@ def _pixels(path: Path, model: Model) -> NDArray[Any]:
         raise HpoError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not isinstance(found, np.ndarray):
         raise HpoError(f"{path}: is an archive of several arrays; save the images alone, with numpy.save")
-    if found.dtype != np.uint8 and found.dtype.kind != "f":
-        raise HpoError(f"{path}: holds {found.dtype}; images are uint8, or floats from 0 to 1")
+    if not (found.dtype == np.uint8 and model.white is not None) and found.dtype.kind != "f":
+        wanted = "floats, as it was trained on" if model.white is None else "uint8, or floats from 0 to 1"
+        raise HpoError(f"{path}: holds {found.dtype}; this network takes {wanted}")
+    return _in_order(np.asarray(found), path, model)
+
+
+def _in_order(found: NDArray[Any], path: Path, model: Model) -> NDArray[Any]:
+    """Return the images as [N, C, H, W], whichever way their axes lie."""
     channels, height, width = model.shape
-    if channels == 1 and found.shape[1:] == (height, width):
-        found = found[:, None]
-    if found.ndim != 4 or found.shape[1:] != model.shape:
-        either = f" or [N, {height}, {width}]" if channels == 1 else ""
-        wanted = f"[N, {channels}, {height}, {width}]{either}"
-        raise HpoError(f"{path}: its shape is {list(found.shape)}; this network takes {wanted}")
-    return np.asarray(found)
+    forms = {
+        model.shape: lambda images: images,
+        (height, width, channels): lambda images: np.moveaxis(images, 3, 1),
+        (height, width): lambda images: images[:, None],
+        (width,): lambda images: images[:, None, None],
+    }
+    fitting = [form for form in forms if math.prod(form) == math.prod(model.shape)]
+    for form in fitting:
+        if found.shape[1:] == form:
+            ordered: NDArray[Any] = forms[form](found)
+            return ordered
+    wanted = " or ".join(f"[N, {', '.join(map(str, form))}]" for form in fitting)
+    raise HpoError(f"{path}: its shape is {list(found.shape)}; this network takes {wanted}")
 
 
 def _scaled(some: NDArray[Any], path: Path, model: Model) -> NDArray[np.float32]:
-    """Return images in [0, 1]."""
+    """Return images as the network was trained on them."""
+    if model.white is None:
+        if not np.isfinite(some).all():
+            raise HpoError(f"{path}: holds numbers that are NaN or infinite")
+        return np.array(some, np.float32, order="C")
     highest = model.white if some.dtype == np.uint8 else 1
     if not (np.all(some >= 0) and np.all(some <= highest)):  # a NaN is neither
         kind = "bytes" if some.dtype == np.uint8 else "numbers"
         raise HpoError(f"{path}: holds {kind} outside 0 to {highest}, which is white here")
-    scaled = some.astype(np.float32)
+    scaled = np.array(some, np.float32, order="C")
     if some.dtype == np.uint8:
         scaled /= model.white
     return scaled

@@ -4,6 +4,7 @@
     PlainProgress   one line a population, where stderr is no terminal
     JsonProgress    one JSON object an event on stdout, for programs
     QuietProgress   warnings only
+    CallingProgress a function of the caller's, and nothing else
 
 Displays are context managers: leaving one restores the terminal, also after an error. They only show: no display can
 slow, stop or change a search, except that a reader of the JSON lines who goes away ends it as an interruption would.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -42,7 +42,12 @@ TEXT_WIDTH = 74  # columns that the live lines need beside their bars
 
 
 class QuietProgress:
-    """Warnings only; remembers how the study ended. The other displays build on it."""
+    """Warnings only; remembers how the study ended. The other displays build on it.
+
+    `says` tells whether it is to show, too, what is said before and after a search.
+    """
+
+    says = False
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -75,6 +80,18 @@ class QuietProgress:
     def line(self, text: str) -> None:
         """Print a line of text as it is: no markup, no wrapping."""
         self.console.print(Text(text), soft_wrap=True)
+
+
+class CallingProgress(QuietProgress):
+    """Calls a function with each event, and shows nothing."""
+
+    def __init__(self, console: Console, on_event: Callable[[Event], None]) -> None:
+        super().__init__(console)
+        self.on_event = on_event
+
+    def show(self, event: Event) -> None:
+        """Hand the event on."""
+        self.on_event(event)
 
 
 class JsonProgress(QuietProgress):
@@ -137,6 +154,8 @@ class Tally:
 
 class PlainProgress(QuietProgress):
     """One line a population."""
+
+    says = True
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console)
@@ -246,14 +265,8 @@ class LiveProgress(PlainProgress):
         self.bars.update(self.study, total=tally.trials, completed=tally.done + under_way, text=tally.line(under_way))
 
 
-def progress(
-    json: bool, quiet: bool, console: Console, stop: threading.Event, stream: IO[str] | None = None
-) -> QuietProgress:
-    """Return the display that was asked for, or that suits the console."""
-    if json:
-        return JsonProgress(console, stream or sys.stdout, stop)
-    if quiet:
-        return QuietProgress(console)
+def progress_on(console: Console) -> PlainProgress:
+    """Return the display that suits the console."""
     return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
 
 

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from hpo.errors import HpoError
 from hpo.results.edges import edge_of, number, wider_bound
 from hpo.results.lookup import metric_of
-from hpo.search.space import settings
+from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
 from hpo.studyfile import Parameter, Range, Study
 
@@ -93,7 +93,7 @@ def _value(trial: FrozenTrial) -> float:
 
 def _shown(value: Any, distribution: BaseDistribution) -> str:
     if not isinstance(distribution, FloatDistribution):
-        return str(value)
+        return str(few_digits(value))
     # four decimals would show a small number of an ordinary range as 0.0000
     return f"{value:.4e}" if distribution.log or 0 < abs(value) < 1e-3 else f"{value:.4f}"
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpo.data import Split
-from hpo.errors import HpoError, UsageError
+from hpo.errors import CodeError, HpoError, UsageError
 from hpo.results.export import VERSION
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.repeating import Repeated, Stored, repeat
@@ -24,8 +24,9 @@ from hpo.search.records import Curve
 from hpo.studyfile import Study, parse_study
 from hpo.studyfile.messages import dotted, faults_of
 from hpo.studyfile.models import Natural
-from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, load_tree
+from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, home_of, load_tree
 from hpo.training.stack import Member
+from hpo.usercode import found
 
 
 class _Part(BaseModel):
@@ -39,6 +40,13 @@ class _Confirmed(_Part):
     scores: list[float]
 
 
+class _Code(_Part):
+    """What is read of the user's own code."""
+
+    folder: str
+    files: dict[str, str]
+
+
 class _Exported(_Part):
     """What is read of an export; the curve came with the second version."""
 
@@ -47,6 +55,7 @@ class _Exported(_Part):
     value: float
     precision: Literal["float32", "bfloat16", "float64"]
     data: dict[str, Any]
+    code: _Code | None = None
     curve: dict[str, list[float]] = {}
 
 
@@ -69,7 +78,8 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     """
     tree = _read(path)
     exported = _checked(_Exported, tree, path)
-    study = parse_study(exported.config, str(path))
+    study = parse_study(exported.config, str(path), home_of(tree, path))
+    study = _located(study, exported.code, path)
     if study.parameters:
         raise UsageError(f"{path}: config: still searches {study.parameters[0].name}, so it is no trial's")
     planned = plan(study, device)
@@ -87,6 +97,18 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
         for number, (seed, (score, curve)) in enumerate(seeds.items())
     ]
     return Replay(study, tuple(repeat(study, planned, exported.precision, trials, stop, say)))
+
+
+def _located(study: Study, code: _Code | None, path: Path) -> Study:
+    """Return the study with the folder that its code is in: that of the export, its own, or the current one."""
+    if not study.references:
+        return study
+    if code is None:
+        raise UsageError(f"{path}: code: missing: it does not say which code its network is")
+    try:
+        return replace(study, folder=found(study.references, code.model_dump(), study.folder))
+    except CodeError as error:
+        raise CodeError(f"{path}: {error}") from error
 
 
 def replay_lines(found: Replay) -> list[str]:

@@ -7,7 +7,7 @@ descriptions is text on the page and never markup. Reads studies, and writes not
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -29,9 +29,10 @@ from hpo.results.sealed_result import look_lines
 from hpo.results.verification import VERIFIED, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line
-from hpo.search.records import DATA, RUN, stored_study
+from hpo.search.predecessors import predecessors
+from hpo.search.records import CODE, DATA, NO_CODE, RUN, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
-from hpo.storage.looks import looks
+from hpo.storage.looks import Look, looks
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
 
@@ -58,7 +59,7 @@ def report(storage: Storage, name: str) -> str:
         label=METRIC_LABELS[study.search.metric],
         short=_short(study, held, source, confirmation),
         space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
-        facts=_facts(study, held),
+        facts=_facts(study, held, storage),
         ranked=_ranked(source),
         figures=[_figure(figure) for figure in draw(source).values()],
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own script
@@ -66,6 +67,8 @@ def report(storage: Storage, name: str) -> str:
         unconfirmed=unconfirmed,
         verified=verified_lines(held.user_attrs[VERIFIED]) if VERIFIED in held.user_attrs else [],
         tested=look_lines(looks(held.user_attrs)),
+        by_class=_by_class(looks(held.user_attrs)),
+        sealed=held.user_attrs[DATA]["test"] != 0,
         commands=_commands(study, confirmation),
         file=f"{file_stem(name)}.toml",
         study_text=study_text(study),
@@ -84,21 +87,32 @@ def _short(study: Study, held: StudySummary, source: Source, confirmation: Confi
     return lines
 
 
-def _facts(study: Study, held: StudySummary) -> list[tuple[str, str]]:
+def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str, str]]:
     data, run = held.user_attrs[DATA], held.user_attrs.get(RUN, {})
-    sealed = "unknown number of" if data["test"] is None else f"{data['test']:,}"
+    sealed = {None: "unknown number of", 0: "no"}.get(data["test"], f"{data['test']:,}")
     images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
     search = study.search
+    code = held.user_attrs.get(CODE, NO_CODE)["files"]
     return [
         ("data", f"{data['name']}: {images}"),
+        *([("classes", f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
         ("SHA-256 of the images", data["sha256"]),
         ("SHA-256 of the split", data["split_sha256"]),
+        *((f"SHA-256 of {file}", digest) for file, digest in code.items()),
         ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
         ("scored by", f"{SCORES[search.metric]}, {WHEN[search.score]}"),
+        *([("starts from", _start(study, data, storage))] if search.start_from else []),
         ("seed", str(search.seed)),
         ("began", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
         ("precision", str(run.get("precision", study.first.training.precision))),
     ]
+
+
+def _start(study: Study, data: Mapping[str, Any], storage: Storage) -> str:
+    """Return which studies' trials the search has known from its beginning, as far as they are there today."""
+    before = predecessors(study, data, storage)
+    known = [f"{', '.join(before.names)} ({len(before.trials)} completed trials)"] if before.names else []
+    return "; ".join([*known, *(f"left out today: {problem}" for problem in before.problems)])
 
 
 def _ranked(source: Source) -> list[tuple[str, ...]]:
@@ -120,6 +134,21 @@ def _confirmed(found: Confirmation) -> Mapping[str, Any]:
         "rows": confirmation_rows(found),
         "conclusions": conclusions(found),
     }
+
+
+def _by_class(had: Sequence[Look]) -> list[tuple[str, ...]]:
+    """Return how many test images each class has, and how many of them were right, in the last look with a result."""
+    seen: list[dict[str, Any]] = next(
+        (look["result"]["classes"] for look in reversed(had) if look["result"] is not None), []
+    )
+    return [
+        (
+            str(each.get("name", each["class"])),
+            f"{each['images']:,}",
+            "" if each["accuracy"] is None else f"{each['accuracy']:.4f}",
+        )
+        for each in seen
+    ]
 
 
 def _commands(study: Study, confirmation: Confirmation | None) -> list[str]:

@@ -5,6 +5,7 @@ Pure functions of numbers; an answer is the most probable class, the first one o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,11 @@ class Scores:
         """The share of right answers."""
         return self.right / self.images
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the scores as JSON, with the accuracy's interval and that of each class; null for an absent class."""
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the scores as JSON, with the accuracy's interval and that of each class; null for an absent class.
+
+        `names` are those of the classes.
+        """
         interval = wilson(self.right, self.images)
         return {
             "images": self.images,
@@ -42,8 +46,8 @@ class Scores:
             "interval": {"level": CONFIDENCE, "low": interval.low, "high": interval.high},
             "loss": self.loss,
             "classes": [
-                {"class": index, "images": sum(row), "accuracy": row[index] / sum(row) if sum(row) else None}
-                for index, row in enumerate(self.confusion)
+                {"class": i, "name": name, "images": sum(row), "accuracy": row[i] / sum(row) if sum(row) else None}
+                for i, (name, row) in enumerate(zip(names, self.confusion, strict=True))
             ],
             "confusion": self.confusion,
         }

@@ -8,7 +8,7 @@ that: nothing that happens in between can hide a look. No other command opens te
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ from hpo.results.naming import file_stem
 from hpo.results.scores import Logs, scores
 from hpo.results.sealed_result import fill, result_of
 from hpo.search.plan import Plan, on_device, plan
-from hpo.search.records import DATA, RUN, check_data, kept, stored_study
-from hpo.storage import Storage, load_study
-from hpo.storage.looks import begin_look, check_unseen, end_look, looks
+from hpo.search.records import CODE, DATA, RUN, check_code, check_data, kept, stored_study
+from hpo.storage import IDENTITY, Storage, load_study
+from hpo.storage.looks import Looking, begin_look, check_unseen, end_look, looks
 from hpo.studyfile import Study
 from hpo.training.devices import describe
-from hpo.training.evaluation import log_probabilities, of_subnetworks
+from hpo.training.evaluation import drops_out, log_probabilities, of_subnetworks
 from hpo.training.images import shape_of_images
-from hpo.training.networks import dropout_rates
+from hpo.training.networks import build
 from hpo.training.objective import Objective
 from hpo.training.population import EpochResult
 from hpo.training.randomness import derive_seed
@@ -70,11 +70,12 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
     folder = wanted.folder or _default_folder(name, len(looks(attrs)) + 1)
     check_free(folder)
     choice = chosen(storage, name, wanted.trial)
-    if wanted.subnetworks is not None and not _drops_out(choice):
-        raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout, so it has none")
     planned = plan(study, wanted.device)
+    if wanted.subnetworks is not None and not _drops_out(choice, planned):
+        raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout, so it has none")
     check_data(study, planned.images, stored)
-    check_test(study.data.dataset)
+    check_code(study, planned.code, stored)
+    check_test(study.data.dataset, study.folder)
     with put(folder) as filled:
         if wanted.checkpoint:
             trained = from_checkpoint(storage, stored, choice, planned)
@@ -87,13 +88,14 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         shape = shape_of_images(planned.images.train.pixels.shape)
         network = network_of(weights, state, choice.config.network, shape, planned.images.classes)
         origin = {"trial": choice.trial, "from_checkpoint": wanted.checkpoint}
-        begun = begin_look(storage, stored._study_id, name, wanted.again, origin)
-        images = load_test(study.data.dataset)
+        looking = Looking(stored._study_id, name, attrs.get(IDENTITY))
+        begun = begin_look(storage, looking, wanted.again, origin)
+        images = load_test(planned.images)
         _check_same(study, attrs, images)
-        saw = _saw(network.to(planned.device), images, wanted.subnetworks, trained.seed)
-        begun["looks"] = end_look(storage, stored._study_id, begun, saw)
-        result = result_of(study, attrs[DATA], choice, trained, sha256(weights), begun, saw)
-        form = {"shape": list(shape), "classes": planned.images.classes, "white": images.white}
+        saw = _saw(network.to(planned.device), images, planned.images.names, wanted.subnetworks, trained.seed)
+        begun["looks"] = end_look(storage, looking, begun, saw)
+        result = result_of(study, attrs[DATA], choice, trained, sha256(weights), begun, saw, attrs.get(CODE))
+        form = {"shape": list(shape), "classes": planned.images.classes, "white": planned.images.white}
         try:
             fill(filled, result, form)
         except HpoError as error:
@@ -106,8 +108,9 @@ def _default_folder(name: str, look: int) -> Path:
     return Path(f"{file_stem(name)}-test" + ("" if look == 1 else f"-{look}"))
 
 
-def _drops_out(choice: Choice) -> bool:
-    return any(rate > 0 for rate in dropout_rates(choice.config.network, choice.config.network.dropout_places))
+def _drops_out(choice: Choice, planned: Plan) -> bool:
+    shape = shape_of_images(planned.images.train.pixels.shape)
+    return drops_out(build(choice.config.network, shape, planned.images.classes, seed=0))
 
 
 def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: threading.Event, say: Say) -> Trained:
@@ -142,11 +145,13 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
     return Trained(outcome.state, choice.epochs, len(whole), seed, False, describe(planned.device), precision)
 
 
-def _saw(network: nn.Module, images: SealedImages, subnetworks: int | None, seed: int) -> dict[str, Any]:
+def _saw(
+    network: nn.Module, images: SealedImages, names: Sequence[str], subnetworks: int | None, seed: int
+) -> dict[str, Any]:
     """Return what the network makes of the test images."""
     pixels = torch.from_numpy(images.pixels)
     logs = log_probabilities(network, pixels)
-    saw = scores(_array(logs), images.labels).to_json()
+    saw = scores(_array(logs), images.labels).to_json(names)
     saw["subnetworks"] = None if subnetworks is None else _averaged(network, pixels, images, logs, subnetworks, seed)
     saw["sha256"] = images.content_sha256
     return saw

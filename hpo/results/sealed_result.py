@@ -41,8 +41,9 @@ def result_of(
     weights_sha256: str,
     look: Look,
     saw: Mapping[str, Any],
+    code: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the result of a look that `saw` this."""
+    """Return the result of a look that `saw` this; `code` is the record of the user's own code that it ran."""
     apart = ("subnetworks", "sha256")
     return {
         "schema": SCHEMA,
@@ -68,6 +69,7 @@ def result_of(
         "test": {key: value for key, value in saw.items() if key not in apart},
         "subnetworks": saw["subnetworks"],
         "data": {**data, "test": saw["images"], "test_sha256": saw["sha256"]},
+        **({} if code is None else {"code": dict(code)}),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
@@ -79,7 +81,8 @@ def fill(folder: Path, result: dict[str, Any], form: Mapping[str, Any]) -> None:
     brief = {key: value for key, value in found.items() if key not in ("classes", "confusion")}
     card = {**result, "schema": CARD, "input": dict(form), "test": brief}
     title = f"{found['images']:,} test images, accuracy {found['accuracy']:.4f}"
-    figure = confusion(result["study"], found["confusion"], title)
+    names = [each["name"] for each in found["classes"]]
+    figure = confusion(result["study"], found["confusion"], names, title)
     write_file(folder / RESULT_FILE, _text(result))
     write_file(folder / CARD_FILE, _text(card))
     write_file(folder / FIGURE_FILE, page(figure, f"{result['study']}: confusion").encode())

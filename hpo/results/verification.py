@@ -19,9 +19,9 @@ from hpo.results.ranking import METRIC_LABELS
 from hpo.results.repeating import Repeated, Stored, repeat
 from hpo.results.versions import versions
 from hpo.search.plan import plan
-from hpo.search.records import CURVE, RUN, check_data, stored_study
+from hpo.search.records import CURVE, RUN, check_code, check_data, kept, stored_study
 from hpo.search.space import config_of
-from hpo.storage import Storage, best_trials, load_study
+from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
 from hpo.training.devices import describe
 from hpo.training.stack import Member
@@ -40,7 +40,7 @@ def verify(
     Raises HpoError where no trial has completed, and InterruptionError, with nothing kept, where `stop` is set.
     """
     found = load_study(storage, name)
-    study = stored_study(found)
+    study, identity = stored_study(found), kept(found).get(IDENTITY)
     complete = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     own = [trial for trial in complete if "seed" in trial.user_attrs]  # others than hpo may have added theirs
     trials = _chosen(storage, name, own, count)
@@ -48,11 +48,12 @@ def verify(
         raise HpoError(f"study '{name}': no trial has completed, so there is nothing to verify; launch it to go on")
     planned = plan(study, device)
     check_data(study, planned.images, found)
+    check_code(study, planned.code, found)
     precision = str(found.user_attrs[RUN]["precision"])
     repeated = repeat(study, planned, precision, [_stored(study, trial) for trial in trials], stop, say)
     certificate = _certificate(study, repeated, describe(planned.device), precision)
     try:
-        storage.change_study(found._study_id, {VERIFIED: certificate})
+        storage.change_study(found._study_id, {VERIFIED: certificate}, identity=identity)
     except KeyError as error:
         raise HpoError(f"study '{name}': was deleted meanwhile, so its certificate is kept nowhere") from error
     return certificate

@@ -9,7 +9,7 @@ import json
 
 from hpo.search.plan import plan
 from hpo.search.samplers import most_epochs
-from hpo.search.space import how_many
+from hpo.search.space import few_digits, how_many
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter
 from hpo.training.devices import describe as describe_device
 from hpo.training.size import memory
@@ -31,7 +31,8 @@ def describe(study: AnyStudy, device: str = "auto") -> str:
             f"search space ({how_many(study)}):",
             *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
             "",
-            f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images",
+            f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images of "
+            f"{' x '.join(map(str, split.train.pixels.shape[1:]))}, {split.classes} classes",
             f"network: {member.parameters:,} parameters{first}",
             f"population: {population} members, {_megabytes(population * member.member_bytes)} "
             f"of {_megabytes(memory(where))} on {describe_device(where)}",
@@ -53,7 +54,7 @@ def parameter_line(parameter: Parameter) -> str:
     """Return what is searched of a parameter: `lr: 1e-06 to 0.01, log scale`."""
     searched = parameter.searched
     if isinstance(searched, Choices):
-        return f"{parameter.name}: one of {', '.join(map(json.dumps, searched.choices))}"
+        return f"{parameter.name}: one of {', '.join(json.dumps(few_digits(each)) for each in searched.choices)}"
     scale = ", log scale" if searched.log else "" if searched.step is None else f", step {searched.step:g}"
     kind = ", whole numbers" if parameter.integer else ""
     return f"{parameter.name}: {searched.low:g} to {searched.high:g}{scale}{kind}"

@@ -34,6 +34,7 @@ from hpo.search.records import (
     open_objective_study,
     open_study,
     record_change,
+    record_place,
     settle_beginning,
     settle_run,
 )
@@ -56,6 +57,7 @@ def submit(
     *,
     extend: bool = False,
     priority: int | None = None,
+    changed_code: bool = False,
     planned: AnyPlan | None = None,
 ) -> AnyPlan:
     """Put the study into the storage, for workers to take up; return what it comes to on this machine's CPU.
@@ -66,7 +68,7 @@ def submit(
     StudyBusyError before anything is stored.
     """
     planned = planned or plan(study, "cpu")
-    _store(study, planned, storage, extend, priority)
+    _store(study, planned, storage, extend, priority, changed_code)
     return planned
 
 
@@ -83,6 +85,7 @@ def join(
     on_event: Listener,
     stop: threading.Event,
     raised_before: list[str] | None = None,
+    changed_code: bool = False,
 ) -> Search:
     """Return this process's search of a stored study; `raised_before` is kept up by it, as long as the caller likes.
 
@@ -93,10 +96,13 @@ def join(
     raised = [] if raised_before is None else raised_before
     if isinstance(study, ObjectiveStudy):
         own = plan(study, device)
-        check_code(study, own.code, stored)
+        if not changed_code:
+            check_code(study, own.code, stored)
         return _begin_own(study, stored, own, storage, on_event, stop, raised)
     planned = plan(study, device)
     check_data(study, planned.images, stored)
+    if not changed_code:
+        check_code(study, planned.code, stored)
     return _begin(study, stored, planned, storage, on_event, stop, raised)
 
 
@@ -106,6 +112,7 @@ def launch(
     *,
     device: str = "auto",
     extend: bool = False,
+    changed_code: bool = False,
     on_event: Listener,
     stop: threading.Event,
 ) -> None:
@@ -113,13 +120,14 @@ def launch(
 
     A study that the storage has goes on where it was; where other processes search it, this one joins them. Raises
     UsageError or StudyFileError (the file, the device, a file that differs from the stored one), DataError and
-    CodeError before anything is stored, StudyBusyError where a change of the file would leave others searching what it
-    was, and StudyClosedError where the study is paused or stopped.
+    CodeError (other code than the stored one's, without `changed_code`) before anything is stored, StudyBusyError where
+    a change of the file would leave others searching what it was, and StudyClosedError where the study is paused or
+    stopped.
     """
     start = time.perf_counter()
     with storage.patience.until(stop):
         planned = plan(study, device)
-        stored = _store(study, planned, storage, extend)
+        stored = _store(study, planned, storage, extend, changed_code=changed_code)
         with heartbeats(storage):
             if isinstance(study, ObjectiveStudy):
                 assert isinstance(planned, ObjectivePlan)
@@ -182,16 +190,23 @@ def counted(study: AnyStudy, storage: Storage) -> tuple[int, int, int]:
 
 
 def _store(
-    study: AnyStudy, planned: AnyPlan, storage: Storage, extend: bool, priority: int | None = None
+    study: AnyStudy,
+    planned: AnyPlan,
+    storage: Storage,
+    extend: bool,
+    priority: int | None = None,
+    changed_code: bool = False,
 ) -> optuna.Study:
     if isinstance(study, ObjectiveStudy):
         assert isinstance(planned, ObjectivePlan)
-        stored = open_objective_study(study, planned.code, storage, extend, priority)
+        stored = open_objective_study(study, planned.code, storage, extend, priority, changed_code)
+        record_change(stored, study, planned.code, storage)
     else:
         assert isinstance(planned, Plan)
         check_start(study, planned.images, storage)
-        stored = open_study(study, planned.images, storage, extend, priority)
-    record_change(stored, study, storage)
+        stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
+        record_change(stored, study, planned.code, storage)
+        record_place(stored, planned.images, storage)
     if priority is not None:
         storage.change_study(stored._study_id, {PRIORITY: priority})
     return stored
@@ -228,6 +243,7 @@ def _begin(
         stop=stop,
         raised_before=raised_before,
         objective=objective,
+        code=planned.code,
         before=before,
     )
 
@@ -258,7 +274,7 @@ def _begin_own(
         stop=stop,
         raised_before=raised_before,
         function=planned.function,
-        folder=planned.code.folder,
+        code=planned.code,
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import StudyClosedError
+from hpo.errors import StudyClosedError, TrainingError
 from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
 from hpo.storage import (
     ATTEMPTS,
@@ -151,9 +151,12 @@ class Search(ABC):
     def over(self) -> Reason | None:
         """Return why the study has come to its end, after a step that found nothing; None while others may fail it.
 
-        The end is stored, so that nobody looks for trials there any more.
+        The end is stored, so that nobody looks for trials there any more. None, too, where a stop may be why the step
+        has found nothing.
         """
         limit = self._limit
+        if self.stop.is_set() and self._missing > 0 and limit is None:
+            return None
         if unfinished(self.storage, self._study_id, waiting=limit is None):  # by now: others may have created the last
             return None
         has_all = self._missing <= 0 and not (limit and self.history.unfinished)
@@ -221,6 +224,15 @@ class Search(ABC):
         self.storage.requeue(trial._trial_id for trial in later)
         for trial in later:
             del self._running[trial.number]
+
+    def _raised_once(self, raised: str | None, said: str) -> None:
+        """Take note of what training raised, or of none; raise TrainingError where it was the same again and again.
+
+        `said` is what it was this time, in a line.
+        """
+        if self._in_a_row(raised):
+            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({said})"
+            raise TrainingError(self.study.name, often)
 
     def _in_a_row(self, raised: str | None) -> bool:
         """Take note of what training raised, or of none; return whether it was the same again and again."""

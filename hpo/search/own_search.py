@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -34,6 +33,7 @@ from hpo.search.own_history import OwnHistory
 from hpo.search.samplers import own_sampler
 from hpo.storage import ATTEMPTS, REASON, Ending, Parts, StudyState, attempt, set_state
 from hpo.studyfile import ObjectiveStudy
+from hpo.usercode import Code
 
 Function = Callable[[optuna.Trial], Any]
 """What the user wrote."""
@@ -90,11 +90,11 @@ class _Outcome:
 
 @dataclass(kw_only=True)
 class OwnSearch(Search):
-    """See the module, and `Search`. `folder` is that of the function's file."""
+    """See the module, and `Search`. `code` is what the function is made of."""
 
     study: ObjectiveStudy
     function: Function
-    folder: Path
+    code: Code
     history: OwnHistory = field(init=False)
     _learnt: float = field(init=False, default=0.0)  # when, by the monotonic clock
 
@@ -174,8 +174,8 @@ class OwnSearch(Search):
         except Exception as error:  # noqa: BLE001 - whatever the function raises fails its trial, and is kept with it
             if self.stop.is_set():  # it may be the stop that it has met, as its child processes do
                 return None
-            kind, details = usercode.kind_of(error, self.folder), usercode.shortened(error, self.folder)
-            return _failed(usercode.in_a_line(error, self.folder), kind, details)
+            kind, details = usercode.kind_of(error, self.code.folder), usercode.shortened(error, self.code.folder)
+            return _failed(usercode.in_a_line(error, self.code.folder), kind, details)
         finally:
             if study._stop_flag:
                 study._stop_flag = False

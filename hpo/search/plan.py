@@ -15,7 +15,7 @@ import optuna
 import torch
 
 from hpo.data import Split, load_split
-from hpo.errors import HpoError, SettingError
+from hpo.errors import CodeError, HpoError, SettingError
 from hpo.search.samplers import check_search
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.searched import candidates
@@ -33,7 +33,8 @@ from hpo.usercode import Code, code_of, in_a_line, load
 class Plan:
     """`config` has every searched value at its first, `size` is of one member of it, `population` a number of them.
 
-    `stacked` is whether members of `config` train in a stack; a module of the user's own may not.
+    `stacked` is whether members of `config` train in a stack; a module of the user's own may not. `code` is what that
+    is made of, without files where there is none.
     """
 
     device: torch.device
@@ -42,6 +43,7 @@ class Plan:
     size: Size
     population: int
     stacked: bool
+    code: Code
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def _plan(study: Study, device: str) -> Plan:
         raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
     images = load_split(study)
     _check_shift(study, images)
+    code = _code(study)
     config = study.first_config
     assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
     with _named(study, config):
@@ -87,7 +90,15 @@ def _plan(study: Study, device: str) -> Plan:
         size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
     wanted = 1 if study.search.population == "auto" and not stacked else study.search.population
     population = population_size(wanted, study.search.trials, size.member_bytes, where)
-    return Plan(where, images, config, size, population, stacked)
+    return Plan(where, images, config, size, population, stacked, code)
+
+
+def _code(study: Study) -> Code:
+    """Return the study's code as it is now, which is imported."""
+    try:
+        return code_of(study.references, study.folder)
+    except CodeError as error:
+        raise study.error("network.module", str(error)) from error
 
 
 @contextmanager

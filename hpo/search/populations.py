@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import StudyFileError, TrainingError
+from hpo.errors import StudyClosedError, StudyFileError
 from hpo.search.events import TrialsFailed
 from hpo.search.history import RUNG, History
 from hpo.search.keeping import Keeper
-from hpo.search.loop import RAISES_IN_A_ROW, Search
+from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.run import Run
 from hpo.search.space import config_of, distributions
@@ -22,6 +22,7 @@ from hpo.storage import REASON, Ending, Parts
 from hpo.studyfile import Study
 from hpo.training.objective import Objective
 from hpo.training.stack import Member
+from hpo.usercode import Code, is_imported
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,7 @@ class PopulationSearch(Search):
 
     study: Study
     objective: Objective
+    code: Code
     before: Sequence[FrozenTrial] = ()
     history: History = field(init=False)
     keeper: Keeper | None = field(init=False)
@@ -77,13 +79,13 @@ class PopulationSearch(Search):
 
     def _train(self) -> None:
         """Train the running trials, in as many populations as they have shapes."""
+        if not is_imported(self.code):  # another study of this process has its files as they are by now
+            raise StudyClosedError(f"study '{self.study.name}': its code has changed on this machine", "changed")
         for group in self.objective.groups(self._members()):
             if self.stop.is_set():
                 return
-            raised = Run(self, group).train()
-            if self._in_a_row(raised):
-                often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({raised})"
-                raise TrainingError(self.study.name, often)
+            run = Run(self, group)
+            self._raised_once(run.train(), run.said)
 
     def _members(self) -> list[Member]:
         """Return the running trials as members; fail those whose parameters are not this study's."""

@@ -28,9 +28,11 @@ from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, differing_keys, parse
 from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
 from hpo.studyfile.trees import replaced, value_at
-from hpo.usercode import Code, code_of, folder_of
+from hpo.usercode import Code, folder_of
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
+
+NO_CODE: dict[str, Any] = {"folder": "", "files": {}}
 
 CURVE = "hpo:curve"
 """The system attribute that holds a trial's learning curve: metric -> a value an epoch."""
@@ -40,6 +42,7 @@ Curve = dict[str, list[float]]
 FREE_TO_CHANGE = (
     "description",
     "baseline",
+    "data.dataset",  # where the images are; their SHA-256 says whether they are the same
     *(f"training.{key}" for key in ("keep", "keep_trials")),
     *(
         f"search.{key}"
@@ -55,43 +58,62 @@ FREE_OF_OBJECTIVES = (
 """The same of a study of the user's own objective, whose ranges are in its code."""
 
 
-def open_study(study: Study, split: Split, storage: Storage, extend: bool, priority: int | None = None) -> optuna.Study:
-    """Return the stored study: a new one of that priority, or the one of that name if file and data are what they were.
+def open_study(
+    study: Study,
+    split: Split,
+    code: Code,
+    storage: Storage,
+    extend: bool,
+    priority: int | None = None,
+    changed_code: bool = False,
+) -> optuna.Study:
+    """Return the stored study: a new one of that priority, or the one of that name if file, data and code are the same.
 
-    Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does.
+    Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does, and
+    CodeError where the code does, unless `changed_code` allows that.
     """
-    stored = _open(study, {DATA: data_record(split)}, storage, extend, priority)
+    given = {DATA: data_record(split)}
+    stored = _open(study, given, code, storage, extend, priority)
     check_data(study, split, stored)
+    if not changed_code:
+        check_code(study, code, stored)
     return stored
 
 
 def open_objective_study(
-    study: ObjectiveStudy, code: Code, storage: Storage, extend: bool, priority: int | None = None
+    study: ObjectiveStudy,
+    code: Code,
+    storage: Storage,
+    extend: bool,
+    priority: int | None = None,
+    changed_code: bool = False,
 ) -> optuna.Study:
-    """Return the stored study of an objective, likewise; raises CodeError where the code differs."""
-    stored = _open(study, {}, storage, extend, priority)
-    check_code(study, code, stored)
+    """Return the stored study of an objective, likewise; raises CodeError unless `changed_code` allows other code."""
+    stored = _open(study, {}, code, storage, extend, priority)
+    if not changed_code:
+        check_code(study, code, stored)
     return stored
 
 
 def _open(
-    study: AnyStudy, given: Mapping[str, Any], storage: Storage, extend: bool, priority: int | None
+    study: AnyStudy, given: Mapping[str, Any], code: Code, storage: Storage, extend: bool, priority: int | None
 ) -> optuna.Study:
-    """Return the stored study; a new one has these user attributes."""
+    """Return the stored study; a new one has these user attributes, too."""
     try:
         stored = load_study(storage, study.name)
     except UnknownStudyError:
-        stored = _create(study, given, storage, priority) or load_study(storage, study.name)
+        stored = _create(study, given, code, storage, priority) or load_study(storage, study.name)
     _check_change(study, any_stored_study(stored), extend)
     return stored
 
 
-def record_change(stored: optuna.Study, study: AnyStudy, storage: Storage) -> None:
-    """Keep with the stored study what its file says now, and what changed. `open_study` has found it allowed.
+def record_change(stored: optuna.Study, study: AnyStudy, code: Code, storage: Storage) -> None:
+    """Keep with the stored study what its file and code say now, and what changed. `open_study` has found it allowed.
 
     Raises StudyBusyError where another process is searching what the file said before.
     """
-    differences = differing_keys(any_stored_study(stored), study)
+    changed = code.changed_since(kept(stored).get(CODE, NO_CODE))
+    differences = [*differing_keys(any_stored_study(stored), study), *(f"{file}: other contents" for file in changed)]
     if not differences:
         return
     change = {
@@ -101,7 +123,7 @@ def record_change(stored: optuna.Study, study: AnyStudy, storage: Storage) -> No
     }
     changes = [*kept(stored).get(CHANGES, []), change]
     with _unless_deleted(study.name):
-        change_idle_study(storage, stored._study_id, study.name, {CHANGES: changes, STUDY: _text(study)})
+        change_idle_study(storage, stored._study_id, study.name, {CHANGES: changes, STUDY: _text(study), **_code(code)})
         _note(stored, study)
 
 
@@ -115,13 +137,21 @@ def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
 
 
 def check_code(study: AnyStudy, code: Code, stored: optuna.Study) -> None:
-    """Raise CodeError unless this is the code that the stored study began with."""
-    changed = code.changed_since(kept(stored)[CODE])
+    """Raise CodeError unless this is the code that the stored study began with, or was given since."""
+    changed = code.changed_since(kept(stored).get(CODE, NO_CODE))
     if changed:
         raise CodeError(
             f"study '{study.name}': {', '.join(changed)} in {code.folder} is not what it began with (its SHA-256 "
-            "differs); bring it back, or start another study with --name"
+            "differs); bring it back, start another study with --name, or go on with the change with --changed-code"
         )
+
+
+def record_place(stored: optuna.Study, split: Split, storage: Storage) -> None:
+    """Keep with the study where its images are now: the user's own may have been moved since it began."""
+    before, now = kept(stored)[DATA], data_record(split)
+    moved = {key: now[key] for key in ("name", "folder") if key in now}
+    if any(before.get(key) != value for key, value in moved.items()):
+        storage.change_study(stored._study_id, {DATA: before | moved})
 
 
 def same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -135,7 +165,7 @@ def gate(study: AnyStudy, stored: optuna.Study) -> Gate:
 
     Raises StudyClosedError where it says something else already.
     """
-    known = {key: value for key, value in kept(stored).items() if key in (STUDY, IDENTITY)}
+    known = {key: value for key, value in kept(stored).items() if key in (STUDY, CODE, IDENTITY)}
     if differing_keys(_parsed(known[STUDY], study.name), study):
         raise StudyClosedError(f"study '{study.name}' was changed by another process", "changed")
     return Gate(stored._study_id, study.name, known)
@@ -161,7 +191,7 @@ def any_stored_study(stored: optuna.Study) -> AnyStudy:
     attrs = kept(stored)
     if not isinstance(attrs.get(STUDY), str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return _parsed(attrs[STUDY], stored.study_name, folder_of(attrs[CODE]) if CODE in attrs else HERE)
+    return _parsed(attrs[STUDY], stored.study_name, _folder(attrs))
 
 
 def stored_study(stored: optuna.Study) -> Study:
@@ -173,6 +203,13 @@ def stored_study(stored: optuna.Study) -> Study:
             f"that hpo knows; take the parameters from `hpo export {shlex.quote(study.name)}` and go on in your code"
         )
     return study
+
+
+def _folder(attrs: Mapping[str, Any]) -> Path:
+    """Return where the files that a stored study refers to are looked for."""
+    if CODE in attrs:
+        return folder_of(attrs[CODE])
+    return Path(attrs.get(DATA, {}).get("folder", HERE))
 
 
 def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> tuple[str, datetime.datetime]:
@@ -194,13 +231,15 @@ def settle_beginning(stored: optuna.Study, storage: Storage) -> datetime.datetim
     return datetime.datetime.fromisoformat(run["began"])
 
 
-def _create(study: AnyStudy, given: Mapping[str, Any], storage: Storage, priority: int | None) -> optuna.Study | None:
+def _create(
+    study: AnyStudy, given: Mapping[str, Any], code: Code, storage: Storage, priority: int | None
+) -> optuna.Study | None:
     """Return the new study, or None where another process has just made one of that name."""
     minimized = study.search.minimized
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), **given, IDENTITY: secrets.token_hex(8)}
-        attrs |= {CODE: code_of(study.references, study.folder).record()} if study.references else {}
+        attrs |= _code(code)
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:
@@ -212,6 +251,10 @@ def _create(study: AnyStudy, given: Mapping[str, Any], storage: Storage, priorit
             stored.set_metric_names([study.search.metric])
     _note(stored, study)
     return stored
+
+
+def _code(code: Code) -> dict[str, Any]:
+    return {CODE: code.record()} if code.files else {}
 
 
 def _parsed(text: str, name: str, folder: Path = HERE) -> AnyStudy:
@@ -231,8 +274,11 @@ def _note(stored: optuna.Study, study: AnyStudy) -> None:
 
 def data_record(split: Split) -> dict[str, Any]:
     """Return what is kept of a study's images."""
+    found_in = {} if split.folder is None else {"folder": str(split.folder)}
     return {
         "name": split.dataset,
+        **found_in,
+        "classes": list(split.names),
         "sha256": split.content_sha256,
         "split_sha256": split.split_sha256,
         "train": len(split.train),

@@ -22,16 +22,14 @@ from hpo.storage import ATTEMPTS, REASON, Ending, attempt
 from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
+from hpo.usercode import LONGEST_TRACEBACK, in_a_line, kind_of, shortened
 
 if TYPE_CHECKING:
     from hpo.search.populations import PopulationSearch
 
-LONGEST_TRACEBACK = 4000
-"""Characters of an exception's traceback, from its end, that are kept with a trial."""
-
 
 class Run:
-    """See the module."""
+    """See the module. `said` is what the training raised, in a line."""
 
     def __init__(self, search: PopulationSearch, members: list[Member]) -> None:
         self._search, self._members = search, members
@@ -43,10 +41,11 @@ class Run:
         self._gone: set[int] = set()
         self._scores: list[float] = []
         self._error: str | None = None
+        self.said = ""
         self._weights = None if search.keeper is None else Weights(search.keeper)
 
     def train(self) -> str | None:
-        """Train to the end, or to the epoch in which a stop is asked for; return what the training raised."""
+        """Train to the end, or to the epoch in which a stop is asked for; return which kind of error was raised."""
         search, start = self._search, time.perf_counter()
         search.on_event(PopulationStarted(tuple(member.number for member in self._members), self._epochs))
         epochs = search.objective.train(self._members)
@@ -82,9 +81,23 @@ class Run:
         except TrialTimeout as error:
             self._raised(str(error), "")
         except Exception as error:  # noqa: BLE001 - whatever a network raises fails its trials, and is kept with them
-            self._error = " ".join("".join(traceback.format_exception_only(error)).split())
-            self._raised(self._error, traceback.format_exc()[-LONGEST_TRACEBACK:])
+            self._error = self._kind(error)
+            self.said, details = self._told(error)
+            self._raised(self.said, details)
         return None
+
+    def _kind(self, error: Exception) -> str:
+        """Return what errors of one kind have in common."""
+        study = self._search.study
+        return kind_of(error, study.folder) if study.references else self._told(error)[0]
+
+    def _told(self, error: Exception) -> tuple[str, str]:
+        """Return what was raised, in a line, and its traceback: of the user's own code, with its frames only."""
+        study = self._search.study
+        if study.references:
+            return in_a_line(error, study.folder), shortened(error, study.folder)
+        line = " ".join("".join(traceback.format_exception_only(error)).split())
+        return line, traceback.format_exc()[-LONGEST_TRACEBACK:]
 
     @property
     def _left(self) -> list[int]:
@@ -167,7 +180,8 @@ class Run:
                 ending = Ending(ending.trial_id, ending.state, None, ending.user_attrs, kept)
             endings.append((number, ending))
         if endings:
-            self._search.on_event(Note(f"{len(endings)} trials failed: {reason}", "warning"))
+            own = f"\n{details.rstrip()}" if details and self._search.study.references else ""
+            self._search.on_event(Note(f"{len(endings)} trials failed: {reason}{own}", "warning"))
         self._end(endings)
 
     def _end(self, endings: list[tuple[int, Ending]]) -> None:

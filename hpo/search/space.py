@@ -55,6 +55,11 @@ def decode(parameter: Parameter, stored: Any) -> Any:
     return stored
 
 
+def few_digits(choice: Any) -> Any:
+    """Return a choice as it is shown: a fraction without the digits that nobody typed."""
+    return float(f"{choice:.6g}") if isinstance(choice, float) else choice
+
+
 def encode(choice: Any) -> Any:
     """Return a choice as Optuna can store it."""
     return json.dumps(choice) if isinstance(choice, list) else choice

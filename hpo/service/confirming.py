@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from hpo.errors import HpoError
+from hpo.errors import HpoError, InterruptionError
 from hpo.results.confirmation import Confirmation, check_finished, of_study, runs_left
-from hpo.results.confirming import SUFFIX, confirming_study
-from hpo.results.naming import followed
-from hpo.service.launching import launch, shown
+from hpo.results.confirming import confirming_name, confirming_study
+from hpo.results.progress import QuietProgress
+from hpo.service.launching import launch
 from hpo.storage import Storage, StudyState, state_of, summary
 
 
@@ -24,26 +24,26 @@ def confirm(
     seeds: int,
     device: str,
     workers: int | None,
-    quiet: bool,
+    display: Callable[[], QuietProgress],
     say: Callable[[Confirmation], None],
     stop: threading.Event,
-) -> bool:
-    """Train the best configurations of a study again, or go on with that; return whether that came to its end.
+) -> Confirmation:
+    """Train the best configurations of a study again, or go on with that; return what was found.
 
-    `say` gets what was found; progress is shown on stderr. Raises HpoError, after what was found so far, where the
-    confirmation is paused or stopped, and what a launch raises.
+    A `display` shows the training; `say` gets what was found, too. Raises HpoError, after `say` got what was found so
+    far, where the confirmation is paused or stopped, InterruptionError after a stop, and what a launch raises.
     """
     study = confirming_study(storage, name, top, seeds)
     held = summary(storage, study.name)
     closed = state_of(held.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)
     if runs_left(held) and not closed:
         beside = f"{study.name}: a study of its own; another confirmation of '{name}' stays as it is"
-        head = [] if study.name == followed(name, SUFFIX) else [beside]
-        with shown(quiet=quiet, stop=stop, head=head) as display:
-            launch(study, storage, device=device, workers=workers, on_event=display, stop=stop)
-        if display.interrupted:
-            display.line(f"{study.name}: interrupted; the same command goes on")
-            return False
+        with display() as shown:
+            if study.name != confirming_name(name, 1) and shown.says:
+                shown.line(beside)
+            launch(study, storage, device=device, workers=workers, on_event=shown, stop=stop)
+        if shown.interrupted:
+            raise InterruptionError(f"{study.name}: interrupted; confirm '{name}' again to go on")
         held = summary(storage, study.name)
     try:
         found = of_study(storage, study.name)
@@ -52,4 +52,4 @@ def confirm(
         raise
     say(found)
     check_finished(held)
-    return True
+    return found

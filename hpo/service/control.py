@@ -1,4 +1,4 @@
-"""What a user does to a study of the queue: submit, pause, resume, stop, delete. Each returns a line.
+"""What a user does to a study of the queue: submit, pause, resume, stop, delete. The last four return a line.
 
 The processes that work on the study need not be reached: they find out when they next ask the storage for something.
 """
@@ -20,7 +20,7 @@ from hpo.studyfile import AnyStudy
 
 
 def submit_all(studies: Sequence[AnyStudy], storage: Storage, *, extend: bool, priority: int | None) -> Iterator[str]:
-    """Put studies into the queue; give a line each. Raises what `hpo.search.launch.submit` raises.
+    """Put studies into the queue; give the name of each when it is there. Raises what `submit` raises.
 
     Whatever is wrong with a file or its data is found before the first is stored.
     """
@@ -30,13 +30,17 @@ def submit_all(studies: Sequence[AnyStudy], storage: Storage, *, extend: bool, p
     plans = [plan(study, "cpu") for study in studies]
     for study, planned in zip(studies, plans, strict=True):
         submit(study, storage, extend=extend, priority=priority, planned=planned)
-        stored = summary(storage, study.name)
-        state = state_of(stored.user_attrs)
-        if state == StudyState.ENDED:
-            yield f"{study.name}: has ended before ({stored.user_attrs.get(WHY)}), nothing is left to do"
-        else:
-            closed = f", {state.value}" if state != StudyState.OPEN else ""
-            yield f"{study.name}: in the queue{closed}, {_trials(_left(stored))} left"
+        yield study.name
+
+
+def queue_line(storage: Storage, name: str) -> str:
+    """Return how the study stands in the queue."""
+    study = _of_hpo(storage, name)
+    state = state_of(study.user_attrs)
+    if state == StudyState.ENDED:
+        return f"{name}: has ended before ({study.user_attrs.get(WHY)}), nothing is left to do"
+    closed = f", {state.value}" if state != StudyState.OPEN else ""
+    return f"{name}: in the queue{closed}, {_trials(_left(study))} left"
 
 
 def pause(storage: Storage, name: str) -> str:

@@ -44,6 +44,7 @@ def launch_with(
     crew: Crew,
     *,
     extend: bool = False,
+    changed_code: bool = False,
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> None:
@@ -53,7 +54,7 @@ def launch_with(
     before the study.
     """
     start = time.perf_counter()
-    planned = submit(study, storage, extend=extend)
+    planned = submit(study, storage, extend=extend, changed_code=changed_code)
     check_joinable(study, storage)
     counts = counted(study, storage)
     precision = study.first.training.precision if isinstance(study, Study) else ""

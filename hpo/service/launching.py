@@ -1,17 +1,14 @@
-"""A launch as the command line asks for it: in this process, by processes of this machine or on Ray; its display."""
+"""A launch as the command line asks for it: in this process, by processes of this machine, or on Ray."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from rich.console import Console
 
 from hpo.errors import UsageError
-from hpo.results.progress import QuietProgress, progress
 from hpo.search.events import Event
 from hpo.search.launch import launch as launch_here
 from hpo.service.crew import Crew, launch_with
@@ -24,17 +21,6 @@ from hpo.studyfile import AnyStudy, ObjectiveStudy
 from hpo.training.devices import find_device
 
 
-@contextmanager
-def shown(
-    *, quiet: bool, stop: threading.Event, json: bool = False, head: Sequence[str] = ()
-) -> Iterator[QuietProgress]:
-    """Give the display for a launch's events: on stderr, after the lines of `head`, or as JSON lines on stdout."""
-    with progress(json, quiet, Console(stderr=True), stop) as display:
-        for line in () if quiet else head:
-            display.line(line)
-        yield display
-
-
 def launch(
     study: AnyStudy,
     storage: Storage,
@@ -44,6 +30,7 @@ def launch(
     ray: str | None = None,
     gpus_per_worker: float = 0.0,
     extend: bool = False,
+    changed_code: bool = False,
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> None:
@@ -60,7 +47,7 @@ def launch(
     if ray is None and workers is None:
         drawing = Drawing(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
-        launch_here(study, storage, device=device, extend=extend, on_event=listen, stop=stop)
+        launch_here(study, storage, device=device, extend=extend, changed_code=changed_code, on_event=listen, stop=stop)
         return
     count, url = workers or 1, storage.location.full_url
     crew: Crew
@@ -71,4 +58,4 @@ def launch(
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
     with storage.patience.until(stop):
-        launch_with(study, storage, crew, extend=extend, on_event=on_event, stop=stop)
+        launch_with(study, storage, crew, extend=extend, changed_code=changed_code, on_event=on_event, stop=stop)

@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from hpo.errors import HpoError
 from hpo.results.closing import outcome_line
 from hpo.results.next_study import Proposal, propose
+from hpo.results.progress import QuietProgress
 from hpo.results.ranking import METRIC_LABELS
+from hpo.search.events import StudyEnded
 from hpo.search.records import stored_study
-from hpo.service.launching import launch, shown
+from hpo.service.launching import launch
 from hpo.storage import Storage, best_trials, load_study, study_names
 from hpo.studyfile import Study, differing_keys
+
+
+class Round(NamedTuple):
+    """A searched study, how its launch has ended, and whether that was before the search's own end."""
+
+    name: str
+    ended: StudyEnded | None
+    interrupted: bool
 
 
 def run_rounds(
@@ -28,27 +39,31 @@ def run_rounds(
     new_name: str | None,
     device: str,
     workers: int | None,
-    quiet: bool,
+    display: Callable[[], QuietProgress],
     say: Callable[[str], None],
     stop: threading.Event,
-) -> bool:
-    """Narrow the study of that name and search what is proposed, so many times; return whether all came to their end.
+) -> list[Round]:
+    """Narrow the study of that name and search what is proposed, so many times, or until a round is interrupted.
 
-    `say` gets a line after each round that compares it with the one before; progress is shown on stderr. Raises what
+    Each round is shown by a new `display`; `say` gets a line after it that compares it with the one before. Raises what
     `propose` and a launch raise.
     """
+    searched: list[Round] = []
     for _ in range(rounds):
         proposal = propose(storage, name, new_name)
         _check_round(storage, name, proposal)
-        with shown(quiet=quiet, stop=stop, head=proposal.lines) as display:
-            launch(proposal.study, storage, device=device, workers=workers, on_event=display, stop=stop)
-        if display.ended is not None and not quiet:
-            display.line(outcome_line(proposal.study, display.ended))
-        if display.interrupted:
-            return False
+        with display() as shown:
+            for line in proposal.lines if shown.says else ():
+                shown.line(line)
+            launch(proposal.study, storage, device=device, workers=workers, on_event=shown, stop=stop)
+        if shown.ended is not None and shown.says:
+            shown.line(outcome_line(proposal.study, shown.ended))
+        searched.append(Round(proposal.study.name, shown.ended, shown.interrupted))
+        if shown.interrupted:
+            break
         say(compared(storage, proposal.study, name))
         name, new_name = proposal.study.name, None
-    return True
+    return searched
 
 
 def compared(storage: Storage, study: Study, before: str) -> str:

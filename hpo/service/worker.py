@@ -65,12 +65,13 @@ Key = tuple[int, str]
 @dataclass(frozen=True)
 class Duty:
     """What a worker is to do: on these studies (none: on all), on which device, with how many threads (None: a share of
-    the machine's cores), and whether it ends when nothing is left to do."""
+    the machine's cores), whether it ends when nothing is left to do, and whether a study's own code may differ here."""
 
     names: tuple[str, ...] = ()
     device: str = "auto"
     threads: int | None = None
     until_idle: bool = False
+    changed_code: bool = False
 
 
 def work(storage: Storage, duty: Duty, on_event: Listener, stop: threading.Event) -> None:
@@ -212,6 +213,7 @@ class _Worker:
                 on_event=say,
                 stop=self.stop,
                 raised_before=self._raised.setdefault(_key(study), []),
+                changed_code=self.duty.changed_code,
             )
             entered = time.perf_counter(), search
         self._searches[_key(study)] = entered

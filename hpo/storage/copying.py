@@ -76,36 +76,47 @@ def copy_study(
     target: Storage,
     new_name: str | None = None,
     user_attrs: Mapping[str, Callable[[Any], Any]] | None = None,
+    along: Mapping[str, str] | None = None,
 ) -> Copied:
     """Copy the study of that name to `target`, which may be the same storage where the copy has a new name.
 
-    `user_attrs` says, by key, what becomes of a user attribute of the study in the copy; the others stay as they are.
+    `user_attrs` says, by key, what becomes of a user attribute of a study in its copy; the others stay as they are.
+    `along` are studies that are copied with it, all or none, by the name that each has there.
     """
-    called = name if new_name is None else new_name
+    names = {name: name if new_name is None else new_name, **(along or {})}
     made: dict[int, Copied] = {}
 
     def work(connection: Connection, uncertain: bool) -> Copied:
-        insert = dialect(connection).insert(STUDIES).values(study_name=called).on_conflict_do_nothing()
-        study_id = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
-        if study_id is None:
-            there = connection.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=called)).scalar()
-            if uncertain and there in made:
-                return made[there]
-            raise HpoError(
-                f"{target.shown}: holds a study named {called!r} already, which stays as it is; "
-                "give the copy another name with --name"
-            )
+        ids: Ids = {}
         with read(source.engine) as view:
-            found = view.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=name)).scalar()
-            if found is None:
-                raise UnknownStudyError(f"{source.shown}: no study named {name!r}")
-            made[study_id] = _Copy(view, connection).study(found, study_id, user_attrs or {})
-        return made[study_id]
+            for old, called in names.items():
+                study_id = _new_study(connection, called)
+                if study_id is None:
+                    there = connection.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=called)).scalar()
+                    if uncertain and there in made:
+                        return made[there]
+                    raise HpoError(
+                        f"{target.shown}: holds a study named {called!r} already, which stays as it is; "
+                        "give the copy another name with --name"
+                    )
+                found = view.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=old)).scalar()
+                if found is None:
+                    raise UnknownStudyError(f"{source.shown}: no study named {old!r}")
+                ids[found] = study_id
+            copied = [_Copy(view, connection).study(old, new, user_attrs or {}) for old, new in ids.items()]
+        made[next(iter(ids.values()))] = copied[0]
+        return copied[0]
 
     # Either of the two may be a server that restarts.
     seconds = max(source.patience.seconds, target.patience.seconds)
     with target.patience.until(target.patience.stop, seconds):
         return transact(target.engine, work)
+
+
+def _new_study(connection: Connection, called: str) -> int | None:
+    insert = dialect(connection).insert(STUDIES).values(study_name=called).on_conflict_do_nothing()
+    made: int | None = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
+    return made
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -44,38 +45,54 @@ def check_unseen(user_attrs: Mapping[str, Any], name: str, again: bool) -> None:
         )
 
 
-def begin_look(storage: Storage, study_id: int, name: str, again: bool, about: Mapping[str, Any]) -> Look:
+@dataclass(frozen=True)
+class Looking:
+    """The study that looks, by all that it is known by."""
+
+    study_id: int
+    name: str
+    identity: str | None
+
+
+def begin_look(storage: Storage, study: Looking, again: bool, about: Mapping[str, Any]) -> Look:
     """Store that a look begins, with what there is to say about it, and return it: its number under `look`.
 
-    Raises HpoError where the study has had one and is not to have one `again`; KeyError where there is no such study.
+    Raises HpoError where the study has had one and is not to have one `again`, or is not there any more.
     """
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     begun: Look = {"look": 0, "id": secrets.token_hex(8), "at": at, **about, "result": None}
 
     def add(connection: Connection) -> Mapping[str, Any]:
-        before = _stored(connection, study_id)
+        before = _stored(connection, study.study_id)
         if any(look["id"] == begun["id"] for look in before):
             return {}  # an earlier run of this transaction was kept
-        check_unseen({TESTS: before}, name, again)
+        check_unseen({TESTS: before}, study.name, again)
         begun["look"] = len(before) + 1
         return {TESTS: [*before, begun]}
 
-    storage.change_study(study_id, {}, add)
+    _change(storage, study, add, "no test file was opened")
     return begun
 
 
-def end_look(storage: Storage, study_id: int, begun: Look, result: Mapping[str, Any]) -> int:
-    """Fill in what a look saw; return how many the study has had by now."""
+def end_look(storage: Storage, study: Looking, begun: Look, result: Mapping[str, Any]) -> int:
+    """Fill in what a look saw; return how many the study has had by now. Raises HpoError where it is not there."""
     count = 0
 
     def fill(connection: Connection) -> Mapping[str, Any]:
         nonlocal count
-        before = _stored(connection, study_id)
+        before = _stored(connection, study.study_id)
         count = len(before)
         return {TESTS: [look | {"result": dict(result)} if look["id"] == begun["id"] else look for look in before]}
 
-    storage.change_study(study_id, {}, fill)
+    _change(storage, study, fill, "the look was taken, and is kept nowhere")
     return count
+
+
+def _change(storage: Storage, study: Looking, change: Callable[[Connection], Mapping[str, Any]], so: str) -> None:
+    try:
+        storage.change_study(study.study_id, {}, change, study.identity)
+    except KeyError as error:
+        raise HpoError(f"study '{study.name}': was deleted meanwhile; {so}") from error
 
 
 def _stored(connection: Connection, study_id: int) -> list[Look]:

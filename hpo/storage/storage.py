@@ -30,7 +30,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.storage.connections import TransientError, engine_options, explain_errors, prepare, sentence, write
 from hpo.storage.location import Location, locate
-from hpo.storage.queue import Gate
+from hpo.storage.queue import IDENTITY, Gate
 from hpo.storage.retry import RETRY_S, Patience, consult, give_patience, patiently, transact
 from hpo.storage.rows import (
     DIRECTIONS,
@@ -145,14 +145,18 @@ class Storage(RDBStorage):
         study_id: int,
         user_attrs: Mapping[str, Any],
         also: Callable[[Connection], Mapping[str, Any]] | None = None,
+        identity: str | None = None,
     ) -> None:
         """Set user attributes of a study, all of them or none; a KeyError where there is no such study.
 
-        `also` looks at the study in the same transaction, and returns further attributes to set, or raises.
+        `also` looks at the study in the same transaction, and returns further attributes to set, or raises. `identity`
+        is that of the study that is meant, where its id could be another's by now; None for any.
         """
 
         def work(connection: Connection, uncertain: bool) -> None:
             _lock(connection, study_id)
+            if identity is not None and _identity(connection, study_id) != identity:
+                raise KeyError(NOT_FOUND_MSG)
             more = also(connection) if also is not None else {}
             _set_study_attrs(connection, study_id, {**user_attrs, **more})
 
@@ -449,6 +453,11 @@ class Storage(RDBStorage):
 def _lock(connection: Connection, study_id: int) -> None:
     if not lock_study(connection, study_id):
         raise KeyError(NOT_FOUND_MSG)
+
+
+def _identity(connection: Connection, study_id: int) -> Any:
+    found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=IDENTITY)
+    return json.loads(connection.execute(found).scalar() or "null")
 
 
 def _set_study_attrs(connection: Connection, study_id: int, attrs: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from hpo.studyfile.models import (
     OptimizerSettings,
     SearchSettings,
     TrainingSettings,
+    own_data,
 )
 from hpo.studyfile.objective import ObjectiveStudy
 from hpo.studyfile.reading import read_study
@@ -42,6 +43,7 @@ __all__ = [
     "Study",
     "TrainingSettings",
     "differing_keys",
+    "own_data",
     "parse_any_study",
     "parse_study",
     "read_study",

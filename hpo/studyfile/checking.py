@@ -106,9 +106,9 @@ class _Check:
         parameters = tuple(filter(None, found))
         if first is None:
             return None
-        self.check_given(("baseline",), first.baseline, parameters, base)
+        self.check_given(("baseline",), first.baseline, parameters, base, faults)
         for index, point in enumerate(first.search.points):
-            self.check_given(("search", "points", index), point, parameters, base)
+            self.check_given(("search", "points", index), point, parameters, base, faults)
             for parameter in parameters:
                 if parameter.name not in point:
                     self.add(("search", "points", index), f"has no value for {parameter.name}, which is searched")
@@ -176,19 +176,32 @@ class _Check:
         return Parameter(parameter_name(path), path, _searched(table, values, integer), integer)
 
     def check_given(
-        self, path: Path, given: Mapping[str, Any], parameters: Sequence[Parameter], base: dict[str, Any]
+        self,
+        path: Path,
+        given: Mapping[str, Any],
+        parameters: Sequence[Parameter],
+        base: dict[str, Any],
+        base_faults: Mapping[Path, Fault],
     ) -> None:
-        """Put values that the file gives for parameters, by name, into the models."""
+        """Put values that the file gives for parameters, by name, into the models, all of them together.
+
+        Where it gives none, the first candidate stands for what a trial may have: ranges ask nothing of other keys.
+        """
         known = {parameter.name: parameter.path for parameter in parameters}
+        tree = base
         for name, value in given.items():
-            if name not in known:
+            if name in known:
+                tree = replaced(tree, known[name], value)
+            else:
                 near = nearest(name, known) or f"; known: {', '.join(known) or 'none'}"
                 self.add((*path, name), f"is not a searched parameter{near}")
-                continue
-            _, faults = _validated(replaced(base, known[name], value))
-            for at, fault in faults.items():
-                if is_under(at, known[name]):
-                    self.add((*path, name, *at[len(known[name]) :]), fault.sentence)
+        _, faults = _validated(tree)
+        for at, fault in faults.items():
+            owner = next((name for name in given if name in known and is_under(at, known[name])), None)
+            if owner is not None:
+                self.add((*path, owner, *at[len(known[owner]) :]), fault.sentence)
+            elif at not in base_faults:
+                self.add(path, f"does not go with {dotted(at)}, which {fault.sentence}")
 
     def check_range(self, path: Path, table: dict[str, Any], base: dict[str, Any]) -> bool:
         """Check what depends on a range being of whole numbers, and say whether it is: the models refuse a fraction."""

@@ -112,10 +112,40 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+OWN_DATA = "npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
+
+
+def own_data(dataset: str) -> tuple[Literal["npz", "folder", "code"], str] | None:
+    """Return how a data set of the user's own is read, and what: a path or a reference; None for a known data set."""
+    kind, colon, path = dataset.partition(":")
+    if kind == "npz":
+        return "npz", path
+    if kind == "folder":
+        return "folder", path
+    return ("code", dataset) if colon else None
+
+
+def _own_data(dataset: str) -> str:
+    kind, path = own_data(dataset) or ("", "")
+    try:
+        if kind == "code":
+            _reference(dataset)
+    except ValueError:
+        path = ""
+    if not path or not dataset.isprintable():
+        raise ValueError(f"must be {OWN_DATA}")
+    return dataset
+
+
 class DataSettings(Settings):
     """`[data]`: which images, and how validation is carved from them."""
 
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field(title="data set")
+    dataset: Annotated[
+        Annotated[Literal["digits", "mnist", "fashion_mnist", "cifar10"], Tag("known")]
+        | Annotated[str, AfterValidator(_own_data), Tag("own")],
+        Discriminator(lambda value: "own" if isinstance(value, str) and ":" in value else "known"),
+        Field(title="data set", description=f"digits, mnist, fashion_mnist, cifar10, {OWN_DATA}"),
+    ]
     validation: float = Field(0.2, gt=0, lt=1)
     train_size: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
     split_seed: Natural = 0
@@ -325,12 +355,7 @@ def names() -> dict[str, Path]:
 @cache
 def open_tables() -> frozenset[Path]:
     """Return the paths of the tables whose keys are not the models', each of which may be searched."""
-    return frozenset(
-        (section, key)
-        for section in SEARCHABLE
-        for key, field in SECTIONS[section].model_fields.items()
-        if any(isinstance(mark, Open) for mark in field.metadata)
-    )
+    return frozenset[Path](_marked(Open))
 
 
 @cache
@@ -339,7 +364,7 @@ def for_all() -> frozenset[tuple[str, str]]:
     return _marked(OneForAll)
 
 
-def _marked(kind: type[OneForAll] | type[UsedBy]) -> frozenset[tuple[str, str]]:
+def _marked(kind: type[OneForAll] | type[UsedBy] | type[Open]) -> frozenset[tuple[str, str]]:
     return frozenset(
         (section, key)
         for section in SEARCHABLE

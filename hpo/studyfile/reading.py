@@ -36,12 +36,18 @@ class _Change:
 
 
 def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: Any) -> AnyStudy:
-    """Read a study file, with `overrides` like `optimizer.lr.high=0.1` and settings changed by name (`trials=20`).
+    """Read a study file, with `overrides` and changes: see `changed_study`."""
+    tree = load_tree(path)
+    return changed_study(tree, str(path), home_of(tree, FilePath(path)), overrides, **changes)
 
-    A change that is None leaves the file's value. An error in a changed value names the option that gave it.
+
+def changed_study(tree: Any, source: str, folder: FilePath, overrides: Sequence[str] = (), **changes: Any) -> AnyStudy:
+    """Return the study of a file's tree, with `overrides` like `optimizer.lr.high=0.1` and settings changed by name.
+
+    Files that it refers to lie in `folder`. A change (`trials=20`) that is None leaves the file's value. An error in a
+    changed value names the option that gave it.
     """
-    source = str(path)
-    tree = _study_of(load_tree(path), source)
+    tree = _study_of(tree, source)
     model: type[Settings] = ObjectiveStudySettings if OBJECTIVE in tree else StudySettings
     given = [_override(text, source, model) for text in overrides]
     given += [
@@ -52,13 +58,23 @@ def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: A
     for change in given:
         tree = _changed(tree, change, source)
     try:
-        return parse_any_study(tree, source, FilePath(path).absolute().parent)
+        return parse_any_study(tree, source, folder)
     except StudyFileError as error:
         for change in reversed(given):
             key = dotted(change.path)
             if error.key == key or error.key.startswith(f"{key}."):
                 raise study_file_error(source, change.label + error.key[len(key) :], error.problem) from error
         raise
+
+
+def home_of(tree: Any, path: FilePath) -> FilePath:
+    """Return what relative paths in a file are relative to: its folder, or what an export says of its study's."""
+    export = tree if isinstance(tree, dict) and str(tree.get("schema")).startswith(EXPORT) else {}
+    for part in (export.get("data"), export.get("code")):
+        kept = FilePath(str(part.get("folder", ""))) if isinstance(part, dict) else FilePath()
+        if kept.is_absolute() and kept.is_dir():
+            return kept
+    return path.absolute().parent
 
 
 def load_tree(path: str | FilePath) -> Any:

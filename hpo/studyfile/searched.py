@@ -8,7 +8,7 @@ their key is for the concrete models to say; this module knows nothing of them b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -29,17 +29,22 @@ class Range:
     step: float | None = None
 
     def tree(self) -> dict[str, Any]:
+        """Return the table that a study file has in its place."""
         tree: dict[str, Any] = {"low": self.low, "high": self.high, "log": self.log}
         return tree if self.step is None else {**tree, "step": self.step}
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of these values."""
+    """One of these values, which are kept as a tuple."""
 
-    choices: tuple[Any, ...]
+    choices: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
 
     def tree(self) -> dict[str, Any]:
+        """Return the table that a study file has in its place."""
         return {"choices": list(self.choices)}
 
 

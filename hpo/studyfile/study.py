@@ -23,6 +23,7 @@ from hpo.studyfile.models import (
     SearchSettings,
     StudySettings,
     conditional,
+    own_data,
     unused_keys,
 )
 from hpo.studyfile.searched import Parameter
@@ -40,25 +41,29 @@ class Study:
 
     @property
     def name(self) -> str:
+        """The name in the storage."""
         return self.first.name
 
     @property
     def description(self) -> str:
+        """What is shown as its note in the dashboard."""
         return self.first.description
 
     @property
     def data(self) -> DataSettings:
+        """`[data]`, with every default filled in."""
         return self.first.data
 
     @property
     def search(self) -> SearchSettings:
+        """`[search]`, with every default filled in."""
         return self.first.search
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The user's own code that it refers to, such as `my_net.py:Net`."""
-        module = self.first.network.module
-        return () if module is None else (module,)
+        """The user's own code that it refers to, such as `my_net.py:Net`, or `my_data.py:load` for its images."""
+        module, (kind, data) = self.first.network.module, own_data(self.data.dataset) or ("", "")
+        return (*([] if module is None else [module]), *([data] if kind == "code" else []))
 
     @property
     def first_config(self) -> Config:

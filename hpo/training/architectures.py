@@ -19,6 +19,7 @@ from hpo.studyfile import Config, NetworkSettings
 from hpo.studyfile.models import for_all
 from hpo.training.images import DeviceSplit, Shape
 from hpo.training.networks import build
+from hpo.training.own_networks import try_out
 from hpo.training.proof import prove
 from hpo.training.stack import Member
 from hpo.training.tracing import CannotStackError, architecture
@@ -79,7 +80,7 @@ class Architectures:
         return f"{shared} {what} {member.number if self._alone[what] else ''}"
 
     def stacks(self, member: Member) -> bool:
-        """Return whether the member's module runs in a stack."""
+        """Return whether the member's module runs in a stack. Raises what the module raises where it does not run."""
         return member.config.network.kind != "module" or self._alone[self._what(member)] is None
 
     def _what(self, member: Member) -> str:
@@ -87,17 +88,20 @@ class Architectures:
         settings = member.config.network
         given = json.dumps([settings.module, settings.args], sort_keys=True)
         if given not in self._known:
-            modules = twins(settings, self._split.shape, self._split.classes, member.seed)
+            shape, classes = self._split.shape, self._split.classes
+            modules = twins(settings, shape, classes, member.seed)
             what = architecture(modules[0])
             if what not in self._alone:
-                reason = self._alone[what] = why_alone(modules, self._split.train)
-                if reason is not None:
+                reason = why_alone(modules, self._split.train)
+                if reason is not None:  # is it the stack's fault at all?
+                    try_out(modules[0], settings, self._split.train[:FEW].cpu().float(), classes)
                     self._tell(str(settings.module), reason)
+                self._alone[what] = reason
             self._known[given] = what
         return self._known[given]
 
     def _tell(self, module: str, reason: str) -> None:
-        if list(self._alone.values()).count(reason) == 1:
+        if reason not in self._alone.values():
             self._say(f"{module}: {reason}; its trials train one at a time")
 
 

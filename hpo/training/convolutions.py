@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo.training.blocks import Slot
-from hpo.training.layers import apply
+from hpo.training.layers import Weighted, apply
 
 
 class _ConvFunction(torch.autograd.Function):
@@ -95,27 +95,15 @@ def _whole(parts: list[Tensor], members: int, together: bool) -> Tensor:
     return torch.stack([part.permute(0, 2, 3, 1) for part in parts]).permute(0, 1, 4, 2, 3)
 
 
-class Conv:
+class Conv(Weighted):
     """`nn.Conv2d` and `nn.Conv1d` of K members: one grouped convolution. A sequence is an image of one row."""
 
     def __init__(self, name: str, modules: Sequence[nn.Conv1d | nn.Conv2d]) -> None:
         module = modules[0]
-        self._name, self._has_bias, self.groups = name, module.bias is not None, module.groups
-        self._rows = isinstance(module, nn.Conv2d)
+        super().__init__(name, module)
+        self.groups, self._rows = module.groups, isinstance(module, nn.Conv2d)
         settings = (module.stride, _padding(module), module.dilation)
         self.settings: tuple[Any, ...] = settings if self._rows else tuple(map(_of_a_row, settings, (1, 0, 1)))
-
-    def bind(self, slots: dict[str, Slot]) -> None:
-        """Fetch weight and bias."""
-        self._weight = slots[f"{self._name}.weight"]
-        self._bias = slots[f"{self._name}.bias"] if self._has_bias else None
-
-    def keep(self, members: Tensor) -> None:
-        """Nothing of its own."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """[K, B, C, H, W] or [B, C, H, W] -> [K, B, channels, H', W']; without H for `nn.Conv1d`."""

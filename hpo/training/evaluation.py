@@ -54,6 +54,11 @@ def of_subnetworks(network: nn.Module, images: Tensor, count: int, seed: int, ea
     return mean - math.log(count)
 
 
+def drops_out(network: nn.Module) -> bool:
+    """Return whether the network has sub-networks: a dropout layer that leaves anything out."""
+    return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in network.modules())
+
+
 class _Mask(nn.Module):
     """A dropout layer that leaves out the same inputs for every image until the next draw."""
 

@@ -39,6 +39,29 @@ class StackedLayer(Protocol):
         """Run the layer: `x` is [K, B, ...] if it is stacked, or [B, ...] where all members still share it."""
 
 
+class Stateless:
+    """What holds nothing of its own: a base of layers that are their parameters, and of what they do."""
+
+    def keep(self, members: Tensor) -> None:
+        """Nothing of its own."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+
+class Weighted(Stateless):
+    """A layer with a weight and maybe a bias, under its module's name."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self._name, self._has_bias = name, module.bias is not None
+
+    def bind(self, slots: dict[str, Slot]) -> None:
+        """Fetch weight and bias."""
+        self._weight = slots[f"{self._name}.weight"]
+        self._bias = slots[f"{self._name}.bias"] if self._has_bias else None
+
+
 class _LinearFunction(torch.autograd.Function):
     """`in_rows`: the output lies in memory as [K, rows, units], which what comes after a sequence reads."""
 
@@ -83,23 +106,11 @@ class _LinearFunction(torch.autograd.Function):
         return found, None, None, None, None
 
 
-class Linear:
+class Linear(Weighted):
     """`nn.Linear` of K members."""
 
     def __init__(self, name: str, modules: Sequence[nn.Linear]) -> None:
-        self._name, self._has_bias = name, modules[0].bias is not None
-
-    def bind(self, slots: dict[str, Slot]) -> None:
-        """Fetch weight and bias."""
-        self._weight = slots[f"{self._name}.weight"]
-        self._bias = slots[f"{self._name}.bias"] if self._has_bias else None
-
-    def keep(self, members: Tensor) -> None:
-        """Nothing of its own."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
+        super().__init__(name, modules[0])
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """[K, ..., features] or [..., features] -> [K, ..., units]."""
@@ -122,7 +133,7 @@ class _ParameterFunction(torch.autograd.Function):
         return None, None
 
 
-class Parameter:
+class Parameter(Stateless):
     """A parameter that is used outside of a layer, of K members."""
 
     def __init__(self, name: str) -> None:
@@ -131,13 +142,6 @@ class Parameter:
     def bind(self, slots: dict[str, Slot]) -> None:
         """Fetch the parameter."""
         self._slot = slots[self._name]
-
-    def keep(self, members: Tensor) -> None:
-        """Nothing of its own."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def __call__(self, x: Tensor, stacked: bool = True, training: bool = True) -> Tensor:
         """Return the parameter, [K, ...], whatever `x` is."""
@@ -167,7 +171,7 @@ class Buffer:
         return self._value
 
 
-class PerMember:
+class PerMember(Stateless):
     """A layer that is a function of its input and its parameters alone, run for each member through torch.vmap."""
 
     def __init__(self, name: str, modules: Sequence[nn.Module]) -> None:
@@ -178,13 +182,6 @@ class PerMember:
         """Fetch the parameters."""
         for parameter in self._parameters.values():
             parameter.bind(slots)
-
-    def keep(self, members: Tensor) -> None:
-        """Nothing of its own."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """[K, B, ...] or [B, ...] -> what the layer makes of it for each member."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import safetensors
@@ -48,7 +49,10 @@ def read(path: Path) -> tuple[State, dict[str, str]]:
 
 def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
     """Return the network with these weights, which were read from `path`, in their own type and for inference."""
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+    # No memory and no random numbers for weights that are about to be replaced. But a module of the user's own may keep
+    # tensors that are not among its weights, or look at values.
+    where = nullcontext() if settings.kind == "module" else torch.device("meta")
+    with where:
         network = build(settings, shape, classes, seed=0)
     types = {name: value.dtype.is_floating_point for name, value in network.state_dict().items()}
     try:
@@ -57,4 +61,6 @@ def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape
         raise HpoError(f"{path}: its weights are not those of the network that is described with them") from error
     if any(state[name].dtype.is_floating_point != floating for name, floating in types.items()):
         raise HpoError(f"{path}: its weights are not of the type of the network that is described with them")
+    if settings.kind == "module":
+        network = network.to(next(network.parameters()).dtype)
     return network.eval()

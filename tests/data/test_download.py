@@ -125,7 +125,7 @@ def test_a_download_lands_whole_in_the_cache_and_loads(mirrors: tuple[Mirror, Mi
     assert all((folder / name).read_bytes() == content for name, content in CONTENTS.items())
     subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=folder, check=True)
     split = load_split(study_of("mnist"))
-    assert (len(split.train), split.test_size, len(load_test("mnist"))) == (40, 20, 20)
+    assert (len(split.train), split.test_size, len(load_test(split))) == (40, 20, 20)
     assert spare.asked == []
 
 

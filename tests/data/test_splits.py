@@ -12,7 +12,7 @@ from data_files import TEST, TRAIN, idx_labels, some_images, study_of, write_cif
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.data import Images, check_test, load_split, load_test
+from hpo.data import Images, SealedImages, check_test, load_split, load_test
 from hpo.data.splits import split_indices
 from hpo.errors import DataError, StudyFileError, UsageError
 
@@ -21,6 +21,10 @@ from hpo.errors import DataError, StudyFileError, UsageError
 def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
     return write_idx(tmp_path / "mnist", 200)
+
+
+def sealed(name: str) -> SealedImages:
+    return load_test(load_split(study_of(name)))
 
 
 def rows(images: Images) -> set[bytes]:
@@ -76,7 +80,8 @@ def test_splits_stay_what_they_were(mnist: Path) -> None:
 
 
 def test_digits_come_inside_a_package_with_a_sealed_fifth() -> None:
-    split, test = load_split(study_of("digits")), load_test("digits")
+    split = load_split(study_of("digits"))
+    test = load_test(split)
     assert split.train.pixels.shape[1:] == test.pixels.shape[1:] == (1, 8, 8)
     assert len(split.train) + len(split.validation) == 1438
     assert split.test_size == len(test) == 359
@@ -96,14 +101,14 @@ def test_cifar10_has_its_planes_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     both = np.concatenate([split.train.pixels, split.validation.pixels])
     assert any(np.array_equal(image[0], red) for image in both)
     assert split.test_size == 10
-    assert load_test("cifar10").pixels.shape == (10, 3, 32, 32)
+    assert sealed("cifar10").pixels.shape == (10, 3, 32, 32)
 
 
 def test_the_sealed_test_set_comes_from_the_folder_of_the_training_files(mnist: Path, cache: Path) -> None:
-    assert load_test("mnist").pixels.shape == (20, 1, 28, 28)
+    assert sealed("mnist").pixels.shape == (20, 1, 28, 28)
     write_idx(cache / "mnist")
     (mnist / TEST[0]).unlink()
-    for read in (check_test, load_test):
+    for read in (check_test, sealed):
         with pytest.raises(DataError, match=r"mnist/t10k-images-idx3-ubyte: missing"):
             read("mnist")
 
@@ -125,16 +130,16 @@ def test_whether_the_sealed_test_set_is_there_is_seen_without_opening_it(
 
 
 def test_the_sealed_test_set_comes_with_what_tells_it_from_others(mnist: Path) -> None:
-    assert (load_test("mnist").white, load_test("digits").white) == (255, 16)
-    before = load_test("mnist").content_sha256
+    assert (load_split(study_of("mnist")).white, load_split(study_of("digits")).white) == (255, 16)
+    before = sealed("mnist").content_sha256
     labels = (mnist / TEST[1]).read_bytes()
     (mnist / TEST[1]).write_bytes(labels[:-1] + bytes([(labels[-1] + 1) % 10]))
-    assert load_test("mnist").content_sha256 != before
+    assert sealed("mnist").content_sha256 != before
 
 
 def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown data set 'mnits' \(did you mean 'mnist'\?\); known: digits, mnist"):
-        load_test("mnits")
+        check_test("mnits")
 
 
 def test_missing_data_names_the_command_that_gets_it() -> None:
@@ -218,7 +223,7 @@ def test_every_split_is_whole_or_refused_at_a_key_of_data(
     study = study_of("mnist", validation=validation, split_seed=seed, **size)
     labels = (np.arange(total) % 3).astype(np.uint8)
     try:
-        held_out, training = split_indices(study, labels, 3)
+        held_out, training = split_indices(study, labels, "abc")
     except (StudyFileError, DataError) as error:
         refused = error
     else:

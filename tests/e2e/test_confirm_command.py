@@ -59,7 +59,7 @@ def test_ctrl_c_hands_back_what_is_unfinished_and_the_same_command_goes_on(hpo: 
     assert running.process.stderr.readline().startswith(b"tiny-confirm: 4 trials")  # nothing is trained yet
     running.process.send_signal(signal.SIGINT)
     outcome = running.outcome()
-    assert (outcome.status, outcome.out) == (130, "")
-    assert outcome.err.splitlines()[-1] == "tiny-confirm: interrupted; the same command goes on"
+    assert (outcome.status, outcome.out) == (130, ""), outcome.err
+    assert outcome.err.splitlines()[-1] == "hpo: tiny-confirm: interrupted; confirm 'tiny' again to go on"
     assert hpo(*confirm, "--quiet").status == 0
     assert "4 complete" in hpo("studies").out

@@ -48,6 +48,6 @@ def test_what_cannot_be_plotted_is_one_line(hpo: Run, folder: Path, monkeypatch:
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err == (
         "hpo: PNG: needs Chrome or Chromium, and none is there: `apt install chromium`, or `plotly_get_chrome`; "
-        "one that is not on PATH goes into BROWSER_PATH; --format html needs none\n"
+        "one that is not on PATH goes into BROWSER_PATH; a page (.html, --format html) needs none\n"
     )
     assert not (folder / "there").exists()

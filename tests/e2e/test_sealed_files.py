@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tiny import write_mnist
 from typer.main import get_command
 
@@ -25,6 +26,16 @@ import io, json, os, re, signal, sys, threading, urllib.request
 
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+
+import zipfile
+
+class Noted(zipfile.ZipFile):
+    # Arrays of a file of numpy.savez are members that are opened one by one.
+    def open(self, name, *args, **kwargs):
+        opened.append(f"{self.filename or self.fp.name}:{getattr(name, 'filename', name)}")
+        return super().open(name, *args, **kwargs)
+
+zipfile.ZipFile = Noted
 
 from hpo.cli import main
 
@@ -47,7 +58,7 @@ for words in json.loads(sys.argv[1]):
         status = main(words)
     except SystemExit as ended:
         status = ended.code
-    sealed = [path for path in opened if "t10k" in path]
+    sealed = [path for path in opened if "t10k" in path or "_test.npy" in path or "/test/" in path]
     print(json.dumps([words, status, sealed]), file=told, flush=True)
 """
 
@@ -59,6 +70,12 @@ optimizer = { lr = { low = 1e-3, high = 0.5, log = true } }
 training = { epochs = 2, batch_size = 40, precision = "float32", keep = "best", keep_trials = 9 }
 search = { trials = 6, sampler = "random", population = 4 }
 """
+
+OWN = """\
+launch {name}.toml --device cpu --quiet
+test {name} --device cpu
+"""
+"""A search and a look, once more for each kind of the user's own images."""
 
 COMMANDS = """\
 version
@@ -111,14 +128,8 @@ def known_commands(command: Any = None, words: tuple[str, ...] = ()) -> Iterator
         yield from known_commands(each, (*words, name))
 
 
-def test_only_hpo_test_opens_test_files(folder: Path) -> None:
-    (folder / "tiny.toml").write_text(STUDY)
-    write_mnist(folder / "data" / "mnist")
-    write_mnist(folder / "data" / "sealed", seed=1, count=20)
-    for name in ("images-idx3-ubyte", "labels-idx1-ubyte"):
-        (folder / "data" / "sealed" / f"train-{name}").rename(folder / "data" / "mnist" / f"t10k-{name}")
-    np.save(folder / "images.npy", np.zeros((3, 28, 28), np.uint8))
-    commands = [shlex.split(line) for line in COMMANDS.splitlines()]
+def followed(folder: Path, commands: list[list[str]]) -> list[tuple[list[str], set[str]]]:
+    """Run the commands in one process; return the sealed files, or members of one, that each has opened."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(commands)],
         env={**os.environ, "HPO_DATA_DIR": str(folder / "data")},
@@ -131,8 +142,40 @@ def test_only_hpo_test_opens_test_files(folder: Path) -> None:
     assert [words for words, _, _ in found] == commands, done.stderr
     failed = [words for words, status, _ in found if status != 0 and words[0] not in NOT_ALWAYS_0]
     assert not failed, done.stderr
+    return [(words, set(opened)) for words, _, opened in found]
+
+
+def test_only_hpo_test_opens_test_files(folder: Path) -> None:
+    (folder / "tiny.toml").write_text(STUDY)
+    write_mnist(folder / "data" / "mnist")
+    write_mnist(folder / "data" / "sealed", seed=1, count=20)
+    for name in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        (folder / "data" / "sealed" / f"train-{name}").rename(folder / "data" / "mnist" / f"t10k-{name}")
+    np.save(folder / "images.npy", np.zeros((3, 28, 28), np.uint8))
+    commands = [shlex.split(line) for line in COMMANDS.splitlines()]
+    found = followed(folder, commands)
     run = {words for words in known_commands() if any(words == tuple(each[: len(words)]) for each in commands)}
     assert run == set(known_commands())
     sealed = {str(folder / "data" / "mnist" / f"t10k-{name}") for name in ("images-idx3-ubyte", "labels-idx1-ubyte")}
-    for words, _, opened in found:
-        assert set(opened) == (sealed if words[0] == "test" else set()), words
+    for words, opened in found:
+        assert opened == (sealed if words[0] == "test" else set()), words
+
+
+def test_only_hpo_test_opens_test_images_of_the_users_own(folder: Path) -> None:
+    x, y = np.random.default_rng(0).integers(0, 256, (60, 4, 3), dtype=np.uint8), np.arange(60) % 2
+    np.savez(folder / "images.npz", x=x[:50], y=y[:50], x_test=x[50:], y_test=y[50:])
+    for index, (image, label) in enumerate(zip(x, y, strict=True)):
+        place = folder / "pictures" / ("test" if index >= 50 else "train") / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{index}.png")
+    own = {"arrays": "npz:images.npz", "pictures": "folder:pictures"}
+    for name, dataset in own.items():
+        written = STUDY.replace("tiny", name).replace('"mnist", train_size = 60', f'"{dataset}"')
+        (folder / f"{name}.toml").write_text(written.replace("trials = 6", "trials = 2").replace("[8]", "[2]"))
+    commands = [shlex.split(line) for name in own for line in OWN.format(name=name).splitlines()]
+    sealed = {
+        "arrays": {f"{folder / 'images.npz'}:{name}_test.npy" for name in "xy"},
+        "pictures": {str(path) for path in (folder / "pictures" / "test").glob("*/*.png")},
+    }
+    for words, opened in followed(folder, commands):
+        assert opened == (sealed[words[1]] if words[0] == "test" else set()), words

@@ -14,8 +14,8 @@ import pytest
 from command import Outcome, Running
 from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
+from tiny import sealed_digits
 
-from hpo.data import load_test
 from hpo.results.sealed_result import schema
 from hpo.storage import load_study, open_storage
 from hpo.storage.looks import looks
@@ -38,12 +38,12 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, folder: Path)
     result = json.loads((folder / "tiny-test" / "result.json").read_text())
     jsonschema.validate(result, schema())
 
-    np.save("images.npy", load_test("digits").pixels)
+    np.save("images.npy", sealed_digits().pixels)
     outcome = hpo("predict", "tiny-test", "images.npy", "--device", "cpu")
     assert (outcome.status, outcome.err) == (0, "")
     heading, *rows = outcome.out.splitlines()
     assert heading == "image,class,probability"
-    right = [int(row.split(",")[1]) for row in rows] == load_test("digits").labels
+    right = [int(row.split(",")[1]) for row in rows] == sealed_digits().labels
     assert right.mean() == result["test"]["accuracy"]
     assert hpo("predict", "tiny-test", "images.npy", "-o", "answers.csv") == (0, "", "")
     assert (folder / "answers.csv").read_text() == outcome.out

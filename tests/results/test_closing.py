@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import TrialState
 from stored_studies import tree, trial
 
-from hpo.results.closing import closing_lines
+from hpo.results.closing import next_lines, summary_lines
 from hpo.search.events import StudyEnded
 from hpo.storage import Storage
 from hpo.studyfile import Study, parse_study
@@ -23,7 +23,7 @@ def study(name: str = "digits") -> Study:
 
 def test_the_five_best_and_the_next_commands(stored: Store, storage: Storage) -> None:
     stored([trial(number / 10) for number in range(1, 8)])
-    lines = closing_lines(study(), storage, FINISHED, None)
+    lines = [*summary_lines(study(), storage, FINISHED), *next_lines(study(), storage, None)]
     assert lines[0] == "digits: finished, 7 completed, 1 pruned, 0 failed in 2.5 s"
     assert [line[:24] for line in lines[1:6]] == [f"Best-{rank} (val acc: 0.{8 - rank}000)" for rank in range(1, 6)]
     assert lines[6:] == ["next: hpo confirm digits", "      hpo export digits -o best.json", "      hpo dashboard"]
@@ -31,7 +31,7 @@ def test_the_five_best_and_the_next_commands(stored: Store, storage: Storage) ->
 
 def test_the_best_at_an_edge_is_warned_of(stored: Store, storage: Storage) -> None:
     stored([trial(0.9, params={"lr": 0.1, "dropout": 0.25}), trial(0.5, params={"lr": 1e-6, "dropout": 0.25})])
-    warnings = [line for line in closing_lines(study(), storage, FINISHED, None) if line.startswith("warning: ")]
+    warnings = [line for line in summary_lines(study(), storage, FINISHED) if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "--set optimizer.lr.high=1 --extend" in warnings[0]
 
@@ -39,27 +39,27 @@ def test_the_best_at_an_edge_is_warned_of(stored: Store, storage: Storage) -> No
 def test_a_grid_is_to_be_compared(stored: Store, storage: Storage) -> None:
     stored([trial(0.9)])
     grid = parse_study(tree(network={"dropout": 0.1}, optimizer={"lr": 0.1}, search={"sampler": "grid"}), "x.toml")
-    assert closing_lines(grid, storage, FINISHED, None)[-3] == "next: hpo compare digits"
+    assert next_lines(grid, storage, None)[0] == "next: hpo compare digits"
 
 
 def test_nothing_finished_leaves_nothing_to_rank(stored: Store, storage: Storage) -> None:
     stored([trial(0.9, state=TrialState.PRUNED)])
     interrupted = StudyEnded(reason="interrupted", completed=0, pruned=1, failed=0, seconds=2.5)
-    assert closing_lines(study(), storage, interrupted, None) == [
-        "digits: interrupted, 0 completed, 1 pruned, 0 failed in 2.5 s; launch it again to go on",
-        "next: hpo dashboard",
+    assert summary_lines(study(), storage, interrupted) == [
+        "digits: interrupted, 0 completed, 1 pruned, 0 failed in 2.5 s; launch it again to go on"
     ]
+    assert next_lines(study(), storage, None) == ["next: hpo dashboard"]
 
 
 def test_an_exhausted_space_is_said_to_be(stored: Store, storage: Storage) -> None:
     stored([trial(0.9)])
     exhausted = StudyEnded(reason="space exhausted", completed=1, pruned=0, failed=0, seconds=0.5)
-    assert "every point of the search space is done" in closing_lines(study(), storage, exhausted, None)[0]
+    assert "every point of the search space is done" in summary_lines(study(), storage, exhausted)[0]
 
 
 def test_commands_name_another_storage_without_its_password(stored: Store, storage: Storage) -> None:
     name = "it's one"
     stored([trial(0.9)], name=name)
-    lines = closing_lines(study(name), storage, FINISHED, "postgresql://me:secret@host/hpo")
-    assert lines[-3] == """next: hpo confirm 'it'"'"'s one' --storage 'postgresql://me:***@host/hpo'"""
+    lines = next_lines(study(name), storage, "postgresql://me:secret@host/hpo")
+    assert lines[0] == """next: hpo confirm 'it'"'"'s one' --storage 'postgresql://me:***@host/hpo'"""
     assert "secret" not in "\n".join(lines)

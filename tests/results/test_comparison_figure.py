@@ -73,13 +73,21 @@ def test_lines_are_means_and_bands_extremes(storage: Storage, stored: Store) -> 
 
 
 @pytest.mark.parametrize(
-    ("losses", "axis"), [([3.0, 0.02], "log"), ([1.0, 0.02], None), ([3.0, 0.0], None), ([300.0, -0.1], None)]
+    ("losses", "axis", "ticks"),
+    [
+        ([3.0, 0.02], "log", 1),
+        ([3.0, 3e-20], "log", 3),
+        ([1.0, 0.02], None, None),
+        ([3.0, 0.0], None, None),
+        ([300.0, -0.1], None, None),
+    ],
 )
 def test_a_loss_that_spans_decades_has_a_log_axis(
-    storage: Storage, stored: Store, losses: Sequence[float], axis: str | None
+    storage: Storage, stored: Store, losses: Sequence[float], axis: str | None, ticks: int | None
 ) -> None:
     stored([norm(True, val=[0.1, 0.1], val_loss=losses)], file())
-    assert drawn(storage).layout.yaxis2.type == axis
+    drawn_axis = drawn(storage).layout.yaxis2
+    assert (drawn_axis.type, drawn_axis.dtick) == (axis, ticks)  # in powers of ten
 
 
 def test_by_a_parameter_each_value_has_a_frame(storage: Storage, stored: Store) -> None:

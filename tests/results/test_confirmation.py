@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from tiny import StopAfter, search, study_of, trials_of, write_mnist
 from hpo.errors import DataError, HpoError, UnknownStudyError
 from hpo.results import confirming as making
 from hpo.results.confirmation import Confirmation, find_confirmation, of_study
-from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_text
+from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_rows, confirmation_text
 from hpo.results.confirming import CONFIRMS, confirming_study
+from hpo.results.copies import copy_line
+from hpo.results.verification import VERIFIED, verify
+from hpo.search.check import parameter_line
 from hpo.service.confirming import confirm
-from hpo.storage import Storage, StudyState, load_study, set_state, study_names
+from hpo.storage import Storage, StudyState, load_study, open_storage, set_state, study_names
 from hpo.studyfile import Study, parse_study
 
 LR = {"lr": FloatDistribution(1e-3, 1.0, log=True)}
@@ -110,6 +114,14 @@ def test_a_baseline_between_two_steps_is_trained_too(storage: Storage) -> None:
     search(study_of(network={"dropout": dropout}, search={"trials": 1}, baseline={"dropout": 0.25}), storage)
     study = confirming_study(storage, "tiny", top=1, seeds=2)
     assert study.search.points[-1]["dropout"] == 0.25
+
+
+def test_choices_in_the_place_of_steps_are_shown_with_few_digits(storage: Storage) -> None:
+    lr = {"low": 0.01, "high": 0.05, "step": 0.01}
+    search(study_of(optimizer={"lr": lr}, search={"trials": 1}, baseline={"lr": 0.0123456789}), storage)
+    found = trained(storage, top=1)
+    assert "lr: 0.0123457" in {row[-1] for row in confirmation_rows(found)}
+    assert parameter_line(found.study.parameters[0]).startswith("lr: one of 0.0123457, 0.0")
 
 
 def test_choices_that_the_study_has_no_longer_are_trained_again(storage: Storage) -> None:
@@ -381,6 +393,33 @@ def test_what_cannot_be_confirmed(storage: Storage) -> None:
     search(study_of(name="fixed", optimizer={"lr": 0.1}, training={"epochs": 1}, search={"trials": 1}), storage)
     with pytest.raises(HpoError, match="searches nothing"):
         confirming_study(storage, "fixed", 1, 2)
+
+
+@pytest.mark.parametrize("new_name", [None, "other"])
+def test_a_copy_has_its_confirmations_and_goes_on_with_them(
+    storage: Storage, tmp_path: Path, new_name: str | None
+) -> None:
+    search(study_of(training={"epochs": 1, "keep": "last"}), storage)
+    before = trained(storage)
+    verify(storage, "tiny", 1, "cpu", threading.Event(), pytest.fail)
+    called = new_name or "tiny"
+    line = copy_line(storage, "tiny", f"sqlite:///{tmp_path}/copy.db", new_name)
+    assert f"; its confirmations, too: '{called}-confirm'; its files of weights stay in {tmp_path}" in line
+    copy = open_storage(f"sqlite:///{tmp_path}/copy.db")
+    found = find_confirmation(copy, called)
+    assert found is not None
+    assert (found.original, found.ranked) == (called, before.ranked)
+    assert load_study(copy, called).user_attrs[VERIFIED]["study"] == called
+    assert confirming_study(copy, called, 2, 2).name == f"{called}-confirm"
+    assert study_names(copy) == [called, f"{called}-confirm"]
+    copy.close()
+
+
+def test_a_copy_says_what_it_starts_from(storage: Storage, tmp_path: Path) -> None:
+    search(study_of(search={"trials": 1}), storage)
+    search(study_of(name="next", search={"trials": 1, "start_from": ["tiny"]}), storage)
+    line = copy_line(storage, "next", f"sqlite:///{tmp_path}/copy.db", None)
+    assert line.endswith("; it starts from 'tiny', which does not travel with it")
 
 
 def test_another_study_of_the_same_name_has_not_been_confirmed(storage: Storage) -> None:

@@ -12,9 +12,9 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from tiny import LR, search, study_of, trials_of, write_mnist
+from tiny import LR, sealed_digits, search, study_of, trials_of, write_mnist
 
-from hpo.data import Images, load_split, load_test
+from hpo.data import Images, Split, load_split
 from hpo.data.splits import split_indices
 from hpo.errors import HpoError, InterruptionError
 from hpo.results import sealed
@@ -84,13 +84,13 @@ def probabilities(study: Study, number: int, storage: Storage, path: Path) -> to
     module = build(config.network, (1, 8, 8), 10, seed=0).double()
     module.load_state_dict(read(path)[0])
     with torch.no_grad():
-        return torch.softmax(module.eval()(torch.from_numpy(load_test("digits").pixels).double()), 1)
+        return torch.softmax(module.eval()(torch.from_numpy(sealed_digits().pixels).double()), 1)
 
 
 def test_the_best_trial_is_trained_on_all_images_and_tested_once(storage: Storage, searched: Study) -> None:
     result = see(storage)
     best = best_trials(storage, "tiny", 1)[0]
-    labels = load_test("digits").labels
+    labels = sealed_digits().labels
     found = probabilities(searched, best.number, storage, Path("tiny-test") / WEIGHTS_FILE)
     answers, test = found.argmax(1).numpy(), result["test"]
     assert (result["trial"], result["score"], result["look"], result["looks"]) == (best.number, best.value, 1, 1)
@@ -113,14 +113,14 @@ def test_the_best_trial_is_trained_on_all_images_and_tested_once(storage: Storag
     (kept,) = looks_of(storage)
     assert kept["result"]["accuracy"] == test["accuracy"]
     assert kept["result"]["confusion"] == test["confusion"]
-    assert kept["result"]["sha256"] == load_test("digits").content_sha256
+    assert kept["result"]["sha256"] == sealed_digits().content_sha256
 
 
 def test_all_kept_images_are_those_that_the_shuffle_begins_with(storage: Storage) -> None:
     """`whole` above is right: validation first, then training, as one run of the shuffle."""
     study = study_of()
     labels = np.arange(2000, dtype=np.uint8) % 10
-    validation, training = split_indices(study, labels, 10)
+    validation, training = split_indices(study, labels, tuple("0123456789"))
     order = np.random.Generator(np.random.PCG64(study.data.split_seed)).permutation(2000)
     assert np.concatenate([validation, training]).tolist() == order[:150].tolist()
 
@@ -152,7 +152,7 @@ def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study
 def test_a_look_that_is_cut_off_is_not_forgotten(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(name: str) -> None:
+    def die(split: Split) -> None:
         assert len(looks_of(storage)) == 1
         raise SystemExit
 
@@ -262,6 +262,23 @@ def test_with_the_best_epochs_score_it_trains_for_as_many(storage: Storage) -> N
     best = best_trials(storage, "tiny", 1)[0]
     assert best.user_attrs["score_epoch"] < 8
     assert see(storage)["weights"]["epochs"] == best.user_attrs["score_epoch"]
+
+
+def test_whom_patience_ended_is_trained_for_as_long_under_its_own_schedule(storage: Storage) -> None:
+    training = {"epochs": 12, "patience": 2}
+    optimizer = {"lr": {"choices": [0.5]}, "schedule": "cosine"}
+    study = study_of(training=training, optimizer=optimizer, search={"trials": 1, "repeat": True})
+    search(study, storage)
+    best = best_trials(storage, "tiny", 1)[0]
+    epochs = len(trials_of(storage)[best.number].system_attrs[CURVE]["val_loss"])
+    assert 2 < epochs < 12
+    result = see(storage)
+    assert result["weights"]["epochs"] == epochs
+    patient = study_of(training={"epochs": 12}, optimizer=optimizer).config(best.params)
+    member = Member(0, patient, derive_seed("test", study.search.seed, best.number))
+    (state,) = (each.states([0])[0] for each in train([member], whole(study), "float64") if each.epoch == epochs)
+    ours, _ = read(Path("tiny-test") / WEIGHTS_FILE)
+    assert all(torch.allclose(ours[name], value) for name, value in state.items())
 
 
 @pytest.fixture

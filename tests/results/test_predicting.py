@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
-from tiny import search, study_of
+from tiny import sealed_digits, search, study_of
 
-from hpo.data import load_test
 from hpo.errors import HpoError
 from hpo.results.model_folder import CARD_FILE, WEIGHTS_FILE
 from hpo.results.predicting import predictions
@@ -47,11 +46,11 @@ def model(tested: Path, tmp_path: Path) -> Path:
 def predict(model: Path, images: NDArray[Any]) -> list[dict[str, str]]:
     path = model.parent / "images.npy"
     np.save(path, images)
-    return list(csv.DictReader(io.StringIO(predictions(model, path, "cpu"))))
+    return list(csv.DictReader(io.StringIO(str(predictions(model, path, "cpu")))))
 
 
 def test_the_test_images_get_the_answers_that_were_counted(tested: Path, model: Path) -> None:
-    images, labels = load_test("digits").pixels, load_test("digits").labels
+    images, labels = sealed_digits().pixels, sealed_digits().labels
     rows = predict(model, images)
     assert [int(row["image"]) for row in rows] == list(range(len(labels)))
     answers = np.array([int(row["class"]) for row in rows])
@@ -73,7 +72,7 @@ def test_bytes_are_as_the_data_set_has_them_and_floats_from_0_to_1(model: Path) 
 
 
 def test_many_images_are_numbered_through(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = load_test("digits").pixels[:25]
+    images = sealed_digits().pixels[:25]
     whole = predict(model, images)
     monkeypatch.setattr("hpo.results.predicting.AT_ONCE", 10)
     assert predict(model, images) == whole
@@ -89,10 +88,13 @@ ZEROS = np.zeros((2, 8, 8), np.float32)
         (ZEROS + 1.5, "holds numbers outside 0 to 1"),
         (ZEROS - 1, "holds numbers outside 0 to 1"),
         (ZEROS * np.nan, "holds numbers outside 0 to 1"),
-        (ZEROS.astype(np.int64), "holds int64; images are uint8, or floats from 0 to 1"),
+        (ZEROS.astype(np.int64), "holds int64; this network takes uint8, or floats from 0 to 1"),
         (ZEROS.astype(bool), "holds bool"),
         (ZEROS.astype(complex), "holds complex128"),
-        (np.zeros((2, 28, 28)), r"its shape is \[2, 28, 28\]; this network takes \[N, 1, 8, 8\] or \[N, 8, 8\]"),
+        (
+            np.zeros((2, 28, 28)),
+            r"its shape is \[2, 28, 28\]; this network takes \[N, 1, 8, 8\] or \[N, 8, 8, 1\] or \[N, 8, 8\]",
+        ),
         (np.zeros((8, 8)), r"its shape is \[8, 8\]"),
         (np.zeros((2, 3, 8, 8)), r"its shape is \[2, 3, 8, 8\]"),
         (np.float32(0.5), r"its shape is \[\]"),

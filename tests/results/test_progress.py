@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from hpo.results.progress import JsonProgress, LiveProgress, PlainProgress, QuietProgress, progress
+from hpo.results.progress import JsonProgress, LiveProgress, PlainProgress, QuietProgress, progress_on
 from hpo.search.events import (
     EpochEnded,
     Event,
@@ -190,17 +190,12 @@ def test_every_display_knows_how_the_study_ended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("json_lines", "quiet", "console", "kind"),
+    ("console", "kind"),
     [
-        (True, False, console(True), JsonProgress),
-        (True, True, console(), JsonProgress),
-        (False, True, console(True), QuietProgress),
-        (False, False, console(True), LiveProgress),
-        (False, False, console(), PlainProgress),
-        (False, False, console(True, TERM="dumb"), PlainProgress),
+        (console(True), LiveProgress),
+        (console(), PlainProgress),
+        (console(True, TERM="dumb"), PlainProgress),
     ],
 )
-def test_the_display_suits_the_options_and_the_terminal(
-    json_lines: bool, quiet: bool, console: Console, kind: type[QuietProgress]
-) -> None:
-    assert type(progress(json_lines, quiet, console, threading.Event())) is kind
+def test_the_display_suits_the_terminal(console: Console, kind: type[QuietProgress]) -> None:
+    assert type(progress_on(console)) is kind

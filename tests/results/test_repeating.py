@@ -15,9 +15,10 @@ from stored_studies import trial
 from tiny import search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, UsageError
+from hpo.results import export as exporting
 from hpo.results import verification
 from hpo.results.confirming import confirming_study
-from hpo.results.export import export, export_text
+from hpo.results.export import export, export_text, params_of
 from hpo.results.repeating import largest_differences
 from hpo.results.replaying import Replay, replay, replay_lines
 from hpo.results.verification import VERIFIED, verified_lines, verify
@@ -127,6 +128,31 @@ def test_a_study_that_is_deleted_meanwhile_is_one_line(searched: Storage, monkey
     monkeypatch.setattr(verification, "_certificate", certified)
     with pytest.raises(HpoError, match="study 'tiny': was deleted meanwhile"):
         verified(searched, 1)
+
+
+def begun_anew(storage: Storage) -> None:
+    """Another study under the same name, and on SQLite under the same id."""
+    optuna.delete_study(study_name="tiny", storage=storage)
+    search(STUDY, storage)
+
+
+def test_a_study_that_is_begun_anew_meanwhile_gets_no_certificate(
+    searched: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_study(searched, "tiny")._study_id
+    monkeypatch.setattr(verification, "_certificate", lambda *anything: [begun_anew(searched), {}][1])
+    with pytest.raises(HpoError, match="study 'tiny': was deleted meanwhile"):
+        verified(searched, 1)
+    assert load_study(searched, "tiny")._study_id == before
+    assert VERIFIED not in load_study(searched, "tiny").user_attrs
+
+
+def test_a_study_that_is_begun_anew_meanwhile_is_not_exported(
+    searched: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "params_of", lambda *anything: [begun_anew(searched), params_of(*anything)][1])
+    with pytest.raises(HpoError, match="study 'tiny': was deleted and begun anew meanwhile; export it again"):
+        export(searched, "tiny")
 
 
 @pytest.mark.parametrize("form", ["json", "toml"])

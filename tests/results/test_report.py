@@ -87,6 +87,14 @@ def test_a_page_of_a_confirmed_and_verified_search(storage: Storage) -> None:
     assert "Not confirmed" not in found.text
 
 
+def test_what_a_study_starts_from_is_named(stored: Store, storage: Storage) -> None:
+    stored([trial(0.5), trial(0.7), trial(state=TrialState.FAIL)], name="<first>")
+    stored([trial(0.9)], tree(search={"start_from": ["<first>", "lost"]}))
+    found = Page(report(storage, "digits")).text
+    assert "starts from <first> (2 completed trials); left out today: " in found
+    assert "no study named 'lost'" in found
+
+
 def test_a_confirmation_that_is_not_finished_is_said(storage: Storage) -> None:
     search(study_of(training={"epochs": 1}), storage)
     confirming_study(storage, "tiny", top=2, seeds=2)

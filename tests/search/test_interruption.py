@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, trials_of
+from tiny import STUDY, StopAfter, after_epochs, check_like, check_whole, search, states, study_of, trials_of
 
 from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
-from hpo.storage import Storage, load_study
+from hpo.storage import Storage, StudyState, load_study, state_of, summary
 
 NewStorage = Callable[[], Storage]
 DEADLINE_S = 120.0
@@ -66,6 +66,15 @@ def test_a_stop_before_the_first_epoch_trains_nothing(storage: Storage) -> None:
     assert isinstance(events[-1], StudyEnded)
     assert events[-1].reason == "interrupted"
     assert trials_of(storage) == []
+
+
+@pytest.mark.parametrize("looks", range(9))
+def test_a_stop_at_any_moment_leaves_the_study_open(looks: int, storage: Storage) -> None:
+    events: list[Event] = []
+    launch(study_of(), storage, device="cpu", on_event=events.append, stop=StopAfter(looks))
+    (ended,) = (event for event in events if isinstance(event, StudyEnded))
+    assert ended.reason == "interrupted"
+    assert state_of(summary(storage, "tiny").user_attrs) == StudyState.OPEN
 
 
 def test_a_stop_in_the_very_last_epoch_comes_too_late(storage: Storage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,37 @@ def test_a_baseline_that_cannot_be_trained_is_refused(given: Any, message: str) 
     with pytest.raises(StudyFileError) as refused:
         with_baseline(given)
     assert message in str(refused.value)
+
+
+TWO_PLACES = "must be one number or a list of 2, one for each place (got [0.1])"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"hidden": [5, 5], "dropout": [0.1]}, f"dropout: {TWO_PLACES}"),
+        ({"hidden": [5], "dropout": [0.1, 0.2]}, "dropout: must be one number or a list of 1"),
+        ({"hidden": [5, 5], "dropout": [0.1, 0.2]}, ""),
+        ({"dropout": [0.1]}, ""),
+    ],
+)
+@pytest.mark.parametrize("place", ["baseline", "search.points.0"])
+def test_values_that_do_not_go_together_are_refused_with_the_file(place: str, given: Any, message: str) -> None:
+    network = {"hidden": {"choices": [[8], [5, 5]]}, "dropout": {"choices": [0.0, 0.5]}}
+    tree = study_of(network=network, optimizer={"lr": 0.1}, search={"trials": 2}).resolved()
+    tree = {**tree, "baseline": given} if place == "baseline" else tree
+    tree["search"] |= {} if place == "baseline" else {"points": [{"hidden": [8], **given}]}
+    if not message:
+        parse_study(tree, "studies/tiny.toml")
+        return
+    with pytest.raises(StudyFileError, match=f"^studies/tiny.toml: {re.escape(f'{place}.{message}')}"):
+        parse_study(tree, "studies/tiny.toml")
+
+
+def test_a_baseline_that_does_not_go_with_a_fixed_value_is_refused() -> None:
+    network = {"hidden": {"choices": [[8], [5]]}, "dropout": [0.1]}
+    with pytest.raises(StudyFileError, match=re.escape("baseline: does not go with network.dropout, which must be")):
+        with_baseline({"hidden": [5, 5]}, network=network)
 
 
 def test_a_baseline_may_be_added_to_a_stored_study(storage: Storage, tmp_path: Path) -> None:

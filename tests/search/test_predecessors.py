@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lock_step import LockStep
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from postgresql_server import Server
 from tiny import DECAY, after_epochs, check_whole, params, search, states, study_of, trials_of, write_mnist
 
 from hpo.errors import StudyFileError, UsageError
@@ -18,7 +19,7 @@ from hpo.search.history import History
 from hpo.search.launch import launch
 from hpo.search.predecessors import predecessors
 from hpo.search.space import distributions, identity
-from hpo.storage import Storage, load_study
+from hpo.storage import Storage, load_study, open_storage
 from hpo.studyfile import Study
 
 Started = Callable[[Study, Storage], LockStep]
@@ -175,6 +176,19 @@ def test_one_that_was_deleted_is_left_out_with_a_word(storage: Storage) -> None:
     assert "no study named 'tiny'" in note.text
     assert note.text.endswith("the search goes on without its trials")
     check_whole(trials_of(storage, "next"), 6)
+
+
+def test_on_a_server_it_is_the_same(server: Server, storage: Storage) -> None:
+    found = []
+    with server.database() as name:
+        there = open_storage(server.url(name))
+        for each in (storage, there):
+            search(study_of(search={"trials": 12, "population": 12, "sampler": "random"}), each)
+            following = study_of(name="next", search={"trials": 4, "sampler": "tpe", "start_from": ["tiny"]})
+            search(following, each)
+            found.append(params(trials_of(each, "next")))
+        there.close()
+    assert found[0] == found[1]
 
 
 def refusal(study: Study, storage: Storage) -> str:

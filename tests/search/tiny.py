@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.data import SealedImages, load_split, load_test
 from hpo.search.events import EpochEnded, Event
 from hpo.search.launch import launch
 from hpo.search.run import CURVE
@@ -51,6 +52,10 @@ STUDY = study_of(
     search={"trials": 10, "population": 4},
 )
 """A study of two shapes and three populations: what disturbs it shows in its trials or their curves."""
+
+
+def sealed_digits() -> SealedImages:
+    return load_test(load_split(study_of()))
 
 
 def search(

@@ -29,8 +29,8 @@ def other(storage: Storage) -> Iterator[Storage]:
 
 
 def submit(storage: Storage, *, extend: bool = False, priority: int | None = None, **changes: Any) -> str:
-    (said,) = control.submit_all([study_of(**changes)], storage, extend=extend, priority=priority)
-    return said
+    (name,) = control.submit_all([study_of(**changes)], storage, extend=extend, priority=priority)
+    return control.queue_line(storage, name)
 
 
 def hold(storage: Storage, count: int) -> list[int]:

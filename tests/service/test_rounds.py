@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tiny import StopAfter, check_whole, params, search, study_of, trials_of
 
 from hpo.errors import HpoError
 from hpo.results.next_study import propose
+from hpo.results.progress import PlainProgress
 from hpo.service.rounds import run_rounds
 from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
 
@@ -33,21 +35,26 @@ def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
 
 
 def rounds(
-    storage: Storage, count: int = 2, *, name: str | None = None, looks: float = float("inf")
+    storage: Storage,
+    count: int = 2,
+    *,
+    name: str | None = None,
+    looks: float = float("inf"),
+    workers: int | None = None,
 ) -> tuple[bool, list[str]]:
     said: list[str] = []
-    ended = run_rounds(
+    searched = run_rounds(
         storage,
         "tiny",
         count,
         new_name=name,
         device="cpu",
-        workers=None,
-        quiet=False,
+        workers=workers,
+        display=lambda: PlainProgress(Console(stderr=True)),
         say=said.append,
         stop=StopAfter(looks),
     )
-    return ended, said
+    return not searched[-1].interrupted, said
 
 
 def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: Callable[[], Storage]) -> None:
@@ -62,6 +69,15 @@ def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: C
         assert line == f"{name}: best val acc {best[name]:.4f}, {how} {before} ({best[before]:.4f})"
     for name in ("tiny-2", "tiny-3"):
         check_whole(trials_of(storage, name), 8)
+    assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
+
+
+def test_two_workers_share_a_round(new_storage: Callable[[], Storage]) -> None:
+    storage = new_storage()
+    ended, said = rounds(storage, 1, workers=2)
+    assert ended
+    assert len(said) == 1
+    check_whole(trials_of(storage, "tiny-2"), 8)
     assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
 
 

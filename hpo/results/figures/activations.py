@@ -49,9 +49,14 @@ class Fresh:
 
 
 def fresh_networks(storage: Storage, name: str) -> list[Fresh]:
-    """Return a network of the study for each of its initial weights. Raises HpoError where the images have changed."""
+    """Return a network of the study for each of its initial weights; none where they are made by the user's own code.
+
+    Raises HpoError where the images have changed.
+    """
     stored = load_study(storage, name)
     study = stored_study(stored)
+    if study.first.network.kind == "module":
+        return []
     split = load_split(study)
     check_data(study, split, stored)
     images = split.train.pixels[:IMAGES]
@@ -66,6 +71,8 @@ def histograms(name: str, networks: Sequence[Fresh]) -> go.Figure:
     The outermost bins hold what lies beyond them, too.
     """
     title = f"{plain(name)}: activations before training"
+    if not networks:
+        return message(title, "The network is a module of the study's own, which makes its own initial weights.")
     layers = list(networks[0].outputs)
     if not layers:
         return message(title, "The network has no hidden layer.")

@@ -27,6 +27,8 @@ ROW_PIXELS, FRAME_PIXELS, PLAIN_PIXELS = 210, 130, 520
 DECADES = 2
 """A loss that spans more is drawn on a log axis."""
 
+MOST_POWERS = 8  # of ten, that have a tick
+
 LINES = (("train", "training", TRAINING_DASH, 1.2), ("val", "validation", VALIDATION_DASH, 1.8))
 HOW = "validation solid, training dashed; bands from the lowest to the highest run"
 
@@ -124,7 +126,11 @@ def _loss_axis(groups: Sequence[Group]) -> dict[str, Any]:
     losses = [group.curves(f"{split}_loss").ravel() for group in groups if group.runs for split in ("train", "val")]
     values = np.concatenate(losses) if losses else np.ones(1)
     log = values.min() > 0 and values.max() > 10**DECADES * values.min()
-    return {"type": "log"} if log else {"rangemode": "tozero"}
+    if not log:
+        return {"rangemode": "tozero"}
+    decades = math.log10(values.max() / values.min())
+    # Powers of ten alone: plotly's own ticks between them are as many, and their bare 2 and 5 read as numbers.
+    return {"type": "log", "exponentformat": "power", "dtick": math.ceil(decades / MOST_POWERS)}
 
 
 def _colours(count: int) -> list[str]:

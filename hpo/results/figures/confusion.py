@@ -13,10 +13,10 @@ import plotly.graph_objects as go
 from hpo.results.figures.style import SCALE, new_figure, plain, short
 
 
-def confusion(name: str, counts: Sequence[Sequence[int]], subtitle: str) -> go.Figure:
-    """Return the figure of a confusion matrix, `counts[a][b]` images of class a called b."""
+def confusion(name: str, counts: Sequence[Sequence[int]], names: Sequence[str], subtitle: str) -> go.Figure:
+    """Return the figure of a confusion matrix, `counts[a][b]` images of class a called b; `names` are the classes'."""
     figure = new_figure(f"{plain(name)}: {plain(subtitle)}")
-    classes = [str(index) for index in range(len(counts))]
+    classes = [plain(each) for each in names]
     shares = [short((count / max(1, sum(row))) ** 0.5 for count in row) for row in counts]
     figure.add_heatmap(
         x=classes,

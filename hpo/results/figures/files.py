@@ -22,18 +22,23 @@ from hpo.storage import Storage
 def plot(
     storage: Storage, name: str, folder: Path, kinds: Sequence[str] = (), best: int = BEST, form: str = "html"
 ) -> list[Path]:
-    """Write the figures of the study of that name, without `kinds` all that are of its trials; return the files.
+    """Write the figures of the study of that name; return the files. `form` is html or png."""
+    return save(figures(storage, name, kinds, best), name, folder, form)
 
-    `best` is how many learning curves are drawn, `form` html or png.
+
+def figures(storage: Storage, name: str, kinds: Sequence[str] = (), best: int = BEST) -> dict[str, go.Figure]:
+    """Return the figures of the study of that name by kind, without `kinds` all that are of its trials.
+
+    `best` is how many learning curves are drawn.
     """
     check_kinds(kinds)
     of_trials = [kind for kind in kinds if kind != ACTIVATIONS]
-    figures = draw(read_source(storage, name, best), of_trials) if of_trials or not kinds else {}
+    drawn = draw(read_source(storage, name, best), of_trials) if of_trials or not kinds else {}
     if ACTIVATIONS in kinds:
         from hpo.results.figures.activations import fresh_networks, histograms  # loads torch, which no other kind needs
 
-        figures[ACTIVATIONS] = histograms(name, fresh_networks(storage, name))
-    return save(figures, name, folder, form)
+        drawn[ACTIVATIONS] = histograms(name, fresh_networks(storage, name))
+    return drawn
 
 
 def save(figures: Mapping[str, go.Figure], name: str, folder: Path, form: str) -> list[Path]:

@@ -6,12 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from hpo.service.status import Status
+if TYPE_CHECKING:
+    from hpo import Status
 
 
 @contextmanager

@@ -1,0 +1,124 @@
+"""The parts of the reference that are made from the program: the tables of docs/studyfile.md, and the commands.
+
+`python docs/reference.py` writes the tables anew, from the models: every key in their order, with its values, its
+default and what uses it. What a key means is written by hand, in its row, and kept. The commands come in when the site
+is built (`conf.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic.fields import FieldInfo
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+from hpo.cli import app
+from hpo.studyfile.models import LARGEST, SECTIONS, Settings, StudySettings, UsedBy
+
+PAGE = Path(__file__).with_name("studyfile.md")
+TABLE = re.compile(r"^\| key \|.*\n(?:\|.*\n)+", re.MULTILINE)
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables of keys as the models have them. A key without a meaning ends the program."""
+    for section in ("", *SECTIONS):
+        heading = f"## [{section}]\n" if section else "## Top level\n"
+        before, _, rest = page.partition(heading)
+        page = before + heading + TABLE.sub(lambda found, of=section: table(of, found[0]), rest, count=1)
+    return page
+
+
+def table(section: str, shown: str) -> str:
+    """A section's table, with the meanings of the one that is shown."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
+    meanings = {row[0].strip("`"): row[-1] for row in rows}
+    model = SECTIONS[section] if section else StudySettings
+    keys = [key for key in model.model_fields if section or key not in SECTIONS]
+    without = [key for key in keys if not meanings.get(key)]
+    if without:
+        sys.exit(f"{PAGE}: write a row with the meaning of {', '.join(f'{section}.{key}' for key in without)}")
+    uses = [used_by(model.model_fields[key]) for key in keys]
+    cells = [["key", "value", "default", "used by", "what it means"], ["---"] * 5]
+    for key, use in zip(keys, uses, strict=True):
+        cells.append([f"`{key}`", *value_and_default(model, key), use, meanings[key]])
+    if set(uses) == {"all"}:
+        cells = [[*row[:3], row[4]] for row in cells]
+    return "".join(f"| {' | '.join(row)} |\n" if row[0] != "---" else f"|{'|'.join(row)}|\n" for row in cells)
+
+
+def value_and_default(model: type[Settings], key: str) -> tuple[str, str]:
+    return in_words(model.model_json_schema()["properties"][key]), default_of(model.model_fields[key])
+
+
+def used_by(field: FieldInfo) -> str:
+    return next((in_words_of(mark) for mark in field.metadata if isinstance(mark, UsedBy)), "all")
+
+
+def in_words_of(mark: UsedBy) -> str:
+    words = ", ".join(mark.values)
+    return words if mark.key == "kind" else f"`{mark.key}` {words}"
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "not set" if field.default is None else f"`{json.dumps(field.default)}`"
+
+
+def in_words(schema: dict[str, Any]) -> str:
+    """A type and its limits, of a JSON Schema, in the words of the page."""
+    if branches := schema.get("oneOf", schema.get("anyOf")):
+        return " or ".join(in_words(branch) for branch in branches if branch.get("type") != "null")
+    if words := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return ", ".join(f"`{word}`" for word in words)
+    match schema["type"]:
+        case "boolean":
+            return "`true`, `false`"
+        case "string":
+            length = (schema.get("minLength"), schema.get("maxLength"))
+            return "text" if length == (None, None) else f"text, {length[0]} to {length[1]} characters"
+        case "array":
+            return f"a list, each {in_words(schema['items'])}{'; not empty' if schema.get('minItems') else ''}"
+        case "object":
+            return "a table, parameter name to value"
+        case kind:
+            limits = {"minimum", "exclusiveMinimum", "exclusiveMaximum"} & schema.keys()
+            low = schema.get("minimum", schema.get("exclusiveMinimum"))
+            number = {"integer": "a whole number", "number": "a number"}[kind]
+            if schema.get("maximum", LARGEST) < LARGEST:
+                return f"{number} from {low} to {schema['maximum']}"
+            if limits == {"minimum"}:
+                return f"{number}, {low} or more"
+            if limits == {"exclusiveMinimum"}:
+                return f"{number} above {low}"
+            above = f"from {low}," if "minimum" in limits else f"above {low} and"
+            return f"{number} {above} below {schema['exclusiveMaximum']}"
+
+
+def commands() -> str:
+    """Usage, arguments and options of every command, as its `--help` has them."""
+    root = get_command(app)
+    context = typer.Context(root, info_name="hpo")
+    return "\n".join(
+        get_docs_for_click(obj=command, ctx=context, indent=1, name=path) for path, command in leaves(root, "hpo")
+    )
+
+
+def leaves(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every command that does something, by its words, in the order of `hpo --help`."""
+    inner = getattr(command, "commands", {})
+    for name, each in inner.items():
+        yield from leaves(each, f"{path} {name}")
+    if not inner:
+        yield path, command
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text()))

@@ -1,0 +1,96 @@
+"""This machine: its data sets, the dashboard it serves, its health, its versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpo.api.stored import existing
+
+if TYPE_CHECKING:
+    from hpo.data import Listing
+    from hpo.results.findings import Finding
+
+
+def datasets() -> list[Listing]:
+    """Return every known data set: its name, its place on this machine or None, and how many training images it has."""
+    from hpo.data import list_datasets
+
+    return list_datasets()
+
+
+def datasets_table() -> str:
+    """Return the table of `hpo data list`."""
+    from hpo.results.overview import datasets_table
+
+    return datasets_table(datasets())
+
+
+def fetch(name: str) -> Path:
+    """Download a data set into the cache unless it is there unharmed; return its folder. Raises DataError."""
+    from hpo.data import fetch
+
+    return fetch(name)
+
+
+def dashboard(
+    *,
+    storage: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    password_file: str | Path | None = None,
+    insecure: bool = False,
+    read_only: bool = False,
+    allow_hosts: Sequence[str] = (),
+    artifacts: str | Path | None = None,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve Optuna's dashboard until Ctrl-C; `announce` is given its address once it answers.
+
+    `port` 0 is any free one. An address that others can reach needs a password, from `password_file` or
+    HPO_DASHBOARD_PASSWORD, unless `insecure`. Raises UsageError for what does not go together, and HpoError where it
+    cannot listen.
+    """
+    from hpo.service.dashboard import check_names, read_password, serve
+    from hpo.storage.artifacts import artifact_folder
+
+    password = read_password(None if password_file is None else Path(password_file), insecure=insecure)
+    check_names(allow_hosts)
+    opened = existing(storage)
+    serve(
+        opened,
+        artifact_folder(opened.location, None if artifacts is None else Path(artifacts)),
+        host,
+        port,
+        announce=announce,
+        password=password,
+        insecure=insecure,
+        read_only=read_only,
+        names=allow_hosts,
+    )
+
+
+def doctor(*, storage: str | None = None, fix: bool = False) -> Iterator[Finding]:
+    """Check storage, data sets, packages, devices and threads; give each finding as soon as it is known.
+
+    With `fix`, trials that nobody trains go back to the queue; else nothing is changed. A problem is a finding, and
+    never an error.
+    """
+    from hpo.results.doctor import findings
+
+    return findings(storage, fix)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions by program: hpo, python, torch, optuna, numpy."""
+    from hpo.results.versions import versions
+
+    return versions()
+
+
+def version_line() -> str:
+    """Return what `hpo version` prints."""
+    from hpo.results.versions import version_line
+
+    return version_line()

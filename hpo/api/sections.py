@@ -1,0 +1,125 @@
+"""A study's sections as Python objects, with the keys of a study file: `hpo.Optimizer(lr=hpo.Range(1e-4, 1e-1))`.
+
+docs/studyfile.md has every key with its limits and default. A key that is left out, or None, has its default. Where a
+file says `{ low, high }` or `{ choices }`, a `Range` or `Choices` stands here, in the place of a value or of an element
+of a list. A section holds what it is given; `hpo.Study` checks it, for many keys depend on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+from hpo.studyfile.searched import Choices, Range
+
+Flag: TypeAlias = bool | Choices
+Float: TypeAlias = float | Range | Choices
+Int: TypeAlias = int | Range | Choices
+Word: TypeAlias = str | Choices
+Ints: TypeAlias = Sequence[Int] | Choices
+
+
+class Section:
+    """What all sections have in common: they become a table of a study file."""
+
+    def tree(self) -> dict[str, Any]:
+        """Return the keys that are given, with their values as a study file has them."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # each is a dataclass
+        return {key: plain(value) for key, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """`[data]`: which images, and the part of the training images, above 0 and below 1, that scores the trials."""
+
+    dataset: str
+    validation: float | None = None
+    train_size: int | None = None
+    split_seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Section):
+    """`[network]`: one trial's network, its rates of dropout (0 or more, below 1) and its initial weights."""
+
+    kind: Word | None = None
+    module: str | None = None
+    args: Mapping[str, Any] | None = None
+    hidden: Ints | None = None
+    activation: Word | None = None
+    init: str | Float | None = None
+    batch_norm: Flag | None = None
+    dropout: Float | Sequence[Float] | None = None
+    conv: Ints | None = None
+    kernel: Int | None = None
+    padding: Int | None = None
+    pool: Int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Section):
+    """`[optimizer]`: one trial's optimizer, the learning rate and its schedule, in epochs."""
+
+    lr: Float
+    kind: Word | None = None
+    weight_decay: Float | None = None
+    momentum: Float | None = None
+    alpha: Float | None = None
+    beta1: Float | None = None
+    beta2: Float | None = None
+    eps: Float | None = None
+    schedule: Word | None = None
+    step_every: Int | None = None
+    step_factor: Float | None = None
+    warmup: Float | None = None
+    clip: Float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Section):
+    """`[training]`: how many epochs, in which batches (images), on what of the images and in which precision."""
+
+    epochs: Int
+    batch_size: Int | None = None
+    precision: Word | None = None
+    label_smoothing: Float | None = None
+    flip: Float | None = None
+    shift: Int | None = None
+    patience: Int | None = None
+    keep: str | None = None
+    keep_trials: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Section):
+    """`[search]`: how many trials in all, chosen and judged how; `timeout` and `trial_timeout` are in seconds.
+
+    `direction`, minimize or maximize, is for the user's own objective.
+    """
+
+    trials: int
+    direction: str | None = None
+    sampler: str | None = None
+    pruner: str | None = None
+    metric: str | None = None
+    score: str | None = None
+    population: int | str | None = None
+    seed: int | None = None
+    points: Sequence[Mapping[str, Any]] | None = None
+    repeats: int | None = None
+    repeat: bool | None = None
+    retries: int | None = None
+    trial_timeout: float | None = None
+    timeout: float | None = None
+    patience: int | None = None
+    start_from: Sequence[str] | None = None
+
+
+def plain(value: Any) -> Any:
+    """Return a value as TOML or JSON would have given it: tables, lists and what is neither."""
+    if isinstance(value, Section | Range | Choices):
+        return {key: plain(each) for key, each in value.tree().items()}
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value

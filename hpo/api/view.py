@@ -1,0 +1,208 @@
+"""What a stored study holds: its trials, learning curves, export, figures and report. Looking changes nothing."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hpo.api.answers import Result
+from hpo.api.study import Study
+
+if TYPE_CHECKING:
+    import numpy as np
+    import plotly.graph_objects as go
+    from numpy.typing import NDArray
+
+    from hpo.results.confirmation import Confirmation
+    from hpo.service.status import StudyStatus
+    from hpo.storage import Storage
+
+
+@dataclass(frozen=True, eq=False)  # equal arrays are no one truth value
+class Trial:
+    """A trial of a stored study.
+
+    `state` is complete, pruned, failed, running or waiting. `value` is its score, an accuracy as a fraction or a loss
+    in nats; a pruned trial's is its last one, and None stands where there is none. `params` are the searched values, by
+    name. `curve` maps train_loss, train_accuracy, val_loss and val_accuracy to arrays [epochs]; it is empty before the
+    first epoch. What the user's own objective reported is in `step` and `value`. `started` and `ended` are in UTC.
+    `reason` says why it failed.
+    """
+
+    study: str
+    number: int
+    state: str
+    value: float | None
+    params: Mapping[str, Any]
+    seed: int | None
+    epochs: int
+    precision: str | None
+    device: str | None
+    started: datetime.datetime | None
+    ended: datetime.datetime | None
+    reason: str | None
+    curve: Mapping[str, NDArray[np.float64]]
+
+
+class StudyView:
+    """A study in a storage. Every call reads what the storage has at that moment."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage = storage
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<study {self.name!r} in {self._storage.shown}>"
+
+    @property
+    def storage(self) -> str:
+        """The storage's URL as it may be shown: without its password."""
+        return self._storage.shown
+
+    @property
+    def study(self) -> Study:
+        """The study as its file said when it was stored, or was last extended."""
+        from hpo.search.records import any_stored_study
+        from hpo.storage import load_study
+
+        return Study.of(any_stored_study(load_study(self._storage, self.name)))
+
+    @property
+    def status(self) -> StudyStatus:
+        """How far it is: its state, its trials by state, its pace (trials a second) and the seconds left at that."""
+        from hpo.service.status import status
+
+        return status(self._storage, self.name).studies[0]
+
+    @property
+    def best(self) -> Trial:
+        """The best completed trial. Raises HpoError where there is none."""
+        return self.top(1)[0]
+
+    def top(self, n: int = 5) -> list[Trial]:
+        """Return the `n` best completed trials, best first. Raises HpoError where there is none."""
+        from hpo.results.trials import trial_records
+
+        return [_trial(record) for record in trial_records(self._storage, self.name, n)]
+
+    def top_lines(self, n: int = 5) -> list[str]:
+        """Return a line for each of the `n` best completed trials, as `hpo top` prints them; of any Optuna study."""
+        from hpo.results.ranking import top_lines
+
+        return top_lines(self._storage, self.name, n)
+
+    def trials(self) -> list[Trial]:
+        """Return every trial, by number: `trials()[12].number` is 12. Raises HpoError where there is none."""
+        from hpo.results.trials import trial_records
+
+        return [_trial(record) for record in trial_records(self._storage, self.name)]
+
+    def curves(self) -> dict[str, NDArray[np.float64]]:
+        """Return the learning curves of all trials: metric -> array [trials, epochs], row n that of trial n.
+
+        Metrics are train_loss and val_loss, in nats, and train_accuracy and val_accuracy, as fractions; column e is
+        after epoch e + 1. Where a trial was not trained that long (pruned, failed, out of patience) there is NaN.
+        Raises HpoError where there is no trial.
+        """
+        from hpo.api.arrays import stacked
+
+        return stacked([trial.curve for trial in self.trials()])
+
+    def export(self, confirmed: bool = False) -> dict[str, Any]:
+        """Return the best trial as the object that `hpo export` writes, `hpo.best/2`.
+
+        `config` in it is a study of that trial alone, and `hpo.replay` repeats the trial from the object's file. With
+        `confirmed` it is the winner of the confirmation, with its numbers. Raises HpoError where there is none.
+        """
+        from hpo.results.export import export
+
+        return export(self._storage, self.name, confirmed)
+
+    def export_text(
+        self,
+        *,
+        confirmed: bool = False,
+        every: bool = False,
+        top: int | None = None,
+        form: Literal["json", "toml", "csv"] = "json",
+    ) -> str:
+        """Return what `hpo export` writes: the best trial, `every` trial or the `top` best, in that form.
+
+        Raises UsageError for what does not go together, and HpoError where there is no such trial.
+        """
+        from hpo.results.exporting import exported
+
+        return exported(self._storage, self.name, confirmed=confirmed, every=every, top=top, form=form)
+
+    def plot(self, kinds: Sequence[str] = (), n: int = 20) -> dict[str, go.Figure]:
+        """Return plotly's figures by kind: curves (of the `n` best trials), landscape, history and importances.
+
+        Without `kinds` these four; "activations" has to be asked for, because it needs the images. Raises UsageError
+        for a kind that is none, and HpoError where no trial has ended.
+        """
+        from hpo.results.figures.files import figures
+
+        return figures(self._storage, self.name, kinds, n)
+
+    def write_figures(
+        self,
+        folder: str | Path = ".",
+        kinds: Sequence[str] = (),
+        n: int = 20,
+        form: Literal["html", "png"] = "html",
+    ) -> list[Path]:
+        """Write the figures to `NAME-KIND.FORM` in a folder, which is made if need be; return the files.
+
+        A page opens without a network; an image takes an installed Chrome or Chromium.
+        """
+        from hpo.results.figures.files import plot
+
+        return plot(self._storage, self.name, Path(folder), kinds, n, form)
+
+    def report(self) -> str:
+        """Return the page of HTML that `hpo report` writes. Raises HpoError where no trial has ended."""
+        from hpo.results.report import report
+
+        return report(self._storage, self.name)
+
+    def write_report(self, path: str | Path | None = None) -> Path:
+        """Write the report, by default to `NAME-report.html` in the current folder; return the file."""
+        from hpo.results.naming import file_stem
+        from hpo.results.writing import write
+
+        target = Path(f"{file_stem(self.name)}-report.html") if path is None else Path(path)
+        write(self.report(), target)
+        return target
+
+    @property
+    def confirmation(self) -> Result[Confirmation] | None:
+        """What its last finished confirmation has found; None where it has not been confirmed.
+
+        Raises HpoError where a confirmation has begun and none is finished.
+        """
+        from hpo.results.confirmation import find_confirmation
+
+        found = find_confirmation(self._storage, self.name)
+        return None if found is None else confirmed(found)
+
+
+def confirmed(found: Confirmation) -> Result[Confirmation]:
+    """Return a confirmation with how it reads."""
+    from hpo.results.confirmation_lines import confirmation_lines, confirmation_text
+
+    return Result(found, "\n".join(confirmation_lines(found)), confirmation_text(found))
+
+
+def _trial(record: Mapping[str, Any]) -> Trial:
+    from hpo.api.arrays import curve_of
+
+    known = {key: value for key, value in record.items() if key != "schema"}
+    times = {key: _time(known[key]) for key in ("started", "ended")}
+    return Trial(**{**known, **times, "curve": curve_of(record["curve"])})
+
+
+def _time(text: str | None) -> datetime.datetime | None:
+    return None if text is None else datetime.datetime.fromisoformat(text)

@@ -1,0 +1,163 @@
+"""A study that was searched, in hand: its trials and curves, and what is done with it after a search."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from tiny import tree
+
+import hpo
+from hpo.results.export import schema
+from hpo.search.events import EpochEnded, Event, PopulationStarted
+from hpo.storage import open_storage
+
+RUNS = "sqlite:///runs.db"
+
+
+def test_a_launch_returns_what_the_storage_has(found: hpo.StoredStudy) -> None:
+    assert found.ended is not None
+    assert (found.ended.reason, found.ended.completed, found.interrupted) == ("finished", 6, False)
+    assert found.study == hpo.read(tree())
+    assert found.status.counts["complete"] == 6
+    assert "tiny" in repr(found)
+    assert found.storage.endswith("found.db")
+
+
+def test_the_best_come_first(found: hpo.StoredStudy) -> None:
+    every = found.trials()
+    assert [trial.number for trial in every] == list(range(6))
+    best = found.top(3)
+    assert [trial.value for trial in best] == sorted((trial.value or 0 for trial in every), reverse=True)[:3]
+    assert found.best.number == best[0].number
+    assert found.best.state == "complete"
+    assert found.best.params.keys() == {"lr"}
+    assert found.best.started is not None
+    assert found.best.started.utcoffset() == datetime.timedelta(0)
+    assert found.top_lines(1)[0].startswith(f"Best-1 (val acc: {best[0].value:.4f}) | lr: ")
+
+
+def test_curves_are_arrays_of_trials_and_epochs(found: hpo.StoredStudy) -> None:
+    curves = found.curves()
+    assert sorted(curves) == ["train_accuracy", "train_loss", "val_accuracy", "val_loss"]
+    for metric, values in curves.items():
+        assert (values.shape, values.dtype) == ((6, 2), np.float64)
+        for trial in found.trials():
+            assert np.array_equal(values[trial.number], trial.curve[metric])
+    assert [trial.value for trial in found.trials()] == curves["val_accuracy"][:, -1].tolist()
+
+
+def test_where_a_trial_was_not_trained_its_curve_has_no_number() -> None:
+    study = hpo.read(tree(name="pruned", training={"epochs": 3}, search={"pruner": "median", "trials": 12}))
+    found = hpo.launch(study, storage=RUNS, device="cpu", progress="quiet")
+    accuracy = found.curves()["val_accuracy"]
+    for trial in found.trials():
+        assert np.isfinite(accuracy[trial.number]).tolist() == [epoch < trial.epochs for epoch in range(3)]
+    assert {trial.state for trial in found.trials()} == {"complete", "pruned"}
+
+
+def test_what_is_exported_and_drawn(found: hpo.StoredStudy) -> None:
+    exported = found.export()
+    jsonschema.validate(exported, schema())
+    assert exported["trial"] == found.best.number
+    assert {**json.loads(found.export_text()), "created": ""} == {**exported, "created": ""}
+    assert found.export_text(every=True, form="csv").count("\n") == 7
+    assert list(found.plot()) == ["curves", "landscape", "history", "importances"]
+    assert len(found.plot(["curves"], n=2)["curves"].data) > 0
+    assert found.write_figures("figures", ["history"]) == [Path("figures/tiny-history.html")]
+    assert found.write_report() == Path("tiny-report.html")
+    assert "tiny" in Path("tiny-report.html").read_text()
+    with pytest.raises(hpo.UsageError, match="no kind 'curvs'"):
+        found.plot(["curvs"])
+
+
+def test_from_a_search_to_a_result(found: hpo.StoredStudy) -> None:
+    found.copy(RUNS)
+    found = hpo.load("tiny", storage=RUNS)
+    assert (found.ended, found.interrupted, found.confirmation) == (None, False, None)
+    confirmation = found.confirm(top=1, seeds=2, device="cpu", progress="quiet")
+    assert str(confirmation).startswith("tiny: mean val acc over 2 fresh seeds, best first\n")
+    assert confirmation.to_json()["winner"]["mean"] == confirmation.found.winner.estimate.mean
+    assert found.confirmation == confirmation
+    comparison = hpo.compare("tiny", "tiny-confirm", storage=RUNS)
+    assert len(comparison.rows) == len(comparison.to_json()["groups"]) == 3
+    assert str(comparison).startswith("configuration")
+    assert comparison.write_figure("compared.html").exists()
+    verified = found.verify(1, device="cpu")
+    assert verified.found["trials"][0]["trial"] == found.best.number
+    Path("best.json").write_text(found.export_text())
+    assert hpo.replay("best.json", device="cpu").found.runs[0].difference == pytest.approx(0, abs=1e-9)
+    said: list[str] = []
+    tested = found.test(device="cpu", say=said.append)
+    assert said
+    assert tested.found.folder == Path("tiny-test")
+    assert tested.found.result == tested.to_json()
+    np.save("images.npy", np.zeros((3, 8, 8)))
+    predictions = hpo.predict("tiny-test", "images.npy", device="cpu")
+    assert (predictions.classes.shape, predictions.probabilities.shape) == ((3,), (3,))
+    assert str(predictions).splitlines()[0] == "image,class,probability"
+
+
+def test_the_next_study_is_proposed_and_searched(found: hpo.StoredStudy) -> None:
+    found.copy(RUNS)
+    found = hpo.load("tiny", storage=RUNS)
+    proposal = found.narrow()
+    assert hpo.read(proposal.write()) == proposal.study
+    assert proposal.write() == Path("tiny-2.toml")
+    said: list[str] = []
+    (second,) = found.rounds(1, device="cpu", progress="quiet", say=said.append)
+    assert (second.name, second.interrupted) == ("tiny-2", False)
+    assert second.study == proposal.study
+    assert said[0].startswith("tiny-2: best val acc ")
+    assert [study.name for study in hpo.studies(storage=RUNS)] == ["tiny", "tiny-2"]
+
+
+def test_a_study_in_the_queue_is_steered_and_deleted() -> None:
+    told: list[str] = []
+    other = tree(name="other")
+    first, second = hpo.submit([tree(), other], storage=RUNS, on_stored=lambda study: told.append(study.queue_line()))
+    assert told == ["tiny: in the queue, 6 trials left", "other: in the queue, 6 trials left"]
+    assert first.pause().startswith("tiny: paused")
+    assert hpo.status("tiny", storage=RUNS).studies[0].state == "paused"
+    assert first.resume().startswith("tiny: open")
+    assert first.stop().startswith("tiny: stopped")
+    with pytest.raises(hpo.StudyClosedError, match="is stopped"):
+        hpo.launch(tree(), storage=RUNS, device="cpu", progress="quiet")
+    assert second.delete() == "other: deleted, with 0 trials"
+    with pytest.raises(hpo.UnknownStudyError):
+        second.top()
+    assert [each.name for each in next(hpo.watch(storage=RUNS)).studies] == ["tiny"]
+    with pytest.raises(hpo.HpoError, match="no finished trial yet"):
+        first.best  # noqa: B018
+
+
+def test_a_study_that_is_deleted_meanwhile_ends_its_launch() -> None:
+    def on_event(event: Event) -> None:
+        if isinstance(event, PopulationStarted):
+            hpo.load("tiny", storage=RUNS).delete()
+
+    found = hpo.launch(tree(), storage=RUNS, device="cpu", progress=on_event)
+    assert found.interrupted
+    assert found.summary_lines() == ["tiny: deleted by another process"]
+    assert found.next_lines() == []
+
+
+def test_what_is_not_there() -> None:
+    with pytest.raises(hpo.StorageError, match="no such file"):
+        hpo.load("tiny", storage=RUNS)
+    open_storage(RUNS).close()
+    with pytest.raises(hpo.UnknownStudyError, match="it holds no study yet"):
+        hpo.load("tiny", storage=RUNS)
+
+
+def test_a_function_gets_the_events(capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[Event] = []
+    hpo.launch(tree(), storage=RUNS, device="cpu", progress=events.append)
+    assert sum(isinstance(event, EpochEnded) for event in events) == 4
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(hpo.UsageError, match="progress: must be auto, quiet, json or a function"):
+        hpo.launch(tree(), storage=RUNS, progress="loud")  # type: ignore[arg-type]

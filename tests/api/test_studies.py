@@ -1,0 +1,139 @@
+"""Studies as Python objects: the same keys, the same checks and the same sentences as in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tree
+
+import hpo
+from hpo.studyfile import read_study
+from hpo.studyfile.models import SECTIONS, StudySettings, sections
+from hpo.studyfile.objective import ObjectiveStudySettings
+
+CLASSES = {"data": hpo.Data, "network": hpo.Network, "optimizer": hpo.Optimizer, "training": hpo.Training}
+CLASSES |= {"search": hpo.Search}
+FILE = """\
+name = "whole"
+description = "each kind of value"
+[data]
+dataset = "digits"
+[network]
+kind = { choices = ["mlp", "cnn"] }
+hidden = [{ low = 8, high = 16, step = 4 }, 8]
+dropout = { low = 0.0, high = 0.5 }
+[optimizer]
+kind = "momentum"
+lr = { low = 1e-4, high = 0.1, log = true }
+momentum = 0.5
+[training]
+epochs = 3
+[search]
+trials = 4
+points = [{ lr = 0.01, dropout = 0.1, "network.kind" = "mlp", "hidden.0" = 8 }]
+[baseline]
+lr = 0.05
+"""
+
+
+def whole(**changes: Any) -> hpo.Study:
+    given: dict[str, Any] = {
+        "name": "whole",
+        "description": "each kind of value",
+        "data": hpo.Data(dataset="digits"),
+        "network": hpo.Network(kind="mlp", hidden=(8, 8), dropout=hpo.Range(0.0, 0.5)),
+        "optimizer": hpo.Optimizer(kind="momentum", lr=hpo.Range(1e-4, 0.1, log=True), momentum=0.5),
+        "training": hpo.Training(epochs=3),
+        "search": hpo.Search(trials=4),
+    }
+    return hpo.Study(**{**given, **changes})
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_has_the_keys_of_a_study_file(section: str) -> None:
+    """A key that is added to the models is added to `hpo/api/sections.py`."""
+    keys = [field.name for field in dataclasses.fields(CLASSES[section])]
+    of_objectives = sections(ObjectiveStudySettings).get(section)
+    known = {**SECTIONS[section].model_fields, **(of_objectives.model_fields if of_objectives else {})}
+    assert sorted(keys) == sorted(known)
+
+
+def test_a_study_has_the_tables_of_a_study_file() -> None:
+    known = StudySettings.model_fields.keys() | ObjectiveStudySettings.model_fields.keys()
+    assert inspect.signature(hpo.Study).parameters.keys() - {"folder"} == known
+
+
+def test_a_study_is_the_one_that_a_file_says() -> None:
+    Path("whole.toml").write_text(FILE)
+    study = whole(
+        network=hpo.Network(
+            kind=hpo.Choices(["mlp", "cnn"]), hidden=(hpo.Range(8, 16, step=4), 8), dropout=hpo.Range(0.0, 0.5)
+        ),
+        search=hpo.Search(trials=4, points=[{"lr": 0.01, "dropout": 0.1, "network.kind": "mlp", "hidden.0": 8}]),
+        baseline={"lr": 0.05},
+    )
+    assert study == hpo.read("whole.toml")
+    assert study != hpo.read("whole.toml", name="other")
+
+
+def test_a_study_can_be_written_and_read() -> None:
+    study = whole()
+    Path("whole.toml").write_text(str(study))
+    assert hpo.read("whole.toml") == study
+    assert hpo.read(Path("whole.toml")) == study
+    assert study.checked == read_study("whole.toml")
+    assert hpo.read(study) == study == hpo.read(study.resolved())
+    assert hpo.read("whole.toml", ["optimizer.lr.high=0.5"], trials=9, name="other") != study
+
+
+def test_a_study_may_have_an_objective_of_its_own() -> None:
+    Path("mine.py").write_text("def score(trial):\n    return trial.suggest_float('x', -1, 1)\n")
+    search = hpo.Search(trials=3, direction="maximize")
+    study = hpo.Study(name="mine", objective="mine.py:score", search=search)
+    Path("mine.toml").write_text(str(study))
+    assert hpo.read("mine.toml") == study == hpo.read(study) == hpo.read(study.resolved())
+    stored = hpo.launch(study, progress="quiet")
+    assert stored.study == study
+    assert stored.best.value == max(trial.params["x"] for trial in stored.trials())
+    with pytest.raises(hpo.StudyFileError, match=r"^hpo\.Study: data: cannot be given beside objective"):
+        hpo.Study(name="mine", objective="mine.py:score", data=hpo.Data(dataset="digits"), search=search)
+    with pytest.raises(hpo.StudyFileError, match=r"^hpo\.Study: search\.direction: "):
+        whole(search=search)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"optimizer": hpo.Optimizer(lr=-1)}, "optimizer.lr: must be above 0 (got -1)"),
+        ({"optimizer": hpo.Optimizer(lr=hpo.Range(1, 0.1))}, "optimizer.lr.low: must be below high = 0.1 (got 1)"),
+        ({"network": hpo.Network(kind="mpl")}, "network.kind: "),
+        ({"network": {"kind": "mlp", "hiden": [8]}}, "network.hiden: unknown key (did you mean 'hidden'?)"),
+        ({"search": None}, "search.trials: missing"),
+        ({"search": hpo.Search(trials=hpo.Range(1, 2))}, "search.trials: "),  # type: ignore[arg-type]
+        ({"baseline": {"rate": 1}}, "baseline.rate: is not a searched parameter"),
+        ({"name": " x"}, "name: must not begin or end with a space"),
+    ],
+)
+def test_what_is_wrong_is_said_as_of_a_file(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(hpo.StudyFileError, match=rf"^hpo\.Study: {re.escape(problem)}"):
+        whole(**given)
+
+
+def test_what_is_wrong_with_a_dictionary_names_it() -> None:
+    with pytest.raises(hpo.StudyFileError, match=r"^study: search\.trials: must be at least 1 \(got 0\)$"):
+        hpo.read(tree(search={"trials": 0}))
+    with pytest.raises(hpo.StudyFileError, match=r"^nothing\.toml: no such file$"):
+        hpo.read("nothing.toml")
+    with pytest.raises(hpo.StudyFileError, match=r"^study: --trials: must be at least 1 \(got 0\)$"):
+        hpo.read(tree(), trials=0)
+
+
+def test_a_study_says_what_a_launch_would_search() -> None:
+    said = hpo.read(tree()).check("cpu")
+    assert "lr: 0.001 to 1, log scale" in said
+    assert "4 members" in said

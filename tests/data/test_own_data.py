@@ -1,0 +1,415 @@
+"""The user's own images: what is read from .npz files, folders and functions, and what is refused."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpo.data import Split, check_test, load_split, load_test
+from hpo.errors import CodeError, DataError, HpoError, StudyFileError
+from hpo.studyfile import Study, parse_study
+
+RNG = np.random.default_rng(0)
+BYTES = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)
+LABELS = np.arange(40) % 4
+
+
+def own(dataset: str, folder: Path, **data: Any) -> Study:
+    tree = {
+        "name": "s",
+        "data": {"dataset": dataset, **data},
+        "network": {"kind": "mlp"},
+        "optimizer": {"lr": 0.1},
+        "training": {"epochs": 1},
+        "search": {"trials": 1},
+    }
+    return parse_study(tree, "x.toml", folder)
+
+
+def write_npz(folder: Path, **arrays: Any) -> Path:
+    path = folder / "images.npz"
+    np.savez(path, **{"x": BYTES, "y": LABELS, **arrays})
+    return path
+
+
+def npz_split(folder: Path, **arrays: Any) -> Split:
+    write_npz(folder, **arrays)
+    return load_split(own("npz:images.npz", folder))
+
+
+def refusal(study: Study, read: Callable[[Study], object] = load_split) -> str:
+    with pytest.raises(HpoError) as caught:
+        read(study)
+    assert isinstance(caught.value, DataError | CodeError | StudyFileError)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def whole(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split, in the order in which the source has them."""
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(split.train) + len(split.validation))
+    pixels = np.concatenate([split.validation.pixels, split.train.pixels])
+    labels = np.concatenate([split.validation.labels, split.train.labels])
+    return pixels[np.argsort(order)], labels[np.argsort(order)]
+
+
+def png(folder: Path, name: str, pixels: np.ndarray, mode: str | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(folder / name)
+    return folder / name
+
+
+def write_folder(root: Path, classes: str = "ab", each: int = 5, seed: int = 0) -> Path:
+    random = np.random.default_rng(seed)
+    for name in classes:
+        for number in range(each):
+            png(root / name, f"{number}.png", random.integers(0, 256, (4, 3), dtype=np.uint8))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("x", "image"),
+    [
+        (BYTES, lambda i: BYTES[i][None]),
+        (BYTES[:, :, :, None], lambda i: BYTES[i][None]),
+        (BYTES[:, None], lambda i: BYTES[i][None]),
+        (np.stack([BYTES, BYTES // 2, BYTES // 3], 3), lambda i: np.stack([BYTES[i], BYTES[i] // 2, BYTES[i] // 3])),
+        (np.stack([BYTES, BYTES // 2, BYTES // 3], 1), lambda i: np.stack([BYTES[i], BYTES[i] // 2, BYTES[i] // 3])),
+        (np.stack([BYTES] * 7, 1), lambda i: np.stack([BYTES[i]] * 7)),
+        (BYTES.reshape(40, 30), lambda i: BYTES[i].reshape(1, 1, 30)),
+    ],
+    ids=["N H W", "N H W 1", "N 1 H W", "N H W 3", "N 3 H W", "N 7 H W", "N features"],
+)
+def test_the_axes_are_told_apart(x: np.ndarray, image: Callable[[int], np.ndarray], tmp_path: Path) -> None:
+    pixels, labels = whole(npz_split(tmp_path, x=x))
+    for index in (0, 17):
+        np.testing.assert_allclose(pixels[index], image(index) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numbers_are_taken_as_given(kind: type, tmp_path: Path) -> None:
+    x = (BYTES * 3.0 - 300).astype(kind)
+    split = npz_split(tmp_path, x=x)
+    assert split.train.pixels.dtype == np.float32
+    assert split.white is None
+    np.testing.assert_array_equal(whole(split)[0][:, 0], x.astype(np.float32))
+
+
+def test_classes_have_names(tmp_path: Path) -> None:
+    assert npz_split(tmp_path).names == ("0", "1", "2", "3")
+    words = np.array(["cat", "ant", "dog", "bee"])
+    split = npz_split(tmp_path, y=words[LABELS])
+    assert split.names == ("ant", "bee", "cat", "dog")
+    np.testing.assert_array_equal(np.array(split.names)[whole(split)[1]], words[LABELS])
+    split = npz_split(tmp_path, classes=words)
+    assert split.names == tuple(words)
+    np.testing.assert_array_equal(whole(split)[1], LABELS)
+    split = npz_split(tmp_path, y=words[LABELS], classes=words)
+    np.testing.assert_array_equal(whole(split)[1], LABELS)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"y": LABELS[:-1]}, "images.npz: y has shape [39], a label an image is [40]"),
+        ({"y": np.eye(4)[LABELS]}, "images.npz: y has shape [40, 4], a label an image is [40]"),
+        ({"y": LABELS * 1.0}, "images.npz: y holds float64; labels are whole numbers from 0, or strings"),
+        ({"y": LABELS - 1}, "images.npz: y: label -1 of image 0; labels are whole numbers from 0, without a gap"),
+        ({"y": LABELS + 10**9}, "images.npz: y: label 1000000000 of image 0"),
+        ({"y": LABELS * 2}, "npz:images.npz: its files hold no training image of class 1"),
+        ({"y": LABELS * 0}, "images.npz: y: one class only ('0'); there is nothing to tell apart"),
+        ({"y": np.full(40, "cat")}, "images.npz: y: one class only ('cat')"),
+        ({"y": LABELS, "classes": np.array(["a", "b"])}, "y: label 3 of image 3; labels go from 0 to 1"),
+        ({"classes": np.array(["a", "b", "c", "d", "e"])}, "hold no training image of class e"),
+        ({"classes": np.array(["a", "b", "a", "d"])}, "images.npz: y: two classes have the same name"),
+        ({"classes": np.array(["a", "b", "", "d"])}, "images.npz: y: '' cannot be the name of a class"),
+        ({"classes": np.arange(4)}, "images.npz: classes holds int64; it is a list of strings, a class each"),
+        ({"y": np.array(["a", "b"])[LABELS % 2], "classes": np.array(["a", "c"])}, "y: 'b' is none of the classes"),
+        ({"x": BYTES.astype(np.int64)}, "images.npz: x holds int64; images are uint8, 0 to 255, or floats"),
+        ({"x": BYTES > 100}, "images.npz: x holds bool"),
+        ({"x": np.where(np.arange(40) == 7, np.nan, 1.0)[:, None, None] * BYTES}, "image 7 has a pixel that is NaN"),
+        ({"x": np.full((40, 2, 2), 1e300)}, "image 0 has a pixel that is NaN, infinite or beyond float32"),
+        ({"x": BYTES[:0], "y": LABELS[:0]}, "images.npz: x holds no images"),
+        ({"x": BYTES[:, :0]}, "images.npz: x has shape [40, 0, 5]: its images have no pixels"),
+        ({"x": LABELS}, "images.npz: x has shape [40]; images are [N, H, W], [N, H, W, C], [N, C, H, W] or [N, feat"),
+        ({"x": np.zeros((40, 3, 9, 3), np.uint8)}, "has shape [40, 3, 9, 3]: [N, C, H, W] or [N, H, W, C]?"),
+        ({"y": np.array([None] * 40)}, "images.npz: y holds Python objects, which only unpickling would bring back"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_named_in_a_line(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
+    write_npz(tmp_path, **arrays)
+    assert said in refusal(own("npz:images.npz", tmp_path))
+
+
+def test_a_missing_array_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", x=BYTES, labels=LABELS)
+    assert f"{tmp_path / 'images.npz'}: has no array 'y' (it has x, labels)" in refusal(own("npz:images.npz", tmp_path))
+
+
+@pytest.mark.parametrize("what", ["text", "empty", "npy", "cut", "damaged", "folder", "missing"])
+def test_a_file_that_is_no_npz_is_named(what: str, tmp_path: Path) -> None:
+    path = write_npz(tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    elif what != "missing":
+        single = io.BytesIO()
+        np.save(single, BYTES)
+        middle = content.index(BYTES.tobytes()) + 100
+        contents = {
+            "text": b"x,y\n1,2\n",
+            "empty": b"",
+            "npy": single.getvalue(),
+            "cut": content[:-30],
+            "damaged": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        }
+        path.write_bytes(contents[what])
+    assert refusal(own("npz:images.npz", tmp_path)).startswith("images.npz" if what == "missing" else str(path))
+
+
+def test_only_a_look_reads_the_test_arrays_of_an_npz(tmp_path: Path) -> None:
+    sealed = RNG.integers(0, 256, (12, 6, 5), dtype=np.uint8)
+    path = write_npz(tmp_path, x_test=sealed, y_test=LABELS[:12])
+    study = own("npz:images.npz", tmp_path)
+    images = load_test(load_split(study))
+    np.testing.assert_allclose(images.pixels[:, 0], sealed / np.float32(255), rtol=1e-6)
+    np.testing.assert_array_equal(images.labels, LABELS[:12])
+    content = path.read_bytes()
+    path.write_bytes(content.replace(sealed.tobytes(), bytes(sealed.size)))  # who reads it now finds a wrong checksum
+    split = load_split(study)
+    check_test("npz:images.npz", tmp_path)
+    assert split.test_size == 12
+    with pytest.raises(DataError, match=r"images\.npz: is no \.npz file, or is damaged"):
+        load_test(split)
+
+
+def test_test_arrays_have_to_be_of_the_training_arrays_kind(tmp_path: Path) -> None:
+    words = np.array(["ant", "bee", "cat", "dog"])
+    split = npz_split(tmp_path, y=words[LABELS], x_test=BYTES[:3], y_test=words[[3, 3, 1]])
+    np.testing.assert_array_equal(load_test(split).labels, [3, 3, 1])  # a class may be missing there
+    for arrays, said in [
+        ({"y_test": np.array(["ant", "bea", "cat"])}, r"y_test: 'bea' is none of the classes \(did you mean 'bee'\?\)"),
+        ({"x_test": BYTES[:3, :4]}, "test images are 1 x 4 x 5 bytes, and training images 1 x 6 x 5 bytes"),
+        ({"x_test": BYTES[:3] / 255}, "test images are 1 x 6 x 5 numbers, and training images 1 x 6 x 5 bytes"),
+        ({"x_test": BYTES[:4]}, r"y_test has shape \[3\], a label an image is \[4\]"),
+    ]:
+        split = npz_split(tmp_path, **{"y": words[LABELS], "x_test": BYTES[:3], "y_test": words[:3], **arrays})
+        with pytest.raises(DataError, match=said):
+            load_test(split)
+
+
+def test_data_without_a_test_part_says_so(tmp_path: Path) -> None:
+    split = npz_split(tmp_path)
+    assert split.test_size == 0
+    no_test = "has no sealed test images"
+    assert no_test in refusal(own("npz:images.npz", tmp_path), lambda study: check_test("npz:images.npz", tmp_path))
+    write_folder(tmp_path / "pictures")
+    study = own("folder:pictures", tmp_path)
+    assert load_split(study).test_size == 0
+    assert no_test in refusal(study, lambda study: check_test("folder:pictures", tmp_path))
+    write_npz(tmp_path, x_test=BYTES)
+    assert "has no array 'y_test'" in refusal(own("npz:images.npz", tmp_path))
+
+
+def test_the_sum_is_of_the_contents(tmp_path: Path) -> None:
+    def sum_of(**arrays: Any) -> str:
+        return npz_split(tmp_path, **arrays).content_sha256
+
+    before = sum_of()
+    np.savez_compressed(tmp_path / "packed.npz", y=LABELS.astype(np.uint8), x=BYTES)
+    assert load_split(own("npz:packed.npz", tmp_path)).content_sha256 == before
+    other = BYTES.copy()
+    other[39, 5, 4] ^= 1
+    changed = [
+        sum_of(x=other),
+        sum_of(y=LABELS[::-1]),
+        sum_of(classes=np.array(list("abcd"))),
+        sum_of(x=BYTES.astype(np.float32)),
+        sum_of(x=BYTES.reshape(40, 5, 6)),
+    ]
+    assert len({before, *changed}) == 6
+
+
+def test_a_folder_has_a_sub_folder_a_class(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "pictures", "dog")
+    (root / "d" / ".DS_Store").write_bytes(b"not an image")
+    (root / ".git").mkdir()
+    (root / "README.txt").write_text("about these images")
+    split = load_split(own("folder:pictures", tmp_path))
+    assert split.names == ("d", "g", "o")
+    pixels, labels = whole(split)
+    assert pixels.shape == (15, 1, 4, 3)
+    np.testing.assert_array_equal(labels, np.repeat([0, 1, 2], 5))
+    np.testing.assert_allclose(pixels[7, 0], np.asarray(Image.open(root / "g" / "2.png")) / 255, rtol=1e-6)
+
+
+def test_images_are_coloured_where_any_is(tmp_path: Path) -> None:
+    red = np.zeros((4, 3, 3), np.uint8)
+    red[..., 0] = 204  # of the palette
+    half = np.dstack([red, np.full((4, 3), 128, np.uint8)])
+    for name in "ab":
+        png(tmp_path / name, "0.png", red[..., 0])
+        png(tmp_path / name, "1.png", red)
+        png(tmp_path / name, "2.png", red, "P")
+        png(tmp_path / name, "3.png", half)
+        Image.fromarray(red).save(tmp_path / name / "4.bmp")
+    pixels, _ = whole(load_split(own(f"folder:{tmp_path}", tmp_path)))
+    assert pixels.shape == (10, 3, 4, 3)
+    grey, *coloured = np.rint(pixels[:5] * 255).astype(np.uint8)
+    np.testing.assert_array_equal(grey, np.full((3, 4, 3), 204))
+    for each in coloured:
+        np.testing.assert_array_equal(each, red.transpose(2, 0, 1))
+
+
+def test_train_and_test_may_lie_apart_and_test_stays_sealed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", "ab")
+    write_folder(tmp_path / "test", "b", each=2, seed=1)
+    study = own("folder:.", tmp_path)
+    split = load_split(study)
+    assert (split.names, len(split.train) + len(split.validation), split.test_size) == (("a", "b"), 10, 2)
+    images = load_test(split)
+    np.testing.assert_array_equal(images.labels, [1, 1])
+    np.testing.assert_allclose(images.pixels[1, 0], np.asarray(Image.open(tmp_path / "test/b/1.png")) / 255, rtol=1e-6)
+    (tmp_path / "test/b/1.png").write_bytes(b"nobody reads this")
+    assert load_split(study).test_size == 2
+    check_test("folder:.", tmp_path)
+    with pytest.raises(DataError, match=r"test/b/1\.png: is no image that Pillow can read"):
+        load_test(split)
+    write_folder(tmp_path / "test", "c")
+    assert "test/c: is no class" in refusal(study, lambda study: check_test("folder:.", tmp_path))
+    write_folder(tmp_path / "val", "ab")
+    assert "val: lies beside train" in refusal(study)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("train", "test", "plane"):
+        png(tmp_path / name, "0.png", BYTES[0])
+        png(tmp_path / name, "1.png", BYTES[1])
+    split = load_split(own("folder:.", tmp_path))
+    assert split.names == ("plane", "test", "train")
+    assert split.test_size == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda root: png(root / "b", "7.png", BYTES[0]),
+            r"b/7.png: has 5 x 6 pixels, \S+a/0.png has 3 x 4; bring all",
+        ),
+        (lambda root: (root / "b/7.txt").write_text("hello"), r"b/7.txt: is no image that Pillow can read; take it"),
+        (lambda root: cut(root / "b/3.png", 50), r"b/3.png: cannot be read .image file is truncated"),
+        (lambda root: cut(root / "b/3.png", 0), r"b/3.png: is no image"),
+        (lambda root: (root / "b/more").mkdir(), r"b/more: is a folder within a class"),
+        (lambda root: (root / "c").mkdir(), r"pictures/c: holds no images"),
+        (lambda root: (root / "b").rename(root / ".b"), r"pictures: one class only \(a\)"),
+        (lambda root: [(root / name).rename(root / f".{name}") for name in "ab"], r"pictures: no sub-folders"),
+        (
+            lambda root: Image.fromarray(np.full((4, 3), 4000, np.uint16)).save(root / "b/7.png"),
+            r"b/7.png: has pixels of more than 8 bits \(mode I;16\)",
+        ),
+        (lambda root: (root / "b").rename(root / "b\n"), r"cannot be the name of a class"),
+    ],
+    ids=["size", "text", "cut", "empty file", "nested", "empty class", "one class", "none", "16 bits", "name"],
+)
+def test_folders_that_cannot_be_used_are_named_in_a_line(
+    change: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    change(write_folder(tmp_path / "pictures"))
+    with pytest.raises(DataError, match=said) as caught:
+        load_split(own("folder:pictures", tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+FUNCTION = """
+import numpy as np
+
+def load(test=False):
+    with open(__file__ + ".log", "a") as log:
+        log.write(f"{test}\\n")
+    count = 6 if test else 20
+    return np.full((count, 2, 2), 0.5), [name for _ in range(count // 2) for name in ("no", "yes")]
+
+def names():
+    return [[[1.0, 2.0]]] * 8, [0, 1] * 4, ["left", "right"]
+
+def one():
+    return 3
+
+def three():
+    return 1, 2, 3, 4
+
+def fails():
+    return 1 / 0
+
+def ragged():
+    return [[1, 2], [3]], [0, 1]
+
+value = 3
+"""
+
+
+def test_a_function_gives_images_and_is_asked_for_test_images_by_a_look_alone(tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(FUNCTION)
+    split = load_split(own("my_data.py:load", tmp_path))
+    check_test("my_data.py:load", tmp_path)
+    assert (split.names, split.test_size) == (("no", "yes"), None)
+    assert (tmp_path / "my_data.py.log").read_text() == "False\n"
+    assert len(load_test(split)) == 6
+    assert (tmp_path / "my_data.py.log").read_text() == "False\nTrue\n"
+    split = load_split(own("my_data.py:names", tmp_path))
+    assert (split.names, split.test_size, split.train.pixels.shape[1:]) == (("left", "right"), 0, (1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("one", "my_data.py:one: returned int; it has to return x, y, or x, y, names of the classes"),
+        ("three", "my_data.py:three: returned 4 values"),
+        ("fails", "my_data.py:fails: ZeroDivisionError: division by zero (my_data.py, line "),
+        ("ragged", "my_data.py:ragged: x cannot be made an array"),
+        ("value", "my_data.py:value: is no function (it is of type int)"),
+        ("lod", "my_data.py has no 'lod' (did you mean 'load'?)"),
+    ],
+)
+def test_a_function_that_does_not_give_images_is_named(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(FUNCTION)
+    assert refusal(own(f"my_data.py:{name}", tmp_path)).startswith(said)
+
+
+def test_paths_are_relative_to_the_study_file_or_else_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    study = own("npz:images.npz", there)
+    said = refusal(study)
+    assert said.startswith(f"images.npz: not found in {there} or {here}; ")
+    write_npz(here)
+    assert load_split(study).names == ("0", "1", "2", "3")
+    write_npz(there, classes=np.array(list("abcd")))
+    assert load_split(study).names == tuple("abcd")
+    assert load_split(own(f"npz:{here / 'images.npz'}", there)).names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    "written", ["npz:", "folder:", "nzp:images.npz", "my_data.txt:load", "my_data.py:", "npz:a\nb"]
+)
+def test_what_is_no_data_set_is_refused_at_its_key(written: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyFileError, match=r"^x\.toml: data\.dataset: must be npz:FILE, folder:FOLDER or FILE\.py:"):
+        own(written, tmp_path)

@@ -1,0 +1,206 @@
+"""A study of the user's own images, from its launch to a report: found from anywhere, named, and known by content."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from tiny import search, tree, trials_of
+
+from hpo.errors import DataError, HpoError
+from hpo.results.confirming import confirming_study
+from hpo.results.export import export, export_text
+from hpo.results.export import schema as export_schema
+from hpo.results.model_folder import CARD_FILE
+from hpo.results.next_study import Proposal, following, write_study
+from hpo.results.predicting import predictions
+from hpo.results.replaying import replay
+from hpo.results.report import report
+from hpo.results.sealed import Wanted, look
+from hpo.results.sealed_result import schema
+from hpo.search.launch import join
+from hpo.search.plan import plan
+from hpo.search.records import CODE, DATA, check_data, stored_study
+from hpo.storage import Storage, load_study
+from hpo.studyfile import Study, read_study
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (60, 4, 3), dtype=np.uint8)
+Y = np.array(["a<b", "sea, lake", "100"])[np.arange(60) % 3]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the study file and its images; the current one is another."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def write_images(home: Path, **arrays: Any) -> None:
+    np.savez(home / "images.npz", **{"x": X, "y": Y, "x_test": X[:9], "y_test": Y[:9], **arrays})
+
+
+def study_in(home: Path, dataset: str = "npz:images.npz", **search: Any) -> Study:
+    written = tree(
+        data={"dataset": dataset, "train_size": None},
+        network={"hidden": [4]},
+        training={"epochs": 1},
+        search={"trials": 2, "population": 2, **search},
+    )
+    del written["data"]["train_size"]
+    (home / "tiny.json").write_text(json.dumps(written))
+    return read_study(home / "tiny.json")
+
+
+def see(storage: Storage) -> dict[str, Any]:
+    return look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)[0]
+
+
+def test_the_names_of_classes_travel(storage: Storage, home: Path) -> None:
+    write_images(home)
+    search(study_in(home), storage)
+    names = ["100", "a<b", "sea, lake"]
+    assert load_study(storage, "tiny").user_attrs[DATA]["classes"] == names
+    assert "9 sealed test images" in report(storage, "tiny")
+    result = see(storage)
+    jsonschema.validate(result, schema())
+    assert [(each["name"], each["images"]) for each in result["test"]["classes"]] == [(name, 3) for name in names]
+    assert json.loads((Path("tiny-test") / CARD_FILE).read_text())["data"]["classes"] == names
+    figure = (Path("tiny-test") / "confusion.html").read_text()
+    assert "sea, lake" in figure
+    assert '"a&lt;b"' in figure  # it is text, and no markup
+    np.save("images.npy", X[:9])
+    heading, *rows = str(predictions(Path("tiny-test"), Path("images.npy"), "cpu")).splitlines()
+    assert heading == "image,class,probability"
+    said = {row.partition(",")[2].rpartition(",")[0] for row in rows}
+    assert said <= {"100", "a<b", '"sea, lake"'}
+    page = report(storage, "tiny")
+    assert "3: 100, a&lt;b, sea, lake" in page
+    assert "<td>a&lt;b</td><td>3</td>" in page
+
+
+def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, home: Path) -> None:
+    write_images(home)
+    search(study_in(home), storage)
+    stored = load_study(storage, "tiny")
+    study = stored_study(stored)
+    assert study.folder == home
+    check_data(study, plan(study, "cpu").images, stored)
+    jsonschema.validate(export(storage, "tiny"), export_schema())
+    Path("best.json").write_text(export_text(storage, "tiny"))
+    (run,) = replay(Path("best.json"), "cpu", threading.Event(), pytest.fail).runs
+    assert run.difference == 0
+    plan(read_study("best.json"), "cpu")
+    plan(confirming_study(storage, "tiny", 1, 2), "cpu")
+    # What narrowing writes finds them from its own folder.
+    again = following(study, [], "tiny-2", ["tiny"])
+    path = write_study(Proposal(again, ()))
+    assert f'dataset = "npz:{home}/images.npz"' in path.read_text()
+    assert write_study(Proposal(again, ())) == path
+    search(read_study(path), storage)  # its trials are those of the same images
+    path = write_study(Proposal(again, ()), home / "tiny-2.toml")
+    assert 'dataset = "npz:images.npz"' in path.read_text()
+
+
+def test_images_may_be_moved_but_not_changed(storage: Storage, home: Path, tmp_path: Path) -> None:
+    write_images(home)
+    search(study_in(home), storage)
+    moved = home.rename(tmp_path / "moved")
+    search(study_in(moved, trials=3), storage, extend=True)
+    assert len(trials_of(storage)) == 3
+    assert stored_study(load_study(storage, "tiny")).folder == moved
+    other = X.copy()
+    other[-1, -1, -1] ^= 1
+    write_images(moved, x=other)
+    with pytest.raises(HpoError, match=r"the images of npz:images\.npz are not those that it began with"):
+        search(study_in(moved, trials=4), storage, extend=True)
+    with pytest.raises(HpoError, match="are not those that it began with"):
+        see(storage)
+    Path("best.json").write_text(export_text(storage, "tiny"))
+    with pytest.raises(HpoError, match=r"are not those that it was trained on \(their SHA-256 differs\)"):
+        replay(Path("best.json"), "cpu", threading.Event(), pytest.fail)
+
+
+def test_a_worker_without_the_images_says_so_in_a_line(storage: Storage, home: Path) -> None:
+    write_images(home)
+    search(study_in(home), storage)
+    (home / "images.npz").unlink()
+    with pytest.raises(DataError) as caught:
+        join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
+    assert str(caught.value).startswith(f"images.npz: not found in {home} or {Path.cwd()}; ")
+    write_images(Path())  # the current folder will do
+    join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
+
+
+def test_data_without_test_images_is_searched_and_refused_a_look(storage: Storage, home: Path) -> None:
+    np.savez(home / "images.npz", x=X, y=Y)
+    search(study_in(home), storage)
+    page = report(storage, "tiny")
+    assert "no sealed test images" in page
+    assert "This data set has no sealed test images." in page
+    jsonschema.validate(export(storage, "tiny"), export_schema())
+    with pytest.raises(DataError, match=r"images\.npz: has no sealed test images \(no arrays x_test and y_test\)$"):
+        see(storage)
+    assert not list(Path().iterdir())
+
+
+def test_numbers_as_given_and_features_are_predicted_as_trained(storage: Storage, home: Path) -> None:
+    x = RNG.normal(0, 100, (60, 7))
+    write_images(home, x=x, x_test=x[:9])
+    search(study_in(home), storage)
+    see(storage)
+    folder = Path("tiny-test")
+    np.save("images.npy", x[:9])
+    answers = str(predictions(folder, Path("images.npy"), "cpu"))
+    np.save("images.npy", x[:9].astype(np.float32).reshape(9, 1, 1, 7))
+    assert str(predictions(folder, Path("images.npy"), "cpu")) == answers
+    for wrong, said in [
+        (X[:2], "holds uint8; this network takes floats, as it was trained on"),
+        (x[:2] * np.nan, "holds numbers that are NaN or infinite"),
+        (x[:2, :6], r"its shape is \[2, 6\]; this network takes .* or \[N, 7\]"),
+    ]:
+        np.save("images.npy", wrong)
+        with pytest.raises(HpoError, match=said):
+            predictions(folder, Path("images.npy"), "cpu")
+
+
+def test_channels_may_come_last_when_predicting(storage: Storage, home: Path) -> None:
+    coloured = np.stack([X, X // 2, X // 3], 3)
+    write_images(home, x=coloured, x_test=coloured[:9])
+    with pytest.raises(DataError, match=r"x has shape \[60, 4, 3, 3\]: \[N, C, H, W\] or \[N, H, W, C\]\?"):
+        search(study_in(home), storage)
+    coloured = np.stack([np.pad(X, [(0, 0), (1, 1), (1, 1)])] * 3, 3)
+    write_images(home, x=coloured, x_test=coloured[:9])
+    search(study_in(home), storage)
+    see(storage)
+    answers = []
+    for images in (coloured, np.moveaxis(coloured, 3, 1)):
+        np.save("images.npy", images)
+        answers.append(str(predictions(Path("tiny-test"), Path("images.npy"), "cpu")))
+    assert answers[0] == answers[1]
+
+
+def test_a_function_is_code_of_the_study(storage: Storage, home: Path) -> None:
+    write_images(home)
+    (home / "my_data.py").write_text("""
+from pathlib import Path
+
+import numpy as np
+
+def load(test=False):
+    found = np.load(Path(__file__).with_name("images.npz"))
+    return (found["x_test"], found["y_test"]) if test else (found["x"], found["y"])
+""")
+    search(study_in(home, "my_data.py:load"), storage)
+    stored = load_study(storage, "tiny")
+    assert stored.user_attrs[CODE]["folder"] == str(home)
+    assert set(stored.user_attrs[CODE]["files"]) == {"my_data.py"}
+    assert plan(stored_study(stored), "cpu").images.names == ("100", "a<b", "sea, lake")
+    assert see(storage)["test"]["images"] == 9

@@ -1,0 +1,270 @@
+"""Studies of the user's own modules: searched as any other, refused before anything is stored, and what errors do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+from tiny import LR, search, states, study_of, tree, trials_of
+
+from hpo.errors import CodeError, StudyClosedError, StudyFileError, TrainingError
+from hpo.results.confirming import confirming_study
+from hpo.results.export import export, schema
+from hpo.results.predicting import predictions
+from hpo.results.replaying import replay
+from hpo.results.sealed import Wanted, look
+from hpo.results.sealed_result import schema as schema_of_result
+from hpo.results.verification import verify
+from hpo.search.events import Note, PopulationStarted, StudyStarted
+from hpo.search.launch import join, launch, submit
+from hpo.search.plan import plan
+from hpo.search.records import CHANGES, CODE, kept, stored_study
+from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
+from hpo.studyfile import Study, parse_study
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CODE_OF_NETS = """
+import torch.nn.functional as F
+from torch import nn
+
+from parts import body
+
+
+class Net(nn.Module):
+    def __init__(self, shape, classes, width, dropout=0.0):
+        super().__init__()
+        self.rate = dropout
+        self.body = body(shape, width)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head(self.drop(self.body(x)))
+
+
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > -1e9 else 0
+
+
+class Raising(Net):
+    def forward(self, x):
+        if self.rate > 0:
+            raise ValueError(f"a rate of {self.rate}")
+        return super().forward(x)
+
+
+class Wrong(Net):
+    def forward(self, x):
+        return self.head(x.flatten(1))
+"""
+PARTS = """
+import math
+
+from torch import nn
+
+
+def body(shape, width):
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width), nn.BatchNorm1d(width), nn.ReLU())
+"""
+ARGS = {"width": 4, "dropout": {"low": 0.0, "high": 0.4}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "nets.py").write_text(CODE_OF_NETS)
+    (tmp_path / "parts.py").write_text(PARTS)
+    return tmp_path
+
+
+def own(folder: Path, name: str = "Net", args: dict[str, Any] | None = None, **changes: dict[str, Any] | str) -> Study:
+    written = tree(**changes)
+    written["network"] = {"module": f"nets.py:{name}", "args": ARGS if args is None else args}
+    return parse_study(written, "studies/tiny.toml", folder)
+
+
+def notes(events: list[Any]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+def test_a_study_of_a_module_trains_populations_and_keeps_its_code(folder: Path, storage: Storage) -> None:
+    events = search(own(folder), storage)
+    assert [len(event.members) for event in events if isinstance(event, PopulationStarted)] == [4, 2]
+    assert notes(events) == []
+    trials = trials_of(storage)
+    assert states(trials) == [TrialState.COMPLETE] * 6
+    assert set(trials[0].params) == {"args.dropout", "lr"}
+    record = kept(load_study(storage, "tiny"))[CODE]
+    assert record["folder"] == str(folder.resolve())
+    assert list(record["files"]) == ["nets.py", "parts.py"]
+    assert stored_study(load_study(storage, "tiny")).folder == folder.resolve()
+
+
+def test_a_module_that_cannot_be_stacked_trains_one_at_a_time(folder: Path, storage: Storage) -> None:
+    study = own(folder, "Branching", search={"trials": 3, "population": "auto"})
+    events = search(study, storage)
+    assert next(event.population for event in events if isinstance(event, StudyStarted)) == 1
+    assert [len(event.members) for event in events if isinstance(event, PopulationStarted)] == [1, 1, 1]
+    (said,) = notes(events)
+    assert said.startswith("nets.py:Branching: Branching cannot be stacked")
+    assert states(trials_of(storage)) == [TrialState.COMPLETE] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "line"),
+    [
+        (
+            "Wrong",
+            {"width": 4},
+            "network.module: nets.py:Wrong raised RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x64 and "
+            "4x10) (nets.py, line 34, in forward)",
+        ),
+        (
+            "Net",
+            {"width": "four"},
+            "network.module: nets.py:Net raised TypeError: ",
+        ),
+        ("Net", {}, "network.args.width: missing: nets.py:Net has no default for it"),
+        ("Net", {"width": 4, "qq": 1}, "network.args.qq: is no argument of nets.py:Net; it has shape, classes"),
+        ("Nett", {"width": 4}, "network.module: nets.py has no 'Nett' (did you mean 'Net'?)"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
+    folder: Path, storage: Storage, name: str, args: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(StudyFileError) as caught:
+        search(own(folder, name, args), storage)
+    assert str(caught.value).startswith(f"studies/tiny.toml: {line}")
+    assert "\n" not in str(caught.value)
+    assert study_names(storage) == []
+
+
+def test_an_error_of_a_module_fails_its_trials_and_three_of_a_kind_stop_the_study(
+    folder: Path, storage: Storage
+) -> None:
+    """Each says another number; that makes no other kind."""
+    args = {"width": 4, "dropout": {"choices": [0.0, 0.1, 0.2, 0.3]}}
+    study = own(folder, "Raising", args, optimizer={"lr": 0.1}, search={"trials": 4, "sampler": "grid", "retries": 0})
+    events: list[Any] = []
+    said = r"in 3 populations in a row \(ValueError: a rate of 0\.\d \(nets\.py, line 28, in forward\)\)"
+    with pytest.raises(TrainingError, match=said):
+        search(study, storage, stop_at=lambda event: bool(events.append(event)))
+    trials = trials_of(storage)
+    assert sorted(states(trials)) == [TrialState.COMPLETE, *[TrialState.FAIL] * 3]
+    failed = next(trial for trial in trials if trial.state == TrialState.FAIL)
+    assert failed.user_attrs[REASON].startswith("ValueError: a rate of 0.")
+    (attempt,) = failed.system_attrs[ATTEMPTS]
+    assert 'raise ValueError(f"a rate of {self.rate}")' in attempt["traceback"]
+    assert "torch" not in attempt["traceback"]
+    assert attempt["traceback"].strip() in "\n".join(notes(events))
+
+
+def test_whole_ranges_are_whole_as_they_are_written(folder: Path) -> None:
+    study = own(folder, args={"width": {"low": 4, "high": 6}, "dropout": {"low": 0, "high": 0.5}})
+    assert [parameter.integer for parameter in study.parameters] == [True, False, False]
+    assert plan(study, "cpu").population == 4
+
+
+def test_hpos_own_networks_and_a_module_can_be_searched_side_by_side(folder: Path, storage: Storage) -> None:
+    written = tree(optimizer={"lr": LR}, search={"trials": 4, "sampler": "random"})
+    written["network"] = {"kind": {"choices": ["mlp", "module"]}, "module": "nets.py:Net", "args": {"width": 4}}
+    search(parse_study(written, "studies/tiny.toml", folder), storage)
+    trials = trials_of(storage)
+    assert {trial.params["network.kind"] for trial in trials} == {"mlp", "module"}
+    assert states(trials) == [TrialState.COMPLETE] * 4
+    assert study_of().references == ()
+
+
+def edit(folder: Path) -> None:
+    (folder / "parts.py").write_text(PARTS.replace("nn.ReLU()", "nn.Tanh()"))
+
+
+def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Storage) -> None:
+    study = own(folder, search={"trials": 2})
+    search(study, storage)
+    more = own(folder, search={"trials": 4})
+    edit(folder)
+    with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* is not what it began with .*--changed-code$"):
+        search(more, storage, extend=True)
+    with pytest.raises(CodeError, match=r"parts\.py"):
+        join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
+    join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event(), changed_code=True)
+    before = kept(load_study(storage, "tiny"))[CODE]
+    launch(more, storage, extend=True, changed_code=True, on_event=lambda event: None, stop=threading.Event())
+    after = kept(load_study(storage, "tiny"))
+    assert states(trials_of(storage)) == [TrialState.COMPLETE] * 4
+    assert [file for file, content in after[CODE]["files"].items() if before["files"][file] != content] == ["parts.py"]
+    assert after[CHANGES][-1]["changed"] == ["search.trials: 2 -> 4", "parts.py: other contents"]
+    search(more, storage)  # it is the study's code now
+
+
+def test_a_search_does_not_go_on_with_what_another_study_has_imported_since(folder: Path, storage: Storage) -> None:
+    study = own(folder, search={"trials": 4, "population": 2})
+    submit(study, storage)
+    begun = join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
+    with heartbeats(storage):
+        assert begun.step()
+        edit(folder)
+        assert plan(study, "cpu").code.changed_since(kept(load_study(storage, "tiny"))[CODE]) == ["parts.py"]
+        with pytest.raises(StudyClosedError, match="its code has changed on this machine"):
+            begun.step()
+
+
+def test_what_follows_a_search_goes_on_with_its_code(
+    folder: Path, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module of its own that no stack knows, with dropout, in all that trains or reads it again."""
+    monkeypatch.chdir(tmp_path_of(tmp_path, "elsewhere"))
+    stop, said = threading.Event(), list[str]()
+    study = own(folder, "Branching", search={"trials": 3}, training={"keep": "best"})
+    search(study, storage)
+    assert verify(storage, "tiny", 2, "cpu", stop, said.append)["score"] == 0
+    confirming = confirming_study(storage, "tiny", 1, 1)
+    assert confirming.folder == folder.resolve()
+    assert kept(load_study(storage, confirming.name))[CODE] == kept(load_study(storage, "tiny"))[CODE]
+    search(confirming, storage)
+    exported = export(storage, "tiny")
+    jsonschema.validate(exported, schema())
+    assert exported["config"]["network"]["module"] == "nets.py:Branching"
+    assert list(exported["code"]["files"]) == ["nets.py", "parts.py"]
+    path = Path("best.json")
+    path.write_text(json.dumps(exported))
+    (run,) = replay(path, "cpu", stop, said.append).runs
+    assert run.difference == 0
+    result, model = look(storage, "tiny", Wanted(subnetworks=3, device="cpu"), stop, said.append)
+    jsonschema.validate(result, schema_of_result())
+    images = np.zeros((2, 8, 8), np.uint8)
+    np.save("images.npy", images)
+    first = str(predictions(model, Path("images.npy"), "cpu"))
+    _, kept_one = look(storage, "tiny", Wanted(again=True, checkpoint=True, device="cpu"), stop, said.append)
+    assert json.loads((kept_one / "card.json").read_text())["code"] == exported["code"]
+
+    moved = tmp_path_of(tmp_path, "moved")
+    for file in ("nets.py", "parts.py"):
+        (folder / file).rename(moved / file)
+    nowhere = r"needs nets\.py, which is neither in .* nor in the current folder$"
+    with pytest.raises(CodeError, match=rf"^best\.json: {nowhere}"):
+        replay(path, "cpu", stop, said.append)
+    with pytest.raises(CodeError, match=rf"card\.json: its network {nowhere}"):
+        predictions(model, Path("images.npy"), "cpu")
+    shutil.copytree(moved, model, dirs_exist_ok=True)
+    assert str(predictions(model, Path("images.npy"), "cpu")) == first
+    shutil.copytree(moved, Path.cwd(), dirs_exist_ok=True)
+    edit(Path.cwd())
+    with pytest.raises(CodeError, match=r"best\.json: needs parts\.py as it was, and in .* it has another SHA-256"):
+        replay(path, "cpu", stop, said.append)
+    with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* is not what it began with"):
+        verify(storage, "tiny", 1, "cpu", stop, said.append)
+
+
+def tmp_path_of(tmp_path: Path, name: str) -> Path:
+    (tmp_path / name).mkdir()
+    return tmp_path / name

@@ -1,0 +1,274 @@
+"""Modules of the user's own: what they are made from, which of them share a stack, and how those train that cannot."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from twins import config, curves, made_images, member
+
+from hpo.errors import SettingError
+from hpo.studyfile import Config, NetworkSettings
+from hpo.training.images import DeviceSplit
+from hpo.training.networks import build
+from hpo.training.objective import Objective
+from hpo.training.own_networks import try_out
+from hpo.training.population import train
+from hpo.training.stack import Member
+
+SPLIT = made_images(train=30, validation=12)
+CODE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, shape, classes, width=4, *, dropout=0.0, scale=1.0):
+        super().__init__()
+        channels, height, width_of_images = shape
+        self.rate, self.scale = dropout, scale
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x))).mean((2, 3))
+        return self.head(self.drop(x) * self.scale)
+
+
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x if x.sum() > -1e9 else -x)
+
+
+class Drawing(Branching):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+class Frozen(Net):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.conv.weight.requires_grad_(False)
+
+
+class Raising(Net):
+    def forward(self, x):
+        if self.rate > 0.2:
+            raise ValueError("too much")
+        return super().forward(x)
+
+
+class Single(Net):
+    def forward(self, x):
+        return super().forward(x) @ torch.eye(10)
+
+
+class Greedy(nn.Module):
+    def __init__(self, **anything):
+        super().__init__()
+        self.fc = nn.Linear(len(anything), 1)
+
+
+def factory(classes, hidden):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+def nothing(width):
+    return width
+
+
+class Needs(Net):
+    def __init__(self, shape, heads):
+        super().__init__(shape, 10)
+
+
+class Narrow(Net):
+    def __init__(self):
+        super().__init__((1, 8, 8), 3)
+
+
+class Two(Net):
+    def forward(self, x):
+        return x, x
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10]
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "nets.py").write_text(CODE)
+    return tmp_path
+
+
+def settings(folder: Path, name: str, **args: Any) -> NetworkSettings:
+    return NetworkSettings(kind="module", module=f"nets.py:{name}", args=args).located(folder)
+
+
+def own(number: int, folder: Path, name: str, training: dict[str, Any] | None = None, **args: Any) -> Member:
+    lr, optimizer = args.pop("lr", 0.05), args.pop("optimizer", {})
+    made: Config = config(lr=lr, epochs=2, optimizer=optimizer, training=training or {})
+    return member(number, made.model_copy(update={"network": settings(folder, name, **args)}))
+
+
+def groups(*members: Member, split: DeviceSplit = SPLIT) -> tuple[list[list[int]], list[str]]:
+    said: list[str] = []
+    found = Objective(split, "float32", said.append).groups(members)
+    return [[each.number for each in group] for group in found], said
+
+
+def test_shape_and_classes_are_filled_in_and_the_seed_is_torchs(folder: Path) -> None:
+    network = build(settings(folder, "Net", width=6), (3, 8, 8), 5, seed=7)
+    assert network.state_dict()["conv.weight"].shape == (6, 3, 3, 3)
+    assert network.state_dict()["head.weight"].shape == (5, 6)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        alone = nn.Conv2d(3, 6, 3, padding=1)
+    assert torch.equal(network.state_dict()["conv.weight"], alone.weight)
+    assert build(settings(folder, "Net", classes=3), (3, 8, 8), 5, 7).state_dict()["head.bias"].shape == (3,)
+    assert isinstance(build(settings(folder, "factory", hidden=3), (1, 8, 8), 10, 0), nn.Sequential)
+    assert build(settings(folder, "Greedy", a=1, b=2), (1, 8, 8), 10, 0).state_dict()["fc.weight"].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "key", "problem"),
+    [
+        ("Net", {"widht": 3}, "network.args.widht", "is no argument of nets.py:Net (did you mean 'width'?)"),
+        ("factory", {"hiden": 3, "zzz": 1}, "network.args.hiden", "is no argument of nets.py:factory (did you mean"),
+        ("Narrow", {"width": 3}, "network.args.width", "is no argument of nets.py:Narrow; it has none"),
+        ("Needs", {}, "network.args.heads", "missing: nets.py:Needs has no default for it"),
+        ("nothing", {"width": 3}, "network.module", "nets.py:nothing gives a int, and no torch.nn.Module"),
+        ("number", {}, "network.module", "nets.py:number is no class, nor a function that returns a module"),
+        ("Nett", {}, "network.module", "nets.py has no 'Nett' (did you mean 'Net'?)"),
+    ],
+)
+def test_what_the_study_file_gets_wrong_names_its_key(
+    folder: Path, name: str, args: dict[str, Any], key: str, problem: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        build(settings(folder, name, **args), (1, 8, 8), 10, 0)
+    assert caught.value.key == key
+    assert caught.value.problem.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (
+            "Narrow",
+            "nets.py:Narrow returns [4, 3] for 4 images; a network must return [B, 10], a number for each class",
+        ),
+        ("Two", "nets.py:Two returns a tuple; a network must return [B, 10]"),
+        ("Fixed", "nets.py:Fixed has no parameters to train"),
+    ],
+)
+def test_what_comes_out_must_be_a_number_for_each_class(folder: Path, name: str, problem: str) -> None:
+    network = build(settings(folder, name), (1, 8, 8), 10, 0)
+    with pytest.raises(SettingError, match=r"^network\.module: nets") as caught:
+        try_out(network, settings(folder, name), SPLIT.train[:4], 10)
+    assert caught.value.problem.startswith(problem)
+
+
+def test_members_whose_modules_do_the_same_train_together_as_they_would_alone(folder: Path) -> None:
+    """An attribute that nothing reads makes no difference, a number in the forward does."""
+    members = [
+        own(0, folder, "Net", lr=0.01),
+        own(1, folder, "Net", dropout=0.3),
+        own(2, folder, "Net", dropout=0.1, width=4),
+        own(3, folder, "Net", width=3),
+        own(4, folder, "Net", scale=2.0),
+        own(5, folder, "Net", scale=2.0, dropout=0.2),
+    ]
+    assert groups(*members) == ([[0, 1, 2], [3], [4, 5]], [])
+    together, _ = curves(members[:3], SPLIT)
+    for each in members[:3]:
+        alone, _ = curves([each], SPLIT)
+        for ours, plain in zip(together[each.number], alone[each.number], strict=True):
+            assert ours == pytest.approx(plain, rel=1e-9)
+
+
+def test_a_module_that_cannot_be_stacked_trains_alone_and_why_is_said_once(folder: Path) -> None:
+    members = [own(0, folder, "Net"), *(own(number, folder, "Branching", width=number) for number in (2, 3, 4))]
+    found, said = groups(*members)
+    assert found == [[0], [2], [3], [4]]
+    assert len(said) == 1
+    assert said[0].startswith("nets.py:Branching: Branching cannot be stacked: symbolically traced variables cannot")
+    assert said[0].endswith("; its trials train one at a time")
+
+
+def test_a_module_that_cannot_be_compared_trains_alone(folder: Path) -> None:
+    """It computes in float32, whatever it is given."""
+    found, said = groups(own(0, folder, "Single"), own(1, folder, "Single"))
+    assert found == [[0], [1]]
+    assert said[0].startswith("nets.py:Single: it cannot be compared with its stack: RuntimeError")
+
+
+def test_a_module_that_raises_is_left_to_its_training(folder: Path) -> None:
+    members = [own(number, folder, "Raising", dropout=rate) for number, rate in enumerate((0.1, 0.3, 0.1, 0.4))]
+    found, said = groups(*members)
+    assert found == [[0, 2], [1], [3]]
+    assert said == []
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "adamw"])
+def test_alone_as_it_is_a_module_learns_what_it_learns_in_a_stack(folder: Path, kind: str) -> None:
+    optimizer = {"kind": kind, "weight_decay": 0.01, "clip": 1.0, "schedule": "cosine"}
+    one = own(3, folder, "Net", lr=0.01, optimizer=optimizer, training={"label_smoothing": 0.1, "flip": 0.5})
+    stacked = [result for result in train([one], SPLIT, "float64")]
+    plain = [result for result in train([one], SPLIT, "float64", stacked=False)]
+    assert len(plain) == len(stacked) == 2
+    for ours, theirs in zip(plain, stacked, strict=True):
+        assert ours.metrics[3] == pytest.approx(theirs.metrics[3], rel=1e-9)
+
+
+def weights(one: Member, precision: str = "float32") -> dict[str, torch.Tensor]:
+    for result in train([one], SPLIT, precision, stacked=False):
+        state = result.states([one.number])[one.number]
+    return state
+
+
+def test_what_a_module_draws_is_its_trials_own(folder: Path) -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    first, again, other = (weights(own(number, folder, "Drawing")) for number in (1, 1, 2))
+    torch.rand(3)
+    random.random()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+    torch.set_rng_state(before[0])
+    random.setstate(before[1])
+    weights(own(1, folder, "Drawing"))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def test_frozen_parameters_stay_as_they_are(folder: Path) -> None:
+    one = own(0, folder, "Frozen", optimizer={"kind": "adam", "weight_decay": 0.1})
+    said = groups(one)[1]
+    assert "it is frozen" in said[0]
+    fresh = build(one.config.network, SPLIT.shape, SPLIT.classes, one.seed).state_dict()
+    state = weights(one)
+    assert torch.equal(state["conv.weight"], fresh["conv.weight"])
+    assert not torch.equal(state["head.weight"], fresh["head.weight"])
+    assert not torch.equal(state["norm.running_mean"], fresh["norm.running_mean"])
+
+
+def test_in_bfloat16_a_module_of_its_own_keeps_its_parameters_in_float32(folder: Path) -> None:
+    one = own(0, folder, "Branching")
+    low, high = weights(one, "bfloat16"), weights(one, "float32")
+    assert all(value.dtype == high[name].dtype for name, value in low.items())
+    assert not torch.equal(low["head.weight"], high["head.weight"])
+    torch.testing.assert_close(low["head.weight"], high["head.weight"], rtol=0.1, atol=0.05)
