@@ -54,7 +54,11 @@ def table(section: str, shown: str) -> str:
 
 
 def value_and_default(model: type[Settings], key: str) -> tuple[str, str]:
-    return in_words(model.model_json_schema()["properties"][key]), default_of(model.model_fields[key])
+    whole = model.model_json_schema()
+    schema = whole["properties"][key]
+    if "$ref" in schema:  # a table of its own
+        schema = whole["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    return in_words(schema), default_of(model.model_fields[key])
 
 
 def used_by(field: FieldInfo) -> str:
@@ -69,7 +73,8 @@ def in_words_of(mark: UsedBy) -> str:
 def default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return "not set" if field.default is None else f"`{json.dumps(field.default)}`"
+    default = field.default.model_dump(exclude_none=True) if isinstance(field.default, Settings) else field.default
+    return "not set" if default is None else f"`{json.dumps(default)}`"
 
 
 def in_words(schema: dict[str, Any]) -> str:
@@ -86,6 +91,8 @@ def in_words(schema: dict[str, Any]) -> str:
             return "text" if length == (None, None) else f"text, {length[0]} to {length[1]} characters"
         case "array":
             return f"a list, each {in_words(schema['items'])}{'; not empty' if schema.get('minItems') else ''}"
+        case "object" if "properties" in schema:
+            return f"a table: {', '.join(f'`{name}`, {in_words(each)}' for name, each in schema['properties'].items())}"
         case "object":
             return "a table, parameter name to value"
         case kind:

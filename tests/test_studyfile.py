@@ -152,6 +152,7 @@ class TestReading:
                 "repeat": False,
                 "retries": 1,
                 "start_from": [],
+                "limits": {},
             },
             "baseline": {},
         }

@@ -22,6 +22,7 @@ def launch(
     gpus_per_worker: float = 0.0,
     extend: bool = False,
     changed_code: bool = False,
+    enqueue: Sequence[str] = (),
     progress: Progress = "auto",
     stop: threading.Event | None = None,
 ) -> StoredStudy:
@@ -31,7 +32,8 @@ def launch(
     `sqlite:///hpo.db`; it is made where it is not there. `device` is auto, cpu, cuda, cuda:1 or mps. `workers` is how
     many processes share the search, None for this one alone; `ray` the address of a Ray cluster, "local" for one that
     is started for it, with `gpus_per_worker`. `extend` lets a study go on whose file has changed, `changed_code` one
-    whose own code has. `progress` says what is shown meanwhile: see `hpo.api.displays`.
+    whose own code has. `enqueue` are trials to train first, each as JSON of its values, such as '{"lr": 0.01}'.
+    `progress` says what is shown meanwhile: see `hpo.api.displays`.
 
     Ctrl-C, a notebook's "interrupt" and `stop` let the epoch in hand end: what has finished is kept, and the same call
     goes on from there. `ended` of what is returned says why the search has ended, `interrupted` whether it was stopped.
@@ -56,6 +58,7 @@ def launch(
                 gpus_per_worker=gpus_per_worker,
                 extend=extend,
                 changed_code=changed_code,
+                enqueue=enqueue,
                 on_event=shown,
                 stop=asked,
             )

@@ -114,6 +114,7 @@ class Search(Section):
     timeout: float | None = None
     patience: int | None = None
     start_from: Sequence[str] | None = None
+    limits: Mapping[str, Any] | None = None
 
 
 def plain(value: Any) -> Any:

@@ -54,6 +54,10 @@ def launch(
     gpus_per_worker: Annotated[
         float, typer.Option(min=0, metavar="X", help="With --ray: GPUs that a worker has, such as 0.25.")
     ] = 0.0,
+    enqueue: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JSON", help="Train a trial with these values first, such as '{\"lr\": 0.01}'."),
+    ] = None,
     extend: Extend = False,
     changed_code: ChangedCode = False,
     quiet: Quiet = False,
@@ -75,6 +79,7 @@ def launch(
             gpus_per_worker=gpus_per_worker,
             extend=extend,
             changed_code=changed_code,
+            enqueue=enqueue or (),
             progress="json" if json else "quiet" if quiet else "auto",
             stop=interruption.stop,
         )

@@ -20,7 +20,7 @@ from hpo.search.launch import submit
 from hpo.search.plan import plan
 from hpo.search.points import baseline
 from hpo.search.records import DATA, RUN, check_code, check_data, kept, not_of_hpo, same_images, stored_study
-from hpo.search.space import Values, decode, holds, settings
+from hpo.search.space import Values, decode, holds, is_whole, settings
 from hpo.storage import IDENTITY, Storage, best_trials, load_study, study_names
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
@@ -128,11 +128,11 @@ def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
 
 def _ranked(storage: Storage, study: Study, top: int) -> list[FrozenTrial]:
     """Return the study's trials, best first: those of `top` configurations, or all where these may have others."""
-    names, trials = {parameter.name for parameter in study.parameters}, list[FrozenTrial]()
+    trials = list[FrozenTrial]()
     repeated = study.search.repeats > 1 or study.search.repeat
     for most in (MOST_TRIALS,) if repeated else (top, MOST_TRIALS):
         found = best_trials(storage, study.name, most)
-        trials = [trial for trial in found if trial.params.keys() == names]  # other programs may have added theirs
+        trials = [trial for trial in found if is_whole(study, trial.params)]  # other programs may have added theirs
         if len({settings(study, trial.params) for trial in trials}) >= top:
             break
     return trials
@@ -142,9 +142,13 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
     """Return the confirming study's file but for its name: the same training, and nothing that is left to a sampler."""
     tree = study.resolved()
     for parameter in study.parameters:
-        values = [decode(parameter, candidate.params[parameter.name]) for candidate in candidates]
+        given = [candidate.params for candidate in candidates if parameter.name in candidate.params]
+        values = [decode(parameter, params[parameter.name]) for params in given]
         tree = replaced(tree, parameter.path, _holding(parameter, values))
-    points = [{p.name: decode(p, each.params[p.name]) for p in study.parameters} for each in candidates]
+    points = [
+        {p.name: decode(p, each.params[p.name]) for p in study.parameters if p.name in each.params}
+        for each in candidates
+    ]
     trials = len(points) * seeds
     search = {key: tree["search"][key] for key in ("metric", "score", "retries")}
     tree["search"] = {

@@ -101,13 +101,14 @@ def facets(found: Sequence[Group], by: str) -> dict[str, list[Group]]:
     if by not in names:
         advice = nearest(by, names) or f"; what is: {', '.join(names) or 'nothing'}"
         raise UsageError(f"--by: {by!r} is not searched{advice}")
+    searching = {group.study for group in found if by in group.texts}
     for group in found:
-        if by not in group.texts:
-            searched = any(by in other.texts for other in found if other.study == group.study)
-            lacks = f"not {'used by all configurations of' if searched else 'searched by'} {group.study!r}"
-            raise UsageError(f"--by: {by!r} is {lacks}, so it has no place there")
-    values = dict.fromkeys(group.texts[by] for group in found)
-    return {value: [group for group in found if group.texts[by] == value] for value in values}
+        if group.study not in searching:
+            raise UsageError(f"--by: {by!r} is not searched by {group.study!r}, so it has no place there")
+    nothing = f"{by.replace('_', ' ')}: none"  # of configurations that do not use it, or do not have it
+    texts = [group.texts.get(by, nothing) for group in found]
+    values = dict.fromkeys(texts)
+    return {value: [group for group, text in zip(found, texts, strict=True) if text == value] for value in values}
 
 
 class _Stored:

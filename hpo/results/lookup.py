@@ -9,10 +9,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.errors import StorageError
+from hpo.errors import StorageError, StudyFileError
 from hpo.search.records import STUDY
 from hpo.storage import Storage, open_storage
 from hpo.storage.location import locate
+from hpo.studyfile import parse_study
+from hpo.studyfile.cases import WHEN
 
 
 def open_existing(url: str | None) -> Storage:
@@ -23,6 +25,18 @@ def open_existing(url: str | None) -> Storage:
             f"{location.shown}: no such file; start a study with `hpo launch FILE`, or name another storage"
         )
     return open_storage(url)
+
+
+def conditional_of(user_attrs: Mapping[str, Any]) -> frozenset[str]:
+    """Return the parameters that not every trial of the study has; none where hpo did not make it."""
+    text = user_attrs.get(STUDY)
+    if not isinstance(text, str) or f'"{WHEN}"' not in text:
+        return frozenset()
+    try:
+        study = parse_study(json.loads(text), "")
+    except (StudyFileError, ValueError):
+        return frozenset()
+    return frozenset(parameter.name for parameter in study.parameters if parameter.when is not None)
 
 
 def metric_of(user_attrs: Mapping[str, Any]) -> str | None:

@@ -10,8 +10,9 @@ by range:
   else rounded outwards.
 - Where the best lies at an edge of the range, that side is moved out instead, if a study file allows it.
 
-Choices stay as they are. Promises: the best lies inside every proposed range, and not at an edge that was moved in; a
-side is never moved out but where the best lies at it. Knows nothing of storages and files.
+Choices stay as they are, and so do conditional ranges of which fewer than three of the best have a value; where they
+have, the best of these counts. Promises: the best lies inside every proposed range, and not at an edge that was moved
+in; a side is never moved out but where the best lies at it. Knows nothing of storages and files.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.edges import Side, edge_of, number, wider_bound
 from hpo.results.ranking import configurations
-from hpo.search.space import Values, contains, count, distributions
+from hpo.search.space import Values, belongs, count
 from hpo.studyfile import Parameter, Range, Study
 
 SHARE, FEWEST, MOST = 0.1, 3, 20
@@ -70,8 +71,7 @@ class Change:
 
 def best_few(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     """Return the best configurations inside the study's space. Raises HpoError where too few have completed."""
-    space = distributions(study)
-    inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and contains(space, trial.params)]
+    inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and belongs(study, trial.params)]
     ranked = configurations(study, inside)
     if len(ranked) < NEEDED:
         raise HpoError(
@@ -90,7 +90,9 @@ def changes(study: Study, few: Sequence[Values]) -> list[Change]:
     for parameter in study.parameters:
         old = parameter.searched
         if isinstance(old, Range):
-            values = [float(params[parameter.name]) for params in few]
+            values = [float(params[parameter.name]) for params in few if parameter.name in params]
+            if len(values) < min(FEWEST, len(few)):  # a conditional one, of which these say too little
+                continue
             change = _change(study, parameter, old, values)
             if change.new != old:
                 found.append(change)

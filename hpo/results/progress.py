@@ -17,7 +17,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -35,6 +35,7 @@ from hpo.search.events import (
     StudyEnded,
     StudyStarted,
     TrialsFailed,
+    TrialsLeftOut,
     WorkersSeen,
 )
 
@@ -183,6 +184,9 @@ class PlainProgress(QuietProgress):
             case TrialsFailed():
                 self.tally.failed += len(event.members)
                 self.line(f"warning: {failure(event)}")
+            case TrialsLeftOut():
+                self.tally.pruned += len(event.members)
+                self.line(left_out(event))
             case WorkersSeen():
                 self.follows = True
             case _:
@@ -292,8 +296,16 @@ def opening(event: StudyStarted) -> str:
 
 def failure(event: TrialsFailed) -> str:
     """Return which trials failed, and why."""
-    numbers = ", ".join(map(str, event.members))
-    return f"{'trials' if len(event.members) > 1 else 'trial'} {numbers} failed: {event.why}"
+    return f"{_named(event.members)} failed: {event.why}"
+
+
+def left_out(event: TrialsLeftOut) -> str:
+    """Return which trials are not trained, and why."""
+    return f"{_named(event.members)} not trained: {event.why}"
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return f"{'trials' if len(numbers) > 1 else 'trial'} {', '.join(map(str, numbers))}"
 
 
 def outcome(event: PopulationEnded) -> str:

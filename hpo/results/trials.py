@@ -19,6 +19,7 @@ from hpo.results.export import params_of, precision_of
 from hpo.results.objective_export import reported
 from hpo.results.overview import STATES
 from hpo.search.records import CURVE, RUN, any_stored_study
+from hpo.search.space import is_whole
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study
 from hpo.studyfile import AnyStudy, ObjectiveStudy
 
@@ -51,7 +52,7 @@ def _record(study: AnyStudy, run: str, trial: FrozenTrial) -> dict[str, Any]:
         params, curve, precision = trial.params, reported(trial), None
     else:
         params, curve = params_of(study, trial), attrs.get(CURVE, {})
-        precision = precision_of(study.config(params), run) if len(params) == len(study.parameters) else None
+        precision = precision_of(study.config(params), run) if is_whole(study, params) else None
     return {
         "schema": SCHEMA,
         "study": study.name,

@@ -52,6 +52,11 @@ def _describe_own(study: ObjectiveStudy, device: str) -> str:
 
 def parameter_line(parameter: Parameter) -> str:
     """Return what is searched of a parameter: `lr: 1e-06 to 0.01, log scale`."""
+    where = "" if parameter.when is None else f", where {parameter.when.words()}"
+    return _range_line(parameter) + where
+
+
+def _range_line(parameter: Parameter) -> str:
     searched = parameter.searched
     if isinstance(searched, Choices):
         return f"{parameter.name}: one of {', '.join(json.dumps(few_digits(each)) for each in searched.choices)}"

@@ -89,6 +89,14 @@ class TrialsFailed(Event):
 
 
 @dataclass(frozen=True)
+class TrialsLeftOut(Event):
+    """These trials (by number) exceed a limit of the study: they end as pruned ones, and are not trained."""
+
+    members: tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True)
 class OthersEnded(Event):
     """So many trials of the study were ended by other processes since the last such event."""
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import HyperbandPruner, NopPruner
-from optuna.samplers import RandomSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,10 +28,23 @@ from hpo.search.mirror import STUDY, Mirror, mirrored
 from hpo.search.points import points
 from hpo.search.pruners import IncrementalMedianPruner
 from hpo.search.samplers import joint_space, make_pruner, make_sampler
-from hpo.search.space import Values, candidate, combination, contains, distributions, identity, size, snapped
+from hpo.search.space import (
+    Values,
+    belongs,
+    candidate,
+    combination,
+    distributions,
+    groups,
+    identity,
+    size,
+    snapped,
+)
 from hpo.search.tpe import Observations
 from hpo.studyfile import Study
 from hpo.training.randomness import derive_seed
+
+CONSTRAINT = "constraints:"
+"""The beginning of the attributes in which Optuna keeps by how much a trial exceeds a constraint, 0 or less if not."""
 
 ATTEMPTS = 3
 """How often the sampler is asked again for a trial that was there before, before chance is asked instead."""
@@ -51,14 +66,14 @@ class History:
     def __init__(self, study: Study, trials: Sequence[FrozenTrial] = (), before: Sequence[FrozenTrial] = ()) -> None:
         self._study_file = study
         self._space = distributions(study)
-        self._joint = joint_space(study.search.sampler, self._space)
+        self._joint = joint_space(study.search.sampler, groups(study, {})[0])
         before = self._numbered(before)
         self._mirror = Mirror(before)
         direction = StudyDirection.MINIMIZE if study.search.minimized else StudyDirection.MAXIMIZE
         self._study = optuna.create_study(study_name=study.name, direction=direction, storage=self._mirror)
         self._pruner = make_pruner(study)
         self._size = size(study)
-        self._observations = Observations(self._joint, direction, len(before))
+        self._observations = Observations(self._space, direction, len(before))
         for trial in before:
             self._observations.note(trial)
         self._outside: set[int] = set()
@@ -77,7 +92,7 @@ class History:
 
     def _numbered(self, before: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials of other studies that lie inside the space, numbered up to -1, as this study has them."""
-        inside = [trial for trial in before if contains(self._space, trial.params)]
+        inside = [trial for trial in before if belongs(self._study_file, trial.params)]
         parameters = {parameter.name: parameter for parameter in self._study_file.parameters}
         return [
             mirrored(
@@ -107,7 +122,7 @@ class History:
         """
         for trial in sorted(trials, key=lambda each: each.number):
             if trial.number == self.count:
-                if contains(self._space, trial.params):
+                if belongs(self._study_file, trial.params):
                     self._see(trial.number, trial.params)
                 else:
                     self._outside.add(trial.number)
@@ -171,21 +186,39 @@ class History:
         They are to be stored at once and then `stored`, or to be `forget`-ten.
         """
         asked: list[tuple[int, Values]] = []
-        # As Optuna's own `ask` does: samplers that read the trials from this cache would never see another.
-        self._study._thread_local.cached_all_trials = None
+        self._read_anew()
         self._before = self._mirror.get_study_system_attrs(STUDY), self._drawn
         while len(asked) < count and (self._is_given(self.count) or not self.exhausted()):
             trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
             values = self._first_of(trial.number)
             if values is None:
                 values = self._new_values(trial)
-            self._see(trial.number, values)
-            for name, distribution in self._space.items():
-                internal = distribution.to_internal_repr(values[name])
-                self._mirror.set_trial_param(trial._trial_id, name, internal, distribution)
-            self._observations.note(self._mirror.get_trial(trial.number))
+            self._take(trial, values)
             asked.append((trial.number, values))
         return asked
+
+    def ask_for(self, given: Values) -> tuple[int, Values]:
+        """Return a new trial with these values, and with the sampler's for all that they leave open."""
+        self._read_anew()
+        trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
+        for attempt in range(ATTEMPTS + CHANCES):
+            values = self._sampled(trial, attempt, given)
+            if self._study_file.search.repeat or identity(values) not in self._seen:
+                break
+        self._take(trial, values)
+        return trial.number, values
+
+    def _read_anew(self) -> None:
+        """As Optuna's own `ask` does: samplers that read the trials from this cache would never see another."""
+        self._study._thread_local.cached_all_trials = None
+
+    def _take(self, trial: FrozenTrial, values: Values) -> None:
+        """Take note of what a new trial has got."""
+        self._see(trial.number, values)
+        for name, value in values.items():
+            internal = self._space[name].to_internal_repr(value)
+            self._mirror.set_trial_param(trial._trial_id, name, internal, self._space[name])
+        self._observations.note(self._mirror.get_trial(trial.number))
 
     def stored(self, trials: Iterable[FrozenTrial]) -> None:
         """Take note of the ids that the trials asked for have got."""
@@ -218,7 +251,7 @@ class History:
                 return values
         return values if math.isinf(self._size) else self._next_combination(index)
 
-    def _sampled(self, trial: FrozenTrial, attempt: int) -> Values:
+    def _sampled(self, trial: FrozenTrial, attempt: int, given: Mapping[str, Any] = MappingProxyType({})) -> Values:
         search = self._study_file.search
         seed = derive_seed("sampler", search.seed, trial.number, attempt) % 2**32
         self._drawn = max(self._drawn, trial.number + 1)
@@ -227,9 +260,27 @@ class History:
             sampler = make_sampler(search.sampler, seed, search.seed, self._joint, earlier, observations)
         else:
             sampler = RandomSampler(seed=seed)
-        joint = sampler.sample_relative(self._study, trial, self._joint)
+        values = self._group_values(sampler, trial, groups(self._study_file, {})[0], self._joint) | dict(given)
+        for group in groups(self._study_file, values)[1:]:
+            # TPE learns from the trials that have these; the others know only what every trial has.
+            joint = joint_space("tpe", group) if search.sampler == "tpe" else {}
+            values |= self._group_values(sampler, trial, group, joint)
+        values |= given
+        return {parameter.name: values[parameter.name] for parameter in self._study_file.applying(values)}
+
+    def _group_values(
+        self,
+        sampler: BaseSampler,
+        trial: FrozenTrial,
+        group: Mapping[str, BaseDistribution],
+        jointly: dict[str, BaseDistribution],
+    ) -> Values:
+        """Return a sampler's values for a part of the space, those that it can choose `jointly` at once."""
+        joint = sampler.sample_relative(self._study, trial, jointly)
         values: Values = {}
         for parameter in self._study_file.parameters:
+            if parameter.name not in group:
+                continue
             name, distribution = parameter.name, self._space[parameter.name]
             if distribution.single():  # nothing to choose, and TPE would complain of it
                 value = candidate(parameter, 0)
@@ -287,6 +338,12 @@ class History:
                 self._pruner.prune(self._study, trial)
         return {number for number, trial in members.items() if self._pruner.prune(self._study, trial)}
 
+    def exceeds(self, number: int, constraints: Mapping[str, float]) -> None:
+        """Take note of what of the study's limits a trial comes to: above 0 it exceeds one."""
+        if number not in self._outside:
+            for key, value in constraints.items():
+                self._mirror.set_trial_system_attr(number, key, value)
+
     def tell(self, number: int, state: TrialState, value: float | None) -> None:
         """Take note of how a trial ended."""
         self._ids.pop(number, None)
@@ -300,5 +357,5 @@ class History:
 
 
 def kept_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes worth storing: hyperband's rungs, and not CMA-ES's pickles."""
-    return {key: value for key, value in attrs.items() if key.startswith(RUNG)}
+    """Return the attributes worth storing: hyperband's rungs and constraints, and not CMA-ES's pickles."""
+    return {key: value for key, value in attrs.items() if key.startswith((RUNG, CONSTRAINT))}

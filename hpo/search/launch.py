@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import UnknownStudyError
+from hpo.errors import UnknownStudyError, UsageError
+from hpo.search.enqueueing import asked_for, store_asked
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.own_search import OwnSearch
@@ -59,16 +60,18 @@ def submit(
     priority: int | None = None,
     changed_code: bool = False,
     planned: AnyPlan | None = None,
+    enqueue: Sequence[str] = (),
 ) -> AnyPlan:
     """Put the study into the storage, for workers to take up; return what it comes to on this machine's CPU.
 
     One that is there stays as it is, or is extended. `planned` is that already, where the caller has asked for it.
+    `enqueue` are trials to train first, each as JSON of its values (hpo.search.enqueueing).
 
     Raises UsageError or StudyFileError (the file, or one that differs from the stored one), DataError, CodeError and
     StudyBusyError before anything is stored.
     """
     planned = planned or plan(study, "cpu")
-    _store(study, planned, storage, extend, priority, changed_code)
+    _store(study, planned, storage, extend, priority, changed_code, enqueue)
     return planned
 
 
@@ -113,6 +116,7 @@ def launch(
     device: str = "auto",
     extend: bool = False,
     changed_code: bool = False,
+    enqueue: Sequence[str] = (),
     on_event: Listener,
     stop: threading.Event,
 ) -> None:
@@ -127,7 +131,7 @@ def launch(
     start = time.perf_counter()
     with storage.patience.until(stop):
         planned = plan(study, device)
-        stored = _store(study, planned, storage, extend, changed_code=changed_code)
+        stored = _store(study, planned, storage, extend, changed_code=changed_code, enqueue=enqueue)
         with heartbeats(storage):
             if isinstance(study, ObjectiveStudy):
                 assert isinstance(planned, ObjectivePlan)
@@ -196,19 +200,39 @@ def _store(
     extend: bool,
     priority: int | None = None,
     changed_code: bool = False,
+    enqueue: Sequence[str] = (),
 ) -> optuna.Study:
     if isinstance(study, ObjectiveStudy):
         assert isinstance(planned, ObjectivePlan)
+        if enqueue:
+            raise UsageError(f"--enqueue: only when {study.objective} runs is it known what it searches; leave it out")
         stored = open_objective_study(study, planned.code, storage, extend, priority, changed_code)
         record_change(stored, study, planned.code, storage)
     else:
         assert isinstance(planned, Plan)
-        check_start(study, planned.images, storage)
-        stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
-        record_change(stored, study, planned.code, storage)
-        record_place(stored, planned.images, storage)
+        stored = _store_networks(study, planned, storage, extend, priority, changed_code, enqueue)
     if priority is not None:
         storage.change_study(stored._study_id, {PRIORITY: priority})
+    return stored
+
+
+def _store_networks(
+    study: Study,
+    planned: Plan,
+    storage: Storage,
+    extend: bool,
+    priority: int | None,
+    changed_code: bool,
+    enqueue: Sequence[str],
+) -> optuna.Study:
+    check_start(study, planned.images, storage)
+    asked = asked_for(study, enqueue, storage)
+    stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
+    record_change(stored, study, planned.code, storage)
+    record_place(stored, planned.images, storage)
+    if asked:
+        before = predecessors(study, data_record(planned.images), storage).trials
+        store_asked(study, asked, before, storage, gate(study, stored))
     return stored
 
 

@@ -68,7 +68,7 @@ def mirrored(
     intermediate_values: Mapping[int, float] | None = None,
     system_attrs: Mapping[str, Any] | None = None,
 ) -> FrozenTrial:
-    """Return a trial for the mirror."""
+    """Return a trial for the mirror; `distributions` are those of its parameters, among others."""
     now = datetime.datetime.now()
     return FrozenTrial(
         number=number,
@@ -78,7 +78,7 @@ def mirrored(
         datetime_start=now,
         datetime_complete=now if state.is_finished() else None,
         params=dict(params),
-        distributions=dict(distributions),
+        distributions={name: distributions[name] for name in params},
         user_attrs={},
         system_attrs=dict(system_attrs or {}),
         intermediate_values=dict(intermediate_values or {}),

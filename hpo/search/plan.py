@@ -19,7 +19,6 @@ from hpo.errors import CodeError, HpoError, SettingError
 from hpo.search.samplers import check_search
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.searched import candidates
-from hpo.studyfile.trees import Path, value_at
 from hpo.training.architectures import FEW, twins, why_alone
 from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
@@ -88,6 +87,10 @@ def _plan(study: Study, device: str) -> Plan:
     with _named(study, config):
         stacked = config.network.kind != "module" or _stacks(config, images, where)
         size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
+    limit, searched = study.search.limits.parameters, any(each.setting[0] == "network" for each in study.parameters)
+    if limit is not None and size.parameters > limit and not searched:
+        problem = f"is below the {size.parameters:,} parameters that every network of this study has (got {limit:,})"
+        raise study.error("search.limits.parameters", problem)
     wanted = 1 if study.search.population == "auto" and not stacked else study.search.population
     population = population_size(wanted, study.search.trials, size.member_bytes, where)
     return Plan(where, images, config, size, population, stacked, code)
@@ -129,13 +132,12 @@ def _stacks(config: Config, images: Split, device: torch.device) -> bool:
 
 def _check_shift(study: Study, images: Split) -> None:
     """Raise StudyFileError for a shift that could move an image out of sight."""
-    path: Path = ("training", "shift")
     side = min(images.train.pixels.shape[2:])
-    value = value_at(study.resolved(), path)
-    for place, shift in candidates(value).items() if isinstance(value, dict) else [((), value)]:
-        if shift >= side:
-            key = ".".join(map(str, (*path, *place)))
-            raise study.error(key, f"must be below {side}, the pixels of an image's shorter side (got {shift})")
+    for at, value in study.said(("training", "shift")).items():
+        for place, shift in candidates(value).items() if isinstance(value, dict) else [((), value)]:
+            if shift >= side:
+                key = ".".join(map(str, (*at, *place)))
+                raise study.error(key, f"must be below {side}, the pixels of an image's shorter side (got {shift})")
 
 
 def on_device(study: Study, planned: Plan) -> DeviceSplit:

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.search.space import Values, candidate, contains, count, distributions, encode, identity
-from hpo.studyfile import Choices, Config, Parameter, Study
-from hpo.studyfile.models import SEARCHABLE
-from hpo.studyfile.trees import replaced, value_at
+from hpo.studyfile import Choices, Parameter, Study
+from hpo.studyfile.trees import value_at
 from hpo.training.randomness import member_seed
 
 
@@ -45,19 +44,15 @@ def baseline(study: Study) -> Values:
 
     It is what `[baseline]` says; where that is silent, the middle of a range, on its scale, or the first choice.
     """
-    given = study.first.baseline
-    return _stored(study, {p.name: given.get(p.name, _middle(p)) for p in study.parameters})
+    given = {p.name: study.first.baseline.get(p.name, _middle(p)) for p in study.parameters}
+    return _stored(study, {parameter.name: given[parameter.name] for parameter in study.applying(given)})
 
 
 def _stored(study: Study, point: Mapping[str, Any]) -> Values:
-    study.config(point)  # raises for values that do not go together
-    paths = {parameter.name: parameter.path for parameter in study.parameters}
-    tree: Any = study.first.model_dump(include=set(SEARCHABLE))
-    for name, value in point.items():
-        tree = replaced(tree, paths[name], value)
     # As the models understand it, 1 as 1.0 where the key holds fractions; keys that this kind does not use among them.
-    tree = Config.model_validate(tree).model_dump()
-    return {name: encode(value_at(tree, paths[name])) for name in point}
+    tree = study.config(point, whole=True).model_dump()
+    settings = {parameter.name: parameter.setting for parameter in study.parameters}
+    return {name: encode(value_at(tree, settings[name])) for name in point}
 
 
 def _middle(parameter: Parameter) -> Any:

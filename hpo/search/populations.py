@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import StudyClosedError, StudyFileError
-from hpo.search.events import TrialsFailed
-from hpo.search.history import RUNG, History
+from hpo.errors import HpoError, StudyClosedError, StudyFileError
+from hpo.search.events import TrialsFailed, TrialsLeftOut
+from hpo.search.history import CONSTRAINT, RUNG, History
 from hpo.search.keeping import Keeper
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
@@ -50,7 +50,13 @@ class PopulationSearch(Search):
     def _parts(self) -> Parts:
         """What samplers and pruners need."""
         pruner = self.study.search.pruner
-        return Parts(pruner != "none", user_attrs=False, system_attrs=RUNG if pruner == "hyperband" else None)
+        wanted = [RUNG] * (pruner == "hyperband") + [CONSTRAINT] * (self._limit_of_parameters is not None)
+        attrs = None if not wanted else wanted[0] if len(wanted) == 1 else ""
+        return Parts(pruner != "none", user_attrs=False, system_attrs=attrs)
+
+    @property
+    def _limit_of_parameters(self) -> int | None:
+        return self.study.search.limits.parameters
 
     def _create(self, count: int) -> list[FrozenTrial]:
         """Ask for new trials and store them, as running; again where another process was faster."""
@@ -60,7 +66,7 @@ class PopulationSearch(Search):
                 create_trial(
                     state=TrialState.RUNNING,
                     params=values,
-                    distributions=space,
+                    distributions={name: space[name] for name in values},
                     user_attrs={"seed": trial_seed(self.study, number)},
                 )
                 for number, values in asked
@@ -88,7 +94,10 @@ class PopulationSearch(Search):
             self._raised_once(run.train(), run.said)
 
     def _members(self) -> list[Member]:
-        """Return the running trials as members; fail those whose parameters are not this study's."""
+        """Return the running trials as members; fail those whose parameters are not this study's.
+
+        Those whose networks exceed the study's limit are no members either: they end untrained.
+        """
         members, endings = [], []
         for number, trial in self._running.items():
             try:
@@ -97,8 +106,30 @@ class PopulationSearch(Search):
                 endings.append((number, Ending(trial._trial_id, TrialState.FAIL, None, {REASON: str(error)})))
                 continue
             members.append(Member(number, config, trial_seed(self.study, number)))
+        members = self._within_limits(members)
         lost = self.end(endings)
         for number, ending in endings:
             if number not in lost:
                 self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
         return members
+
+    def _within_limits(self, members: list[Member]) -> list[Member]:
+        """Return the members that are within the study's limits; end the others as Optuna's infeasible trials."""
+        limit, over = self._limit_of_parameters, dict[int, Ending]()
+        if limit is None:
+            return members
+        for member in members:
+            try:
+                parameters = self.objective.parameters(member.config)
+            except HpoError:  # which its training will say
+                continue
+            constraints = {f"{CONSTRAINT}parameters": float(parameters - limit)}
+            self.history.exceeds(member.number, constraints)
+            if parameters > limit:
+                reason = f"{parameters:,} parameters, more than search.limits.parameters = {limit:,}"
+                trial_id = self.trial_id(member.number)
+                over[member.number] = Ending(trial_id, TrialState.PRUNED, None, {REASON: reason}, constraints)
+        lost = self.end(list(over.items()))
+        if left_out := tuple(number for number in over if number not in lost):
+            self.on_event(TrialsLeftOut(left_out, f"more than {limit:,} parameters (search.limits.parameters)"))
+        return [member for member in members if member.number not in over]

@@ -27,7 +27,7 @@ from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, lo
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
-from hpo.studyfile.trees import replaced, value_at
+from hpo.studyfile.trees import replaced, value_at, without
 from hpo.usercode import Code, folder_of
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
@@ -324,7 +324,11 @@ def _what_stays(study: Study, other: Study, free: Iterable[str]) -> dict[str, An
     for parameter in study.parameters:
         if (parameter.path, parameter.integer) in both_search:
             tree = replaced(tree, parameter.path, None)
-    # Another kind among the choices brings its own keys; the trials of the old kinds never used them.
+    # Another kind among the choices brings its own keys and its own case; the trials of the old kinds never used them.
+    for case in study.cases:
+        choices = value_at(others, (case.section, case.key, "choices"))
+        if isinstance(choices, list) and case.value not in choices:
+            tree = without(tree, case.path)
     searched = {parameter.path[:2] for parameter in study.parameters}
     for section in SEARCHABLE:
         for key in unused_keys(section, others[section]):

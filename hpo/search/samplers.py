@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.search.points import check_points
 from hpo.search.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner
-from hpo.search.space import check_space, distributions
+from hpo.search.space import check_space, groups
 from hpo.search.tpe import IncrementalTPESampler, Observations
-from hpo.studyfile import Choices, Study
+from hpo.studyfile import Study
+from hpo.studyfile.searched import candidates
 from hpo.training.randomness import derive_seed
 
 ENOUGH_TO_START_FROM = 10
@@ -31,8 +32,9 @@ def check_search(study: Study) -> None:
     """Raise StudyFileError for what no study file's model can know: the samplers' own limits, and Optuna's."""
     check_space(study)
     check_points(study)
-    if study.search.sampler == "cmaes" and len(joint_space("cmaes", distributions(study))) < 2:
-        raise study.error("search.sampler", "cmaes needs two searched numbers or more; use tpe, gp or random")
+    if study.search.sampler == "cmaes" and len(joint_space("cmaes", groups(study, {})[0])) < 2:
+        needs = "cmaes needs two searched numbers or more that every trial has; use tpe, gp or random"
+        raise study.error("search.sampler", needs)
 
 
 def make_sampler(
@@ -68,6 +70,7 @@ def make_sampler(
                 return QMCSampler(
                     seed=derive_seed("sequence", study_seed) % 2**32,
                     scramble=True,
+                    independent_sampler=RandomSampler(seed=seed),
                     warn_independent_sampling=False,
                     warn_asynchronous_seeding=False,
                 )
@@ -149,8 +152,7 @@ def make_pruner(study: Study) -> BasePruner:
 
 def most_epochs(study: Study) -> int:
     """Return the most epochs that a trial of the study trains."""
-    for parameter in study.parameters:
-        if parameter.name == "epochs":
-            searched = parameter.searched
-            return max(searched.choices) if isinstance(searched, Choices) else int(searched.high)
-    return study.first.training.epochs
+    said = study.said(("training", "epochs")).values()
+    return max(
+        int(each) for value in said for each in (candidates(value).values() if isinstance(value, dict) else [value])
+    )

@@ -35,7 +35,7 @@ LARGEST_INTEGER = 2**53
 
 
 def distributions(study: Study) -> dict[str, BaseDistribution]:
-    """Return the study's search space: parameter name -> Optuna's distribution."""
+    """Return the study's search space: parameter name -> Optuna's distribution, conditional ones among them."""
     return {parameter.name: _distribution(parameter) for parameter in study.parameters}
 
 
@@ -81,11 +81,22 @@ def check_space(study: Study) -> None:
                 raise study.error(f"{key}.step", "does not add up: give low and step fewer decimals")
 
 
+def groups(study: Study, values: Mapping[str, Any]) -> list[dict[str, BaseDistribution]]:
+    """Return the parts of the space that the parameters of a trial come from, each sampled for itself.
+
+    The first is what every trial has; its values, which have to be among `values`, decide which others there are.
+    """
+    parts: dict[str, dict[str, BaseDistribution]] = {repr(None): {}}
+    for parameter in study.applying(values):
+        parts.setdefault(repr(parameter.when), {})[parameter.name] = _distribution(parameter)
+    return list(parts.values())
+
+
 def size(study: Study) -> float:
     """Return how many different trials the space holds: a whole number, or infinity."""
-    counts = [count(parameter) for parameter in study.parameters]
-    finite = [each for each in counts if each is not None]
-    return math.prod(finite) if len(finite) == len(counts) else math.inf
+    if any(count(parameter) is None for parameter in study.parameters):
+        return math.inf
+    return math.prod(_combinations(study, each) for each in study.parameters if each.when is None)
 
 
 def how_many(study: Study) -> str:
@@ -99,10 +110,45 @@ def how_many(study: Study) -> str:
 def combination(study: Study, index: int) -> Values:
     """Return one of a finite space's trials by its place in their order, in which the last parameter runs fastest."""
     values: Values = {}
-    for parameter in reversed(study.parameters):
-        index, place = divmod(index, count(parameter) or 1)
+    for parameter in reversed([each for each in study.parameters if each.when is None]):
+        index, rest = divmod(index, _combinations(study, parameter))
+        place, rest = _place(study, parameter, rest)
         values[parameter.name] = candidate(parameter, place)
-    return dict(reversed(values.items()))
+        for dependent in reversed(_dependents(study, parameter, place)):
+            rest, at = divmod(rest, count(dependent) or 1)
+            values[dependent.name] = candidate(dependent, at)
+    return {parameter.name: values[parameter.name] for parameter in study.applying(values)}
+
+
+def _combinations(study: Study, parameter: Parameter) -> int:
+    """Return how many combinations there are of an unconditional parameter and of what depends on it."""
+    if not _is_decisive(study, parameter):
+        return count(parameter) or 1
+    return sum(_combinations_at(study, parameter, place) for place in range(count(parameter) or 1))
+
+
+def _combinations_at(study: Study, parameter: Parameter, place: int) -> int:
+    return math.prod(count(each) or 1 for each in _dependents(study, parameter, place))
+
+
+def _place(study: Study, parameter: Parameter, index: int) -> tuple[int, int]:
+    """Return the place of the value that a combination of these has, and its place among those that have it."""
+    if not _is_decisive(study, parameter):
+        return index, 0
+    place = 0
+    while index >= (held := _combinations_at(study, parameter, place)):
+        place, index = place + 1, index - held
+    return place, index
+
+
+def _is_decisive(study: Study, parameter: Parameter) -> bool:
+    return any(each.when is not None and each.when.parameter == parameter.name for each in study.parameters)
+
+
+def _dependents(study: Study, parameter: Parameter, place: int) -> list[Parameter]:
+    """Return the parameters that a trial has because this one has the value at that place."""
+    conditional = [each for each in study.parameters if each.when is not None and each.when.parameter == parameter.name]
+    return [each for each in conditional if each.when is not None and each.when.holds(candidate(parameter, place))]
 
 
 def count(parameter: Parameter) -> int | None:
@@ -130,6 +176,16 @@ def snapped(parameter: Parameter, value: Any) -> Any:
     if isinstance(searched, Choices) or parameter.integer or searched.step is None:
         return value
     return candidate(parameter, round((value - searched.low) / searched.step))
+
+
+def belongs(study: Study, values: Mapping[str, Any]) -> bool:
+    """Return whether a trial's stored values are a trial's of the study, inside what it searches."""
+    return contains({each.name: _distribution(each) for each in study.applying(values)}, values)
+
+
+def is_whole(study: Study, values: Mapping[str, Any]) -> bool:
+    """Return whether a trial has a value for every parameter that it should have, and for no other."""
+    return values.keys() == {parameter.name for parameter in study.applying(values)}
 
 
 def contains(space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> bool:

@@ -5,14 +5,16 @@ into numbers anew for every trial it proposes; here that is done once a trial (`
 Optuna's own, and so are the candidates drawn from them; only their densities are computed in a leaner way, which agrees
 to rounding: should two candidates be equally good to twelve digits, the other one may be taken.
 
-Limits: one objective, no constraints, one search space for all trials. Knows nothing of storages.
+A part of the space that only some trials have is sampled for itself, from those of the good and of the other trials
+that have it, as Optuna's does for groups of parameters. Limits: one objective. Knows nothing of
+storages.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,8 +60,10 @@ class Observations:
         self._known[place] = trial.state != TrialState.FAIL
         if trial.state == TrialState.FAIL:
             return
-        row = [distribution.to_internal_repr(trial.params[name]) for name, distribution in self._space.items()]
-        self._numbers[place] = row
+        self._numbers[place] = [
+            each.to_internal_repr(trial.params[name]) if name in trial.params else math.nan
+            for name, each in self._space.items()
+        ]
         if trial.state != TrialState.RUNNING:
             self.ended += 1
             bisect.insort(self._best, self._merit(trial))
@@ -69,19 +73,27 @@ class Observations:
         """Forget the running trials from this number on."""
         self._known[self._before + first :] = False
 
-    def split(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return the parameters of the good trials and of all others, by name, in the order of the trials."""
+    def split(self, names: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return these parameters of the good trials and of all others that have them, in the order of the trials."""
         good = sorted(self._before + merit[-1] for merit in self._best[: default_gamma(self.ended)])
         others = self._known.copy()
         others[good] = False
-        return self._columns(good), self._columns(others)
+        return self._columns(good, names), self._columns(others, names)
 
-    def _columns(self, which: list[int] | np.ndarray) -> dict[str, np.ndarray]:
-        rows = self._numbers[which]
-        return {name: rows[:, column] for column, name in enumerate(self._space)}
+    def _columns(self, which: list[int] | np.ndarray, names: Collection[str]) -> dict[str, np.ndarray]:
+        columns = [column for column, name in enumerate(self._space) if name in names]
+        rows = self._numbers[which][:, columns]
+        rows = rows[~np.isnan(rows).any(axis=1)]
+        return {name: rows[:, column] for column, name in enumerate(name for name in self._space if name in names)}
 
     def _merit(self, trial: FrozenTrial) -> Merit:
-        """Rank as Optuna's TPE does: pruned trials after all others, and of these the ones first that came furthest."""
+        """Rank as Optuna's TPE does: pruned trials after all others, and of these the ones first that came furthest.
+
+        Trials that exceed a limit come last, those first that exceed it least.
+        """
+        excess = sum(max(0.0, value) for value in trial.constraints.values())
+        if excess > 0:
+            return 2, excess, 0.0, trial.number
         if trial.state == TrialState.COMPLETE:
             assert trial.value is not None, "a completed trial has a value"
             return 0, self._sign * trial.value, 0.0, trial.number
@@ -110,7 +122,7 @@ class IncrementalTPESampler(TPESampler):
         return self._sample(study, trial, search_space)
 
     def _sample(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        good, others = self._observations.split()
+        good, others = self._observations.split(search_space)
         below, above = (
             self._parzen_estimator_cls(each, search_space, self._parzen_estimator_parameters) for each in (good, others)
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self, cast
 
@@ -45,6 +45,7 @@ def launch_with(
     *,
     extend: bool = False,
     changed_code: bool = False,
+    enqueue: Sequence[str] = (),
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> None:
@@ -54,7 +55,7 @@ def launch_with(
     before the study.
     """
     start = time.perf_counter()
-    planned = submit(study, storage, extend=extend, changed_code=changed_code)
+    planned = submit(study, storage, extend=extend, changed_code=changed_code, enqueue=enqueue)
     check_joinable(study, storage)
     counts = counted(study, storage)
     precision = study.first.training.precision if isinstance(study, Study) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -31,12 +31,14 @@ def launch(
     gpus_per_worker: float = 0.0,
     extend: bool = False,
     changed_code: bool = False,
+    enqueue: Sequence[str] = (),
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> None:
     """Search the study until it comes to its end or `stop` is set; raise UsageError for what does not go together.
 
     `workers` is how many processes share it, None for this one alone; `ray` is a cluster's address, or "local".
+    `enqueue` are trials to train first, each as JSON of its values.
     """
     if gpus_per_worker and ray is None:
         raise UsageError("--gpus-per-worker: goes with --ray; without it, --device says where to train")
@@ -47,7 +49,16 @@ def launch(
     if ray is None and workers is None:
         drawing = Drawing(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
-        launch_here(study, storage, device=device, extend=extend, changed_code=changed_code, on_event=listen, stop=stop)
+        launch_here(
+            study,
+            storage,
+            device=device,
+            extend=extend,
+            changed_code=changed_code,
+            enqueue=enqueue,
+            on_event=listen,
+            stop=stop,
+        )
         return
     count, url = workers or 1, storage.location.full_url
     crew: Crew
@@ -58,4 +69,13 @@ def launch(
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
     with storage.patience.until(stop):
-        launch_with(study, storage, crew, extend=extend, changed_code=changed_code, on_event=on_event, stop=stop)
+        launch_with(
+            study,
+            storage,
+            crew,
+            extend=extend,
+            changed_code=changed_code,
+            enqueue=enqueue,
+            on_event=on_event,
+            stop=stop,
+        )

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import IO, Any
 
 from hpo.results.overview import printable
-from hpo.results.progress import failure, finite, opening, outcome
+from hpo.results.progress import failure, finite, left_out, opening, outcome
 from hpo.search.events import (
     Event,
     Note,
@@ -23,6 +23,7 @@ from hpo.search.events import (
     StudyEnded,
     StudyStarted,
     TrialsFailed,
+    TrialsLeftOut,
 )
 
 LOGGER = logging.getLogger("hpo")
@@ -54,6 +55,8 @@ def sentence(event: Event) -> str | None:
             return event.text
         case TrialsFailed():
             return failure(event)
+        case TrialsLeftOut():
+            return left_out(event)
         case StudyEnded():
             counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
             return f"{event.reason}, {counts}"

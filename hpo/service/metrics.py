@@ -20,7 +20,15 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hpo.errors import HpoError
-from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted, StudyStarted, TrialsFailed
+from hpo.search.events import (
+    EpochEnded,
+    Event,
+    PopulationEnded,
+    PopulationStarted,
+    StudyStarted,
+    TrialsFailed,
+    TrialsLeftOut,
+)
 from hpo.storage import Storage
 
 
@@ -59,6 +67,8 @@ class Metrics:
                     ("complete", "pruned", "failed"), (event.completed, event.pruned, event.failed), strict=True
                 ):
                     self._trials.labels(study, state).inc(count)
+            case TrialsLeftOut():
+                self._trials.labels(study, "pruned").inc(len(event.members))
             case TrialsFailed():
                 self._trials.labels(study, "failed").inc(len(event.members))
             case _:

@@ -1,6 +1,7 @@
 """What a study file may say; every error names the file, the key and what is allowed.
 
     trees.py      paths into trees of tables and lists
+    cases.py      what holds only where a searched key has a certain value
     models.py     the concrete settings of a trial and of a study: types, limits, defaults
     messages.py   the sentences of errors
     searched.py   ranges and choices in the place of values
@@ -14,6 +15,7 @@ A study file fixes every value or gives a range or choices to search. This room 
 imports neither torch, Optuna nor NumPy.
 """
 
+from hpo.studyfile.cases import Case, Condition
 from hpo.studyfile.checking import AnyStudy, parse_any_study, parse_study
 from hpo.studyfile.models import (
     Config,
@@ -31,7 +33,9 @@ from hpo.studyfile.study import Study, differing_keys
 
 __all__ = [
     "AnyStudy",
+    "Case",
     "Choices",
+    "Condition",
     "Config",
     "DataSettings",
     "NetworkSettings",

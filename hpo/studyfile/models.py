@@ -255,6 +255,12 @@ class TrainingSettings(Settings):
     keep_trials: Annotated[Positive, OneForAll()] = 5
 
 
+class LimitSettings(Settings):
+    """`[search.limits]`: what no trial may exceed; one that would is not trained."""
+
+    parameters: Positive | None = None
+
+
 class SearchSettings(Settings):
     """`[search]`: how many trials, chosen and judged how."""
 
@@ -277,6 +283,7 @@ class SearchSettings(Settings):
     timeout: AboveZero | None = None
     patience: Positive | None = None
     start_from: list[Name] = []
+    limits: LimitSettings = LimitSettings()
 
     @field_validator("start_from")
     @classmethod

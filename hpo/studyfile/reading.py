@@ -14,9 +14,10 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from hpo.errors import StudyFileError
+from hpo.studyfile.cases import WHEN
 from hpo.studyfile.checking import AnyStudy, parse_any_study
 from hpo.studyfile.messages import dotted, shown, study_file_error, unknown_key
-from hpo.studyfile.models import Settings, StudySettings, names, sections
+from hpo.studyfile.models import SEARCHABLE, Settings, StudySettings, names, sections
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudySettings
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
@@ -141,10 +142,14 @@ def _override(text: str, source: str, model: type[Settings]) -> _Change:
     keys = [part.strip() for part in key.split(".")]
     if not equals or not all(keys):
         raise study_file_error(source, f"--set {shown(text)}", "must be KEY=VALUE, such as optimizer.lr.high=0.1")
-    path = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in keys)
+    in_case = keys[1:2] == [WHEN] and keys[0] in SEARCHABLE
+    path = tuple(
+        int(part) if re.fullmatch("[0-9]{1,9}", part) and not (in_case and depth < 4) else part
+        for depth, part in enumerate(keys)
+    )
     owner: type[Settings] | None = model
     for depth, part in enumerate(path):
-        if owner is not None and part not in owner.model_fields:
+        if owner is not None and part not in owner.model_fields and not (in_case and depth == 1):
             label = f"--set {dotted(path[: depth + 1])}"
             raise study_file_error(source, label, unknown_key(part, owner.model_fields))
         owner = sections(model).get(str(part)) if depth == 0 else None

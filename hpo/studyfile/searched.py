@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from hpo.studyfile.cases import Condition, setting_of
 from hpo.studyfile.messages import faults_of, shown, unknown_key
 from hpo.studyfile.models import LARGEST, SEARCHABLE, Settings, names, open_tables
 from hpo.studyfile.trees import Path, value_at
@@ -52,13 +53,25 @@ class Choices:
 class Parameter:
     """A searched value, by the name it has in Optuna, in the dashboard and in an export.
 
-    `integer` says that a range holds whole numbers only.
+    `path` is its place in the study file, `integer` says that a range holds whole numbers only, and `when` where it is
+    searched, None for everywhere.
     """
 
     name: str
     path: Path
     searched: Range | Choices
     integer: bool
+    when: Condition | None = None
+
+    @property
+    def setting(self) -> Path:
+        """The setting that it is a value of, or an element of: its path, but for one of a case."""
+        return setting_of(self.path)
+
+
+def applicable(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """Return the parameters that a trial with these values has, as a study file means them or as they are stored."""
+    return tuple(each for each in parameters if each.when is None or each.when.holds(values.get(each.when.parameter)))
 
 
 def parameter_name(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
+from hpo.studyfile.cases import Case, assembled, with_cases
 from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
 from hpo.studyfile.models import (
     HERE,
@@ -26,8 +27,8 @@ from hpo.studyfile.models import (
     own_data,
     unused_keys,
 )
-from hpo.studyfile.searched import Parameter
-from hpo.studyfile.trees import MISSING, Path, replaced
+from hpo.studyfile.searched import Parameter, applicable
+from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Study:
     """A checked study. Two studies are equal when their files say the same, wherever they were read."""
 
     source: str = field(compare=False)  # the file as the user named it
-    parameters: tuple[Parameter, ...]  # in the order of the models, whatever the file's
+    parameters: tuple[Parameter, ...]  # in the order of the models, whatever the file's, conditional ones last
     first: StudySettings  # the file with every searched value at its first: low, or the first choice
+    plain: Mapping[str, Any]  # the same as a tree, but for keys that cases give: these are as they are in no case
+    cases: tuple[Case, ...] = ()  # in the order of the models, with every searched value at its first
     folder: FilePath = field(default=HERE, compare=False)  # where the files that it refers to are looked for
 
     @property
@@ -70,23 +73,33 @@ class Study:
         """The settings of a trial with every searched value at its first."""
         return Config.model_validate(self.first.model_dump(include=set(SEARCHABLE))).located(self.folder)
 
-    def config(self, params: Mapping[str, Any]) -> Config:
+    def applying(self, params: Mapping[str, Any]) -> tuple[Parameter, ...]:
+        """Return the parameters that a trial with these values has, as a study file means them or as they are stored.
+
+        Whether a conditional one is among them depends on the values of unconditional ones alone.
+        """
+        return applicable(self.parameters, params)
+
+    def config(self, params: Mapping[str, Any], whole: bool = False) -> Config:
         """Return the settings of the trial that has these values, by parameter name.
 
         Values outside the study's ranges are taken where the settings themselves allow them: the study may have been
         extended since. Keys that the trial's kind does not use are at their defaults, so that trials that train alike
-        have equal settings.
+        have equal settings; `whole`, they are as they are given.
         """
         known = {parameter.name: parameter for parameter in self.parameters}
-        for name, parameter in known.items():
-            if name not in params:
+        applying = self.applying(params)
+        for parameter in applying:
+            if parameter.name not in params:
                 raise self.error(dotted(parameter.path), "the trial has no value for it")
         for name in params:
             if name not in known:
                 raise self.error("", f"no parameter is called {shown(name)}; known: {', '.join(known) or 'none'}")
+            if known[name] not in applying:
+                raise self.error(dotted(known[name].path), "the trial has a value, but it is not searched there")
         tree = self._tree(params)
         try:
-            return Config.model_validate(_without_unused(tree)).located(self.folder)
+            return Config.model_validate(tree if whole else _without_unused(tree)).located(self.folder)
         except ValidationError as error:
             path, fault = next(iter(faults_of(error, Config, tree).items()))
             raise self.error(dotted(path), fault.sentence) from error
@@ -96,7 +109,7 @@ class Study:
 
         Values of parameters that the study does not know are among them.
         """
-        paths = {parameter.name: parameter.path[:2] for parameter in self.parameters if parameter.name in params}
+        paths = {parameter.name: parameter.setting[:2] for parameter in self.parameters if parameter.name in params}
         if conditional().isdisjoint(paths.values()):
             return dict(params)
         tree = self._tree(params)
@@ -105,18 +118,30 @@ class Study:
 
     def _tree(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the searchable sections with these values in them, as far as they are of the study's parameters."""
-        tree = self.first.model_dump(include=set(SEARCHABLE), exclude_none=True)
-        for parameter in self.parameters:
-            if parameter.name in params:
+        tree: dict[str, Any] = {section: self.plain[section] for section in SEARCHABLE}
+        given = [parameter for parameter in self.applying(params) if parameter.name in params]
+        for parameter in given:
+            if parameter.path == parameter.setting:
                 tree = replaced(tree, parameter.path, params[parameter.name])
+        tree = assembled(tree, self.cases)
+        for parameter in given:
+            if parameter.path != parameter.setting:
+                tree = replaced(tree, parameter.setting, params[parameter.name])
         return tree
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole file as a tree for JSON: every default filled in, keys that no kind uses left out."""
-        tree = self.first.model_dump(exclude_none=True)
+        tree = with_cases(dict(self.plain), self.cases)
         for parameter in self.parameters:
             tree = replaced(tree, parameter.path, parameter.searched.tree())
         return _without_unused(tree)
+
+    def said(self, setting: Path) -> dict[Path, Any]:
+        """Return all that the file says of a setting, fixed or searched, by its places in the resolved tree."""
+        tree = self.resolved()
+        places = [setting, *((*case.path, *setting[1:]) for case in self.cases if case.gives(setting))]
+        found = {place: value_at(tree, place) for place in places}
+        return {place: value for place, value in found.items() if value is not MISSING}
 
     def error(self, key: str, problem: str) -> StudyFileError:
         """Return the error to raise for a key of this study that proves wrong later on."""

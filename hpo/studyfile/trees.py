@@ -35,6 +35,17 @@ def replaced(tree: Any, path: Path, value: Any) -> Any:
     return copy
 
 
+def without(tree: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """Return the tree without what stands at a path of tables, nor tables that are empty without it."""
+    copy = dict(tree)
+    inside = without(copy[path[0]], path[1:]) if len(path) > 1 else {}
+    if inside:
+        copy[path[0]] = inside
+    else:
+        del copy[path[0]]
+    return copy
+
+
 def is_under(path: Path, top: Path) -> bool:
     """Say whether a path is `top` or leads on from it."""
     return path[: len(top)] == top

@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from hpo.studyfile.cases import WHEN
 from hpo.studyfile.checking import AnyStudy
 from hpo.studyfile.models import Settings, StudySettings, open_tables, sections
 from hpo.studyfile.objective import ObjectiveStudy, ObjectiveStudySettings
@@ -24,16 +25,22 @@ def study_text(study: AnyStudy) -> str:
     for key, table in tree.items():
         if isinstance(table, dict) and table:
             model = sections(whole).get(key)
-            said = table if model is None else _said(model, table)
+            own = {inner: value for inner, value in table.items() if inner != WHEN}
+            said = own if model is None else _said(model, own)
             tables = {inner: said[inner] for inner in said if (key, inner) in open_tables()}
             blocks.append([f"[{key}]", *_lines({inner: said[inner] for inner in said if inner not in tables})])
             blocks += [[f"[{key}.{inner}]", *_lines(values)] for inner, values in tables.items()]
+            for of, cases in table.get(WHEN, {}).items():
+                blocks += [[f"[{key}.{WHEN}.{_key(of)}.{_key(value)}]", *_lines(case)] for value, case in cases.items()]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
 def _said(model: type[Settings], table: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a table says beyond its model's defaults."""
-    defaults = {key: field.default for key, field in model.model_fields.items() if not field.is_required()}
+    fields = {key: field.default for key, field in model.model_fields.items() if not field.is_required()}
+    defaults = {
+        key: each.model_dump(exclude_none=True) if isinstance(each, Settings) else each for key, each in fields.items()
+    }
     return {key: value for key, value in table.items() if key not in defaults or value != defaults[key]}
 
 

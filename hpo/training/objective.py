@@ -16,9 +16,11 @@ from itertools import groupby
 import torch
 
 from hpo.errors import HpoError, InterruptionError
+from hpo.studyfile import Config
 from hpo.training.architectures import Architectures
 from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
+from hpo.training.networks import build
 from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, train
 from hpo.training.stack import Member, State
@@ -48,12 +50,21 @@ class Objective:
     ) -> None:
         self._split, self._auto, self._say, self._timeout_s = split, auto_precision, say, timeout_s
         self._most: int | None = None
+        self._parameters: dict[str, int] = {}
         self._architectures = Architectures(split, say)
 
     @property
     def image_bytes(self) -> int:
         """The memory that the split's images take on the device."""
         return self._split.train.nbytes + self._split.validation.nbytes
+
+    def parameters(self, config: Config) -> int:
+        """Return how many parameters a network of this configuration has. Raises HpoError where none can be built."""
+        key = config.network.model_dump_json()
+        if key not in self._parameters:
+            network = build(config.network, self._split.shape, self._split.classes, seed=0)
+            self._parameters[key] = sum(parameter.numel() for parameter in network.parameters())
+        return self._parameters[key]
 
     def groups(self, members: Sequence[Member]) -> list[list[Member]]:
         """Return the members in populations: those of one shape together, in the order of their numbers."""

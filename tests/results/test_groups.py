@@ -137,8 +137,7 @@ def test_what_its_kind_does_not_use_tells_no_group_from_another(storage: Storage
     labels = ["optimizer.kind: sgd", *(f"optimizer.kind: momentum, momentum: {each}" for each in ("0.5000", "0.9000"))]
     assert sorted(group.label() for group in found) == sorted(labels)
     assert [group.numbers for group in found] == [(0, 1), (2,), (3,)]
-    with pytest.raises(UsageError, match="--by: 'momentum' is not used by all configurations of 'digits'"):
-        facets(found, "momentum")
+    assert list(facets(found, "momentum")) == ["momentum: none", "momentum: 0.5000", "momentum: 0.9000"]
 
 
 def test_facets_have_the_same_value_of_a_parameter(storage: Storage, stored: Store) -> None:

@@ -94,7 +94,7 @@ def test_the_good_trials_are_those_of_optuna(
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
     ended = sum(trial.state != TrialState.RUNNING for trial in trials)
     expected = _split_trials(study, trials, default_gamma(ended))
-    found = noted(study.get_trials(deepcopy=False), TWO, direction).split()
+    found = noted(study.get_trials(deepcopy=False), TWO, direction).split(TWO)
     for ours, theirs in zip(found, expected, strict=True):
         assert {name: list(column) for name, column in ours.items()} == {
             name: [trial.params[name] for trial in theirs] for name in TWO
@@ -162,5 +162,5 @@ def test_what_is_forgotten_was_never_there() -> None:
     observations = noted(trials, TWO, StudyDirection.MAXIMIZE)
     observations.forget(80)
     expected = noted(trials[:80], TWO, StudyDirection.MAXIMIZE)
-    for ours, theirs in zip(observations.split(), expected.split(), strict=True):
+    for ours, theirs in zip(observations.split(TWO), expected.split(TWO), strict=True):
         assert {name: list(column) for name, column in ours.items()} == {n: list(c) for n, c in theirs.items()}

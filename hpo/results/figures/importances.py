@@ -66,14 +66,21 @@ def parameter_importances(source: Source) -> dict[str, float]:
     mirror = Mirror()
     study = optuna.create_study(direction="maximize" if source.maximized else "minimize", storage=mirror)
     for number, trial in enumerate(completed):
-        params = {name: trial.params[name] for name in searched}
+        params = {name: value for name, value in trial.params.items() if name in searched}
         mirror.put(mirrored(number, TrialState.COMPLETE, params, searched, [score(trial)]))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_PART)
     return get_param_importances(study, evaluator=evaluator, params=list(searched))
 
 
 def _comparable(source: Source) -> tuple[dict[str, BaseDistribution], list[FrozenTrial]]:
-    """Return what is searched, and the completed trials that have all of it: others are of before it was changed."""
+    """Return what is searched, and the completed trials that have all of it: others are of before it was changed.
+
+    A conditional parameter is one that a trial need not have.
+    """
     completed = source.ended(TrialState.COMPLETE)
     searched = {name: each for name, each in space(completed).items() if not each.single()}
-    return searched, [trial for trial in completed if lies_in(trial, searched)]
+    own = [
+        {name: each for name, each in searched.items() if name not in source.conditional or name in trial.params}
+        for trial in completed
+    ]
+    return searched, [trial for trial, its in zip(completed, own, strict=True) if lies_in(trial, its)]

@@ -61,6 +61,7 @@ def _axes(source: Source) -> dict[str, BaseDistribution]:
         return {name: searched[name] for name in USUAL}
     ranked = [] if why_none(source) else list(parameter_importances(source))
     ranked += [name for name in searched if name not in ranked]
+    ranked.sort(key=lambda name: name in source.conditional)  # axes that every trial has a place on come first
     numbers = [name for name in ranked if _is_number(searched[name])]
     return {name: searched[name] for name in numbers[:2] or ranked[:1]}
 

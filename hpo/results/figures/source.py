@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.lookup import metric_of
+from hpo.results.lookup import conditional_of, metric_of
 from hpo.search.records import CURVE, Curve
 from hpo.search.space import contains
 from hpo.storage import Parts, Storage, best_trials, summary
@@ -33,7 +33,8 @@ SCORES = {"val_accuracy": "validation accuracy", "val_loss": "validation loss"}
 class Source:
     """A study's completed, pruned and failed trials, by number, and its best ones with their curves, best first.
 
-    `limit` is how many points a figure may have that has one a trial; None for all.
+    `limit` is how many points a figure may have that has one a trial; None for all. `conditional` are the parameters
+    that not every trial has.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Source:
     best: Sequence[FrozenTrial] = ()
     curves: Mapping[int, Curve] = field(default_factory=dict)
     limit: int | None = None
+    conditional: frozenset[str] = frozenset()
 
     @property
     def score(self) -> str:
@@ -71,7 +73,9 @@ def read_source(storage: Storage, name: str, best: int = BEST, limit: int | None
         trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
     }
     maximized = study.directions[0] == StudyDirection.MAXIMIZE
-    return Source(name, metric_of(study.user_attrs), maximized, ended, ranked, curves, limit)
+    return Source(
+        name, metric_of(study.user_attrs), maximized, ended, ranked, curves, limit, conditional_of(study.user_attrs)
+    )
 
 
 def _reported(trial: FrozenTrial) -> Curve:

@@ -1,0 +1,259 @@
+"""Conditional spaces in a search: trials that lack what does not apply to them, chosen by any sampler."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.samplers import TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+from tiny import after_epochs, check_like, check_whole, search, study_of, trials_of
+
+from hpo.errors import StudyFileError, UsageError
+from hpo.search.check import parameter_line
+from hpo.search.mirror import STUDY, Mirror
+from hpo.search.points import baseline, check_points, points
+from hpo.search.samplers import check_search, most_epochs
+from hpo.search.space import belongs, combination, distributions, groups, how_many, identity, is_whole, size
+from hpo.search.tpe import IncrementalTPESampler, Observations
+from hpo.storage import Storage
+from hpo.studyfile import Study, parse_study
+
+STEPS = {"low": 0.2, "high": 0.6, "step": 0.2}
+LOG = {"low": 1e-3, "high": 0.1, "log": True}
+
+
+def of_kinds(search: dict[str, Any] | None = None, **optimizer: Any) -> Study:
+    """A study whose optimizers are searched differently."""
+    cases = {
+        "momentum": {"momentum": {"low": 0.5, "high": 0.9}, "lr": {"low": 1e-3, "high": 0.1, "log": True}},
+        "adam": {"beta1": {"low": 0.8, "high": 0.95}, "beta2": {"choices": [0.99, 0.999]}},
+    }
+    return study_of(
+        network={"dropout": {"low": 0.0, "high": 0.4}},
+        optimizer={
+            "kind": {"choices": ["sgd", "momentum", "adam"]},
+            "lr": LOG,
+            "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+            "when": {"kind": cases},
+            **optimizer,
+        },
+        training={"epochs": 1},
+        search={"trials": 24, "population": 6, **(search or {})},
+    )
+
+
+@st.composite
+def finite(draw: st.DrawFn) -> Study:
+    """Studies of finite spaces, with conditions on one key or two."""
+    cases = {
+        kind: {key: STEPS for key in draw(st.lists(st.sampled_from(keys), unique=True))}
+        for kind, keys in {"sgd": ["lr", "clip"], "momentum": ["momentum"], "adam": ["lr", "beta1", "beta2"]}.items()
+    }
+    return study_of(
+        network={"batch_norm": {"choices": [False, True]}, "when": {"batch_norm": {"true": {"dropout": STEPS}}}},
+        optimizer={
+            "kind": {"choices": ["sgd", "momentum", "adam"]},
+            "lr": draw(st.sampled_from([0.1, STEPS])),
+            "when": {"kind": cases},
+        },
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(finite())
+def test_the_combinations_of_a_finite_space_are_all_different_and_all_there(study: Study) -> None:
+    found = [combination(study, index) for index in range(int(size(study)))]
+    assert len({identity(values) for values in found}) == len(found)
+    assert all(belongs(study, values) for values in found)
+    kinds = {kind: sum(values["optimizer.kind"] == kind for values in found) for kind in ("sgd", "momentum", "adam")}
+    for kind, held in kinds.items():  # without and with batch norm, which has a dropout of its own
+        own = [each for each in study.applying({"optimizer.kind": kind}) if each.setting[0] == "optimizer"]
+        assert held == 3 ** (len(own) - 1) * (1 + 3)
+
+
+def test_a_grid_is_trained_whole_each_combination_once(storage: Storage) -> None:
+    study = study_of(
+        optimizer={
+            "kind": {"choices": ["sgd", "adam"]},
+            "lr": 0.1,
+            "when": {"kind": {"adam": {"lr": STEPS, "beta1": {"choices": [0.8, 0.9]}}}},
+        },
+        training={"epochs": 1},
+        search={"sampler": "grid", "trials": 100, "population": 4},
+    )
+    assert how_many(study) == "7 different trials"
+    search(study, storage)
+    trials = trials_of(storage)
+    check_whole(trials, 7)
+    assert [trial.params["optimizer.kind"] for trial in trials] == ["sgd", *["adam"] * 6]
+    assert trials[0].params == {"optimizer.kind": "sgd"}
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "qmc"])
+def test_every_sampler_gives_each_trial_what_applies_to_it(storage: Storage, sampler: str) -> None:
+    count = 14 if sampler == "gp" else 24  # gp takes its time
+    search(of_kinds({"sampler": sampler, "trials": count}), storage)
+    study, trials = of_kinds(), trials_of(storage)
+    check_whole(trials, count)
+    assert all(belongs(study, trial.params) for trial in trials)
+    assert {trial.params["optimizer.kind"] for trial in trials} == {"sgd", "momentum", "adam"}
+    conditional = [value for trial in trials for name, value in trial.params.items() if name in ("momentum", "beta1")]
+    assert len(set(conditional)) == len(conditional)  # drawn anew for each
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])  # what TPE proposes depends on what has ended before
+def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not(
+    new_storage: Callable[[], Storage], sampler: str
+) -> None:
+    study, disturbed, whole = of_kinds({"sampler": sampler, "trials": 18}), new_storage(), new_storage()
+    search(study, whole)
+    search(study, disturbed, stop_at=after_epochs(2))
+    search(study, disturbed)
+    check_like(trials_of(disturbed), trials_of(whole))
+
+
+def drawn(draw: random.Random, space: Mapping[str, Any]) -> dict[str, Any]:
+    """Any values of a space."""
+    return {
+        name: draw.choice(each.choices) if hasattr(each, "choices") else draw.uniform(each.low, each.high)
+        for name, each in space.items()
+    }
+
+
+def test_tpe_samples_a_condition_as_optuna_does_for_a_group_of_parameters() -> None:
+    study = of_kinds()
+    space, draw, mirror = distributions(study), random.Random(3), Mirror()
+    trials = optuna.create_study(storage=mirror, direction=StudyDirection.MAXIMIZE)
+    observations = Observations(space, StudyDirection.MAXIMIZE)
+    for number in range(60):
+        values = drawn(draw, groups(study, {})[0])
+        for group in groups(study, values)[1:]:
+            values |= drawn(draw, group)
+        held = {name: space[name] for name in values}
+        state = TrialState.RUNNING if number > 55 else TrialState.COMPLETE
+        value = None if state == TrialState.RUNNING else draw.random()
+        mirror.create_new_trial(STUDY, create_trial(state=state, value=value, params=values, distributions=held))
+        observations.note(mirror.get_trial(number))
+    asking = mirror.get_trial(mirror.create_new_trial(STUDY))
+    for kind in ("sgd", "momentum", "adam"):
+        for group in groups(study, {"optimizer.kind": kind}):
+            ours = IncrementalTPESampler(7, observations).sample_relative(trials, asking, group)
+            theirs = TPESampler(seed=7, multivariate=True, constant_liar=True).sample_relative(trials, asking, group)
+            assert ours == theirs
+            assert ours.keys() == group.keys()
+
+
+def test_tpe_learns_a_condition_from_the_trials_that_it_holds_for() -> None:
+    study = of_kinds()
+    space = distributions(study)
+    observations = Observations(space, StudyDirection.MAXIMIZE)
+    draw = random.Random(1)
+    for number in range(120):
+        beta1 = draw.uniform(0.8, 0.95)
+        adam = {
+            "optimizer.kind": "adam",
+            "dropout": 0.1,
+            "lr": 0.01,
+            "weight_decay": 1e-4,
+            "beta1": beta1,
+            "beta2": 0.99,
+        }
+        sgd = {"optimizer.kind": "sgd", "dropout": 0.1, "lr": 0.01, "weight_decay": 1e-4}
+        values, score = (adam, -abs(beta1 - 0.9)) if number % 2 else (sgd, -1.0)
+        held = {name: space[name] for name in values}
+        trial = create_trial(state=TrialState.COMPLETE, value=score, params=values, distributions=held)
+        trial.number = number
+        observations.note(trial)
+    group = next(each for each in groups(study, {"optimizer.kind": "adam"}) if "beta1" in each)
+    good, others = observations.split(group)
+    assert len(good["beta1"]) + len(others["beta1"]) == 60
+    proposed = [
+        IncrementalTPESampler(seed, observations)._sample(None, None, group)["beta1"]  # type: ignore[arg-type]
+        for seed in range(20)
+    ]
+    assert abs(np.mean(proposed) - 0.9) < 0.01
+
+
+def test_points_and_the_baseline_have_what_applies_to_them() -> None:
+    own = {"dropout": 0.1, "weight_decay": 1e-4}
+    study = of_kinds({"points": [{**own, "optimizer.kind": "sgd", "lr": 0.01}]})
+    check_points(study)
+    assert points(study) == [{**own, "optimizer.kind": "sgd", "lr": 0.01}]
+    assert set(baseline(study)) == {"optimizer.kind", "dropout", "weight_decay", "lr"}
+    momentum = of_kinds({}).resolved() | {"baseline": {"optimizer.kind": "momentum", "momentum": 0.9}}
+    found = baseline(parse_study(momentum, ""))
+    assert found["momentum"] == 0.9
+    assert found["lr.momentum"] == pytest.approx(0.01)
+    assert "lr" not in found
+    outside = of_kinds({"points": [{**own, "optimizer.kind": "adam", "lr": 0.01, "beta1": 0.5, "beta2": 0.99}]})
+    with pytest.raises(StudyFileError, match=r"search\.points\.0\.beta1: lies outside the range"):
+        check_points(outside)
+
+
+def test_a_trial_is_whole_with_what_applies_and_nothing_else() -> None:
+    study = of_kinds()
+    sgd = {"optimizer.kind": "sgd", "dropout": 0.1, "lr": 0.01, "weight_decay": 1e-4}
+    assert is_whole(study, sgd)
+    assert belongs(study, sgd)
+    assert not is_whole(study, {**sgd, "optimizer.kind": "adam"})
+    assert not belongs(study, {**sgd, "momentum": 0.6})
+    assert not belongs(study, {**sgd, "optimizer.kind": "momentum", "momentum": 0.6})  # its lr is another
+
+
+def test_cmaes_needs_two_numbers_that_every_trial_has() -> None:
+    study = of_kinds(
+        {"sampler": "cmaes"}, weight_decay=0.0, lr=0.1, when={"kind": {"adam": {"beta1": STEPS, "beta2": STEPS}}}
+    )
+    with pytest.raises(StudyFileError, match=r"search\.sampler: cmaes needs two searched numbers or more that every"):
+        check_search(study)
+
+
+def test_settings_of_a_case_count_where_the_whole_study_is_looked_at() -> None:
+    study = study_of(
+        network={"hidden": {"choices": [[100], [100, 100]]}},
+        training={
+            "batch_size": {"choices": [30, 60]},
+            "when": {"batch_size": {"30": {"epochs": {"low": 5, "high": 9}}}},
+        },
+    )
+    assert most_epochs(study) == 9
+    assert parameter_line(study.parameters[-1]) == "epochs: 5 to 9, whole numbers, where batch_size is 30"
+
+
+def test_a_study_is_extended_by_a_choice_with_a_case_of_its_own(storage: Storage) -> None:
+    kinds: dict[str, Any] = {"kind": {"choices": ["sgd", "adam"]}, "when": {"kind": {"adam": {"beta1": STEPS}}}}
+    short = {"trials": 4, "sampler": "tpe"}
+    search(study_of(optimizer=kinds, training={"epochs": 1}, search=short), storage)
+    more = {
+        "kind": {"choices": ["sgd", "adam", "momentum"]},
+        "when": {"kind": {"adam": {"beta1": {"low": 0.2, "high": 0.8, "step": 0.2}}, "momentum": {"momentum": STEPS}}},
+    }
+    search(study_of(optimizer=more, training={"epochs": 1}, search={**short, "trials": 12}), storage, extend=True)
+    trials = trials_of(storage)
+    check_whole(trials, 12)
+    assert "momentum" in {name for trial in trials for name in trial.params}
+    fixed = {**more, "when": {"kind": {"adam": {"beta1": 0.8}, "momentum": {"momentum": STEPS}}}}
+    with pytest.raises(UsageError, match=r"optimizer\.when\.kind\.adam\.beta1"):
+        search(study_of(optimizer=fixed, training={"epochs": 1}, search={**short, "trials": 13}), storage, extend=True)
+
+
+def test_a_study_that_starts_from_another_knows_its_conditional_trials(storage: Storage) -> None:
+    kinds: dict[str, Any] = {
+        "kind": {"choices": ["sgd", "adam"]},
+        "lr": 0.1,
+        "when": {"kind": {"adam": {"beta1": STEPS}}},
+    }
+    changes = {"optimizer": kinds, "training": {"epochs": 1}}
+    search(study_of(**changes, search={"trials": 3}), storage)
+    known = {identity(trial.params) for trial in trials_of(storage)}
+    search(study_of(**changes, name="next", search={"trials": 9, "start_from": ["tiny"]}), storage)
+    assert known.isdisjoint({identity(trial.params) for trial in trials_of(storage, "next")})
+    assert len(trials_of(storage, "next")) == 4 - len(known)

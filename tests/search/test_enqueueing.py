@@ -1,0 +1,110 @@
+"""Trials that a user asks for by their values: `--enqueue`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from tiny import DECAY, check_whole, search, states, study_of, trials_of
+
+from hpo.errors import StudyClosedError, UsageError
+from hpo.search.enqueueing import asked_for
+from hpo.search.launch import submit
+from hpo.storage import Storage, StudyState, set_state, study_names, summary
+from hpo.studyfile import Study
+
+CASES = {
+    "kind": {"choices": ["sgd", "adam"]},
+    "weight_decay": DECAY,
+    "when": {"kind": {"adam": {"beta1": {"low": 0.5, "high": 0.9}}}},
+}
+
+
+def searched(**search: Any) -> Study:
+    return study_of(
+        optimizer=CASES, training={"epochs": 1, "batch_size": {"low": 20, "high": 60, "step": 20}},
+        network={"dropout": {"low": 0.0, "high": 0.4, "step": 0.1}}, search=search,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+def test_what_is_asked_for_is_trained_first_and_once(storage: Storage, sampler: str) -> None:
+    study = searched(sampler=sampler)
+    asked = ['{"lr": 0.01}', '{"lr": 0.02, "optimizer.kind": "adam", "beta1": 0.6}']
+    submit(study, storage, enqueue=asked)
+    submit(study, storage, enqueue=asked[:1])
+    assert states(trials_of(storage)) == [TrialState.WAITING] * 2
+    search(study, storage)
+    trials = trials_of(storage)
+    check_whole(trials, 6)
+    assert trials[0].params["lr"] == 0.01
+    assert [trials[1].params[name] for name in ("lr", "optimizer.kind", "beta1")] == [0.02, "adam", 0.6]
+    assert trials[0].datetime_start <= min(trial.datetime_start for trial in trials[2:])  # type: ignore[type-var]
+    assert trials[0].params.keys() >= {"lr", "weight_decay", "dropout", "batch_size", "optimizer.kind"}
+    assert len({trial.user_attrs["seed"] for trial in trials}) == 6
+
+
+def test_a_study_that_is_searched_takes_them_up_next(storage: Storage) -> None:
+    search(searched(trials=4), storage)
+    more = searched(trials=6)
+    with pytest.raises(
+        UsageError, match=r"--enqueue: study 'tiny' has 4 of its 4 trials, and these make 5; give --trials 5"
+    ):
+        submit(searched(trials=4), storage, enqueue=['{"lr": 0.01}'])
+    submit(more, storage, extend=True, enqueue=['{"lr": 0.01}'])
+    search(more, storage)
+    trials = trials_of(storage)
+    check_whole(trials, 6)
+    assert trials[4].params["lr"] == 0.01
+    same = json.dumps({name: value for name, value in trials[0].params.items()})
+    submit(searched(trials=7), storage, extend=True, enqueue=[same])  # has been trained: nothing to do
+    assert len(trials_of(storage)) == 6
+
+
+def test_a_paused_study_takes_none(storage: Storage) -> None:
+    submit(searched(), storage)
+    set_state(storage, summary(storage, "tiny").study_id, StudyState.PAUSED)
+    with pytest.raises(StudyClosedError, match="paused"):
+        submit(searched(), storage, enqueue=['{"lr": 0.01}'])
+
+
+REFUSED = [
+    ("{lr: 1}", "is not JSON"),
+    ("[1]", "must be a JSON object of values by parameter"),
+    ("{}", "must be a JSON object of values by parameter"),
+    ('{"l": 1}', r"l is not searched \(did you mean 'lr'\?\)"),
+    ('{"lr": 7}', "lr cannot be 7: it is from 0.001 to 1.0"),
+    ('{"lr": "a"}', "lr cannot be 'a': it is from 0.001 to 1.0"),
+    ('{"lr": true}', "lr cannot be true"),
+    ('{"lr": null}', "lr cannot be None"),
+    ('{"lr": {"low": 1}}', "lr cannot be"),
+    ('{"dropout": 0.15}', "dropout cannot be 0.15: it is from 0.0 to 0.4 in steps of 0.1"),
+    ('{"batch_size": 30}', "batch_size cannot be 30: it is a whole number from 20 to 60 in steps of 20"),
+    ('{"batch_size": 20.5}', "batch_size cannot be 20.5"),
+    ('{"optimizer.kind": "rmsprop"}', 'optimizer.kind cannot be \'rmsprop\': it is one of "sgd", "adam"'),
+    ('{"optimizer.kind": ["sgd"]}', "optimizer.kind cannot be"),
+    ('{"beta1": 0.6}', 'beta1 is searched only where optimizer.kind is "adam"; give that as well'),
+]
+
+
+def test_what_no_trial_can_have_is_refused_before_anything_is_stored(storage: Storage) -> None:
+    for text, problem in REFUSED:
+        with pytest.raises(UsageError, match=problem) as caught:
+            asked_for(searched(), ['{"lr": 0.01}', text], storage)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="lr cannot be 7"):
+        submit(searched(), storage, enqueue=['{"lr": 7}'])
+    assert study_names(storage) == []
+
+
+def test_what_does_not_go_with_it_is_refused(storage: Storage) -> None:
+    own = {"lr": 0.5}
+    with pytest.raises(UsageError, match=r"1 of search\.points are to be tried first"):
+        submit(study_of(search={"points": [own]}), storage, enqueue=['{"lr": 0.01}'])
+    with pytest.raises(UsageError, match=r"does not go with search\.repeats"):
+        submit(study_of(search={"repeats": 2}), storage, enqueue=['{"lr": 0.01}'])
+    with pytest.raises(UsageError, match="has 0 of its 6 trials, and these make 7; give --trials 7"):
+        submit(study_of(), storage, enqueue=[json.dumps({"lr": 0.1 + number / 100}) for number in range(7)])
+    assert asked_for(study_of(), ['{"lr": 1}'], storage) == [{"lr": 1.0}]

@@ -1,0 +1,102 @@
+"""What no trial may exceed, `[search.limits]`: trials that would are infeasible ones, and are not trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers._tpe.sampler import _split_trials
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+from tiny import check_whole, search, study_of, trials_of
+
+from hpo.errors import StudyFileError, UsageError
+from hpo.search.events import TrialsLeftOut
+from hpo.search.space import distributions
+from hpo.search.tpe import IncrementalTPESampler, Observations
+from hpo.storage import Storage, best_trials, load_study
+from hpo.studyfile import Study
+
+SIZES = {"hidden": {"choices": [[4], [100]]}}
+LIMIT = 2000  # parameters: a hidden layer of 4 units has 310 of them, one of 100 has 7,510
+
+
+def limited(**changes: Any) -> Study:
+    """A study whose larger networks exceed its limit."""
+    own = {"limits": {"parameters": LIMIT}, "sampler": "tpe", "trials": 16, **changes}
+    return study_of(network=SIZES, training={"epochs": 1}, search=own)
+
+
+@pytest.mark.parametrize("pruner", ["none", "hyperband"])
+def test_larger_networks_are_not_trained(storage: Storage, pruner: str) -> None:
+    events = search(limited(pruner=pruner), storage)
+    trials = trials_of(storage)
+    check_whole(trials, 16)
+    large = [trial for trial in trials if trial.params["hidden"] == "[100]"]
+    assert large
+    for trial in large:
+        assert (trial.state, trial.values) == (TrialState.PRUNED, None)
+        assert trial.constraints == {"parameters": 7510 - LIMIT}
+        assert trial.user_attrs["reason"] == "7,510 parameters, more than search.limits.parameters = 2,000"
+        assert not trial.intermediate_values
+    small = [trial for trial in trials if trial not in large]
+    assert {trial.state for trial in small} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(trial.constraints == {"parameters": 310 - LIMIT} for trial in small)
+    left_out = [number for event in events if isinstance(event, TrialsLeftOut) for number in event.members]
+    assert sorted(left_out) == [trial.number for trial in large]
+    best = best_trials(storage, "tiny", 16)
+    assert {trial.params["hidden"] for trial in best} == {"[4]"}
+    assert load_study(storage, "tiny").best_trial.number == best[0].number
+
+
+def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
+    space = distributions(limited())
+    observations = Observations(space, StudyDirection.MAXIMIZE)
+    for number in range(40):
+        state = TrialState.PRUNED if number % 2 else TrialState.COMPLETE
+        params = {"hidden": "[100]" if number % 2 else "[4]", "lr": 0.01}
+        attrs = {"constraints:parameters": 5510.0 if number % 2 else -1690.0}
+        value = None if number % 2 else 0.5
+        trial = create_trial(state=state, value=value, params=params, distributions=space, system_attrs=attrs)
+        trial.number = number
+        observations.note(trial)
+    found = [IncrementalTPESampler(seed, observations)._sample(None, None, space) for seed in range(20)]  # type: ignore[arg-type]
+    assert [values["hidden"] for values in found].count("[4]") >= 18  # chance would be ten
+
+
+def test_infeasible_trials_rank_as_in_optuna() -> None:
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    observations = Observations(space, StudyDirection.MAXIMIZE)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+    ends = [(TrialState.PRUNED, None, 50.0), (TrialState.PRUNED, None, 5.0), (TrialState.PRUNED, None, -1.0)]
+    ends += [(TrialState.COMPLETE, 0.1, -1.0), (TrialState.COMPLETE, 0.9, 3.0)]
+    for number, (state, value, excess) in enumerate(ends):
+        attrs = {"constraints:parameters": excess}
+        study.add_trial(
+            create_trial(state=state, value=value, params={"x": number / 10}, distributions=space, system_attrs=attrs)
+        )
+        observations.note(study.trials[-1])
+    for count in range(6):
+        below, _ = _split_trials(study, study.trials, count)
+        assert {trial.number for trial in below} == {merit[-1] for merit in observations._best[:count]}
+
+
+def test_a_limit_that_nothing_can_meet_is_refused(storage: Storage) -> None:
+    study = study_of(network={"hidden": [100]}, search={"limits": {"parameters": LIMIT}})
+    with pytest.raises(StudyFileError, match="is below the 7,510 parameters that every network of this study has"):
+        search(study, storage)
+
+
+def test_a_limit_is_a_number_and_stays_what_it_was(storage: Storage) -> None:
+    for limits, problem in (
+        ({"parameters": 0}, r"search\.limits\.parameters: must be at least 1 \(got 0\)"),
+        ({"parameter": 9}, r"search\.limits\.parameter: unknown key \(did you mean 'parameters'\?\)"),
+        (9, r"search\.limits: must be a table \(got 9\)"),
+        ({"low": 1, "high": 9}, r"search\.limits\.low: unknown key"),
+    ):
+        with pytest.raises(StudyFileError, match=problem):
+            limited(limits=limits)
+    search(limited(trials=2), storage)
+    with pytest.raises(UsageError, match=r"search\.limits\.parameters: 2000 -> 10"):
+        search(limited(trials=3, limits={"parameters": 10}), storage, extend=True)
