@@ -131,3 +131,11 @@ def test_a_name_is_shown_as_it_is_written(storage: Storage, stored: Store) -> No
     figure = drawn(storage, "<b>&", "other")
     assert list(legend(figure)) == ["&lt;b&gt;&amp;", "other"]
     assert figure.layout.title.text.startswith("&lt;b&gt;&amp;, other: ")
+
+
+@pytest.mark.parametrize(("name", "below"), [("short", False), ("a study whose name leaves the frames no room", True)])
+def test_long_names_are_listed_below_the_frames(storage: Storage, stored: Store, name: str, below: bool) -> None:
+    for each in (name, "other"):
+        stored([norm(True, val=[0.5])], file(), each)
+    figure = drawn(storage, name, "other")
+    assert (figure.layout.legend.yanchor == "bottom") == below

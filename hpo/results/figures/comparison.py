@@ -29,6 +29,11 @@ DECADES = 2
 
 MOST_POWERS = 8  # of ten, that have a tick
 
+LONGEST_BESIDE = 36
+"""Characters of a label that leave the frames room beside it; longer ones are listed below them."""
+
+LABEL_PIXELS = 30
+
 LINES = (("train", "training", TRAINING_DASH, 1.2), ("val", "validation", VALIDATION_DASH, 1.8))
 HOW = "validation solid, training dashed; bands from the lowest to the highest run"
 
@@ -149,11 +154,16 @@ def _titled(groups: Sequence[Group], what: str, height: int) -> go.Figure:
 
 
 def _legend(figure: go.Figure, labels: Sequence[str], colours: dict[str, str], without: Sequence[str]) -> go.Figure:
-    """Name the colours once, however many frames there are."""
+    """Name the colours once, however many frames there are; below the frames where names are long."""
     for label in labels:
         name = f"{label}: no run completed" if label in without else label
         line = {"color": colours[label], "width": 2.5}
         figure.add_scatter(x=[None], y=[None], mode="lines", name=plain(name), legendgroup=label, line=line)
     figure.update_xaxes(title_font_size=12, title_standoff=4)
     figure.update_yaxes(title_font_size=12, title_standoff=4)
+    if max(map(len, labels), default=0) > LONGEST_BESIDE:
+        below = LABEL_PIXELS * len(labels)
+        place = {"yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"}
+        height, bottom = figure.layout.height + below, figure.layout.margin.b + below
+        figure.update_layout(height=height, margin_b=bottom, legend=place)
     return figure.update_layout(showlegend=True)
