@@ -79,10 +79,14 @@ def make_sampler(
 
 
 class _OwnQMCSampler(QMCSampler):
-    """Takes the point of the sequence that the trial's number says: several processes then never take the same."""
+    """Takes the point of the sequence that the trial's number says: several processes then never take the same.
 
-    def __init__(self, study_seed: int, number: int) -> None:
+    Nor do they where no trial has ended and nothing is known of the space: that is sampled by the trial's own seed.
+    """
+
+    def __init__(self, study_seed: int, number: int, seed: int) -> None:
         super().__init__(
+            independent_sampler=RandomSampler(seed=seed),
             seed=derive_seed("sequence", study_seed) % 2**32,
             scramble=True,
             warn_independent_sampling=False,
@@ -107,7 +111,7 @@ def own_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
             case "cmaes":
                 return CmaEsSampler(seed=seed, warn_independent_sampling=False)
             case "qmc":
-                return _OwnQMCSampler(study_seed, number)
+                return _OwnQMCSampler(study_seed, number, seed)
             case _:
                 return RandomSampler(seed=seed)
 

@@ -16,6 +16,7 @@ from tiny import search, trials_of
 
 from hpo.errors import CodeError, StudyClosedError, TrainingError, UsageError
 from hpo.search.events import EpochEnded, Event, Note, StudyEnded
+from hpo.search.records import CHANGES
 from hpo.search.samplers import own_sampler
 from hpo.storage import ATTEMPTS, Storage, StudyState, load_study, set_state, summary
 from hpo.storage.rows import SYSTEM_ATTRS
@@ -356,6 +357,18 @@ def test_other_code_is_refused_and_a_change_of_the_file_needs_to_be_allowed(tmp_
         launched(objective_study(tmp_path, PLAIN + "# later\n", trials=1), storage)
 
 
+def test_code_that_may_have_changed_is_kept_with_the_study(tmp_path: Path, storage: Storage) -> None:
+    launched(objective_study(tmp_path, trials=1), storage)
+    changed = objective_study(tmp_path, PLAIN + "# later\n", trials=2)
+    launched(changed, storage, extend=True, changed_code=True)
+    assert len(own_trials(storage)) == 2
+    change = load_study(storage, "own").user_attrs[CHANGES][-1]
+    assert change["changed"] == ["search.trials: 1 -> 2", "objective.py: other contents"]
+    launched(changed, storage)  # it is the study's code now
+    with pytest.raises(UsageError, match=r"^--enqueue: only when objective\.py:objective runs"):
+        launched(changed, storage, enqueue=['{"x": 1}'])
+
+
 def test_what_is_no_function_is_refused_before_anything_is_stored(tmp_path: Path, storage: Storage) -> None:
     with pytest.raises(UsageError, match=r"own.toml: objective: must name a function of a trial \(got int\)"):
         launched(objective_study(tmp_path, "objective = 3\n"), storage)
@@ -378,6 +391,15 @@ def test_two_searches_share_the_trials(tmp_path: Path, storage: Storage) -> None
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert len({trial.params["x"] for trial in trials}) == 12
     assert load_study(storage, "own").user_attrs["hpo:state"] == "ended"
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "qmc"])
+def test_processes_that_begin_together_begin_elsewhere(sampler: str) -> None:
+    taken = []
+    for number in range(2):  # neither knows of the other's trial
+        study = optuna.create_study(sampler=own_sampler(sampler, 0, number))
+        taken.append(study.ask().suggest_float("x", 0, 1))
+    assert taken[0] != taken[1]
 
 
 def other(storage: Storage) -> Storage:
