@@ -93,9 +93,13 @@ class Training(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Section):
-    """`[search]`: how many trials in all, chosen and judged how; `timeout` and `trial_timeout` are in seconds."""
+    """`[search]`: how many trials in all, chosen and judged how; `timeout` and `trial_timeout` are in seconds.
+
+    `direction`, minimize or maximize, is for the user's own objective.
+    """
 
     trials: int
+    direction: str | None = None
     sampler: str | None = None
     pruner: str | None = None
     metric: str | None = None
@@ -110,6 +114,7 @@ class Search(Section):
     timeout: float | None = None
     patience: int | None = None
     start_from: Sequence[str] | None = None
+    limits: Mapping[str, Any] | None = None
 
 
 def plain(value: Any) -> Any:

@@ -39,9 +39,12 @@ class Proposal:
 
         Raises HpoError where there is a file that says something else.
         """
+        from hpo import studyfile
         from hpo.results import next_study
 
-        proposal = next_study.Proposal(self.study.checked, self.lines)
+        checked = self.study.checked
+        assert isinstance(checked, studyfile.Study)
+        proposal = next_study.Proposal(checked, self.lines)
         return next_study.write_study(proposal, None if path is None else Path(path))
 
 

@@ -23,12 +23,13 @@ class Study:
 
     `resolved()` is the whole as a tree for JSON, every default filled in, and `str()` the text of a study file. Two
     studies are equal where they say the same, wherever they come from. A section is one of `hpo`'s own, or a dictionary
-    with its keys. `folder` is where the files that it refers to are looked for, by default the current one.
+    with its keys; `objective`, such as "my_objective.py:objective", takes the place of all of them but `search`.
+    `folder` is where the files that it refers to are looked for, by default the current one.
 
     Raises StudyFileError for the first thing that is wrong, in the order of the arguments.
     """
 
-    checked: studyfile.Study
+    checked: studyfile.AnyStudy
     """The study as the rest of hpo has it."""
 
     def __init__(
@@ -36,6 +37,7 @@ class Study:
         *,
         name: str,
         description: str = "",
+        objective: str | None = None,
         data: Data | Table | None = None,
         network: Network | Table | None = None,
         optimizer: Optimizer | Table | None = None,
@@ -47,6 +49,7 @@ class Study:
         given = {
             "name": name,
             "description": description,
+            "objective": objective,
             "data": data,
             "network": network,
             "optimizer": optimizer,
@@ -55,10 +58,10 @@ class Study:
             "baseline": baseline,
         }
         tree = {key: plain(value) for key, value in given.items() if value is not None}
-        self.checked = studyfile.parse_study(tree, "hpo.Study", Path(folder).absolute())
+        self.checked = studyfile.parse_any_study(tree, "hpo.Study", Path(folder).absolute())
 
     @classmethod
-    def of(cls, checked: studyfile.Study) -> Self:
+    def of(cls, checked: studyfile.AnyStudy) -> Self:
         """Return a study that has been checked, as one of this class."""
         study = cls.__new__(cls)
         study.checked = checked

@@ -28,7 +28,8 @@ class Trial:
     `state` is complete, pruned, failed, running or waiting. `value` is its score, an accuracy as a fraction or a loss
     in nats; a pruned trial's is its last one, and None stands where there is none. `params` are the searched values, by
     name. `curve` maps train_loss, train_accuracy, val_loss and val_accuracy to arrays [epochs]; it is empty before the
-    first epoch. `started` and `ended` are in UTC. `reason` says why it failed.
+    first epoch. What the user's own objective reported is in `step` and `value`. `started` and `ended` are in UTC.
+    `reason` says why it failed.
     """
 
     study: str
@@ -64,10 +65,10 @@ class StudyView:
     @property
     def study(self) -> Study:
         """The study as its file said when it was stored, or was last extended."""
-        from hpo.search.records import stored_study
+        from hpo.search.records import any_stored_study
         from hpo.storage import load_study
 
-        return Study.of(stored_study(load_study(self._storage, self.name)))
+        return Study.of(any_stored_study(load_study(self._storage, self.name)))
 
     @property
     def status(self) -> StudyStatus:

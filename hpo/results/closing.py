@@ -10,35 +10,45 @@ import shlex
 from hpo.results.ranking import best_line, edge_warnings
 from hpo.search.events import StudyEnded
 from hpo.storage import Storage, best_trials, mask
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy, Study
 
 SHOWN = 5  # best trials
 
 
-def summary_lines(study: Study, storage: Storage, ended: StudyEnded | None) -> list[str]:
+def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -> list[str]:
     """Return how a launch has ended, the best trials, and a warning where the best lies at an edge."""
     lines = [] if ended is None else [outcome_line(study, ended)]
     if ended is not None and ended.reason == "deleted":
         return lines
     best = best_trials(storage, study.name, SHOWN)
-    lines += [best_line(rank, trial, study.search.metric) for rank, trial in enumerate(best, start=1)]
-    return [*lines, *(f"warning: {line}" for line in edge_warnings(study, best[0]))] if best else lines
+    metric = study.search.metric if isinstance(study, Study) else "value"
+    lines += [best_line(rank, trial, metric) for rank, trial in enumerate(best, start=1)]
+    if best and isinstance(study, Study):
+        lines += [f"warning: {line}" for line in edge_warnings(study, best[0])]
+    return lines
 
 
-def next_lines(study: Study, storage: Storage, url: str | None) -> list[str]:
+def next_lines(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
     """Return the commands to type next; `url` is the storage that they must name, None for the usual."""
     where = f" --storage {shlex.quote(mask(url))}" if url else ""
     name = shlex.quote(study.name)
     commands = []
     if best_trials(storage, study.name, 1):
-        whole = study.search.sampler == "grid" or not study.parameters  # there is nothing to be lucky with
-        commands.append(f"hpo {'compare' if whole else 'confirm'} {name}{where}")
+        commands.append(f"hpo {_after(study)} {name}{where}")
         commands.append(f"hpo export {name}{where} -o best.json")
     commands.append(f"hpo dashboard{where}")
     return [f"{'next:' if number == 0 else '':6}{command}" for number, command in enumerate(commands)]
 
 
-def outcome_line(study: Study, ended: StudyEnded) -> str:
+def _after(study: AnyStudy) -> str:
+    """Return the command that goes on from a search."""
+    if not isinstance(study, Study):
+        return "plot"
+    whole = study.search.sampler == "grid" or not study.parameters  # there is nothing to be lucky with
+    return "compare" if whole else "confirm"
+
+
+def outcome_line(study: AnyStudy, ended: StudyEnded) -> str:
     """Return how the work on a study ended, and what to do where it has not come to its end."""
     counts = f"{ended.completed} completed, {ended.pruned} pruned, {ended.failed} failed in {ended.seconds:.1f} s"
     match ended.reason:

@@ -19,7 +19,7 @@ from hpo.search.records import STUDY
 from hpo.storage import Storage, copy_study, load_study, open_storage, study_names
 from hpo.storage.artifacts import artifact_folder
 from hpo.storage.kept import kept_files
-from hpo.studyfile import parse_study
+from hpo.studyfile import parse_any_study
 
 
 def copy_line(source: Storage, name: str, to: str, new_name: str | None) -> str:
@@ -55,7 +55,7 @@ def _renaming(names: dict[str, str]) -> dict[str, Any]:
                 tree["description"] = description(names[old], seeds)
         source = f"study {tree['name']!r}"
         tree["name"] = names.get(tree["name"], next(iter(names.values())))  # another program may have renamed it
-        parse_study(tree, source)  # not every name can be a study file's
+        parse_any_study(tree, source)  # not every name can be a study file's
         return json.dumps(tree)
 
     def record(found: Any) -> Any:

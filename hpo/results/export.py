@@ -3,6 +3,7 @@
 It promises that `config` is a study file in itself (launching it trains those hyperparameters once more, as a study of
 its own), that the trial can be repeated from the object alone (`hpo replay`), and that the object says which data, seed
 and versions it rests on. best.schema.json beside this module describes it, best-1.schema.json what was written before.
+The best trial of an objective of the user's own is another object: `objective_export.py` has it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from hpo.errors import HpoError
 from hpo.results.confirmation import find_confirmation
 from hpo.results.confirmation_lines import confirmation_record
 from hpo.results.naming import followed
+from hpo.results.objective_export import objective_record
 from hpo.results.overview import by_word
 from hpo.results.verification import VERIFIED
 from hpo.results.versions import versions
-from hpo.search.records import CODE, CURVE, DATA, RUN, kept, stored_study
+from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, stored_study
 from hpo.search.space import decode
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
-from hpo.studyfile import Config, Study
+from hpo.studyfile import Config, ObjectiveStudy, Study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
 
 VERSION = 2
@@ -45,9 +47,13 @@ def schema(version: int = VERSION) -> dict[str, Any]:
 def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, Any]:
     """Return the export of the study of that name; `confirmed` for the winner of its confirmation.
 
+    That of the user's own objective is an `objective_record`.
     Raises HpoError where no trial has finished, or the study has not been confirmed.
     """
     found = load_study(storage, name)
+    own = any_stored_study(found)
+    if isinstance(own, ObjectiveStudy) and not confirmed:
+        return objective_record(storage, own, found, _best(storage, found))
     study, attrs = stored_study(found), kept(found)
     confirmation = find_confirmation(storage, name) if confirmed else None
     if confirmation is not None:

@@ -40,8 +40,21 @@ def conditional_of(user_attrs: Mapping[str, Any]) -> frozenset[str]:
 
 
 def metric_of(user_attrs: Mapping[str, Any]) -> str | None:
-    """Return what the study optimizes, or None where hpo did not make it."""
+    """Return what the study optimizes, or None where hpo did not make it, or it has an objective of its own."""
+    return _said(user_attrs, "search", "metric")
+
+
+def objective_of(user_attrs: Mapping[str, Any]) -> str | None:
+    """Return the reference to the study's own objective, or None where it has none."""
+    return _said(user_attrs, "objective")
+
+
+def _said(user_attrs: Mapping[str, Any], *keys: str) -> str | None:
+    """Return what the study's file says, or None where there is no file, or it does not say it."""
     try:
-        return str(json.loads(user_attrs[STUDY])["search"]["metric"])
+        value = json.loads(user_attrs[STUDY])
+        for key in keys:
+            value = value[key]
     except (KeyError, TypeError, ValueError):
         return None
+    return str(value)

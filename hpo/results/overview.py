@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from rich.cells import cell_len
 
 from hpo.data import Listing
-from hpo.results.lookup import metric_of
+from hpo.results.lookup import metric_of, objective_of
 from hpo.results.ranking import METRIC_LABELS
 from hpo.search.records import DATA
 from hpo.storage import Storage, StudySummary, summaries
@@ -28,7 +28,7 @@ STATES = {
 
 
 def studies_table(storage: Storage) -> str:
-    """Return one row a study: name, data set, trials by state, best value, last activity."""
+    """Return one row a study: name, data set or objective, trials by state, best value, last activity."""
     rows = [("study", "data set", "trials", "best", "last activity")]
     for study in sorted(summaries(storage), key=lambda study: study.name):
         activity = "-" if study.last_activity is None else f"{study.last_activity:%Y-%m-%d %H:%M:%S}"
@@ -73,7 +73,7 @@ def printable(text: str) -> str:
 
 def _dataset(user_attrs: Mapping[str, Any]) -> str:
     data = user_attrs.get(DATA)
-    return str(data["name"]) if isinstance(data, dict) and "name" in data else "-"
+    return str(data["name"]) if isinstance(data, dict) and "name" in data else objective_of(user_attrs) or "-"
 
 
 def _best(study: StudySummary) -> str:

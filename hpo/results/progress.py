@@ -162,18 +162,21 @@ class PlainProgress(QuietProgress):
         super().__init__(console)
         self.tally = Tally(clock)
         self.follows = False  # what other processes do, and nothing of its own
+        self.objective = False  # whether the user's own is searched, trial by trial
 
     def show(self, event: Event) -> None:
         """Print the study's first line, notes, and each population's outcome."""
         match event:
             case StudyStarted():
                 self.tally.start(event)
+                self.objective = event.objective is not None
                 self.line(opening(event))
             case Note():
                 self.line(f"warning: {event.text}" if event.level == "warning" else event.text)
             case PopulationEnded():
                 self.tally.add(event)
-                self.line(f"{outcome(event)}; {self.tally.line()}")
+                said = own_outcome(event) if self.objective else outcome(event)
+                self.line(f"{said}; {self.tally.line()}")
             case OthersEnded():
                 self.tally.add(event)
                 if self.follows:
@@ -221,12 +224,16 @@ class LiveProgress(PlainProgress):
         match event:
             case PopulationStarted():
                 self.members = len(event.members)
-                text = f"epoch 0 of {event.epochs}, {self.members} members"
-                self.bars.update(self.population, total=event.epochs, completed=0, text=text)
+                at = "nothing reported yet" if event.epochs is None else f"epoch 0 of {event.epochs}"
+                text = f"{at}, {self.members} members"
+                self.bars.reset(self.population, total=event.epochs, completed=0, text=text)
+            case EpochEnded(epochs=None):
+                value = "not finite" if event.best is None else f"{event.best:.4f}"
+                self.bars.update(self.population, text=f"step {event.epoch}: {value}")
             case EpochEnded():
                 text = f"epoch {event.epoch} of {event.epochs}, {event.left} of {self.members} members left"
                 self.bars.update(self.population, completed=event.epoch, text=text + _best(event.best))
-                self._show_study(event.left * event.epoch / event.epochs)
+                self._show_study(event.left * event.epoch / event.epochs if event.epochs else 0.0)
             case PopulationEnded():
                 self.tally.add(event)
                 self._show_study(0.0)
@@ -250,9 +257,12 @@ class LiveProgress(PlainProgress):
         for seen in event.workers:
             if seen.worker not in self.workers:
                 self.workers[seen.worker] = self.bars.add_task(seen.worker, total=event.epochs, text="")
-            text = f"epoch {seen.epoch} of {event.epochs}, {seen.members} members" if seen.members else "no trials"
-            self.bars.update(self.workers[seen.worker], completed=seen.epoch, text=f"{text} on {seen.device}")
-        self._show_study(sum(seen.members * seen.epoch for seen in event.workers) / event.epochs)
+            at = f"step {seen.epoch}" if event.epochs is None else f"epoch {seen.epoch} of {event.epochs}"
+            text = f"{at}, {seen.members} members" if seen.members else "no trials"
+            where = f" on {seen.device}" if seen.device else ""
+            self.bars.update(self.workers[seen.worker], completed=seen.epoch, text=text + where)
+        reached = sum(seen.members * seen.epoch for seen in event.workers)
+        self._show_study(reached / event.epochs if event.epochs else 0.0)
 
     def _show_study(self, under_way: float) -> None:
         tally = self.tally
@@ -275,6 +285,9 @@ def opening(event: StudyStarted) -> str:
     """Return what is trained, and on what."""
     done = event.finished + event.pruned + event.failed
     resumed = f", {done} of them done before" if done else ""
+    if event.objective is not None:
+        where = f", by {event.device}" if event.device else ""
+        return f"{event.study}: {event.trials} trials{resumed} of {event.objective}{where}"
     return (
         f"{event.study}: {event.trials} trials{resumed}, {event.population} at once on {event.device} "
         f"in {event.precision}, {event.parameters:,} parameters a network"
@@ -299,6 +312,14 @@ def outcome(event: PopulationEnded) -> str:
     """Return what became of a population."""
     counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
     return f"population: {counts}{_best(event.best)} in {duration(event.seconds)}"
+
+
+def own_outcome(event: PopulationEnded) -> str:
+    """Return what became of a trial of the user's own objective."""
+    counts = {"completed": event.completed, "pruned": event.pruned, "failed": event.failed}
+    state = next((state for state, count in counts.items() if count), "to be tried again")
+    value = "" if event.best is None else f" with {event.best:.4f}"
+    return f"trial {event.members[0]}: {state}{value} in {duration(event.seconds)}"
 
 
 def _best(value: float | None) -> str:

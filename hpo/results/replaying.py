@@ -24,7 +24,7 @@ from hpo.search.records import Curve
 from hpo.studyfile import Study, parse_study
 from hpo.studyfile.messages import dotted, faults_of
 from hpo.studyfile.models import Natural
-from hpo.studyfile.reading import EXPORT, home_of, load_tree
+from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, home_of, load_tree
 from hpo.training.stack import Member
 from hpo.usercode import found
 
@@ -138,6 +138,8 @@ def replay_text(found: Replay) -> str:
 def _read(path: Path) -> dict[str, Any]:
     tree = load_tree(path)
     name = str(tree.get("schema")) if isinstance(tree, dict) else ""
+    if name.startswith(OBJECTIVE_EXPORT):
+        raise UsageError(f"{path}: is the export of an objective's trial: call {tree.get('objective')} with its params")
     version = name.removeprefix(EXPORT)
     if not name.startswith(EXPORT) or not version.isdecimal():
         raise UsageError(f"{path}: is no export; `hpo export NAME -o best.json` writes one")

@@ -16,11 +16,12 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
 from hpo.results.export import params_of, precision_of
+from hpo.results.objective_export import reported
 from hpo.results.overview import STATES
-from hpo.search.records import CURVE, RUN, stored_study
+from hpo.search.records import CURVE, RUN, any_stored_study
 from hpo.search.space import is_whole
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy, ObjectiveStudy
 
 SCHEMA = "hpo.trial/1"
 FIRST = ("number", "state", "value", "seed", "epochs", "precision", "device", "started", "ended", "reason")
@@ -33,8 +34,9 @@ def trial_records(storage: Storage, name: str, best: int | None = None) -> Itera
     Raises HpoError where there is none.
     """
     found = load_study(storage, name)
-    study, run = stored_study(found), found.user_attrs.get(RUN, {})
-    parts = Parts(curves=False)  # hpo keeps the learning curve whole, beside Optuna's values by epoch
+    study, run = any_stored_study(found), found.user_attrs.get(RUN, {})
+    # hpo keeps the learning curves of its networks whole, beside Optuna's values by epoch
+    parts = Parts(curves=isinstance(study, ObjectiveStudy))
     if best is None:
         trials = storage.read(found._study_id, -1, (), parts)
     else:
@@ -44,9 +46,13 @@ def trial_records(storage: Storage, name: str, best: int | None = None) -> Itera
     return (_record(study, str(run.get("precision", "auto")), trial) for trial in trials)
 
 
-def _record(study: Study, run: str, trial: FrozenTrial) -> dict[str, Any]:
-    params, attrs = params_of(study, trial), trial.system_attrs
-    curve = attrs.get(CURVE, {})
+def _record(study: AnyStudy, run: str, trial: FrozenTrial) -> dict[str, Any]:
+    attrs = trial.system_attrs
+    if isinstance(study, ObjectiveStudy):
+        params, curve, precision = trial.params, reported(trial), None
+    else:
+        params, curve = params_of(study, trial), attrs.get(CURVE, {})
+        precision = precision_of(study.config(params), run) if is_whole(study, params) else None
     return {
         "schema": SCHEMA,
         "study": study.name,
@@ -56,8 +62,8 @@ def _record(study: Study, run: str, trial: FrozenTrial) -> dict[str, Any]:
         "params": params,
         "seed": trial.user_attrs.get("seed"),
         "epochs": max(map(len, curve.values()), default=0),
-        "precision": precision_of(study.config(params), run) if is_whole(study, params) else None,
-        "device": attrs.get(WORKER, {}).get("device"),
+        "precision": precision,
+        "device": attrs.get(WORKER, {}).get("device") or None,
         "started": _utc(trial.datetime_start),
         "ended": _utc(trial.datetime_complete),
         "reason": trial.user_attrs.get(REASON),

@@ -10,13 +10,15 @@ import json
 from hpo.search.plan import plan
 from hpo.search.samplers import most_epochs
 from hpo.search.space import few_digits, how_many
-from hpo.studyfile import Choices, Parameter, Study
+from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter
 from hpo.training.devices import describe as describe_device
 from hpo.training.size import memory
 
 
-def describe(study: Study, device: str = "auto") -> str:
+def describe(study: AnyStudy, device: str = "auto") -> str:
     """Return the report, some lines of text. Raises what a launch would raise for this file."""
+    if isinstance(study, ObjectiveStudy):
+        return _describe_own(study, device)
     planned = plan(study, device)
     split, member, population, where = planned.images, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
@@ -37,6 +39,15 @@ def describe(study: Study, device: str = "auto") -> str:
             f"trials: {study.search.trials} of at most {most_epochs(study)} epochs",
         ]
     )
+
+
+def _describe_own(study: ObjectiveStudy, device: str) -> str:
+    """The same of the user's own objective; what it searches shows only when it runs."""
+    code = plan(study, device).code
+    files = [f"  {file}: SHA-256 {content}" for file, content in code.files.items()]
+    resolved = json.dumps(study.resolved(), indent=2, ensure_ascii=False)
+    lines = [f"{study.source}: sound", "", resolved, "", f"code in {code.folder}:", *files]
+    return "\n".join([*lines, f"trials: {study.search.trials}"])
 
 
 def parameter_line(parameter: Parameter) -> str:

@@ -30,7 +30,8 @@ class Event:
 class StudyStarted(Event):
     """The search begins or goes on: trials asked for in all, and what was there before.
 
-    `images` are those that an epoch trains on, `parameters` those of one network.
+    `images` are those that an epoch trains on, `parameters` those of one network. A study of the user's own `objective`
+    has neither, and no device and precision that hpo knows of.
     """
 
     study: str
@@ -43,22 +44,26 @@ class StudyStarted(Event):
     precision: str
     parameters: int
     images: int
+    objective: str | None = None
 
 
 @dataclass(frozen=True)
 class PopulationStarted(Event):
-    """These trials (by number) train together from now on."""
+    """These trials (by number) train together from now on; for how many epochs, None where nobody can know."""
 
     members: tuple[int, ...]
-    epochs: int
+    epochs: int | None
 
 
 @dataclass(frozen=True)
 class EpochEnded(Event):
-    """An epoch of the population in hand is over; `best` is the best score its members would have if it ended here."""
+    """An epoch of the population in hand is over; `best` is the best score its members would have if it ended here.
+
+    Of an objective it is the step that it has reported, with the value.
+    """
 
     epoch: int
-    epochs: int
+    epochs: int | None
     left: int
     best: float | None
 
@@ -115,7 +120,7 @@ class WorkersSeen(Event):
     """Who works on the study now, where several processes do."""
 
     workers: tuple[WorkerSeen, ...]
-    epochs: int
+    epochs: int | None
 
 
 @dataclass(frozen=True)

@@ -16,29 +16,32 @@ from collections.abc import Callable, Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import UnknownStudyError
+from hpo.errors import UnknownStudyError, UsageError
 from hpo.search.enqueueing import asked_for, store_asked
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
-from hpo.search.plan import Plan, on_device, plan
+from hpo.search.own_search import OwnSearch
+from hpo.search.plan import ObjectivePlan, Plan, on_device, plan
 from hpo.search.populations import PopulationSearch
 from hpo.search.predecessors import check_start, predecessors
 from hpo.search.records import (
     RUN,
+    any_stored_study,
     check_code,
     check_data,
     data_record,
     gate,
     kept,
+    open_objective_study,
     open_study,
     record_change,
     record_place,
+    settle_beginning,
     settle_run,
-    stored_study,
 )
 from hpo.search.space import how_many
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.training.devices import describe
 from hpo.training.images import DeviceSplit
 from hpo.training.objective import Objective
@@ -46,24 +49,25 @@ from hpo.training.precision import choose_precision
 from hpo.training.stack import Member
 
 Listener = Callable[[Event], None]
+AnyPlan = Plan | ObjectivePlan
 
 
 def submit(
-    study: Study,
+    study: AnyStudy,
     storage: Storage,
     *,
     extend: bool = False,
     priority: int | None = None,
     changed_code: bool = False,
-    planned: Plan | None = None,
+    planned: AnyPlan | None = None,
     enqueue: Sequence[str] = (),
-) -> Plan:
+) -> AnyPlan:
     """Put the study into the storage, for workers to take up; return what it comes to on this machine's CPU.
 
     One that is there stays as it is, or is extended. `planned` is that already, where the caller has asked for it.
     `enqueue` are trials to train first, each as JSON of its values (hpo.search.enqueueing).
 
-    Raises UsageError or StudyFileError (the file, or one that differs from the stored one), DataError and
+    Raises UsageError or StudyFileError (the file, or one that differs from the stored one), DataError, CodeError and
     StudyBusyError before anything is stored.
     """
     planned = planned or plan(study, "cpu")
@@ -71,7 +75,7 @@ def submit(
     return planned
 
 
-def check_joinable(study: Study, storage: Storage) -> None:
+def check_joinable(study: AnyStudy, storage: Storage) -> None:
     """Raise StudyClosedError where the stored study gives out no trials."""
     check_open(storage, gate(study, load_study(storage, study.name)))
 
@@ -91,16 +95,22 @@ def join(
     Raises HpoError where this machine lacks what the study needs, and StudyClosedError where it gives out no trials.
     """
     stored = load_study(storage, name)
-    study = stored_study(stored)
+    study = any_stored_study(stored)
+    raised = [] if raised_before is None else raised_before
+    if isinstance(study, ObjectiveStudy):
+        own = plan(study, device)
+        if not changed_code:
+            check_code(study, own.code, stored)
+        return _begin_own(study, stored, own, storage, on_event, stop, raised)
     planned = plan(study, device)
     check_data(study, planned.images, stored)
     if not changed_code:
         check_code(study, planned.code, stored)
-    return _begin(study, stored, planned, storage, on_event, stop, raised_before)
+    return _begin(study, stored, planned, storage, on_event, stop, raised)
 
 
 def launch(
-    study: Study,
+    study: AnyStudy,
     storage: Storage,
     *,
     device: str = "auto",
@@ -123,13 +133,36 @@ def launch(
         planned = plan(study, device)
         stored = _store(study, planned, storage, extend, changed_code=changed_code, enqueue=enqueue)
         with heartbeats(storage):
-            reason = _begin(study, stored, planned, storage, on_event, stop).run()
+            if isinstance(study, ObjectiveStudy):
+                assert isinstance(planned, ObjectivePlan)
+                search: Search = _begin_own(study, stored, planned, storage, on_event, stop, [])
+            else:
+                assert isinstance(planned, Plan)
+                search = _begin(study, stored, planned, storage, on_event, stop, [])
+            reason = search.run()
     on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
 
 
-def started(study: Study, planned: Plan, counts: tuple[int, int, int], device: str, precision: str) -> StudyStarted:
+def started(
+    study: AnyStudy, planned: AnyPlan, counts: tuple[int, int, int], device: str, precision: str
+) -> StudyStarted:
     """Return the event of the beginning of work on a study; `counts` are those of `counted` before it."""
     completed, pruned, failed = counts
+    if isinstance(planned, ObjectivePlan) or isinstance(study, ObjectiveStudy):
+        assert isinstance(study, ObjectiveStudy)
+        return StudyStarted(
+            study=study.name,
+            trials=study.search.trials,
+            finished=completed,
+            pruned=pruned,
+            failed=failed,
+            population=1,
+            device=device,
+            precision="",
+            parameters=0,
+            images=0,
+            objective=study.objective,
+        )
     return StudyStarted(
         study=study.name,
         trials=study.search.trials,
@@ -144,9 +177,9 @@ def started(study: Study, planned: Plan, counts: tuple[int, int, int], device: s
     )
 
 
-def ended(study: Study, storage: Storage, reason: Reason, seconds: float, on_event: Listener) -> StudyEnded:
+def ended(study: AnyStudy, storage: Storage, reason: Reason, seconds: float, on_event: Listener) -> StudyEnded:
     """Return the event of the end of a process's work on a study; say what there is to be said of it before."""
-    if reason == "space exhausted":
+    if reason == "space exhausted" and isinstance(study, Study):
         on_event(Note(f"the search space holds only {how_many(study)}, and there is no other to train"))
     try:
         return StudyEnded(reason, *counted(study, storage), seconds)
@@ -154,28 +187,49 @@ def ended(study: Study, storage: Storage, reason: Reason, seconds: float, on_eve
         return StudyEnded("deleted", 0, 0, 0, seconds)
 
 
-def counted(study: Study, storage: Storage) -> tuple[int, int, int]:
+def counted(study: AnyStudy, storage: Storage) -> tuple[int, int, int]:
     """Return how many trials of the study are completed, pruned and failed."""
     states = summary(storage, study.name).states
     return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)
 
 
 def _store(
-    study: Study,
-    planned: Plan,
+    study: AnyStudy,
+    planned: AnyPlan,
     storage: Storage,
     extend: bool,
     priority: int | None = None,
     changed_code: bool = False,
     enqueue: Sequence[str] = (),
 ) -> optuna.Study:
+    if isinstance(study, ObjectiveStudy):
+        assert isinstance(planned, ObjectivePlan)
+        if enqueue:
+            raise UsageError(f"--enqueue: only when {study.objective} runs is it known what it searches; leave it out")
+        stored = open_objective_study(study, planned.code, storage, extend, priority, changed_code)
+        record_change(stored, study, planned.code, storage)
+    else:
+        assert isinstance(planned, Plan)
+        stored = _store_networks(study, planned, storage, extend, priority, changed_code, enqueue)
+    if priority is not None:
+        storage.change_study(stored._study_id, {PRIORITY: priority})
+    return stored
+
+
+def _store_networks(
+    study: Study,
+    planned: Plan,
+    storage: Storage,
+    extend: bool,
+    priority: int | None,
+    changed_code: bool,
+    enqueue: Sequence[str],
+) -> optuna.Study:
     check_start(study, planned.images, storage)
     asked = asked_for(study, enqueue, storage)
     stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
     record_change(stored, study, planned.code, storage)
     record_place(stored, planned.images, storage)
-    if priority is not None:
-        storage.change_study(stored._study_id, {PRIORITY: priority})
     if asked:
         before = predecessors(study, data_record(planned.images), storage).trials
         store_asked(study, asked, before, storage, gate(study, stored))
@@ -189,7 +243,7 @@ def _begin(
     storage: Storage,
     on_event: Listener,
     stop: threading.Event,
-    raised_before: list[str] | None = None,
+    raised_before: list[str],
 ) -> Search:
     """Settle what the study's processes have to agree on, and say what is going to be trained."""
     passage = gate(study, stored)
@@ -201,7 +255,6 @@ def _begin(
     on_event(started(study, planned, counted(study, storage), device_name, precision))
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
-    said = [] if raised_before is None else raised_before
     before = _before(study, planned, storage, on_event)
     return PopulationSearch(
         study=study,
@@ -212,10 +265,40 @@ def _begin(
         population=planned.population,
         on_event=on_event,
         stop=stop,
-        raised_before=said,
+        raised_before=raised_before,
         objective=objective,
         code=planned.code,
         before=before,
+    )
+
+
+def _begin_own(
+    study: ObjectiveStudy,
+    stored: optuna.Study,
+    planned: ObjectivePlan,
+    storage: Storage,
+    on_event: Listener,
+    stop: threading.Event,
+    raised_before: list[str],
+) -> Search:
+    """The same for the user's own objective, which is on a device, and in a precision, of its own choice."""
+    passage = gate(study, stored)
+    check_open(storage, passage)
+    storage.works_on("")
+    began = settle_beginning(stored, storage)
+    on_event(started(study, planned, counted(study, storage), "", ""))
+    return OwnSearch(
+        study=study,
+        stored=stored,
+        gate=passage,
+        began=began,
+        storage=storage,
+        population=1,
+        on_event=on_event,
+        stop=stop,
+        raised_before=raised_before,
+        function=planned.function,
+        code=planned.code,
     )
 
 

@@ -36,7 +36,7 @@ from hpo.storage import (
     running_trials,
     unfinished,
 )
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy
 
 POLL_S = 1.0
 """How often a process that has nothing to do looks what became of the others' trials."""
@@ -86,7 +86,7 @@ class Search(ABC):
     takes at once, at most.
     """
 
-    study: Study
+    study: AnyStudy
     stored: optuna.Study
     gate: Gate
     began: datetime.datetime
@@ -230,12 +230,16 @@ class Search(ABC):
 
         `said` is what it was this time, in a line.
         """
+        if self._in_a_row(raised):
+            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({said})"
+            raise TrainingError(self.study.name, often)
+
+    def _in_a_row(self, raised: str | None) -> bool:
+        """Take note of what training raised, or of none; return whether it was the same again and again."""
         if raised not in self.raised_before[-1:]:
             self.raised_before.clear()
         self.raised_before.append(raised or "")
-        if raised and len(self.raised_before) >= RAISES_IN_A_ROW:
-            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({said})"
-            raise TrainingError(self.study.name, often)
+        return bool(raised) and len(self.raised_before) >= RAISES_IN_A_ROW
 
     def report(self, epoch: int, scores: Mapping[int, float]) -> set[int]:
         """Store the metric of members (by number) after an epoch; return those lost to other processes."""

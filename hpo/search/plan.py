@@ -6,16 +6,18 @@ launch and `hpo check` begin with it. Knows nothing of storages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, overload
 
+import optuna
 import torch
 
 from hpo.data import Split, load_split
 from hpo.errors import CodeError, HpoError, SettingError
 from hpo.search.samplers import check_search
-from hpo.studyfile import Config, Study
+from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.searched import candidates
 from hpo.training.architectures import FEW, twins, why_alone
 from hpo.training.devices import describe, find_device, is_out_of_memory
@@ -23,7 +25,7 @@ from hpo.training.images import DeviceSplit, shape_of_images, to_device
 from hpo.training.networks import build
 from hpo.training.own_networks import try_out
 from hpo.training.size import Size, population_size, size_of
-from hpo.usercode import Code, code_of, in_a_line
+from hpo.usercode import Code, code_of, in_a_line, load
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,35 @@ class Plan:
     code: Code
 
 
-def plan(study: Study, device: str) -> Plan:
-    """Return the plan. Raises UsageError or StudyFileError (the file, the device) and DataError."""
+@dataclass(frozen=True)
+class ObjectivePlan:
+    """The user's own function of a trial, and the code that it is."""
+
+    function: Callable[[optuna.Trial], Any]
+    code: Code
+
+
+@overload
+def plan(study: Study, device: str) -> Plan: ...
+@overload
+def plan(study: ObjectiveStudy, device: str) -> ObjectivePlan: ...
+def plan(study: AnyStudy, device: str) -> Plan | ObjectivePlan:
+    """Return the plan. Raises UsageError or StudyFileError (the file, the device), DataError and CodeError.
+
+    The user's own objective chooses its device itself.
+    """
+    return _own_plan(study) if isinstance(study, ObjectiveStudy) else _plan(study, device)
+
+
+def _own_plan(study: ObjectiveStudy) -> ObjectivePlan:
+    code = code_of([study.objective], study.folder)
+    function = load(study.objective, study.folder)
+    if not callable(function):
+        raise study.error("objective", f"must name a function of a trial (got {type(function).__name__})")
+    return ObjectivePlan(function, code)
+
+
+def _plan(study: Study, device: str) -> Plan:
     check_search(study)
     where = find_device(device)
     precision = study.first.training.precision

@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import secrets
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ from optuna.study import StudyDirection
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
-from hpo.studyfile import Study, differing_keys, parse_study
+from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
+from hpo.studyfile.objective import ObjectiveSearchSettings
 from hpo.studyfile.trees import replaced, value_at, without
 from hpo.usercode import Code, folder_of
 
@@ -49,6 +51,12 @@ FREE_TO_CHANGE = (
 )
 """Keys that `--extend` may change besides ranges and choices: old and new trials stay comparable."""
 
+FREE_OF_OBJECTIVES = (
+    "description",
+    *(f"search.{key}" for key in ObjectiveSearchSettings.model_fields if key not in ("direction", "seed")),
+)
+"""The same of a study of the user's own objective, whose ranges are in its code."""
+
 
 def open_study(
     study: Study,
@@ -64,25 +72,48 @@ def open_study(
     Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does, and
     CodeError where the code does, unless `changed_code` allows that.
     """
-    data = data_record(split)
-    try:
-        stored = load_study(storage, study.name)
-    except UnknownStudyError:
-        stored = _create(study, data, code, storage, priority) or load_study(storage, study.name)
-    _check_change(study, stored_study(stored), extend)
+    given = {DATA: data_record(split)}
+    stored = _open(study, given, code, storage, extend, priority)
     check_data(study, split, stored)
     if not changed_code:
         check_code(study, code, stored)
     return stored
 
 
-def record_change(stored: optuna.Study, study: Study, code: Code, storage: Storage) -> None:
+def open_objective_study(
+    study: ObjectiveStudy,
+    code: Code,
+    storage: Storage,
+    extend: bool,
+    priority: int | None = None,
+    changed_code: bool = False,
+) -> optuna.Study:
+    """Return the stored study of an objective, likewise; raises CodeError unless `changed_code` allows other code."""
+    stored = _open(study, {}, code, storage, extend, priority)
+    if not changed_code:
+        check_code(study, code, stored)
+    return stored
+
+
+def _open(
+    study: AnyStudy, given: Mapping[str, Any], code: Code, storage: Storage, extend: bool, priority: int | None
+) -> optuna.Study:
+    """Return the stored study; a new one has these user attributes, too."""
+    try:
+        stored = load_study(storage, study.name)
+    except UnknownStudyError:
+        stored = _create(study, given, code, storage, priority) or load_study(storage, study.name)
+    _check_change(study, any_stored_study(stored), extend)
+    return stored
+
+
+def record_change(stored: optuna.Study, study: AnyStudy, code: Code, storage: Storage) -> None:
     """Keep with the stored study what its file and code say now, and what changed. `open_study` has found it allowed.
 
     Raises StudyBusyError where another process is searching what the file said before.
     """
     changed = code.changed_since(kept(stored).get(CODE, NO_CODE))
-    differences = [*differing_keys(stored_study(stored), study), *(f"{file}: other contents" for file in changed)]
+    differences = [*differing_keys(any_stored_study(stored), study), *(f"{file}: other contents" for file in changed)]
     if not differences:
         return
     change = {
@@ -105,7 +136,7 @@ def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
         )
 
 
-def check_code(study: Study, code: Code, stored: optuna.Study) -> None:
+def check_code(study: AnyStudy, code: Code, stored: optuna.Study) -> None:
     """Raise CodeError unless this is the code that the stored study began with, or was given since."""
     changed = code.changed_since(kept(stored).get(CODE, NO_CODE))
     if changed:
@@ -129,7 +160,7 @@ def same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one[key] == other[key] for key in ("sha256", "split_sha256"))
 
 
-def gate(study: Study, stored: optuna.Study) -> Gate:
+def gate(study: AnyStudy, stored: optuna.Study) -> Gate:
     """Return what trials are taken through: while the study is open, and its file says what it says now.
 
     Raises StudyClosedError where it says something else already.
@@ -155,13 +186,23 @@ def _unless_deleted(name: str) -> Iterator[None]:
         raise StudyClosedError(f"study '{name}' was deleted by another process", "deleted") from error
 
 
-def stored_study(stored: optuna.Study) -> Study:
+def any_stored_study(stored: optuna.Study) -> AnyStudy:
     """Return the study as its file said when it was stored. Raises HpoError where hpo did not make it."""
     attrs = kept(stored)
-    text = attrs.get(STUDY)
-    if not isinstance(text, str):
+    if not isinstance(attrs.get(STUDY), str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return _parsed(text, stored.study_name, _folder(attrs))
+    return _parsed(attrs[STUDY], stored.study_name, _folder(attrs))
+
+
+def stored_study(stored: optuna.Study) -> Study:
+    """Return the same of a study of hpo's networks; raises HpoError for the user's own objective."""
+    study = any_stored_study(stored)
+    if isinstance(study, ObjectiveStudy):
+        raise HpoError(
+            f"study '{study.name}' has an objective of its own, {study.objective}, and this needs a network and data "
+            f"that hpo knows; take the parameters from `hpo export {shlex.quote(study.name)}` and go on in your code"
+        )
+    return study
 
 
 def _folder(attrs: Mapping[str, Any]) -> Path:
@@ -182,23 +223,32 @@ def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: s
     return str(run["precision"]), datetime.datetime.fromisoformat(run["began"])
 
 
+def settle_beginning(stored: optuna.Study, storage: Storage) -> datetime.datetime:
+    """Keep with a study of the user's own objective when it began; return that time, the same for every process."""
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with _unless_deleted(stored.study_name):
+        run = storage.settle(stored._study_id, RUN, {"began": began})
+    return datetime.datetime.fromisoformat(run["began"])
+
+
 def _create(
-    study: Study, data: dict[str, Any], code: Code, storage: Storage, priority: int | None
+    study: AnyStudy, given: Mapping[str, Any], code: Code, storage: Storage, priority: int | None
 ) -> optuna.Study | None:
     """Return the new study, or None where another process has just made one of that name."""
     minimized = study.search.minimized
     direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
-        attrs: dict[str, Any] = {STUDY: _text(study), DATA: data, IDENTITY: secrets.token_hex(8)}
+        attrs: dict[str, Any] = {STUDY: _text(study), **given, IDENTITY: secrets.token_hex(8)}
         attrs |= _code(code)
         attrs |= {} if priority is None else {PRIORITY: priority}
         storage.create_study(study.name, direction, attrs)
     except DuplicatedStudyError:
         return None
     stored = load_study(storage, study.name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        stored.set_metric_names([study.search.metric])
+    if isinstance(study, Study):  # what an objective's value is called, only its user knows
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            stored.set_metric_names([study.search.metric])
     _note(stored, study)
     return stored
 
@@ -207,15 +257,15 @@ def _code(code: Code) -> dict[str, Any]:
     return {CODE: code.record()} if code.files else {}
 
 
-def _parsed(text: str, name: str, folder: Path = HERE) -> Study:
-    return parse_study(json.loads(text), f"study '{name}'", folder)
+def _parsed(text: str, name: str, folder: Path = HERE) -> AnyStudy:
+    return parse_any_study(json.loads(text), f"study '{name}'", folder)
 
 
-def _text(study: Study) -> str:
+def _text(study: AnyStudy) -> str:
     return json.dumps(study.resolved())
 
 
-def _note(stored: optuna.Study, study: Study) -> None:
+def _note(stored: optuna.Study, study: AnyStudy) -> None:
     """Show the description as the study's note in the dashboard."""
     from optuna_dashboard import save_note  # takes half a second, which those who only read a study need not wait for
 
@@ -237,16 +287,23 @@ def data_record(split: Split) -> dict[str, Any]:
     }
 
 
-def _check_change(study: Study, old: Study, extend: bool) -> None:
+def _check_change(study: AnyStudy, old: AnyStudy, extend: bool) -> None:
     differences = differing_keys(old, study)
     if differences and not extend:
         raise UsageError(
             f"{study.source}: differs from the stored study '{study.name}' in {'; '.join(differences)}; "
             "start another study with --name, or go on with the change with --extend"
         )
-    for difference in incomparable(old, study, FREE_TO_CHANGE):
+    if isinstance(study, Study) and isinstance(old, Study):
+        others, free = incomparable(old, study, FREE_TO_CHANGE), ("ranges", "choices", *FREE_TO_CHANGE)
+    else:
+        others, free = (
+            [line for line in differences if line.split(": ")[0] not in FREE_OF_OBJECTIVES],
+            FREE_OF_OBJECTIVES,
+        )
+    for difference in others:
         raise UsageError(
-            f"{study.source}: {difference}: --extend can change ranges, choices, {', '.join(FREE_TO_CHANGE)}, but "
+            f"{study.source}: {difference}: --extend can change {', '.join(free)}, but "
             "with this old and new trials would not be comparable; start another study with --name"
         )
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.search.points import check_points
@@ -75,6 +76,55 @@ def make_sampler(
                 )
             case _:
                 return RandomSampler(seed=seed)
+
+
+class _OwnQMCSampler(QMCSampler):
+    """Takes the point of the sequence that the trial's number says: several processes then never take the same.
+
+    Nor do they where no trial has ended and nothing is known of the space: that is sampled by the trial's own seed.
+    """
+
+    def __init__(self, study_seed: int, number: int, seed: int) -> None:
+        super().__init__(
+            independent_sampler=RandomSampler(seed=seed),
+            seed=derive_seed("sequence", study_seed) % 2**32,
+            scramble=True,
+            warn_independent_sampling=False,
+            warn_asynchronous_seeding=False,
+        )
+        self._number = number
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._number
+
+
+def own_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
+    """Return the sampler for a trial of the user's own objective, which says what is searched only as it runs."""
+    seed = derive_seed("sampler", study_seed, number, 0) % 2**32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        match name:
+            case "tpe":
+                return TPESampler(seed=seed)
+            case "gp":
+                return GPSampler(seed=seed, warn_independent_sampling=False)
+            case "cmaes":
+                return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            case "qmc":
+                return _OwnQMCSampler(study_seed, number, seed)
+            case _:
+                return RandomSampler(seed=seed)
+
+
+def own_pruner(name: str) -> BasePruner:
+    """Return the pruner of the user's own objective; hyperband learns from the first trials how long they are."""
+    match name:
+        case "median":
+            return MedianPruner()
+        case "hyperband":
+            return HyperbandPruner()
+        case _:
+            return NopPruner()
 
 
 def joint_space(name: str, space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:

@@ -16,10 +16,10 @@ from hpo.search.records import not_of_hpo, wanted
 from hpo.service.status import status
 from hpo.storage import WHY, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
 from hpo.storage.kept import remove_files
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy
 
 
-def submit_all(studies: Sequence[Study], storage: Storage, *, extend: bool, priority: int | None) -> Iterator[str]:
+def submit_all(studies: Sequence[AnyStudy], storage: Storage, *, extend: bool, priority: int | None) -> Iterator[str]:
     """Put studies into the queue; give the name of each when it is there. Raises what `submit` raises.
 
     Whatever is wrong with a file or its data is found before the first is stored.

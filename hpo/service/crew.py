@@ -17,7 +17,7 @@ from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSee
 from hpo.search.launch import check_joinable, counted, ended, started, submit
 from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy, Study
 
 LOOK_S = 0.5
 """How often a launch looks what its workers have done."""
@@ -39,7 +39,7 @@ class Crew(Protocol):
 
 
 def launch_with(
-    study: Study,
+    study: AnyStudy,
     storage: Storage,
     crew: Crew,
     *,
@@ -58,7 +58,7 @@ def launch_with(
     planned = submit(study, storage, extend=extend, changed_code=changed_code, enqueue=enqueue)
     check_joinable(study, storage)
     counts = counted(study, storage)
-    precision = study.first.training.precision
+    precision = study.first.training.precision if isinstance(study, Study) else ""
     settled = precision if precision != "auto" else "float32 or bfloat16"
     with crew:
         at_work = crew.check()
@@ -68,7 +68,7 @@ def launch_with(
 
 
 def _follow(
-    study: Study,
+    study: AnyStudy,
     storage: Storage,
     crew: Crew,
     on_event: Callable[[Event], None],
@@ -76,6 +76,7 @@ def _follow(
     before: tuple[int, int, int],
 ) -> Reason:
     """Say what the workers do until they have ended, or a stop; return why."""
+    epochs = study.first.training.epochs if isinstance(study, Study) else None
     while True:
         at_work = crew.check()  # first: what is stored afterwards is what they left
         try:
@@ -87,7 +88,7 @@ def _follow(
         if counts != before:
             on_event(OthersEnded(*(new - old for new, old in zip(counts, before, strict=True))))
             before = counts
-        on_event(WorkersSeen(tuple(map(_seen, now.workers)), study.first.training.epochs))
+        on_event(WorkersSeen(tuple(map(_seen, now.workers)), epochs))
         reason = _reason(state)
         if reason is not None and not at_work:
             return reason

@@ -17,12 +17,12 @@ from hpo.service.local_crew import LocalCrew
 from hpo.service.ray_crew import RayCrew
 from hpo.service.worker import Duty
 from hpo.storage import Storage
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy, ObjectiveStudy
 from hpo.training.devices import find_device
 
 
 def launch(
-    study: Study,
+    study: AnyStudy,
     storage: Storage,
     *,
     device: str,
@@ -44,6 +44,8 @@ def launch(
         raise UsageError("--gpus-per-worker: goes with --ray; without it, --device says where to train")
     if ray is not None and device != "auto":
         raise UsageError("--device: Ray chooses where its workers train; say --gpus-per-worker instead")
+    if isinstance(study, ObjectiveStudy) and device != "auto":
+        raise UsageError(f"--device: {study.objective} chooses its device itself")
     if ray is None and workers is None:
         drawing = Drawing(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)

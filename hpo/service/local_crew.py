@@ -140,6 +140,8 @@ def _signal_name(number: int) -> str:
 
 def _work(url: str, duty: Duty, messages: Connection) -> None:
     """What the process of a worker does."""
+    # A daemon may have no child processes, which the user's own objective may want, as a DataLoader does.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     parent = multiprocessing.parent_process()

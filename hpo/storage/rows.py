@@ -101,15 +101,16 @@ def attr_rows(trial_id: int, attrs: Mapping[str, Any]) -> list[Row]:
     return [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
 
 
+def param_row(trial_id: int, name: str, internal: float, distribution: BaseDistribution) -> Row:
+    """Return the row of a parameter, its value as Optuna keeps it and its distribution as JSON."""
+    text = distribution_to_json(distribution)
+    return {"trial_id": trial_id, "param_name": name, "param_value": internal, "distribution_json": text}
+
+
 def param_rows(trial_id: int, trial: FrozenTrial) -> list[Row]:
-    """Return a row for each parameter, its value as Optuna keeps it and its distribution as JSON."""
+    """Return a row for each parameter."""
     return [
-        {
-            "trial_id": trial_id,
-            "param_name": name,
-            "param_value": trial.distributions[name].to_internal_repr(value),
-            "distribution_json": distribution_to_json(trial.distributions[name]),
-        }
+        param_row(trial_id, name, trial.distributions[name].to_internal_repr(value), trial.distributions[name])
         for name, value in trial.params.items()
     ]
 

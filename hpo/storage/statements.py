@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 from hpo.storage.rows import (
     HEARTBEATS,
     INTERMEDIATE,
+    PARAMS,
     STUDIES,
     STUDY_ATTRS,
     STUDY_SYSTEM_ATTRS,
@@ -52,6 +53,7 @@ SELECT_RUNNING = (
 
 # The columns that make a row the same row, where writing it again means changing it.
 KEYS = {INTERMEDIATE: ("trial_id", "step"), VALUES: ("trial_id", "objective")}
+KEYS[PARAMS] = ("trial_id", "param_name")
 KEYS |= {table: ("trial_id", "key") for table in (USER_ATTRS, SYSTEM_ATTRS)}
 KEYS |= {table: ("study_id", "key") for table in (STUDY_ATTRS, STUDY_SYSTEM_ATTRS)}
 

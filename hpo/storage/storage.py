@@ -20,6 +20,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import NOT_FOUND_MSG
@@ -36,6 +37,7 @@ from hpo.storage.rows import (
     INTERMEDIATE,
     OF_STUDIES,
     OF_TRIALS,
+    PARAMS,
     STUDIES,
     STUDY_ATTRS,
     SYSTEM_ATTRS,
@@ -46,6 +48,7 @@ from hpo.storage.rows import (
     Parts,
     attr_rows,
     intermediate_row,
+    param_row,
     read_trials,
     utc,
     value_row,
@@ -251,6 +254,30 @@ class Storage(RDBStorage):
             return set(values) - ours
 
         return self._without_claims(transact(self.engine, work))
+
+    def keep(
+        self,
+        trial_id: int,
+        *,
+        params: Mapping[str, tuple[float, BaseDistribution]] | None = None,
+        user_attrs: Mapping[str, Any] | None = None,
+        system_attrs: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Keep parameters (as Optuna stores them) and attributes with a claimed trial; False if it is not claimed."""
+        claims = self._claims_of([trial_id])
+
+        def work(connection: Connection, uncertain: bool) -> bool:
+            if not held(connection, claims):
+                return False
+            upsert(connection, PARAMS, [param_row(trial_id, name, *given) for name, given in (params or {}).items()])
+            upsert(connection, USER_ATTRS, attr_rows(trial_id, user_attrs or {}))
+            upsert(connection, SYSTEM_ATTRS, attr_rows(trial_id, system_attrs or {}))
+            return True
+
+        if transact(self.engine, work):
+            return True
+        self._without_claims({trial_id})
+        return False
 
     def finish(self, endings: Sequence[Ending]) -> set[int]:
         """End claimed trials; return the ids of those no longer claimed, whose ending is dropped."""

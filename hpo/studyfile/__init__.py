@@ -6,6 +6,7 @@
     messages.py   the sentences of errors
     searched.py   ranges and choices in the place of values
     study.py      the checked study: settings by trial, the resolved tree, differences
+    objective.py  a study of the user's own objective
     checking.py   a tree in, a study or its first error out
     reading.py    a file in, with what the command changes
     writing.py    a study as the text of a file
@@ -15,7 +16,7 @@ imports neither torch, Optuna nor NumPy.
 """
 
 from hpo.studyfile.cases import Case, Condition
-from hpo.studyfile.checking import parse_study
+from hpo.studyfile.checking import AnyStudy, parse_any_study, parse_study
 from hpo.studyfile.models import (
     Config,
     DataSettings,
@@ -25,17 +26,20 @@ from hpo.studyfile.models import (
     TrainingSettings,
     own_data,
 )
+from hpo.studyfile.objective import ObjectiveStudy
 from hpo.studyfile.reading import read_study
 from hpo.studyfile.searched import Choices, Parameter, Range
 from hpo.studyfile.study import Study, differing_keys
 
 __all__ = [
+    "AnyStudy",
     "Case",
     "Choices",
     "Condition",
     "Config",
     "DataSettings",
     "NetworkSettings",
+    "ObjectiveStudy",
     "OptimizerSettings",
     "Parameter",
     "Range",
@@ -44,6 +48,7 @@ __all__ = [
     "TrainingSettings",
     "differing_keys",
     "own_data",
+    "parse_any_study",
     "parse_study",
     "read_study",
 ]

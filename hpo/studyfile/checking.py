@@ -30,6 +30,8 @@ from hpo.studyfile.models import (
     possible_values,
     unused_keys,
 )
+from hpo.studyfile.objective import KEY as OBJECTIVE
+from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
 from hpo.studyfile.searched import (
     Choices,
     Parameter,
@@ -42,6 +44,9 @@ from hpo.studyfile.searched import (
 )
 from hpo.studyfile.study import Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
+
+AnyStudy = Study | ObjectiveStudy
+"""A study of hpo's networks, or of the user's own objective."""
 
 # Tables of the other sections, which are no searched values.
 TABLES: tuple[Path, ...] = (("baseline",), ("search", "limits"))
@@ -64,6 +69,13 @@ def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = HERE) -
         path = first_in_order(dict(tree), check.problems)
         raise study_file_error(source, dotted(path), check.problems[path])
     return study
+
+
+def parse_any_study(tree: Mapping[str, Any], source: str, folder: FilePath = HERE) -> AnyStudy:
+    """Check the tree of a study of either kind, as `parse_study` does."""
+    if isinstance(tree, Mapping) and OBJECTIVE in tree:
+        return parse_objective_study(tree, source, folder)
+    return parse_study(tree, source, folder)
 
 
 def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:

@@ -310,17 +310,10 @@ class Config(Settings):
         return self.model_copy(update={"network": self.network.located(folder)})
 
 
-class StudySettings(Settings):
-    """A whole study file with one concrete value in place of each searched one; the fields in canonical order."""
+class Named(Settings):
+    """What every study file has: a name that can be typed."""
 
     name: Name
-    description: str = ""
-    data: DataSettings
-    network: NetworkSettings
-    optimizer: OptimizerSettings
-    training: TrainingSettings
-    search: SearchSettings
-    baseline: dict[str, Any] = {}
 
     @field_validator("name")
     @classmethod
@@ -332,11 +325,28 @@ class StudySettings(Settings):
         return name
 
 
-SECTIONS: dict[str, type[Settings]] = {
-    key: field.annotation
-    for key, field in StudySettings.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-}
+class StudySettings(Named):
+    """A whole study file with one concrete value in place of each searched one; the fields in canonical order."""
+
+    description: str = ""
+    data: DataSettings
+    network: NetworkSettings
+    optimizer: OptimizerSettings
+    training: TrainingSettings
+    search: SearchSettings
+    baseline: dict[str, Any] = {}
+
+
+def sections(model: type[Settings]) -> dict[str, type[Settings]]:
+    """Return the tables of a study file, by key."""
+    return {
+        key: field.annotation
+        for key, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+    }
+
+
+SECTIONS = sections(StudySettings)
 SEARCHABLE = tuple(Config.model_fields)  # the sections whose values may be searched
 
 

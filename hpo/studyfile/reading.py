@@ -15,14 +15,16 @@ from typing import Any
 
 from hpo.errors import StudyFileError
 from hpo.studyfile.cases import WHEN
-from hpo.studyfile.checking import parse_study
+from hpo.studyfile.checking import AnyStudy, parse_any_study
 from hpo.studyfile.messages import dotted, shown, study_file_error, unknown_key
-from hpo.studyfile.models import SEARCHABLE, SECTIONS, Settings, StudySettings, names
-from hpo.studyfile.study import Study
+from hpo.studyfile.models import SEARCHABLE, Settings, StudySettings, names, sections
+from hpo.studyfile.objective import KEY as OBJECTIVE
+from hpo.studyfile.objective import ObjectiveStudySettings
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 
 LARGEST_FILE = 2**18  # bytes; a larger file was never meant to be a study
 EXPORT = "hpo.best/"  # how the schema of an export begins
+OBJECTIVE_EXPORT = "hpo.objective/"  # and of one of the user's own objective
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,21 @@ class _Change:
     value: Any
 
 
-def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: Any) -> Study:
+def read_study(path: str | FilePath, overrides: Sequence[str] = (), **changes: Any) -> AnyStudy:
     """Read a study file, with `overrides` and changes: see `changed_study`."""
     tree = load_tree(path)
     return changed_study(tree, str(path), home_of(tree, FilePath(path)), overrides, **changes)
 
 
-def changed_study(tree: Any, source: str, folder: FilePath, overrides: Sequence[str] = (), **changes: Any) -> Study:
+def changed_study(tree: Any, source: str, folder: FilePath, overrides: Sequence[str] = (), **changes: Any) -> AnyStudy:
     """Return the study of a file's tree, with `overrides` like `optimizer.lr.high=0.1` and settings changed by name.
 
     Files that it refers to lie in `folder`. A change (`trials=20`) that is None leaves the file's value. An error in a
     changed value names the option that gave it.
     """
     tree = _study_of(tree, source)
-    given = [_override(text, source) for text in overrides]
+    model: type[Settings] = ObjectiveStudySettings if OBJECTIVE in tree else StudySettings
+    given = [_override(text, source, model) for text in overrides]
     given += [
         _Change(f"--{name.replace('_', '-')}", names()[name], value)
         for name, value in changes.items()
@@ -56,7 +59,7 @@ def changed_study(tree: Any, source: str, folder: FilePath, overrides: Sequence[
     for change in given:
         tree = _changed(tree, change, source)
     try:
-        return parse_study(tree, source, folder)
+        return parse_any_study(tree, source, folder)
     except StudyFileError as error:
         for change in reversed(given):
             key = dotted(change.path)
@@ -127,12 +130,14 @@ def _study_of(tree: Any, source: str) -> dict[str, Any]:
         if "config" not in tree:
             raise study_file_error(source, "", "is an export without a config")
         tree = tree["config"]
+    if isinstance(tree, dict) and str(tree.get("schema")).startswith(OBJECTIVE_EXPORT):
+        raise study_file_error(source, "", "is the export of an objective's trial, which there is nothing to launch of")
     if not isinstance(tree, dict):
         raise study_file_error(source, "", f"must hold a resolved study or an export (got {shown(tree)})")
     return tree
 
 
-def _override(text: str, source: str) -> _Change:
+def _override(text: str, source: str, model: type[Settings]) -> _Change:
     key, equals, written = text.partition("=")
     keys = [part.strip() for part in key.split(".")]
     if not equals or not all(keys):
@@ -142,12 +147,12 @@ def _override(text: str, source: str) -> _Change:
         int(part) if re.fullmatch("[0-9]{1,9}", part) and not (in_case and depth < 4) else part
         for depth, part in enumerate(keys)
     )
-    owner: type[Settings] | None = StudySettings
+    owner: type[Settings] | None = model
     for depth, part in enumerate(path):
         if owner is not None and part not in owner.model_fields and not (in_case and depth == 1):
             label = f"--set {dotted(path[: depth + 1])}"
             raise study_file_error(source, label, unknown_key(part, owner.model_fields))
-        owner = SECTIONS.get(str(part)) if depth == 0 else None
+        owner = sections(model).get(str(part)) if depth == 0 else None
     label = f"--set {dotted(path)}"
     try:
         return _Change(label, path, _toml_value(written.strip()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -157,7 +157,14 @@ def _without_unused(tree: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def differing_keys(old: Study, new: Study) -> list[str]:
+class Resolved(Protocol):
+    """A study of either kind."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole file as a tree for JSON."""
+
+
+def differing_keys(old: Resolved, new: Resolved) -> list[str]:
     """Return each key in which two studies differ, with both values: `optimizer.lr.high: 0.01 -> 0.1`."""
     return list(_differences(old.resolved(), new.resolved(), ()))
 

@@ -11,18 +11,20 @@ from typing import Any
 import tomli_w
 
 from hpo.studyfile.cases import WHEN
-from hpo.studyfile.models import SECTIONS, Settings, StudySettings, open_tables
-from hpo.studyfile.study import Study
+from hpo.studyfile.checking import AnyStudy
+from hpo.studyfile.models import Settings, StudySettings, open_tables, sections
+from hpo.studyfile.objective import ObjectiveStudy, ObjectiveStudySettings
 
 
-def study_text(study: Study) -> str:
+def study_text(study: AnyStudy) -> str:
     """Return the text."""
     tree = study.resolved()
+    whole: type[Settings] = ObjectiveStudySettings if isinstance(study, ObjectiveStudy) else StudySettings
     top = {key: value for key, value in tree.items() if not isinstance(value, dict)}
-    blocks = [_lines(_said(StudySettings, top))]
+    blocks = [_lines(_said(whole, top))]
     for key, table in tree.items():
         if isinstance(table, dict) and table:
-            model = SECTIONS.get(key)
+            model = sections(whole).get(key)
             own = {inner: value for inner, value in table.items() if inner != WHEN}
             said = own if model is None else _said(model, own)
             tables = {inner: said[inner] for inner in said if (key, inner) in open_tables()}

@@ -13,7 +13,8 @@ from tiny import tree
 
 import hpo
 from hpo.studyfile import read_study
-from hpo.studyfile.models import SECTIONS, StudySettings
+from hpo.studyfile.models import SECTIONS, StudySettings, sections
+from hpo.studyfile.objective import ObjectiveStudySettings
 
 CLASSES = {"data": hpo.Data, "network": hpo.Network, "optimizer": hpo.Optimizer, "training": hpo.Training}
 CLASSES |= {"search": hpo.Search}
@@ -57,11 +58,14 @@ def whole(**changes: Any) -> hpo.Study:
 def test_a_section_has_the_keys_of_a_study_file(section: str) -> None:
     """A key that is added to the models is added to `hpo/api/sections.py`."""
     keys = [field.name for field in dataclasses.fields(CLASSES[section])]
-    assert sorted(keys) == sorted(SECTIONS[section].model_fields)
+    of_objectives = sections(ObjectiveStudySettings).get(section)
+    known = {**SECTIONS[section].model_fields, **(of_objectives.model_fields if of_objectives else {})}
+    assert sorted(keys) == sorted(known)
 
 
 def test_a_study_has_the_tables_of_a_study_file() -> None:
-    assert inspect.signature(hpo.Study).parameters.keys() - {"folder"} == StudySettings.model_fields.keys()
+    known = StudySettings.model_fields.keys() | ObjectiveStudySettings.model_fields.keys()
+    assert inspect.signature(hpo.Study).parameters.keys() - {"folder"} == known
 
 
 def test_a_study_is_the_one_that_a_file_says() -> None:
@@ -85,6 +89,21 @@ def test_a_study_can_be_written_and_read() -> None:
     assert study.checked == read_study("whole.toml")
     assert hpo.read(study) == study == hpo.read(study.resolved())
     assert hpo.read("whole.toml", ["optimizer.lr.high=0.5"], trials=9, name="other") != study
+
+
+def test_a_study_may_have_an_objective_of_its_own() -> None:
+    Path("mine.py").write_text("def score(trial):\n    return trial.suggest_float('x', -1, 1)\n")
+    search = hpo.Search(trials=3, direction="maximize")
+    study = hpo.Study(name="mine", objective="mine.py:score", search=search)
+    Path("mine.toml").write_text(str(study))
+    assert hpo.read("mine.toml") == study == hpo.read(study) == hpo.read(study.resolved())
+    stored = hpo.launch(study, progress="quiet")
+    assert stored.study == study
+    assert stored.best.value == max(trial.params["x"] for trial in stored.trials())
+    with pytest.raises(hpo.StudyFileError, match=r"^hpo\.Study: data: cannot be given beside objective"):
+        hpo.Study(name="mine", objective="mine.py:score", data=hpo.Data(dataset="digits"), search=search)
+    with pytest.raises(hpo.StudyFileError, match=r"^hpo\.Study: search\.direction: "):
+        whole(search=search)
 
 
 @pytest.mark.parametrize(

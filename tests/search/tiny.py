@@ -65,6 +65,7 @@ def search(
     extend: bool = False,
     stop_at: Callable[[Event], bool] | None = None,
     device: str = "cpu",
+    **options: Any,
 ) -> list[Event]:
     """Launch the study and return its events; the first one that `stop_at` picks asks for a stop."""
     events: list[Event] = []
@@ -76,7 +77,7 @@ def search(
         if stop_at is not None and stop_at(event):
             stop.set()
 
-    launch(study, storage, device=device, extend=extend, on_event=take, stop=stop)
+    launch(study, storage, device=device, extend=extend, on_event=take, stop=stop, **options)
     return events
 
 

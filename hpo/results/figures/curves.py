@@ -1,7 +1,7 @@
 """The learning curves of the best trials, each in a frame of its own, five in a row.
 
 Validation is solid, training dashed. Accuracies are drawn from 0 to 1, losses from 0 on; all frames have the same axes,
-so that they can be compared at a glance.
+so that they can be compared at a glance. Of a study whose trials hpo's networks do not train, it is what they reported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
-from hpo.results.figures.source import Source
+from hpo.results.figures.source import STEP, VALUE, Source
 from hpo.results.figures.style import (
     BLUE,
     TRAINING_DASH,
@@ -35,12 +35,14 @@ GAP_X, GAP_Y = 0.15, 0.3
 
 HOVER_CHARACTERS = 60
 LINES = (("train", "training", VERMILLION, TRAINING_DASH), ("val", "validation", BLUE, VALIDATION_DASH))
+REPORTED = ((VALUE, "reported", BLUE, VALIDATION_DASH),)
 
 
 def curves(source: Source) -> go.Figure:
     """Return the grid of the best trials' learning curves."""
-    measure = "loss" if source.metric == "val_loss" else "accuracy"
-    ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(f"val_{measure}")]
+    measure = VALUE if source.metric is None else "loss" if source.metric == "val_loss" else "accuracy"
+    known = VALUE if source.metric is None else f"val_{measure}"
+    ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(known)]
     if not ranked:
         return message(f"{plain(source.name)}: learning curves", "No trial has completed with a learning curve.")
     best = "the best trial" if len(ranked) == 1 else f"the {len(ranked)} best trials"
@@ -69,13 +71,14 @@ def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list
     head, _, params = best_line(index + 1, trial, source.metric or "value").partition(" | ")
     known = "<br>".join(map(plain, [head, *textwrap.wrap(params, HOVER_CHARACTERS)]))
     traces = []
-    for split, label, colour, dash in LINES:
-        values = source.curves[trial.number].get(f"{split}_{measure}", [])
+    curve, at = source.curves[trial.number], "step" if measure == VALUE else "epoch"
+    for split, label, colour, dash in REPORTED if measure == VALUE else LINES:
+        values = curve.get(split if measure == VALUE else f"{split}_{measure}", [])
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines" if len(values) > 1 else "markers",
-                "x": list(range(1, len(values) + 1)),
+                "x": curve.get(STEP) or list(range(1, len(values) + 1)),
                 "y": short(values),
                 "xaxis": f"x{_own(index)}",
                 "yaxis": f"y{_own(index)}",
@@ -85,7 +88,7 @@ def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list
                 "line": {"color": colour, "dash": dash, "width": 1.5},
                 "marker": {"color": colour},
                 "meta": known,
-                "hovertemplate": f"{label} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
+                "hovertemplate": f"{label} %{{y:.4f}} after {at} %{{x}}<br>%{{meta}}<extra></extra>",
             }
         )
     return traces
@@ -98,18 +101,20 @@ def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict
     width, height = 1 / (columns - GAP_X), 1 / (rows - GAP_Y)
     left, top = column * width, 1 - row * height
     lowest = index + columns >= count
+    at = "step" if measure == VALUE else "epoch"
+    scales = {"accuracy": {"range": [0, 1], "dtick": 0.25}, "loss": {"rangemode": "tozero", "nticks": 5}}
     x = {
         "domain": [left, left + width * (1 - GAP_X)],
         "anchor": f"y{own}",
         "showticklabels": lowest,
         "nticks": 5,
-        "title": {"text": "epoch" if lowest else "", "font": {"size": 11}, "standoff": 5},
+        "title": {"text": at if lowest else "", "font": {"size": 11}, "standoff": 5},
     }
     y = {
         "domain": [max(0.0, top - height * (1 - GAP_Y)), top],
         "anchor": f"x{own}",
         "showticklabels": column == 0,
-        **({"range": [0, 1], "dtick": 0.25} if measure == "accuracy" else {"rangemode": "tozero", "nticks": 5}),
+        **scales.get(measure, {"nticks": 5}),
     }
     small = {"tickfont": {"size": 10}}
     shared = {"x": {"matches": "x"}, "y": {"matches": "y"}} if index else {"x": {}, "y": {}}

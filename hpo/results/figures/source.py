@@ -1,7 +1,8 @@
 """What figures are drawn from: a study's trials that have ended, read once for all of them.
 
 Of all trials what ranks them is read, and learning curves only of the best, so that 20,000 trials take less than a
-second. A study that another program stored in the same tables can be drawn too; it has no learning curves.
+second. A study that another program stored in the same tables can be drawn too, and one of the user's own objective;
+their learning curves are what their trials reported.
 Knows nothing of plotly.
 """
 
@@ -23,6 +24,8 @@ from hpo.storage import Parts, Storage, best_trials, summary
 from hpo.storage.studies import MOST_TRIALS
 
 BEST = 20
+STEP, VALUE = "step", "value"
+"""The parts of a curve that was reported to Optuna."""
 SCORES = {"val_accuracy": "validation accuracy", "val_loss": "validation loss"}
 
 
@@ -65,13 +68,20 @@ def read_source(storage: Storage, name: str, best: int = BEST, limit: int | None
         raise HpoError(f"study {name!r}: no finished trial yet; launch it to go on")
     ranked = best_trials(storage, name, best)
     ids = [trial._trial_id for trial in ranked]
-    parts = Parts(curves=False, user_attrs=False, system_attrs=CURVE)
-    with_curves = storage.read(study.study_id, MOST_TRIALS, ids, parts)
-    curves = {trial.number: trial.system_attrs[CURVE] for trial in with_curves if trial.system_attrs.get(CURVE)}
+    with_curves = storage.read(study.study_id, MOST_TRIALS, ids, Parts(user_attrs=False, system_attrs=CURVE))
+    curves = {
+        trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
+    }
     maximized = study.directions[0] == StudyDirection.MAXIMIZE
     return Source(
         name, metric_of(study.user_attrs), maximized, ended, ranked, curves, limit, conditional_of(study.user_attrs)
     )
+
+
+def _reported(trial: FrozenTrial) -> Curve:
+    """Return what a trial has told Optuna on its way: the curve of one that hpo's networks do not train."""
+    values = {step: value for step, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)}
+    return {STEP: list(map(float, values)), VALUE: list(values.values())} if values else {}
 
 
 def is_scored(trial: FrozenTrial) -> bool:

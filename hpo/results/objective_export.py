@@ -1,0 +1,59 @@
+"""The best trial of the user's own objective as one object: `hpo.objective/1`.
+
+It says which parameters, what they scored, and by which code: the objective's reference, and the SHA-256 of its file
+and of what that imports from its own folder. There is nothing in it to launch: the parameters are for the user's code.
+objective.schema.json beside this module describes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from hpo.results.overview import by_word
+from hpo.results.versions import versions
+from hpo.search.records import CODE, kept
+from hpo.storage import Storage, summary
+from hpo.studyfile import ObjectiveStudy
+
+SCHEMA = "hpo.objective/1"
+
+
+def objective_record(storage: Storage, study: ObjectiveStudy, found: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
+    """Return the export of a trial, the study's best."""
+    return {
+        "schema": SCHEMA,
+        "study": study.name,
+        "trial": best.number,
+        "direction": found.direction.name.lower(),
+        "value": best.value,
+        "params": best.params,
+        "objective": study.objective,
+        "code": kept(found)[CODE],
+        "config": study.resolved(),
+        "curve": reported(best),
+        "user_attrs": best.user_attrs,
+        "trials": by_word(summary(storage, study.name).states),
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+
+
+def reported(trial: FrozenTrial) -> dict[str, list[Any]]:
+    """Return what a trial reported: its steps, and the value at each; None for one that is not finite."""
+    steps = sorted(trial.intermediate_values)
+    values = [trial.intermediate_values[step] for step in steps]
+    return {"step": steps, "value": [value if math.isfinite(value) else None for value in values]} if steps else {}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of the export."""
+    text = resources.files("hpo.results").joinpath("objective.schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
