@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import FrozenTrial
 from stored_studies import run, tree
 
+from hpo.data import load_split
 from hpo.errors import UsageError
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export
@@ -59,7 +60,9 @@ def trials() -> list[FrozenTrial]:
 
 @pytest.fixture
 def name(stored: Stored) -> str:
-    stored(trials(), WRITTEN)
+    made, split = stored(trials(), WRITTEN), load_split(STUDY)
+    same = {"sha256": split.content_sha256, "split_sha256": split.split_sha256}
+    made.set_user_attr("hpo:data", {**made.user_attrs["hpo:data"], **same})
     return "digits"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -14,15 +15,17 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 from stored_studies import trial
 from tiny import StopAfter, search, study_of, trials_of, write_mnist
 
-from hpo.errors import DataError, HpoError, UnknownStudyError
+from hpo.errors import DataError, HpoError, InterruptionError, UnknownStudyError
 from hpo.results import confirming as making
 from hpo.results.confirmation import Confirmation, find_confirmation, of_study
 from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_rows, confirmation_text
 from hpo.results.confirming import CONFIRMS, confirming_study
 from hpo.results.copies import copy_line
+from hpo.results.progress import QuietProgress
 from hpo.results.verification import VERIFIED, verify
 from hpo.search.check import parameter_line
 from hpo.service.confirming import confirm
@@ -50,8 +53,21 @@ def small(**changes: Any) -> Study:
 
 def said(storage: Storage, found: list[Confirmation], *, top: int = 2, seeds: int = 2, looks: float = math.inf) -> bool:
     """Confirm the study as the command does, and take down what it shows; return whether it came to its end."""
-    how: dict[str, Any] = {"device": "cpu", "workers": None, "quiet": True}
-    return confirm(storage, "tiny", top=top, seeds=seeds, **how, say=found.append, stop=StopAfter(looks))
+    stop = StopAfter(looks)
+    with contextlib.suppress(InterruptionError):
+        confirm(
+            storage,
+            "tiny",
+            top=top,
+            seeds=seeds,
+            device="cpu",
+            workers=None,
+            display=lambda: QuietProgress(Console(stderr=True)),
+            say=found.append,
+            stop=stop,
+        )
+        return True
+    return False
 
 
 def trained(storage: Storage, top: int = 2, seeds: int = 2) -> Confirmation:
