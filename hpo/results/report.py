@@ -89,7 +89,8 @@ def _short(study: Study, held: StudySummary, source: Source, confirmation: Confi
 
 def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str, str]]:
     data, run = held.user_attrs[DATA], held.user_attrs.get(RUN, {})
-    sealed = {None: "unknown number of", 0: "no"}.get(data["test"], f"{data['test']:,}")
+    test = data["test"]  # None where only opening the file would tell
+    sealed = "an unknown number of" if test is None else f"{test:,}" if test else "no"
     images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
     search = study.search
     code = held.user_attrs.get(CODE, NO_CODE)["files"]

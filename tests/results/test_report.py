@@ -70,6 +70,15 @@ def test_a_page_of_a_search_that_nobody_has_confirmed(stored: Store, storage: St
     assert page.count("Plotly.newPlot(") >= 4
 
 
+@pytest.mark.parametrize(("test", "said"), [(10_000, "10,000"), (0, "no"), (None, "an unknown number of")])
+def test_the_sealed_test_images_are_counted_as_far_as_they_are_known(
+    stored: Store, storage: Storage, test: int | None, said: str
+) -> None:
+    made = stored([trial(0.5)])
+    made.set_user_attr("hpo:data", {**made.user_attrs["hpo:data"], "test": test})
+    assert f"{said} sealed test images" in report(storage, "digits")
+
+
 def test_a_page_of_a_confirmed_and_verified_search(storage: Storage) -> None:
     search(study_of(training={"epochs": 1}), storage)
     search(confirming_study(storage, "tiny", top=2, seeds=2), storage)
