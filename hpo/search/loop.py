@@ -262,7 +262,7 @@ class Search(ABC):
         """Send members whose training raised back to the queue; return those that have been tried often enough."""
         again: dict[int, dict[str, Any]] = {}
         for number in numbers:
-            attempts = [*self.attempts(number), attempt("raised", reason, self.storage.worker, details)]
+            attempts = self.attempts(number, reason, details)
             if sum(each["ended"] == "raised" for each in attempts) <= self.study.search.retries:
                 again[number] = {ATTEMPTS: attempts}
         lost = self.storage.requeue(map(self.trial_id, again), {self.trial_id(n): kept for n, kept in again.items()})
@@ -277,10 +277,10 @@ class Search(ABC):
         """Return the storage's id of a running trial."""
         return self._running[number]._trial_id
 
-    def attempts(self, number: int) -> list[dict[str, Any]]:
-        """Return how earlier attempts at a running trial ended."""
-        found: list[dict[str, Any]] = self._running[number].system_attrs.get(ATTEMPTS, [])
-        return found
+    def attempts(self, number: int, reason: str, details: str) -> list[dict[str, Any]]:
+        """Return how the attempts at a running trial have ended, with this last one, which raised something."""
+        before: list[dict[str, Any]] = self._running[number].system_attrs.get(ATTEMPTS, [])
+        return [*before, attempt("raised", reason, self.storage.worker, details)]
 
     @property
     def _study_id(self) -> int:

@@ -31,7 +31,7 @@ from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStart
 from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, named
 from hpo.search.own_history import OwnHistory
 from hpo.search.samplers import own_sampler
-from hpo.storage import ATTEMPTS, REASON, Ending, Parts, StudyState, attempt, set_state
+from hpo.storage import ATTEMPTS, REASON, Ending, Parts, StudyState, set_state
 from hpo.studyfile import ObjectiveStudy
 from hpo.usercode import Code
 
@@ -197,8 +197,7 @@ class OwnSearch(Search):
         else:
             if failure.again and not self.raised([number], failure.reason, failure.details):
                 return None
-            last = attempt("raised", failure.reason, self.storage.worker, failure.details)
-            kept = {ATTEMPTS: [*self.attempts(number), last]}
+            kept = {ATTEMPTS: self.attempts(number, failure.reason, failure.details)}
             ending = Ending(self.trial_id(number), TrialState.FAIL, None, {REASON: failure.reason}, kept)
             self.on_event(Note(f"{named([number])} failed: {failure.reason}", "warning"))
         return None if self.end([(number, ending)]) else ending.state

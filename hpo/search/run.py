@@ -18,7 +18,7 @@ from hpo.errors import HpoError
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.keeping import Weights
 from hpo.search.records import CURVE, Curve
-from hpo.storage import ATTEMPTS, REASON, Ending, attempt
+from hpo.storage import ATTEMPTS, REASON, Ending
 from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
@@ -175,8 +175,7 @@ class Run:
         for number in numbers:
             ending = self._failure(number, reason)
             if details:
-                last = attempt("raised", reason, self._search.storage.worker, details)
-                kept = {**ending.system_attrs, ATTEMPTS: [*self._search.attempts(number), last]}
+                kept = {**ending.system_attrs, ATTEMPTS: self._search.attempts(number, reason, details)}
                 ending = Ending(ending.trial_id, ending.state, None, ending.user_attrs, kept)
             endings.append((number, ending))
         if endings:
