@@ -7,6 +7,7 @@ comparable. It reads, and never writes, a study.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -21,6 +22,7 @@ from hpo.results.lookup import metric_of
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
 from hpo.studyfile import Parameter, Range, Study
+from hpo.studyfile.writing import key_text
 
 METRIC_LABELS = {"val_accuracy": "val acc", "val_loss": "val loss"}
 
@@ -99,9 +101,9 @@ def _shown(value: Any, distribution: BaseDistribution) -> str:
 
 
 def _warning(parameter: Parameter, searched: Range, edge: str, shown: str, wider: float) -> str:
-    key = ".".join(map(str, parameter.path))
     bound = searched.high if edge == "high" else searched.low
+    change = shlex.quote(f"{key_text((*parameter.path, edge))}={number(wider)}")
     return (
         f"the best {parameter.name} ({shown}) lies at the {edge} edge of its range ({number(bound)}): "
-        f"to search beyond it, launch again with --set {key}.{edge}={number(wider)} --extend and more --trials"
+        f"to search beyond it, launch again with --set {change} --extend and more --trials"
     )
