@@ -65,10 +65,8 @@ class Study:
     @property
     def references(self) -> tuple[str, ...]:
         """The user's own code that it refers to, such as `my_net.py:Net`, or `my_data.py:load` for its images."""
-        said = self.said(("network", "module")).values()
-        modules = [each for value in said for each in (value["choices"] if isinstance(value, dict) else [value])]
-        kind, data = own_data(self.data.dataset) or ("", "")
-        return (*dict.fromkeys(modules), *([data] if kind == "code" else []))
+        module, (kind, data) = self.first.network.module, own_data(self.data.dataset) or ("", "")
+        return (*([] if module is None else [module]), *([data] if kind == "code" else []))
 
     @property
     def first_config(self) -> Config:

@@ -183,16 +183,6 @@ def test_hpos_own_networks_and_a_module_can_be_searched_side_by_side(folder: Pat
     assert study_of().references == ()
 
 
-def test_all_the_code_that_trials_may_run_is_the_studys(folder: Path) -> None:
-    written = tree(optimizer={"lr": LR}, search={"trials": 2, "sampler": "random"})
-    (folder / "more.py").write_text(CODE_OF_NETS)
-    case = {"module": {"choices": ["nets.py:Net", "more.py:Net"]}, "args": {"width": 4}}
-    written["network"] = {"kind": {"choices": ["mlp", "module"]}, "when": {"kind": {"module": case}}}
-    study = parse_study(written, "studies/tiny.toml", folder)
-    assert study.references == ("nets.py:Net", "more.py:Net")
-    assert plan(study, "cpu").code.files.keys() == {"nets.py", "more.py", "parts.py"}
-
-
 def edit(folder: Path) -> None:
     (folder / "parts.py").write_text(PARTS.replace("nn.ReLU()", "nn.Tanh()"))
 
