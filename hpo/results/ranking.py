@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
-from hpo.results.edges import edge_of, number, wider_bound
+from hpo.results.edges import Side, number, wider_bound
 from hpo.results.lookup import metric_of
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
@@ -80,11 +80,10 @@ def edge_warnings(study: Study, best: FrozenTrial) -> list[str]:
     lines = []
     for parameter in study.parameters:
         if isinstance(parameter.searched, Range) and parameter.name in best.params:
-            edge = edge_of(parameter.searched, float(best.params[parameter.name]))
-            wider = None if edge is None else wider_bound(study, parameter, parameter.searched, edge)
+            wider = wider_bound(study, parameter, parameter.searched, best.params)
             if wider is not None:
                 shown = _shown(best.params[parameter.name], best.distributions[parameter.name])
-                lines.append(_warning(parameter, parameter.searched, edge or "", shown, wider))
+                lines.append(_warning(parameter, parameter.searched, shown, *wider))
     return lines
 
 
@@ -100,7 +99,7 @@ def _shown(value: Any, distribution: BaseDistribution) -> str:
     return f"{value:.4e}" if distribution.log or 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
-def _warning(parameter: Parameter, searched: Range, edge: str, shown: str, wider: float) -> str:
+def _warning(parameter: Parameter, searched: Range, shown: str, edge: Side, wider: float) -> str:
     bound = searched.high if edge == "high" else searched.low
     change = shlex.quote(f"{key_text((*parameter.path, edge))}={number(wider)}")
     return (
