@@ -7,6 +7,7 @@ comparable. It reads, and never writes, a study.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,11 +17,12 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
-from hpo.results.edges import edge_of, number, wider_bound
+from hpo.results.edges import Side, number, wider_bound
 from hpo.results.lookup import metrics_of
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
 from hpo.studyfile import Parameter, Range, Study
+from hpo.studyfile.writing import key_text
 
 METRIC_LABELS = {
     "val_accuracy": "val acc",
@@ -106,12 +108,11 @@ def edge_warnings(study: Study, best: Sequence[FrozenTrial]) -> list[str]:
     lines = []
     for parameter in study.parameters:
         if isinstance(parameter.searched, Range) and all(parameter.name in trial.params for trial in best):
-            edges = {edge_of(parameter.searched, float(trial.params[parameter.name])) for trial in best}
-            edge = edges.pop() if len(edges) == 1 else None
-            wider = None if edge is None else wider_bound(study, parameter, parameter.searched, edge)
+            bounds = {wider_bound(study, parameter, parameter.searched, trial.params) for trial in best}
+            wider = bounds.pop() if len(bounds) == 1 else None
             if wider is not None:
                 shown = _shown(best[0].params[parameter.name], best[0].distributions[parameter.name])
-                lines.append(_warning(parameter, parameter.searched, edge or "", shown, wider))
+                lines.append(_warning(parameter, parameter.searched, shown, *wider))
     return lines
 
 
@@ -122,10 +123,10 @@ def _shown(value: Any, distribution: BaseDistribution) -> str:
     return f"{value:.4e}" if distribution.log or 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
-def _warning(parameter: Parameter, searched: Range, edge: str, shown: str, wider: float) -> str:
-    key = ".".join(map(str, parameter.path))
+def _warning(parameter: Parameter, searched: Range, shown: str, edge: Side, wider: float) -> str:
     bound = searched.high if edge == "high" else searched.low
+    change = shlex.quote(f"{key_text((*parameter.path, edge))}={number(wider)}")
     return (
         f"the best {parameter.name} ({shown}) lies at the {edge} edge of its range ({number(bound)}): "
-        f"to search beyond it, launch again with --set {key}.{edge}={number(wider)} --extend and more --trials"
+        f"to search beyond it, launch again with --set {change} --extend and more --trials"
     )

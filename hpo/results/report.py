@@ -92,7 +92,7 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
     test = data["test"]  # None where only opening the file would tell
     sealed = "an unknown number of" if test is None else f"{test:,}" if test else "no"
     images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
-    search = study.search
+    search, limit = study.search, study.search.limits.parameters
     code = held.user_attrs.get(CODE, NO_CODE)["files"]
     return [
         ("data", f"{data['name']}: {images}"),
@@ -101,6 +101,11 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
         ("SHA-256 of the split", data["split_sha256"]),
         *((f"SHA-256 of {file}", digest) for file, digest in code.items()),
         ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
+        *(
+            [("limit", f"{limit:,} parameters; trials with more are not trained, and counted as pruned")]
+            if limit
+            else []
+        ),
         ("scored by", f"{', '.join(map(in_words, search.metrics))}, {WHEN[search.score]}"),
         *([("starts from", _start(study, data, storage))] if search.start_from else []),
         ("seed", str(search.seed)),

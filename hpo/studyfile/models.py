@@ -24,6 +24,8 @@ from pydantic import (
     Field,
     PrivateAttr,
     Tag,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     field_validator,
 )
@@ -106,10 +108,13 @@ def _number_or(other: type, tag: str) -> Discriminator:
     return Discriminator(lambda value: tag if isinstance(value, other) else "number")
 
 
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
 class Settings(BaseModel):
     """What all settings have in common: frozen, strict, no unknown keys, no nan and no infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, **STRICT)
 
 
 OWN_DATA = "npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
@@ -438,6 +443,16 @@ def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]
     }
     possible = {mark: possible_values(section, mark.key, values) for mark in set(marks.values())}
     return {key: mark for key, mark in marks.items() if possible[mark] and not set(mark.values) & set(possible[mark])}
+
+
+def understood(section: str, key: str, value: Any) -> Any:
+    """Return a value as its key means it, 0.0 where 0 stands for a fraction; itself where it cannot be one."""
+    field = SECTIONS[section].model_fields[key]
+    allowed: Any = Annotated[field.annotation, Field(), *field.metadata]
+    try:
+        return TypeAdapter(allowed, config=STRICT).validate_python(value)
+    except ValidationError:
+        return value
 
 
 def possible_values(section: str, key: str, values: Mapping[str, object]) -> list[str]:

@@ -154,9 +154,13 @@ def test_what_is_not_there() -> None:
         hpo.load("tiny", storage=RUNS)
 
 
-def test_a_function_gets_the_events(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_function_gets_the_events_and_trials_that_are_asked_for_come_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     events: list[Event] = []
-    hpo.launch(tree(), storage=RUNS, device="cpu", progress=events.append)
+    first = [{"lr": 0.25}, '{"lr": 0.5}']
+    found = hpo.launch(tree(), storage=RUNS, device="cpu", enqueue=first, progress=events.append)
+    assert [trial.params["lr"] for trial in found.trials()[:2]] == [0.25, 0.5]
     assert sum(isinstance(event, EpochEnded) for event in events) == 4
     assert capsys.readouterr() == ("", "")
     with pytest.raises(hpo.UsageError, match="progress: must be auto, quiet, json or a function"):

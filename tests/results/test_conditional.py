@@ -121,4 +121,6 @@ def test_figures_take_in_all_trials(storage: Storage, name: str) -> None:
     assert parts["optimizer.kind"] > parts["dropout"]
     figures = draw(source)
     assert "dropout" in figures["landscape"].layout.xaxis.title.text  # every trial has it
+    other = figures["landscape"].layout.yaxis.title.text
+    assert figures["landscape"].layout.title.text.endswith(f", of the trials with {other}")
     assert len(figures["landscape"].data) >= 1

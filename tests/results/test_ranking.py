@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -121,6 +122,78 @@ def test_a_range_within_a_list_is_named_by_its_place() -> None:
     distributions = {"lr": LR, "dropout.0": FloatDistribution(0.0, 0.5)}
     (line,) = edge_warnings(parse_study(written, "x.toml"), [trial(0.9, params=params, distributions=distributions)])
     assert "--set network.dropout.0.high=0.75 " in line
+
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, shape, classes, width=8, dropout=0.0, shift=0.0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(shape[1] * shape[2], width), nn.GroupNorm(2, width), nn.Dropout(dropout),
+            nn.Linear(width, classes),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "searched", "value", "offered"),
+    [
+        ("args.dropout", {"low": 0.0, "high": 0.8}, 0.8, "high=0.88"),  # a share, so not 1.6
+        ("args.dropout", {"low": 0.0, "high": 1.0}, 1.0, None),
+        ("args.dropout", {"low": 0.0, "high": 0.5}, 0.0, None),
+        ("width", {"low": 10, "high": 60, "step": 2}, 10, "low=4"),
+        ("width", {"low": 8, "high": 64, "step": 8}, 8, None),  # 0 and less are no numbers of units
+        ("width", {"low": 4, "high": 5}, 5, "high=6"),
+        ("width", {"low": 6, "high": 8}, 8, "high=10"),
+        ("width", {"low": 7, "high": 8}, 8, None),  # the module cannot be made with 9
+        ("args.shift", {"low": -1.0, "high": 0.5}, -1.0, "low=-2.5"),
+        ("args.shift", {"low": -1.0, "high": -0.5}, -0.5, "high=-0.25"),
+    ],
+)
+def test_an_argument_of_a_module_is_offered_what_it_may_be(
+    tmp_path: Path, name: str, searched: dict[str, float], value: float, offered: str | None
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    key = name.removeprefix("args.")
+    study = parse_study(
+        {**tree(), "network": {"module": "net.py:Net", "args": {"width": 8, key: searched}}}, "", tmp_path
+    )
+    assert name in [parameter.name for parameter in study.parameters]
+    distributions = {"lr": LR, name: FloatDistribution(searched["low"], searched["high"])}
+    lines = edge_warnings(study, trial(0.9, params={"lr": 1e-3, name: value}, distributions=distributions))
+    assert [line.split("--set ")[1].split(" ")[0] for line in lines] == (
+        [] if offered is None else [f"network.args.{key}.{offered}"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "searched", "value", "offered"),
+    [
+        ("network", "kernel", {"low": 2, "high": 4}, 4, "network.kernel.high=6"),  # of 8x8 images
+        ("network", "kernel", {"low": 5, "high": 8}, 8, None),
+        ("network", "padding", {"low": 2, "high": 4}, 2, "network.padding.low=0"),
+        ("network", "hidden", [{"low": 8, "high": 16}], 16, "network.hidden.0.high=24"),
+        ("training", "shift", {"low": 0, "high": 4}, 4, "training.shift.high=6"),
+        ("training", "shift", {"low": 0, "high": 7}, 7, None),
+    ],
+)
+def test_what_images_or_limits_forbid_is_not_offered(
+    section: str, key: str, searched: Any, value: int, offered: str | None
+) -> None:
+    network: dict[str, Any] = {"kind": "cnn", "conv": [2], "pool": 1, "hidden": []}
+    written = {**tree(), "network": network, "search": {"trials": 2, "limits": {"parameters": 4000}}}
+    written[section] = {**written[section], key: searched}
+    study = parse_study(written, "")
+    name, *_ = [parameter.name for parameter in study.parameters if parameter.name != "lr"]
+    distributions = {"lr": LR, name: IntDistribution(0, 100)}
+    lines = edge_warnings(study, trial(0.9, params={"lr": 1e-3, name: value}, distributions=distributions))
+    assert [line.split("--set ")[1].split(" ")[0] for line in lines] == ([] if offered is None else [offered])
 
 
 def test_choices_have_no_edge() -> None:
