@@ -18,7 +18,7 @@ from hpo.results.narrowing import Best, Change, best_few, changes
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.writing import write
 from hpo.search.predecessors import completed, predecessors
-from hpo.search.records import DATA, kept, stored_study
+from hpo.search.records import kept, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, own_data, parse_study, read_study
 from hpo.studyfile.models import LARGEST
@@ -38,7 +38,7 @@ def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposa
     """Return the study that follows the one of that name, as it is now. Raises HpoError where too little is known."""
     stored = load_study(storage, name)
     study = stored_study(stored)
-    before = predecessors(study, kept(stored)[DATA], storage)
+    before = predecessors(study, kept(stored), storage)
     best = best_few(study, [*completed(storage, name), *before.trials])
     found = changes(study, best.params)
     lines = [f"{problem}; its trials are left out" for problem in before.problems]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import search, tree, trials_of
 
-from hpo.errors import DataError, HpoError
+from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export, export_text
 from hpo.results.export import schema as export_schema
@@ -204,3 +204,6 @@ def load(test=False):
     assert set(stored.user_attrs[CODE]["files"]) == {"my_data.py"}
     assert plan(stored_study(stored), "cpu").images.names == ("100", "a<b", "sea, lake")
     assert see(storage)["test"]["images"] == 9
+    (home / "my_data.py").write_text("x y")
+    with pytest.raises(StudyFileError, match=r"^study 'tiny': data\.dataset: my_data\.py cannot be imported: Syntax"):
+        plan(stored_study(stored), "cpu")

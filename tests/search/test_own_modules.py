@@ -25,6 +25,7 @@ from hpo.results.verification import verify
 from hpo.search.events import Note, PopulationStarted, StudyStarted
 from hpo.search.launch import join, launch, submit
 from hpo.search.plan import plan
+from hpo.search.predecessors import predecessors
 from hpo.search.records import CHANGES, CODE, kept, stored_study
 from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
 from hpo.studyfile import Study, parse_study
@@ -85,9 +86,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def own(folder: Path, name: str = "Net", args: dict[str, Any] | None = None, **changes: dict[str, Any] | str) -> Study:
+def own(folder: Path, net: str = "Net", args: dict[str, Any] | None = None, **changes: dict[str, Any] | str) -> Study:
     written = tree(**changes)
-    written["network"] = {"module": f"nets.py:{name}", "args": ARGS if args is None else args}
+    written["network"] = {"module": f"nets.py:{net}", "args": ARGS if args is None else args}
     return parse_study(written, "studies/tiny.toml", folder)
 
 
@@ -180,7 +181,7 @@ def test_hpos_own_networks_and_a_module_can_be_searched_side_by_side(folder: Pat
     trials = trials_of(storage)
     assert {trial.params["network.kind"] for trial in trials} == {"mlp", "module"}
     assert states(trials) == [TrialState.COMPLETE] * 4
-    assert study_of().references == ()
+    assert study_of().references == {}
 
 
 def edit(folder: Path) -> None:
@@ -204,6 +205,47 @@ def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Stora
     assert [file for file, content in after[CODE]["files"].items() if before["files"][file] != content] == ["parts.py"]
     assert after[CHANGES][-1]["changed"] == ["search.trials: 2 -> 4", "parts.py: other contents"]
     search(more, storage)  # it is the study's code now
+
+
+def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: Storage) -> None:
+    """Wherever its own file is; else it is refused, or has other code count as its own for good."""
+    search(own(folder, search={"trials": 3}), storage)
+    following = {"trials": 1, "start_from": ["tiny"]}
+    (folder / "further").mkdir()
+    written = tree(name="further", search=following)
+    written["network"] = {"module": "../nets.py:Net", "args": ARGS}
+    assert notes(search(parse_study(written, "further/further.toml", folder / "further"), storage)) == []
+
+    refused = "studies/tiny.toml: search.start_from: the trials of 'tiny' are not comparable with these: "
+    other = "its networks were made of other code ({}); bring that back, take 'tiny' out of start_from, or say with "
+    with pytest.raises(StudyFileError) as caught:
+        search(own(folder, "Branching", name="next", search=following), storage)
+    assert str(caught.value).startswith(refused + other.format("nets.py:Net, nets.py:Branching"))
+    edit(folder)
+    changed = own(folder, name="next", search=following)
+    with pytest.raises(StudyFileError) as caught:
+        search(changed, storage)
+    assert str(caught.value).startswith(refused + other.format("parts.py") + "--changed-code")
+    assert "next" not in study_names(storage)
+    assert notes(search(changed, storage, changed_code=True)) == []
+    stored = load_study(storage, "next")
+    assert predecessors(changed, kept(stored), storage).names == ("tiny",)
+    storage.change_study(load_study(storage, "tiny")._study_id, {CODE: kept(stored)[CODE] | {"files": {"nets.py": ""}}})
+    (problem,) = predecessors(changed, kept(stored), storage).problems
+    assert other.format("parts.py, nets.py") in problem or other.format("nets.py, parts.py") in problem
+
+
+def test_every_module_that_a_trial_may_have_is_kept(folder: Path, storage: Storage) -> None:
+    (folder / "others.py").write_text("from nets import Net\n")
+    written = tree(search={"trials": 1})
+    either = {"module": {"choices": ["nets.py:Net", "others.py:Net"]}, "args": {"width": 4}}
+    within = {
+        "kind": {"choices": ["mlp", "module"]},
+        "when": {"kind": {"module": {**either, "module": "others.py:Net"}}},
+    }
+    for network in (either, within):
+        study = parse_study({**written, "network": network}, "studies/tiny.toml", folder)
+        assert list(plan(study, "cpu").code.files) == ["nets.py", "others.py", "parts.py"]
 
 
 def test_a_search_does_not_go_on_with_what_another_study_has_imported_since(folder: Path, storage: Storage) -> None:
