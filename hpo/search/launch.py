@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import UnknownStudyError, UsageError
+from hpo.search.again import plan_again
 from hpo.search.enqueueing import asked_for, store_asked
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
@@ -27,8 +28,6 @@ from hpo.search.predecessors import check_start, count_as_alike, predecessors
 from hpo.search.records import (
     RUN,
     any_stored_study,
-    check_code,
-    check_data,
     gate,
     kept,
     open_objective_study,
@@ -97,14 +96,9 @@ def join(
     study = any_stored_study(stored)
     raised = [] if raised_before is None else raised_before
     if isinstance(study, ObjectiveStudy):
-        own = plan(study, device)
-        if not changed_code:
-            check_code(study, own.code, stored)
+        own = plan_again(study, stored, device, changed_code=changed_code)
         return _begin_own(study, stored, own, storage, on_event, stop, raised)
-    planned = plan(study, device)
-    check_data(study, planned.images, stored)
-    if not changed_code:
-        check_code(study, planned.code, stored)
+    planned = plan_again(study, stored, device, changed_code=changed_code)
     return _begin(study, stored, planned, storage, on_event, stop, raised)
 
 

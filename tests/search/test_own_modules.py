@@ -19,6 +19,7 @@ from hpo.results.confirming import confirming_study
 from hpo.results.export import export, schema
 from hpo.results.predicting import predictions
 from hpo.results.replaying import replay
+from hpo.results.report import report
 from hpo.results.sealed import Wanted, look
 from hpo.results.sealed_result import schema as schema_of_result
 from hpo.results.verification import verify
@@ -75,6 +76,13 @@ from torch import nn
 
 def body(shape, width):
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width), nn.BatchNorm1d(width), nn.ReLU())
+"""
+DATA = """
+from sklearn.datasets import load_digits
+
+def load(test=False):
+    x, y = load_digits(return_X_y=True)
+    return (x[150:200], y[150:200]) if test else (x[:150], y[:150])
 """
 ARGS = {"width": 4, "dropout": {"low": 0.0, "high": 0.4}}
 
@@ -263,10 +271,12 @@ def test_a_search_does_not_go_on_with_what_another_study_has_imported_since(fold
 def test_what_follows_a_search_goes_on_with_its_code(
     folder: Path, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module of its own that no stack knows, with dropout, in all that trains or reads it again."""
+    """A module of its own that no stack knows, with dropout and own images, in all that trains or reads it again."""
     monkeypatch.chdir(tmp_path_of(tmp_path, "elsewhere"))
     stop, said = threading.Event(), list[str]()
-    study = own(folder, "Branching", search={"trials": 3}, training={"keep": "best"})
+    (folder / "my_data.py").write_text(DATA)
+    data = {"dataset": "my_data.py:load"}
+    study = own(folder, "Branching", data=data, search={"trials": 3}, training={"keep": "best"})
     search(study, storage)
     assert verify(storage, "tiny", 2, "cpu", stop, said.append)["score"] == 0
     confirming = confirming_study(storage, "tiny", 1, 1)
@@ -276,14 +286,14 @@ def test_what_follows_a_search_goes_on_with_its_code(
     exported = export(storage, "tiny")
     jsonschema.validate(exported, schema())
     assert exported["config"]["network"]["module"] == "nets.py:Branching"
-    assert list(exported["code"]["files"]) == ["nets.py", "parts.py"]
+    assert list(exported["code"]["files"]) == ["my_data.py", "nets.py", "parts.py"]
     path = Path("best.json")
     path.write_text(json.dumps(exported))
     (run,) = replay(path, "cpu", stop, said.append).runs
     assert run.difference == 0
     result, model = look(storage, "tiny", Wanted(subnetworks=3, device="cpu"), stop, said.append)
     jsonschema.validate(result, schema_of_result())
-    images = np.zeros((2, 8, 8), np.uint8)
+    images = np.zeros((2, 64))
     np.save("images.npy", images)
     first = str(predictions(model, Path("images.npy"), "cpu"))
     _, kept_one = look(storage, "tiny", Wanted(again=True, checkpoint=True, device="cpu"), stop, said.append)
@@ -292,13 +302,27 @@ def test_what_follows_a_search_goes_on_with_its_code(
     moved = tmp_path_of(tmp_path, "moved")
     for file in ("nets.py", "parts.py"):
         (folder / file).rename(moved / file)
+    (folder / "my_data.py").unlink()
+    assert export(storage, "tiny")["code"] == exported["code"]
+    assert "SHA-256 of nets.py" in report(storage, "tiny")
+    (moved / "my_data.py").write_text(DATA)
+    shutil.copy(path, moved / "beside.json")
+    (run,) = replay(moved / "beside.json", "cpu", stop, said.append).runs
+    assert run.difference == 0
+    (moved / "my_data.py").unlink()  # which no network is made of
     nowhere = r"needs nets\.py, which is neither in .* nor in the current folder$"
-    with pytest.raises(CodeError, match=rf"^best\.json: {nowhere}"):
+    with pytest.raises(CodeError, match=rf"^best\.json: {nowhere.replace('nets', 'my_data')}"):
         replay(path, "cpu", stop, said.append)
+    there = (
+        r"needs my_data\.py, which is neither in .* nor in the current folder; bring it there, or work in the folder"
+    )
+    with pytest.raises(CodeError, match=rf"^study 'tiny': {there}"):
+        verify(storage, "tiny", 1, "cpu", stop, said.append)
     with pytest.raises(CodeError, match=rf"card\.json: its network {nowhere}"):
         predictions(model, Path("images.npy"), "cpu")
     shutil.copytree(moved, model, dirs_exist_ok=True)
     assert str(predictions(model, Path("images.npy"), "cpu")) == first
+    (moved / "my_data.py").write_text(DATA)
     shutil.copytree(moved, Path.cwd(), dirs_exist_ok=True)
     edit(Path.cwd())
     with pytest.raises(CodeError, match=r"best\.json: needs parts\.py as it was, and in .* it has another SHA-256"):
