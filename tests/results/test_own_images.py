@@ -102,7 +102,7 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     # What narrowing writes finds them from its own folder.
     again = following(study, [], "tiny-2", ["tiny"])
     path = write_study(Proposal(again, ()))
-    assert f'dataset = "npz:{home}/images.npz"' in path.read_text()
+    assert 'dataset = "npz:../home/images.npz"' in path.read_text()
     assert write_study(Proposal(again, ())) == path
     search(read_study(path), storage)  # its trials are those of the same images
     path = write_study(Proposal(again, ()), home / "tiny-2.toml")

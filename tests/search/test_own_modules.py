@@ -14,9 +14,10 @@ import pytest
 from optuna.trial import TrialState
 from tiny import LR, search, states, study_of, tree, trials_of
 
-from hpo.errors import CodeError, StudyClosedError, StudyFileError, TrainingError
+from hpo.errors import CodeError, HpoError, StudyClosedError, StudyFileError, TrainingError
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export, schema
+from hpo.results.next_study import propose, write_study
 from hpo.results.predicting import predictions
 from hpo.results.replaying import replay
 from hpo.results.report import report
@@ -29,7 +30,7 @@ from hpo.search.plan import plan
 from hpo.search.predecessors import predecessors
 from hpo.search.records import CHANGES, CODE, kept, stored_study
 from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
-from hpo.studyfile import Study, parse_study
+from hpo.studyfile import Study, parse_study, read_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -241,6 +242,30 @@ def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: St
     storage.change_study(load_study(storage, "tiny")._study_id, {CODE: kept(stored)[CODE] | {"files": {"nets.py": ""}}})
     (problem,) = predecessors(changed, kept(stored), storage).problems
     assert other.format("parts.py, nets.py") in problem or other.format("nets.py, parts.py") in problem
+
+
+def test_the_next_study_may_be_written_elsewhere(folder: Path, storage: Storage) -> None:
+    """It finds the code and the images of the one before, starts from it, and can be narrowed in turn."""
+    (folder / "my_data.py").write_text(DATA)
+    study = own(folder, data={"dataset": "my_data.py:load"}, search={"trials": 8})
+    search(study, storage)
+    there = tmp_path_of(folder, "there")
+    path = write_study(propose(storage, "tiny"), there / "next.toml")
+    assert write_study(propose(storage, "tiny"), path) == path  # it says so already
+    written = read_study(path)
+    assert written.references == {"../my_data.py:load": "data.dataset", "../nets.py:Net": "network.module"}
+    assert notes(search(written, storage)) == []
+    (folder / "narrowed").mkdir()
+    further = read_study(write_study(propose(storage, "tiny-2"), folder / "narrowed" / "further.toml"))
+    assert further.search.start_from == ["tiny-2", "tiny"]
+    assert list(plan(further, "cpu").code.files) == ["../my_data.py", "../nets.py", "../parts.py"]
+
+    either = tree(name="either", search={"trials": 8})
+    either["network"] = {"module": {"choices": ["nets.py:Net", "nets.py:Branching"]}, "args": {"width": 4}}
+    search(parse_study(either, "either.toml", folder), storage)
+    with pytest.raises(HpoError, match=r"^network\.module: is searched among files in .*: write the next study there"):
+        write_study(propose(storage, "either"), there / "either.toml")
+    assert read_study(write_study(propose(storage, "either"), folder / "either.toml")).folder == folder
 
 
 def test_every_module_that_a_trial_may_have_is_kept(folder: Path, storage: Storage) -> None:
