@@ -106,7 +106,8 @@ def _located(study: Study, code: _Code | None, path: Path) -> Study:
     if code is None:
         raise UsageError(f"{path}: code: missing: it does not say which code its network is")
     try:
-        return replace(study, folder=found(study.references, code.model_dump(), study.folder))
+        folder = found(study.references, code.model_dump(), path.absolute().parent, study.folder)
+        return replace(study, folder=folder)
     except CodeError as error:
         raise CodeError(f"{path}: {error}") from error
 

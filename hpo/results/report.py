@@ -107,16 +107,16 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
             else []
         ),
         ("scored by", f"{', '.join(map(in_words, search.metrics))}, {WHEN[search.score]}"),
-        *([("starts from", _start(study, data, storage))] if search.start_from else []),
+        *([("starts from", _start(study, held.user_attrs, storage))] if search.start_from else []),
         ("seed", str(search.seed)),
         ("began", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
         ("precision", str(run.get("precision", study.first.training.precision))),
     ]
 
 
-def _start(study: Study, data: Mapping[str, Any], storage: Storage) -> str:
+def _start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> str:
     """Return which studies' trials the search has known from its beginning, as far as they are there today."""
-    before = predecessors(study, data, storage)
+    before = predecessors(study, attrs, storage)
     known = [f"{', '.join(before.names)} ({len(before.trials)} completed trials)"] if before.names else []
     return "; ".join([*known, *(f"left out today: {problem}" for problem in before.problems)])
 

@@ -14,6 +14,7 @@ import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,8 @@ def any_stored_study(stored: optuna.Study) -> AnyStudy:
     attrs = kept(stored)
     if not isinstance(attrs.get(STUDY), str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return _parsed(attrs[STUDY], stored.study_name, _folder(attrs))
+    study = _parsed(attrs[STUDY], stored.study_name)
+    return replace(study, folder=_folder(study, attrs))
 
 
 def stored_study(stored: optuna.Study) -> Study:
@@ -205,10 +207,10 @@ def stored_study(stored: optuna.Study) -> Study:
     return study
 
 
-def _folder(attrs: Mapping[str, Any]) -> Path:
+def _folder(study: AnyStudy, attrs: Mapping[str, Any]) -> Path:
     """Return where the files that a stored study refers to are looked for."""
     if CODE in attrs:
-        return folder_of(attrs[CODE])
+        return folder_of(study.references, attrs[CODE])
     return Path(attrs.get(DATA, {}).get("folder", HERE))
 
 
@@ -255,8 +257,8 @@ def _code(code: Code) -> dict[str, Any]:
     return {CODE: code.record()} if code.files else {}
 
 
-def _parsed(text: str, name: str, folder: Path = HERE) -> AnyStudy:
-    return parse_any_study(json.loads(text), f"study '{name}'", folder)
+def _parsed(text: str, name: str) -> AnyStudy:
+    return parse_any_study(json.loads(text), f"study '{name}'")
 
 
 def _text(study: AnyStudy) -> str:

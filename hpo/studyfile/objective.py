@@ -100,9 +100,9 @@ class ObjectiveStudy:
         return self.settings.objective
 
     @property
-    def references(self) -> tuple[str, ...]:
-        """What the file refers to of the user's own code."""
-        return (self.objective,)
+    def references(self) -> dict[str, str]:
+        """What the file refers to of the user's own code, each with the key that says so."""
+        return {self.objective: KEY}
 
     @property
     def search(self) -> ObjectiveSearchSettings:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import search, tree, trials_of
 
-from hpo.errors import DataError, HpoError
+from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export, export_text
 from hpo.results.model_folder import CARD_FILE
@@ -101,7 +101,7 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     # What narrowing writes finds them from its own folder.
     again = following(study, [], "tiny-2", ["tiny"])
     path = write_study(Proposal(again, ()))
-    assert f'dataset = "npz:{home}/images.npz"' in path.read_text()
+    assert 'dataset = "npz:../home/images.npz"' in path.read_text()
     assert write_study(Proposal(again, ())) == path
     search(read_study(path), storage)  # its trials are those of the same images
     path = write_study(Proposal(again, ()), home / "tiny-2.toml")
@@ -203,3 +203,6 @@ def load(test=False):
     assert set(stored.user_attrs[CODE]["files"]) == {"my_data.py"}
     assert plan(stored_study(stored), "cpu").images.names == ("100", "a<b", "sea, lake")
     assert see(storage)["test"]["images"] == 9
+    (home / "my_data.py").write_text("x y")
+    with pytest.raises(StudyFileError, match=r"^study 'tiny': data\.dataset: my_data\.py cannot be imported: Syntax"):
+        plan(stored_study(stored), "cpu")

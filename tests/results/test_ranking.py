@@ -166,7 +166,7 @@ def test_an_argument_of_a_module_is_offered_what_it_may_be(
     )
     assert name in [parameter.name for parameter in study.parameters]
     distributions = {"lr": LR, name: FloatDistribution(searched["low"], searched["high"])}
-    lines = edge_warnings(study, trial(0.9, params={"lr": 1e-3, name: value}, distributions=distributions))
+    lines = edge_warnings(study, [trial(0.9, params={"lr": 1e-3, name: value}, distributions=distributions)])
     assert [line.split("--set ")[1].split(" ")[0] for line in lines] == (
         [] if offered is None else [f"network.args.{key}.{offered}"]
     )
@@ -192,7 +192,7 @@ def test_what_images_or_limits_forbid_is_not_offered(
     study = parse_study(written, "")
     name, *_ = [parameter.name for parameter in study.parameters if parameter.name != "lr"]
     distributions = {"lr": LR, name: IntDistribution(0, 100)}
-    lines = edge_warnings(study, trial(0.9, params={"lr": 1e-3, name: value}, distributions=distributions))
+    lines = edge_warnings(study, [trial(0.9, params={"lr": 1e-3, name: value}, distributions=distributions)])
     assert [line.split("--set ")[1].split(" ")[0] for line in lines] == ([] if offered is None else [offered])
 
 

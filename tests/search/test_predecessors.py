@@ -269,7 +269,7 @@ def test_extending_a_study_does_not_change_what_it_starts_from(storage: Storage)
 def test_what_is_known_is_what_has_completed(storage: Storage) -> None:
     search(study_of(search={"trials": 6}), storage, stop_at=after_epochs(3))
     following = study_of(name="next", search={"start_from": ["tiny"]})
-    found = predecessors(following, load_study(storage, "tiny").user_attrs["hpo:data"], storage)
+    found = predecessors(following, load_study(storage, "tiny").user_attrs, storage)
     assert found.names == ("tiny",)
     assert found.problems == ()
     complete = [trial.params for trial in trials_of(storage) if trial.state == TrialState.COMPLETE]
