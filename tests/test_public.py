@@ -32,7 +32,9 @@ study = hpo.Study(
     name="typed",
     data=hpo.Data(dataset="digits", train_size=200),
     network=hpo.Network(kind=hpo.Choices(["mlp"]), hidden=[hpo.Range(8, 16), 8], dropout=[0.0, hpo.Range(0.0, 0.5)]),
-    optimizer=hpo.Optimizer(lr=hpo.Range(1e-4, 1e-1, log=True)),
+    optimizer=hpo.Optimizer(
+        kind=hpo.Choices(["sgd", "adam"]), lr=0.1, when={"kind": {"adam": hpo.Optimizer(lr=hpo.Range(1e-4, 1e-1))}}
+    ),
     training=hpo.Training(epochs=2),
     search={"trials": 4},
 )
@@ -56,6 +58,9 @@ def main() -> float | None:
     hpo.launch(study, storage=1)  # type: ignore[arg-type]
     hpo.launch(study, progress="loud")  # type: ignore[arg-type]
     hpo.Optimizer(lr="0.1")  # type: ignore[arg-type]
+    cases = {True: hpo.Network(activation="tanh")}
+    hpo.Network(kind="mlp", batch_norm=hpo.Choices([True, False]), when={"batch_norm": cases})
+    hpo.Network(kind="mlp", when={"batch_norm": {True: hpo.Optimizer(lr=0.1)}})  # type: ignore[dict-item]
     found.winner  # type: ignore[attr-defined]
     return best.value
 

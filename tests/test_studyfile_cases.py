@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hpo.errors import StudyFileError
 from hpo.studyfile import Study, differing_keys, parse_study, read_study
-from hpo.studyfile.writing import study_text
+from hpo.studyfile.writing import key_text, study_text
 
 TEXT = """
 name = "cases"
@@ -107,6 +107,32 @@ activation = "tanh"
     assert "dropout.1.[8]" not in applying
 
 
+NUMBERS = """
+[network]
+kind = "mlp"
+dropout = { choices = [0, [0, 0.5]] }
+[network.when.dropout.0]
+hidden = [4, { low = 4, high = 8 }]
+[network.when.dropout."[0,0.5]"]
+hidden = [4, { low = 4, high = 16 }]
+"""
+
+
+def test_a_choice_is_named_by_what_its_number_or_list_is_worth() -> None:
+    tree = tomllib.loads(TEXT) | tomllib.loads(NUMBERS)
+    study = parse_study(tree, "")
+    assert [each.name for each in study.parameters if "hidden" in each.name] == ["hidden.1.0.0", "hidden.1.[0.0, 0.5]"]
+    assert parse_study(study.resolved(), "") == study
+    assert parse_study(tomllib.loads(study_text(study)), "") == study
+    assert differing_keys(study, parse_study(study.resolved(), "")) == []
+    stored = {"dropout": "[0.0, 0.5]", "optimizer.kind": "sgd", "lr": 0.1, "hidden.1.[0.0, 0.5]": 9}
+    assert {each.name for each in study.applying(stored)} == stored.keys()
+    assert key_text((*study.cases[0].path, "hidden")) == "network.when.dropout.0.hidden"
+    tree["network"]["when"]["dropout"]["0.0"] = {}
+    with pytest.raises(StudyFileError, match=r"^cases: network\.when\.dropout\.'0\.0': is the same as 0$"):
+        parse_study(tree, "cases")
+
+
 def test_a_key_that_every_choice_gives_need_not_stand_in_the_section() -> None:
     text = TEXT.replace("lr = { low = 1e-3, high = 1.0, log = true }", "")
     more = "[optimizer.when.kind.sgd]\nlr = 0.1\n[optimizer.when.kind.momentum]\nlr = 0.2\n"
@@ -185,6 +211,13 @@ def test_an_option_of_the_command_changes_a_case(tmp_path: Any) -> None:
     ]
     with pytest.raises(StudyFileError, match=r"lr\.high: must be a number"):
         read_study(path, ["optimizer.when.kind.adam.lr.high=word"])
+    text = TEXT.replace('kind = { choices = ["mlp", "cnn"] }', 'kind = "mlp"\nhidden = { choices = [[8], [8, 8]] }')
+    path.write_text(text[: text.index("[network.when")] + text[text.index("[optimizer]") :])
+    for quoted in ("[8, 8]", '"[8, 8]"', "'[8, 8]'"):
+        changed = read_study(path, [f"network.when.hidden.{quoted}.dropout=[0.1, 0.2]"])
+        assert differing_keys(read_study(path), changed) == [
+            "network.when: not set -> { hidden = { '[8, 8]' = { dropout = ... } } }"
+        ]
 
 
 KINDS = {"sgd": ["lr", "clip", "warmup"], "momentum": ["lr", "momentum"], "adam": ["lr", "beta1", "beta2", "eps"]}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 from hpo.api.displays import Progress, display
+from hpo.api.sections import plain
 from hpo.api.stopping import stopping
 from hpo.api.stored import StoredStudy
 from hpo.api.study import Source, Study, read
@@ -22,7 +25,7 @@ def launch(
     gpus_per_worker: float = 0.0,
     extend: bool = False,
     changed_code: bool = False,
-    enqueue: Sequence[str] = (),
+    enqueue: Sequence[str | Mapping[str, Any]] = (),
     progress: Progress = "auto",
     stop: threading.Event | None = None,
 ) -> StoredStudy:
@@ -32,7 +35,7 @@ def launch(
     `sqlite:///hpo.db`; it is made where it is not there. `device` is auto, cpu, cuda, cuda:1 or mps. `workers` is how
     many processes share the search, None for this one alone; `ray` the address of a Ray cluster, "local" for one that
     is started for it, with `gpus_per_worker`. `extend` lets a study go on whose file has changed, `changed_code` one
-    whose own code has. `enqueue` are trials to train first, each as JSON of its values, such as '{"lr": 0.01}'.
+    whose own code has. `enqueue` are trials to train first, each as its values, {"lr": 0.01}, or JSON of them.
     `progress` says what is shown meanwhile: see `hpo.api.displays`.
 
     Ctrl-C, a notebook's "interrupt" and `stop` let the epoch in hand end: what has finished is kept, and the same call
@@ -58,7 +61,7 @@ def launch(
                 gpus_per_worker=gpus_per_worker,
                 extend=extend,
                 changed_code=changed_code,
-                enqueue=enqueue,
+                enqueue=[each if isinstance(each, str) else json.dumps(plain(each)) for each in enqueue],
                 on_event=shown,
                 stop=asked,
             )

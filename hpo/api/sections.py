@@ -3,6 +3,9 @@
 docs/studyfile.md has every key with its limits and default. A key that is left out, or None, has its default. Where a
 file says `{ low, high }` or `{ choices }`, a `Range` or `Choices` stands here, in the place of a value or of an element
 of a list. A section holds what it is given; `hpo.Study` checks it, for many keys depend on each other.
+
+`when` says what else holds only with a certain choice: `when={"kind": {"adam": hpo.Optimizer(lr=0.001)}}` is
+`[optimizer.when.kind.adam]`. A choice is a key as Python has it: a word, a number, True, or a tuple for a list.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
+from hpo.studyfile.cases import written
 from hpo.studyfile.searched import Choices, Range
 
 Flag: TypeAlias = bool | Choices
@@ -44,7 +48,7 @@ class Network(Section):
     """`[network]`: one trial's network, its rates of dropout (0 or more, below 1) and its initial weights."""
 
     kind: Word | None = None
-    module: str | None = None
+    module: Word | None = None
     args: Mapping[str, Any] | None = None
     hidden: Ints | None = None
     activation: Word | None = None
@@ -55,13 +59,17 @@ class Network(Section):
     kernel: Int | None = None
     padding: Int | None = None
     pool: Int | None = None
+    when: Mapping[str, Mapping[Any, Network]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Section):
-    """`[optimizer]`: one trial's optimizer, the learning rate and its schedule, in epochs."""
+    """`[optimizer]`: one trial's optimizer, the learning rate and its schedule, in epochs.
 
-    lr: Float
+    Only a case may lack `lr`.
+    """
+
+    lr: Float | None = None
     kind: Word | None = None
     weight_decay: Float | None = None
     momentum: Float | None = None
@@ -74,13 +82,17 @@ class Optimizer(Section):
     step_factor: Float | None = None
     warmup: Float | None = None
     clip: Float | None = None
+    when: Mapping[str, Mapping[Any, Optimizer]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Section):
-    """`[training]`: how many epochs, in which batches (images), on what of the images and in which precision."""
+    """`[training]`: how many epochs, in which batches (images), on what of the images and in which precision.
 
-    epochs: Int
+    Only a case may lack `epochs`.
+    """
+
+    epochs: Int | None = None
     batch_size: Int | None = None
     precision: Word | None = None
     label_smoothing: Float | None = None
@@ -89,6 +101,7 @@ class Training(Section):
     patience: Int | None = None
     keep: str | None = None
     keep_trials: int | None = None
+    when: Mapping[str, Mapping[Any, Training]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,5 +135,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, Section | Range | Choices):
         return {key: plain(each) for key, each in value.tree().items()}
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
+        return {written(plain(key)): plain(each) for key, each in value.items()}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -166,7 +166,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     # The one configuration of a study that has others, too: its name does not tell which it is.
     single = [row.group for row in rows if row.group.texts and not row.group.told_by]
     which = [f"{group.label()}: {', '.join(group.texts.values())}" for group in single]
-    failed = [f"{row.group.label()}: failed: {reason}" for row in rows for reason in row.group.reasons]
+    failed = [
+        f"{row.group.label()}: {'failed' if TrialState.FAIL in row.group.states else 'not trained'}: {reason}"
+        for row in rows
+        for reason in row.group.reasons
+    ]
     bare = [row.group for row in rows if row.group.states.get(TrialState.COMPLETE, 0) > len(row.group.runs)]
     missing = [f"{group.label()}: completed trials without a learning curve are left out" for group in bare]
     untested = [row for row in rows if row.why and row.summary is not None]

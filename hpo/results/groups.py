@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError, UsageError, nearest
-from hpo.results.ranking import params_line
+from hpo.results.ranking import params_line, score
 from hpo.search.records import CURVE, DATA, stored_study
 from hpo.search.space import decode, identity, settings
 from hpo.storage import REASON, Parts, Storage, load_study, study_names, summary
@@ -43,7 +43,8 @@ class Group:
 
     `texts` are its searched parameters as they are shown, `dropout: 0.3`, `told_by` the names of those that tell it
     from the study's other groups, `heading` is the study's name where other studies are compared too, else "".
-    `images` is equal where runs were trained and judged on the same images.
+    `reasons` say why trials have failed, or were not trained. `images` is equal where runs were trained and judged on
+    the same images.
     """
 
     study: str
@@ -176,7 +177,8 @@ class _Stored:
             if trial.number in curves
         ]
         known = {parameter.name: parameter for parameter in self._file.parameters}
-        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+        unknown = {TrialState.FAIL: "no reason is known"}
+        reasons = [trial.user_attrs.get(REASON, unknown.get(trial.state)) for trial in trials]
         return Group(
             study=self._name,
             heading=self._name if among_others else "",
@@ -185,7 +187,7 @@ class _Stored:
             told_by=tuple(name for name in told_by if name in used),
             numbers=tuple(trial.number for trial in trials),
             states=Counter(trial.state for trial in trials),
-            reasons=tuple(dict.fromkeys(str(trial.user_attrs.get(REASON, "no reason is known")) for trial in failed)),
+            reasons=tuple(dict.fromkeys(str(reason) for reason in reasons if reason is not None)),
             runs=tuple(runs),
             images=self._images,
         )
@@ -200,7 +202,7 @@ def _parsed(selector: str, names: Sequence[str]) -> tuple[str, int | None]:
 
 
 def _mean_score(trials: Sequence[FrozenTrial]) -> float | None:
-    scores = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    scores = [score(trial) for trial in trials if trial.state == TrialState.COMPLETE]
     return sum(scores) / len(scores) if scores else None
 
 

@@ -8,7 +8,7 @@ by range:
   10, 30, ...) around them.
 - Any other range shrinks to these values and a tenth of its width on either side, in whole steps where it has steps,
   else rounded outwards.
-- Where the best lies at an edge of the range, that side is moved out instead, if a study file allows it.
+- Where the best lies at an edge of the range, that side is moved out instead, if that is possible (`edges.py`).
 
 Choices stay as they are, and so do conditional ranges of which fewer than three of the best have a value; where they
 have, the best of these counts. Promises: the best lies inside every proposed range, and not at an edge that was moved
@@ -90,23 +90,22 @@ def changes(study: Study, few: Sequence[Values]) -> list[Change]:
     for parameter in study.parameters:
         old = parameter.searched
         if isinstance(old, Range):
-            values = [float(params[parameter.name]) for params in few if parameter.name in params]
-            if len(values) < min(FEWEST, len(few)):  # a conditional one, of which these say too little
+            having = [params for params in few if parameter.name in params]
+            if len(having) < min(FEWEST, len(few)):  # a conditional one, of which these say too little
                 continue
-            change = _change(study, parameter, old, values)
+            change = _change(study, parameter, old, having)
             if change.new != old:
                 found.append(change)
     return found
 
 
-def _change(study: Study, parameter: Parameter, old: Range, values: Sequence[float]) -> Change:
-    """Return what becomes of a range; `values` are those of the best few, the best first."""
-    best = values[0]
-    edge = edge_of(old, best)
-    bound = None if edge is None else wider_bound(study, parameter, old, edge)
-    moved_out = None if bound is None else edge
-    outer = old
-    if bound is not None:
+def _change(study: Study, parameter: Parameter, old: Range, few: Sequence[Values]) -> Change:
+    """Return what becomes of a range; `few` are the best that have a value in it, the best first."""
+    values = [float(params[parameter.name]) for params in few]
+    wider = wider_bound(study, parameter, old, few[0])
+    moved_out, outer = None, old
+    if wider is not None:
+        edge, bound = moved_out, _ = wider
         outer = replace(old, high=bound) if edge == "high" else replace(old, low=bound)
     if old.log:
         new = _in_decades(outer, moved_out, values, (1,), parameter.integer)
@@ -116,7 +115,7 @@ def _change(study: Study, parameter: Parameter, old: Range, values: Sequence[flo
         new = _in_steps(parameter, old, values) if count(parameter) else _rounded(old, values)
         if moved_out is not None:
             new = replace(new, high=outer.high) if moved_out == "high" else replace(new, low=outer.low)
-    return Change(parameter, old, new, best, moved_out)
+    return Change(parameter, old, new, values[0], moved_out)
 
 
 def _in_decades(

@@ -40,6 +40,11 @@ def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposa
     """Return the study that follows the one of that name, as it is now. Raises HpoError where too little is known."""
     stored = load_study(storage, name)
     study = stored_study(stored)
+    if len(study.search.metrics) > 1:
+        raise HpoError(
+            f"study '{name}': has several metrics, and what is best by one is not by the others, so there is no one "
+            "place to narrow to; search again with a single metric, or with ranges of your own"
+        )
     before = predecessors(study, kept(stored), storage)
     best = best_few(study, [*completed(storage, name), *before.trials])
     found = changes(study, best.params)
@@ -66,7 +71,7 @@ def following(study: Study, found: Sequence[Change], name: str, start_from: Sequ
 
 def _around(study: Study, best: Best) -> str:
     minimized = study.search.minimized
-    reached = f"{METRIC_LABELS[study.search.metric]} {best.threshold:.4f} or {'less' if minimized else 'more'}"
+    reached = f"{METRIC_LABELS[study.search.first_metric]} {best.threshold:.4f} or {'less' if minimized else 'more'}"
     return f"{study.name}: around the best {len(best.params)} of {best.of} different trials ({reached})"
 
 

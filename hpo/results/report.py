@@ -21,10 +21,10 @@ from hpo.errors import HpoError
 from hpo.results.confirmation import Confirmation, find_confirmation
 from hpo.results.confirmation_lines import CONFIRMATION_HEADING, conclusions, confirmation_rows
 from hpo.results.figures.kinds import draw
-from hpo.results.figures.source import SCORES, Source, read_source
+from hpo.results.figures.source import Source, in_words, read_source
 from hpo.results.naming import file_stem
 from hpo.results.overview import states_line
-from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
 from hpo.results.sealed_result import look_lines
 from hpo.results.verification import VERIFIED, verified_lines
 from hpo.results.versions import versions
@@ -56,7 +56,7 @@ def report(storage: Storage, name: str) -> str:
     return page.from_string(text).render(
         study=study,
         quoted=shlex.quote(name),
-        label=METRIC_LABELS[study.search.metric],
+        labels=[METRIC_LABELS[metric] for metric in study.search.metrics],
         short=_short(study, held, source, confirmation),
         space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
         facts=_facts(study, held, storage),
@@ -78,10 +78,10 @@ def report(storage: Storage, name: str) -> str:
 
 
 def _short(study: Study, held: StudySummary, source: Source, confirmation: Confirmation | None) -> list[str]:
-    score = SCORES[study.search.metric]
     lines = [f"{states_line(held.states)} of {study.search.trials} trials"]
     if source.best:
-        lines.append(f"best {score} in the search: {source.best[0].value:.4f} (trial {source.best[0].number})")
+        best = source.best[0]
+        lines.append(f"best {source.score} in the search: {score(best):.4f} (trial {best.number})")
     if confirmation is not None:
         lines += conclusions(confirmation)
     return lines
@@ -92,7 +92,7 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
     test = data["test"]  # None where only opening the file would tell
     sealed = "an unknown number of" if test is None else f"{test:,}" if test else "no"
     images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
-    search = study.search
+    search, limit = study.search, study.search.limits.parameters
     code = held.user_attrs.get(CODE, NO_CODE)["files"]
     return [
         ("data", f"{data['name']}: {images}"),
@@ -101,7 +101,12 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
         ("SHA-256 of the split", data["split_sha256"]),
         *((f"SHA-256 of {file}", digest) for file, digest in code.items()),
         ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
-        ("scored by", f"{SCORES[search.metric]}, {WHEN[search.score]}"),
+        *(
+            [("limit", f"{limit:,} parameters; trials with more are not trained, and counted as pruned")]
+            if limit
+            else []
+        ),
+        ("scored by", f"{', '.join(map(in_words, search.metrics))}, {WHEN[search.score]}"),
         *([("starts from", _start(study, held.user_attrs, storage))] if search.start_from else []),
         ("seed", str(search.seed)),
         ("began", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
@@ -118,7 +123,12 @@ def _start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> str:
 
 def _ranked(source: Source) -> list[tuple[str, ...]]:
     return [
-        (str(rank), str(trial.number), f"{trial.value:.4f}", params_line(trial.params, trial.distributions))
+        (
+            str(rank),
+            str(trial.number),
+            *map(score_text, source.metrics, trial.values),
+            params_line(trial.params, trial.distributions),
+        )
         for rank, trial in enumerate(source.best, start=1)
     ]
 
@@ -129,7 +139,7 @@ def _figure(figure: go.Figure) -> Markup:
 
 
 def _confirmed(found: Confirmation) -> Mapping[str, Any]:
-    metric = METRIC_LABELS[found.study.search.metric]
+    metric = METRIC_LABELS[found.study.search.first_metric]
     return {
         "heading": [cell.format(metric=metric) for cell in CONFIRMATION_HEADING],
         "rows": confirmation_rows(found),

@@ -133,7 +133,7 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
 
     objective = Objective(images, precision, say)
     member = Member(choice.trial, config, seed)
-    metric, last = study.search.metric, choice.epochs
+    metric, last = study.search.first_metric, choice.epochs
     outcomes = objective.run([member], metric=metric, stop=stop, last=last, keep=True, on_epoch=tell)
     outcome = outcomes[choice.trial]
     if outcome.state is None:

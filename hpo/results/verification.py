@@ -15,7 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.ranking import METRIC_LABELS
+from hpo.results.ranking import METRIC_LABELS, score
 from hpo.results.repeating import Repeated, Stored, repeat
 from hpo.results.versions import versions
 from hpo.search.again import plan_again
@@ -90,14 +90,14 @@ def _chosen(storage: Storage, name: str, complete: Sequence[FrozenTrial], count:
 
 def _stored(study: Study, trial: FrozenTrial) -> Stored:
     member = Member(trial.number, config_of(study, trial.params), trial.user_attrs["seed"])
-    return Stored(member, trial.value or 0.0, trial.system_attrs.get(CURVE, {}))
+    return Stored(member, score(trial), trial.system_attrs.get(CURVE, {}))
 
 
 def _certificate(study: Study, repeated: Sequence[Repeated], device: str, precision: str) -> Certificate:
     metrics = dict.fromkeys(metric for each in repeated for metric in each.largest)
     return {
         "study": study.name,
-        "metric": study.search.metric,
+        "metric": study.search.first_metric,
         "at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "device": device,
         "precision": precision if study.first.training.precision == "auto" else study.first.training.precision,

@@ -17,6 +17,7 @@ import torch
 from hpo.data import Split, load_split
 from hpo.errors import CodeError, HpoError, SettingError
 from hpo.search.samplers import check_search
+from hpo.search.space import Values, config_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.searched import candidates
 from hpo.training.architectures import FEW, twins, why_alone
@@ -130,6 +131,22 @@ def _stacks(config: Config, images: Split, device: torch.device) -> bool:
     network = build(config.network, shape, images.classes, 0)
     try_out(network, config.network, few.to(device, kind), images.classes)
     return why_alone(twins(config.network, shape, images.classes, 0), few) is None
+
+
+def can_train(study: Study, values: Values) -> bool:
+    """Return whether a trial with these stored values could be trained: on the study's images, within its limits.
+
+    Its network is made, and sees one image.
+    """
+    config, limit = config_of(study, values), study.search.limits.parameters
+    try:
+        images = load_split(study)
+        _check_shift(study, images)
+        with _named(study, config):
+            size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, "float32")
+    except HpoError:
+        return False
+    return limit is None or size.parameters <= limit
 
 
 def _check_shift(study: Study, images: Split) -> None:

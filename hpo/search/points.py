@@ -51,8 +51,7 @@ def baseline(study: Study) -> Values:
 def _stored(study: Study, point: Mapping[str, Any]) -> Values:
     # As the models understand it, 1 as 1.0 where the key holds fractions; keys that this kind does not use among them.
     tree = study.config(point, whole=True).model_dump()
-    settings = {parameter.name: parameter.setting for parameter in study.parameters}
-    return {name: encode(value_at(tree, settings[name])) for name in point}
+    return {each.name: encode(value_at(tree, each.setting)) for each in study.parameters if each.name in point}
 
 
 def _middle(parameter: Parameter) -> Any:

@@ -17,6 +17,7 @@ from hpo.search.keeping import Keeper
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.run import Run
+from hpo.search.samplers import GENERATION
 from hpo.search.space import config_of, distributions
 from hpo.storage import REASON, Ending, Parts
 from hpo.studyfile import Study
@@ -49,8 +50,9 @@ class PopulationSearch(Search):
     @property
     def _parts(self) -> Parts:
         """What samplers and pruners need."""
-        pruner = self.study.search.pruner
+        pruner, sampler = self.study.search.pruner, self.study.search.sampler
         wanted = [RUNG] * (pruner == "hyperband") + [CONSTRAINT] * (self._limit_of_parameters is not None)
+        wanted += [GENERATION] * (sampler == "nsga2")
         attrs = None if not wanted else wanted[0] if len(wanted) == 1 else ""
         return Parts(pruner != "none", user_attrs=False, system_attrs=attrs)
 
@@ -103,7 +105,7 @@ class PopulationSearch(Search):
             try:
                 config = config_of(self.study, trial.params)
             except StudyFileError as error:
-                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, None, {REASON: str(error)})))
+                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, (), {REASON: str(error)})))
                 continue
             members.append(Member(number, config, trial_seed(self.study, number)))
         members = self._within_limits(members)
@@ -128,7 +130,7 @@ class PopulationSearch(Search):
             if parameters > limit:
                 reason = f"{parameters:,} parameters, more than search.limits.parameters = {limit:,}"
                 trial_id = self.trial_id(member.number)
-                over[member.number] = Ending(trial_id, TrialState.PRUNED, None, {REASON: reason}, constraints)
+                over[member.number] = Ending(trial_id, TrialState.PRUNED, (), {REASON: reason}, constraints)
         lost = self.end(list(over.items()))
         if left_out := tuple(number for number in over if number not in lost):
             self.on_event(TrialsLeftOut(left_out, f"more than {limit:,} parameters (search.limits.parameters)"))

@@ -20,10 +20,10 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
-from optuna.study import StudyDirection
 
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError, UsageError
+from hpo.search.objectives import directions
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
@@ -237,20 +237,18 @@ def _create(
     study: AnyStudy, given: Mapping[str, Any], code: Code, storage: Storage, priority: int | None
 ) -> optuna.Study | None:
     """Return the new study, or None where another process has just made one of that name."""
-    minimized = study.search.minimized
-    direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), **given, IDENTITY: secrets.token_hex(8)}
         attrs |= _code(code)
         attrs |= {} if priority is None else {PRIORITY: priority}
-        storage.create_study(study.name, direction, attrs)
+        storage.create_study(study.name, directions(study), attrs)
     except DuplicatedStudyError:
         return None
     stored = load_study(storage, study.name)
     if isinstance(study, Study):  # what an objective's value is called, only its user knows
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            stored.set_metric_names([study.search.metric])
+            stored.set_metric_names(list(study.search.metrics))
     _note(stored, study)
     return stored
 

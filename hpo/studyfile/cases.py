@@ -1,8 +1,9 @@
 """Cases: what a section says only where one of its searched keys has a certain value, `[SECTION.when.KEY.VALUE]`.
 
 KEY is searched with `{ choices = [...] }` in the section's own table, and VALUE is one of them as its TOML key: a word,
-or its JSON. What a case gives stands in the place of what the section gives. Promises: at most one case gives a key to
-a trial, and no case decides whether another holds. Knows nothing of the models but their sections and keys.
+or its JSON, in which 0 is 0.0. What a case gives stands in the place of what the section gives. Promises: at most one
+case gives a key to a trial, and no case decides whether another holds. Knows nothing of the models but their sections,
+keys and choices.
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ from typing import Any
 
 from hpo.errors import nearest
 from hpo.studyfile.messages import shown, unknown_key
-from hpo.studyfile.models import SEARCHABLE, SECTIONS, for_all
-from hpo.studyfile.trees import Path, replaced, value_at
+from hpo.studyfile.models import SEARCHABLE, SECTIONS, for_all, understood
+from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 
 WHEN = "when"
 
 
 @dataclass(frozen=True)
 class Case:
-    """`table` is what `section` says where its `key` is `value`; searched values in it as they are told apart."""
+    """`table` is what `section` says where its `key` is `value`, which the file writes as `text`; searched values in it
+    as they are told apart."""
 
     section: str
     key: str
     value: Any
+    text: str
     table: Mapping[str, Any]
 
     @property
     def path(self) -> Path:
         """Where a study file has it."""
-        return (self.section, WHEN, self.key, written(self.value))
+        return (self.section, WHEN, self.key, self.text)
 
     def holds(self, tree: Mapping[str, Any]) -> bool:
         """Return whether it holds in a tree of settings."""
@@ -62,7 +65,17 @@ class Condition:
 
 def written(value: Any) -> str:
     """Return a choice as the key of its table: `adam`, `true`, `[100, 100]`."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def meant(text: str, choices: Sequence[Any]) -> Any:
+    """Return the choice that the key of a table means, or MISSING: the word, or what is equal to its JSON."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    same = (each for each in choices if each == value and isinstance(each, bool) == isinstance(value, bool))
+    return text if text in choices else next(same, MISSING)
 
 
 def is_same(value: Any, choice: Any) -> bool:
@@ -88,8 +101,15 @@ def split(tree: Mapping[str, Any], add: Callable[[Path, str], None]) -> tuple[di
 
 
 def _place(case: Case, table: Mapping[str, Any]) -> tuple[int, int]:
-    choices = [written(choice) for choice in table[case.key]["choices"]]
-    return list(SECTIONS[case.section].model_fields).index(case.key), choices.index(written(case.value))
+    choices = _choices(case.section, case.key, table)
+    return list(SECTIONS[case.section].model_fields).index(case.key), choices.index(case.value)
+
+
+def _choices(section: str, key: str, table: Mapping[str, Any]) -> list[Any]:
+    """Return the choices of a key that something may depend on, as its model understands them."""
+    choices = value_at(table, (key, "choices"))
+    searched = isinstance(choices, list) and (section, key) not in for_all()
+    return [understood(section, key, choice) for choice in choices] if searched else []
 
 
 def _cases(section: str, table: Mapping[str, Any], when: Any, add: Callable[[Path, str], None]) -> Iterator[Case]:
@@ -101,19 +121,23 @@ def _cases(section: str, table: Mapping[str, Any], when: Any, add: Callable[[Pat
     fields = SECTIONS[section].model_fields
     for key, tables in when.items() if is_table((section, WHEN), when) else ():
         path: Path = (section, WHEN, key)
-        choices = value_at(table, (key, "choices"))
+        choices = _choices(section, key, table) if key in fields else []
         if key not in fields:
             add(path, unknown_key(key, fields))
-        elif not isinstance(choices, list) or (section, key) in for_all():
+        elif not choices:
             add(path, f"nothing can depend on {section}.{key}: it is not searched as {{ choices = [...] }}")
         elif is_table(path, tables):
-            values = {written(choice): choice for choice in choices if not isinstance(choice, dict)}
+            first = dict[str, str]()  # choice -> the key that names it
             for text, given in tables.items():
-                if text not in values:
-                    near = nearest(text, values) or f"; known: {', '.join(values)}"
+                value = meant(text, choices)
+                if value is MISSING:
+                    known = [written(choice) for choice in choices]
+                    near = nearest(text, known) or f"; known: {', '.join(known)}"
                     add((*path, text), f"is not a choice of {section}.{key}{near}")
+                elif first.setdefault(written(value), text) != text:
+                    add((*path, text), f"is the same as {first[written(value)]}")
                 elif is_table((*path, text), given):
-                    yield Case(section, key, values[text], given)
+                    yield Case(section, key, value, text, given)
 
 
 def _without_conflicts(cases: Sequence[Case], add: Callable[[Path, str], None]) -> list[Case]:
@@ -156,5 +180,5 @@ def with_cases(tree: dict[str, Any], cases: Sequence[Case]) -> dict[str, Any]:
     """Return a study's tree with its cases in their places."""
     whole = {section: dict(table) if isinstance(table, dict) else table for section, table in tree.items()}
     for case in cases:
-        whole[case.section].setdefault(WHEN, {}).setdefault(case.key, {})[written(case.value)] = dict(case.table)
+        whole[case.section].setdefault(WHEN, {}).setdefault(case.key, {})[case.text] = dict(case.table)
     return whole

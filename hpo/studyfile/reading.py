@@ -25,6 +25,7 @@ from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 LARGEST_FILE = 2**18  # bytes; a larger file was never meant to be a study
 EXPORT = "hpo.best/"  # how the schema of an export begins
 OBJECTIVE_EXPORT = "hpo.objective/"  # and of one of the user's own objective
+BETWEEN_KEYS = re.compile(r"""\.(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""")  # dots outside quotes: a key may be "[0.0, 0.5]"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _study_of(tree: Any, source: str) -> dict[str, Any]:
 
 def _override(text: str, source: str, model: type[Settings]) -> _Change:
     key, equals, written = text.partition("=")
-    keys = [part.strip() for part in key.split(".")]
+    keys = [part.strip().strip("'\"") for part in BETWEEN_KEYS.split(key)]
     if not equals or not all(keys):
         raise study_file_error(source, f"--set {shown(text)}", "must be KEY=VALUE, such as optimizer.lr.high=0.1")
     in_case = keys[1:2] == [WHEN] and keys[0] in SEARCHABLE

@@ -14,6 +14,7 @@ from hpo.studyfile.cases import WHEN
 from hpo.studyfile.checking import AnyStudy
 from hpo.studyfile.models import Settings, StudySettings, open_tables, sections
 from hpo.studyfile.objective import ObjectiveStudy, ObjectiveStudySettings
+from hpo.studyfile.trees import Path
 
 
 def study_text(study: AnyStudy) -> str:
@@ -31,7 +32,7 @@ def study_text(study: AnyStudy) -> str:
             blocks.append([f"[{key}]", *_lines({inner: said[inner] for inner in said if inner not in tables})])
             blocks += [[f"[{key}.{inner}]", *_lines(values)] for inner, values in tables.items()]
             for of, cases in table.get(WHEN, {}).items():
-                blocks += [[f"[{key}.{WHEN}.{_key(of)}.{_key(value)}]", *_lines(case)] for value, case in cases.items()]
+                blocks += [[f"[{key_text((key, WHEN, of, value))}]", *_lines(case)] for value, case in cases.items()]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
@@ -56,6 +57,11 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").removesuffix("\n")
+
+
+def key_text(path: Path) -> str:
+    """Return a path as a dotted key, quoted where it has to be: `network.when.hidden."[100, 100]".dropout`."""
+    return ".".join(_key(str(key)) for key in path)
 
 
 def _key(key: str) -> str:

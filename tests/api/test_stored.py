@@ -12,7 +12,7 @@ import pytest
 from tiny import tree
 
 import hpo
-from hpo.results.export import schema
+from hpo.results.schemas import schema
 from hpo.search.events import EpochEnded, Event, PopulationStarted
 from hpo.storage import open_storage
 
@@ -62,7 +62,7 @@ def test_where_a_trial_was_not_trained_its_curve_has_no_number() -> None:
 
 def test_what_is_exported_and_drawn(found: hpo.StoredStudy) -> None:
     exported = found.export()
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["trial"] == found.best.number
     assert {**json.loads(found.export_text()), "created": ""} == {**exported, "created": ""}
     assert found.export_text(every=True, form="csv").count("\n") == 7
@@ -154,9 +154,13 @@ def test_what_is_not_there() -> None:
         hpo.load("tiny", storage=RUNS)
 
 
-def test_a_function_gets_the_events(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_function_gets_the_events_and_trials_that_are_asked_for_come_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     events: list[Event] = []
-    hpo.launch(tree(), storage=RUNS, device="cpu", progress=events.append)
+    first = [{"lr": 0.25}, '{"lr": 0.5}']
+    found = hpo.launch(tree(), storage=RUNS, device="cpu", enqueue=first, progress=events.append)
+    assert [trial.params["lr"] for trial in found.trials()[:2]] == [0.25, 0.5]
     assert sum(isinstance(event, EpochEnded) for event in events) == 4
     assert capsys.readouterr() == ("", "")
     with pytest.raises(hpo.UsageError, match="progress: must be auto, quiet, json or a function"):

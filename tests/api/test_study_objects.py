@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from tiny import tree
 
 import hpo
 from hpo.studyfile import read_study
-from hpo.studyfile.models import SECTIONS, StudySettings, sections
+from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, for_all, open_tables, sections
 from hpo.studyfile.objective import ObjectiveStudySettings
 
 CLASSES = {"data": hpo.Data, "network": hpo.Network, "optimizer": hpo.Optimizer, "training": hpo.Training}
@@ -26,16 +27,26 @@ dataset = "digits"
 [network]
 kind = { choices = ["mlp", "cnn"] }
 hidden = [{ low = 8, high = 16, step = 4 }, 8]
+batch_norm = { choices = [true, false] }
 dropout = { low = 0.0, high = 0.5 }
+[network.when.kind.cnn]
+conv = { choices = [[4], [4, 4]] }
+[network.when.batch_norm.true]
+activation = "tanh"
 [optimizer]
 kind = "momentum"
 lr = { low = 1e-4, high = 0.1, log = true }
 momentum = 0.5
 [training]
 epochs = 3
+batch_size = { choices = [20, 40] }
+[training.when.batch_size.40]
+epochs = 6
 [search]
 trials = 4
-points = [{ lr = 0.01, dropout = 0.1, "network.kind" = "mlp", "hidden.0" = 8 }]
+points = [{ lr = 0.01, dropout = 0.1, "network.kind" = "mlp", "hidden.0" = 8, batch_norm = true, batch_size = 20 }]
+[search.limits]
+parameters = 10000
 [baseline]
 lr = 0.05
 """
@@ -54,13 +65,49 @@ def whole(**changes: Any) -> hpo.Study:
     return hpo.Study(**{**given, **changes})
 
 
+def kinds(schema: dict[str, Any], types: dict[str, Any], named: tuple[str, ...] = ()) -> set[str]:
+    """What a value may be, by a JSON Schema: `number`, `list of integer`, or one of the types with these names."""
+    if reference := schema.get("$ref", "").removeprefix("#/$defs/"):
+        return {reference} if reference in named else kinds(types[reference], types, named)
+    if branches := schema.get("anyOf", schema.get("oneOf")):
+        return set[str]().union(*(kinds(branch, types, named) for branch in branches)) - {"null"}
+    if "enum" in schema or "const" in schema:
+        return {"string"}
+    if schema.get("type") == "array":
+        return {f"list of {each}" for each in kinds(schema["items"], types, named) or {"anything"}}
+    return {schema["type"]} if "type" in schema else set()
+
+
+def kinds_of_file(section: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for model in (SECTIONS[section], sections(ObjectiveStudySettings).get(section)):
+        schema = model.model_json_schema() if model else {"properties": {}}
+        for key, each in schema["properties"].items():
+            found[key] = found.get(key, set()) | kinds(each, schema.get("$defs", {}))
+    return found
+
+
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_has_the_keys_of_a_study_file(section: str) -> None:
-    """A key that is added to the models is added to `hpo/api/sections.py`."""
-    keys = [field.name for field in dataclasses.fields(CLASSES[section])]
-    of_objectives = sections(ObjectiveStudySettings).get(section)
-    known = {**SECTIONS[section].model_fields, **(of_objectives.model_fields if of_objectives else {})}
-    assert sorted(keys) == sorted(known)
+def test_a_section_has_the_keys_of_a_study_file_and_takes_the_same_values(section: str) -> None:
+    """A key that is added to the models is added to `hpo/api/sections.py`, and what it may be is."""
+    hints = typing.get_type_hints(CLASSES[section])
+    assert ("when" in hints) == (section in SEARCHABLE)
+    hints.pop("when", None)
+    expected = kinds_of_file(section)
+    assert sorted(hints) == sorted(expected)
+    for key, hint in hints.items():
+        schema = TypeAdapter(hint).json_schema()
+        taken = kinds(schema, schema.get("$defs", {}), ("Range", "Choices"))
+        assert {each for each in taken if not each.endswith(("Range", "Choices"))} == expected[key], key
+        searched = section in SEARCHABLE and not {(section, key)} & (for_all() | open_tables())
+        lists = {"list of " for each in expected[key] if searched and each.startswith("list")}
+        numbers = {each for each in expected[key] if searched and each.endswith(("integer", "number"))}
+        assert {each for each in taken if each.endswith("Choices")} == {
+            f"{of}Choices" for of in ("", *lists) if searched
+        }, key
+        assert {each for each in taken if each.endswith("Range")} == {
+            "list of Range" if each.startswith("list") else "Range" for each in numbers
+        }, key
 
 
 def test_a_study_has_the_tables_of_a_study_file() -> None:
@@ -72,9 +119,25 @@ def test_a_study_is_the_one_that_a_file_says() -> None:
     Path("whole.toml").write_text(FILE)
     study = whole(
         network=hpo.Network(
-            kind=hpo.Choices(["mlp", "cnn"]), hidden=(hpo.Range(8, 16, step=4), 8), dropout=hpo.Range(0.0, 0.5)
+            kind=hpo.Choices(["mlp", "cnn"]),
+            hidden=(hpo.Range(8, 16, step=4), 8),
+            batch_norm=hpo.Choices([True, False]),
+            dropout=hpo.Range(0.0, 0.5),
+            when={
+                "kind": {"cnn": hpo.Network(conv=hpo.Choices([(4,), (4, 4)]))},
+                "batch_norm": {True: hpo.Network(activation="tanh")},
+            },
         ),
-        search=hpo.Search(trials=4, points=[{"lr": 0.01, "dropout": 0.1, "network.kind": "mlp", "hidden.0": 8}]),
+        training=hpo.Training(
+            epochs=3, batch_size=hpo.Choices([20, 40]), when={"batch_size": {40: hpo.Training(epochs=6)}}
+        ),
+        search=hpo.Search(
+            trials=4,
+            points=[
+                {"lr": 0.01, "dropout": 0.1, "network.kind": "mlp", "hidden.0": 8, "batch_norm": True, "batch_size": 20}
+            ],
+            limits={"parameters": 10_000},
+        ),
         baseline={"lr": 0.05},
     )
     assert study == hpo.read("whole.toml")
@@ -112,6 +175,19 @@ def test_a_study_may_have_an_objective_of_its_own() -> None:
         ({"optimizer": hpo.Optimizer(lr=-1)}, "optimizer.lr: must be above 0 (got -1)"),
         ({"optimizer": hpo.Optimizer(lr=hpo.Range(1, 0.1))}, "optimizer.lr.low: must be below high = 0.1 (got 1)"),
         ({"network": hpo.Network(kind="mpl")}, "network.kind: "),
+        ({"optimizer": hpo.Optimizer(kind="sgd")}, "optimizer.lr: missing"),
+        (
+            {"network": hpo.Network(kind="mlp", when={"kind": {}})},
+            "network.when.kind: nothing can depend on network.kind",
+        ),
+        (
+            {"network": hpo.Network(kind=hpo.Choices(["mlp", "cnn"]), when={"kind": {"cnn": hpo.Network(kernel=0)}})},
+            "network.when.kind.cnn.kernel: must be at least 1 (got 0)",
+        ),
+        (
+            {"network": hpo.Network(kind=hpo.Choices(["mlp", "cnn"]), when={"kind": {"cmm": hpo.Network()}})},
+            "network.when.kind.cmm: is not a choice of network.kind; known: mlp, cnn",
+        ),
         ({"network": {"kind": "mlp", "hiden": [8]}}, "network.hiden: unknown key (did you mean 'hidden'?)"),
         ({"search": None}, "search.trials: missing"),
         ({"search": hpo.Search(trials=hpo.Range(1, 2))}, "search.trials: "),  # type: ignore[arg-type]

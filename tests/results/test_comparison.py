@@ -11,7 +11,7 @@ import optuna
 import pytest
 import scipy.stats
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from stored_studies import run, tree
 
 from hpo.errors import UsageError
@@ -183,6 +183,14 @@ def test_what_was_compared_with_nothing_says_so(storage: Storage, stored: Store)
         f"dropout: 0.0: failed: {REASON}",
         "no test of dropout: 0.3 against dropout: 0.0: no run of that one has completed",
     ]
+
+
+def test_a_configuration_that_exceeds_a_limit_says_why_it_was_not_trained(storage: Storage, stored: Store) -> None:
+    made = rate(0.5, failed="9,000 parameters, more than search.limits.parameters = 8,000")
+    made.state = TrialState.PRUNED
+    stored([*final({0.3: [0.5, 0.6]}), made], grid())
+    line = "dropout: 0.5: not trained: 9,000 parameters, more than search.limits.parameters = 8,000"
+    assert text(rows(storage)).splitlines()[-1] == line
 
 
 def test_the_numbers_as_json(storage: Storage, stored: Store) -> None:

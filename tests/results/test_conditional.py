@@ -75,7 +75,7 @@ def test_the_best_is_shown_and_exported_with_what_it_has(storage: Storage, name:
     again = parse_study(json.loads(json.dumps(exported["config"])), "")
     assert again.parameters == ()
     best = best_trials(storage, name, 1)[0]
-    assert [line for line in edge_warnings(STUDY, best) if "--set optimizer.when.kind.adam.beta1.high=" in line]
+    assert [line for line in edge_warnings(STUDY, [best]) if "--set optimizer.when.kind.adam.beta1.high=" in line]
 
 
 def test_a_table_of_trials_has_an_empty_cell_for_what_a_trial_lacks(storage: Storage, name: str) -> None:
@@ -121,4 +121,6 @@ def test_figures_take_in_all_trials(storage: Storage, name: str) -> None:
     assert parts["optimizer.kind"] > parts["dropout"]
     figures = draw(source)
     assert "dropout" in figures["landscape"].layout.xaxis.title.text  # every trial has it
+    other = figures["landscape"].layout.yaxis.title.text
+    assert figures["landscape"].layout.title.text.endswith(f", of the trials with {other}")
     assert len(figures["landscape"].data) >= 1

@@ -79,6 +79,11 @@ def test_the_sealed_test_images_are_counted_as_far_as_they_are_known(
     assert f"{said} sealed test images" in report(storage, "digits")
 
 
+def test_a_limit_is_said(stored: Store, storage: Storage) -> None:
+    stored([trial(0.5)], tree(search={"limits": {"parameters": 8000}}))
+    assert "limit 8,000 parameters; trials with more are not trained" in Page(report(storage, "digits")).text
+
+
 def test_a_page_of_a_confirmed_and_verified_search(storage: Storage) -> None:
     search(study_of(training={"epochs": 1}), storage)
     search(confirming_study(storage, "tiny", top=2, seeds=2), storage)

@@ -16,13 +16,13 @@ from tiny import LR, search, states, study_of, tree, trials_of
 
 from hpo.errors import CodeError, HpoError, StudyClosedError, StudyFileError, TrainingError
 from hpo.results.confirming import confirming_study
-from hpo.results.export import export, schema
+from hpo.results.export import export
 from hpo.results.next_study import propose, write_study
 from hpo.results.predicting import predictions
 from hpo.results.replaying import replay
 from hpo.results.report import report
+from hpo.results.schemas import schema
 from hpo.results.sealed import Wanted, look
-from hpo.results.sealed_result import schema as schema_of_result
 from hpo.results.verification import verify
 from hpo.search.events import Note, PopulationStarted, StudyStarted
 from hpo.search.launch import join, launch, submit
@@ -309,7 +309,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     assert kept(load_study(storage, confirming.name))[CODE] == kept(load_study(storage, "tiny"))[CODE]
     search(confirming, storage)
     exported = export(storage, "tiny")
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["config"]["network"]["module"] == "nets.py:Branching"
     assert list(exported["code"]["files"]) == ["my_data.py", "nets.py", "parts.py"]
     path = Path("best.json")
@@ -317,7 +317,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     (run,) = replay(path, "cpu", stop, said.append).runs
     assert run.difference == 0
     result, model = look(storage, "tiny", Wanted(subnetworks=3, device="cpu"), stop, said.append)
-    jsonschema.validate(result, schema_of_result())
+    jsonschema.validate(result, schema("test"))
     images = np.zeros((2, 64))
     np.save("images.npy", images)
     first = str(predictions(model, Path("images.npy"), "cpu"))

@@ -68,11 +68,11 @@ def test_they_are_not_counted_nor_judged_by() -> None:
     assert history.ask(8) == asked
     for number in range(7):
         history.report(1, {number: 0.01 * number})
-        history.tell(number, TrialState.COMPLETE, 0.01 * number)
+        history.tell(number, TrialState.COMPLETE, [0.01 * number])
     history.report(1, {7: 0.04})
     assert history.judge([7]) == set()  # better than the median of its own study, if not of the other
     assert history.since_best == 0
-    history.tell(7, TrialState.COMPLETE, 0.04)
+    history.tell(7, TrialState.COMPLETE, [0.04])
     assert history.since_best == 1
 
 

@@ -9,7 +9,7 @@ hopeless scores do not take all the colours: the worst tenth has the last one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -17,8 +17,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.figures.importances import parameter_importances, why_none
-from hpo.results.figures.source import Source, label, lies_in, score, space, spread
+from hpo.results.figures.source import Source, label, lies_in, space, spread
 from hpo.results.figures.style import FAILED, PRUNED, SCALE, message, new_figure, plain, short
+from hpo.results.ranking import score
 
 USUAL = ("lr", "weight_decay")
 KEPT = 100
@@ -38,8 +39,7 @@ def landscape(source: Source) -> go.Figure:
     completed = spread(ranked[::-1], source.limit, ranked[:KEPT])  # the best ones last, which is above the others
     worst = score(ranked[-1]) if ranked else 0.0
     failed, pruned = (spread(within[state], source.limit) for state in (TrialState.FAIL, TrialState.PRUNED))
-    names = " and ".join(plain(label(name)) for name in axes)
-    figure = new_figure(f"{plain(source.name)}: {plain(source.score)} by {names}")
+    figure = new_figure(f"{plain(source.name)}: {plain(source.score)} by {_named(axes)}{_of_which(source, axes)}")
     parts = [
         (failed, "failed", FAILED),
         (pruned, "pruned", PRUNED),
@@ -52,6 +52,16 @@ def landscape(source: Source) -> go.Figure:
     figure.update_xaxes(x)
     figure.update_yaxes(y or {"title": {"text": plain(source.score)}})
     return figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"})
+
+
+def _named(names: Iterable[str]) -> str:
+    return " and ".join(plain(label(name)) for name in names)
+
+
+def _of_which(source: Source, axes: Iterable[str]) -> str:
+    """Return whose landscape it is where not every trial has a place in it."""
+    partial = [name for name in axes if name in source.conditional]
+    return f", of the trials with {_named(partial)}" if partial else ""
 
 
 def _axes(source: Source) -> dict[str, BaseDistribution]:
