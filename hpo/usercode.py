@@ -97,7 +97,7 @@ def code_of(references: Iterable[str], folder: Path) -> Code:
     """Return the contents of the files behind references, as they are now; they are imported for that."""
     hashes: dict[Path, str] = {}
     with _LOCK:
-        for file in dict.fromkeys(split(reference)[0] for reference in references):
+        for file in files_of(references):
             path = _path(file, folder)
             known = _imported.get(path)
             if known is not None and any(_hash(each) != content for each, content in known.hashes.items()):
@@ -115,28 +115,58 @@ def is_imported(code: Code) -> bool:
     return all(hashes.get((code.folder / file).resolve()) == content for file, content in code.files.items())
 
 
-def folder_of(record: Mapping[str, Any], *before: Path) -> Path:
-    """Return where the code of a study's record lies on this machine: the first of these folders that has its files.
+def folder_of(references: Iterable[str], record: Mapping[str, Any], *before: Path) -> Path:
+    """Return where the code of a study's record lies on this machine.
 
-    `before`, the folder that it was in, and the current one. Where none has them, that is the one that it was in.
+    That is the first of these folders that has its files, or else the files that are referred to: `before`, the folder
+    that it was in, and the current one. Where none has them, it is the one that it was in.
     """
     kept = Path(record["folder"])
-    has = [folder for folder in (*before, kept, Path.cwd()) if not _missing(record, folder)]
-    return (has or [kept])[0]
+    folders = (*before, kept, Path.cwd())
+    for files in (record["files"], files_of(references)):
+        for folder in folders:
+            if not missing(files, folder):
+                return folder
+    return kept
 
 
 def found(references: Iterable[str], record: Mapping[str, Any], *before: Path) -> Path:
-    """Return the same; raise CodeError where the code is not there, or is not that of the record."""
-    folder = folder_of(record, *before)
-    if missing := _missing(record, folder):
-        raise CodeError(f"needs {missing[0]}, which is neither in {folder} nor in the current folder")
-    if changed := code_of(references, folder).changed_since(record):
+    """Return the same; raise CodeError where the code is not there, or is not that of the record.
+
+    The record may have files of other references, which need not be there.
+    """
+    references = list(references)
+    folder = folder_of(references, record, *before)
+    kept = Path(record["folder"])
+    if absent := missing(files_of(references), folder):
+        raise CodeError(f"needs {nowhere(absent[0], *before, kept)}")
+    try:
+        code = code_of(references, folder)
+    except CodeError as error:
+        if absent := missing(record["files"], folder):
+            raise CodeError(f"needs {nowhere(absent[0], *before, kept)}") from error
+        raise
+    if changed := [file for file, content in code.files.items() if record["files"].get(file) != content]:
         raise CodeError(f"needs {', '.join(changed)} as it was, and in {folder} it has another SHA-256; bring it back")
     return folder
 
 
-def _missing(record: Mapping[str, Any], folder: Path) -> list[str]:
-    return [file for file in record["files"] if not (folder / file).is_file()]
+def files_of(references: Iterable[str]) -> list[str]:
+    """Return the files of references, each once."""
+    return list(dict.fromkeys(split(reference)[0] for reference in references))
+
+
+def missing(files: Iterable[str], folder: Path) -> list[str]:
+    """Return those of the files that are not in the folder."""
+    return [file for file in files if not (folder / file).is_file()]
+
+
+def nowhere(file: str, *folders: Path) -> str:
+    """Return the words for a file that is in none of these folders: `my_net.py, which is neither in ... nor ...`."""
+    looked = [f"in {folder}" for folder in dict.fromkeys(folders) if folder != Path.cwd()]
+    if not looked:
+        return f"{file}, which is not in {Path.cwd()}"
+    return f"{file}, which is neither {' nor '.join([*looked, 'in the current folder'])}"
 
 
 def shortened(error: BaseException, folder: Path) -> str:

@@ -664,7 +664,7 @@ class TestModules:
         path.write_text(study_text(study(network=OWN | {"args": {"log": False, "low": 3, "a": {"choices": [1, 2]}}})))
         assert '[network]\nkind = "module"\nmodule = "my_net.py:Net"\n\n[network.args]\nlog = false' in path.read_text()
         found = read_study(path, ["network.args.low=4"])
-        assert found.references == ("my_net.py:Net",)
+        assert found.references == {"my_net.py:Net": "network.module"}
         assert found.folder == tmp_path
         assert found.config({"a": 1}).network.folder == found.first_config.network.folder == tmp_path
         assert found.first.network.args == {"log": False, "low": 4, "a": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
@@ -155,12 +156,18 @@ def test_code_is_looked_for_where_it_was_and_then_in_the_current_folder(
     write(tmp_path / "first", my_net="import helper", helper="")
     write(tmp_path / "second", my_net="import helper")
     record = code_of(["my_net.py:Net"], tmp_path / "first").record()
+    where = functools.partial(folder_of, ["my_net.py:Net"], record)
     monkeypatch.chdir(tmp_path / "second")
-    assert folder_of(record) == (tmp_path / "first").resolve()
+    assert where() == (tmp_path / "first").resolve()
+    (tmp_path / "first" / "helper.py").unlink()
+    assert where() == (tmp_path / "first").resolve()  # nobody has it all
     (tmp_path / "first" / "my_net.py").unlink()
-    assert folder_of(record) == (tmp_path / "first").resolve()  # nobody has it
+    assert where() == Path.cwd()
+    assert where(tmp_path / "third") == Path.cwd()
     write(tmp_path / "second", helper="")
-    assert folder_of(record) == Path.cwd()
+    assert where() == Path.cwd()
+    (tmp_path / "second" / "my_net.py").unlink()
+    assert where() == (tmp_path / "first").resolve()  # nobody has it
 
 
 def test_a_traceback_has_the_users_own_frames_only(tmp_path: Path) -> None:

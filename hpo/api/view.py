@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,8 @@ class Trial:
     in nats; a pruned trial's is its last one, and None stands where there is none. `params` are the searched values, by
     name. `curve` maps train_loss, train_accuracy, val_loss and val_accuracy to arrays [epochs]; it is empty before the
     first epoch. What the user's own objective reported is in `step` and `value`. `started` and `ended` are in UTC.
-    `reason` says why it failed.
+    `reason` says why it failed. `values` maps each of several metrics to the trial's value; it is empty where there is
+    one metric, or no value.
     """
 
     study: str
@@ -45,6 +46,7 @@ class Trial:
     ended: datetime.datetime | None
     reason: str | None
     curve: Mapping[str, NDArray[np.float64]]
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 class StudyView:
@@ -79,14 +81,28 @@ class StudyView:
 
     @property
     def best(self) -> Trial:
-        """The best completed trial. Raises HpoError where there is none."""
+        """The best completed trial, of several metrics by the first. Raises HpoError where there is none."""
         return self.top(1)[0]
 
     def top(self, n: int = 5) -> list[Trial]:
-        """Return the `n` best completed trials, best first. Raises HpoError where there is none."""
+        """Return the `n` best completed trials, best first. Raises HpoError where there is none.
+
+        Of several metrics these are trials on the Pareto front, in the order of the first metric.
+        """
         from hpo.results.trials import trial_records
 
         return [_trial(record) for record in trial_records(self._storage, self.name, n)]
+
+    @property
+    def front(self) -> list[Trial]:
+        """The trials on the Pareto front: none is as good in all metrics and better in one. Of one metric, the best.
+
+        Raises HpoError where no trial has completed.
+        """
+        from hpo.storage import summary
+        from hpo.storage.studies import MOST_TRIALS
+
+        return self.top(MOST_TRIALS if len(summary(self._storage, self.name).directions) > 1 else 1)
 
     def top_lines(self, n: int = 5) -> list[str]:
         """Return a line for each of the `n` best completed trials, as `hpo top` prints them; of any Optuna study."""
@@ -111,15 +127,17 @@ class StudyView:
 
         return stacked([trial.curve for trial in self.trials()])
 
-    def export(self, confirmed: bool = False) -> dict[str, Any]:
+    def export(self, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
         """Return the best trial as the object that `hpo export` writes, `hpo.best/2`.
 
         `config` in it is a study of that trial alone, and `hpo.replay` repeats the trial from the object's file. With
-        `confirmed` it is the winner of the confirmation, with its numbers. Raises HpoError where there is none.
+        `confirmed` it is the winner of the confirmation, with its numbers, with `trial` the completed trial of that
+        number. Of several metrics it is `hpo.front/1`, whose `front` holds such an object for each trial on the Pareto
+        front. Raises HpoError where there is no such trial.
         """
         from hpo.results.export import export
 
-        return export(self._storage, self.name, confirmed)
+        return export(self._storage, self.name, confirmed, trial)
 
     def export_text(
         self,
@@ -127,20 +145,22 @@ class StudyView:
         confirmed: bool = False,
         every: bool = False,
         top: int | None = None,
+        trial: int | None = None,
         form: Literal["json", "toml", "csv"] = "json",
     ) -> str:
-        """Return what `hpo export` writes: the best trial, `every` trial or the `top` best, in that form.
+        """Return what `hpo export` writes: the best, `every` trial, the `top` best or one `trial`, in that form.
 
         Raises UsageError for what does not go together, and HpoError where there is no such trial.
         """
         from hpo.results.exporting import exported
 
-        return exported(self._storage, self.name, confirmed=confirmed, every=every, top=top, form=form)
+        return exported(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial, form=form)
 
     def plot(self, kinds: Sequence[str] = (), n: int = 20) -> dict[str, go.Figure]:
         """Return plotly's figures by kind: curves (of the `n` best trials), landscape, history and importances.
 
-        Without `kinds` these four; "activations" has to be asked for, because it needs the images. Raises UsageError
+        Without `kinds` these four, and the "front" of several metrics; "activations" has to be asked for, because it
+        needs the images. Raises UsageError
         for a kind that is none, and HpoError where no trial has ended.
         """
         from hpo.results.figures.files import figures

@@ -148,15 +148,18 @@ def export(
     top: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The N best trials, a JSON object a line.")
     ] = None,
+    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="The completed trial of that number.")] = None,
     form: Annotated[ExportFormat, typer.Option("--format", help="How it is written.")] = ExportFormat.JSON,
     storage: StorageUrl = None,
 ) -> None:
     """Write a study's best trial as JSON, or several trials.
 
-    `hpo launch` takes the file of the best back, as a study of one trial, and `hpo replay` repeats that trial.
+    `hpo launch` takes the file of one trial back, as a study of that trial, and `hpo replay` repeats it. Of several
+    metrics the Pareto front is written, each of its trials such an object.
     """
     study = hpo.load(name, storage=storage)
-    put(study.export_text(confirmed=confirmed, every=every, top=top, form=form.value), output)
+    text = study.export_text(confirmed=confirmed, every=every, top=top, trial=trial, form=form.value)
+    put(text, output)
 
 
 @app.command()
@@ -182,7 +185,9 @@ def plot(
     figure: Annotated[
         list[str] | None,
         typer.Option(
-            "--figure", metavar="KIND", help="curves, landscape, history, importances or activations; repeatable."
+            "--figure",
+            metavar="KIND",
+            help="front, curves, landscape, history, importances or activations; repeatable.",
         ),
     ] = None,
     number: Annotated[

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
 from hpo.results.confirmation import find_confirmation
-from hpo.results.export import params_of
-from hpo.results.overview import STATES
+from hpo.results.export import completed_trial, params_of
+from hpo.results.ranking import score
 from hpo.search.records import CURVE, stored_study
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Config, Study
@@ -42,33 +42,23 @@ def chosen(storage: Storage, name: str, trial: int | None = None) -> Choice:
     """
     study = stored_study(load_study(storage, name))
     if trial is not None:
-        return _choice(study, _completed(storage, name, trial), "asked for by its number")
+        return _choice(study, completed_trial(storage, name, trial), "asked for by its number")
     confirmation = find_confirmation(storage, name)
     if confirmation is not None and confirmation.winner.candidate.trial is not None:
         number = confirmation.winner.candidate.trial
         seeds = f"the winner of its confirmation over {confirmation.seeds} seeds"
-        return _choice(study, _completed(storage, name, number), seeds)
+        return _choice(study, completed_trial(storage, name, number), seeds)
     best = best_trials(storage, name, 1)
     if not best:
         raise HpoError(f"study '{name}': no finished trial yet, so there is nothing to choose; launch it to go on")
-    return _choice(study, storage.get_trial(best[0]._trial_id), "the best trial of the search, not confirmed")
-
-
-def _completed(storage: Storage, name: str, number: int) -> FrozenTrial:
-    try:
-        study_id = storage.get_study_id_from_name(name)
-        trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, number))
-    except KeyError as error:
-        raise HpoError(f"study '{name}': has no trial {number}; `hpo top` lists the best") from error
-    if trial.state != TrialState.COMPLETE:
-        raise HpoError(f"study '{name}': trial {number} is {STATES[trial.state]}; only a complete one can be chosen")
-    return trial
+    several = f", by its first metric, {study.search.first_metric}" if len(study.search.metrics) > 1 else ""
+    why = f"the best trial of the search{several}, not confirmed"
+    return _choice(study, storage.get_trial(best[0]._trial_id), why)
 
 
 def _choice(study: Study, trial: FrozenTrial, why: str) -> Choice:
     params = params_of(study, trial)
     config = study.config(params)
     best_epoch = trial.user_attrs.get("score_epoch") if study.search.score == "best" else None
-    assert trial.value is not None, "a completed trial has a value"
     trained = max(map(len, trial.system_attrs.get(CURVE, {}).values()), default=config.training.epochs)
-    return Choice(trial.number, trial.value, params, config, best_epoch or trained, why)
+    return Choice(trial.number, score(trial), params, config, best_epoch or trained, why)

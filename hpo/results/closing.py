@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import shlex
 
+from hpo.results.lookup import metrics_of
 from hpo.results.ranking import best_line, edge_warnings
 from hpo.search.events import StudyEnded
-from hpo.storage import Storage, best_trials, mask
+from hpo.storage import Storage, best_trials, mask, summary
 from hpo.studyfile import AnyStudy, Study
 
 SHOWN = 5  # best trials
@@ -21,10 +22,10 @@ def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -
     if ended is not None and ended.reason == "deleted":
         return lines
     best = best_trials(storage, study.name, SHOWN)
-    metric = study.search.metric if isinstance(study, Study) else "value"
-    lines += [best_line(rank, trial, metric) for rank, trial in enumerate(best, start=1)]
+    metrics = metrics_of(summary(storage, study.name)) if best else ()
+    lines += [best_line(rank, trial, metrics) for rank, trial in enumerate(best, start=1)]
     if best and isinstance(study, Study):
-        lines += [f"warning: {line}" for line in edge_warnings(study, best[0])]
+        lines += [f"warning: {line}" for line in edge_warnings(study, best if len(metrics) > 1 else best[:1])]
     return lines
 
 
@@ -35,7 +36,8 @@ def next_lines(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
     commands = []
     if best_trials(storage, study.name, 1):
         commands.append(f"hpo {_after(study)} {name}{where}")
-        commands.append(f"hpo export {name}{where} -o best.json")
+        file = "front.json" if len(study.search.all_minimized) > 1 else "best.json"
+        commands.append(f"hpo export {name}{where} -o {file}")
     commands.append(f"hpo dashboard{where}")
     return [f"{'next:' if number == 0 else '':6}{command}" for number, command in enumerate(commands)]
 

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
 from hpo.results.confirming import CONFIRMS, Candidate
+from hpo.results.ranking import score
 from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.search.records import stored_study, wanted
 from hpo.search.space import settings
@@ -157,8 +158,7 @@ def _runs(study: Study, candidates: Sequence[Candidate], trials: Sequence[Frozen
     found = []
     for candidate in candidates:
         own = runs.get(settings(study, candidate.params), [])
-        scores = {trial.user_attrs["seed"]: trial.value for trial in own if trial.state == TrialState.COMPLETE}
-        known = {seed: score for seed, score in scores.items() if score is not None}
+        known = {trial.user_attrs["seed"]: score(trial) for trial in own if trial.state == TrialState.COMPLETE}
         if known:
             found.append(Confirmed(candidate, known, len(own) - len(known), estimate(list(known.values()))))
     return found

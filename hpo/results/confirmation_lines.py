@@ -21,7 +21,7 @@ CORRECTED = "paired tests, Holm's correction"
 
 def confirmation_lines(found: Confirmation) -> list[str]:
     """Return the table of the configurations, best first, and what it says; nothing before the last run."""
-    metric = METRIC_LABELS[found.study.search.metric]
+    metric = METRIC_LABELS[found.study.search.first_metric]
     rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
     so_far = f", so far ({found.left} of {found.study.search.trials} runs are left)" if found.left else ", best first"
     head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds{so_far}"
@@ -91,7 +91,7 @@ def confirmation_text(found: Confirmation) -> str:
     ]
     whole = {
         "study": found.original,
-        "metric": found.study.search.metric,
+        "metric": found.study.search.first_metric,
         "left": found.left,
         "winner": confirmation_record(found) if found.left == 0 else None,
         "configurations": configurations,

@@ -16,10 +16,10 @@ from optuna.trial import FrozenTrial
 from hpo.errors import HpoError, UsageError
 from hpo.results.naming import followed
 from hpo.results.ranking import configurations
+from hpo.search.again import plan_again
 from hpo.search.launch import submit
-from hpo.search.plan import plan
 from hpo.search.points import baseline
-from hpo.search.records import DATA, RUN, check_code, check_data, kept, not_of_hpo, same_images, stored_study
+from hpo.search.records import DATA, RUN, kept, not_of_hpo, same_images, stored_study
 from hpo.search.space import Values, decode, holds, is_whole, settings
 from hpo.storage import IDENTITY, Storage, best_trials, load_study, study_names
 from hpo.storage.studies import MOST_TRIALS
@@ -67,9 +67,7 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         tree["name"] = confirming_name(name, number)
         confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
         if confirming.name not in study_names(storage):
-            planned = plan(confirming, "cpu")
-            check_data(study, planned.images, original)
-            check_code(study, planned.code, original)
+            planned = plan_again(confirming, original, "cpu")
             try:
                 submit(confirming, storage, planned=planned)
             except UsageError:

@@ -1,9 +1,10 @@
-"""A study's best trial, or the one that a confirmation found best, as one object: `hpo.best/2`.
+"""A study's best trial, another one, or the one that a confirmation found best, as one object: `hpo.best/2`.
 
 It promises that `config` is a study file in itself (launching it trains those hyperparameters once more, as a study of
 its own), that the trial can be repeated from the object alone (`hpo replay`), and that the object says which data, seed
 and versions it rests on. best.schema.json beside this module describes it, best-1.schema.json what was written before.
-The best trial of an objective of the user's own is another object: `objective_export.py` has it.
+A trial of an objective of the user's own is another object: `objective_export.py` has it. Of several metrics there is
+no one best trial: all that are on the Pareto front, each such an object, are in one more, `hpo.front/1`.
 """
 
 from __future__ import annotations
@@ -11,59 +12,82 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 import optuna
 import tomli_w
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.confirmation import find_confirmation
+from hpo.results.confirmation import Confirmation, find_confirmation
 from hpo.results.confirmation_lines import confirmation_record
+from hpo.results.lookup import metrics_of
 from hpo.results.naming import followed
 from hpo.results.objective_export import objective_record
-from hpo.results.overview import by_word
+from hpo.results.overview import STATES, by_word
+from hpo.results.ranking import score, values_of
 from hpo.results.verification import VERIFIED
 from hpo.results.versions import versions
 from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, stored_study
 from hpo.search.space import decode
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
+from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Config, ObjectiveStudy, Study
 from hpo.studyfile.models import SEARCHABLE, unused_keys
 
 VERSION = 2
 SCHEMA = f"hpo.best/{VERSION}"
+FRONT_SCHEMA = "hpo.front/1"
 SUFFIX = "-best"
 
 
-def schema(version: int = VERSION) -> dict[str, Any]:
-    """Return the JSON Schema of the export in that version."""
-    file = "best.schema.json" if version == VERSION else f"best-{version}.schema.json"
-    loaded: dict[str, Any] = json.loads(resources.files("hpo.results").joinpath(file).read_text(encoding="utf-8"))
-    return loaded
+def export(storage: Storage, name: str, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
+    """Return the export of the study of that name: of its best trial, or of its front where it has several metrics.
 
-
-def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, Any]:
-    """Return the export of the study of that name; `confirmed` for the winner of its confirmation.
-
-    That of the user's own objective is an `objective_record`.
-    Raises HpoError where no trial has finished, or the study has not been confirmed.
+    `confirmed` is for the winner of its confirmation, `trial` for the completed trial of that number. Raises HpoError
+    where no trial has finished, or not that one, or the study has not been confirmed.
     """
     found = load_study(storage, name)
+    if confirmed:
+        confirmation = find_confirmation(storage, name)
+        if confirmation is None:
+            raise HpoError(f"study {name!r}: has not been confirmed; `hpo confirm` does that")
+        winner = _trial(storage, found, confirmation.winner.candidate.trial or 0)
+        return _record(storage, found, winner, confirmation)
+    if trial is not None:
+        return _record(storage, found, completed_trial(storage, name, trial))
+    best = best_trials(storage, name, MOST_TRIALS if len(found.directions) > 1 else 1)
+    if not best:
+        raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
+    records = [_record(storage, found, storage.get_trial(each._trial_id)) for each in best]
+    return records[0] if len(found.directions) == 1 else _front(storage, found, records)
+
+
+def _front(storage: Storage, found: optuna.Study, records: list[dict[str, Any]]) -> dict[str, Any]:
+    held = summary(storage, found.study_name)
+    return {
+        "schema": FRONT_SCHEMA,
+        "study": found.study_name,
+        "metrics": list(metrics_of(held)),
+        "directions": [direction.name.lower() for direction in found.directions],
+        "trials": by_word(held.states),
+        "front": records,
+        "versions": versions(),
+        "created": _now(),
+    }
+
+
+def _record(
+    storage: Storage, found: optuna.Study, best: FrozenTrial, confirmation: Confirmation | None = None
+) -> dict[str, Any]:
+    """Return a trial as an object."""
+    name = found.study_name
     own = any_stored_study(found)
-    if isinstance(own, ObjectiveStudy) and not confirmed:
-        return objective_record(storage, own, found, _best(storage, found))
+    if isinstance(own, ObjectiveStudy):
+        return objective_record(storage, own, found, best)
     study, attrs = stored_study(found), kept(found)
-    confirmation = find_confirmation(storage, name) if confirmed else None
-    if confirmation is not None:
-        best = _trial(storage, found, confirmation.winner.candidate.trial or 0)
-    elif confirmed:
-        raise HpoError(f"study {name!r}: has not been confirmed; `hpo confirm` does that")
-    else:
-        best = _best(storage, found)
     if "seed" not in best.user_attrs:
-        raise HpoError(f"study {name!r}: trial {best.number}, its best, was not trained by hpo: nobody could repeat it")
+        raise HpoError(f"study {name!r}: trial {best.number} was not trained by hpo: nobody could repeat it")
     params = params_of(study, best)
     precision = precision_of(study.config(params), attrs[RUN]["precision"])
     curve = best.system_attrs.get(CURVE, {})
@@ -75,12 +99,13 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
         "schema": SCHEMA,
         "study": name,
         "trial": best.number,
-        "metric": study.search.metric,
-        "direction": found.direction.name.lower(),
-        "value": best.value,
+        "metric": study.search.first_metric,
+        "direction": found.directions[0].name.lower(),
+        "value": score(best),
+        **values_of(study.search.metrics, best),
         "params": params,
         "config": best_config(study, params, precision),
-        "epochs": len(curve.get(study.search.metric, ())) or study.config(params).training.epochs,
+        "epochs": len(curve.get(study.search.first_metric, ())) or study.config(params).training.epochs,
         "seed": best.user_attrs["seed"],
         "curve": curve,
         "precision": precision,
@@ -91,8 +116,20 @@ def export(storage: Storage, name: str, confirmed: bool = False) -> dict[str, An
         "data": attrs[DATA],
         **code_of_study(attrs),
         "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "created": _now(),
     }
+
+
+def completed_trial(storage: Storage, name: str, number: int) -> FrozenTrial:
+    """Return a trial of the study of that name, whole. Raises HpoError where there is none, or it has not completed."""
+    found = load_study(storage, name)
+    try:
+        trial = _trial(storage, found, number)
+    except KeyError as error:
+        raise HpoError(f"study '{name}': has no trial {number}; `hpo top` lists the best") from error
+    if trial.state != TrialState.COMPLETE:
+        raise HpoError(f"study '{name}': trial {number} is {STATES[trial.state]}; only a complete one can be chosen")
+    return trial
 
 
 def code_of_study(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,24 +166,22 @@ def precision_of(config: Config, run: str) -> str:
     return run if config.training.precision == "auto" else config.training.precision
 
 
-def export_text(storage: Storage, name: str, confirmed: bool = False, form: str = "json") -> str:
+def export_text(
+    storage: Storage, name: str, confirmed: bool = False, form: str = "json", trial: int | None = None
+) -> str:
     """Return the export of the study of that name as the text of a file, JSON or TOML."""
-    exported = export(storage, name, confirmed)
+    exported = export(storage, name, confirmed, trial)
     if form == "toml":
         return tomli_w.dumps(_without_nulls(exported))
     return json.dumps(exported, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _best(storage: Storage, found: optuna.Study) -> FrozenTrial:
-    trials = best_trials(storage, found.study_name, 1)
-    if not trials:
-        name = found.study_name
-        raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
-    return storage.get_trial(trials[0]._trial_id)  # whole
-
-
 def _trial(storage: Storage, found: optuna.Study, number: int) -> FrozenTrial:
     return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(found._study_id, number))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _without_nulls(value: Any) -> Any:

@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError, UsageError, nearest
-from hpo.results.ranking import params_line
+from hpo.results.ranking import params_line, score
 from hpo.search.records import CURVE, DATA, stored_study
 from hpo.search.space import decode, identity, settings
 from hpo.storage import REASON, Parts, Storage, load_study, study_names, summary
@@ -202,7 +202,7 @@ def _parsed(selector: str, names: Sequence[str]) -> tuple[str, int | None]:
 
 
 def _mean_score(trials: Sequence[FrozenTrial]) -> float | None:
-    scores = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    scores = [score(trial) for trial in trials if trial.state == TrialState.COMPLETE]
     return sum(scores) / len(scores) if scores else None
 
 

@@ -11,10 +11,13 @@ from typing import Any
 
 from hpo.errors import StorageError, StudyFileError
 from hpo.search.records import STUDY
-from hpo.storage import Storage, open_storage
+from hpo.storage import Storage, StudySummary, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import parse_study
 from hpo.studyfile.cases import WHEN
+
+VALUE = "value"
+"""What is scored by a metric that hpo does not know."""
 
 
 def open_existing(url: str | None) -> Storage:
@@ -39,17 +42,25 @@ def conditional_of(user_attrs: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(parameter.name for parameter in study.parameters if parameter.when is not None)
 
 
-def metric_of(user_attrs: Mapping[str, Any]) -> str | None:
-    """Return what the study optimizes, or None where hpo did not make it, or it has an objective of its own."""
-    return _said(user_attrs, "search", "metric")
+def metrics_of(study: StudySummary) -> tuple[str, ...]:
+    """Return what the study's trials are scored by, a name for each of its objectives.
+
+    Where only its user knows what its values are, they are called `value`, or `value 0`, `value 1` of several.
+    """
+    metric = _said(study.user_attrs, "search", "metric")
+    if metric is not None:
+        return (metric,) if isinstance(metric, str) else tuple(map(str, metric))
+    count = len(study.directions)
+    return (VALUE,) if count == 1 else tuple(f"{VALUE} {number}" for number in range(count))
 
 
 def objective_of(user_attrs: Mapping[str, Any]) -> str | None:
     """Return the reference to the study's own objective, or None where it has none."""
-    return _said(user_attrs, "objective")
+    said = _said(user_attrs, "objective")
+    return None if said is None else str(said)
 
 
-def _said(user_attrs: Mapping[str, Any], *keys: str) -> str | None:
+def _said(user_attrs: Mapping[str, Any], *keys: str) -> Any:
     """Return what the study's file says, or None where there is no file, or it does not say it."""
     try:
         value = json.loads(user_attrs[STUDY])
@@ -57,4 +68,4 @@ def _said(user_attrs: Mapping[str, Any], *keys: str) -> str | None:
             value = value[key]
     except (KeyError, TypeError, ValueError):
         return None
-    return str(value)
+    return value

@@ -7,6 +7,7 @@ proposed; a file that says anything else is left alone. Stores nothing, and laun
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from hpo.results.narrowing import Best, Change, best_few, changes
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.writing import write
 from hpo.search.predecessors import completed, predecessors
-from hpo.search.records import DATA, kept, stored_study
+from hpo.search.records import kept, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, own_data, parse_study, read_study
+from hpo.studyfile.messages import dotted
 from hpo.studyfile.models import LARGEST
 from hpo.studyfile.trees import replaced
 from hpo.studyfile.writing import study_text
@@ -38,7 +40,12 @@ def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposa
     """Return the study that follows the one of that name, as it is now. Raises HpoError where too little is known."""
     stored = load_study(storage, name)
     study = stored_study(stored)
-    before = predecessors(study, kept(stored)[DATA], storage)
+    if len(study.search.metrics) > 1:
+        raise HpoError(
+            f"study '{name}': has several metrics, and what is best by one is not by the others, so there is no one "
+            "place to narrow to; search again with a single metric, or with ranges of your own"
+        )
+    before = predecessors(study, kept(stored), storage)
     best = best_few(study, [*completed(storage, name), *before.trials])
     found = changes(study, best.params)
     lines = [f"{problem}; its trials are left out" for problem in before.problems]
@@ -64,7 +71,7 @@ def following(study: Study, found: Sequence[Change], name: str, start_from: Sequ
 
 def _around(study: Study, best: Best) -> str:
     minimized = study.search.minimized
-    reached = f"{METRIC_LABELS[study.search.metric]} {best.threshold:.4f} or {'less' if minimized else 'more'}"
+    reached = f"{METRIC_LABELS[study.search.first_metric]} {best.threshold:.4f} or {'less' if minimized else 'more'}"
     return f"{study.name}: around the best {len(best.params)} of {best.of} different trials ({reached})"
 
 
@@ -96,14 +103,27 @@ def write_study(proposal: Proposal, path: Path | None = None) -> Path:
 
 
 def _for_folder(study: Study, folder: Path) -> Study:
-    """Return the study as a file in that folder has to say it: it finds the user's own images from there."""
-    written, kept = study.data.dataset, study.folder.absolute()
-    own = own_data(written)
-    if own is None or folder == kept:
+    """Return the study as a file in that folder has to say it: it finds the user's own images and code from there.
+
+    Raises HpoError where the code is searched: another path would be another choice, and what is known of it lost.
+    """
+    kept, tree = study.folder.resolve(), study.resolved()
+    if folder.resolve() == kept:
         return study
-    kind, path = own
-    prefix = "" if kind == "code" else f"{kind}:"
-    tree = replaced(study.resolved(), ("data", "dataset"), f"{prefix}{kept / path}")
+
+    def moved(path: str) -> str:
+        return path if Path(path).is_absolute() else os.path.relpath(kept / path, folder.resolve()).replace(os.sep, "/")
+
+    kind, path = own_data(study.data.dataset) or ("", "")
+    if kind == "code":
+        tree = replaced(tree, ("data", "dataset"), moved(path))
+    elif kind and (kept / path).exists():  # else they were in the current folder
+        tree = replaced(tree, ("data", "dataset"), f"{kind}:{moved(path)}")
+    for place, module in study.said(("network", "module")).items():
+        if isinstance(module, dict):
+            raise HpoError(f"{dotted(place)}: is searched among files in {kept}: write the next study there with -o")
+        if module is not None:
+            tree = replaced(tree, place, moved(module))
     return parse_study(tree, study.source, folder)
 
 

@@ -7,16 +7,16 @@ objective.schema.json beside this module describes it.
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
+from hpo.results.lookup import metrics_of
 from hpo.results.overview import by_word
+from hpo.results.ranking import score, values_of
 from hpo.results.versions import versions
 from hpo.search.records import CODE, kept
 from hpo.storage import Storage, summary
@@ -26,20 +26,22 @@ SCHEMA = "hpo.objective/1"
 
 
 def objective_record(storage: Storage, study: ObjectiveStudy, found: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
-    """Return the export of a trial, the study's best."""
+    """Return the export of a trial."""
+    held = summary(storage, study.name)
     return {
         "schema": SCHEMA,
         "study": study.name,
         "trial": best.number,
-        "direction": found.direction.name.lower(),
-        "value": best.value,
+        "direction": found.directions[0].name.lower(),
+        "value": score(best),
+        **values_of(metrics_of(held), best),
         "params": best.params,
         "objective": study.objective,
         "code": kept(found)[CODE],
         "config": study.resolved(),
         "curve": reported(best),
         "user_attrs": best.user_attrs,
-        "trials": by_word(summary(storage, study.name).states),
+        "trials": by_word(held.states),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
@@ -50,10 +52,3 @@ def reported(trial: FrozenTrial) -> dict[str, list[Any]]:
     steps = sorted(trial.intermediate_values)
     values = [trial.intermediate_values[step] for step in steps]
     return {"step": steps, "value": [value if math.isfinite(value) else None for value in values]} if steps else {}
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of the export."""
-    text = resources.files("hpo.results").joinpath("objective.schema.json").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded

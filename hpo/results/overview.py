@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 from rich.cells import cell_len
 
 from hpo.data import Listing
-from hpo.results.lookup import metric_of, objective_of
-from hpo.results.ranking import METRIC_LABELS
+from hpo.results.lookup import metrics_of, objective_of
+from hpo.results.ranking import METRIC_LABELS, score_text
 from hpo.search.records import DATA
 from hpo.storage import Storage, StudySummary, summaries
 
@@ -79,5 +79,5 @@ def _dataset(user_attrs: Mapping[str, Any]) -> str:
 def _best(study: StudySummary) -> str:
     if study.best is None:
         return "-"
-    metric = metric_of(study.user_attrs) or ""
-    return f"{study.best:.4f} {METRIC_LABELS.get(metric, metric)}".rstrip()
+    metric = metrics_of(study)[0]
+    return score_text(metric, study.best) + (f" {METRIC_LABELS[metric]}" if metric in METRIC_LABELS else "")

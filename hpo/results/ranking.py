@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -18,20 +18,50 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
 from hpo.results.edges import Side, number, wider_bound
-from hpo.results.lookup import metric_of
+from hpo.results.lookup import metrics_of
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
 from hpo.studyfile import Parameter, Range, Study
 from hpo.studyfile.writing import key_text
 
-METRIC_LABELS = {"val_accuracy": "val acc", "val_loss": "val loss"}
+METRIC_LABELS = {
+    "val_accuracy": "val acc",
+    "val_loss": "val loss",
+    "parameters": "parameters",
+    "seconds_per_epoch": "s an epoch",
+}
 
 
-def best_line(rank: int, trial: FrozenTrial, metric: str = "val_accuracy") -> str:
-    """Return `Best-1 (val acc: 0.8500) | lr: 9.2616e-03, weight decay: 7.2296e-06`."""
-    head = f"Best-{rank} ({METRIC_LABELS.get(metric, metric)}: {_value(trial):.4f})"
+def best_line(rank: int, trial: FrozenTrial, metrics: Sequence[str] = ("val_accuracy",)) -> str:
+    """Return `Best-1 (val acc: 0.8500) | lr: 9.2616e-03, weight decay: 7.2296e-06`.
+
+    Of several metrics it is one of those on the Pareto front: `Front-1 (val acc: 0.8500, parameters: 25,450) | ...`.
+    """
+    head = f"{'Best' if len(metrics) == 1 else 'Front'}-{rank} ({scores_line(trial, metrics)})"
     params = params_line(trial.params, trial.distributions)
     return f"{head} | {params}" if params else head
+
+
+def scores_line(trial: FrozenTrial, metrics: Sequence[str]) -> str:
+    """Return `val acc: 0.8500, parameters: 25,450`."""
+    values = zip(metrics, trial.values, strict=True)
+    return ", ".join(f"{METRIC_LABELS.get(metric, metric)}: {score_text(metric, value)}" for metric, value in values)
+
+
+def score_text(metric: str, value: float) -> str:
+    """Return a value of a metric as it is shown."""
+    return f"{value:,.0f}" if metric == "parameters" else f"{value:.4f}"
+
+
+def values_of(metrics: Sequence[str], trial: FrozenTrial) -> dict[str, dict[str, float]]:
+    """Return what a record says of a trial besides its score: where there are several metrics, its value of each."""
+    return {"values": dict(zip(metrics, trial.values or (), strict=False))} if len(metrics) > 1 else {}
+
+
+def score(trial: FrozenTrial) -> float:
+    """Return the score of a trial that has one: what the first metric says of it."""
+    assert trial.values is not None
+    return float(trial.values[0])
 
 
 def params_line(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> str:
@@ -42,15 +72,12 @@ def params_line(params: Mapping[str, Any], distributions: Mapping[str, BaseDistr
 
 
 def top_lines(storage: Storage, name: str, n: int) -> list[str]:
-    """Return a line for each of the `n` best trials of the study of that name."""
+    """Return a line for each of the `n` best trials of the study of that name; see `best_trials`."""
     study = summary(storage, name)
-    if len(study.directions) != 1:
-        raise HpoError(f"study {name!r}: has several objectives, so its trials have no one order")
     trials = best_trials(storage, name, n)
     if not trials:
         raise HpoError(f"study {name!r}: no finished trial yet; launch it to go on")
-    metric = metric_of(study.user_attrs) or "value"
-    return [best_line(rank, trial, metric) for rank, trial in enumerate(trials, start=1)]
+    return [best_line(rank, trial, metrics_of(study)) for rank, trial in enumerate(trials, start=1)]
 
 
 @dataclass(frozen=True)
@@ -66,30 +93,27 @@ def configurations(study: Study, trials: Iterable[FrozenTrial]) -> list[Configur
     """Return the configurations of the trials that have a finite value, the best mean first."""
     runs: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        if trial.values is not None and math.isfinite(_value(trial)):
+        if trial.values is not None and math.isfinite(score(trial)):
             runs.setdefault(settings(study, trial.params), []).append(trial)
-    found = [Configuration(same[0].params, tuple(same), fmean(map(_value, same))) for same in runs.values()]
+    found = [Configuration(same[0].params, tuple(same), fmean(map(score, same))) for same in runs.values()]
     return sorted(found, key=lambda each: each.mean if study.search.minimized else -each.mean)
 
 
-def edge_warnings(study: Study, best: FrozenTrial) -> list[str]:
-    """Return a line for each searched range at whose edge the best trial lies, with the option that widens it.
+def edge_warnings(study: Study, best: Sequence[FrozenTrial]) -> list[str]:
+    """Return a line for each searched range at one edge of which all the best lie, with the option that widens it.
 
-    An edge that the study file cannot move (a dropout rate of 0, a whole number of 1) is no reason to warn.
+    The best are one trial, or those on the front of several metrics. An edge that the study file cannot move (a dropout
+    rate of 0, a whole number of 1) is no reason to warn.
     """
     lines = []
     for parameter in study.parameters:
-        if isinstance(parameter.searched, Range) and parameter.name in best.params:
-            wider = wider_bound(study, parameter, parameter.searched, best.params)
+        if isinstance(parameter.searched, Range) and all(parameter.name in trial.params for trial in best):
+            bounds = {wider_bound(study, parameter, parameter.searched, trial.params) for trial in best}
+            wider = bounds.pop() if len(bounds) == 1 else None
             if wider is not None:
-                shown = _shown(best.params[parameter.name], best.distributions[parameter.name])
+                shown = _shown(best[0].params[parameter.name], best[0].distributions[parameter.name])
                 lines.append(_warning(parameter, parameter.searched, shown, *wider))
     return lines
-
-
-def _value(trial: FrozenTrial) -> float:
-    assert trial.value is not None  # ranked trials are finished ones
-    return trial.value
 
 
 def _shown(value: Any, distribution: BaseDistribution) -> str:

@@ -58,7 +58,7 @@ def repeat(
     found = []
     for trial in trials:
         number = trial.member.number
-        outcome = objective.run([trial.member], metric=study.search.metric, stop=stop)[number]
+        outcome = objective.run([trial.member], metric=study.search.first_metric, stop=stop)[number]
         if outcome.failed is not None:
             what = f"study '{study.name}': trial {number}"
             raise HpoError(f"{what} was stored as complete, and fails now: {outcome.failed}")
@@ -73,7 +73,7 @@ def repeat(
 
 def score_of(study: Study, curve: Curve) -> float:
     """Return a curve's score: its last value of the study's metric, or its best one, as the study says."""
-    values = curve[study.search.metric]
+    values = curve[study.search.first_metric]
     if study.search.score == "last":
         return values[-1]
     return min(values) if study.search.minimized else max(values)

@@ -106,14 +106,15 @@ def _located(study: Study, code: _Code | None, path: Path) -> Study:
     if code is None:
         raise UsageError(f"{path}: code: missing: it does not say which code its network is")
     try:
-        return replace(study, folder=found(study.references, code.model_dump(), study.folder))
+        folder = found(study.references, code.model_dump(), path.absolute().parent, study.folder)
+        return replace(study, folder=folder)
     except CodeError as error:
         raise CodeError(f"{path}: {error}") from error
 
 
 def replay_lines(found: Replay) -> list[str]:
     """Return what came of each run, and the largest difference."""
-    label = METRIC_LABELS[found.study.search.metric]
+    label = METRIC_LABELS[found.study.search.first_metric]
     lines = []
     for run in found.runs:
         line = f"{label} {run.score:.6g}, exported {run.stored:.6g}, difference {run.difference:.2g}"
@@ -126,7 +127,7 @@ def replay_text(found: Replay) -> str:
     """Return the same as a JSON object."""
     record = {
         "study": found.study.name,
-        "metric": found.study.search.metric,
+        "metric": found.study.search.first_metric,
         "runs": [
             {"score": run.score, "exported": run.stored, "difference": run.difference, "largest": dict(run.largest)}
             for run in found.runs

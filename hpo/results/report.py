@@ -21,10 +21,10 @@ from hpo.errors import HpoError
 from hpo.results.confirmation import Confirmation, find_confirmation
 from hpo.results.confirmation_lines import CONFIRMATION_HEADING, conclusions, confirmation_rows
 from hpo.results.figures.kinds import draw
-from hpo.results.figures.source import SCORES, Source, read_source
+from hpo.results.figures.source import Source, in_words, read_source
 from hpo.results.naming import file_stem
 from hpo.results.overview import states_line
-from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
 from hpo.results.sealed_result import look_lines
 from hpo.results.verification import VERIFIED, verified_lines
 from hpo.results.versions import versions
@@ -56,7 +56,7 @@ def report(storage: Storage, name: str) -> str:
     return page.from_string(text).render(
         study=study,
         quoted=shlex.quote(name),
-        label=METRIC_LABELS[study.search.metric],
+        labels=[METRIC_LABELS[metric] for metric in study.search.metrics],
         short=_short(study, held, source, confirmation),
         space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
         facts=_facts(study, held, storage),
@@ -78,10 +78,10 @@ def report(storage: Storage, name: str) -> str:
 
 
 def _short(study: Study, held: StudySummary, source: Source, confirmation: Confirmation | None) -> list[str]:
-    score = SCORES[study.search.metric]
     lines = [f"{states_line(held.states)} of {study.search.trials} trials"]
     if source.best:
-        lines.append(f"best {score} in the search: {source.best[0].value:.4f} (trial {source.best[0].number})")
+        best = source.best[0]
+        lines.append(f"best {source.score} in the search: {score(best):.4f} (trial {best.number})")
     if confirmation is not None:
         lines += conclusions(confirmation)
     return lines
@@ -106,24 +106,29 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
             if limit
             else []
         ),
-        ("scored by", f"{SCORES[search.metric]}, {WHEN[search.score]}"),
-        *([("starts from", _start(study, data, storage))] if search.start_from else []),
+        ("scored by", f"{', '.join(map(in_words, search.metrics))}, {WHEN[search.score]}"),
+        *([("starts from", _start(study, held.user_attrs, storage))] if search.start_from else []),
         ("seed", str(search.seed)),
         ("began", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
         ("precision", str(run.get("precision", study.first.training.precision))),
     ]
 
 
-def _start(study: Study, data: Mapping[str, Any], storage: Storage) -> str:
+def _start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> str:
     """Return which studies' trials the search has known from its beginning, as far as they are there today."""
-    before = predecessors(study, data, storage)
+    before = predecessors(study, attrs, storage)
     known = [f"{', '.join(before.names)} ({len(before.trials)} completed trials)"] if before.names else []
     return "; ".join([*known, *(f"left out today: {problem}" for problem in before.problems)])
 
 
 def _ranked(source: Source) -> list[tuple[str, ...]]:
     return [
-        (str(rank), str(trial.number), f"{trial.value:.4f}", params_line(trial.params, trial.distributions))
+        (
+            str(rank),
+            str(trial.number),
+            *map(score_text, source.metrics, trial.values),
+            params_line(trial.params, trial.distributions),
+        )
         for rank, trial in enumerate(source.best, start=1)
     ]
 
@@ -134,7 +139,7 @@ def _figure(figure: go.Figure) -> Markup:
 
 
 def _confirmed(found: Confirmation) -> Mapping[str, Any]:
-    metric = METRIC_LABELS[found.study.search.metric]
+    metric = METRIC_LABELS[found.study.search.first_metric]
     return {
         "heading": [cell.format(metric=metric) for cell in CONFIRMATION_HEADING],
         "rows": confirmation_rows(found),

@@ -26,8 +26,9 @@ from hpo.results.model_folder import WEIGHTS_FILE, check_free, put, sha256, writ
 from hpo.results.naming import file_stem
 from hpo.results.scores import Logs, scores
 from hpo.results.sealed_result import fill, result_of
-from hpo.search.plan import Plan, on_device, plan
-from hpo.search.records import CODE, DATA, RUN, check_code, check_data, kept, stored_study
+from hpo.search.again import plan_again
+from hpo.search.plan import Plan, on_device
+from hpo.search.records import CODE, DATA, RUN, kept, stored_study
 from hpo.storage import IDENTITY, Storage, load_study
 from hpo.storage.looks import Looking, begin_look, check_unseen, end_look, looks
 from hpo.studyfile import Study
@@ -70,11 +71,9 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
     folder = wanted.folder or _default_folder(name, len(looks(attrs)) + 1)
     check_free(folder)
     choice = chosen(storage, name, wanted.trial)
-    planned = plan(study, wanted.device)
+    planned = plan_again(study, stored, wanted.device)
     if wanted.subnetworks is not None and not _drops_out(choice, planned):
         raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout, so it has none")
-    check_data(study, planned.images, stored)
-    check_code(study, planned.code, stored)
     check_test(study.data.dataset, study.folder)
     with put(folder) as filled:
         if wanted.checkpoint:
@@ -134,7 +133,7 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
 
     objective = Objective(images, precision, say)
     member = Member(choice.trial, config, seed)
-    metric, last = study.search.metric, choice.epochs
+    metric, last = study.search.first_metric, choice.epochs
     outcomes = objective.run([member], metric=metric, stop=stop, last=last, keep=True, on_epoch=tell)
     outcome = outcomes[choice.trial]
     if outcome.state is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ from hpo.studyfile import Study
 
 SCHEMA = "hpo.test/1"
 RESULT_FILE, FIGURE_FILE = "result.json", "confusion.html"
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of the result."""
-    text = resources.files("hpo.results").joinpath("test.schema.json").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
 
 
 def result_of(
@@ -50,7 +42,7 @@ def result_of(
         "study": study.name,
         "trial": choice.trial,
         "why": choice.why,
-        "metric": study.search.metric,
+        "metric": study.search.first_metric,
         "score": choice.score,
         "params": choice.params,
         "config": best_config(study, choice.params, trained.precision),

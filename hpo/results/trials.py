@@ -9,18 +9,20 @@ import csv
 import datetime
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
 from hpo.results.export import params_of, precision_of
+from hpo.results.lookup import metrics_of
 from hpo.results.objective_export import reported
 from hpo.results.overview import STATES
+from hpo.results.ranking import score, values_of
 from hpo.search.records import CURVE, RUN, any_stored_study
 from hpo.search.space import is_whole
-from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study
+from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy
 
 SCHEMA = "hpo.trial/1"
@@ -43,10 +45,11 @@ def trial_records(storage: Storage, name: str, best: int | None = None) -> Itera
         trials = [storage.get_trial(trial._trial_id) for trial in best_trials(storage, name, best)]
     if not trials:
         raise HpoError(f"study {name!r}: no {'finished ' if best else ''}trial yet; launch it to go on")
-    return (_record(study, str(run.get("precision", "auto")), trial) for trial in trials)
+    metrics = metrics_of(summary(storage, name))
+    return (_record(study, metrics, str(run.get("precision", "auto")), trial) for trial in trials)
 
 
-def _record(study: AnyStudy, run: str, trial: FrozenTrial) -> dict[str, Any]:
+def _record(study: AnyStudy, metrics: Sequence[str], run: str, trial: FrozenTrial) -> dict[str, Any]:
     attrs = trial.system_attrs
     if isinstance(study, ObjectiveStudy):
         params, curve, precision = trial.params, reported(trial), None
@@ -58,7 +61,8 @@ def _record(study: AnyStudy, run: str, trial: FrozenTrial) -> dict[str, Any]:
         "study": study.name,
         "number": trial.number,
         "state": STATES[trial.state],
-        "value": trial.value if trial.values else None,
+        "value": score(trial) if trial.values else None,
+        **values_of(metrics, trial),
         "params": params,
         "seed": trial.user_attrs.get("seed"),
         "epochs": max(map(len, curve.values()), default=0),
@@ -80,15 +84,18 @@ def json_lines(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 def comma_separated(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield a heading and a row a record, without the curves; a list is its JSON.
 
-    A parameter that is called like one of the first columns is `params.epochs`.
+    Several metrics have a column each; a parameter that is called like another column is `params.epochs`.
     """
     rows = list(records)
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.get("values", ())))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*FIRST, *(f"params.{name}" if name in FIRST else name for name in names)])
+    taken = {*FIRST, *metrics}
+    writer.writerow([*FIRST, *metrics, *(f"params.{name}" if name in taken else name for name in names)])
     for row in rows:
-        cells = [*(row[column] for column in FIRST), *(row["params"].get(name) for name in names)]
+        scores = [row["values"].get(metric) for metric in metrics]
+        cells = [*(row[column] for column in FIRST), *scores, *(row["params"].get(name) for name in names)]
         writer.writerow([json.dumps(cell) if isinstance(cell, list | bool) else cell for cell in cells])
     yield text.getvalue()
 

@@ -15,11 +15,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.ranking import METRIC_LABELS
+from hpo.results.ranking import METRIC_LABELS, score
 from hpo.results.repeating import Repeated, Stored, repeat
 from hpo.results.versions import versions
-from hpo.search.plan import plan
-from hpo.search.records import CURVE, RUN, check_code, check_data, kept, stored_study
+from hpo.search.again import plan_again
+from hpo.search.records import CURVE, RUN, kept, stored_study
 from hpo.search.space import config_of
 from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
@@ -46,9 +46,7 @@ def verify(
     trials = _chosen(storage, name, own, count)
     if not trials:
         raise HpoError(f"study '{name}': no trial has completed, so there is nothing to verify; launch it to go on")
-    planned = plan(study, device)
-    check_data(study, planned.images, found)
-    check_code(study, planned.code, found)
+    planned = plan_again(study, found, device)
     precision = str(found.user_attrs[RUN]["precision"])
     repeated = repeat(study, planned, precision, [_stored(study, trial) for trial in trials], stop, say)
     certificate = _certificate(study, repeated, describe(planned.device), precision)
@@ -92,14 +90,14 @@ def _chosen(storage: Storage, name: str, complete: Sequence[FrozenTrial], count:
 
 def _stored(study: Study, trial: FrozenTrial) -> Stored:
     member = Member(trial.number, config_of(study, trial.params), trial.user_attrs["seed"])
-    return Stored(member, trial.value or 0.0, trial.system_attrs.get(CURVE, {}))
+    return Stored(member, score(trial), trial.system_attrs.get(CURVE, {}))
 
 
 def _certificate(study: Study, repeated: Sequence[Repeated], device: str, precision: str) -> Certificate:
     metrics = dict.fromkeys(metric for each in repeated for metric in each.largest)
     return {
         "study": study.name,
-        "metric": study.search.metric,
+        "metric": study.search.first_metric,
         "at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "device": device,
         "precision": precision if study.first.training.precision == "auto" else study.first.training.precision,

@@ -21,13 +21,13 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.pruners import HyperbandPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.mirror import STUDY, Mirror, mirrored
+from hpo.search.objectives import directions, since_best
 from hpo.search.points import points
 from hpo.search.pruners import IncrementalMedianPruner
-from hpo.search.samplers import joint_space, make_pruner, make_sampler
+from hpo.search.samplers import GENERATION, joint_space, make_pruner, make_sampler
 from hpo.search.space import (
     Values,
     belongs,
@@ -69,11 +69,10 @@ class History:
         self._joint = joint_space(study.search.sampler, groups(study, {})[0])
         before = self._numbered(before)
         self._mirror = Mirror(before)
-        direction = StudyDirection.MINIMIZE if study.search.minimized else StudyDirection.MAXIMIZE
-        self._study = optuna.create_study(study_name=study.name, direction=direction, storage=self._mirror)
+        self._study = optuna.create_study(study_name=study.name, directions=directions(study), storage=self._mirror)
         self._pruner = make_pruner(study)
         self._size = size(study)
-        self._observations = Observations(self._space, direction, len(before))
+        self._observations = Observations(self._space, self._study, len(before))
         for trial in before:
             self._observations.note(trial)
         self._outside: set[int] = set()
@@ -101,6 +100,7 @@ class History:
                 {name: snapped(parameters[name], value) for name, value in trial.params.items()},
                 self._space,
                 trial.values,
+                system_attrs=self._of_a_generation({}),
             )
             for place, trial in enumerate(inside)
         ]
@@ -121,11 +121,8 @@ class History:
         One that waits will run next, so it counts as running; one that cannot be learnt from counts as failed.
         """
         for trial in sorted(trials, key=lambda each: each.number):
-            if trial.number == self.count:
-                if belongs(self._study_file, trial.params):
-                    self._see(trial.number, trial.params)
-                else:
-                    self._outside.add(trial.number)
+            if trial.number == self.count or trial.number in self._outside:
+                self._note_place(trial)
             self.last = max(self.last, trial._trial_id)
             if trial.state.is_finished():
                 self._ids.pop(trial.number, None)
@@ -135,6 +132,14 @@ class History:
         if self._study_file.search.sampler == "qmc":  # the sequence goes on where it was
             for number in filter(self._is_drawn, range(self._drawn, self.count)):
                 self._sampled(self._mirror.get_trial(number), attempt=0)
+
+    def _note_place(self, trial: FrozenTrial) -> None:
+        """Take note of whether a trial lies inside the space, which may be known only once it is taken up."""
+        if belongs(self._study_file, trial.params):
+            self._outside.discard(trial.number)
+            self._see(trial.number, trial.params)
+        else:
+            self._outside.add(trial.number)
 
     def _put(self, trial: FrozenTrial) -> None:
         if trial.state == TrialState.FAIL or trial.number in self._outside:
@@ -148,10 +153,14 @@ class History:
                 self._space,
                 trial.values,
                 trial.intermediate_values,
-                kept_attrs(trial.system_attrs),
+                self._of_a_generation(kept_attrs(trial.system_attrs)),
             )
         )
         self._note(trial.number)
+
+    def _of_a_generation(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a trial's attributes, a generation among them for NSGA-II: what it has not chosen is of the first."""
+        return {GENERATION: 0, **attrs} if self._study_file.search.sampler == "nsga2" else dict(attrs)
 
     def _note(self, number: int) -> None:
         trial = self._mirror.get_trial(number)
@@ -162,18 +171,18 @@ class History:
     def restart(self, trials: Iterable[FrozenTrial]) -> None:
         """Take note that trials are trained from their beginning, whatever was reported of them before."""
         for trial in trials:
+            if trial.number in self._outside:
+                self._note_place(trial)
             if trial.number not in self._outside:
-                self._mirror.put(mirrored(trial.number, TrialState.RUNNING, trial.params, self._space))
+                attrs = self._of_a_generation({})
+                running = mirrored(trial.number, TrialState.RUNNING, trial.params, self._space, system_attrs=attrs)
+                self._mirror.put(running)
 
     @property
     def since_best(self) -> int:
-        """How many completed and pruned trials have higher numbers than the first that was as good as any."""
-        ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        trials = [trial for trial in ended if trial.number >= 0]
-        sign = 1.0 if self._study.direction == StudyDirection.MINIMIZE else -1.0
-        values = [(sign * (t.value or 0.0), t.number) for t in trials if t.state == TrialState.COMPLETE]
-        best = min(values, default=(0.0, -1))[1]
-        return sum(trial.number > best for trial in trials)
+        """See `since_best`; the trials of the studies that this one starts from do not count."""
+        trials = self._study.get_trials(deepcopy=False)
+        return since_best([trial for trial in trials if trial.number >= 0], self._study.directions)
 
     def exhausted(self) -> bool:
         """Return whether every different trial of a finite space has been asked for."""
@@ -197,10 +206,18 @@ class History:
             asked.append((trial.number, values))
         return asked
 
-    def ask_for(self, given: Values) -> tuple[int, Values]:
-        """Return a new trial with these values, and with the sampler's for all that they leave open."""
+    def ask_for(self, given: Values, number: int | None = None) -> tuple[int, Values]:
+        """Return a new trial with these values, and with the sampler's for all that they leave open.
+
+        Or the trial of that `number`, which has no parameters yet.
+        """
         self._read_anew()
-        trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
+        if number is None:
+            number = self._mirror.create_new_trial(STUDY)
+        else:
+            self._outside.discard(number)
+            self._mirror.put(mirrored(number, TrialState.RUNNING, {}, {}))
+        trial = self._mirror.get_trial(number)
         for attempt in range(ATTEMPTS + CHANCES):
             values = self._sampled(trial, attempt, given)
             if self._study_file.search.repeat or identity(values) not in self._seen:
@@ -218,6 +235,8 @@ class History:
         for name, value in values.items():
             internal = self._space[name].to_internal_repr(value)
             self._mirror.set_trial_param(trial._trial_id, name, internal, self._space[name])
+        for key, value in self._of_a_generation(self._mirror.get_trial(trial.number).system_attrs).items():
+            self._mirror.set_trial_system_attr(trial.number, key, value)
         self._observations.note(self._mirror.get_trial(trial.number))
 
     def stored(self, trials: Iterable[FrozenTrial]) -> None:
@@ -276,7 +295,7 @@ class History:
         jointly: dict[str, BaseDistribution],
     ) -> Values:
         """Return a sampler's values for a part of the space, those that it can choose `jointly` at once."""
-        joint = sampler.sample_relative(self._study, trial, jointly)
+        joint = sampler.sample_relative(self._study, trial, jointly) if jointly else {}
         values: Values = {}
         for parameter in self._study_file.parameters:
             if parameter.name not in group:
@@ -344,18 +363,18 @@ class History:
             for key, value in constraints.items():
                 self._mirror.set_trial_system_attr(number, key, value)
 
-    def tell(self, number: int, state: TrialState, value: float | None) -> None:
-        """Take note of how a trial ended."""
+    def tell(self, number: int, state: TrialState, values: Sequence[float]) -> None:
+        """Take note of how a trial ended, with which values."""
         self._ids.pop(number, None)
         if number not in self._outside:
-            self._mirror.set_trial_state_values(number, state, None if value is None else [value])
+            self._mirror.set_trial_state_values(number, state, values or None)
             self._note(number)
 
     def attrs(self, number: int) -> dict[str, Any]:
-        """Return what the pruner will want to know of the trial after a restart."""
+        """Return what pruner and sampler will want to know of the trial after a restart."""
         return kept_attrs(self._mirror.get_trial(number).system_attrs)
 
 
 def kept_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes worth storing: hyperband's rungs and constraints, and not CMA-ES's pickles."""
-    return {key: value for key, value in attrs.items() if key.startswith((RUNG, CONSTRAINT))}
+    """Return the attributes worth storing: rungs, constraints and generations, and not CMA-ES's pickles."""
+    return {key: value for key, value in attrs.items() if key.startswith((RUNG, CONSTRAINT, GENERATION))}

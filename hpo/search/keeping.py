@@ -10,13 +10,15 @@ what to remove after that, so that of two that end trials at the same time one s
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from hpo.search.events import Event, Note
+from hpo.search.objectives import directions
 from hpo.storage import Gate, Storage, best_trials
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder
+from hpo.storage.front import best_first, losses
 from hpo.storage.kept import FILES, file_attrs, file_id, forget_files, identity, kept_files
 from hpo.studyfile import Study
 from hpo.training.population import EpochResult
@@ -43,17 +45,17 @@ class Keeper:
         settings = study.first.training
         self.keep, self._most = settings.keep, settings.keep_trials
         self._name, self._study_id, self._storage, self._say = study.name, gate.study_id, storage, say
-        self._sign = -1.0 if study.search.metric == "val_accuracy" else 1.0
+        self._directions = directions(study)
         self._identity = identity(gate.given, study.name)
         self._path = artifact_folder(storage.location)
         self._folder = ArtifactFolder(self._path)
         self._warned = False
 
-    def among_the_best(self, scores: Mapping[int, float]) -> set[int]:
+    def among_the_best(self, scores: Mapping[int, Sequence[float]]) -> set[int]:
         """Return the trials, of those about to complete with these scores, that would be among the best."""
-        known = {trial.number: trial.value or 0.0 for trial in best_trials(self._storage, self._name, self._most)}
-        ranked = sorted((self._sign * score, number) for number, score in {**known, **scores}.items())
-        return {number for _, number in ranked[: self._most]} & scores.keys()
+        known = {trial.number: trial.values for trial in best_trials(self._storage, self._name, self._most)}
+        ranked = best_first({n: losses(values, self._directions) for n, values in {**known, **scores}.items()})
+        return set(ranked[: self._most]) & scores.keys()
 
     def write(self, number: int, checkpoint: Checkpoint) -> dict[str, Any]:
         """Write a trial's file; return the system attributes to end the trial with, none where it cannot be written."""
@@ -116,7 +118,7 @@ class Weights:
         improved = [n for n, loss in losses.items() if result.epoch == 1 or loss < self._best[n].val_loss]
         self._best |= _checkpoints(result, improved)
 
-    def write(self, result: EpochResult, scores: Mapping[int, float]) -> dict[int, dict[str, Any]]:
+    def write(self, result: EpochResult, scores: Mapping[int, Sequence[float]]) -> dict[int, dict[str, Any]]:
         """Write the files of the best of the trials that complete now; return their system attributes by number."""
         chosen = self._keeper.among_the_best(scores)
         those = self._best if self._keeper.keep == "best" else _checkpoints(result, chosen)

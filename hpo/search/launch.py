@@ -16,20 +16,18 @@ from collections.abc import Callable, Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import UnknownStudyError, UsageError
+from hpo.errors import UnknownStudyError
+from hpo.search.again import plan_again
 from hpo.search.enqueueing import asked_for, store_asked
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.own_search import OwnSearch
 from hpo.search.plan import ObjectivePlan, Plan, on_device, plan
 from hpo.search.populations import PopulationSearch
-from hpo.search.predecessors import check_start, predecessors
+from hpo.search.predecessors import check_start, count_as_alike, predecessors
 from hpo.search.records import (
     RUN,
     any_stored_study,
-    check_code,
-    check_data,
-    data_record,
     gate,
     kept,
     open_objective_study,
@@ -98,14 +96,9 @@ def join(
     study = any_stored_study(stored)
     raised = [] if raised_before is None else raised_before
     if isinstance(study, ObjectiveStudy):
-        own = plan(study, device)
-        if not changed_code:
-            check_code(study, own.code, stored)
+        own = plan_again(study, stored, device, changed_code=changed_code)
         return _begin_own(study, stored, own, storage, on_event, stop, raised)
-    planned = plan(study, device)
-    check_data(study, planned.images, stored)
-    if not changed_code:
-        check_code(study, planned.code, stored)
+    planned = plan_again(study, stored, device, changed_code=changed_code)
     return _begin(study, stored, planned, storage, on_event, stop, raised)
 
 
@@ -204,10 +197,11 @@ def _store(
 ) -> optuna.Study:
     if isinstance(study, ObjectiveStudy):
         assert isinstance(planned, ObjectivePlan)
-        if enqueue:
-            raise UsageError(f"--enqueue: only when {study.objective} runs is it known what it searches; leave it out")
+        asked = asked_for(study, enqueue, storage)
         stored = open_objective_study(study, planned.code, storage, extend, priority, changed_code)
         record_change(stored, study, planned.code, storage)
+        if asked:
+            store_asked(study, asked, (), storage, gate(study, stored))
     else:
         assert isinstance(planned, Plan)
         stored = _store_networks(study, planned, storage, extend, priority, changed_code, enqueue)
@@ -225,13 +219,15 @@ def _store_networks(
     changed_code: bool,
     enqueue: Sequence[str],
 ) -> optuna.Study:
-    check_start(study, planned.images, storage)
+    check_start(study, planned.images, planned.code, storage, changed_code)
     asked = asked_for(study, enqueue, storage)
     stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
     record_change(stored, study, planned.code, storage)
     record_place(stored, planned.images, storage)
+    if changed_code:
+        count_as_alike(study, stored, storage)
     if asked:
-        before = predecessors(study, data_record(planned.images), storage).trials
+        before = predecessors(study, kept(stored), storage).trials
         store_asked(study, asked, before, storage, gate(study, stored))
     return stored
 
@@ -255,7 +251,7 @@ def _begin(
     on_event(started(study, planned, counted(study, storage), device_name, precision))
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
-    before = _before(study, planned, storage, on_event)
+    before = _before(study, stored, storage, on_event)
     return PopulationSearch(
         study=study,
         stored=stored,
@@ -302,9 +298,9 @@ def _begin_own(
     )
 
 
-def _before(study: Study, planned: Plan, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
+def _before(study: Study, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
     """Return what is known of the studies that this one starts from; say of which nothing is."""
-    found = predecessors(study, data_record(planned.images), storage)
+    found = predecessors(study, kept(stored), storage)
     for problem in found.problems:
         on_event(Note(f"search.start_from: {problem}; the search goes on without its trials", "warning"))
     return found.trials

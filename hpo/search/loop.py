@@ -63,7 +63,7 @@ class Known(Protocol):
 
     @property
     def since_best(self) -> int:
-        """How many completed and pruned trials have higher numbers than the first that was as good as any."""
+        """How many trials have ended since the last improvement: see `hpo.search.objectives.since_best`."""
 
     def sync(self, trials: Iterable[FrozenTrial]) -> None:
         """Take over stored trials: new ones, and known ones that have ended elsewhere."""
@@ -74,8 +74,8 @@ class Known(Protocol):
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
         """Take note of what trials, by number, reached at an epoch."""
 
-    def tell(self, number: int, state: TrialState, value: float | None) -> None:
-        """Take note of how a trial ended."""
+    def tell(self, number: int, state: TrialState, values: Sequence[float]) -> None:
+        """Take note of how a trial ended, with which values."""
 
 
 @dataclass
@@ -254,7 +254,7 @@ class Search(ABC):
         numbers = self._given_away(lost)
         for number, ending in endings:
             if number not in numbers:
-                self.history.tell(number, ending.state, ending.value)
+                self.history.tell(number, ending.state, ending.values)
                 del self._running[number]
         return numbers
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import copy
 import datetime
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.history import RUNG
 from hpo.search.mirror import STUDY, Mirror
+from hpo.search.objectives import directions, since_best
 from hpo.search.samplers import own_pruner
 from hpo.studyfile import ObjectiveStudy
 
@@ -94,10 +94,12 @@ class OwnHistory:
         keep: Keep,
         report: Callable[[int, int, float], None],
     ) -> None:
-        direction = StudyDirection.MINIMIZE if study.search.minimized else StudyDirection.MAXIMIZE
         self._mirror = _Kept(keep, report)
         self.study = optuna.create_study(
-            study_name=study.name, direction=direction, storage=self._mirror, pruner=own_pruner(study.search.pruner)
+            study_name=study.name,
+            directions=directions(study),
+            storage=self._mirror,
+            pruner=own_pruner(study.search.pruner),
         )
         self._ids: dict[int, int] = {}  # of the unfinished
         self.last = -1
@@ -115,12 +117,8 @@ class OwnHistory:
 
     @property
     def since_best(self) -> int:
-        """How many completed and pruned trials have higher numbers than the first that was as good as any."""
-        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        sign = 1.0 if self.study.direction == StudyDirection.MINIMIZE else -1.0
-        values = [(sign * t.value, t.number) for t in ended if t.state == TrialState.COMPLETE and t.value is not None]
-        best = min(values, default=(0.0, -1))[1]
-        return sum(trial.number > best for trial in ended)
+        """See `hpo.search.objectives.since_best`."""
+        return since_best(self.study.get_trials(deepcopy=False), self.study.directions)
 
     def sync(self, trials: Iterable[FrozenTrial]) -> None:
         """Take over stored trials: new ones, and known ones that have ended elsewhere."""
@@ -153,8 +151,8 @@ class OwnHistory:
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
         """The trial itself has noted it."""
 
-    def tell(self, number: int, state: TrialState, value: float | None) -> None:
-        """Take note of how a trial ended."""
+    def tell(self, number: int, state: TrialState, values: Sequence[float]) -> None:
+        """Take note of how a trial ended, with which values."""
         self._ids.pop(number, None)
         if not self._mirror.get_trial(number).state.is_finished():
-            self._mirror.set_trial_state_values(number, state, None if value is None else [value])
+            self._mirror.set_trial_state_values(number, state, values or None)

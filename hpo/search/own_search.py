@@ -26,13 +26,14 @@ from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import usercode
-from hpo.errors import TrainingError
+from hpo.errors import TrainingError, nearest
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, named
 from hpo.search.own_history import OwnHistory
 from hpo.search.samplers import own_sampler
 from hpo.storage import ATTEMPTS, REASON, Ending, Parts, StudyState, set_state
 from hpo.studyfile import ObjectiveStudy
+from hpo.studyfile.messages import key_shown
 from hpo.usercode import Code
 
 Function = Callable[[optuna.Trial], Any]
@@ -84,7 +85,7 @@ class _Outcome:
     """How a trial ends."""
 
     state: TrialState
-    value: float | None = None
+    values: tuple[float, ...] = ()
     failure: _Failure | None = None
 
 
@@ -136,7 +137,7 @@ class OwnSearch(Search):
         outcome = self._outcome(number)
         ended = None if outcome is None or number not in self._running else self._end_one(number, outcome)
         states = [] if ended is None else [ended]
-        value = None if outcome is None else outcome.value
+        value = outcome.values[0] if outcome is not None and outcome.values else None
         self.on_event(
             PopulationEnded(
                 members=(number,),
@@ -161,6 +162,7 @@ class OwnSearch(Search):
             trial = OwnTrial(study, number, lambda: self._look(number, until), self._learn)
             with contextlib.redirect_stdout(sys.stderr):
                 value = self.function(trial)
+            self._look_for_what_was_asked(trial)
         except TrialPruned:
             state = TrialState.PRUNED
         except Leave as left:
@@ -185,22 +187,29 @@ class OwnSearch(Search):
         except (TypeError, ValueError) as error:  # Optuna stumbles over a text that is a number
             told, values, problem = TrialState.FAIL, None, str(error)
         if problem is None:
-            return _Outcome(told, values[0] if values else None)
+            return _Outcome(told, tuple(values or ()))
         same = None if isinstance(value, float) and math.isnan(value) else problem
-        return _Outcome(told, None, _Failure(f"returned no value: {problem.rstrip('.')}", same, again=False))
+        return _Outcome(told, (), _Failure(f"returned no value: {problem.rstrip('.')}", same, again=False))
 
     def _end_one(self, number: int, outcome: _Outcome) -> TrialState | None:
         """Store how a trial ended; return its state, None where it is tried again or was given away."""
         failure = outcome.failure
         if failure is None:
-            ending = Ending(self.trial_id(number), outcome.state, outcome.value)
+            ending = Ending(self.trial_id(number), outcome.state, outcome.values)
         else:
             if failure.again and not self.raised([number], failure.reason, failure.details):
                 return None
             kept = {ATTEMPTS: self.attempts(number, failure.reason, failure.details)}
-            ending = Ending(self.trial_id(number), TrialState.FAIL, None, {REASON: failure.reason}, kept)
+            ending = Ending(self.trial_id(number), TrialState.FAIL, (), {REASON: failure.reason}, kept)
             self.on_event(Note(f"{named([number])} failed: {failure.reason}", "warning"))
         return None if self.end([(number, ending)]) else ending.state
+
+    def _look_for_what_was_asked(self, trial: OwnTrial) -> None:
+        """Say what an enqueued trial was to have and the function has not suggested: it may have been misspelt."""
+        params = trial.params
+        for name in trial._fixed_params.keys() - params.keys():
+            text = f"{named([trial.number])}: {self.study.objective} has not suggested {key_shown(name)}"
+            self.on_event(Note(f"{text}, which was asked for{nearest(name, params)}", "warning"))
 
     def _look(self, number: int, until: float) -> None:
         """Raise Leave where the trial is not to go on."""
@@ -239,4 +248,4 @@ class OwnSearch(Search):
 
 
 def _failed(reason: str, kind: str | None = None, details: str = "") -> _Outcome:
-    return _Outcome(TrialState.FAIL, None, _Failure(reason, kind, details))
+    return _Outcome(TrialState.FAIL, (), _Failure(reason, kind, details))

@@ -80,9 +80,9 @@ def _plan(study: Study, device: str) -> Plan:
     precision = study.first.training.precision
     if where.type == "mps" and precision == "float64":
         raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
+    code = _code(study)
     images = load_split(study)
     _check_shift(study, images)
-    code = _code(study)
     config = study.first_config
     assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
     with _named(study, config):
@@ -99,10 +99,12 @@ def _plan(study: Study, device: str) -> Plan:
 
 def _code(study: Study) -> Code:
     """Return the study's code as it is now, which is imported."""
-    try:
-        return code_of(study.references, study.folder)
-    except CodeError as error:
-        raise study.error("network.module", str(error)) from error
+    for reference, key in study.references.items():
+        try:
+            code_of([reference], study.folder)
+        except CodeError as error:
+            raise study.error(key, str(error)) from error
+    return code_of(study.references, study.folder)
 
 
 @contextmanager

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import HpoError, StudyClosedError, StudyFileError
+from hpo.errors import HpoError, StudyClosedError, UsageError
+from hpo.search.enqueueing import FIXED, checked
 from hpo.search.events import TrialsFailed, TrialsLeftOut
 from hpo.search.history import CONSTRAINT, RUNG, History
 from hpo.search.keeping import Keeper
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.run import Run
+from hpo.search.samplers import GENERATION
 from hpo.search.space import config_of, distributions
 from hpo.storage import REASON, Ending, Parts
 from hpo.studyfile import Study
@@ -49,8 +51,9 @@ class PopulationSearch(Search):
     @property
     def _parts(self) -> Parts:
         """What samplers and pruners need."""
-        pruner = self.study.search.pruner
+        pruner, sampler = self.study.search.pruner, self.study.search.sampler
         wanted = [RUNG] * (pruner == "hyperband") + [CONSTRAINT] * (self._limit_of_parameters is not None)
+        wanted += [GENERATION] * (sampler == "nsga2")
         attrs = None if not wanted else wanted[0] if len(wanted) == 1 else ""
         return Parts(pruner != "none", user_attrs=False, system_attrs=attrs)
 
@@ -99,11 +102,13 @@ class PopulationSearch(Search):
         Those whose networks exceed the study's limit are no members either: they end untrained.
         """
         members, endings = [], []
-        for number, trial in self._running.items():
+        for number, trial in list(self._running.items()):
             try:
+                if FIXED in trial.system_attrs and not trial.params and not self._completed(trial):
+                    continue
                 config = config_of(self.study, trial.params)
-            except StudyFileError as error:
-                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, None, {REASON: str(error)})))
+            except UsageError as error:
+                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, (), {REASON: str(error)})))
                 continue
             members.append(Member(number, config, trial_seed(self.study, number)))
         members = self._within_limits(members)
@@ -112,6 +117,22 @@ class PopulationSearch(Search):
             if number not in lost:
                 self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
         return members
+
+    def _completed(self, trial: FrozenTrial) -> bool:
+        """Give a trial that another program has enqueued its parameters; return whether it is still this process's.
+
+        Raises UsageError where no trial of the study can have what it was asked for.
+        """
+        number, space = trial.number, distributions(self.study)
+        if self.study.search.repeats > 1:
+            raise UsageError("enqueued: does not go with search.repeats, by which trials are numbered")
+        _, values = self.history.ask_for(checked(self.study, trial.system_attrs[FIXED], "enqueued"), number)
+        params = {name: (space[name].to_internal_repr(value), space[name]) for name, value in values.items()}
+        trial.params, trial.distributions = values, {name: space[name] for name in values}
+        if self.storage.keep(trial._trial_id, params=params, user_attrs={"seed": trial_seed(self.study, number)}):
+            return True
+        self._given_away({trial._trial_id})
+        return False
 
     def _within_limits(self, members: list[Member]) -> list[Member]:
         """Return the members that are within the study's limits; end the others as Optuna's infeasible trials."""
@@ -128,7 +149,7 @@ class PopulationSearch(Search):
             if parameters > limit:
                 reason = f"{parameters:,} parameters, more than search.limits.parameters = {limit:,}"
                 trial_id = self.trial_id(member.number)
-                over[member.number] = Ending(trial_id, TrialState.PRUNED, None, {REASON: reason}, constraints)
+                over[member.number] = Ending(trial_id, TrialState.PRUNED, (), {REASON: reason}, constraints)
         lost = self.end(list(over.items()))
         if left_out := tuple(number for number in over if number not in lost):
             self.on_event(TrialsLeftOut(left_out, f"more than {limit:,} parameters (search.limits.parameters)"))

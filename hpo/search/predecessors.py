@@ -1,29 +1,48 @@
 """The studies that a study starts from (`search.start_from`), whose completed trials its sampler knows from the start.
 
 Promises: trials are taken only from studies that are comparable, as `--extend` understands it: the same images, split,
-metric and score, the same searched parameters, and everything else that is fixed the same. A new study is not stored
-unless all of them are. Later on, one that was deleted, or begun anew as something else, is left out, with the reason,
-so that workers can go on. What counts is a study's state when a process enters the search. Stores nothing.
+metric and score, the same searched parameters, everything else that is fixed the same, and networks of the same code,
+unless the user has said that other code makes no difference. A new study is not stored unless all of them are. Later
+on, one that was deleted, or begun anew as something else, is left out, with the reason, so that workers can go on. What
+counts is a study's state when a process enters the search. Looks at no file.
 """
 
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.data import Split
 from hpo.errors import HpoError, StorageError
-from hpo.search.records import DATA, FREE_TO_CHANGE, STUDY, data_record, incomparable, kept, same_images, stored_study
+from hpo.search.records import (
+    CODE,
+    DATA,
+    FREE_TO_CHANGE,
+    NO_CODE,
+    STUDY,
+    data_record,
+    incomparable,
+    kept,
+    same_images,
+    stored_study,
+)
 from hpo.storage import Parts, Storage, load_study, study_names, summaries
 from hpo.studyfile import SearchSettings, Study
+from hpo.usercode import Code, split
+
+ALIKE = "hpo:alike"
+"""The user attribute that says which other code counts as the study's own: study that it starts from -> its files."""
 
 FREE_TO_DIFFER = (
     *FREE_TO_CHANGE,
     "name",
+    "network.module",  # where its file is; what the file holds says whether it is the same
     *(f"search.{key}" for key in SearchSettings.model_fields if key not in ("metric", "score")),
 )
 """Keys in which a study may differ from those that it starts from, besides ranges and choices."""
@@ -40,12 +59,12 @@ class Predecessors:
     problems: tuple[str, ...]
 
 
-def predecessors(study: Study, data: Mapping[str, Any], storage: Storage) -> Predecessors:
-    """Return what can be learnt from the studies that this one starts from; `data` is the record of its images."""
+def predecessors(study: Study, attrs: Mapping[str, Any], storage: Storage) -> Predecessors:
+    """Return what can be learnt from the studies that this one starts from; `attrs` are its user attributes."""
     names, trials, problems = [], [], []
     for name in study.search.start_from:
         try:
-            _check_comparable(study, name, data, storage)
+            _check_comparable(study, name, attrs, storage)
             trials += completed(storage, name)
             names.append(name)
         except StorageError:
@@ -61,14 +80,18 @@ def completed(storage: Storage, name: str) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
-def check_start(study: Study, split: Split, storage: Storage) -> None:
-    """Raise StudyFileError where a study that is not stored yet cannot start from what its file says."""
+def check_start(study: Study, images: Split, code: Code, storage: Storage, changed_code: bool) -> None:
+    """Raise StudyFileError where a study that is not stored yet cannot start from what its file says.
+
+    With `changed_code` it can from networks of other code.
+    """
     if not study.search.start_from or study.name in study_names(storage):
         return
-    data = data_record(split)
+    attrs: dict[str, Any] = {DATA: data_record(images), CODE: code.record()}
     for name in study.search.start_from:
         try:
-            _check_comparable(study, name, data, storage)
+            alike = {name: _files(storage, name)} if changed_code else {}
+            _check_comparable(study, name, attrs | {ALIKE: alike}, storage)
         except StorageError:
             raise
         except HpoError as error:
@@ -77,14 +100,49 @@ def check_start(study: Study, split: Split, storage: Storage) -> None:
             raise study.error("search.start_from", f"study '{name}' itself starts from '{study.name}'")
 
 
-def _check_comparable(study: Study, name: str, data: Mapping[str, Any], storage: Storage) -> None:
+def count_as_alike(study: Study, stored: optuna.Study, storage: Storage) -> None:
+    """Keep with a study that the code of those that it starts from, as it is now, counts as its own."""
+    there = set(study.search.start_from) & set(study_names(storage))
+    alike = {name: _files(storage, name) for name in study.search.start_from if name in there}
+    if study.modules and alike != kept(stored).get(ALIKE, {}):
+        storage.change_study(stored._study_id, {ALIKE: alike})
+
+
+def _check_comparable(study: Study, name: str, attrs: Mapping[str, Any], storage: Storage) -> None:
     """Raise HpoError where nothing can be learnt from the study of that name: it is not there, or another matter."""
     stored = load_study(storage, name)
-    differences = incomparable(stored_study(stored), study, FREE_TO_DIFFER)
+    before = stored_study(stored)
+    others = f"the trials of '{name}' are not comparable with these"
+    differences = incomparable(before, study, FREE_TO_DIFFER)
     if differences:
-        raise HpoError(f"the trials of '{name}' are not comparable with these: {'; '.join(differences)}")
-    if not same_images(kept(stored)[DATA], data):
-        raise HpoError(f"the trials of '{name}' are not comparable with these: its images have another SHA-256")
+        raise HpoError(f"{others}: {'; '.join(differences)}")
+    if not same_images(kept(stored)[DATA], attrs[DATA]):
+        raise HpoError(f"{others}: its images have another SHA-256")
+    if not (study.modules and before.modules):
+        return
+    files = _files(storage, name)
+    one, other = _code(study, attrs.get(CODE, NO_CODE)["files"]), _code(before, files)
+    changed = [key for key in {**other, **one} if one.get(key) != other.get(key)]
+    if changed and attrs.get(ALIKE, {}).get(name) != files:
+        raise HpoError(
+            f"{others}: its networks were made of other code ({', '.join(changed)}); bring that back, take '{name}' "
+            "out of start_from, or say with --changed-code that it makes no difference"
+        )
+
+
+def _files(storage: Storage, name: str) -> dict[str, str]:
+    """Return the files of a stored study's code, with the SHA-256 of each."""
+    return dict(kept(load_study(storage, name)).get(CODE, NO_CODE)["files"])
+
+
+def _code(study: Study, files: Mapping[str, str]) -> dict[str, str]:
+    """Return these files of a study's code, wherever the study file is, and which of their names are its networks."""
+    top = posixpath.commonpath([posixpath.dirname(file) or "." for file in files] or ["."])
+    found = {posixpath.relpath(file, top): digest for file, digest in files.items()}
+    for module in study.modules:
+        file, name = split(module)
+        found[f"{posixpath.relpath(file, top)}:{name}"] = "a network"
+    return found
 
 
 def _ancestors(name: str, storage: Storage) -> set[str]:

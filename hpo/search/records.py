@@ -14,15 +14,16 @@ import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
-from optuna.study import StudyDirection
 
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError, UsageError
+from hpo.search.objectives import directions
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
@@ -191,7 +192,8 @@ def any_stored_study(stored: optuna.Study) -> AnyStudy:
     attrs = kept(stored)
     if not isinstance(attrs.get(STUDY), str):
         raise HpoError(f"study '{stored.study_name}' was not made by hpo: the storage has no study file for it")
-    return _parsed(attrs[STUDY], stored.study_name, _folder(attrs))
+    study = _parsed(attrs[STUDY], stored.study_name)
+    return replace(study, folder=_folder(study, attrs))
 
 
 def stored_study(stored: optuna.Study) -> Study:
@@ -205,10 +207,10 @@ def stored_study(stored: optuna.Study) -> Study:
     return study
 
 
-def _folder(attrs: Mapping[str, Any]) -> Path:
+def _folder(study: AnyStudy, attrs: Mapping[str, Any]) -> Path:
     """Return where the files that a stored study refers to are looked for."""
     if CODE in attrs:
-        return folder_of(attrs[CODE])
+        return folder_of(study.references, attrs[CODE])
     return Path(attrs.get(DATA, {}).get("folder", HERE))
 
 
@@ -235,20 +237,18 @@ def _create(
     study: AnyStudy, given: Mapping[str, Any], code: Code, storage: Storage, priority: int | None
 ) -> optuna.Study | None:
     """Return the new study, or None where another process has just made one of that name."""
-    minimized = study.search.minimized
-    direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
     try:
         attrs: dict[str, Any] = {STUDY: _text(study), **given, IDENTITY: secrets.token_hex(8)}
         attrs |= _code(code)
         attrs |= {} if priority is None else {PRIORITY: priority}
-        storage.create_study(study.name, direction, attrs)
+        storage.create_study(study.name, directions(study), attrs)
     except DuplicatedStudyError:
         return None
     stored = load_study(storage, study.name)
     if isinstance(study, Study):  # what an objective's value is called, only its user knows
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            stored.set_metric_names([study.search.metric])
+            stored.set_metric_names(list(study.search.metrics))
     _note(stored, study)
     return stored
 
@@ -257,8 +257,8 @@ def _code(code: Code) -> dict[str, Any]:
     return {CODE: code.record()} if code.files else {}
 
 
-def _parsed(text: str, name: str, folder: Path = HERE) -> AnyStudy:
-    return parse_any_study(json.loads(text), f"study '{name}'", folder)
+def _parsed(text: str, name: str) -> AnyStudy:
+    return parse_any_study(json.loads(text), f"study '{name}'")
 
 
 def _text(study: AnyStudy) -> str:

@@ -6,6 +6,7 @@ from the next epoch on; whatever the training raises ends here, as the members' 
 
 from __future__ import annotations
 
+import statistics
 import time
 import traceback
 from collections import defaultdict
@@ -19,6 +20,7 @@ from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStart
 from hpo.search.keeping import Weights
 from hpo.search.records import CURVE, Curve
 from hpo.storage import ATTEMPTS, REASON, Ending
+from hpo.studyfile.models import is_minimized
 from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
@@ -33,13 +35,16 @@ class Run:
 
     def __init__(self, search: PopulationSearch, members: list[Member]) -> None:
         self._search, self._members = search, members
-        self._metric = search.study.search.metric
+        self._metrics = search.study.search.metrics
+        self._metric = search.study.search.first_metric
         self._epochs = members[0].config.training.epochs
+        self._configs = {member.number: member.config for member in members}
         self._patience = {member.number: member.config.training.patience for member in members}
         self._curves: dict[int, Curve] = {}
         self._states: list[TrialState] = []
         self._gone: set[int] = set()
         self._scores: list[float] = []
+        self._shares: dict[int, list[float]] = defaultdict(list)  # of its population's time, in seconds an epoch
         self._error: str | None = None
         self.said = ""
         self._weights = None if search.keeper is None else Weights(search.keeper)
@@ -64,7 +69,7 @@ class Run:
                 completed=self._states.count(TrialState.COMPLETE),
                 pruned=self._states.count(TrialState.PRUNED),
                 failed=self._states.count(TrialState.FAIL),
-                best=self._best(self._scores),
+                best=self._best(self._scores) if self._scores else None,
                 seconds=time.perf_counter() - start,
             )
         )
@@ -72,8 +77,11 @@ class Run:
 
     def _advance(self, train_epoch: Callable[[], EpochResult]) -> EpochResult | None:
         """Train an epoch; return None where there is none left, or none can be trained."""
+        start = time.perf_counter()
         try:
-            return train_epoch()
+            result = train_epoch()
+            self._note_time(result, time.perf_counter() - start)
+            return result
         except StopIteration:
             return None
         except HpoError as error:  # this shape cannot be trained; others can
@@ -85,6 +93,13 @@ class Run:
             self.said, details = self._told(error)
             self._raised(self.said, details)
         return None
+
+    def _note_time(self, result: EpochResult, seconds: float) -> None:
+        trained = [*result.metrics, *result.failed]
+        for number in trained:
+            if result.epoch == 1:  # a population that had to be made smaller begins again
+                self._shares[number] = []
+            self._shares[number].append(seconds / len(trained))
 
     def _kind(self, error: Exception) -> str:
         """Return what errors of one kind have in common."""
@@ -123,10 +138,11 @@ class Run:
         # A population that had to be made smaller trains those that have ended once more, for an epoch.
         failed = {number: reason for number, reason in result.failed.items() if number not in self._gone}
         endings = [(number, self._failure(number, reason)) for number, reason in failed.items()]
-        endings += [(number, self._ending(number, TrialState.PRUNED)) for number in sorted(pruned)]
+        endings += [(number, self._pruned(number)) for number in sorted(pruned)]
         endings += self._completed(result, done) if done else []
         self._end(endings)
-        best = self._best([*self._scores, *(self._score(number) for number in scores)])
+        reached = [*self._scores, *(self._score(number) for number in scores)]
+        best = self._best(reached) if reached else None
         search.on_event(EpochEnded(epoch, self._epochs, len(self._left), best))
 
     def _has_ended(self, epoch: int, number: int) -> bool:
@@ -137,31 +153,57 @@ class Run:
 
     def _completed(self, result: EpochResult, numbers: Iterable[int]) -> list[tuple[int, Ending]]:
         """Return the endings of trials that complete, with the names of the files of those whose weights are kept."""
-        scores = {number: self._score(number) for number in numbers}
-        self._scores += scores.values()
-        files = {} if self._weights is None else self._weights.write(result, scores)
-        return [(number, self._ending(number, TrialState.COMPLETE, files.get(number))) for number in scores]
+        values = {number: self._values(number) for number in numbers}
+        self._scores += [scores[0] for scores in values.values()]
+        files = {} if self._weights is None else self._weights.write(result, values)
+        return [(number, self._complete(number, values[number], files.get(number))) for number in values]
 
-    def _ending(self, number: int, state: TrialState, files: dict[str, Any] | None = None) -> Ending:
-        """Return a completed trial's ending with its score, or a pruned one's with its last value, as Optuna does."""
-        curve = self._curves[number]
-        values = curve[self._metric]
-        score, attrs = values[-1], {}
-        if state == TrialState.COMPLETE:
-            score = self._score(number)
-            if self._search.study.search.score == "best":
-                attrs = {"score_epoch": values.index(score) + 1}
-        system_attrs = {CURVE: dict(curve), **self._search.history.attrs(number), **(files or {})}
-        return Ending(self._search.trial_id(number), state, score, attrs, system_attrs)
+    def _complete(self, number: int, values: tuple[float, ...], files: dict[str, Any] | None) -> Ending:
+        scored_by_best = self._search.study.search.score == "best"
+        attrs = {"score_epoch": self._score_epoch(number)} if scored_by_best else {}
+        return self._ending(number, TrialState.COMPLETE, values, attrs, files)
+
+    def _pruned(self, number: int) -> Ending:
+        """Return a pruned trial's ending, with its last value, as Optuna does."""
+        return self._ending(number, TrialState.PRUNED, (self._curves[number][self._metric][-1],))
+
+    def _ending(
+        self,
+        number: int,
+        state: TrialState,
+        values: tuple[float, ...],
+        attrs: dict[str, Any] | None = None,
+        files: dict[str, Any] | None = None,
+    ) -> Ending:
+        kept = {CURVE: dict(self._curves[number]), **self._search.history.attrs(number), **(files or {})}
+        return Ending(self._search.trial_id(number), state, values, attrs or {}, kept)
+
+    def _score_epoch(self, number: int) -> int:
+        """Return the epoch that a member would be scored by if it ended now."""
+        values = self._curves[number][self._metric]
+        return values.index(self._best(values)) + 1 if self._search.study.search.score == "best" else len(values)
 
     def _score(self, number: int) -> float:
         """Return the score that a member would have if it ended now."""
-        values = self._curves[number][self._metric]
-        return (self._best(values) or 0.0) if self._search.study.search.score == "best" else values[-1]
+        return self._curves[number][self._metric][self._score_epoch(number) - 1]
+
+    def _values(self, number: int) -> tuple[float, ...]:
+        """Return what a member would have for each metric if it ended now."""
+        return tuple(self._value(number, metric) for metric in self._metrics)
+
+    def _value(self, number: int, metric: str) -> float:
+        match metric:
+            case "parameters":
+                return float(self._search.objective.parameters(self._configs[number]))
+            case "seconds_per_epoch":  # the first epoch also builds what the others use
+                shares = self._shares[number]
+                return statistics.median(shares[1:] or shares)
+            case _:
+                return self._curves[number][metric][self._score_epoch(number) - 1]
 
     def _failure(self, number: int, reason: str) -> Ending:
         attrs = {CURVE: dict(self._curves.get(number, {}))}
-        return Ending(self._search.trial_id(number), TrialState.FAIL, None, {REASON: reason}, attrs)
+        return Ending(self._search.trial_id(number), TrialState.FAIL, (), {REASON: reason}, attrs)
 
     def _raised(self, reason: str, details: str) -> None:
         """Try the members that are left again, or fail them."""
@@ -176,7 +218,7 @@ class Run:
             ending = self._failure(number, reason)
             if details:
                 kept = {**ending.system_attrs, ATTEMPTS: self._search.attempts(number, reason, details)}
-                ending = Ending(ending.trial_id, ending.state, None, ending.user_attrs, kept)
+                ending = Ending(ending.trial_id, ending.state, (), ending.user_attrs, kept)
             endings.append((number, ending))
         if endings:
             own = f"\n{details.rstrip()}" if details and self._search.study.references else ""
@@ -190,5 +232,5 @@ class Run:
         if self._weights is not None:
             self._weights.ended({number for number, _ in endings} - lost)
 
-    def _best(self, values: Iterable[float]) -> float | None:
-        return (min if self._metric == "val_loss" else max)(values, default=None)
+    def _best(self, values: Iterable[float]) -> float:
+        return (min if is_minimized(self._metric) else max)(values)

@@ -13,7 +13,15 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.search.points import check_points
@@ -24,6 +32,9 @@ from hpo.studyfile import Study
 from hpo.studyfile.searched import candidates
 from hpo.training.randomness import derive_seed
 
+GENERATION = "NSGAIISampler:generation"
+"""The attribute in which NSGA-II keeps which generation a trial is of."""
+
 ENOUGH_TO_START_FROM = 10
 """Completed trials that CMA-ES wants before it starts where they were good and not in the middle."""
 
@@ -32,9 +43,19 @@ def check_search(study: Study) -> None:
     """Raise StudyFileError for what no study file's model can know: the samplers' own limits, and Optuna's."""
     check_space(study)
     check_points(study)
+    if len(study.search.metrics) > 1:
+        _check_several(study)
     if study.search.sampler == "cmaes" and len(joint_space("cmaes", groups(study, {})[0])) < 2:
         needs = "cmaes needs two searched numbers or more that every trial has; use tpe, gp or random"
         raise study.error("search.sampler", needs)
+
+
+def _check_several(study: Study) -> None:
+    search = study.search
+    if search.pruner != "none":
+        raise study.error("search.pruner", "no pruner judges by several metrics; use none, or a single metric")
+    if search.sampler == "cmaes":
+        raise study.error("search.sampler", "cmaes knows one metric only; use tpe, nsga2, gp, qmc, random or grid")
 
 
 def make_sampler(
@@ -57,6 +78,8 @@ def make_sampler(
                 return IncrementalTPESampler(seed, observations)
             case "gp":
                 return GPSampler(seed=seed, warn_independent_sampling=False)
+            case "nsga2":
+                return NSGAIISampler(seed=seed)
             case "cmaes":
                 # Its state is a pickle, which stays in this process: after a restart it starts from the trials instead.
                 complete = [_part(trial, joint) for trial in earlier if trial.state == TrialState.COMPLETE]
@@ -108,6 +131,8 @@ def own_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
                 return TPESampler(seed=seed)
             case "gp":
                 return GPSampler(seed=seed, warn_independent_sampling=False)
+            case "nsga2":
+                return NSGAIISampler(seed=seed)
             case "cmaes":
                 return CmaEsSampler(seed=seed, warn_independent_sampling=False)
             case "qmc":

@@ -15,7 +15,7 @@ from hpo.errors import HpoError
 from hpo.results.closing import outcome_line
 from hpo.results.next_study import Proposal, propose
 from hpo.results.progress import QuietProgress
-from hpo.results.ranking import METRIC_LABELS
+from hpo.results.ranking import METRIC_LABELS, score
 from hpo.search.events import StudyEnded
 from hpo.search.records import stored_study
 from hpo.service.launching import launch
@@ -68,8 +68,8 @@ def run_rounds(
 
 def compared(storage: Storage, study: Study, before: str) -> str:
     """Return a line that says how much better the best of a round is than the best of the one before."""
-    label = METRIC_LABELS[study.search.metric]
-    best, old = (next((trial.value for trial in best_trials(storage, name, 1)), None) for name in (study.name, before))
+    label = METRIC_LABELS[study.search.first_metric]
+    best, old = (next((score(trial) for trial in best_trials(storage, name, 1)), None) for name in (study.name, before))
     if best is None or old is None:
         return f"{study.name}: no completed trial, so there is nothing to compare with {before}"
     gain = old - best if study.search.minimized else best - old

@@ -57,20 +57,20 @@ WHOLE = Parts()
 
 @dataclass(frozen=True)
 class Ending:
-    """How a trial ends. A completed trial has a value; no trial's value is NaN, which Optuna cannot read back."""
+    """How a trial ends. A completed one has a value for each objective; none is NaN, which Optuna cannot read back."""
 
     trial_id: int
     state: TrialState
-    value: float | None = None
+    values: tuple[float, ...] = ()
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
     system_attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.state.is_finished():
             raise ValueError(f"trial {self.trial_id}: {self.state.name} is not the end of a trial")
-        if self.state == TrialState.COMPLETE and self.value is None:
+        if self.state == TrialState.COMPLETE and not self.values:
             raise ValueError(f"trial {self.trial_id}: a completed trial needs a value")
-        if self.value is not None and math.isnan(self.value):
+        if any(map(math.isnan, self.values)):
             raise ValueError(f"trial {self.trial_id}: a value cannot be NaN")
 
 

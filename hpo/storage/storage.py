@@ -120,8 +120,11 @@ class Storage(RDBStorage):
         """Name the device on which this process trains; those that claimed trials before do not change."""
         self.worker = replace(self.worker, device=device)
 
-    def create_study(self, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]) -> int:
-        """Store a new study with its attributes and return its id; raise DuplicatedStudyError where there is one."""
+    def create_study(self, name: str, directions: Sequence[StudyDirection], user_attrs: Mapping[str, Any]) -> int:
+        """Store a new study with its attributes and return its id; raise DuplicatedStudyError where there is one.
+
+        It has an objective for each of the directions.
+        """
         made: list[int] = []
 
         def work(connection: Connection, uncertain: bool) -> int:
@@ -133,8 +136,11 @@ class Storage(RDBStorage):
                     return there
                 raise DuplicatedStudyError(f"a study named {name!r} exists")
             made.append(study_id)
-            objective = {"study_id": study_id, "objective": 0, "direction": direction}
-            connection.execute(sa.insert(DIRECTIONS).values(objective))
+            objectives = [
+                {"study_id": study_id, "objective": number, "direction": direction}
+                for number, direction in enumerate(directions)
+            ]
+            connection.execute(sa.insert(DIRECTIONS), objectives)
             _set_study_attrs(connection, study_id, user_attrs)
             return study_id
 
@@ -290,7 +296,9 @@ class Storage(RDBStorage):
         def work(connection: Connection, uncertain: bool) -> set[int]:
             ours = held(connection, claims)
             kept = [ending for ending in endings if ending.trial_id in ours]
-            upsert(connection, VALUES, [value_row(e.trial_id, 0, e.value) for e in kept if e.value is not None])
+            upsert(
+                connection, VALUES, [value_row(e.trial_id, n, value) for e in kept for n, value in enumerate(e.values)]
+            )
             upsert(connection, USER_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.user_attrs)])
             upsert(connection, SYSTEM_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.system_attrs)])
             for state in TrialState:

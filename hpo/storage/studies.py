@@ -1,8 +1,8 @@
 """Studies by name: what each holds at a glance, the best of its trials, and one of them as an Optuna study.
 
 Counting and ranking are the database's work: a few queries for all studies, which read no learning curve and no trial
-but those asked for. What one call returns is of one moment. The study returned by `load_study` reads
-through Optuna's cache: what has finished is read once, what is new or unfinished each time.
+but those asked for; of several objectives, the values. What one call returns is of one moment. The study returned by
+`load_study` reads through Optuna's cache: what has finished is read once, what is new or unfinished each time.
 Knows nothing of what hpo keeps with a study.
 """
 
@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import UnknownStudyError, nearest
+from hpo.storage.front import best_first, losses
 from hpo.storage.queue import STATE, StudyState
 from hpo.storage.retry import consult
 from hpo.storage.rows import (
@@ -43,20 +44,18 @@ from hpo.storage.storage import Storage
 # More trials than their ids can tell apart; a database refuses a limit that is much higher.
 MOST_TRIALS = 2**31 - 1
 RANKED = Parts(curves=False, system_attrs=None)
-# A trial's value, where it has one that can be ranked: infinity is kept without a number.
-FINITE = (
-    (VALUES.c.trial_id == TRIALS.c.trial_id)
-    & (VALUES.c.objective == 0)
-    & (VALUES.c.value_type == TrialValueModel.TrialValueType.FINITE)
-)
+# Values that can be ranked: infinity is kept without a number.
+ANY_FINITE = (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.value_type == TrialValueModel.TrialValueType.FINITE)
+FINITE = ANY_FINITE & (VALUES.c.objective == 0)
 
 
 @dataclass(frozen=True)
 class StudySummary:
     """What a study holds at a glance.
 
-    `states` counts the trials in each state that occurs. `best` is the best finite value of a completed trial, None
-    where there is none or several objectives leave no one order. `last_activity` is when a trial last started or ended.
+    `states` counts the trials in each state that occurs. `best` is the best finite value of a completed trial, that of
+    the first objective where there are several, None where there is none. `last_activity` is when a trial last started
+    or ended.
     """
 
     study_id: int
@@ -132,27 +131,54 @@ def last_epochs(storage: Storage, trial_ids: Sequence[int]) -> dict[int, int]:
 def best_trials(storage: Storage, name: str, n: int) -> list[FrozenTrial]:
     """Return the `n` best completed trials of the study of that name, best first, without curves and system attributes.
 
-    Equal values keep the order of the trials' numbers; an infinite value is not ranked. A study with several objectives
-    has no best trials.
+    Equal values keep the order of the trials' numbers; an infinite value is not ranked. Of several objectives the best
+    are those on the Pareto front: no other trial is as good as one of them in all and better in one. The first
+    objective gives their order.
     """
     study = STUDIES.c.study_name == name
 
     def work(connection: Connection) -> list[FrozenTrial] | None:
-        directions = connection.execute(sa.select(DIRECTIONS.c.direction).join(STUDIES).where(study)).scalars().all()
+        of_study = sa.select(DIRECTIONS.c.direction).join(STUDIES).where(study).order_by(DIRECTIONS.c.objective)
+        directions = connection.execute(of_study).scalars().all()
         if len(directions) == 1:
-            value = VALUES.c.value.desc() if directions[0] == StudyDirection.MAXIMIZE else VALUES.c.value
-            of_study = sa.select(TRIALS.c.trial_id).select_from(TRIALS.join(STUDIES).join(VALUES, FINITE)).where(study)
-            ranked = of_study.where(TRIALS.c.state == TrialState.COMPLETE).order_by(value, TRIALS.c.number)
-            ranked = ranked.limit(min(n, MOST_TRIALS))
-            # Not by ids: there may be more of them than a database takes as parameters.
-            found = {trial._trial_id: trial for trial in read_trials(connection, TRIALS.c.trial_id.in_(ranked), RANKED)}
-            return [found[trial_id] for trial_id in connection.execute(ranked).scalars()]
-        return [] if directions else None
+            return _ranked(connection, study, directions[0], n)
+        return _front(connection, study, directions, n) if directions else None
 
     best = consult(storage.engine, work)
     if best is None:
         raise _unknown(storage, name)
     return best
+
+
+def _ranked(
+    connection: Connection, study: sa.ColumnElement[bool], direction: StudyDirection, n: int
+) -> list[FrozenTrial]:
+    value = VALUES.c.value.desc() if direction == StudyDirection.MAXIMIZE else VALUES.c.value
+    of_study = sa.select(TRIALS.c.trial_id).select_from(TRIALS.join(STUDIES).join(VALUES, FINITE)).where(study)
+    ranked = of_study.where(TRIALS.c.state == TrialState.COMPLETE).order_by(value, TRIALS.c.number)
+    ranked = ranked.limit(min(n, MOST_TRIALS))
+    # Not by ids: there may be more of them than a database takes as parameters.
+    found = {trial._trial_id: trial for trial in read_trials(connection, TRIALS.c.trial_id.in_(ranked), RANKED)}
+    return [found[trial_id] for trial_id in connection.execute(ranked).scalars()]
+
+
+def _front(
+    connection: Connection, study: sa.ColumnElement[bool], directions: Sequence[StudyDirection], n: int
+) -> list[FrozenTrial]:
+    rows = sa.select(TRIALS.c.trial_id, VALUES.c.value)
+    rows = rows.select_from(TRIALS.join(STUDIES).join(VALUES, ANY_FINITE)).where(study)
+    values: defaultdict[int, list[float]] = defaultdict(list)
+    complete = rows.where(TRIALS.c.state == TrialState.COMPLETE).order_by(VALUES.c.objective)
+    for trial_id, value in connection.execute(complete):
+        values[trial_id].append(value)
+    whole = {trial_id: found for trial_id, found in values.items() if len(found) == len(directions)}
+    # Ids grow with numbers.
+    ids = best_first({trial_id: losses(found, directions) for trial_id, found in whole.items()})[:n]
+    found: dict[int, FrozenTrial] = {}
+    for start in range(0, len(ids), IDS_A_QUERY):
+        of_these = TRIALS.c.trial_id.in_(ids[start : start + IDS_A_QUERY])
+        found |= {trial._trial_id: trial for trial in read_trials(connection, of_these, RANKED)}
+    return [found[trial_id] for trial_id in ids]
 
 
 def load_study(storage: Storage, name: str) -> optuna.Study:
@@ -205,7 +231,7 @@ def _totals(study_ids: sa.Select[tuple[int]]) -> sa.Select[Any]:
 
 
 def _best(directions: Sequence[StudyDirection], complete: sa.Row[Any] | None) -> float | None:
-    if len(directions) != 1 or complete is None:
+    if not directions or complete is None:
         return None
     value: float | None = complete.highest if directions[0] == StudyDirection.MAXIMIZE else complete.lowest
     return value

@@ -266,13 +266,27 @@ class LimitSettings(Settings):
     parameters: Positive | None = None
 
 
+ON_VALIDATION = ("val_accuracy", "val_loss")
+"""The metrics that an epoch has, of the validation split."""
+
+
+def is_minimized(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric != "val_accuracy"
+
+
 class SearchSettings(Settings):
     """`[search]`: how many trials, chosen and judged how."""
 
     trials: Positive
-    sampler: Literal["random", "tpe", "gp", "cmaes", "qmc", "grid"] = "tpe"
+    sampler: Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"] = "tpe"
     pruner: Literal["none", "median", "hyperband"] = "none"
-    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    metric: Annotated[
+        Annotated[Literal["val_accuracy", "val_loss"], Tag("word")]
+        | Annotated[list[Literal["val_accuracy", "val_loss", "parameters", "seconds_per_epoch"]], Tag("list")],
+        Discriminator(lambda value: "list" if isinstance(value, list) else "word"),
+        Field(description="val_accuracy, val_loss, or a list of several, also of parameters and seconds_per_epoch"),
+    ] = "val_accuracy"
     score: Literal["last", "best"] = "last"
     population: Annotated[
         Annotated[Literal["auto"], Tag("word")] | Annotated[Positive, Tag("number")],
@@ -297,10 +311,35 @@ class SearchSettings(Settings):
             raise ValueError("must not name a study twice")
         return start_from
 
+    @field_validator("metric")
+    @classmethod
+    def _several_or_one(cls, metric: str | list[str]) -> str | list[str]:
+        if isinstance(metric, list):
+            if len(metric) < 2 or len(set(metric)) < len(metric):
+                raise ValueError("must name one metric, or list several different ones")
+            if metric[0] not in ON_VALIDATION:
+                raise ValueError(f"must begin with {' or '.join(ON_VALIDATION)}, by which learning curves are judged")
+        return metric
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What trials are scored by: one metric, or several, none of which counts more than another."""
+        return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
+
+    @property
+    def first_metric(self) -> str:
+        """The metric that learning curves are judged by, and in whose order trials are listed."""
+        return self.metrics[0]
+
     @property
     def minimized(self) -> bool:
-        """Whether less of the metric is better."""
-        return self.metric == "val_loss"
+        """Whether less of the first metric is better."""
+        return is_minimized(self.first_metric)
+
+    @property
+    def all_minimized(self) -> tuple[bool, ...]:
+        """The same of each metric."""
+        return tuple(map(is_minimized, self.metrics))
 
 
 class Config(Settings):

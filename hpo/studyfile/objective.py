@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 
 from hpo.errors import StudyFileError
 from hpo.studyfile.messages import dotted, faults_of, study_file_error
@@ -28,6 +28,8 @@ from hpo.studyfile.models import (
 )
 from hpo.studyfile.trees import Path, first_in_order
 
+Direction = Literal["minimize", "maximize"]
+
 KEY = "objective"
 """The key that tells such a study from one of hpo's networks."""
 
@@ -36,8 +38,12 @@ class ObjectiveSearchSettings(Settings):
     """`[search]` of an objective: how many trials, chosen and judged how; the defaults are Optuna's own."""
 
     trials: Positive
-    direction: Literal["minimize", "maximize"] = "minimize"
-    sampler: Literal["random", "tpe", "gp", "cmaes", "qmc"] = "tpe"
+    direction: Annotated[
+        Annotated[Direction, Tag("word")] | Annotated[list[Direction], Field(min_length=2), Tag("list")],
+        Discriminator(lambda value: "list" if isinstance(value, list) else "word"),
+        Field(description="minimize, maximize, or a list of one for each value that it returns"),
+    ] = "minimize"
+    sampler: Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc"] = "tpe"
     pruner: Literal["none", "median", "hyperband"] = "median"
     seed: Natural = 0
     retries: Natural = 0
@@ -45,10 +51,23 @@ class ObjectiveSearchSettings(Settings):
     timeout: AboveZero | None = None
     patience: Positive | None = None
 
+    @field_validator("sampler")
+    @classmethod
+    def _samples_for_all(cls, sampler: str, info: ValidationInfo) -> str:
+        if sampler == "cmaes" and isinstance(info.data.get("direction"), list):
+            raise ValueError("cmaes knows one direction only; use tpe, nsga2, gp, qmc or random")
+        return sampler
+
     @property
     def minimized(self) -> bool:
-        """Whether less of the value is better."""
-        return self.direction == "minimize"
+        """Whether less of the first value is better."""
+        return self.all_minimized[0]
+
+    @property
+    def all_minimized(self) -> tuple[bool, ...]:
+        """The same of each value that it returns."""
+        directions = [self.direction] if isinstance(self.direction, str) else self.direction
+        return tuple(direction == "minimize" for direction in directions)
 
 
 class ObjectiveStudySettings(Named):
@@ -81,9 +100,9 @@ class ObjectiveStudy:
         return self.settings.objective
 
     @property
-    def references(self) -> tuple[str, ...]:
-        """What the file refers to of the user's own code."""
-        return (self.objective,)
+    def references(self) -> dict[str, str]:
+        """What the file refers to of the user's own code, each with the key that says so."""
+        return {self.objective: KEY}
 
     @property
     def search(self) -> ObjectiveSearchSettings:

@@ -63,10 +63,17 @@ class Study:
         return self.first.search
 
     @property
-    def references(self) -> tuple[str, ...]:
-        """The user's own code that it refers to, such as `my_net.py:Net`, or `my_data.py:load` for its images."""
-        module, (kind, data) = self.first.network.module, own_data(self.data.dataset) or ("", "")
-        return (*([] if module is None else [module]), *([data] if kind == "code" else []))
+    def modules(self) -> tuple[str, ...]:
+        """The networks of the user's own that its trials may have, such as `my_net.py:Net`."""
+        said = [value for value in self.said(("network", "module")).values() if value is not None]
+        return tuple(each for value in said for each in (value["choices"] if isinstance(value, dict) else [value]))
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The user's own code that it refers to, its images' function among it, each with the key that says so."""
+        kind, data = own_data(self.data.dataset) or ("", "")
+        images = {data: "data.dataset"} if kind == "code" else {}
+        return images | dict.fromkeys(self.modules, "network.module")
 
     @property
     def first_config(self) -> Config:

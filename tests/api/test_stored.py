@@ -12,7 +12,7 @@ import pytest
 from tiny import tree
 
 import hpo
-from hpo.results.export import schema
+from hpo.results.schemas import schema
 from hpo.search.events import EpochEnded, Event, PopulationStarted
 from hpo.storage import open_storage
 
@@ -62,7 +62,7 @@ def test_where_a_trial_was_not_trained_its_curve_has_no_number() -> None:
 
 def test_what_is_exported_and_drawn(found: hpo.StoredStudy) -> None:
     exported = found.export()
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["trial"] == found.best.number
     assert {**json.loads(found.export_text()), "created": ""} == {**exported, "created": ""}
     assert found.export_text(every=True, form="csv").count("\n") == 7

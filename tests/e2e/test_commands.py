@@ -17,7 +17,7 @@ from command import HPO, Outcome, Running
 from optuna.distributions import FloatDistribution
 
 import hpo as package
-from hpo.results.export import schema
+from hpo.results.schemas import schema
 from hpo.storage import open_storage
 from hpo.studyfile import read_study
 
@@ -105,14 +105,14 @@ def test_export_to_stdout(hpo: Run, stored: None) -> None:
     outcome = hpo("export", "tiny")
     assert (outcome.status, outcome.err) == (0, "")
     exported = json.loads(outcome.out)
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["params"] == {"dropout": 0.25, "lr": 0.075}
 
 
 def test_export_to_a_file(hpo: Run, stored: None, folder: Path) -> None:
     assert hpo("export", "tiny", "-o", "best.json") == (0, "", "")
     exported = json.loads((folder / "best.json").read_text())
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["value"] == 0.75
 
 

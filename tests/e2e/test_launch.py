@@ -17,7 +17,7 @@ import pytest
 from command import Outcome, Running
 from optuna.trial import FrozenTrial
 
-from hpo.results.export import schema
+from hpo.results.schemas import schema
 from hpo.storage import load_study, open_storage
 
 Run = Callable[..., Outcome]
@@ -183,7 +183,7 @@ def test_the_export_is_launched_as_a_study_of_one_trial(hpo: Run) -> None:
     hpo("launch", "tiny.toml")
     assert hpo("export", "tiny", "-o", "best.json").status == 0
     exported = json.loads(Path("best.json").read_text())
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     best = max(trials("tiny"), key=lambda trial: (trial.value or 0, -trial.number))
     assert (exported["trial"], exported["value"], exported["params"]) == (best.number, best.value, best.params)
     assert exported["seed"] == best.user_attrs["seed"]
@@ -191,7 +191,7 @@ def test_the_export_is_launched_as_a_study_of_one_trial(hpo: Run) -> None:
     assert hpo("launch", "best.json").status == 0
     assert states("tiny-best") == {"COMPLETE": 1}
     again = json.loads(hpo("export", "tiny-best").out)
-    jsonschema.validate(again, schema())
+    jsonschema.validate(again, schema("best"))
     assert again["params"] == {}
     assert again["data"] == exported["data"]
     assert again["config"]["optimizer"] == exported["config"]["optimizer"]
@@ -210,7 +210,7 @@ def test_a_study_of_searched_kinds_and_lists_comes_back_whole(hpo: Run) -> None:
     )
     assert hpo("launch", "tiny.toml", *searched).status == 0
     assert hpo("export", "tiny", "-o", "best.json").status == 0
-    jsonschema.validate(json.loads(Path("best.json").read_text()), schema())
+    jsonschema.validate(json.loads(Path("best.json").read_text()), schema("best"))
     assert hpo("launch", "best.json").status == 0
     assert states("tiny-best") == {"COMPLETE": 1}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 from command import Outcome, Running
 
-from hpo.results.objective_export import schema
+from hpo.results.schemas import schema
 
 Run = Callable[..., Outcome]
 Start = Callable[..., Running]
@@ -65,7 +65,7 @@ def test_a_study_of_an_objective_is_searched_shown_exported_and_drawn(hpo: Run, 
     assert "4 complete of 4" in hpo("status", "own").out
 
     exported = json.loads(hpo("export", "own").out)
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("objective"))
     assert exported["value"] == 1 - exported["params"]["x"]
     assert exported["curve"] == {"step": [3], "value": [exported["value"]]}
     assert exported["user_attrs"] == {"seen": True}

@@ -16,7 +16,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 from tiny import sealed_digits
 
-from hpo.results.sealed_result import schema
+from hpo.results.schemas import schema
 from hpo.storage import load_study, open_storage
 from hpo.storage.looks import looks
 
@@ -36,7 +36,7 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, folder: Path)
     assert last == "folder: tiny-test"
     assert "tiny: epoch 2/2, training loss " in outcome.err
     result = json.loads((folder / "tiny-test" / "result.json").read_text())
-    jsonschema.validate(result, schema())
+    jsonschema.validate(result, schema("test"))
 
     np.save("images.npy", sealed_digits().pixels)
     outcome = hpo("predict", "tiny-test", "images.npy", "--device", "cpu")

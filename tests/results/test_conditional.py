@@ -75,7 +75,7 @@ def test_the_best_is_shown_and_exported_with_what_it_has(storage: Storage, name:
     again = parse_study(json.loads(json.dumps(exported["config"])), "")
     assert again.parameters == ()
     best = best_trials(storage, name, 1)[0]
-    assert [line for line in edge_warnings(STUDY, best) if "--set optimizer.when.kind.adam.beta1.high=" in line]
+    assert [line for line in edge_warnings(STUDY, [best]) if "--set optimizer.when.kind.adam.beta1.high=" in line]
 
 
 def test_a_table_of_trials_has_an_empty_cell_for_what_a_trial_lacks(storage: Storage, name: str) -> None:

@@ -140,7 +140,7 @@ def test_wrong_numbers_are_named() -> None:
 
 
 def test_wrong_numbers_are_put_right_as_advised(storage: Storage) -> None:
-    study_id = storage.create_study("digits", StudyDirection.MAXIMIZE, {"key": 1})
+    study_id = storage.create_study("digits", [StudyDirection.MAXIMIZE], {"key": 1})
     storage.create_trials(study_id, [create_trial(value=value) for value in (0.1, 0.2, 0.3)])
     with storage.engine.begin() as connection:
         connection.execute(sa.text("UPDATE trials SET number = 1 WHERE number = 2"))
@@ -231,7 +231,7 @@ def test_trials_with_plain_optunas_heartbeats_are_left_to_it(storage: Storage) -
 
 
 def test_fixing_a_file_that_is_damaged_waits(storage: Storage) -> None:
-    study_id = storage.create_study("digits", StudyDirection.MAXIMIZE, {})
+    study_id = storage.create_study("digits", [StudyDirection.MAXIMIZE], {})
     (trial,) = storage.create_trials(study_id, [create_trial(state=TrialState.RUNNING)])
     with storage.engine.begin() as connection:
         connection.execute(sa.text("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"))
@@ -248,7 +248,7 @@ def test_fixing_a_file_that_is_damaged_waits(storage: Storage) -> None:
 
 def test_lost_trials_of_two_studies_are_sent_back(storage: Storage) -> None:
     for name, count in (("a", 2), ("b", 3)):
-        study_id = storage.create_study(name, StudyDirection.MAXIMIZE, {})
+        study_id = storage.create_study(name, [StudyDirection.MAXIMIZE], {})
         storage.create_trials(study_id, [create_trial(state=TrialState.RUNNING) for _ in range(count)])
     with storage.engine.begin() as connection:
         connection.execute(sa.text("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"))

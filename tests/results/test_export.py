@@ -20,7 +20,8 @@ from tiny import search, study_of
 
 from hpo.errors import HpoError
 from hpo.results.confirming import confirming_study
-from hpo.results.export import export, export_text, schema
+from hpo.results.export import export, export_text
+from hpo.results.schemas import schema
 from hpo.results.verification import verify
 from hpo.results.writing import write
 from hpo.storage import Ending, Storage
@@ -44,12 +45,12 @@ def relaunched(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def test_the_schema_is_a_schema() -> None:
-    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.Draft202012Validator.check_schema(schema("best"))
 
 
 def test_an_export_keeps_to_its_schema(exported_of: Exported) -> None:
     exported = exported_of([trial(0.5), trial(0.9), trial(0.99, state=TrialState.PRUNED)])
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["schema"] == "hpo.best/2"
     assert (exported["confirmed"], exported["verified"]) == (None, None)
     assert (exported["study"], exported["trial"], exported["seed"]) == ("digits", 1, 1234)
@@ -67,7 +68,7 @@ def test_an_export_of_the_first_version_still_has_its_schema(exported_of: Export
     for key in ("curve", "confirmed", "verified"):
         del exported[key]
     del exported["config"]["search"]["limits"]
-    jsonschema.validate({**exported, "schema": "hpo.best/1"}, schema(1))
+    jsonschema.validate({**exported, "schema": "hpo.best/1"}, schema("best-1"))
 
 
 def test_what_a_confirmation_and_a_verification_add_keeps_to_the_schema(storage: Storage) -> None:
@@ -75,7 +76,7 @@ def test_what_a_confirmation_and_a_verification_add_keeps_to_the_schema(storage:
     search(confirming_study(storage, "tiny", top=2, seeds=2), storage)
     certificate = verify(storage, "tiny", 1, "cpu", threading.Event(), pytest.fail)
     exported = export(storage, "tiny", confirmed=True)
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["verified"] == certificate
     assert len(exported["confirmed"]["scores"]) == 2
     assert len(exported["curve"]["val_accuracy"]) == 1
@@ -99,7 +100,7 @@ def test_the_device_is_that_of_the_best_trial(stored: Store, storage: Storage) -
     study = stored([trial(0.5)])
     storage.works_on("cuda:1")
     (best,) = storage.create_trials(study._study_id, [trial(None, state=TrialState.RUNNING)])
-    storage.finish([Ending(best._trial_id, TrialState.COMPLETE, 0.9)])
+    storage.finish([Ending(best._trial_id, TrialState.COMPLETE, (0.9,))])
     assert export(storage, "digits")["device"] == "cuda:1"
 
 
@@ -108,16 +109,16 @@ def test_the_schema_misses_every_key(exported_of: Exported, missing: str) -> Non
     exported = exported_of([trial(0.9)])
     del exported[missing]
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(exported, schema())
+        jsonschema.validate(exported, schema("best"))
 
 
 def test_the_schema_refuses_more_and_what_is_still_searched(exported_of: Exported) -> None:
     exported = exported_of([trial(0.9)])
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**exported, "more": 1}, schema())
+        jsonschema.validate({**exported, "more": 1}, schema("best"))
     exported["config"]["optimizer"]["lr"] = {"low": 0.1, "high": 0.2}
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(exported, schema())
+        jsonschema.validate(exported, schema("best"))
 
 
 def test_the_configuration_is_a_study_of_one_trial(exported_of: Exported, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_choice_that_is_a_list_is_a_list_again(exported_of: Exported, tmp_path
         distributions={"lr": LR, "dropout": DROPOUT, "hidden": choices},
     )
     exported = exported_of([frozen], written)
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["params"]["hidden"] == [16, 16]
     assert relaunched(exported["config"], tmp_path)["network"]["hidden"] == [16, 16]
 

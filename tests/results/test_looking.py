@@ -21,8 +21,9 @@ from hpo.results import sealed
 from hpo.results.copies import copy_line
 from hpo.results.model_folder import WEIGHTS_FILE
 from hpo.results.report import report
+from hpo.results.schemas import schema
 from hpo.results.sealed import Wanted, look
-from hpo.results.sealed_result import lines, schema
+from hpo.results.sealed_result import lines
 from hpo.search.events import EpochEnded
 from hpo.search.run import CURVE
 from hpo.storage import Storage, best_trials, load_study
@@ -55,7 +56,7 @@ def searched(storage: Storage) -> Study:
 def see(storage: Storage, **wanted: Any) -> dict[str, Any]:
     """Look at the test set of the study, and check what does not depend on it."""
     result, folder = look(storage, "tiny", Wanted(device="cpu", **wanted), threading.Event(), lambda text: None)
-    jsonschema.validate(result, schema())
+    jsonschema.validate(result, schema("test"))
     assert json.loads((folder / "result.json").read_text()) == result
     assert {path.name for path in folder.iterdir()} == {"result.json", "card.json", "confusion.html", WEIGHTS_FILE}
     assert "<script" in (folder / "confusion.html").read_text()

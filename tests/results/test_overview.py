@@ -53,7 +53,7 @@ def test_a_study_without_trials_and_one_by_another_program(stored: Store, storag
     rows = [row.split()[:6] for row in studies_table(storage).splitlines()[1:]]
     assert rows[0] == ["fresh", "digits", "none", "-", "-"]
     assert rows[1][:5] == ["one", "-", "1", "complete", "2.0000"]
-    assert rows[2][:5] == ["two", "-", "1", "complete", "-"]
+    assert rows[2][:5] == ["two", "-", "1", "complete", "0.5000"]
 
 
 def test_no_studies_leave_the_heading(storage: Storage) -> None:

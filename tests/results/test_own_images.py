@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 from tiny import search, tree, trials_of
 
-from hpo.errors import DataError, HpoError
+from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export, export_text
-from hpo.results.export import schema as export_schema
 from hpo.results.model_folder import CARD_FILE
 from hpo.results.next_study import Proposal, following, write_study
 from hpo.results.predicting import predictions
 from hpo.results.replaying import replay
 from hpo.results.report import report
+from hpo.results.schemas import schema
 from hpo.results.sealed import Wanted, look
-from hpo.results.sealed_result import schema
 from hpo.search.launch import join
 from hpo.search.plan import plan
 from hpo.search.records import CODE, DATA, check_data, stored_study
@@ -70,7 +69,7 @@ def test_the_names_of_classes_travel(storage: Storage, home: Path) -> None:
     assert load_study(storage, "tiny").user_attrs[DATA]["classes"] == names
     assert "9 sealed test images" in report(storage, "tiny")
     result = see(storage)
-    jsonschema.validate(result, schema())
+    jsonschema.validate(result, schema("test"))
     assert [(each["name"], each["images"]) for each in result["test"]["classes"]] == [(name, 3) for name in names]
     assert json.loads((Path("tiny-test") / CARD_FILE).read_text())["data"]["classes"] == names
     figure = (Path("tiny-test") / "confusion.html").read_text()
@@ -93,7 +92,7 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     study = stored_study(stored)
     assert study.folder == home
     check_data(study, plan(study, "cpu").images, stored)
-    jsonschema.validate(export(storage, "tiny"), export_schema())
+    jsonschema.validate(export(storage, "tiny"), schema("best"))
     Path("best.json").write_text(export_text(storage, "tiny"))
     (run,) = replay(Path("best.json"), "cpu", threading.Event(), pytest.fail).runs
     assert run.difference == 0
@@ -102,7 +101,7 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     # What narrowing writes finds them from its own folder.
     again = following(study, [], "tiny-2", ["tiny"])
     path = write_study(Proposal(again, ()))
-    assert f'dataset = "npz:{home}/images.npz"' in path.read_text()
+    assert 'dataset = "npz:../home/images.npz"' in path.read_text()
     assert write_study(Proposal(again, ())) == path
     search(read_study(path), storage)  # its trials are those of the same images
     path = write_study(Proposal(again, ()), home / "tiny-2.toml")
@@ -145,7 +144,7 @@ def test_data_without_test_images_is_searched_and_refused_a_look(storage: Storag
     page = report(storage, "tiny")
     assert "no sealed test images" in page
     assert "This data set has no sealed test images." in page
-    jsonschema.validate(export(storage, "tiny"), export_schema())
+    jsonschema.validate(export(storage, "tiny"), schema("best"))
     with pytest.raises(DataError, match=r"images\.npz: has no sealed test images \(no arrays x_test and y_test\)$"):
         see(storage)
     assert not list(Path().iterdir())
@@ -204,3 +203,6 @@ def load(test=False):
     assert set(stored.user_attrs[CODE]["files"]) == {"my_data.py"}
     assert plan(stored_study(stored), "cpu").images.names == ("100", "a<b", "sea, lake")
     assert see(storage)["test"]["images"] == 9
+    (home / "my_data.py").write_text("x y")
+    with pytest.raises(StudyFileError, match=r"^study 'tiny': data\.dataset: my_data\.py cannot be imported: Syntax"):
+        plan(stored_study(stored), "cpu")

@@ -87,7 +87,7 @@ def test_no_two_columns_have_one_name(storage: Storage) -> None:
         ({"every": True, "top": 3}, "--all: does not go with --top"),
         ({"top": 3, "confirmed": True}, "--top: does not go with --confirmed"),
         ({"every": True, "form": "toml"}, "--format toml: holds one trial, --all asks for several"),
-        ({"confirmed": True, "form": "csv"}, "--format csv: has no place for the numbers of a confirmation"),
+        ({"confirmed": True, "form": "csv"}, "--format csv: is for several trials, --confirmed asks for one"),
     ],
 )
 def test_what_does_not_go_together(storage: Storage, options: dict[str, Any], message: str) -> None:

@@ -132,7 +132,7 @@ def test_tpe_samples_a_condition_as_optuna_does_for_a_group_of_parameters() -> N
     study = of_kinds()
     space, draw, mirror = distributions(study), random.Random(3), Mirror()
     trials = optuna.create_study(storage=mirror, direction=StudyDirection.MAXIMIZE)
-    observations = Observations(space, StudyDirection.MAXIMIZE)
+    observations = Observations(space, trials)
     for number in range(60):
         values = drawn(draw, groups(study, {})[0])
         for group in groups(study, values)[1:]:
@@ -154,7 +154,7 @@ def test_tpe_samples_a_condition_as_optuna_does_for_a_group_of_parameters() -> N
 def test_tpe_learns_a_condition_from_the_trials_that_it_holds_for() -> None:
     study = of_kinds()
     space = distributions(study)
-    observations = Observations(space, StudyDirection.MAXIMIZE)
+    observations = Observations(space, optuna.create_study(direction="maximize"))
     draw = random.Random(1)
     for number in range(120):
         beta1 = draw.uniform(0.8, 0.95)

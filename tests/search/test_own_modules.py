@@ -14,20 +14,23 @@ import pytest
 from optuna.trial import TrialState
 from tiny import LR, search, states, study_of, tree, trials_of
 
-from hpo.errors import CodeError, StudyClosedError, StudyFileError, TrainingError
+from hpo.errors import CodeError, HpoError, StudyClosedError, StudyFileError, TrainingError
 from hpo.results.confirming import confirming_study
-from hpo.results.export import export, schema
+from hpo.results.export import export
+from hpo.results.next_study import propose, write_study
 from hpo.results.predicting import predictions
 from hpo.results.replaying import replay
+from hpo.results.report import report
+from hpo.results.schemas import schema
 from hpo.results.sealed import Wanted, look
-from hpo.results.sealed_result import schema as schema_of_result
 from hpo.results.verification import verify
 from hpo.search.events import Note, PopulationStarted, StudyStarted
 from hpo.search.launch import join, launch, submit
 from hpo.search.plan import plan
+from hpo.search.predecessors import predecessors
 from hpo.search.records import CHANGES, CODE, kept, stored_study
 from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
-from hpo.studyfile import Study, parse_study
+from hpo.studyfile import Study, parse_study, read_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,6 +78,13 @@ from torch import nn
 def body(shape, width):
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width), nn.BatchNorm1d(width), nn.ReLU())
 """
+DATA = """
+from sklearn.datasets import load_digits
+
+def load(test=False):
+    x, y = load_digits(return_X_y=True)
+    return (x[150:200], y[150:200]) if test else (x[:150], y[:150])
+"""
 ARGS = {"width": 4, "dropout": {"low": 0.0, "high": 0.4}}
 
 
@@ -85,9 +95,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def own(folder: Path, name: str = "Net", args: dict[str, Any] | None = None, **changes: dict[str, Any] | str) -> Study:
+def own(folder: Path, net: str = "Net", args: dict[str, Any] | None = None, **changes: dict[str, Any] | str) -> Study:
     written = tree(**changes)
-    written["network"] = {"module": f"nets.py:{name}", "args": ARGS if args is None else args}
+    written["network"] = {"module": f"nets.py:{net}", "args": ARGS if args is None else args}
     return parse_study(written, "studies/tiny.toml", folder)
 
 
@@ -180,7 +190,7 @@ def test_hpos_own_networks_and_a_module_can_be_searched_side_by_side(folder: Pat
     trials = trials_of(storage)
     assert {trial.params["network.kind"] for trial in trials} == {"mlp", "module"}
     assert states(trials) == [TrialState.COMPLETE] * 4
-    assert study_of().references == ()
+    assert study_of().references == {}
 
 
 def edit(folder: Path) -> None:
@@ -206,6 +216,71 @@ def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Stora
     search(more, storage)  # it is the study's code now
 
 
+def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: Storage) -> None:
+    """Wherever its own file is; else it is refused, or has other code count as its own for good."""
+    search(own(folder, search={"trials": 3}), storage)
+    following = {"trials": 1, "start_from": ["tiny"]}
+    (folder / "further").mkdir()
+    written = tree(name="further", search=following)
+    written["network"] = {"module": "../nets.py:Net", "args": ARGS}
+    assert notes(search(parse_study(written, "further/further.toml", folder / "further"), storage)) == []
+
+    refused = "studies/tiny.toml: search.start_from: the trials of 'tiny' are not comparable with these: "
+    other = "its networks were made of other code ({}); bring that back, take 'tiny' out of start_from, or say with "
+    with pytest.raises(StudyFileError) as caught:
+        search(own(folder, "Branching", name="next", search=following), storage)
+    assert str(caught.value).startswith(refused + other.format("nets.py:Net, nets.py:Branching"))
+    edit(folder)
+    changed = own(folder, name="next", search=following)
+    with pytest.raises(StudyFileError) as caught:
+        search(changed, storage)
+    assert str(caught.value).startswith(refused + other.format("parts.py") + "--changed-code")
+    assert "next" not in study_names(storage)
+    assert notes(search(changed, storage, changed_code=True)) == []
+    stored = load_study(storage, "next")
+    assert predecessors(changed, kept(stored), storage).names == ("tiny",)
+    storage.change_study(load_study(storage, "tiny")._study_id, {CODE: kept(stored)[CODE] | {"files": {"nets.py": ""}}})
+    (problem,) = predecessors(changed, kept(stored), storage).problems
+    assert other.format("parts.py, nets.py") in problem or other.format("nets.py, parts.py") in problem
+
+
+def test_the_next_study_may_be_written_elsewhere(folder: Path, storage: Storage) -> None:
+    """It finds the code and the images of the one before, starts from it, and can be narrowed in turn."""
+    (folder / "my_data.py").write_text(DATA)
+    study = own(folder, data={"dataset": "my_data.py:load"}, search={"trials": 8})
+    search(study, storage)
+    there = tmp_path_of(folder, "there")
+    path = write_study(propose(storage, "tiny"), there / "next.toml")
+    assert write_study(propose(storage, "tiny"), path) == path  # it says so already
+    written = read_study(path)
+    assert written.references == {"../my_data.py:load": "data.dataset", "../nets.py:Net": "network.module"}
+    assert notes(search(written, storage)) == []
+    (folder / "narrowed").mkdir()
+    further = read_study(write_study(propose(storage, "tiny-2"), folder / "narrowed" / "further.toml"))
+    assert further.search.start_from == ["tiny-2", "tiny"]
+    assert list(plan(further, "cpu").code.files) == ["../my_data.py", "../nets.py", "../parts.py"]
+
+    either = tree(name="either", search={"trials": 8})
+    either["network"] = {"module": {"choices": ["nets.py:Net", "nets.py:Branching"]}, "args": {"width": 4}}
+    search(parse_study(either, "either.toml", folder), storage)
+    with pytest.raises(HpoError, match=r"^network\.module: is searched among files in .*: write the next study there"):
+        write_study(propose(storage, "either"), there / "either.toml")
+    assert read_study(write_study(propose(storage, "either"), folder / "either.toml")).folder == folder
+
+
+def test_every_module_that_a_trial_may_have_is_kept(folder: Path, storage: Storage) -> None:
+    (folder / "others.py").write_text("from nets import Net\n")
+    written = tree(search={"trials": 1})
+    either = {"module": {"choices": ["nets.py:Net", "others.py:Net"]}, "args": {"width": 4}}
+    within = {
+        "kind": {"choices": ["mlp", "module"]},
+        "when": {"kind": {"module": {**either, "module": "others.py:Net"}}},
+    }
+    for network in (either, within):
+        study = parse_study({**written, "network": network}, "studies/tiny.toml", folder)
+        assert list(plan(study, "cpu").code.files) == ["nets.py", "others.py", "parts.py"]
+
+
 def test_a_search_does_not_go_on_with_what_another_study_has_imported_since(folder: Path, storage: Storage) -> None:
     study = own(folder, search={"trials": 4, "population": 2})
     submit(study, storage)
@@ -221,10 +296,12 @@ def test_a_search_does_not_go_on_with_what_another_study_has_imported_since(fold
 def test_what_follows_a_search_goes_on_with_its_code(
     folder: Path, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module of its own that no stack knows, with dropout, in all that trains or reads it again."""
+    """A module of its own that no stack knows, with dropout and own images, in all that trains or reads it again."""
     monkeypatch.chdir(tmp_path_of(tmp_path, "elsewhere"))
     stop, said = threading.Event(), list[str]()
-    study = own(folder, "Branching", search={"trials": 3}, training={"keep": "best"})
+    (folder / "my_data.py").write_text(DATA)
+    data = {"dataset": "my_data.py:load"}
+    study = own(folder, "Branching", data=data, search={"trials": 3}, training={"keep": "best"})
     search(study, storage)
     assert verify(storage, "tiny", 2, "cpu", stop, said.append)["score"] == 0
     confirming = confirming_study(storage, "tiny", 1, 1)
@@ -232,16 +309,16 @@ def test_what_follows_a_search_goes_on_with_its_code(
     assert kept(load_study(storage, confirming.name))[CODE] == kept(load_study(storage, "tiny"))[CODE]
     search(confirming, storage)
     exported = export(storage, "tiny")
-    jsonschema.validate(exported, schema())
+    jsonschema.validate(exported, schema("best"))
     assert exported["config"]["network"]["module"] == "nets.py:Branching"
-    assert list(exported["code"]["files"]) == ["nets.py", "parts.py"]
+    assert list(exported["code"]["files"]) == ["my_data.py", "nets.py", "parts.py"]
     path = Path("best.json")
     path.write_text(json.dumps(exported))
     (run,) = replay(path, "cpu", stop, said.append).runs
     assert run.difference == 0
     result, model = look(storage, "tiny", Wanted(subnetworks=3, device="cpu"), stop, said.append)
-    jsonschema.validate(result, schema_of_result())
-    images = np.zeros((2, 8, 8), np.uint8)
+    jsonschema.validate(result, schema("test"))
+    images = np.zeros((2, 64))
     np.save("images.npy", images)
     first = str(predictions(model, Path("images.npy"), "cpu"))
     _, kept_one = look(storage, "tiny", Wanted(again=True, checkpoint=True, device="cpu"), stop, said.append)
@@ -250,13 +327,27 @@ def test_what_follows_a_search_goes_on_with_its_code(
     moved = tmp_path_of(tmp_path, "moved")
     for file in ("nets.py", "parts.py"):
         (folder / file).rename(moved / file)
+    (folder / "my_data.py").unlink()
+    assert export(storage, "tiny")["code"] == exported["code"]
+    assert "SHA-256 of nets.py" in report(storage, "tiny")
+    (moved / "my_data.py").write_text(DATA)
+    shutil.copy(path, moved / "beside.json")
+    (run,) = replay(moved / "beside.json", "cpu", stop, said.append).runs
+    assert run.difference == 0
+    (moved / "my_data.py").unlink()  # which no network is made of
     nowhere = r"needs nets\.py, which is neither in .* nor in the current folder$"
-    with pytest.raises(CodeError, match=rf"^best\.json: {nowhere}"):
+    with pytest.raises(CodeError, match=rf"^best\.json: {nowhere.replace('nets', 'my_data')}"):
         replay(path, "cpu", stop, said.append)
+    there = (
+        r"needs my_data\.py, which is neither in .* nor in the current folder; bring it there, or work in the folder"
+    )
+    with pytest.raises(CodeError, match=rf"^study 'tiny': {there}"):
+        verify(storage, "tiny", 1, "cpu", stop, said.append)
     with pytest.raises(CodeError, match=rf"card\.json: its network {nowhere}"):
         predictions(model, Path("images.npy"), "cpu")
     shutil.copytree(moved, model, dirs_exist_ok=True)
     assert str(predictions(model, Path("images.npy"), "cpu")) == first
+    (moved / "my_data.py").write_text(DATA)
     shutil.copytree(moved, Path.cwd(), dirs_exist_ok=True)
     edit(Path.cwd())
     with pytest.raises(CodeError, match=r"best\.json: needs parts\.py as it was, and in .* it has another SHA-256"):

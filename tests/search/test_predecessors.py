@@ -68,11 +68,11 @@ def test_they_are_not_counted_nor_judged_by() -> None:
     assert history.ask(8) == asked
     for number in range(7):
         history.report(1, {number: 0.01 * number})
-        history.tell(number, TrialState.COMPLETE, 0.01 * number)
+        history.tell(number, TrialState.COMPLETE, [0.01 * number])
     history.report(1, {7: 0.04})
     assert history.judge([7]) == set()  # better than the median of its own study, if not of the other
     assert history.since_best == 0
-    history.tell(7, TrialState.COMPLETE, 0.04)
+    history.tell(7, TrialState.COMPLETE, [0.04])
     assert history.since_best == 1
 
 
@@ -269,7 +269,7 @@ def test_extending_a_study_does_not_change_what_it_starts_from(storage: Storage)
 def test_what_is_known_is_what_has_completed(storage: Storage) -> None:
     search(study_of(search={"trials": 6}), storage, stop_at=after_epochs(3))
     following = study_of(name="next", search={"start_from": ["tiny"]})
-    found = predecessors(following, load_study(storage, "tiny").user_attrs["hpo:data"], storage)
+    found = predecessors(following, load_study(storage, "tiny").user_attrs, storage)
     assert found.names == ("tiny",)
     assert found.problems == ()
     complete = [trial.params for trial in trials_of(storage) if trial.state == TrialState.COMPLETE]

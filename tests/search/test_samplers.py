@@ -31,7 +31,7 @@ from hpo.storage import Storage
 from hpo.studyfile import Study
 
 NewStorage = Callable[[], Storage]
-SAMPLERS = ("random", "tpe", "gp", "cmaes", "qmc", "grid")
+SAMPLERS = ("random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid")
 PAST_STARTUP = 12  # trials: tpe and gp choose at random until 10 are complete
 
 
@@ -121,7 +121,7 @@ def asked_after_learning(study: Study, trials: int, population: int = 4) -> list
             distance = math.hypot(math.log10(values["lr"] / 0.1), math.log10(values["weight_decay"] / 1e-4))
             distances.append(distance)
             history.report(1, {number: -distance})
-            history.tell(number, TrialState.COMPLETE, -distance)
+            history.tell(number, TrialState.COMPLETE, [-distance])
     return distances
 
 
@@ -137,7 +137,7 @@ def test_members_of_a_population_keep_off_each_other() -> None:
     study = study_of(optimizer={"weight_decay": DECAY}, search={"sampler": "tpe"})
     history = History(study, [])
     for number, values in history.ask(12):
-        history.tell(number, TrialState.COMPLETE, values["lr"])
+        history.tell(number, TrialState.COMPLETE, [values["lr"]])
     asked = history.ask(16)
     assert len({values["lr"] for _, values in asked}) == 16
 

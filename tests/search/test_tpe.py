@@ -66,13 +66,13 @@ def sampled(draw: random.Random, space: dict[str, BaseDistribution]) -> dict[str
     return values
 
 
-def in_memory(direction: StudyDirection) -> tuple[Study, Mirror]:
+def in_memory(*directions: StudyDirection) -> tuple[Study, Mirror]:
     mirror = Mirror()
-    return optuna.create_study(storage=mirror, direction=direction), mirror
+    return optuna.create_study(storage=mirror, directions=directions), mirror
 
 
-def noted(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], direction: StudyDirection) -> Observations:
-    observations = Observations(space, direction)
+def noted(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], study: Study) -> Observations:
+    observations = Observations(space, study)
     for trial in trials:
         observations.note(trial)
     return observations
@@ -94,7 +94,7 @@ def test_the_good_trials_are_those_of_optuna(
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
     ended = sum(trial.state != TrialState.RUNNING for trial in trials)
     expected = _split_trials(study, trials, default_gamma(ended))
-    found = noted(study.get_trials(deepcopy=False), TWO, direction).split(TWO)
+    found = noted(study.get_trials(deepcopy=False), TWO, study).split(TWO)
     for ours, theirs in zip(found, expected, strict=True):
         assert {name: list(column) for name, column in ours.items()} == {
             name: [trial.params[name] for trial in theirs] for name in TWO
@@ -119,12 +119,14 @@ def test_the_densities_are_those_of_optuna(seed: int, trials: int, names: set[st
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("directions", [(DIRECTIONS[0],), (DIRECTIONS[1],), (*DIRECTIONS, DIRECTIONS[1])])
 @pytest.mark.parametrize("space", [TWO, SPACE], ids=["floats", "all-kinds"])
-def test_the_proposals_are_those_of_optuna(space: dict[str, BaseDistribution], direction: StudyDirection) -> None:
+def test_the_proposals_are_those_of_optuna(
+    space: dict[str, BaseDistribution], directions: tuple[StudyDirection, ...]
+) -> None:
     """A search in populations, with members that complete, are pruned, fail, or run for longer."""
-    study, mirror = in_memory(direction)
-    observations = Observations(space, direction)
+    study, mirror = in_memory(*directions)
+    observations = Observations(space, study)
     draw = random.Random(1)
     running: list[int] = []
     for number in range(150):
@@ -143,10 +145,12 @@ def test_the_proposals_are_those_of_optuna(space: dict[str, BaseDistribution], d
             for done in running[2:]:
                 lr = float(mirror.get_trial(done).params["lr"])
                 end = draw.choice([TrialState.COMPLETE] * 3 + [TrialState.PRUNED, TrialState.FAIL])
-                mirror.set_trial_intermediate_value(done, draw.randint(1, 3), lr)
-                mirror.set_trial_state_values(
-                    done, end, [abs(np.log10(lr) + 3)] if end == TrialState.COMPLETE else None
-                )
+                if len(directions) == 1:  # nothing is reported of several objectives
+                    mirror.set_trial_intermediate_value(done, draw.randint(1, 3), lr)
+                elif end == TrialState.PRUNED:  # but some trials exceed a limit
+                    mirror.set_trial_system_attr(done, "constraints:x", lr)
+                values = [abs(np.log10(lr) + place + 2) for place in range(len(directions))]
+                mirror.set_trial_state_values(done, end, values if end == TrialState.COMPLETE else None)
                 observations.note(mirror.get_trial(done))
             del running[2:]
 
@@ -159,8 +163,9 @@ def test_what_is_forgotten_was_never_there() -> None:
         value = draw.random() if number < 70 else None
         trials.append(create_trial(state=state, value=value, params=sampled(draw, TWO), distributions=TWO))
         trials[-1].number = number
-    observations = noted(trials, TWO, StudyDirection.MAXIMIZE)
+    study, _ = in_memory(StudyDirection.MAXIMIZE)
+    observations = noted(trials, TWO, study)
     observations.forget(80)
-    expected = noted(trials[:80], TWO, StudyDirection.MAXIMIZE)
+    expected = noted(trials[:80], TWO, study)
     for ours, theirs in zip(observations.split(TWO), expected.split(TWO), strict=True):
         assert {name: list(column) for name, column in ours.items()} == {n: list(c) for n, c in theirs.items()}

@@ -7,7 +7,6 @@ from typing import Any
 import optuna
 import pytest
 from optuna.samplers._tpe.sampler import _split_trials
-from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from tiny import check_whole, search, study_of, trials_of
 
@@ -52,7 +51,7 @@ def test_larger_networks_are_not_trained(storage: Storage, pruner: str) -> None:
 
 def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
     space = distributions(limited())
-    observations = Observations(space, StudyDirection.MAXIMIZE)
+    observations = Observations(space, optuna.create_study(direction="maximize"))
     for number in range(40):
         state = TrialState.PRUNED if number % 2 else TrialState.COMPLETE
         params = {"hidden": "[100]" if number % 2 else "[4]", "lr": 0.01}
@@ -67,7 +66,7 @@ def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
 
 def test_infeasible_trials_rank_as_in_optuna() -> None:
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
-    observations = Observations(space, StudyDirection.MAXIMIZE)
+    observations = Observations(space, optuna.create_study(direction="maximize"))
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     ends = [(TrialState.PRUNED, None, 50.0), (TrialState.PRUNED, None, 5.0), (TrialState.PRUNED, None, -1.0)]
     ends += [(TrialState.COMPLETE, 0.1, -1.0), (TrialState.COMPLETE, 0.9, 3.0)]

@@ -94,7 +94,7 @@ def test_a_study_in_hand_has_its_worker_its_pace_and_the_time_left(storage: Stor
     ids = hold(far, study_id, 5)
     far.report(1, {ids[0]: 0.1, ids[1]: 0.2})
     far.report(7, {ids[1]: 0.4})
-    far.finish([Ending(ids[0], TrialState.COMPLETE, 0.5), Ending(ids[4], TrialState.PRUNED, 0.1)])
+    far.finish([Ending(ids[0], TrialState.COMPLETE, (0.5,)), Ending(ids[4], TrialState.PRUNED, 0.1)])
     found = as_json(status(storage))
     (study,) = found["studies"]
     assert study["counts"] == {"complete": 1, "pruned": 1, "failed": 0, "running": 3, "waiting": 0}
@@ -136,7 +136,7 @@ def test_the_pace_is_of_the_last_minutes_only(storage: Storage) -> None:
 def test_a_study_that_runs_beyond_its_trials_has_no_time_left_below_none(storage: Storage, far: Storage) -> None:
     study_id = put(storage, search={"trials": 1})
     ids = hold(far, study_id, 3)
-    far.finish([Ending(trial_id, TrialState.COMPLETE, 0.5) for trial_id in ids[:2]])
+    far.finish([Ending(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in ids[:2]])
     assert status(storage).studies[0].left_s == 0
 
 
@@ -242,14 +242,14 @@ def test_where_lines_are_few_the_studies_that_have_ended_make_room_for_the_worke
 
 def test_a_study_whose_end_nobody_lived_to_note_has_ended(storage: Storage, far: Storage) -> None:
     study_id = put(storage, search={"trials": 2})
-    far.finish([Ending(trial_id, TrialState.COMPLETE, 0.5) for trial_id in hold(far, study_id, 2)])
+    far.finish([Ending(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in hold(far, study_id, 2)])
     assert (status(storage).studies[0].state, status(storage).studies[0].why) == ("ended", "finished")
 
 
 def test_values_without_a_number_are_none(storage: Storage, far: Storage) -> None:
     study_id = put(storage)
     ids = hold(far, study_id, 2)
-    far.finish([Ending(ids[0], TrialState.COMPLETE, float("inf")), Ending(ids[1], TrialState.FAIL, None)])
+    far.finish([Ending(ids[0], TrialState.COMPLETE, (float("inf"),)), Ending(ids[1], TrialState.FAIL)])
     (study,) = as_json(status(storage))["studies"]
     assert study["best"] is None
     assert study["counts"]["failed"] == 1
@@ -269,7 +269,7 @@ def test_plain_optunas_studies_and_trials_in_the_same_storage(storage: Storage, 
 
 @pytest.mark.parametrize("damaged", ["{}", "not JSON", {"search": {}}], ids=["empty", "no JSON", "no text"])
 def test_a_study_whose_file_cannot_be_read_does_not_hide_the_others(storage: Storage, damaged: Any) -> None:
-    storage.create_study("damaged", StudyDirection.MAXIMIZE, {"hpo:study": damaged})
+    storage.create_study("damaged", [StudyDirection.MAXIMIZE], {"hpo:study": damaged})
     put(storage)
     assert "tiny" in [study.name for study in status(storage).studies]
 
@@ -283,7 +283,7 @@ def test_a_state_that_this_version_does_not_know_does_not_hide_the_others(storag
 def test_names_that_are_not_printable_cannot_move_the_cursor(storage: Storage, far: Storage) -> None:
     name = "up\x1b[1A\x07 and\nback \N{RIGHT-TO-LEFT OVERRIDE}"
     text = json.dumps(study_of().resolved())
-    study_id = storage.create_study(name, StudyDirection.MAXIMIZE, {"hpo:study": text})
+    study_id = storage.create_study(name, [StudyDirection.MAXIMIZE], {"hpo:study": text})
     far.worker = Worker("evil\x1b[2J", 7, 0.0, "another place", "cpu\x1b[0m")
     hold(far, study_id, 1)
     found = status(storage)

@@ -215,7 +215,7 @@ def test_what_plain_optuna_made_is_left_alone(storage: Storage) -> None:
 def test_a_study_whose_file_cannot_be_read_does_not_keep_the_others_from_being_trained(
     storage: Storage, damaged: Any
 ) -> None:
-    storage.create_study("damaged", StudyDirection.MAXIMIZE, {"hpo:study": damaged})
+    storage.create_study("damaged", [StudyDirection.MAXIMIZE], {"hpo:study": damaged})
     put(storage)
     worker = WorkerThread(storage, UNTIL_STOPPED)
     try:

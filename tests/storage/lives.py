@@ -55,11 +55,11 @@ def row_counts(storage: RDBStorage) -> dict[str, int]:
 
 def lived_in(storage: Storage, name: str) -> int:
     """A study with a row in every table."""
-    study_id = storage.create_study(name, MAXIMIZE, {"hpo:study": "{}"})
+    study_id = storage.create_study(name, [MAXIMIZE], {"hpo:study": "{}"})
     storage.set_study_system_attr(study_id, "x:y", 1)
     template = running(user_attrs={"seed": 1}, system_attrs={"x:y": [1]})
     done, trained = ids(storage.create_trials(study_id, [template, template]))
     storage.report(1, {done: 0.5, trained: 0.25})
-    storage.finish([Ending(done, COMPLETE, 0.5)])
+    storage.finish([Ending(done, COMPLETE, (0.5,))])
     storage.record_heartbeat(trained)
     return study_id

@@ -68,7 +68,7 @@ def storages(server: Server, blank: tuple[Path, str], tmp_path: Path) -> Iterato
             else:
                 storage = open_storage(server.url(stack.enter_context(server.database(template))))
             stack.callback(storage.close)
-            other = storage.create_study("other", MAXIMIZE, {"of": "another study"})
+            other = storage.create_study("other", [MAXIMIZE], {"of": "another study"})
             storage.create_trials(other, [finished(0.5)] * (2 * k))
             return storage
 
@@ -111,8 +111,8 @@ def trials_of_all_sorts() -> list[FrozenTrial]:
 
 def fill(storage: Storage, name: str = "digits") -> int:
     """Store a study with a bit of everything; its trials' ids have others between them."""
-    study_id = storage.create_study(name, MINIMIZE, {"hpo:study": '{"name": "digits"}', "x": [math.nan, "ü"]})
-    other = storage.create_study(f"between {name}", MAXIMIZE, {})
+    study_id = storage.create_study(name, [MINIMIZE], {"hpo:study": '{"name": "digits"}', "x": [math.nan, "ü"]})
+    other = storage.create_study(f"between {name}", [MAXIMIZE], {})
     for trial in trials_of_all_sorts():
         storage.create_trials(study_id, [trial])
         storage.create_trials(other, [finished(0.25)])
@@ -224,7 +224,7 @@ def test_studies_of_any_size_arrive(pair: Pair) -> None:
     source.create_new_study([MINIMIZE, MAXIMIZE, MINIMIZE], "empty")
     assert copy_study(source, "empty", target) == Copied(0, 0)
     assert target.get_study_directions(target.get_study_id_from_name("empty")) == [MINIMIZE, MAXIMIZE, MINIMIZE]
-    many = source.create_study("many", MAXIMIZE, {})
+    many = source.create_study("many", [MAXIMIZE], {})
     source.create_trials(many, [finished(k / 1e4, intermediate_values={1: k, 2: -k, 3: 0.5}) for k in range(1, 602)])
     assert copy_study(source, "many", target) == Copied(601, 0)
     assert rows(target, "many") == rows(source, "many")
@@ -252,7 +252,7 @@ def test_odd_values_arrive_as_they_are(
 ) -> None:
     source, target = pair
     name = f"study {next(names)}"
-    study_id = source.create_study(name, MAXIMIZE, attrs)
+    study_id = source.create_study(name, [MAXIMIZE], attrs)
     trial = finished(value, params={}, distributions={}, intermediate_values=curve, user_attrs=attrs)
     trial.datetime_start = seconds
     source.create_trials(study_id, [trial])
@@ -303,7 +303,7 @@ def test_optuna_goes_on_with_the_copy(pair: Pair) -> None:
 def test_a_study_of_that_name_stays_as_it_is(pair: Pair) -> None:
     source, target = pair
     fill(source)
-    target.create_study("digits", MAXIMIZE, {"precious": 1})
+    target.create_study("digits", [MAXIMIZE], {"precious": 1})
     before = everything(target)
     with pytest.raises(HpoError, match=r"holds a study named 'digits' already, which stays as it is; .* --name$"):
         copy_study(source, "digits", target)

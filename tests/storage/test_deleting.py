@@ -170,13 +170,13 @@ LATE: dict[str, Callable[[Storage, Gate, list[int]], Any]] = {
 
 @pytest.mark.parametrize("late", LATE)
 def test_a_worker_that_comes_late_changes_nothing(late: str, storage: Storage, other: Storage) -> None:
-    gate = Gate(storage.create_study("digits", MAXIMIZE, {}), "digits", {})
+    gate = Gate(storage.create_study("digits", [MAXIMIZE], {}), "digits", {})
     held = ids(storage.create_trials(gate.study_id, [running(), running()], 0, gate))
     storage.report(1, dict.fromkeys(held, 0.25))
     lost = running_trials(storage)
     other.delete_study(gate.study_id)
     # On SQLite another study gets the ids of the deleted one, and its trials those of the deleted ones.
-    heir = other.create_study("heir", MAXIMIZE, {})
+    heir = other.create_study("heir", [MAXIMIZE], {})
     (theirs,) = ids(other.create_trials(heir, [running()]))
     if gate.study_id != heir:
         before = everything(storage)
@@ -217,7 +217,7 @@ def test_a_call_for_a_deleted_study_misses_it_or_finds_nothing(
 
 
 def test_who_is_late_waits_for_the_deletion_and_finds_the_study_gone(storage: Storage, other: Storage) -> None:
-    gate = Gate(storage.create_study("digits", MAXIMIZE, {"file": "1"}), "digits", {"file": "1"})
+    gate = Gate(storage.create_study("digits", [MAXIMIZE], {"file": "1"}), "digits", {"file": "1"})
     held = ids(storage.create_trials(gate.study_id, [running()], 0, gate))
     with ThreadPoolExecutor(1) as pool:
         with write(storage.engine) as connection:
@@ -247,7 +247,7 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
             errors.append(error)
 
     for round_ in range(ROUNDS):
-        gate = Gate(storage.create_study(f"digits {round_}", MAXIMIZE, {"file": "1"}), "digits", {"file": "1"})
+        gate = Gate(storage.create_study(f"digits {round_}", [MAXIMIZE], {"file": "1"}), "digits", {"file": "1"})
         waiting = ids(storage.create_trials(gate.study_id, [running(state=WAITING)] * 8))
         held = ids(storage.create_trials(gate.study_id, [running() for _ in range(8)]))
         calls: list[Callable[[], object]] = [
@@ -255,7 +255,7 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
             lambda gate=gate, waiting=waiting: storage.claim(waiting, 4, gate),
             lambda gate=gate: storage.create_trials(gate.study_id, [running()], None, gate),
             lambda held=held: storage.report(1, dict.fromkeys(held[::-1], 0.5)),
-            lambda held=held: storage.finish([Ending(i, COMPLETE, 0.5) for i in held[::-2]]),
+            lambda held=held: storage.finish([Ending(i, COMPLETE, (0.5,)) for i in held[::-2]]),
             storage.beat,
             lambda gate=gate: set_state(storage, gate.study_id, StudyState.PAUSED),
         ]

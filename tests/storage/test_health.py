@@ -45,7 +45,7 @@ def execute(url: str, *statements: str) -> None:
 
 def with_trials(url: str, count: int, study: str = "digits") -> Storage:
     storage = open_storage(url)
-    storage.create_trials(storage.create_study(study, MAXIMIZE, {}), [create_trial(value=0.5) for _ in range(count)])
+    storage.create_trials(storage.create_study(study, [MAXIMIZE], {}), [create_trial(value=0.5) for _ in range(count)])
     return storage
 
 

@@ -240,7 +240,7 @@ def test_what_happened_to_a_trial_in_the_meantime_is_left_alone(
     silence(storage, [finished, queued, elsewhere, taken, again, silent])
     seen = lost(other)
     assert len(seen) == 6
-    storage.finish([Ending(finished, COMPLETE, 0.5)])
+    storage.finish([Ending(finished, COMPLETE, (0.5,))])
     storage.requeue([queued, elsewhere, again])
     assert ids(other.claim([elsewhere], 1)) == [elsewhere]
     assert ids(storage.claim([again], 1)) == [again]
@@ -264,7 +264,7 @@ def test_who_shows_up_between_the_look_and_the_retake_keeps_its_trials(
     assert retake(other, seen) == ({1}, set())
     assert states(storage.get_all_trials(study_id)) == [RUNNING, WAITING]
     assert ATTEMPTS not in storage.get_trial(back).system_attrs
-    assert storage.finish([Ending(back, COMPLETE, 0.5), Ending(away, COMPLETE, 0.5)]) == {away}
+    assert storage.finish([Ending(back, COMPLETE, (0.5,)), Ending(away, COMPLETE, (0.5,))]) == {away}
 
 
 def test_each_attempt_is_kept_with_the_trial(storage: Storage, other: Storage, study_id: int, body: Body) -> None:
@@ -312,7 +312,7 @@ def test_the_fourth_death_is_the_last(storage: Storage, other: Storage, study_id
     assert failed.system_attrs[WORKER] == storage.worker.to_json()
     assert [each["ended"] for each in failed.system_attrs[ATTEMPTS]] == ["raised"] * 2 + ["died"] * 4
     assert set(beating(storage)) == {alive}
-    assert storage.finish([Ending(deadly, COMPLETE, 1.0)]) == {deadly}
+    assert storage.finish([Ending(deadly, COMPLETE, (1.0,))]) == {deadly}
     assert storage.claim([deadly], 1) == []
     assert texts([storage.get_trial(deadly)]) == texts([failed])
 
@@ -351,7 +351,7 @@ def test_what_plain_optuna_runs_is_neither_listed_nor_touched(storage: Storage, 
     storage.beat()
     silence(storage, [dying])
     assert retake(storage, lost(storage)) == ({3}, set())
-    storage.finish([Ending(ours, COMPLETE, 0.5)])
+    storage.finish([Ending(ours, COMPLETE, (0.5,))])
     assert beating(storage) == {beaten: theirs}
     assert texts(plain.get_all_trials(study_id)[:2]) == texts(before)
     assert storage.report(1, {beaten: 0.5, quiet: 0.5}) == {beaten, quiet}
@@ -435,7 +435,7 @@ def test_signs_of_life_are_shown_until_the_block_ends_however_it_does(
 def test_a_server_that_is_away_for_a_while_is_beaten_again(
     server: Server, server_storage: Storage, often: Callable[[], int]
 ) -> None:
-    study_id = server_storage.create_study("digits", MAXIMIZE, {})
+    study_id = server_storage.create_study("digits", [MAXIMIZE], {})
     trial_ids = created(server_storage, study_id)
     with heartbeats(server_storage):
         server.stop("immediate")
@@ -452,7 +452,7 @@ def test_a_file_that_is_locked_for_a_while_is_beaten_again(
 ) -> None:
     monkeypatch.setattr(connections, "BUSY_TIMEOUT_S", 0.02)
     with closing(open_storage(file_url)) as storage:
-        trial_ids = created(storage, storage.create_study("digits", MAXIMIZE, {}))
+        trial_ids = created(storage, storage.create_study("digits", [MAXIMIZE], {}))
         silence(storage, trial_ids)
         with closing(sqlite3.connect(storage.location.file, isolation_level=None)) as lock, heartbeats(storage):
             lock.execute("PRAGMA busy_timeout = 30000")
@@ -480,7 +480,7 @@ def test_signs_of_life_do_not_keep_a_process_alive(storage: Storage) -> None:
 def test_what_is_taken_back_while_the_server_restarts_is_taken_back_once(
     server: Server, server_storage: Storage, at: str
 ) -> None:
-    study_id = server_storage.create_study("digits", MAXIMIZE, {})
+    study_id = server_storage.create_study("digits", [MAXIMIZE], {})
     often, once = created(server_storage, study_id, 2)
     for _ in range(3):
         silence(server_storage, [often])

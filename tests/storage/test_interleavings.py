@@ -246,7 +246,7 @@ class Interleavings(RuleBasedStateMachine):
             state = data.draw(st.sampled_from([COMPLETE, PRUNED, FAIL]))
             value = data.draw(numbers if state == COMPLETE else st.none() | numbers if state == PRUNED else st.none())
             why = {REASON: "raised"} if state == FAIL else {}
-            endings.append(Ending(trial_id, state, value, why, {"x:rung": 1}))
+            endings.append(Ending(trial_id, state, () if value is None else (value,), why, {"x:rung": 1}))
         lost = self.lost_to(person, [ending.trial_id for ending in endings])
         happened("late finish", bool(lost & set(person.claims)))
         assert person.storage.finish(endings) == lost

@@ -15,7 +15,7 @@ from hpo.storage.kept import FILES, file_attrs, file_id, forget_files, identity,
 
 def study_with(storage: Storage, name: str, numbers: set[int]) -> int:
     """A study of four trials, of which these have files, one has the user's own, and one had one removed."""
-    study_id = storage.create_study(name, StudyDirection.MAXIMIZE, {})
+    study_id = storage.create_study(name, [StudyDirection.MAXIMIZE], {})
     ids = {number: file_id(name, number) for number in range(4)}
     own = file_attrs("5f1e7f0a", "notes.txt")
     attrs = {number: file_attrs(ids[number], FILES["best"]) for number in numbers}

@@ -15,7 +15,7 @@ from hpo.storage.looks import TESTS, Look, Looking, begin_look, check_unseen, en
 
 @pytest.fixture
 def study(storage: Storage) -> Looking:
-    study_id = storage.create_study("seen", StudyDirection.MAXIMIZE, {"other": 1, IDENTITY: "this one"})
+    study_id = storage.create_study("seen", [StudyDirection.MAXIMIZE], {"other": 1, IDENTITY: "this one"})
     return Looking(study_id, "seen", "this one")
 
 

@@ -162,7 +162,7 @@ def test_a_name_is_given_once_to_threads_that_want_it_together(storage: Storage,
         barrier.wait(DEADLINE_S)
         try:
             if make == "create_study":
-                return storage.create_study("digits", MAXIMIZE, {"x": 1})
+                return storage.create_study("digits", [MAXIMIZE], {"x": 1})
             return storage.create_new_study([MAXIMIZE], "digits")
         except DuplicatedStudyError:
             return None
@@ -183,7 +183,7 @@ def test_a_finished_trial_takes_no_change(storage: Storage, study_id: int, state
     by_us, by_optuna = ids(storage.create_trials(study_id, [running(), running()]))
     value = None if state == FAIL else 0.5
     storage.report(1, {by_us: 0.5, by_optuna: 0.5})
-    storage.finish([Ending(by_us, state, value)])
+    storage.finish([Ending(by_us, state, () if value is None else (value,))])
     storage.set_trial_state_values(by_optuna, state, None if value is None else [value])
     added = storage.create_new_trial(study_id, running(state=state, value=value))
     before = texts(storage.get_all_trials(study_id))
@@ -333,7 +333,7 @@ def test_what_was_read_does_not_change_with_what_is_written(storage: Storage, st
     storage.set_trial_param(first, "units", 1.0, IntDistribution(1, 9))
     storage.set_study_user_attr(study_id, "x", 1)
     storage.requeue([second])
-    storage.finish([Ending(first, COMPLETE, 0.5, {"seed": 1}, {"x:y": 1})])
+    storage.finish([Ending(first, COMPLETE, (0.5,), {"seed": 1}, {"x:y": 1})])
     cached.get_all_trials(study_id)
     storage.delete_study(study_id)
     assert read == copies
@@ -415,11 +415,11 @@ def test_the_best_trial_is_a_complete_one(storage: Storage, direction: StudyDire
         with pytest.raises(ValueError, match=r"."):
             asked.get_best_trial(study_id)
     values = [(COMPLETE, 0.5), (PRUNED, math.inf), (COMPLETE, 0.25), (COMPLETE, 0.75), (PRUNED, -1.0), (FAIL, 2.0)]
-    storage.finish([Ending(i, *ending) for i, ending in zip(trial_ids, values, strict=False)])
+    storage.finish([Ending(i, state, (value,)) for i, (state, value) in zip(trial_ids, values, strict=False)])
     storage.report(1, {trial_ids[6]: 9.0})
     for asked in (storage, cached):
         assert asked.get_best_trial(study_id) == storage.get_trial(trial_ids[best])
-    storage.finish([Ending(trial_ids[6], COMPLETE, math.inf if direction == MAXIMIZE else -math.inf)])
+    storage.finish([Ending(trial_ids[6], COMPLETE, (math.inf if direction == MAXIMIZE else -math.inf,))])
     for asked in (storage, cached):
         assert asked.get_best_trial(study_id)._trial_id == trial_ids[6]
 
@@ -451,7 +451,7 @@ def test_a_deleted_study_leaves_nothing_and_takes_nothing_else_along(storage: St
     assert storage.report(2, dict.fromkeys(trial_ids, 0.5)) == set(trial_ids)
     assert storage.finish([Ending(trial_id, FAIL) for trial_id in trial_ids]) == set(trial_ids)
     assert row_counts(storage) == counts
-    storage.create_study("gone", MAXIMIZE, {})
+    storage.create_study("gone", [MAXIMIZE], {})
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def both(plain: str, ours: str) -> Iterator[tuple[optuna.storages.RDBStorage, in
 def test_a_population_leaves_the_rows_that_plain_optuna_leaves(copy: Copy) -> None:
     templates = [running(10**-k, user_attrs={"seed": k}, system_attrs={"x:y": [k]}) for k in range(3, 6)]
     curves = [[0.1, 0.5], [math.nan, math.inf], [-math.inf, 0.2]]
-    endings = [(COMPLETE, 0.5), (FAIL, None), (PRUNED, math.inf)]
+    endings = [(COMPLETE, (0.5,)), (FAIL, ()), (PRUNED, (math.inf,))]
     with copy() as plain, copy() as ours:
         for storage, study_id in both(plain, ours):
             if isinstance(storage, Storage):
@@ -85,8 +85,14 @@ def test_a_population_leaves_the_rows_that_plain_optuna_leaves(copy: Copy) -> No
                 storage.report(2, {trial_ids[0]: 0.5})
                 storage.finish(
                     [
-                        Ending(i, state, value, {"seed": 9, "reason": "r"}, {"hpo:curve": CURVE})
-                        for i, (state, value) in zip(trial_ids, endings, strict=True)
+                        Ending(
+                            i,
+                            state,
+                            values,
+                            {"seed": 9, "reason": "r"},
+                            {"hpo:curve": CURVE},
+                        )
+                        for i, (state, values) in zip(trial_ids, endings, strict=True)
                     ]
                 )
                 storage.create_trials(study_id, [running(state=WAITING)])
@@ -95,11 +101,11 @@ def test_a_population_leaves_the_rows_that_plain_optuna_leaves(copy: Copy) -> No
             for step in (1, 2):
                 for i, curve in zip(trial_ids, curves, strict=True):
                     storage.set_trial_intermediate_value(i, step, curve[step - 1])
-            for i, (state, value) in zip(trial_ids, endings, strict=True):
+            for i, (state, values) in zip(trial_ids, endings, strict=True):
                 storage.set_trial_user_attr(i, "seed", 9)
                 storage.set_trial_user_attr(i, "reason", "r")
                 storage.set_trial_system_attr(i, "hpo:curve", CURVE)
-                storage.set_trial_state_values(i, state, None if value is None else [value])
+                storage.set_trial_state_values(i, state, values or None)
             storage.create_new_trial(study_id, running(state=WAITING))
         expected = rows(plain)
         expected["trial_heartbeats"] = []  # hpo forgets a trial's when it ends
@@ -208,9 +214,9 @@ def test_a_population_is_created_whole_or_not_at_all(storage: Storage, study_id:
 
 def test_only_running_trials_take_reports_and_endings(storage: Storage, study_id: int) -> None:
     a, b, waiting = ids(storage.create_trials(study_id, [running(), running(), running(state=WAITING)]))
-    assert storage.finish([Ending(a, COMPLETE, 0.7)]) == set()
+    assert storage.finish([Ending(a, COMPLETE, (0.7,))]) == set()
     assert storage.report(1, {a: 0.1, b: 0.2, waiting: 0.3, 999: 0.4}) == {a, waiting, 999}
-    assert storage.finish([Ending(i, FAIL, None, {"reason": "late"}) for i in (a, b, waiting)]) == {a, waiting}
+    assert storage.finish([Ending(i, FAIL, (), {"reason": "late"}) for i in (a, b, waiting)]) == {a, waiting}
     first, second, third = storage.get_all_trials(study_id)
     assert (first.state, first.value, first.user_attrs, first.intermediate_values) == (COMPLETE, 0.7, {}, {})
     assert (second.state, second.user_attrs, second.intermediate_values) == (FAIL, {"reason": "late"}, {1: 0.2})
@@ -228,7 +234,7 @@ def test_a_step_reported_again_is_changed(storage: Storage, study_id: int) -> No
 def test_a_requeued_trial_waits_with_its_parameters_and_nothing_else(storage: Storage, study_id: int) -> None:
     kept, back, done = ids(storage.create_trials(study_id, [running(user_attrs={"seed": k}) for k in range(3)]))
     storage.report(1, {kept: 0.1, back: 0.2, done: 0.3})
-    storage.finish([Ending(done, COMPLETE, 0.3)])
+    storage.finish([Ending(done, COMPLETE, (0.3,))])
     assert storage.requeue([back, done]) == {done}
     trial = storage.get_trial(back)
     assert (trial.state, trial.datetime_start, trial.intermediate_values) == (WAITING, None, {})
@@ -257,14 +263,14 @@ def test_only_who_claimed_a_trial_can_change_it(storage: Storage, study_id: int,
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
     other = open_storage(url)
     assert other.report(1, {trial_id: 0.1}) == {trial_id}
-    assert other.finish([Ending(trial_id, COMPLETE, 0.1)]) == {trial_id}
+    assert other.finish([Ending(trial_id, COMPLETE, (0.1,))]) == {trial_id}
     assert other.requeue([trial_id]) == {trial_id}
     assert storage.report(1, {trial_id: 0.2}) == set()
     assert storage.requeue([trial_id]) == set()
     assert ids(other.claim([trial_id], 1)) == [trial_id]
     assert storage.report(2, {trial_id: 0.3}) == {trial_id}
     assert storage.finish([Ending(trial_id, FAIL)]) == {trial_id}
-    assert other.finish([Ending(trial_id, COMPLETE, 0.4)]) == set()
+    assert other.finish([Ending(trial_id, COMPLETE, (0.4,))]) == set()
     assert (storage.get_trial(trial_id).value, storage.get_trial(trial_id).intermediate_values) == (0.4, {})
     assert other.claims == storage.claims == set()
     other.close()
@@ -293,7 +299,7 @@ def test_the_first_to_settle_a_matter_settles_it(storage: Storage, study_id: int
 def test_trials_are_read_in_parts_and_what_is_known_is_not_read_again(storage: Storage, study_id: int) -> None:
     a, b = ids(storage.create_trials(study_id, [running(user_attrs={"seed": 1}), running()]))
     storage.report(1, {a: 0.5})
-    storage.finish([Ending(a, COMPLETE, 0.5, {}, {"hpo:curve": CURVE, "rung_1": 2})])
+    storage.finish([Ending(a, COMPLETE, (0.5,), {}, {"hpo:curve": CURVE, "rung_1": 2})])
     (c,) = ids(storage.create_trials(study_id, [running(state=WAITING)]))
     light = Parts(curves=False, user_attrs=False, system_attrs="rung_")
     first, *others = storage.read(study_id, -1, (), light)
@@ -307,7 +313,7 @@ def test_trials_are_read_in_parts_and_what_is_known_is_not_read_again(storage: S
 
 def test_an_ending_that_could_not_be_read_back_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        Ending(1, COMPLETE, math.nan)
+        Ending(1, COMPLETE, (0.5, math.nan))
     with pytest.raises(ValueError, match="needs a value"):
         Ending(1, COMPLETE)
     with pytest.raises(ValueError, match="not the end"):
@@ -317,7 +323,7 @@ def test_an_ending_that_could_not_be_read_back_is_refused() -> None:
 def test_a_trial_ends_once(storage: Storage, study_id: int) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
     with pytest.raises(ValueError, match="once"):
-        storage.finish([Ending(trial_id, FAIL), Ending(trial_id, COMPLETE, 1.0)])
+        storage.finish([Ending(trial_id, FAIL), Ending(trial_id, COMPLETE, (1.0,))])
     assert states(storage, study_id) == [RUNNING]
 
 
@@ -327,7 +333,7 @@ def test_a_study_loaded_before_sees_what_was_written_past_it(storage: Storage, s
     a, b = ids(storage.create_trials(study_id, [running(), running()]))
     assert [trial.state for trial in study.trials] == [RUNNING, RUNNING]
     storage.report(1, {a: 0.4, b: 0.5})
-    storage.finish([Ending(b, COMPLETE, 0.5)])
+    storage.finish([Ending(b, COMPLETE, (0.5,))])
     assert [trial.intermediate_values for trial in study.trials] == [{1: 0.4}, {1: 0.5}]
     storage.requeue([a])
     assert [trial.state for trial in study.trials] == [WAITING, COMPLETE]
@@ -353,7 +359,7 @@ def test_more_trials_than_one_query_takes_are_read_in_order(storage: Storage, st
 def test_a_study_with_trials_can_be_deleted(storage: Storage, study_id: int, url: str) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running(user_attrs={"seed": 1})]))
     storage.report(1, {trial_id: 0.5})
-    storage.finish([Ending(trial_id, COMPLETE, 0.5, {}, {"hpo:curve": CURVE})])
+    storage.finish([Ending(trial_id, COMPLETE, (0.5,), {}, {"hpo:curve": CURVE})])
     optuna.delete_study(study_name="digits", storage=storage)
     left = {table for table, found in rows(url).items() if found}
     assert left == {"alembic_version", "version_info"}
@@ -363,7 +369,7 @@ def test_threads_share_a_storage(storage: Storage, study_id: int) -> None:
     def population(_: int) -> list[int]:
         created = storage.create_trials(study_id, [running() for _ in range(8)])
         storage.report(1, dict.fromkeys(ids(created), 0.5))
-        storage.finish([Ending(trial_id, COMPLETE, 0.5) for trial_id in ids(created)])
+        storage.finish([Ending(trial_id, COMPLETE, (0.5,)) for trial_id in ids(created)])
         storage.remove_session()
         return [storage.get_trial(trial_id).number for trial_id in ids(created)]
 
@@ -384,7 +390,7 @@ def work(url: str, barrier: Any, waiting: list[int]) -> tuple[list[int], list[in
         numbers += [trial.number for trial in created]
         for step in range(1, 4):
             assert storage.report(step, {trial_id: step / 10 for trial_id in ids(created)}) == set()
-        assert storage.finish([Ending(trial_id, COMPLETE, 0.3) for trial_id in ids(created)]) == set()
+        assert storage.finish([Ending(trial_id, COMPLETE, (0.3,)) for trial_id in ids(created)]) == set()
     claimed = [i for _ in waiting for i in ids(storage.claim(waiting, 1))]
     storage.close()
     return numbers, claimed

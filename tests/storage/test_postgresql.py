@@ -77,7 +77,7 @@ def test_a_password_is_neither_logged_nor_printed(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     storage = open_storage(with_password(ann))
-    storage.create_study("digits", MAXIMIZE, {})
+    storage.create_study("digits", [MAXIMIZE], {})
     assert "s3cret" not in repr(storage.location) + storage.shown
     storage.close()
     refused(with_password(ann, "s3cret-but-wrong"))
@@ -122,13 +122,13 @@ def ids(trials: list[FrozenTrial]) -> list[int]:
 
 
 def test_a_connection_that_died_in_the_pool_is_replaced(server: Server, server_storage: Storage) -> None:
-    server_storage.create_study("digits", MAXIMIZE, {})
+    server_storage.create_study("digits", [MAXIMIZE], {})
     server.restart("fast")
     assert [study.study_name for study in server_storage.get_all_studies()] == ["digits"]
 
 
 def test_restarts_in_the_middle_lose_and_double_nothing(server: Server, server_storage: Storage) -> None:
-    study_id = server_storage.create_study("digits", MAXIMIZE, {})
+    study_id = server_storage.create_study("digits", [MAXIMIZE], {})
     rounds, stop = [0], threading.Event()
 
     def search() -> list[int]:
@@ -139,7 +139,7 @@ def test_restarts_in_the_middle_lose_and_double_nothing(server: Server, server_s
             assert ids(server_storage.claim(created, 4)) == created
             for step in (1, 2):
                 assert server_storage.report(step, dict.fromkeys(created, step / 10)) == set()
-            assert server_storage.finish([Ending(i, TrialState.COMPLETE, 0.2) for i in created]) == set()
+            assert server_storage.finish([Ending(i, TrialState.COMPLETE, (0.2,)) for i in created]) == set()
             told += created
             rounds[0] += 1
         return told
@@ -174,12 +174,12 @@ def test_a_server_that_stays_away_is_one_line_in_the_end(
     server.stop()
     try:
         with pytest.raises(TransientError, match="Connection refused") as caught:
-            server_storage.create_study("digits", MAXIMIZE, {})
+            server_storage.create_study("digits", [MAXIMIZE], {})
     finally:
         server.start()
     assert str(caught.value).isprintable()
     assert [record.getMessage().endswith("trying again for up to 0 s") for record in caplog.records] == [True]
-    assert server_storage.create_study("digits", MAXIMIZE, {})
+    assert server_storage.create_study("digits", [MAXIMIZE], {})
 
 
 class Relay:
@@ -278,14 +278,14 @@ def test_a_commit_whose_answer_was_lost_is_done_once(losing: tuple[Storage, Call
     study_id = call(storage.create_study, "digits", MAXIMIZE, {"x": 1})
     assert storage.get_study_user_attrs(study_id) == {"x": 1}
     with pytest.raises(DuplicatedStudyError):
-        storage.create_study("digits", MAXIMIZE, {})
+        storage.create_study("digits", [MAXIMIZE], {})
     done = running(state=TrialState.FAIL)
     (ended,) = ids(storage.create_trials(study_id, [done]))
     created = call(storage.create_trials, study_id, [running(k / 10) for k in range(3)])
     a, b, c = ids(created)
     assert storage.get_all_trials(study_id)[1:] == created
     assert call(storage.report, 1, {a: 0.1, b: 0.2, ended: 0.3}) == {ended}
-    assert call(storage.finish, [Ending(i, TrialState.COMPLETE, 0.5) for i in (a, ended)]) == {ended}
+    assert call(storage.finish, [Ending(i, TrialState.COMPLETE, (0.5,)) for i in (a, ended)]) == {ended}
     assert call(storage.requeue, [b, ended]) == {ended}
     assert ids(call(storage.claim, [b, c, ended], 9)) == [b]
     trials = storage.get_all_trials(study_id)
@@ -296,7 +296,7 @@ def test_a_commit_whose_answer_was_lost_is_done_once(losing: tuple[Storage, Call
 
 def test_what_was_taken_back_is_told_though_the_answer_was_lost(losing: tuple[Storage, Call]) -> None:
     storage, call = losing
-    study_id = storage.create_study("digits", MAXIMIZE, {})
+    study_id = storage.create_study("digits", [MAXIMIZE], {})
     storage.create_trials(study_id, [running(), running()])
     assert call(retake, storage, everything_lost(storage)) == ({0, 1}, set())
     trials = storage.get_all_trials(study_id)
@@ -308,7 +308,7 @@ def test_what_others_did_since_the_lost_answer_is_left_alone(
 ) -> None:
     storage, call = losing
     other = open_storage(server_url)
-    study_id = storage.create_study("digits", MAXIMIZE, {})
+    study_id = storage.create_study("digits", [MAXIMIZE], {})
     (back,) = ids(storage.create_trials(study_id, [running()]))
     relay.meanwhile = lambda: other.claim([back], 1) and other.report(1, {back: 0.5})
     assert call(storage.requeue, [back]) == set()

@@ -72,7 +72,7 @@ def url(blank_url: str) -> str:
 
 def made(storage: Storage, file: str = "file", name: str = "digits") -> Gate:
     """A new study, and the gate of a process that knows it as it is."""
-    return Gate(storage.create_study(name, MAXIMIZE, {FILE: file}), name, {FILE: file})
+    return Gate(storage.create_study(name, [MAXIMIZE], {FILE: file}), name, {FILE: file})
 
 
 def closed_by(call: Callable[[], object]) -> str:
@@ -186,7 +186,7 @@ def test_a_pause_takes_back_what_workers_train_and_nothing_else(storage: Storage
     plain = storage.create_new_trial(gate.study_id)
     storage.create_trials(gate.study_id, [running(state=WAITING), running(state=FAIL)])
     storage.report(1, dict.fromkeys(ours, 0.5))
-    storage.finish([Ending(ours[0], COMPLETE, 0.5)])
+    storage.finish([Ending(ours[0], COMPLETE, (0.5,))])
     assert set_state(other, gate.study_id, PAUSED) == 4
     assert set_state(other, gate.study_id, PAUSED) == 0
     trials = storage.get_all_trials(gate.study_id)
@@ -226,7 +226,7 @@ def test_a_stop_lets_what_runs_be_finished(storage: Storage, other: Storage) -> 
     a, b = ids(storage.create_trials(gate.study_id, [running(), running()], 0, gate))
     assert set_state(other, gate.study_id, STOPPED, "enough") == 0
     assert storage.report(1, {a: 0.5, b: 0.25}) == set()
-    assert storage.finish([Ending(a, COMPLETE, 0.5)]) == set()
+    assert storage.finish([Ending(a, COMPLETE, (0.5,))]) == set()
     assert storage.requeue([b]) == set()
     assert states(storage.get_all_trials(gate.study_id)) == [COMPLETE, WAITING]
     assert closed_by(lambda: storage.claim([b], 1, gate)) == "stopped"
@@ -263,7 +263,7 @@ def test_nothing_is_kept_of_a_state_that_comes_after_the_study(storage: Storage,
 @pytest.fixture
 def without_reused_ids(storage: Storage) -> None:
     """Let a study stand behind all others: SQLite gives only the id of the last row again."""
-    storage.create_study("last", MAXIMIZE, {})
+    storage.create_study("last", [MAXIMIZE], {})
 
 
 # --- Two at once ---
@@ -323,7 +323,7 @@ def test_a_pause_while_trials_are_reported_and_ended_leaves_each_in_one_state(
         created = ids(storage.create_trials(gate.study_id, [running() for _ in range(6)], None, gate))
         ended = created[::-2]
         lost, *_ = at_once(
-            lambda ended=ended: storage.finish([Ending(trial_id, COMPLETE, 0.5) for trial_id in ended]),
+            lambda ended=ended: storage.finish([Ending(trial_id, COMPLETE, (0.5,)) for trial_id in ended]),
             lambda created=created: storage.report(1, dict.fromkeys(created[::-1], 0.25)),
             lambda created=created, ended=ended: storage.requeue(set(created) - set(ended)),
             lambda: set_state(other, gate.study_id, PAUSED),
@@ -521,7 +521,7 @@ class Doors(RuleBasedStateMachine):
         person = self.people[who]
         some = sorted(person.claims)[:most]
         mine = self.mine(person) & set(some)
-        endings = [Ending(trial_id, state, 0.5 if state == COMPLETE else None) for trial_id in some]
+        endings = [Ending(trial_id, state, (0.5,) if state == COMPLETE else ()) for trial_id in some]
         assert person.storage.finish(endings) == set(some) - mine
         for trial_id in some:
             del person.claims[trial_id]
@@ -661,7 +661,7 @@ def test_a_pace_counts_what_ended_within_the_window(storage: Storage) -> None:
 @pytest.fixture
 def away(server: Server, server_storage: Storage) -> Iterator[Storage]:
     """A storage whose server is away until the test brings it back, or is over."""
-    server_storage.create_study("digits", MAXIMIZE, {})
+    server_storage.create_study("digits", [MAXIMIZE], {})
     server.stop()
     yield server_storage
     server.start()

@@ -219,7 +219,7 @@ def test_a_storage_with_a_registry_is_opened_again(storage: Storage) -> None:
 
 
 def test_a_deleted_study_leaves_the_registry_as_it_is(storage: Storage, other: Storage) -> None:
-    study_id = storage.create_study("digits", MAXIMIZE, {})
+    study_id = storage.create_study("digits", [MAXIMIZE], {})
     with heartbeats(storage):
         storage.create_trials(study_id, [running()])
         other.delete_study(study_id)
@@ -228,7 +228,7 @@ def test_a_deleted_study_leaves_the_registry_as_it_is(storage: Storage, other: S
 
 def test_who_may_change_rows_but_make_no_tables_can_work(server: Server, server_storage: Storage) -> None:
     """The tables may be the administrator's: nothing depends on the registry."""
-    study_id = server_storage.create_study("digits", MAXIMIZE, {})
+    study_id = server_storage.create_study("digits", [MAXIMIZE], {})
     database = str(server_storage.engine.url.database)
     server.sql("CREATE ROLE bob LOGIN")
     try:

@@ -128,11 +128,13 @@ def test_only_completed_trials_with_a_finite_value_are_ranked(storage: Storage) 
     assert summary(storage, name).best == 0.4
 
 
-def test_several_objectives_have_no_best(storage: Storage) -> None:
-    name = filled(storage, [trial(0.5, 1.0)], MINIMIZE, MAXIMIZE)
-    assert best_trials(storage, name, 9) == []
+def test_the_best_of_several_objectives_are_on_the_front(storage: Storage) -> None:
+    ended = [trial(0.5, 1.0), trial(0.5, 0.9), trial(0.2, 0.1), trial(0.1, math.inf), trial(0.5, 1.0), trial(0.9, 2.0)]
+    name = filled(storage, [*ended, trial(0.0, 3.0, state=PRUNED)], MINIMIZE, MAXIMIZE)
+    assert numbers(storage, name) == [2, 0, 4, 5]
+    assert numbers(storage, name, 2) == [2, 0]
     found = summary(storage, name)
-    assert (found.directions, found.best, found.states) == ((MINIMIZE, MAXIMIZE), None, {COMPLETE: 1})
+    assert (found.directions, found.best, found.states) == ((MINIMIZE, MAXIMIZE), 0.1, {COMPLETE: 6, PRUNED: 1})
 
 
 def test_any_number_of_best_trials_can_be_asked_for(storage: Storage) -> None:
@@ -176,6 +178,10 @@ def test_no_curve_is_read_to_rank_and_to_count(storage: Storage) -> None:
     assert not any(table in text for text in read for table in ("trial_intermediate_values", "trial_system_attributes"))
 
 
+def dominates(one: list[float], other: list[float]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some=st.lists(studies(), min_size=1, max_size=3), n=st.integers(0, 15))
 def test_counting_and_ranking_agree_with_reading_every_trial(
@@ -186,16 +192,22 @@ def test_counting_and_ranking_agree_with_reading_every_trial(
     for name, (directions, _) in zip(names, some, strict=True):
         every = load_study(storage, name).get_trials()
         complete = [each for each in every if each.state == COMPLETE]
-        finite = [each for each in complete if len(directions) == 1 and math.isfinite(each.value or 0.0)]
-        sign = -1 if directions[0] == MAXIMIZE else 1
-        ranked = sorted(finite, key=lambda each: (sign * each.values[0], each.number))
+        losses = {
+            each.number: [-v if way == MAXIMIZE else v for v, way in zip(each.values, directions, strict=True)]
+            for each in complete
+            if all(map(math.isfinite, each.values))
+        }
+        ranked = [every[number] for number in sorted(losses, key=lambda number: (losses[number], number))]
+        if len(directions) > 1:
+            ranked = [each for each in ranked if not any(dominates(a, losses[each.number]) for a in losses.values())]
         times = [time for each in every for time in (each.datetime_start, each.datetime_complete) if time]
-        shown = [(best.number, best.value, best.params, best.user_attrs) for best in best_trials(storage, name, n)]
-        assert shown == [(best.number, best.value, best.params, best.user_attrs) for best in ranked[:n]]
+        shown = [(best.number, best.values, best.params, best.user_attrs) for best in best_trials(storage, name, n)]
+        assert shown == [(best.number, best.values, best.params, best.user_attrs) for best in ranked[:n]]
+        firsts = [each.values[0] for each in complete if math.isfinite(each.values[0])]
         assert found[name] == summary(storage, name)
         assert found[name].directions == tuple(directions)
         assert found[name].states == Counter(each.state for each in every)
-        assert found[name].best == (ranked[0].value if ranked else None)
+        assert found[name].best == (max if directions[0] == MAXIMIZE else min)(firsts, default=None)
         assert found[name].last_activity == max(times, default=None)
 
 
@@ -208,7 +220,9 @@ def test_the_dashboard_reads_a_study(storage: Storage, study_id: int) -> None:
     )
     (trial,) = storage.create_trials(study_id, [template])
     storage.report(1, {trial._trial_id: 0.25})
-    storage.finish([Ending(trial._trial_id, TrialState.COMPLETE, 0.25, {"seed": 7}, {"hpo:curve": {"val_loss": [2]}})])
+    storage.finish(
+        [Ending(trial._trial_id, TrialState.COMPLETE, (0.25,), {"seed": 7}, {"hpo:curve": {"val_loss": [2]}})]
+    )
     answer = get(optuna_dashboard.wsgi(storage), f"/api/studies/{study_id}")
     (shown,) = answer["trials"]
     assert (shown["number"], shown["state"], shown["values"]) == (0, "Complete", [0.25])

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
-from hpo.results.figures.source import STEP, VALUE, Source
+from hpo.results.figures.source import STEP, Source
 from hpo.results.figures.style import (
     BLUE,
     TRAINING_DASH,
@@ -24,6 +24,7 @@ from hpo.results.figures.style import (
     plain,
     short,
 )
+from hpo.results.lookup import VALUE
 from hpo.results.ranking import best_line
 
 COLUMNS = 5
@@ -40,8 +41,8 @@ REPORTED = ((VALUE, "reported", BLUE, VALIDATION_DASH),)
 
 def curves(source: Source) -> go.Figure:
     """Return the grid of the best trials' learning curves."""
-    measure = VALUE if source.metric is None else "loss" if source.metric == "val_loss" else "accuracy"
-    known = VALUE if source.metric is None else f"val_{measure}"
+    measure = {"val_loss": "loss", "val_accuracy": "accuracy"}.get(source.metric, VALUE)
+    known = VALUE if measure == VALUE else f"val_{measure}"
     ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(known)]
     if not ranked:
         return message(f"{plain(source.name)}: learning curves", "No trial has completed with a learning curve.")
@@ -68,7 +69,7 @@ def curves(source: Source) -> go.Figure:
 
 def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list[dict[str, Any]]:
     """Return the curves of a frame; all that is known of the trial stands beside whichever is pointed at."""
-    head, _, params = best_line(index + 1, trial, source.metric or "value").partition(" | ")
+    head, _, params = best_line(index + 1, trial, source.metrics).partition(" | ")
     known = "<br>".join(map(plain, [head, *textwrap.wrap(params, HOVER_CHARACTERS)]))
     traces = []
     curve, at = source.curves[trial.number], "step" if measure == VALUE else "epoch"

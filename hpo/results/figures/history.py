@@ -11,8 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.results.figures.source import Source, score, spread
+from hpo.results.figures.source import Source, spread
 from hpo.results.figures.style import BLUE, PRUNED, VERMILLION, message, new_figure, plain, short
+from hpo.results.ranking import score
 
 
 def history(source: Source) -> go.Figure:

@@ -14,8 +14,9 @@ from optuna.distributions import BaseDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.results.figures.source import Source, label, lies_in, score, space
+from hpo.results.figures.source import Source, label, lies_in, space
 from hpo.results.figures.style import BLUE, message, new_figure, plain, short
+from hpo.results.ranking import score
 from hpo.search.mirror import Mirror, mirrored
 
 BEST_PART = 0.1

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from hpo.errors import UsageError, nearest
 from hpo.results.figures.curves import curves
+from hpo.results.figures.front import front
 from hpo.results.figures.history import history
 from hpo.results.figures.importances import importances
 from hpo.results.figures.landscape import landscape
@@ -15,7 +16,11 @@ from hpo.results.figures.source import Source
 
 Draw = Callable[[Source], go.Figure]
 
+FRONT = "front"
+"""The kind that only a study of several metrics has anything to show in: without being asked for, only there."""
+
 KINDS: Mapping[str, Draw] = {
+    FRONT: front,
     "curves": curves,
     "landscape": landscape,
     "history": history,
@@ -36,5 +41,6 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def draw(source: Source, kinds: Sequence[str] = ()) -> dict[str, go.Figure]:
-    """Return a study's figures of these kinds, without any all of them."""
-    return {kind: KINDS[kind](source) for kind in dict.fromkeys(kinds or KINDS)}
+    """Return a study's figures of these kinds, without any all that have something to show in it."""
+    wanted = kinds or [kind for kind in KINDS if kind != FRONT or len(source.metrics) > 1]
+    return {kind: KINDS[kind](source) for kind in dict.fromkeys(wanted)}

@@ -17,8 +17,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.figures.importances import parameter_importances, why_none
-from hpo.results.figures.source import Source, label, lies_in, score, space, spread
+from hpo.results.figures.source import Source, label, lies_in, space, spread
 from hpo.results.figures.style import FAILED, PRUNED, SCALE, message, new_figure, plain, short
+from hpo.results.ranking import score
 
 USUAL = ("lr", "weight_decay")
 KEPT = 100

@@ -17,29 +17,34 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.lookup import conditional_of, metric_of
+from hpo.results.lookup import VALUE, conditional_of, metrics_of
+from hpo.results.ranking import score
 from hpo.search.records import CURVE, Curve
 from hpo.search.space import contains
 from hpo.storage import Parts, Storage, best_trials, summary
 from hpo.storage.studies import MOST_TRIALS
 
 BEST = 20
-STEP, VALUE = "step", "value"
-"""The parts of a curve that was reported to Optuna."""
-SCORES = {"val_accuracy": "validation accuracy", "val_loss": "validation loss"}
+STEP = "step"
+"""Beside VALUE the part of a curve that was reported to Optuna."""
+SCORES = {
+    "val_accuracy": "validation accuracy",
+    "val_loss": "validation loss",
+    "seconds_per_epoch": "seconds an epoch",
+}
 
 
 @dataclass(frozen=True)
 class Source:
     """A study's completed, pruned and failed trials, by number, and its best ones with their curves, best first.
 
-    `limit` is how many points a figure may have that has one a trial; None for all. `conditional` are the parameters
-    that not every trial has.
+    `metrics` are what the trials are scored by, `directions` what is better of each. `limit` is how many points a
+    figure may have that has one a trial; None for all. `conditional` are the parameters that not every trial has.
     """
 
     name: str
-    metric: str | None
-    maximized: bool
+    metrics: tuple[str, ...]
+    directions: tuple[StudyDirection, ...]
     trials: Sequence[FrozenTrial]
     best: Sequence[FrozenTrial] = ()
     curves: Mapping[int, Curve] = field(default_factory=dict)
@@ -47,9 +52,19 @@ class Source:
     conditional: frozenset[str] = frozenset()
 
     @property
+    def metric(self) -> str:
+        """The first metric, which all figures are of but the front."""
+        return self.metrics[0]
+
+    @property
+    def maximized(self) -> bool:
+        """Whether more of the first metric is better."""
+        return self.directions[0] == StudyDirection.MAXIMIZE
+
+    @property
     def score(self) -> str:
         """What the trials are scored by, in words."""
-        return SCORES.get(self.metric or "", self.metric or "value")
+        return in_words(self.metric)
 
     def ended(self, state: TrialState) -> list[FrozenTrial]:
         """Return the trials that ended in this state; completed and pruned ones that have a finite value."""
@@ -60,8 +75,6 @@ class Source:
 def read_source(storage: Storage, name: str, best: int = BEST, limit: int | None = None) -> Source:
     """Read what the figures of the study of that name need. Raises HpoError where no trial has ended."""
     study = summary(storage, name)
-    if len(study.directions) != 1:
-        raise HpoError(f"study {name!r}: has several objectives, so its trials have no one order")
     trials = storage.read(study.study_id, -1, (), Parts(curves=False, user_attrs=False, system_attrs=None))
     ended = [trial for trial in trials if trial.state.is_finished()]
     if not ended:
@@ -72,10 +85,8 @@ def read_source(storage: Storage, name: str, best: int = BEST, limit: int | None
     curves = {
         trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
     }
-    maximized = study.directions[0] == StudyDirection.MAXIMIZE
-    return Source(
-        name, metric_of(study.user_attrs), maximized, ended, ranked, curves, limit, conditional_of(study.user_attrs)
-    )
+    conditional = conditional_of(study.user_attrs)
+    return Source(name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional)
 
 
 def _reported(trial: FrozenTrial) -> Curve:
@@ -86,14 +97,12 @@ def _reported(trial: FrozenTrial) -> Curve:
 
 def is_scored(trial: FrozenTrial) -> bool:
     """Whether the trial has a value that can be drawn."""
-    return trial.values is not None and len(trial.values) == 1 and math.isfinite(trial.values[0])
+    return trial.values is not None and math.isfinite(score(trial))
 
 
-def score(trial: FrozenTrial) -> float:
-    """Return the value of a trial that `is_scored`."""
-    value = trial.value
-    assert value is not None
-    return value
+def in_words(metric: str) -> str:
+    """Return what a metric is, in words."""
+    return SCORES.get(metric, metric)
 
 
 def label(parameter: str) -> str:
