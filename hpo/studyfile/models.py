@@ -445,12 +445,17 @@ def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]
     return {key: mark for key, mark in marks.items() if possible[mark] and not set(mark.values) & set(possible[mark])}
 
 
-def understood(section: str, key: str, value: Any) -> Any:
-    """Return a value as its key means it, 0.0 where 0 stands for a fraction; itself where it cannot be one."""
+@cache
+def _adapter(section: str, key: str) -> TypeAdapter[Any]:
     field = SECTIONS[section].model_fields[key]
     allowed: Any = Annotated[field.annotation, Field(), *field.metadata]
+    return TypeAdapter(allowed, config=STRICT)
+
+
+def understood(section: str, key: str, value: Any) -> Any:
+    """Return a value as its key means it, 0.0 where 0 stands for a fraction; itself where it cannot be one."""
     try:
-        return TypeAdapter(allowed, config=STRICT).validate_python(value)
+        return _adapter(section, key).validate_python(value)
     except ValidationError:
         return value
 
