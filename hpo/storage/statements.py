@@ -134,7 +134,7 @@ def beat(connection: Connection, claims: Claims) -> None:
         TRIALS.c.trial_id.in_(list(claims)), TRIALS.c.state == TrialState.RUNNING, TRIALS.c.datetime_start.in_(starts)
     )
     now = utc_now(connection)
-    connection.execute(sa.update(HEARTBEATS).where(HEARTBEATS.c.trial_id.in_(ours)).values(heartbeat=now))
+    connection.execute(sa.update(HEARTBEATS).where(_in_order(ours)).values(heartbeat=now))
 
 
 def _begin_heartbeats(connection: Connection, trial_ids: Collection[int]) -> None:
@@ -153,7 +153,17 @@ def utc_now(connection: Connection) -> sa.ColumnElement[datetime.datetime]:
 def end_heartbeats(connection: Connection, trial_ids: Collection[int]) -> None:
     """Forget the heartbeats of trials that nobody trains any more."""
     if trial_ids:
-        connection.execute(sa.delete(HEARTBEATS).where(HEARTBEATS.c.trial_id.in_(list(trial_ids))))
+        connection.execute(sa.delete(HEARTBEATS).where(_in_order(list(trial_ids))))
+
+
+def _in_order(trial_ids: sa.Select[tuple[int]] | list[int]) -> sa.ColumnElement[bool]:
+    """Return which heartbeats are of these trials, locked by their ids before the first is changed.
+
+    A changed row lies elsewhere on the disk: two beats that met the rows as they lie would wait for each other.
+    """
+    heartbeats = HEARTBEATS.alias()
+    rows = sa.select(heartbeats.c.trial_id).where(heartbeats.c.trial_id.in_(trial_ids))
+    return HEARTBEATS.c.trial_id.in_(rows.order_by(heartbeats.c.trial_id).with_for_update())
 
 
 def update_trials(connection: Connection, trial_ids: Collection[int], **columns: Any) -> None:
