@@ -40,7 +40,7 @@ from hpo.studyfile import Study, parse_study
 from hpo.training.images import DeviceSplit, to_device
 from hpo.training.population import train
 from hpo.training.precision import choose_precision
-from hpo.training.randomness import member_seed
+from hpo.training.seeds import member_seed
 from hpo.training.stack import Member
 
 EPOCHS, BATCH, HIDDEN, POPULATION = 50, 100, [100] * 6, 32

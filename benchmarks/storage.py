@@ -61,7 +61,7 @@ from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
 from hpo.training.objective import Objective
 from hpo.training.population import EpochResult
-from hpo.training.randomness import member_seed
+from hpo.training.seeds import member_seed
 from hpo.training.stack import METRICS, Member
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))

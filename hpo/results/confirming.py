@@ -16,8 +16,6 @@ from optuna.trial import FrozenTrial
 from hpo.errors import HpoError, UsageError
 from hpo.results.naming import followed
 from hpo.results.ranking import configurations
-from hpo.search.again import plan_again
-from hpo.search.launch import submit
 from hpo.search.points import baseline
 from hpo.search.records import DATA, RUN, kept, not_of_hpo, same_images, stored_study
 from hpo.search.space import Values, decode, holds, is_whole, settings
@@ -25,7 +23,7 @@ from hpo.storage import IDENTITY, Storage, best_trials, load_study, study_names
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
 from hpo.studyfile.trees import replaced
-from hpo.training.randomness import derive_seed
+from hpo.training.seeds import derive_seed
 
 CONFIRMS = "hpo:confirms"
 """The attribute of a confirming study: which study, which of its configurations, how many seeds."""
@@ -53,6 +51,9 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
     Where it is there already, it stays as it is, and no images are needed. It has the first name that no other study
     has. Raises HpoError where no trial has finished, or the images are not the study's.
     """
+    from hpo.search.again import plan_again  # with torch, which reading a confirmation does without
+    from hpo.search.launch import submit
+
     original = load_study(storage, name)
     study, attrs = stored_study(original), kept(original)
     candidates = _candidates(storage, study, top)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Literal
 
 from hpo.errors import UsageError
-from hpo.search.plan import can_train
 from hpo.search.space import Values, check_space
 from hpo.studyfile import Parameter, Range, Study, parse_study
 from hpo.studyfile.models import open_tables
@@ -66,7 +65,11 @@ def _is_possible(study: Study, parameter: Parameter, before: Range, values: Valu
     if key in open_tables() and not _is_of_its_kind(before, values[parameter.name], parameter.integer):
         return False
     depends_on_images = key in SHAPING | open_tables() or (key[0] == "network" and study.search.limits.parameters)
-    return can_train(study, values) if depends_on_images else True
+    if not depends_on_images:
+        return True
+    from hpo.search.plan import can_train  # with torch, which what only reads studies does without
+
+    return can_train(study, values)
 
 
 def _is_of_its_kind(before: Range, value: float, integer: bool) -> bool:

@@ -38,7 +38,7 @@ from hpo.training.images import shape_of_images
 from hpo.training.networks import build
 from hpo.training.objective import Objective
 from hpo.training.population import EpochResult
-from hpo.training.randomness import derive_seed
+from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member
 from hpo.training.weights import network_of, read, to_bytes
 

@@ -41,7 +41,7 @@ from hpo.search.space import (
 )
 from hpo.search.tpe import Observations
 from hpo.studyfile import Study
-from hpo.training.randomness import derive_seed
+from hpo.training.seeds import derive_seed
 
 CONSTRAINT = "constraints:"
 """The beginning of the attributes in which Optuna keeps by how much a trial exceeds a constraint, 0 or less if not."""

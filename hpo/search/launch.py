@@ -300,6 +300,8 @@ def _begin_own(
 
 def _before(study: Study, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
     """Return what is known of the studies that this one starts from; say of which nothing is."""
+    if not study.search.start_from:
+        return []
     found = predecessors(study, kept(stored), storage)
     for problem in found.problems:
         on_event(Note(f"search.start_from: {problem}; the search goes on without its trials", "warning"))

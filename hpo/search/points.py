@@ -13,7 +13,7 @@ from typing import Any
 from hpo.search.space import Values, candidate, contains, count, distributions, encode, identity
 from hpo.studyfile import Choices, Parameter, Study
 from hpo.studyfile.trees import value_at
-from hpo.training.randomness import member_seed
+from hpo.training.seeds import member_seed
 
 
 def trial_seed(study: Study, number: int) -> int:

@@ -30,7 +30,7 @@ from hpo.search.space import check_space, groups
 from hpo.search.tpe import IncrementalTPESampler, Observations
 from hpo.studyfile import Study
 from hpo.studyfile.searched import candidates
-from hpo.training.randomness import derive_seed
+from hpo.training.seeds import derive_seed
 
 GENERATION = "NSGAIISampler:generation"
 """The attribute in which NSGA-II keeps which generation a trial is of."""

@@ -6,7 +6,9 @@ whose launch is gone stops by itself. The storage's URL goes to the workers thro
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import logging
 import multiprocessing
@@ -140,6 +142,7 @@ def _signal_name(number: int) -> str:
 
 def _work(url: str, duty: Duty, messages: Connection) -> None:
     """What the process of a worker does."""
+    atexit.register(gc.freeze)  # at the end, nothing that torch brought is taken apart piece by piece
     # A daemon may have no child processes, which the user's own objective may want, as a DataLoader does.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     stop = threading.Event()

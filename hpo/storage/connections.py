@@ -10,6 +10,7 @@ Knows the schema as a whole, nothing of what the rows mean.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import time
@@ -200,6 +201,7 @@ def _use_write_ahead_log(file: Path, shown: str) -> None:
             time.sleep(JOURNAL_RETRY_S)
 
 
+@functools.cache  # reading Optuna's migrations takes longer than all else that opening a storage asks
 def _migrations() -> alembic.script.ScriptDirectory:
     config = alembic.config.Config()
     # A percent sign is special in a configuration file.

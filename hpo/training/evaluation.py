@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hpo.training.randomness import derive_seed
+from hpo.training.seeds import derive_seed
 from hpo.training.stack import EVALUATION_BATCH
 
 

@@ -12,26 +12,15 @@ passes of integer arithmetic run on any device and give the same bits on all of 
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpo.training.seeds import derive_seed
+
 _ROUND_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9, SplitMix64's first multiplier, as a signed 64-bit integer
 _ROUND_2 = -7723592293110705685  # 0x94D049BB133111EB, its second
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Return 53 well-mixed bits from the parts: equal parts, equal seed. A JSON number holds 53 bits exactly."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 11
-
-
-def member_seed(study_seed: int, trial: int, repeat: int = 0) -> int:
-    """Return the seed of a trial's initial weights and dropout masks: of study, trial and repeat, nothing else."""
-    return derive_seed("member", study_seed, trial, repeat)
 
 
 def batch_order(split_seed: int, epoch: int, images: int) -> Tensor:

@@ -29,6 +29,13 @@ def test_help_loads_nothing_heavy() -> None:
     assert not set(loaded.stdout.splitlines()[-1].split()) & HEAVY
 
 
+def test_what_shows_and_holds_up_studies_loads_no_torch() -> None:
+    rooms = "hpo.service.status, hpo.service.control, hpo.results.comparison, hpo.results.closing, hpo.results.progress"
+    code = f"import sys, {rooms}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(loaded.stdout.split()) & {"torch", "sklearn", "plotly"}
+
+
 @pytest.mark.parametrize("args", [(), ("--help",)])
 def test_help_names_every_command(hpo: Run, args: tuple[str, ...]) -> None:
     outcome = hpo(*args)

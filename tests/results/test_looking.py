@@ -33,7 +33,7 @@ from hpo.studyfile import Study
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.population import train
-from hpo.training.randomness import derive_seed
+from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member
 from hpo.training.weights import read
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpo.training.dropouts import ChannelDropout, Dropout
-from hpo.training.randomness import dropout_keys, member_seed
+from hpo.training.randomness import dropout_keys
+from hpo.training.seeds import member_seed
 from hpo.training.stacking import StackedNetwork
 from hpo.training.tracing import CannotStackError
 

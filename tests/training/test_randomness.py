@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from hpo.training.randomness import (
     augmentation_numbers,
     batch_order,
-    derive_seed,
     dropout_keys,
-    member_seed,
     mixed_counters,
     random_words,
 )
+from hpo.training.seeds import derive_seed, member_seed
 
 
 def test_seeds_are_these_on_every_machine() -> None:

@@ -21,7 +21,8 @@ from hpo.training.dropouts import Dropout
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.population import train
-from hpo.training.randomness import augmentation_numbers, batch_order, dropout_keys, member_seed
+from hpo.training.randomness import augmentation_numbers, batch_order, dropout_keys
+from hpo.training.seeds import member_seed
 from hpo.training.stack import Member
 from hpo.training.stacking import StackedNetwork
 
