@@ -20,8 +20,10 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from hpo.cli import app
-from hpo.studyfile.models import LARGEST, SECTIONS, Settings, StudySettings, UsedBy, sections
+from hpo.studyfile.keys import SECTIONS, sections
+from hpo.studyfile.models import Settings, StudySettings
 from hpo.studyfile.objective import ObjectiveSearchSettings, ObjectiveStudySettings
+from hpo.studyfile.values import LARGEST, UsedBy
 
 PAGE = Path(__file__).with_name("studyfile.md")
 WHOLE: tuple[type[Settings], ...] = (StudySettings, ObjectiveStudySettings)
