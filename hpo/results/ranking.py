@@ -21,6 +21,7 @@ from hpo.results.edges import Side, number, wider_bound
 from hpo.results.lookup import metrics_of
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
+from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Parameter, Range, Study
 from hpo.studyfile.writing import key_text
 
@@ -72,12 +73,19 @@ def params_line(params: Mapping[str, Any], distributions: Mapping[str, BaseDistr
 
 
 def top_lines(storage: Storage, name: str, n: int) -> list[str]:
-    """Return a line for each of the `n` best trials of the study of that name; see `best_trials`."""
+    """Return a line for each of the `n` best trials of the study of that name; see `best_trials`.
+
+    Of a front that has more of them, a last line says so.
+    """
     study = summary(storage, name)
-    trials = best_trials(storage, name, n)
+    metrics = metrics_of(study)
+    trials = best_trials(storage, name, n if len(metrics) == 1 else MOST_TRIALS)
     if not trials:
         raise HpoError(f"study {name!r}: no finished trial yet; launch it to go on")
-    return [best_line(rank, trial, metrics_of(study)) for rank, trial in enumerate(trials, start=1)]
+    lines = [best_line(rank, trial, metrics) for rank, trial in enumerate(trials[:n], start=1)]
+    return (
+        lines if len(trials) <= n else [*lines, f"and {len(trials) - n} more on the front; -n {len(trials)} shows all"]
+    )
 
 
 @dataclass(frozen=True)

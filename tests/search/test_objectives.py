@@ -190,3 +190,4 @@ def test_a_study_of_plain_optuna_has_a_front_too(storage: Storage) -> None:
         "Front-1 (value 0: 1.0000, value 1: 2.0000)",
         "Front-2 (value 0: 2.0000, value 1: 3.0000)",
     ]
+    assert top_lines(storage, "plain", 1)[1:] == ["and 1 more on the front; -n 2 shows all"]
