@@ -20,30 +20,46 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from hpo.cli import app
-from hpo.studyfile.models import LARGEST, SECTIONS, Settings, StudySettings, UsedBy
+from hpo.studyfile.keys import SECTIONS, sections
+from hpo.studyfile.models import Settings, StudySettings
+from hpo.studyfile.objective import ObjectiveSearchSettings, ObjectiveStudySettings
+from hpo.studyfile.values import LARGEST, UsedBy
 
 PAGE = Path(__file__).with_name("studyfile.md")
+WHOLE: tuple[type[Settings], ...] = (StudySettings, ObjectiveStudySettings)
+
+TABLES: dict[str, type[Settings]] = {
+    "## Top level": StudySettings,
+    **{f"## [{section}]": model for section, model in SECTIONS.items()},
+    "## A study of your own objective": ObjectiveStudySettings,
+    "### [search] of your own objective": ObjectiveSearchSettings,
+}
+"""What the first table after each heading is of."""
+
 TABLE = re.compile(r"^\| key \|.*\n(?:\|.*\n)+", re.MULTILINE)
 
 
 def with_tables(page: str) -> str:
     """The page with its tables of keys as the models have them. A key without a meaning ends the program."""
-    for section in ("", *SECTIONS):
-        heading = f"## [{section}]\n" if section else "## Top level\n"
-        before, _, rest = page.partition(heading)
-        page = before + heading + TABLE.sub(lambda found, of=section: table(of, found[0]), rest, count=1)
+    for heading, model in TABLES.items():
+        before, found, rest = page.partition(f"{heading}\n")
+        if not found:
+            sys.exit(f"{PAGE}: has no heading {heading}")
+        shown = TABLE.search(rest)
+        if shown is None:
+            sys.exit(f"{PAGE}: has no table of keys after {heading}")
+        page = before + found + rest[: shown.start()] + table(heading, model, shown[0]) + rest[shown.end() :]
     return page
 
 
-def table(section: str, shown: str) -> str:
-    """A section's table, with the meanings of the one that is shown."""
+def table(heading: str, model: type[Settings], shown: str) -> str:
+    """A model's table, with the meanings of the one that is shown. Its sections have tables of their own."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
     meanings = {row[0].strip("`"): row[-1] for row in rows}
-    model = SECTIONS[section] if section else StudySettings
-    keys = [key for key in model.model_fields if section or key not in SECTIONS]
+    keys = [key for key in model.model_fields if key not in (sections(model) if model in WHOLE else ())]
     without = [key for key in keys if not meanings.get(key)]
     if without:
-        sys.exit(f"{PAGE}: write a row with the meaning of {', '.join(f'{section}.{key}' for key in without)}")
+        sys.exit(f"{PAGE}: write a row with the meaning of {', '.join(without)} after {heading}")
     uses = [used_by(model.model_fields[key]) for key in keys]
     cells = [["key", "value", "default", "used by", "what it means"], ["---"] * 5]
     for key, use in zip(keys, uses, strict=True):

@@ -114,10 +114,11 @@ def test_every_key_of_a_study_file_is_documented_as_it_is() -> None:
 
 def test_a_key_whose_meaning_nobody_has_written_is_missing_one() -> None:
     page = PAGES["docs/studyfile.md"]
-    row = re.search(r"^\| `lr` .*\n", page, re.MULTILINE)
-    assert row is not None
-    with pytest.raises(SystemExit, match=r"optimizer\.lr"):
-        reference.with_tables(page.replace(row[0], ""))
+    for key, heading in (("lr", r"## \[optimizer\]"), ("direction", r"### \[search\] of your own objective")):
+        row = re.search(rf"^\| `{key}` .*\n", page, re.MULTILINE)
+        assert row is not None
+        with pytest.raises(SystemExit, match=rf"the meaning of {key} after {heading}"):
+            reference.with_tables(page.replace(row[0], ""))
 
 
 def test_every_command_is_in_the_reference() -> None:

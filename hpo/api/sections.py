@@ -108,14 +108,15 @@ class Training(Section):
 class Search(Section):
     """`[search]`: how many trials in all, chosen and judged how; `timeout` and `trial_timeout` are in seconds.
 
-    `direction`, minimize or maximize, is for the user's own objective.
+    Several objectives are a list for `metric`. `direction`, minimize or maximize or a list, is for the user's own
+    objective.
     """
 
     trials: int
-    direction: str | None = None
+    direction: str | Sequence[str] | None = None
     sampler: str | None = None
     pruner: str | None = None
-    metric: str | None = None
+    metric: str | Sequence[str] | None = None
     score: str | None = None
     population: int | str | None = None
     seed: int | None = None

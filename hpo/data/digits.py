@@ -44,7 +44,10 @@ def _read(part: slice) -> RawImages:
     folder = place()
     if folder is None:
         raise DataError("digits: scikit-learn, which holds these images, is not installed")
-    rows = np.loadtxt(folder / FILE, delimiter=",", dtype=np.uint8)  # 64 pixels and the label
+    try:
+        rows = np.loadtxt(folder / FILE, delimiter=",", dtype=np.uint8)  # 64 pixels and the label
+    except (OSError, ValueError) as error:
+        raise DataError(f"digits: {folder / FILE} cannot be read ({error}); install scikit-learn anew") from error
     if rows.shape != (TOTAL, 65):
         raise DataError(f"digits: scikit-learn holds {len(rows)} of these images, {TOTAL} expected")
     rows = rows[np.random.Generator(np.random.PCG64(_SEAL_SEED)).permutation(TOTAL)[part]]

@@ -14,7 +14,7 @@ from typing import Literal
 from hpo.errors import UsageError
 from hpo.search.space import Values, check_space
 from hpo.studyfile import Parameter, Range, Study, parse_study
-from hpo.studyfile.models import open_tables
+from hpo.studyfile.keys import open_tables
 from hpo.studyfile.trees import replaced
 
 SHAPING = {("network", "kernel"), ("network", "padding"), ("network", "pool"), ("training", "shift")}

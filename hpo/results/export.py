@@ -33,7 +33,7 @@ from hpo.search.space import decode
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Config, ObjectiveStudy, Study
-from hpo.studyfile.models import SEARCHABLE, unused_keys
+from hpo.studyfile.keys import SEARCHABLE, unused_keys
 
 VERSION = 2
 SCHEMA = f"hpo.best/{VERSION}"

@@ -6,8 +6,10 @@ Studies that another program wrote into the same tables are met here too; what o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from optuna.trial import FrozenTrial
 
 from hpo.errors import StorageError, StudyFileError
 from hpo.search.records import STUDY
@@ -30,8 +32,14 @@ def open_existing(url: str | None) -> Storage:
     return open_storage(url)
 
 
-def conditional_of(user_attrs: Mapping[str, Any]) -> frozenset[str]:
-    """Return the parameters that not every trial of the study has; none where hpo did not make it."""
+def conditional_of(user_attrs: Mapping[str, Any], completed: Sequence[FrozenTrial]) -> frozenset[str]:
+    """Return the parameters that not every trial of the study has.
+
+    Where no file of hpo's says so, as with the user's own objective, it is seen from the trials that are completed.
+    """
+    if _said(user_attrs, "network") is None:
+        names = {name for trial in completed for name in trial.params}
+        return frozenset(name for name in names if any(name not in trial.params for trial in completed))
     text = user_attrs.get(STUDY)
     if not isinstance(text, str) or f'"{WHEN}"' not in text:
         return frozenset()

@@ -23,8 +23,8 @@ from hpo.search.records import kept, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, own_data, parse_study, read_study
 from hpo.studyfile.messages import dotted
-from hpo.studyfile.models import LARGEST
 from hpo.studyfile.trees import replaced
+from hpo.studyfile.values import LARGEST
 from hpo.studyfile.writing import study_text
 
 

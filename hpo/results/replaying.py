@@ -23,8 +23,8 @@ from hpo.search.plan import plan
 from hpo.search.records import Curve
 from hpo.studyfile import Study, parse_study
 from hpo.studyfile.messages import dotted, faults_of
-from hpo.studyfile.models import Natural
 from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, home_of, load_tree
+from hpo.studyfile.values import Natural
 from hpo.training.stack import Member
 from hpo.usercode import found
 

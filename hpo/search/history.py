@@ -121,11 +121,8 @@ class History:
         One that waits will run next, so it counts as running; one that cannot be learnt from counts as failed.
         """
         for trial in sorted(trials, key=lambda each: each.number):
-            if trial.number == self.count:
-                if belongs(self._study_file, trial.params):
-                    self._see(trial.number, trial.params)
-                else:
-                    self._outside.add(trial.number)
+            if trial.number == self.count or trial.number in self._outside:
+                self._note_place(trial)
             self.last = max(self.last, trial._trial_id)
             if trial.state.is_finished():
                 self._ids.pop(trial.number, None)
@@ -135,6 +132,14 @@ class History:
         if self._study_file.search.sampler == "qmc":  # the sequence goes on where it was
             for number in filter(self._is_drawn, range(self._drawn, self.count)):
                 self._sampled(self._mirror.get_trial(number), attempt=0)
+
+    def _note_place(self, trial: FrozenTrial) -> None:
+        """Take note of whether a trial lies inside the space, which may be known only once it is taken up."""
+        if belongs(self._study_file, trial.params):
+            self._outside.discard(trial.number)
+            self._see(trial.number, trial.params)
+        else:
+            self._outside.add(trial.number)
 
     def _put(self, trial: FrozenTrial) -> None:
         if trial.state == TrialState.FAIL or trial.number in self._outside:
@@ -166,6 +171,8 @@ class History:
     def restart(self, trials: Iterable[FrozenTrial]) -> None:
         """Take note that trials are trained from their beginning, whatever was reported of them before."""
         for trial in trials:
+            if trial.number in self._outside:
+                self._note_place(trial)
             if trial.number not in self._outside:
                 attrs = self._of_a_generation({})
                 running = mirrored(trial.number, TrialState.RUNNING, trial.params, self._space, system_attrs=attrs)
@@ -199,10 +206,18 @@ class History:
             asked.append((trial.number, values))
         return asked
 
-    def ask_for(self, given: Values) -> tuple[int, Values]:
-        """Return a new trial with these values, and with the sampler's for all that they leave open."""
+    def ask_for(self, given: Values, number: int | None = None) -> tuple[int, Values]:
+        """Return a new trial with these values, and with the sampler's for all that they leave open.
+
+        Or the trial of that `number`, which has no parameters yet.
+        """
         self._read_anew()
-        trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
+        if number is None:
+            number = self._mirror.create_new_trial(STUDY)
+        else:
+            self._outside.discard(number)
+            self._mirror.put(mirrored(number, TrialState.RUNNING, {}, {}))
+        trial = self._mirror.get_trial(number)
         for attempt in range(ATTEMPTS + CHANCES):
             values = self._sampled(trial, attempt, given)
             if self._study_file.search.repeat or identity(values) not in self._seen:

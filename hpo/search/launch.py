@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import UnknownStudyError, UsageError
+from hpo.errors import UnknownStudyError
 from hpo.search.again import plan_again
 from hpo.search.enqueueing import asked_for, store_asked
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
@@ -197,10 +197,11 @@ def _store(
 ) -> optuna.Study:
     if isinstance(study, ObjectiveStudy):
         assert isinstance(planned, ObjectivePlan)
-        if enqueue:
-            raise UsageError(f"--enqueue: only when {study.objective} runs is it known what it searches; leave it out")
+        asked = asked_for(study, enqueue, storage)
         stored = open_objective_study(study, planned.code, storage, extend, priority, changed_code)
         record_change(stored, study, planned.code, storage)
+        if asked:
+            store_asked(study, asked, (), storage, gate(study, stored))
     else:
         assert isinstance(planned, Plan)
         stored = _store_networks(study, planned, storage, extend, priority, changed_code, enqueue)
@@ -299,6 +300,8 @@ def _begin_own(
 
 def _before(study: Study, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
     """Return what is known of the studies that this one starts from; say of which nothing is."""
+    if not study.search.start_from:
+        return []
     found = predecessors(study, kept(stored), storage)
     for problem in found.problems:
         on_event(Note(f"search.start_from: {problem}; the search goes on without its trials", "warning"))

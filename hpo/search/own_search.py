@@ -26,13 +26,14 @@ from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import usercode
-from hpo.errors import TrainingError
+from hpo.errors import TrainingError, nearest
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, named
 from hpo.search.own_history import OwnHistory
 from hpo.search.samplers import own_sampler
 from hpo.storage import ATTEMPTS, REASON, Ending, Parts, StudyState, set_state
 from hpo.studyfile import ObjectiveStudy
+from hpo.studyfile.messages import key_shown
 from hpo.usercode import Code
 
 Function = Callable[[optuna.Trial], Any]
@@ -161,6 +162,7 @@ class OwnSearch(Search):
             trial = OwnTrial(study, number, lambda: self._look(number, until), self._learn)
             with contextlib.redirect_stdout(sys.stderr):
                 value = self.function(trial)
+            self._look_for_what_was_asked(trial)
         except TrialPruned:
             state = TrialState.PRUNED
         except Leave as left:
@@ -201,6 +203,13 @@ class OwnSearch(Search):
             ending = Ending(self.trial_id(number), TrialState.FAIL, (), {REASON: failure.reason}, kept)
             self.on_event(Note(f"{named([number])} failed: {failure.reason}", "warning"))
         return None if self.end([(number, ending)]) else ending.state
+
+    def _look_for_what_was_asked(self, trial: OwnTrial) -> None:
+        """Say what an enqueued trial was to have and the function has not suggested: it may have been misspelt."""
+        params = trial.params
+        for name in trial._fixed_params.keys() - params.keys():
+            text = f"{named([trial.number])}: {self.study.objective} has not suggested {key_shown(name)}"
+            self.on_event(Note(f"{text}, which was asked for{nearest(name, params)}", "warning"))
 
     def _look(self, number: int, until: float) -> None:
         """Raise Leave where the trial is not to go on."""

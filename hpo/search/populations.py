@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import HpoError, StudyClosedError, StudyFileError
+from hpo.errors import HpoError, StudyClosedError, UsageError
+from hpo.search.enqueueing import FIXED, checked
 from hpo.search.events import TrialsFailed, TrialsLeftOut
 from hpo.search.history import CONSTRAINT, RUNG, History
 from hpo.search.keeping import Keeper
@@ -101,10 +102,12 @@ class PopulationSearch(Search):
         Those whose networks exceed the study's limit are no members either: they end untrained.
         """
         members, endings = [], []
-        for number, trial in self._running.items():
+        for number, trial in list(self._running.items()):
             try:
+                if FIXED in trial.system_attrs and not trial.params and not self._completed(trial):
+                    continue
                 config = config_of(self.study, trial.params)
-            except StudyFileError as error:
+            except UsageError as error:
                 endings.append((number, Ending(trial._trial_id, TrialState.FAIL, (), {REASON: str(error)})))
                 continue
             members.append(Member(number, config, trial_seed(self.study, number)))
@@ -114,6 +117,22 @@ class PopulationSearch(Search):
             if number not in lost:
                 self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
         return members
+
+    def _completed(self, trial: FrozenTrial) -> bool:
+        """Give a trial that another program has enqueued its parameters; return whether it is still this process's.
+
+        Raises UsageError where no trial of the study can have what it was asked for.
+        """
+        number, space = trial.number, distributions(self.study)
+        if self.study.search.repeats > 1:
+            raise UsageError("enqueued: does not go with search.repeats, by which trials are numbered")
+        _, values = self.history.ask_for(checked(self.study, trial.system_attrs[FIXED], "enqueued"), number)
+        params = {name: (space[name].to_internal_repr(value), space[name]) for name, value in values.items()}
+        trial.params, trial.distributions = values, {name: space[name] for name in values}
+        if self.storage.keep(trial._trial_id, params=params, user_attrs={"seed": trial_seed(self.study, number)}):
+            return True
+        self._given_away({trial._trial_id})
+        return False
 
     def _within_limits(self, members: list[Member]) -> list[Member]:
         """Return the members that are within the study's limits; end the others as Optuna's infeasible trials."""

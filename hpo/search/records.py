@@ -26,9 +26,10 @@ from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError,
 from hpo.search.objectives import directions
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, differing_keys, parse_any_study
-from hpo.studyfile.models import HERE, SEARCHABLE, unused_keys
+from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
 from hpo.studyfile.trees import replaced, value_at, without
+from hpo.studyfile.values import HERE
 from hpo.usercode import Code, folder_of
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"

@@ -222,7 +222,8 @@ class Run:
             endings.append((number, ending))
         if endings:
             own = f"\n{details.rstrip()}" if details and self._search.study.references else ""
-            self._search.on_event(Note(f"{len(endings)} trials failed: {reason}{own}", "warning"))
+            count = "1 trial" if len(endings) == 1 else f"{len(endings)} trials"
+            self._search.on_event(Note(f"{count} failed: {reason}{own}", "warning"))
         self._end(endings)
 
     def _end(self, endings: list[tuple[int, Ending]]) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpo.errors import nearest
+from hpo.studyfile.keys import SEARCHABLE, SECTIONS, for_all, understood
 from hpo.studyfile.messages import shown, unknown_key
-from hpo.studyfile.models import SEARCHABLE, SECTIONS, for_all, understood
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 
 WHEN = "when"

@@ -18,18 +18,9 @@ from pydantic import ValidationError
 
 from hpo.errors import nearest
 from hpo.studyfile.cases import Case, Condition, assembled, is_same, place_of, setting_of, split, written
+from hpo.studyfile.keys import SEARCHABLE, SECTIONS, for_all, names, open_tables, possible_values, unused_keys
 from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
-from hpo.studyfile.models import (
-    HERE,
-    SEARCHABLE,
-    SECTIONS,
-    StudySettings,
-    for_all,
-    names,
-    open_tables,
-    possible_values,
-    unused_keys,
-)
+from hpo.studyfile.models import StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
 from hpo.studyfile.searched import (
@@ -44,6 +35,7 @@ from hpo.studyfile.searched import (
 )
 from hpo.studyfile.study import Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
+from hpo.studyfile.values import HERE
 
 AnyStudy = Study | ObjectiveStudy
 """A study of hpo's networks, or of the user's own objective."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hpo.errors import StudyFileError, nearest
-from hpo.studyfile.models import names, open_tables
+from hpo.studyfile.keys import names, open_tables
 from hpo.studyfile.trees import MISSING, Path, value_at
 
 WIDTH = 60  # characters of a value or key that a message shows

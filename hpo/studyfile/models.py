@@ -8,13 +8,8 @@ use, or only some values of another key, is marked `UsedBy`; for the others it i
 
 from __future__ import annotations
 
-import keyword
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,91 +19,27 @@ from pydantic import (
     Field,
     PrivateAttr,
     Tag,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
-from hpo.studyfile.trees import Path
-
-LARGEST = 2**63 - 1  # what SQL, NumPy and torch can hold
-DEEPEST = 4  # lists in lists of an argument
-HERE = FilePath()
-"""The current folder."""
-
-
-@dataclass(frozen=True)
-class UsedBy:
-    """Marks a field that only these kinds of its section use, or only these values of another of its keys."""
-
-    values: tuple[str, ...]
-    key: str = "kind"
-
-
-@dataclass(frozen=True)
-class OneForAll:
-    """Marks a field of a searchable section that is the same for all trials: it does not change what they learn."""
-
-
-@dataclass(frozen=True)
-class Open:
-    """Marks a table of a searchable section whose keys are not the models': each of its values may be searched."""
-
-
-Natural = Annotated[int, Field(ge=0, le=LARGEST)]
-Positive = Annotated[int, Field(ge=1, le=LARGEST)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-AboveZero = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-def _reference(text: str) -> str:
-    file, colon, name = text.rpartition(":")
-    if not (colon and file.endswith(".py") and all(part.isidentifier() for part in name.split("."))):
-        raise ValueError('must be FILE.py:NAME, such as "my_net.py:Net"')
-    return text
-
-
-Reference = Annotated[str, AfterValidator(_reference)]
-"""The user's own code: a Python file, relative to the study file's folder, and a name in it (hpo/usercode.py)."""
-
-
-def _argument_name(name: str) -> str:
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError("is no name that an argument can have in Python")
-    return name
-
-
-def _argument(value: Any, depth: int = 0) -> Any:
-    if depth > DEEPEST:
-        raise ValueError("is nested too deeply")
-    if isinstance(value, list):
-        return [_argument(each, depth + 1) for each in value]
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        if abs(value) > LARGEST:
-            raise ValueError("is too large")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError("must be a finite number")
-    elif not isinstance(value, str):
-        raise ValueError("must be a number, a string, true, false or a list of them")
-    elif any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError("must be a string of whole Unicode characters")
-    return value
-
-
-Arguments = dict[Annotated[str, AfterValidator(_argument_name)], Annotated[Any, AfterValidator(_argument)]]
-
-
-def _number_or(other: type, tag: str) -> Discriminator:
-    """Pick the one branch of a union that a value is checked against, so that a wrong one makes one error."""
-    return Discriminator(lambda value: tag if isinstance(value, other) else "number")
-
-
-STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+from hpo.studyfile.values import (
+    HERE,
+    LARGEST,
+    STRICT,
+    AboveZero,
+    Arguments,
+    Fraction,
+    Name,
+    Natural,
+    OneForAll,
+    Open,
+    Positive,
+    Reference,
+    UsedBy,
+    checked_reference,
+    number_or,
+)
 
 
 class Settings(BaseModel):
@@ -134,7 +65,7 @@ def _own_data(dataset: str) -> str:
     kind, path = own_data(dataset) or ("", "")
     try:
         if kind == "code":
-            _reference(dataset)
+            checked_reference(dataset)
     except ValueError:
         path = ""
     if not path or not dataset.isprintable():
@@ -174,14 +105,14 @@ class NetworkSettings(Settings):
     ] = "relu"
     init: Annotated[
         Annotated[Literal["he", "xavier"], Tag("word")] | Annotated[AboveZero, Tag("number")],
-        _number_or(str, "word"),
+        number_or(str, "word"),
         Field(description="he, xavier or a number above 0"),
         _BUILT_IN,
     ] = "he"
     batch_norm: Annotated[bool, Field(), _BUILT_IN] = False
     dropout: Annotated[
         Annotated[Fraction, Tag("number")] | Annotated[list[Fraction], Tag("list")],
-        _number_or(list, "list"),
+        number_or(list, "list"),
         Field(description="a number or a list of numbers"),
         _BUILT_IN,
     ] = 0.0
@@ -290,7 +221,7 @@ class SearchSettings(Settings):
     score: Literal["last", "best"] = "last"
     population: Annotated[
         Annotated[Literal["auto"], Tag("word")] | Annotated[Positive, Tag("number")],
-        _number_or(str, "word"),
+        number_or(str, "word"),
         Field(description="auto or a whole number"),
     ] = "auto"
     seed: Natural = 0
@@ -379,85 +310,3 @@ class StudySettings(Named):
     training: TrainingSettings
     search: SearchSettings
     baseline: dict[str, Any] = {}
-
-
-def sections(model: type[Settings]) -> dict[str, type[Settings]]:
-    """Return the tables of a study file, by key."""
-    return {
-        key: field.annotation
-        for key, field in model.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-    }
-
-
-SECTIONS = sections(StudySettings)
-SEARCHABLE = tuple(Config.model_fields)  # the sections whose values may be searched
-
-
-@cache
-def names() -> dict[str, Path]:
-    """Map each setting's short name to its path: its key, or the dotted path of a key that several sections own."""
-    paths: list[Path] = [(key,) for key in StudySettings.model_fields if key not in SECTIONS]
-    paths += [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
-    keys = [path[-1] for path in paths]
-    return {str(path[-1]) if keys.count(path[-1]) == 1 else ".".join(map(str, path)): path for path in paths}
-
-
-@cache
-def open_tables() -> frozenset[Path]:
-    """Return the paths of the tables whose keys are not the models', each of which may be searched."""
-    return frozenset[Path](_marked(Open))
-
-
-@cache
-def for_all() -> frozenset[tuple[str, str]]:
-    """Return the paths of the keys that cannot be searched although others of their section can."""
-    return _marked(OneForAll)
-
-
-def _marked(kind: type[OneForAll] | type[UsedBy] | type[Open]) -> frozenset[tuple[str, str]]:
-    return frozenset(
-        (section, key)
-        for section in SEARCHABLE
-        for key, field in SECTIONS[section].model_fields.items()
-        if any(isinstance(mark, kind) for mark in field.metadata)
-    )
-
-
-@cache
-def conditional() -> frozenset[tuple[str, str]]:
-    """Return the paths of the keys that only some values of another key use."""
-    return _marked(UsedBy)
-
-
-def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]:
-    """Return the keys of a section that nothing its table may say uses, each with the mark that says what does.
-
-    A table that names a kind, or another such value, that is none has no keys that go unused for it.
-    """
-    marks = {
-        key: mark
-        for key, field in SECTIONS[section].model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, UsedBy)
-    }
-    possible = {mark: possible_values(section, mark.key, values) for mark in set(marks.values())}
-    return {key: mark for key, mark in marks.items() if possible[mark] and not set(mark.values) & set(possible[mark])}
-
-
-def understood(section: str, key: str, value: Any) -> Any:
-    """Return a value as its key means it, 0.0 where 0 stands for a fraction; itself where it cannot be one."""
-    field = SECTIONS[section].model_fields[key]
-    allowed: Any = Annotated[field.annotation, Field(), *field.metadata]
-    try:
-        return TypeAdapter(allowed, config=STRICT).validate_python(value)
-    except ValidationError:
-        return value
-
-
-def possible_values(section: str, key: str, values: Mapping[str, object]) -> list[str]:
-    """Return the words that a key may be, as a section's table says, or none where it says one that is not allowed."""
-    field = SECTIONS[section].model_fields[key]
-    value = values.get(key, field.default)
-    words = value.get("choices") if isinstance(value, Mapping) else [value]
-    return words if isinstance(words, list) and all(word in get_args(field.annotation) for word in words) else []

@@ -15,18 +15,9 @@ from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo,
 
 from hpo.errors import StudyFileError
 from hpo.studyfile.messages import dotted, faults_of, study_file_error
-from hpo.studyfile.models import (
-    HERE,
-    AboveZero,
-    Named,
-    Natural,
-    Positive,
-    Reference,
-    SearchSettings,
-    Settings,
-    StudySettings,
-)
+from hpo.studyfile.models import Named, SearchSettings, Settings, StudySettings
 from hpo.studyfile.trees import Path, first_in_order
+from hpo.studyfile.values import HERE, AboveZero, Natural, Positive, Reference
 
 Direction = Literal["minimize", "maximize"]
 

@@ -16,8 +16,9 @@ from typing import Any
 from hpo.errors import StudyFileError
 from hpo.studyfile.cases import WHEN
 from hpo.studyfile.checking import AnyStudy, parse_any_study
+from hpo.studyfile.keys import SEARCHABLE, names, sections
 from hpo.studyfile.messages import dotted, shown, study_file_error, unknown_key
-from hpo.studyfile.models import SEARCHABLE, Settings, StudySettings, names, sections
+from hpo.studyfile.models import Settings, StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudySettings
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at

@@ -15,9 +15,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from hpo.studyfile.cases import Condition, setting_of
+from hpo.studyfile.keys import SEARCHABLE, names, open_tables
 from hpo.studyfile.messages import faults_of, shown, unknown_key
-from hpo.studyfile.models import LARGEST, SEARCHABLE, Settings, names, open_tables
+from hpo.studyfile.models import Settings
 from hpo.studyfile.trees import Path, value_at
+from hpo.studyfile.values import LARGEST
 
 
 @dataclass(frozen=True)

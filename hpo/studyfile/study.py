@@ -15,20 +15,12 @@ from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
 from hpo.studyfile.cases import Case, assembled, with_cases
+from hpo.studyfile.keys import SEARCHABLE, conditional, unused_keys
 from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
-from hpo.studyfile.models import (
-    HERE,
-    SEARCHABLE,
-    Config,
-    DataSettings,
-    SearchSettings,
-    StudySettings,
-    conditional,
-    own_data,
-    unused_keys,
-)
+from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, own_data
 from hpo.studyfile.searched import Parameter, applicable
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
+from hpo.studyfile.values import HERE
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import tomli_w
 
 from hpo.studyfile.cases import WHEN
 from hpo.studyfile.checking import AnyStudy
-from hpo.studyfile.models import Settings, StudySettings, open_tables, sections
+from hpo.studyfile.keys import open_tables, sections
+from hpo.studyfile.models import Settings, StudySettings
 from hpo.studyfile.objective import ObjectiveStudy, ObjectiveStudySettings
 from hpo.studyfile.trees import Path
 

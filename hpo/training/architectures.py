@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpo.errors import HpoError
 from hpo.studyfile import Config, NetworkSettings
-from hpo.studyfile.models import for_all
+from hpo.studyfile.keys import for_all
 from hpo.training.images import DeviceSplit, Shape
 from hpo.training.networks import build
 from hpo.training.own_networks import try_out

@@ -14,7 +14,8 @@ from tiny import tree
 
 import hpo
 from hpo.studyfile import read_study
-from hpo.studyfile.models import SEARCHABLE, SECTIONS, StudySettings, for_all, open_tables, sections
+from hpo.studyfile.keys import SEARCHABLE, SECTIONS, for_all, open_tables, sections
+from hpo.studyfile.models import StudySettings
 from hpo.studyfile.objective import ObjectiveStudySettings
 
 CLASSES = {"data": hpo.Data, "network": hpo.Network, "optimizer": hpo.Optimizer, "training": hpo.Training}

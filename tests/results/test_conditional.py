@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from objectives import objective_study
 from optuna.trial import FrozenTrial
 from stored_studies import run, tree
+from tiny import search
 
 from hpo.data import load_split
 from hpo.errors import UsageError
@@ -124,3 +127,12 @@ def test_figures_take_in_all_trials(storage: Storage, name: str) -> None:
     other = figures["landscape"].layout.yaxis.title.text
     assert figures["landscape"].layout.title.text.endswith(f", of the trials with {other}")
     assert len(figures["landscape"].data) >= 1
+
+
+def test_an_objective_of_the_users_own_shows_by_its_trials_what_not_all_have(storage: Storage, tmp_path: Path) -> None:
+    search(objective_study(tmp_path, trials=24, pruner="none"), storage, device="auto")
+    source = read_source(storage, "own")
+    assert source.conditional == {"shift"}
+    figures = draw(source)
+    assert figures["landscape"].layout.title.text == "own: value by x and shift, of the trials with shift"
+    assert set(figures["importances"].data[0].y) == {"x", "kind", "shift"}

@@ -346,14 +346,14 @@ def test_images_that_are_not_the_studys_confirm_nothing(
 
 def test_two_that_begin_at_once_with_other_options_are_two(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     searched(storage, small())
-    planned, names = making.plan, list[str]()
+    planned, names = making.plan_again, list[str]()
 
     def while_another_begins(*given: Any) -> Any:
-        monkeypatch.setattr(making, "plan", planned)
+        monkeypatch.setattr(making, "plan_again", planned)
         names.append(confirming_study(storage, "tiny", top=1, seeds=2).name)
         return planned(*given)
 
-    monkeypatch.setattr(making, "plan", while_another_begins)
+    monkeypatch.setattr(making, "plan_again", while_another_begins)
     names.append(confirming_study(storage, "tiny", top=2, seeds=2).name)
     assert names == ["tiny-confirm", "tiny-confirm-2"]
     records = [load_study(storage, name).user_attrs[CONFIRMS]["candidates"] for name in names]

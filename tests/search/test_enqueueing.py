@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from objectives import objective_study
 from optuna.trial import TrialState
-from tiny import DECAY, check_whole, search, states, study_of, trials_of
+from tiny import DECAY, after_epochs, check_whole, search, states, study_of, trials_of
 
 from hpo.errors import StudyClosedError, UsageError
-from hpo.search.enqueueing import asked_for
+from hpo.search.enqueueing import FIXED, asked_for
+from hpo.search.events import Note
 from hpo.search.launch import submit
-from hpo.storage import Storage, StudyState, set_state, study_names, summary
+from hpo.search.points import trial_seed
+from hpo.storage import REASON, Storage, StudyState, set_state, study_names, summary
 from hpo.studyfile import Study
 
 CASES = {
@@ -108,3 +113,74 @@ def test_what_does_not_go_with_it_is_refused(storage: Storage) -> None:
     with pytest.raises(UsageError, match="has 0 of its 6 trials, and these make 7; give --trials 7"):
         submit(study_of(), storage, enqueue=[json.dumps({"lr": 0.1 + number / 100}) for number in range(7)])
     assert asked_for(study_of(), ['{"lr": 1}'], storage) == [{"lr": 1.0}]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "qmc", "grid", "nsga2"])
+def test_what_others_have_enqueued_is_trained_or_fails_with_the_reason(storage: Storage, sampler: str) -> None:
+    searched_choices = {"lr": {"choices": [0.01, 0.02, 0.03, 0.04]}, "weight_decay": {"choices": [0.0, 0.01]}}
+    pruner = "none" if sampler == "nsga2" else "median"
+    study = study_of(optimizer=searched_choices, search={"trials": 5, "sampler": sampler, "pruner": pruner})
+    submit(study, storage)
+    outside = optuna.load_study(study_name="tiny", storage=storage.location.full_url)
+    outside.enqueue_trial({"lr": 0.02}, user_attrs={"memo": "mine"})
+    outside.enqueue_trial({"lr": 7})
+    outside.enqueue_trial({})
+    search(study, storage)
+    trials = trials_of(storage)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 3]
+    assert trials[0].params["lr"] == 0.02
+    assert trials[0].user_attrs == {"memo": "mine", "seed": trial_seed(study, 0)}
+    assert trials[1].user_attrs[REASON] == "enqueued: lr cannot be 7: it is one of 0.01, 0.02, 0.03, 0.04"
+    complete = [trial for trial in trials if trial.number != 1]
+    assert all(trial.params.keys() == {"lr", "weight_decay"} for trial in complete)
+    assert len({json.dumps(trial.params) for trial in complete}) == 4
+
+
+def test_one_that_goes_back_to_the_queue_keeps_what_it_got(storage: Storage) -> None:
+    study = study_of(search={"trials": 3})
+    submit(study, storage)
+    optuna.load_study(study_name="tiny", storage=storage.location.full_url).enqueue_trial({"lr": 0.125})
+    search(study, storage, stop_at=after_epochs(1))
+    (first, *_) = trials_of(storage)
+    assert (first.state, first.params) == (TrialState.WAITING, {"lr": 0.125})
+    search(study, storage)
+    check_whole(trials_of(storage), 3)
+    assert trials_of(storage)[0].params == {"lr": 0.125}
+
+
+def test_repeats_refuse_it(storage: Storage) -> None:
+    study = study_of(search={"trials": 3, "repeats": 2})
+    submit(study, storage)
+    optuna.load_study(study_name="tiny", storage=storage.location.full_url).enqueue_trial({"lr": 0.125})
+    search(study, storage)
+    (first, *others) = trials_of(storage)
+    assert first.user_attrs[REASON] == "enqueued: does not go with search.repeats, by which trials are numbered"
+    assert states(others) == [TrialState.COMPLETE] * 2
+
+
+def test_an_objective_is_given_what_is_asked_for(storage: Storage, tmp_path: Path) -> None:
+    """As by Optuna's `enqueue_trial`, whose own trials are taken as well."""
+    study = objective_study(tmp_path, trials=6, pruner="none")
+    submit(study, storage, enqueue=['{"x": 1.5}', '{"x": 40, "kinds": "square"}', '{"kind": "square", "x": null}'])
+    optuna.load_study(study_name="own", storage=storage.location.full_url).enqueue_trial({"x": 2.5}, {"memo": 1})
+    with pytest.warns(UserWarning, match="Fixed parameter x with value 40 is out of range"):
+        events = search(study, storage, device="auto", enqueue=['{"x": 1.5}'])  # which is there
+    trials = trials_of(storage, "own")
+    assert [trial.params.get("x") for trial in trials[:2]] == [1.5, 40]
+    assert trials[0].system_attrs[FIXED] == {"x": 1.5}
+    assert (trials[3].params["x"], trials[3].user_attrs["memo"]) == (2.5, 1)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL", *["COMPLETE"] * 3]
+    assert "not a valid type" in trials[2].user_attrs[REASON]
+    misspelt = "trial 1: objective.py:objective has not suggested kinds, which was asked for (did you mean 'kind'?)"
+    assert misspelt in [event.text for event in events if isinstance(event, Note)]
+    for text, problem in (
+        ("[1]", "must be a JSON object"),
+        ('{"x": NaN}', "is not JSON"),
+        ("{}", "must be a JSON object"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            asked_for(study, [text], storage)
+    with pytest.raises(
+        UsageError, match="study 'own' has 6 of its 6 trials, and these make 7; give --trials 7 --extend"
+    ):
+        submit(study, storage, enqueue=['{"x": 9}'])

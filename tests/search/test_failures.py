@@ -205,4 +205,4 @@ def test_a_waiting_trial_that_is_not_of_this_space_fails_and_says_why(storage: S
     search(STUDY, storage)
     trials = trials_of(storage)
     assert [trial.state.name for trial in trials] == ["FAIL", *["COMPLETE"] * 5]
-    assert trials[0].user_attrs["reason"] == "studies/tiny.toml: optimizer.lr: the trial has no value for it"
+    assert trials[0].user_attrs["reason"] == "enqueued: learning_rate is not searched; searched are lr"

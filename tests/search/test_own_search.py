@@ -365,8 +365,6 @@ def test_code_that_may_have_changed_is_kept_with_the_study(tmp_path: Path, stora
     change = load_study(storage, "own").user_attrs[CHANGES][-1]
     assert change["changed"] == ["search.trials: 1 -> 2", "objective.py: other contents"]
     launched(changed, storage)  # it is the study's code now
-    with pytest.raises(UsageError, match=r"^--enqueue: only when objective\.py:objective runs"):
-        launched(changed, storage, enqueue=['{"x": 1}'])
 
 
 def test_what_is_no_function_is_refused_before_anything_is_stored(tmp_path: Path, storage: Storage) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import optuna
 import pytest
+from objectives import objective_study
 from optuna.artifacts import upload_artifact
 from optuna_dashboard import save_note, save_plotly_graph_object
+from tiny import search
 
 from hpo.service.drawing import refresh
-from hpo.storage import Storage, study_names
+from hpo.storage import Storage, load_study, study_names
 from hpo.storage.artifacts import ArtifactFolder
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -117,15 +119,25 @@ def test_the_list_leads_to_a_study_and_its_graphs(
 
 
 def test_the_figures_of_a_study_stand_on_its_page(
-    page: Any, complaints: list[str], served: Serve, stored: Store, storage: Storage
+    page: Any, complaints: list[str], served: Serve, stored: Store, storage: Storage, tmp_path: Path
 ) -> None:
     study = stored()
     assert refresh(storage, "digits")
-    page.goto(f"{served(read_only=True)}dashboard/studies/{study._study_id}")
+    search(objective_study(tmp_path, trials=4, pruner="none"), storage, device="auto")
+    assert refresh(storage, "own")
+    url = served(read_only=True)
+    page.goto(f"{url}dashboard/studies/{study._study_id}")
     drawn = [f"user-defined-plot:hpo-{kind}" for kind in ("landscape", "history", "curves")]
     page.wait_for_function(DRAWN, arg=drawn)
     assert page.evaluate("document.getElementById('user-defined-plot:hpo-landscape').data[0].x.length") == 12
     page.get_by_text("Importances take 20 completed trials; there are 12.").first.wait_for()
+
+    own = load_study(storage, "own")
+    page.goto(f"{url}dashboard/studies/{own._study_id}")
+    page.wait_for_function(DRAWN, arg=["graph-intermediate-values", *drawn])
+    page.get_by_text("Importances take 20 completed trials; there are 4.").first.wait_for()
+    page.goto(f"{url}dashboard/studies/{own._study_id}/trials?numbers=3")
+    page.get_by_text(str(own.trials[3].params["x"])).first.wait_for()
     assert complaints == []
 
 

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 import yaml
+from objectives import objective_study
 from optuna.trial import TrialState
 from postgresql_server import Server
 from ray_cluster import LOOPBACK, RayCluster, lives, ray_cluster, wait_until_gone
-from tiny import check_whole, states, study_of, trials_of
+from tiny import check_whole, states, study_of, tree, trials_of
 from typer.main import get_command
 
 from hpo.cli import app
@@ -29,6 +30,7 @@ from hpo.search.launch import submit
 from hpo.service import ray_crew
 from hpo.service.ray_crew import RayCrew
 from hpo.storage import ATTEMPTS, Storage, open_storage, running_trials
+from hpo.studyfile import parse_study
 
 DEADLINE_S = 90.0
 Found = TypeVar("Found")
@@ -141,6 +143,16 @@ def test_a_worker_that_was_killed_is_started_again(cluster: RayCluster, storage:
     assert second != first
     restarted = f"worker 1: process {first} on {host} ended; started again as process {second} on {host}"
     assert said[1:] == [restarted]
+
+
+def test_an_objective_of_the_users_own_runs_there(
+    cluster: RayCluster, storage: Storage, url: str, tmp_path: Path
+) -> None:
+    submit(objective_study(tmp_path, pruner="none"), storage)
+    with RayCrew(url, "own", 1, cluster.address, 0, print) as crew:
+        follow(crew)
+    check_whole(trials_of(storage, "own"), 4)
+    assert states(trials_of(storage, "own")) == [TrialState.COMPLETE] * 4
 
 
 def test_who_leaves_the_crew_gets_the_trials_back_in_the_queue(cluster: RayCluster, storage: Storage, url: str) -> None:
@@ -311,6 +323,15 @@ def file_storage(tmp_path: Path) -> Iterator[Storage]:
     opened.close()
 
 
+OWN_NET = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, classes))
+"""
+
+
 def folders() -> set[Path]:
     return set(Path("/tmp").glob("hpo-ray-*"))
 
@@ -318,7 +339,10 @@ def folders() -> set[Path]:
 def test_a_cluster_for_the_call_works_on_a_file_and_leaves_nothing(
     launched: Callable[..., Launch], file_storage: Storage, tmp_path: Path
 ) -> None:
-    submit(study_of(), file_storage)
+    (tmp_path / "nets.py").write_text(OWN_NET)
+    written = tree()
+    written["network"] = {"module": "nets.py:Net"}
+    submit(parse_study(written, "tiny.toml", tmp_path), file_storage)
     before = folders()
     launch = launched(file_storage.location.full_url, HOME=str(tmp_path))
     assert launch.end() == (

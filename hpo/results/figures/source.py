@@ -85,7 +85,7 @@ def read_source(storage: Storage, name: str, best: int = BEST, limit: int | None
     curves = {
         trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
     }
-    conditional = conditional_of(study.user_attrs)
+    conditional = conditional_of(study.user_attrs, [trial for trial in ended if trial.state == TrialState.COMPLETE])
     return Source(name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional)
 
 
