@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -54,6 +55,7 @@ from hpo.storage import (
 )
 from hpo.storage.connections import TransientError, write
 from hpo.storage.rows import HEARTBEATS
+from hpo.storage.statements import beat, end_heartbeats
 
 OPEN, PAUSED, STOPPED, ENDED = StudyState
 FILE = "hpo:study"
@@ -368,6 +370,26 @@ def test_signs_of_life_and_a_pause_do_not_stand_in_each_others_way(
         storage.requeue(storage.claims)
         set_state(other, gate.study_id, OPEN)
     assert caplog.text == ""
+
+
+def test_signs_of_life_of_the_same_trials_do_not_wait_for_each_other(storage: Storage) -> None:
+    gate = made(storage)
+    trial_ids = ids(storage.create_trials(gate.study_id, [running(state=WAITING) for _ in range(240)]))
+    for start in range(3):
+        storage.claim(trial_ids[::-1][start::3], 80, gate)
+        storage.beat()
+    claims = dict(storage._claims)
+
+    def beats(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(2 * ROUNDS):
+            with write(storage.engine) as connection:
+                beat(connection, dict(chance.sample(sorted(claims.items()), 120)))
+
+    at_once(*(lambda seed=seed: beats(seed) for seed in (1, 2, 3, 4)))
+    with write(storage.engine) as connection:
+        end_heartbeats(connection, trial_ids)
+        assert connection.execute(sa.select(HEARTBEATS)).all() == []
 
 
 def test_processes_that_note_the_end_at_once_do_not_wait_for_each_other(
