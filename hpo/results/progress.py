@@ -287,7 +287,7 @@ def opening(event: StudyStarted) -> str:
     resumed = f", {done} of them done before" if done else ""
     if event.objective is not None:
         where = f", by {event.device}" if event.device else ""
-        return f"{event.study}: {event.trials} trials{resumed} of {event.objective}{where}"
+        return f"{event.study}: {event.trials} trials of {event.objective}{where}{resumed}"
     return (
         f"{event.study}: {event.trials} trials{resumed}, {event.population} at once on {event.device} "
         f"in {event.precision}, {event.parameters:,} parameters a network"
