@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := demo
+# The tests start hundreds of processes, and where a container forbids compiled files each would compile hpo again.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test chaos lint docs bench bench-storage bench-dashboard bench-workers service-demo env clean
 
 .venv/installed: pyproject.toml constraints.txt

@@ -20,13 +20,13 @@ from stored_studies import trial
 from tiny import StopAfter, search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, UnknownStudyError
-from hpo.results import confirming as making
 from hpo.results.confirmation import Confirmation, find_confirmation, of_study
 from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_rows, confirmation_text
 from hpo.results.confirming import CONFIRMS, confirming_study
 from hpo.results.copies import copy_line
 from hpo.results.progress import QuietProgress
 from hpo.results.verification import VERIFIED, verify
+from hpo.search import again
 from hpo.search.check import parameter_line
 from hpo.service.confirming import confirm
 from hpo.storage import Storage, StudyState, load_study, open_storage, set_state, study_names
@@ -346,14 +346,15 @@ def test_images_that_are_not_the_studys_confirm_nothing(
 
 def test_two_that_begin_at_once_with_other_options_are_two(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     searched(storage, small())
-    planned, names = making.plan_again, list[str]()
+    planned, names = again.plan_again, list[str]()
 
     def while_another_begins(*given: Any) -> Any:
-        monkeypatch.setattr(making, "plan_again", planned)
-        names.append(confirming_study(storage, "tiny", top=1, seeds=2).name)
+        monkeypatch.setattr(again, "plan_again", planned)
+        if not names:  # the second time it is for the next name
+            names.append(confirming_study(storage, "tiny", top=1, seeds=2).name)
         return planned(*given)
 
-    monkeypatch.setattr(making, "plan_again", while_another_begins)
+    monkeypatch.setattr(again, "plan_again", while_another_begins)
     names.append(confirming_study(storage, "tiny", top=2, seeds=2).name)
     assert names == ["tiny-confirm", "tiny-confirm-2"]
     records = [load_study(storage, name).user_attrs[CONFIRMS]["candidates"] for name in names]
