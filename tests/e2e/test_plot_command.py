@@ -39,8 +39,8 @@ def test_what_cannot_be_plotted_is_one_line(hpo: Run, folder: Path, monkeypatch:
     assert hpo("plot", "tiny", "--figure", "curve") == (
         2,
         "",
-        "hpo: --figure: no kind 'curve' (did you mean 'curves'?); there are curves, landscape, history, importances, "
-        "activations\n",
+        "hpo: --figure: no kind 'curve' (did you mean 'curves'?); there are front, curves, landscape, history, "
+        "importances, activations\n",
     )
     assert hpo("plot", "tony").err.startswith("hpo: sqlite:///hpo.db: no study named 'tony' (did you mean 'tiny'?)")
     monkeypatch.setenv("BROWSER_PATH", str(folder / "nowhere"))
