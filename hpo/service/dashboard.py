@@ -117,7 +117,11 @@ class Server:
 
     def stop(self) -> None:
         """Let `run` return; what is being answered is cut off."""
-        self._server.trigger.pull_trigger(lambda: wasyncore.close_all(self._channels))
+        try:
+            self._server.trigger.pull_trigger(lambda: wasyncore.close_all(self._channels))
+        except OSError as error:
+            if error.errno != errno.EBADF:  # an answer has just woken the loop, which has closed all before it was told
+                raise
 
     def close(self) -> None:
         """Free the port; answers that are being made have a moment to end."""

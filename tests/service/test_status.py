@@ -94,7 +94,7 @@ def test_a_study_in_hand_has_its_worker_its_pace_and_the_time_left(storage: Stor
     ids = hold(far, study_id, 5)
     far.report(1, {ids[0]: 0.1, ids[1]: 0.2})
     far.report(7, {ids[1]: 0.4})
-    far.finish([Ending(ids[0], TrialState.COMPLETE, (0.5,)), Ending(ids[4], TrialState.PRUNED, 0.1)])
+    far.finish([Ending(ids[0], TrialState.COMPLETE, (0.5,)), Ending(ids[4], TrialState.PRUNED, (0.1,))])
     found = as_json(status(storage))
     (study,) = found["studies"]
     assert study["counts"] == {"complete": 1, "pruned": 1, "failed": 0, "running": 3, "waiting": 0}

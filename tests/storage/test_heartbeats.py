@@ -224,7 +224,7 @@ def test_a_suspended_process_that_is_back_in_time_keeps_its_trials(
 
 
 def test_only_trials_of_the_study_are_looked_at(storage: Storage, study_id: int) -> None:
-    other_id = storage.create_study("other", storage.get_study_directions(study_id)[0], {})
+    other_id = storage.create_study("other", storage.get_study_directions(study_id), {})
     (here,), (there,) = created(storage, study_id), created(storage, other_id)
     assert [trial.trial_id for trial in running_trials(storage, study_id)] == [here]
     assert [trial.trial_id for trial in running_trials(storage)] == [here, there]

@@ -254,7 +254,7 @@ class Interleavings(RuleBasedStateMachine):
         for ending in endings:
             if ending.trial_id not in lost:
                 trial = self.trials[ending.trial_id]
-                trial.value = ending.value
+                trial.value = ending.values[0] if ending.values else None
                 trial.user_attrs |= ending.user_attrs
                 trial.system_attrs |= ending.system_attrs
                 self.let_go(ending.trial_id, ending.state)

@@ -275,7 +275,7 @@ def losing(relay: Relay, server: Server, server_url: str) -> Iterator[tuple[Stor
 
 def test_a_commit_whose_answer_was_lost_is_done_once(losing: tuple[Storage, Call]) -> None:
     storage, call = losing
-    study_id = call(storage.create_study, "digits", MAXIMIZE, {"x": 1})
+    study_id = call(storage.create_study, "digits", [MAXIMIZE], {"x": 1})
     assert storage.get_study_user_attrs(study_id) == {"x": 1}
     with pytest.raises(DuplicatedStudyError):
         storage.create_study("digits", [MAXIMIZE], {})
