@@ -285,11 +285,12 @@ def opening(event: StudyStarted) -> str:
     """Return what is trained, and on what."""
     done = event.finished + event.pruned + event.failed
     resumed = f", {done} of them done before" if done else ""
+    trials = f"{event.trials} trial{'' if event.trials == 1 else 's'}"
     if event.objective is not None:
         where = f", by {event.device}" if event.device else ""
-        return f"{event.study}: {event.trials} trials of {event.objective}{where}{resumed}"
+        return f"{event.study}: {trials} of {event.objective}{where}{resumed}"
     return (
-        f"{event.study}: {event.trials} trials{resumed}, {event.population} at once on {event.device} "
+        f"{event.study}: {trials}{resumed}, {event.population} at once on {event.device} "
         f"in {event.precision}, {event.parameters:,} parameters a network"
     )
 
