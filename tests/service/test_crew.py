@@ -44,10 +44,11 @@ import sys
 from hpo.service import local_crew
 from hpo.cli import main
 
-local_crew.YOUNG_S = local_crew.STOP_S = local_crew.HAND_BACK_S = 1.0
+local_crew.YOUNG_S = 0.0
+local_crew.STOP_S = local_crew.HAND_BACK_S = 1.0
 sys.exit(main(sys.argv[1:]))
 """
-"""`hpo` whose crew waits but a second for what an epoch or a young worker may take longer for."""
+"""`hpo` whose crew waits but a second for what an epoch may take longer for, and whose workers are never young."""
 
 FIRM = """
 import sys
@@ -66,7 +67,7 @@ sys.exit(main(sys.argv[1:]))
 """
 """`hpo` whose crew waits but a second for a suspended worker, and for others as long as ever."""
 
-PATIENT = IMPATIENT.replace("local_crew.YOUNG_S = local_crew.STOP_S", "local_crew.YOUNG_S = 1e9; local_crew.STOP_S")
+PATIENT = IMPATIENT.replace("YOUNG_S = 0.0", "YOUNG_S = 1e9")
 """`hpo` whose workers are young for ever, however long they take to start."""
 
 AT_ONCE_S = 12.0
