@@ -50,6 +50,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def checked_reference(text: str) -> str:
+    """Return a reference to the user's own code; raise ValueError where it is none."""
     file, colon, name = text.rpartition(":")
     if not (colon and file.endswith(".py") and all(part.isidentifier() for part in name.split("."))):
         raise ValueError('must be FILE.py:NAME, such as "my_net.py:Net"')
