@@ -160,8 +160,7 @@ class StudyView:
         """Return plotly's figures by kind: curves (of the `n` best trials), landscape, history and importances.
 
         Without `kinds` these four, and the "front" of several metrics; "activations" has to be asked for, because it
-        needs the images. Raises UsageError
-        for a kind that is none, and HpoError where no trial has ended.
+        needs the images. Raises UsageError for a kind that is none, and HpoError where no trial has ended.
         """
         from hpo.results.figures.files import figures
 

@@ -28,7 +28,7 @@ from hpo.results.overview import STATES, by_word
 from hpo.results.ranking import score, values_of
 from hpo.results.verification import VERIFIED
 from hpo.results.versions import versions
-from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, stored_study
+from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept
 from hpo.search.space import decode
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
 from hpo.storage.studies import MOST_TRIALS
@@ -82,10 +82,9 @@ def _record(
 ) -> dict[str, Any]:
     """Return a trial as an object."""
     name = found.study_name
-    own = any_stored_study(found)
-    if isinstance(own, ObjectiveStudy):
-        return objective_record(storage, own, found, best)
-    study, attrs = stored_study(found), kept(found)
+    study, attrs = any_stored_study(found), kept(found)
+    if isinstance(study, ObjectiveStudy):
+        return objective_record(storage, study, found, best)
     if "seed" not in best.user_attrs:
         raise HpoError(f"study {name!r}: trial {best.number} was not trained by hpo: nobody could repeat it")
     params = params_of(study, best)
