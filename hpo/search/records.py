@@ -247,7 +247,9 @@ def _create(
         return None
     stored = load_study(storage, study.name)
     if isinstance(study, Study):  # what an objective's value is called, only its user knows
-        with warnings.catch_warnings():
+        from hpo.training.process_wide import HEARD  # brings torch, which those who only read a study can do without
+
+        with HEARD, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             stored.set_metric_names(list(study.search.metrics))
     _note(stored, study)

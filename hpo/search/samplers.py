@@ -6,7 +6,6 @@ its number and the history, never on how many trials the same process asked for 
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Sequence
 
@@ -31,13 +30,11 @@ from hpo.search.space import check_space, groups
 from hpo.search.tpe import IncrementalTPESampler, Observations
 from hpo.studyfile import Study
 from hpo.studyfile.searched import candidates
+from hpo.training.process_wide import HEARD
 from hpo.training.seeds import derive_seed
 
 GENERATION = "NSGAIISampler:generation"
 """The attribute in which NSGA-II keeps which generation a trial is of."""
-
-_ONE_AT_A_TIME = threading.Lock()
-"""Which warnings are heard is the process's affair, and its threads may search several studies."""
 
 ENOUGH_TO_START_FROM = 10
 """Completed trials that CMA-ES wants before it starts where they were good and not in the middle."""
@@ -75,7 +72,7 @@ def make_sampler(
     `earlier` are the trials before this launch, `observations` all trials up to now, as TPE needs them. Grid has no
     sampler: the space is enumerated.
     """
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
+    with HEARD, warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match name:
             case "tpe":
@@ -128,7 +125,7 @@ class _OwnQMCSampler(QMCSampler):
 def own_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
     """Return the sampler for a trial of the user's own objective, which says what is searched only as it runs."""
     seed = derive_seed("sampler", study_seed, number, 0) % 2**32
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
+    with HEARD, warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match name:
             case "tpe":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -18,11 +17,9 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
-    distribution_to_json,
-    json_to_distribution,
 )
 
-from hpo.studyfile import Choices, Config, Parameter, Study
+from hpo.studyfile import Choices, Config, Parameter, Range, Study
 
 Values = dict[str, Any]
 """A trial's parameters as Optuna stores them: name -> value."""
@@ -77,7 +74,7 @@ def check_space(study: Study) -> None:
         elif searched.step is not None:
             if searched.high / searched.step > MOST_STEPS:
                 raise study.error(f"{key}.step", f"must be at least high / {MOST_STEPS:,} (got {searched.step:g})")
-            if not _is_kept(_distribution(parameter)):
+            if not _adds_up(searched, candidate(parameter, (count(parameter) or 1) - 1)):
                 raise study.error(f"{key}.step", "does not add up: give low and step fewer decimals")
 
 
@@ -221,22 +218,17 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
     searched = parameter.searched
     if isinstance(searched, Choices):
         return CategoricalDistribution([encode(choice) for choice in searched.choices])
+    places = count(parameter)
+    # The last of its steps: Optuna warns of any other end.
+    high: Any = searched.high if places is None else candidate(parameter, places - 1)
     if parameter.integer:
-        low, high, step = int(searched.low), int(searched.high), int(searched.step or 1)
-        return IntDistribution(low, low + (high - low) // step * step, searched.log, step)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna ends a range at its last step, and warns of it
-        return FloatDistribution(searched.low, searched.high, searched.log, searched.step)
+        return IntDistribution(int(searched.low), high, searched.log, int(searched.step or 1))
+    return FloatDistribution(searched.low, high, searched.log, searched.step)
 
 
-def _is_kept(distribution: BaseDistribution) -> bool:
-    """Return whether a distribution comes out of a storage as it went in, and without a warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            return json_to_distribution(distribution_to_json(distribution)) == distribution
-        except UserWarning:
-            return False
+def _adds_up(searched: Range, last: float) -> bool:
+    """Return whether the last of a range's steps, as a float, is one in decimals, too: Optuna would move it."""
+    return (_exact(last) - _exact(searched.low)) % _exact(searched.step or 1) == 0
 
 
 def _exact(number: float) -> Fraction:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hpo.errors import UsageError
+from hpo.training.process_wide import HEARD
 
 TRIED = 64  # rows and columns of the matrices that a device multiplies to show that it works
 
@@ -71,7 +72,7 @@ class Equipment:
 
 def equipment() -> Equipment:
     """Look for devices; they are not tried."""
-    with warnings.catch_warnings(record=True) as caught:
+    with HEARD, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ["cpu", *(f"cuda:{index}" for index in range(cuda)), *(["mps"] if _has_mps() else [])]

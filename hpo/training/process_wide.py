@@ -1,7 +1,8 @@
-"""What there is only one of in a process: global generators of random numbers, and the way modules are called.
+"""What there is only one of in a process: random generators, the way modules are called, which warnings are heard.
 
-Building a network seeds the one, and torch.fx changes the other while it traces. Whoever does either, or calls a whole
-module, holds `ONE_THREAD`, so that populations of several threads do not meet. Training a stack does neither.
+Building a network seeds the first, and torch.fx changes the second while it traces. Whoever does either, or calls a
+whole module, holds `ONE_THREAD`, so that populations of several threads do not meet. Training a stack does neither.
+Whoever changes which warnings are heard holds `HEARD` for as long as they are others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 ONE_THREAD = threading.RLock()
+HEARD = threading.RLock()
 
 _CPU = torch.device("cpu")
 
