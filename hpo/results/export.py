@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import optuna
@@ -27,11 +26,11 @@ from hpo.results.objective_export import objective_record
 from hpo.results.overview import STATES, by_word
 from hpo.results.ranking import score, values_of
 from hpo.results.verification import VERIFIED
-from hpo.results.versions import versions
+from hpo.results.versions import made
 from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept
 from hpo.search.space import decode
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
-from hpo.storage.studies import MOST_TRIALS
+from hpo.storage.studies import most_best
 from hpo.studyfile import Config, ObjectiveStudy, Study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 
@@ -56,7 +55,7 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
         return _record(storage, found, winner, confirmation)
     if trial is not None:
         return _record(storage, found, completed_trial(storage, name, trial))
-    best = best_trials(storage, name, MOST_TRIALS if len(found.directions) > 1 else 1)
+    best = best_trials(storage, name, most_best(found.directions))
     if not best:
         raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
     records = [_record(storage, found, storage.get_trial(each._trial_id)) for each in best]
@@ -72,8 +71,7 @@ def _front(storage: Storage, found: optuna.Study, records: list[dict[str, Any]])
         "directions": [direction.name.lower() for direction in found.directions],
         "trials": by_word(held.states),
         "front": records,
-        "versions": versions(),
-        "created": _now(),
+        **made(),
     }
 
 
@@ -114,8 +112,7 @@ def _record(
         "verified": attrs.get(VERIFIED),
         "data": attrs[DATA],
         **code_of_study(attrs),
-        "versions": versions(),
-        "created": _now(),
+        **made(),
     }
 
 
@@ -177,10 +174,6 @@ def export_text(
 
 def _trial(storage: Storage, found: optuna.Study, number: int) -> FrozenTrial:
     return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(found._study_id, number))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _without_nulls(value: Any) -> Any:

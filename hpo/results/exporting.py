@@ -6,7 +6,7 @@ from hpo.errors import UsageError
 from hpo.results.export import export_text
 from hpo.results.trials import comma_separated, json_lines, trial_records
 from hpo.storage import Storage, summary
-from hpo.storage.studies import MOST_TRIALS
+from hpo.storage.studies import most_best
 
 
 def exported(
@@ -34,6 +34,5 @@ def exported(
         raise UsageError(f"--format csv: is for several trials, {asked[0]} asks for one; use json or toml")
     if not several and form != "csv":
         return export_text(storage, name, confirmed, form, trial)
-    best = MOST_TRIALS if len(summary(storage, name).directions) > 1 else 1  # all of a front
-    records = trial_records(storage, name, None if every else top or best)
+    records = trial_records(storage, name, None if every else top or most_best(summary(storage, name).directions))
     return "".join(comma_separated(records) if form == "csv" else json_lines(records))

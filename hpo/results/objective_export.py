@@ -8,7 +8,6 @@ objective.schema.json beside this module describes it.
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from typing import Any
 
 import optuna
@@ -17,7 +16,7 @@ from optuna.trial import FrozenTrial
 from hpo.results.lookup import metrics_of
 from hpo.results.overview import by_word
 from hpo.results.ranking import score, values_of
-from hpo.results.versions import versions
+from hpo.results.versions import made
 from hpo.search.records import CODE, kept
 from hpo.storage import Storage, summary
 from hpo.studyfile import ObjectiveStudy
@@ -42,8 +41,7 @@ def objective_record(storage: Storage, study: ObjectiveStudy, found: optuna.Stud
         "curve": reported(best),
         "user_attrs": best.user_attrs,
         "trials": by_word(held.states),
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        **made(),
     }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hpo.results.export import best_config
 from hpo.results.figures.confusion import confusion
 from hpo.results.figures.files import page
 from hpo.results.model_folder import CARD, CARD_FILE, WEIGHTS_FILE, write_file
-from hpo.results.versions import versions
+from hpo.results.versions import made
 from hpo.storage.looks import Look
 from hpo.studyfile import Study
 
@@ -62,8 +61,7 @@ def result_of(
         "subnetworks": saw["subnetworks"],
         "data": {**data, "test": saw["images"], "test_sha256": saw["sha256"]},
         **({} if code is None else {"code": dict(code)}),
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        **made(),
     }
 
 

@@ -31,7 +31,6 @@ OPTION = "--enqueue"
 ENQUEUED = "hpo:enqueued"
 """The system attribute of a trial that a user asked for: the values that were given."""
 
-
 FIXED = "fixed_params"
 """The same as Optuna has it, in which its trials look for what they were asked for."""
 

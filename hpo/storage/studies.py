@@ -128,6 +128,11 @@ def last_epochs(storage: Storage, trial_ids: Sequence[int]) -> dict[int, int]:
     return consult(storage.engine, work)
 
 
+def most_best(directions: Sequence[Any]) -> int:
+    """Return how many trials a study's best are at most: one, or, of several objectives, all that are on the front."""
+    return MOST_TRIALS if len(directions) > 1 else 1
+
+
 def best_trials(storage: Storage, name: str, n: int) -> list[FrozenTrial]:
     """Return the `n` best completed trials of the study of that name, best first, without curves and system attributes.
 
