@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hpo.errors import CodeError, SettingError, nearest
 from hpo.studyfile import NetworkSettings
@@ -36,7 +37,18 @@ def make(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
     network = constructor(**_arguments(constructor, settings, {"shape": shape, "classes": classes}))
     if not isinstance(network, nn.Module):
         raise SettingError(MODULE, f"{settings.module} gives a {type(network).__name__}, and no torch.nn.Module")
+    if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        _show_an_image(network, shape)
     return network
+
+
+@torch.no_grad()
+def _show_an_image(network: nn.Module, shape: Shape) -> None:
+    """Let lazy layers, such as `nn.LazyLinear`, take their sizes and initial weights; nothing else changes."""
+    modes = {layer: layer.training for layer in network.modules()}
+    network.eval()(torch.zeros(1, *shape))
+    for layer, mode in modes.items():
+        layer.training = mode
 
 
 def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,16 @@ class Single(Net):
         return super().forward(x) @ torch.eye(10)
 
 
+class Lazy(nn.Module):
+    def __init__(self, classes, width=4):
+        super().__init__()
+        self.conv, self.norm = nn.LazyConv2d(width, 3), nn.LazyBatchNorm2d()
+        self.drop, self.head = nn.Dropout(0.5), nn.LazyLinear(classes)
+
+    def forward(self, x):
+        return self.head(self.drop(F.relu(self.norm(self.conv(x))).flatten(1)))
+
+
 class Greedy(nn.Module):
     def __init__(self, **anything):
         super().__init__()
@@ -142,6 +152,18 @@ def test_shape_and_classes_are_filled_in_and_the_seed_is_torchs(folder: Path) ->
     assert build(settings(folder, "Net", classes=3), (3, 8, 8), 5, 7).state_dict()["head.bias"].shape == (3,)
     assert isinstance(build(settings(folder, "factory", hidden=3), (1, 8, 8), 10, 0), nn.Sequential)
     assert build(settings(folder, "Greedy", a=1, b=2), (1, 8, 8), 10, 0).state_dict()["fc.weight"].shape == (1, 2)
+
+
+def test_lazy_layers_take_their_sizes_from_the_images_and_train_together(folder: Path) -> None:
+    network = build(settings(folder, "Lazy"), (1, 8, 8), 10, seed=7)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        alone = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Linear(4 * 6 * 6, 10)]
+    assert list(map(type, network.children())) == list(map(type, alone))
+    expected = [value for layer in alone for value in layer.state_dict().values()]  # statistics among them
+    assert all(map(torch.equal, network.state_dict().values(), expected))
+    assert all(layer.training for layer in network.modules())
+    assert groups(own(0, folder, "Lazy"), own(1, folder, "Lazy"), own(2, folder, "Lazy", width=3))[0] == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize(
