@@ -172,12 +172,11 @@ def _layer(
     module, kind = modules[0], type(modules[0])
     what = f"layer '{target}' ({kind.__name__})"
     require(kind not in ADVICE, what, ADVICE.get(kind, ""))
+    others = (*ELEMENTWISE_LAYERS, *POOLING_LAYERS, *MEMBERWISE_LAYERS)
+    require(kind in LAYERS or kind in others, what, "there is no stacked form of it")
     settings = [layer_settings(each) for each in modules]
     for setting in settings[0]:
         require(len({each.get(setting) for each in settings}) == 1, what, f"the members differ in its {setting}")
-    others = (*ELEMENTWISE_LAYERS, *POOLING_LAYERS, *MEMBERWISE_LAYERS)
-    known = ", ".join(dict.fromkeys(each.__name__ for each in (*LAYERS, *others)))
-    require(kind in LAYERS or kind in others, what, f"known layers are {known}")
     require("forward" not in vars(module), what, "its forward was replaced")
     require(len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs, what, "it takes one tensor")
     (given,) = node.all_input_nodes

@@ -87,7 +87,8 @@ ELEMENTWISE = {
     *_named(
         "add sub mul div true_divide neg abs square sqrt rsqrt reciprocal pow exp expm1 log log1p log2 sin cos erf "
         "clamp clamp_min clamp_max maximum minimum where masked_fill lerp sign sigmoid tanh relu eq ne lt le gt ge "
-        "logical_not logical_and logical_or logaddexp",
+        "logical_not logical_and logical_or logaddexp round floor ceil trunc remainder fmod clip log10 exp2 tan atan "
+        "atan2 sinh cosh isnan isinf isfinite nan_to_num",
         torch,
     ),
     *_named("relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign sigmoid logsigmoid tanh", F),
@@ -114,6 +115,7 @@ VIEWS = {
         "detach type_as einsum",
         torch,
     ),
+    *("to", "float", "double", "half", "bfloat16", "long", "int", "bool"),
 }
 """Memberwise functions and methods whose result may be their argument's memory."""
 
@@ -148,7 +150,9 @@ IN_PLACE: dict[Any, Any] = {
 
 AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
-TENSOR_ATTRIBUTES = {"T", "mT"}
+TENSOR_ATTRIBUTES = {"T", "mT", "values", "indices"}
+"""Of tensors, and of what `x.max(1)` returns."""
+
 FACTS = {"size", "dim", "numel", "shape", "ndim", "device", "dtype"}
 """Methods and attributes of a tensor that say something about it and are no tensors."""
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from hpo.errors import HpoError
 from hpo.training.process_wide import ONE_THREAD
@@ -253,7 +254,9 @@ def _text(node: fx.Node | None) -> str:
 
 def _require_same_layers(first: nn.Module, member: nn.Module) -> None:
     for (name, layer), (other_name, other) in zip(first.named_modules(), member.named_modules(), strict=False):
-        require(name == other_name and type(layer) is type(other), f"layer '{name}'", "the members differ in it")
+        what = f"layer '{name}' ({type(layer).__name__})"
+        require(not is_parametrized(layer), what, "its parameters are made of others (torch.nn.utils.parametrize)")
+        require(name == other_name and type(layer) is type(other), what, "the members differ in it")
     shapes, others = ({name: value.shape for name, value in each.state_dict().items()} for each in (first, member))
     for name in [*shapes, *others]:
         require(shapes.get(name) == others.get(name), f"'{name}'", "the members differ in its shape")

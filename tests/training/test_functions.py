@@ -99,6 +99,7 @@ BY_DIMENSION: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     "softmax of the images": lambda n, own, x: F.softmax(own, dim=0).flatten(1),
     "softmin": lambda n, own, x: F.softmin(own, -1).flatten(1),
     "max with places": lambda n, own, x: own.max(1)[0] + torch.min(own, dim=-2)[0],
+    "max by name": lambda n, own, x: own.max(-1).values + torch.min(own, 1).indices.sum(-1, keepdim=True) * n.scale,
     "max of two": lambda n, own, x: torch.max(own, x).flatten(1) + torch.min(own, x).flatten(1),
     "argmax": lambda n, own, x: own.flatten(1) * own.argmax(-1).sum(-1, keepdim=True),
     "argmin": lambda n, own, x: own.flatten(1) * own.flatten(1).argmin(1, keepdim=True),
@@ -148,6 +149,12 @@ VIEWED: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
     "contiguous": lambda n, own, x: own.transpose(1, 2).contiguous().flatten(1),
     "detach": lambda n, own, x: own.detach().flatten(1) * own.flatten(1),
     "type as": lambda n, own, x: (own > 0).type_as(x).flatten(1) * own.flatten(1),
+    "to a type": lambda n, own, x: (own > 0).to(x.dtype).flatten(1) * own.to(device=x.device).flatten(1),
+    "to a type by name": lambda n, own, x: (own * 4).to(torch.int64).to(torch.float64).flatten(1) * n.scale,
+    "to another's type": lambda n, own, x: (x > 0).to(own).flatten(1) + own.flatten(1),
+    "whole numbers": lambda n, own, x: own.flatten(1) * ((x * 3).int() + (own * 3).long() + own.bool()).flatten(1),
+    "floating-point types": lambda n, own, x: (own.float().double() + own.half() + x.bfloat16() * own).flatten(1),
+    "looked up": lambda n, own, x: n.rows[(x.abs() * 2).long().clamp(0, 4)].sum(-1).flatten(1),
     "heads": split_heads,
 }
 
@@ -261,8 +268,13 @@ ELEMENTS: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
             "sign",
             "sigmoid",
             "tanh",
+            *("round", "floor", "ceil", "trunc", "log10", "exp2", "tan", "atan", "sinh", "cosh", "nan_to_num"),
         ]
     },
+    "remainders": lambda n, own, x: torch.remainder(own, 2).flatten(1) + own.fmod(x.abs() + 1).flatten(1),
+    "clip": lambda n, own, x: own.clip(-0.5, 0.5).flatten(1) + torch.atan2(own, x).flatten(1),
+    "rounded to decimals": lambda n, own, x: own.flatten(1) * torch.round(own, decimals=1).flatten(1),
+    "not finite": lambda n, own, x: torch.where(own.isnan() | own.isinf() | ~x.isfinite(), x, own * n.scale).flatten(1),
     **{
         f".{name}": lambda n, own, x, name=name: (
             getattr(own, name)(n.rows).flatten(1) + getattr(x, name)(own).flatten(1)

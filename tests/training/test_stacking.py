@@ -413,7 +413,7 @@ def unlike(first: nn.Module, second: nn.Module) -> list[nn.Module]:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "lstm": (flat(nn.LSTM(4, 4)), "layer '2' (LSTM)"),
+    "lstm": (flat(nn.LSTM(4, 4)), "layer '2' (LSTM) cannot be stacked: there is no stacked form of it"),
     "attention layer": (flat(nn.MultiheadAttention(4, 2)), "layer '2' (MultiheadAttention)"),
     "alpha dropout": (flat(nn.AlphaDropout(0.5)), "layer '2' (AlphaDropout)"),
     "nested": (lambda: nn.Sequential(nn.Flatten(), nn.ModuleDict({"n": nn.LSTM(64, 4)})["n"]), "layer '1' (LSTM)"),
@@ -433,7 +433,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, return_indices=True)),
         "'1' (MaxPool2d)",
     ),
-    "weight norm": (flat(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))), "layer '2' (ParametrizedLinear)"),
+    "weight norm": (
+        flat(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))),
+        "layer '2' (ParametrizedLinear) cannot be stacked: its parameters are made of others",
+    ),
     "hooks": (hooked, "layer '1' (Linear)"),
     "frozen": (frozen, "'1.bias'"),
     "control flow": (lambda: net(branches), "Net"),
