@@ -124,7 +124,8 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
     config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
     seed = derive_seed("test", study.search.seed, choice.trial)
     images = on_device(study, replace(planned, images=replace(split, train=whole)))
-    say(f"{study.name}: trial {choice.trial} on {len(whole):,} images for {choice.epochs} epochs")
+    epochs = f"{choice.epochs} epoch{'s' if choice.epochs > 1 else ''}"
+    say(f"{study.name}: trial {choice.trial} on {len(whole):,} images for {epochs}")
 
     def tell(result: EpochResult) -> None:
         if result.epoch % max(1, choice.epochs // MESSAGES) == 0 and choice.trial in result.metrics:

@@ -200,7 +200,9 @@ class Search(ABC):
         lost = [trial for trial in running if trial.lost and trial.trial_id not in self.storage.claims]
         waiting, failed = retake(self.storage, lost)
         if waiting:
-            self.on_event(Note(f"{len(waiting)} trials of a process that ended are trained again"))
+            one = len(waiting) == 1
+            who = f"{len(waiting)} trial{'' if one else 's'} of a process that ended {'is' if one else 'are'}"
+            self.on_event(Note(f"{who} trained again"))
         if failed:
             self.on_event(TrialsFailed(tuple(sorted(failed)), "the process that trained them died again and again"))
 
