@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hpo.signals import Request
+
 
 @contextmanager
 def stopping(stop: threading.Event | None) -> Iterator[threading.Event]:
@@ -21,10 +23,11 @@ def stopping(stop: threading.Event | None) -> Iterator[threading.Event]:
         yield asked
         return
 
+    request = Request(asked)
+
     def ask(signum: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if not request():
             raise KeyboardInterrupt
-        asked.set()
 
     before = signal.signal(signal.SIGINT, ask)
     try:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from hpo.errors import InterruptionError
+from hpo.signals import Request
 
 
 class Interruption:
@@ -16,14 +17,14 @@ class Interruption:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
+        self._ask = Request(self.stop)
         self.status = 1  # stopped without a signal: the reader of --json went away
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.status = 128 + signum
-        if self.stop.is_set():
+        if not self._ask():
             signal.signal(signum, signal.SIG_DFL)
             raise SystemExit(self.status)  # unwinds, so that the terminal is restored
-        self.stop.set()
 
 
 @contextmanager
