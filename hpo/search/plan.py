@@ -69,6 +69,9 @@ def plan(study: AnyStudy, device: str) -> Plan | ObjectivePlan:
 def _own_plan(study: ObjectiveStudy) -> ObjectivePlan:
     code = code_of([study.objective], study.folder)
     function = load(study.objective, study.folder)
+    if isinstance(function, type):
+        made = f"is a class, of which the file must make one: add a line such as `objective = {function.__name__}()`"
+        raise study.error("objective", f"{study.objective} {made}, and name that")
     if not callable(function):
         raise study.error("objective", f"must name a function of a trial (got {type(function).__name__})")
     return ObjectivePlan(function, code)

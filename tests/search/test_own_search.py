@@ -370,6 +370,8 @@ def test_code_that_may_have_changed_is_kept_with_the_study(tmp_path: Path, stora
 def test_what_is_no_function_is_refused_before_anything_is_stored(tmp_path: Path, storage: Storage) -> None:
     with pytest.raises(UsageError, match=r"own.toml: objective: must name a function of a trial \(got int\)"):
         launched(objective_study(tmp_path, "objective = 3\n"), storage)
+    with pytest.raises(UsageError, match=r"objective.py:objective is a class, .* `objective = objective\(\)`"):
+        launched(objective_study(tmp_path, "class objective:\n    def __call__(self, trial): ...\n"), storage)
     with pytest.raises(CodeError, match=r"objective.py has no 'objective' \(did you mean 'objectiv'\?\)"):
         launched(objective_study(tmp_path, "def objectiv(trial): ...\n"), storage)
     with pytest.raises(CodeError, match=r"objective\.py cannot be imported: ZeroDivisionError"):
