@@ -7,7 +7,8 @@ its number and the history, never on how many trials the same process asked for 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -72,24 +73,24 @@ def make_sampler(
     `earlier` are the trials before this launch, `observations` all trials up to now, as TPE needs them. Grid has no
     sampler: the space is enumerated.
     """
-    with HEARD, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        match name:
-            case "tpe":
-                return IncrementalTPESampler(seed, observations)
-            case "gp":
-                return GPSampler(seed=seed, warn_independent_sampling=False)
-            case "nsga2":
-                return NSGAIISampler(seed=seed)
-            case "cmaes":
-                # Its state is a pickle, which stays in this process: after a restart it starts from the trials instead.
-                complete = [_part(trial, joint) for trial in earlier if trial.state == TrialState.COMPLETE]
+    match name:
+        case "tpe":
+            return IncrementalTPESampler(seed, observations)
+        case "gp":
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+        case "nsga2":
+            return NSGAIISampler(seed=seed)
+        case "cmaes":
+            # Its state is a pickle, which stays in this process: after a restart it starts from the trials instead.
+            complete = [_part(trial, joint) for trial in earlier if trial.state == TrialState.COMPLETE]
+            with _experiments():
                 return CmaEsSampler(
                     seed=seed,
                     warn_independent_sampling=False,
                     source_trials=complete if len(complete) >= ENOUGH_TO_START_FROM else None,
                 )
-            case "qmc":
+        case "qmc":
+            with _experiments():
                 # One sequence for the whole study: its seed is the study's.
                 return QMCSampler(
                     seed=derive_seed("sequence", study_seed) % 2**32,
@@ -98,8 +99,16 @@ def make_sampler(
                     warn_independent_sampling=False,
                     warn_asynchronous_seeding=False,
                 )
-            case _:
-                return RandomSampler(seed=seed)
+        case _:
+            return RandomSampler(seed=seed)
+
+
+@contextmanager
+def _experiments() -> Iterator[None]:
+    """Make what Optuna calls experimental, without its warning of that."""
+    with HEARD, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
 
 
 class _OwnQMCSampler(QMCSampler):
@@ -125,21 +134,20 @@ class _OwnQMCSampler(QMCSampler):
 def own_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
     """Return the sampler for a trial of the user's own objective, which says what is searched only as it runs."""
     seed = derive_seed("sampler", study_seed, number, 0) % 2**32
-    with HEARD, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        match name:
-            case "tpe":
-                return TPESampler(seed=seed)
-            case "gp":
-                return GPSampler(seed=seed, warn_independent_sampling=False)
-            case "nsga2":
-                return NSGAIISampler(seed=seed)
-            case "cmaes":
-                return CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            case "qmc":
+    match name:
+        case "tpe":
+            return TPESampler(seed=seed)
+        case "gp":
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+        case "nsga2":
+            return NSGAIISampler(seed=seed)
+        case "cmaes":
+            return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        case "qmc":
+            with _experiments():
                 return _OwnQMCSampler(study_seed, number, seed)
-            case _:
-                return RandomSampler(seed=seed)
+        case _:
+            return RandomSampler(seed=seed)
 
 
 def own_pruner(name: str) -> BasePruner:

@@ -96,6 +96,15 @@ def test_what_needs_a_network_of_hpo_says_so_in_a_line(hpo: Run, folder: Path) -
         )
 
 
+def test_a_warning_of_the_functions_own_is_heard_once_as_in_any_script(process: Start, folder: Path) -> None:
+    code = "import warnings\ndef objective(trial):\n    warnings.warn('careful')\n    return 1.0\n"
+    write(folder, code)
+    outcome = process("launch", "own.toml").outcome()
+    assert outcome.status == 0
+    assert outcome.err.count("UserWarning: careful") == 1
+    assert states(folder) == ["COMPLETE"] * 4
+
+
 def test_what_an_export_of_an_objective_is_not_for(hpo: Run, folder: Path) -> None:
     write(folder)
     hpo("launch", "own.toml", "--quiet", "--trials", "1")
