@@ -47,7 +47,8 @@ def check_search(study: Study) -> None:
     check_points(study)
     if len(study.search.metrics) > 1:
         _check_several(study)
-    if study.search.sampler == "cmaes" and len(joint_space("cmaes", groups(study, {})[0])) < 2:
+    # Where nothing is searched, as in what an export says of one trial, there is nothing to sample.
+    if study.search.sampler == "cmaes" and study.parameters and len(joint_space("cmaes", groups(study, {})[0])) < 2:
         needs = "cmaes needs two searched numbers or more that every trial has; use tpe, gp or random"
         raise study.error("search.sampler", needs)
 

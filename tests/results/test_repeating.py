@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import pytest
@@ -24,6 +24,7 @@ from hpo.results.replaying import Replay, replay, replay_lines
 from hpo.results.verification import VERIFIED, verified_lines, verify
 from hpo.search.records import CURVE
 from hpo.storage import Storage, load_study
+from hpo.studyfile import SearchSettings, Study, read_study
 
 STUDY = study_of(network={"dropout": 0.3, "batch_norm": True}, training={"epochs": 3}, search={"trials": 7})
 CLOSE = 1e-9
@@ -62,6 +63,22 @@ def test_the_best_trial_is_always_among_them(searched: Storage) -> None:
         numbers = [each["trial"] for each in verified(searched, count)["trials"]]
         assert best in numbers
         assert len(set(numbers)) == min(count, 7)
+
+
+@pytest.mark.parametrize("sampler", get_args(SearchSettings.model_fields["sampler"].annotation))
+def test_what_any_sampler_found_is_replayed_and_launched(sampler: str, storage: Storage, tmp_path: Path) -> None:
+    """Whatever a sampler needs to search: an export searches nothing."""
+    steps = {"low": 0.01, "high": 0.1, "step": 0.01}
+    optimizer = {"lr": steps, "weight_decay": steps}
+    search(study_of(optimizer=optimizer, training={"epochs": 1}, search={"sampler": sampler, "trials": 3}), storage)
+    path = tmp_path / "best.json"
+    path.write_text(export_text(storage, "tiny"))
+    (run,) = replayed(path).runs
+    assert abs(run.difference) <= CLOSE
+    again = read_study(path)
+    assert isinstance(again, Study)
+    search(again, storage)
+    assert len(trials_of(storage, again.name)) == 1
 
 
 def changed_curve(storage: Storage, number: int, change: Callable[[dict[str, list[float]]], object]) -> None:
