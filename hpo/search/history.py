@@ -13,7 +13,7 @@ Knows nothing of the storage that holds the study, nor of training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -60,11 +60,18 @@ class History:
     """All trials of a study, by number; `sync`, `ask`, `report`, `judge` and `tell` keep it up to date.
 
     `last` is the storage's id of the last trial known, `unfinished` those of the trials that have not ended. `before`
-    are completed trials of the studies that this one starts from; those outside its space are left out.
+    are completed trials of the studies that this one starts from; those outside its space are left out. `constraints`
+    says what values come to of the study's limits.
     """
 
-    def __init__(self, study: Study, trials: Sequence[FrozenTrial] = (), before: Sequence[FrozenTrial] = ()) -> None:
-        self._study_file = study
+    def __init__(
+        self,
+        study: Study,
+        trials: Sequence[FrozenTrial] = (),
+        before: Sequence[FrozenTrial] = (),
+        constraints: Callable[[Values], Mapping[str, float]] = lambda values: {},
+    ) -> None:
+        self._study_file, self._constraints = study, constraints
         self._space = distributions(study)
         self._joint = joint_space(study.search.sampler, groups(study, {})[0])
         before = self._numbered(before)
@@ -93,17 +100,21 @@ class History:
         """Return the trials of other studies that lie inside the space, numbered up to -1, as this study has them."""
         inside = [trial for trial in before if belongs(self._study_file, trial.params)]
         parameters = {parameter.name: parameter for parameter in self._study_file.parameters}
-        return [
-            mirrored(
-                place - len(inside),
-                TrialState.COMPLETE,
-                {name: snapped(parameters[name], value) for name, value in trial.params.items()},
-                self._space,
-                trial.values,
-                system_attrs=self._of_a_generation({}),
-            )
-            for place, trial in enumerate(inside)
-        ]
+        numbered = []
+        for place, trial in enumerate(inside):
+            values = {name: snapped(parameters[name], value) for name, value in trial.params.items()}
+            attrs = self._of_a_generation(self._constrained({}, values))
+            number = place - len(inside)
+            numbered.append(mirrored(number, TrialState.COMPLETE, values, self._space, trial.values, None, attrs))
+        return numbered
+
+    def _constrained(self, attrs: Mapping[str, Any], values: Values) -> Mapping[str, Any]:
+        """Return a completed trial's attributes, its constraints among them: samplers want all to have them, or none.
+
+        Those of another study, or that another program has added, have none.
+        """
+        noted = any(key.startswith(CONSTRAINT) for key in attrs)
+        return attrs if noted else {**attrs, **self._constraints(values)}
 
     @property
     def count(self) -> int:
@@ -145,6 +156,9 @@ class History:
         if trial.state == TrialState.FAIL or trial.number in self._outside:
             self._mirror.put(mirrored(trial.number, TrialState.FAIL, {}, {}))
             return
+        attrs: Mapping[str, Any] = kept_attrs(trial.system_attrs)
+        if trial.state == TrialState.COMPLETE:
+            attrs = self._constrained(attrs, trial.params)
         self._mirror.put(
             mirrored(
                 trial.number,
@@ -153,7 +167,7 @@ class History:
                 self._space,
                 trial.values,
                 trial.intermediate_values,
-                self._of_a_generation(kept_attrs(trial.system_attrs)),
+                self._of_a_generation(attrs),
             )
         )
         self._note(trial.number)

@@ -19,9 +19,9 @@ from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.run import Run
 from hpo.search.samplers import GENERATION
-from hpo.search.space import config_of, distributions
+from hpo.search.space import Values, config_of, distributions
 from hpo.storage import REASON, Ending, Parts
-from hpo.studyfile import Study
+from hpo.studyfile import Config, Study
 from hpo.training.objective import Objective
 from hpo.training.stack import Member
 from hpo.usercode import Code, is_imported
@@ -39,7 +39,7 @@ class PopulationSearch(Search):
     keeper: Keeper | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.history = History(self.study, self._read(-1, ()), self.before)
+        self.history = History(self.study, self._read(-1, ()), self.before, self._constraints)
         keeps = self.study.first.training.keep != "none"
         self.keeper = Keeper(self.study, self.gate, self.storage, self.on_event) if keeps else None
 
@@ -134,6 +134,14 @@ class PopulationSearch(Search):
         self._given_away({trial._trial_id})
         return False
 
+    def _constraints(self, values: Values) -> dict[str, float]:
+        """Return what a trial's values come to of the study's limits, as Optuna keeps it; nothing without limits."""
+        limit = self._limit_of_parameters
+        return {} if limit is None else self._constraints_of(config_of(self.study, values), limit)
+
+    def _constraints_of(self, config: Config, limit: int) -> dict[str, float]:
+        return {f"{CONSTRAINT}parameters": float(self.objective.parameters(config) - limit)}
+
     def _within_limits(self, members: list[Member]) -> list[Member]:
         """Return the members that are within the study's limits; end the others as Optuna's infeasible trials."""
         limit, over = self._limit_of_parameters, dict[int, Ending]()
@@ -141,12 +149,12 @@ class PopulationSearch(Search):
             return members
         for member in members:
             try:
-                parameters = self.objective.parameters(member.config)
+                constraints = self._constraints_of(member.config, limit)
             except HpoError:  # which its training will say
                 continue
-            constraints = {f"{CONSTRAINT}parameters": float(parameters - limit)}
             self.history.exceeds(member.number, constraints)
-            if parameters > limit:
+            if max(constraints.values()) > 0:
+                parameters = self.objective.parameters(member.config)
                 reason = f"{parameters:,} parameters, more than search.limits.parameters = {limit:,}"
                 trial_id = self.trial_id(member.number)
                 over[member.number] = Ending(trial_id, TrialState.PRUNED, (), {REASON: reason}, constraints)

@@ -12,7 +12,8 @@ from tiny import check_whole, search, study_of, trials_of
 
 from hpo.errors import StudyFileError, UsageError
 from hpo.search.events import TrialsLeftOut
-from hpo.search.space import distributions
+from hpo.search.history import History
+from hpo.search.space import Values, distributions
 from hpo.search.tpe import IncrementalTPESampler, Observations
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Study
@@ -62,6 +63,32 @@ def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
         observations.note(trial)
     found = [IncrementalTPESampler(seed, observations)._sample(None, None, space) for seed in range(20)]  # type: ignore[arg-type]
     assert [values["hidden"] for values in found].count("[4]") >= 18  # chance would be ten
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+def test_a_study_without_a_limit_can_be_started_from(storage: Storage, sampler: str) -> None:
+    """Its trials have no constraints of their own, and these samplers want them of all or of none."""
+    search(study_of(name="before", network=SIZES, training={"epochs": 1}, search={"trials": 14}), storage)
+    search(limited(start_from=["before"], sampler=sampler, trials=12), storage)
+    trials = trials_of(storage)
+    check_whole(trials, 12)
+    assert {trial.params["hidden"] for trial in trials if trial.state == TrialState.COMPLETE} == {"[4]"}
+
+
+def test_what_exceeds_the_limit_is_no_example_wherever_it_was_good() -> None:
+    def excess(values: Values) -> dict[str, float]:
+        return {"constraints:parameters": 5510.0 if values["hidden"] == "[100]" else -1690.0}
+
+    study = limited()
+    known = []
+    for number in range(40):
+        params = {"hidden": "[100]" if number % 2 else "[4]", "lr": 0.01 + number / 1000}
+        known.append(create_trial(value=number % 2, params=params, distributions=distributions(study)))
+    large = [
+        [values["hidden"] for _, values in History(study, (), known, *constraints).ask(20)].count("[100]")
+        for constraints in ([excess], [])
+    ]
+    assert large[0] <= 5 < 13 <= large[1]  # chance would be ten
 
 
 def test_infeasible_trials_rank_as_in_optuna() -> None:
