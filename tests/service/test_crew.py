@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,15 @@ def workers_at_work(storage: Storage, count: int) -> list[psutil.Process]:
     return [psutil.Process(pid) for pid in sorted(wait_for(look))]
 
 
+def suspend(processes: Sequence[psutil.Process], storage: Storage) -> None:
+    """Suspend processes while none of them is writing: it would keep the others from the database, too."""
+    assert storage.location.file is not None
+    with closing(sqlite3.connect(storage.location.file, timeout=60.0, isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        for process in processes:
+            process.suspend()
+
+
 def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage: Storage) -> None:
     running = launch(SHORT)
     assert running.status() == 0
@@ -193,7 +204,7 @@ def test_young_workers_that_are_killed_are_missed_and_without_the_last_the_launc
 def test_ctrl_c_hands_back_what_is_unfinished_and_kills_who_hangs(launch: Start, storage: Storage) -> None:
     running = launch(ENDLESS, script=FIRM)
     hanging, other = workers_at_work(storage, 2)
-    hanging.suspend()
+    suspend([hanging], storage)
     running.ctrl_c()
     assert running.status() == 130
     wait_until_gone([hanging, other])
@@ -207,8 +218,7 @@ def test_ctrl_c_hands_back_what_is_unfinished_and_kills_who_hangs(launch: Start,
 def test_a_second_ctrl_c_ends_the_launch_at_once(launch: Start, storage: Storage) -> None:
     running = launch(ENDLESS)
     processes = workers_at_work(storage, 2)
-    for process in processes:
-        process.suspend()  # nothing of theirs will end by itself any more
+    suspend(processes, storage)  # nothing of theirs will end by itself any more
     running.ctrl_c()
     wait_for(lambda: all(signal_is_pending(process.pid, signal.SIGTERM) for process in processes))
     running.ctrl_c()
