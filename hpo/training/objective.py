@@ -60,7 +60,7 @@ class Objective:
 
     def parameters(self, config: Config) -> int:
         """Return how many parameters a network of this configuration has. Raises HpoError where none can be built."""
-        key = config.network.model_dump_json()
+        key = config.network.model_dump_json(exclude={"activation", "init", "dropout"})  # which change no shape
         if key not in self._parameters:
             network = build(config.network, self._split.shape, self._split.classes, seed=0)
             self._parameters[key] = sum(parameter.numel() for parameter in network.parameters())
