@@ -4,7 +4,7 @@ BIN = .venv/bin
 .DEFAULT_GOAL := demo
 # The tests start hundreds of processes, and where a container forbids compiled files each would compile hpo again.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test chaos lint docs bench bench-storage bench-dashboard bench-workers service-demo env clean
+.PHONY: demo test test-all chaos lint docs bench bench-storage bench-dashboard bench-workers service-demo env clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,9 +22,13 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# The same and what is slow by nature: chaos at full size, a Ray cluster whose nodes die, a walk through the dashboard.
+test-all: .venv/installed-test
+	$(BIN)/pytest -n 2 --dist loadfile -m ""
+
 # Fifty kills and five restarts of the server, a minute on each database; CHAOS=--randomly-seed=N draws that plan again.
 chaos: .venv/installed-test
-	$(BIN)/pytest tests/storage/test_chaos.py -m chaos -s $(CHAOS)
+	$(BIN)/pytest tests/storage/test_chaos.py -m slow -s $(CHAOS)
 
 # The whole service on a throwaway PostgreSQL: queue, four workers, dashboard, export, stop.
 service-demo: .venv/installed-test

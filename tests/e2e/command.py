@@ -5,15 +5,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
 import sys
 import termios
 import time
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, NamedTuple
 
+from deadlines import deadline
+from forks import Fork
+
 HPO = Path(sys.executable).with_name("hpo")
-DEADLINE_S = 120.0
 PIPE_BYTES = 4096
 LINE_BYTES = 200  # more than a line of an epoch has
 
@@ -34,15 +36,11 @@ class Running:
     """
 
     def __init__(self, folder: Path, args: tuple[str, ...], environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [HPO, *args],
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            pipesize=PIPE_BYTES,
-        )
+        env = {**os.environ, **environment}
+        self.process = Fork(args, cwd=folder, env=env, stdout=PIPE, stderr=PIPE, text=False)
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def line(self) -> str:
         """The next line of stdout; "" at its end."""
@@ -60,16 +58,16 @@ class Running:
     def wait_until_blocked(self) -> None:
         """Wait until the command has filled the pipe, so that its next line has to wait for a reader."""
         assert self.process.stdout is not None
-        deadline = time.monotonic() + DEADLINE_S
+        ends = time.monotonic() + deadline()
         unread = bytearray(4)
         while int.from_bytes(unread, sys.byteorder) < PIPE_BYTES - LINE_BYTES:
-            assert time.monotonic() < deadline, "the pipe did not fill"
+            assert time.monotonic() < ends, "the pipe did not fill"
             assert self.process.poll() is None, self.outcome()
             fcntl.ioctl(self.process.stdout, termios.FIONREAD, unread)
 
     def outcome(self) -> Outcome:
         """Wait for the end; return the status and what was not yet read."""
-        out, err = self.process.communicate(timeout=DEADLINE_S)
+        out, err = self.process.communicate(deadline())
         return Outcome(self.process.returncode, out.decode(), err.decode())
 
     def end(self) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
+from subprocess import PIPE
 from typing import Any
 
 import sqlalchemy as sa
+from deadlines import deadline
+from forks import Fork
 
 from hpo.storage import Storage
 from hpo.studyfile import Study
-
-DEADLINE_S = 60.0
 
 
 class LockStep:
@@ -36,14 +35,9 @@ launch(study, open_storage(sys.argv[2]), device="cpu", on_event=tell, stop=threa
 """
 
     def __init__(self, study: Study, storage: Storage) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", self.SCRIPT, json.dumps(study.resolved()), storage.location.full_url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
-        self._deadline = threading.Timer(DEADLINE_S, self.process.kill)
+        args = [json.dumps(study.resolved()), storage.location.full_url]
+        self.process = Fork(args, script=self.SCRIPT, stdin=PIPE, stdout=PIPE)
+        self._deadline = threading.Timer(deadline(), self.process.kill)
         self._deadline.start()
         self._waits = False
 
@@ -92,8 +86,8 @@ launch(study, open_storage(sys.argv[2]), device="cpu", on_event=tell, stop=threa
 
     def kill(self) -> None:
         """Kill it, and leave it in the table of processes, as happens in many containers: nobody reaps it."""
-        self.process.send_signal(signal.SIGKILL)
-        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait_unreaped(deadline())
 
 
 def silence(storage: Storage) -> None:

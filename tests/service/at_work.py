@@ -6,34 +6,20 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from subprocess import PIPE
+from typing import Any
+
+from deadlines import deadline, wait_for
+from forks import Fork
 
 from hpo.search.events import Event, Note, PopulationStarted
 from hpo.service.worker import Duty, work
 from hpo.storage import Storage
 
-HPO = Path(sys.executable).with_name("hpo")
-DEADLINE_S = 90.0
-"""Far more than anything here takes: a process that imports torch needs 3 s alone, and 20 s on a machine in demand."""
-
-Found = TypeVar("Found")
 Happened = list[tuple[str, Event]]
-
-
-def wait_for(what: Callable[[], Found | None], why: Callable[[], object] = lambda: "") -> Found:
-    """Return the first answer that is true; fail after a deadline, and say why."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := what()):
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.02)
-    return found
 
 
 def work_here(
@@ -83,7 +69,7 @@ class WorkerThread:
 
     def wait(self) -> None:
         """Wait for its end, and raise what it raised."""
-        self._thread.join(DEADLINE_S)
+        self._thread.join(deadline())
         assert not self._thread.is_alive(), "the worker does not end"
         if self.error is not None:
             raise self.error
@@ -112,14 +98,12 @@ class Process:
     """A command that runs, whose output is read as it comes: `out` and `err` are what it has said so far."""
 
     def __init__(self, *args: str, script: str = "", **environment: str) -> None:
-        command = [sys.executable, "-c", script, *args] if script else [str(HPO), *args]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        self.process = Fork(
+            args,
+            script=script,
+            stdout=PIPE,
+            stderr=PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            text=True,
             start_new_session=True,  # so that Ctrl-C reaches it and its children, and nobody else
         )
         self.out: list[str] = []
@@ -160,23 +144,20 @@ class Process:
         """What a terminal does: all processes of the group get the signal."""
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def status(self, within_s: float = DEADLINE_S) -> int:
+    def status(self) -> int:
         """Wait for its end, and for all that it said; return its status."""
-        status = self.process.wait(within_s)
+        status = self.process.wait(deadline())
         for reader in self._readers:
-            reader.join(DEADLINE_S)
+            reader.join(deadline())
         return status
 
     def end(self) -> None:
         """Kill what is left of it and of its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(DEADLINE_S)
-        for reader in self._readers:
-            reader.join(DEADLINE_S)
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
+        with self.process:
+            for reader in self._readers:
+                reader.join(deadline())
 
 
 @contextmanager

@@ -12,8 +12,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from deadlines import deadline
+from forks import Fork
 from postgresql_server import Server
 
 from hpo.storage import Running, Storage, open_storage, running_trials
 
-DEADLINE_S = 120.0
 POLL_S = 0.002
 MOST_LINES = 8  # of the process to be struck, before it is; a population prints four or five
 MOST_POLLS = 10
@@ -48,47 +47,14 @@ class Size:
     restarts: int
 
 
-class ForkServer:
-    """Starts `hpo` commands (see fork_server.py). When this process ends, so do they, whatever happens."""
-
-    def __init__(self, folder: Path) -> None:
-        script = Path(__file__).with_name("fork_server.py")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
-        self._process = subprocess.Popen(
-            [sys.executable, script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=folder,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
-
-    def _ask(self, request: dict[str, Any] | None) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def start(self, args: Sequence[str], out: Path, err: Path) -> int:
-        pid: int = self._ask({"args": list(args), "out": str(out), "err": str(err)})
-        return pid
-
-    def ended(self) -> dict[int, int]:
-        """The statuses of those that ended since the last call, by number of process; -9 for one that was killed."""
-        return dict(self._ask(None))
-
-    def close(self) -> None:
-        with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
-
 class Process:
     """A launch, and what it has printed so far."""
 
-    def __init__(self, pid: int, out: Path, err: Path) -> None:
-        self.pid, self.out, self.err = pid, out, err
+    def __init__(self, args: Sequence[str], out: Path, err: Path) -> None:
+        self.out, self.err = out, err
+        with out.open("a") as stdout, err.open("a") as stderr:
+            self.fork = Fork(args, stdout=stdout, stderr=stderr, cwd=out.parent)
+        self.pid = self.fork.pid
         self.began = time.monotonic()
         self.status: int | None = None
         self.suspended = False
@@ -152,7 +118,6 @@ class Chaos:
 
     size: Size
     seed: int
-    forks: ForkServer
     file: Path  # of the study; what the processes print goes into files beside it
     url: str
     server: Server | None = None
@@ -179,8 +144,8 @@ class Chaos:
             self._wait(lambda: not any(process.runs for process in self.processes))
         finally:
             for process in self.processes:
-                if process.runs:
-                    os.kill(process.pid, signal.SIGKILL)
+                with process.fork:
+                    process.fork.kill()
         self.seconds = time.monotonic() - self._began
 
     def _plan(self) -> list[tuple[float, Callable[[], None]]]:
@@ -203,15 +168,14 @@ class Chaos:
         number = len(self.processes)
         out, err = (self.file.with_name(f"{number}.{name}") for name in ("out", "err"))
         args = ("launch", str(self.file), "--trials", str(self.size.trials), "--storage", self.url, "--json")
-        self.processes.append(Process(self.forks.start(args, out, err), out, err))
+        self.processes.append(Process(args, out, err))
 
     def _poll(self) -> None:
         """Take note of what was printed and who ended; start again what found no server when it started."""
-        ended = self.forks.ended()
         for process in self.processes:
             if process.runs:
                 process.read()
-                process.status = ended.get(process.pid)
+                process.status = process.fork.poll()
                 if not process.runs:
                     process.read()  # what it printed in between
                     if not process.killed and process.status != 0:
@@ -225,10 +189,10 @@ class Chaos:
         return (process.status, process.starts, len(process.errors), away) == (1, True, 1, True)
 
     def _wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
+        ends = time.monotonic() + deadline(120)
         self._poll()
         while not condition():
-            assert time.monotonic() < deadline, f"{self.told} trials told and {self.kills} kills, and then nothing more"
+            assert time.monotonic() < ends, f"{self.told} trials told and {self.kills} kills, and then nothing more"
             time.sleep(POLL_S)
             self._poll()
 
@@ -293,9 +257,9 @@ class Chaos:
         if not trials or not silence(trials, storage):
             return False
         process.suspended = True
-        deadline = time.monotonic() + GIVEN_AWAY_S
+        ends = time.monotonic() + GIVEN_AWAY_S
         # It may hold a lock that the others wait for: then it has to go on before they can.
-        self._wait(lambda: not held(process, storage) or time.monotonic() > deadline)
+        self._wait(lambda: not held(process, storage) or time.monotonic() > ends)
         return len(held(process, storage)) < len(trials)
 
     def _restart(self) -> None:

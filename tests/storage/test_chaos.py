@@ -12,7 +12,7 @@ import math
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from chaos import Chaos, ForkServer, Size
+from chaos import Chaos, Size
 from optuna.trial import FrozenTrial, TrialState
 from postgresql_server import Server
 
@@ -54,14 +54,7 @@ ENDED = re.compile(r"(process (\d+) on \S+) ended")
 
 
 @pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(tmp_path_factory.mktemp("forks"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[FrozenTrial]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[FrozenTrial]]:
     """The trials of a study of so many that one process searched."""
 
     @cache
@@ -69,7 +62,7 @@ def undisturbed(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> 
         size = Size(processes=1, trials=count, kills=0, stops=0, restarts=0)
         file = study_file(tmp_path_factory.mktemp("undisturbed"))
         url = f"sqlite:///{file.with_suffix('.db')}"
-        Chaos(size, 0, forks, file, url).run()
+        Chaos(size, 0, file, url).run()
         with closing(open_storage(url)) as storage:
             return load_study(storage, "chaos").trials
 
@@ -90,11 +83,10 @@ def where(request: pytest.FixtureRequest) -> tuple[str, Server | None]:
     return request.getfixturevalue("server_url"), request.getfixturevalue("server")
 
 
-@pytest.mark.parametrize("size", [SMALL, pytest.param(FULL, marks=pytest.mark.chaos)], ids=["small", "full"])
+@pytest.mark.parametrize("size", [SMALL, pytest.param(FULL, marks=pytest.mark.slow)], ids=["small", "full"])
 def test_chaos_loses_and_doubles_nothing(
     size: Size,
     where: tuple[str, Server | None],
-    forks: ForkServer,
     tmp_path: Path,
     undisturbed: Callable[[int], list[FrozenTrial]],
     pytestconfig: pytest.Config,
@@ -102,7 +94,7 @@ def test_chaos_loses_and_doubles_nothing(
     seed: int = pytestconfig.getoption("randomly_seed", default=0)
     print(f"\n--randomly-seed={seed} draws this plan again")
     url, server = where
-    chaos = Chaos(size if server else replace(size, restarts=0), seed, forks, study_file(tmp_path), url, server)
+    chaos = Chaos(size if server else replace(size, restarts=0), seed, study_file(tmp_path), url, server)
     chaos.run()
     with closing(open_storage(url)) as storage:
         trials = load_study(storage, "chaos").trials
