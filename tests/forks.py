@@ -89,7 +89,7 @@ class Fork:
                 if wanted == subprocess.PIPE:
                     reading, writing = os.pipe()
                     mode, fd, other = ("w", writing, reading) if number == 0 else ("r", reading, writing)
-                    mine = open(fd, mode) if text else open(fd, f"{mode}b", buffering=0)
+                    mine = os.fdopen(fd, mode) if text else os.fdopen(fd, f"{mode}b", buffering=0)
                     theirs.append(other)
                 else:
                     file = number if wanted is None else nothing if wanted == subprocess.DEVNULL else wanted
