@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any
 import pytest
 import yaml
 from data_files import write_cifar, write_idx
+from deadlines import deadline
+from forks import Fork
 from pages import PAGES, ROOT, Block, Marker, commands, parts, sessions
 
 from hpo.cli import main
@@ -37,7 +40,6 @@ COMMENT = re.compile(r"\s#.*")
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 ANY_LINES = r"(?:.*\n)*?"
-DEADLINE_S = 300
 
 
 class Reader:
@@ -130,7 +132,8 @@ class Reader:
         """Run one command; return what it printed, to stdout and stderr in turn."""
         command = re.sub(r"\bhpo (launch|submit)\b", rf"hpo \1 {self.small}", command) if self.small else command
         plain = command.startswith("hpo ") and not SHELL.search(COMMENT.sub("", QUOTED.sub("", command)))
-        status, printed = in_process(command) if plain and not self.as_processes else by_shell(command, self.folder)
+        run = by_shell if not plain else as_process if self.as_processes else in_process
+        status, printed = run(command)
         assert (status != 0) == fails, f"{command}: status {status}\n{printed}"
         return printed
 
@@ -142,16 +145,23 @@ def in_process(command: str) -> tuple[int, str]:
     return status, printed.getvalue()
 
 
-def by_shell(command: str, folder: Path) -> tuple[int, str]:
+def as_process(command: str) -> tuple[int, str]:
+    with tempfile.TemporaryFile("w+") as output:
+        with Fork(shlex.split(command, comments=True)[1:], stdout=output, stderr=output) as process:
+            status = process.wait(deadline(300))
+        output.seek(0)
+        return status, output.read()
+
+
+def by_shell(command: str) -> tuple[int, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ended = subprocess.run(
         ["bash", "-c", command],
-        cwd=folder,
         env={**os.environ, "PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=DEADLINE_S,
+        timeout=deadline(300),
     )
     return ended.returncode, ended.stdout
 

@@ -7,10 +7,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from deadlines import deadline
 
 from hpo.signals import Request
-
-DEADLINE_S = 60.0
 
 
 @pytest.fixture
@@ -28,14 +27,14 @@ def test_it_interrupts_who_holds_the_events_own_lock(stop: threading.Event) -> N
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)
         assert not stop.is_set()
-    assert stop.wait(DEADLINE_S)
+    assert stop.wait(deadline())
 
 
 def test_only_the_first_is_a_request() -> None:
     stop = threading.Event()
     request = Request(stop)
     assert request()
-    assert stop.wait(DEADLINE_S)
+    assert stop.wait(deadline())
     assert not request()
 
 

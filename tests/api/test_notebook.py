@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deadlines import deadline
 from jupyter_client.manager import start_new_kernel
 from tiny import tree
-
-DEADLINE_S = 120.0
 
 Messages = list[dict[str, Any]]
 
@@ -26,9 +25,9 @@ class Notebook:
         """Run a cell; return the messages to the front end that are output."""
         asked = self.client.execute(code)
         messages: Messages = []
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
-            message = self.client.get_iopub_msg(timeout=DEADLINE_S)
+        ends = time.monotonic() + deadline()
+        while time.monotonic() < ends:
+            message = self.client.get_iopub_msg(timeout=deadline())
             if message["parent_header"].get("msg_id") != asked:
                 continue
             if message["content"].get("execution_state") == "idle":

@@ -97,7 +97,7 @@ def test_a_grid_is_trained_whole_each_combination_once(storage: Storage) -> None
     assert trials[0].params == {"optimizer.kind": "sgd"}
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "qmc"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", pytest.param("gp", marks=pytest.mark.slow), "cmaes", "qmc"])
 def test_every_sampler_gives_each_trial_what_applies_to_it(storage: Storage, sampler: str) -> None:
     count = 14 if sampler == "gp" else 24  # gp takes its time
     search(of_kinds({"sampler": sampler, "trials": count}), storage)

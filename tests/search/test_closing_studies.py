@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from deadlines import deadline, wait_for
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, trials_of
 
@@ -37,7 +37,6 @@ from hpo.studyfile import Study
 from hpo.training import objective
 
 OPEN, PAUSED, STOPPED, ENDED = StudyState
-DEADLINE_S = 60.0
 ELSEWHERE = Worker("elsewhere", 1, 0.0, "another machine")
 
 LONGER = study_of(**{**STUDY.resolved(), "search": {**STUDY.resolved()["search"], "trials": 12}})
@@ -245,11 +244,11 @@ def test_a_study_that_is_deleted_and_begun_anew_is_another_study(
         target=lambda: events.extend(search(STUDY, storage, stop_at=act)), name="searching", daemon=True
     )
     searching.start()
-    searching.join(DEADLINE_S / 4)
+    searching.join(deadline(15))
     ended = not searching.is_alive()
     if not ended:
         CLOSE["deleted"](other)  # or it would never end
-        searching.join(DEADLINE_S)
+        searching.join(deadline())
     assert ended, "it looks for a free number for ever"
     if reason(events) != "finished":
         assert reason(events) == "deleted"
@@ -452,14 +451,11 @@ def test_a_study_is_closed_while_two_search_it_and_both_end(storage: Storage, ot
     threads = [threading.Thread(target=lambda each=each: reasons.append(each.run())) for each in searches]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while len(trials_of(other)) < 8:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(trials_of(other)) >= 8)
     CLOSE["paused"](other)
     assert TrialState.RUNNING not in states(trials_of(other))
     for thread in threads:
-        thread.join(DEADLINE_S)
+        thread.join(deadline())
     third.close()
     assert reasons == ["paused", "paused"]
     trials = trials_of(other)

@@ -82,7 +82,7 @@ def test_a_trial_without_a_better_epoch_completes_early_with_its_score(score: st
     assert [event.left for event in first] == sorted((event.left for event in first), reverse=True)
 
 
-@pytest.mark.parametrize("epochs", [2, 4, 9])
+@pytest.mark.parametrize("epochs", [2, 9])
 def test_a_search_that_was_stopped_goes_on_to_the_same_trials(
     epochs: int, whole: list[FrozenTrial], storage: Storage
 ) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Collection, Generator, Sequence
 
 import pytest
+from deadlines import deadline
 from lock_step import silence
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from tiny import check_whole, curves, params, search, states, study_of, trials_of
@@ -138,7 +139,7 @@ def test_a_trial_that_takes_too_long_fails_with_the_reason_and_the_study_goes_on
 
 
 def test_a_trial_that_hangs_is_left_behind(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    released, epoch = threading.Event(), Stack.epoch
+    released, epoch, limit = threading.Event(), Stack.epoch, round(deadline(1))
 
     def hang(stack: Stack, number: int) -> Values:
         if 1 in stack.numbers and number == 2:
@@ -147,12 +148,12 @@ def test_a_trial_that_hangs_is_left_behind(storage: Storage, monkeypatch: pytest
 
     monkeypatch.setattr(Stack, "epoch", hang)
     try:
-        search(study_of(search={"trials": 6, "population": 4, "trial_timeout": 1.0}), storage)
+        search(study_of(search={"trials": 6, "population": 4, "trial_timeout": limit}), storage)
     finally:
         released.set()
     trials = trials_of(storage)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 4]
-    assert trials[1].user_attrs["reason"] == "took longer than search.trial_timeout, 1 s (epoch 2)"
+    assert trials[1].user_attrs["reason"] == f"took longer than search.trial_timeout, {limit} s (epoch 2)"
 
 
 def left_by_the_dead(study: Study, storage: Storage, deaths: int, count: int) -> list[FrozenTrial]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
@@ -31,6 +32,7 @@ from hpo.training.objective import Objective
 from hpo.training.stack import Member
 
 STUDIES = Path(__file__).parents[2] / "studies"
+pytestmark = pytest.mark.slow
 FEW = ["data.train_size=700", "data.validation=0.8", "search.repeats=3"]
 """140 images train, 560 score."""
 

@@ -14,7 +14,6 @@ from hpo.search.launch import launch
 from hpo.storage import Storage, StudyState, load_study, state_of, summary
 
 NewStorage = Callable[[], Storage]
-DEADLINE_S = 120.0
 
 
 def check_untouched(trials: list[FrozenTrial]) -> None:
@@ -27,7 +26,7 @@ def check_untouched(trials: list[FrozenTrial]) -> None:
         assert trial.params.keys() == {"dropout", "hidden", "lr"}
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("epochs", [1, 3, 8])
 def test_a_stop_ends_after_the_epoch_and_the_next_launch_goes_on(
     epochs: int, uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
@@ -85,8 +84,17 @@ def test_a_stop_in_the_very_last_epoch_comes_too_late(storage: Storage) -> None:
     check_whole(trials_of(storage), 4)
 
 
-@pytest.mark.parametrize("kind", [StudyStarted, PopulationStarted, EpochEnded, PopulationEnded, StudyEnded])
-@pytest.mark.parametrize("failure", [RuntimeError("a defect"), SystemExit(130), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("kind", "failure"),
+    [
+        (StudyStarted, KeyboardInterrupt()),
+        (PopulationStarted, RuntimeError("a defect")),
+        (EpochEnded, SystemExit(130)),
+        (EpochEnded, KeyboardInterrupt()),
+        (PopulationEnded, RuntimeError("a defect")),
+        (StudyEnded, KeyboardInterrupt()),
+    ],
+)
 def test_an_exception_leaves_nothing_running(kind: type[Event], failure: BaseException, storage: Storage) -> None:
     study = study_of(search={"trials": 6, "population": 4}, training={"epochs": 1})
 

@@ -78,8 +78,7 @@ def check_kept(study: Study, storage: Storage) -> None:
         assert loss.item() == pytest.approx(losses[epoch - 1], rel=1e-9)
 
 
-@pytest.mark.parametrize("keep", ["best", "last"])
-@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
+@pytest.mark.parametrize(("keep", "metric"), [("best", "val_loss"), ("last", "val_accuracy")])
 def test_the_best_trials_keep_their_weights_and_nobody_else(keep: str, metric: str, storage: Storage) -> None:
     study = keeping(keep, metric=metric)
     search(study, storage)
@@ -125,8 +124,10 @@ def test_what_a_dead_process_left_is_overwritten_or_removed(storage: Storage) ->
     assert len(files(storage)) == 3
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize(("function", "call"), [("best_trials", 1), ("best_trials", 2), ("kept_files", 1)])
+@pytest.mark.parametrize(
+    ("function", "call", "before"),
+    [("best_trials", 1, True), ("best_trials", 2, False), ("kept_files", 1, True), ("kept_files", 1, False)],
+)
 def test_processes_that_share_a_study_keep_its_best(
     function: str, call: int, before: bool, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

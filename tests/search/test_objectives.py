@@ -64,7 +64,7 @@ def test_the_other_metrics_are_those_of_the_epoch_that_is_best_by_the_first(stor
     assert len(epochs) > 1  # or the last epoch would have done
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "nsga2", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "nsga2"])
 def test_a_search_goes_on_where_it_was(storage: Storage, sampler: str) -> None:
     study = several("val_loss", "parameters", sampler=sampler, trials=16)
     search(study, storage, stop_at=after_epochs(3))

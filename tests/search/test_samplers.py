@@ -31,7 +31,8 @@ from hpo.storage import Storage
 from hpo.studyfile import Study
 
 NewStorage = Callable[[], Storage]
-SAMPLERS = ("random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid")
+COSTLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("gp", "cmaes", "nsga2")]
+SAMPLERS = ["random", "tpe", *COSTLY, "qmc", "grid"]
 PAST_STARTUP = 12  # trials: tpe and gp choose at random until 10 are complete
 
 
@@ -125,7 +126,9 @@ def asked_after_learning(study: Study, trials: int, population: int = 4) -> list
     return distances
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 60), ("cmaes", 100), ("gp", 20)])
+@pytest.mark.parametrize(
+    ("sampler", "trials"), [("tpe", 60), ("gp", 20), pytest.param("cmaes", 100, marks=pytest.mark.slow)]
+)
 def test_samplers_learn_from_what_they_are_told(sampler: str, trials: int) -> None:
     wide = {"lr": {"low": 1e-5, "high": 1.0, "log": True}, "weight_decay": {"low": 1e-8, "high": 1.0, "log": True}}
     learnt = asked_after_learning(study_of(optimizer=wide, search={"sampler": sampler}), trials)
@@ -142,7 +145,7 @@ def test_members_of_a_population_keep_off_each_other() -> None:
     assert len({values["lr"] for _, values in asked}) == 16
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
 def test_a_finite_space_is_enumerated_ends_early_and_says_so(sampler: str, storage: Storage) -> None:
     study = study_of(
         network={"dropout": {"low": 0.0, "high": 0.7, "step": 0.1}},

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import run
 from tiny import check_whole, study_of, trials_of, write_mnist
 
 from hpo.storage import Storage
@@ -39,13 +38,10 @@ def test_test_files_are_not_opened_and_need_not_be_there(there: bool, storage: S
         for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
             (folder / name).write_bytes(b"sealed")
     study = study_of(data={"dataset": "mnist", "train_size": 50}, training={"epochs": 1})
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(study.resolved()), storage.location.full_url],
-        env={**os.environ, "HPO_DATA_DIR": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+    done = run(
+        [json.dumps(study.resolved()), storage.location.full_url],
+        script=SCRIPT,
+        env={**os.environ, "HPO_DATA_DIR": str(tmp_path / "data")},
     )
     assert done.returncode == 0, done.stderr
     opened = {Path(path).name for path in json.loads(done.stdout.splitlines()[-1])}

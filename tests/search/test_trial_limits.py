@@ -69,9 +69,9 @@ def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
 def test_a_study_without_a_limit_can_be_started_from(storage: Storage, sampler: str) -> None:
     """Its trials have no constraints of their own, and these samplers want them of all or of none."""
     search(study_of(name="before", network=SIZES, training={"epochs": 1}, search={"trials": 14}), storage)
-    search(limited(start_from=["before"], sampler=sampler, trials=12), storage)
+    search(limited(start_from=["before"], sampler=sampler, trials=4), storage)
     trials = trials_of(storage)
-    check_whole(trials, 12)
+    check_whole(trials, 4)
     assert {trial.params["hidden"] for trial in trials if trial.state == TrialState.COMPLETE} == {"[4]"}
 
 

@@ -311,7 +311,7 @@ def test_populations_of_several_threads_do_not_meet() -> None:
     def trained(thread: int) -> list[float]:
         members = [member(n, varied(n, CNN if thread % 2 else MLP, epochs=1)) for n in range(2)]
         found: list[float] = []
-        for _ in range(15):
+        for _ in range(5):
             (result,) = train(members, SPLIT, "float64")
             assert result.failed == {}
             found += [result.metrics[n]["val_loss"] for n in range(2)]
