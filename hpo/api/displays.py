@@ -32,7 +32,7 @@ def display(progress: Progress, stop: threading.Event) -> QuietProgress:
     if callable(progress):
         return CallingProgress(Console(stderr=True), progress)
     if progress == "json":
-        return JsonProgress(Console(stderr=True), sys.stdout, stop)
+        return JsonProgress(Console(stderr=True), None, stop)
     if progress == "quiet":
         return QuietProgress(Console(stderr=True))
     if progress != "auto":

@@ -5,22 +5,42 @@ Knows no command, and imports nothing that takes time: help answers at once.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import hpo
+from hpo import stdout
 from hpo.errors import HpoError
 
-app = typer.Typer(
+
+class Command(TyperCommand):
+    """A command whose stdout is for what it says itself: whatever the user's own code prints goes to stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with stdout.kept():
+            return super().invoke(ctx)
+
+
+class Commands(typer.Typer):
+    """An application of such commands."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Add a command."""
+        return super().command(name, **{"cls": Command, **options})
+
+
+app = Commands(
     name="hpo",
     help="Hyperparameter search for PyTorch networks that trains whole populations of trials at once.",
     rich_markup_mode=None,  # plain help: quick, and the same on a terminal and in a pipe
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="The data sets: what is where, and fetching them.", rich_markup_mode=None)
+data_app = Commands(help="The data sets: what is where, and fetching them.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 
@@ -68,10 +88,15 @@ def _global_options(
     """Hyperparameter search for PyTorch networks that trains whole populations of trials at once."""
 
 
+def say(what: object) -> None:
+    """Print a line on stdout, or several, at once."""
+    print(what, file=stdout.own(), flush=True)
+
+
 def put(text: str, output: Path | None) -> None:
     """Write a command's text to the file that was asked for, else to stdout."""
     if output is None:
-        sys.stdout.write(text)
+        print(text, end="", file=stdout.own(), flush=True)
     else:
         from hpo.api.files import write
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typer.exceptions import TyperException
 from typer.main import get_command
 
+from hpo import stdout
 from hpo.cli.app import app
 from hpo.errors import HpoError
 
@@ -26,7 +27,17 @@ NET_OBJECTS = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit status. Without `argv` it is this process's own."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed: nobody reads what is said there
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+    status = _status(argv)
+    if argv is None:
+        stdout.leave()  # what the user's own code prints while the process ends is none of the output
+    return status
+
+
+def _status(argv: Sequence[str] | None) -> int:
     spare_what_is_imported()
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     args = with_ray_address(args)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import hpo
-from hpo.cli.app import StorageUrl, app, data_app
+from hpo.cli.app import StorageUrl, app, data_app, say
 from hpo.errors import HpoError
 
 
@@ -51,7 +51,7 @@ def dashboard(
         read_only=read_only,
         allow_hosts=allow_host or (),
         artifacts=artifacts,
-        announce=lambda url: print(url, flush=True),
+        announce=say,
     )
 
 
@@ -60,13 +60,13 @@ def data_list() -> None:
     """List the data sets and where each is."""
     from hpo.api.machine import datasets_table
 
-    print(datasets_table())
+    say(datasets_table())
 
 
 @data_app.command("fetch")
 def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME", help="A data set's name.")]) -> None:
     """Download a data set into the cache."""
-    print(hpo.fetch(name))
+    say(hpo.fetch(name))
 
 
 @app.command()
@@ -81,7 +81,7 @@ def doctor(
     """
     problems = 0
     for finding in hpo.doctor(storage=storage, fix=fix):
-        print(finding.json_line() if json else finding.line(), flush=True)
+        say(finding.json_line() if json else finding.line())
         problems += finding.verdict == "problem"
     if problems:
         raise HpoError(f"{problems} {'problem' if problems == 1 else 'problems'} found")
@@ -92,4 +92,4 @@ def version() -> None:
     """Print the versions of hpo and its base."""
     from hpo.api.machine import version_line
 
-    print(version_line())
+    say(version_line())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import hpo
-from hpo.cli.app import Name, StorageUrl, app, complete_study
+from hpo.cli.app import Name, StorageUrl, app, complete_study, say
 from hpo.errors import UsageError
 
 
@@ -38,13 +38,13 @@ def pause(name: Name, storage: StorageUrl = None) -> None:
 
     What runs ends at its next epoch and goes back to the queue.
     """
-    print(hpo.load(name, storage=storage).pause())
+    say(hpo.load(name, storage=storage).pause())
 
 
 @app.command()
 def resume(name: Name, storage: StorageUrl = None) -> None:
     """Go on with a study that was paused or stopped."""
-    print(hpo.load(name, storage=storage).resume())
+    say(hpo.load(name, storage=storage).resume())
 
 
 @app.command()
@@ -53,7 +53,7 @@ def stop(name: Name, storage: StorageUrl = None) -> None:
 
     What runs is finished, and nothing new begins.
     """
-    print(hpo.load(name, storage=storage).stop())
+    say(hpo.load(name, storage=storage).stop())
 
 
 @app.command()
@@ -74,4 +74,4 @@ def delete(
         print(f"{asked} [y/N]: ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise typer.Exit(1)
-    print(study.delete())
+    say(study.delete())

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hpo
-from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, put
+from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, put, say
 from hpo.cli.interruption import stop_on_signals
 
 
@@ -36,7 +36,7 @@ def studies(storage: StorageUrl = None) -> None:
     """
     from hpo.api.queue import studies_table
 
-    print(studies_table(storage=storage))
+    say(studies_table(storage=storage))
 
 
 @app.command()
@@ -47,7 +47,7 @@ def top(
 ) -> None:
     """Print the best trials of a study."""
     for line in hpo.load(name, storage=storage).top_lines(number):
-        print(line)
+        say(line)
 
 
 @app.command()
@@ -72,7 +72,7 @@ def compare(
     found = hpo.compare(*names, by=by, storage=storage)
     if output is not None:
         found.write_figure(output)
-    print(found.json_text if json else found)
+    say(found.json_text if json else found)
 
 
 @app.command()
@@ -98,7 +98,7 @@ def confirm(
             device=device,
             workers=workers,
             progress="quiet" if quiet else "auto",
-            on_found=lambda found: print(found.json_text if json else found),
+            on_found=lambda found: say(found.json_text if json else found),
             stop=interruption.stop,
         )
 
@@ -119,7 +119,7 @@ def verify(
     """
     with stop_on_signals() as interruption:
         found = hpo.load(name, storage=storage).verify(trials, device=device, stop=interruption.stop)
-        print(found.json_text if json else found)
+        say(found.json_text if json else found)
 
 
 @app.command()
@@ -134,7 +134,7 @@ def replay(
     """
     with stop_on_signals() as interruption:
         found = hpo.replay(file, device=device, stop=interruption.stop)
-        print(found.json_text if json else found)
+        say(found.json_text if json else found)
 
 
 @app.command()
@@ -176,7 +176,7 @@ def copy(
 
     Trials that run wait in the copy. A study that is there already is never overwritten.
     """
-    print(hpo.load(name, storage=storage).copy(to, new_name))
+    say(hpo.load(name, storage=storage).copy(to, new_name))
 
 
 @app.command()
@@ -204,7 +204,7 @@ def plot(
     """
     study = hpo.load(name, storage=storage)
     for path in study.write_figures(output, figure or (), number, form.value):
-        print(path)
+        say(path)
 
 
 @app.command()
@@ -219,4 +219,4 @@ def report(
 
     What was searched, figures, the best trials, what is confirmed and tested, and how to reproduce it.
     """
-    print(hpo.load(name, storage=storage).write_report(output))
+    say(hpo.load(name, storage=storage).write_report(output))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 import hpo
 from hpo.cli.app import (
@@ -26,6 +26,7 @@ from hpo.cli.app import (
     Workers,
     app,
     complete_study,
+    say,
 )
 from hpo.cli.interruption import stop_on_signals
 from hpo.errors import UsageError
@@ -115,11 +116,11 @@ def submit(
         storage=storage,
         extend=extend,
         priority=priority,
-        on_stored=lambda study: print(study.queue_line(), flush=True),
+        on_stored=lambda study: say(study.queue_line()),
     )
 
 
-@app.command()
+@app.command(cls=TyperCommand)  # it says nothing on stdout: what the user's own code prints there is not in its log
 def work(
     names: Annotated[
         list[str] | None,
@@ -191,7 +192,7 @@ def narrow(
         proposal = hpo.load(name, storage=storage).narrow(new_name)
         for line in () if quiet else proposal.lines:
             print(line, file=sys.stderr)
-        print(proposal.write(output))
+        say(proposal.write(output))
         return
     if output is not None:
         raise UsageError("--output: with --rounds no file is written, the studies are in the storage")
@@ -202,7 +203,7 @@ def narrow(
             device=device,
             workers=workers,
             progress="quiet" if quiet else "auto",
-            say=functools.partial(print, flush=True),
+            say=say,
             stop=interruption.stop,
         )
         if searched[-1].interrupted:
@@ -215,4 +216,4 @@ def check(file: File, overrides: Overrides = None) -> None:
 
     With its search space and its size: parameters a network, members a population, memory.
     """
-    print(hpo.read(file, overrides or ()).check())
+    say(hpo.read(file, overrides or ()).check())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +11,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from hpo.cli.app import say
+from hpo.stdout import own
+
 if TYPE_CHECKING:
     from hpo import Status
 
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 @contextmanager
 def shown(as_json: bool, once: bool = False) -> Iterator[Callable[[Status], None]]:
     """Give what shows a status on stdout: on a terminal in the place of the one before, unless it is shown `once`."""
-    console = Console()
+    console = Console(file=own())
     if as_json:
-        yield lambda status: print(json.dumps(status.to_json(), allow_nan=False), flush=True)
+        yield lambda status: say(json.dumps(status.to_json(), allow_nan=False))
     elif once or not console.is_terminal:
-        yield lambda status: print(status.text(), flush=True)
+        yield lambda status: say(status.text())
     else:
         with Live(console=console, auto_refresh=False) as live:
             yield lambda status: live.update(Text(status.text(console.height), no_wrap=True), refresh=True)
-    sys.stdout.flush()
+    own().flush()

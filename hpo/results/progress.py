@@ -18,6 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from hpo import stdout
 from hpo.search.events import (
     EpochEnded,
     Event,
@@ -96,20 +98,31 @@ class CallingProgress(QuietProgress):
 
 
 class JsonProgress(QuietProgress):
-    """One JSON object an event, one event a line, on a stream of its own."""
+    """One JSON object an event, one event a line, on a stream of its own; None is stdout, which is kept for them."""
 
-    def __init__(self, console: Console, stream: IO[str], stop: threading.Event) -> None:
+    def __init__(self, console: Console, stream: IO[str] | None, stop: threading.Event) -> None:
         super().__init__(console)
         self.stream, self.stop = stream, stop
         self.reader_left = False
+        self._kept = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self.stream is None:
+            self._kept.enter_context(stdout.kept())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._kept.close()
 
     def show(self, event: Event) -> None:
         """Write the event, at once, so that a reader may act on it."""
         if self.reader_left:
             return
         try:
-            self.stream.write(json.dumps(finite(event.to_json()), allow_nan=False) + "\n")
-            self.stream.flush()
+            line = json.dumps(finite(event.to_json()), allow_nan=False)
+            print(line, file=self.stream or stdout.own(), flush=True)
         except BrokenPipeError:
             self.reader_left = True
             self.stop.set()  # nobody reads: end as on an interruption, so that finished trials are kept

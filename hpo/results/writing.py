@@ -6,9 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from hpo import stdout
 from hpo.errors import HpoError
 
 
+@stdout.given_back()  # which /dev/stdout names
 def write(content: str | bytes, path: Path) -> None:
     """Put this into a file: the whole of it, or on failure nothing, with what was there before untouched."""
     data = content.encode() if isinstance(content, str) else content

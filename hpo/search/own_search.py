@@ -6,14 +6,12 @@ kind in a row end the search.
 
 The function cannot be interrupted from outside. After a stop, when its time is over, or when the trial was given to
 another process, its next `report`, `should_prune` or write raises `Leave`, which no `except Exception` catches; a
-function that does none of these runs on to its end. What it prints goes to stderr.
+function that does none of these runs on to its end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -160,8 +158,7 @@ class OwnSearch(Search):
         state: TrialState | None = None
         try:
             trial = OwnTrial(study, number, lambda: self._look(number, until), self._learn)
-            with contextlib.redirect_stdout(sys.stderr):
-                value = self.function(trial)
+            value = self.function(trial)
             self._look_for_what_was_asked(trial)
         except TrialPruned:
             state = TrialState.PRUNED

@@ -302,12 +302,6 @@ def objective(trial):
     assert ended(launched(study, storage, extend=True)).completed == 4  # from the storage, in another search
 
 
-def test_what_it_prints_goes_to_stderr(tmp_path: Path, storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
-    launched(objective_study(tmp_path, "def objective(trial):\n    print('said')\n    return 1.0\n", trials=1), storage)
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", "said\n")
-
-
 def test_threads_of_the_function_may_report(tmp_path: Path, storage: Storage) -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor
