@@ -6,6 +6,7 @@ However a study is made, the same check is made at once, and what is wrong is sa
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ class Study:
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole as a tree for JSON, every default filled in; keys that no trial uses are left out."""
-        return self.checked.resolved()
+        return copy.deepcopy(self.checked.resolved())  # whoever changes it changes no study
 
     def __str__(self) -> str:
         """Return the text of a study file that says the same; what has its default is left out."""

@@ -73,8 +73,8 @@ class _Kept(Mirror):
         self._report(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Set a user attribute."""
-        super().set_trial_user_attr(trial_id, key, value)
+        """Set a user attribute, as it is now: the function may go on with its list."""
+        super().set_trial_user_attr(trial_id, key, copy.deepcopy(value))
         self._keep(trial_id, user_attrs={key: value})
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:

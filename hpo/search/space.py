@@ -6,6 +6,7 @@ trials have equal parameters whoever chose them. Knows nothing of samplers or st
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ def decode(parameter: Parameter, stored: Any) -> Any:
     if isinstance(parameter.searched, Choices):
         for choice in parameter.searched.choices:
             if encode(choice) == stored and isinstance(stored, bool) == isinstance(encode(choice), bool):
-                return choice
+                return copy.deepcopy(choice)  # whoever changes a list changes no study
         return json.loads(stored) if isinstance(stored, str) and stored.startswith("[") else stored
     return stored
 

@@ -31,7 +31,7 @@ def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
     network.eval()
     parts = []
     for some in torch.split(images, EVALUATION_BATCH):
-        logits = network(some.to(weight.device, weight.dtype))
+        logits = network(some.to(weight.device, weight.dtype, copy=True))  # its forward may change its own
         parts.append(torch.log_softmax(logits.to(wide), 1).cpu().double())
     return torch.cat(parts)
 

@@ -3,10 +3,13 @@
 `shape` (C, H, W) and `classes` are filled in where the constructor has them and the study does not give them. What the
 study file got wrong is a SettingError, which names its key; whatever the user's own code raises goes through as it is.
 Knows nothing of stacks.
+
+Promises: a constructor is given copies of the settings' values, so that whatever it does with them changes no setting.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,18 +56,19 @@ def _show_an_image(network: nn.Module, shape: Shape) -> None:
 
 def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructor's arguments by name. Raises SettingError for one that it does not have, or lacks."""
+    args = copy.deepcopy(settings.args)
     try:
         parameters = inspect.signature(constructor).parameters.values()
     except ValueError:  # nobody knows what it takes
-        return dict(settings.args)
+        return args
     positional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
     named = {each.name: each for each in parameters if each.kind not in (*positional, inspect.Parameter.VAR_KEYWORD)}
     takes_all = any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters)
-    for name in settings.args:
+    for name in args:
         if name not in named and not takes_all:
             has = nearest(name, named) or f"; it has {', '.join(named) or 'none'}"
             raise SettingError(f"network.args.{name}", f"is no argument of {settings.module}{has}")
-    given = {name: value for name, value in known.items() if name in named} | settings.args
+    given = {name: value for name, value in known.items() if name in named} | args
     for name, parameter in named.items():
         if name not in given and parameter.default is inspect.Parameter.empty:
             raise SettingError(f"network.args.{name}", f"missing: {settings.module} has no default for it")
@@ -72,7 +76,7 @@ def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known
 
 
 def try_out(network: nn.Module, settings: NetworkSettings, images: Tensor, classes: int) -> None:
-    """Train and evaluate a few images, [B, C, H, W], in the type of their own.
+    """Train and evaluate a few images, [B, C, H, W], in the type of their own; they stay as they are.
 
     Raises SettingError where what comes out cannot be trained, and what the module itself raises.
     """
@@ -81,7 +85,7 @@ def try_out(network: nn.Module, settings: NetworkSettings, images: Tensor, class
     network = network.to(images.device, images.dtype)
     with seeded(0, images.device):
         for training in (True, False):
-            out = _checked(network.train(training)(images), settings, (len(images), classes))
+            out = _checked(network.train(training)(images.clone()), settings, (len(images), classes))
             if training:
                 labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
                 F.cross_entropy(out, labels).backward()  # type: ignore[no-untyped-call]

@@ -59,7 +59,7 @@ class PlainNetwork:
             self._module.train(training)
         lower = nullcontext() if self._lower is None else torch.autocast(x.device.type, self._lower)
         with seeded(self._draws.seed, x.device), lower:
-            out: Tensor = self._module(x.to(self._type))
+            out: Tensor = self._module(x.to(self._type, copy=True))  # its forward may change its own
         return out.unsqueeze(0)
 
     def keep(self, members: Tensor) -> None:

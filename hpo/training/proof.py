@@ -31,7 +31,7 @@ def prove(members: Sequence[nn.Module], images: Tensor) -> None:
     network = StackedNetwork(alone, torch.float64)
     with torch.random.fork_rng(devices=[]):
         for training in (True, False):
-            expected = [module.train(training)(x) for module in alone]
+            expected = [module.train(training)(x.clone()) for module in alone]
             out = _run(network, x, training)
             for number, module in enumerate(alone):
                 _require_close(out[number], expected[number], type(module).__name__, "outputs")

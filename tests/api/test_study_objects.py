@@ -155,6 +155,21 @@ def test_a_study_can_be_written_and_read() -> None:
     assert hpo.read("whole.toml", ["optimizer.lr.high=0.5"], trials=9, name="other") != study
 
 
+def test_a_study_keeps_what_it_was_given_and_gives_copies() -> None:
+    sizes, points = [8, 8], [{"lr": 0.1, "hidden": [4]}]
+    network = hpo.Network(kind="mlp", hidden=hpo.Choices([sizes, [4]]))
+    study = whole(network=network, search=hpo.Search(trials=4, points=points), baseline=dict(points[0]))
+    said = study.resolved()
+    assert said["network"]["hidden"] == {"choices": [[8, 8], [4]]}
+    sizes.append(8)
+    points[0]["hidden"].append(4)
+    changed = study.resolved()
+    changed["network"]["hidden"]["choices"][0].append(8)
+    changed["search"]["points"][0]["hidden"].append(4)
+    changed["baseline"]["hidden"].append(4)
+    assert study.resolved() == said
+
+
 def test_a_study_may_have_an_objective_of_its_own() -> None:
     Path("mine.py").write_text("def score(trial):\n    return trial.suggest_float('x', -1, 1)\n")
     search = hpo.Search(trials=3, direction="maximize")

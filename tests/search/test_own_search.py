@@ -302,6 +302,21 @@ def objective(trial):
     assert ended(launched(study, storage, extend=True)).completed == 4  # from the storage, in another search
 
 
+def test_an_attribute_is_kept_as_it_was_when_it_was_set(tmp_path: Path, storage: Storage) -> None:
+    code = """
+def objective(trial):
+    before = [each.user_attrs["seen"] for each in trial.study.trials[:-1]]
+    assert before == [[0]] * len(before)
+    seen = [0]
+    trial.set_user_attr("seen", seen)
+    seen.append(1)
+    return 1.0
+"""
+    launched(objective_study(tmp_path, code, trials=3), storage)
+    trials = trials_of(storage, "own")
+    assert [(trial.state, trial.user_attrs["seen"]) for trial in trials] == [(TrialState.COMPLETE, [0])] * 3
+
+
 def test_threads_of_the_function_may_report(tmp_path: Path, storage: Storage) -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor

@@ -155,6 +155,13 @@ def test_a_list_that_is_no_longer_a_choice_is_still_read_as_a_list() -> None:
     assert decode(study.parameters[0], "[16, 16]") == [16, 16]
 
 
+def test_what_is_read_back_is_not_the_studys_own() -> None:
+    study = study_of(network={"hidden": {"choices": [[8], [4, 4]]}})
+    decode(study.parameters[0], "[8]").append(9)
+    config_of(study, {"hidden": "[8]", "lr": 0.1}).network.hidden.append(9)
+    assert config_of(study, {"hidden": "[8]", "lr": 0.1}).network.hidden == [8]
+
+
 def test_combinations_are_all_there_in_order_the_last_parameter_fastest() -> None:
     study = study_of(
         network={"hidden": {"choices": [[8], []]}, "dropout": {"low": 0.1, "high": 0.35, "step": 0.1}},

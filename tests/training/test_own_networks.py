@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from twins import config, curves, made_images, member
 
 from hpo.errors import SettingError
 from hpo.studyfile import Config, NetworkSettings
+from hpo.training.architectures import why_alone
+from hpo.training.evaluation import log_probabilities
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.objective import Objective
@@ -115,6 +118,31 @@ class Fixed(nn.Module):
         return x.flatten(1)[:, :10]
 
 
+class Growing(nn.Module):
+    def __init__(self, shape, classes, sizes, deeper=[]):
+        super().__init__()
+        sizes[0].insert(0, 64)
+        sizes[0].append(classes)
+        deeper.append(4)
+        ins, outs = sizes[0][:-1], sizes[0][1:]
+        self.layers = nn.Sequential(nn.Flatten(), *(nn.Linear(*each) for each in zip(ins, outs)))
+        self.more = nn.Linear(len(deeper), 1) if sizes[1] else None
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        if x.sum() > -1e9:
+            x.mul_(2).add_(1)
+        return self.fc(x.flatten(1))
+
+
 number = 3
 """
 
@@ -203,6 +231,24 @@ def test_what_comes_out_must_be_a_number_for_each_class(folder: Path, name: str,
     with pytest.raises(SettingError, match=r"^network\.module: nets") as caught:
         try_out(network, settings(folder, name), SPLIT.train[:4], 10)
     assert caught.value.problem.startswith(problem)
+
+
+def test_a_constructor_may_change_what_it_is_given(folder: Path) -> None:
+    given = settings(folder, "Growing", sizes=[[8], []])
+    for _ in range(2):
+        network = build(given, (1, 8, 8), 10, 0)
+        assert [layer.weight.shape for layer in network.layers[1:]] == [(8, 64), (10, 8)]  # type: ignore[index,union-attr]
+    assert given.args == {"sizes": [[8], []]}
+
+
+def test_a_forward_may_change_its_images_in_place(folder: Path) -> None:
+    one, kept = own(0, folder, "InPlace"), SPLIT.validation.clone()
+    network = build(one.config.network, SPLIT.shape, SPLIT.classes, 0)
+    try_out(network, one.config.network, SPLIT.validation, SPLIT.classes)
+    log_probabilities(network.double(), SPLIT.validation)
+    assert why_alone([network, copy.deepcopy(network)], SPLIT.validation) is not None
+    assert len(list(train([one], SPLIT, "float64", stacked=False))) == 2
+    assert torch.equal(SPLIT.validation, kept)
 
 
 def test_members_whose_modules_do_the_same_train_together_as_they_would_alone(folder: Path) -> None:
