@@ -6,7 +6,7 @@ launch and `hpo check` begin with it. Knows nothing of storages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
@@ -24,8 +24,9 @@ from hpo.training.architectures import FEW, twins, why_alone
 from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
 from hpo.training.networks import build
-from hpo.training.own_networks import try_out
+from hpo.training.own_networks import Mode, check_same, try_out
 from hpo.training.size import Size, population_size, size_of
+from hpo.training.stack import EVALUATION_BATCH
 from hpo.usercode import Code, code_of, in_a_line, load
 
 
@@ -89,7 +90,7 @@ def _plan(study: Study, device: str) -> Plan:
     config = study.first_config
     assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
     with _named(study, config):
-        stacked = config.network.kind != "module" or _stacks(config, images, where)
+        stacked = config.network.kind != "module" or _stacks(config, images, where, _modes_of_one(study, images))
         size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
     limit, searched = study.search.limits.parameters, any(each.setting[0] == "network" for each in study.parameters)
     if limit is not None and size.parameters > limit and not searched:
@@ -126,14 +127,31 @@ def _named(study: Study, config: Config) -> Iterator[None]:
         raise study.error("network.module", said) from error
 
 
-def _stacks(config: Config, images: Split, device: torch.device) -> bool:
-    """Try the user's own module on a few images, and return whether it can be stacked."""
+def _stacks(config: Config, images: Split, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
+    """Try the user's own module on a few images, and on one in these modes; return whether it can be stacked."""
     few = torch.from_numpy(images.train.pixels[:FEW])
     kind = torch.float64 if config.training.precision == "float64" else torch.float32
     shape = shape_of_images(few.shape)
-    network = build(config.network, shape, images.classes, 0)
+    network, modules = build(config.network, shape, images.classes, 0), twins(config.network, shape, images.classes, 0)
+    check_same(network, modules[0], config.network)
     try_out(network, config.network, few.to(device, kind), images.classes)
-    return why_alone(twins(config.network, shape, images.classes, 0), few) is None
+    try:
+        try_out(network, config.network, few[:1].to(device, kind), images.classes, modes_of_one)
+    except Exception as error:
+        error.add_note("for a batch of 1 image")
+        raise
+    return why_alone(modules, few) is None
+
+
+def _modes_of_one(study: Study, images: Split) -> list[Mode]:
+    """Return in which modes the study's networks may get a batch of one image: a last one, or the only one."""
+    sizes = study.said(("training", "batch_size")).values()
+    found: list[Mode] = []
+    if any(1 in (candidates(size).values() if isinstance(size, dict) else [size]) for size in sizes):
+        found.append("training")
+    if any(size % EVALUATION_BATCH == 1 for size in (len(images.validation), images.test_size or 0)):
+        found.append("evaluation")
+    return found
 
 
 def can_train(study: Study, values: Values) -> bool:

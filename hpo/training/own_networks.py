@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,12 @@ from torch.nn.parameter import is_lazy
 from hpo.errors import CodeError, SettingError, nearest
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
+from hpo.training.outputs import MODULE, checked
 from hpo.training.process_wide import seeded
 from hpo.usercode import load
 
-MODULE = "network.module"
+Mode = Literal["training", "evaluation"]
+"""How a module runs: its dropout and batch norm as in training, or as in evaluation."""
 
 
 def make(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
@@ -75,28 +77,34 @@ def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known
     return given
 
 
-def try_out(network: nn.Module, settings: NetworkSettings, images: Tensor, classes: int) -> None:
+def check_same(network: nn.Module, again: nn.Module, settings: NetworkSettings) -> None:
+    """Raise SettingError where a module that is made again under the same seed has other weights."""
+    first, second = ([(n, *value.shape) for n, value in each.state_dict().items()] for each in (network, again))
+    if first != second:
+        sizes = (sum(parameter.numel() for parameter in each.parameters()) for each in (network, again))
+        counts = " parameters, then ".join(f"{size:,}" for size in sizes)
+        differs = f"{settings.module} is another network each time it is made ({counts})"
+        raise SettingError(MODULE, f"{differs}; its constructor must change no default and nothing global")
+
+
+def try_out(
+    network: nn.Module,
+    settings: NetworkSettings,
+    images: Tensor,
+    classes: int,
+    modes: Sequence[Mode] = ("training", "evaluation"),
+) -> None:
     """Train and evaluate a few images, [B, C, H, W], in the type of their own; they stay as they are.
 
-    Raises SettingError where what comes out cannot be trained, and what the module itself raises.
+    `modes` says whether to train, and to evaluate. Raises SettingError where what comes out cannot be trained, and what
+    the module itself raises.
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise SettingError(MODULE, f"{settings.module} has no parameters to train")
     network = network.to(images.device, images.dtype)
     with seeded(0, images.device):
-        for training in (True, False):
-            out = _checked(network.train(training)(images.clone()), settings, (len(images), classes))
-            if training:
+        for mode in modes:
+            out = checked(network.train(mode == "training")(images.clone()), len(images), classes, settings)
+            if mode == "training":
                 labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
                 F.cross_entropy(out, labels).backward()  # type: ignore[no-untyped-call]
-
-
-def _checked(out: object, settings: NetworkSettings, wanted: tuple[int, int]) -> Tensor:
-    must = f"a network must return [B, {wanted[1]}], a number for each class"
-    if not isinstance(out, Tensor):
-        raise SettingError(MODULE, f"{settings.module} returns a {type(out).__name__}; {must}")
-    if out.shape != wanted:
-        raise SettingError(MODULE, f"{settings.module} returns {list(out.shape)} for {wanted[0]} images; {must}")
-    if not out.dtype.is_floating_point:
-        raise SettingError(MODULE, f"{settings.module} returns {out.dtype}; {must}, that can be trained")
-    return out

@@ -23,14 +23,15 @@ TOLERANCE = 1e-6
 def prove(members: Sequence[nn.Module], images: Tensor) -> None:
     """Raise CannotStackError unless the stack gives each member its own outputs, gradients and buffers for `images`.
 
-    Dropout is left out, whose masks differ from torch's. The modules are copied, not changed; their own errors, such as
-    images of the wrong shape, are raised as they are. A few members and images are enough.
+    A batch of one image, as the last of an evaluation may be, is compared, too. Dropout is left out, whose masks differ
+    from torch's. Modules and images are copied, not changed; the modules' own errors, such as images of the wrong
+    shape, are raised as they are. A few members and images are enough.
     """
     alone = [_without_dropout(copy.deepcopy(member).cpu().double()) for member in members]
-    x = images.detach().cpu().double()
+    few = images.detach().cpu().double()
     network = StackedNetwork(alone, torch.float64)
     with torch.random.fork_rng(devices=[]):
-        for training in (True, False):
+        for training, x in ((True, few), (False, few), (False, few[:1])):
             expected = [module.train(training)(x.clone()) for module in alone]
             out = _run(network, x, training)
             for number, module in enumerate(alone):

@@ -18,6 +18,7 @@ from hpo.training.augmentation import epoch_images
 from hpo.training.dropouts import Dropout
 from hpo.training.images import DeviceSplit
 from hpo.training.optimizers import Optimizer
+from hpo.training.outputs import checked, watched
 from hpo.training.plain import Draws, PlainNetwork
 from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.stacking import StackedNetwork
@@ -61,11 +62,12 @@ class Stack:
         self._wide = torch.float32 if split.device.type == "mps" else torch.float64  # mps has no wider type
         assert stacked or len(modules) == 1, "only a stack has several members"
         self._network: StackedNetwork | PlainNetwork
-        self._network = (
-            StackedNetwork(modules, split.train.dtype) if stacked else PlainNetwork(modules[0], split.train.dtype)
-        )
+        if stacked:
+            self._network = StackedNetwork(modules, split.train.dtype)
+        else:
+            self._network = PlainNetwork(watched(modules[0], split.classes, first.network), split.train.dtype)
         self._optimizer = Optimizer(self._network.blocks, [member.config.optimizer for member in members])
-        self._training = first.training
+        self._training, self._settings = first.training, first.network
 
     def epoch(self, epoch: int) -> Values:
         """Train one epoch, evaluate, and return number -> metric -> value: the epoch's one synchronization."""
@@ -116,12 +118,18 @@ class Stack:
             for layer, dropout in enumerate(dropouts):
                 dropout.set_keys(keys[step, layer])
             network.blocks.begin_step()
-            goal, loss, correct = _losses(network(images(batch), training=True), labels[batch], smoothing)
+            goal, loss, correct = _losses(self._outputs(images(batch), training=True), labels[batch], smoothing)
             # The sum over members of each one's mean: a mean over members would divide every step by K.
             goal.mean(1).sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             totals += torch.stack([loss.detach().sum(1), correct])
         return totals / sum(len(batch) for batch in batches)
+
+    def _outputs(self, images: Tensor, training: bool) -> Tensor:
+        """Return what the members make of images, [K, B, classes]. Raises SettingError where it is anything else."""
+        logits = self._network(images, training)
+        checked(logits[0], len(images), self._split.classes, self._settings)
+        return logits
 
     @torch.no_grad()
     def _evaluate(self) -> Tensor:
@@ -130,7 +138,7 @@ class Stack:
         images, labels = self._split.validation, self._split.validation_labels
         parts = zip(torch.split(images, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
         for some, of_some in parts:
-            _, loss, correct = _losses(self._network(some, training=False), of_some)
+            _, loss, correct = _losses(self._outputs(some, training=False), of_some)
             totals += torch.stack([loss.sum(1), correct])
         return totals / len(labels)
 

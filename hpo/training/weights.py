@@ -20,6 +20,7 @@ from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
 from hpo.training.networks import build
+from hpo.training.outputs import watched
 from hpo.training.stack import State
 
 ABOUT = "about"
@@ -63,4 +64,4 @@ def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape
         raise HpoError(f"{path}: its weights are not of the type of the network that is described with them")
     if settings.kind == "module":
         network = network.to(next(network.parameters()).dtype)
-    return network.eval()
+    return watched(network, classes, settings).eval()

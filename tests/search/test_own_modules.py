@@ -68,6 +68,17 @@ class Raising(Net):
 class Wrong(Net):
     def forward(self, x):
         return self.head(x.flatten(1))
+
+
+class Squeezed(Net):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class Growing(Net):
+    def __init__(self, shape, classes, width, wider=[]):
+        super().__init__(shape, classes, width + len(wider))
+        wider.append(1)
 """
 PARTS = """
 import math
@@ -142,6 +153,12 @@ def test_a_module_that_cannot_be_stacked_trains_one_at_a_time(folder: Path, stor
             {"width": "four"},
             "network.module: nets.py:Net raised TypeError: ",
         ),
+        (
+            "Growing",
+            {"width": 4},
+            "network.module: nets.py:Growing is another network each time it is made (318 parameters, then 395); its "
+            "constructor must change no default and nothing global",
+        ),
         ("Net", {}, "network.args.width: missing: nets.py:Net has no default for it"),
         ("Net", {"width": 4, "qq": 1}, "network.args.qq: is no argument of nets.py:Net; it has shape, classes"),
         ("Nett", {"width": 4}, "network.module: nets.py has no 'Nett' (did you mean 'Net'?)"),
@@ -155,6 +172,37 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
     assert str(caught.value).startswith(f"studies/tiny.toml: {line}")
     assert "\n" not in str(caught.value)
     assert study_names(storage) == []
+
+
+@pytest.mark.parametrize(
+    ("net", "changes", "line"),
+    [
+        ("Squeezed", {}, None),
+        (
+            "Squeezed",
+            {"data": {"validation": 0.005}},
+            "Squeezed returns [10] for 1 image; a network must return [B, 10]",
+        ),
+        ("Squeezed", {"data": {"train_size": 1002, "validation": 0.5}}, "Squeezed returns [10] for 1 image"),
+        ("Net", {"data": {"validation": 0.005}}, None),
+        (
+            "Net",
+            {"training": {"batch_size": {"choices": [60, 1]}}},
+            "Net raised ValueError: Expected more than 1 value per channel when training, got input size "
+            "torch.Size([1, 4]) for a batch of 1 image (nets.py, line 17, in forward)",
+        ),
+    ],
+)
+def test_a_module_is_tried_on_a_batch_of_one_where_its_study_has_one(
+    folder: Path, net: str, changes: dict[str, Any], line: str | None
+) -> None:
+    study = own(folder, net, {"width": 4}, **changes)
+    if line is None:
+        assert plan(study, "cpu").stacked
+        return
+    with pytest.raises(StudyFileError) as caught:
+        plan(study, "cpu")
+    assert str(caught.value).startswith(f"studies/tiny.toml: network.module: nets.py:{line}")
 
 
 def test_an_error_of_a_module_fails_its_trials_and_three_of_a_kind_stop_the_study(

@@ -20,9 +20,10 @@ from hpo.training.evaluation import log_probabilities
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
 from hpo.training.objective import Objective
-from hpo.training.own_networks import try_out
+from hpo.training.own_networks import check_same, try_out
 from hpo.training.population import train
-from hpo.training.stack import Member
+from hpo.training.stack import EVALUATION_BATCH, Member
+from hpo.training.weights import network_of
 
 SPLIT = made_images(train=30, validation=12)
 CODE = """
@@ -143,6 +144,20 @@ class InPlace(nn.Module):
         return self.fc(x.flatten(1))
 
 
+class Squeezed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)).squeeze()
+
+
+class SqueezedAlone(Squeezed):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > -1e9 else x
+
+
 number = 3
 """
 
@@ -241,6 +256,14 @@ def test_a_constructor_may_change_what_it_is_given(folder: Path) -> None:
     assert given.args == {"sizes": [[8], []]}
 
 
+def test_a_constructor_that_changes_what_outlasts_it_is_refused(folder: Path) -> None:
+    given = settings(folder, "Growing", sizes=[[8], [1]])
+    first, second = (build(given, (1, 8, 8), 10, 0) for _ in range(2))
+    check_same(first, first, given)
+    with pytest.raises(SettingError, match=r"another network each time it is made \(612 parameters, then 613\); its"):
+        check_same(first, second, given)
+
+
 def test_a_forward_may_change_its_images_in_place(folder: Path) -> None:
     one, kept = own(0, folder, "InPlace"), SPLIT.validation.clone()
     network = build(one.config.network, SPLIT.shape, SPLIT.classes, 0)
@@ -249,6 +272,29 @@ def test_a_forward_may_change_its_images_in_place(folder: Path) -> None:
     assert why_alone([network, copy.deepcopy(network)], SPLIT.validation) is not None
     assert len(list(train([one], SPLIT, "float64", stacked=False))) == 2
     assert torch.equal(SPLIT.validation, kept)
+
+
+@pytest.mark.parametrize("name", ["Squeezed", "SqueezedAlone"])
+@pytest.mark.parametrize(("sizes", "batch_size"), [((30, 1), 16), ((30, EVALUATION_BATCH + 1), 16), ((12, 12), 1)])
+def test_what_is_no_number_for_each_class_ends_the_training_in_one_line(
+    folder: Path, name: str, sizes: tuple[int, int], batch_size: int
+) -> None:
+    split = made_images(train=sizes[0], validation=sizes[1])
+    one = own(0, folder, name, training={"batch_size": batch_size})
+    with pytest.raises(SettingError) as caught:
+        list(Objective(split, "float32", lambda text: None).train([one]))
+    assert caught.value.problem.startswith(f"nets.py:{name} returns [10] for 1 image; a network must return [B, 10]")
+
+
+def test_a_trained_network_is_held_to_its_classes_too(folder: Path) -> None:
+    given = settings(folder, "Squeezed")
+    state = build(given, SPLIT.shape, 10, 0).state_dict()
+    network = network_of(Path("weights"), state, given, SPLIT.shape, 10)
+    assert log_probabilities(network, SPLIT.validation[:2]).shape == (2, 10)
+    with pytest.raises(SettingError, match=r"nets\.py:Squeezed returns \[10\] for 1 image"):
+        log_probabilities(network, SPLIT.validation[:1])
+    with pytest.raises(SettingError, match=r"returns \[2, 10\] for 2 images; a network must return \[B, 3\]"):
+        log_probabilities(network_of(Path("weights"), state, given, SPLIT.shape, 3), SPLIT.validation[:2])
 
 
 def test_members_whose_modules_do_the_same_train_together_as_they_would_alone(folder: Path) -> None:
