@@ -67,20 +67,28 @@ class Architectures:
         self._split, self._say = split, say
         self._known: dict[str, str] = {}  # arguments -> what the module does
         self._alone: dict[str, str | None] = {}  # what a module does -> why it cannot be stacked
+        self._raised: dict[int, Exception] = {}  # trial number -> what its module has raised
 
     def population(self, member: Member) -> str:
-        """Return what members of one population share, and others do not."""
+        """Return what members of one population share, and others do not.
+
+        A member whose module raises something has a population of its own, and `stacks` raises that for it.
+        """
         shared = shape_of(member.config)
+        self._raised.pop(member.number, None)  # of an attempt before
         if member.config.network.kind != "module":
             return shared
         try:
             what = self._what(member)
-        except Exception:  # noqa: BLE001 - it raises again when it is trained, and is dealt with there
+        except Exception as error:  # noqa: BLE001 - kept for `stacks`, so that it fails this member and no other
+            self._raised[member.number] = error
             return f"{shared} {member.number}"
         return f"{shared} {what} {member.number if self._alone[what] else ''}"
 
     def stacks(self, member: Member) -> bool:
         """Return whether the member's module runs in a stack. Raises what the module raises where it does not run."""
+        if member.number in self._raised:
+            raise self._raised.pop(member.number)
         return member.config.network.kind != "module" or self._alone[self._what(member)] is None
 
     def _what(self, member: Member) -> str:

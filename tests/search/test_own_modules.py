@@ -70,6 +70,13 @@ class Wrong(Net):
         return self.head(x.flatten(1))
 
 
+class Picky(Net):
+    def __init__(self, shape, classes, width):
+        if width > 4:
+            raise ValueError(f"a width of {width}")
+        super().__init__(shape, classes, width)
+
+
 class Squeezed(Net):
     def forward(self, x):
         return super().forward(x).squeeze()
@@ -203,6 +210,15 @@ def test_a_module_is_tried_on_a_batch_of_one_where_its_study_has_one(
     with pytest.raises(StudyFileError) as caught:
         plan(study, "cpu")
     assert str(caught.value).startswith(f"studies/tiny.toml: network.module: nets.py:{line}")
+
+
+def test_a_module_that_raises_fails_its_trials_in_a_study_with_limits(folder: Path, storage: Storage) -> None:
+    args = {"width": {"choices": [4, 8]}}
+    limits = {"limits": {"parameters": 1000}, "trials": 2, "sampler": "grid", "retries": 0}
+    search(own(folder, "Picky", args, optimizer={"lr": 0.1}, search=limits), storage)
+    failed, complete = sorted(trials_of(storage), key=lambda trial: trial.state == TrialState.COMPLETE)
+    assert complete.state == TrialState.COMPLETE
+    assert failed.user_attrs[REASON] == "ValueError: a width of 8 (nets.py, line 40, in __init__)"
 
 
 def test_an_error_of_a_module_fails_its_trials_and_three_of_a_kind_stop_the_study(

@@ -158,6 +158,16 @@ class SqueezedAlone(Squeezed):
         return super().forward(x) if x.sum() > -1e9 else x
 
 
+class Once(Net):
+    made = 0
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        Once.made += 1
+        if Once.made == 1:
+            raise OSError("the first time")
+
+
 number = 3
 """
 
@@ -336,6 +346,14 @@ def test_a_module_that_raises_is_left_to_its_training(folder: Path) -> None:
     found, said = groups(*members)
     assert found == [[0, 2], [1], [3]]
     assert said == []
+
+
+def test_what_a_module_raises_once_fails_its_training_once(folder: Path) -> None:
+    objective, one = Objective(SPLIT, "float32", lambda text: None), own(0, folder, "Once")
+    assert objective.groups([one]) == [[one]]
+    with pytest.raises(OSError, match="the first time"):
+        list(objective.train([one]))
+    assert len(list(objective.train([one]))) == 2
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "adamw"])
