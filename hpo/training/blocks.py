@@ -7,6 +7,9 @@ vectors: on whole blocks, that is.
 Each block has a master copy, which the optimizer updates, a gradient, and the value the layers compute with: the
 master itself, or under bfloat16 a copy in that type that `refresh` makes again after each step.
 
+A parameter that a step's loss does not depend on has no gradient in that step, as torch's would be None. Members cannot
+differ in it: a stack is one graph, the same for all of them, and whatever decides by its data is no stack.
+
 Knows nothing of layers, optimizers or random numbers.
 """
 
@@ -14,27 +17,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-
-@dataclass
-class Block:
-    """`master` [K, elements], `compute` and `grad` of the same shape in the type the layers compute in."""
-
-    master: Tensor
-    compute: Tensor
-    grad: Tensor
-    decayed: bool
 
 
 class Slot:
     """One parameter of all members, as a layer sees it: `value` [K, *shape] and the place for its gradient.
 
     `value` is a leaf that requires a gradient, so that autograd comes by; the gradient itself is not accumulated by
-    autograd but written by the layer's backward straight into the block.
+    autograd but written by the layer's backward straight into the block. It is `fresh` until a step has written one:
+    what lies in the place until then is no gradient.
     """
 
     def __init__(self, value: Tensor, grad: Tensor) -> None:
@@ -50,6 +44,20 @@ class Slot:
             further = torch.empty_like(self.grad)
             compute(further)
             self.grad.add_(further)
+
+
+@dataclass
+class Block:
+    """`master` [K, elements], `compute` and `grad` of the same shape in the type the layers compute in.
+
+    `parameters` are those that it holds, each with its columns.
+    """
+
+    master: Tensor
+    compute: Tensor
+    grad: Tensor
+    decayed: bool
+    parameters: list[tuple[slice, Slot]] = field(default_factory=list)
 
 
 class Blocks:
@@ -82,7 +90,9 @@ class Blocks:
     def _slot(self, block: Block, offset: int, name: str) -> Slot:
         shape = self._shapes[name]
         part = slice(offset, offset + math.prod(shape))
-        return Slot(_shaped(block.compute[:, part], shape), _shaped(block.grad[:, part], shape))
+        slot = Slot(_shaped(block.compute[:, part], shape), _shaped(block.grad[:, part], shape))
+        block.parameters.append((part, slot))
+        return slot
 
     @property
     def members(self) -> int:
@@ -90,13 +100,8 @@ class Blocks:
         return self.blocks[0].master.shape[0]
 
     def begin_step(self) -> None:
-        """Forget the last step's gradients: the next one that is written takes their place.
-
-        A parameter that the loss does not depend on is never written; an optimizer may have used its place.
-        """
+        """Forget the last step's gradients: the next one that is written takes their place."""
         for slot in self.slots.values():
-            if slot.fresh:
-                slot.grad.zero_()
             slot.fresh = True
 
     def refresh(self) -> None:

@@ -3,20 +3,22 @@
 Each rule is torch's own arithmetic (torch.optim.SGD, Adagrad, RMSprop, Adam, AdamW), on a block [K, elements] with
 hyperparameters [K, 1]: one pass of tensor operations serves all members. Weight decay acts on blocks of weights only.
 Moments stay in the master's type. A member's gradient is clipped by its own norm, over all blocks, as
-torch.nn.utils.clip_grad_norm_ does before the optimizer's step. Knows nothing of layers.
+torch.nn.utils.clip_grad_norm_ does before the optimizer's step. A parameter without a gradient is left alone, its
+moments and its count of steps too, as torch leaves one whose gradient is None. Knows nothing of layers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.blocks import Blocks
+from hpo.training.blocks import Block, Blocks
 from hpo.training.schedules import is_scheduled, learning_rates
 
 HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
@@ -74,6 +76,17 @@ RULES: dict[str, tuple[Rule, int]] = {
 """Each kind's rule and how many tensors of the parameters' size it remembers. A rule may overwrite the gradient."""
 
 
+@dataclass
+class _Part:
+    """What is updated as one: a block, or the columns of one of its parameters. `step` counts its updates, from 1."""
+
+    master: Tensor
+    grad: Tensor
+    state: State
+    decayed: bool
+    step: int
+
+
 class Optimizer:
     """One kind of optimizer over K members' blocks, each member with its own settings."""
 
@@ -83,7 +96,7 @@ class Optimizer:
         first = blocks.blocks[0].master
         self._blocks = blocks
         self._states = [[torch.zeros_like(block.master) for _ in range(states)] for block in blocks.blocks]
-        self._step = 0
+        self._steps = [[0] * len(block.parameters) for block in blocks.blocks]  # how often each parameter was updated
         self._scratch = torch.empty(0, dtype=first.dtype, device=first.device)
         self._set(list(settings))
 
@@ -106,21 +119,22 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every block's master from its gradient, then the values that the layers compute with."""
-        self._step += 1
+        """Update every master that has a gradient from it, then the values that the layers compute with."""
         hyper, decoupled = self._hyper, self._kind == "adamw"
         if self._scheduled:
             hyper = {**hyper, "lr": self._rates.pop()}
-        shares = None if self._clips is None else self._shares(self._clips)
-        for block, state in zip(self._blocks.blocks, self._states, strict=True):
-            grad = self._gradient(block.grad)
+        blocks = zip(self._blocks.blocks, self._states, self._steps, strict=True)
+        parts = [part for block, state, steps in blocks for part in _parts(block, state, steps)]
+        shares = None if self._clips is None or not parts else self._shares(self._clips, parts)
+        for part in parts:
+            grad = self._gradient(part.grad)
             if shares is not None:
                 grad.mul_(shares)
-            if block.decayed and decoupled:
-                block.master.mul_(1 - hyper["lr"] * hyper["weight_decay"])
-            elif block.decayed:
-                grad.addcmul_(block.master, hyper["weight_decay"])
-            self._rule(block.master, grad, state, hyper, self._step)
+            if part.decayed and decoupled:
+                part.master.mul_(1 - hyper["lr"] * hyper["weight_decay"])
+            elif part.decayed:
+                grad.addcmul_(part.master, hyper["weight_decay"])
+            self._rule(part.master, grad, part.state, hyper, part.step)
         self._blocks.refresh()
 
     def keep(self, members: Tensor) -> None:
@@ -128,12 +142,12 @@ class Optimizer:
         self._set([self._settings[index] for index in members.tolist()])
         self._states = [[moment[members] for moment in state] for state in self._states]
 
-    def _shares(self, clips: Tensor) -> Tensor:
+    def _shares(self, clips: Tensor, parts: Sequence[_Part]) -> Tensor:
         """Return how much of its gradient each member keeps, [K, 1]: 1 where its norm is within the clip, or none is.
 
         1e-6 is torch's. A norm that is not finite is one member's own, and one without a clip keeps such a gradient.
         """
-        grads = (block.grad for block in self._blocks.blocks)
+        grads = (part.grad for part in parts)
         norms = torch.cat([torch.linalg.vector_norm(g, dim=1, keepdim=True, dtype=clips.dtype) for g in grads], 1)
         norm: Tensor = torch.linalg.vector_norm(norms, dim=1, keepdim=True)
         return (clips / (norm + 1e-6)).clamp(max=1).masked_fill(clips.isinf(), 1)
@@ -145,6 +159,20 @@ class Optimizer:
         if self._scratch.numel() < grad.numel():
             self._scratch = self._scratch.new_empty(grad.numel())
         return self._scratch[: grad.numel()].view_as(grad).copy_(grad)
+
+
+def _parts(block: Block, state: State, steps: list[int]) -> Iterator[_Part]:
+    """Yield what of a block is updated, and count it: the whole at once where its parameters have never parted."""
+    written = [not slot.fresh for _, slot in block.parameters]
+    for index, has_gradient in enumerate(written):
+        steps[index] += has_gradient
+    if all(written) and steps.count(steps[0]) == len(steps):
+        yield _Part(block.master, block.grad, state, block.decayed, steps[0])
+        return
+    for (columns, _), has_gradient, step in zip(block.parameters, written, steps, strict=True):
+        if has_gradient:
+            moments = [moment[:, columns] for moment in state]
+            yield _Part(block.master[:, columns], block.grad[:, columns], moments, block.decayed, step)
 
 
 def _value(settings: OptimizerSettings, name: str) -> float:

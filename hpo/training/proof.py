@@ -60,8 +60,10 @@ def _require_same_step(network: StackedNetwork, number: int, module: nn.Module, 
     module.zero_grad()
     _loss(expected).backward()  # type: ignore[no-untyped-call]
     for name, parameter in module.named_parameters():
+        slot = network.blocks.slots[name]
+        require(slot.fresh == (parameter.grad is None), f"'{name}'", "it has a gradient only in a stack, or only alone")
         if parameter.grad is not None:
-            _require_close(network.blocks.slots[name].grad[number], parameter.grad, f"'{name}'", "gradients")
+            _require_close(slot.grad[number], parameter.grad, f"'{name}'", "gradients")
     state = network.state_dict(number)
     for name, buffer in module.state_dict().items():
         _require_close(state[name].double(), buffer.double(), f"'{name}'", "values after a step")

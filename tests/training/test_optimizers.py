@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from twins import KINDS, assert_same, seeded, torch_optimizer
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers import Optimizer
+from hpo.training.plain import PlainNetwork
 from hpo.training.stacking import StackedNetwork
 
 STEPS = 20
@@ -65,6 +68,12 @@ def assert_same_steps(own: list[OptimizerSettings], leave_after: int | None = No
             assert_same(state[name].double(), value.double())
 
 
+def write_gradients(network: StackedNetwork, value: float) -> None:
+    network.blocks.begin_step()
+    for slot in network.blocks.slots.values():
+        slot.write(lambda into: into.fill_(value))
+
+
 def losses(logits: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(each, LABELS) for each in logits]).sum()
 
@@ -100,11 +109,98 @@ def test_weight_decay_leaves_biases_and_norm_parameters_alone() -> None:
     modules = seeded(network, 2)
     stacked = StackedNetwork(modules, torch.float64)
     own = [OptimizerSettings(kind="sgd", lr=0.5, weight_decay=decay) for decay in (0.0, 0.4)]
-    Optimizer(stacked.blocks, own).step()
+    optimizer = Optimizer(stacked.blocks, own)
+    write_gradients(stacked, 0.0)
+    optimizer.step()
     for number, factor in enumerate((1.0, 0.8)):
         for name, value in modules[number].named_parameters():
             expected = value * factor if value.dim() > 1 else value
             assert_same(stacked.state_dict(number)[name], expected)
+
+
+class Skipping(nn.Module):
+    """Its steps leave out layers in turn, as stochastic depth does, or end early; one layer never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+        self.extra, self.tied, self.never = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+        self.tied.weight = self.extra.weight
+        self.early = nn.Linear(4, 3)
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        h = torch.tanh(self.first(x))
+        if self.steps % 2:
+            h = self.norm(h)
+        if self.steps % 3 == 0:
+            h = h + torch.tanh(self.extra(h))
+        if self.steps % 5 == 0:
+            return self.early(h)
+        return self.last(self.tied(h) if self.steps % 4 == 0 else h)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_parameter_without_a_gradient_is_left_alone(kind: str, clip: float | None) -> None:
+    """Its value, its moments, its count of steps and the norm that is clipped by: in torch, its gradient is None."""
+    own = own_settings(kind, 1).model_copy(update={"weight_decay": 0.1, "clip": clip})
+    (module,) = seeded(Skipping, 1)
+    plain = copy.deepcopy(module)
+    network, theirs = PlainNetwork(module, torch.float64), torch_optimizer(plain, own)
+    ours = Optimizer(network.blocks, [own])
+    for step in range(STEPS):
+        network.blocks.begin_step()
+        losses(network(X[step], training=True)).backward()
+        ours.step()
+        theirs.zero_grad()
+        F.cross_entropy(plain(X[step]), LABELS).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(plain.parameters(), clip)
+        theirs.step()
+        state = network.state_dict(0)
+        for name, value in plain.state_dict().items():
+            assert_same(state[name].double(), value.double())
+
+
+class Aside(nn.Module):
+    """One layer never runs, what another gives is not used, and no gradient comes through a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.never, self.unused, self.detached = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        self.unused(h)
+        return self.last(h + self.detached(h).detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compute", [torch.float64, torch.bfloat16])
+def test_in_a_stack_too_what_has_no_gradient_is_left_alone(kind: str, compute: torch.dtype) -> None:
+    own = [own_settings(kind, number).model_copy(update={"weight_decay": 0.1, "clip": 0.5}) for number in range(2)]
+    modules = seeded(Aside, 2)
+    plain = [copy.deepcopy(module) for module in modules]
+    stacked = StackedNetwork(modules, compute)
+    optimizer = Optimizer(stacked.blocks, own)
+    optimizers = [torch_optimizer(module, each) for module, each in zip(plain, own, strict=True)]
+    for step in range(5):
+        stacked.blocks.begin_step()
+        losses(stacked(X[step].to(compute), training=True)).backward()
+        optimizer.step()
+        for module, each in zip(plain, optimizers, strict=True):
+            each.zero_grad()
+            F.cross_entropy(module(X[step]), LABELS).backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+            each.step()
+    for number, module in enumerate(plain):
+        for name, value in module.named_parameters():
+            if name.startswith(("never", "unused", "detached")) or compute == torch.float64:
+                rounded = value if compute == torch.float64 else value.float()
+                assert_same(stacked.state_dict(number)[name].double(), rounded.double())
 
 
 def test_bfloat16_keeps_steps_that_are_too_small_for_bfloat16_itself() -> None:
@@ -114,7 +210,7 @@ def test_bfloat16_keeps_steps_that_are_too_small_for_bfloat16_itself() -> None:
     block.master.fill_(1.0)
     optimizer = Optimizer(stacked.blocks, [OptimizerSettings(kind="sgd", lr=1e-4)])
     for _ in range(100):
-        block.grad.fill_(1.0)
+        write_gradients(stacked, 1.0)
         optimizer.step()
     assert block.master.dtype == torch.float32
     assert block.compute.dtype == torch.bfloat16

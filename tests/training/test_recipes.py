@@ -141,9 +141,12 @@ def test_clips_and_schedules_of_each_step(kind: str, compute: torch.dtype) -> No
     for epoch in range(1, epochs + 1):
         optimizer.begin_epoch(epoch, epochs, steps)
         for _ in range(steps):
-            for block in stacked.blocks.blocks:
-                size = torch.rand(len(own), 1, generator=generator) / 5
-                block.grad.copy_(torch.randn(block.grad.shape, generator=generator) * size)
+            stacked.blocks.begin_step()
+            sizes = torch.rand(len(own), generator=generator) / 5
+            for slot in stacked.blocks.slots.values():
+                size = sizes.view(-1, *[1] * (slot.grad.dim() - 1))
+                given = torch.randn(slot.grad.shape, generator=generator) * size
+                slot.write(lambda into, given=given: into.copy_(given))
             for number, module in enumerate(modules):
                 for name, parameter in module.named_parameters():
                     parameter.grad = stacked.blocks.slots[name].grad[number].to(parameter.dtype, copy=True)
