@@ -95,7 +95,10 @@ class Stack:
     def states(self, numbers: Collection[int]) -> dict[int, State]:
         """Return copies of the weights of those of the numbers that are here, which later epochs do not change."""
         return {
-            number: {name: value.cpu() for name, value in self._network.state_dict(index).items()}
+            number: {
+                name: value.cpu() if isinstance(value, Tensor) else value
+                for name, value in self._network.state_dict(index).items()
+            }
             for index, number in enumerate(self.numbers)
             if number in numbers
         }
@@ -111,7 +114,9 @@ class Stack:
         network = self._network
         dropouts: Sequence[Dropout | Draws] = network.dropouts
         keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(device)
-        smoothing = torch.tensor(self._smoothings, device=device).unsqueeze(1) if any(self._smoothings) else None
+        smoothing = None
+        if any(self._smoothings):
+            smoothing = torch.tensor(self._smoothings, dtype=self._wide, device=device).unsqueeze(1)
         self._optimizer.begin_epoch(epoch, self._training.epochs, len(batches))
         totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=device)
         for step, batch in enumerate(batches):

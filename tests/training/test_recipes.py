@@ -204,3 +204,35 @@ def test_in_bfloat16_recipes_train_as_in_float32() -> None:
         assert ours == pytest.approx(expected, rel=0.1)
         first = math.fsum(full[n][0][metric] for n in range(12)) / 12
         assert expected < 0.9 * first
+
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "lr": {"optimizer": {"lr": 0.1}},
+    "weight_decay": {"optimizer": {"weight_decay": 0.1}},
+    "momentum": {"optimizer": {"kind": "momentum", "momentum": 0.7}},
+    "nesterov": {"optimizer": {"kind": "nesterov", "momentum": 0.7}},
+    "alpha": {"optimizer": {"kind": "rmsprop", "alpha": 0.7, "eps": 0.1}},
+    "eps": {"optimizer": {"kind": "adagrad", "eps": 0.1}},
+    "betas": {"optimizer": {"kind": "adam", "beta1": 0.7, "beta2": 0.9, "eps": 0.1}},
+    "decoupled decay": {"optimizer": {"kind": "adamw", "weight_decay": 0.1, "eps": 0.1}},
+    "step_factor": {"optimizer": {"schedule": "step", "step_every": 1, "step_factor": 0.7}},
+    "warmup": {"optimizer": {"warmup": 0.75}},
+    "cosine": {"optimizer": {"schedule": "cosine"}},
+    "clip": {"optimizer": {"clip": 0.3}},
+    "label_smoothing": {"training": {"label_smoothing": 0.1}},
+    "flip and shift": {"training": {"flip": 0.3, "shift": 1}},
+    "dropout": {"network": {"dropout": 0.3}},
+    "init": {"network": {"init": 0.1}},
+}
+"""Each with a value that float32 does not hold."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_setting_is_rounded_on_its_way_into_a_stack(name: str) -> None:
+    """Rounded to float32, a setting would change the curve by 1e-10 or more; sums in another order do by 1e-15."""
+    given = SETTINGS[name]
+    own = config(epochs=2, lr=0.3, **given.get("network", {}), **{k: v for k, v in given.items() if k != "network"})
+    everyone = [member(0, own), member(1, own)]
+    ours, _ = curves(everyone, SPLIT)
+    for who in everyone:
+        assert_same_curves(ours[who.number], plain_curve(who, SPLIT), rtol=1e-12)
