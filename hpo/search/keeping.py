@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from hpo.errors import HpoError
 from hpo.search.events import Event, Note
 from hpo.search.objectives import directions
 from hpo.storage import Gate, Storage, best_trials
@@ -70,7 +71,7 @@ class Keeper:
         artifact_id = file_id(self._identity, number)
         try:
             self._folder.write(artifact_id, io.BytesIO(to_bytes(checkpoint.state, about)))
-        except OSError as error:
+        except (OSError, HpoError) as error:
             self._warn("written", error)
             return {}
         return file_attrs(artifact_id, FILES[self.keep])
@@ -90,9 +91,9 @@ class Keeper:
             return
         forget_files(self._storage, out)
 
-    def _warn(self, what: str, error: OSError) -> None:
+    def _warn(self, what: str, error: OSError | HpoError) -> None:
         if not self._warned:
-            why = error.strerror or str(error)
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
             self._say(Note(f"weights cannot be {what} in {self._path} ({why}): the search goes on without", "warning"))
         self._warned = True
 

@@ -101,10 +101,17 @@ def try_out(
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise SettingError(MODULE, f"{settings.module} has no parameters to train")
-    network = network.to(images.device, images.dtype)
+    if complex_one := next((name for name, each in network.named_parameters() if each.is_complex()), None):
+        raise SettingError(MODULE, f"{settings.module} has a complex parameter, '{complex_one}'; make it two real ones")
+    network = in_type(network.to(images.device), images.dtype)
     with seeded(0, images.device):
         for mode in modes:
             out = checked(network.train(mode == "training")(images.clone()), len(images), classes, settings)
             if mode == "training":
                 labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
                 F.cross_entropy(out, labels).backward()  # type: ignore[no-untyped-call]
+
+
+def in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the module with its real numbers in that type, float64 or float32; `to` would make complex ones real."""
+    return network.double() if dtype == torch.float64 else network.float()

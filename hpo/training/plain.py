@@ -10,6 +10,7 @@ Knows nothing of populations: it has one member.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +18,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from hpo.errors import HpoError
 from hpo.training.blocks import Blocks, Slot
+from hpo.training.own_networks import in_type
 from hpo.training.process_wide import seeded
 
 
@@ -38,11 +41,12 @@ class PlainNetwork:
     def __init__(self, module: nn.Module, compute: torch.dtype) -> None:
         self._type = torch.float64 if compute == torch.float64 else torch.float32
         self._lower = compute if compute != self._type else None
-        self._module = module.to(self._type)
+        self._module = in_type(module, self._type)
         trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.blocks = Blocks({name: value.detach().unsqueeze(0) for name, value in trained.items()}, self._type)
         self.device = next(iter(trained.values())).device
         self._draws = Draws()
+        self._frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
         for name, parameter in trained.items():
             slot = self.blocks.slots[name]
             parameter.data = slot.value.detach()[0]
@@ -60,14 +64,17 @@ class PlainNetwork:
         lower = nullcontext() if self._lower is None else torch.autocast(x.device.type, self._lower)
         with seeded(self._draws.seed, x.device), lower:
             out: Tensor = self._module(x.to(self._type, copy=True))  # its forward may change its own
+        if thawed := [name for name, value in self._frozen.items() if value.requires_grad]:  # no optimizer has it
+            raise HpoError(f"'{thawed[0]}' is frozen in a new module, and trained later; freeze it in forward instead")
         return out.unsqueeze(0)
 
     def keep(self, members: Tensor) -> None:
         """Keep the one member."""
 
     def state_dict(self, member: int) -> dict[str, Tensor]:
-        """Return the module's state: a copy."""
-        return {name: value.detach().clone() for name, value in self._module.state_dict().items()}
+        """Return the module's state: a copy. What a module keeps as extra state may be no tensor."""
+        state = self._module.state_dict()
+        return {n: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for n, v in state.items()}
 
 
 def _hand_over(slot: Slot, parameter: Tensor) -> None:

@@ -71,7 +71,8 @@ def architecture(module: nn.Module) -> str:
     """
     own = set(map(id, _own(module)))  # what these hold shows in the steps
     layers = [(n, _type(each), layer_settings(each)) for n, each in module.named_modules() if id(each) not in own]
-    shapes = [(name, value.dtype, *value.shape) for name, value in module.state_dict().items()]
+    state = module.state_dict().items()  # what a module keeps as extra state may be no tensor
+    shapes = [(name, value.dtype, *value.shape) for name, value in state if isinstance(value, Tensor)]
     try:
         steps = [_text(node) for node in _graph(module, training=True).graph.nodes]
     except CannotStackError as error:

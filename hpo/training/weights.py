@@ -21,15 +21,31 @@ from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
 from hpo.training.networks import build
 from hpo.training.outputs import watched
+from hpo.training.own_networks import in_type
 from hpo.training.stack import State
 
 ABOUT = "about"
 """The one key of a file's metadata, as JSON: several would be written in an order of chance."""
 
+_NAMES = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 uint16 uint32 uint64"
+TYPES = frozenset(getattr(torch, name) for name in (*_NAMES.split(), "bool", "complex64"))
+"""What a file of weights can hold, and is read back as."""
+
 
 def to_bytes(state: State, about: Mapping[str, str]) -> bytes:
-    """Return the weights as a safetensors file, with what there is to say about them; equal weights, equal bytes."""
-    return tensors.save(state, {ABOUT: json.dumps(dict(about))})
+    """Return the weights as a safetensors file, with what there is to say about them; equal weights, equal bytes.
+
+    Raises HpoError for what such a file cannot hold: a sparse tensor, a type that it does not know, no tensor at all.
+    """
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise HpoError(f"'{name}' is a {type(value).__name__}, and a file of weights holds tensors only")
+        if value.layout != torch.strided or value.dtype not in TYPES:
+            kind = "" if value.layout == torch.strided else f", {value.layout}"
+            raise HpoError(f"'{name}' is of {value.dtype}{kind}, which no file of weights holds; use another type")
+    # Memory of its own for each, in the order of its elements: what two names share is written for both.
+    whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    return tensors.save(whole, {ABOUT: json.dumps(dict(about))})
 
 
 def read(path: Path) -> tuple[State, dict[str, str]]:
@@ -55,7 +71,8 @@ def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape
     where = nullcontext() if settings.kind == "module" else torch.device("meta")
     with where:
         network = build(settings, shape, classes, seed=0)
-    types = {name: value.dtype.is_floating_point for name, value in network.state_dict().items()}
+    tensors_of = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
+    types = {name: value.dtype.is_floating_point for name, value in tensors_of.items()}
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -63,5 +80,5 @@ def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape
     if any(state[name].dtype.is_floating_point != floating for name, floating in types.items()):
         raise HpoError(f"{path}: its weights are not of the type of the network that is described with them")
     if settings.kind == "module":
-        network = network.to(next(network.parameters()).dtype)
+        network = in_type(network, next(network.parameters()).dtype)
     return watched(network, classes, settings).eval()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
-from tiny import search, study_of, trials_of
+from optuna.trial import TrialState
+from tiny import search, states, study_of, tree, trials_of
 
 from hpo.data import load_split
 from hpo.results.copies import copy_line
@@ -23,7 +24,7 @@ from hpo.service.control import delete
 from hpo.storage import Storage, best_trials, load_study, open_storage
 from hpo.storage.artifacts import artifact_folder
 from hpo.storage.kept import FILES, file_id, identity, kept_files
-from hpo.studyfile import Study
+from hpo.studyfile import Study, parse_study
 from hpo.training.images import shape_of_images
 from hpo.training.weights import network_of, read
 
@@ -152,6 +153,71 @@ def test_processes_that_share_a_study_keep_its_best(
     other.close()
     check_kept(study, storage)
     assert len(files(storage)) == 3
+
+
+ODD_NETS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc = nn.Linear(64, classes)
+        self.register_buffer("own", self.made())
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)) * (1.0 if x.sum() > -1e9 else 0.0)
+
+
+class Transposed(Net):
+    def made(self):
+        return torch.arange(6.0).reshape(2, 3).t()
+
+
+class Sparse(Net):
+    def made(self):
+        return torch.eye(3).to_sparse()
+
+
+class Extra(Transposed):
+    def get_extra_state(self):
+        return {"no": "tensor"}
+
+    def set_extra_state(self, state):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "refused"),
+    [
+        ("Transposed", None),
+        ("Sparse", "'own' is of torch.float64, torch.sparse_coo, which no file of weights holds; use another type"),
+        ("Extra", "'_extra_state' is a dict, and a file of weights holds tensors only"),
+    ],
+)
+def test_whatever_a_module_holds_is_kept_or_one_warning(
+    net: str, refused: str | None, storage: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(ODD_NETS)
+    given = tree(
+        network={"module": f"net.py:{net}"},
+        training={"epochs": 1, "keep": "best"},
+        search={"trials": 2},
+    )
+    del given["network"]["kind"], given["network"]["hidden"]
+    events = search(parse_study(given, "tiny.toml", tmp_path), storage)
+    assert states(trials_of(storage)) == [TrialState.COMPLETE] * 2
+    kept = [event.text for event in events if isinstance(event, Note) and "weights" in event.text]
+    if refused is None:
+        assert kept == []
+        state, _ = read(artifact_folder(storage.location) / sorted(files(storage))[0])
+        assert torch.equal(state["own"], torch.arange(6.0).reshape(2, 3).t().double())
+    else:
+        assert files(storage) == set()
+        assert len(kept) == 1
+        assert f"({refused}): the search goes on without" in kept[0]
 
 
 def test_a_folder_that_cannot_be_written_is_one_warning(

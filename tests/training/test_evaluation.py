@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hpo.errors import HpoError
 from hpo.training.evaluation import log_probabilities, of_subnetworks
 from hpo.training.networks import build
 from hpo.training.stack import EVALUATION_BATCH
-from hpo.training.weights import network_of, read, to_bytes
+from hpo.training.weights import TYPES, network_of, read, to_bytes
 
 SPLIT = made_images(train=10, validation=EVALUATION_BATCH + 30)
 IMAGES = SPLIT.validation
@@ -100,6 +101,42 @@ def test_weights_come_back_from_their_file(kind: str, tmp_path: Path) -> None:
     again = network_of(path, state, settings, SPLIT.shape, SPLIT.classes)
     assert not again.training
     assert log_probabilities(again, IMAGES).equal(log_probabilities(module, IMAGES))
+
+
+def test_tensors_of_every_kind_come_back_from_their_file(tmp_path: Path) -> None:
+    matrix = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    state = {
+        "transposed": matrix.t(),
+        "every second": matrix[:, ::2],
+        "expanded": matrix[:1].expand(4, 3),
+        "the whole": matrix,
+        "the same": matrix,
+        "empty": torch.zeros(0, 3),
+        "a number": torch.tensor(2.0),
+        "conjugate": torch.tensor([1 + 2j, 3 - 1j]).conj(),
+        "negative": torch.tensor([1 + 2j]).conj().imag,
+        **{str(dtype): torch.tensor([0, 1]).to(dtype) for dtype in TYPES},
+    }
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(to_bytes(state, {}))
+    again, _ = read(path)
+    assert again.keys() == state.keys()
+    for name, value in again.items():
+        assert value.dtype == state[name].dtype, name
+        assert value.tolist() == state[name].tolist(), name
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (torch.eye(2).to_sparse(), "'own' is of torch.float32, torch.sparse_coo, which no file of weights holds"),
+        (torch.ones(2, dtype=torch.complex128), "'own' is of torch.complex128, which no file of weights holds"),
+        ({"no": "tensor"}, "'own' is a dict, and a file of weights holds tensors only"),
+    ],
+)
+def test_what_no_file_of_weights_holds_is_named(value: Any, problem: str) -> None:
+    with pytest.raises(HpoError, match=problem):
+        to_bytes({"own": value}, {})
 
 
 def test_weights_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from twins import config, curves, made_images, member
 
-from hpo.errors import SettingError
+from hpo.errors import HpoError, SettingError
 from hpo.studyfile import Config, NetworkSettings
 from hpo.training.architectures import why_alone
 from hpo.training.evaluation import log_probabilities
@@ -168,6 +168,28 @@ class Once(Net):
             raise OSError("the first time")
 
 
+class Complex(Net):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+
+class Turned(Branching):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.register_buffer("phase", torch.tensor([1 + 2j]))
+
+
+class Thawed(Branching):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.head.requires_grad_(False)
+
+    def forward(self, x):
+        self.head.requires_grad_(self.training)
+        return super().forward(x)
+
+
 number = 3
 """
 
@@ -249,6 +271,7 @@ def test_what_the_study_file_gets_wrong_names_its_key(
         ),
         ("Two", "nets.py:Two returns a tuple; a network must return [B, 10]"),
         ("Fixed", "nets.py:Fixed has no parameters to train"),
+        ("Complex", "nets.py:Complex has a complex parameter, 'phase'; make it two real ones"),
     ],
 )
 def test_what_comes_out_must_be_a_number_for_each_class(folder: Path, name: str, problem: str) -> None:
@@ -396,6 +419,16 @@ def test_frozen_parameters_stay_as_they_are(folder: Path) -> None:
     assert torch.equal(state["conv.weight"], fresh["conv.weight"])
     assert not torch.equal(state["head.weight"], fresh["head.weight"])
     assert not torch.equal(state["norm.running_mean"], fresh["norm.running_mean"])
+
+
+def test_a_parameter_that_no_optimizer_has_cannot_be_trained_later(folder: Path) -> None:
+    with pytest.raises(HpoError, match=r"'head\.weight' is frozen in a new module, and trained later"):
+        weights(own(0, folder, "Thawed"))
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
+def test_complex_buffers_stay_complex(folder: Path, precision: str) -> None:
+    assert weights(own(0, folder, "Turned"), precision)["phase"].tolist() == [1 + 2j]
 
 
 def test_in_bfloat16_a_module_of_its_own_keeps_its_parameters_in_float32(folder: Path) -> None:
