@@ -12,9 +12,8 @@ import optuna
 
 from hpo.errors import HpoError
 from hpo.results.choice import Choice
-from hpo.results.export import precision_of
 from hpo.search.plan import Plan
-from hpo.search.records import CURVE, RUN, kept
+from hpo.search.records import CURVE, RUN, kept, precision_of
 from hpo.storage import WORKER, Storage
 from hpo.storage.artifacts import FOLDER, artifact_folder
 from hpo.storage.kept import kept_files

@@ -27,11 +27,11 @@ from hpo.results.overview import STATES, by_word
 from hpo.results.ranking import score, values_of
 from hpo.results.verification import VERIFIED
 from hpo.results.versions import made
-from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept
+from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, precision_of
 from hpo.search.space import decode
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
 from hpo.storage.studies import most_best
-from hpo.studyfile import Config, ObjectiveStudy, Study
+from hpo.studyfile import ObjectiveStudy, Study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 
 VERSION = 2
@@ -155,11 +155,6 @@ def params_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     """Return a trial's parameters as the study file means them."""
     known = [parameter for parameter in study.parameters if parameter.name in trial.params]
     return {parameter.name: decode(parameter, trial.params[parameter.name]) for parameter in known}
-
-
-def precision_of(config: Config, run: str) -> str:
-    """Return the precision that a trial of this configuration trains in; `run` is what the study's "auto" has meant."""
-    return run if config.training.precision == "auto" else config.training.precision
 
 
 def export_text(

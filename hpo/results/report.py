@@ -30,7 +30,7 @@ from hpo.results.verification import VERIFIED, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line
 from hpo.search.predecessors import predecessors
-from hpo.search.records import CODE, DATA, NO_CODE, RUN, stored_study
+from hpo.search.records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
 from hpo.storage.looks import Look, looks
 from hpo.studyfile import Study
@@ -110,7 +110,7 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
         *([("starts from", _start(study, held.user_attrs, storage))] if search.start_from else []),
         ("seed", str(search.seed)),
         ("began", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
-        ("precision", str(run.get("precision", study.first.training.precision))),
+        ("precision", precisions(study, str(run.get("precision", "auto")))),
     ]
 
 

@@ -21,14 +21,13 @@ from hpo.data import Images, SealedImages, check_test, load_test
 from hpo.errors import HpoError
 from hpo.results.checkpoint import Trained, from_checkpoint
 from hpo.results.choice import Choice, chosen
-from hpo.results.export import precision_of
 from hpo.results.model_folder import WEIGHTS_FILE, check_free, put, sha256, write_file
 from hpo.results.naming import file_stem
 from hpo.results.scores import Logs, scores
 from hpo.results.sealed_result import fill, result_of
 from hpo.search.again import plan_again
 from hpo.search.plan import Plan, on_device
-from hpo.search.records import CODE, DATA, RUN, kept, stored_study
+from hpo.search.records import CODE, DATA, RUN, kept, precision_of, stored_study
 from hpo.storage import IDENTITY, Storage, load_study
 from hpo.storage.looks import Looking, begin_look, check_unseen, end_look, looks
 from hpo.studyfile import Study

@@ -15,12 +15,12 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
-from hpo.results.export import params_of, precision_of
+from hpo.results.export import params_of
 from hpo.results.lookup import metrics_of
 from hpo.results.objective_export import reported
 from hpo.results.overview import STATES
 from hpo.results.ranking import score, values_of
-from hpo.search.records import CURVE, RUN, any_stored_study
+from hpo.search.records import CURVE, RUN, any_stored_study, precision_of
 from hpo.search.space import is_whole
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy

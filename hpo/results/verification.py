@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from hpo.results.ranking import METRIC_LABELS, score
 from hpo.results.repeating import Repeated, Stored, repeat
 from hpo.results.versions import versions
 from hpo.search.again import plan_again
-from hpo.search.records import CURVE, RUN, kept, stored_study
+from hpo.search.records import CURVE, RUN, kept, precision_of, stored_study
 from hpo.search.space import config_of
 from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
@@ -48,8 +48,10 @@ def verify(
         raise HpoError(f"study '{name}': no trial has completed, so there is nothing to verify; launch it to go on")
     planned = plan_again(study, found, device)
     precision = str(found.user_attrs[RUN]["precision"])
-    repeated = repeat(study, planned, precision, [_stored(study, trial) for trial in trials], stop, say)
-    certificate = _certificate(study, repeated, describe(planned.device), precision)
+    given = [_stored(study, trial) for trial in trials]
+    repeated = repeat(study, planned, precision, given, stop, say)
+    trained_in = {each.member.number: precision_of(each.member.config, precision) for each in given}
+    certificate = _certificate(study, repeated, describe(planned.device), trained_in)
     try:
         storage.change_study(found._study_id, {VERIFIED: certificate}, identity=identity)
     except KeyError as error:
@@ -65,9 +67,10 @@ def certificate_text(certificate: Certificate) -> str:
 def verified_lines(certificate: Certificate) -> list[str]:
     """Return what a certificate says."""
     label = METRIC_LABELS[certificate["metric"]]
+    mixed = "," in certificate["precision"]
     rows = [
-        f"trial {each['trial']}: {label} {each['score']:.6g} alone, {each['stored']:.6g} stored; "
-        f"largest difference in any epoch: {_listed(each['largest'])}"
+        f"trial {each['trial']}{', ' + each['precision'] if mixed else ''}: {label} {each['score']:.6g} alone, "
+        f"{each['stored']:.6g} stored; largest difference in any epoch: {_listed(each['largest'])}"
         for each in certificate["trials"]
     ]
     trained = f"{len(rows)} trials, each trained again alone" if len(rows) > 1 else "1 trial, trained again alone"
@@ -93,18 +96,24 @@ def _stored(study: Study, trial: FrozenTrial) -> Stored:
     return Stored(member, score(trial), trial.system_attrs.get(CURVE, {}))
 
 
-def _certificate(study: Study, repeated: Sequence[Repeated], device: str, precision: str) -> Certificate:
+def _certificate(study: Study, repeated: Sequence[Repeated], device: str, trained_in: Mapping[int, str]) -> Certificate:
     metrics = dict.fromkeys(metric for each in repeated for metric in each.largest)
     return {
         "study": study.name,
         "metric": study.search.first_metric,
         "at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "device": device,
-        "precision": precision if study.first.training.precision == "auto" else study.first.training.precision,
+        "precision": ", ".join(dict.fromkeys(trained_in.values())),
         "score": max(abs(each.difference) for each in repeated),
         "largest": {metric: max(each.largest.get(metric, 0.0) for each in repeated) for metric in metrics},
         "trials": [
-            {"trial": each.number, "stored": each.stored, "score": each.score, "largest": dict(each.largest)}
+            {
+                "trial": each.number,
+                "precision": trained_in[each.number],
+                "stored": each.stored,
+                "score": each.score,
+                "largest": dict(each.largest),
+            }
             for each in repeated
         ],
         "versions": versions(),

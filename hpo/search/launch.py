@@ -32,6 +32,7 @@ from hpo.search.records import (
     kept,
     open_objective_study,
     open_study,
+    precisions,
     record_change,
     record_place,
     settle_beginning,
@@ -248,7 +249,7 @@ def _begin(
     split = on_device(study, planned)
     storage.works_on(device_name)
     precision, began = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
-    on_event(started(study, planned, counted(study, storage), device_name, precision))
+    on_event(started(study, planned, counted(study, storage), device_name, precisions(study, precision)))
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
     before = _before(study, stored, storage, on_event)
@@ -309,7 +310,7 @@ def _before(study: Study, stored: optuna.Study, storage: Storage, on_event: List
 
 
 def _precision(study: Study, stored: optuna.Study, planned: Plan, split: DeviceSplit, on_event: Listener) -> str:
-    """Return what "auto" means: what the study began with, or else what is faster here."""
+    """Return what "auto" means: what the study began with, or else what is faster here. All trials have it, or none."""
     if study.first.training.precision != "auto":
         return study.first.training.precision
     if run := kept(stored).get(RUN):

@@ -16,17 +16,17 @@ import torch
 
 from hpo.data import Split, load_split
 from hpo.errors import CodeError, HpoError, SettingError
-from hpo.search.samplers import check_search
+from hpo.search.samplers import PRECISION, check_search
 from hpo.search.space import Values, config_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
-from hpo.studyfile.searched import candidates
+from hpo.studyfile.messages import dotted
 from hpo.training.architectures import FEW, twins, why_alone
 from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
 from hpo.training.networks import build
 from hpo.training.own_networks import Mode, check_same, try_out
 from hpo.training.size import Size, population_size, size_of
-from hpo.training.stack import EVALUATION_BATCH
+from hpo.training.stack import DTYPES, EVALUATION_BATCH
 from hpo.usercode import Code, code_of, in_a_line, load
 
 
@@ -81,14 +81,16 @@ def _own_plan(study: ObjectiveStudy) -> ObjectivePlan:
 def _plan(study: Study, device: str) -> Plan:
     check_search(study)
     where = find_device(device)
-    precision = study.first.training.precision
-    if where.type == "mps" and precision == "float64":
-        raise study.error("training.precision", "float64 does not exist on mps; use float32, or --device cpu")
+    precisions = study.possible(PRECISION)
+    for place, precision in precisions.items():
+        if where.type == "mps" and precision == "float64":
+            raise study.error(dotted(place), "float64 does not exist on mps; use float32, or --device cpu")
     code = _code(study)
     images = load_split(study)
     _check_shift(study, images)
     config = study.first_config
-    assumed = "float32" if precision == "auto" else precision  # the larger of the two that "auto" chooses from
+    wide = ["float32" if each == "auto" else each for each in precisions.values()]  # the larger one of those of "auto"
+    assumed = max(wide, key=lambda each: DTYPES[each].itemsize)
     with _named(study, config):
         stacked = config.network.kind != "module" or _stacks(config, images, where, _modes_of_one(study, images))
         size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
@@ -173,11 +175,10 @@ def can_train(study: Study, values: Values) -> bool:
 def _check_shift(study: Study, images: Split) -> None:
     """Raise StudyFileError for a shift that could move an image out of sight."""
     side = min(images.train.pixels.shape[2:])
-    for at, value in study.said(("training", "shift")).items():
-        for place, shift in candidates(value).items() if isinstance(value, dict) else [((), value)]:
-            if shift >= side:
-                key = ".".join(map(str, (*at, *place)))
-                raise study.error(key, f"must be below {side}, the pixels of an image's shorter side (got {shift})")
+    for place, shift in study.possible(("training", "shift")).items():
+        if shift >= side:
+            problem = f"must be below {side}, the pixels of an image's shorter side (got {shift})"
+            raise study.error(dotted(place), problem)
 
 
 def on_device(study: Study, planned: Plan) -> DeviceSplit:

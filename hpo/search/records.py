@@ -25,7 +25,7 @@ from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.search.objectives import directions
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
-from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, differing_keys, parse_any_study
+from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
 from hpo.studyfile.trees import replaced, value_at, without
@@ -224,6 +224,17 @@ def settle_run(stored: optuna.Study, storage: Storage, device: str, precision: s
     with _unless_deleted(stored.study_name):
         run = storage.settle(stored._study_id, RUN, {"device": device, "precision": precision, "began": began})
     return str(run["precision"]), datetime.datetime.fromisoformat(run["began"])
+
+
+def precision_of(config: Config, run: str) -> str:
+    """Return the precision that a trial of this configuration trains in; `run` is what the study's "auto" has meant."""
+    return run if config.training.precision == "auto" else config.training.precision
+
+
+def precisions(study: Study, run: str) -> str:
+    """Return in words which precisions trials of the study train in; `run` is what its "auto" means."""
+    possible = study.possible(("training", "precision")).values()
+    return " or ".join(dict.fromkeys(run if each == "auto" else str(each) for each in possible))
 
 
 def settle_beginning(stored: optuna.Study, storage: Storage) -> datetime.datetime:

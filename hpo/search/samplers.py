@@ -30,12 +30,14 @@ from hpo.search.pruners import IncrementalHyperbandPruner, IncrementalMedianPrun
 from hpo.search.space import check_space, groups
 from hpo.search.tpe import IncrementalTPESampler, Observations
 from hpo.studyfile import Study
-from hpo.studyfile.searched import candidates
+from hpo.studyfile.messages import dotted
 from hpo.training.process_wide import HEARD
 from hpo.training.seeds import derive_seed
 
 GENERATION = "NSGAIISampler:generation"
 """The attribute in which NSGA-II keeps which generation a trial is of."""
+
+PRECISION = ("training", "precision")
 
 ENOUGH_TO_START_FROM = 10
 """Completed trials that CMA-ES wants before it starts where they were good and not in the middle."""
@@ -45,6 +47,11 @@ def check_search(study: Study) -> None:
     """Raise StudyFileError for what no study file's model can know: the samplers' own limits, and Optuna's."""
     check_space(study)
     check_points(study)
+    precisions = study.possible(PRECISION)
+    for place, precision in precisions.items():
+        if precision == "auto" and len(set(precisions.values())) > 1:
+            only = "is found out once, for all trials, so it cannot be one of several; give float32 or bfloat16"
+            raise study.error(dotted(place), f"{only} (got 'auto')")
     if len(study.search.metrics) > 1:
         _check_several(study)
     # Where nothing is searched, as in what an export says of one trial, there is nothing to sample.
@@ -191,7 +198,4 @@ def make_pruner(study: Study) -> BasePruner:
 
 def most_epochs(study: Study) -> int:
     """Return the most epochs that a trial of the study trains."""
-    said = study.said(("training", "epochs")).values()
-    return max(
-        int(each) for value in said for each in (candidates(value).values() if isinstance(value, dict) else [value])
-    )
+    return max(map(int, study.possible(("training", "epochs")).values()))

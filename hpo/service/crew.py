@@ -15,6 +15,7 @@ from typing import Protocol, Self, cast
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
 from hpo.search.launch import check_joinable, counted, ended, started, submit
+from hpo.search.records import precisions
 from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState
 from hpo.studyfile import AnyStudy, Study
@@ -58,8 +59,7 @@ def launch_with(
     planned = submit(study, storage, extend=extend, changed_code=changed_code, enqueue=enqueue)
     check_joinable(study, storage)
     counts = counted(study, storage)
-    precision = study.first.training.precision if isinstance(study, Study) else ""
-    settled = precision if precision != "auto" else "float32 or bfloat16"
+    settled = precisions(study, "float32 or bfloat16") if isinstance(study, Study) else ""
     with crew:
         at_work = crew.check()
         on_event(started(study, planned, counts, f"{at_work} worker{'s' if at_work > 1 else ''}", settled))
@@ -76,7 +76,8 @@ def _follow(
     before: tuple[int, int, int],
 ) -> Reason:
     """Say what the workers do until they have ended, or a stop; return why."""
-    epochs = study.first.training.epochs if isinstance(study, Study) else None
+    said = set(study.possible(("training", "epochs")).values()) if isinstance(study, Study) else set()
+    epochs = said.pop() if len(said) == 1 else None  # where trials differ in it, there is no one number to count to
     while True:
         at_work = crew.check()  # first: what is stored afterwards is what they left
         try:

@@ -18,7 +18,7 @@ from hpo.studyfile.cases import Case, assembled, with_cases
 from hpo.studyfile.keys import SEARCHABLE, conditional, unused_keys
 from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
 from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, own_data
-from hpo.studyfile.searched import Parameter, applicable
+from hpo.studyfile.searched import Parameter, applicable, candidates
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
 from hpo.studyfile.values import HERE
 
@@ -57,8 +57,7 @@ class Study:
     @property
     def modules(self) -> tuple[str, ...]:
         """The networks of the user's own that its trials may have, such as `my_net.py:Net`."""
-        said = [value for value in self.said(("network", "module")).values() if value is not None]
-        return tuple(each for value in said for each in (value["choices"] if isinstance(value, dict) else [value]))
+        return tuple(each for each in self.possible(("network", "module")).values() if each is not None)
 
     @property
     def references(self) -> dict[str, str]:
@@ -141,6 +140,14 @@ class Study:
         places = [setting, *((*case.path, *setting[1:]) for case in self.cases if case.gives(setting))]
         found = {place: value_at(tree, place) for place in places}
         return {place: value for place, value in found.items() if value is not MISSING}
+
+    def possible(self, setting: Path) -> dict[Path, Any]:
+        """Return what trials may have for a setting: fixed values, choices, ends of ranges, by their places there."""
+        found: dict[Path, Any] = {}
+        for place, value in self.said(setting).items():
+            inside = candidates(value) if isinstance(value, dict) else {(): value}
+            found |= {(*place, *at): each for at, each in inside.items()}
+        return found
 
     def error(self, key: str, problem: str) -> StudyFileError:
         """Return the error to raise for a key of this study that proves wrong later on."""

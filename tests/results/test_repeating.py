@@ -22,6 +22,7 @@ from hpo.results.export import export, export_text, params_of
 from hpo.results.repeating import largest_differences
 from hpo.results.replaying import Replay, replay, replay_lines
 from hpo.results.verification import VERIFIED, verified_lines, verify
+from hpo.search.events import StudyStarted
 from hpo.search.records import CURVE
 from hpo.storage import Storage, load_study
 from hpo.studyfile import SearchSettings, Study, read_study
@@ -55,6 +56,25 @@ def test_a_trial_alone_has_the_curve_that_it_had_in_its_population(searched: Sto
     assert export(searched, "tiny")["verified"] == certificate
     *_, last = verified_lines(certificate)
     assert last.startswith("tiny: 5 trials, each trained again alone on cpu in float64; the largest difference")
+
+
+def test_the_certificate_says_which_precision_each_trial_was_trained_in(storage: Storage) -> None:
+    both = {"choices": ["float32", "bfloat16"]}
+    study = study_of(
+        optimizer={"lr": 0.1},
+        training={"epochs": 1, "precision": both},
+        search={"trials": 2, "sampler": "grid", "population": 2},
+    )
+    begun = next(event for event in search(study, storage) if isinstance(event, StudyStarted))
+    assert begun.precision == "float32 or bfloat16"
+    certificate = verified(storage)
+    assert certificate["precision"] == "float32, bfloat16"
+    assert [each["precision"] for each in certificate["trials"]] == [t.params["precision"] for t in trials_of(storage)]
+    first, second, last = verified_lines(certificate)
+    assert first.startswith("trial 0, float32: val acc ")
+    assert second.startswith("trial 1, bfloat16: val acc ")
+    assert "trained again alone on cpu in float32, bfloat16; " in last
+    assert max(certificate["largest"].values()) <= 1e-3  # the stored curves are those of the precisions that it names
 
 
 def test_the_best_trial_is_always_among_them(searched: Storage) -> None:

@@ -233,6 +233,27 @@ def test_the_largest_seed_will_do(sampler: str) -> None:
     assert len(History(study, []).ask(2)) == 2
 
 
+@pytest.mark.parametrize(
+    ("training", "key"),
+    [
+        ({"precision": {"choices": ["float32", "auto"]}}, "training.precision.choices.1"),
+        (
+            {
+                "precision": "float32",
+                "batch_size": {"choices": [20, 30]},
+                "when": {"batch_size": {"30": {"precision": "auto"}}},
+            },
+            "training.when.batch_size.30.precision",
+        ),
+    ],
+)
+def test_a_precision_that_is_found_for_all_trials_is_no_choice(training: dict[str, Any], key: str) -> None:
+    with pytest.raises(StudyFileError) as caught:
+        check_search(study_of(training=training))
+    assert caught.value.key == key
+    assert "is found out once, for all trials, so it cannot be one of several" in str(caught.value)
+
+
 @pytest.mark.parametrize("other", [0.1, {"choices": [0.1, 0.2]}])
 def test_cmaes_wants_two_numbers(other: Any, storage: Storage) -> None:
     study = study_of(optimizer={"lr": other, "weight_decay": DECAY}, search={"sampler": "cmaes"})
