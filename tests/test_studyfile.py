@@ -463,6 +463,37 @@ class TestErrors:
     def test_searched_values(self, key: str, value: Any, expected: str) -> None:
         assert problem(**{key: value}).startswith(key.replace("__", ".") + expected)
 
+    @pytest.mark.parametrize(
+        ("choices", "expected"),
+        [
+            ([True, 1, 2], "choices.1: is the same as choices.0 = true where it is stored (got 1)"),
+            ([2, 0, False], "choices.2: is the same as choices.1 = 0 where it is stored (got false)"),
+            ([1, 1.0], "choices.1: is the same as choices.0 = 1 where it is stored (got 1.0)"),
+            ([True, 1.0], "choices.1: is the same as choices.0 = true where it is stored (got 1.0)"),
+            ([0.0, -0.0], "choices.1: is the same as choices.0 = 0.0 where it is stored (got -0.0)"),
+            (["[8]", [8]], "choices.1: is the same as choices.0 = '[8]' where it is stored (got [8])"),
+            ([[[1, "a"]], '[[1, "a"]]'], "choices.1: is the same as choices.0 = [[1, 'a']] where it is stored (got"),
+            ([[1.0], [2], [1.0]], "choices.2: is the same as choices.0 (got [1.0])"),
+        ],
+    )
+    def test_choices_that_nobody_could_tell_apart_once_stored_are_refused(
+        self, choices: list[Any], expected: str
+    ) -> None:
+        assert problem(network=OWN | {"args": {"a": {"choices": choices}}}).startswith(f"network.args.a.{expected}")
+
+    def test_so_are_choices_that_their_key_makes_alike_and_those_of_a_case(self) -> None:
+        alike = {"choices": [2**53, 2**53 + 1]}  # as fractions
+        assert problem(optimizer__lr=alike).startswith("optimizer.lr.choices.1: is the same as choices.0 (got")
+        case = {"adam": {"beta1": {"choices": [0, -0.0]}}}
+        line = problem(optimizer={"lr": 0.1, "kind": {"choices": ["sgd", "adam"]}, "when": {"kind": case}})
+        told = "is the same as choices.0 = 0.0 where it is stored (got -0.0)"
+        assert line == f"optimizer.when.kind.adam.beta1.choices.1: {told}"
+
+    def test_choices_that_are_stored_apart_may_look_alike(self) -> None:
+        for choices in ([True, 0], [1, "1"], ["true", True], [[1], [1.0], [True]], ["[8,16]", [8, 16]], ["[]", [[]]]):
+            found = study(network=OWN | {"args": {"a": {"choices": choices}}})
+            assert found.parameters[0].searched == Choices(tuple(choices))
+
     def test_every_choice_must_go_with_the_rest(self) -> None:
         line = problem(network__dropout=[0.1, 0.2], network__hidden={"choices": [[5, 5], [5]]})
         assert line.startswith(
@@ -621,6 +652,21 @@ class TestDifferences:
     def test_equal_studies_differ_in_nothing(self, design: Path) -> None:
         study = read_study(design)
         assert differing_keys(study, parse_study(study.resolved(), "elsewhere")) == []
+
+    @pytest.mark.parametrize(
+        ("before", "after", "told"),
+        [
+            (True, 1, "network.args.a: true -> 1"),
+            (1, 1.0, "network.args.a: 1 -> 1.0"),
+            (0.0, -0.0, "network.args.a: 0.0 -> -0.0"),
+            ([1], [True], "network.args.a: [1] -> [true]"),
+            ({"choices": [0, 2]}, {"choices": [False, 2]}, "network.args.a.choices: [0, 2] -> [false, 2]"),
+        ],
+    )
+    def test_what_is_equal_in_python_may_differ(self, before: Any, after: Any, told: str) -> None:
+        one, other = (study(network=OWN | {"args": {"a": value}}) for value in (before, after))
+        assert one != other
+        assert differing_keys(one, other) == [told]
 
     def test_each_key_is_told_with_both_values(self, design: Path) -> None:
         changed = read_study(

@@ -22,7 +22,7 @@ from hpo.search.space import Values, decode, holds, is_whole, settings
 from hpo.storage import IDENTITY, Storage, best_trials, load_study, study_names
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
-from hpo.studyfile.trees import replaced
+from hpo.studyfile.trees import replaced, same
 from hpo.training.seeds import derive_seed
 
 CONFIRMS = "hpo:confirms"
@@ -174,8 +174,11 @@ def _holding(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
     """
     searched = parameter.searched
     if isinstance(searched, Choices):
-        further = [value for place, value in enumerate(values) if value not in (*searched.choices, *values[:place])]
-        return {"choices": [*searched.choices, *further]}
+        choices = list(searched.choices)
+        for value in values:
+            if not any(same(value, choice) for choice in choices):
+                choices.append(value)
+        return {"choices": choices}
     if searched.step is not None and not all(holds(parameter, value) for value in values):
         return {"choices": sorted({*values})}
     low, high = min([searched.low, *values]), max([searched.high, *values])

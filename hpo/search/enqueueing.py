@@ -21,10 +21,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.errors import UsageError, nearest
 from hpo.search.history import History
 from hpo.search.points import trial_seed
-from hpo.search.space import Values, distributions, encode, holds, identity, snapped
+from hpo.search.space import Values, distributions, identity, snapped, takes
 from hpo.storage import Gate, Parts, Storage, study_names
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.messages import key_shown, shown
+from hpo.studyfile.searched import encode
 
 OPTION = "--enqueue"
 
@@ -55,6 +56,7 @@ def store_asked(
 
     Raises UsageError where the study has no room for them, and StudyClosedError where it gives out no trials.
     """
+    # It ends: whoever was faster has stored further trials, and the study has room for so many only.
     key = FIXED if isinstance(study, ObjectiveStudy) else ENQUEUED
     parts = Parts(study.search.pruner != "none", user_attrs=False, system_attrs=key)
     while True:
@@ -130,17 +132,9 @@ def _given(text: str) -> Values:
 
 
 def _value(parameter: Parameter, value: Any, head: str) -> Any:
-    stored = encode(value)
-    if isinstance(parameter.searched, Range) and not parameter.integer and type(value) is int:
-        stored = float(value)
-    try:
-        fits = not isinstance(value, Mapping) and not (isinstance(parameter.searched, Range) and type(value) is bool)
-        fits = fits and holds(parameter, stored)
-    except (ValueError, TypeError):  # Optuna's, of a value of another type
-        fits = False
-    if not fits:
+    if not takes(parameter, value):
         raise UsageError(f"{head}: {parameter.name} cannot be {shown(value)}: {_range(parameter)}")
-    return snapped(parameter, stored)
+    return snapped(parameter, encode(value))
 
 
 def _range(parameter: Parameter) -> str:

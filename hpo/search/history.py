@@ -202,8 +202,8 @@ class History:
         """Return whether every different trial of a finite space has been asked for."""
         return not self._study_file.search.repeat and len(self._seen) >= self._size
 
-    def ask(self, count: int) -> list[tuple[int, Values]]:
-        """Return up to `count` new trials, (number, values) each; fewer where a finite space is exhausted.
+    def ask(self, count: int, enough: Callable[[], bool] = lambda: False) -> list[tuple[int, Values]]:
+        """Return up to `count` new trials, (number, values) each; fewer where a finite space is exhausted, or `enough`.
 
         The file's points are among them even where the studies that this one starts from have all that there is.
         They are to be stored at once and then `stored`, or to be `forget`-ten.
@@ -211,7 +211,7 @@ class History:
         asked: list[tuple[int, Values]] = []
         self._read_anew()
         self._before = self._mirror.get_study_system_attrs(STUDY), self._drawn
-        while len(asked) < count and (self._is_given(self.count) or not self.exhausted()):
+        while len(asked) < count and not enough() and (self._is_given(self.count) or not self.exhausted()):
             trial = self._mirror.get_trial(self._mirror.create_new_trial(STUDY))
             values = self._first_of(trial.number)
             if values is None:
@@ -330,6 +330,7 @@ class History:
             return combination(self._study_file, index % int(self._size))
         while identity(values := combination(self._study_file, self._next)) in self._seen:
             self._next += 1
+            assert self._next < self._size, "a space that is not exhausted has a combination that no trial has had"
         return values
 
     def _see(self, number: int, values: Values) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import StudyClosedError, TrainingError
+from hpo.errors import HpoError, StudyClosedError, TrainingError
 from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
 from hpo.storage import (
     ATTEMPTS,
@@ -214,6 +214,17 @@ class Search(ABC):
         counts = [states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
         if any(counts):
             self.on_event(OthersEnded(*counts))
+
+    def _catch_up(self) -> None:
+        """Take note of the trials that another process has stored, which was faster to take their numbers.
+
+        Raises HpoError where there are none: then trials are missing in the storage, and no number would ever be right.
+        """
+        known = self.history.count
+        self._sync()
+        if self.history.count == known:
+            said = "trials that were there have been taken out of its storage; `hpo doctor` says what is left"
+            raise HpoError(f"study '{self.study.name}': {said}")
 
     def _read(self, after: int, ended: Collection[int]) -> list[FrozenTrial]:
         """Return what samplers and pruners need of trials beyond an id, and of those of `ended` that have ended."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,6 +52,18 @@ class OwnTrial(optuna.Trial):
     def __init__(self, study: optuna.Study, number: int, look: Callable[[], None], learn: Callable[[], None]) -> None:
         super().__init__(study, number)
         self._look, self._learn = look, learn
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Suggest one of the choices, as Optuna does.
+
+        Raises ValueError for choices that are equal to Optuna and not the same, such as True and 1: it would store one
+        for the other.
+        """
+        for index, choice in enumerate(choices):
+            for other in choices[:index]:
+                if choice == other and repr(choice) != repr(other):
+                    raise ValueError(f"'{name}': choices {other!r} and {choice!r} are stored as one; give one of them")
+        return super().suggest_categorical(name, choices)
 
     def report(self, value: float, step: int) -> None:
         """Report a value at a step, as Optuna does."""
@@ -113,7 +125,7 @@ class OwnSearch(Search):
             if created:
                 self.history.sync(created)
                 return created
-            self._sync()
+            self._catch_up()
         return []
 
     def _train(self) -> None:

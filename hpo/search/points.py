@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.search.space import Values, candidate, contains, count, distributions, encode, identity
+from hpo.search.space import Values, candidate, count, identity, snapped, takes
 from hpo.studyfile import Choices, Parameter, Study
+from hpo.studyfile.messages import shown
+from hpo.studyfile.searched import encode
 from hpo.studyfile.trees import value_at
 from hpo.training.seeds import member_seed
 
@@ -24,16 +26,23 @@ def trial_seed(study: Study, number: int) -> int:
 
 def points(study: Study) -> list[Values]:
     """Return the configurations that the study tries first, as Optuna stores them."""
-    return [_stored(study, point) for point in study.search.points]
+    known = {parameter.name: parameter for parameter in study.parameters}
+    return [
+        {name: snapped(known[name], value) for name, value in _stored(study, point).items()}
+        for point in study.search.points
+    ]
 
 
 def check_points(study: Study) -> None:
     """Raise StudyFileError for a point that lies outside the space or is there twice."""
-    space, seen = distributions(study), dict[str, int]()
-    for index, (point, values) in enumerate(zip(study.search.points, points(study), strict=True)):
-        for name, value in values.items():
-            if not contains({name: space[name]}, {name: value}):
-                raise study.error(f"search.points.{index}.{name}", f"lies outside the range (got {point[name]})")
+    known, seen = {parameter.name: parameter for parameter in study.parameters}, dict[str, int]()
+    for index, point in enumerate(study.search.points):
+        for name, value in _understood(study, point).items():
+            if not takes(known[name], value):
+                chosen = isinstance(known[name].searched, Choices)
+                problem = "is none of the choices" if chosen else "lies outside the range"
+                raise study.error(f"search.points.{index}.{name}", f"{problem} (got {shown(point[name])})")
+    for index, values in enumerate(points(study)):
         first = seen.setdefault(identity(values), index)
         if first != index:
             raise study.error(f"search.points.{index}", f"is the same as search.points.{first}")
@@ -49,9 +58,13 @@ def baseline(study: Study) -> Values:
 
 
 def _stored(study: Study, point: Mapping[str, Any]) -> Values:
-    # As the models understand it, 1 as 1.0 where the key holds fractions; keys that this kind does not use among them.
+    return {name: encode(value) for name, value in _understood(study, point).items()}
+
+
+def _understood(study: Study, point: Mapping[str, Any]) -> Values:
+    """Return a point as the models mean it, 1 as 1.0 where the key holds fractions; what its kind does not use, too."""
     tree = study.config(point, whole=True).model_dump()
-    return {each.name: encode(value_at(tree, each.setting)) for each in study.parameters if each.name in point}
+    return {each.name: value_at(tree, each.setting) for each in study.parameters if each.name in point}
 
 
 def _middle(parameter: Parameter) -> Any:

@@ -19,7 +19,7 @@ from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.run import Run
 from hpo.search.samplers import GENERATION
-from hpo.search.space import Values, config_of, distributions
+from hpo.search.space import Values, config_of, decode, distributions
 from hpo.storage import REASON, Ending, Parts
 from hpo.studyfile import Config, Study
 from hpo.training.objective import Objective
@@ -64,7 +64,7 @@ class PopulationSearch(Search):
     def _create(self, count: int) -> list[FrozenTrial]:
         """Ask for new trials and store them, as running; again where another process was faster."""
         space = distributions(self.study)
-        while not self.stop.is_set() and (asked := self.history.ask(min(count, self._missing))):
+        while not self.stop.is_set() and (asked := self.history.ask(min(count, self._missing), self.stop.is_set)):
             templates = [
                 create_trial(
                     state=TrialState.RUNNING,
@@ -83,7 +83,7 @@ class PopulationSearch(Search):
                 self.history.stored(created)
                 return created
             self.history.forget(asked)
-            self._sync()
+            self._catch_up()
         return []
 
     def _train(self) -> None:
@@ -126,7 +126,10 @@ class PopulationSearch(Search):
         number, space = trial.number, distributions(self.study)
         if self.study.search.repeats > 1:
             raise UsageError("enqueued: does not go with search.repeats, by which trials are numbered")
-        _, values = self.history.ask_for(checked(self.study, trial.system_attrs[FIXED], "enqueued"), number)
+        known = {parameter.name: parameter for parameter in self.study.parameters}
+        asked = trial.system_attrs[FIXED].items()  # that program may know a list as the text that Optuna shows for it
+        given = {name: decode(known[name], value) if name in known else value for name, value in asked}
+        _, values = self.history.ask_for(checked(self.study, given, "enqueued"), number)
         params = {name: (space[name].to_internal_repr(value), space[name]) for name, value in values.items()}
         trial.params, trial.distributions = values, {name: space[name] for name in values}
         if self.storage.keep(trial._trial_id, params=params, user_attrs={"seed": trial_seed(self.study, number)}):

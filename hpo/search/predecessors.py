@@ -32,6 +32,7 @@ from hpo.search.records import (
     same_images,
     stored_study,
 )
+from hpo.search.space import misread
 from hpo.storage import Parts, Storage, load_study, study_names, summaries
 from hpo.studyfile import SearchSettings, Study
 from hpo.usercode import Code, split
@@ -116,6 +117,8 @@ def _check_comparable(study: Study, name: str, attrs: Mapping[str, Any], storage
     differences = incomparable(before, study, FREE_TO_DIFFER)
     if differences:
         raise HpoError(f"{others}: {'; '.join(differences)}")
+    if wrong := misread(before, study):
+        raise HpoError(f"{others}: {wrong}")
     if not same_images(kept(stored)[DATA], attrs[DATA]):
         raise HpoError(f"{others}: its images have another SHA-256")
     if not (study.modules and before.modules):

@@ -24,11 +24,12 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.search.objectives import directions
+from hpo.search.space import misread
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
-from hpo.studyfile.trees import replaced, value_at, without
+from hpo.studyfile.trees import replaced, same, value_at, without
 from hpo.studyfile.values import HERE
 from hpo.usercode import Code, folder_of
 
@@ -310,6 +311,8 @@ def _check_change(study: AnyStudy, old: AnyStudy, extend: bool) -> None:
         )
     if isinstance(study, Study) and isinstance(old, Study):
         others, free = incomparable(old, study, FREE_TO_CHANGE), ("ranges", "choices", *FREE_TO_CHANGE)
+        if wrong := misread(old, study):
+            raise UsageError(f"{study.source}: {wrong}; start another study with --name")
     else:
         others, free = (
             [line for line in differences if line.split(": ")[0] not in FREE_OF_OBJECTIVES],
@@ -326,7 +329,7 @@ def incomparable(old: Study, new: Study, free: Iterable[str]) -> list[str]:
     """Return the differences with which trials of the two are not comparable: all but ranges, choices and free keys."""
     before, after = _what_stays(old, new, free), _what_stays(new, old, free)
     paths = {line: tuple(line.split(": ")[0].split("."))[:2] for line in differing_keys(old, new)}
-    return [line for line, path in paths.items() if value_at(before, path) != value_at(after, path)]
+    return [line for line, path in paths.items() if not same(value_at(before, path), value_at(after, path))]
 
 
 def _what_stays(study: Study, other: Study, free: Iterable[str]) -> dict[str, Any]:

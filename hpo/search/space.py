@@ -21,6 +21,9 @@ from optuna.distributions import (
 )
 
 from hpo.studyfile import Choices, Config, Parameter, Range, Study
+from hpo.studyfile.messages import dotted, shown
+from hpo.studyfile.searched import encode
+from hpo.studyfile.trees import same
 
 Values = dict[str, Any]
 """A trial's parameters as Optuna stores them: name -> value."""
@@ -44,23 +47,37 @@ def config_of(study: Study, values: Mapping[str, Any]) -> Config:
 
 
 def decode(parameter: Parameter, stored: Any) -> Any:
-    """Return a stored value as the study file means it: Optuna stores a list as its JSON text."""
-    if isinstance(parameter.searched, Choices):
-        for choice in parameter.searched.choices:
-            if encode(choice) == stored and isinstance(stored, bool) == isinstance(encode(choice), bool):
-                return copy.deepcopy(choice)  # whoever changes a list changes no study
-        return json.loads(stored) if isinstance(stored, str) and stored.startswith("[") else stored
+    """Return a stored value as the study file means it: a list, where it is one of the choices or was one before."""
+    for choice in parameter.searched.choices if isinstance(parameter.searched, Choices) else ():
+        kept = encode(choice)
+        if type(kept) is type(stored) and kept == stored:
+            return copy.deepcopy(choice)  # whoever changes a list changes no study
+    if isinstance(stored, str) and stored.startswith("["):
+        try:
+            value = json.loads(stored)
+        except (ValueError, RecursionError):
+            return stored
+        return value if encode(value) == stored else stored
     return stored
+
+
+def misread(before: Study, study: Study) -> str | None:
+    """Return which choice of another study, or of an earlier file, this one would take for another; None for none.
+
+    That of the text "[8]" where this one has the list, or has no such choice: it would be read as a list.
+    """
+    known = {parameter.name: parameter for parameter in study.parameters}
+    for parameter in before.parameters:
+        now = known.get(parameter.name)
+        for choice in parameter.searched.choices if isinstance(parameter.searched, Choices) else ():
+            if now is not None and not same(read_as := decode(now, encode(choice)), choice):
+                return f"{dotted(now.path)}: the choice {shown(choice)} of trials would be taken for {shown(read_as)}"
+    return None
 
 
 def few_digits(choice: Any) -> Any:
     """Return a choice as it is shown: a fraction without the digits that nobody typed."""
     return float(f"{choice:.6g}") if isinstance(choice, float) else choice
-
-
-def encode(choice: Any) -> Any:
-    """Return a choice as Optuna can store it."""
-    return json.dumps(choice) if isinstance(choice, list) else choice
 
 
 def check_space(study: Study) -> None:
@@ -169,10 +186,15 @@ def candidate(parameter: Parameter, index: int) -> Any:
 
 
 def snapped(parameter: Parameter, value: Any) -> Any:
-    """Return a value that a sampler chose as the candidate that it stands for: samplers add up steps as floats."""
+    """Return a value that lies in the space as the candidate that it stands for.
+
+    Samplers add up steps as floats, and who gives 8.0 for a whole number, or 1 for a fraction, means 8 or 1.0.
+    """
     searched = parameter.searched
-    if isinstance(searched, Choices) or parameter.integer or searched.step is None:
+    if isinstance(searched, Choices):
         return value
+    if parameter.integer or searched.step is None:
+        return int(value) if parameter.integer else float(value)
     return candidate(parameter, round((value - searched.low) / searched.step))
 
 
@@ -195,7 +217,7 @@ def contains(space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -
         if isinstance(distribution, CategoricalDistribution):
             if not any(type(value) is type(choice) and value == choice for choice in distribution.choices):
                 return False
-        elif isinstance(value, str) or not distribution._contains(distribution.to_internal_repr(value)):
+        elif isinstance(value, str | bool) or not distribution._contains(distribution.to_internal_repr(value)):
             return False
     return True
 
@@ -203,6 +225,18 @@ def contains(space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -
 def holds(parameter: Parameter, stored: Any) -> bool:
     """Return whether a stored value is one of those that a parameter can take."""
     return contains({parameter.name: _distribution(parameter)}, {parameter.name: stored})
+
+
+def takes(parameter: Parameter, value: Any) -> bool:
+    """Return whether a value, as a user gives it, is one of those that a parameter can take: 1 is not true, nor 1.0."""
+    if isinstance(parameter.searched, Choices):
+        return any(same(value, choice) for choice in parameter.searched.choices)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return holds(parameter, value)
+    except (ValueError, OverflowError):  # Optuna's, of a number that is none, or too large for it
+        return False
 
 
 def identity(values: Mapping[str, Any]) -> str:

@@ -260,7 +260,10 @@ class _Check:
         integer = "low" in table and self.check_range(path, table)
         if len(values) < len(candidates(table)):
             return None
-        return self.parameter(path, _searched(table, values, integer), integer)
+        searched = _searched(table, values, integer)
+        for place, problem in searched.faults() if isinstance(searched, Choices) else ():
+            self.add((*path, *place), problem)
+        return self.parameter(path, searched, integer)
 
     def parameter(self, path: Path, searched: Range | Choices, integer: bool) -> Parameter:
         """Return the parameter; where a setting is searched in several places, each is named after its choice."""

@@ -7,6 +7,7 @@ their key is for the concrete models to say; this module knows nothing of them b
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from hpo.studyfile.cases import Condition, setting_of
 from hpo.studyfile.keys import SEARCHABLE, names, open_tables
 from hpo.studyfile.messages import faults_of, shown, unknown_key
 from hpo.studyfile.models import Settings
-from hpo.studyfile.trees import Path, value_at
+from hpo.studyfile.trees import Path, same, value_at
 from hpo.studyfile.values import LARGEST
 
 
@@ -49,6 +50,21 @@ class Choices:
     def tree(self) -> dict[str, Any]:
         """Return the table that a study file has in its place."""
         return {"choices": list(self.choices)}
+
+    def faults(self) -> Iterator[tuple[Path, str]]:
+        """Yield each choice that is stored as one before it is, so that nobody could tell what a trial had."""
+        first: dict[object, int] = {}
+        for index, choice in enumerate(self.choices):
+            before = first.setdefault(encode(choice), index)  # to Optuna, and in a dict, 1 is true and 1.0
+            if before != index:
+                other = self.choices[before]
+                told = "" if same(other, choice) else f" = {shown(other)} where it is stored"
+                yield ("choices", index), f"is the same as choices.{before}{told} (got {shown(choice)})"
+
+
+def encode(choice: Any) -> Any:
+    """Return a choice as Optuna can store it: a list as its JSON text."""
+    return json.dumps(choice) if isinstance(choice, list) else choice
 
 
 @dataclass(frozen=True)
@@ -153,30 +169,16 @@ class ChoicesTable(Settings):
 
     choices: Annotated[list[Any], Field(min_length=1)]
 
-    def faults(self) -> Iterator[tuple[Path, str]]:
-        """Yield each choice that was given before."""
-        seen: dict[object, int] = {}
-        for index, choice in enumerate(self.choices):
-            first = seen.setdefault(_identity(choice), index)
-            if first != index:
-                yield ("choices", index), f"is the same as choices.{first}"
-
 
 _KEYS = (*RangeTable.model_fields, *ChoicesTable.model_fields)
-
-
-def _identity(choice: object) -> object:
-    """Return what equal choices share: 1 is 1.0 but not true. (A table or a list of lists is never a valid choice.)"""
-    if isinstance(choice, list):
-        return tuple(id(element) if isinstance(element, list) else _identity(element) for element in choice)
-    return (isinstance(choice, bool), id(choice) if isinstance(choice, dict) else choice)
 
 
 def table_faults(table: dict[str, Any]) -> dict[Path, str]:
     """Return what is wrong with a searched value by itself, by place in its table."""
     model = ChoicesTable if "choices" in table else RangeTable
     try:
-        found = model.model_validate(table).faults()
+        checked = model.model_validate(table)
+        found = checked.faults() if isinstance(checked, RangeTable) else ()  # choices: once they are understood
         return {place: f"{problem} (got {shown(value_at(table, place))})" for place, problem in found}
     except ValidationError as error:
         faults = {place: fault.sentence for place, fault in faults_of(error, model, table).items()}

@@ -19,7 +19,7 @@ from hpo.studyfile.keys import SEARCHABLE, conditional, unused_keys
 from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
 from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, own_data
 from hpo.studyfile.searched import Parameter, applicable, candidates
-from hpo.studyfile.trees import MISSING, Path, replaced, value_at
+from hpo.studyfile.trees import MISSING, Path, replaced, same, value_at
 from hpo.studyfile.values import HERE
 
 
@@ -33,6 +33,9 @@ class Study:
     plain: Mapping[str, Any]  # the same as a tree, but for keys that cases give: these are as they are in no case
     cases: tuple[Case, ...] = ()  # in the order of the models, with every searched value at its first
     folder: FilePath = field(default=HERE, compare=False)  # where the files that it refers to are looked for
+
+    def __eq__(self, other: object) -> bool:
+        return same(self.resolved(), other.resolved()) if isinstance(other, Study) else NotImplemented
 
     @property
     def name(self) -> str:
@@ -179,6 +182,6 @@ def _differences(old: Any, new: Any, path: Path) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
             yield from _differences(old.get(key, MISSING), new.get(key, MISSING), (*path, key))
-    elif old != new:
+    elif not same(old, new):
         before, after = ("not set" if value is MISSING else shown(value) for value in (old, new))
         yield f"{dotted(path)}: {before} -> {after}"

@@ -5,6 +5,7 @@ This module knows nothing of what a tree means.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -44,6 +45,13 @@ def without(tree: dict[Any, Any], path: Path) -> dict[Any, Any]:
     else:
         del copy[path[0]]
     return copy
+
+
+def same(one: Any, other: Any) -> bool:
+    """Say whether two values are written alike in JSON: in Python true equals 1, 1 equals 1.0, and 0.0 equals -0.0."""
+    if one is MISSING or other is MISSING:
+        return one is other
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def is_under(path: Path, top: Path) -> bool:

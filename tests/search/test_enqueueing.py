@@ -104,6 +104,33 @@ def test_what_no_trial_can_have_is_refused_before_anything_is_stored(storage: St
     assert study_names(storage) == []
 
 
+CHOICES = study_of(
+    network={"hidden": {"choices": [[8], [4, 4]]}, "batch_norm": {"choices": [True, False]}},
+    optimizer={"lr": 0.1},
+    training={"epochs": 1},
+    search={"trials": 1},
+)
+
+
+def test_what_is_equal_to_a_choice_or_stored_as_one_is_not_the_choice(storage: Storage) -> None:
+    with pytest.raises(UsageError, match=r"hidden cannot be '\[8\]': it is one of \[8\], \[4, 4\]$"):
+        asked_for(CHOICES, ['{"hidden": "[8]"}'], storage)
+    with pytest.raises(UsageError, match=r"batch_norm cannot be 1: it is one of true, false$"):
+        asked_for(CHOICES, ['{"batch_norm": 1}'], storage)
+    assert asked_for(CHOICES, ['{"hidden": [8], "batch_norm": true}'], storage) == [
+        {"hidden": "[8]", "batch_norm": True}
+    ]
+
+
+def test_other_programs_may_name_a_list_by_the_text_that_optuna_shows(storage: Storage) -> None:
+    submit(CHOICES, storage)
+    outside = optuna.load_study(study_name="tiny", storage=storage.location.full_url)
+    outside.enqueue_trial({"hidden": "[4, 4]", "batch_norm": True})
+    search(CHOICES, storage)
+    (trial,) = trials_of(storage)
+    assert (trial.state, trial.params) == (TrialState.COMPLETE, {"hidden": "[4, 4]", "batch_norm": True})
+
+
 def test_what_does_not_go_with_it_is_refused(storage: Storage) -> None:
     own = {"lr": 0.5}
     with pytest.raises(UsageError, match=r"1 of search\.points are to be tried first"):

@@ -9,10 +9,22 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from tiny import DECAY, after_epochs, are_close, check_whole, curves, params, search, states, study_of, trials_of
+from tiny import (
+    DECAY,
+    StopAfter,
+    after_epochs,
+    are_close,
+    check_whole,
+    curves,
+    params,
+    search,
+    states,
+    study_of,
+    trials_of,
+)
 
 from hpo.data import load_split
-from hpo.errors import StorageError
+from hpo.errors import HpoError, StorageError
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.history import History
 from hpo.search.launch import launch
@@ -291,3 +303,14 @@ def test_cmaes_goes_on_from_the_trials_that_a_launch_finds(storage: Storage) -> 
     assert [trial.params for trial in trials_of(storage)[12:]] == [values for _, values in asked]
     # What a sampler that knows nothing of the twelve would ask for is something else.
     assert [values for _, values in History(study).ask(16)[12:]] != [values for _, values in asked]
+
+
+def test_a_stop_is_heard_while_trials_are_asked_for() -> None:
+    assert len(History(study_of()).ask(6, StopAfter(2).is_set)) == 2
+
+
+def test_a_storage_that_has_lost_trials_ends_the_search(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number would ever be the next one's: the search has to end rather than go round for ever."""
+    monkeypatch.setattr(storage, "create_trials", lambda *args: [])
+    with pytest.raises(HpoError, match="study 'tiny': trials that were there have been taken out of its storage"):
+        search(study_of(), storage)

@@ -107,6 +107,11 @@ ENDINGS = {
     "trial.report(0.5, 7); raise optuna.TrialPruned()": (TrialState.PRUNED, 0.5, None),
     "trial.report(float('nan'), 1); raise optuna.TrialPruned()": (TrialState.PRUNED, None, None),
     "trial.suggest_float('x', 0, 2)": (TrialState.FAIL, None, "ValueError"),
+    "trial.suggest_categorical('y', [True, 1])": (
+        TrialState.FAIL,
+        None,
+        "ValueError: 'y': choices True and 1 are stored as one; give one of them",
+    ),
 }
 """The function's last line -> the state, the value and the reason of the trial."""
 

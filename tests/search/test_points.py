@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import after_epochs, curves, params, search, states, study_of, trials_of
+from tiny import after_epochs, curves, params, search, states, study_of, tree, trials_of
 
 from hpo.errors import StudyFileError
 from hpo.search.events import StudyEnded
-from hpo.search.points import baseline, trial_seed
+from hpo.search.points import baseline, points, trial_seed
 from hpo.search.samplers import check_search
 from hpo.search.space import contains, distributions
 from hpo.storage import Storage, open_storage
@@ -124,6 +124,30 @@ def test_a_point_that_cannot_be_tried_is_refused(points: list[Any], message: str
     with pytest.raises(StudyFileError) as refused:
         check_search(study_of(search={"points": points}))
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "point", "message"),
+    [
+        ({"choices": [True, 2]}, 1, "search.points.0.a: is none of the choices (got 1)"),
+        ({"choices": [1, 2]}, 1.0, "search.points.0.a: is none of the choices (got 1.0)"),
+        ({"choices": [[8], [16]]}, "[8]", "search.points.0.a: is none of the choices (got '[8]')"),
+        ({"choices": ["[8]", [16]]}, [8], "search.points.0.a: is none of the choices (got [8])"),
+        ({"low": 0, "high": 2}, True, "search.points.0.a: lies outside the range (got true)"),
+    ],
+)
+def test_what_is_equal_to_a_choice_or_stored_as_one_is_no_point(args: Any, point: Any, message: str) -> None:
+    network = {"module": "net.py:Net", "args": {"a": args}}
+    given = {**tree(optimizer={"lr": 0.1}, search={"points": [{"a": point}]}), "network": network}
+    with pytest.raises(StudyFileError) as refused:
+        check_search(parse_study(given, "tiny.toml"))
+    assert message in str(refused.value)
+
+
+def test_a_point_is_of_the_kind_of_its_range() -> None:
+    network = {"module": "net.py:Net", "args": {"a": {"low": 0, "high": 4}, "b": {"low": 0.0, "high": 4.0}}}
+    given = {**tree(optimizer={"lr": 0.1}, search={"points": [{"a": 3.0, "b": 3}]}), "network": network}
+    assert repr(points(parse_study(given, "tiny.toml"))) == "[{'a': 3, 'b': 3.0}]"
 
 
 def test_points_of_lists_and_words(storage: Storage) -> None:

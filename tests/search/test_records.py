@@ -13,12 +13,14 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from tiny import DECAY, after_epochs, check_whole, params, search, states, study_of, trials_of, write_mnist
+from tiny import DECAY, after_epochs, check_whole, params, search, states, study_of, tree, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, StudyFileError, UsageError
 from hpo.search.events import Note
 from hpo.search.history import History
+from hpo.search.launch import submit
 from hpo.storage import Storage, load_study
+from hpo.studyfile import Study, parse_study
 
 NewStorage = Callable[[], Storage]
 CHOICES = {"choices": [0.1, 0.2]}
@@ -162,6 +164,25 @@ def test_an_extended_study_goes_on_and_the_change_is_recorded(
     search(study, storage, extend=True)
     assert len(load_study(storage, "tiny").user_attrs["hpo:changes"]) == 1
     assert trials_of(storage) == trials
+
+
+def test_choices_that_would_be_misread_are_not_exchanged(storage: Storage, tmp_path: Path) -> None:
+    """Neither in the study itself nor in one that starts from it: the trial of a text would be taken for a list's."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef net(classes, a):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+
+    def of_choices(*choices: Any, **changes: Any) -> Study:
+        network = {"module": "net.py:net", "args": {"a": {"choices": list(choices)}}}
+        return parse_study({**tree(**changes), "network": network}, "tiny.toml", tmp_path)
+
+    submit(of_choices("[8]", "x"), storage)
+    wrong = "network.args.a: the choice '[8]' of trials would be taken for [8]"
+    with pytest.raises(UsageError, match=re.escape(f"tiny.toml: {wrong}; start another study with --name")):
+        submit(of_choices([8], "x"), storage, extend=True)
+    with pytest.raises(StudyFileError, match=re.escape(f"the trials of 'tiny' are not comparable with these: {wrong}")):
+        submit(of_choices([8], "x", name="next", search={"start_from": ["tiny"]}), storage)
+    submit(of_choices("[8]", "x", "y"), storage, extend=True)
 
 
 def test_trials_outside_the_new_space_do_not_count_as_part_of_it(storage: Storage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.samplers import RandomSampler
-from tiny import study_of
+from tiny import study_of, tree
 
 from hpo.errors import StudyFileError
 from hpo.search.space import (
@@ -23,13 +24,15 @@ from hpo.search.space import (
     count,
     decode,
     distributions,
-    encode,
     how_many,
     identity,
+    misread,
     size,
     snapped,
+    takes,
 )
-from hpo.studyfile import Choices, Parameter, Study
+from hpo.studyfile import Choices, Parameter, Study, parse_study
+from hpo.studyfile.searched import encode
 
 SMALL = st.integers(1, 400)
 
@@ -160,6 +163,51 @@ def test_what_is_read_back_is_not_the_studys_own() -> None:
     decode(study.parameters[0], "[8]").append(9)
     config_of(study, {"hidden": "[8]", "lr": 0.1}).network.hidden.append(9)
     assert config_of(study, {"hidden": "[8]", "lr": 0.1}).network.hidden == [8]
+
+
+def of_choices(*given: Any) -> Study:
+    network = {"module": "net.py:Net", "args": {"a": {"choices": list(given)}}}
+    return parse_study({**tree(), "network": network}, "tiny.toml")
+
+
+@pytest.mark.parametrize("text", ["[CLS]", "[8,16]", "[" * 100_000])
+def test_a_text_that_no_list_is_stored_as_stays_a_text(text: str) -> None:
+    assert decode(of_choices(1).parameters[0], text) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ([True, 2], [1, 2], None),
+        ([[8], [4]], [[4]], None),
+        (["[8,16]", "x"], ["x"], None),
+        (["[8]", "x"], [[8]], "network.args.a: the choice '[8]' of trials would be taken for [8]"),
+        (["[8]", "x"], ["x"], "network.args.a: the choice '[8]' of trials would be taken for [8]"),
+        ([[8]], ["[8]"], "network.args.a: the choice [8] of trials would be taken for '[8]'"),
+    ],
+)
+def test_choices_that_another_study_would_misread_are_named(
+    before: list[Any], after: list[Any], told: str | None
+) -> None:
+    assert misread(of_choices(*before), of_choices(*after)) == told
+
+
+@pytest.mark.parametrize(
+    ("searched", "takes_it", "refuses"),
+    [
+        ({"choices": [True, 0, 2.0]}, [True, 0, 2.0], [1, 1.0, False, 0.0, 2]),
+        ({"choices": [[8], "[16]"]}, [[8], "[16]"], ["[8]", [16], [8.0], [True]]),
+        ({"low": 1, "high": 9}, [1, 9, 8.0], [0, 8.5, True, "1", [1], None, 10**400]),
+        ({"low": 0.0, "high": 9.0}, [1, 0.5], [True, -1, "1", math.nan]),
+    ],
+)
+def test_what_is_equal_to_a_value_is_not_the_value(
+    searched: dict[str, Any], takes_it: list[Any], refuses: list[Any]
+) -> None:
+    network = {"module": "net.py:Net", "args": {"a": searched}}
+    (parameter, _) = parse_study({**tree(), "network": network}, "tiny.toml").parameters
+    assert [value for value in takes_it if not takes(parameter, value)] == []
+    assert [value for value in refuses if takes(parameter, value)] == []
 
 
 def test_combinations_are_all_there_in_order_the_last_parameter_fastest() -> None:
