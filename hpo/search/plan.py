@@ -147,9 +147,8 @@ def _stacks(config: Config, images: Split, device: torch.device, modes_of_one: S
 
 def _modes_of_one(study: Study, images: Split) -> list[Mode]:
     """Return in which modes the study's networks may get a batch of one image: a last one, or the only one."""
-    sizes = study.said(("training", "batch_size")).values()
     found: list[Mode] = []
-    if any(1 in (candidates(size).values() if isinstance(size, dict) else [size]) for size in sizes):
+    if 1 in study.possible(("training", "batch_size")).values():
         found.append("training")
     if any(size % EVALUATION_BATCH == 1 for size in (len(images.validation), images.test_size or 0)):
         found.append("evaluation")
