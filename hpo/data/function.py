@@ -44,7 +44,7 @@ class Function:
         if not self._has_test():
             raise DataError(f"{self.reference}: has no sealed test images (its function has no argument '{TEST}')")
 
-    def read_test(self, names: tuple[str, ...]) -> RawImages:
+    def read_test(self, names: tuple[str, ...], channels: int) -> RawImages:
         """Call the function for its test images."""
         self.check_test()
         return self._images({TEST: True}, names)
@@ -70,11 +70,23 @@ class Function:
             raise DataError(f"{self.reference}: returned {what}; it has to return x, y, or x, y, names of the classes")
         x, y = (self._array(value, name) for name, value in zip("xy", found, strict=False))
         if names is None and len(found) == 3 and found[2] is not None:
-            names = [str(name) for name in found[2]]
+            names = self._names(found[2])
         return own_images(Part(x, y, self.reference), names)
 
     def _array(self, value: Any, name: str) -> NDArray[Any]:
+        if np.ma.is_masked(value):
+            raise DataError(f"{self.reference}: {name} has masked elements; fill them, or leave these images out")
         try:
-            return np.asarray(value)
+            array = np.asarray(value)
+            if array.dtype.kind == "U" and isinstance(value, list | tuple):
+                return np.asarray(value, object)  # as it was given: NumPy makes strings of the numbers in it, too
         except (ValueError, TypeError, RuntimeError) as error:  # of lists of unequal length, or tensors on a GPU
             raise DataError(f"{self.reference}: {name} cannot be made an array ({error})") from error
+        return array
+
+    def _names(self, value: Any) -> list[str]:
+        names = self._array(value, "the names of the classes").tolist()
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            kind = type(value).__name__
+            raise DataError(f"{self.reference}: the names of the classes are a list of strings (it returned a {kind})")
+        return list(map(str, names))

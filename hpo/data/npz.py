@@ -70,8 +70,8 @@ class Npz:
             for name in TEST:
                 self._required(file, name)
 
-    def read_test(self, names: tuple[str, ...]) -> RawImages:
-        """Read x_test and y_test."""
+    def read_test(self, names: tuple[str, ...], channels: int) -> RawImages:
+        """Read x_test and y_test, as they are."""
         self.check_test()
         with self._opened() as file:
             return own_images(self._part(file, TEST), names)

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from hpo.data.images import RawImages
 from hpo.errors import DataError, nearest
 
+_LABELS = "labels are whole numbers from 0, or strings"
+
 CHANNELS = (1, 3, 4)
 """How long an axis of channels may be to be known as one."""
 
@@ -59,31 +61,41 @@ def own(
 def labels_of(y: NDArray[Any], where: str, names: Sequence[str] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return the labels as numbers from 0, and the names of their classes."""
     if y.dtype.kind in "iu":
+        _check_numbers(y, where, names)
         labels = y.astype(np.int64)
-        _check_numbers(labels, where, names)
         known = tuple(map(str, range(int(labels.max()) + 1))) if names is None else _checked(names, where)
-    elif y.dtype.kind == "U":
-        values, places = np.unique(y, return_inverse=True)
-        known = _checked(values.tolist() if names is None else names, where)
-        for value in values.tolist():
-            if value not in known:
-                raise DataError(f"{where}: '{value}' is none of the classes{nearest(value, known)}")
-        labels = np.array([known.index(value) for value in values.tolist()], np.int64)[places]
+    elif y.dtype.kind in "UTO":  # strings of NumPy's two kinds, and Python's
+        texts = _texts(y, where)
+        known = _checked(sorted(set(texts)) if names is None else names, where)
+        for text in sorted(set(texts) - set(known)):
+            raise DataError(f"{where}: '{text}' is none of the classes{nearest(text, known)}")
+        places = {name: place for place, name in enumerate(known)}
+        labels = np.array([places[text] for text in texts], np.int64)
     else:
-        raise DataError(f"{where} holds {y.dtype}; labels are whole numbers from 0, or strings")
+        raise DataError(f"{where} holds {y.dtype}; {_LABELS}")
     if len(known) < 2:
         raise DataError(f"{where}: one class only ('{known[0]}'); there is nothing to tell apart")
     return labels, known
 
 
-def _check_numbers(labels: NDArray[np.int64], where: str, names: Sequence[str] | None) -> None:
+def _check_numbers(labels: NDArray[Any], where: str, names: Sequence[str] | None) -> None:
     """Refuse labels that are beyond the classes, or, where nobody said how many there are, beyond an image each."""
     classes = max(2, len(labels)) if names is None else len(names)
     for label in (labels.min(), labels.max()):
-        if not 0 <= label < classes:
+        if not 0 <= int(label) < classes:
             image = int(np.flatnonzero(labels == label)[0])
             rule = "are whole numbers from 0, without a gap" if names is None else f"go from 0 to {classes - 1}"
             raise DataError(f"{where}: label {label} of image {image}; labels {rule}")
+
+
+def _texts(labels: NDArray[Any], where: str) -> list[str]:
+    """Return labels as Python's strings. Raises DataError for the first that is none, such as a missing one."""
+    texts = labels.tolist()
+    for image, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = f"{labels.dtype}, and the label of image {image} is no string but of type {type(text).__name__}"
+            raise DataError(f"{where} holds {kind}; {_LABELS}")
+    return list(map(str, texts))
 
 
 def _checked(names: Sequence[str], where: str) -> tuple[str, ...]:

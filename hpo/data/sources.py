@@ -43,8 +43,12 @@ class Source(Protocol):
         """Raise DataError where there is no sealed test set; it is not opened."""
         ...
 
-    def read_test(self, names: tuple[str, ...]) -> RawImages:
-        """Read the sealed test set; `names` are those of the classes of the training images."""
+    def read_test(self, names: tuple[str, ...], channels: int) -> RawImages:
+        """Read the sealed test set; `names` are those of the classes, `channels` those of a training image.
+
+        Raises DataError where they are no images of these classes. Whether their shape is that of the training images
+        is for the caller to see.
+        """
         ...
 
 
@@ -74,7 +78,7 @@ class Known:
         if self.dataset.format != "scikit-learn":
             FORMATS[self.dataset.format].check_test(self._place, self.dataset.shape)
 
-    def read_test(self, names: tuple[str, ...]) -> RawImages:
+    def read_test(self, names: tuple[str, ...], channels: int) -> RawImages:
         """Read the test files, which lie in the folder of the training files."""
         if self.dataset.format == "scikit-learn":
             return digits.read_test()

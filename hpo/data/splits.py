@@ -53,8 +53,9 @@ def check_test(name: str, folder: Path = Path()) -> None:
 def load_test(split: Split) -> SealedImages:
     """Read the sealed test set that belongs to a study's images."""
     source = source_of(split.dataset, split.folder or Path())
-    raw = source.read_test(split.names)
-    known, found = split.train.pixels.shape[1:], raw.pixels.shape[1:]
+    known = split.train.pixels.shape[1:]
+    raw = source.read_test(split.names, known[0])
+    found = raw.pixels.shape[1:]
     if (found, raw.white) != (known, split.white):
         kinds = ["numbers" if white is None else "bytes" for white in (raw.white, split.white)]
         told = [f"{' x '.join(map(str, shape))} {kind}" for shape, kind in zip((found, known), kinds, strict=True)]
