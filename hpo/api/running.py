@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+from hpo.api.answers import Say, warn
 from hpo.api.displays import Progress, display
 from hpo.api.sections import plain
 from hpo.api.stopping import stopping
@@ -78,11 +79,13 @@ def submit(
     extend: bool = False,
     priority: int | None = None,
     on_stored: Callable[[StoredStudy], None] = lambda study: None,
+    say: Say = warn,
 ) -> list[StoredStudy]:
     """Put studies into the queue, for workers to train; return them, in their order, as the storage has them.
 
     All are checked before the first is stored, and one that is there already stays as it is, or is extended. A higher
-    `priority` goes first, None leaves it as it is (0). `on_stored` is called with each as soon as it is stored.
+    `priority` goes first, None leaves it as it is (0). `on_stored` is called with each as soon as it is stored, and
+    `say` with what there is to say against its images, such as a class without a validation image.
     Raises what `launch` raises before it trains.
     """
     checked = [read(study).checked for study in _several(studies)]
@@ -92,7 +95,7 @@ def submit(
 
     opened = open_storage(storage)
     stored = []
-    for name in submit_all(checked, opened, extend=extend, priority=priority):
+    for name in submit_all(checked, opened, extend=extend, priority=priority, say=say):
         stored.append(StoredStudy(opened, name))
         on_stored(stored[-1])
     return stored

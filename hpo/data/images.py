@@ -8,11 +8,15 @@ one file or five). Knows nothing of files, folders or formats.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+NAMED = 5
+"""So many names of classes are in a line that could have any number of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +94,25 @@ class Split:
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.names)
+
+    @property
+    def warning(self) -> str:
+        """A line that names the classes without a validation image, of which no score says anything; "" for none.
+
+        A class without a training image is an error of the split.
+        """
+        counts = np.bincount(self.validation.labels, minlength=self.classes)
+        absent = [name for name, count in zip(self.names, counts, strict=True) if count == 0]
+        if not absent:
+            return ""
+        advice = "another data.split_seed or a larger data.validation may have some"
+        return f"{self.dataset}: no validation image of {these_classes(absent)}; {advice}"
+
+
+def these_classes(names: Sequence[str]) -> str:
+    """Return how a line speaks of classes, the first few of them by name."""
+    named = ", ".join([*(f"'{name}'" for name in names[:NAMED]), *(["..."] if len(names) > NAMED else [])])
+    return f"class {named}" if len(names) == 1 else f"{len(names)} classes ({named})"
 
 
 def indices_sha256(validation: NDArray[np.int64], training: NDArray[np.int64]) -> str:

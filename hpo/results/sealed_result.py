@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpo.data.images import these_classes
 from hpo.results.checkpoint import Trained
 from hpo.results.choice import Choice
 from hpo.results.export import best_config
@@ -99,6 +100,8 @@ def lines(result: dict[str, Any], folder: Path) -> list[str]:
             f"one by itself: accuracy {single['accuracy']:.4f}, loss {single['loss']:.4f}; the mean's probabilities "
             f"differ from the whole network's by {sub['difference']:.4f} on average"
         )
+    if absent := [each["name"] for each in found["classes"] if not each["images"]]:
+        said.append(f"no test image of {these_classes(absent)}")
     if result["looks"] > 1:
         said.append(f"look {result['look']} at this test set: each look makes its figure less honest")
     return [*said, f"folder: {folder}"]

@@ -33,6 +33,7 @@ def describe(study: AnyStudy, device: str = "auto") -> str:
             "",
             f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images of "
             f"{' x '.join(map(str, split.train.pixels.shape[1:]))}, {split.classes} classes",
+            *([f"warning: {split.warning}"] if split.warning else []),
             f"network: {member.parameters:,} parameters{first}",
             f"population: {population} members, {_megabytes(population * member.member_bytes)} "
             f"of {_megabytes(memory(where))} on {describe_device(where)}",

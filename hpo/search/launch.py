@@ -126,6 +126,7 @@ def launch(
     with storage.patience.until(stop):
         planned = plan(study, device)
         stored = _store(study, planned, storage, extend, changed_code=changed_code, enqueue=enqueue)
+        warn(planned, on_event)
         with heartbeats(storage):
             if isinstance(study, ObjectiveStudy):
                 assert isinstance(planned, ObjectivePlan)
@@ -135,6 +136,12 @@ def launch(
                 search = _begin(study, stored, planned, storage, on_event, stop, [])
             reason = search.run()
     on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
+
+
+def warn(planned: AnyPlan, on_event: Listener) -> None:
+    """Say what there is to say against the images, once and not by each worker."""
+    if planned.warning:
+        on_event(Note(planned.warning, "warning"))
 
 
 def started(

@@ -46,6 +46,11 @@ class Plan:
     stacked: bool
     code: Code
 
+    @property
+    def warning(self) -> str:
+        """A line on what its images lack; "" for nothing."""
+        return self.images.warning
+
 
 @dataclass(frozen=True)
 class ObjectivePlan:
@@ -53,6 +58,7 @@ class ObjectivePlan:
 
     function: Callable[[optuna.Trial], Any]
     code: Code
+    warning: str = ""
 
 
 @overload

@@ -6,7 +6,7 @@ The processes that work on the study need not be reached: they find out when the
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from optuna.trial import TrialState
 
@@ -19,8 +19,12 @@ from hpo.storage.kept import remove_files
 from hpo.studyfile import AnyStudy
 
 
-def submit_all(studies: Sequence[AnyStudy], storage: Storage, *, extend: bool, priority: int | None) -> Iterator[str]:
+def submit_all(
+    studies: Sequence[AnyStudy], storage: Storage, *, extend: bool, priority: int | None, say: Callable[[str], None]
+) -> Iterator[str]:
     """Put studies into the queue; give the name of each when it is there. Raises what `submit` raises.
+
+    `say` is told in a line what there is to say against its images.
 
     Whatever is wrong with a file or its data is found before the first is stored.
     """
@@ -30,6 +34,8 @@ def submit_all(studies: Sequence[AnyStudy], storage: Storage, *, extend: bool, p
     plans = [plan(study, "cpu") for study in studies]
     for study, planned in zip(studies, plans, strict=True):
         submit(study, storage, extend=extend, priority=priority, planned=planned)
+        if planned.warning:
+            say(planned.warning)
         yield study.name
 
 

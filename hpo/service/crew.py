@@ -14,7 +14,7 @@ from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
-from hpo.search.launch import check_joinable, counted, ended, started, submit
+from hpo.search.launch import check_joinable, counted, ended, started, submit, warn
 from hpo.search.records import precisions
 from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState
@@ -58,6 +58,7 @@ def launch_with(
     start = time.perf_counter()
     planned = submit(study, storage, extend=extend, changed_code=changed_code, enqueue=enqueue)
     check_joinable(study, storage)
+    warn(planned, on_event)
     counts = counted(study, storage)
     settled = precisions(study, "float32 or bfloat16") if isinstance(study, Study) else ""
     with crew:

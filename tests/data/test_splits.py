@@ -204,6 +204,16 @@ def test_a_split_that_training_could_not_use_is_an_error_at_its_key(mnist: Path)
     assert refusal("mnist", validation=0.96).startswith(f"{source}.validation: leaves no training image of class ")
 
 
+@pytest.mark.parametrize(("validation", "how_many"), [(0.02, 6), (0.12, 1), (0.2, 0)])
+def test_classes_without_a_validation_image_are_named(mnist: Path, validation: float, how_many: int) -> None:
+    split = load_split(study_of("mnist", validation=validation))
+    absent = [f"'{label}'" for label in range(10) if label not in split.validation.labels]
+    assert len(absent) == how_many
+    which = f"{how_many} classes ({', '.join(absent[:5])}, ...)" if how_many > 1 else f"class {''.join(absent)}"
+    said = f"mnist: no validation image of {which}; another data.split_seed or a larger data.validation may have some"
+    assert split.warning == (said if absent else "")
+
+
 def test_files_without_a_class_are_not_the_study_files_fault(mnist: Path) -> None:
     (mnist / TRAIN[1]).write_bytes(idx_labels(np.arange(200, dtype=np.uint8) % 9))
     with pytest.raises(DataError, match="mnist: its files hold no training image of class 9"):

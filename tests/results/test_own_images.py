@@ -22,6 +22,9 @@ from hpo.results.replaying import replay
 from hpo.results.report import report
 from hpo.results.schemas import schema
 from hpo.results.sealed import Wanted, look
+from hpo.results.sealed_result import lines
+from hpo.search.check import describe
+from hpo.search.events import Note
 from hpo.search.launch import join
 from hpo.search.plan import plan
 from hpo.search.records import CODE, DATA, check_data, stored_study
@@ -83,6 +86,20 @@ def test_the_names_of_classes_travel(storage: Storage, home: Path) -> None:
     page = report(storage, "tiny")
     assert "3: 100, a&lt;b, sea, lake" in page
     assert "<td>a&lt;b</td><td>3</td>" in page
+
+
+def test_a_class_without_images_is_a_line(storage: Storage, home: Path) -> None:
+    y = np.where(np.isin(np.arange(60), (5, 40)), "rare", Y)
+    write_images(home, y=y)
+    study = study_in(home)
+    said = (
+        "npz:images.npz: no validation image of class 'rare'; another data.split_seed or a larger data.validation may"
+    )
+    warned = [event.text for event in search(study, storage) if isinstance(event, Note) and event.level == "warning"]
+    assert [text.startswith(said) for text in warned] == [True]
+    assert said in describe(study, "cpu")
+    result, folder = look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)
+    assert "no test image of class 'rare'" in lines(result, folder)
 
 
 def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, home: Path) -> None:

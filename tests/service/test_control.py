@@ -29,7 +29,7 @@ def other(storage: Storage) -> Iterator[Storage]:
 
 
 def submit(storage: Storage, *, extend: bool = False, priority: int | None = None, **changes: Any) -> str:
-    (name,) = control.submit_all([study_of(**changes)], storage, extend=extend, priority=priority)
+    (name,) = control.submit_all([study_of(**changes)], storage, extend=extend, priority=priority, say=print)
     return control.queue_line(storage, name)
 
 
@@ -55,6 +55,13 @@ def test_a_submitted_study_is_in_the_queue(storage: Storage) -> None:
     assert submit(storage) == "tiny: in the queue, 6 trials left"
     assert status(storage).studies[0].priority == 3, "without --priority it stays as it is"
     assert submit(storage, name="one", search={"trials": 1}) == "one: in the queue, 1 trial left"
+
+
+def test_a_class_without_validation_images_is_said_as_a_study_is_submitted(storage: Storage) -> None:
+    said: list[str] = []
+    studies = [study_of(data={"validation": share}, name=f"of {share}") for share in (0.2, 0.01)]
+    list(control.submit_all(studies, storage, extend=False, priority=None, say=said.append))
+    assert [text.split(";")[0].partition(" (")[0] for text in said] == ["digits: no validation image of 8 classes"]
 
 
 def test_a_study_that_has_its_trials_is_not_said_to_be_in_the_queue(storage: Storage) -> None:
