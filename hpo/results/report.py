@@ -32,7 +32,7 @@ from hpo.search.check import parameter_line
 from hpo.search.predecessors import predecessors
 from hpo.search.records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
-from hpo.storage.looks import Look, looks
+from hpo.storage.looks import Look, looks, seen
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
 
@@ -149,16 +149,14 @@ def _confirmed(found: Confirmation) -> Mapping[str, Any]:
 
 def _by_class(had: Sequence[Look]) -> list[tuple[str, ...]]:
     """Return how many test images each class has, and how many of them were right, in the last look with a result."""
-    seen: list[dict[str, Any]] = next(
-        (look["result"]["classes"] for look in reversed(had) if look["result"] is not None), []
-    )
+    classes: list[dict[str, Any]] = next((look["result"]["classes"] for look in reversed(seen(had))), [])
     return [
         (
             str(each.get("name", each["class"])),
             f"{each['images']:,}",
             "" if each["accuracy"] is None else f"{each['accuracy']:.4f}",
         )
-        for each in seen
+        for each in classes
     ]
 
 

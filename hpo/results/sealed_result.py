@@ -31,11 +31,14 @@ def result_of(
     choice: Choice,
     trained: Trained,
     weights_sha256: str,
-    look: Look,
+    look: int,
     saw: Mapping[str, Any],
     code: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the result of a look that `saw` this; `code` is the record of the user's own code that it ran."""
+    """Return the result of the look of that number, which `saw` this.
+
+    `code` is the record of the user's own code that it ran.
+    """
     apart = ("subnetworks", "sha256")
     return {
         "schema": SCHEMA,
@@ -56,8 +59,8 @@ def result_of(
         },
         "precision": trained.precision,
         "device": trained.device,
-        "look": look["look"],
-        "looks": look["looks"],
+        "look": look,
+        "looks": look,
         "test": {key: value for key, value in saw.items() if key not in apart},
         "subnetworks": saw["subnetworks"],
         "data": {**data, "test": saw["images"], "test_sha256": saw["sha256"]},
@@ -108,12 +111,17 @@ def lines(result: dict[str, Any], folder: Path) -> list[str]:
 
 
 def look_lines(looks: Sequence[Look]) -> list[str]:
-    """Return a line a look that a study has had, for people."""
-    return [f"look {look['look']}, {look['at']}, trial {look['trial']}: {_seen(look['result'])}" for look in looks]
+    """Return a line a look that a study has begun, for people; one that came to nothing is none."""
+    return [f"{_which(look)}, {look['at']}, trial {look['trial']}: {_seen(look)}" for look in looks]
 
 
-def _seen(result: Mapping[str, Any] | None) -> str:
+def _which(look: Look) -> str:
+    return "no look" if look["result"] is None else f"look {look['look']}"
+
+
+def _seen(look: Look) -> str:
+    result = look["result"]
     if result is None:
-        return "it did not get to a result"
+        return f"it began, and nothing was seen ({look.get('failed', 'it did not get to a result')})"
     interval = f"{result['interval']['low']:.4f} to {result['interval']['high']:.4f}"
     return f"accuracy {result['accuracy']:.4f} (95% interval {interval}), loss {result['loss']:.4f}"

@@ -1,7 +1,8 @@
 """How often a study has seen its sealed test set.
 
-A look is stored before the test set is opened, and what was seen is filled in afterwards: whatever ends a process in
-between, the look is not forgotten. Of several processes one gets the first look. Knows nothing of images.
+That a look begins is stored before it is taken. It counts from the transaction that keeps what it saw, and before that
+nobody is shown anything: whatever ends a process in between, no look is hidden and none is spent. Of several processes
+one gets the first look. One that failed says why. Knows nothing of images.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,24 +22,31 @@ from hpo.storage.rows import STUDY_ATTRS
 from hpo.storage.storage import Storage
 
 TESTS = "hpo:tests"
-"""The user attribute of a study that lists the looks at its test set, each with what it saw under `result`, or null."""
+"""The user attribute of a study that lists the looks that began at its test set, each with what it saw under `result`.
+
+That is null for one that came to no result: it is going on, was cut off, or failed for the reason under `failed`.
+"""
 
 Look = dict[str, Any]
 
 
 def looks(user_attrs: Mapping[str, Any]) -> list[Look]:
-    """Return the looks that a study has had, from its user attributes."""
+    """Return the looks that have begun, from a study's user attributes."""
     found: list[Look] = user_attrs.get(TESTS, [])
     return found
 
 
+def seen(begun: Sequence[Look]) -> list[Look]:
+    """Return those of the looks that count: they have seen something."""
+    return [look for look in begun if look["result"] is not None]
+
+
 def check_unseen(user_attrs: Mapping[str, Any], name: str, again: bool) -> None:
     """Raise HpoError where the study has seen its test set, unless it is to see it `again`."""
-    if (before := looks(user_attrs)) and not again:
+    if (before := seen(looks(user_attrs))) and not again:
         last = before[-1]
-        accuracy = (last["result"] or {}).get("accuracy")
-        saw = "it did not get to a result" if accuracy is None else f"accuracy {accuracy:.4f}"
         often = "once" if len(before) == 1 else f"{len(before)} times"
+        saw = f"accuracy {last['result']['accuracy']:.4f}"
         raise HpoError(
             f"study '{name}' has seen its test set {often} (last with trial {last['trial']} at {last['at']}: {saw}); "
             "each further look makes the figure less honest: take one with --again, and the result says so"
@@ -55,42 +63,58 @@ class Looking:
 
 
 def begin_look(storage: Storage, study: Looking, again: bool, about: Mapping[str, Any]) -> Look:
-    """Store that a look begins, with what there is to say about it, and return it: its number under `look`.
+    """Store that a look begins, with what there is to say about it, and return it.
 
     Raises HpoError where the study has had one and is not to have one `again`, or is not there any more.
     """
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    begun: Look = {"look": 0, "id": secrets.token_hex(8), "at": at, **about, "result": None}
+    begun: Look = {"look": None, "id": secrets.token_hex(8), "at": at, **about, "result": None}
 
-    def add(connection: Connection) -> Mapping[str, Any]:
-        before = _stored(connection, study.study_id)
+    def add(before: list[Look]) -> list[Look]:
         if any(look["id"] == begun["id"] for look in before):
-            return {}  # an earlier run of this transaction was kept
+            return before  # an earlier run of this transaction was kept
         check_unseen({TESTS: before}, study.name, again)
-        begun["look"] = len(before) + 1
-        return {TESTS: [*before, begun]}
+        return [*before, begun]
 
-    _change(storage, study, add, "no test file was opened")
+    _change(storage, study, add, "the test set is as unseen as before")
     return begun
 
 
-def end_look(storage: Storage, study: Looking, begun: Look, result: Mapping[str, Any]) -> int:
-    """Fill in what a look saw; return how many the study has had by now. Raises HpoError where it is not there."""
-    count = 0
+def end_look(storage: Storage, study: Looking, begun: Look, again: bool, result: Mapping[str, Any]) -> Look:
+    """Keep what a look saw, which makes it one; return it, with its number among the looks of the study.
 
-    def fill(connection: Connection) -> Mapping[str, Any]:
-        nonlocal count
-        before = _stored(connection, study.study_id)
-        count = len(before)
-        return {TESTS: [look | {"result": dict(result)} if look["id"] == begun["id"] else look for look in before]}
+    Raises HpoError where another look has been faster and this is not to be one `again`, or where the study is not
+    there any more. What it saw is then kept nowhere, and not to be shown.
+    """
+    ended = begun | {"result": dict(result)}
 
-    _change(storage, study, fill, "the look was taken, and is kept nowhere")
-    return count
+    def fill(before: list[Look]) -> list[Look]:
+        if any(look["id"] == begun["id"] for look in seen(before)):
+            return before  # an earlier run of this transaction was kept
+        check_unseen({TESTS: before}, study.name, again)
+        ended["look"] = 1 + max((look["look"] for look in seen(before)), default=0)
+        return [*(look for look in before if look["id"] != begun["id"]), ended]
+
+    _change(storage, study, fill, "what the look saw is kept nowhere, and not shown")
+    return ended
 
 
-def _change(storage: Storage, study: Looking, change: Callable[[Connection], Mapping[str, Any]], so: str) -> None:
+def fail_look(storage: Storage, study: Looking, begun: Look, why: str) -> None:
+    """Keep why a look saw nothing."""
+    _change(
+        storage,
+        study,
+        lambda before: [look | {"failed": why} if look["id"] == begun["id"] else look for look in before],
+        f"its look has failed ({why})",
+    )
+
+
+def _change(storage: Storage, study: Looking, change: Callable[[list[Look]], list[Look]], so: str) -> None:
+    def also(connection: Connection) -> Mapping[str, Any]:
+        return {TESTS: change(_stored(connection, study.study_id))}
+
     try:
-        storage.change_study(study.study_id, {}, change, study.identity)
+        storage.change_study(study.study_id, {}, also, study.identity)
     except KeyError as error:
         raise HpoError(f"study '{study.name}': was deleted meanwhile; {so}") from error
 

@@ -1,8 +1,9 @@
 """What a trained network says of images: log-probabilities by plain torch in evaluation mode, image by image.
 
 A sub-network is the network with a random set of its dropout layers' inputs left out, the same for all images and the
-others scaled as in training: dropout trains very many of them that share their weights (N. Srivastava et al., "Dropout:
-A Simple Way to Prevent Neural Networks from Overfitting", JMLR 2014).
+others scaled as in training; a layer that is called several times leaves out others each time. So dropout
+trains very many of them that share their weights (N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural
+Networks from Overfitting", JMLR 2014). Calls of `F.dropout` are no layers, and leave nothing out.
 
 Knows nothing of labels.
 """
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import EVALUATION_BATCH
+
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+"""The layers that make sub-networks: the first leaves out single inputs, the others whole channels."""
 
 
 @torch.no_grad()
@@ -42,11 +46,12 @@ def of_subnetworks(network: nn.Module, images: Tensor, count: int, seed: int, ea
 
     `each` is told every sub-network's log-probabilities.
     """
-    thinned, masks = _thinned(network)
+    thinned = copy.deepcopy(network)
+    dropouts = [_Masks(thinned, layer) for layer in thinned.modules() if isinstance(layer, DROPOUT)]
     mean: Tensor | None = None
     for index in range(count):
-        for place, mask in enumerate(masks):
-            mask.draw(derive_seed("subnetwork", seed, index, place))
+        for place, masks in enumerate(dropouts):
+            masks.draw(derive_seed("subnetwork", seed, index, place))
         scores = log_probabilities(thinned, images)
         each(scores)
         mean = scores if mean is None else torch.logaddexp(mean, scores)
@@ -56,34 +61,30 @@ def of_subnetworks(network: nn.Module, images: Tensor, count: int, seed: int, ea
 
 def drops_out(network: nn.Module) -> bool:
     """Return whether the network has sub-networks: a dropout layer that leaves anything out."""
-    return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in network.modules())
+    return any(isinstance(layer, DROPOUT) and layer.p > 0 for layer in network.modules())
 
 
-class _Mask(nn.Module):
-    """A dropout layer that leaves out the same inputs for every image until the next draw."""
+class _Masks:
+    """What a dropout layer leaves out until the next draw: the same of every image, and others at each of its calls."""
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self._rate, self._seed = rate, 0
-        self._mask: Tensor | None = None
+    def __init__(self, network: nn.Module, layer: nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) -> None:
+        self._rate, self._channels = layer.p, not isinstance(layer, nn.Dropout)
+        self._random, self._drawn, self._calls = torch.Generator(), list[Tensor](), 0
+        network.register_forward_pre_hook(self._begin)
+        layer.register_forward_hook(self._leave_out)
 
     def draw(self, seed: int) -> None:
-        self._seed, self._mask = seed, None
+        """Forget the masks: others are drawn when the layer is called."""
+        self._random.manual_seed(seed)
+        self._drawn.clear()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self._mask is None:
-            generator = torch.Generator().manual_seed(self._seed)
-            stays = torch.rand(x.shape[1:], generator=generator, dtype=torch.float64) >= self._rate
-            self._mask = (stays / (1 - self._rate)).to(x.device, x.dtype)
-        return x * self._mask
+    def _begin(self, network: nn.Module, given: object) -> None:
+        self._calls = 0
 
-
-def _thinned(network: nn.Module) -> tuple[nn.Module, list[_Mask]]:
-    """Return a copy of the network with masks in the place of its dropout layers."""
-    copied, masks = copy.deepcopy(network), []
-    for parent in list(copied.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Dropout):
-                masks.append(_Mask(child.p))
-                setattr(parent, name, masks[-1])
-    return copied, masks
+    def _leave_out(self, layer: nn.Module, given: object, x: Tensor) -> Tensor:
+        if self._calls == len(self._drawn):
+            shape = (x.shape[1], *[1] * (x.dim() - 2)) if self._channels else x.shape[1:]
+            stays = torch.rand(shape, generator=self._random, dtype=torch.float64) >= self._rate
+            self._drawn.append((stays / (1 - self._rate) if self._rate < 1 else stays).to(x.device, x.dtype))
+        self._calls += 1
+        return x * self._drawn[self._calls - 1]

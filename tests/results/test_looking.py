@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import threading
 from pathlib import Path
@@ -14,21 +15,21 @@ import pytest
 import torch
 from tiny import LR, sealed_digits, search, study_of, trials_of, write_mnist
 
-from hpo.data import Images, Split, load_split
+from hpo.data import Images, SealedImages, load_split
 from hpo.data.splits import split_indices
-from hpo.errors import HpoError, InterruptionError
-from hpo.results import sealed
+from hpo.errors import HpoError, InterruptionError, StorageError
+from hpo.results import answering, sealed
 from hpo.results.copies import copy_line
 from hpo.results.model_folder import WEIGHTS_FILE
 from hpo.results.report import report
 from hpo.results.schemas import schema
 from hpo.results.sealed import Wanted, look
-from hpo.results.sealed_result import lines
+from hpo.results.sealed_result import lines, look_lines
 from hpo.search.events import EpochEnded
 from hpo.search.run import CURVE
 from hpo.storage import Storage, best_trials, load_study
 from hpo.storage.artifacts import artifact_folder
-from hpo.storage.looks import TESTS
+from hpo.storage.looks import TESTS, end_look
 from hpo.studyfile import Study
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
@@ -150,30 +151,69 @@ def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study
         look(storage, "other", Wanted(device="cpu"), threading.Event(), lambda text: None)
 
 
-def test_a_look_that_is_cut_off_is_not_forgotten(
+CUT_OFF: list[tuple[BaseException, str]] = [
+    (SystemExit(), "no look, .*: it began, and nothing was seen [(]it did not get to a result[)]"),
+    (RuntimeError("too\nlarge"), "no look, .*RuntimeError: too large"),
+    (HpoError("its loss is nan"), "no look, .*the network of trial . cannot be evaluated on the test images: its loss"),
+]
+
+
+@pytest.mark.parametrize(("error", "told"), CUT_OFF, ids=["killed", "raised", "refused"])
+def test_a_look_that_saw_nothing_is_kept_and_does_not_count(
+    error: BaseException, told: str, storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sealed.answers
+
+    def fail(network: Any, images: SealedImages, *args: Any) -> Any:
+        if images.content_sha256 == sealed_digits().content_sha256:
+            assert [each["result"] for each in looks_of(storage)] == [None]
+            raise error
+        return real(network, images, *args)
+
+    monkeypatch.setattr(sealed, "answers", fail)
+    with pytest.raises((SystemExit, HpoError)) as caught:
+        see(storage)
+    monkeypatch.setattr(sealed, "answers", real)
+    assert isinstance(error, SystemExit) or "nothing was seen, so it does not count as a look" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(Path().glob("*tiny-test*"))
+    result = see(storage)
+    assert (result["look"], result["looks"]) == (1, 1)
+    said = look_lines(looks_of(storage))
+    assert re.match(told, said[0])
+    assert said[1].startswith("look 1, ")
+
+
+def test_what_a_look_saw_is_not_shown_before_it_is_kept(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(split: Split) -> None:
-        assert len(looks_of(storage)) == 1
-        raise SystemExit
+    def lost(*args: Any) -> None:
+        raise StorageError("storage: the server has gone")
 
-    monkeypatch.setattr(sealed, "load_test", die)
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(sealed, "end_look", lost)
+    with pytest.raises(
+        StorageError, match="has gone; what the look saw is not shown, and it counts only if it was kept"
+    ):
         see(storage)
-    assert not list(Path().glob("*tiny-test*"))
-    assert looks_of(storage)[0]["result"] is None
-    monkeypatch.undo()
-    with pytest.raises(HpoError, match=r"seen its test set once .*it did not get to a result"):
-        look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)
+    monkeypatch.setattr(sealed, "end_look", end_look)
+    assert see(storage)["look"] == 1
 
 
 def test_a_folder_that_fails_after_the_look_is_said_with_what_was_seen(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real, left = sealed.fill, 0
+
     def full(*args: Any) -> None:
-        raise HpoError("x/result.json: cannot be written (No space left on device)")
+        nonlocal left
+        if not left:
+            raise HpoError("x/result.json: cannot be written (No space left on device)")
+        left -= 1
+        real(*args)
 
     monkeypatch.setattr(sealed, "fill", full)
+    refuse(storage, r"No space left on device\)$")  # all that a look leaves is written once before it
+    left = 1
     with pytest.raises(HpoError, match=r"No space left on device\); the look was taken, .* \(accuracy 0\.\d{4}\)"):
         see(storage)
     assert looks_of(storage)[0]["result"]["accuracy"] > 0
@@ -228,6 +268,18 @@ def test_what_cannot_be_tested_is_refused_before_the_look(storage: Storage, sear
     refuse(storage, "no weights are kept of trial", checkpoint=True)
     Path("empty").mkdir()
     see(storage, folder=Path("empty"))
+
+
+def test_a_network_that_fails_on_training_images_is_not_trained_for_a_look(
+    storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> None:
+        raise ValueError("no such mask")
+
+    monkeypatch.setattr(answering, "of_subnetworks", broken)
+    monkeypatch.setattr(sealed, "_train", pytest.fail)
+    said = "study 'tiny': the network of trial . cannot be evaluated on training images: ValueError: no such mask"
+    refuse(storage, said, subnetworks=3)
 
 
 def test_a_study_without_dropout_has_no_subnetworks(storage: Storage) -> None:
@@ -306,9 +358,20 @@ def test_data_that_is_missing_or_another_is_refused(storage: Storage, mnist: Pat
     write_mnist(mnist)
     see(storage)
     labels.write_bytes(content[:-1] + b"\x00")
-    with pytest.raises(HpoError, match="these are not the test images of look 1"):
-        see(storage, again=True)
-    assert [each["result"] is None for each in looks_of(storage)] == [False, True]  # it was opened
+    refuse(storage, "these are not the test images of look 1", again=True)
+
+
+def test_test_images_that_cannot_be_used_are_seen_before_the_look(storage: Storage, mnist: Path) -> None:
+    search(study_of(data={"dataset": "mnist", "train_size": 50}), storage)
+    for name, wrong, said in [
+        ("t10k-labels-idx1-ubyte", b"\x0a", "t10k-labels-idx1-ubyte: label 10 of image 19 is above 9"),
+        ("t10k-images-idx3-ubyte", b"", "t10k-images-idx3-ubyte: truncated"),
+    ]:
+        content = (mnist / name).read_bytes()
+        (mnist / name).write_bytes(content[:-1] + wrong)
+        refuse(storage, said)
+        (mnist / name).write_bytes(content)
+    assert see(storage)["look"] == 1
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])

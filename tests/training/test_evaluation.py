@@ -77,6 +77,43 @@ def test_a_subnetwork_leaves_out_the_same_for_all_images_and_others_differ() -> 
     assert all(one.equal(other) for one, other in zip(singles, again, strict=True))
 
 
+class Thrice(nn.Module):
+    """A network that calls one dropout layer for inputs of two sizes, and one that leaves out channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread, self.join, self.out = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(2, 3)
+        self.dropout, self.again = [nn.Dropout(RATE)] * 2  # twice by name
+        self.channels = nn.Dropout1d(RATE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)[:, :2]
+        x = self.again(self.join(self.dropout(self.spread(self.dropout(x)))))
+        return self.out(self.channels(x[:, :2, None].expand(-1, 2, 2)).mean(2))
+
+
+def test_every_call_of_a_dropout_layer_has_a_mask_of_its_own() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module, singles = Thrice().double(), list[Tensor]()
+    of_subnetworks(module, IMAGES, 40, 7, singles.append)
+    expected, masks = [], itertools.product((0.0, 1 / (1 - RATE)), repeat=10)
+    with torch.no_grad():
+        for first, second, third, channels in (
+            map(torch.tensor, (mask[:2], mask[2:5], mask[5:8], mask[8:])) for mask in masks
+        ):
+            x = module.spread(IMAGES.double().flatten(1)[:, :2] * first) * second
+            expected.append(torch.log_softmax(module.out((module.join(x) * third)[:, :2] * channels), 1)[:9])
+    every = torch.stack(expected)
+    for single in singles:
+        assert (every - single[:9]).abs().amax((1, 2)).min() < 1e-12
+    assert len({single[0, 0].item() for single in singles}) > 20
+    assert not torch.equal(singles[0], log_probabilities(module, IMAGES))
+    module.dropout.p = 1.0  # all inputs are left out
+    of_subnetworks(module, IMAGES, 2, 7, lambda single: singles.append(single))
+    assert singles[-1].isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_the_network_itself_is_left_as_it_was(kind: str) -> None:
     module = network(kind=kind, kernel=3, padding=1)
