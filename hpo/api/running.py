@@ -53,7 +53,7 @@ def launch(
     with stopping(stop) as asked:
         opened = open_storage(storage)
         with display(progress, asked) as shown:
-            search(
+            name = search(
                 given.checked,
                 opened,
                 device=device,
@@ -66,7 +66,7 @@ def launch(
                 on_event=shown,
                 stop=asked,
             )
-        stored = StoredStudy(opened, given.name, shown.ended, shown.interrupted, given)
+        stored = StoredStudy(opened, name, shown.ended, shown.interrupted, given)
         for line in stored.summary_lines() if shown.says else ():
             shown.line(line)
     return stored

@@ -249,7 +249,7 @@ class StoredStudy(StudyView):
         """Return what a launch says at its end: how it ended, the best trials, and where these lie at an edge."""
         from hpo.results.closing import summary_lines
 
-        return summary_lines((self._launched or self.study).checked, self._storage, self.ended)
+        return summary_lines((self._launched or self.study).checked.named(self.name), self._storage, self.ended)
 
     def next_lines(self, storage: str | None = None) -> list[str]:
         """Return the commands to type next, which name this storage if it is not the usual one."""

@@ -10,17 +10,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.confirming import CONFIRMS, Candidate
+from hpo.results.confirming import CONFIRMS, Candidate, confirmations, original_name
 from hpo.results.ranking import score
 from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.search.records import stored_study, wanted
 from hpo.search.space import settings
-from hpo.storage import IDENTITY, Storage, StudyState, StudySummary, load_study, state_of, summaries, summary
+from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of, summary
 from hpo.studyfile import Study
 
 FAILED = "every run of the configurations that the search chose has failed"
@@ -85,21 +84,15 @@ def find_confirmation(storage: Storage, name: str) -> Confirmation | None:
     if not confirming:
         return None
     last = (finished or confirming)[-1]
-    check_finished(last)
+    check_finished(last, name)
     return of_study(storage, last.name)
 
 
-def confirmations(storage: Storage, name: str) -> list[StudySummary]:
-    """Return the studies that confirm the study of that name, oldest first."""
-    original = summary(storage, name)
-    return [each for each in summaries(storage) if _confirms(each, original)]
-
-
-def check_finished(confirming: StudySummary) -> None:
-    """Raise HpoError with what to do, where a confirming study has runs left."""
+def check_finished(confirming: StudySummary, original: str) -> None:
+    """Raise HpoError with what to do, where the study that confirms the one called `original` has runs left."""
     if left := runs_left(confirming):
         name, state = confirming.name, state_of(confirming.user_attrs)
-        whose = f"study '{confirming.user_attrs[CONFIRMS]['study']}': its confirmation '{name}'"
+        whose = f"study '{original}': its confirmation '{name}'"
         if state in (StudyState.PAUSED, StudyState.STOPPED):
             advice = f"is {state.value} with {left} runs left; `hpo resume {shlex.quote(name)}`, then `hpo confirm`"
             raise HpoError(f"{whose} {advice} again, goes on with it")
@@ -138,7 +131,7 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
         gains = _differences([(each, baseline) for each in searched if each is not baseline])  # the winner's is first
     return Confirmation(
         study=study,
-        original=record["study"],
+        original=original_name(storage, record),
         seeds=record["seeds"],
         left=left,
         foreign=len(trials) - len(own),
@@ -176,12 +169,3 @@ def _paired(first: Confirmed, second: Confirmed) -> Paired:
         nothing = Estimate(first.estimate.mean - second.estimate.mean, 0, None, None)
         return Paired(nothing, None, None, "no seed has a run of both")
     return paired([first.scores[seed] for seed in common], [second.scores[seed] for seed in common])
-
-
-def _confirms(study: StudySummary, original: StudySummary) -> bool:
-    record: Any = study.user_attrs.get(CONFIRMS)
-    return (
-        isinstance(record, dict)
-        and record.get("study") == original.name
-        and record.get("identity") == original.user_attrs.get(IDENTITY)
-    )

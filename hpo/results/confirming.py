@@ -19,14 +19,27 @@ from hpo.results.ranking import configurations
 from hpo.search.points import baseline
 from hpo.search.records import DATA, RUN, kept, not_of_hpo, same_images, stored_study
 from hpo.search.space import Values, decode, holds, is_whole, settings
-from hpo.storage import IDENTITY, Storage, best_trials, load_study, study_names
+from hpo.storage import (
+    IDENTITY,
+    Storage,
+    StudySummary,
+    best_trials,
+    identity,
+    load_study,
+    study_names,
+    summaries,
+    summary,
+)
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
 from hpo.studyfile.trees import replaced, same
 from hpo.training.seeds import derive_seed
 
 CONFIRMS = "hpo:confirms"
-"""The attribute of a confirming study: which study, which of its configurations, how many seeds."""
+"""The attribute of a confirming study: which study, which of its configurations, how many seeds.
+
+The study is known by its `identity`; `study` is what it was called when it was last confirmed.
+"""
 
 SUFFIX = "-confirm"
 
@@ -48,24 +61,26 @@ class Candidate:
 def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study:
     """Put the study that confirms the `top` best configurations of a study into the storage, and return it.
 
-    Where it is there already, it stays as it is, and no images are needed. It has the first name that no other study
-    has. Raises HpoError where no trial has finished, or the images are not the study's.
+    Where it is there already, it stays as it is, whatever either is called by now, and no images are needed. A new one
+    has the first name that no other study has. Raises HpoError where no trial has finished, or the images are not the
+    study's.
     """
     from hpo.search.again import plan_again  # with torch, which reading a confirmation does without
     from hpo.search.launch import submit
 
     original = load_study(storage, name)
     study, attrs = stored_study(original), kept(original)
-    candidates = _candidates(storage, study, top)
+    candidates = _candidates(storage, study, original._study_id, top)
     tree = _tree(study, candidates, seeds, str(attrs[RUN]["precision"]))
     record = {
         "study": name,
-        "identity": attrs.get(IDENTITY),
+        "identity": identity(attrs, name),
         "seeds": seeds,
         "candidates": [asdict(candidate) for candidate in candidates],
     }
-    for number in itertools.count(1):
-        tree["name"] = confirming_name(name, number)
+    there = [each.name for each in confirmations(storage, name)]
+    for called in itertools.chain(there, (confirming_name(name, number) for number in itertools.count(1))):
+        tree["name"] = called
         confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
         if confirming.name not in study_names(storage):
             planned = plan_again(confirming, original, "cpu")
@@ -85,9 +100,23 @@ def confirming_name(name: str, number: int) -> str:
     return followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
 
 
-def description(name: str, seeds: int) -> str:
-    """Return how a confirming study describes itself."""
-    return f"The best of '{name}' and its baseline, each under {seeds} fresh seeds."
+def confirmations(storage: Storage, name: str) -> list[StudySummary]:
+    """Return the studies that confirm the study of that name, oldest first."""
+    original = summary(storage, name)
+    known = identity(original.user_attrs, name)
+    return [each for each in summaries(storage) if (record_of(each) or {}).get("identity") == known]
+
+
+def record_of(study: StudySummary) -> dict[str, Any] | None:
+    """Return what a study keeps of what it confirms; None for one that confirms nothing."""
+    record: Any = study.user_attrs.get(CONFIRMS)
+    return record if isinstance(record, dict) else None
+
+
+def original_name(storage: Storage, record: dict[str, Any]) -> str:
+    """Return what the study of that record is called now; what it was called last, where it has been deleted."""
+    known = (each.name for each in summaries(storage) if identity(each.user_attrs, each.name) == record["identity"])
+    return next(known, record["study"])
 
 
 def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], images: dict[str, Any]) -> bool:
@@ -97,7 +126,7 @@ def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], ima
         if stored_study(stored) != confirming or not same_images(kept(stored)[DATA], images):
             return False
         before = storage.settle(stored._study_id, CONFIRMS, record)
-        if any(before.get(key) != record[key] for key in ("study", "identity")):
+        if before.get("identity") != record["identity"]:
             return False
         if before != record:  # the search has found more of the same
             storage.change_study(stored._study_id, {CONFIRMS: record}, identity=kept(stored).get(IDENTITY))
@@ -106,11 +135,11 @@ def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], ima
     return True
 
 
-def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
+def _candidates(storage: Storage, study: Study, study_id: int, top: int) -> list[Candidate]:
     """Return the best configurations, each by the mean of its trials, and the baseline."""
     if not study.parameters:
         raise HpoError(f"study '{study.name}': searches nothing, so there is nothing to confirm")
-    trials = _ranked(storage, study, top)
+    trials = _ranked(storage, study, study_id, top)
     if not trials:
         raise HpoError(
             f"study '{study.name}': no finished trial yet, so there is nothing to confirm; launch it to go on"
@@ -125,12 +154,12 @@ def _candidates(storage: Storage, study: Study, top: int) -> list[Candidate]:
     return found
 
 
-def _ranked(storage: Storage, study: Study, top: int) -> list[FrozenTrial]:
+def _ranked(storage: Storage, study: Study, study_id: int, top: int) -> list[FrozenTrial]:
     """Return the study's trials, best first: those of `top` configurations, or all where these may have others."""
     trials = list[FrozenTrial]()
     repeated = study.search.repeats > 1 or study.search.repeat
     for most in (MOST_TRIALS,) if repeated else (top, MOST_TRIALS):
-        found = best_trials(storage, study.name, most)
+        found = best_trials(storage, study_id, most)
         trials = [trial for trial in found if is_whole(study, trial.params)]  # other programs may have added theirs
         if len({settings(study, trial.params) for trial in trials}) >= top:
             break
@@ -162,7 +191,7 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
     tree["training"] |= {"keep": "none"}  # the weights of no run are better than another's
     if tree["training"]["precision"] == "auto":
         tree["training"]["precision"] = precision
-    tree["description"] = description(study.name, seeds)
+    tree["description"] = f"The best of the study that this confirms and its baseline, each under {seeds} fresh seeds."
     del tree["baseline"]
     return tree
 

@@ -25,7 +25,7 @@ from hpo.results.naming import followed
 from hpo.results.objective_export import objective_record
 from hpo.results.overview import STATES, by_word
 from hpo.results.ranking import score, values_of
-from hpo.results.verification import VERIFIED
+from hpo.results.verification import certificate_of
 from hpo.results.versions import made
 from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, precision_of
 from hpo.search.space import decode
@@ -55,7 +55,7 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
         return _record(storage, found, winner, confirmation)
     if trial is not None:
         return _record(storage, found, completed_trial(storage, name, trial))
-    best = best_trials(storage, name, most_best(found.directions))
+    best = best_trials(storage, found._study_id, most_best(found.directions))
     if not best:
         raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
     records = [_record(storage, found, storage.get_trial(each._trial_id)) for each in best]
@@ -63,7 +63,7 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
 
 
 def _front(storage: Storage, found: optuna.Study, records: list[dict[str, Any]]) -> dict[str, Any]:
-    held = summary(storage, found.study_name)
+    held = summary(storage, found._study_id)
     return {
         "schema": FRONT_SCHEMA,
         "study": found.study_name,
@@ -89,8 +89,8 @@ def _record(
     precision = precision_of(study.config(params), attrs[RUN]["precision"])
     curve = best.system_attrs.get(CURVE, {})
     worker = best.system_attrs.get(WORKER, {})  # processes may train on several devices
-    held = summary(storage, name)
-    if (held.study_id, held.user_attrs.get(IDENTITY)) != (found._study_id, attrs.get(IDENTITY)):
+    held = summary(storage, found._study_id)
+    if held.user_attrs.get(IDENTITY) != attrs.get(IDENTITY):
         raise HpoError(f"study {name!r}: was deleted and begun anew meanwhile; export it again")
     return {
         "schema": SCHEMA,
@@ -109,7 +109,7 @@ def _record(
         "device": worker.get("device") or attrs[RUN]["device"],
         "trials": by_word(held.states),
         "confirmed": None if confirmation is None else confirmation_record(confirmation),
-        "verified": attrs.get(VERIFIED),
+        "verified": certificate_of(attrs, name),
         "data": attrs[DATA],
         **code_of_study(attrs),
         **made(),

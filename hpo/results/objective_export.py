@@ -26,7 +26,7 @@ SCHEMA = "hpo.objective/1"
 
 def objective_record(storage: Storage, study: ObjectiveStudy, found: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
     """Return the export of a trial."""
-    held = summary(storage, study.name)
+    held = summary(storage, found._study_id)
     return {
         "schema": SCHEMA,
         "study": study.name,

@@ -26,7 +26,7 @@ from hpo.results.naming import file_stem
 from hpo.results.overview import states_line
 from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
 from hpo.results.sealed_result import look_lines
-from hpo.results.verification import VERIFIED, verified_lines
+from hpo.results.verification import certificate_of, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line
 from hpo.search.predecessors import predecessors
@@ -46,6 +46,7 @@ def report(storage: Storage, name: str) -> str:
     """Return the page of the study of that name. Raises HpoError where no trial has ended."""
     study, held = stored_study(load_study(storage, name)), summary(storage, name)
     source = read_source(storage, name, limit=POINTS)
+    certificate = certificate_of(held.user_attrs, name)
     confirmation, unconfirmed = None, ""
     try:
         confirmation = find_confirmation(storage, name)
@@ -65,7 +66,7 @@ def report(storage: Storage, name: str) -> str:
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own script
         confirmation=None if confirmation is None else _confirmed(confirmation),
         unconfirmed=unconfirmed,
-        verified=verified_lines(held.user_attrs[VERIFIED]) if VERIFIED in held.user_attrs else [],
+        verified=[] if certificate is None else verified_lines(certificate),
         tested=look_lines(looks(held.user_attrs)),
         by_class=_by_class(looks(held.user_attrs)),
         sealed=held.user_attrs[DATA]["test"] != 0,

@@ -43,7 +43,7 @@ def verify(
     study, identity = stored_study(found), kept(found).get(IDENTITY)
     complete = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     own = [trial for trial in complete if "seed" in trial.user_attrs]  # others than hpo may have added theirs
-    trials = _chosen(storage, name, own, count)
+    trials = _chosen(storage, found._study_id, own, count)
     if not trials:
         raise HpoError(f"study '{name}': no trial has completed, so there is nothing to verify; launch it to go on")
     planned = plan_again(study, found, device)
@@ -57,6 +57,12 @@ def verify(
     except KeyError as error:
         raise HpoError(f"study '{name}': was deleted meanwhile, so its certificate is kept nowhere") from error
     return certificate
+
+
+def certificate_of(user_attrs: Mapping[str, Any], name: str) -> Certificate | None:
+    """Return the certificate that is kept with the study, under the name that it has now; None where it has none."""
+    found: Certificate | None = user_attrs.get(VERIFIED)
+    return None if found is None else found | {"study": name}
 
 
 def certificate_text(certificate: Certificate) -> str:
@@ -82,9 +88,9 @@ def _listed(largest: dict[str, float]) -> str:
     return ", ".join(f"{metric} {value:.2g}" for metric, value in largest.items())
 
 
-def _chosen(storage: Storage, name: str, complete: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
+def _chosen(storage: Storage, study_id: int, complete: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
     """Return the best trial, and as many others as are still asked for, evenly spread over the study."""
-    best = {trial.number for trial in best_trials(storage, name, 1)} & {trial.number for trial in complete}
+    best = {trial.number for trial in best_trials(storage, study_id, 1)} & {trial.number for trial in complete}
     others = [trial for trial in complete if trial.number not in best]
     wanted = min(count - len(best), len(others))
     spread = {others[index * len(others) // wanted].number for index in range(wanted)}

@@ -17,10 +17,10 @@ from typing import Any
 from hpo.errors import HpoError
 from hpo.search.events import Event, Note
 from hpo.search.objectives import directions
-from hpo.storage import Gate, Storage, best_trials
+from hpo.storage import Gate, Storage, best_trials, identity
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder
 from hpo.storage.front import best_first, losses
-from hpo.storage.kept import FILES, file_attrs, file_id, forget_files, identity, kept_files
+from hpo.storage.kept import FILES, file_attrs, file_id, forget_files, kept_files
 from hpo.studyfile import Study
 from hpo.training.population import EpochResult
 from hpo.training.stack import State
@@ -54,7 +54,7 @@ class Keeper:
 
     def among_the_best(self, scores: Mapping[int, Sequence[float]]) -> set[int]:
         """Return the trials, of those about to complete with these scores, that would be among the best."""
-        known = {trial.number: trial.values for trial in best_trials(self._storage, self._name, self._most)}
+        known = {trial.number: trial.values for trial in best_trials(self._storage, self._study_id, self._most)}
         ranked = best_first({n: losses(values, self._directions) for n, values in {**known, **scores}.items()})
         return set(ranked[: self._most]) & scores.keys()
 
@@ -80,7 +80,7 @@ class Keeper:
         """Remove what is no longer among the best, and what earlier attempts at trials `without` a file have left."""
         ended = [file for file in kept_files(self._storage, self._study_id) if file.state.is_finished()]
         # Asked for after the files: a trial that another process ends in between is among neither.
-        best = {trial.number for trial in best_trials(self._storage, self._name, self._most)}
+        best = {trial.number for trial in best_trials(self._storage, self._study_id, self._most)}
         out = [file for file in ended if file.number not in best]
         try:
             # By their own ids: the trials of a copied study name the files of the study that it is a copy of.

@@ -74,9 +74,11 @@ def submit(
     return planned
 
 
-def check_joinable(study: AnyStudy, storage: Storage) -> None:
-    """Raise StudyClosedError where the stored study gives out no trials."""
-    check_open(storage, gate(study, load_study(storage, study.name)))
+def check_joinable(study: AnyStudy, storage: Storage) -> int:
+    """Return the stored study's id. Raises StudyClosedError where it gives out no trials."""
+    stored = load_study(storage, study.name)
+    check_open(storage, gate(study, stored))
+    return stored._study_id
 
 
 def join(
@@ -113,8 +115,10 @@ def launch(
     enqueue: Sequence[str] = (),
     on_event: Listener,
     stop: threading.Event,
-) -> None:
+) -> str:
     """Search the study until it has its trials, or until `stop` is set: then the epoch in hand ends.
+
+    Return what it is called then: whoever renames a study does not stop its search.
 
     A study that the storage has goes on where it was; where other processes search it, this one joins them. Raises
     UsageError or StudyFileError (the file, the device, a file that differs from the stored one), DataError and
@@ -135,7 +139,8 @@ def launch(
                 assert isinstance(planned, Plan)
                 search = _begin(study, stored, planned, storage, on_event, stop, [])
             reason = search.run()
-    on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
+    on_event(ended(study, stored._study_id, storage, reason, time.perf_counter() - start, on_event))
+    return name_now(study, stored._study_id, storage)
 
 
 def warn(planned: AnyPlan, on_event: Listener) -> None:
@@ -178,19 +183,29 @@ def started(
     )
 
 
-def ended(study: AnyStudy, storage: Storage, reason: Reason, seconds: float, on_event: Listener) -> StudyEnded:
+def ended(
+    study: AnyStudy, study_id: int, storage: Storage, reason: Reason, seconds: float, on_event: Listener
+) -> StudyEnded:
     """Return the event of the end of a process's work on a study; say what there is to be said of it before."""
     if reason == "space exhausted" and isinstance(study, Study):
         on_event(Note(f"the search space holds only {how_many(study)}, and there is no other to train"))
     try:
-        return StudyEnded(reason, *counted(study, storage), seconds)
+        return StudyEnded(reason, *counted(study_id, storage), seconds)
     except UnknownStudyError:
         return StudyEnded("deleted", 0, 0, 0, seconds)
 
 
-def counted(study: AnyStudy, storage: Storage) -> tuple[int, int, int]:
+def name_now(study: AnyStudy, study_id: int, storage: Storage) -> str:
+    """Return what the study of that id is called; as before where it has been deleted."""
+    try:
+        return summary(storage, study_id).name
+    except UnknownStudyError:
+        return study.name
+
+
+def counted(study_id: int, storage: Storage) -> tuple[int, int, int]:
     """Return how many trials of the study are completed, pruned and failed."""
-    states = summary(storage, study.name).states
+    states = summary(storage, study_id).states
     return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)
 
 
@@ -256,7 +271,8 @@ def _begin(
     split = on_device(study, planned)
     storage.works_on(device_name)
     precision, began = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
-    on_event(started(study, planned, counted(study, storage), device_name, precisions(study, precision)))
+    counts = counted(stored._study_id, storage)
+    on_event(started(study, planned, counts, device_name, precisions(study, precision)))
     timeout_s = study.search.trial_timeout
     objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
     before = _before(study, stored, storage, on_event)
@@ -290,7 +306,7 @@ def _begin_own(
     check_open(storage, passage)
     storage.works_on("")
     began = settle_beginning(stored, storage)
-    on_event(started(study, planned, counted(study, storage), "", ""))
+    on_event(started(study, planned, counted(stored._study_id, storage), "", ""))
     return OwnSearch(
         study=study,
         stored=stored,

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.data import Split
 from hpo.errors import HpoError, StorageError
 from hpo.search.records import (
+    BEFORE,
     CODE,
     DATA,
     FREE_TO_CHANGE,
@@ -33,7 +34,7 @@ from hpo.search.records import (
     stored_study,
 )
 from hpo.search.space import misread
-from hpo.storage import Parts, Storage, load_study, study_names, summaries
+from hpo.storage import Parts, Storage, identity, load_study, study_names, summaries
 from hpo.studyfile import SearchSettings, Study
 from hpo.usercode import Code, split
 
@@ -63,11 +64,14 @@ class Predecessors:
 def predecessors(study: Study, attrs: Mapping[str, Any], storage: Storage) -> Predecessors:
     """Return what can be learnt from the studies that this one starts from; `attrs` are its user attributes."""
     names, trials, problems = [], [], []
+    known = attrs.get(BEFORE, {})
+    called = {identity(each.user_attrs, each.name): each.name for each in summaries(storage)} if known else {}
     for name in study.search.start_from:
+        now = called.get(known.get(name), name)  # it may have been renamed, and another study have its name
         try:
-            _check_comparable(study, name, attrs, storage)
-            trials += completed(storage, name)
-            names.append(name)
+            _check_comparable(study, now, attrs, storage, attrs.get(ALIKE, {}).get(name))
+            trials += completed(storage, now)
+            names.append(now)
         except StorageError:
             raise
         except HpoError as error:
@@ -91,8 +95,7 @@ def check_start(study: Study, images: Split, code: Code, storage: Storage, chang
     attrs: dict[str, Any] = {DATA: data_record(images), CODE: code.record()}
     for name in study.search.start_from:
         try:
-            alike = {name: _files(storage, name)} if changed_code else {}
-            _check_comparable(study, name, attrs | {ALIKE: alike}, storage)
+            _check_comparable(study, name, attrs, storage, _files(storage, name) if changed_code else None)
         except StorageError:
             raise
         except HpoError as error:
@@ -109,8 +112,13 @@ def count_as_alike(study: Study, stored: optuna.Study, storage: Storage) -> None
         storage.change_study(stored._study_id, {ALIKE: alike})
 
 
-def _check_comparable(study: Study, name: str, attrs: Mapping[str, Any], storage: Storage) -> None:
-    """Raise HpoError where nothing can be learnt from the study of that name: it is not there, or another matter."""
+def _check_comparable(
+    study: Study, name: str, attrs: Mapping[str, Any], storage: Storage, alike: Mapping[str, str] | None
+) -> None:
+    """Raise HpoError where nothing can be learnt from the study of that name: it is not there, or another matter.
+
+    Code of these files counts as the study's own.
+    """
     stored = load_study(storage, name)
     before = stored_study(stored)
     others = f"the trials of '{name}' are not comparable with these"
@@ -126,7 +134,7 @@ def _check_comparable(study: Study, name: str, attrs: Mapping[str, Any], storage
     files = _files(storage, name)
     one, other = _code(study, attrs.get(CODE, NO_CODE)["files"]), _code(before, files)
     changed = [key for key in {**other, **one} if one.get(key) != other.get(key)]
-    if changed and attrs.get(ALIKE, {}).get(name) != files:
+    if changed and alike != files:
         raise HpoError(
             f"{others}: its networks were made of other code ({', '.join(changed)}); bring that back, take '{name}' "
             "out of start_from, or say with --changed-code that it makes no difference"

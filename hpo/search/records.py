@@ -25,7 +25,7 @@ from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError, UsageError
 from hpo.search.objectives import directions
 from hpo.search.space import misread
-from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, load_study, summary
+from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, identity, load_study, summary
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
@@ -34,6 +34,9 @@ from hpo.studyfile.values import HERE
 from hpo.usercode import Code, folder_of
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
+
+BEFORE = "hpo:starts_from"
+"""The user attribute that says which studies a study starts from: name in its file -> identity, for names change."""
 
 NO_CODE: dict[str, Any] = {"folder": "", "files": {}}
 
@@ -75,7 +78,8 @@ def open_study(
     Raises UsageError where the file differs, unless `extend` allows the difference; HpoError where the data does, and
     CodeError where the code does, unless `changed_code` allows that.
     """
-    given = {DATA: data_record(split)}
+    names = study.search.start_from
+    given = {DATA: data_record(split)} | ({BEFORE: {name: _identity(name, storage) for name in names}} if names else {})
     stored = _open(study, given, code, storage, extend, priority)
     check_data(study, split, stored)
     if not changed_code:
@@ -121,7 +125,7 @@ def record_change(stored: optuna.Study, study: AnyStudy, code: Code, storage: St
         return
     change = {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "trials": sum(summary(storage, study.name).states.values()),
+        "trials": sum(summary(storage, stored._study_id).states.values()),
         "changed": differences,
     }
     changes = [*kept(stored).get(CHANGES, []), change]
@@ -169,7 +173,7 @@ def gate(study: AnyStudy, stored: optuna.Study) -> Gate:
     Raises StudyClosedError where it says something else already.
     """
     known = {key: value for key, value in kept(stored).items() if key in (STUDY, CODE, IDENTITY)}
-    if differing_keys(_parsed(known[STUDY], study.name), study):
+    if differing_keys(_parsed(known[STUDY], stored.study_name), study):
         raise StudyClosedError(f"study '{study.name}' was changed by another process", "changed")
     return Gate(stored._study_id, study.name, known)
 
@@ -268,12 +272,20 @@ def _create(
     return stored
 
 
+def _identity(name: str, storage: Storage) -> str | None:
+    try:
+        return identity(summary(storage, name).user_attrs, name)
+    except UnknownStudyError:
+        return None  # one that is there already can go on without those that it starts from
+
+
 def _code(code: Code) -> dict[str, Any]:
     return {CODE: code.record()} if code.files else {}
 
 
 def _parsed(text: str, name: str) -> AnyStudy:
-    return parse_any_study(json.loads(text), f"study '{name}'")
+    """Return what a stored file says, under the name that the storage has: the study may have been renamed since."""
+    return parse_any_study(json.loads(text), f"study '{name}'").named(name)
 
 
 def _text(study: AnyStudy) -> str:

@@ -35,21 +35,22 @@ def confirm(
     """
     study = confirming_study(storage, name, top, seeds)
     held = summary(storage, study.name)
+    called = study.name
     closed = state_of(held.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)
     if runs_left(held) and not closed:
         beside = f"{study.name}: a study of its own; another confirmation of '{name}' stays as it is"
         with display() as shown:
             if study.name != confirming_name(name, 1) and shown.says:
                 shown.line(beside)
-            launch(study, storage, device=device, workers=workers, on_event=shown, stop=stop)
+            called = launch(study, storage, device=device, workers=workers, on_event=shown, stop=stop)
         if shown.interrupted:
-            raise InterruptionError(f"{study.name}: interrupted; confirm '{name}' again to go on")
-        held = summary(storage, study.name)
+            raise InterruptionError(f"{called}: interrupted; confirm '{name}' again to go on")
+        held = summary(storage, called)
     try:
-        found = of_study(storage, study.name)
+        found = of_study(storage, called)
     except HpoError:
-        check_finished(held)  # that it is stopped matters more than that there is nothing to show yet
+        check_finished(held, name)  # that it is stopped matters more than that there is nothing to show yet
         raise
     say(found)
-    check_finished(held)
+    check_finished(held, name)
     return found

@@ -14,7 +14,7 @@ from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
-from hpo.search.launch import check_joinable, counted, ended, started, submit, warn
+from hpo.search.launch import check_joinable, counted, ended, name_now, started, submit, warn
 from hpo.search.records import precisions
 from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState
@@ -25,7 +25,12 @@ LOOK_S = 0.5
 
 
 class Crew(Protocol):
-    """Workers started for one launch: a context manager that starts them, and has ended them all when it is left."""
+    """Workers started for one launch: a context manager that starts them, and has ended them all when it is left.
+
+    `study` is the name or the id of the one that they work on.
+    """
+
+    study: str | int
 
     def __enter__(self) -> Self:
         """Start the workers."""
@@ -49,27 +54,30 @@ def launch_with(
     enqueue: Sequence[str] = (),
     on_event: Callable[[Event], None],
     stop: threading.Event,
-) -> None:
-    """Search the study with a crew until it comes to its end, or until `stop` is set.
+) -> str:
+    """Search the study with a crew until it comes to its end, or until `stop` is set; return what it is called then.
 
     Raises what `submit` raises, StudyClosedError where the study is paused or stopped, and HpoError where the crew ends
     before the study.
     """
     start = time.perf_counter()
     planned = submit(study, storage, extend=extend, changed_code=changed_code, enqueue=enqueue)
-    check_joinable(study, storage)
+    study_id = check_joinable(study, storage)
     warn(planned, on_event)
-    counts = counted(study, storage)
+    counts = counted(study_id, storage)
+    crew.study = study_id  # whatever it is called by the time that a worker starts
     settled = precisions(study, "float32 or bfloat16") if isinstance(study, Study) else ""
     with crew:
         at_work = crew.check()
         on_event(started(study, planned, counts, f"{at_work} worker{'s' if at_work > 1 else ''}", settled))
-        reason = _follow(study, storage, crew, on_event, stop, counts)
-    on_event(ended(study, storage, reason, time.perf_counter() - start, on_event))
+        reason = _follow(study, study_id, storage, crew, on_event, stop, counts)
+    on_event(ended(study, study_id, storage, reason, time.perf_counter() - start, on_event))
+    return name_now(study, study_id, storage)
 
 
 def _follow(
     study: AnyStudy,
+    study_id: int,
     storage: Storage,
     crew: Crew,
     on_event: Callable[[Event], None],
@@ -82,7 +90,7 @@ def _follow(
     while True:
         at_work = crew.check()  # first: what is stored afterwards is what they left
         try:
-            now = status(storage, study.name)
+            now = status(storage, study_id)
         except UnknownStudyError:
             return "deleted"
         state = now.studies[0]

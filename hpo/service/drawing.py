@@ -28,6 +28,7 @@ class Drawing:
 
     def __init__(self, storage: Storage, on_event: Listener) -> None:
         self._storage, self._on_event = storage, on_event
+        self._ids: dict[str, int] = {}  # of the studies, by what they were called when work on them began
         self._due: dict[str, float] = {}  # by the monotonic clock
         self._warned: set[str] = set()
 
@@ -36,6 +37,7 @@ class Drawing:
         self._on_event(study, event)
         match event:
             case StudyStarted():
+                self._ids[study] = summary(self._storage, study).study_id
                 self._due.setdefault(study, time.monotonic() + REFRESH_S)
             case PopulationEnded() if time.monotonic() >= self._due.get(study, 0.0):
                 self._draw(study, REFRESH_S)
@@ -45,7 +47,7 @@ class Drawing:
     def _draw(self, study: str, fresh_s: float) -> None:
         start = time.monotonic()
         try:
-            refresh(self._storage, study, fresh_s)
+            refresh(self._storage, self._ids.get(study, study), fresh_s)
         except UnknownStudyError:
             pass  # deleted meanwhile, which the search says
         except Exception as error:  # noqa: BLE001 - no figure is worth a search: what went wrong is said, and it goes on
@@ -56,13 +58,13 @@ class Drawing:
         self._due[study] = now + max(REFRESH_S, (now - start) / SHARE)
 
 
-def refresh(storage: Storage, name: str, fresh_s: float = 0.0) -> bool:
-    """Keep new figures with the study of that name; return whether there was anything new to be drawn.
+def refresh(storage: Storage, which: str | int, fresh_s: float = 0.0) -> bool:
+    """Keep new figures with the study of that name or id; return whether there was anything new to be drawn.
 
     Nothing is drawn where others have done so in the last `fresh_s` seconds. Raises UnknownStudyError where there is
     no such study.
     """
-    study = summary(storage, name)
+    study = summary(storage, which)
     finished = sum(count for state, count in study.states.items() if state.is_finished())
     last = last_drawn(storage, study.study_id)
     known, at = (0, 0.0) if last is None else (last.trials, last.at)
@@ -72,7 +74,7 @@ def refresh(storage: Storage, name: str, fresh_s: float = 0.0) -> bool:
     from hpo.results.figures.kinds import draw  # plotly and Optuna's importances, for who has something to draw
     from hpo.results.figures.source import read_source
 
-    source = read_source(storage, name, limit=POINTS)
+    source = read_source(storage, study.study_id, limit=POINTS)
     drawn = draw(source)
     for figure in drawn.values():
         figure.layout.height = None  # the dashboard's frames have one

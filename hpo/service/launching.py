@@ -34,11 +34,11 @@ def launch(
     enqueue: Sequence[str] = (),
     on_event: Callable[[Event], None],
     stop: threading.Event,
-) -> None:
-    """Search the study until it comes to its end or `stop` is set; raise UsageError for what does not go together.
+) -> str:
+    """Search the study until it comes to its end or `stop` is set; return what it is called then.
 
     `workers` is how many processes share it, None for this one alone; `ray` is a cluster's address, or "local".
-    `enqueue` are trials to train first, each as JSON of its values.
+    `enqueue` are trials to train first, each as JSON of its values. Raises UsageError for what does not go together.
     """
     if gpus_per_worker and ray is None:
         raise UsageError("--gpus-per-worker: goes with --ray; without it, --device says where to train")
@@ -49,7 +49,7 @@ def launch(
     if ray is None and workers is None:
         drawing = Drawing(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
-        launch_here(
+        return launch_here(
             study,
             storage,
             device=device,
@@ -59,7 +59,6 @@ def launch(
             on_event=listen,
             stop=stop,
         )
-        return
     count, url = workers or 1, storage.location.full_url
     crew: Crew
     if ray is not None:
@@ -69,7 +68,7 @@ def launch(
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
     with storage.patience.until(stop):
-        launch_with(
+        return launch_with(
             study,
             storage,
             crew,

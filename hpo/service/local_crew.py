@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -51,6 +51,7 @@ class LocalCrew:
 
     def __init__(self, url: str, duty: Duty, workers: int, say: Callable[[Event], None]) -> None:
         self._url, self._duty, self._workers, self._say = url, duty, workers, say
+        (self.study,) = duty.names
         self._seats: list[_Seat] = []
         self._said: set[str] = set()
 
@@ -96,8 +97,9 @@ class LocalCrew:
         return at_work
 
     def _start(self) -> _Seat:
+        duty = replace(self._duty, names=(self.study,))
         ours, theirs = SPAWN.Pipe(duplex=False)
-        process = SPAWN.Process(target=_work, args=(self._url, self._duty, theirs), name="hpo-worker", daemon=True)
+        process = SPAWN.Process(target=_work, args=(self._url, duty, theirs), name="hpo-worker", daemon=True)
         # Ctrl-C reaches all processes of a terminal, and the launch passes it on: theirs begins, and stays, without it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()

@@ -72,13 +72,13 @@ class RayCrew:
     def __init__(
         self,
         storage_url: str,
-        study_name: str,
+        study: str | int,
         workers: int,
         address: str | None,
         gpus_per_worker: float,
         say: Callable[[Event], None],
     ) -> None:
-        self._url, self._shown, self._study_name = make_url(storage_url), mask(storage_url), study_name
+        self._url, self._shown, self.study = make_url(storage_url), mask(storage_url), study
         self._workers, self._gpus, self._say = workers, gpus_per_worker, say
         environment = os.environ.get("RAY_ADDRESS")
         self._address = (address if address not in (None, "auto") else environment) or address or "local"
@@ -182,7 +182,7 @@ class RayCrew:
         for number in range(1, self._workers + 1):
             actor = actor_class.remote()
             # Arguments of a call go straight to the worker; those of the actor itself Ray would keep.
-            work = actor.work.remote(__version__, url, node, self._study_name, device, self._cpus)
+            work = actor.work.remote(__version__, url, node, self.study, device, self._cpus)
             self._seats.append(_Seat(number, actor, work, actor.where.remote(), time.monotonic()))
         self._began = time.monotonic()
 
@@ -296,7 +296,7 @@ def work_on_this_node(
     stop: threading.Event,
     url: str,
     node: str | None,
-    study_name: str,
+    study: str | int,
     device: str,
     threads: int,
 ) -> str:
@@ -323,7 +323,7 @@ def work_on_this_node(
         storage = await_storage(url, stop) if here.was_current_actor_reconstructed else open_storage(url)
         if storage is not None:
             start_log(sys.stdout, "text", f"{storage.worker.host}:{storage.worker.pid}")  # among the node's logs of Ray
-            work(storage, Duty((study_name,), device, threads, until_idle=True), listen, stop)
+            work(storage, Duty((study,), device, threads, until_idle=True), listen, stop)
             storage.close()
     except HpoError as error:
         return str(error)

@@ -55,14 +55,15 @@ def run_rounds(
         with display() as shown:
             for line in proposal.lines if shown.says else ():
                 shown.line(line)
-            launch(proposal.study, storage, device=device, workers=workers, on_event=shown, stop=stop)
+            called = launch(proposal.study, storage, device=device, workers=workers, on_event=shown, stop=stop)
+        searching = proposal.study.named(called)
         if shown.ended is not None and shown.says:
-            shown.line(outcome_line(proposal.study, shown.ended))
-        searched.append(Round(proposal.study.name, shown.ended, shown.interrupted))
+            shown.line(outcome_line(searching, shown.ended))
+        searched.append(Round(called, shown.ended, shown.interrupted))
         if shown.interrupted:
             break
-        say(compared(storage, proposal.study, name))
-        name, new_name = proposal.study.name, None
+        say(compared(storage, searching, name))
+        name, new_name = called, None
     return searched
 
 

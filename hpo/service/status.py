@@ -110,16 +110,16 @@ class Status:
         return "\n\n".join(parts)
 
 
-def status(storage: Storage, name: str | None = None) -> Status:
-    """Return what the storage knows of its studies, or of one, and of the workers."""
-    of_hpo = [summary(storage, name)] if name is not None else summaries(storage)
-    if name is not None and STUDY not in of_hpo[0].user_attrs:
-        raise not_of_hpo(name)
+def status(storage: Storage, which: str | int | None = None) -> Status:
+    """Return what the storage knows of its studies, or of the one of that name or id, and of the workers."""
+    of_hpo = [summary(storage, which)] if which is not None else summaries(storage)
+    if which is not None and STUDY not in of_hpo[0].user_attrs:
+        raise not_of_hpo(of_hpo[0].name)
     of_hpo = [study for study in of_hpo if STUDY in study.user_attrs]
     by_study = paces(storage, PACE_S)
     studies = [_study(study, by_study.get(study.study_id)) for study in sorted(of_hpo, key=lambda each: each.name)]
     found = workers(storage, {study.study_id: study.name for study in of_hpo})
-    return Status(tuple(studies), tuple(each for each in found if name is None or each.study == name))
+    return Status(tuple(studies), tuple(each for each in found if which is None or each.study == studies[0].name))
 
 
 def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:

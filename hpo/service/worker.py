@@ -64,10 +64,11 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Duty:
-    """What a worker is to do: on these studies (none: on all), on which device, with how many threads (None: a share of
-    the machine's cores), whether it ends when nothing is left to do, and whether a study's own code may differ here."""
+    """What a worker is to do: on these studies, by name or id (none: on all), on which device, with how many threads
+    (None: a share of the machine's cores), whether it ends when nothing is left to do, and whether a study's own code
+    may differ here."""
 
-    names: tuple[str, ...] = ()
+    names: tuple[str | int, ...] = ()
     device: str = "auto"
     threads: int | None = None
     until_idle: bool = False
@@ -81,10 +82,12 @@ def work(storage: Storage, duty: Duty, on_event: Listener, stop: threading.Event
     at the end of a duty until idle the HpoError of a study that could not be trained here.
     """
     find_device(duty.device)
-    for name in duty.names:
-        if wanted(summary(storage, name).user_attrs) is None:
-            raise not_of_hpo(name)
     worker = _Worker(storage, duty, Drawing(storage, on_event), stop)
+    for name in duty.names:
+        study = summary(storage, name)
+        if wanted(study.user_attrs) is None:
+            raise not_of_hpo(study.name)
+        worker.named.add(_key(study))
     try:
         with storage.patience.until(stop, math.inf), heartbeats(storage):
             worker.run()
@@ -104,6 +107,7 @@ class _Worker:
     stop: threading.Event
     refused: dict[Key, HpoError] = field(default_factory=dict)  # by study: why it cannot be trained here
     _searches: OrderedDict[Key, tuple[float, Search]] = field(default_factory=OrderedDict)
+    named: set[Key] = field(default_factory=set)  # the studies of the duty, whatever they are called by now
     _aside: dict[Key, float] = field(default_factory=dict)  # study -> until when, by the monotonic clock
     _turns: Counter[Key] = field(default_factory=Counter)
     _raised: dict[Key, list[str]] = field(default_factory=dict)  # what training raised in its last populations
@@ -124,7 +128,8 @@ class _Worker:
         """The studies that this worker may have to do with; what it remembers of others it forgets."""
         names = self.duty.names
         found = [study for study in open_summaries(self.storage) if wanted(study.user_attrs) is not None]
-        found = [study for study in found if not names or study.name in names]
+        self.named |= {_key(study) for study in found if study.name in names}
+        found = [study for study in found if not names or _key(study) in self.named]
         keys = set(map(_key, found))
         for remembered in (self.refused, self._searches, self._aside, self._turns, self._raised):
             for key in remembered.keys() - keys:
@@ -196,13 +201,14 @@ class _Worker:
             self._aside[key] = time.monotonic() + ASIDE_S
             self._searches.pop(key, None)
             self.refused[key] = error.with_traceback(None)  # which would keep the images
-            if not self.duty.until_idle or self.duty.names != (name,):  # else it is all that the end has to say
+            if not self.duty.until_idle or len(self.duty.names) != 1:  # else it is all that the end has to say
                 self._note(name, f"{error}; left to other workers for {ASIDE_S:.0f} s")
 
     def _search(self, study: StudySummary) -> tuple[float, Search]:
-        """When this worker entered the study, and its search; made anew where the study has changed since."""
+        """When this worker entered the study, and its search; made anew where that has changed, or its name has."""
         entered = self._searches.pop(_key(study), None)
-        if entered is None or not entered[1].gate.knows(study.user_attrs):
+        gate = None if entered is None else entered[1].gate
+        if entered is None or gate is None or gate.name != study.name or not gate.knows(study.user_attrs):
             while sum(search.bytes_at_hand for _, search in self._searches.values()) > AT_HAND_BYTES:
                 self._searches.popitem(last=False)
             say = functools.partial(self.on_event, study.name)
@@ -223,7 +229,7 @@ class _Worker:
         del self._searches[_key(study)]
         if reason != "changed":  # it is entered again as it is now
             say = functools.partial(self.on_event, study.name)
-            say(ended(search.study, self.storage, reason, time.perf_counter() - start, say))
+            say(ended(search.study, study.study_id, self.storage, reason, time.perf_counter() - start, say))
 
     def _share(self) -> int:
         """This worker's part of the cores: all who work on the storage from this machine have equal ones."""

@@ -5,7 +5,7 @@ it knows nothing of tensors, study files, samplers or pruners.
 """
 
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
-from hpo.storage.changing import change_idle_study
+from hpo.storage.changing import change_idle_study, rename_study
 from hpo.storage.copying import Copied, copy_study
 from hpo.storage.figures import Drawn, keep_figures, last_drawn
 from hpo.storage.heartbeats import Running, heartbeats, processes, retake, running_trials, unfinished
@@ -19,6 +19,7 @@ from hpo.storage.queue import (
     StudyState,
     check_open,
     end_study,
+    identity,
     set_state,
     state_of,
 )
@@ -34,6 +35,7 @@ from hpo.storage.studies import (
     open_summaries,
     paces,
     study_names,
+    study_of,
     summaries,
     summary,
 )
@@ -65,6 +67,7 @@ __all__ = [
     "copy_study",
     "end_study",
     "heartbeats",
+    "identity",
     "keep_figures",
     "last_drawn",
     "last_epochs",
@@ -74,11 +77,13 @@ __all__ = [
     "open_summaries",
     "paces",
     "processes",
+    "rename_study",
     "retake",
     "running_trials",
     "set_state",
     "state_of",
     "study_names",
+    "study_of",
     "summaries",
     "summary",
     "unfinished",

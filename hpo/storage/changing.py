@@ -1,4 +1,4 @@
-"""A change of what a study's file says: only while nobody trains for what it said before.
+"""Changes of a study: of what its file says only while nobody trains for what it said before, of its name at any time.
 
 Knows attributes, not what is in a study file.
 """
@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.exceptions import DuplicatedStudyError
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StudyBusyError
 from hpo.storage.heartbeats import seen_running
 from hpo.storage.queue import STATE, WHY, StudyState
-from hpo.storage.rows import STUDY_ATTRS
+from hpo.storage.retry import transact
+from hpo.storage.rows import STUDIES, STUDY_ATTRS
 from hpo.storage.storage import Storage
 
 
@@ -37,3 +39,20 @@ def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Ma
         return {STATE: StudyState.OPEN, WHY: ""} if ended else {}
 
     storage.change_study(study_id, user_attrs, look)
+
+
+def rename_study(storage: Storage, study_id: int, name: str) -> None:
+    """Give a study another name. It stays the study that it is, and whoever searches it goes on.
+
+    Raises DuplicatedStudyError where another study has the name, and KeyError where there is no such study.
+    """
+
+    def work(connection: Connection, uncertain: bool) -> None:
+        try:
+            renamed = connection.execute(sa.update(STUDIES).filter_by(study_id=study_id).values(study_name=name))
+        except sa.exc.IntegrityError as error:
+            raise DuplicatedStudyError(f"a study named {name!r} exists") from error
+        if not renamed.rowcount:
+            raise KeyError(f"no study has the id {study_id}")
+
+    transact(storage.engine, work)

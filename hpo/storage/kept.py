@@ -1,8 +1,10 @@
 """The weights that are kept with the best trials: which files belong to whom, and their removal.
 
+And which artifacts of any kind other studies name.
+
 They are artifacts as `optuna.artifacts` writes them, so that the dashboard lists them: a file in the folder of
 artifacts, and a system attribute of the trial that names it. The file's id follows from study and trial, so a trial
-that is trained again writes over what an attempt before it left, and a copy under another name has files of its own.
+that is trained again writes over what an attempt before it left, and a copy has files of its own.
 A file is written before its trial ends, and the attribute with the ending; it is removed before the attribute is. So
 each file is named by a trial, or overwritten or removed in time, whenever a process dies.
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,13 +25,15 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder
-from hpo.storage.queue import IDENTITY
+from hpo.storage.queue import identity
 from hpo.storage.retry import consult, transact
-from hpo.storage.rows import SYSTEM_ATTRS, TRIALS
+from hpo.storage.rows import STUDY_SYSTEM_ATTRS, SYSTEM_ATTRS, TRIALS
 from hpo.storage.storage import Storage
 from hpo.storage.studies import StudySummary
 
-ARTIFACT = "artifacts:"  # the beginning of Optuna's own attributes of artifacts
+ARTIFACT = "artifacts:"  # the beginning of Optuna's own attributes of artifacts, which end with the artifact's id
+OF_DASHBOARD = f"dashboard:{ARTIFACT}"  # the same, of a trial, as old versions of its dashboard kept it with the study
+REMOVED = json.dumps("null")  # what the dashboard makes of the attribute of an artifact that it has removed
 SUFFIX = ".safetensors"
 FILES = {keep: f"weights-{keep}{SUFFIX}" for keep in ("best", "last")}
 """The name of a trial's file: its weights of the epoch with the lowest validation loss, or of the last."""
@@ -45,11 +49,6 @@ class Kept:
     state: TrialState
     artifact_id: str
     filename: str
-
-
-def identity(user_attrs: Mapping[str, Any], name: str) -> str:
-    """Return what tells a study's files from those of all others in the folder, a renamed copy's among them."""
-    return f"{user_attrs.get(IDENTITY, '')}/{name}"
 
 
 def file_id(identity: str, number: int) -> str:
@@ -99,3 +98,21 @@ def remove_files(storage: Storage, study: StudySummary) -> None:
     own = identity(study.user_attrs, study.name)
     for file in kept_files(storage, study.study_id):
         ArtifactFolder(artifact_folder(storage.location)).remove(file_id(own, file.number))
+
+
+def artifacts_of_others(storage: Storage, study_id: int) -> set[str]:
+    """Return the ids of the artifacts that other studies and their trials name; a copy names those of its source."""
+    of_trials = (
+        sa.select(SYSTEM_ATTRS.c.key)
+        .join(TRIALS, SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id)
+        .where(TRIALS.c.study_id != study_id, SYSTEM_ATTRS.c.key.startswith(ARTIFACT, autoescape=True))
+        .where(SYSTEM_ATTRS.c.value_json != REMOVED)
+    )
+    key = STUDY_SYSTEM_ATTRS.c.key
+    of_studies = sa.select(key).where(
+        STUDY_SYSTEM_ATTRS.c.study_id != study_id,
+        key.startswith(ARTIFACT, autoescape=True) | key.startswith(OF_DASHBOARD, autoescape=True),
+        STUDY_SYSTEM_ATTRS.c.value_json != REMOVED,
+    )
+    keys = consult(storage.engine, lambda connection: connection.execute(of_trials.union(of_studies)).scalars().all())
+    return {key.rpartition(":")[2] for key in keys}

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError, StudyClosedError
 from hpo.storage.retry import transact
-from hpo.storage.rows import STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
+from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
 from hpo.storage.statements import WORKER, lock_study, send_back, upsert
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ WHY = "hpo:why"
 """The user attribute that says why it is in that state."""
 
 IDENTITY = "hpo:identity"
-"""The user attribute that tells a study from another that is begun anew under its name, and maybe its id."""
+"""The user attribute that tells a study from all others: its name may be given to another one, and so may its id."""
 
 PRIORITY = "hpo:priority"
 """The user attribute that says how urgent the study is: a higher number goes first, and none is 0."""
@@ -49,6 +49,11 @@ class StudyState(StrEnum):
     ENDED = "ended"
 
 
+def identity(user_attrs: Mapping[str, Any], name: str) -> str:
+    """Return what a study is known by, whatever it is called now; for one that hpo did not make that is its name."""
+    return str(user_attrs.get(IDENTITY) or name)
+
+
 def state_of(user_attrs: Mapping[str, Any]) -> StudyState:
     """Return a study's state, from its user attributes."""
     state = user_attrs.get(STATE, StudyState.OPEN)
@@ -59,7 +64,10 @@ def state_of(user_attrs: Mapping[str, Any]) -> StudyState:
 
 @dataclass(frozen=True)
 class Gate:
-    """A study as a process knows it: `given` are the user attributes that it goes by, its identity among them."""
+    """A study as a process knows it: `given` are the user attributes that it goes by, its identity among them.
+
+    `name` is what it was called when the process entered it.
+    """
 
     study_id: int
     name: str
@@ -84,12 +92,12 @@ class Gate:
         if attrs.get(IDENTITY) != self.given.get(IDENTITY, attrs.get(IDENTITY)):
             raise deleted
         state = state_of(attrs)
-        why = f" ({attrs[WHY]})" if attrs.get(WHY) else ""
-        advice = f"; go on with `hpo resume {shlex.quote(self.name)}`"
-        if state == StudyState.PAUSED:
-            raise StudyClosedError(f"study '{self.name}' is paused{why}{advice}", "paused")
-        if state == StudyState.STOPPED:
-            raise StudyClosedError(f"study '{self.name}' is stopped{why}{advice}", "stopped")
+        if state in (StudyState.PAUSED, StudyState.STOPPED):
+            name = connection.execute(sa.select(STUDIES.c.study_name).filter_by(study_id=self.study_id)).scalar_one()
+            why = f" ({attrs[WHY]})" if attrs.get(WHY) else ""
+            advice = f"; go on with `hpo resume {shlex.quote(name)}`"
+            how: Literal["paused", "stopped"] = "paused" if state == StudyState.PAUSED else "stopped"
+            raise StudyClosedError(f"study '{name}' is {how}{why}{advice}", how)
         if not self.knows(attrs):
             raise StudyClosedError(f"study '{self.name}' was changed by another process", "changed")
 

@@ -78,12 +78,18 @@ def summaries(storage: Storage) -> list[StudySummary]:
     return consult(storage.engine, lambda connection: _summaries(connection, sa.true()))
 
 
-def summary(storage: Storage, name: str) -> StudySummary:
-    """Return what the study of that name holds."""
-    found = consult(storage.engine, lambda connection: _summaries(connection, STUDIES.c.study_name == name))
+def summary(storage: Storage, study: str | int) -> StudySummary:
+    """Return what the study of that name or id holds: a name may be given to another study meanwhile, an id is kept."""
+    found = consult(storage.engine, lambda connection: _summaries(connection, _is(study)))
     if not found:
-        raise _unknown(storage, name)
+        raise _unknown(storage, study)
     return found[0]
+
+
+def study_of(storage: Storage, trial_id: int) -> int | None:
+    """Return the id of a trial's study; None where there is no such trial."""
+    found = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id)
+    return consult(storage.engine, lambda connection: connection.execute(found).scalar())
 
 
 def open_summaries(storage: Storage) -> list[StudySummary]:
@@ -133,25 +139,26 @@ def most_best(directions: Sequence[Any]) -> int:
     return MOST_TRIALS if len(directions) > 1 else 1
 
 
-def best_trials(storage: Storage, name: str, n: int) -> list[FrozenTrial]:
-    """Return the `n` best completed trials of the study of that name, best first, without curves and system attributes.
+def best_trials(storage: Storage, study: str | int, n: int) -> list[FrozenTrial]:
+    """Return the `n` best completed trials of the study of that name or id, best first.
+
+    They are without curves and system attributes.
 
     Equal values keep the order of the trials' numbers; an infinite value is not ranked. Of several objectives the best
     are those on the Pareto front: no other trial is as good as one of them in all and better in one. The first
     objective gives their order.
     """
-    study = STUDIES.c.study_name == name
 
     def work(connection: Connection) -> list[FrozenTrial] | None:
-        of_study = sa.select(DIRECTIONS.c.direction).join(STUDIES).where(study).order_by(DIRECTIONS.c.objective)
+        of_study = sa.select(DIRECTIONS.c.direction).join(STUDIES).where(_is(study)).order_by(DIRECTIONS.c.objective)
         directions = connection.execute(of_study).scalars().all()
         if len(directions) == 1:
-            return _ranked(connection, study, directions[0], n)
-        return _front(connection, study, directions, n) if directions else None
+            return _ranked(connection, _is(study), directions[0], n)
+        return _front(connection, _is(study), directions, n) if directions else None
 
     best = consult(storage.engine, work)
     if best is None:
-        raise _unknown(storage, name)
+        raise _unknown(storage, study)
     return best
 
 
@@ -252,7 +259,13 @@ def _given(time: datetime.datetime | None) -> datetime.datetime:
     return time
 
 
-def _unknown(storage: Storage, name: str) -> UnknownStudyError:
+def _is(study: str | int) -> sa.ColumnElement[bool]:
+    return STUDIES.c.study_id == study if isinstance(study, int) else STUDIES.c.study_name == study
+
+
+def _unknown(storage: Storage, name: str | int) -> UnknownStudyError:
+    if isinstance(name, int):
+        return UnknownStudyError(f"{storage.shown}: the study was deleted by another process")
     names = study_names(storage)
     if not names:
         advice = "; it holds no study yet: start one with `hpo launch FILE`"

@@ -16,7 +16,7 @@ imports neither torch, Optuna nor NumPy.
 """
 
 from hpo.studyfile.cases import Case, Condition
-from hpo.studyfile.checking import AnyStudy, parse_any_study, parse_study
+from hpo.studyfile.checking import AnyStudy, name_problem, parse_any_study, parse_study
 from hpo.studyfile.models import (
     Config,
     DataSettings,
@@ -47,6 +47,7 @@ __all__ = [
     "Study",
     "TrainingSettings",
     "differing_keys",
+    "name_problem",
     "own_data",
     "parse_any_study",
     "parse_study",

@@ -20,7 +20,7 @@ from hpo.errors import nearest
 from hpo.studyfile.cases import Case, Condition, assembled, is_same, place_of, setting_of, split, written
 from hpo.studyfile.keys import SEARCHABLE, SECTIONS, for_all, names, open_tables, possible_values, unused_keys
 from hpo.studyfile.messages import Fault, dotted, faults_of, shown, study_file_error
-from hpo.studyfile.models import StudySettings
+from hpo.studyfile.models import Named, StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
 from hpo.studyfile.searched import (
@@ -68,6 +68,15 @@ def parse_any_study(tree: Mapping[str, Any], source: str, folder: FilePath = HER
     if isinstance(tree, Mapping) and OBJECTIVE in tree:
         return parse_objective_study(tree, source, folder)
     return parse_study(tree, source, folder)
+
+
+def name_problem(name: object) -> str | None:
+    """Return what is wrong with the name of a study, as a sentence without its subject; None for nothing."""
+    try:
+        Named.model_validate({"name": name})
+    except ValidationError as error:
+        return faults_of(error, Named, {"name": name})[("name",)].sentence
+    return None
 
 
 def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:

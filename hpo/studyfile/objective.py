@@ -7,7 +7,7 @@ function itself is not looked for here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -80,6 +80,10 @@ class ObjectiveStudy:
     @property
     def name(self) -> str:
         return self.settings.name
+
+    def named(self, name: str) -> ObjectiveStudy:
+        """Return the study under another name, which may be one that no file could give it."""
+        return replace(self, settings=self.settings.model_copy(update={"name": name}))
 
     @property
     def description(self) -> str:

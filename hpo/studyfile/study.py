@@ -7,7 +7,7 @@ files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
@@ -41,6 +41,10 @@ class Study:
     def name(self) -> str:
         """The name in the storage."""
         return self.first.name
+
+    def named(self, name: str) -> Study:
+        """Return the study under another name, which may be one that no file could give it."""
+        return replace(self, first=self.first.model_copy(update={"name": name}), plain={**self.plain, "name": name})
 
     @property
     def description(self) -> str:

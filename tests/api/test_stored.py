@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import closing
 from pathlib import Path
 
 import jsonschema
@@ -13,8 +14,8 @@ from tiny import tree
 
 import hpo
 from hpo.results.schemas import schema
-from hpo.search.events import EpochEnded, Event, PopulationStarted
-from hpo.storage import open_storage
+from hpo.search.events import EpochEnded, Event, PopulationStarted, WorkersSeen
+from hpo.storage import open_storage, rename_study, study_names
 
 RUNS = "sqlite:///runs.db"
 
@@ -144,6 +145,26 @@ def test_a_study_that_is_deleted_meanwhile_ends_its_launch() -> None:
     assert found.interrupted
     assert found.summary_lines() == ["tiny: deleted by another process"]
     assert found.next_lines() == []
+
+
+@pytest.mark.parametrize("workers", [None, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_study_that_is_renamed_meanwhile_is_searched_to_its_end(workers: int | None) -> None:
+    def on_event(event: Event) -> None:
+        with closing(open_storage(RUNS)) as storage:
+            if isinstance(event, PopulationStarted | WorkersSeen) and study_names(storage) == ["tiny"]:
+                rename_study(storage, 1, "renamed")
+
+    found = hpo.launch(tree(), storage=RUNS, device="cpu", workers=workers, progress=on_event)
+    assert (found.name, found.study.name, found.status.counts["complete"]) == ("renamed", "renamed", 6)
+    assert found.summary_lines()[0].startswith("renamed: finished, 6 completed")
+    assert found.next_lines()[0] == "next: hpo confirm renamed"
+    again = hpo.launch(tree(name="renamed"), storage=RUNS, device="cpu", progress="quiet")
+    assert len(again.trials()) == 6
+    hpo.launch(tree(), storage=RUNS, device="cpu", progress="quiet")  # another study of the old name
+    assert found.narrow().study.name == "renamed-2"
+    assert found.narrow().study.resolved()["search"]["start_from"] == ["renamed"]
+    exported = found.export()
+    assert (exported["study"], exported["config"]["name"]) == ("renamed", "renamed-best")
 
 
 def test_what_is_not_there() -> None:

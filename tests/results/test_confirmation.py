@@ -24,12 +24,13 @@ from hpo.results.confirmation import Confirmation, find_confirmation, of_study
 from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_rows, confirmation_text
 from hpo.results.confirming import CONFIRMS, confirming_study
 from hpo.results.copies import copy_line
+from hpo.results.export import export
 from hpo.results.progress import QuietProgress
-from hpo.results.verification import VERIFIED, verify
+from hpo.results.verification import verify
 from hpo.search import again
 from hpo.search.check import parameter_line
 from hpo.service.confirming import confirm
-from hpo.storage import Storage, StudyState, load_study, open_storage, set_state, study_names
+from hpo.storage import IDENTITY, Storage, StudyState, load_study, open_storage, rename_study, set_state, study_names
 from hpo.studyfile import Study, parse_study
 
 LR = {"lr": FloatDistribution(1e-3, 1.0, log=True)}
@@ -426,7 +427,8 @@ def test_a_copy_has_its_confirmations_and_goes_on_with_them(
     found = find_confirmation(copy, called)
     assert found is not None
     assert (found.original, found.ranked) == (called, before.ranked)
-    assert load_study(copy, called).user_attrs[VERIFIED]["study"] == called
+    assert export(copy, called)["verified"]["study"] == called
+    assert load_study(copy, called).user_attrs[IDENTITY] != load_study(storage, "tiny").user_attrs[IDENTITY]
     assert confirming_study(copy, called, 2, 2).name == f"{called}-confirm"
     assert study_names(copy) == [called, f"{called}-confirm"]
     copy.close()
@@ -445,3 +447,19 @@ def test_another_study_of_the_same_name_has_not_been_confirmed(storage: Storage)
     optuna.delete_study(study_name="tiny", storage=storage)
     searched(storage, small())
     assert find_confirmation(storage, "tiny") is None
+
+
+def test_a_renamed_study_is_confirmed_as_it_was_whoever_has_its_name_now(storage: Storage) -> None:
+    before = confirmed(storage, {0.1: [0.7, 0.8], MIDDLE: [0.6, 0.6]})
+    rename_study(storage, load_study(storage, "tiny")._study_id, "renamed")
+    searched(storage, small(), {0.5: 0.99})
+    found = find_confirmation(storage, "renamed")
+    assert found is not None
+    assert (found.original, found.ranked) == ("renamed", before.ranked)
+    assert find_confirmation(storage, "tiny") is None
+    assert confirming_study(storage, "renamed", 1, 2).name == "tiny-confirm"  # nothing is trained again
+    other = confirming_study(storage, "tiny", 1, 2)
+    assert other.name == "tiny-confirm-2"
+    assert [each["params"] for each in load_study(storage, other.name).user_attrs[CONFIRMS]["candidates"]] == [
+        {"lr": 0.5}, {"lr": pytest.approx(MIDDLE)}
+    ]  # fmt: skip

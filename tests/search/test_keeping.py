@@ -21,9 +21,9 @@ from hpo.search.keeping import WEIGHTS
 from hpo.search.run import CURVE
 from hpo.search.space import config_of
 from hpo.service.control import delete
-from hpo.storage import Storage, best_trials, load_study, open_storage
+from hpo.storage import Storage, best_trials, identity, load_study, open_storage, rename_study, study_names
 from hpo.storage.artifacts import artifact_folder
-from hpo.storage.kept import FILES, file_id, identity, kept_files
+from hpo.storage.kept import FILES, file_id, kept_files
 from hpo.studyfile import Study, parse_study
 from hpo.training.images import shape_of_images
 from hpo.training.weights import network_of, read
@@ -246,4 +246,21 @@ def test_a_copy_leaves_the_files_of_the_study_that_it_is_a_copy_of(storage: Stor
     check_kept(study, storage)
     assert len(files(storage)) == 3
     delete(storage, "tiny")
+    assert files(storage) == set()
+
+
+def test_a_renamed_study_goes_on_with_its_own_files(storage: Storage) -> None:
+    study = keeping("last", metric="val_loss")
+
+    def rename(event: Event) -> bool:
+        if isinstance(event, PopulationEnded) and study_names(storage) == ["tiny"]:
+            rename_study(storage, stored_study(storage)[0], "renamed")
+        return False
+
+    search(study, storage, stop_at=rename)
+    longer = keeping("last", trials=12, name="renamed", metric="val_loss")
+    search(longer, storage, extend=True)
+    check_kept(longer, storage)
+    assert len(files(storage)) == 3
+    delete(storage, "renamed")
     assert files(storage) == set()

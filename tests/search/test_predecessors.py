@@ -19,7 +19,7 @@ from hpo.search.history import History
 from hpo.search.launch import launch
 from hpo.search.predecessors import predecessors
 from hpo.search.space import distributions, identity
-from hpo.storage import Storage, load_study, open_storage
+from hpo.storage import Storage, load_study, open_storage, rename_study
 from hpo.studyfile import Study
 
 Started = Callable[[Study, Storage], LockStep]
@@ -115,6 +115,16 @@ def test_a_finite_space_is_not_tried_again(sampler: str, pruner: str, storage: S
     assert isinstance(events[-1], StudyEnded)
     assert events[-1].reason == "space exhausted"
     check_whole(trials_of(storage), 3)
+
+
+def test_a_renamed_one_is_known_whoever_has_its_name_now(storage: Storage) -> None:
+    search(study_of(), storage)
+    following = study_of(name="next", search={"start_from": ["tiny"]})
+    search(following, storage, stop_at=after_epochs(1))
+    rename_study(storage, load_study(storage, "tiny")._study_id, "renamed")
+    search(study_of(search={"seed": 9}), storage)
+    found = predecessors(following, load_study(storage, "next").user_attrs, storage)
+    assert (found.names, params(found.trials)) == (("renamed",), params(trials_of(storage, "renamed")))
 
 
 def test_with_repeats_a_finite_space_is_tried_again(storage: Storage) -> None:

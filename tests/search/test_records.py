@@ -19,7 +19,8 @@ from hpo.errors import DataError, HpoError, StudyFileError, UsageError
 from hpo.search.events import Note
 from hpo.search.history import History
 from hpo.search.launch import submit
-from hpo.storage import Storage, load_study
+from hpo.search.records import any_stored_study
+from hpo.storage import Storage, load_study, rename_study
 from hpo.studyfile import Study, parse_study
 
 NewStorage = Callable[[], Storage]
@@ -48,6 +49,18 @@ def test_a_new_study_is_kept_with_its_file_data_and_run(storage: Storage) -> Non
     assert all(isinstance(trial.user_attrs["seed"], int) for trial in stored.trials)
     assert len({trial.user_attrs["seed"] for trial in stored.trials}) == 6
     json.dumps([stored.user_attrs, [t.user_attrs for t in stored.trials]], allow_nan=False)
+
+
+def test_a_renamed_study_goes_on_and_is_extended_under_its_name(storage: Storage) -> None:
+    search(study_of(), storage, stop_at=after_epochs(1))
+    rename_study(storage, load_study(storage, "tiny")._study_id, "renamed")
+    search(study_of(name="renamed"), storage)
+    check_whole(trials_of(storage, "renamed"), 6)
+    search(study_of(name="renamed", search={"trials": 7}), storage, extend=True)
+    stored = load_study(storage, "renamed")
+    assert len(stored.trials) == 7
+    assert [change["changed"] for change in stored.user_attrs["hpo:changes"]] == [["search.trials: 6 -> 7"]]
+    assert any_stored_study(stored) == study_of(name="renamed", search={"trials": 7})
 
 
 @pytest.mark.parametrize(

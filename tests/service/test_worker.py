@@ -33,7 +33,9 @@ from hpo.storage import (
     StudyState,
     connections,
     heartbeats,
+    last_drawn,
     open_storage,
+    rename_study,
     running_trials,
     set_state,
     state_of,
@@ -188,6 +190,16 @@ def test_only_the_studies_that_are_named(storage: Storage) -> None:
     happened = work_here(storage, Duty(("c", "a"), "cpu", 1, until_idle=True))
     assert set(populations(happened)) == {"a", "c"}
     assert trials_of(storage, "b") == []
+
+
+def test_a_study_that_was_named_is_worked_on_whatever_it_is_called_by_then(storage: Storage) -> None:
+    study_id = put(storage, "a")
+    rename = at_first(PopulationStarted, "a", lambda: rename_study(storage, study_id, "renamed"))
+    happened = work_here(storage, Duty(("a",), "cpu", 1, until_idle=True), rename)
+    assert populations(happened) == ["a", "renamed"]
+    assert endings(happened) == [("renamed", "finished")]
+    check_whole(trials_of(storage, "renamed"), 6)
+    assert last_drawn(storage, study_id) is not None
 
 
 def test_a_study_that_nobody_knows_is_refused_before_anything_is_trained(storage: Storage) -> None:

@@ -9,8 +9,8 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from hpo.storage import Storage, load_study
-from hpo.storage.kept import FILES, file_attrs, file_id, forget_files, identity, kept_files
+from hpo.storage import Storage, identity, load_study
+from hpo.storage.kept import FILES, artifacts_of_others, file_attrs, file_id, forget_files, kept_files
 
 
 def study_with(storage: Storage, name: str, numbers: set[int]) -> int:
@@ -54,6 +54,17 @@ def test_those_that_are_forgotten_are_no_longer_named(storage: Storage, other: S
 
 
 def test_a_files_id_is_the_studys_and_the_trials_own() -> None:
-    ids = {file_id(identity(attrs, name), n) for attrs in ({}, {"hpo:identity": "a"}) for name in "xy" for n in (0, 1)}
+    own, numbers = [identity({"hpo:identity": each}, "x") for each in "ab"], (0, 1)
+    ids = {file_id(each, number) for each in [*own, identity({}, "x"), identity({}, "y")] for number in numbers}
     assert len(ids) == 8
-    assert file_id(identity({"hpo:identity": "a"}, "x"), 1) in ids
+    assert file_id(identity({"hpo:identity": "a"}, "renamed"), 1) in ids
+
+
+def test_which_artifacts_other_studies_have(storage: Storage) -> None:
+    one, other = study_with(storage, "one", {0, 1}), study_with(storage, "other", {3})
+    storage.set_study_system_attr(one, "artifacts:of-study", json.dumps({"artifact_id": "of-study"}))
+    storage.set_study_system_attr(one, f"dashboard:artifacts:{one}:old", json.dumps({"artifact_id": "old"}))
+    assert artifacts_of_others(storage, one) == {file_id("other", 3), "5f1e7f0a"}
+    assert artifacts_of_others(storage, other) == {
+        file_id("one", 0), file_id("one", 1), "5f1e7f0a", "of-study", "old"
+    }  # fmt: skip

@@ -15,11 +15,12 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import UnknownStudyError
-from hpo.storage import Ending, Storage, best_trials, load_study, study_names, summaries, summary
+from hpo.storage import Ending, Storage, best_trials, load_study, rename_study, study_names, summaries, summary
 
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
@@ -87,6 +88,20 @@ def test_names_come_oldest_first(storage: Storage) -> None:
     for name in ("mnist", "digits", "cifar"):
         storage.create_new_study([StudyDirection.MAXIMIZE], name)
     assert study_names(storage) == ["mnist", "digits", "cifar"]
+
+
+def test_a_study_is_renamed_unless_the_name_is_anothers(storage: Storage, study_id: int) -> None:
+    other = storage.create_new_study([MINIMIZE], "other")
+    with pytest.raises(DuplicatedStudyError):
+        rename_study(storage, other, "digits")
+    with pytest.raises(KeyError):
+        rename_study(storage, other + 1, "new")
+    rename_study(storage, study_id, "new")
+    rename_study(storage, study_id, "new")
+    assert study_names(storage) == ["new", "other"]
+    assert (summary(storage, "new"), summary(storage, study_id).name) == (summary(storage, study_id), "new")
+    with pytest.raises(UnknownStudyError, match="the study was deleted"):
+        best_trials(storage, other + 1, 1)
 
 
 def test_an_unknown_study_is_answered_with_the_nearest_name(storage: Storage, study_id: int) -> None:

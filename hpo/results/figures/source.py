@@ -72,21 +72,21 @@ class Source:
         return found if state == TrialState.FAIL else [trial for trial in found if is_scored(trial)]
 
 
-def read_source(storage: Storage, name: str, best: int = BEST, limit: int | None = None) -> Source:
-    """Read what the figures of the study of that name need. Raises HpoError where no trial has ended."""
-    study = summary(storage, name)
+def read_source(storage: Storage, which: str | int, best: int = BEST, limit: int | None = None) -> Source:
+    """Read what the figures of the study of that name or id need. Raises HpoError where no trial has ended."""
+    study = summary(storage, which)
     trials = storage.read(study.study_id, -1, (), Parts(curves=False, user_attrs=False, system_attrs=None))
     ended = [trial for trial in trials if trial.state.is_finished()]
     if not ended:
-        raise HpoError(f"study {name!r}: no finished trial yet; launch it to go on")
-    ranked = best_trials(storage, name, best)
+        raise HpoError(f"study {study.name!r}: no finished trial yet; launch it to go on")
+    ranked = best_trials(storage, study.study_id, best)
     ids = [trial._trial_id for trial in ranked]
     with_curves = storage.read(study.study_id, MOST_TRIALS, ids, Parts(user_attrs=False, system_attrs=CURVE))
     curves = {
         trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
     }
     conditional = conditional_of(study.user_attrs, [trial for trial in ended if trial.state == TrialState.COMPLETE])
-    return Source(name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional)
+    return Source(study.name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional)
 
 
 def _reported(trial: FrozenTrial) -> Curve:
