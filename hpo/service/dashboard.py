@@ -2,7 +2,8 @@
 
 It promises to listen before it says where, to say in one line why it cannot, to open no browser, and to end within
 seconds of Ctrl-C or SIGTERM whatever it was answering. An address that others can reach needs a password, unless the
-caller says that it shall not. Who may do what is decided in guard.py; this module knows the dashboard and the sockets.
+caller says that it shall not. Who may do what is decided in guard.py, how much at once in server.py; this module knows
+the dashboard and the socket.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any, NoReturn
 
 import bottle  # type: ignore[import-untyped]
 from waitress import wasyncore
-from waitress.server import create_server
 
 from hpo.errors import HpoError, UsageError
 from hpo.service.guard import Guard, Hosts, Login, host_name, is_loopback
 from hpo.service.pages import ARTIFACTS, application
+from hpo.service.server import LimitedServer
 from hpo.service.view import View
 from hpo.storage import Storage
 
@@ -35,7 +36,7 @@ GRACE_S = 1.0
 """What an answer that is being made has left when the server is to end."""
 LARGEST_UPLOAD = bottle.BaseRequest.MEMFILE_MAX + 1
 """Bytes of a request, as much as the dashboard itself takes (128 MB, or OPTUNA_DASHBOARD_MEMFILE_MAX)."""
-LARGEST_HEADER, LARGEST_WHEN_READ_ONLY = 32 * 1024, 64 * 1024
+LARGEST_WHEN_READ_ONLY = 64 * 1024
 
 
 def serve(
@@ -94,17 +95,8 @@ class Server:
             # Its warnings tell of every moment in which there is more to do than threads.
             logging.getLogger("waitress").setLevel(logging.ERROR)
             self._channels: dict[int, Any] = {}
-            self._server: Any = create_server(
-                guarded,
-                map=self._channels,
-                sockets=[listener],
-                threads=THREADS,
-                ident=None,
-                max_request_header_size=LARGEST_HEADER,
-                max_request_body_size=LARGEST_WHEN_READ_ONLY if read_only else LARGEST_UPLOAD,
-                asyncore_use_poll=True,  # select() fails beyond 1,024 open files
-                clear_untrusted_proxy_headers=True,
-            )
+            largest = LARGEST_WHEN_READ_ONLY if read_only else LARGEST_UPLOAD
+            self._server: Any = LimitedServer(guarded, listener, self._channels, threads=THREADS, largest_body=largest)
         except BaseException:
             listener.close()
             raise

@@ -44,15 +44,22 @@ SECURITY_HEADERS = [
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ]
 # A browser obeys this and the application's own policy, so each can only forbid more.
-PAGE_POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'"
+PAGE_POLICY = (
+    "script-src 'self' 'unsafe-eval'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'"
+)
 # A file that somebody uploaded is shown as a picture or saved. Opened by itself it is nobody's page and runs nothing.
 FILE_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
+
+
+Header = tuple[str, str]
+Answer = tuple[str, list[Header], bytes]
+"""A status line, headers, and a body."""
 
 
 class Refusal(Exception):
     """The answer to a request that does not go through: a status line, a sentence, and further headers."""
 
-    def __init__(self, status: str, sentence: str, *headers: tuple[str, str]) -> None:
+    def __init__(self, status: str, sentence: str, *headers: Header) -> None:
         self.status, self.headers = status, headers
         super().__init__(sentence)
 
@@ -103,7 +110,7 @@ class Login:
         # Client -> failures in a row, and when it may try again. In the order of the last failure.
         self._failures: dict[str, tuple[int, float]] = {}
 
-    def check(self, environ: WSGIEnvironment) -> list[tuple[str, str]]:
+    def check(self, environ: WSGIEnvironment) -> list[Header]:
         """Refuse who does not know the password; return the headers that the answer needs."""
         header = environ.get("HTTP_AUTHORIZATION")
         challenge = ("WWW-Authenticate", 'Basic realm="hpo", charset="UTF-8"')
@@ -165,26 +172,19 @@ class Guard:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
-        path = "/" + str(environ.get("PATH_INFO", "")).lstrip("/")
-        is_file = path.startswith(self._files) if self._files else False
-        added = [*SECURITY_HEADERS, ("Content-Security-Policy", FILE_POLICY if is_file else PAGE_POLICY)]
-        if is_file:
-            added.append(("Content-Disposition", "attachment"))  # pictures in a page are shown all the same
         try:
-            self._hosts.check(environ)
-            added += self._login.check(environ) if self._login else []
-            self._check_method(environ)
+            cookies = self._check(environ)
         except Refusal as refusal:
-            body = f"{refusal}\n".encode()
-            headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
-            start_response(refusal.status, [*headers, *refusal.headers, *added])
+            status, headers, body = self._refused(refusal, environ)
+            start_response(status, headers)
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+        added = [*self._added(environ), *cookies]
         replaced = {name.lower() for name, _ in added} - {"content-security-policy", "set-cookie"}
 
         # Where the application sends a browser to a page of its own, without scheme and host: a proxy has others.
         own = f"{environ['wsgi.url_scheme']}://{environ['HTTP_HOST']}"
 
-        def start(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable[[bytes], object]:
+        def start(status: str, headers: list[Header], exc_info: object = None) -> Callable[[bytes], object]:
             kept = [
                 (name, value.removeprefix(own) if name.lower() == "location" else value)
                 for name, value in headers
@@ -193,6 +193,35 @@ class Guard:
             return start_response(status, [*kept, *added], exc_info)  # type: ignore[arg-type]
 
         return self._app(environ, start)
+
+    def refusal(self, environ: WSGIEnvironment) -> Answer | None:
+        """Return the answer to a request that does not go through, before its body is there; None where it does."""
+        try:
+            self._check(environ)
+        except Refusal as refusal:
+            return self._refused(refusal, environ)
+        return None
+
+    def _check(self, environ: WSGIEnvironment) -> list[Header]:
+        """Refuse a request that does not go through; return the cookies that its answer brings."""
+        self._hosts.check(environ)
+        cookies = self._login.check(environ) if self._login else []
+        self._check_method(environ)
+        return cookies
+
+    def _added(self, environ: WSGIEnvironment) -> list[Header]:
+        """Return the headers of every answer to a request."""
+        path = "/" + str(environ.get("PATH_INFO", "")).lstrip("/")
+        if not path.startswith(self._files):
+            return [*SECURITY_HEADERS, ("Content-Security-Policy", PAGE_POLICY)]
+        # Pictures in a page are shown all the same.
+        attached = ("Content-Disposition", "attachment")
+        return [*SECURITY_HEADERS, ("Content-Security-Policy", FILE_POLICY), attached]
+
+    def _refused(self, refusal: Refusal, environ: WSGIEnvironment) -> Answer:
+        body = f"{refusal}\n".encode()
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        return refusal.status, [*headers, *refusal.headers, *self._added(environ)], body
 
     def _check_method(self, environ: WSGIEnvironment) -> None:
         method = environ["REQUEST_METHOD"]
