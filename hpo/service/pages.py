@@ -1,7 +1,7 @@
 """optuna-dashboard as a WSGI application that bears long studies: nothing before it, no server, no login.
 
 It is the package's own application but for three things: it reads long studies through a view that leaves curves out;
-its script draws no line where no curve was sent; and a file of an artifact that is not there is a 404. Where the
+its script draws no line where no curve was sent; and its routes take nothing but what they can answer. Where the
 installed script is not the one known here, it is served as it is.
 """
 
@@ -13,20 +13,22 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import bottle  # type: ignore[import-untyped]
 import optuna_dashboard
-from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpo.service.guard import READING
+from hpo.service.routes import Routes
 from hpo.service.view import View
 from hpo.storage.artifacts import ArtifactFolder
+from hpo.storage.kept import artifacts_of_others
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 ARTIFACTS, SCRIPT = "/artifacts/", "/static/bundle.js"
+OTHERS = "hpo.artifacts_of_others"
 CURVES = re.compile(  # of which trials the script draws the curve
     rb"(\w+)\.filter\((\w+)=>(!\w+&&\"Complete\"===\2\.state\|\|!\w+&&\"Pruned\"===\2\.state&&\2\.values&&\2\.values\.length>0"
     rb"\|\|\"Running\"===\2\.state)\)(,\w+=\w+\.map\(\2=>\{const \w+=\2\.constraints\.every)"
@@ -35,9 +37,12 @@ CURVES = re.compile(  # of which trials the script draws the curve
 
 def application(view: View, artifacts: Path) -> WSGIApplication:
     """Return Optuna's dashboard on this storage, with the artifacts of that folder, and nothing before it."""
-    app: WSGIApplication = optuna_dashboard.wsgi(view, artifact_store=_Artifacts(artifacts))
+    dashboard = optuna_dashboard.wsgi(view, artifact_store=_Artifacts(artifacts, view))
+    dashboard.install(Routes(view, dashboard))
+    app: WSGIApplication = dashboard
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # which its own code takes for granted
         if environ["REQUEST_METHOD"] not in READING:
             return app(environ, start_response)
         path = environ["PATH_INFO"]
@@ -81,9 +86,16 @@ def _send(script: bytes, environ: WSGIEnvironment, start_response: StartResponse
 
 
 class _Artifacts(ArtifactFolder):
-    def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Open a file; one that is noted in the study but not in the folder is a plain 404."""
-        try:
-            return super().open_reader(artifact_id)
-        except ArtifactNotFound as error:
-            raise bottle.HTTPError(404, "the file is not in the folder of artifacts") from error
+    """The folder as the dashboard has it: a study's request removes no file that another study names, too."""
+
+    def __init__(self, folder: Path, view: View) -> None:
+        super().__init__(folder)
+        self._view = view
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove a file, unless it is another study's as well."""
+        environ = bottle.request.environ
+        if OTHERS not in environ:
+            environ[OTHERS] = artifacts_of_others(self._view, bottle.request.url_args["study_id"])
+        if artifact_id not in environ[OTHERS]:
+            super().remove(artifact_id)

@@ -1,14 +1,17 @@
 """Where the files lie that belong to studies and trials: a folder beside the database file, or the user's own.
 
 The folder is made with the first file and not before; a file is written whole or not at all; removing one that is not
-there is no error, so that a study copied without its files can be deleted. What a file is to its study stands in
-Optuna's tables, as `optuna.artifacts` writes it: this module knows only names and bytes.
+there is no error, so that a study copied without its files can be deleted. Only plain files are artifacts: a link that
+somebody put in the place of one would show any file of this machine. What a file is to its study stands in Optuna's
+tables, as `optuna.artifacts` writes it: this module knows only names and bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,9 +39,22 @@ class ArtifactFolder(FileSystemArtifactStore):
         finally:
             self._get_filepath(part).unlink(missing_ok=True)
 
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open a file; raise ArtifactNotFound where there is none, or a link, a folder or a pipe in its place."""
+        try:
+            number = os.open(self._get_filepath(artifact_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+                raise
+            raise ArtifactNotFound("not found") from error
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise ArtifactNotFound("not a file")
+        return open(number, "rb")
+
     def remove(self, artifact_id: str) -> None:
-        """Remove a file; it is fine where there is none."""
-        with contextlib.suppress(ArtifactNotFound):
+        """Remove a file, or a link in its place; it is fine where there is none, and a folder stays."""
+        with contextlib.suppress(ArtifactNotFound, IsADirectoryError):
             super().remove(artifact_id)
 
 
