@@ -226,3 +226,70 @@ def test_an_artifact_is_saved_and_not_opened(
         page.evaluate("path => { location.href = path }", f"/artifacts/{study._study_id}/{artifact}")
     assert Path(download.value.path()).read_text().startswith("<script>")
     assert complaints == []
+
+
+SCRIPT = "window.ran = 1"
+EVIL = f"<img src=x onerror='{SCRIPT}'><script>{SCRIPT}</script><svg onload='{SCRIPT}'></svg>"
+EVIL_FILES = {
+    "page.html": f"<script>{SCRIPT}; top.ran = 1; fetch('/api/studies/1', {{method: 'DELETE'}})</script>",
+    "picture.svg": f"<svg xmlns='http://www.w3.org/2000/svg' onload='{SCRIPT}'><script>top.ran = 1</script></svg>",
+    "code.js": f"{SCRIPT}; top.ran = 1",
+    f"{EVIL.replace('/', '')}.csv": f"{EVIL},=1+1\n1,2\n",
+    f"{EVIL.replace('/', '')}.png": "no picture",
+}
+
+
+def evil_study(storage: Storage, tmp_path: Path) -> tuple[optuna.Study, list[str]]:
+    """A study with script wherever its page shows something of it, and the paths of its artifacts."""
+    study = optuna.create_study(storage=storage, study_name=f"digits{EVIL}", directions=["maximize"])
+    study.set_user_attr(EVIL, EVIL)
+    storage.set_study_system_attr(study._study_id, "study:metric_names", [EVIL])
+    for number in range(12):
+        trial = study.ask()
+        trial.suggest_float(EVIL, 0, 1)
+        trial.suggest_categorical(f"choice {EVIL}", [EVIL, f"other {EVIL}"])
+        trial.set_user_attr(EVIL, EVIL)
+        trial.report(0.5, number)
+        study.tell(trial, number)
+    last = study.ask()
+    last.suggest_categorical(f"choice {EVIL}", [EVIL, f"other {EVIL}"])
+    store, found = ArtifactFolder(tmp_path / "artifacts"), []
+    for name, text in EVIL_FILES.items():
+        (tmp_path / name).write_text(text)
+        for each in (study, last):
+            made = upload_artifact(artifact_store=store, file_path=str(tmp_path / name), study_or_trial=each)
+            found.append(f"/artifacts/{study._study_id}/{f'{last._trial_id}/' if each is last else ''}{made}")
+    note = [EVIL, f"[a link](javascript:{SCRIPT})", f"<a href='javascript:{SCRIPT}'>another</a>", "the end of the note"]
+    note += [f"<iframe srcdoc='<script>parent.{SCRIPT.removeprefix('window.')}</script>'></iframe>"]
+    for path in found:
+        note += [f"<iframe src='{path}'></iframe><script src='{path}'></script><object data='{path}'></object>"]
+    note += [f"$\\href{{javascript:{SCRIPT}}}{{x}}$", "<base href='//evil.example/'><style>*{ }</style>"]
+    for each in (study, last):
+        save_note(each, "\n\n".join(note))
+    return study, found
+
+
+@pytest.mark.slow
+def test_script_in_whatever_is_shown_does_not_run(page: Any, served: Serve, storage: Storage, tmp_path: Path) -> None:
+    study, files = evil_study(storage, tmp_path)
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    at = f"dashboard/studies/{study._study_id}"
+    url = served()
+
+    def nothing_ran() -> None:
+        page.evaluate("[...document.links].forEach(each => { if (each.protocol === 'javascript:') each.click() })")
+        assert all(frame.evaluate("window.ran") is None for frame in page.frames)
+
+    shown = {"dashboard": "digits<img", at: "digits<img", f"{at}/note": "end of the note"}
+    shown |= {f"{at}/analytics": "digits<img", f"{at}/trialTable": "digits<img", f"{at}/trials?numbers=12": "page.html"}
+    for place, text in shown.items():
+        page.goto(f"{url}{place}")
+        page.get_by_text(text).first.wait_for()
+        page.wait_for_load_state("networkidle")
+        nothing_ran()
+    for path in files:
+        with page.expect_download() as download:
+            page.evaluate("path => { location.href = path }", path)
+        assert Path(download.value.path()).read_text() in EVIL_FILES.values()
+        nothing_ran()
+    assert study_names(storage) == [study.study_name]
