@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -100,7 +101,12 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 @needs_chromium
 def test_each_figure_is_an_image(storage: Storage, stored: Callable[..., optuna.Study], tmp_path: Path) -> None:
     stored(trials())
-    paths = plot(storage, "digits", tmp_path, ["curves", "history"], form="png")
+
+    async def cell() -> list[Path]:
+        """What a notebook's cell does: an event loop runs while it is executed."""
+        return plot(storage, "digits", tmp_path, ["curves", "history"], form="png")
+
+    paths = asyncio.run(cell())
     assert [path.name for path in paths] == ["digits-curves.png", "digits-history.png"]
     sizes = []
     for path in paths:

@@ -1,12 +1,14 @@
 """Figures as PNG, drawn by an installed Chrome or Chromium: nothing is downloaded, and no page but the figure opened.
 
 The browser is started once for all figures and is gone at the end. It is the first on PATH, or what BROWSER_PATH names.
+It is talked to in a thread of its own: a notebook and an asynchronous program have an event loop that runs already.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import plotly.graph_objects as go
 from kaleido import Kaleido
@@ -23,7 +25,8 @@ FIGURE_S = 60.0
 def pngs(figures: Iterable[go.Figure]) -> list[bytes]:
     """Return each figure as the bytes of a PNG. Raises HpoError where no browser is there, or where it fails."""
     try:
-        return asyncio.run(_drawn(list(figures)))
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: asyncio.run(_drawn(list(figures)))).result()
     except ChromeNotFoundError as error:
         raise HpoError(
             "PNG: needs Chrome or Chromium, and none is there: `apt install chromium`, or `plotly_get_chrome`; "
