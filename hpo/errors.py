@@ -67,11 +67,15 @@ class StudyClosedError(HpoError):
 
 
 class TrainingError(HpoError):
-    """Training raised the same in one population after another: `raised` says what, and how often."""
+    """Training raised the same in one population after another: `raised` says what, and how often.
 
-    def __init__(self, study: str, raised: str) -> None:
+    `left` says whether the study has trials that have not failed.
+    """
+
+    def __init__(self, study: str, raised: str, left: bool) -> None:
         self.raised = raised
-        super().__init__(f"study '{study}': {raised}; what has not failed waits: launch again to go on")
+        waits, none = "what has not failed waits: launch again to go on", "mend that, and launch under another --name"
+        super().__init__(f"study '{study}': {raised}; {waits if left else none}")
 
 
 class InterruptionError(HpoError):

@@ -169,6 +169,11 @@ class Search(ABC):
         return self.study.search.trials - self.history.count
 
     @property
+    def _left(self) -> bool:
+        """Whether there is anything left to train, here or elsewhere."""
+        return self._missing > 0 or bool(self.history.unfinished)
+
+    @property
     def _limit(self) -> Reason | None:
         """Which of the study's own limits has been reached."""
         search = self.study.search
@@ -245,7 +250,7 @@ class Search(ABC):
         """
         if self._in_a_row(raised):
             often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({said})"
-            raise TrainingError(self.study.name, often)
+            raise TrainingError(self.study.name, often, self._left)
 
     def _in_a_row(self, raised: str | None) -> bool:
         """Take note of what training raised, or of none; return whether it was the same again and again."""

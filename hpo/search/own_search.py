@@ -138,7 +138,7 @@ class OwnSearch(Search):
                 if failure.details:
                     self.on_event(Note(failure.details.rstrip(), "warning"))
                 often = f"{self.study.objective} failed alike in {RAISES_IN_A_ROW} trials in a row ({failure.reason})"
-                raise TrainingError(self.study.name, often)
+                raise TrainingError(self.study.name, often, self._left)
 
     def _train_one(self, number: int) -> _Failure | None:
         """Hand a trial to the function, and end it or send it back; return how it failed."""
@@ -193,11 +193,11 @@ class OwnSearch(Search):
                 set_state(self.storage, self._study_id, StudyState.STOPPED, "the objective called study.stop()")
         try:
             told, values, problem = _tell_with_warning(study, trial, value, state, suppress_warning=True)
-        except (TypeError, ValueError) as error:  # Optuna stumbles over a text that is a number
+        except Exception as error:  # noqa: BLE001 - what is returned may be anything: a text, a tensor of many numbers
             told, values, problem = TrialState.FAIL, None, str(error)
         if problem is None:
             return _Outcome(told, tuple(values or ()))
-        same = None if isinstance(value, float) and math.isnan(value) else problem
+        same = None if _is_nan(value) else problem
         return _Outcome(told, (), _Failure(f"returned no value: {problem.rstrip('.')}", same, again=False))
 
     def _end_one(self, number: int, outcome: _Outcome) -> TrialState | None:
@@ -254,6 +254,14 @@ class OwnSearch(Search):
         if not self.storage.keep(trial_id, params=params, user_attrs=user_attrs, system_attrs=system_attrs):
             self._given_away({trial_id})
             raise Leave("lost")
+
+
+def _is_nan(returned: Any) -> bool:
+    """Whether numbers were returned, of any type that is one, and one of them is NaN."""
+    try:
+        return any([math.isnan(each) for each in (returned if isinstance(returned, Sequence) else [returned])])
+    except Exception:  # noqa: BLE001 - then it is not numbers, which is said in Optuna's words
+        return False
 
 
 def _failed(reason: str, kind: str | None = None, details: str = "") -> _Outcome:

@@ -94,6 +94,8 @@ ENDINGS = {
     ),
     "return (1.5,)": (TrialState.COMPLETE, 1.5, None),
     "return '2.5'": (TrialState.FAIL, None, "returned no value: "),
+    "return 10**400": (TrialState.FAIL, None, "returned no value: int too large"),
+    "import torch; return torch.tensor([1.0, 2.0])": (TrialState.FAIL, None, "returned no value: "),
     "return 3": (TrialState.COMPLETE, 3.0, None),
     "raise ValueError('of a kind')": (
         TrialState.FAIL,
@@ -165,15 +167,35 @@ def test_three_failures_of_one_kind_in_a_row_end_the_search_with_the_users_own_l
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("trials", "advice"), [(4, "launch again to go on"), (3, "mend that, and launch under another")]
+)
+def test_a_launch_is_advised_where_it_would_train_something(
+    trials: int, advice: str, tmp_path: Path, storage: Storage
+) -> None:
+    study = objective_study(tmp_path, FAILS.format(line="raise ValueError('bad')"), trials=trials)
+    with pytest.raises(TrainingError, match=advice):
+        launched(study, storage)
+
+
+NAN = {  # says nothing of the code
+    "float('nan')": "minimize",
+    "__import__('numpy').float32('nan')": "minimize",
+    "__import__('torch').tensor(float('nan'))": "minimize",
+    "(1.0, float('nan'))": ["minimize", "minimize"],
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "direction"),
     [
-        "raise [ValueError, KeyError][number % 2]('bad')",  # of two kinds, in turn
-        "return float('nan')",  # says nothing of the code
-        "return number / 0 if number % 3 else 1.0",  # never three in a row
+        ("raise [ValueError, KeyError][number % 2]('bad')", "minimize"),  # of two kinds, in turn
+        ("return number / 0 if number % 3 else 1.0", "minimize"),  # never three in a row
+        *((f"return {value}", direction) for value, direction in NAN.items()),
     ],
 )
-def test_other_failures_do_not_end_it(line: str, tmp_path: Path, storage: Storage) -> None:
-    events = launched(objective_study(tmp_path, FAILS.format(line=line), trials=7), storage)
+def test_other_failures_do_not_end_it(line: str, direction: Any, tmp_path: Path, storage: Storage) -> None:
+    study = objective_study(tmp_path, FAILS.format(line=line), trials=7, direction=direction)
+    events = launched(study, storage)
     assert (ended(events).reason, ended(events).completed + ended(events).failed) == ("finished", 7)
     assert ended(events).failed
 
