@@ -26,7 +26,7 @@ class Result(Generic[Found]):
         return self.text
 
     def to_json(self) -> dict[str, Any]:
-        """Return every number as a tree of dictionaries and lists; None where there is none."""
+        """Return every number as a tree of dictionaries and lists; None where there is none, "NaN" where it is NaN."""
         tree: dict[str, Any] = json.loads(self.json_text)
         return tree
 

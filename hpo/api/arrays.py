@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def curve_of(values: Mapping[str, Sequence[float | None]]) -> dict[str, NDArray[np.float64]]:
-    """Return a trial's curve, metric -> [epochs]; NaN where a value was not finite."""
+def curve_of(values: Mapping[str, Sequence[float]]) -> dict[str, NDArray[np.float64]]:
+    """Return a trial's curve, metric -> [epochs]."""
     return {metric: np.array(each, dtype=np.float64) for metric, each in values.items()}
 
 

@@ -36,12 +36,12 @@ class Comparison:
     @property
     def json_text(self) -> str:
         """What `hpo compare --json` prints."""
-        from hpo.results.comparison import json_text
+        from hpo.results.comparison import comparison_text
 
-        return json_text(self.rows)
+        return comparison_text(self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all numbers as a tree of dictionaries and lists; None where there is none."""
+        """Return all numbers as a tree of dictionaries and lists; None where there is none, "NaN" where one is NaN."""
         tree: dict[str, Any] = json.loads(self.json_text)
         return tree
 

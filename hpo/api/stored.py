@@ -177,8 +177,7 @@ class StoredStudy(StudyView):
         NAME-test, holds the result and the weights, for `hpo.predict`. Raises HpoError, before the test set is opened,
         for whatever would keep it from a result, and InterruptionError when stopped.
         """
-        from json import dumps
-
+        from hpo.as_json import json_text
         from hpo.results.sealed import Wanted, look
         from hpo.results.sealed_result import lines
 
@@ -186,7 +185,7 @@ class StoredStudy(StudyView):
         with stopping(stop) as asked:
             result, filled = look(self._storage, self.name, wanted, asked, say)
         text = "\n".join(lines(result, filled))
-        return Result(Tested(result, filled), text, dumps(result, ensure_ascii=False, allow_nan=False))
+        return Result(Tested(result, filled), text, json_text(result))
 
     def pause(self) -> str:
         """Let nobody train it; what runs ends at its next epoch and goes back to the queue. Return a line that says so.

@@ -128,7 +128,7 @@ class StudyView:
         return stacked([trial.curve for trial in self.trials()])
 
     def export(self, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
-        """Return the best trial as the object that `hpo export` writes, `hpo.best/2`.
+        """Return the best trial as the object that `hpo export` writes, `hpo.best/2`, fit for JSON.
 
         `config` in it is a study of that trial alone, and `hpo.replay` repeats the trial from the object's file. With
         `confirmed` it is the winner of the confirmation, with its numbers, with `trial` the completed trial of that

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ def shown(as_json: bool, once: bool = False) -> Iterator[Callable[[Status], None
     """Give what shows a status on stdout: on a terminal in the place of the one before, unless it is shown `once`."""
     console = Console(file=own())
     if as_json:
-        yield lambda status: say(json.dumps(status.to_json(), allow_nan=False))
+        yield lambda status: say(status.json_text)
     elif once or not console.is_terminal:
         yield lambda status: say(status.text())
     else:

@@ -8,8 +8,6 @@ nothing of storages.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,8 +15,10 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from hpo.as_json import json_text
 from hpo.results.groups import Group, facets
-from hpo.results.overview import by_word, states_line, table
+from hpo.results.overview import table
+from hpo.results.states import by_word, states_line
 from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
 
 SHARE_OF_BEST = 0.95
@@ -86,9 +86,9 @@ def text(rows: Sequence[Row]) -> str:
     return "\n".join([table([HEADING, *map(_cells, rows)]), *legend, *_notes(rows)])
 
 
-def json_text(rows: Sequence[Row]) -> str:
-    """Return all numbers, unrounded, as a JSON object; null where there is none."""
-    return json.dumps({"groups": [_tree(row) for row in rows]}, indent=2, ensure_ascii=False, allow_nan=False)
+def comparison_text(rows: Sequence[Row]) -> str:
+    """Return all numbers, unrounded, as a JSON object; null where there is none (see `as_json`)."""
+    return json_text({"groups": [_tree(row) for row in rows]}, indent=2)
 
 
 def summarize(group: Group) -> Summary | None:
@@ -219,11 +219,10 @@ def _test(found: Paired) -> dict[str, Any]:
 
 def _estimate(found: Estimate) -> dict[str, float | None]:
     interval = found.interval
-    tree = {
+    return {
         "mean": found.mean,
         "sd": found.sd,
         "n": found.n,
         "low": None if interval is None else interval.low,
         "high": None if interval is None else interval.high,
     }
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in tree.items()}

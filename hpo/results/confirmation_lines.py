@@ -5,10 +5,10 @@ The sentences say plainly when the search was lucky, when tuning did not help, a
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
+from hpo.as_json import json_text
 from hpo.results.confirmation import Confirmation, Confirmed, Difference
 from hpo.results.overview import table
 from hpo.results.ranking import METRIC_LABELS, params_line
@@ -96,7 +96,7 @@ def confirmation_text(found: Confirmation) -> str:
         "winner": confirmation_record(found) if found.left == 0 else None,
         "configurations": configurations,
     }
-    return json.dumps(whole, allow_nan=False)
+    return json_text(whole)
 
 
 def _row(found: Confirmation, each: Confirmed) -> tuple[str, ...]:

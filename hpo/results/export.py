@@ -9,7 +9,6 @@ no one best trial: all that are on the Pareto front, each such an object, are in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +16,15 @@ import optuna
 import tomli_w
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import HpoError
+from hpo.as_json import json_text, worded
+from hpo.errors import HpoError, UsageError
 from hpo.results.confirmation import Confirmation, find_confirmation
 from hpo.results.confirmation_lines import confirmation_record
 from hpo.results.lookup import metrics_of
 from hpo.results.naming import followed
 from hpo.results.objective_export import objective_record
-from hpo.results.overview import STATES, by_word
 from hpo.results.ranking import score, values_of
+from hpo.results.states import STATES, by_word
 from hpo.results.verification import certificate_of
 from hpo.results.versions import made
 from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, precision_of
@@ -33,6 +33,8 @@ from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summ
 from hpo.storage.studies import most_best
 from hpo.studyfile import ObjectiveStudy, Study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
+from hpo.studyfile.messages import dotted
+from hpo.studyfile.trees import Path
 
 VERSION = 2
 SCHEMA = f"hpo.best/{VERSION}"
@@ -52,14 +54,20 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
         if confirmation is None:
             raise HpoError(f"study {name!r}: has not been confirmed; `hpo confirm` does that")
         winner = _trial(storage, found, confirmation.winner.candidate.trial or 0)
-        return _record(storage, found, winner, confirmation)
+        return _written(_record(storage, found, winner, confirmation))
     if trial is not None:
-        return _record(storage, found, completed_trial(storage, name, trial))
+        return _written(_record(storage, found, completed_trial(storage, name, trial)))
     best = best_trials(storage, found._study_id, most_best(found.directions))
     if not best:
         raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
     records = [_record(storage, found, storage.get_trial(each._trial_id)) for each in best]
-    return records[0] if len(found.directions) == 1 else _front(storage, found, records)
+    return _written(records[0] if len(found.directions) == 1 else _front(storage, found, records))
+
+
+def _written(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record as it is written, in whichever form: see `as_json`."""
+    written: dict[str, Any] = worded(record)
+    return written
 
 
 def _front(storage: Storage, found: optuna.Study, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -164,15 +172,21 @@ def export_text(
     exported = export(storage, name, confirmed, trial)
     if form == "toml":
         return tomli_w.dumps(_without_nulls(exported))
-    return json.dumps(exported, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(exported, indent=2) + "\n"
 
 
 def _trial(storage: Storage, found: optuna.Study, number: int) -> FrozenTrial:
     return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(found._study_id, number))
 
 
-def _without_nulls(value: Any) -> Any:
-    """TOML has no null: what is not there is left out."""
+def _without_nulls(value: Any, place: Path = ()) -> Any:
+    """TOML has no null: what an export has not got is left out; a null among the user's own values is refused."""
+    if value is None:
+        raise UsageError(f"--format toml: {dotted(place)} is null, which TOML has no way to write; use json")
     if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+        own = "params" in place or "user_attrs" in place
+        kept = {key: each for key, each in value.items() if own or each is not None}
+        return {key: _without_nulls(each, (*place, key)) for key, each in kept.items()}
+    if isinstance(value, list):
+        return [_without_nulls(each, (*place, index)) for index, each in enumerate(value)]
+    return value

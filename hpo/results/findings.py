@@ -5,11 +5,11 @@ Whatever it quotes, a finding is one line. Knows nothing of what is checked.
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hpo.as_json import json_line
 from hpo.errors import HpoError
 from hpo.storage import mask
 
@@ -40,7 +40,7 @@ class Finding:
 
     def json_line(self) -> str:
         """Return the finding as a JSON object."""
-        return json.dumps(
+        return json_line(
             {"check": self.check, "verdict": self.verdict, "found": self.found, "advice": self.advice or None}
         )
 

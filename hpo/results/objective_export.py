@@ -7,15 +7,14 @@ objective.schema.json beside this module describes it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
 from hpo.results.lookup import metrics_of
-from hpo.results.overview import by_word
 from hpo.results.ranking import score, values_of
+from hpo.results.states import by_word
 from hpo.results.versions import made
 from hpo.search.records import CODE, kept
 from hpo.storage import Storage, summary
@@ -46,7 +45,6 @@ def objective_record(storage: Storage, study: ObjectiveStudy, found: optuna.Stud
 
 
 def reported(trial: FrozenTrial) -> dict[str, list[Any]]:
-    """Return what a trial reported: its steps, and the value at each; None for one that is not finite."""
+    """Return what a trial reported: its steps, and the value at each."""
     steps = sorted(trial.intermediate_values)
-    values = [trial.intermediate_values[step] for step in steps]
-    return {"step": steps, "value": [value if math.isfinite(value) else None for value in values]} if steps else {}
+    return {"step": steps, "value": [trial.intermediate_values[step] for step in steps]} if steps else {}

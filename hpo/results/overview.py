@@ -9,22 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.trial import TrialState
 from rich.cells import cell_len
 
 from hpo.data import Listing
 from hpo.results.lookup import metrics_of, objective_of
 from hpo.results.ranking import METRIC_LABELS, score_text
+from hpo.results.states import states_line
 from hpo.search.records import DATA
 from hpo.storage import Storage, StudySummary, summaries
-
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
 
 
 def studies_table(storage: Storage) -> str:
@@ -44,16 +36,6 @@ def datasets_table(listings: Sequence[Listing]) -> str:
         images = "-" if listing.train_images is None else f"{listing.train_images:,}"
         rows.append((listing.name, place, listing.kind, images, listing.note))
     return table(rows)
-
-
-def by_word(states: Mapping[TrialState, int]) -> dict[str, int]:
-    """Return how many trials are in each state, every state named."""
-    return {word: states.get(state, 0) for state, word in STATES.items()}
-
-
-def states_line(states: Mapping[TrialState, int]) -> str:
-    """Return `62 complete, 2 pruned`: the states that occur."""
-    return ", ".join(f"{count} {word}" for word, count in by_word(states).items() if count) or "none"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

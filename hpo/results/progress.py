@@ -13,20 +13,19 @@ Text that a user wrote is never read as rich markup.
 
 from __future__ import annotations
 
-import json
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from hpo import stdout
+from hpo.as_json import json_line
 from hpo.search.events import (
     EpochEnded,
     Event,
@@ -121,8 +120,7 @@ class JsonProgress(QuietProgress):
         if self.reader_left:
             return
         try:
-            line = json.dumps(finite(event.to_json()), allow_nan=False)
-            print(line, file=self.stream or stdout.own(), flush=True)
+            print(json_line(event.to_json()), file=self.stream or stdout.own(), flush=True)
         except BrokenPipeError:
             self.reader_left = True
             self.stop.set()  # nobody reads: end as on an interruption, so that finished trials are kept
@@ -241,7 +239,7 @@ class LiveProgress(PlainProgress):
                 text = f"{at}, {self.members} members"
                 self.bars.reset(self.population, total=event.epochs, completed=0, text=text)
             case EpochEnded(epochs=None):
-                value = "not finite" if event.best is None else f"{event.best:.4f}"
+                value = "-" if event.best is None else f"{event.best:.4f}"
                 self.bars.update(self.population, text=f"step {event.epoch}: {value}")
             case EpochEnded():
                 text = f"epoch {event.epoch} of {event.epochs}, {event.left} of {self.members} members left"
@@ -285,13 +283,6 @@ class LiveProgress(PlainProgress):
 def progress_on(console: Console) -> PlainProgress:
     """Return the display that suits the console."""
     return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
-
-
-def finite(event: dict[str, Any]) -> dict[str, Any]:
-    """Return an event's record fit for JSON, which has no NaN and no infinity: what diverged has no number."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in event.items()
-    }
 
 
 def opening(event: StudyStarted) -> str:

@@ -5,15 +5,15 @@ The export says which images, which settings and which seed; the result says how
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from hpo.as_json import json_text, number
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, UsageError
 from hpo.results.export import VERSION
@@ -33,11 +33,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
+Number = Annotated[float, AllowInfNan(True), BeforeValidator(number)]
+
+
 class _Confirmed(_Part):
     """What is read of the numbers of a confirmation."""
 
     seeds: list[Natural] = Field(min_length=1)
-    scores: list[float]
+    scores: list[Number]
 
 
 class _Code(_Part):
@@ -52,11 +55,11 @@ class _Exported(_Part):
 
     config: dict[str, Any]
     seed: Natural
-    value: float
+    value: Number
     precision: Literal["float32", "bfloat16", "float64"]
     data: dict[str, Any]
     code: _Code | None = None
-    curve: dict[str, list[float]] = {}
+    curve: dict[str, list[Number]] = {}
 
 
 AnyPart = TypeVar("AnyPart", bound=_Part)
@@ -133,7 +136,7 @@ def replay_text(found: Replay) -> str:
             for run in found.runs
         ],
     }
-    return json.dumps(record, allow_nan=False)
+    return json_text(record)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from hpo.results.confirmation_lines import CONFIRMATION_HEADING, conclusions, co
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source
 from hpo.results.naming import file_stem
-from hpo.results.overview import states_line
 from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
 from hpo.results.sealed_result import look_lines
+from hpo.results.states import states_line
 from hpo.results.verification import certificate_of, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line

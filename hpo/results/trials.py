@@ -8,18 +8,18 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from hpo.as_json import json_text, worded
 from hpo.errors import HpoError
 from hpo.results.export import params_of
 from hpo.results.lookup import metrics_of
 from hpo.results.objective_export import reported
-from hpo.results.overview import STATES
 from hpo.results.ranking import score, values_of
+from hpo.results.states import STATES
 from hpo.search.records import CURVE, RUN, any_stored_study, precision_of
 from hpo.search.space import is_whole
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study, summary
@@ -76,13 +76,13 @@ def _record(study: AnyStudy, metrics: Sequence[str], run: str, trial: FrozenTria
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield each record as a line of JSON; a value that is not finite is null."""
+    """Yield each record as a line of JSON."""
     for record in records:
-        yield json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        yield json_text(record) + "\n"
 
 
 def comma_separated(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield a heading and a row a record, without the curves; a list is its JSON.
+    """Yield a heading and a row a record, without the curves; a list, a word such as true and a null are JSON.
 
     Several metrics have a column each; a parameter that is called like another column is `params.epochs`.
     """
@@ -95,9 +95,13 @@ def comma_separated(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     writer.writerow([*FIRST, *metrics, *(f"params.{name}" if name in taken else name for name in names)])
     for row in rows:
         scores = [row["values"].get(metric) for metric in metrics]
-        cells = [*(row[column] for column in FIRST), *scores, *(row["params"].get(name) for name in names)]
-        writer.writerow([json.dumps(cell) if isinstance(cell, list | bool) else cell for cell in cells])
+        params = [_cell(row["params"][name]) if name in row["params"] else "" for name in names]
+        writer.writerow([*(worded(row[column]) for column in FIRST), *map(worded, scores), *params])
     yield text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return json_text(value) if value is None or isinstance(value, list | bool) else worded(value)
 
 
 def _utc(time: datetime.datetime | None) -> str | None:
@@ -105,11 +109,3 @@ def _utc(time: datetime.datetime | None) -> str | None:
     if time is None:
         return None
     return time.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value

@@ -6,7 +6,6 @@ judges nothing.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.as_json import json_text
 from hpo.errors import HpoError
 from hpo.results.ranking import METRIC_LABELS, score
 from hpo.results.repeating import Repeated, Stored, repeat
@@ -67,7 +67,7 @@ def certificate_of(user_attrs: Mapping[str, Any], name: str) -> Certificate | No
 
 def certificate_text(certificate: Certificate) -> str:
     """Return the certificate as a JSON object."""
-    return json.dumps(certificate, allow_nan=False)
+    return json_text(certificate)
 
 
 def verified_lines(certificate: Certificate) -> list[str]:

@@ -154,7 +154,7 @@ class OwnSearch(Search):
                 completed=states.count(TrialState.COMPLETE),
                 pruned=states.count(TrialState.PRUNED),
                 failed=states.count(TrialState.FAIL),
-                best=value if value is not None and math.isfinite(value) and ended == TrialState.COMPLETE else None,
+                best=value if ended == TrialState.COMPLETE else None,
                 seconds=time.perf_counter() - start,
             )
         )
@@ -238,7 +238,7 @@ class OwnSearch(Search):
     def _report(self, number: int, step: int, value: float) -> None:
         if number not in self._running or self.report(step, {number: value}):
             raise Leave("lost")
-        self.on_event(EpochEnded(step, None, 1, value if math.isfinite(value) else None))
+        self.on_event(EpochEnded(step, None, 1, value))
 
     def _keep(
         self,

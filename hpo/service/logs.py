@@ -7,14 +7,14 @@ has what became of them, and metrics count them.
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import IO, Any
 
+from hpo.as_json import json_line
 from hpo.results.overview import printable
-from hpo.results.progress import failure, finite, left_out, opening, outcome
+from hpo.results.progress import failure, left_out, opening, outcome
 from hpo.search.events import (
     Event,
     Note,
@@ -95,8 +95,8 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower(), "worker": self.worker}
         event = getattr(record, "hpo_event", None)
         if event is not None:
-            line |= {"study": getattr(record, "hpo_study", ""), **finite(event.to_json())}
-        return json.dumps({**line, "message": " ".join(record.getMessage().split())}, allow_nan=False)
+            line |= {"study": getattr(record, "hpo_study", ""), **event.to_json()}
+        return json_line({**line, "message": " ".join(record.getMessage().split())})
 
 
 FORMATTERS: dict[str, Callable[[str], logging.Formatter]] = {"text": TextFormatter, "json": JsonFormatter}

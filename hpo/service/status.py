@@ -12,9 +12,11 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from hpo.as_json import json_text, worded
 from hpo.errors import StorageError
-from hpo.results.overview import by_word, printable, table
+from hpo.results.overview import printable, table
 from hpo.results.progress import duration, pace
+from hpo.results.states import by_word
 from hpo.search.records import STUDY, not_of_hpo, wanted
 from hpo.storage import (
     PRIORITY,
@@ -87,7 +89,13 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as a JSON object."""
-        return asdict(self)
+        written: dict[str, Any] = worded(asdict(self))
+        return written
+
+    @property
+    def json_text(self) -> str:
+        """What `hpo status --json` prints."""
+        return json_text(self.to_json())
 
     def text(self, most_lines: int | None = None) -> str:
         """Return two tables, one below the other; where they take more lines, without the studies that have ended."""

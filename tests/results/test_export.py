@@ -15,10 +15,10 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
-from stored_studies import DROPOUT, LR, tree, trial
+from stored_studies import DROPOUT, LR, OWN, tree, trial
 from tiny import search, study_of
 
-from hpo.errors import HpoError
+from hpo.errors import HpoError, UsageError
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export, export_text
 from hpo.results.schemas import schema
@@ -174,9 +174,35 @@ def test_a_long_name_leaves_room_for_its_ending(exported_of: Exported, tmp_path:
     assert relaunched(config, tmp_path) == config
 
 
-def test_no_finished_trial_is_nothing_to_export(exported_of: Exported) -> None:
+def test_no_completed_trial_is_nothing_to_export(exported_of: Exported) -> None:
     with pytest.raises(HpoError, match="study 'digits': no finished trial yet"):
         exported_of([trial(0.9, state=TrialState.PRUNED)])
+
+
+def test_an_objectives_numbers_that_json_lacks_are_words_in_every_form(stored: Store, storage: Storage) -> None:
+    inf, nan = float("inf"), float("nan")
+    study = stored([])
+    study.set_user_attr("hpo:study", json.dumps(OWN))
+    study.set_user_attr("hpo:code", {"folder": "/code", "files": {"objective.py": "0" * 64}})
+    clip = CategoricalDistribution([None, inf])
+    made = [
+        trial(value, params={"clip": each}, distributions={"clip": clip}) for value, each in ((0.5, inf), (0.25, None))
+    ]
+    made[0].intermediate_values = {0: nan, 1: -inf, 2: 0.5}
+    made[0].user_attrs = {"grad_norm": [inf, 1.0], "ok": True, "inf": "a text"}
+    made[1].user_attrs = {"seen": [1, None]}
+    study.add_trials(made)
+    text = export_text(storage, "digits")
+    exported = json.loads(text, parse_constant=pytest.fail)
+    jsonschema.validate(exported, schema("objective"))
+    assert exported["params"] == {"clip": "Infinity"}
+    assert exported["user_attrs"] == {"grad_norm": ["Infinity", 1.0], "ok": True, "inf": "a text"}
+    assert exported["curve"] == {"step": [0, 1, 2], "value": ["NaN", "-Infinity", 0.5]}
+    toml = tomllib.loads(export_text(storage, "digits", form="toml"))
+    assert {**toml, "created": 0} == {**exported, "created": 0} == {**export(storage, "digits"), "created": 0}
+    assert export(storage, "digits", trial=1)["params"] == {"clip": None}
+    with pytest.raises(UsageError, match=r"params\.clip is null, which TOML has no way to write; use json"):
+        export_text(storage, "digits", form="toml", trial=1)
 
 
 def test_a_study_by_another_program_is_refused(storage: Storage) -> None:

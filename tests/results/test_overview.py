@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from stored_studies import tree, trial
 
 from hpo.data import Listing
-from hpo.results.overview import by_word, datasets_table, studies_table, table
+from hpo.results.overview import datasets_table, studies_table, table
+from hpo.results.states import by_word
 from hpo.storage import Storage
 
 Store = Callable[..., optuna.Study]

@@ -156,15 +156,6 @@ def test_json_is_one_object_an_event() -> None:
     assert all(isinstance(each["event"], str) for each in objects)
 
 
-def test_json_has_no_numbers_that_json_lacks() -> None:
-    stream = io.StringIO()
-    shown(
-        JsonProgress(console(), stream, threading.Event()), [EpochEnded(epoch=1, epochs=2, left=1, best=float("nan"))]
-    )
-    assert json.loads(stream.getvalue())["best"] is None
-    assert "NaN" not in stream.getvalue()
-
-
 def test_a_reader_that_goes_away_ends_the_search() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -137,6 +137,13 @@ def test_a_curve_of_another_length_is_compared_as_far_as_both_go_and_said(search
     assert max(certificate["largest"].values()) <= CLOSE
 
 
+def test_a_score_that_is_a_word_is_read_back_as_a_number(searched: Storage, tmp_path: Path) -> None:
+    path = tmp_path / "infinite.json"
+    path.write_text(json.dumps({**export(searched, "tiny"), "value": "-Infinity"}))
+    (run,) = replayed(path).runs
+    assert (run.stored, run.difference) == (float("-inf"), float("inf"))
+
+
 def test_another_seed_is_another_trial(searched: Storage, tmp_path: Path) -> None:
     exported = export(searched, "tiny")
     path = tmp_path / "other.json"

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
-from stored_studies import DROPOUT, LR, tree, trial
+from stored_studies import DROPOUT, LR, OWN, tree, trial
 from tiny import search, study_of, trials_of
 
 from hpo.errors import HpoError, UsageError
@@ -61,9 +61,19 @@ def test_a_search_is_exported_with_its_curves_seeds_and_times(storage: Storage) 
         assert each["started"] < each["ended"]
 
 
-def test_values_that_no_json_number_is_are_null(stored: Store, storage: Storage) -> None:
-    stored([trial(float("inf"))])
-    assert lines(storage, every=True)[0]["value"] is None
+def test_what_json_has_no_number_for_is_a_word_and_what_is_not_there_is_null(stored: Store, storage: Storage) -> None:
+    clip = CategoricalDistribution([None, 1.0, float("inf")])
+    study = stored([])
+    study.set_user_attr("hpo:study", json.dumps(OWN))
+    study.add_trials(
+        [trial(float("-inf"), params={"clip": each}, distributions={"clip": clip}) for each in clip.choices]
+    )
+    study.add_trial(trial(state=TrialState.FAIL, params={}, distributions={}))
+    found = lines(storage, every=True)
+    assert [each["value"] for each in found] == ["-Infinity"] * 3 + [None]
+    assert [each["params"] for each in found] == [{"clip": None}, {"clip": 1.0}, {"clip": "Infinity"}, {}]
+    cells = [(row["value"], row["clip"]) for row in rows(storage, every=True)]
+    assert cells == [("-Infinity", "null"), ("-Infinity", "1.0"), ("-Infinity", "Infinity"), ("", "")]
 
 
 def test_lists_words_and_names_with_commas_are_cells(stored: Store, storage: Storage) -> None:
