@@ -7,8 +7,11 @@ usage, 130 after Ctrl-C and 143 after SIGTERM.
 from __future__ import annotations
 
 import atexit
+import codecs
 import gc
+import io
 import itertools
+import json
 import os
 import re
 import sys
@@ -39,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(argv: Sequence[str] | None) -> int:
     spare_what_is_imported()
+    print_in_any_encoding()
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     args = with_ray_address(args)
     debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), args)
@@ -67,6 +71,18 @@ def spare_what_is_imported() -> None:
     gc.set_threshold(NET_OBJECTS)
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
+
+
+def print_in_any_encoding() -> None:
+    """Let stdout write what its encoding lacks as JSON escapes it, so that JSON stays JSON; stderr has Python's way."""
+    codecs.register_error("hpo", _escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="hpo")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def with_ray_address(args: list[str]) -> list[str]:

@@ -82,17 +82,6 @@ def put(folder: Path) -> Iterator[Path]:
         raise
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that is to last, in a folder that nobody knows yet."""
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise HpoError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
 def read_model(folder: Path, device: torch.device) -> Model:
     """Return the network of a folder on the device."""
     card = _card(folder / CARD_FILE)

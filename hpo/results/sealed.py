@@ -22,9 +22,10 @@ from hpo.errors import HpoError, StorageError
 from hpo.results.answering import answers, evaluating, practice_images, rehearse
 from hpo.results.checkpoint import Trained, from_checkpoint
 from hpo.results.choice import Choice, chosen
-from hpo.results.model_folder import WEIGHTS_FILE, check_free, put, sha256, write_file
+from hpo.results.model_folder import WEIGHTS_FILE, check_free, put, sha256
 from hpo.results.naming import file_stem
 from hpo.results.sealed_result import fill, result_of
+from hpo.results.writing import write
 from hpo.search.again import plan_again
 from hpo.search.plan import Plan, on_device
 from hpo.search.records import CODE, DATA, RUN, kept, precision_of, stored_study
@@ -83,7 +84,7 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
             trained = _train(study, choice, precision_of(choice.config, attrs[RUN]["precision"]), planned, stop, say)
         weights = filled / WEIGHTS_FILE
         about = {"study": name, "trial": str(choice.trial), "data_sha256": planned.images.content_sha256}
-        write_file(weights, to_bytes(trained.state, {"schema": "hpo.weights/1", **about}))
+        write(to_bytes(trained.state, {"schema": "hpo.weights/1", **about}), weights)
         state, _ = read(weights)
         shape = shape_of_images(planned.images.train.pixels.shape)
         network = network_of(weights, state, choice.config.network, shape, len(names)).to(planned.device)

@@ -5,19 +5,20 @@ Knows nothing of how the network was trained or the images read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpo.as_json import json_text
 from hpo.data.images import these_classes
 from hpo.results.checkpoint import Trained
 from hpo.results.choice import Choice
 from hpo.results.export import best_config
 from hpo.results.figures.confusion import confusion
 from hpo.results.figures.files import page
-from hpo.results.model_folder import CARD, CARD_FILE, WEIGHTS_FILE, write_file
+from hpo.results.model_folder import CARD, CARD_FILE, WEIGHTS_FILE
 from hpo.results.versions import made
+from hpo.results.writing import write
 from hpo.storage.looks import Look
 from hpo.studyfile import Study
 
@@ -77,13 +78,9 @@ def fill(folder: Path, result: dict[str, Any], form: Mapping[str, Any]) -> None:
     title = f"{found['images']:,} test images, accuracy {found['accuracy']:.4f}"
     names = [each["name"] for each in found["classes"]]
     figure = confusion(result["study"], found["confusion"], names, title)
-    write_file(folder / RESULT_FILE, _text(result))
-    write_file(folder / CARD_FILE, _text(card))
-    write_file(folder / FIGURE_FILE, page(figure, f"{result['study']}: confusion").encode())
-
-
-def _text(tree: dict[str, Any]) -> bytes:
-    return (json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    write(json_text(result, indent=2) + "\n", folder / RESULT_FILE)
+    write(json_text(card, indent=2) + "\n", folder / CARD_FILE)
+    write(page(figure, f"{result['study']}: confusion"), folder / FIGURE_FILE)
 
 
 def lines(result: dict[str, Any], folder: Path) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from command import HPO, Outcome, Running
 from optuna.distributions import FloatDistribution
 
 import hpo as package
+from hpo.cli import main as package_main
 from hpo.results.schemas import schema
 from hpo.storage import open_storage
 from hpo.studyfile import read_study
@@ -242,6 +245,42 @@ def test_a_reader_that_has_gone_is_no_error(stored: None, folder: Path) -> None:
     ended = subprocess.run([HPO, "top", "tiny"], stdout=writing, stderr=subprocess.PIPE, cwd=folder, check=False)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+NAMED = "探索-é🎯"
+IN_ASCII = json.dumps(NAMED)[1:-1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("studies",),
+        ("status",),
+        ("status", NAMED, "--json"),
+        ("export", NAMED),
+        ("export", NAMED, "--all"),
+        ("export", NAMED, "--format", "toml"),
+        ("compare", NAMED, "--json"),
+        ("pause", NAMED),
+        ("report", NAMED, "-o", f"{NAMED}.html"),
+        ("copy", NAMED, "--from", "sqlite:///copy.db", "--to", "sqlite:///another.db"),
+    ],
+)
+def test_a_terminal_that_lacks_letters_gets_them_as_json_escapes_them(
+    command: tuple[str, ...], hpo: Run, stored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hpo(*COPY, "--name", NAMED).status == 0
+    monkeypatch.setenv("HPO_STORAGE", "sqlite:///copy.db")
+    if command[0] == "copy":
+        monkeypatch.delenv("HPO_STORAGE")
+    written = io.BytesIO()
+    with monkeypatch.context() as patched, io.TextIOWrapper(written, encoding="ascii") as terminal:
+        patched.setattr(sys, "stdout", terminal)
+        assert package_main(command) == 0
+        out = written.getvalue().decode("ascii")
+    assert IN_ASCII in out
+    if "--json" in command or command == ("export", NAMED):
+        assert NAMED in str(json.loads(out))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")

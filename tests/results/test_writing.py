@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,29 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     finally:
         os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+WRITER = "import pathlib, sys, hpo.results.writing as w; w.write(sys.argv[1], pathlib.Path(sys.argv[2]))"
+
+
+@pytest.mark.parametrize("own", ["/dev/stdout", "/dev/stderr", "/dev/fd/1", "log"])
+def test_what_the_process_prints_to_is_written_to_and_not_replaced(tmp_path: Path, own: str) -> None:
+    """A shell may have sent stdout and stderr into a pipe, or into a file that holds more."""
+    command = [sys.executable, "-c", WRITER, "text\n", own]
+    if own != "log":
+        printed = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert printed.stdout + printed.stderr == "text\n"
+    with open(tmp_path / "log", "a") as log:
+        log.write("before\n")
+        log.flush()
+        subprocess.run(command, stdout=log, stderr=log, check=True, cwd=tmp_path)
+        log.write("after\n")
+    assert (tmp_path / "log").read_text() == "before\ntext\nafter\n"
+
+
+def test_half_a_pair_of_surrogates_is_escaped_as_json_has_it(tmp_path: Path) -> None:
+    write('{"note": "é\ud800"}', tmp_path / "best.json")
+    assert (tmp_path / "best.json").read_bytes() == '{"note": "é\\ud800"}'.encode()
 
 
 @pytest.mark.parametrize("place", ["missing/best.json", "."])
