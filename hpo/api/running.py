@@ -43,10 +43,12 @@ def launch(
     goes on from there. `ended` of what is returned says why the search has ended, `interrupted` whether it was stopped.
 
     Raises StudyFileError and UsageError for a study that cannot be searched or differs from the stored one, DataError,
-    StorageError, StudyBusyError, StudyClosedError for a paused or stopped one, and TrainingError.
+    StorageError, StudyBusyError, StudyClosedError for a paused or stopped one, TrainingError, and HpoError, with the
+    commonest reason, where every trial has failed.
     """
     given = read(study)
 
+    from hpo.results.unranked import no_best
     from hpo.service.launching import launch as search
     from hpo.storage import open_storage
 
@@ -69,6 +71,8 @@ def launch(
         stored = StoredStudy(opened, name, shown.ended, shown.interrupted, given)
         for line in stored.summary_lines() if shown.says else ():
             shown.line(line)
+    if stored.ended is not None and stored.ended.all_failed:
+        raise no_best(opened, given.name)
     return stored
 
 

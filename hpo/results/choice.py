@@ -10,10 +10,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from hpo.errors import HpoError
 from hpo.results.confirmation import find_confirmation
 from hpo.results.export import completed_trial, params_of
 from hpo.results.ranking import score
+from hpo.results.unranked import no_best
 from hpo.search.records import CURVE, stored_study
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Config, Study
@@ -50,7 +50,7 @@ def chosen(storage: Storage, name: str, trial: int | None = None) -> Choice:
         return _choice(study, completed_trial(storage, name, number), seeds)
     best = best_trials(storage, name, 1)
     if not best:
-        raise HpoError(f"study '{name}': no finished trial yet, so there is nothing to choose; launch it to go on")
+        raise no_best(storage, name, "there is nothing to choose")
     several = f", by its first metric, {study.search.first_metric}" if len(study.search.metrics) > 1 else ""
     why = f"the best trial of the search{several}, not confirmed"
     return _choice(study, storage.get_trial(best[0]._trial_id), why)

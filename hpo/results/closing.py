@@ -9,6 +9,7 @@ import shlex
 
 from hpo.results.lookup import metrics_of
 from hpo.results.ranking import best_line, edge_warnings
+from hpo.results.unranked import no_best
 from hpo.search.events import StudyEnded
 from hpo.storage import Storage, best_trials, mask, summary
 from hpo.studyfile import AnyStudy, Study
@@ -17,13 +18,18 @@ SHOWN = 5  # best trials
 
 
 def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -> list[str]:
-    """Return how a launch has ended, the best trials, and a warning where the best lies at an edge."""
+    """Return how a launch has ended, the best trials, and a warning where the best lies at an edge.
+
+    Where it came to its end and has no best trial, a line says why; but not where all trials failed, which is an error.
+    """
     lines = [] if ended is None else [outcome_line(study, ended)]
     if ended is not None and ended.reason == "deleted":
         return lines
     best = best_trials(storage, study.name, SHOWN)
     metrics = metrics_of(summary(storage, study.name)) if best else ()
     lines += [best_line(rank, trial, metrics) for rank, trial in enumerate(best, start=1)]
+    if not best and ended is not None and not ended.interrupted and not ended.all_failed:
+        lines.append(str(no_best(storage, study.name)))
     if best and isinstance(study, Study):
         lines += [f"warning: {line}" for line in edge_warnings(study, best if len(metrics) > 1 else best[:1])]
     return lines

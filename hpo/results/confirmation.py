@@ -17,6 +17,7 @@ from hpo.errors import HpoError
 from hpo.results.confirming import CONFIRMS, Candidate, confirmations, original_name
 from hpo.results.ranking import score
 from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
+from hpo.results.unranked import what_became
 from hpo.search.records import stored_study, wanted
 from hpo.search.space import settings
 from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of, summary
@@ -123,7 +124,7 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
     searched = [each for each in ranked if each.candidate.score is not None]
     if not searched:
         what = "no run of the configurations that the search chose is finished" if left else FAILED
-        raise HpoError(f"study '{confirming}': {what}")
+        raise HpoError(f"study '{confirming}': {what}: {what_became(storage, held)}")
     winner, baseline = searched[0], next((each for each in ranked if each.candidate.baseline), None)
     others = _differences([(winner, each) for each in searched[1:]])
     gains: list[Difference] = []

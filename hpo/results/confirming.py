@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from hpo.errors import HpoError, UsageError
 from hpo.results.naming import followed
 from hpo.results.ranking import configurations
+from hpo.results.unranked import no_best
 from hpo.search.points import baseline
 from hpo.search.records import DATA, RUN, kept, not_of_hpo, same_images, stored_study
 from hpo.search.space import Values, decode, holds, is_whole, settings
@@ -141,9 +142,7 @@ def _candidates(storage: Storage, study: Study, study_id: int, top: int) -> list
         raise HpoError(f"study '{study.name}': searches nothing, so there is nothing to confirm")
     trials = _ranked(storage, study, study_id, top)
     if not trials:
-        raise HpoError(
-            f"study '{study.name}': no finished trial yet, so there is nothing to confirm; launch it to go on"
-        )
+        raise no_best(storage, study.name, "there is nothing to confirm")
     beaten = baseline(study)
     found = []
     for rank, each in enumerate(configurations(study, trials)[:top], start=1):

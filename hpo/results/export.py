@@ -25,6 +25,7 @@ from hpo.results.naming import followed
 from hpo.results.objective_export import objective_record
 from hpo.results.ranking import score, values_of
 from hpo.results.states import STATES, by_word
+from hpo.results.unranked import no_best
 from hpo.results.verification import certificate_of
 from hpo.results.versions import made
 from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, precision_of
@@ -59,7 +60,7 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
         return _written(_record(storage, found, completed_trial(storage, name, trial)))
     best = best_trials(storage, found._study_id, most_best(found.directions))
     if not best:
-        raise HpoError(f"study {name!r}: no finished trial yet, so there is nothing to export; launch it to go on")
+        raise no_best(storage, name, "there is nothing to export")
     records = [_record(storage, found, storage.get_trial(each._trial_id)) for each in best]
     return _written(records[0] if len(found.directions) == 1 else _front(storage, found, records))
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import HpoError, UsageError, nearest
+from hpo.errors import UsageError, nearest
 from hpo.results.ranking import params_line, score
+from hpo.results.unranked import no_best
 from hpo.search.records import CURVE, DATA, stored_study
 from hpo.search.space import decode, identity, settings
 from hpo.storage import REASON, Parts, Storage, load_study, study_names, summary
@@ -126,7 +127,7 @@ class _Stored:
         for trial in sorted(storage.read(self._study_id, -1, (), parts), key=lambda trial: trial.number):
             self._configurations.setdefault(settings(self._file, trial.params), []).append(trial)
         if not self._configurations:
-            raise HpoError(f"study {name!r}: no trial yet, so there is nothing to compare; launch it")
+            raise no_best(storage, name, "there is nothing to compare")
 
     def main(self) -> list[str]:
         """Return the configurations that stand for the study: all of a grid, the best of a search."""
@@ -136,7 +137,7 @@ class _Stored:
             return list(self._configurations)
         means = {key: mean for key, trials in self._configurations.items() if (mean := _mean_score(trials)) is not None}
         if not means:
-            raise HpoError(f"study {self._name!r}: no trial has completed, so it has no best one; launch it to go on")
+            raise no_best(self._storage, self._name, "there is nothing to compare")
         return [(max if self._maximized else min)(means, key=lambda key: means[key])]
 
     def configuration_of(self, number: int) -> str:

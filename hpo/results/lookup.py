@@ -37,7 +37,7 @@ def conditional_of(user_attrs: Mapping[str, Any], completed: Sequence[FrozenTria
 
     Where no file of hpo's says so, as with the user's own objective, it is seen from the trials that are completed.
     """
-    if _said(user_attrs, "network") is None:
+    if said(user_attrs, "network") is None:
         names = {name for trial in completed for name in trial.params}
         return frozenset(name for name in names if any(name not in trial.params for trial in completed))
     text = user_attrs.get(STUDY)
@@ -55,7 +55,7 @@ def metrics_of(study: StudySummary) -> tuple[str, ...]:
 
     Where only its user knows what its values are, they are called `value`, or `value 0`, `value 1` of several.
     """
-    metric = _said(study.user_attrs, "search", "metric")
+    metric = said(study.user_attrs, "search", "metric")
     if metric is not None:
         return (metric,) if isinstance(metric, str) else tuple(map(str, metric))
     count = len(study.directions)
@@ -64,11 +64,11 @@ def metrics_of(study: StudySummary) -> tuple[str, ...]:
 
 def objective_of(user_attrs: Mapping[str, Any]) -> str | None:
     """Return the reference to the study's own objective, or None where it has none."""
-    said = _said(user_attrs, "objective")
-    return None if said is None else str(said)
+    reference = said(user_attrs, "objective")
+    return None if reference is None else str(reference)
 
 
-def _said(user_attrs: Mapping[str, Any], *keys: str) -> Any:
+def said(user_attrs: Mapping[str, Any], *keys: str) -> Any:
     """Return what the study's file says, or None where there is no file, or it does not say it."""
     try:
         value = json.loads(user_attrs[STUDY])

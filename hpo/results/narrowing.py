@@ -76,7 +76,7 @@ def best_few(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     if len(ranked) < NEEDED:
         raise HpoError(
             f"study '{study.name}': has {len(ranked)} different completed trials, and to narrow its ranges takes "
-            f"{NEEDED}; launch it with more --trials"
+            f"{NEEDED}; launch it with more --trials and --extend"
         )
     few = ranked[: min(MOST, max(FEWEST, math.ceil(SHARE * len(ranked))))]
     return Best([dict(each.params) for each in few], len(ranked), few[-1].mean)

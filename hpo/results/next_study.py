@@ -17,6 +17,7 @@ from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.results.naming import file_stem, followed
 from hpo.results.narrowing import Best, Change, best_few, changes
 from hpo.results.ranking import METRIC_LABELS
+from hpo.results.unranked import no_best
 from hpo.results.writing import write
 from hpo.search.predecessors import completed, predecessors
 from hpo.search.records import kept, stored_study
@@ -46,7 +47,10 @@ def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposa
             "place to narrow to; search again with a single metric, or with ranges of your own"
         )
     before = predecessors(study, kept(stored), storage)
-    best = best_few(study, [*completed(storage, name), *before.trials])
+    known = [*completed(storage, name), *before.trials]
+    if not known:
+        raise no_best(storage, name, "there is nothing to narrow")
+    best = best_few(study, known)
     found = changes(study, best.params)
     lines = [f"{problem}; its trials are left out" for problem in before.problems]
     lines += [_around(study, best)]

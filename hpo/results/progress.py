@@ -72,7 +72,7 @@ class QuietProgress:
     @property
     def interrupted(self) -> bool:
         """Whether the search has not come to its own end, and nobody has ended it as they would finish it."""
-        return self.ended is None or self.ended.reason in ("interrupted", "paused", "changed", "deleted")
+        return self.ended is None or self.ended.interrupted
 
     def show(self, event: Event) -> None:
         """Show what this display shows of an event."""

@@ -16,9 +16,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
-from hpo.errors import HpoError
 from hpo.results.edges import Side, number, wider_bound
 from hpo.results.lookup import metrics_of
+from hpo.results.unranked import no_best
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
 from hpo.storage.studies import MOST_TRIALS
@@ -81,7 +81,7 @@ def top_lines(storage: Storage, name: str, n: int) -> list[str]:
     metrics = metrics_of(study)
     trials = best_trials(storage, name, n if len(metrics) == 1 else MOST_TRIALS)
     if not trials:
-        raise HpoError(f"study {name!r}: no finished trial yet; launch it to go on")
+        raise no_best(storage, name)
     lines = [best_line(rank, trial, metrics) for rank, trial in enumerate(trials[:n], start=1)]
     return (
         lines if len(trials) <= n else [*lines, f"and {len(trials) - n} more on the front; -n {len(trials)} shows all"]

@@ -83,6 +83,8 @@ def _short(study: Study, held: StudySummary, source: Source, confirmation: Confi
     if source.best:
         best = source.best[0]
         lines.append(f"best {source.score} in the search: {score(best):.4f} (trial {best.number})")
+    else:
+        lines.append(f"no trial to rank: {source.became}")
     if confirmation is not None:
         lines += conclusions(confirmation)
     return lines

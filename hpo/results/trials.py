@@ -14,12 +14,12 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.as_json import json_text, worded
-from hpo.errors import HpoError
 from hpo.results.export import params_of
 from hpo.results.lookup import metrics_of
 from hpo.results.objective_export import reported
 from hpo.results.ranking import score, values_of
 from hpo.results.states import STATES
+from hpo.results.unranked import no_best
 from hpo.search.records import CURVE, RUN, any_stored_study, precision_of
 from hpo.search.space import is_whole
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study, summary
@@ -44,7 +44,7 @@ def trial_records(storage: Storage, name: str, best: int | None = None) -> Itera
     else:
         trials = [storage.get_trial(trial._trial_id) for trial in best_trials(storage, name, best)]
     if not trials:
-        raise HpoError(f"study {name!r}: no {'finished ' if best else ''}trial yet; launch it to go on")
+        raise no_best(storage, name)
     metrics = metrics_of(summary(storage, name))
     return (_record(study, metrics, str(run.get("precision", "auto")), trial) for trial in trials)
 

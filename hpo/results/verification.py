@@ -17,6 +17,7 @@ from hpo.as_json import json_text
 from hpo.errors import HpoError
 from hpo.results.ranking import METRIC_LABELS, score
 from hpo.results.repeating import Repeated, Stored, repeat
+from hpo.results.unranked import no_best
 from hpo.results.versions import versions
 from hpo.search.again import plan_again
 from hpo.search.records import CURVE, RUN, kept, precision_of, stored_study
@@ -45,7 +46,7 @@ def verify(
     own = [trial for trial in complete if "seed" in trial.user_attrs]  # others than hpo may have added theirs
     trials = _chosen(storage, found._study_id, own, count)
     if not trials:
-        raise HpoError(f"study '{name}': no trial has completed, so there is nothing to verify; launch it to go on")
+        raise no_best(storage, name, "there is nothing to verify")
     planned = plan_again(study, found, device)
     precision = str(found.user_attrs[RUN]["precision"])
     given = [_stored(study, trial) for trial in trials]

@@ -143,3 +143,13 @@ class StudyEnded(Event):
     pruned: int
     failed: int
     seconds: float
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the search has not come to its own end, and nobody has ended it as they would finish it."""
+        return self.reason in ("interrupted", "paused", "changed", "deleted")
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether it has come to its end, and every trial of the study has failed."""
+        return not self.interrupted and self.failed > 0 and not (self.completed or self.pruned)

@@ -16,6 +16,7 @@ from hpo.results.closing import outcome_line
 from hpo.results.next_study import Proposal, propose
 from hpo.results.progress import QuietProgress
 from hpo.results.ranking import METRIC_LABELS, score
+from hpo.results.unranked import no_best
 from hpo.search.events import StudyEnded
 from hpo.search.records import stored_study
 from hpo.service.launching import launch
@@ -46,7 +47,7 @@ def run_rounds(
     """Narrow the study of that name and search what is proposed, so many times, or until a round is interrupted.
 
     Each round is shown by a new `display`; `say` gets a line after it that compares it with the one before. Raises what
-    `propose` and a launch raise.
+    `propose` and a launch raise, and HpoError where every trial of a round has failed.
     """
     searched: list[Round] = []
     for _ in range(rounds):
@@ -59,6 +60,8 @@ def run_rounds(
         searching = proposal.study.named(called)
         if shown.ended is not None and shown.says:
             shown.line(outcome_line(searching, shown.ended))
+        if shown.ended is not None and shown.ended.all_failed:
+            raise no_best(storage, called)
         searched.append(Round(called, shown.ended, shown.interrupted))
         if shown.interrupted:
             break

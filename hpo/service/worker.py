@@ -23,6 +23,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError, StorageError, StudyClosedError, TrainingError, UnknownStudyError
+from hpo.results.unranked import no_best
 from hpo.search.events import Note, Reason
 from hpo.search.launch import ended, join
 from hpo.search.loop import Search
@@ -229,7 +230,10 @@ class _Worker:
         del self._searches[_key(study)]
         if reason != "changed":  # it is entered again as it is now
             say = functools.partial(self.on_event, study.name)
-            say(ended(search.study, study.study_id, self.storage, reason, time.perf_counter() - start, say))
+            done = ended(search.study, study.study_id, self.storage, reason, time.perf_counter() - start, say)
+            say(done)
+            if done.all_failed:
+                say(Note(str(no_best(self.storage, study.name)), "warning"))
 
     def _share(self) -> int:
         """This worker's part of the cores: all who work on the storage from this machine have equal ones."""

@@ -52,6 +52,25 @@ def test_a_launch_trains_every_trial_and_names_the_best(hpo: Run) -> None:
     assert hpo("top", "tiny", "-n", "5").out.splitlines() == [line for line in lines if line.startswith("Best-")]
 
 
+def test_a_launch_of_which_every_trial_fails_says_why_and_no_command_advises_it_again(hpo: Run) -> None:
+    diverging = ("--set", "optimizer.lr.low=1e30", "--set", "optimizer.lr.high=1e35")
+    why = "study 'tiny': no trial to rank: 6 failed (diverged: train_loss is "
+    help_ = "it has ended, and a launch trains nothing more: mend that, and launch it under another --name\n"
+    for launched in (hpo("launch", "tiny.toml", *diverging), hpo("launch", "tiny.toml", *diverging, "--quiet")):
+        assert launched.status == 1
+        last = launched.err.splitlines(keepends=True)[-1]
+        assert last.startswith(f"hpo: {why}")
+        assert last.endswith(f"; {help_}")
+    for command in ("top", "export", "confirm", "test", "narrow", "compare", "verify"):
+        outcome = hpo(command, "tiny")
+        assert (outcome.status, outcome.out) == (1, ""), command
+        assert outcome.err.startswith(f"hpo: {why}"), command
+        assert outcome.err.endswith(help_), command
+    assert hpo("export", "tiny", "--all").status == 0
+    assert hpo("report", "tiny", "-o", "report.html").status == 0
+    assert "no trial to rank: 6 failed (diverged: train_loss is " in Path("report.html").read_text(encoding="utf-8")
+
+
 def test_quiet_says_nothing(hpo: Run) -> None:
     narrow = ("--set", "optimizer.lr=0.1", "--trials", "2")
     assert hpo("launch", "tiny.toml", "--quiet", *narrow) == (0, "", "")

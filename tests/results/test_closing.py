@@ -51,6 +51,13 @@ def test_nothing_finished_leaves_nothing_to_rank(stored: Store, storage: Storage
     assert next_lines(study(), storage, None) == ["next: hpo dashboard"]
 
 
+def test_a_search_that_ends_without_a_best_trial_says_why(stored: Store, storage: Storage) -> None:
+    stored([trial(0.9, state=TrialState.PRUNED)] * 8)
+    ended = StudyEnded(reason="finished", completed=0, pruned=8, failed=0, seconds=2.5)
+    _, line = summary_lines(study(), storage, ended)
+    assert line.startswith("study 'digits': no trial to rank: 8 pruned; it has ended")
+
+
 def test_an_exhausted_space_is_said_to_be(stored: Store, storage: Storage) -> None:
     stored([trial(0.9)])
     exhausted = StudyEnded(reason="space exhausted", completed=1, pruned=0, failed=0, seconds=0.5)

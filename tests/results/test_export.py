@@ -175,7 +175,7 @@ def test_a_long_name_leaves_room_for_its_ending(exported_of: Exported, tmp_path:
 
 
 def test_no_completed_trial_is_nothing_to_export(exported_of: Exported) -> None:
-    with pytest.raises(HpoError, match="study 'digits': no finished trial yet"):
+    with pytest.raises(HpoError, match="study 'digits': no trial to rank: 1 pruned, so there is nothing to export"):
         exported_of([trial(0.9, state=TrialState.PRUNED)])
 
 

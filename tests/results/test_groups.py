@@ -175,9 +175,9 @@ def test_what_has_nothing_to_compare_says_so(storage: Storage, stored: Store) ->
     stored([], grid(), "empty")
     stored([trial(state=TrialState.FAIL)], name="failed")
     optuna.create_study(storage=storage, study_name="others").add_trial(trial(0.5))
-    with pytest.raises(HpoError, match="study 'empty': no trial yet"):
+    with pytest.raises(HpoError, match="study 'empty': no finished trial yet"):
         groups(storage, ["empty"])
-    with pytest.raises(HpoError, match="study 'failed': no trial has completed, so it has no best one"):
+    with pytest.raises(HpoError, match="study 'failed': no trial to rank: 1 failed, so there is nothing to compare"):
         groups(storage, ["failed"])
     with pytest.raises(HpoError, match="study 'others' was not made by hpo"):
         groups(storage, ["others"])

@@ -68,7 +68,7 @@ def test_top_lines_of_a_study_by_another_program(storage: Storage) -> None:
 
 def test_top_lines_without_a_finished_trial(stored: Store, storage: Storage) -> None:
     stored([trial(0.9, state=TrialState.PRUNED)])
-    with pytest.raises(HpoError, match="study 'digits': no finished trial yet"):
+    with pytest.raises(HpoError, match="study 'digits': no trial to rank: 1 pruned; launch it to go on"):
         top_lines(storage, "digits", 5)
 
 

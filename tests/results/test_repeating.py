@@ -154,7 +154,7 @@ def test_another_seed_is_another_trial(searched: Storage, tmp_path: Path) -> Non
 
 def test_what_cannot_be_verified(storage: Storage) -> None:
     search(STUDY, storage, stop_at=lambda event: True)
-    with pytest.raises(HpoError, match="study 'tiny': no trial has completed"):
+    with pytest.raises(HpoError, match="study 'tiny': no finished trial yet, so there is nothing to verify; launch it"):
         verified(storage)
     search(STUDY, storage)
     stop = threading.Event()

@@ -16,9 +16,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import HpoError
 from hpo.results.lookup import VALUE, conditional_of, metrics_of
 from hpo.results.ranking import score
+from hpo.results.unranked import no_best, what_became
 from hpo.search.records import CURVE, Curve
 from hpo.search.space import contains
 from hpo.storage import Parts, Storage, best_trials, summary
@@ -40,6 +40,7 @@ class Source:
 
     `metrics` are what the trials are scored by, `directions` what is better of each. `limit` is how many points a
     figure may have that has one a trial; None for all. `conditional` are the parameters that not every trial has.
+    `became` says what became of the trials where none of them is among the best, else "".
     """
 
     name: str
@@ -50,6 +51,7 @@ class Source:
     curves: Mapping[int, Curve] = field(default_factory=dict)
     limit: int | None = None
     conditional: frozenset[str] = frozenset()
+    became: str = ""
 
     @property
     def metric(self) -> str:
@@ -78,7 +80,7 @@ def read_source(storage: Storage, which: str | int, best: int = BEST, limit: int
     trials = storage.read(study.study_id, -1, (), Parts(curves=False, user_attrs=False, system_attrs=None))
     ended = [trial for trial in trials if trial.state.is_finished()]
     if not ended:
-        raise HpoError(f"study {study.name!r}: no finished trial yet; launch it to go on")
+        raise no_best(storage, study.name, "there is nothing to draw")
     ranked = best_trials(storage, study.study_id, best)
     ids = [trial._trial_id for trial in ranked]
     with_curves = storage.read(study.study_id, MOST_TRIALS, ids, Parts(user_attrs=False, system_attrs=CURVE))
@@ -86,7 +88,8 @@ def read_source(storage: Storage, which: str | int, best: int = BEST, limit: int
         trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
     }
     conditional = conditional_of(study.user_attrs, [trial for trial in ended if trial.state == TrialState.COMPLETE])
-    return Source(study.name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional)
+    became = "" if ranked else what_became(storage, study)
+    return Source(study.name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional, became)
 
 
 def _reported(trial: FrozenTrial) -> Curve:

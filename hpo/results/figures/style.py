@@ -7,6 +7,7 @@ plotly.js can read it. Knows nothing of studies.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,6 +52,8 @@ TEMPLATE: dict[str, Any] = {
 }
 """The frame of a figure, in the place of plotly's own, which would make each figure's JSON ten times as long."""
 
+WIDEST = 100  # characters in a line of a sentence
+
 
 def new_figure(title: str) -> go.Figure:
     """Return an empty figure of this look; what is to be shown as it is written goes through `plain` before."""
@@ -58,12 +61,13 @@ def new_figure(title: str) -> go.Figure:
 
 
 def message(title: str, sentence: str) -> go.Figure:
-    """Return a figure that says in one sentence why there is nothing to draw."""
+    """Return a figure that says in one sentence, in as many lines as it takes, why there is nothing to draw."""
     figure = new_figure(title)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     centre = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
-    figure.add_annotation(text=sentence, showarrow=False, font={"size": 15, "color": GREY}, **centre)
+    lines = "<br>".join(textwrap.wrap(sentence, WIDEST))
+    figure.add_annotation(text=lines, showarrow=False, font={"size": 15, "color": GREY}, **centre)
     return figure
 
 
