@@ -90,14 +90,14 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         network = network_of(weights, state, choice.config.network, shape, len(names)).to(planned.device)
         form = {"shape": list(shape), "classes": len(names), "white": planned.images.white}
 
-        def write(number: int, saw: dict[str, Any]) -> dict[str, Any]:
+        def write_result(number: int, saw: dict[str, Any]) -> dict[str, Any]:
             result = result_of(study, attrs[DATA], choice, trained, sha256(weights), number, saw, attrs.get(CODE))
             fill(filled, result, form)
             return result
 
         with evaluating(study, choice, "training images"):
             rehearsed = answers(network, practice, names, few, trained.seed)
-        write(1, rehearsed)  # so there is room for what the look will leave
+        write_result(1, rehearsed)  # so there is room for what the look will leave
         looking = Looking(stored._study_id, name, attrs.get(IDENTITY))
         origin = {"trial": choice.trial, "from_checkpoint": wanted.checkpoint}
         begun = begin_look(storage, looking, wanted.again, origin)
@@ -112,7 +112,7 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         except StorageError as error:
             raise StorageError(f"{error}; what the look saw is not shown, and it counts only if it was kept") from error
         seen_by_look.update(saw)
-        result = write(ended["look"], saw)
+        result = write_result(ended["look"], saw)
     return result, folder
 
 
