@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+}
 TOKEN = re.compile(
     r"^<!-- test: (?P<marker>.*?) -->$|^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<body>.*?)^ *```$",
     re.DOTALL | re.MULTILINE,
