@@ -10,7 +10,7 @@ moments and its count of steps too, as torch leaves one whose gradient is None. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.blocks import Block, Blocks
+from hpo.training.blocks import Blocks, Slot
 from hpo.training.schedules import is_scheduled, learning_rates
 
 HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
@@ -78,8 +78,9 @@ RULES: dict[str, tuple[Rule, int]] = {
 
 @dataclass
 class _Part:
-    """What is updated as one: a block, or the columns of one of its parameters. `step` counts its updates, from 1."""
+    """What is updated as one: a block, or the columns of one of its parameters. `step` counts its updates."""
 
+    slots: list[Slot]
     master: Tensor
     grad: Tensor
     state: State
@@ -96,7 +97,8 @@ class Optimizer:
         first = blocks.blocks[0].master
         self._blocks = blocks
         self._states = [[torch.zeros_like(block.master) for _ in range(states)] for block in blocks.blocks]
-        self._steps = [[0] * len(block.parameters) for block in blocks.blocks]  # how often each parameter was updated
+        self._apart = False  # whether a parameter has ever had no gradient: from then on each counts its own steps
+        self._parts = self._divided([0] * len(blocks.blocks))
         self._scratch = torch.empty(0, dtype=first.dtype, device=first.device)
         self._set(list(settings))
 
@@ -123,8 +125,7 @@ class Optimizer:
         hyper, decoupled = self._hyper, self._kind == "adamw"
         if self._scheduled:
             hyper = {**hyper, "lr": self._rates.pop()}
-        blocks = zip(self._blocks.blocks, self._states, self._steps, strict=True)
-        parts = [part for block, state, steps in blocks for part in _parts(block, state, steps)]
+        parts = self._due()
         shares = None if self._clips is None or not parts else self._shares(self._clips, parts)
         for part in parts:
             grad = self._gradient(part.grad)
@@ -141,6 +142,29 @@ class Optimizer:
         """Keep only these members' settings and moments."""
         self._set([self._settings[index] for index in members.tolist()])
         self._states = [[moment[members] for moment in state] for state in self._states]
+        self._parts = self._divided([part.step for part in self._parts])
+
+    def _due(self) -> list[_Part]:
+        """Return what has a gradient, and count it: whole blocks, until a parameter has none for the first time."""
+        if not self._apart and any(slot.fresh for slot in self._blocks.slots.values()):
+            self._apart = True
+            self._parts = self._divided([part.step for part in self._parts for _ in part.slots])
+        due = [part for part in self._parts if not part.slots[0].fresh] if self._apart else self._parts
+        for part in due:
+            part.step += 1
+        return due
+
+    def _divided(self, steps: Sequence[int]) -> list[_Part]:
+        """Return the blocks, or the parameters once they are apart, that were updated so often."""
+        parts: list[_Part] = []
+        for block, state in zip(self._blocks.blocks, self._states, strict=True):
+            one_by_one = [(columns, [slot]) for columns, slot in block.parameters]
+            whole = [(slice(None), [slot for _, slot in block.parameters])]
+            for columns, slots in one_by_one if self._apart else whole:
+                master, grad = block.master[:, columns], block.grad[:, columns]
+                moments = [moment[:, columns] for moment in state]
+                parts.append(_Part(slots, master, grad, moments, block.decayed, steps[len(parts)]))
+        return parts
 
     def _shares(self, clips: Tensor, parts: Sequence[_Part]) -> Tensor:
         """Return how much of its gradient each member keeps, [K, 1]: 1 where its norm is within the clip, or none is.
@@ -159,20 +183,6 @@ class Optimizer:
         if self._scratch.numel() < grad.numel():
             self._scratch = self._scratch.new_empty(grad.numel())
         return self._scratch[: grad.numel()].view_as(grad).copy_(grad)
-
-
-def _parts(block: Block, state: State, steps: list[int]) -> Iterator[_Part]:
-    """Yield what of a block is updated, and count it: the whole at once where its parameters have never parted."""
-    written = [not slot.fresh for _, slot in block.parameters]
-    for index, has_gradient in enumerate(written):
-        steps[index] += has_gradient
-    if all(written) and steps.count(steps[0]) == len(steps):
-        yield _Part(block.master, block.grad, state, block.decayed, steps[0])
-        return
-    for (columns, _), has_gradient, step in zip(block.parameters, written, steps, strict=True):
-        if has_gradient:
-            moments = [moment[:, columns] for moment in state]
-            yield _Part(block.master[:, columns], block.grad[:, columns], moments, block.decayed, step)
 
 
 def _value(settings: OptimizerSettings, name: str) -> float:
