@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import STUDY
 
 from hpo.cli import main
 
@@ -72,7 +71,7 @@ def test_stdout_is_for_what_the_command_says(folder: Path, capfd: pytest.Capture
     """In this process, where the file is imported once, and each of its descriptors is read."""
     (folder / "own.py").write_text(MODULE)
     network = '[network]\nmodule = "own.py:Net"'
-    before, _, after = STUDY.partition("[network]")
+    before, _, after = (folder / "tiny.toml").read_text().partition("[network]")
     study = before + network + after[after.index("\n\n") :]
     (folder / "own.toml").write_text(study.replace('"digits"\ntrain_size = 200', '"own.py:load"').replace("= 6", "= 2"))
     np.save("images.npy", np.zeros((3, 1, 1, 64), np.float32))
