@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hpo.text import escaped
+
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -31,8 +33,10 @@ def number(written: Any) -> Any:
 
 
 def json_text(tree: Any, indent: int | None = None) -> str:
-    """Return a tree as JSON, without an end of line."""
-    return json.dumps(worded(tree), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Return a tree as JSON, without an end of line. What is not printable in its texts is escaped."""
+    # Outside its texts JSON has no such character but the line feed, and none of those is in a text.
+    text = json.dumps(worded(tree), indent=indent, ensure_ascii=False, allow_nan=False)
+    return escaped(text, lambda char: json.dumps(char)[1:-1])
 
 
 def json_line(tree: Any) -> str:

@@ -13,8 +13,8 @@
     +- UsageError               exit status 2: the command or the study file is wrong
        +- StudyFileError        one key of a study file: `studies/x.toml: optimizer.lr.low: must be above 0`
 
-A message names the thing, what is wrong with it, and what to do. It is one line: the command line prints it as it is.
-This module knows nothing of the rest of hpo.
+A message names the thing, what is wrong with it, and what to do. It is one printable line, whatever text of files and
+storages is in it: the command line prints it as it is.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ import difflib
 from collections.abc import Iterable
 from typing import Literal
 
+from hpo.text import printable
+
 
 class HpoError(Exception):
     """A failure the user can act on."""
 
     exit_status = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.splitlines())))
 
 
 class DataError(HpoError):

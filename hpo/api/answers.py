@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from hpo.text import lines, printable
+
 Found = TypeVar("Found")
 
 Say: TypeAlias = Callable[[str], None]
@@ -23,7 +25,7 @@ class Result(Generic[Found]):
     json_text: str
 
     def __str__(self) -> str:
-        return self.text
+        return lines(self.text)
 
     def to_json(self) -> dict[str, Any]:
         """Return every number as a tree of dictionaries and lists; None where there is none, "NaN" where it is NaN."""
@@ -33,9 +35,9 @@ class Result(Generic[Found]):
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def on_stderr(text: str) -> None:
     """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from hpo.api.displays import Progress, display
 from hpo.api.stopping import stopping
 from hpo.api.study import Study
 from hpo.api.view import StudyView, confirmed
+from hpo.text import printable
 
 if TYPE_CHECKING:
     from hpo.results.confirmation import Confirmation
@@ -110,7 +111,7 @@ class StoredStudy(StudyView):
         from hpo.results.next_study import propose
 
         proposal = propose(self._storage, self.name, name)
-        return Proposal(Study.of(proposal.study), proposal.lines)
+        return Proposal(Study.of(proposal.study), tuple(map(printable, proposal.lines)))
 
     def rounds(
         self,

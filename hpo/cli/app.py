@@ -50,7 +50,7 @@ def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
         known = hpo.studies(storage=ctx.params.get("storage"))
     except HpoError:
         return []
-    return [study.name for study in known if study.name.startswith(incomplete)]
+    return [study.name for study in known if study.name.startswith(incomplete) and study.name.isprintable()]
 
 
 Trials = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials that the study shall have.")]

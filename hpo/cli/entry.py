@@ -24,6 +24,7 @@ from typer.main import get_command
 from hpo import stdout
 from hpo.cli.app import app
 from hpo.errors import HpoError
+from hpo.text import printable
 
 NET_OBJECTS = 10_000
 """So many new objects begin a search for cycles among them, in place of Python's 700."""
@@ -104,7 +105,7 @@ def _wrong_usage(error: TyperException) -> str:
 def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"hpo: {' '.join(message.split())}", file=sys.stderr)
+    print(f"hpo: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

@@ -13,6 +13,7 @@ from hpo.results.unranked import no_best
 from hpo.search.events import StudyEnded
 from hpo.storage import Storage, best_trials, mask, summary
 from hpo.studyfile import AnyStudy, Study
+from hpo.text import printable
 
 SHOWN = 5  # best trials
 
@@ -22,7 +23,7 @@ def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -
 
     Where it came to its end and has no best trial, a line says why; but not where all trials failed, which is an error.
     """
-    lines = [] if ended is None else [outcome_line(study, ended)]
+    lines = [] if ended is None else [printable(outcome_line(study, ended))]
     if ended is not None and ended.reason == "deleted":
         return lines
     best = best_trials(storage, study.name, SHOWN)
@@ -31,7 +32,9 @@ def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -
     if not best and ended is not None and not ended.interrupted and not ended.all_failed:
         lines.append(str(no_best(storage, study.name)))
     if best and isinstance(study, Study):
-        lines += [f"warning: {line}" for line in edge_warnings(study, best if len(metrics) > 1 else best[:1])]
+        lines += [
+            printable(f"warning: {line}") for line in edge_warnings(study, best if len(metrics) > 1 else best[:1])
+        ]
     return lines
 
 
@@ -45,7 +48,7 @@ def next_lines(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
         file = "front.json" if len(study.search.all_minimized) > 1 else "best.json"
         commands.append(f"hpo export {name}{where} -o {file}")
     commands.append(f"hpo dashboard{where}")
-    return [f"{'next:' if number == 0 else '':6}{command}" for number, command in enumerate(commands)]
+    return [printable(f"{'next:' if number == 0 else '':6}{command}") for number, command in enumerate(commands)]
 
 
 def _after(study: AnyStudy) -> str:

@@ -20,6 +20,7 @@ from hpo.results.groups import Group, facets
 from hpo.results.overview import table
 from hpo.results.states import by_word, states_line
 from hpo.results.statistics import Estimate, Paired, estimate, holm, paired
+from hpo.text import printable
 
 SHARE_OF_BEST = 0.95
 HEADING = (
@@ -83,7 +84,7 @@ def compare(groups: Sequence[Group], by: str | None = None) -> list[Row]:
 def text(rows: Sequence[Row]) -> str:
     """Return the table, what its columns mean, and what it has to leave out, with the reasons."""
     legend = LEGEND[: 2 if len(rows) > 1 else 1]
-    return "\n".join([table([HEADING, *map(_cells, rows)]), *legend, *_notes(rows)])
+    return "\n".join([table([HEADING, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
 
 
 def comparison_text(rows: Sequence[Row]) -> str:

@@ -19,6 +19,7 @@ from hpo.storage import IDENTITY, Storage, StudySummary, copy_study, open_storag
 from hpo.storage.artifacts import artifact_folder
 from hpo.storage.kept import kept_files
 from hpo.studyfile import parse_any_study
+from hpo.text import printable
 
 
 def copy_line(source: Storage, name: str, to: str, new_name: str | None) -> str:
@@ -37,7 +38,7 @@ def copy_line(source: Storage, name: str, to: str, new_name: str | None) -> str:
         line = f"{name}: {copied.trials} trials copied to {target.shown}"
         line += f"{'' if new_name is None else f' as {new_name!r}'}{waiting}"
         line += f"; its confirmations, too: {', '.join(map(repr, along.values()))}" if along else ""
-        return "; ".join([line, *_left_behind(source, study, target)])
+        return printable("; ".join([line, *_left_behind(source, study, target)]))
 
 
 def _check_name(study: StudySummary, new_name: str | None) -> None:

@@ -36,6 +36,7 @@ from hpo.studyfile import ObjectiveStudy, Study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.messages import dotted
 from hpo.studyfile.trees import Path
+from hpo.text import as_toml
 
 VERSION = 2
 SCHEMA = f"hpo.best/{VERSION}"
@@ -172,7 +173,7 @@ def export_text(
     """Return the export of the study of that name as the text of a file, JSON or TOML."""
     exported = export(storage, name, confirmed, trial)
     if form == "toml":
-        return tomli_w.dumps(_without_nulls(exported))
+        return as_toml(tomli_w.dumps(_without_nulls(exported)))
     return json_text(exported, indent=2) + "\n"
 
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from hpo.as_json import json_line
 from hpo.errors import HpoError
 from hpo.storage import mask
+from hpo.text import printable
 
 WIDTH = 18  # of the longest check's name
 
@@ -36,7 +37,7 @@ class Finding:
     def line(self) -> str:
         """Return the finding as text, in columns."""
         text = f"{self.check:{WIDTH}}  {self.verdict:7}  {self.found}{'; ' if self.advice else ''}{self.advice}"
-        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        return printable(text)
 
     def json_line(self) -> str:
         """Return the finding as a JSON object."""

@@ -17,6 +17,7 @@ from hpo.results.ranking import METRIC_LABELS, score_text
 from hpo.results.states import states_line
 from hpo.search.records import DATA
 from hpo.storage import Storage, StudySummary, summaries
+from hpo.text import printable
 
 
 def studies_table(storage: Storage) -> str:
@@ -46,11 +47,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
     )
-
-
-def printable(text: str) -> str:
-    """Return the text without characters that could move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _dataset(user_attrs: Mapping[str, Any]) -> str:

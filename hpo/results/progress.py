@@ -39,6 +39,7 @@ from hpo.search.events import (
     TrialsLeftOut,
     WorkersSeen,
 )
+from hpo.text import printable
 
 TEXT_WIDTH = 74  # columns that the live lines need beside their bars
 
@@ -81,7 +82,7 @@ class QuietProgress:
 
     def line(self, text: str) -> None:
         """Print a line of text as it is: no markup, no wrapping."""
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
 
 class CallingProgress(QuietProgress):
@@ -267,7 +268,7 @@ class LiveProgress(PlainProgress):
             self.bars.remove_task(self.workers.pop(name))
         for seen in event.workers:
             if seen.worker not in self.workers:
-                self.workers[seen.worker] = self.bars.add_task(seen.worker, total=event.epochs, text="")
+                self.workers[seen.worker] = self.bars.add_task(printable(seen.worker), total=event.epochs, text="")
             at = f"step {seen.epoch}" if event.epochs is None else f"epoch {seen.epoch} of {event.epochs}"
             text = f"{at}, {seen.members} members" if seen.members else "no trials"
             where = f" on {seen.device}" if seen.device else ""

@@ -24,6 +24,7 @@ from hpo.storage import Storage, best_trials, summary
 from hpo.storage.studies import MOST_TRIALS
 from hpo.studyfile import Parameter, Range, Study
 from hpo.studyfile.writing import key_text
+from hpo.text import printable
 
 METRIC_LABELS = {
     "val_accuracy": "val acc",
@@ -68,7 +69,7 @@ def score(trial: FrozenTrial) -> float:
 def params_line(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> str:
     """Return `lr: 9.2616e-03, weight decay: 7.2296e-06`."""
     return ", ".join(
-        f"{name.replace('_', ' ')}: {_shown(value, distributions[name])}" for name, value in params.items()
+        printable(f"{name.replace('_', ' ')}: {_shown(value, distributions[name])}") for name, value in params.items()
     )
 
 

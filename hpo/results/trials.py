@@ -24,6 +24,7 @@ from hpo.search.records import CURVE, RUN, any_stored_study, precision_of
 from hpo.search.space import is_whole
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy
+from hpo.text import lines
 
 SCHEMA = "hpo.trial/1"
 FIRST = ("number", "state", "value", "seed", "epochs", "precision", "device", "started", "ended", "reason")
@@ -92,16 +93,22 @@ def comma_separated(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     taken = {*FIRST, *metrics}
-    writer.writerow([*FIRST, *metrics, *(f"params.{name}" if name in taken else name for name in names)])
+    columns = [f"params.{name}" if name in taken else name for name in names]
+    writer.writerow(map(lines, [*FIRST, *metrics, *columns]))
     for row in rows:
         scores = [row["values"].get(metric) for metric in metrics]
         params = [_cell(row["params"][name]) if name in row["params"] else "" for name in names]
-        writer.writerow([*(worded(row[column]) for column in FIRST), *map(worded, scores), *params])
+        writer.writerow([*(_shown(row[column]) for column in FIRST), *map(worded, scores), *params])
     yield text.getvalue()
 
 
 def _cell(value: Any) -> Any:
-    return json_text(value) if value is None or isinstance(value, list | bool) else worded(value)
+    return json_text(value) if value is None or isinstance(value, list | bool) else _shown(value)
+
+
+def _shown(value: Any) -> Any:
+    """Return a value as a spreadsheet, and a terminal, may have it."""
+    return lines(value) if isinstance(value, str) else worded(value)
 
 
 def _utc(time: datetime.datetime | None) -> str | None:

@@ -19,7 +19,7 @@ from hpo.results.lookup import objective_of, said
 from hpo.results.states import STATES
 from hpo.search.records import wanted
 from hpo.storage import REASON, Parts, Storage, StudyState, StudySummary, state_of, summary
-from hpo.studyfile.messages import printable
+from hpo.text import printable
 
 VARYING = re.compile(r"[-+]?\b[\d.]+(e[-+]?\d+)?\b")
 """The numbers in a reason: trials that failed alike tell their own."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 
+from hpo.as_json import json_text
 from hpo.search.plan import plan
 from hpo.search.samplers import most_epochs
 from hpo.search.space import few_digits, how_many
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter
+from hpo.text import lines
 from hpo.training.devices import describe as describe_device
 from hpo.training.size import memory
 
@@ -22,11 +24,11 @@ def describe(study: AnyStudy, device: str = "auto") -> str:
     planned = plan(study, device)
     split, member, population, where = planned.images, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
-    return "\n".join(
+    text = "\n".join(
         [
             f"{study.source}: sound",
             "",
-            json.dumps(study.resolved(), indent=2, ensure_ascii=False),
+            json_text(study.resolved(), indent=2),
             "",
             f"search space ({how_many(study)}):",
             *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
@@ -40,15 +42,16 @@ def describe(study: AnyStudy, device: str = "auto") -> str:
             f"trials: {study.search.trials} of at most {most_epochs(study)} epochs",
         ]
     )
+    return lines(text)
 
 
 def _describe_own(study: ObjectiveStudy, device: str) -> str:
     """The same of the user's own objective; what it searches shows only when it runs."""
     code = plan(study, device).code
     files = [f"  {file}: SHA-256 {content}" for file, content in code.files.items()]
-    resolved = json.dumps(study.resolved(), indent=2, ensure_ascii=False)
-    lines = [f"{study.source}: sound", "", resolved, "", f"code in {code.folder}:", *files]
-    return "\n".join([*lines, f"trials: {study.search.trials}"])
+    resolved = json_text(study.resolved(), indent=2)
+    said = [f"{study.source}: sound", "", resolved, "", f"code in {code.folder}:", *files]
+    return lines("\n".join([*said, f"trials: {study.search.trials}"]))
 
 
 def parameter_line(parameter: Parameter) -> str:

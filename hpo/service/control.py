@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError
-from hpo.results.overview import printable
 from hpo.search.records import not_of_hpo, wanted
 from hpo.service.status import status
 from hpo.storage import WHY, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
 from hpo.storage.kept import remove_files
 from hpo.studyfile import AnyStudy
+from hpo.text import printable
 
 
 def submit_all(
@@ -44,16 +44,17 @@ def queue_line(storage: Storage, name: str) -> str:
     study = _of_hpo(storage, name)
     state = state_of(study.user_attrs)
     if state == StudyState.ENDED:
-        return f"{name}: has ended before ({study.user_attrs.get(WHY)}), nothing is left to do"
+        return printable(f"{name}: has ended before ({study.user_attrs.get(WHY)}), nothing is left to do")
     closed = f", {state.value}" if state != StudyState.OPEN else ""
-    return f"{name}: in the queue{closed}, {_trials(_left(study))} left"
+    return printable(f"{name}: in the queue{closed}, {_trials(_left(study))} left")
 
 
 def pause(storage: Storage, name: str) -> str:
     """Let nobody train the study; what runs ends at its next epoch, and goes back to the queue."""
     study = _not_ended(storage, name)
     back = set_state(storage, study.study_id, StudyState.PAUSED)
-    return f"{name}: paused, {_trials(back)} sent back to the queue; go on with `hpo resume {shlex.quote(name)}`"
+    said = f"{name}: paused, {_trials(back)} sent back to the queue; go on with `hpo resume {shlex.quote(name)}`"
+    return printable(said)
 
 
 def stop(storage: Storage, name: str) -> str:
@@ -61,7 +62,8 @@ def stop(storage: Storage, name: str) -> str:
     study = _not_ended(storage, name)
     set_state(storage, study.study_id, StudyState.STOPPED)
     running = len(running_trials(storage, study.study_id))
-    return f"{name}: stopped, {_trials(running)} still running; go on with `hpo resume {shlex.quote(name)}`"
+    said = f"{name}: stopped, {_trials(running)} still running; go on with `hpo resume {shlex.quote(name)}`"
+    return printable(said)
 
 
 def resume(storage: Storage, name: str) -> str:
@@ -72,7 +74,7 @@ def resume(storage: Storage, name: str) -> str:
             f"study '{name}' has ended ({study.user_attrs.get(WHY)}); to go on, submit it with more to do and --extend"
         )
     set_state(storage, study.study_id, StudyState.OPEN)
-    return f"{name}: open, {_trials(_left(study))} left"
+    return printable(f"{name}: open, {_trials(_left(study))} left")
 
 
 def delete(storage: Storage, name: str) -> str:

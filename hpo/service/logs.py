@@ -13,7 +13,6 @@ from itertools import groupby
 from typing import IO, Any
 
 from hpo.as_json import json_line
-from hpo.results.overview import printable
 from hpo.results.progress import failure, left_out, opening, outcome
 from hpo.search.events import (
     Event,
@@ -25,6 +24,7 @@ from hpo.search.events import (
     TrialsFailed,
     TrialsLeftOut,
 )
+from hpo.text import printable
 
 LOGGER = logging.getLogger("hpo")
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from hpo.as_json import json_text, worded
 from hpo.errors import StorageError
-from hpo.results.overview import printable, table
+from hpo.results.overview import table
 from hpo.results.progress import duration, pace
 from hpo.results.states import by_word
 from hpo.search.records import STUDY, not_of_hpo, wanted
@@ -35,6 +35,7 @@ from hpo.storage import (
     summary,
 )
 from hpo.storage.heartbeats import GRACE_S
+from hpo.text import printable
 
 PACE_S = 300.0
 """A study's pace is that of the last five minutes."""

@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from hpo.errors import StorageError, nearest
+from hpo.text import printable
 
 DEFAULT_URL = "sqlite:///hpo.db"
 ENVIRONMENT = "HPO_STORAGE"
@@ -46,7 +47,7 @@ class Location:
 
 def mask(url: str) -> str:
     """Return the URL without its passwords, on one line. Works on text that is no valid URL, too."""
-    url = "".join(c if c.isprintable() else "?" for c in url)
+    url = printable(url)
     # Greedy up to the last @: a password with an @ or a / in it is hidden whole.
     url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
     url = re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from hpo.errors import StudyFileError, nearest
 from hpo.studyfile.keys import names, open_tables
 from hpo.studyfile.trees import MISSING, Path, value_at
+from hpo.text import printable
 
 WIDTH = 60  # characters of a value or key that a message shows
 
@@ -33,11 +34,6 @@ class Fault:
 def study_file_error(source: str, key: str, problem: str) -> StudyFileError:
     """Build the error, on one line whatever the file's name holds."""
     return StudyFileError(printable(source), key, printable(problem))
-
-
-def printable(text: str) -> str:
-    """Return text on one line, whatever it held."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shortened(text: str) -> str:

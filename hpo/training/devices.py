@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hpo.errors import UsageError
+from hpo.text import printable
 from hpo.training.process_wide import HEARD
 
 TRIED = 64  # rows and columns of the matrices that a device multiplies to show that it works
@@ -35,7 +36,7 @@ def find_device(name: str) -> torch.device:
     """Return the device called `name` ("auto": cuda, else mps, else cpu). Raises UsageError where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
-    option = f"--device {name if name.isprintable() else ascii(name)}"
+    option = f"--device {printable(name)}"
     try:
         device = torch.device(name)
     except (RuntimeError, UnicodeEncodeError) as error:

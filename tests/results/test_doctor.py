@@ -42,7 +42,7 @@ def is_ok(finding: Finding) -> bool:
 
 def test_a_finding_is_one_line_whatever_it_quotes() -> None:
     finding = Finding("disk", Verdict.PROBLEM, "a\nb\x1b[1m", "make room")
-    assert finding.line() == "disk                problem  a\ufffdb\ufffd[1m; make room"
+    assert finding.line() == "disk                problem  a\\nb\\x1b[1m; make room"
     written = {"check": "disk", "verdict": "problem", "found": "a\nb\x1b[1m", "advice": "make room"}
     assert json.loads(finding.json_line()) == written
     assert "\n" not in finding.json_line()

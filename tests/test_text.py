@@ -1,0 +1,76 @@
+"""Text that is shown: whatever files and storages hold, it is printable, and what programs read is the same value."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tomllib
+from pathlib import Path
+
+import optuna
+import pytest
+import tomli_w
+
+import hpo
+from hpo.api.answers import Result, warn
+from hpo.as_json import json_text
+from hpo.errors import HpoError
+from hpo.storage import open_storage
+from hpo.text import as_toml, lines, printable
+
+EVIL = "a\x1b[2J\x9b1m\u202e\r\n\x07\ud800\U000e0001é日"
+
+
+def test_a_line_is_printable_and_loses_nothing() -> None:
+    shown = printable(EVIL)
+    assert shown == r"a\x1b[2J\x9b1m\u202e\r\n\x07\ud800\U000e0001é日"
+    assert printable(shown) == shown
+    assert lines("one\x1b\ntwo") == "one\\x1b\ntwo"
+
+
+def test_what_programs_read_is_printable_and_the_same() -> None:
+    tree = {EVIL: [EVIL, 1.5, None, {"b": EVIL}]}
+    for indent in (None, 2):
+        text = json_text(tree, indent)
+        assert all(map(str.isprintable, text.split("\n")))
+        assert json.loads(text) == tree
+    whole = EVIL.replace("\ud800", "")  # which TOML, being UTF-8, has not
+    text = as_toml(tomli_w.dumps({whole: [whole]}))
+    assert all(map(str.isprintable, text.split("\n")))
+    assert tomllib.loads(text) == {whole: [whole]}
+
+
+def test_an_error_a_warning_and_an_answer_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert str(HpoError(EVIL)).isprintable()
+    assert str(HpoError("one\ntwo")) == "one two"
+    assert all(map(str.isprintable, str(Result(None, f"{EVIL}\n{EVIL}", "")).split("\n")))
+    warn(EVIL)
+    assert capsys.readouterr().err.removesuffix("\n").isprintable()
+
+
+def test_a_study_of_another_program_is_shown_printable(tmp_path: Path) -> None:
+    """Whatever its name, its parameters, their choices and its notes are."""
+    url, evil = f"sqlite:///{tmp_path}/hpo.db", EVIL.replace("\ud800", "")
+    storage = open_storage(url)
+    study = optuna.create_study(storage=storage, study_name=evil)
+    study.set_user_attr("dashboard:note", evil)
+    study.optimize(lambda trial: float(len(trial.suggest_categorical(evil, [evil]))), n_trials=1)
+    storage.close()
+    stored = hpo.load(evil, storage=url)
+    shown = [*stored.top_lines(), stored.deletion_question(), repr(stored)]
+    with pytest.raises(HpoError) as caught:
+        stored.pause()
+    shown += [str(caught.value), stored.copy(f"sqlite:///{tmp_path}/copy.db"), stored.delete()]
+    assert all(map(str.isprintable, shown)), shown
+
+
+def test_a_table_for_a_spreadsheet_is_printable() -> None:
+    from hpo.results.trials import comma_separated
+
+    record = {"number": 0, "state": "failed", "value": None, "values": {}, "params": {EVIL: EVIL}, "reason": EVIL}
+    fill = dict.fromkeys(("seed", "epochs", "precision", "device", "started", "ended"))
+    text = "".join(comma_separated([{**fill, **record}]))
+    assert all(map(str.isprintable, text.replace("\n", "")))
+    heading, row = csv.reader(io.StringIO(text))
+    assert (heading[-1], row[-1]) == (lines(EVIL), lines(EVIL))
