@@ -106,7 +106,9 @@ def in_words(schema: dict[str, Any]) -> str:
             length = (schema.get("minLength"), schema.get("maxLength"))
             return "text" if length == (None, None) else f"text, {length[0]} to {length[1]} characters"
         case "array":
-            return f"a list, each {in_words(schema['items'])}{'; not empty' if schema.get('minItems') else ''}"
+            least = "; not empty" if schema.get("minItems") else ""
+            most = f"; {schema['maxItems']} at most" if "maxItems" in schema else ""
+            return f"a list, each {in_words(schema['items'])}{least}{most}"
         case "object" if "properties" in schema:
             return f"a table: {', '.join(f'`{name}`, {in_words(each)}' for name, each in schema['properties'].items())}"
         case "object":

@@ -158,7 +158,7 @@ def files_of(references: Iterable[str]) -> list[str]:
 
 def missing(files: Iterable[str], folder: Path) -> list[str]:
     """Return those of the files that are not in the folder."""
-    return [file for file in files if not (folder / file).is_file()]
+    return [file for file in files if not _is_file(folder / file)]
 
 
 def nowhere(file: str, *folders: Path) -> str:
@@ -222,10 +222,14 @@ def _is_own(file: str | None, folder: Path) -> bool:
 
 
 def _path(file: str, folder: Path) -> Path:
-    path = (folder / file).resolve()
-    if not path.is_file():
+    if not _is_file(folder / file):
         raise CodeError(f"{file}: no such file in {folder.resolve()}")
-    return path
+    return (folder / file).resolve()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; Path.is_file raises for a name that is too long, or a folder that is closed."""
+    return os.path.isfile(path)
 
 
 def _hash(path: Path) -> str | None:

@@ -11,6 +11,7 @@ user's own data are relative to the study file's folder; where they are not ther
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -109,7 +110,7 @@ def _base(path: str, folder: Path) -> Path:
     """Return the folder in which the path of a study file leads to something."""
     folders = [folder.absolute(), Path.cwd()]
     for each in folders:
-        if (each / path).exists():
+        if os.path.exists(each / path):  # which is False where Path.exists raises
             return each
     looked = " or ".join(dict.fromkeys(map(str, folders)))
     raise DataError(f"{path}: not found in {looked}; bring it there, or work in the folder that has it")

@@ -70,6 +70,6 @@ def _epoch(about: dict[str, Any], losses: list[float]) -> int | None:
     """Return the epoch that weights say they are of, where the curve has their validation loss there."""
     try:
         epoch, loss = int(about["epoch"]), float(about["val_loss"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return epoch if 0 < epoch <= len(losses) and losses[epoch - 1] == loss else None

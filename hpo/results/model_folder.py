@@ -10,7 +10,6 @@ or weights that are damaged, of another version or not of each other are an erro
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -21,32 +20,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from hpo.errors import CodeError, HpoError
+from hpo.outside import opened
+from hpo.results.model_card import CARD_FILE, damaged, read_card
 from hpo.results.writing import umask
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
-from hpo.training.weights import network_of, read
-from hpo.usercode import found
+from hpo.training.networks import outline
+from hpo.training.size import measure, memory
+from hpo.training.weights import WIDEST, most_bytes, network_of, read
+from hpo.usercode import found, in_a_line
 
-CARD = "hpo.card/1"
-CARD_FILE, WEIGHTS_FILE = "card.json", "weights.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
 
 
 @dataclass(frozen=True)
 class Model:
     """A network for inference, and the images that it takes: their shape, and the byte that stands for white.
 
-    `white` is None where it takes numbers as given; `names` are those of the classes.
+    `white` is None where it takes numbers as given; `names` are those of the classes; `activations` is how many numbers
+    its layers make of an image.
     """
 
     network: nn.Module
     shape: Shape
     names: tuple[str, ...]
     white: int | None
-    card: Mapping[str, Any]
+    activations: int
 
 
 def check_free(folder: Path) -> None:
@@ -83,37 +85,61 @@ def put(folder: Path) -> Iterator[Path]:
 
 
 def read_model(folder: Path, device: torch.device) -> Model:
-    """Return the network of a folder on the device."""
-    card = _card(folder / CARD_FILE)
-    try:
-        file, form = folder / str(card["weights"]["file"]), card["input"]
-        shape, classes, white = form["shape"], form["classes"], form["white"]
-        numbers = [*shape, classes, *([] if white is None else [white])]
-        sound = len(shape) == 3 and all(type(each) is int and 0 < each < 2**31 for each in numbers)
-        settings = NetworkSettings.model_validate(card["config"]["network"])
-        digest, code = card["weights"]["sha256"], card.get("code")
-        names = card["data"].get("classes") or [str(label) for label in range(classes if sound else 0)]
-        sound = sound and len(names) == classes and all(isinstance(name, str) for name in names)
-    except (KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise HpoError(f"{folder / CARD_FILE}: is damaged: it does not say all that hpo predict needs") from error
-    if not sound or file.parent != folder:
-        raise HpoError(f"{folder / CARD_FILE}: is damaged: it does not say all that hpo predict needs")
-    if sha256(file) != digest:
-        raise HpoError(f"{file}: is not the file that {CARD_FILE} describes (its SHA-256 differs)")
+    """Return the network of a folder on the device.
+
+    Raises HpoError for whatever is wrong with it. A folder may come from anywhere: how large its network is, is known
+    before anything is built, and its weights are read once their file is of that size.
+    """
+    path = folder / CARD_FILE
+    card = read_card(path)
+    settings, file = card.network, folder / card.weights
     if settings.module is not None:
-        settings = settings.located(_code_folder(folder, settings.module, code))
-    state, _ = read(file)
-    network = network_of(file, state, settings, (shape[0], shape[1], shape[2]), classes)
+        settings = settings.located(_code_folder(folder, settings.module, card.code))
+    network, activations = _outline(path, settings, card.shape, card.classes)
+    largest = most_bytes(network)
+    if 2 * largest + WIDEST * activations > memory(device):
+        raise HpoError(f"{path}: its network does not fit into the memory of {device}")
+    if _size_of(file, folder) > largest:
+        raise HpoError(f"{file}: its weights are not those of the network that is described with them")
+    if sha256(file) != card.sha256:
+        raise HpoError(f"{file}: is not the file that {CARD_FILE} describes (its SHA-256 differs)")
+    network = network_of(file, read(file)[0], settings, card.shape, card.classes)
     network = network.float() if device.type == "mps" else network  # which has no wider type
-    return Model(network.to(device), (shape[0], shape[1], shape[2]), tuple(names), white, card)
+    names = card.names or tuple(map(str, range(card.classes)))
+    return Model(network.to(device), card.shape, names, card.white, activations)
 
 
-def _code_folder(folder: Path, module: str, code: Any) -> Path:
+def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) -> tuple[nn.Module, int]:
+    """Return the network that a card describes, without its weights, and its activations for one image."""
+    try:
+        network = outline(settings, shape, classes)
+        return network, measure(network, shape).activations
+    except HpoError as error:
+        raise HpoError(f"{path}: its network cannot be built: {error}") from error
+    except Exception as error:
+        if settings.module is None:
+            raise
+        raised = f"{settings.module} raised {in_a_line(error, settings.folder)}"
+        raise HpoError(f"{path}: its network cannot be built: {raised}") from error
+
+
+def _size_of(file: Path, folder: Path) -> int:
+    """Return the size of a regular file of the folder's own, which a link that leads out of it is not."""
+    try:
+        with opened(file) as found:
+            if file.resolve().parent != folder.resolve():
+                raise HpoError(f"{file}: leads to {file.resolve()}, outside the folder; put the file itself there")
+            return os.fstat(found.fileno()).st_size
+    except OSError as error:
+        raise HpoError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def _code_folder(folder: Path, module: str, code: Mapping[str, Any] | None) -> Path:
     """Return where the code of a network lies, which is not kept with its weights: there or beside them."""
+    if code is None:
+        raise damaged(folder / CARD_FILE)
     try:
         return found([module], code, folder)
-    except (KeyError, TypeError) as error:
-        raise HpoError(f"{folder / CARD_FILE}: is damaged: it does not say which code its network is") from error
     except CodeError as error:
         raise CodeError(f"{folder / CARD_FILE}: its network {error}") from error
 
@@ -121,20 +147,7 @@ def _code_folder(folder: Path, module: str, code: Any) -> Path:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise HpoError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _card(path: Path) -> dict[str, Any]:
-    try:
-        card: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HpoError(f"{path}: cannot be read ({error.strerror or error}); `hpo test` writes such folders") from error
-    except (ValueError, RecursionError) as error:
-        raise HpoError(f"{path}: is damaged: not JSON") from error
-    found = card.get("schema") if isinstance(card, dict) else None
-    if found != CARD:
-        raise HpoError(f"{path}: is of {found!r}, and this version of hpo reads {CARD}")
-    return dict(card)

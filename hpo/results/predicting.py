@@ -17,14 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hpo.errors import HpoError
+from hpo.outside import opened
 from hpo.results.model_folder import Model, read_model
-from hpo.training.devices import find_device
+from hpo.training.devices import find_device, is_out_of_memory
 from hpo.training.evaluation import log_probabilities
 
 AT_ONCE = 10_000
-"""Images that are converted at once: a file may hold more than fit into memory."""
+"""Images that are converted at once, at most: a file may hold more than fit into memory."""
+
+NUMBERS_AT_ONCE = 2**28
+"""Their pixels, and what the network makes of them, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +58,34 @@ def predictions(folder: Path, images: Path, device: str) -> Predictions:
     model = read_model(folder, find_device(device))
     pixels = _pixels(images, model)
     classes, probabilities = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.float32)
-    for start in range(0, len(pixels), AT_ONCE):
-        some = _scaled(pixels[start : start + AT_ONCE], images, model)
-        best = log_probabilities(model.network, torch.from_numpy(some)).max(1)
-        classes[start : start + AT_ONCE] = best.indices
-        probabilities[start : start + AT_ONCE] = best.values.exp()
+    at_once = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // (math.prod(model.shape) + model.activations)))
+    for start in range(0, len(pixels), at_once):
+        some = _scaled(pixels[start : start + at_once], images, model)
+        best = _answers(model, torch.from_numpy(some), folder).max(1)
+        if not best.values.isfinite().all():
+            image = start + int(best.values.isfinite().logical_not().nonzero()[0])
+            raise HpoError(f"{folder}: the network's answer to image {image} of {images} is NaN or infinite")
+        classes[start : start + at_once] = best.indices
+        probabilities[start : start + at_once] = best.values.exp()
     return Predictions(classes, probabilities, model.names)
+
+
+def _answers(model: Model, images: Tensor, folder: Path) -> Tensor:
+    """Return the logarithms of the probabilities, [N, classes], that the network has for images."""
+    try:
+        return log_probabilities(model.network, images)
+    except HpoError as error:
+        raise HpoError(f"{folder}: {error}") from error
+    except Exception as error:  # only a module of the user's own can raise, but for want of memory
+        if is_out_of_memory(error):
+            raise HpoError(f"{folder}: its network does not fit into memory with {len(images)} images") from error
+        raise HpoError(f"{folder}: its network raised {type(error).__name__}: {error}") from error
 
 
 def _pixels(path: Path, model: Model) -> NDArray[Any]:
     """Return the images of a file, [N, C, H, W], still on the disk."""
     try:
+        opened(path).close()
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, EOFError) as error:
         raise HpoError(f"{path}: is no .npy file of numbers, or is cut short") from error

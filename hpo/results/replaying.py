@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AllowInfNan, BeforeValidator, Field, ValidationError
 
 from hpo.as_json import json_text, number
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, UsageError
 from hpo.results.export import VERSION
+from hpo.results.model_card import CodeRecord, Part
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.repeating import Repeated, Stored, repeat
 from hpo.search.plan import plan
@@ -28,29 +29,17 @@ from hpo.studyfile.values import Natural
 from hpo.training.stack import Member
 from hpo.usercode import found
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-
 Number = Annotated[float, AllowInfNan(True), BeforeValidator(number)]
 
 
-class _Confirmed(_Part):
+class _Confirmed(Part):
     """What is read of the numbers of a confirmation."""
 
     seeds: list[Natural] = Field(min_length=1)
     scores: list[Number]
 
 
-class _Code(_Part):
-    """What is read of the user's own code."""
-
-    folder: str
-    files: dict[str, str]
-
-
-class _Exported(_Part):
+class _Exported(Part):
     """What is read of an export; the curve came with the second version."""
 
     config: dict[str, Any]
@@ -58,11 +47,11 @@ class _Exported(_Part):
     value: Number
     precision: Literal["float32", "bfloat16", "float64"]
     data: dict[str, Any]
-    code: _Code | None = None
-    curve: dict[str, list[Number]] = {}
+    code: CodeRecord | None = None
+    curve: dict[str, list[Number]] = Field(default_factory=dict)
 
 
-AnyPart = TypeVar("AnyPart", bound=_Part)
+AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     return Replay(study, tuple(repeat(study, planned, exported.precision, trials, stop, say)))
 
 
-def _located(study: Study, code: _Code | None, path: Path) -> Study:
+def _located(study: Study, code: CodeRecord | None, path: Path) -> Study:
     """Return the study with the folder that its code is in: that of the export, its own, or the current one."""
     if not study.references:
         return study

@@ -16,7 +16,8 @@ from hpo.results.choice import Choice
 from hpo.results.export import best_config
 from hpo.results.figures.confusion import confusion
 from hpo.results.figures.files import page
-from hpo.results.model_folder import CARD, CARD_FILE, WEIGHTS_FILE
+from hpo.results.model_card import CARD, CARD_FILE
+from hpo.results.model_folder import WEIGHTS_FILE
 from hpo.results.versions import made
 from hpo.results.writing import write
 from hpo.storage.looks import Look

@@ -19,6 +19,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import UsageError, nearest
+from hpo.outside import json_tree
 from hpo.search.history import History
 from hpo.search.points import trial_seed
 from hpo.search.space import Values, distributions, identity, snapped, takes
@@ -118,14 +119,10 @@ def _head(text: str) -> str:
 
 def _given(text: str) -> Values:
     """Return what a user has written, an object of JSON."""
-
-    def no_number(name: str) -> Any:
-        raise ValueError(f"{name} is no number")
-
     try:
-        given: Any = json.loads(text, parse_constant=no_number)
+        given = json_tree(text)
     except ValueError as error:
-        raise UsageError(f"{_head(text)}: is not JSON ({error})") from error
+        raise UsageError(f"{_head(text)}: {error}") from error
     if not isinstance(given, dict) or not given:
         raise UsageError(f'{_head(text)}: must be a JSON object of values by parameter, such as {{"lr": 0.01}}')
     return given

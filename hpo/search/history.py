@@ -282,7 +282,7 @@ class History:
             values = self._sampled(trial, attempt)
             if search.repeat or identity(values) not in self._seen:
                 return values
-        return values if math.isinf(self._size) else self._next_combination(index)
+        return values if self._size == math.inf else self._next_combination(index)
 
     def _sampled(self, trial: FrozenTrial, attempt: int, given: Mapping[str, Any] = MappingProxyType({})) -> Values:
         search = self._study_file.search

@@ -25,7 +25,7 @@ from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
 from hpo.training.networks import build
 from hpo.training.own_networks import Mode, check_same, try_out
-from hpo.training.size import Size, population_size, size_of
+from hpo.training.size import Size, memory, population_size, size_of
 from hpo.training.stack import DTYPES, EVALUATION_BATCH
 from hpo.usercode import Code, code_of, in_a_line, load
 
@@ -104,6 +104,10 @@ def _plan(study: Study, device: str) -> Plan:
     if limit is not None and size.parameters > limit and not searched:
         problem = f"is below the {size.parameters:,} parameters that every network of this study has (got {limit:,})"
         raise study.error("search.limits.parameters", problem)
+    if size.least_bytes > memory(where) and not searched:
+        needs, has = (f"{count / 2**30:,.1f} GiB" for count in (size.least_bytes, memory(where)))
+        problem = f"a network of {size.parameters:,} parameters needs at least {needs} to train, and {where} has {has}"
+        raise study.error("network", problem)
     wanted = 1 if study.search.population == "auto" and not stacked else study.search.population
     population = population_size(wanted, study.search.trials, size.member_bytes, where)
     return Plan(where, images, config, size, population, stacked, code)

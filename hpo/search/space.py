@@ -31,6 +31,9 @@ Values = dict[str, Any]
 MOST_STEPS = 10**7
 """Steps from 0 to a range's end that Optuna, which counts them with floats, can still tell apart."""
 
+MOST_COUNTED = 10**15
+"""Different trials beyond which nobody wants to know the number, nor Python to write it."""
+
 LARGEST_INTEGER = 2**53
 """Up to here Optuna, which keeps every number as a float, keeps whole numbers exactly."""
 
@@ -117,8 +120,10 @@ def size(study: Study) -> float:
 def how_many(study: Study) -> str:
     """Return the size of the space in words."""
     combinations = size(study)
-    if math.isinf(combinations):
+    if combinations == math.inf:  # a whole number of hundreds of digits is none that math.isinf takes
         return "trials without end"
+    if combinations > MOST_COUNTED:
+        return f"more than {MOST_COUNTED:,} different trials"
     return f"{combinations} different trial{'s' if combinations > 1 else ''}"
 
 

@@ -35,7 +35,7 @@ from hpo.studyfile.searched import (
 )
 from hpo.studyfile.study import Study
 from hpo.studyfile.trees import Path, first_in_order, is_under, replaced, value_at
-from hpo.studyfile.values import HERE
+from hpo.studyfile.values import HERE, MOST_CHOICES
 
 AnyStudy = Study | ObjectiveStudy
 """A study of hpo's networks, or of the user's own objective."""
@@ -206,7 +206,11 @@ class _Check:
                 self.add(path, f"cannot be searched: it is the same for all trials (got {shown(table)})")
                 self.broken.append(path)
                 continue
-            faults = table_faults(table)
+            faults = (
+                table_faults(table)
+                if len(self.sound) < MOST_CHOICES
+                else {(): f"is one more than {MOST_CHOICES:,} searched values"}
+            )
             for place, problem in faults.items():
                 self.add((*path, *place), problem)
             if faults:
@@ -306,7 +310,7 @@ class _Check:
             elif known[name] not in applying and (when := known[name].when) is not None:
                 self.add((*path, name), f"is searched only where {when.words()}")
         values = [(each, given[each.name]) for each in applying if each.name in given]
-        tree = self.plain
+        tree = replaced(self.plain, ("search", "points"), [])  # whose other points are checked for themselves
         for parameter, value in values:
             if parameter.path == parameter.setting:
                 tree = replaced(tree, parameter.path, value)
@@ -314,13 +318,12 @@ class _Check:
         for parameter, value in values:
             if parameter.path != parameter.setting:
                 tree = replaced(tree, parameter.setting, value)
-        known_faults = {*self.validated({})[1], *self.in_cases}
         for setting, fault in _validated(tree)[1].items():
             at = place_of(setting, tree, self.cases)
             owner = next((each for each, _ in values if is_under(at, each.path)), None)
             if owner is not None:
                 self.add((*path, owner.name, *at[len(owner.path) :]), fault.sentence)
-            elif at not in known_faults:
+            elif at not in self.in_cases:
                 self.add(path, f"does not go with {dotted(at)}, which {fault.sentence}")
         for parameter in applying if every else ():
             if parameter.name not in given:

@@ -98,6 +98,7 @@ _SENTENCES = {
     "string_too_long": "must have at most {max_length} characters",
     "list_type": "must be a list",
     "too_short": "must not be empty",
+    "too_long": "must have at most {max_length} elements",
     "model_type": "must be a table",
     "dict_type": "must be a table",
     "value_error": "{error}",

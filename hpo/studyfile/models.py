@@ -26,6 +26,7 @@ from pydantic import (
 from hpo.studyfile.values import (
     HERE,
     LARGEST,
+    MOST_LAYERS,
     STRICT,
     AboveZero,
     Arguments,
@@ -99,7 +100,7 @@ class NetworkSettings(Settings):
     kind: Literal["mlp", "cnn", "module"]
     module: Annotated[Reference | None, Field(validate_default=True), _MODULE] = None
     args: Annotated[Arguments, Open(), _MODULE] = {}
-    hidden: Annotated[list[Positive], _BUILT_IN] = [100, 100]
+    hidden: Annotated[list[Positive], Field(max_length=MOST_LAYERS), _BUILT_IN] = [100, 100]
     activation: Annotated[
         Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"], Field(), _BUILT_IN
     ] = "relu"
@@ -116,7 +117,7 @@ class NetworkSettings(Settings):
         Field(description="a number or a list of numbers"),
         _BUILT_IN,
     ] = 0.0
-    conv: Annotated[list[Positive], Field(min_length=1), _CNN] = [6, 16]
+    conv: Annotated[list[Positive], Field(min_length=1, max_length=MOST_LAYERS), _CNN] = [6, 16]
     kernel: Annotated[Positive, _CNN] = 5
     padding: Annotated[Natural, _CNN] = 0
     pool: Annotated[Positive, _CNN] = 2

@@ -5,15 +5,15 @@ Whatever the file holds, the caller gets a study or one StudyFileError.
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from hpo.errors import StudyFileError
+from hpo.outside import json_tree, toml_tree
 from hpo.studyfile.cases import WHEN
 from hpo.studyfile.checking import AnyStudy, parse_any_study
 from hpo.studyfile.keys import SEARCHABLE, names, sections
@@ -75,7 +75,7 @@ def home_of(tree: Any, path: FilePath) -> FilePath:
     export = tree if isinstance(tree, dict) and str(tree.get("schema")).startswith(EXPORT) else {}
     for part in (export.get("data"), export.get("code")):
         kept = FilePath(str(part.get("folder", ""))) if isinstance(part, dict) else FilePath()
-        if kept.is_absolute() and kept.is_dir():
+        if kept.is_absolute() and os.path.isdir(kept):  # which is False where Path.is_dir raises
             return kept
     return path.absolute().parent
 
@@ -102,28 +102,10 @@ def load_tree(path: str | FilePath) -> Any:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise study_file_error(source, "", f"is not UTF-8 text (line {line})") from error
-    return _parsed_json(text, source) if path.suffix.lower() == ".json" else _parsed_toml(text, source)
-
-
-def _parsed_toml(text: str, source: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise study_file_error(source, "", "is nested too deeply") from error
-    except ValueError as error:  # of TOML, or of Python's own for a number of thousands of digits
-        raise study_file_error(source, "", f"is not TOML: {error}") from error
-
-
-def _parsed_json(text: str, source: str) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise study_file_error(source, "", "is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        problem = f"is not JSON: {error.msg} (at line {error.lineno}, column {error.colno})"
-        raise study_file_error(source, "", problem) from error
+        return json_tree(text) if path.suffix.lower() == ".json" else toml_tree(text)
     except ValueError as error:
-        raise study_file_error(source, "", f"is not JSON: {error}") from error
+        raise study_file_error(source, "", str(error)) from error
 
 
 def _study_of(tree: Any, source: str) -> dict[str, Any]:
@@ -165,8 +147,8 @@ def _override(text: str, source: str, model: type[Settings]) -> _Change:
 def _toml_value(text: str) -> Any:
     """Return a TOML value, or the text itself where it is a bare word: `tanh` needs no quotes."""
     try:
-        tree = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
+        tree = toml_tree(f"value = {text}")
+    except ValueError:
         tree = {}
     if tree.keys() == {"value"}:
         return tree["value"]

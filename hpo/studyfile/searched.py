@@ -20,7 +20,7 @@ from hpo.studyfile.keys import SEARCHABLE, names, open_tables
 from hpo.studyfile.messages import faults_of, shown, unknown_key
 from hpo.studyfile.models import Settings
 from hpo.studyfile.trees import Path, same, value_at
-from hpo.studyfile.values import LARGEST
+from hpo.studyfile.values import LARGEST, MOST_CHOICES
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class RangeTable(Settings):
 class ChoicesTable(Settings):
     """Choices as a study file writes them."""
 
-    choices: Annotated[list[Any], Field(min_length=1)]
+    choices: Annotated[list[Any], Field(min_length=1, max_length=MOST_CHOICES)]
 
 
 _KEYS = (*RangeTable.model_fields, *ChoicesTable.model_fields)

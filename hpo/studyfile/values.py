@@ -20,6 +20,8 @@ from pydantic import (
 
 LARGEST = 2**63 - 1  # what SQL, NumPy and torch can hold
 DEEPEST = 4  # lists in lists of an argument
+MOST_LAYERS = 1000  # of one kind in a network
+MOST_CHOICES = 1000  # of one value, and as many searched values: each is checked with all else that the file says
 HERE = FilePath()
 """The current folder."""
 

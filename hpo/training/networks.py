@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+MOST_NUMBERS = 2**40
+"""Weights or outputs that a layer has at most: more than any machine holds, and few enough for torch to count them."""
+
+
 class MLP(nn.Module):
     """Fully connected layers, each followed by batch norm (optional), the activation and dropout; then the logits."""
 
@@ -38,12 +43,12 @@ class MLP(nn.Module):
         features = math.prod(shape)
         rates = dropout_rates(settings, len(settings.hidden))
         for units, rate in zip(settings.hidden, rates, strict=True):
-            layers.append(nn.Linear(features, units))
+            layers.append(linear(features, units))
             if settings.batch_norm:
                 layers.append(nn.BatchNorm1d(units))
             layers += [ACTIVATIONS[settings.activation](), nn.Dropout(rate)]
             features = units
-        self.layers = nn.Sequential(*layers, nn.Linear(features, classes))
+        self.layers = nn.Sequential(*layers, linear(features, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, classes]."""
@@ -59,16 +64,8 @@ class CNN(nn.Module):
         channels, height, width = shape
         images: list[nn.Module] = []
         for number, filters in enumerate(settings.conv):
-            images.append(nn.Conv2d(channels, filters, settings.kernel, padding=settings.padding))
-            if settings.batch_norm:
-                images.append(nn.BatchNorm2d(filters))
-            images.append(ACTIVATIONS[settings.activation]())
-            if settings.pool > 1:
-                images.append(nn.MaxPool2d(settings.pool))
-            height, width = (
-                (side + 2 * settings.padding - settings.kernel + 1) // settings.pool for side in (height, width)
-            )
-            channels = filters
+            sides = [side + 2 * settings.padding - settings.kernel + 1 for side in (height, width)]
+            height, width = (side // settings.pool for side in sides)
             if min(height, width) < 1:
                 raise SettingError(
                     "network.conv",
@@ -76,21 +73,41 @@ class CNN(nn.Module):
                     f"(kernel {settings.kernel}, padding {settings.padding}, pool {settings.pool}); "
                     "use fewer convolutions, a smaller kernel or more padding",
                 )
+            _check_numbers("network.conv", "weights", channels * filters * settings.kernel**2)
+            _check_numbers("network.conv", "outputs", filters * math.prod(sides))
+            images.append(nn.Conv2d(channels, filters, settings.kernel, padding=settings.padding))
+            if settings.batch_norm:
+                images.append(nn.BatchNorm2d(filters))
+            images.append(ACTIVATIONS[settings.activation]())
+            if settings.pool > 1:
+                images.append(nn.MaxPool2d(settings.pool))
+            channels = filters
         self.images = nn.Sequential(*images)
         layers: list[nn.Module] = [nn.Flatten()]
         features = channels * height * width
         *rates, last_rate = dropout_rates(settings, len(settings.hidden) + 1)
         for units, rate in zip(settings.hidden, rates, strict=True):
-            layers += [nn.Dropout(rate), nn.Linear(features, units)]
+            layers += [nn.Dropout(rate), linear(features, units)]
             if settings.batch_norm:
                 layers.append(nn.BatchNorm1d(units))
             layers.append(ACTIVATIONS[settings.activation]())
             features = units
-        self.layers = nn.Sequential(*layers, nn.Dropout(last_rate), nn.Linear(features, classes))
+        self.layers = nn.Sequential(*layers, nn.Dropout(last_rate), linear(features, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, classes]."""
         return self.layers(self.images(x))  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+def linear(features: int, units: int) -> nn.Linear:
+    """Return a fully connected layer. Raises SettingError for one that no machine holds."""
+    _check_numbers("network.hidden", "weights", features * units)
+    return nn.Linear(features, units)
+
+
+def _check_numbers(key: str, what: str, count: int) -> None:
+    if count > MOST_NUMBERS:
+        raise SettingError(key, f"makes a layer of 2^{count.bit_length() - 1} {what} or more, too many for any machine")
 
 
 def dropout_rates(settings: NetworkSettings, places: int) -> list[float]:
@@ -111,6 +128,15 @@ def build(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> n
         network = (MLP if settings.kind == "mlp" else CNN)(shape, classes, settings)
         initialize(network, settings.init)
     return network
+
+
+def outline(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
+    """Return the network to be asked for its size, or to be given weights: its own have no values and no memory.
+
+    A module of the user's own is built whole: it may keep tensors that are not among its weights, or look at values.
+    """
+    with nullcontext() if settings.kind == "module" else torch.device("meta"):
+        return build(settings, shape, classes, seed=0)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ import torch
 
 from hpo.training.images import DeviceSplit
 from hpo.training.networks import build
-from hpo.training.size import measure
+from hpo.training.size import measure, memory, size_of
 from hpo.training.stack import DTYPES, Member, Stack, State, Values
 
 WORTH_A_CORE = 100_000_000
@@ -98,9 +98,14 @@ def _states(stacks: Sequence[Stack], numbers: Collection[int]) -> dict[int, Stat
 
 def _deal(members: Sequence[Member], split: DeviceSplit, precision: str, stacked: bool) -> tuple[list[Stack], int]:
     """Return the members in stacks of equal size, and the threads of each: as many cores as there is work for."""
+    config = members[0].config
+    if config.network.kind != "module":  # before memory is taken that a system may have promised, and does not have
+        least = len(members) * size_of(config, split.shape, split.classes, precision).least_bytes
+        if least > memory(split.device):
+            raise MemoryError(f"{len(members)} members need {least:,} bytes")
     modules = [build(m.config.network, split.shape, split.classes, m.seed).to(split.device) for m in members]
     # A multiplication and an addition each for the output, its gradient and the weight's.
-    step = 6 * measure(modules[0], split.shape).products * members[0].config.training.batch_size
+    step = 6 * measure(modules[0], split.shape).products * config.training.batch_size
     cores = torch.get_num_threads() if split.device.type == "cpu" else 1
     worth = max(1, min(cores, step * len(members) // WORTH_A_CORE))
     count = min(worth, len(members))

@@ -1,6 +1,7 @@
 """How large a population is: parameters of a network, memory of a member, members that fit.
 
-Estimates, for `hpo check` and for `population = "auto"`; the trainer halves a population that proves too large.
+Estimates, for `hpo check` and for `population = "auto"`; the trainer halves a population that proves too large. hpo's
+own networks are measured without being built, so that one of any size can be asked about.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from hpo.studyfile import Config
 from hpo.training.images import Shape
-from hpo.training.networks import build
+from hpo.training.networks import outline
 from hpo.training.optimizers import RULES
 from hpo.training.process_wide import ONE_THREAD
 from hpo.training.stack import DTYPES
@@ -27,22 +28,27 @@ MEMORY_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of one network, and bytes that one member needs while it trains."""
+    """Parameters of one network, and bytes that one member needs while it trains: about, and in batches of one image.
+
+    Where there is not even memory for these least bytes, there is no use in trying.
+    """
 
     parameters: int
     member_bytes: int
+    least_bytes: int
 
 
 def size_of(config: Config, shape: Shape, classes: int, precision: str) -> Size:
     """Return the size of one member of `config` on images of `shape`."""
-    extent = measure(build(config.network, shape, classes, seed=0), shape)
+    extent = measure(outline(config.network, shape, classes), shape)
     compute = DTYPES[precision].itemsize
     master = max(compute, 4)
     copies = 0 if compute == master else compute
     per_parameter = master * (1 + RULES[config.optimizer.kind][1]) + copies + compute
+    parameters = extent.parameters * per_parameter
     # Each activation once for the backward pass, and about as much again for its gradient and temporaries.
     activations = 2 * extent.activations * config.training.batch_size * compute
-    return Size(extent.parameters, extent.parameters * per_parameter + activations)
+    return Size(extent.parameters, parameters + activations, parameters + extent.activations * compute)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Extent:
 
 
 def measure(network: nn.Module, shape: Shape) -> Extent:
-    """Return the extent of a network, from one black image sent through it on its device."""
+    """Return the extent of a network, from one black image sent through it on its device, or through an outline."""
     activations: list[int] = []
     products: list[int] = []
 

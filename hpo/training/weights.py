@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 
 import safetensors
@@ -17,9 +16,10 @@ from safetensors import torch as tensors
 from torch import nn
 
 from hpo.errors import HpoError
+from hpo.outside import json_tree, opened
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
-from hpo.training.networks import build
+from hpo.training.networks import outline
 from hpo.training.outputs import watched
 from hpo.training.own_networks import in_type
 from hpo.training.stack import State
@@ -30,6 +30,12 @@ ABOUT = "about"
 _NAMES = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 uint16 uint32 uint64"
 TYPES = frozenset(getattr(torch, name) for name in (*_NAMES.split(), "bool", "complex64"))
 """What a file of weights can hold, and is read back as."""
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WIDEST = 8  # bytes of a number
+TENSOR = 1024  # bytes of what a file's header says of a tensor
+HEADER = 2**20  # bytes of what it says besides
 
 
 def to_bytes(state: State, about: Mapping[str, str]) -> bytes:
@@ -51,9 +57,10 @@ def to_bytes(state: State, about: Mapping[str, str]) -> bytes:
 def read(path: Path) -> tuple[State, dict[str, str]]:
     """Read a file of weights; return them with what it says about them."""
     try:
+        opened(path).close()
         with safetensors.safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+            about = json_tree((file.metadata() or {}).get(ABOUT, "{}"))
         if not isinstance(about, dict):
             raise ValueError("its metadata is no table")
         return state, about
@@ -64,21 +71,32 @@ def read(path: Path) -> tuple[State, dict[str, str]]:
         raise HpoError(f"{path}: its weights cannot be read: damaged or cut short ({said})") from error
 
 
+def most_bytes(network: nn.Module) -> int:
+    """Return how large a file of a network's weights is at most."""
+    tensors = [each for each in network.state_dict().values() if isinstance(each, torch.Tensor)]
+    sizes: list[int] = [each.numel() for each in tensors]
+    return HEADER + len(sizes) * TENSOR + WIDEST * sum(sizes)
+
+
 def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
     """Return the network with these weights, which were read from `path`, in their own type and for inference."""
-    # No memory and no random numbers for weights that are about to be replaced. But a module of the user's own may keep
-    # tensors that are not among its weights, or look at values.
-    where = nullcontext() if settings.kind == "module" else torch.device("meta")
-    with where:
-        network = build(settings, shape, classes, seed=0)
-    tensors_of = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
-    types = {name: value.dtype.is_floating_point for name, value in tensors_of.items()}
+    network = outline(settings, shape, classes)
+    wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
+    described = "the network that is described with them"
+    # Nothing of them is used before all of it fits: they may come from anywhere.
+    if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise HpoError(f"{path}: its weights are not those of {described}")
+    for name, value in wanted.items():
+        if state[name].dtype not in (value.dtype, *(FLOATS if value.dtype.is_floating_point else ())):
+            raise HpoError(f"{path}: its weights are not of the type of {described} ({name}: {state[name].dtype})")
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise HpoError(f"{path}: its weights are not those of the network that is described with them") from error
-    if any(state[name].dtype.is_floating_point != floating for name, floating in types.items()):
-        raise HpoError(f"{path}: its weights are not of the type of the network that is described with them")
-    if settings.kind == "module":
-        network = in_type(network, next(network.parameters()).dtype)
-    return watched(network, classes, settings).eval()
+        raise HpoError(f"{path}: its weights are not those of {described}") from error
+    for name, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            raise HpoError(f"{path}: its weights are NaN or infinite ({name})")
+    kind = next((parameter.dtype for parameter in network.parameters()), None)
+    if kind is None:
+        raise HpoError(f"{path}: its weights are not those of a network: it has nothing to train")
+    return watched(in_type(network, kind), classes, settings).eval()

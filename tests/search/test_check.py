@@ -40,6 +40,8 @@ def test_finite_spaces_are_counted() -> None:
     assert "search space (1 different trial):" in describe(study_of(optimizer={"lr": 0.1}), "cpu")
     twelve = study_of(optimizer={"lr": {"choices": [0.1, 0.2, 0.4]}}, training={"batch_size": {"low": 7, "high": 10}})
     assert "search space (12 different trials):" in describe(twelve, "cpu")
+    many = study_of(optimizer={"lr": 0.1}, network={"hidden": [{"low": 1, "high": 50}] * 200})
+    assert "search space (more than 1,000,000,000,000,000 different trials):" in describe(many, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,8 @@ def test_finite_spaces_are_counted() -> None:
         ({"data": {"train_size": 2000}}, StudyFileError),
         ({"optimizer": {"lr": {"low": 1e-3, "high": 1.0, "step": 1e-12}}}, StudyFileError),
         ({"network": {"kind": "cnn"}}, HpoError),
+        ({"network": {"hidden": [10**6, 10**6]}}, StudyFileError),
+        ({"network": {"hidden": [2**62]}}, StudyFileError),
         ({"training": {"shift": 8}}, StudyFileError),
         ({"training": {"shift": {"low": 0, "high": 8}}}, StudyFileError),
         ({"training": {"shift": {"choices": [0, 2, 9]}}}, StudyFileError),

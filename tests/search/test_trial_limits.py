@@ -50,6 +50,22 @@ def test_larger_networks_are_not_trained(storage: Storage, pruner: str) -> None:
     assert load_study(storage, "tiny").best_trial.number == best[0].number
 
 
+def test_a_network_that_no_memory_holds_fails_alone(storage: Storage) -> None:
+    """It is refused before its memory is taken, which a system may promise and not have."""
+    study = study_of(
+        optimizer={"lr": 0.1},
+        network={"hidden": {"choices": [[4], [10**6, 10**6], [2**50]]}},
+        search={"trials": 3, "sampler": "grid"},
+    )
+    search(study, storage)
+    trials = load_study(storage, "tiny").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL"]
+    assert [trial.user_attrs.get("reason") for trial in trials[1:]] == [
+        "a single network does not fit into the memory of cpu",
+        "network.hidden: makes a layer of 2^56 weights or more, too many for any machine",
+    ]
+
+
 def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
     space = distributions(limited())
     observations = Observations(space, optuna.create_study(direction="maximize"))

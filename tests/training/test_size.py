@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from twins import KINDS, config
 
+from hpo.errors import HpoError
 from hpo.training.networks import build
 from hpo.training.size import MEMORY_SHARE, MOST, measure, memory, population_size, size_of
 
@@ -67,6 +68,28 @@ def test_a_population_of_a_given_size_is_of_that_size() -> None:
 )
 def test_auto_leaves_the_sampler_four_populations(trials: int, members: int) -> None:
     assert population_size("auto", trials, 1, CPU) == members
+
+
+def test_a_network_of_any_size_is_measured_without_being_built() -> None:
+    settings = config(hidden=[10**6, 10**6])
+    weights = 64 * 10**6 + 10**12 + 10**7
+    size = size_of(settings, (1, 8, 8), 10, "float32")
+    assert size.parameters == weights + 2 * 10**6 + 10
+    assert size.member_bytes > size.least_bytes >= 8 * size.parameters
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"hidden": [2**40]}, "^network.hidden: makes a layer of 2.46 weights or more, too many for any machine$"),
+        ({"kind": "cnn", "kernel": 10**9}, "^network.conv: nothing is left of a 8x8 image"),
+        ({"kind": "cnn", "conv": [2**63 - 1], "kernel": 1}, "^network.conv: makes a layer of 2.6. weights or more"),
+        ({"kind": "cnn", "kernel": 1, "padding": 2**63 - 1}, "^network.conv: makes a layer of 2.13. outputs or more"),
+    ],
+)
+def test_a_network_that_no_machine_holds(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(HpoError, match=said):
+        size_of(config(**more), (1, 8, 8), 10, "float32")
 
 
 def test_auto_fits_into_memory() -> None:

@@ -1,0 +1,284 @@
+"""Files that somebody else wrote, under fuzz: study files, exports and folders of networks.
+
+Each mutation is taken or refused in one printable line, soon and in little memory, and in one process: what one file
+does is not felt by the next. Networks are trained where the file asks for little.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+import hpo
+from hpo.errors import HpoError
+from hpo.results import replaying
+from hpo.results.model_folder import sha256
+from hpo.studyfile import Study
+from hpo.training.weights import read
+
+MOST_S = 20
+"""Seconds of this process's own time that a file may take."""
+
+MOST_BYTES = 2**30
+"""Bytes by which all files together may make this process larger."""
+
+quick = settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+thorough = settings(quick, max_examples=3000)
+
+STUDY = {
+    "name": "tiny",
+    "description": "a study of the tests",
+    "data": {"dataset": "npz:images.npz", "validation": 0.25},
+    "network": {
+        "kind": {"choices": ["mlp", "cnn"]},
+        "hidden": [4],
+        "dropout": {"low": 0.0, "high": 0.5},
+        "when": {"kind": {"cnn": {"conv": [2], "kernel": {"choices": [1, 2]}, "hidden": []}}},
+    },
+    "optimizer": {"kind": "momentum", "lr": {"low": 1e-3, "high": 0.1, "log": True}, "momentum": 0.5},
+    "training": {"epochs": 2, "batch_size": 10, "precision": "float32"},
+    "search": {
+        "trials": 2,
+        "sampler": "random",
+        "population": 2,
+        "points": [{"network.kind": "mlp", "dropout": 0.1, "lr": 0.01}],
+    },
+}
+
+WHOLE = [0, 1, 2, 3, 7, -1, 1000, 10**7, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 10**30, 10**400]
+FRACTIONS = [0.0, -0.0, 0.5, 1.0, -1.5, 1e-300, 5e-324, 1e30, 1e308, float("inf"), float("nan")]
+TEXTS = ["", "a", "..", "/", "\0", "a\0b", "/dev/zero", "a" * 10_000, "\x1b[31m", "\u202e", "\ud800", "low", "auto"]
+DATA = ["npz:/dev/zero", "npz:\0", "npz:" + "a" * 300, "npz:pipes/0/pipe", "folder:.", "folder:pipes", "digits"]
+CODE = ["own.py:objective", "own.py:none", "\0.py:f", "a" * 5000 + ".py:f"]
+WORDS = ["mlp", "cnn", "module", "grid", "cmaes", "hyperband", "float64", "hpo.best/3", "hpo.objective/1"]
+
+numbers, texts = st.sampled_from([*WHOLE, *FRACTIONS]), st.sampled_from([*TEXTS, *DATA, *CODE, *WORDS])
+plain = st.one_of(numbers, texts, st.booleans(), st.none())
+deep = st.integers(2, 100).map(lambda depth: json.loads("[" * depth + "]" * depth))
+values = st.one_of(
+    plain,
+    plain,
+    st.lists(plain, max_size=4),
+    st.tuples(plain, st.sampled_from([2, 1000, 5000])).map(lambda pair: [pair[0]] * pair[1]),
+    st.dictionaries(texts, plain, max_size=2),
+    st.tuples(numbers, numbers).map(lambda ends: {"low": ends[0], "high": ends[1]}),
+    st.tuples(numbers, numbers, numbers).map(lambda ends: {"low": ends[0], "high": ends[1], "step": ends[2]}),
+    st.lists(plain, max_size=3).map(lambda choices: {"choices": choices}),
+    deep,
+)
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inside:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def mutated(tree: Any, data: st.DataObject) -> Any:
+    """Return the tree with one to three changes anywhere in it."""
+    tree = json.loads(json.dumps(tree))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *top, key = data.draw(st.sampled_from(list(places(tree))))
+        node = tree
+        for step in top:
+            node = node[step]
+        match data.draw(st.sampled_from(["replace", "replace", "remove", "add", "wrap"])):
+            case "replace":
+                node[key] = data.draw(values)
+            case "remove" if len(tree) > 1:
+                del node[key]
+            case "add" if isinstance(node, dict):
+                node[data.draw(texts)] = data.draw(values)
+            case _:
+                node[key] = [node[key]]
+    return tree
+
+
+def written(tree: Any, data: st.DataObject, path: Path) -> None:
+    """Write the tree as JSON or TOML, now and then with a change in the text itself."""
+    try:
+        text = json.dumps(tree) if path.suffix == ".json" else tomli_w.dumps(without_nulls(tree))
+    except (TypeError, ValueError):  # TOML has no such thing
+        text = json.dumps(tree)
+    content = text.encode(errors="surrogatepass")
+    if data.draw(st.integers(0, 3)) == 0:
+        start, length = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 40))
+        junk = data.draw(st.one_of(st.binary(max_size=8), st.just(content[start : start + length] * 2), st.just(b"")))
+        content = content[:start] + junk + content[start + length :]
+    path.write_bytes(content)
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value if each is not None] if isinstance(value, list) else value
+
+
+def mannered(run: Callable[[], object]) -> None:
+    """Run, for so long at most, and let through what is refused in one line."""
+
+    def ran_out(*_: object) -> None:
+        raise AssertionError(f"took more than {MOST_S} s")
+
+    before = signal.signal(signal.SIGPROF, ran_out)
+    signal.setitimer(signal.ITIMER_PROF, MOST_S)
+    try:
+        run()
+    except HpoError as error:
+        said = str(error)
+        assert said
+        assert said.isprintable()
+        assert len(said) < 12_000
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with images, a study, its storage, its export in two forms, and its tested network."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    draw = np.random.default_rng(0)
+    x, y = draw.integers(0, 256, (60, 4, 4), dtype=np.uint8), np.arange(60) % 2
+    np.savez(folder / "images.npz", x=x[:50], y=y[:50], x_test=x[50:], y_test=y[50:])
+    np.save(folder / "images.npy", x[50:])
+    (folder / "pipes" / "0").mkdir(parents=True)
+    (folder / "pipes" / "1").mkdir(parents=True)
+
+    os.mkfifo(folder / "pipes" / "0" / "pipe")
+    (folder / "own.py").write_text("def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n")
+    (folder / "study.json").write_text(json.dumps(STUDY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        storage = f"sqlite:///{folder}/hpo.db"
+        found = hpo.launch("study.json", storage=storage, device="cpu", progress="quiet")
+        (folder / "best.json").write_text(found.export_text())
+        found.test(device="cpu", folder=folder / "model", say=lambda text: None)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        yield folder
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_BYTES
+
+
+def is_small(study: Any) -> bool:
+    """Whether all that it can train is little."""
+    if not isinstance(study, Study):
+        return False
+    network, training = study.first.network, study.first.training
+    searched = {parameter.setting for parameter in study.parameters}
+    sizes = [*network.hidden, *network.conv, network.padding, network.kernel, training.epochs, study.search.trials]
+    return max(sizes) <= 8 and searched <= {("optimizer", "lr"), ("network", "dropout"), ("network", "kind")}
+
+
+def checked(path: Path) -> None:
+    """As `hpo check`, and `hpo launch` where that is soon done."""
+    study = hpo.read(path)
+    study.check("cpu")
+    if is_small(study.checked):
+        study = hpo.read(path, name=f"launch {next(NUMBERS)}")
+        hpo.launch(study, storage=f"sqlite:///{path.parent}/launched.db", device="cpu", progress="quiet")
+
+
+NUMBERS = itertools.count()
+
+
+def fuzz_a_study_file(place: Path, data: st.DataObject) -> None:
+    path = place / data.draw(st.sampled_from(["a.json", "a.toml"]))
+    base = data.draw(
+        st.sampled_from([STUDY, {"name": "own", "objective": "own.py:objective", "search": {"trials": 2}}])
+    )
+    written(mutated(base, data), data, path)
+    mannered(lambda: checked(path))
+
+
+def fuzz_an_export(place: Path, data: st.DataObject) -> None:
+    path = place / data.draw(st.sampled_from(["b.json", "b.toml"]))
+    written(mutated(json.loads((place / "best.json").read_text()), data), data, path)
+    mannered(lambda: checked(path))
+    mannered(lambda: hpo.replay(path, device="cpu"))
+
+
+def fuzz_a_card(place: Path, data: st.DataObject) -> None:
+    card = place / "model" / "card.json"
+    good = card.read_bytes()
+    try:
+        written(mutated(json.loads(good), data), data, card)
+        mannered(lambda: str(hpo.predict(place / "model", place / "images.npy", device="cpu")))
+    finally:
+        card.write_bytes(good)
+
+
+TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool, torch.float8_e4m3fn]
+
+
+def fuzz_weights(place: Path, data: st.DataObject) -> None:
+    """The card knows the weights as they are then: it is whoever made them that is not trusted."""
+    card, file = place / "model" / "card.json", place / "model" / "weights.safetensors"
+    good, kept = card.read_bytes(), file.read_bytes()
+    state, _ = read(file)
+    try:
+        name = data.draw(st.sampled_from(sorted(state)))
+        match data.draw(st.sampled_from(["value", "type", "shape", "name", "more", "bytes"])):
+            case "value":
+                state[name] = torch.full_like(state[name], data.draw(st.sampled_from([float("nan"), 1e38, -1e38, 0.0])))
+            case "type":
+                state[name] = state[name].to(data.draw(st.sampled_from(TYPES)))
+            case "shape":
+                state[name] = state[name].reshape(-1)[: data.draw(st.integers(0, 9))].clone()
+            case "name":
+                state["other"] = state.pop(name)
+            case "more":
+                state["more"] = torch.zeros(data.draw(st.sampled_from([0, 1, 10**6])))
+        content = save(state)
+        if data.draw(st.booleans()):
+            start = data.draw(st.integers(0, min(400, len(content))))
+            content = (
+                content[:start] + data.draw(st.binary(max_size=9)) + content[start + data.draw(st.integers(0, 9)) :]
+            )
+        file.write_bytes(content)
+        known = json.loads(good)
+        known["weights"]["sha256"] = sha256(file)
+        card.write_text(json.dumps(known))
+        mannered(lambda: str(hpo.predict(place / "model", place / "images.npy", device="cpu")))
+    finally:
+        card.write_bytes(good)
+        file.write_bytes(kept)
+
+
+FUZZED = [fuzz_a_study_file, fuzz_an_export, fuzz_a_card, fuzz_weights]
+
+
+@pytest.fixture(autouse=True)
+def little_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    train = replaying.repeat
+    monkeypatch.setattr(replaying, "repeat", lambda study, *more: train(study, *more) if is_small(study) else [])
+
+
+@pytest.mark.parametrize("fuzz", FUZZED)
+@quick
+@given(data=st.data())
+def test_whatever_a_file_says_is_taken_or_refused(place: Path, fuzz: Callable[..., None], data: st.DataObject) -> None:
+    fuzz(place, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fuzz", FUZZED)
+@thorough
+@given(data=st.data())
+def test_thousands_of_files(place: Path, fuzz: Callable[..., None], data: st.DataObject) -> None:
+    fuzz(place, data)
