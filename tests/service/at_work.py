@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from subprocess import PIPE
-from typing import Any
+from typing import Any, Self
 
 from deadlines import deadline, wait_for
 from forks import Fork
 
 from hpo.search.events import Event, Note, PopulationStarted
 from hpo.service.worker import Duty, work
-from hpo.storage import Storage
+from hpo.storage import Storage, open_storage
 
 Happened = list[tuple[str, Event]]
 
@@ -73,6 +73,29 @@ class WorkerThread:
         assert not self._thread.is_alive(), "the worker does not end"
         if self.error is not None:
             raise self.error
+
+
+class ThreadCrew:
+    """A crew of workers in threads of this process, each with the storage as another process has it."""
+
+    def __init__(self, storage: Storage, duty: Duty, workers: int = 1) -> None:
+        self._url, self._duty, self._count = storage.location.full_url, duty, workers
+
+    def __enter__(self) -> Self:
+        self._storages = [open_storage(self._url) for _ in range(self._count)]
+        self._workers = [WorkerThread(storage, self._duty) for storage in self._storages]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for worker, storage in zip(self._workers, self._storages, strict=True):
+            worker.end()
+            storage.close()
+
+    def check(self) -> int:
+        for worker in self._workers:
+            if worker.error is not None:
+                raise worker.error
+        return sum(worker.is_at_work() for worker in self._workers)
 
 
 @contextmanager

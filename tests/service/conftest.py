@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from postgresql_server import Server as DatabaseServer
 
 from hpo.service.dashboard import Server
 from hpo.storage import Storage, open_storage
@@ -19,22 +20,28 @@ EPOCHS = 3
 SPACE = {"lr": FloatDistribution(1e-6, 1e-1, log=True), "dropout": FloatDistribution(0.0, 0.6)}
 
 
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with nothing in it, to be copied: making one takes longer than some tests."""
+    file = tmp_path_factory.mktemp("blank") / "blank.db"
+    open_storage(f"sqlite:///{file}").close()
+    return file
+
+
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = open_storage(f"sqlite:///{tmp_path}/hpo.db")
+def storage(tmp_path: Path, blank: Path) -> Iterator[Storage]:
+    opened = open_storage(f"sqlite:///{shutil.copy(blank, tmp_path / 'hpo.db')}")
     yield opened
     opened.close()
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Any]:
-    from postgresql_server import Server as DatabaseServer
-
-    with tempfile.TemporaryDirectory(prefix="hpo-postgresql-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # not in pytest's folder, which belongs to its user alone
-        server = DatabaseServer(Path(folder))
-        yield server
-        server.stop("immediate")
+@pytest.fixture
+def server_storage(server: DatabaseServer) -> Iterator[Storage]:
+    """A storage of the PostgreSQL server that all tests share."""
+    with server.database() as name:
+        opened = open_storage(server.url(name))
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

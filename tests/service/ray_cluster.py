@@ -12,18 +12,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from deadlines import deadline, wait_for
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 """For the cluster's processes and those that connect to it: else Ray takes another address instead of 127.0.0.1."""
 
 OBJECT_STORE_BYTES = 80 * 2**20
-END_S = 20.0
 
 
 class RayCluster:
@@ -70,7 +69,7 @@ class RayCluster:
         with self._process as process:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(END_S)
+            process.wait(deadline())
         wait_until_gone(started)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -93,10 +92,7 @@ def ray_cluster(nodes: int, cpus: int) -> Iterator[RayCluster]:
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
     """Wait until none of the processes lives; one that nobody has waited for does not."""
-    deadline = time.monotonic() + END_S
-    while alive := [process for process in processes if lives(process)]:
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.05)
+    wait_for(lambda: not any(map(lives, processes)), lambda: [each for each in processes if lives(each)])
 
 
 def lives(process: psutil.Process) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+from deadlines import deadline
 from objectives import objective_study
 from optuna.artifacts import upload_artifact
 from optuna_dashboard import save_note, save_plotly_graph_object
@@ -30,7 +31,6 @@ FLAGS = [
 ]  # fmt: skip
 GRAPHS = ["plot-history", "graph-intermediate-values", "graph-hyperparameter-importances", "graph-timeline"]
 DRAWN = "graphs => graphs.every(id => document.getElementById(id)?.data?.length)"
-DEADLINE_MS = 60_000
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
     "0000000049454e44ae426082"
@@ -58,7 +58,7 @@ def complaints() -> list[str]:
 def page(browser: Any, complaints: list[str]) -> Iterator[Any]:
     context = browser.new_context(http_credentials={"username": "me", "password": "secret"})
     opened = context.new_page()
-    opened.set_default_timeout(DEADLINE_MS)
+    opened.set_default_timeout(1000 * deadline())
     opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     yield opened
@@ -118,6 +118,7 @@ def test_the_list_leads_to_a_study_and_its_graphs(
     assert complaints == []
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_study_stand_on_its_page(
     page: Any, complaints: list[str], served: Serve, stored: Store, storage: Storage, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_the_figures_of_a_study_stand_on_its_page(
     assert complaints == []
 
 
+@pytest.mark.slow
 def test_a_wrong_password_shows_nothing(browser: Any, served: Serve, stored: Store) -> None:
     stored()
     context = browser.new_context(http_credentials={"username": "me", "password": "guess"})
@@ -159,6 +161,7 @@ def delete_in_the_page(page: Any) -> int:
     return int(answer.value.status)
 
 
+@pytest.mark.slow
 def test_read_only_a_study_cannot_be_deleted(page: Any, served: Serve, stored: Store, storage: Storage) -> None:
     stored()
     url = served(read_only=True)
@@ -169,6 +172,7 @@ def test_read_only_a_study_cannot_be_deleted(page: Any, served: Serve, stored: S
     page.get_by_text("digits").first.wait_for()
 
 
+@pytest.mark.slow
 def test_otherwise_it_can(page: Any, served: Serve, stored: Store, storage: Storage) -> None:
     stored()
     page.goto(served(password=b"secret"))
@@ -176,6 +180,7 @@ def test_otherwise_it_can(page: Any, served: Serve, stored: Store, storage: Stor
     assert study_names(storage) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_page_of_another_site_cannot_delete(
     page: Any, served: Serve, stored: Store, storage: Storage, elsewhere: str, host: str
@@ -204,6 +209,7 @@ def test_a_page_of_another_site_cannot_delete(
     assert study_names(storage) == ["digits"]
 
 
+@pytest.mark.slow
 def test_a_page_cannot_be_framed(page: Any, served: Serve, elsewhere: str) -> None:
     url = served()
     page.goto(elsewhere)
@@ -213,6 +219,7 @@ def test_a_page_cannot_be_framed(page: Any, served: Serve, elsewhere: str) -> No
     assert all('<div id="dashboard"' not in frame.content() for frame in page.frames)
 
 
+@pytest.mark.slow
 def test_an_artifact_is_saved_and_not_opened(
     page: Any, complaints: list[str], served: Serve, stored: Store, tmp_path: Path
 ) -> None:

@@ -1,9 +1,10 @@
 """docker-compose.yml, its Dockerfile and docs/compose.md, as far as they can be held to their word without an engine.
 
 The file is validated against the Compose Specification's schema. Then what each container would run is run: the
-command, environment and health check of a service, as the file has them, in a process of its own, with a PostgreSQL
-that was made as the container makes it and asks everybody for a password. Only what is different outside a container is
-replaced: the server's host name, the ports, and the folders of volumes.
+command, environment and health check of a service, as the file has them, in a process of its own (a fork: how an
+interpreter starts is not the point), with a PostgreSQL that was made as the container makes it and asks everybody for a
+password. Only what is different outside a container is replaced: the server's host name, the ports, and the folders of
+volumes.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import jsonschema
 import psycopg
 import pytest
 import yaml
+from deadlines import deadline, wait_for
+from forks import Fork
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from postgresql_server import Server
@@ -50,7 +52,6 @@ VARIABLE = re.compile(r"\$\{(\w+)(:\?|:-)([^}]*)\}")
 RESTORING = ["dropdb", "createdb", "pg_restore"]
 PASSWORDS = ["POSTGRES_PASSWORD", "HPO_DATABASE_PASSWORD", "HPO_DASHBOARD_PASSWORD"]
 BIN = Path(sys.executable).parent
-DEADLINE_S = 120.0
 STUDY = """\
 name = "tiny"
 [data]
@@ -87,7 +88,7 @@ HPO = [name for name in SERVICES if name != "postgres"]
 
 
 def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(word) for word in command], text=True, timeout=DEADLINE_S, **options)
+    return subprocess.run([str(word) for word in command], text=True, timeout=deadline(120), **options)
 
 
 # The files
@@ -344,7 +345,8 @@ class Stack:
         self.services: dict[str, dict[str, Any]] = parsed(FILES[0], passwords)["services"]
         self.ports = dict(zip(("8080", "9100"), free_ports(2), strict=True))
         self.entrypoint = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)[-1])
-        self.started: list[subprocess.Popen[str]] = []
+        assert self.entrypoint == ["hpo"]
+        self.started: list[Fork] = []
 
     def outside(self, text: str) -> str:
         """The text with what is different outside a container replaced."""
@@ -357,38 +359,42 @@ class Stack:
         return {"PATH": f"{BIN}:{self.server.bin}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **given}
 
     def command(self, service: str, *words: str) -> list[str]:
-        """What a service runs; with other words, what `docker compose run` makes it run."""
-        return [*self.entrypoint, *map(self.outside, words or self.services[service]["command"])]
+        """What a service gives `hpo`; with other words, what `docker compose run` makes it run."""
+        return [self.outside(word) for word in words or self.services[service]["command"]]
 
-    def start(self, service: str, command: list[str] | None = None) -> subprocess.Popen[str]:
-        log = (self.work.parent / f"{service}.log").open("a")
-        with log:
-            process = subprocess.Popen(
-                command or self.command(service),
-                cwd=self.work,
-                env=self.environment(service),
-                stdout=log,
-                stderr=log,
-                text=True,
-            )
-        self.started.append(process)
-        return process
+    def start(self, service: str) -> Fork:
+        with (self.work.parent / f"{service}.log").open("a") as log:
+            environment = self.environment(service)
+            self.started.append(Fork(self.command(service), cwd=self.work, env=environment, stdout=log, stderr=log))
+        return self.started[-1]
 
-    def hpo(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run the one-shot service to its end."""
-        return run(*self.command("hpo", *words), cwd=self.work, env=self.environment("hpo"), capture_output=True)
+    def hpo(self, *words: str, service: str = "hpo", **changes: str) -> subprocess.CompletedProcess[str]:
+        """Run a one-shot service to its end."""
+        environment = {**self.environment(service), **changes}
+        return forks.run(self.command(service, *words), cwd=self.work, env=environment)
+
+    def done(self, *words: str) -> str:
+        """What the one-shot service prints; it must not fail."""
+        ended = self.hpo(*words)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
 
     def is_healthy(self, service: str) -> bool:
-        kind, *command = self.services[service]["healthcheck"]["test"]
+        kind, program, *arguments = map(self.outside, self.services[service]["healthcheck"]["test"])
         assert kind == "CMD"
         environment = {**self.environment(service), "PGPORT": str(self.server.port)}
-        return run(*map(self.outside, command), env=environment, capture_output=True).returncode == 0
+        if program != "python":
+            return run(program, *arguments, env=environment, capture_output=True).returncode == 0
+        option, script = arguments
+        assert option == "-c"
+        return forks.run([], script=script, env=environment).returncode == 0
 
     def wait(self, what: str, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not done():
-            assert time.monotonic() < deadline, f"{what}: {self.logs()}"
+        def look() -> bool:
             assert all(process.poll() is None for process in self.started), f"{what}: {self.logs()}"
+            return done()
+
+        wait_for(look, lambda: f"{what}: {self.logs()}")
 
     def logs(self) -> dict[str, str]:
         return {path.name: path.read_text() for path in self.work.parent.glob("*.log")}
@@ -451,20 +457,16 @@ def test_a_worker_trains_what_was_submitted_and_ends_when_asked(stack: Stack) ->
     before = sorted(stack.work.rglob("*"))
     worker = stack.start("worker")
     stack.wait("no healthy worker", lambda: stack.is_healthy("worker"))
-    submitted = stack.hpo("submit", "studies/tiny.toml")
-    assert submitted.returncode == 0, submitted.stderr
+    stack.done("submit", "studies/tiny.toml")
     stack.wait("not trained", lambda: stack.completed() == 6)
-    status = stack.hpo()
-    assert status.returncode == 0, status.stderr
-    assert "tiny" in status.stdout
-    exported = stack.hpo("export", "tiny")
-    assert exported.returncode == 0, exported.stderr
-    assert json.loads(exported.stdout)["trials"]["complete"] == 6
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=int(stack.services["worker"]["stop_grace_period"].removesuffix("s"))) == 0, stack.logs()
+    assert "tiny" in stack.done()
+    assert json.loads(stack.done("export", "tiny"))["trials"]["complete"] == 6
+    worker.terminate()
+    assert worker.wait(deadline()) == 0, stack.logs()
     assert sorted(stack.work.rglob("*")) == before, "something was written outside the volume"
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_nothing_without_the_password(stack: Stack) -> None:
     stack.start("dashboard")
     stack.wait("no healthy dashboard", lambda: stack.is_healthy("dashboard"))
@@ -479,12 +481,11 @@ def test_the_dashboard_shows_nothing_without_the_password(stack: Stack) -> None:
         assert json.load(answer) == {"study_summaries": []}
 
 
+@pytest.mark.slow
 def test_a_cuda_worker_without_a_gpu_trains_nothing_and_says_so(stack: Stack) -> None:
-    submitted = stack.hpo("submit", "studies/tiny.toml")
-    assert submitted.returncode == 0, submitted.stderr
-    command = stack.command("worker", *CUDA["services"]["worker"]["command"], "--until-idle")
-    environment = {**stack.environment("worker"), "CUDA_VISIBLE_DEVICES": ""}
-    ended = run(*command, cwd=stack.work, env=environment, capture_output=True)
+    stack.done("submit", "studies/tiny.toml")
+    command = CUDA["services"]["worker"]["command"]
+    ended = stack.hpo(*command, "--until-idle", service="worker", CUDA_VISIBLE_DEVICES="")
     assert ended.returncode != 0
     assert "--device cuda: not available" in ended.stderr
     assert stack.completed() == 0
@@ -501,13 +502,12 @@ def shown(service: str, entrypoint: str = "") -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_what_the_page_backs_up_it_restores(stack: Stack) -> None:
     """Its very lines, with a shell for their redirections; a restore puts back what a study was, whole."""
-    submitted = stack.hpo("submit", "studies/tiny.toml")
-    assert submitted.returncode == 0, submitted.stderr
-    trained = stack.hpo("work", "--until-idle")
-    assert trained.returncode == 0, trained.stderr
-    before = stack.hpo("export", "tiny").stdout
+    stack.done("submit", "studies/tiny.toml")
+    stack.done("work", "--until-idle")
+    before = stack.done("export", "tiny")
     (stack.data / "artifacts").mkdir(exist_ok=True)
     (stack.data / "artifacts/notes").write_text("kept")
     dump, *restore = [line for line in shown("postgres") if line.split()[0] in ("pg_dump", *RESTORING)]
@@ -520,12 +520,9 @@ def test_what_the_page_backs_up_it_restores(stack: Stack) -> None:
         connection.execute("DROP TABLE trials CASCADE")
     for line in (*restore, unpack):
         stack.administer("sh", "-c", line)
-    after = stack.hpo("export", "tiny")
-    assert after.returncode == 0, after.stderr
-    assert strip_time(after.stdout) == strip_time(before)
+    assert strip_time(stack.done("export", "tiny")) == strip_time(before)
     assert (stack.data / "artifacts/notes").read_text() == "kept"
-    further = stack.hpo("submit", "studies/tiny.toml", "--set", "name=next")
-    assert further.returncode == 0, further.stderr
+    stack.done("submit", "studies/tiny.toml", "--set", "name=next")
 
 
 def strip_time(export: str) -> dict[str, Any]:

@@ -6,19 +6,20 @@ import json
 import signal
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import torch
-from at_work import Process, WorkerThread, wait_for
+from at_work import Process, ThreadCrew
+from deadlines import wait_for
 from optuna.trial import TrialState
 from ray_cluster import wait_until_gone
 from tiny import check_whole, search, states, study_of, trials_of, write_mnist
 
+import hpo
 from hpo.errors import StudyClosedError, UsageError
 from hpo.search.events import Event, StudyEnded, StudyStarted, WorkersSeen
 from hpo.search.launch import submit
@@ -31,7 +32,6 @@ from hpo.storage import (
     StudyState,
     last_drawn,
     load_study,
-    open_storage,
     running_trials,
     set_state,
     study_names,
@@ -41,88 +41,68 @@ from hpo.studyfile import Study
 
 Start = Callable[..., Process]
 
-IMPATIENT = """
-import sys
-from hpo.service import local_crew
+PATIENT = """
+import multiprocessing, sys
 from hpo.cli import main
+from hpo.service import local_crew
 
-local_crew.YOUNG_S = 0.0
-local_crew.STOP_S = local_crew.HAND_BACK_S = 1.0
-sys.exit(main(sys.argv[1:]))
+local_crew.SPAWN = multiprocessing.get_context(sys.argv[1])  # forks of a process with torch start in milliseconds
+local_crew.YOUNG_S, local_crew.STOP_S = map(float, sys.argv[2:4])
+sys.exit(main(sys.argv[4:]))
 """
-"""`hpo` whose crew waits but a second for what an epoch may take longer for, and whose workers are never young."""
+"""`hpo` whose workers start by a method, are young for a time, and have a time for an epoch after a stop."""
 
 FIRM = """
-import sys
 from multiprocessing.process import BaseProcess
 import psutil
-from hpo.cli import main
 
 wait_for = BaseProcess.join
 
 def join(process, timeout=None):
     hangs = timeout is not None and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
-    wait_for(process, min(timeout, 1.0) if hangs else timeout)
+    wait_for(process, 0.1 if hangs else timeout)
 
 BaseProcess.join = join
-sys.exit(main(sys.argv[1:]))
 """
-"""`hpo` whose crew waits but a second for a suspended worker, and for others as long as ever."""
+"""A crew that hardly waits for a suspended worker, and for others as long as ever."""
 
-PATIENT = IMPATIENT.replace("YOUNG_S = 0.0", "YOUNG_S = 1e9")
-"""`hpo` whose workers are young for ever, however long they take to start."""
+IMAGES_GO = """
+import os
+from hpo.service.local_crew import LocalCrew
 
-AT_ONCE_S = 12.0
-"""Half of the 25 s that workers have for an epoch and for handing back, and enough for an interpreter to end."""
+enter = LocalCrew.__enter__
+
+def without_images(crew):
+    os.rename(os.environ["HPO_DATA_DIR"] + "/mnist", os.environ["HPO_DATA_DIR"] + "/gone")
+    return enter(crew)
+
+LocalCrew.__enter__ = without_images
+"""
+"""Images that are there when the study is checked, and not when its workers look for them."""
+
+FOR_EVER_S = 1e6
 
 SHORT = study_of(training={"epochs": 5}, search={"trials": 12, "population": 2})
 LONG = study_of(training={"epochs": 400}, search={"trials": 8, "population": 2})
 ENDLESS = study_of(training={"epochs": 1_000_000}, search={"trials": 8, "population": 2})
 
 
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def launch(start: Start, storage: Storage, tmp_path: Path) -> Start:
-    """Launch a study by two workers."""
+    """Launch a study by two workers, which are young for so long."""
 
-    def begin(study: Study, *args: str, script: str = "", **environment: str) -> Process:
+    def begin(
+        study: Study, *args: str, by: str = "fork", young: float = FOR_EVER_S, script: str = "", **environment: str
+    ) -> Process:
         file = tmp_path / "study.toml"
-        file.write_text(as_toml(study))
-        url = storage.location.full_url
-        return start(
-            *("launch", str(file), "--workers", "2", "--device", "cpu", "--storage", url, *args),
-            script=script,
-            **environment,
-        )
+        file.write_text(str(hpo.read(study.resolved())))
+        command = ("launch", str(file), "--workers", "2", "--device", "cpu", "--storage", storage.location.full_url)
+        return start(by, str(young), str(FOR_EVER_S), *command, *args, script=script + PATIENT, **environment)
 
     return begin
-
-
-def as_toml(study: Study) -> str:
-    """The study as a file; JSON's numbers, strings and lists are TOML's, too."""
-    lines: list[str] = []
-
-    def value(of: object) -> str:
-        if isinstance(of, dict):
-            return "{ " + ", ".join(f"{key} = {value(each)}" for key, each in of.items() if each is not None) + " }"
-        return json.dumps(of)
-
-    tree = study.resolved()
-    for key, of in tree.items():
-        if not isinstance(of, dict):
-            lines.append(f"{key} = {value(of)}")
-    for key, of in tree.items():
-        if isinstance(of, dict):
-            lines.append(f"[{key}]")
-            lines += [f"{name} = {value(each)}" for name, each in of.items() if each is not None]
-    return "\n".join(lines)
 
 
 def workers_at_work(storage: Storage, count: int) -> list[psutil.Process]:
@@ -145,7 +125,7 @@ def suspend(processes: Sequence[psutil.Process], storage: Storage) -> None:
 
 
 def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage: Storage) -> None:
-    running = launch(SHORT)
+    running = launch(SHORT, by="spawn")
     assert running.status() == 0
     check_whole(trials_of(storage), 12)
     assert running.out == []
@@ -160,7 +140,7 @@ def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage
 def test_workers_share_a_study_the_killed_have_successors_and_the_launch_tells_what_they_do(
     launch: Start, storage: Storage
 ) -> None:
-    running = launch(LONG, "--json", script=IMPATIENT)
+    running = launch(LONG, "--json", young=0.0)
     first, second = workers_at_work(storage, 2)
     wait_for(lambda: any(len(each["workers"]) == 2 for each in running.events("workers_seen")), lambda: running.out)
     first.kill()
@@ -187,7 +167,7 @@ def test_workers_share_a_study_the_killed_have_successors_and_the_launch_tells_w
 def test_young_workers_that_are_killed_are_missed_and_without_the_last_the_launch_fails(
     launch: Start, storage: Storage
 ) -> None:
-    running = launch(ENDLESS, script=PATIENT)
+    running = launch(ENDLESS)
     first, second = workers_at_work(storage, 2)
     first.kill()
     running.said(f"worker process {first.pid} was killed (SIGKILL) as it started")
@@ -222,7 +202,7 @@ def test_a_second_ctrl_c_ends_the_launch_at_once(launch: Start, storage: Storage
     running.ctrl_c()
     wait_for(lambda: all(signal_is_pending(process.pid, signal.SIGTERM) for process in processes))
     running.ctrl_c()
-    assert running.status(AT_ONCE_S) == 130
+    assert running.status() == 130
     wait_until_gone(processes)
 
 
@@ -241,26 +221,6 @@ def test_workers_whose_launch_was_killed_stop_by_themselves(launch: Start, stora
     assert running_trials(storage) == []
 
 
-class Threads:
-    """A crew of one worker, in a thread of this process."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = open_storage(storage.location.full_url)
-
-    def __enter__(self) -> Threads:
-        self.worker = WorkerThread(self.storage, Duty(("tiny",), "cpu", 1, until_idle=True))
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.worker.end()
-        self.storage.close()
-
-    def check(self) -> int:
-        if self.worker.error is not None:
-            raise self.worker.error
-        return int(self.worker.is_at_work())
-
-
 def launch_here(study: Study, storage: Storage, act: Callable[[], object] = lambda: None) -> list[Event]:
     """Launch with a worker in a thread, act when it is first seen to have trials, and return the events."""
     events: list[Event] = []
@@ -271,7 +231,8 @@ def launch_here(study: Study, storage: Storage, act: Callable[[], object] = lamb
         if isinstance(event, WorkersSeen) and any(worker.members for worker in event.workers) and left:
             left.pop()()
 
-    launch_with(study, storage, Threads(storage), on_event=take, stop=threading.Event())
+    crew = ThreadCrew(storage, Duty(("tiny",), "cpu", 1, until_idle=True))
+    launch_with(study, storage, crew, on_event=take, stop=threading.Event())
     return events
 
 
@@ -321,9 +282,7 @@ def test_what_is_wrong_in_every_worker_is_said_once(launch: Start, storage: Stor
     data = tmp_path / "data"
     write_mnist(data / "mnist")
     study = study_of(data={"dataset": "mnist", "train_size": 40})
-    running = launch(study, HPO_DATA_DIR=str(data), XDG_CACHE_HOME=str(tmp_path / "cache"))
-    wait_for(lambda: running.err)  # it has seen the images, and its workers have not yet
-    (data / "mnist").rename(tmp_path / "gone")
+    running = launch(study, script=IMAGES_GO, HPO_DATA_DIR=str(data), XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert running.status() == 1
     assert load_study(storage, "tiny").get_trials() == []
     assert "Traceback" not in "\n".join(running.err)

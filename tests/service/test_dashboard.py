@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from urllib.parse import urlsplit
 
 import optuna
 import pytest
+from deadlines import deadline
+from forks import Fork
 from optuna.artifacts import upload_artifact
 from optuna_dashboard import save_note
 
@@ -30,7 +31,6 @@ from hpo.storage.artifacts import ArtifactFolder
 
 Store = Callable[..., optuna.Study]
 Serve = Callable[..., str]
-HPO = Path(sys.executable).with_name("hpo")
 EPOCHS = 3  # of each trial that `stored` makes
 
 
@@ -175,8 +175,8 @@ def test_the_command_refuses_in_one_line(
 
 def test_sigterm_ends_it_while_it_answers(stored: Store, storage: Storage, tmp_path: Path) -> None:
     stored()
-    command = [HPO, "dashboard", "--port", "0", "--storage", storage.shown, "--read-only"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = ["dashboard", "--port", "0", "--storage", storage.shown, "--read-only"]
+    with Fork(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         try:
@@ -186,7 +186,7 @@ def test_sigterm_ends_it_while_it_answers(stored: Store, storage: Storage, tmp_p
             with socket.create_connection(("127.0.0.1", int(urlsplit(url).port or 0))) as half:
                 half.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
                 process.send_signal(signal.SIGTERM)
-                assert process.communicate(timeout=30) == ("", "")
+                assert process.communicate(deadline()) == ("", "")
         finally:
             process.kill()
     assert process.returncode == 143

@@ -8,14 +8,17 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from subprocess import PIPE
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import yaml
+from deadlines import deadline, wait_for
+from forks import Fork
 from objectives import objective_study
 from optuna.trial import TrialState
 from postgresql_server import Server
@@ -32,8 +35,7 @@ from hpo.service.ray_crew import RayCrew
 from hpo.storage import ATTEMPTS, Storage, open_storage, running_trials
 from hpo.studyfile import parse_study
 
-DEADLINE_S = 90.0
-Found = TypeVar("Found")
+Launch = Callable[..., Fork]
 
 STUDY = study_of(training={"epochs": 12}, search={"trials": 60})
 ENDLESS = study_of(training={"epochs": 100_000}, search={"trials": 8})
@@ -68,24 +70,8 @@ def cluster(long_lived: RayCluster, monkeypatch: pytest.MonkeyPatch) -> RayClust
 
 
 @pytest.fixture
-def url(server: Server) -> Iterator[str]:
-    with server.database() as name:
-        yield server.url(name)
-
-
-@pytest.fixture
-def storage(url: str) -> Iterator[Storage]:
-    opened = open_storage(url)
-    yield opened
-    opened.close()
-
-
-def wait_for(what: Callable[[], Found | None]) -> Found:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
+def url(server_storage: Storage) -> str:
+    return server_storage.location.full_url
 
 
 def at_work(crew: RayCrew, storage: Storage) -> Callable[[], list[int]]:
@@ -103,10 +89,11 @@ def follow(crew: RayCrew) -> None:
     wait_for(lambda: not crew.check())
 
 
+@pytest.mark.slow
 def test_a_node_is_killed_in_the_middle_and_the_study_ends_with_exactly_its_trials(
-    cluster: RayCluster, storage: Storage, url: str, capfd: pytest.CaptureFixture[str]
+    cluster: RayCluster, server_storage: Storage, url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    submit(STUDY, storage)
+    submit(STUDY, server_storage)
     said: list[str] = []
     with RayCrew(url, "tiny", 3, cluster.address, 0, to(said)) as crew:
 
@@ -114,10 +101,10 @@ def test_a_node_is_killed_in_the_middle_and_the_study_ends_with_exactly_its_tria
             nodes = [cluster.node_of(pid) for pid in look()]
             return next((node for node in nodes if node != cluster.nodes[0]), None)
 
-        look = at_work(crew, storage)
+        look = at_work(crew, server_storage)
         cluster.kill(wait_for(node_at_work))
         follow(crew)
-    trials = trials_of(storage)
+    trials = trials_of(server_storage)
     check_whole(trials, 60)
     attempts = [attempt for trial in trials for attempt in trial.system_attrs.get(ATTEMPTS, [])]
     assert attempts
@@ -128,15 +115,16 @@ def test_a_node_is_killed_in_the_middle_and_the_study_ends_with_exactly_its_tria
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_worker_that_was_killed_is_started_again(cluster: RayCluster, storage: Storage, url: str) -> None:
-    submit(STUDY, storage)
+@pytest.mark.slow
+def test_a_worker_that_was_killed_is_started_again(cluster: RayCluster, server_storage: Storage, url: str) -> None:
+    submit(STUDY, server_storage)
     said: list[str] = []
     with RayCrew(url, "tiny", 1, cluster.address, 0, to(said)) as crew:
-        (first, *_) = wait_for(at_work(crew, storage))
+        (first, *_) = wait_for(at_work(crew, server_storage))
         wait_for(lambda: crew.check() and crew._seats[0].seen)
         os.kill(first, signal.SIGKILL)
         follow(crew)
-    trials = trials_of(storage)
+    trials = trials_of(server_storage)
     check_whole(trials, 60)
     second = trials[-1].system_attrs["hpo:worker"]["pid"]
     host = trials[-1].system_attrs["hpo:worker"]["host"]
@@ -145,39 +133,45 @@ def test_a_worker_that_was_killed_is_started_again(cluster: RayCluster, storage:
     assert said[1:] == [restarted]
 
 
+@pytest.mark.slow
 def test_an_objective_of_the_users_own_runs_there(
-    cluster: RayCluster, storage: Storage, url: str, tmp_path: Path
+    cluster: RayCluster, server_storage: Storage, url: str, tmp_path: Path
 ) -> None:
-    submit(objective_study(tmp_path, pruner="none"), storage)
+    submit(objective_study(tmp_path, pruner="none"), server_storage)
     with RayCrew(url, "own", 1, cluster.address, 0, print) as crew:
         follow(crew)
-    check_whole(trials_of(storage, "own"), 4)
-    assert states(trials_of(storage, "own")) == [TrialState.COMPLETE] * 4
+    check_whole(trials_of(server_storage, "own"), 4)
+    assert states(trials_of(server_storage, "own")) == [TrialState.COMPLETE] * 4
 
 
-def test_who_leaves_the_crew_gets_the_trials_back_in_the_queue(cluster: RayCluster, storage: Storage, url: str) -> None:
-    submit(ENDLESS, storage)
+@pytest.mark.slow
+def test_who_leaves_the_crew_gets_the_trials_back_in_the_queue(
+    cluster: RayCluster, server_storage: Storage, url: str
+) -> None:
+    submit(ENDLESS, server_storage)
     with RayCrew(url, "tiny", 2, cluster.address, 0, print) as crew:
-        look = at_work(crew, storage)
+        look = at_work(crew, server_storage)
         wait_for(lambda: len(set(look())) == 2)
         workers = [psutil.Process(pid) for pid in set(look())]
     wait_until_gone(workers)
-    assert states(trials_of(storage)) == [TrialState.WAITING] * 8
-    assert not any(ATTEMPTS in trial.system_attrs for trial in trials_of(storage))
+    assert states(trials_of(server_storage)) == [TrialState.WAITING] * 8
+    assert not any(ATTEMPTS in trial.system_attrs for trial in trials_of(server_storage))
 
 
+@pytest.mark.slow
 def test_a_worker_that_nobody_places_waits_and_is_gone_with_the_crew(
-    cluster: RayCluster, storage: Storage, url: str, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, server_storage: Storage, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_crew, "ROOM_S", 0.5)
     monkeypatch.setattr(ray_crew, "PENDING_S", 1.0)
-    submit(STUDY, storage)
+    submit(STUDY, server_storage)
     said: list[str] = []
     with RayCrew(url, "tiny", 7, cluster.address, 0, to(said)) as crew:
         assert "Ray: there is room for 6 of them; the others wait" in said
         wait_for(lambda: crew.check() and any("wait for room in the cluster" in line for line in said))
 
 
+@pytest.mark.slow
 def test_the_password_of_the_environment_goes_to_the_workers_and_nowhere_else(
     cluster: RayCluster, server: Server, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,19 +192,26 @@ def test_the_password_of_the_environment_goes_to_the_workers_and_nowhere_else(
     assert not any(password.encode() in path.read_bytes() for path in kept)
 
 
-def test_sqlite_is_refused_where_there_is_more_than_one_node(cluster: RayCluster, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/hpo.db"
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster as far as what it says of its nodes."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}] * 3
+    cluster = SimpleNamespace(nodes=lambda: nodes)
+    monkeypatch.setattr(ray_crew, "connected", lambda address, cpus: nullcontext(cluster))
+
+
+def test_sqlite_is_refused_where_there_is_more_than_one_node(three_nodes: None) -> None:
     line = (
-        f"{url}: an SQLite file cannot be shared by 3 nodes of the Ray cluster; use a server that all of them reach, "
+        "sqlite:///hpo.db: an SQLite file cannot be shared by 3 nodes of the Ray cluster; use a server that all of "
+        "them reach, --storage postgresql://USER@HOST/DATABASE"
     )
-    with pytest.raises(HpoError) as raised:
-        RayCrew(url, "tiny", 2, cluster.address, 0, print).__enter__()
-    assert str(raised.value) == line + "--storage postgresql://USER@HOST/DATABASE"
+    with pytest.raises(HpoError, match=f"^{re.escape(line)}$"):
+        RayCrew("sqlite:///hpo.db", "tiny", 2, "auto", 0, print).__enter__()
 
 
-def test_a_share_of_a_gpu_that_no_node_has_is_refused(cluster: RayCluster, url: str) -> None:
+def test_a_share_of_a_gpu_that_no_node_has_is_refused(three_nodes: None) -> None:
     with pytest.raises(HpoError, match=r"no node .* room for a worker of 1 CPU and 0.25 GPU \(it has 3 nodes with 6 C"):
-        RayCrew(url, "tiny", 2, cluster.address, 0.25, print).__enter__()
+        RayCrew("postgresql://me@host/hpo", "tiny", 2, "auto", 0.25, print).__enter__()
 
 
 @pytest.mark.parametrize("share", [-1, 1.5, float("nan"), float("inf")])
@@ -238,7 +239,8 @@ def test_a_part_of_a_gpu_is_a_part_of_one_and_the_same(
     assert ray_crew._fits(resources, cpus, gpus) == room
 
 
-def test_what_goes_wrong_in_all_workers_is_one_line(cluster: RayCluster, storage: Storage, url: str) -> None:
+@pytest.mark.slow
+def test_what_goes_wrong_in_all_workers_is_one_line(cluster: RayCluster, server_storage: Storage, url: str) -> None:
     said: list[str] = []
     with (
         pytest.raises(HpoError, match=r"^node \S+: postgresql://\S+: no study named 'nobody'[^\n]*$"),
@@ -248,8 +250,9 @@ def test_what_goes_wrong_in_all_workers_is_one_line(cluster: RayCluster, storage
     assert sum(line.startswith(("worker 1: node ", "worker 2: node ")) for line in said) == 2
 
 
+@pytest.mark.slow
 def test_another_version_on_a_node_is_one_line(
-    cluster: RayCluster, storage: Storage, url: str, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, server_storage: Storage, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has = ray_crew.__version__
     monkeypatch.setattr(ray_crew, "__version__", "99.0")
@@ -259,10 +262,12 @@ def test_another_version_on_a_node_is_one_line(
 
 
 LAUNCH = """
-import signal, sys, threading
+import signal, sys, threading, warnings
 from hpo.errors import HpoError
 from hpo.service.ray_crew import RayCrew
 
+assert "ray" not in sys.modules
+warnings.simplefilter("error")
 stop = threading.Event()
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 for number in NUMBERS:
@@ -279,48 +284,32 @@ except HpoError as error:
 """
 
 
-class Launch:
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Fork]]:
     """A crew in a process of its own, which has not imported Ray before, and which takes signals as hpo does."""
+    with ExitStack() as started:
 
-    def __init__(self, url: str, address: str = "", workers: int = 2, **environment: str) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", LAUNCH, url, address, str(workers)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=clean | environment,
-            start_new_session=True,
-        )
+        def begin(url: str, address: str = "", workers: int = 1, **environment: str) -> Fork:
+            clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+            process = Fork(
+                [url, address, str(workers)],
+                script=LAUNCH,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=clean | environment,
+                start_new_session=True,
+            )
+            started.enter_context(process)
+            started.callback(process.kill)
+            return process
 
-    def end(self) -> tuple[int, str, str]:
-        """Wait for the end; return the status, stdout and stderr."""
-        out, err = self.process.communicate(timeout=DEADLINE_S)
-        return self.process.returncode, out, err
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        yield begin
 
 
-@pytest.fixture
-def launched() -> Iterator[Callable[..., Launch]]:
-    made: list[Launch] = []
-
-    def launch(*arguments: str, **changes: Any) -> Launch:
-        made.append(Launch(*arguments, **changes))
-        return made[-1]
-
-    yield launch
-    for each in made:
-        each.kill()
-
-
-@pytest.fixture
-def file_storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = open_storage(f"sqlite:///{tmp_path}/hpo.db")
-    yield opened
-    opened.close()
+def ended(process: Fork) -> tuple[int | None, str, str]:
+    """Wait for the end; return the status, stdout and stderr."""
+    out, err = process.communicate(deadline(120))
+    return process.returncode, out, err
 
 
 OWN_NET = """
@@ -337,58 +326,45 @@ def folders() -> set[Path]:
 
 
 def test_a_cluster_for_the_call_works_on_a_file_and_leaves_nothing(
-    launched: Callable[..., Launch], file_storage: Storage, tmp_path: Path
+    launch: Launch, storage: Storage, tmp_path: Path
 ) -> None:
     (tmp_path / "nets.py").write_text(OWN_NET)
     written = tree()
     written["network"] = {"module": "nets.py:Net"}
-    submit(parse_study(written, "tiny.toml", tmp_path), file_storage)
+    submit(parse_study(written, "tiny.toml", tmp_path), storage)
     before = folders()
-    launch = launched(file_storage.location.full_url, HOME=str(tmp_path))
-    assert launch.end() == (
-        0,
-        f"Ray: 1 node with {max(2, os.cpu_count() or 1) // 2 * 2} CPUs; 2 workers of 1 CPU\n",
-        "",
-    )
-    check_whole(trials_of(file_storage), 6)
+    cores = ray_crew._amount(ray_crew._cores(), 0)
+    process = launch(storage.location.full_url, HOME=str(tmp_path))
+    assert ended(process) == (0, f"Ray: 1 node with {cores}; 1 worker of {cores}\n", "")
+    check_whole(trials_of(storage), 6)
     assert folders() <= before
     assert not (tmp_path / ".ray").exists()
 
 
-def test_ctrl_c_hands_back_the_trials_and_ends_the_cluster(
-    launched: Callable[..., Launch], file_storage: Storage
-) -> None:
-    submit(ENDLESS, file_storage)
-    launch = launched(file_storage.location.full_url, workers=1)
-    wait_for(lambda: running_trials(file_storage))
-    started = psutil.Process(launch.process.pid).children(recursive=True)
-    os.killpg(launch.process.pid, signal.SIGINT)  # as a terminal does
-    status, _, err = launch.end()
+@pytest.mark.slow
+def test_ctrl_c_hands_back_the_trials_and_ends_the_cluster(launch: Launch, storage: Storage) -> None:
+    submit(ENDLESS, storage)
+    process = launch(storage.location.full_url)
+    wait_for(lambda: running_trials(storage))
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    status, _, err = ended(process)
     assert (status, err) == (0, "")
-    assert states(trials_of(file_storage)) == [TrialState.WAITING] * 4
+    assert states(trials_of(storage)) == [TrialState.WAITING] * 4
     assert started
     assert not any(map(lives, started))
 
 
-def test_no_cluster_at_the_address_is_one_line(launched: Callable[..., Launch], tmp_path: Path) -> None:
-    start = time.monotonic()
-    status, _, err = launched(f"sqlite:///{tmp_path}/hpo.db", "127.0.0.1:1").end()
-    assert (status, err) == (
-        1,
-        "hpo: --ray 127.0.0.1:1: no Ray cluster answers there; start one with `ray start --head`, or use --ray alone\n",
-    )
-    assert time.monotonic() - start < 40
+def test_no_cluster_at_the_address_is_one_line(launch: Launch) -> None:
+    line = "no Ray cluster answers there; start one with `ray start --head`, or use --ray alone"
+    # Without the settings that make it impatient, Ray would look for a quarter of an hour.
+    assert ended(launch("sqlite:///hpo.db", "127.0.0.1:1")) == (1, "", f"hpo: --ray 127.0.0.1:1: {line}\n")
 
 
-def test_ray_is_not_installed_is_one_line(launched: Callable[..., Launch], tmp_path: Path) -> None:
-    (tmp_path / "ray.py").write_text("raise ImportError('blocked')")
-    status, out, err = launched(f"sqlite:///{tmp_path}/hpo.db", PYTHONPATH=str(tmp_path)).end()
-    assert (status, out, err) == (1, "", "hpo: --ray: Ray is not installed; pip install 'hpo[ray]'\n")
-
-
-def test_a_crew_is_made_without_ray() -> None:
-    script = "import sys, hpo.service.ray_crew; sys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+def test_ray_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(HpoError, match=r"^--ray: Ray is not installed; pip install 'hpo\[ray\]'$"):
+        RayCrew("sqlite:///hpo.db", "tiny", 2, None, 0, print).__enter__()
 
 
 SCALING = (Path(__file__).parents[2] / "docs/scaling.md").read_text()

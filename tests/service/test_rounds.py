@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from at_work import ThreadCrew
 from rich.console import Console
 from tiny import StopAfter, check_whole, params, search, study_of, trials_of
 
 from hpo.errors import HpoError
 from hpo.results.next_study import propose
 from hpo.results.progress import PlainProgress
+from hpo.service import launching
 from hpo.service.rounds import run_rounds
+from hpo.service.worker import Duty
 from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,13 +24,23 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STUDY = study_of(network={"dropout": {"low": 0.0, "high": 0.4}}, search={"trials": 8, "population": 4})
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("searched") / "hpo.db"
+    storage = open_storage(f"sqlite:///{file}")
+    search(STUDY, storage)
+    storage.close()
+    return file
+
+
 @pytest.fixture
-def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
+def new_storage(searched: Path, tmp_path: Path) -> Iterator[Callable[[], Storage]]:
+    """Storages with the study, searched."""
     opened: list[Storage] = []
 
     def make() -> Storage:
-        opened.append(open_storage(f"sqlite:///{tmp_path}/rounds{len(opened)}.db"))
-        search(STUDY, opened[-1])
+        file = shutil.copy(searched, tmp_path / f"rounds{len(opened)}.db")
+        opened.append(open_storage(f"sqlite:///{file}"))
         return opened[-1]
 
     yield make
@@ -72,11 +86,17 @@ def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: C
     assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
 
 
-def test_two_workers_share_a_round(new_storage: Callable[[], Storage]) -> None:
+def test_workers_share_a_round(new_storage: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch) -> None:
     storage = new_storage()
+    asked: list[int] = []
+
+    def crew(url: str, duty: Duty, workers: int, say: object) -> ThreadCrew:
+        asked.append(workers)
+        return ThreadCrew(storage, duty)
+
+    monkeypatch.setattr(launching, "LocalCrew", crew)
     ended, said = rounds(storage, 1, workers=2)
-    assert ended
-    assert len(said) == 1
+    assert (ended, asked, len(said)) == (True, [2], 1)
     check_whole(trials_of(storage, "tiny-2"), 8)
     assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
 

@@ -14,8 +14,9 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from at_work import WorkerThread, notes, populations, wait_for, work_here, worker_thread
+from at_work import WorkerThread, notes, populations, work_here, worker_thread
 from bodies import Body, silence
+from deadlines import wait_for
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tiny import check_whole, states, study_of, trials_of, write_mnist
