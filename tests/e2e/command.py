@@ -7,12 +7,11 @@ import json
 import os
 import sys
 import termios
-import time
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any, NamedTuple
 
-from deadlines import deadline
+from deadlines import deadline, wait_for
 from forks import Fork
 
 HPO = Path(sys.executable).with_name("hpo")
@@ -35,9 +34,9 @@ class Running:
     reader than some fifty epochs, however slow the machine is.
     """
 
-    def __init__(self, folder: Path, args: tuple[str, ...], environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, args: tuple[str, ...], environment: dict[str, str], script: str = "") -> None:
         env = {**os.environ, **environment}
-        self.process = Fork(args, cwd=folder, env=env, stdout=PIPE, stderr=PIPE, text=False)
+        self.process = Fork(args, script=script, cwd=folder, env=env, stdout=PIPE, stderr=PIPE, text=False)
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -58,12 +57,14 @@ class Running:
     def wait_until_blocked(self) -> None:
         """Wait until the command has filled the pipe, so that its next line has to wait for a reader."""
         assert self.process.stdout is not None
-        ends = time.monotonic() + deadline()
-        unread = bytearray(4)
-        while int.from_bytes(unread, sys.byteorder) < PIPE_BYTES - LINE_BYTES:
-            assert time.monotonic() < ends, "the pipe did not fill"
+        stdout, unread = self.process.stdout, bytearray(4)
+
+        def is_full() -> bool:
             assert self.process.poll() is None, self.outcome()
-            fcntl.ioctl(self.process.stdout, termios.FIONREAD, unread)
+            fcntl.ioctl(stdout, termios.FIONREAD, unread)
+            return int.from_bytes(unread, sys.byteorder) >= PIPE_BYTES - LINE_BYTES
+
+        wait_for(is_full)
 
     def outcome(self) -> Outcome:
         """Wait for the end; return the status and what was not yet read."""

@@ -15,7 +15,9 @@ from pathlib import Path
 import jsonschema
 import optuna
 import pytest
-from command import HPO, Outcome, Running
+from command import Outcome, Running
+from deadlines import deadline
+from forks import Fork
 from optuna.distributions import FloatDistribution
 
 import hpo as package
@@ -242,9 +244,10 @@ def test_study_names_complete_in_the_shell(process: Start, stored: None) -> None
 def test_a_reader_that_has_gone_is_no_error(stored: None, folder: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run([HPO, "top", "tiny"], stdout=writing, stderr=subprocess.PIPE, cwd=folder, check=False)
-    os.close(writing)
-    assert (ended.returncode, ended.stderr) == (1, b"")
+    with Fork(["top", "tiny"], stdout=writing, stderr=subprocess.PIPE, cwd=folder) as process:
+        os.close(writing)
+        assert process.communicate(deadline()) == (None, "")
+    assert process.returncode == 1
 
 
 NAMED = "探索-é🎯"
@@ -285,8 +288,11 @@ def test_a_terminal_that_lacks_letters_gets_them_as_json_escapes_them(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 def test_a_full_disk_is_one_line(stored: None, folder: Path) -> None:
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run([HPO, "top", "tiny"], stdout=full, stderr=subprocess.PIPE, cwd=folder, check=False)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith(b"hpo: ")
-    assert ended.stderr.count(b"\n") == 1
+    with (
+        open("/dev/full", "w") as full,
+        Fork(["top", "tiny"], stdout=full, stderr=subprocess.PIPE, cwd=folder) as process,
+    ):
+        _, err = process.communicate(deadline())
+    assert process.returncode == 1
+    assert err.startswith("hpo: ")
+    assert err.count("\n") == 1

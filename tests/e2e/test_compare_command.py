@@ -12,15 +12,16 @@ from command import Outcome
 Run = Callable[..., Outcome]
 
 
+GRID = "launch tiny.toml --quiet --set search.sampler=grid --set search.repeats=2 --set optimizer.lr=0.3"
+
+
 @pytest.fixture
-def trained(hpo: Run) -> None:
+def trained(after: Callable[..., None]) -> None:
     """Two dropout rates, each under two seeds, as the study `tiny`; and the same without dropout as `plain`."""
-    search = ["--set", "search.sampler=grid", "--set", "search.repeats=2", "--quiet"]
-    rates = "network.dropout={ choices = [0.0, 0.9] }"
-    lr = ["--set", "optimizer.lr=0.3"]
-    assert hpo("launch", "tiny.toml", "--set", rates, *lr, "--trials", "4", *search).status == 0
-    fixed = ["--set", "network.dropout=0.0", *lr, "--name", "plain", "--trials", "2"]
-    assert hpo("launch", "tiny.toml", *fixed, *search).status == 0
+    after(
+        f"{GRID} --trials 4 --set 'network.dropout={{ choices = [0.0, 0.9] }}'",
+        f"{GRID} --trials 2 --set network.dropout=0.0 --name plain",
+    )
 
 
 def test_a_grid_is_compared_by_its_configurations(hpo: Run, trained: None, folder: Path) -> None:

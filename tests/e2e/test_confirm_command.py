@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 
 import pytest
-from command import Outcome, Running
+from command import Outcome
 
 Run = Callable[..., Outcome]
-Start = Callable[..., Running]
 
 
-def test_a_search_is_confirmed(hpo: Run) -> None:
-    assert hpo("launch", "tiny.toml", "--quiet").status == 0
+def test_a_search_is_confirmed(hpo: Run, launched: None) -> None:
     outcome = hpo("confirm", "tiny", "--top", "2", "--seeds", "2", "--device", "cpu")
     assert outcome.status == 0
     lines = outcome.out.splitlines()
@@ -50,15 +47,12 @@ def test_what_cannot_be_confirmed(hpo: Run, args: list[str], status: int, messag
     assert outcome.err.count("\n") == 1
 
 
-def test_ctrl_c_hands_back_what_is_unfinished_and_the_same_command_goes_on(hpo: Run, process: Start) -> None:
-    long = ("--trials", "1", "--set", "training.epochs=500")
-    assert hpo("launch", "tiny.toml", "--quiet", *long).status == 0
+def test_ctrl_c_hands_back_what_is_unfinished_and_the_same_command_goes_on(
+    hpo: Run, launched: None, signal_at: Callable[..., None]
+) -> None:
     confirm = ("confirm", "tiny", "--top", "1", "--seeds", "2")
-    running = process(*confirm)
-    assert running.process.stderr is not None
-    assert running.process.stderr.readline().startswith(b"tiny-confirm: 4 trials")  # nothing is trained yet
-    running.process.send_signal(signal.SIGINT)
-    outcome = running.outcome()
+    signal_at(1)
+    outcome = hpo(*confirm)
     assert (outcome.status, outcome.out) == (130, ""), outcome.err
     assert outcome.err.splitlines()[-1] == "hpo: tiny-confirm: interrupted; confirm 'tiny' again to go on"
     assert hpo(*confirm, "--quiet").status == 0

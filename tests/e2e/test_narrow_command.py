@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import Outcome, Running
+from command import Outcome
 
 from hpo.studyfile import read_study
 
 Run = Callable[..., Outcome]
-Start = Callable[..., Running]
-
-LONG = ("--set", "training.epochs=100", "--set", "network.hidden=[64, 64]", "--trials", "12")
 
 
-def test_it_writes_the_next_study_which_can_be_launched(hpo: Run, folder: Path) -> None:
-    hpo("launch", "tiny.toml", "--quiet")
+def test_it_writes_the_next_study_which_can_be_launched(hpo: Run, launched: None, folder: Path) -> None:
     outcome = hpo("narrow", "tiny")
     assert (outcome.status, outcome.out) == (0, "tiny-2.toml\n")
     first, *changes = outcome.err.splitlines()
@@ -29,17 +24,24 @@ def test_it_writes_the_next_study_which_can_be_launched(hpo: Run, folder: Path) 
     study = read_study("tiny-2.toml")
     assert (study.name, study.search.seed, study.search.start_from) == ("tiny-2", 1, ["tiny"])
     assert hpo("check", "tiny-2.toml").status == 0
-    launched = hpo("launch", "tiny-2.toml")
-    assert launched.status == 0
-    assert "tiny-2: finished, 6 completed" in launched.err
+    second = hpo("launch", "tiny-2.toml")
+    assert second.status == 0
+    assert "tiny-2: finished, 6 completed" in second.err
     assert hpo("narrow", "tiny") == outcome
     assert hpo("narrow", "tiny-2", "-o", "third.toml").out == "third.toml\n"
     assert read_study("third.toml").name == "tiny-3"
 
 
-def test_rounds_search_and_compare(hpo: Run, folder: Path) -> None:
-    hpo("launch", "tiny.toml", "--quiet")
-    outcome = hpo("narrow", "tiny", "--rounds", "2", "--name", "round", "--device", "cpu")
+def test_rounds_search_and_compare_and_go_on_after_ctrl_c(
+    hpo: Run, launched: None, folder: Path, signal_at: Callable[..., None]
+) -> None:
+    rounds = ("narrow", "tiny", "--rounds", "2", "--name", "round", "--device", "cpu")
+    signal_at(3)  # in the first round's second population
+    outcome = hpo(*rounds)
+    assert (outcome.status, outcome.out) == (130, "")
+    assert "round: interrupted" in outcome.err
+    assert "Traceback" not in outcome.err
+    outcome = hpo(*rounds)
     assert outcome.status == 0
     first, second = outcome.out.splitlines()
     assert first.startswith("round: best val acc 0.")
@@ -48,23 +50,6 @@ def test_rounds_search_and_compare(hpo: Run, folder: Path) -> None:
     assert " round (0." in second
     assert outcome.err.count("finished, 6 completed") == 2
     assert list(folder.glob("*.toml")) == [folder / "tiny.toml"]
-
-
-def test_interrupted_rounds_go_on(process: Start, hpo: Run) -> None:
-    hpo("launch", "tiny.toml", "--quiet", *LONG)
-    running = process("narrow", "tiny", "--rounds", "1")
-    assert running.process.stderr is not None
-    lines = iter(running.process.stderr.readline, b"")
-    assert any(line.startswith(b"tiny-2: 12 trials") for line in lines)
-    running.process.send_signal(signal.SIGINT)
-    outcome = running.outcome()
-    assert (outcome.status, outcome.out) == (130, "")
-    assert "tiny-2: interrupted" in outcome.err
-    assert "Traceback" not in outcome.err
-    outcome = hpo("narrow", "tiny", "--rounds", "1")
-    assert outcome.status == 0
-    assert outcome.out.startswith("tiny-2: best val acc 0.")
-    assert "tiny-2: finished, 12 completed" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -79,8 +64,10 @@ def test_interrupted_rounds_go_on(process: Start, hpo: Run) -> None:
         (["tiny", "--rounds", "1", "--device", "abacus"], 1, "study 'tiny': has 2 different"),
     ],
 )
-def test_what_cannot_be_narrowed_is_one_line(hpo: Run, args: list[str], status: int, problem: str) -> None:
-    hpo("launch", "tiny.toml", "--quiet", "--trials", "2")
+def test_what_cannot_be_narrowed_is_one_line(
+    hpo: Run, after: Callable[..., None], args: list[str], status: int, problem: str
+) -> None:
+    after("launch tiny.toml --quiet --trials 2")
     outcome = hpo("narrow", *args)
     assert (outcome.status, outcome.out) == (status, "")
     assert outcome.err.startswith(f"hpo: {problem}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,9 +149,20 @@ def objective(trial):
 """
 
 
+WORKERS_ARE_FORKS = """
+import multiprocessing, sys
+from hpo.cli import main
+from hpo.service import local_crew
+
+local_crew.SPAWN = multiprocessing.get_context("fork")
+sys.exit(main(sys.argv[1:]))
+"""
+"""`hpo` whose workers start in milliseconds."""
+
+
 def test_workers_share_an_objective_and_take_over_from_one_that_dies(process: Start, folder: Path, hpo: Run) -> None:
     write(folder, KILLED)
-    launched = process("launch", "own.toml", "--workers", "2", "--json").outcome()
+    launched = process("launch", "own.toml", "--workers", "2", "--json", script=WORKERS_ARE_FORKS).outcome()
     assert launched.status == 0, launched.err
     assert all(json.loads(line)["event"] for line in launched.out.splitlines())
     assert states(folder) == ["COMPLETE"] * 4
@@ -193,9 +206,9 @@ def test_a_second_ctrl_c_ends_an_objective_that_never_reports(process: Start, fo
     write(folder, SILENT)
     running = process("launch", "own.toml", "--json")
     running.wait_for("population_started")
-    while (
-        running.process.poll() is None
-    ):  # the first may come before the function, the second before the first is heard
+    while running.process.poll() is None:
+        # The first may come before the function, the second before the first is heard.
         running.process.send_signal(signal.SIGINT)
-        running.process.poll()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.process.wait(0.2)
     assert running.outcome().status in (130, -signal.SIGINT)  # the third of three in a row is not caught

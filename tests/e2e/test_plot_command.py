@@ -13,8 +13,7 @@ from hpo.results.figures.kinds import ACTIVATIONS, KINDS
 Run = Callable[..., Outcome]
 
 
-def test_a_launched_study_is_plotted(hpo: Run, folder: Path) -> None:
-    assert hpo("launch", "tiny.toml", "--quiet").status == 0
+def test_a_launched_study_is_plotted(hpo: Run, launched: None, folder: Path) -> None:
     outcome = hpo("plot", "tiny")
     kinds = ["curves", "landscape", "history", "importances"]
     assert outcome == (0, "".join(f"tiny-{kind}.html\n" for kind in kinds), "")
@@ -33,9 +32,11 @@ def test_every_kind_is_named_where_one_looks_for_it(hpo: Run) -> None:
         assert f"| `{kind}` |" in page
 
 
-def test_what_cannot_be_plotted_is_one_line(hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_plotted_is_one_line(
+    hpo: Run, after: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert hpo("plot", "tiny").err.startswith("hpo: sqlite:///hpo.db: no such file")
-    assert hpo("launch", "tiny.toml", "--quiet", "--trials", "2").status == 0
+    after("launch tiny.toml --quiet --trials 2")
     assert hpo("plot", "tiny", "--figure", "curve") == (
         2,
         "",

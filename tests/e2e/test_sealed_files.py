@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 from PIL import Image
 from tiny import write_mnist
@@ -130,14 +129,8 @@ def known_commands(command: Any = None, words: tuple[str, ...] = ()) -> Iterator
 
 def followed(folder: Path, commands: list[list[str]]) -> list[tuple[list[str], set[str]]]:
     """Run the commands in one process; return the sealed files, or members of one, that each has opened."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(commands)],
-        env={**os.environ, "HPO_DATA_DIR": str(folder / "data")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    environment = {**os.environ, "HPO_DATA_DIR": str(folder / "data")}
+    done = forks.run([json.dumps(commands)], script=RUN, cwd=folder, env=environment)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [words for words, _, _ in found] == commands, done.stderr
     failed = [words for words, status, _ in found if status != 0 and words[0] not in NOT_ALWAYS_0]

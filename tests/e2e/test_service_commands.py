@@ -9,8 +9,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,9 @@ from typing import Any
 
 import optuna
 import pytest
-from command import DEADLINE_S, HPO, Outcome, Running
+from command import Outcome, Running
+from deadlines import deadline
+from forks import Fork
 from optuna.trial import TrialState
 
 from hpo.cli.entry import with_ray_address
@@ -279,8 +279,7 @@ def test_a_command_for_a_study_of_plain_optuna_is_one_line(hpo: Run, command: st
 
 
 @pytest.mark.parametrize("command", ["pause", "stop"])
-def test_a_study_that_has_ended_cannot_be_held_up(hpo: Run, command: str) -> None:
-    hpo("launch", "tiny.toml", "--quiet", *QUICK)
+def test_a_study_that_has_ended_cannot_be_held_up(hpo: Run, launched: None, command: str) -> None:
     assert hpo(command, "tiny") == (1, "", "hpo: study 'tiny' has ended (finished): there is nothing to hold up\n")
 
 
@@ -312,27 +311,26 @@ def test_nothing_is_deleted_unless_the_answer_is_yes(hpo: Run, monkeypatch: pyte
 
 
 CONTROLS_ITS_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, sys, termios
+from hpo.cli import main
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
+sys.exit(main(sys.argv[1:]))
 """
-"""A command to which Ctrl-C on its terminal is a signal."""
+"""`hpo` to which Ctrl-C on its terminal is a signal."""
 
 
 @pytest.mark.parametrize(("answer", "status", "left"), [("y\n", 0, []), ("\x03", 130, ["tiny"])])
 def test_on_a_terminal_it_asks_before_it_deletes(hpo: Run, answer: str, status: int, left: list[str]) -> None:
     hpo("submit", "tiny.toml")
     terminal, other_end = os.openpty()
-    command = [sys.executable, "-c", CONTROLS_ITS_TERMINAL, HPO, "delete", "tiny"]
-    with subprocess.Popen(
-        command, stdin=other_end, stdout=other_end, stderr=other_end, start_new_session=True
-    ) as child:
+    streams = {"stdin": other_end, "stdout": other_end, "stderr": other_end}
+    with Fork(["delete", "tiny"], script=CONTROLS_ITS_TERMINAL, start_new_session=True, **streams) as child:
         os.close(other_end)
         said, next_answer = b"", 0.0
-        deadline = time.monotonic() + DEADLINE_S
+        ends = time.monotonic() + deadline()
         try:
             while child.poll() is None:
-                assert time.monotonic() < deadline, said
+                assert time.monotonic() < ends, said
                 if select.select([terminal], [], [], 0.5)[0]:
                     with contextlib.suppress(OSError):  # how Linux tells that nobody has it open any more
                         said += os.read(terminal, 1000)
@@ -390,7 +388,7 @@ def test_a_reader_of_the_status_that_goes_away_is_no_error(process: Start, hpo: 
     assert running.line().startswith("study")
     assert running.process.stdout is not None
     running.process.stdout.close()
-    assert running.process.wait(DEADLINE_S) == 1
+    assert running.process.wait(deadline()) == 1
     assert running.process.stderr is not None
     assert running.process.stderr.read() == b""
 

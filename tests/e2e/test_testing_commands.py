@@ -24,8 +24,7 @@ Run = Callable[..., Outcome]
 Start = Callable[..., Running]
 
 
-def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, folder: Path) -> None:
-    assert hpo("launch", "tiny.toml", "--quiet").status == 0
+def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: None, folder: Path) -> None:
     outcome = hpo("test", "tiny", "--device", "cpu", "--subnetworks", "5")
     assert outcome.status == 0
     first, second, third, last = outcome.out.splitlines()
