@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import optuna
 import pytest
+from deadlines import deadline, wait_for
 from waitress import wasyncore
 
 from hpo.service import server
@@ -25,7 +26,6 @@ from hpo.service.server import LimitedServer
 THREADS = 4
 LARGEST = 2**20
 LARGE = 16  # MiB of an answer: more than the kernel takes of it
-DEADLINE_S = 60
 PASSWORD = "secret"
 AUTHORIZED = f"Authorization: Basic {base64.b64encode(f'me:{PASSWORD}'.encode()).decode()}"
 
@@ -61,7 +61,7 @@ class Site:
 
     def connect(self, sent: str = "", *lines: str) -> socket.socket:
         """Connect, and send the beginning of a request, or the lines of one."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=deadline())
         if lines:
             sent = "\r\n".join([sent, "Host: localhost", *lines, "", ""])
         connection.sendall(sent.encode())
@@ -74,7 +74,7 @@ class Site:
 
     def close(self) -> None:
         self.server.trigger.pull_trigger(lambda: wasyncore.close_all(self._channels))
-        self._thread.join(DEADLINE_S)
+        self._thread.join(deadline())
         self.server.task_dispatcher.shutdown()
 
 
@@ -119,11 +119,11 @@ def test_connections_that_send_nothing_keep_nobody_out(
     stored()
     url = served(password=PASSWORD.encode())
     place = "127.0.0.1", int(urlsplit(url).port or 0)
-    idle = [crowd.enter_context(socket.create_connection(place, timeout=DEADLINE_S)) for _ in range(500)]
+    idle = [crowd.enter_context(socket.create_connection(place, timeout=deadline())) for _ in range(500)]
     name, _, value = AUTHORIZED.partition(": ")
     for path in ("dashboard", "api/studies"):
         with urllib.request.urlopen(
-            urllib.request.Request(url + path, headers={name: value}), timeout=DEADLINE_S
+            urllib.request.Request(url + path, headers={name: value}), timeout=deadline()
         ) as page:
             assert page.status == 200
     monkeypatch.setattr(server, "REQUEST_S", 0)
@@ -133,7 +133,7 @@ def test_connections_that_send_nothing_keep_nobody_out(
 def test_where_no_place_is_free_those_that_wait_make_room(
     crowd: contextlib.ExitStack, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_S", 10 * DEADLINE_S)
+    monkeypatch.setattr(server, "REQUEST_S", 10 * deadline())
     site.server.places, site.server.adj.connection_limit = 20, 22
     idle = [crowd.enter_context(site.connect("GET")) for _ in range(30)]
     assert site.page().endswith(b"page")
@@ -150,11 +150,11 @@ BEGUN = [
 
 @pytest.mark.usefixtures("impatient")
 def test_a_byte_now_and_then_is_no_request(site: Site) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+    ends = time.monotonic() + deadline()
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(site.connect(begun)) for begun in BEGUN]
         while slow:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < ends
             cut_off = select.select(slow, [], [], 0.2)[0]
             assert all(map(is_closed, cut_off))
             slow = [connection for connection in slow if connection not in cut_off]
@@ -224,8 +224,5 @@ def test_who_reads_nothing_holds_no_thread_and_is_cut_off(site: Site) -> None:
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(site.connect("GET /large HTTP/1.1", AUTHORIZED)) for _ in range(2 * THREADS)]
         assert site.page().endswith(b"page")
-        deadline = time.monotonic() + DEADLINE_S
-        while site.server.active_channels:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: not site.server.active_channels)
         assert len(whole(readers[0])) < LARGE * 2**20
