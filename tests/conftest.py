@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real PostgreSQL, one thread, and processes that Ctrl-C can reach."""
+"""What tests of several rooms share: a real PostgreSQL, a file with tables, and how much to try."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from postgresql_server import Server
+
+from hpo.storage import open_storage
 
 # A shell ignores SIGINT for what it puts into the background, and all processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,6 +35,14 @@ def server() -> Iterator[Server]:
         server.stop("immediate")
 
 
+@pytest.fixture(scope="session")
+def blank_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a storage's tables and nothing in them: to copy it is quicker than to make them."""
+    file = tmp_path_factory.mktemp("blank") / "hpo.db"
+    open_storage(f"sqlite:///{file}").close()
+    return file
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Networks this small train fastest on one thread, above all where other processes want the cores."""
@@ -40,3 +50,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, pytest.param(5, marks=pytest.mark.slow)], ids=["few", "many"])
+def times(request: pytest.FixtureRequest) -> int:
+    """How many times as many examples to try as are tried before each commit."""
+    return int(request.param)

@@ -1,32 +1,50 @@
-"""What the storage's tests share: a storage in a fresh SQLite file or PostgreSQL database, and a study in it.
+"""What the storage's tests share: a storage with nothing but its tables, and a study in it.
 
-Every test that takes `url` or `storage` runs on both; those about files take `file_url` and `file_storage`.
+Every test that takes `url` or `storage` runs on both databases; those about one of them take `file_url`,
+`file_storage`, `server_url` and `server_storage`. Tests about how a storage is made take `new_url`: no tables there.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from lives import Copy
+from blanks import Blank, BlankDatabases
 from optuna.study import StudyDirection
 from postgresql_server import Server
 
 from hpo.storage import Storage, open_storage
 
 
-@pytest.fixture
-def file_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
+@pytest.fixture(scope="session")
+def blank_file(blank_db: Path, tmp_path_factory: pytest.TempPathFactory) -> Blank:
+    return lambda: nullcontext(f"sqlite:///{shutil.copy(blank_db, tmp_path_factory.mktemp('blank'))}")
+
+
+@pytest.fixture(scope="session")
+def blank_database(server: Server) -> Blank:
+    return BlankDatabases(server)
+
+
+@pytest.fixture(scope="module", params=["blank_file", "blank_database"], ids=["sqlite", "postgresql"])
+def blank(request: pytest.FixtureRequest) -> Blank:
+    """Gives blank storages: for tests that need several at once."""
+    given: Blank = request.getfixturevalue(request.param)
+    return given
 
 
 @pytest.fixture
-def server_url(server: Server) -> Iterator[str]:
-    with server.database() as name:
-        yield server.url(name)
+def file_url(blank_db: Path, tmp_path: Path) -> str:
+    return f"sqlite:///{shutil.copy(blank_db, tmp_path)}"
+
+
+@pytest.fixture
+def server_url(blank_database: Blank) -> Iterator[str]:
+    with blank_database() as url:
+        yield url
 
 
 @pytest.fixture(params=["file_url", "server_url"], ids=["sqlite", "postgresql"])
@@ -34,31 +52,22 @@ def url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def copy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
-    """Copy a storage with nothing in it, and give the copy's URL: making one takes longer than a test."""
-    if request.param == "sqlite":
-        blank = tmp_path_factory.mktemp("blank") / "blank.db"
-        open_storage(f"sqlite:///{blank}").close()
-        yield lambda: nullcontext(f"sqlite:///{shutil.copy(blank, tmp_path_factory.mktemp('copy') / 'hpo.db')}")
-        return
-    server = request.getfixturevalue("server")
-
-    @contextmanager
-    def database() -> Iterator[str]:
-        with server.database(template) as name:
-            yield server.url(name)
-
-    with server.database() as template:
-        open_storage(server.url(template)).close()
-        yield database
+@pytest.fixture
+def new_file_url(tmp_path: Path) -> str:
+    """Where there is no file yet."""
+    return f"sqlite:///{tmp_path}/hpo.db"
 
 
 @pytest.fixture
-def blank_url(copy: Copy) -> Iterator[str]:
-    """A storage with its tables and nothing in them, on both databases: the `url` of modules with many short tests."""
-    with copy() as url:
-        yield url
+def new_server_url(server: Server) -> Iterator[str]:
+    """A database without tables."""
+    with server.database() as name:
+        yield server.url(name)
+
+
+@pytest.fixture(params=["new_file_url", "new_server_url"], ids=["sqlite", "postgresql"])
+def new_url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
 
 
 @pytest.fixture

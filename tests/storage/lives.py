@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,14 +14,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.storage import Ending, Storage
+from hpo.storage.location import locate
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 LR = FloatDistribution(1e-6, 1e-2, log=True)
 
-Copy = Callable[[], AbstractContextManager[str]]
-"""Makes a storage with nothing in it, and gives its URL."""
+
+@contextmanager
+def plain(url: str) -> Iterator[RDBStorage]:
+    """Plain Optuna's storage, where the tables are made already."""
+    storage = RDBStorage(locate(url).full_url, skip_compatibility_check=True, skip_table_creation=True)
+    yield storage
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def running(lr: float = 1e-3, **changes: Any) -> FrozenTrial:

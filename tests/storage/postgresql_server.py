@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,15 @@ def readable_copy(of: Path, folder: Path) -> Path:
     return shutil.copytree(of, folder / package.name / of.name)
 
 
+def free_port() -> int:
+    """Return a port below those that the system gives to clients, one of which could be given it during a restart."""
+    for port in count(20_000 + os.getpid() % 10_000):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
+
+
 class Server:
     """A running server. `restart` keeps its port and what it holds. A `durable` one waits for the disk."""
 
@@ -55,9 +64,7 @@ class Server:
         self.data, self.log = folder / "data", folder / "log"
         self.settings = SETTINGS if durable else f"{SETTINGS} {NOT_DURABLE}"
         home = installation()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.as_user: dict[str, Any] = {}
         if os.geteuid() == 0:
             self.as_user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
@@ -90,13 +97,21 @@ class Server:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
-    @contextmanager
-    def database(self, template: str = "template0") -> Iterator[str]:
-        """A fresh database by its name; a copy of another, where that is given as a template."""
+    def create(self) -> str:
+        """Make an empty database, and return its name."""
         name = f"t{next(self._names)}"
-        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield name
+        self.sql(f"CREATE DATABASE {name} TEMPLATE template0")
+        return name
+
+    def drop(self, name: str) -> None:
         self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """An empty database by its name, for the block."""
+        name = self.create()
+        yield name
+        self.drop(name)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [self.bin / program, "-D", self.data, *arguments]

@@ -23,8 +23,8 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from chaos import Chaos, Size
+from lives import plain
 from optuna.trial import FrozenTrial, TrialState
-from postgresql_server import Server
 
 from hpo.storage import Storage, load_study, open_storage
 
@@ -37,7 +37,7 @@ optimizer = {{ kind = "sgd", lr = {{ low = 1e-3, high = 0.3, log = true }} }}
 training = {{ epochs = {EPOCHS}, batch_size = 20, precision = "float64" }}
 search = {{ sampler = "random", population = 4 }}
 """
-SMALL = Size(processes=3, trials=160, kills=6, stops=1, restarts=1)
+SMALL = Size(processes=3, trials=120, kills=5, stops=1, restarts=0)
 FULL = Size(processes=8, trials=1500, kills=50, stops=10, restarts=5)
 MOST_DEATHS = 3
 TOLERANCE = 1e-6  # of a learning curve: a trial hardly depends on its company
@@ -75,26 +75,26 @@ def study_file(folder: Path) -> Path:
     return file
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest) -> tuple[str, Server | None]:
-    """The URL of a new storage, and the server that it is on."""
-    if request.param == "sqlite":
-        return request.getfixturevalue("file_url"), None
-    return request.getfixturevalue("server_url"), request.getfixturevalue("server")
-
-
-@pytest.mark.parametrize("size", [SMALL, pytest.param(FULL, marks=pytest.mark.slow)], ids=["small", "full"])
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [
+        pytest.param(SMALL, "sqlite", id="small"),
+        pytest.param(replace(FULL, restarts=0), "sqlite", marks=pytest.mark.slow, id="full-sqlite"),
+        pytest.param(FULL, "postgresql", marks=pytest.mark.slow, id="full-postgresql"),
+    ],
+)
 def test_chaos_loses_and_doubles_nothing(
     size: Size,
-    where: tuple[str, Server | None],
+    kind: str,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     undisturbed: Callable[[int], list[FrozenTrial]],
     pytestconfig: pytest.Config,
 ) -> None:
     seed: int = pytestconfig.getoption("randomly_seed", default=0)
     print(f"\n--randomly-seed={seed} draws this plan again")
-    url, server = where
-    chaos = Chaos(size if server else replace(size, restarts=0), seed, study_file(tmp_path), url, server)
+    url: str = request.getfixturevalue("new_file_url" if kind == "sqlite" else "new_server_url")
+    chaos = Chaos(size, seed, study_file(tmp_path), url, request.getfixturevalue("server") if size.restarts else None)
     chaos.run()
     with closing(open_storage(url)) as storage:
         trials = load_study(storage, "chaos").trials
@@ -219,7 +219,5 @@ def check_readable(storage: Storage, trials: Sequence[FrozenTrial]) -> None:
         with closing(sqlite3.connect(storage.location.file)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-    plain = optuna.storages.RDBStorage(storage.location.full_url)
-    assert optuna.load_study(study_name="chaos", storage=plain).trials == list(trials)
-    plain.remove_session()
-    plain.engine.dispose()
+    with plain(storage.location.full_url) as by_optuna:
+        assert optuna.load_study(study_name="chaos", storage=by_optuna).trials == list(trials)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,8 +14,12 @@ import optuna
 import psycopg
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from blanks import Blank
+from deadlines import deadline, wait_for
+from forks import Fork
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from lives import plain
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
@@ -27,7 +28,7 @@ from optuna_dashboard import save_note
 from optuna_dashboard._note import get_note_from_system_attrs, save_note_with_version
 from optuna_dashboard.preferential._system_attrs import get_preferences, get_skipped_trial_ids, report_skip
 from postgresql_server import Server
-from test_postgresql import DEADLINE_S, Relay, wait_until
+from test_postgresql import Relay
 
 from hpo.errors import HpoError, StorageError, UnknownStudyError
 from hpo.storage import Copied, Storage, copy_study, load_study, open_storage, study_names
@@ -44,47 +45,26 @@ Pair = tuple[Storage, Storage]
 Rows = dict[str, list[dict[str, Any]]]
 
 
-@pytest.fixture(scope="module")
-def blank(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A file and a database with nothing in them but tables: making these takes longer than a test."""
-    file = tmp_path_factory.mktemp("blank") / "blank.db"
-    open_storage(f"sqlite:///{file}").close()
-    with server.database() as template:
-        open_storage(server.url(template)).close()
-        yield file, template
-
-
 @pytest.fixture
-def storages(server: Server, blank: tuple[Path, str], tmp_path: Path) -> Iterator[Callable[[str], Storage]]:
+def storages(blank_file: Blank, blank_database: Blank) -> Iterator[Callable[[str], Storage]]:
     """Make a storage of a kind, with a study that is not to be copied, so that no two storages count ids alike."""
-    file, template = blank
+    blanks = {"sqlite": blank_file, "postgresql": blank_database}
     made = itertools.count(1)
     with ExitStack() as stack:
 
         def make(kind: str) -> Storage:
-            k = next(made)
-            if kind == "sqlite":
-                storage = open_storage(f"sqlite:///{shutil.copy(file, tmp_path / f'{k}.db')}")
-            else:
-                storage = open_storage(server.url(stack.enter_context(server.database(template))))
+            storage = open_storage(stack.enter_context(blanks[kind]()))
             stack.callback(storage.close)
             other = storage.create_study("other", [MAXIMIZE], {"of": "another study"})
-            storage.create_trials(other, [finished(0.5)] * (2 * k))
+            storage.create_trials(other, [finished(0.5)] * (2 * next(made)))
             return storage
 
         yield make
 
 
-@pytest.fixture(params=list(itertools.product(KINDS, KINDS)), ids="-to-".join)
+@pytest.fixture(params=[KINDS, KINDS[::-1]], ids="-to-".join)
 def pair(request: pytest.FixtureRequest, storages: Callable[[str], Storage]) -> Pair:
-    """A storage, and another one."""
-    source, target = request.param
-    return storages(source), storages(target)
-
-
-@pytest.fixture(params=[kinds for kinds in itertools.product(KINDS, KINDS) if "postgresql" in kinds], ids="-to-".join)
-def remote_pair(request: pytest.FixtureRequest, storages: Callable[[str], Storage]) -> Pair:
-    """Two storages, one of them or both on the server."""
+    """A storage, and another one: each kind is read from and written to."""
     source, target = request.param
     return storages(source), storages(target)
 
@@ -175,6 +155,7 @@ def everything(storage: Storage) -> dict[str, Rows]:
     return {name: rows(storage, name) for name in study_names(storage)}
 
 
+@pytest.mark.parametrize("pair", list(itertools.product(KINDS, KINDS)), ids="-to-".join, indirect=True)
 def test_every_row_of_a_study_arrives_and_nothing_else_changes(pair: Pair) -> None:
     source, target = pair
     fill(source)
@@ -236,28 +217,26 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 numbers = st.floats().map(lambda value: value + 0.0)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    attrs=st.dictionaries(texts, st.floats() | st.text() | st.integers() | st.none(), max_size=3),
-    curve=st.dictionaries(st.integers(-(2**31), 2**31 - 1), numbers, max_size=4),
-    value=numbers.filter(lambda value: not math.isnan(value)),
-    seconds=st.none() | st.datetimes(datetime.datetime(1990, 1, 1), datetime.datetime(2100, 1, 1)),
-)
-def test_odd_values_arrive_as_they_are(
-    pair: Pair,
-    attrs: dict[str, Any],
-    curve: dict[int, float],
-    value: float,
-    seconds: datetime.datetime | None,
-) -> None:
+def test_odd_values_arrive_as_they_are(pair: Pair, times: int) -> None:
     source, target = pair
-    name = f"study {next(names)}"
-    study_id = source.create_study(name, [MAXIMIZE], attrs)
-    trial = finished(value, params={}, distributions={}, intermediate_values=curve, user_attrs=attrs)
-    trial.datetime_start = seconds
-    source.create_trials(study_id, [trial])
-    copy_study(source, name, target)
-    assert repr(rows(target, name)) == repr(rows(source, name))
+
+    @settings(max_examples=6 * times, deadline=None)
+    @given(
+        attrs=st.dictionaries(texts, st.floats() | st.text() | st.integers() | st.none(), max_size=3),
+        curve=st.dictionaries(st.integers(-(2**31), 2**31 - 1), numbers, max_size=4),
+        value=numbers.filter(lambda value: not math.isnan(value)),
+        start=st.none() | st.datetimes(datetime.datetime(1990, 1, 1), datetime.datetime(2100, 1, 1)),
+    )
+    def arrive(attrs: dict[str, Any], curve: dict[int, float], value: float, start: datetime.datetime | None) -> None:
+        name = f"study {next(names)}"
+        study_id = source.create_study(name, [MAXIMIZE], attrs)
+        trial = finished(value, params={}, distributions={}, intermediate_values=curve, user_attrs=attrs)
+        trial.datetime_start = start
+        source.create_trials(study_id, [trial])
+        copy_study(source, name, target)
+        assert repr(rows(target, name)) == repr(rows(source, name))
+
+    arrive()
 
 
 def test_what_names_a_trial_by_its_id_names_the_copys(pair: Pair) -> None:
@@ -289,15 +268,13 @@ def test_optuna_goes_on_with_the_copy(pair: Pair) -> None:
     source, target = pair
     fill(source)
     copy_study(source, "digits", target)
-    plain = optuna.storages.RDBStorage(target.location.full_url)
-    study = optuna.load_study(study_name="digits", storage=plain)
-    study.optimize(lambda trial: trial.suggest_float("lr", 1e-6, 1e-1, log=True), n_trials=4)
-    *_, enqueued, first, second, new = study.trials
-    assert enqueued.value == enqueued.params["lr"] == 0.01
-    assert [trial.value for trial in (first, second)] == [0.01, 0.01]
-    assert (new.number, new.state) == (7, TrialState.COMPLETE)
-    plain.remove_session()
-    plain.engine.dispose()
+    with plain(target.location.full_url) as by_optuna:
+        study = optuna.load_study(study_name="digits", storage=by_optuna)
+        study.optimize(lambda trial: trial.suggest_float("lr", 1e-6, 1e-1, log=True), n_trials=4)
+        *_, enqueued, first, second, new = study.trials
+        assert enqueued.value == enqueued.params["lr"] == 0.01
+        assert [trial.value for trial in (first, second)] == [0.01, 0.01]
+        assert (new.number, new.state) == (7, TrialState.COMPLETE)
 
 
 def test_a_study_of_that_name_stays_as_it_is(pair: Pair) -> None:
@@ -351,8 +328,8 @@ def test_what_the_server_cannot_keep_is_one_line_and_leaves_nothing(storages: Ca
     assert everything(target) == before
 
 
-def test_a_server_that_restarts_in_the_middle_is_waited_for(server: Server, remote_pair: Pair) -> None:
-    source, target = remote_pair
+def test_a_server_that_restarts_in_the_middle_is_waited_for(server: Server, pair: Pair) -> None:
+    source, target = pair
     fill(source)
     there, restarts = everything(target), iter([True])
 
@@ -367,11 +344,8 @@ def test_a_server_that_restarts_in_the_middle_is_waited_for(server: Server, remo
     assert everything(target) == there | {"digits": as_copied(rows(source))}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_commit_whose_answer_was_lost_copies_once(
-    kind: str, storages: Callable[[str], Storage], server: Server
-) -> None:
-    source, direct = storages(kind), storages("postgresql")
+def test_a_commit_whose_answer_was_lost_copies_once(storages: Callable[[str], Storage], server: Server) -> None:
+    source, direct = storages("sqlite"), storages("postgresql")
     fill(source)
     there = everything(direct)
     relay = Relay(server.port)
@@ -393,18 +367,17 @@ def test_a_copy_killed_in_the_middle_leaves_nothing(kind: str, storages: Callabl
     source, target = storages("postgresql"), storages(kind)
     fill(source)
     there = everything(target)
-    command = [Path(sys.executable).with_name("hpo"), "copy", "digits"]
-    command += ["--from", source.location.full_url, "--to", target.location.full_url]
+    command = ["copy", "digits", "--from", source.location.full_url, "--to", target.location.full_url]
     url = source.location.url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url) as connection:
         # Read after all else, so the copy gets to there, and no further.
         connection.execute("LOCK TABLE study_system_attributes IN ACCESS EXCLUSIVE MODE")
-        process = subprocess.Popen(command)
+        process = Fork(command)
         waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        wait_until(lambda: connection.execute(waits).fetchone() != (0,) or process.poll() is not None)
+        wait_for(lambda: connection.execute(waits).fetchone() != (0,) or process.poll() is not None)
         assert process.poll() is None
         process.kill()
-        process.wait(DEADLINE_S)
+        process.wait(deadline())
     assert everything(target) == there
     copy_study(source, "digits", target)
     assert everything(target) == there | {"digits": as_copied(rows(source))}

@@ -11,8 +11,9 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from lives import COMPLETE, FAIL, MAXIMIZE, RUNNING, WAITING, ids, lived_in, row_counts, running, states, texts
-from optuna.storages import RDBStorage, _CachedStorage
+from deadlines import deadline
+from lives import COMPLETE, FAIL, MAXIMIZE, RUNNING, WAITING, ids, lived_in, plain, row_counts, running, states, texts
+from optuna.storages import _CachedStorage
 from optuna.storages._rdb import models
 
 from hpo.errors import StudyClosedError
@@ -32,7 +33,6 @@ from hpo.storage import (
 )
 from hpo.storage.connections import write
 
-DEADLINE_S = 60.0
 # How long a thread that should wait for another is watched waiting.
 WATCHED_S = 0.5
 # A race is run so often that each order of two transactions occurs.
@@ -44,11 +44,6 @@ WAYS: dict[str, Way] = {
     "cached": lambda storage, name: _CachedStorage(storage).delete_study(storage.get_study_id_from_name(name)),
     "optuna": lambda storage, name: optuna.delete_study(study_name=name, storage=storage),
 }
-
-
-@pytest.fixture
-def url(blank_url: str) -> str:
-    return blank_url
 
 
 @pytest.fixture(params=WAYS)
@@ -143,8 +138,11 @@ def test_more_trials_than_a_database_takes_as_parameters_are_deleted(storage: St
     with storage.engine.begin() as connection:
         insert = sa.insert(models.StudyModel).values(study_name="digits").returning(models.StudyModel.study_id)
         study_id = connection.execute(insert).scalar_one()
-        trial = {"study_id": study_id, "state": WAITING}
-        connection.execute(sa.insert(models.TrialModel), [{"number": number, **trial} for number in range(33_000)])
+        connection.execute(sa.insert(models.TrialModel).values(number=0, study_id=study_id, state=WAITING))
+        many = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 33000)"
+        connection.exec_driver_sql(
+            f"INSERT INTO trials (number, study_id, state) {many} SELECT n, study_id, state FROM numbers, trials"
+        )
     storage.delete_study(study_id)
     assert row_counts(storage).keys() == {"version_info"}
 
@@ -225,7 +223,7 @@ def test_who_is_late_waits_for_the_deletion_and_finds_the_study_gone(storage: St
             deleted = pool.submit(other.delete_study, gate.study_id)
             with pytest.raises(FutureTimeoutError):
                 deleted.result(WATCHED_S)
-        deleted.result(DEADLINE_S)
+        deleted.result(deadline())
     with pytest.raises(StudyClosedError, match="study 'digits' was deleted") as caught:
         check_open(storage, gate)
     assert caught.value.how == "deleted"
@@ -238,7 +236,7 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
     errors: list[BaseException] = []
 
     def attempt(barrier: threading.Barrier, call: Callable[[], object]) -> None:
-        barrier.wait(DEADLINE_S)
+        barrier.wait(deadline())
         try:
             call()
         except StudyClosedError:
@@ -261,7 +259,7 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
         ]
         barrier = threading.Barrier(len(calls))
         with ThreadPoolExecutor(len(calls)) as pool:
-            list(pool.map(attempt, [barrier] * len(calls), calls, timeout=DEADLINE_S))
+            list(pool.map(attempt, [barrier] * len(calls), calls, timeout=deadline()))
         assert errors == []
         assert row_counts(storage).keys() == {"version_info"}
         storage.requeue(storage.claims)
@@ -270,14 +268,10 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
 
 def test_plain_optuna_sees_that_the_study_is_gone(storage: Storage, other: Storage) -> None:
     lived_in(storage, "digits")
-    plain = RDBStorage(storage.location.full_url, skip_table_creation=True)
-    try:
-        study = optuna.load_study(study_name="digits", storage=plain)
+    with plain(storage.location.full_url) as by_optuna:
+        study = optuna.load_study(study_name="digits", storage=by_optuna)
         assert len(study.trials) == 2
         other.delete_study(study._study_id)
-        assert optuna.get_all_study_names(plain) == []
+        assert optuna.get_all_study_names(by_optuna) == []
         with pytest.raises(KeyError):
-            optuna.load_study(study_name="digits", storage=plain)
-    finally:
-        plain.remove_session()
-        plain.engine.dispose()
+            optuna.load_study(study_name="digits", storage=by_optuna)

@@ -14,6 +14,7 @@ import optuna
 import psycopg
 import pytest
 import sqlalchemy as sa
+from deadlines import deadline
 from lives import COMPLETE, MAXIMIZE, RUNNING, WAITING, ids, running
 from optuna.trial import create_trial
 from postgresql_server import Server
@@ -50,13 +51,12 @@ def with_trials(url: str, count: int, study: str = "digits") -> Storage:
 
 
 def test_what_answers_is_named_and_timed(url: str, ask: Asked) -> None:
-    open_storage(url).close()
     answer = ask(url).answer()
     assert answer.kind in ("SQLite", "PostgreSQL")
     assert answer.kind.lower() == url.partition(":")[0]
     assert int(answer.version.split(".")[0]) >= 3
-    assert 0 < answer.round_trip_s < 10
-    assert 0 < answer.connect_s < 10
+    assert 0 < answer.round_trip_s < deadline()
+    assert 0 < answer.connect_s < deadline()
     if answer.kind == "SQLite":
         assert answer.skew_s is None
         assert answer.version == sqlite3.sqlite_version
@@ -71,19 +71,19 @@ def test_the_clock_of_a_server_is_compared_with_the_middle_of_the_way(
     assert skew(100.0, 107.0, 104.0) == 5.0
     now = time.time
     monkeypatch.setattr("hpo.storage.health.time.time", lambda: now() - 40)
-    found = ask(server_url).answer().skew_s
-    assert found is not None
-    assert 39 < found < 41
+    answer = ask(server_url).answer()
+    assert answer.skew_s is not None
+    assert abs(answer.skew_s - 40) <= answer.round_trip_s / 2 + 0.01
 
 
-def test_asking_makes_nothing_and_changes_nothing(file_url: str, tmp_path: Path, ask: Asked) -> None:
+def test_asking_makes_nothing_and_changes_nothing(new_file_url: str, tmp_path: Path, ask: Asked) -> None:
     file = tmp_path / "hpo.db"
     file.touch()
-    assert ask(file_url).schema().revision == ""
+    assert ask(new_file_url).schema().revision == ""
     assert file.read_bytes() == b""
-    optuna.storages.RDBStorage(file_url).engine.dispose()
+    optuna.storages.RDBStorage(new_file_url).engine.dispose()
     before = file.read_bytes()
-    health = ask(file_url)
+    health = ask(new_file_url)
     everything(health)
     state = health.file_state()
     assert state is not None
@@ -94,10 +94,10 @@ def test_asking_makes_nothing_and_changes_nothing(file_url: str, tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["hpo.db"]
 
 
-def test_asking_makes_no_tables_on_a_server(server_url: str, server: Server, ask: Asked) -> None:
-    assert ask(server_url).schema() == ask(server_url).schema()
-    assert ask(server_url).schema().revision == ""
-    database = server_url.rpartition("/")[2]
+def test_asking_makes_no_tables_on_a_server(new_server_url: str, server: Server, ask: Asked) -> None:
+    assert ask(new_server_url).schema() == ask(new_server_url).schema()
+    assert ask(new_server_url).schema().revision == ""
+    database = new_server_url.rpartition("/")[2]
     assert server.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database) == [(0,)]
 
 
@@ -120,19 +120,16 @@ def test_who_asks_cannot_write(url: str, ask: Asked) -> None:
 
 
 def test_whole_tables_are_whole(url: str, ask: Asked) -> None:
-    open_storage(url).close()
     schema = ask(url).schema()
     assert (schema.revision, schema.lacking) == ("v3.2.0.a", ())
 
 
 def test_lacking_tables_and_columns_are_named(url: str, ask: Asked) -> None:
-    open_storage(url).close()
     execute(url, "DROP TABLE trial_heartbeats", "ALTER TABLE trials DROP COLUMN datetime_complete")
     assert set(ask(url).schema().lacking) == {"trial_heartbeats", "trials.datetime_complete"}
 
 
 def test_the_schema_of_another_optuna_is_refused(url: str, ask: Asked) -> None:
-    open_storage(url).close()
     execute(url, "UPDATE alembic_version SET version_num = 'v9.0.0'")
     with pytest.raises(StorageError, match="newer Optuna"):
         ask(url).schema()
@@ -229,7 +226,6 @@ def test_a_file_counts_its_log(file_url: str, tmp_path: Path, ask: Asked) -> Non
 
 
 def test_connections_are_counted(server: Server, server_url: str, file_url: str, ask: Asked) -> None:
-    open_storage(file_url).close()
     assert ask(file_url).connections() is None
     before = ask(server_url).connections()
     assert before is not None
@@ -243,7 +239,6 @@ def test_connections_are_counted(server: Server, server_url: str, file_url: str,
 
 
 def test_trials_numbered_in_order_are_fine(url: str, ask: Asked) -> None:
-    open_storage(url).close()
     assert ask(url).numbering() == (0, [])
     with_trials(url, 3, "a").close()
     with_trials(url, 0, "empty").close()
@@ -293,7 +288,7 @@ def test_running_trials_are_told_with_and_without_a_heartbeat(url: str, ask: Ask
     since = unwatched[0].since
     assert since is not None
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
-    assert abs((now - since).total_seconds()) < 60
+    assert abs((now - since).total_seconds()) < deadline()
     assert unwatched[1] == Unwatched("digits", 3, unwatched[1].since)
     storage.set_trial_state_values(asked._trial_id, COMPLETE, [1.0])
     assert [each.number for each in ask(url).unwatched()] == [3]
@@ -361,9 +356,8 @@ def test_a_user_who_may_not_read_is_one_line(server: Server, server_url: str, as
     assert "s3cret" not in str(caught.value)
 
 
-def test_what_cannot_be_reached_is_not_waited_for(ask: Asked) -> None:
-    start = time.monotonic()
+def test_what_cannot_be_reached_is_not_waited_for(ask: Asked, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StorageError, match="Connection refused") as caught:
         ask("postgresql://me:s3cret@127.0.0.1:1/hpo").answer()
-    assert time.monotonic() - start < 10
+    assert caplog.text == "", "who waits says so"
     assert "s3cret" not in str(caught.value)

@@ -10,8 +10,7 @@ import copy as copy_module
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from lives import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, running
+from lives import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, plain, running
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -40,7 +39,7 @@ WORKERS = 3
 MOST_TRIALS = 12
 MOST_DEATHS = 3  # written out: the model does not take it from the code
 PROBE_STEP = 99
-EXAMPLES, STEPS = 30, 30
+EXAMPLES, STEPS = 6, 25
 
 workers = st.integers(0, WORKERS - 1)
 numbers = st.floats(allow_nan=False, width=32).map(lambda value: value + 0.0)  # SQLite keeps no -0.0
@@ -130,14 +129,6 @@ def happened(what: str, whether: object) -> None:
     """For `--hypothesis-show-statistics`, which tells whether the rules still lead to what is rare."""
     if whether:
         event(what)
-
-
-@contextmanager
-def plain(url: str) -> Iterator[RDBStorage]:
-    storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
-    yield storage
-    storage.remove_session()
-    storage.engine.dispose()
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -477,15 +468,13 @@ class Interleavings(RuleBasedStateMachine):
         fresh.close()
 
 
-def test_any_interleaving_leaves_and_answers_what_the_model_does(url: str) -> None:
+def test_any_interleaving_leaves_and_answers_what_the_model_does(url: str, times: int) -> None:
     idle: list[tuple[Storage, Body]] = []
     looker = open_storage(url)
+    tried = settings(max_examples=EXAMPLES * times, stateful_step_count=STEPS, deadline=None, print_blob=True)
     with plain(looker.location.full_url) as plainly:
         try:
-            run_state_machine_as_test(
-                lambda: Interleavings(looker, plainly, url, idle),
-                settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, print_blob=True),
-            )
+            run_state_machine_as_test(lambda: Interleavings(looker, plainly, url, idle), settings=tried)
         finally:
             looker.close()
             for storage, body in idle:

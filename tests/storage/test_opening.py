@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import sqlite3
@@ -11,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from forks import Fork
 from optuna.study import StudyDirection
 
 from hpo.errors import StorageError
@@ -62,31 +61,31 @@ def test_a_connection_has_the_settings(file_storage: Storage) -> None:
     assert pragma(file_storage, "busy_timeout") == BUSY_TIMEOUT_S * 1000
 
 
-def test_a_storage_that_plain_optuna_made_opens_and_keeps_its_studies(url: str) -> None:
-    plain = optuna.storages.RDBStorage(locate(url).full_url)
+def test_a_storage_that_plain_optuna_made_opens_and_keeps_its_studies(new_url: str) -> None:
+    plain = optuna.storages.RDBStorage(locate(new_url).full_url)
     plain.create_new_study([StudyDirection.MINIMIZE], "old")
     plain.engine.dispose()
-    storage = open_storage(url)
+    storage = open_storage(new_url)
     assert [study.study_name for study in storage.get_all_studies()] == ["old"]
     storage.close()
 
 
-def test_a_file_with_a_rollback_journal_gets_a_write_ahead_log(file_url: str) -> None:
-    optuna.storages.RDBStorage(file_url).engine.dispose()
-    assert sql(file_url, "PRAGMA journal_mode") == [("delete",)]
-    open_storage(file_url).close()
-    assert sql(file_url, "PRAGMA journal_mode") == [("wal",)]
+def test_a_file_with_a_rollback_journal_gets_a_write_ahead_log(new_file_url: str) -> None:
+    optuna.storages.RDBStorage(new_file_url).engine.dispose()
+    assert sql(new_file_url, "PRAGMA journal_mode") == [("delete",)]
+    open_storage(new_file_url).close()
+    assert sql(new_file_url, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_plain_optuna_opens_a_storage_that_hpo_made(url: str) -> None:
-    open_storage(url).close()
-    plain = optuna.storages.RDBStorage(locate(url).full_url)
+def test_plain_optuna_opens_a_storage_that_hpo_made(new_url: str) -> None:
+    open_storage(new_url).close()
+    plain = optuna.storages.RDBStorage(locate(new_url).full_url)
     assert plain.get_current_version() == plain.get_head_version()
     plain.engine.dispose()
 
 
-def test_the_tables_are_those_that_optuna_makes(file_url: str, tmp_path: Path) -> None:
-    open_storage(file_url).close()
+def test_the_tables_are_those_that_optuna_makes(new_file_url: str, tmp_path: Path) -> None:
+    open_storage(new_file_url).close()
     optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/plain.db").engine.dispose()
     schemas = []
     for name in ("hpo.db", "plain.db"):
@@ -140,7 +139,6 @@ def test_an_empty_file_becomes_a_storage(tmp_path: Path) -> None:
 
 
 def test_a_damaged_database_is_refused(file_url: str, tmp_path: Path) -> None:
-    open_storage(file_url).close()
     file = tmp_path / "hpo.db"
     whole = file.read_bytes()
     file.write_bytes(whole[:16] + b"\xff" * 2000 + whole[2016:])
@@ -185,7 +183,6 @@ def test_what_is_read_only_is_refused_and_left_as_it_is() -> None:
 
 
 def test_another_schema_of_optuna_is_refused_and_left_as_it_is(url: str) -> None:
-    open_storage(url).close()
     cases = {
         "UPDATE alembic_version SET version_num = 'v2.6.0.a'": "older Optuna (schema v2.6.0.a, needed: v3.2.0.a)",
         "UPDATE alembic_version SET version_num = 'v9.0.0'": "newer Optuna (schema v9.0.0, needed: v3.2.0.a)",
@@ -197,10 +194,10 @@ def test_another_schema_of_optuna_is_refused_and_left_as_it_is(url: str) -> None
         assert "trial_heartbeats" not in tables(url)
 
 
-def test_tables_of_others_are_left_alone(url: str) -> None:
-    sql(url, "CREATE TABLE notes (text VARCHAR)", "INSERT INTO notes VALUES ('mine')")
-    open_storage(url).close()
-    assert sql(url, "SELECT text FROM notes") == [("mine",)]
+def test_tables_of_others_are_left_alone(new_url: str) -> None:
+    sql(new_url, "CREATE TABLE notes (text VARCHAR)", "INSERT INTO notes VALUES ('mine')")
+    open_storage(new_url).close()
+    assert sql(new_url, "SELECT text FROM notes") == [("mine",)]
 
 
 def test_a_locked_storage_is_one_line_after_the_wait(file_storage: Storage, file_url: str, tmp_path: Path) -> None:
@@ -243,41 +240,37 @@ def test_a_full_disk_is_one_line_and_what_was_stored_stays(file_storage: Storage
     assert file_storage.get_trial(kept[0]._trial_id).number == 0
 
 
-def test_optuna_says_nothing(url: str, capfd: pytest.CaptureFixture[str]) -> None:
-    storage = open_storage(url)
+def test_optuna_says_nothing(new_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    storage = open_storage(new_url)
     storage.create_new_study([StudyDirection.MAXIMIZE], "quiet")
     storage.close()
     assert capfd.readouterr() == ("", "")
 
 
-def open_together(url: str, barrier: Any) -> int:
-    barrier.wait()
-    storage = open_storage(url)
-    studies = len(storage.get_all_studies())
+OPEN_EACH = """
+import sys
+from hpo.storage import open_storage
+
+for line in sys.stdin:
+    storage = open_storage(line.strip())
+    print(len(storage.get_all_studies()), flush=True)
     storage.close()
-    return studies
+"""
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_processes_that_open_a_new_storage_at_once_all_find_it_whole(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    processes = 3
-    context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(processes, mp_context=context) as pool,
-        contextlib.ExitStack() as databases,
-    ):
-        for i in range(5):
-            if kind == "sqlite":
-                url = f"sqlite:///{tmp_path}/{i}.db"
-            else:
-                server = request.getfixturevalue("server")
-                url = server.url(databases.enter_context(server.database()))
-            barrier = manager.Barrier(processes)
-            opened = [pool.submit(open_together, url, barrier) for _ in range(processes)]
-            assert [future.result(timeout=60) for future in opened] == [0] * processes
+def test_processes_that_open_a_new_storage_at_once_all_find_it_whole(new_url: str) -> None:
+    others = [f"{new_url}{i}" for i in range(3)] if new_url.startswith("sqlite") else []
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(Fork([], script=OPEN_EACH, **pipes)) for _ in range(3)]  # type: ignore[arg-type]
+        for url in [new_url, *others]:
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write(f"{url}\n")
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.flush()
+            assert [process.stdout and process.stdout.readline() for process in processes] == ["0\n"] * 3
 
 
 def test_looking_for_a_storage_that_is_open_leaves_its_locks(file_storage: Storage, file_url: str) -> None:

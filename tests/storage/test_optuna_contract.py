@@ -19,6 +19,8 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from blanks import Blank
+from deadlines import deadline
 from lives import (
     COMPLETE,
     FAIL,
@@ -27,7 +29,6 @@ from lives import (
     PRUNED,
     RUNNING,
     WAITING,
-    Copy,
     ids,
     lived_in,
     row_counts,
@@ -47,19 +48,13 @@ from hpo.storage import Ending, Storage, load_study, open_storage
 
 # How long a thread that should wait for another is watched waiting.
 WATCHED_S = 0.5
-DEADLINE_S = 30
 REUSED = "SQLite gives the id of a deleted row to the next one, in plain Optuna's storage too"
 
 
-@pytest.fixture
-def url(blank_url: str) -> str:
-    return blank_url
-
-
 @pytest.fixture(scope="module")
-def emptied(copy: Copy) -> Iterator[Storage]:
+def emptied(blank: Blank) -> Iterator[Storage]:
     """One storage for Optuna's many short cases, each of which finds it empty."""
-    with copy() as url:
+    with blank() as url:
         storage = open_storage(url)
         yield storage
         storage.close()
@@ -84,8 +79,9 @@ class TestStorage(OptunaCases):
     """The storage itself."""
 
 
+@pytest.mark.slow
 class TestCachedStorage(OptunaCases):
-    """The storage behind the cache that Optuna puts before it in every study."""
+    """The storage behind the cache that Optuna puts before it in every study: the same calls as before it."""
 
     @pytest.fixture
     def storage(self, storage: Storage) -> _CachedStorage:
@@ -159,7 +155,7 @@ def test_a_name_is_given_once_to_threads_that_want_it_together(storage: Storage,
     barrier = threading.Barrier(threads)
 
     def study(_: int) -> int | None:
-        barrier.wait(DEADLINE_S)
+        barrier.wait(deadline())
         try:
             if make == "create_study":
                 return storage.create_study("digits", [MAXIMIZE], {"x": 1})
@@ -223,7 +219,7 @@ def held_before(storage: Storage, beginning: str) -> Iterator[tuple[threading.Ev
     def stop(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if statement.startswith(beginning) and not there.is_set():
             there.set()
-            assert go.wait(DEADLINE_S)
+            assert go.wait(deadline())
 
     sa.event.listen(storage.engine, "before_cursor_execute", stop)
     try:
@@ -246,15 +242,15 @@ def together(storage: Storage, other: Storage, beginning: str, call: Callable[[S
 
     with held_before(storage, beginning) as (there, go), ThreadPoolExecutor(2) as pool:
         first: Future[Any] = pool.submit(run, storage)
-        assert there.wait(DEADLINE_S)
+        assert there.wait(deadline())
         began = threading.Event()
         sa.event.listen(other.engine, "before_cursor_execute", lambda *_: began.set())
         second: Future[Any] = pool.submit(run, other)
-        assert began.wait(DEADLINE_S)
+        assert began.wait(deadline())
         with suppress(FutureTimeoutError):
             second.result(WATCHED_S)
         go.set()
-        return first.result(DEADLINE_S), second.result(DEADLINE_S)
+        return first.result(deadline()), second.result(deadline())
 
 
 def test_a_waiting_trial_goes_to_one_of_two_processes(storage: Storage, other: Storage, study_id: int) -> None:

@@ -8,13 +8,14 @@ import pickle
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from deadlines import deadline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lives import (
@@ -26,7 +27,6 @@ from lives import (
     PRUNED,
     RUNNING,
     WAITING,
-    Copy,
     ids,
     lived_in,
     row_counts,
@@ -41,14 +41,6 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.storage import Ending, Storage, load_study, open_storage
-
-DEADLINE_S = 30
-
-
-@pytest.fixture
-def url(blank_url: str) -> str:
-    return blank_url
-
 
 # --- Heartbeats, as Optuna has them ---
 
@@ -159,7 +151,7 @@ def test_threads_ask_tell_and_add_to_one_study(storage: Storage, study_id: int) 
     barrier = threading.Barrier(4)
 
     def work(thread: int) -> list[int]:
-        barrier.wait(DEADLINE_S)
+        barrier.wait(deadline())
         told = []
         for k in range(4):
             study.add_trial(create_trial(value=10.0 * thread + k, user_attrs={"added": True}))
@@ -410,32 +402,32 @@ OPERATIONS = ["create", "queue", "add", "claim", "report", "finish", "requeue"] 
 ]
 
 
-@pytest.fixture(scope="module")
-def processes(copy: Copy) -> Iterator[list[Storage]]:
+@pytest.fixture
+def processes(storage: Storage, other: Storage) -> list[Storage]:
     """One storage as two processes have it, for studies of any name."""
-    with copy() as url:
-        storages = [open_storage(url) for _ in range(2)]
-        yield storages
-        for storage in storages:
-            storage.close()
+    return [storage, other]
 
 
-@settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=20))
-def test_a_study_always_shows_what_is_stored(processes: list[Storage], seed: int, operations: list[str]) -> None:
+def test_a_study_always_shows_what_is_stored(processes: list[Storage], times: int) -> None:
     """Two processes do anything in any order: what studies that live on show is what one loaded now shows."""
-    rng = random.Random(seed)
-    study_id = processes[0].create_new_study([MAXIMIZE])
-    # The first looks after every operation, the second now and then, the third at the end.
-    name = processes[0].get_study_name_from_id(study_id)
-    watchers = [load_study(processes[k % 2], name) for k in range(3)]
-    for study in watchers:
-        study.sampler = optuna.samplers.RandomSampler(seed=0)
-    for operation in operations:
-        some = [t for t in ids(processes[0].get_all_trials(study_id, deepcopy=False)) if rng.random() < 0.6]
-        act(operation, rng.choice(processes), rng.choice(watchers[:2]), study_id, some)
-        look_at(watchers[: 2 if operation == "look" else 1], processes[0], study_id)
-    look_at(watchers, processes[0], study_id)
+
+    @settings(max_examples=5 * times, deadline=None)
+    @given(seed=st.integers(0, 2**32 - 1), operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=20))
+    def shown(seed: int, operations: list[str]) -> None:
+        rng = random.Random(seed)
+        study_id = processes[0].create_new_study([MAXIMIZE])
+        # The first looks after every operation, the second now and then, the third at the end.
+        name = processes[0].get_study_name_from_id(study_id)
+        watchers = [load_study(processes[k % 2], name) for k in range(3)]
+        for study in watchers:
+            study.sampler = optuna.samplers.RandomSampler(seed=0)
+        for operation in operations:
+            some = [t for t in ids(processes[0].get_all_trials(study_id, deepcopy=False)) if rng.random() < 0.6]
+            act(operation, rng.choice(processes), rng.choice(watchers[:2]), study_id, some)
+            look_at(watchers[: 2 if operation == "look" else 1], processes[0], study_id)
+        look_at(watchers, processes[0], study_id)
+
+    shown()
 
 
 def act(operation: str, storage: Storage, study: optuna.Study, study_id: int, some: list[int]) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy as copy_module
+import json
 import math
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from blanks import Blank
+from forks import Fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lives import Copy, texts
+from lives import plain, texts
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -63,53 +66,37 @@ def rows(url: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def both(plain: str, ours: str) -> Iterator[tuple[optuna.storages.RDBStorage, int]]:
-    """Plain Optuna's storage and hpo's, each with a study."""
-    for url in (plain, ours):
-        storage = optuna.storages.RDBStorage(locate(url).full_url) if url == plain else open_storage(url)
-        yield storage, storage.create_new_study([StudyDirection.MAXIMIZE], "s")
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def test_a_population_leaves_the_rows_that_plain_optuna_leaves(copy: Copy) -> None:
+def test_a_population_leaves_the_rows_that_plain_optuna_leaves(blank: Blank) -> None:
     templates = [running(10**-k, user_attrs={"seed": k}, system_attrs={"x:y": [k]}) for k in range(3, 6)]
     curves = [[0.1, 0.5], [math.nan, math.inf], [-math.inf, 0.2]]
     endings = [(COMPLETE, (0.5,)), (FAIL, ()), (PRUNED, (math.inf,))]
-    with copy() as plain, copy() as ours:
-        for storage, study_id in both(plain, ours):
-            if isinstance(storage, Storage):
-                trial_ids = ids(storage.create_trials(study_id, templates))
-                for step in (1, 2):
-                    storage.report(step, {i: curve[step - 1] for i, curve in zip(trial_ids, curves, strict=True)})
-                storage.report(2, {trial_ids[0]: 0.5})
-                storage.finish(
-                    [
-                        Ending(
-                            i,
-                            state,
-                            values,
-                            {"seed": 9, "reason": "r"},
-                            {"hpo:curve": CURVE},
-                        )
-                        for i, (state, values) in zip(trial_ids, endings, strict=True)
-                    ]
-                )
-                storage.create_trials(study_id, [running(state=WAITING)])
-                continue
-            trial_ids = [plainly_created(storage, study_id, template) for template in templates]
+    with blank() as by_optuna, blank() as by_us:
+        with closing(open_storage(by_us)) as ours:
+            study_id = ours.create_new_study([StudyDirection.MAXIMIZE], "s")
+            trial_ids = ids(ours.create_trials(study_id, templates))
+            for step in (1, 2):
+                ours.report(step, {i: curve[step - 1] for i, curve in zip(trial_ids, curves, strict=True)})
+            ours.report(2, {trial_ids[0]: 0.5})
+            attrs = {"seed": 9, "reason": "r"}
+            ours.finish(
+                [Ending(i, *end, attrs, {"hpo:curve": CURVE}) for i, end in zip(trial_ids, endings, strict=True)]
+            )
+            ours.create_trials(study_id, [running(state=WAITING)])
+        with plain(by_optuna) as theirs:
+            study_id = theirs.create_new_study([StudyDirection.MAXIMIZE], "s")
+            trial_ids = [plainly_created(theirs, study_id, template) for template in templates]
             for step in (1, 2):
                 for i, curve in zip(trial_ids, curves, strict=True):
-                    storage.set_trial_intermediate_value(i, step, curve[step - 1])
+                    theirs.set_trial_intermediate_value(i, step, curve[step - 1])
             for i, (state, values) in zip(trial_ids, endings, strict=True):
-                storage.set_trial_user_attr(i, "seed", 9)
-                storage.set_trial_user_attr(i, "reason", "r")
-                storage.set_trial_system_attr(i, "hpo:curve", CURVE)
-                storage.set_trial_state_values(i, state, values or None)
-            storage.create_new_trial(study_id, running(state=WAITING))
-        expected = rows(plain)
+                theirs.set_trial_user_attr(i, "seed", 9)
+                theirs.set_trial_user_attr(i, "reason", "r")
+                theirs.set_trial_system_attr(i, "hpo:curve", CURVE)
+                theirs.set_trial_state_values(i, state, values or None)
+            theirs.create_new_trial(study_id, running(state=WAITING))
+        expected = rows(by_optuna)
         expected["trial_heartbeats"] = []  # hpo forgets a trial's when it ends
-        assert rows(ours) == expected
+        assert rows(by_us) == expected
 
 
 def plainly_created(storage: optuna.storages.RDBStorage, study_id: int, template: FrozenTrial) -> int:
@@ -156,23 +143,32 @@ def _no_negative_zero(value: float) -> float:
     return value + 0.0
 
 
-@settings(max_examples=25, deadline=None)
-@given(templates=st.lists(histories(), max_size=6))
-def test_any_trials_are_written_and_read_as_plain_optuna_does(templates: list[FrozenTrial], copy: Copy) -> None:
-    with copy() as plain, copy() as ours:
-        for storage, study_id in both(plain, ours):
-            if isinstance(storage, Storage):
-                created = storage.create_trials(study_id, templates)
-                read = storage.get_all_trials(study_id)
-                theirs = optuna.storages.RDBStorage(storage.url)
-                assert texts(read) == texts(theirs.get_all_trials(study_id)) == texts(created)
-                assert [repr(storage.get_trial(i)) for i in ids(read)] == [repr(trial) for trial in read]
-                theirs.remove_session()
-                theirs.engine.dispose()
-            else:
+def test_any_trials_are_written_and_read_as_plain_optuna_does(blank: Blank, times: int) -> None:
+    with blank() as by_optuna, blank() as by_us, plain(by_optuna) as theirs, plain(by_us) as reader:
+        ours = open_storage(by_us)
+
+        @settings(max_examples=8 * times, deadline=None)
+        @given(templates=st.lists(histories(), max_size=6))
+        def the_same(templates: list[FrozenTrial]) -> None:
+            for storage in (theirs, ours):
+                storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+            study_id = ours.get_study_id_from_name("s")
+            try:
+                created = ours.create_trials(study_id, templates)
                 for template in templates:
-                    plainly_created(storage, study_id, template)
-        assert rows(ours) == rows(plain)
+                    plainly_created(theirs, study_id, template)
+                read = ours.get_all_trials(study_id)
+                assert texts(read) == texts(reader.get_all_trials(study_id)) == texts(created)
+                assert [repr(ours.get_trial(i)) for i in ids(read)] == [repr(trial) for trial in read]
+                assert rows(by_us) == rows(by_optuna)
+            finally:
+                for storage in (theirs, ours, reader):
+                    storage.remove_session()
+                for storage in (theirs, ours):
+                    storage.delete_study(study_id)
+
+        the_same()
+        ours.close()
 
 
 def test_trials_are_numbered_on_from_those_there_are(storage: Storage, study_id: int) -> None:
@@ -379,31 +375,40 @@ def test_threads_share_a_storage(storage: Storage, study_id: int) -> None:
     assert states(storage, study_id) == [COMPLETE] * 160
 
 
-def work(url: str, barrier: Any, waiting: list[int]) -> tuple[list[int], list[int]]:
-    """One process's share: populations created, reported and finished, and a queue that all of them want."""
-    storage = open_storage(url)
-    study_id = storage.get_study_id_from_name("digits")
-    barrier.wait()
-    numbers = []
-    for _ in range(5):
-        created = storage.create_trials(study_id, [running() for _ in range(8)])
-        numbers += [trial.number for trial in created]
-        for step in range(1, 4):
-            assert storage.report(step, {trial_id: step / 10 for trial_id in ids(created)}) == set()
-        assert storage.finish([Ending(trial_id, COMPLETE, (0.3,)) for trial_id in ids(created)]) == set()
-    claimed = [i for _ in waiting for i in ids(storage.claim(waiting, 1))]
-    storage.close()
-    return numbers, claimed
+SHARE = """
+import json, sys
+from optuna.trial import TrialState, create_trial
+from hpo.storage import Ending, open_storage
+
+storage, waiting = open_storage(sys.argv[1]), json.loads(sys.argv[2])
+study_id = storage.get_study_id_from_name("digits")
+print("ready", flush=True)
+sys.stdin.readline()
+numbers = []
+for _ in range(5):
+    created = storage.create_trials(study_id, [create_trial(state=TrialState.RUNNING)] * 8)
+    numbers += [trial.number for trial in created]
+    ids = [trial._trial_id for trial in created]
+    for step in range(1, 4):
+        assert storage.report(step, dict.fromkeys(ids, step / 10)) == set()
+    assert storage.finish([Ending(trial_id, TrialState.COMPLETE, (0.3,)) for trial_id in ids]) == set()
+claimed = [trial._trial_id for _ in waiting for trial in storage.claim(waiting, 1)]
+print(json.dumps([numbers, claimed]))
+"""
+"""One process's share: populations created, reported and finished, and a queue that all of them want."""
 
 
 def test_processes_share_a_study_without_losing_or_doubling_anything(storage: Storage, study_id: int, url: str) -> None:
-    processes = 3
     waiting = ids(storage.create_trials(study_id, [running(state=WAITING) for _ in range(30)]))
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
-        barrier = manager.Barrier(processes)
-        futures = [pool.submit(work, url, barrier, waiting) for _ in range(processes)]
-        numbers, claimed = zip(*(future.result(timeout=60) for future in futures), strict=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        given = [url, json.dumps(waiting)]
+        processes = [stack.enter_context(Fork(given, script=SHARE, **pipes)) for _ in range(3)]  # type: ignore[arg-type]
+        assert [process.stdout and process.stdout.readline() for process in processes] == ["ready\n"] * 3
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()  # now all begin
+        numbers, claimed = zip(*(json.loads(process.communicate()[0]) for process in processes), strict=True)
     assert sorted(number for of_one in numbers for number in of_one) == list(range(30, 150))
     assert sorted(trial_id for of_one in claimed for trial_id in of_one) == waiting
     trials = storage.get_all_trials(study_id)

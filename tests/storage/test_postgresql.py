@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import socket
-import subprocess
-import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
+from deadlines import deadline, wait_for
 from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -28,7 +27,6 @@ from hpo.storage.location import locate
 
 PASSWORD = "s3cret/@:%"
 IN_A_URL = "s3cret%2F%40%3A%25"
-DEADLINE_S = 60
 MAXIMIZE = StudyDirection.MAXIMIZE
 
 
@@ -106,8 +104,7 @@ def test_a_user_who_may_not_make_tables_is_told_so(ann: str, server: Server) -> 
 
 def test_the_command_line_ends_with_one_line(ann: str) -> None:
     for url in (with_password("postgresql://ann@127.0.0.1:1/hpo"), with_password(ann, "s3cret-but-wrong")):
-        command = [Path(sys.executable).with_name("hpo"), "studies", "--storage", url]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+        ended = forks.run(["studies", "--storage", url])
         assert (ended.returncode, ended.stdout) == (1, "")
         assert ended.stderr.count("\n") == 1
         assert ended.stderr.startswith("hpo: postgresql://ann:***@127.0.0.1:")
@@ -149,22 +146,15 @@ def test_restarts_in_the_middle_lose_and_double_nothing(server: Server, server_s
         try:
             for mode in ("fast", "immediate", "fast", "immediate", "immediate"):
                 goal = rounds[0] + 5
-                wait_until(lambda goal=goal: rounds[0] >= goal or told.done())  # type: ignore[misc]
+                wait_for(lambda goal=goal: rounds[0] >= goal or told.done())  # type: ignore[misc]
                 server.restart(mode)
         finally:
             stop.set()
-        trials = server_storage.get_all_trials(study_id) if told.result(timeout=DEADLINE_S) else []
+        trials = server_storage.get_all_trials(study_id) if told.result(timeout=deadline()) else []
     assert ids(trials) == told.result()
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert all((t.state, t.value) == (TrialState.COMPLETE, 0.2) for t in trials)
     assert all(trial.intermediate_values == {1: 0.1, 2: 0.2} for trial in trials)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_server_that_stays_away_is_one_line_in_the_end(
@@ -200,7 +190,7 @@ class Relay:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         for thread in self.threads:
-            thread.join(DEADLINE_S)
+            thread.join(deadline())
 
     def _listen(self) -> None:
         while True:

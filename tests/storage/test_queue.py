@@ -6,7 +6,6 @@ import datetime
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -17,6 +16,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from deadlines import deadline, wait_for
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -59,17 +59,11 @@ from hpo.storage.statements import beat, end_heartbeats
 
 OPEN, PAUSED, STOPPED, ENDED = StudyState
 FILE = "hpo:study"
-DEADLINE_S = 60.0
 # How long a thread that should wait for another is watched waiting.
 WATCHED_S = 0.5
 # Races are run so often that each order of two transactions occurs.
 ROUNDS = 15
-EXAMPLES, STEPS = 12, 25
-
-
-@pytest.fixture
-def url(blank_url: str) -> str:
-    return blank_url
+EXAMPLES, STEPS = 4, 25
 
 
 def made(storage: Storage, file: str = "file", name: str = "digits") -> Gate:
@@ -93,14 +87,14 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
     barrier = threading.Barrier(len(calls))
 
     def make(call: Callable[[], object]) -> object:
-        barrier.wait(DEADLINE_S)
+        barrier.wait(deadline())
         try:
             return call()
         except StudyClosedError as closed:
             return closed.how
 
     with ThreadPoolExecutor(len(calls)) as pool:
-        return [made.result(DEADLINE_S) for made in [pool.submit(make, call) for call in calls]]
+        return [made.result(deadline()) for made in [pool.submit(make, call) for call in calls]]
 
 
 # --- What a state means ---
@@ -282,7 +276,7 @@ def test_a_study_stays_open_until_the_trials_that_it_gives_out_are_stored(
             closing = pool.submit(close, other, gate, how)
             with pytest.raises(FutureTimeoutError):
                 closing.result(WATCHED_S)
-        closing.result(DEADLINE_S)
+        closing.result(deadline())
     assert closed_by(lambda: check_open(storage, gate)) == how
 
 
@@ -629,10 +623,12 @@ class Doors(RuleBasedStateMachine):
             self.storages[0].delete_study(self.gate.study_id)
 
 
-def test_any_order_of_claims_changes_and_closings_leaves_what_the_model_does(storage: Storage, other: Storage) -> None:
+def test_any_order_of_claims_changes_and_closings_leaves_what_the_model_does(
+    storage: Storage, other: Storage, times: int
+) -> None:
     run_state_machine_as_test(
         lambda: Doors((storage, other)),
-        settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, print_blob=True),
+        settings=settings(max_examples=EXAMPLES * times, stateful_step_count=STEPS, deadline=None, print_blob=True),
     )
 
 
@@ -674,7 +670,7 @@ def test_a_pace_counts_what_ended_within_the_window(storage: Storage) -> None:
     assert found.keys() == {old, young}
     # Between `now` and the call some seconds may pass: for the old one the oldest trial may have left the window.
     assert 34 / 3600 <= found[old] <= 36 / 3600
-    assert 3 / (100 + DEADLINE_S) <= found[young] <= 3 / 100
+    assert 3 / (100 + deadline()) <= found[young] <= 3 / 100
 
 
 # --- Patience ---
@@ -693,22 +689,15 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_stop_cuts_the_wait_for_a_server_short(away: Storage, caplog: pytest.LogCaptureFixture) -> None:
     away.patience.seconds = float("inf")
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(set_state, away, 1, PAUSED)
-        wait_until(lambda: messages(caplog))
+        wait_for(lambda: messages(caplog))
         assert not waits.done()
         away.patience.stop.set()
         with pytest.raises(TransientError, match="Connection refused"):
-            waits.result(DEADLINE_S)
+            waits.result(deadline())
     (said,) = messages(caplog)
     assert said.endswith("; trying again")  # for how long it does not say: there is no end to it
     with pytest.raises(TransientError):
@@ -742,9 +731,9 @@ def test_a_wait_is_told_at_first_and_every_minute_and_when_it_is_over(
     spent = server_storage.patience.spent_s
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(summaries, server_storage)
-        wait_until(lambda: len(messages(caplog)) >= 2)
+        wait_for(lambda: len(messages(caplog)) >= 2)
         brief_absence()
-        assert waits.result(DEADLINE_S) == []
+        assert waits.result(deadline()) == []
     *waiting, over = messages(caplog)
     assert all(said.endswith("; trying again for up to 120 s") for said in waiting)
     assert over.startswith("the storage answers again, after ")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 from bodies import Body
-from lives import MAXIMIZE, ids, lived_in, row_counts, running
-from optuna.storages import RDBStorage
+from deadlines import deadline, wait_for
+from lives import MAXIMIZE, ids, lived_in, plain, row_counts, running
 from postgresql_server import Server
 
 from hpo.storage import Registered, Storage, heartbeats, open_storage, processes, running_trials, study_names
@@ -21,13 +20,7 @@ from hpo.storage.connections import TransientError, write
 from hpo.storage.registry import WORKERS, enter, leave, seen
 from hpo.storage.workers import Worker, this_worker
 
-DEADLINE_S = 60.0
 ELSEWHERE = Worker("elsewhere", 1, 0.0, "another machine", "cuda", "theirs")
-
-
-@pytest.fixture
-def url(blank_url: str) -> str:
-    return blank_url
 
 
 @pytest.fixture
@@ -58,13 +51,6 @@ def age(storage: Storage, worker: Worker, **hours: int) -> None:
             connection.execute(sa.update(WORKERS).where(WORKERS.c.worker_key == worker.key).values({name: earlier}))
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_storage_on_which_nobody_has_worked_has_no_processes(storage: Storage) -> None:
     assert processes(storage) == []
     assert "hpo_workers" not in sa.inspect(storage.engine).get_table_names(), "who looks does not write"
@@ -75,7 +61,7 @@ def test_a_process_is_in_the_registry_while_it_shows_signs_of_life(storage: Stor
         (found,) = processes(other)
         assert found.worker == this_worker() == storage.worker
         # The database's clock on SQLite has whole seconds.
-        assert -1 <= found.silent_s <= found.age_s <= DEADLINE_S
+        assert -1 <= found.silent_s <= found.age_s <= deadline()
     assert processes(other) == []
 
 
@@ -101,7 +87,7 @@ def test_the_device_that_a_process_names_later_is_shown(storage: Storage, monkey
     monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "BEAT_S", 0.01)
     with heartbeats(storage):
         storage.works_on("cuda:3")
-        wait_until(lambda: [worker.device for worker in workers(storage)] == ["cuda:3"])
+        wait_for(lambda: [worker.device for worker in workers(storage)] == ["cuda:3"])
         assert len(processes(storage)) == 1
 
 
@@ -111,9 +97,9 @@ def test_signs_of_life_keep_a_process_young_in_silence_and_old_in_age(
     monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "BEAT_S", 0.01)
     with heartbeats(storage):
         age(storage, storage.worker, since=5, seen=2)
-        wait_until(lambda: processes(storage)[0].silent_s < 3600)
+        wait_for(lambda: processes(storage)[0].silent_s < 3600)
         (found,) = processes(storage)
-    assert 5 * 3600 - 1 <= found.age_s <= 5 * 3600 + DEADLINE_S
+    assert 5 * 3600 - 1 <= found.age_s <= 5 * 3600 + deadline()
 
 
 def test_processes_come_oldest_first_with_their_silence(storage: Storage, body: Body) -> None:
@@ -180,11 +166,11 @@ def test_many_that_come_at_once_make_one_table_and_are_all_in_it(
     barrier = threading.Barrier(len(people))
 
     def come(worker: Worker) -> None:
-        barrier.wait(DEADLINE_S)
+        barrier.wait(deadline())
         entered(storage if worker.pid % 2 else other, worker)
 
     with ThreadPoolExecutor(len(people)) as pool:
-        list(pool.map(come, people, timeout=DEADLINE_S))
+        list(pool.map(come, people, timeout=deadline()))
     assert sorted(worker.pid for worker in workers(storage)) == list(range(8))
     assert caplog.text == ""
 
@@ -200,13 +186,9 @@ def test_two_pieces_of_work_in_one_process_show_it_until_the_last_is_over(storag
 def test_plain_optuna_is_not_disturbed_by_the_registry(storage: Storage) -> None:
     with heartbeats(storage):
         lived_in(storage, "digits")
-        plain = RDBStorage(storage.location.full_url)
-        try:
-            assert len(plain.get_all_studies()) == 1
-            plain.delete_study(plain.get_study_id_from_name("digits"))
-        finally:
-            plain.remove_session()
-            plain.engine.dispose()
+        with plain(storage.location.full_url) as by_optuna:
+            assert len(by_optuna.get_all_studies()) == 1
+            by_optuna.delete_study(by_optuna.get_study_id_from_name("digits"))
         assert row_counts(storage).keys() == {"version_info"}
         assert workers(storage) == [storage.worker]
 
@@ -240,7 +222,7 @@ def test_who_may_change_rows_but_make_no_tables_can_work(server: Server, server_
         access.write_text(f"host all bob 127.0.0.1/32 trust\n{before}")
         server.sql("SELECT pg_reload_conf()")
         try:
-            wait_until(lambda: opens(server.url(database, "bob")))
+            wait_for(lambda: opens(server.url(database, "bob")))
             storage = open_storage(server.url(database, "bob"))
             try:
                 with heartbeats(storage):

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
@@ -197,14 +197,23 @@ def dominates(one: list[float], other: list[float]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(some=st.lists(studies(), min_size=1, max_size=3), n=st.integers(0, 15))
-def test_counting_and_ranking_agree_with_reading_every_trial(
-    some: list[tuple[list[StudyDirection], list[FrozenTrial]]], n: int, storage: Storage
-) -> None:
-    names = [filled(storage, of_study, *directions) for directions, of_study in some]
+def test_counting_and_ranking_agree_with_reading_every_trial(storage: Storage, times: int) -> None:
+    @settings(max_examples=10 * times, deadline=None)
+    @given(some=st.lists(studies(), min_size=1, max_size=3), n=st.integers(0, 15))
+    def agree(some: list[tuple[list[StudyDirection], list[FrozenTrial]]], n: int) -> None:
+        names = [filled(storage, of_study, *directions) for directions, of_study in some]
+        try:
+            counted_and_ranked(storage, names, [directions for directions, _ in some], n)
+        finally:
+            for name in names:
+                storage.delete_study(storage.get_study_id_from_name(name))
+
+    agree()
+
+
+def counted_and_ranked(storage: Storage, names: list[str], ways: list[list[StudyDirection]], n: int) -> None:
     found = {each.name: each for each in summaries(storage)}
-    for name, (directions, _) in zip(names, some, strict=True):
+    for name, directions in zip(names, ways, strict=True):
         every = load_study(storage, name).get_trials()
         complete = [each for each in every if each.state == COMPLETE]
         losses = {
