@@ -29,7 +29,7 @@ from hpo.results.writing import umask
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
 from hpo.training.networks import outline
-from hpo.training.size import measure, memory
+from hpo.training.size import extent_of, measure, memory
 from hpo.training.weights import WIDEST, most_bytes, network_of, read
 from hpo.usercode import found, in_a_line
 
@@ -113,7 +113,8 @@ def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) 
     """Return the network that a card describes, without its weights, and its activations for one image."""
     try:
         network = outline(settings, shape, classes)
-        return network, measure(network, shape).activations
+        extent = measure(network, shape) if settings.module is not None else extent_of(settings, shape, classes)
+        return network, extent.activations
     except HpoError as error:
         raise HpoError(f"{path}: its network cannot be built: {error}") from error
     except Exception as error:

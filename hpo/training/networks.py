@@ -7,8 +7,9 @@ network of any trial, of the user's own modules too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,21 +35,102 @@ MOST_NUMBERS = 2**40
 """Weights or outputs that a layer has at most: more than any machine holds, and few enough for torch to count them."""
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer before it is made: its parameters, and for one image its outputs and the products that make them."""
+
+    make: Callable[[], nn.Module]
+    parameters: int
+    outputs: int
+    products: int = 0
+
+
+def mlp_layers(shape: Shape, classes: int, settings: NetworkSettings) -> list[Layer]:
+    """Return the layers of an MLP. Raises SettingError for one that no machine holds."""
+    features = math.prod(shape)
+    layers = [Layer(nn.Flatten, 0, features)]
+    for units, rate in zip(settings.hidden, dropout_rates(settings, len(settings.hidden)), strict=True):
+        layers.append(_linear(features, units))
+        if settings.batch_norm:
+            layers.append(Layer(partial(nn.BatchNorm1d, units), 2 * units, units))
+        layers += [Layer(ACTIVATIONS[settings.activation], 0, units), Layer(partial(nn.Dropout, rate), 0, units)]
+        features = units
+    return [*layers, _linear(features, classes)]
+
+
+def cnn_layers(shape: Shape, classes: int, settings: NetworkSettings) -> tuple[list[Layer], list[Layer]]:
+    """Return the layers of a CNN, those of images and those of features.
+
+    Raises SettingError where nothing is left of an image, and for a layer that no machine holds.
+    """
+    channels, *sides = shape
+    images: list[Layer] = []
+    for number, filters in enumerate(settings.conv):
+        sides = [side + 2 * settings.padding - settings.kernel + 1 for side in sides]
+        if min(sides) < settings.pool:
+            raise SettingError(
+                "network.conv",
+                f"nothing is left of a {shape[1]}x{shape[2]} image after convolution {number + 1} "
+                f"(kernel {settings.kernel}, padding {settings.padding}, pool {settings.pool}); "
+                "use fewer convolutions, a smaller kernel or more padding",
+            )
+        images.append(_convolution(channels, filters, settings, filters * math.prod(sides)))
+        outputs = images[-1].outputs
+        if settings.batch_norm:
+            images.append(Layer(partial(nn.BatchNorm2d, filters), 2 * filters, outputs))
+        images.append(Layer(ACTIVATIONS[settings.activation], 0, outputs))
+        if settings.pool > 1:
+            sides = [side // settings.pool for side in sides]
+            images.append(Layer(partial(nn.MaxPool2d, settings.pool), 0, filters * math.prod(sides)))
+        channels = filters
+    features = channels * math.prod(sides)
+    layers = [Layer(nn.Flatten, 0, features)]
+    *rates, last_rate = dropout_rates(settings, len(settings.hidden) + 1)
+    for units, rate in zip(settings.hidden, rates, strict=True):
+        layers += [Layer(partial(nn.Dropout, rate), 0, features), _linear(features, units)]
+        if settings.batch_norm:
+            layers.append(Layer(partial(nn.BatchNorm1d, units), 2 * units, units))
+        layers.append(Layer(ACTIVATIONS[settings.activation], 0, units))
+        features = units
+    return images, [*layers, Layer(partial(nn.Dropout, last_rate), 0, features), _linear(features, classes)]
+
+
+def own_layers(settings: NetworkSettings, shape: Shape, classes: int) -> list[Layer]:
+    """Return all layers of a network of hpo's own."""
+    if settings.kind == "mlp":
+        return mlp_layers(shape, classes, settings)
+    images, features = cnn_layers(shape, classes, settings)
+    return images + features
+
+
+def _linear(features: int, units: int) -> Layer:
+    weights = _bearable("network.hidden", "weights", features * units)
+    return Layer(partial(nn.Linear, features, units), weights + units, units, weights)
+
+
+def _convolution(channels: int, filters: int, settings: NetworkSettings, outputs: int) -> Layer:
+    key, field = "network.conv", channels * settings.kernel**2
+    weights, outputs = _bearable(key, "weights", filters * field), _bearable(key, "outputs", outputs)
+    make = partial(nn.Conv2d, channels, filters, settings.kernel, padding=settings.padding)
+    return Layer(make, weights + filters, outputs, outputs * field)
+
+
+def _bearable(key: str, what: str, count: int) -> int:
+    if count > MOST_NUMBERS:
+        raise SettingError(key, f"makes a layer of 2^{count.bit_length() - 1} {what} or more, too many for any machine")
+    return count
+
+
+def _made(layers: Iterable[Layer]) -> nn.Sequential:
+    return nn.Sequential(*(layer.make() for layer in layers))
+
+
 class MLP(nn.Module):
     """Fully connected layers, each followed by batch norm (optional), the activation and dropout; then the logits."""
 
     def __init__(self, shape: Shape, classes: int, settings: NetworkSettings) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Flatten()]
-        features = math.prod(shape)
-        rates = dropout_rates(settings, len(settings.hidden))
-        for units, rate in zip(settings.hidden, rates, strict=True):
-            layers.append(linear(features, units))
-            if settings.batch_norm:
-                layers.append(nn.BatchNorm1d(units))
-            layers += [ACTIVATIONS[settings.activation](), nn.Dropout(rate)]
-            features = units
-        self.layers = nn.Sequential(*layers, linear(features, classes))
+        self.layers = _made(mlp_layers(shape, classes, settings))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, classes]."""
@@ -61,53 +143,12 @@ class CNN(nn.Module):
 
     def __init__(self, shape: Shape, classes: int, settings: NetworkSettings) -> None:
         super().__init__()
-        channels, height, width = shape
-        images: list[nn.Module] = []
-        for number, filters in enumerate(settings.conv):
-            sides = [side + 2 * settings.padding - settings.kernel + 1 for side in (height, width)]
-            height, width = (side // settings.pool for side in sides)
-            if min(height, width) < 1:
-                raise SettingError(
-                    "network.conv",
-                    f"nothing is left of a {shape[1]}x{shape[2]} image after convolution {number + 1} "
-                    f"(kernel {settings.kernel}, padding {settings.padding}, pool {settings.pool}); "
-                    "use fewer convolutions, a smaller kernel or more padding",
-                )
-            _check_numbers("network.conv", "weights", channels * filters * settings.kernel**2)
-            _check_numbers("network.conv", "outputs", filters * math.prod(sides))
-            images.append(nn.Conv2d(channels, filters, settings.kernel, padding=settings.padding))
-            if settings.batch_norm:
-                images.append(nn.BatchNorm2d(filters))
-            images.append(ACTIVATIONS[settings.activation]())
-            if settings.pool > 1:
-                images.append(nn.MaxPool2d(settings.pool))
-            channels = filters
-        self.images = nn.Sequential(*images)
-        layers: list[nn.Module] = [nn.Flatten()]
-        features = channels * height * width
-        *rates, last_rate = dropout_rates(settings, len(settings.hidden) + 1)
-        for units, rate in zip(settings.hidden, rates, strict=True):
-            layers += [nn.Dropout(rate), linear(features, units)]
-            if settings.batch_norm:
-                layers.append(nn.BatchNorm1d(units))
-            layers.append(ACTIVATIONS[settings.activation]())
-            features = units
-        self.layers = nn.Sequential(*layers, nn.Dropout(last_rate), linear(features, classes))
+        images, features = cnn_layers(shape, classes, settings)
+        self.images, self.layers = _made(images), _made(features)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, classes]."""
         return self.layers(self.images(x))  # type: ignore[no-any-return]  # nn.Module's call is untyped
-
-
-def linear(features: int, units: int) -> nn.Linear:
-    """Return a fully connected layer. Raises SettingError for one that no machine holds."""
-    _check_numbers("network.hidden", "weights", features * units)
-    return nn.Linear(features, units)
-
-
-def _check_numbers(key: str, what: str, count: int) -> None:
-    if count > MOST_NUMBERS:
-        raise SettingError(key, f"makes a layer of 2^{count.bit_length() - 1} {what} or more, too many for any machine")
 
 
 def dropout_rates(settings: NetworkSettings, places: int) -> list[float]:
@@ -125,18 +166,24 @@ def build(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> n
     with seeded(seed):
         if settings.kind == "module":
             return make(settings, shape, classes)
-        network = (MLP if settings.kind == "mlp" else CNN)(shape, classes, settings)
+        network = _own(settings, shape, classes)
         initialize(network, settings.init)
     return network
 
 
+def _own(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
+    return (MLP if settings.kind == "mlp" else CNN)(shape, classes, settings)
+
+
 def outline(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
-    """Return the network to be asked for its size, or to be given weights: its own have no values and no memory.
+    """Return the network to be given weights: its own have no values and no memory.
 
     A module of the user's own is built whole: it may keep tensors that are not among its weights, or look at values.
     """
-    with nullcontext() if settings.kind == "module" else torch.device("meta"):
+    if settings.kind == "module":
         return build(settings, shape, classes, seed=0)
+    with torch.device("meta"):
+        return _own(settings, shape, classes)
 
 
 @torch.no_grad()

@@ -20,9 +20,9 @@ from hpo.studyfile import Config
 from hpo.training.architectures import Architectures
 from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
-from hpo.training.networks import outline
 from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, train
+from hpo.training.size import parameters_of
 from hpo.training.stack import Member, State
 from hpo.training.tracing import CannotStackError
 
@@ -62,8 +62,8 @@ class Objective:
         """Return how many parameters a network of this configuration has. Raises HpoError where none can be built."""
         key = config.network.model_dump_json(exclude={"activation", "init", "dropout"})  # which change no shape
         if key not in self._parameters:
-            network = outline(config.network, self._split.shape, self._split.classes)
-            self._parameters[key] = sum(parameter.numel() for parameter in network.parameters())
+            shape, classes = self._split.shape, self._split.classes
+            self._parameters[key] = parameters_of(config.network, shape, classes)
         return self._parameters[key]
 
     def groups(self, members: Sequence[Member]) -> list[list[Member]]:

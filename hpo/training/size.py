@@ -12,9 +12,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from hpo.studyfile import Config
+from hpo.studyfile import Config, NetworkSettings
 from hpo.training.images import Shape
-from hpo.training.networks import outline
+from hpo.training.networks import build, own_layers
 from hpo.training.optimizers import RULES
 from hpo.training.process_wide import ONE_THREAD
 from hpo.training.stack import DTYPES
@@ -40,7 +40,7 @@ class Size:
 
 def size_of(config: Config, shape: Shape, classes: int, precision: str) -> Size:
     """Return the size of one member of `config` on images of `shape`."""
-    extent = measure(outline(config.network, shape, classes), shape)
+    extent = extent_of(config.network, shape, classes)
     compute = DTYPES[precision].itemsize
     master = max(compute, 4)
     copies = 0 if compute == master else compute
@@ -60,8 +60,26 @@ class Extent:
     products: int
 
 
+def extent_of(settings: NetworkSettings, shape: Shape, classes: int) -> Extent:
+    """Return the extent of the network of these settings; one of hpo's own is not built for that."""
+    if settings.kind == "module":
+        return measure(build(settings, shape, classes, seed=0), shape)
+    layers = own_layers(settings, shape, classes)
+    parameters, activations, products = (
+        sum(getattr(layer, what) for layer in layers) for what in ("parameters", "outputs", "products")
+    )
+    return Extent(parameters, activations, products)
+
+
+def parameters_of(settings: NetworkSettings, shape: Shape, classes: int) -> int:
+    """Return how many parameters the network of these settings has; one of the user's own need not run for that."""
+    if settings.kind == "module":
+        return sum(parameter.numel() for parameter in build(settings, shape, classes, seed=0).parameters())
+    return extent_of(settings, shape, classes).parameters
+
+
 def measure(network: nn.Module, shape: Shape) -> Extent:
-    """Return the extent of a network, from one black image sent through it on its device, or through an outline."""
+    """Return the extent of a network, from one black image sent through it on its device."""
     activations: list[int] = []
     products: list[int] = []
 

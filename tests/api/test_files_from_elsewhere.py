@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ import hpo
 from hpo.errors import HpoError
 from hpo.results import replaying
 from hpo.results.model_folder import sha256
-from hpo.studyfile import Study
+from hpo.search.enqueueing import asked_for
+from hpo.storage import open_storage
+from hpo.studyfile import Study, parse_any_study
 from hpo.training.weights import read
 
 MOST_S = 20
@@ -36,7 +39,7 @@ MOST_S = 20
 MOST_BYTES = 2**30
 """Bytes by which all files together may make this process larger."""
 
-quick = settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+quick = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 thorough = settings(quick, max_examples=3000)
 
 STUDY = {
@@ -207,9 +210,21 @@ def fuzz_a_study_file(place: Path, data: st.DataObject) -> None:
 
 def fuzz_an_export(place: Path, data: st.DataObject) -> None:
     path = place / data.draw(st.sampled_from(["b.json", "b.toml"]))
-    written(mutated(json.loads((place / "best.json").read_text()), data), data, path)
+    best = json.loads((place / "best.json").read_text())
+    front = {"schema": "hpo.front/1", "study": "tiny", "metrics": ["val_loss", "parameters"], "front": [best]}
+    objective = {"schema": "hpo.objective/1", "study": "own", "objective": "own.py:objective", "params": {"x": 0.5}}
+    written(mutated(data.draw(st.sampled_from([best, best, best, front, objective])), data), data, path)
     mannered(lambda: checked(path))
     mannered(lambda: hpo.replay(path, device="cpu"))
+
+
+def fuzz_what_is_enqueued(place: Path, data: st.DataObject) -> None:
+    path = place / "asked.json"
+    written(mutated({"network.kind": "mlp", "lr": 0.01, "dropout": 0.1}, data), data, path)
+    text = path.read_text(errors="replace")
+    study = parse_any_study({**STUDY, "search": {"trials": 5}}, "study.json", place)
+    with closing(open_storage(f"sqlite:///{place}/hpo.db")) as storage:
+        mannered(lambda: asked_for(study, [text], storage))
 
 
 def fuzz_a_card(place: Path, data: st.DataObject) -> None:
@@ -259,7 +274,7 @@ def fuzz_weights(place: Path, data: st.DataObject) -> None:
         file.write_bytes(kept)
 
 
-FUZZED = [fuzz_a_study_file, fuzz_an_export, fuzz_a_card, fuzz_weights]
+FUZZED = [fuzz_a_study_file, fuzz_an_export, fuzz_what_is_enqueued, fuzz_a_card, fuzz_weights]
 
 
 @pytest.fixture(autouse=True)

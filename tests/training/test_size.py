@@ -11,7 +11,16 @@ from twins import KINDS, config
 
 from hpo.errors import HpoError
 from hpo.training.networks import build
-from hpo.training.size import MEMORY_SHARE, MOST, measure, memory, population_size, size_of
+from hpo.training.size import (
+    MEMORY_SHARE,
+    MOST,
+    extent_of,
+    measure,
+    memory,
+    parameters_of,
+    population_size,
+    size_of,
+)
 
 CPU = torch.device("cpu")
 
@@ -23,13 +32,14 @@ CPU = torch.device("cpu")
         {"batch_norm": True, "dropout": 0.5},
         {"hidden": []},
         {"kind": "cnn", "conv": [3, 4], "kernel": 2, "batch_norm": True},
+        {"kind": "cnn", "conv": [3], "kernel": 2, "padding": 2, "pool": 1, "hidden": [], "dropout": 0.5},
     ],
 )
-def test_parameters_are_torchs_count(more: dict[str, Any]) -> None:
-    settings = config(**more)
-    network = build(settings.network, (1, 8, 8), 10, seed=4)
-    expected = sum(parameter.numel() for parameter in network.parameters())
-    assert size_of(settings, (1, 8, 8), 10, "float32").parameters == expected
+def test_a_network_that_is_not_built_has_the_extent_of_one_that_is(more: dict[str, Any]) -> None:
+    settings = config(**more).network
+    extent = extent_of(settings, (2, 8, 9), 10)
+    assert extent == measure(build(settings, (2, 8, 9), 10, seed=4), (2, 8, 9))
+    assert parameters_of(settings, (2, 8, 9), 10) == extent.parameters
 
 
 def test_the_classic_cifar_network() -> None:
