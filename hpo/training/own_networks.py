@@ -79,7 +79,9 @@ def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known
 
 def check_same(network: nn.Module, again: nn.Module, settings: NetworkSettings) -> None:
     """Raise SettingError where a module that is made again under the same seed has other weights."""
-    first, second = ([(n, *value.shape) for n, value in each.state_dict().items()] for each in (network, again))
+    # What a module keeps besides tensors has no shape.
+    both = [each.state_dict().items() for each in (network, again)]
+    first, second = ([(name, *getattr(value, "shape", ())) for name, value in state] for state in both)
     if first != second:
         sizes = (sum(parameter.numel() for parameter in each.parameters()) for each in (network, again))
         counts = " parameters, then ".join(f"{size:,}" for size in sizes)

@@ -286,7 +286,7 @@ def test_what_is_wrong_in_every_worker_is_said_once(launch: Start, storage: Stor
     assert running.status() == 1
     assert load_study(storage, "tiny").get_trials() == []
     assert "Traceback" not in "\n".join(running.err)
-    said = [line for line in running.err if "mnist" in line]
+    said = [line for line in running.err if "hpo data fetch mnist" in line]
     assert len(said) == 1, said
     assert running.err[-1].startswith("hpo: ")
 
