@@ -172,7 +172,7 @@ def test_a_body_that_keeps_coming_has_its_time(site: Site, monkeypatch: pytest.M
         for _ in range(20):
             assert not select.select([connection], [], [], 0.1)[0]
             connection.sendall(b"x" * 10)
-        assert connection.recv(65536).endswith(b"xxx")
+        assert whole(connection).endswith(b"xxx")
 
 
 @pytest.mark.parametrize(
