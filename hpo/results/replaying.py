@@ -23,7 +23,7 @@ from hpo.results.repeating import Repeated, Stored, repeat
 from hpo.search.plan import plan
 from hpo.search.records import Curve
 from hpo.studyfile import Study, parse_study
-from hpo.studyfile.messages import dotted, faults_of
+from hpo.studyfile.messages import dotted, faults_of, shortened, shown
 from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, home_of, load_tree
 from hpo.studyfile.values import Natural
 from hpo.training.stack import Member
@@ -50,6 +50,8 @@ class _Exported(Part):
     code: CodeRecord | None = None
     curve: dict[str, list[Number]] = Field(default_factory=dict)
 
+
+DIGITS = 9  # of a version; of thousands of them Python makes no number
 
 AnyPart = TypeVar("AnyPart", bound=Part)
 
@@ -132,12 +134,16 @@ def _read(path: Path) -> dict[str, Any]:
     tree = load_tree(path)
     name = str(tree.get("schema")) if isinstance(tree, dict) else ""
     if name.startswith(OBJECTIVE_EXPORT):
-        raise UsageError(f"{path}: is the export of an objective's trial: call {tree.get('objective')} with its params")
+        raise UsageError(
+            f"{path}: is the export of an objective's trial: call {shown(tree.get('objective'))} with its params"
+        )
     version = name.removeprefix(EXPORT)
     if not name.startswith(EXPORT) or not version.isdecimal():
         raise UsageError(f"{path}: is no export; `hpo export NAME -o best.json` writes one")
-    if int(version) > VERSION:
-        raise UsageError(f"{path}: is written by a newer hpo ({name}); this one reads up to {EXPORT}{VERSION}")
+    if len(version) > DIGITS or int(version) > VERSION:
+        raise UsageError(
+            f"{path}: is written by a newer hpo ({shortened(name)}); this one reads up to {EXPORT}{VERSION}"
+        )
     return {key: value for key, value in tree.items() if value is not None}
 
 
