@@ -12,6 +12,7 @@ from hpo.results.ranking import best_line, edge_warnings
 from hpo.results.unranked import no_best
 from hpo.search.events import StudyEnded
 from hpo.storage import Storage, best_trials, mask, summary
+from hpo.storage.remedies import command
 from hpo.studyfile import AnyStudy, Study
 from hpo.text import printable
 
@@ -40,15 +41,14 @@ def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -
 
 def next_lines(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
     """Return the commands to type next; `url` is the storage that they must name, None for the usual."""
-    where = f" --storage {shlex.quote(mask(url))}" if url else ""
-    name = shlex.quote(study.name)
+    where = f"--storage {shlex.quote(mask(url))}" if url else ""
     commands = []
     if best_trials(storage, study.name, 1):
-        commands.append(f"hpo {_after(study)} {name}{where}")
+        commands.append(command(_after(study), study.name, where))
         file = "front.json" if len(study.search.all_minimized) > 1 else "best.json"
-        commands.append(f"hpo export {name}{where} -o {file}")
-    commands.append(f"hpo dashboard{where}")
-    return [printable(f"{'next:' if number == 0 else '':6}{command}") for number, command in enumerate(commands)]
+        commands.append(command("export", study.name, f"{where} -o {file}".lstrip()))
+    commands.append(f"hpo dashboard {where}".rstrip())
+    return [printable(f"{'next:' if number == 0 else '':6}{each}") for number, each in enumerate(commands)]
 
 
 def _after(study: AnyStudy) -> str:
@@ -72,7 +72,7 @@ def outcome_line(study: AnyStudy, ended: StudyEnded) -> str:
         case "no improvement":
             return f"{study.name}: nothing has improved for {study.search.patience} trials (search.patience), {counts}"
         case "paused" | "stopped":
-            return f"{study.name}: {ended.reason}, {counts}; go on with `hpo resume {shlex.quote(study.name)}`"
+            return f"{study.name}: {ended.reason}, {counts}; go on with `{command('resume', study.name)}`"
         case "changed":
             return f"{study.name}: changed by another process, {counts}; launch what it is now"
         case "deleted":

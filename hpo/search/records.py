@@ -10,7 +10,6 @@ import datetime
 import functools
 import json
 import secrets
-import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError,
 from hpo.search.objectives import directions
 from hpo.search.space import misread
 from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, identity, load_study, summary
+from hpo.storage.remedies import command
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
@@ -208,7 +208,7 @@ def stored_study(stored: optuna.Study) -> Study:
     if isinstance(study, ObjectiveStudy):
         raise HpoError(
             f"study '{study.name}' has an objective of its own, {study.objective}, and this needs a network and data "
-            f"that hpo knows; take the parameters from `hpo export {shlex.quote(study.name)}` and go on in your code"
+            f"that hpo knows; take the parameters from `{command('export', study.name)}` and go on in your code"
         )
     return study
 

@@ -5,7 +5,6 @@ Knows attributes, not what is in a study file.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from sqlalchemy.engine import Connection
 from hpo.errors import StudyBusyError
 from hpo.storage.heartbeats import seen_running
 from hpo.storage.queue import STATE, WHY, StudyState
+from hpo.storage.remedies import command
 from hpo.storage.retry import transact
 from hpo.storage.rows import STUDIES, STUDY_ATTRS
 from hpo.storage.storage import Storage
@@ -32,7 +32,7 @@ def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Ma
             if trial.worker is not None and not trial.lost:
                 raise StudyBusyError(
                     f"study '{name}' is being searched by {trial.worker}, which knows nothing of the change; "
-                    f"wait for it, or `hpo pause {shlex.quote(name)}` first"
+                    f"wait for it, or `{command('pause', name)}` first"
                 )
         found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=STATE)
         ended = connection.execute(found).scalar() == f'"{StudyState.ENDED}"'

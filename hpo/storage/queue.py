@@ -9,7 +9,6 @@ Knows attributes, not what is in a study file.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError, StudyClosedError
+from hpo.storage.remedies import command
 from hpo.storage.retry import transact
 from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
 from hpo.storage.statements import WORKER, lock_study, send_back, upsert
@@ -95,7 +95,7 @@ class Gate:
         if state in (StudyState.PAUSED, StudyState.STOPPED):
             name = connection.execute(sa.select(STUDIES.c.study_name).filter_by(study_id=self.study_id)).scalar_one()
             why = f" ({attrs[WHY]})" if attrs.get(WHY) else ""
-            advice = f"; go on with `hpo resume {shlex.quote(name)}`"
+            advice = f"; go on with `{command('resume', name)}`"
             how: Literal["paused", "stopped"] = "paused" if state == StudyState.PAUSED else "stopped"
             raise StudyClosedError(f"study '{name}' is {how}{why}{advice}", how)
         if not self.knows(attrs):

@@ -1,11 +1,12 @@
-"""SQL that puts a storage right, as text for whoever is to run it: hpo runs none of it.
+"""SQL that puts a storage right, and commands of hpo, as text for whoever is to run it: hpo runs none of it.
 
-Promises: the same statement for both databases; only what is named is touched. It is to be run while nobody else works
+Promises: the same statement for both databases; only what is named is touched. SQL is to be run while nobody else works
 on the storage. What is wrong, `hpo.storage.health` finds.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 import sqlalchemy as sa
@@ -37,3 +38,9 @@ def renumbering(study_ids: Iterable[int]) -> str:
 
 def _text(statement: sa.Delete | sa.Update) -> str:
     return " ".join(str(statement.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})).split())
+
+
+def command(verb: str, name: str, options: str = "") -> str:
+    """Return `hpo VERB NAME OPTIONS` as a shell takes it; a name that begins with a dash stands after `--`."""
+    words = [shlex.quote(name), options] if not name.startswith("-") else [options, "--", shlex.quote(name)]
+    return " ".join(word for word in ["hpo", verb, *words] if word)

@@ -70,3 +70,10 @@ def test_commands_name_another_storage_without_its_password(stored: Store, stora
     lines = next_lines(study(name), storage, "postgresql://me:secret@host/hpo")
     assert lines[0] == """next: hpo confirm 'it'"'"'s one' --storage 'postgresql://me:***@host/hpo'"""
     assert "secret" not in "\n".join(lines)
+
+
+def test_a_name_with_a_dash_in_front_is_no_option_of_the_commands(stored: Store, storage: Storage) -> None:
+    stored([trial(0.9)], name="-x")
+    lines = next_lines(study("-x"), storage, "sqlite:///a.db")
+    assert lines[0] == "next: hpo confirm --storage sqlite:///a.db -- -x"
+    assert lines[1].strip() == "hpo export --storage sqlite:///a.db -o best.json -- -x"
