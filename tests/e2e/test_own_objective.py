@@ -116,7 +116,7 @@ def test_what_an_export_of_an_objective_is_not_for(hpo: Run, folder: Path) -> No
     assert "is the export of an objective's trial" in again.err
     replayed = hpo("replay", "best.json")
     assert (replayed.status, replayed.err.count("\n")) == (2, 1)
-    assert "call code/objective.py:objective with its params" in replayed.err
+    assert "call 'code/objective.py:objective' with its params" in replayed.err
     device = hpo("launch", "own.toml", "--device", "cpu")
     assert (device.status, device.err) == (2, "hpo: --device: code/objective.py:objective chooses its device itself\n")
 
