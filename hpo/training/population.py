@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def train(
     with _at_once(len(stacks), threads) as run:
         for epoch in range(1, members[0].config.training.epochs + 1):
             values: Values = {}
-            left = None if deadline is None else deadline - time.monotonic()
+            left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:
                 for part in run([(stack, epoch) for stack in stacks], left):
                     values.update(part)

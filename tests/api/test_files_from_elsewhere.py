@@ -67,20 +67,10 @@ FRACTIONS = [0.0, -0.0, 0.5, 1.0, -1.5, 1e-300, 5e-324, 1e30, 1e308, float("inf"
 TEXTS = ["", "a", "..", "/", "\0", "a\0b", "/dev/zero", "a" * 10_000, "\x1b[31m", "\u202e", "\ud800", "low", "auto"]
 DATA = ["npz:/dev/zero", "npz:\0", "npz:" + "a" * 300, "npz:pipes/0/pipe", "folder:.", "folder:pipes", "digits"]
 CODE = ["own.py:objective", "own.py:none", "\0.py:f", "a" * 5000 + ".py:f"]
-WORDS = [
-    "mlp",
-    "cnn",
-    "module",
-    "grid",
-    "cmaes",
-    "hyperband",
-    "float64",
-    "hpo.best/3",
-    "hpo.best/" + "9" * 5000,
-    "hpo.objective/1",
-]
+WORDS = ["mlp", "cnn", "module", "grid", "cmaes", "hyperband", "float64"]
+SCHEMAS = ["hpo.best/3", "hpo.best/" + "9" * 5000, "hpo.objective/1", "hpo.front/1"]
 
-numbers, texts = st.sampled_from([*WHOLE, *FRACTIONS]), st.sampled_from([*TEXTS, *DATA, *CODE, *WORDS])
+numbers, texts = st.sampled_from([*WHOLE, *FRACTIONS]), st.sampled_from([*TEXTS, *DATA, *CODE, *WORDS, *SCHEMAS])
 plain = st.one_of(numbers, texts, st.booleans(), st.none())
 deep = st.integers(2, 100).map(lambda depth: json.loads("[" * depth + "]" * depth))
 values = st.one_of(

@@ -138,6 +138,11 @@ def test_a_trial_that_takes_too_long_fails_with_the_reason_and_the_study_goes_on
     assert populations(events) == [(0, 1, 2, 3), (0,), (1,), (2,), (3,), (4,), (4,)]
 
 
+def test_a_limit_beyond_what_a_clock_counts_is_none(storage: Storage) -> None:
+    search(study_of(search={"trials": 1, "trial_timeout": 1e300}), storage)
+    assert states(trials_of(storage)) == [TrialState.COMPLETE]
+
+
 def test_a_trial_that_hangs_is_left_behind(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     released, epoch, limit = threading.Event(), Stack.epoch, round(deadline(1))
 
