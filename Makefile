@@ -22,7 +22,7 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# The same and what is slow by nature: chaos at full size, a Ray cluster whose nodes die, a walk through the dashboard.
+# The same and what is slow by nature: chaos, a Ray cluster whose nodes die, a walk through the dashboard.
 test-all: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist loadfile -m ""
 

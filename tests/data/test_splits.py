@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from data_files import TEST, TRAIN, idx_labels, some_images, study_of, write_cifar, write_idx
@@ -162,7 +160,7 @@ print(json.dumps({"opened": opened, "train": len(split.train), "test_size": spli
 @pytest.mark.parametrize("present", [True, False], ids=["present", "absent"])
 @pytest.mark.parametrize(("name", "packed"), [("mnist", False), ("mnist", True), ("cifar10", False)])
 def test_test_files_are_never_opened_and_need_not_be_there(
-    tmp_path: Path, name: str, packed: bool, present: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, packed: bool, present: bool
 ) -> None:
     if name == "cifar10":
         write_cifar(tmp_path / "cifar-10-batches-bin", (100,), test=10 if present else None)
@@ -170,13 +168,9 @@ def test_test_files_are_never_opened_and_need_not_be_there(
     else:
         write_idx(tmp_path / "mnist", 100, packed=packed, test=20 if present else None)
         training, test, size = list(TRAIN), list(TEST), 20 if present and not packed else None
-    result = subprocess.run(
-        [sys.executable, "-c", OPENED, name, str(Path(__file__).parent)],
-        env={**os.environ, "HPO_DATA_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    result = forks.run([name, str(Path(__file__).parent)], script=OPENED)
+    assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert (seen["train"], seen["test_size"]) == (80, size)
     for part in training:

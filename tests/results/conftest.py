@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,27 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 from stored_studies import tree
+from tiny import search
 
 from hpo.storage import Storage, open_storage
 from hpo.studyfile import parse_study
 
 
+@pytest.fixture(scope="module")
+def searched_db(request: pytest.FixtureRequest, blank_db: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the module's STUDY, searched: once for all tests, each of which has a copy."""
+    file = Path(shutil.copy(blank_db, tmp_path_factory.mktemp("searched")))
+    with closing(open_storage(f"sqlite:///{file}")) as storage:
+        search(request.module.STUDY, storage)
+    return file
+
+
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = open_storage(f"sqlite:///{tmp_path}/hpo.db")
-    yield opened
-    opened.close()
+def storage(request: pytest.FixtureRequest, blank_db: Path, tmp_path: Path) -> Iterator[Storage]:
+    """A storage; for a test that asks for what is `searched`, with the module's STUDY in it."""
+    file = request.getfixturevalue("searched_db") if "searched" in request.fixturenames else blank_db
+    with closing(open_storage(f"sqlite:///{shutil.copy(file, tmp_path / 'hpo.db')}")) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -44,7 +44,6 @@ STUDY = study_of(
 @pytest.fixture
 def searched(storage: Storage) -> list[FrozenTrial]:
     """The trials on the front of a search."""
-    search(STUDY, storage)
     return best_trials(storage, "tiny", 99)
 
 

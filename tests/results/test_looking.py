@@ -39,6 +39,7 @@ from hpo.training.stack import Member
 from hpo.training.weights import read
 
 DROPS = {"dropout": {"low": 0.1, "high": 0.4}}
+STUDY = study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}})
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def searched(storage: Storage) -> Study:
-    study = study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}})
-    search(study, storage)
-    return study
+    return STUDY
 
 
 def see(storage: Storage, **wanted: Any) -> dict[str, Any]:

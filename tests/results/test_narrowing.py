@@ -188,19 +188,24 @@ def value_of(parameter: Parameter, share: float) -> float:
     return min(searched.high, searched.low + share * (searched.high - searched.low))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
-@given(changed=ranges(), rows=st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=5), min_size=3, max_size=8))
-def test_whatever_the_best_are_the_next_study_is_sound(changed: dict[str, Any], rows: list[list[float]]) -> None:
-    study = study_of(**changed)
-    few = [{p.name: value_of(p, share) for p, share in zip(study.parameters, shares, strict=True)} for shares in rows]
-    found = changes(study, few)
-    after = following(study, found, "digits-2", ["digits"])
-    check_space(after)
-    assert parse_study(after.resolved(), "again.toml") == after
-    assert changes(study, few) == found
-    for old, new in zip(study.parameters, after.parameters, strict=True):
-        assert (new.name, new.integer) == (old.name, old.integer)
-        check_range(old, new, few[0][old.name])
+def test_whatever_the_best_are_the_next_study_is_sound(times: int) -> None:
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=12 * times)
+    @given(changed=ranges(), rows=st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=5), min_size=3, max_size=8))
+    def sound(changed: dict[str, Any], rows: list[list[float]]) -> None:
+        study = study_of(**changed)
+        few = [
+            {p.name: value_of(p, share) for p, share in zip(study.parameters, shares, strict=True)} for shares in rows
+        ]
+        found = changes(study, few)
+        after = following(study, found, "digits-2", ["digits"])
+        check_space(after)
+        assert parse_study(after.resolved(), "again.toml") == after
+        assert changes(study, few) == found
+        for old, new in zip(study.parameters, after.parameters, strict=True):
+            assert (new.name, new.integer) == (old.name, old.integer)
+            check_range(old, new, few[0][old.name])
+
+    sound()
 
 
 def check_range(old: Parameter, new: Parameter, best: float) -> None:

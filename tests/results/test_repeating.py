@@ -42,7 +42,6 @@ def replayed(path: Path) -> Replay:
 
 @pytest.fixture
 def searched(storage: Storage) -> Storage:
-    search(STUDY, storage)
     return storage
 
 

@@ -69,6 +69,10 @@ class OptunaCases(StorageTestCase):
                 if table.name != "version_info":
                     connection.execute(sa.delete(table))
 
+    @pytest.mark.slow
+    def test_get_all_studies(self, storage: BaseStorage) -> None:
+        super().test_get_all_studies(storage)  # thousands of statements
+
     @pytest.mark.filterwarnings("ignore:.*while still open:ResourceWarning")
     def test_pickle_storage(self, storage: BaseStorage) -> None:
         super().test_pickle_storage(storage)

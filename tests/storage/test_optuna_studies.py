@@ -293,12 +293,12 @@ SAMPLERS: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
 
 # QMCSampler and HyperbandPruner are experimental.
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_samplers_and_pruners_do_as_in_memory(storage: Storage) -> None:
+def test_samplers_and_pruners_do_as_in_memory(file_storage: Storage) -> None:
     memory = InMemoryStorage()
     memory.create_new_trial(memory.create_new_study([MINIMIZE]))  # it counts from 0, and some attributes hold ids
     for name, sampler in SAMPLERS.items():
         histories = []
-        for kept in (memory, storage):
+        for kept in (memory, file_storage):
             study = optuna.create_study(
                 storage=kept,
                 study_name=name,
