@@ -31,13 +31,15 @@ class RayCluster:
     def __init__(self, nodes: int, cpus: int) -> None:
         command = [sys.executable, "-W", "ignore", __file__, str(cpus)]
         self.folder = Path(tempfile.mkdtemp(prefix="hpo-ray-", dir="/tmp"))
+        (self.folder / "ray").mkdir()  # where Ray notes the cluster's address: its own folder may not be there
+        own = {"RAY_TMPDIR": str(self.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
         self._process = subprocess.Popen(
             [*command, str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | LOOPBACK,
+            env=os.environ | LOOPBACK | own,
         )
         self.nodes: list[psutil.Process] = []
         self.address = ""

@@ -70,8 +70,8 @@ def cluster(long_lived: RayCluster, monkeypatch: pytest.MonkeyPatch) -> RayClust
 
 
 @pytest.fixture
-def url(server_storage: Storage) -> str:
-    return server_storage.location.full_url
+def url(server: Server, server_storage: Storage) -> str:
+    return server.url(server_storage.location.full_url.rpartition("/")[2])
 
 
 def at_work(crew: RayCrew, storage: Storage) -> Callable[[], list[int]]:
@@ -173,10 +173,10 @@ def test_a_worker_that_nobody_places_waits_and_is_gone_with_the_crew(
 
 @pytest.mark.slow
 def test_the_password_of_the_environment_goes_to_the_workers_and_nowhere_else(
-    cluster: RayCluster, server: Server, url: str, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     password = "not-to-be-seen-anywhere"
-    name = url.rpartition("/")[2]
+    name = server.create()  # without tables, which would belong to another
     server.sql(f"CREATE ROLE guest LOGIN PASSWORD '{password}'")
     server.sql(f"ALTER DATABASE {name} OWNER TO guest")
     monkeypatch.setenv("PGPASSWORD", password)
@@ -190,6 +190,7 @@ def test_the_password_of_the_environment_goes_to_the_workers_and_nowhere_else(
     kept = [path for path in cluster.folder.rglob("*") if path.is_file()]
     assert any(b"population of 4 begins" in path.read_bytes() for path in kept)
     assert not any(password.encode() in path.read_bytes() for path in kept)
+    server.drop(name)
 
 
 @pytest.fixture
