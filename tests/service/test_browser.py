@@ -88,30 +88,35 @@ def elsewhere() -> Iterator[str]:
 
 
 def test_the_list_leads_to_a_study_and_its_graphs(
+    page: Any, complaints: list[str], served: Serve, stored: Store
+) -> None:
+    study = stored()
+    figure = optuna.visualization.plot_edf(study)
+    save_plotly_graph_object(study, figure, graph_object_id="own-figure")
+    study.ask()
+    page.goto(served(password=b"secret"))
+    page.get_by_text("digits").first.click()
+    page.wait_for_function(DRAWN, arg=[*GRAPHS, "user-defined-plot:own-figure"])
+    lines = page.evaluate("document.getElementById('graph-intermediate-values').data.map(each => each.y.length)")
+    assert lines == [3] * 12  # a line a trial, and none for the one that has no curve yet
+    assert page.evaluate("document.getElementById('graph-timeline').data[0].x.length") == 12
+    assert complaints == []
+
+
+@pytest.mark.slow
+def test_notes_and_artifacts_are_shown(
     page: Any, complaints: list[str], served: Serve, stored: Store, tmp_path: Path
 ) -> None:
     study = stored()
     save_note(study, "what it is about")
-    figure = optuna.visualization.plot_edf(study)
-    save_plotly_graph_object(study, figure, graph_object_id="own-figure")
     trial = study.ask()
     artifacts = ArtifactFolder(tmp_path / "artifacts")
     artifacts.write("seen", io.BytesIO(b""))
     (tmp_path / "curve.png").write_bytes(PIXEL)
     upload_artifact(artifact_store=artifacts, file_path=str(tmp_path / "curve.png"), study_or_trial=trial)
     url = served(password=b"secret")
-
-    page.goto(url)
-    page.get_by_text("digits").first.click()
-    page.wait_for_function(DRAWN, arg=GRAPHS)
-    lines = page.evaluate("document.getElementById('graph-intermediate-values').data.map(each => each.y.length)")
-    assert lines == [3] * 12  # a line a trial, and none for the one that has no curve yet
-    assert page.evaluate("document.getElementById('graph-timeline').data[0].x.length") == 12
-    page.wait_for_function(DRAWN, arg=["user-defined-plot:own-figure"])
-
     page.goto(f"{url}dashboard/studies/{study._study_id}/note")
     page.get_by_text("what it is about").first.wait_for()
-
     page.goto(f"{url}dashboard/studies/{study._study_id}/trials?numbers={trial.number}")
     page.get_by_text("curve.png").first.wait_for()
     page.wait_for_function("[...document.images].some(each => each.src.includes('/artifacts/') && each.naturalWidth)")

@@ -23,8 +23,7 @@ import hpo
 from hpo.errors import StudyClosedError, UsageError
 from hpo.search.events import Event, StudyEnded, StudyStarted, WorkersSeen
 from hpo.search.launch import submit
-from hpo.service import control, launching
-from hpo.service.crew import launch_with
+from hpo.service import control, crew, launching
 from hpo.service.worker import Duty
 from hpo.storage import (
     ATTEMPTS,
@@ -80,14 +79,35 @@ LocalCrew.__enter__ = without_images
 """
 """Images that are there when the study is checked, and not when its workers look for them."""
 
+HELD = """
+import os, time
+from hpo.training.stack import Stack
+
+train = Stack.epoch
+
+def epoch(stack, number):
+    while not os.path.exists(os.environ["GO"]):
+        time.sleep(0.01)
+    return train(stack, number)
+
+Stack.epoch = epoch
+"""
+"""Workers whose epochs wait until there is a file: what a test does to them comes in the middle of one."""
+
 FOR_EVER_S = 1e6
 
 SHORT = study_of(training={"epochs": 5}, search={"trials": 12, "population": 2})
-LONG = study_of(training={"epochs": 400}, search={"trials": 8, "population": 2})
+LONG = study_of(training={"epochs": 150}, search={"trials": 8, "population": 2})
 ENDLESS = study_of(training={"epochs": 1_000_000}, search={"trials": 8, "population": 2})
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "looks_often")
+
+
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch of this process sees what its worker does, however fast that is."""
+    monkeypatch.setattr(crew, "LOOK_S", 0.02)
 
 
 @pytest.fixture
@@ -138,30 +158,30 @@ def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage
 
 
 def test_workers_share_a_study_the_killed_have_successors_and_the_launch_tells_what_they_do(
-    launch: Start, storage: Storage
+    launch: Start, storage: Storage, tmp_path: Path
 ) -> None:
-    running = launch(LONG, "--json", young=0.0)
+    running = launch(SHORT, "--json", young=0.0, script=HELD, GO=str(tmp_path / "go"))
     first, second = workers_at_work(storage, 2)
     wait_for(lambda: any(len(each["workers"]) == 2 for each in running.events("workers_seen")), lambda: running.out)
     first.kill()
     running.said_in_a_note(f"worker process {first.pid} was killed (SIGKILL); another takes its place")
     second.terminate()  # by whom it may be: it hands back, and has no successor
+    (tmp_path / "go").touch()
     assert running.status() == 0
     trials = trials_of(storage)
-    check_whole(trials, 8)
+    check_whole(trials, 12)
     attempts = [attempt for trial in trials for attempt in trial.system_attrs.get(ATTEMPTS, [])]
-    assert 1 <= len(attempts) <= 2
-    assert {attempt["ended"] for attempt in attempts} == {"died"}
+    assert [attempt["ended"] for attempt in attempts] == ["died"] * 2  # of the first worker's population
 
     events = [json.loads(line) for line in running.out]
-    assert (events[0]["event"], events[0]["trials"], events[0]["population"]) == ("study_started", 8, 2)
-    assert (events[-1]["event"], events[-1]["reason"], events[-1]["completed"]) == ("study_ended", "finished", 8)
-    assert sum(event["completed"] for event in running.events("others_ended")) == 8
+    assert (events[0]["event"], events[0]["trials"], events[0]["population"]) == ("study_started", 12, 2)
+    assert (events[-1]["event"], events[-1]["reason"], events[-1]["completed"]) == ("study_ended", "finished", 12)
+    assert sum(event["completed"] for event in running.events("others_ended")) == 12
     looks = running.events("workers_seen")
     pids = {int(worker["worker"].rpartition(":")[2]) for look in looks for worker in look["workers"]}
     assert {first.pid, second.pid} <= pids
-    assert max(worker["epoch"] for look in looks for worker in look["workers"]) <= 400
-    assert running.err[0].startswith("tiny: finished, 8 completed")
+    assert max(worker["epoch"] for look in looks for worker in look["workers"]) <= 5
+    assert running.err[0].startswith("tiny: finished, 12 completed")
 
 
 def test_young_workers_that_are_killed_are_missed_and_without_the_last_the_launch_fails(
@@ -231,8 +251,8 @@ def launch_here(study: Study, storage: Storage, act: Callable[[], object] = lamb
         if isinstance(event, WorkersSeen) and any(worker.members for worker in event.workers) and left:
             left.pop()()
 
-    crew = ThreadCrew(storage, Duty(("tiny",), "cpu", 1, until_idle=True))
-    launch_with(study, storage, crew, on_event=take, stop=threading.Event())
+    worker = ThreadCrew(storage, Duty(("tiny",), "cpu", 1, until_idle=True))
+    crew.launch_with(study, storage, worker, on_event=take, stop=threading.Event())
     return events
 
 

@@ -359,7 +359,11 @@ def test_ctrl_c_hands_back_the_trials_and_ends_the_cluster(launch: Launch, stora
 def test_no_cluster_at_the_address_is_one_line(launch: Launch) -> None:
     line = "no Ray cluster answers there; start one with `ray start --head`, or use --ray alone"
     # Without the settings that make it impatient, Ray would look for a quarter of an hour.
-    assert ended(launch("sqlite:///hpo.db", "127.0.0.1:1")) == (1, "", f"hpo: --ray 127.0.0.1:1: {line}\n")
+    assert ended(launch("sqlite:///hpo.db", "127.0.0.1:1", RAY_py_gcs_connect_timeout_s="1")) == (
+        1,
+        "",
+        f"hpo: --ray 127.0.0.1:1: {line}\n",
+    )
 
 
 def test_ray_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_rounds_go_on_where_they_were_interrupted(new_storage: Callable[[], Stor
     said: dict[int, int] = {}
     ended = False
     while not ended:
-        looks = 3 + 3 * len(said)
+        looks = 3 + 5 * len(said)
         ended, lines = rounds(broken, looks=looks)
         said[looks] = len(lines)
     assert set(said.values()) == {0, 1, 2}  # lines: interrupted in the first round, in the second, and not at all

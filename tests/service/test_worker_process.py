@@ -128,7 +128,7 @@ def test_a_worker_outlives_its_server_logs_json_and_counts_what_the_storage_has(
         server.start()
     worker.said("the storage answers again")
     wait_for(lambda: status(server_storage, "first").studies[0].state == "ended", lambda: worker.err)
-    submit(study_of(name="second", training={"epochs": 150}, search={"trials": 12}), server_storage)
+    submit(study_of(name="second", training={"epochs": 60}, search={"trials": 12}), server_storage)
     worker.said('"study": "second", "event": "population_started"')
     server.restart("immediate")
     wait_for(lambda: status(server_storage, "second").studies[0].state == "ended", lambda: worker.err)
