@@ -33,6 +33,7 @@ from hpo.search.predecessors import predecessors
 from hpo.search.records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
 from hpo.storage.looks import Look, looks, seen
+from hpo.storage.remedies import command
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
 
@@ -56,7 +57,7 @@ def report(storage: Storage, name: str) -> str:
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return page.from_string(text).render(
         study=study,
-        quoted=shlex.quote(name),
+        command=lambda verb: command(verb, name),
         labels=[METRIC_LABELS[metric] for metric in study.search.metrics],
         short=_short(study, held, source, confirmation),
         space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
@@ -164,11 +165,10 @@ def _by_class(had: Sequence[Look]) -> list[tuple[str, ...]]:
 
 
 def _commands(study: Study, confirmation: Confirmation | None) -> list[str]:
-    name = shlex.quote(study.name)
     commands = [f"hpo launch {shlex.quote(file_stem(study.name) + '.toml')}"]
     if confirmation is not None:
         confirmed = [*(each.candidate for each in confirmation.ranked), *confirmation.lost]
         top = sum(candidate.score is not None for candidate in confirmed)
-        commands.append(f"hpo confirm {name} --top {top} --seeds {confirmation.seeds}")
-    commands.append(f"hpo export {name} {'--confirmed ' if confirmation else ''}-o best.json")
+        commands.append(command("confirm", study.name, f"--top {top} --seeds {confirmation.seeds}"))
+    commands.append(command("export", study.name, f"{'--confirmed ' if confirmation else ''}-o best.json"))
     return [*commands, "hpo replay best.json"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from hpo.results.lookup import objective_of, said
 from hpo.results.states import STATES
 from hpo.search.records import wanted
 from hpo.storage import REASON, Parts, Storage, StudyState, StudySummary, state_of, summary
+from hpo.storage.remedies import command
 from hpo.text import printable
 
 VARYING = re.compile(r"[-+]?\b[\d.]+(e[-+]?\d+)?\b")
@@ -73,7 +73,7 @@ def _advice(study: StudySummary) -> str:
         return "whoever made the study can give it more trials"
     state = state_of(study.user_attrs)
     if state in (StudyState.PAUSED, StudyState.STOPPED):
-        return f"it is {state.value}: go on with `hpo resume {shlex.quote(study.name)}`"
+        return f"it is {state.value}: go on with `{command('resume', study.name)}`"
     unfinished = sum(count for state, count in study.states.items() if not state.is_finished())
     if not study.states:
         return "launch it"

@@ -5,7 +5,6 @@ The processes that work on the study need not be reached: they find out when the
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 
 from optuna.trial import TrialState
@@ -15,6 +14,7 @@ from hpo.search.records import not_of_hpo, wanted
 from hpo.service.status import status
 from hpo.storage import WHY, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
 from hpo.storage.kept import remove_files
+from hpo.storage.remedies import command
 from hpo.studyfile import AnyStudy
 from hpo.text import printable
 
@@ -53,7 +53,7 @@ def pause(storage: Storage, name: str) -> str:
     """Let nobody train the study; what runs ends at its next epoch, and goes back to the queue."""
     study = _not_ended(storage, name)
     back = set_state(storage, study.study_id, StudyState.PAUSED)
-    said = f"{name}: paused, {_trials(back)} sent back to the queue; go on with `hpo resume {shlex.quote(name)}`"
+    said = f"{name}: paused, {_trials(back)} sent back to the queue; go on with `{command('resume', name)}`"
     return printable(said)
 
 
@@ -62,7 +62,7 @@ def stop(storage: Storage, name: str) -> str:
     study = _not_ended(storage, name)
     set_state(storage, study.study_id, StudyState.STOPPED)
     running = len(running_trials(storage, study.study_id))
-    said = f"{name}: stopped, {_trials(running)} still running; go on with `hpo resume {shlex.quote(name)}`"
+    said = f"{name}: stopped, {_trials(running)} still running; go on with `{command('resume', name)}`"
     return printable(said)
 
 

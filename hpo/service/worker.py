@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import shlex
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -46,6 +45,7 @@ from hpo.storage import (
 )
 from hpo.storage.connections import TransientError
 from hpo.storage.heartbeats import GRACE_S
+from hpo.storage.remedies import command
 from hpo.training.devices import find_device
 
 POLL_S = 1.0
@@ -195,7 +195,7 @@ class _Worker:
         except TrainingError as error:
             set_state(self.storage, study.study_id, StudyState.STOPPED, error.raised)
             self._searches.pop(key, None)
-            self._note(name, f"{error.raised}; the study is stopped, go on with `hpo resume {shlex.quote(name)}`")
+            self._note(name, f"{error.raised}; the study is stopped, go on with `{command('resume', name)}`")
         except StorageError:
             raise
         except HpoError as error:
