@@ -102,6 +102,13 @@ def ids_of(study: optuna.Study) -> dict[str, object]:
     return {"study_id": study._study_id, "trial_id": last._trial_id, "artifact_id": of_study(study), "plot_type": "edf"}
 
 
+def every_answer(url: str, study: optuna.Study, headers: Mapping[str, str]) -> Iterator[tuple[str, str, int, bytes]]:
+    """Ask every route by every method; yield method, path, status and body."""
+    for path in paths(ids_of(study)):
+        for method in METHODS:
+            yield method, path, *ask(url, method, path, {} if method == "POST" else None, **headers)
+
+
 def everything(storage: Storage, folder: Path) -> Everything:
     """Every row of the storage, and every file of the folder of artifacts."""
     with storage.engine.connect() as connection:
@@ -130,12 +137,10 @@ def test_who_may_not_ask_sees_and_changes_nothing(
     statuses: set[int],
 ) -> None:
     url, before = served(**options), everything(storage, tmp_path / "artifacts")
-    for path in paths(ids_of(study)):
-        for method in METHODS:
-            status, body = ask(url, method, path, {} if method == "POST" else None, **headers)
-            assert status in statuses or (status == 400 and method != method.upper()), (method, path)
-            assert b"digits" not in body
-            assert SECRET.encode() not in body
+    for method, path, status, body in every_answer(url, study, headers):
+        assert status in statuses or (status == 400 and method != method.upper()), (method, path)
+        assert b"digits" not in body
+        assert SECRET.encode() not in body
     assert everything(storage, tmp_path / "artifacts") == before
 
 
@@ -157,12 +162,10 @@ def test_who_may_only_read_changes_nothing(
     headers: dict[str, str],
 ) -> None:
     url, before = served(**options), everything(storage, tmp_path / "artifacts")
-    for path in paths(ids_of(study)):
-        for method in METHODS:
-            status, _ = ask(url, method, path, {} if method == "POST" else None, **headers)
-            if method not in ("GET", "HEAD"):
-                assert status == 403 or (status == 400 and method != method.upper()), (method, path)
-            assert status < 500, (method, path)
+    for method, path, status, _ in every_answer(url, study, headers):
+        if method not in ("GET", "HEAD"):
+            assert status == 403 or (status == 400 and method != method.upper()), (method, path)
+        assert status < 500, (method, path)
     assert everything(storage, tmp_path / "artifacts") == before
 
 
