@@ -72,7 +72,7 @@ def launch(
         for line in stored.summary_lines() if shown.says else ():
             shown.line(line)
     if stored.ended is not None and stored.ended.all_failed:
-        raise no_best(opened, given.name)
+        raise no_best(opened, name)
     return stored
 
 
