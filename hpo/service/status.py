@@ -96,7 +96,7 @@ class Status:
     @property
     def json_text(self) -> str:
         """What `hpo status --json` prints."""
-        return json_text(self.to_json())
+        return json_text(asdict(self))
 
     def text(self, most_lines: int | None = None) -> str:
         """Return two tables, one below the other; where they take more lines, without the studies that have ended."""

@@ -205,11 +205,15 @@ class _Worker:
             if not self.duty.until_idle or len(self.duty.names) != 1:  # else it is all that the end has to say
                 self._note(name, f"{error}; left to other workers for {ASIDE_S:.0f} s")
 
+    @staticmethod
+    def _is_current(search: Search, study: StudySummary) -> bool:
+        """Whether the study is still what it was when its search was entered, and still has its name."""
+        return search.gate.name == study.name and search.gate.knows(study.user_attrs)
+
     def _search(self, study: StudySummary) -> tuple[float, Search]:
         """When this worker entered the study, and its search; made anew where that has changed, or its name has."""
         entered = self._searches.pop(_key(study), None)
-        gate = None if entered is None else entered[1].gate
-        if entered is None or gate is None or gate.name != study.name or not gate.knows(study.user_attrs):
+        if entered is None or not self._is_current(entered[1], study):
             while sum(search.bytes_at_hand for _, search in self._searches.values()) > AT_HAND_BYTES:
                 self._searches.popitem(last=False)
             say = functools.partial(self.on_event, study.name)
