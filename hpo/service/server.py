@@ -128,6 +128,16 @@ class LimitedChannel(HTTPChannel):
         super().service()
         self.since = time.time()
 
+    def handle_close(self) -> None:
+        """End the connection, and with it the files that hold what was not sent, or what arrived of a body."""
+        super().handle_close()
+        if self.request is not None:
+            self.request.close()
+
+    def close(self) -> None:
+        """The same: how all connections are closed when the server ends."""
+        self.handle_close()
+
 
 class _Request(HTTPRequestParser):
     """A request as it arrives; one that is refused ends with its headers, and so does its connection."""

@@ -7,6 +7,7 @@ import contextlib
 import resource
 import select
 import socket
+import tempfile
 import threading
 import time
 import urllib.request
@@ -73,6 +74,8 @@ class Site:
             return whole(connection)
 
     def close(self) -> None:
+        if not self._thread.is_alive():
+            return
         self.server.trigger.pull_trigger(lambda: wasyncore.close_all(self._channels))
         self._thread.join(deadline())
         self.server.task_dispatcher.shutdown()
@@ -217,6 +220,31 @@ def test_a_thousand_requests_at_once_are_answered(crowd: contextlib.ExitStack, s
     connections = [crowd.enter_context(site.connect(*head)) for _ in range(1000)]
     assert all(whole(connection).endswith(b"page") for connection in connections)
     assert len(site.reached) == 1000
+
+
+@pytest.mark.parametrize("ends", ["the server", "the client"])
+def test_a_connection_that_ends_leaves_no_file_open(site: Site, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    made: list[Any] = []
+    temporary = tempfile.TemporaryFile
+
+    def note(mode: str) -> Any:
+        made.append(temporary(mode))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", note)
+    length = f"Content-Length: {LARGEST - 1}"
+    with (
+        site.connect("GET /large HTTP/1.1", AUTHORIZED) as reader,
+        site.connect("POST / HTTP/1.1", AUTHORIZED, "Content-Type: a/b", length) as writer,
+    ):
+        writer.sendall(bytes(LARGEST - 2))
+        wait_for(lambda: len(made) == 2)
+        if ends == "the client":
+            reader.close()
+            writer.close()
+            wait_for(lambda: not site.server.active_channels)
+        site.close()
+        assert all(file.closed for file in made)
 
 
 @pytest.mark.usefixtures("impatient")
