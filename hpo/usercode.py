@@ -19,6 +19,7 @@ Knows nothing of studies, networks or storages.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -214,11 +215,21 @@ def _is_own(file: str | None, folder: Path) -> bool:
     """Whether a file is the user's: beneath the folder, and no part of hpo or of an installed package."""
     if file is None or not os.path.isabs(file):
         return False
-    path = Path(file).resolve()
+    path = _real(file)
     others = (*_INSTALLED, Path(__file__).parent)
-    return path.is_relative_to(folder) and not any(
-        path.is_relative_to(other) for other in others if other != folder and other.is_relative_to(folder)
+    return _is_beneath(path, folder) and not any(
+        _is_beneath(path, other) for other in others if other != folder and other.is_relative_to(folder)
     )
+
+
+@functools.cache
+def _real(file: str) -> str:
+    """The file without links. Asked of all modules at each import of the user's code: thousands, whose files stay."""
+    return os.path.realpath(file)
+
+
+def _is_beneath(path: str, folder: Path) -> bool:
+    return path.startswith(os.path.join(folder, ""))
 
 
 def _path(file: str, folder: Path) -> Path:
