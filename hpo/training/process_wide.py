@@ -27,7 +27,13 @@ def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
     with ONE_THREAD, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         states = random.getstate(), np.random.get_state()
         try:
-            torch.manual_seed(seed)
+            # Not torch.manual_seed: it seeds further devices, too, whose generators would not be put back.
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            elif device.type == "mps":
+                torch.mps.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             yield
