@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,12 +21,13 @@ def _on_one_thread(one_thread: None) -> None:
 
 
 @pytest.fixture
-def new_storage(tmp_path: Path) -> Iterator[Callable[[], Storage]]:
+def new_storage(tmp_path: Path, blank_db: Path) -> Iterator[Callable[[], Storage]]:
     """Open another storage, empty, at every call."""
     opened: list[Storage] = []
 
     def make() -> Storage:
-        opened.append(open_storage(f"sqlite:///{tmp_path}/hpo{len(opened)}.db"))
+        file = shutil.copy(blank_db, tmp_path / f"hpo{len(opened)}.db")
+        opened.append(open_storage(f"sqlite:///{file}"))
         return opened[-1]
 
     yield make
