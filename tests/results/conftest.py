@@ -59,7 +59,7 @@ def stored(storage: Storage) -> Callable[..., optuna.Study]:
                 "test": 360,
             },
         )
-        made.add_trials(trials)
+        storage.create_trials(made._study_id, trials)
         return made
 
     return store

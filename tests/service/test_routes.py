@@ -10,7 +10,7 @@ import http.client
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,9 +72,10 @@ def ask(url: str, method: str, path: str, body: Any = None, **headers: str) -> t
         connection.close()
 
 
-def paths(ids: Mapping[str, object]) -> list[str]:
-    """Every route of the installed dashboard, with these in the place of what its rules leave open."""
-    rules = {route.rule for route in optuna_dashboard.wsgi(optuna.storages.InMemoryStorage()).routes}
+def paths(ids: Mapping[str, object], methods: Collection[str] = METHODS) -> list[str]:
+    """Every route of the installed dashboard that has one of the methods, with these ids in its rule's gaps."""
+    routes = optuna_dashboard.wsgi(optuna.storages.InMemoryStorage()).routes
+    rules = {route.rule for route in routes if route.method in methods}
     return sorted({re.sub(r"<(\w*)[^>]*>+", lambda found: str(ids.get(found[1], "x")), rule) for rule in rules})
 
 
@@ -201,12 +202,12 @@ def test_a_trial_and_an_artifact_of_another_study_are_not_found(
     storage.delete_study(other)
 
 
-@pytest.mark.parametrize("number", range(len(BODIES)))
-def test_no_body_breaks_a_route_or_is_half_done(settled: str, study: optuna.Study, number: int) -> None:
-    for path in paths({**ids_of(study), "study_id": 1}):
-        for method in ("POST", "PUT"):
-            status, answer = ask(settled, method, path, BODIES[number])
-            assert status in (400, 403, 404, 405, 409, 413), (method, path, answer)
+def test_no_body_breaks_a_route_or_is_half_done(settled: str, study: optuna.Study) -> None:
+    for body in BODIES:
+        for path in paths({**ids_of(study), "study_id": 1}, ("POST", "PUT")):
+            for method in ("POST", "PUT"):
+                status, answer = ask(settled, method, path, body)
+                assert status in (400, 403, 404, 405, 409, 413), (method, path, body, answer)
 
 
 def test_no_query_and_no_header_breaks_a_route(settled: str, study: optuna.Study) -> None:

@@ -229,8 +229,8 @@ def seeded(make: Callable[[], nn.Module], members: int = 3) -> list[nn.Module]:
     """Modules in float64, each with random values everywhere: weights, biases, norm parameters and statistics."""
     modules = []
     for number in range(members):
-        with torch.random.fork_rng():
-            torch.manual_seed(number)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(number)
             module = make().double()
             for name, value in module.state_dict().items():
                 if value.is_floating_point():
