@@ -40,6 +40,8 @@ COMMENT = re.compile(r"\s#.*")
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 ANY_LINES = r"(?:.*\n)*?"
+LONG = [f"docs/{name}.md" for name in ("own-data", "own-network", "own-objective", "own-tools", "python", "searching")]
+"""Pages that take the longest to follow; README and tutorial are followed before each commit."""
 
 
 class Reader:
@@ -206,7 +208,7 @@ def folder(tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in PAGES])
 def test_a_page_can_be_followed(page: str, folder: Path) -> None:
     Reader(page, PAGES[page], folder).follow()
 

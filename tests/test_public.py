@@ -158,6 +158,7 @@ def test_nothing_is_loaded_before_it_is_used(code: str, unwanted: set[str]) -> N
     assert loaded.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_users_program_has_types(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(textwrap.dedent(SCRIPT))
     (tmp_path / "mypy.ini").write_text(SETTINGS)

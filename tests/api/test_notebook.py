@@ -56,6 +56,7 @@ def printed(messages: Messages) -> str:
     return "".join(content["text"] for content in of_kind(messages, "stream"))
 
 
+@pytest.mark.slow
 def test_a_cell_shows_live_lines_and_can_be_interrupted(notebook: Notebook) -> None:
     notebook.run(f"import hpo, torch; torch.set_num_threads(1); study = hpo.read({tree()!r})")
     shown = notebook.run("found = hpo.launch(study, device='cpu')")

@@ -356,6 +356,7 @@ def test_ctrl_c_hands_back_the_trials_and_ends_the_cluster(launch: Launch, stora
     assert not any(map(lives, started))
 
 
+@pytest.mark.slow
 def test_no_cluster_at_the_address_is_one_line(launch: Launch) -> None:
     line = "no Ray cluster answers there; start one with `ray start --head`, or use --ray alone"
     # Without the settings that make it impatient, Ray would look for a quarter of an hour.

@@ -30,7 +30,7 @@ SIZE, TABLES, SEQUENCES = (
 )
 # What tests may change besides rows: columns, rights, constraints, triggers, functions, settings.
 SHAPE = """
-SELECT (SELECT array_agg((relname, relacl, attname, atttypid)::text ORDER BY relname, attnum) FROM pg_class c
+SELECT (SELECT array_agg((relname, relacl, attname, atttypid::regtype)::text ORDER BY relname, attnum) FROM pg_class c
             JOIN pg_attribute ON attrelid = c.oid WHERE relnamespace = 'public'::regnamespace AND attnum > 0),
        (SELECT count(*) FROM pg_constraint), (SELECT count(*) FROM pg_trigger), (SELECT count(*) FROM pg_proc),
        (SELECT nspacl::text FROM pg_namespace WHERE nspname = 'public'),

@@ -127,6 +127,7 @@ print(json.dumps({"said": said, "epochs": epochs, "whole": whole, "found": found
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory with RLIMIT_AS, and measures it in /proc")
 def test_out_of_memory_halves_the_population() -> None:
     """A real limit, three quarters of what six members took: two halves train, with the curves of the whole."""
