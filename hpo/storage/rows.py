@@ -126,15 +126,17 @@ def trial_rows(trial_id: int, trial: FrozenTrial) -> Iterator[tuple[sa.Table, li
 
 def read_trials(connection: Connection, condition: sa.ColumnElement[bool], parts: Parts = WHOLE) -> list[FrozenTrial]:
     """Return the trials whose row in `trials` meets the condition, by id; what is no part of them is empty."""
-    found = connection.execute(sa.select(TRIALS).where(condition).order_by(TRIALS.c.trial_id)).all()
+    t = TRIALS.c
+    columns = (t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete)
+    found = connection.execute(sa.select(*columns).where(condition).order_by(t.trial_id)).all()
     trials: list[FrozenTrial] = []
     for start in range(0, len(found), IDS_A_QUERY):
         trials += _assemble(connection, found[start : start + IDS_A_QUERY], parts)
     return trials
 
 
-def _assemble(connection: Connection, found: Sequence[sa.Row[Any]], parts: Parts) -> list[FrozenTrial]:
-    ids = [row.trial_id for row in found]
+def _assemble(connection: Connection, found: Sequence[Sequence[Any]], parts: Parts) -> list[FrozenTrial]:
+    ids = [trial_id for trial_id, *_ in found]
     params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     distributions: defaultdict[int, dict[str, BaseDistribution]] = defaultdict(dict)
     p = PARAMS.c
@@ -153,22 +155,24 @@ def _assemble(connection: Connection, found: Sequence[sa.Row[Any]], parts: Parts
     )
     user_attrs = _attrs(connection, ids, USER_ATTRS, "" if parts.user_attrs else None)
     system_attrs = _attrs(connection, ids, SYSTEM_ATTRS, parts.system_attrs)
+    # A population ends at one time, which is turned into a local one once.
+    times = {time: local(time) for time in {time for *_, start, end in found for time in (start, end)}}
     return [
         FrozenTrial(
-            number=row.number,
-            state=row.state,
+            number=number,
+            state=state,
             value=None,
-            values=[value for _, value in sorted(values[row.trial_id].items())] if row.trial_id in values else None,
-            datetime_start=local(row.datetime_start),
-            datetime_complete=local(row.datetime_complete),
-            params=params[row.trial_id],
-            distributions=distributions[row.trial_id],
-            user_attrs=user_attrs[row.trial_id],
-            system_attrs=system_attrs[row.trial_id],
-            intermediate_values=curves[row.trial_id],
-            trial_id=row.trial_id,
+            values=list(values[trial_id].values()) if trial_id in values else None,
+            datetime_start=times[start],
+            datetime_complete=times[end],
+            params=params[trial_id],
+            distributions=distributions[trial_id],
+            user_attrs=user_attrs[trial_id],
+            system_attrs=system_attrs[trial_id],
+            intermediate_values=curves[trial_id],
+            trial_id=trial_id,
         )
-        for row in found
+        for trial_id, number, state, start, end in found
     ]
 
 
@@ -181,7 +185,7 @@ def _children(
 ) -> Iterable[Any]:
     """Rows of a table that belongs to trials; the first column is the trial's id."""
     select = sa.select(*columns).where(columns[0].in_(ids), *where)
-    return connection.execute(select.order_by(*order)) if ids else ()
+    return connection.execute(select.order_by(*order)).all() if ids else ()
 
 
 def _numbers(
