@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.edges import Side, edge_of, number, wider_bound
 from hpo.results.ranking import configurations
-from hpo.search.space import Values, belongs, count
+from hpo.search.space import Values, belongs, count, distributions
 from hpo.studyfile import Parameter, Range, Study
 
 SHARE, FEWEST, MOST = 0.1, 3, 20
@@ -71,7 +71,8 @@ class Change:
 
 def best_few(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     """Return the best configurations inside the study's space. Raises HpoError where too few have completed."""
-    inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and belongs(study, trial.params)]
+    space = distributions(study)
+    inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and belongs(study, space, trial.params)]
     ranked = configurations(study, inside)
     if len(ranked) < NEEDED:
         raise HpoError(

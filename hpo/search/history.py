@@ -98,7 +98,7 @@ class History:
 
     def _numbered(self, before: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials of other studies that lie inside the space, numbered up to -1, as this study has them."""
-        inside = [trial for trial in before if belongs(self._study_file, trial.params)]
+        inside = [trial for trial in before if belongs(self._study_file, self._space, trial.params)]
         parameters = {parameter.name: parameter for parameter in self._study_file.parameters}
         numbered = []
         for place, trial in enumerate(inside):
@@ -146,7 +146,7 @@ class History:
 
     def _note_place(self, trial: FrozenTrial) -> None:
         """Take note of whether a trial lies inside the space, which may be known only once it is taken up."""
-        if belongs(self._study_file, trial.params):
+        if belongs(self._study_file, self._space, trial.params):
             self._outside.discard(trial.number)
             self._see(trial.number, trial.params)
         else:
@@ -159,25 +159,23 @@ class History:
         attrs: Mapping[str, Any] = kept_attrs(trial.system_attrs)
         if trial.state == TrialState.COMPLETE:
             attrs = self._constrained(attrs, trial.params)
-        self._mirror.put(
-            mirrored(
-                trial.number,
-                trial.state if trial.state.is_finished() else TrialState.RUNNING,
-                trial.params,
-                self._space,
-                trial.values,
-                trial.intermediate_values,
-                self._of_a_generation(attrs),
-            )
+        taken_over = mirrored(
+            trial.number,
+            trial.state if trial.state.is_finished() else TrialState.RUNNING,
+            trial.params,
+            self._space,
+            trial.values,
+            trial.intermediate_values,
+            self._of_a_generation(attrs),
         )
-        self._note(trial.number)
+        self._mirror.put(taken_over)
+        self._note(taken_over)
 
     def _of_a_generation(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """Return a trial's attributes, a generation among them for NSGA-II: what it has not chosen is of the first."""
         return {GENERATION: 0, **attrs} if self._study_file.search.sampler == "nsga2" else dict(attrs)
 
-    def _note(self, number: int) -> None:
-        trial = self._mirror.get_trial(number)
+    def _note(self, trial: FrozenTrial) -> None:
         self._observations.note(trial)
         if isinstance(self._pruner, IncrementalMedianPruner):
             self._pruner.note(trial)
@@ -383,7 +381,7 @@ class History:
         self._ids.pop(number, None)
         if number not in self._outside:
             self._mirror.set_trial_state_values(number, state, values or None)
-            self._note(number)
+            self._note(self._mirror.get_trial(number))
 
     def attrs(self, number: int) -> dict[str, Any]:
         """Return what pruner and sampler will want to know of the trial after a restart."""

@@ -203,9 +203,12 @@ def snapped(parameter: Parameter, value: Any) -> Any:
     return candidate(parameter, round((value - searched.low) / searched.step))
 
 
-def belongs(study: Study, values: Mapping[str, Any]) -> bool:
-    """Return whether a trial's stored values are a trial's of the study, inside what it searches."""
-    return contains({each.name: _distribution(each) for each in study.applying(values)}, values)
+def belongs(study: Study, space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> bool:
+    """Return whether a trial's stored values are a trial's of the study, inside what it searches.
+
+    `space` is the study's `distributions`, made once for all its trials.
+    """
+    return contains({each.name: space[each.name] for each in study.applying(values)}, values)
 
 
 def is_whole(study: Study, values: Mapping[str, Any]) -> bool:

@@ -72,7 +72,7 @@ def finite(draw: st.DrawFn) -> Study:
 def test_the_combinations_of_a_finite_space_are_all_different_and_all_there(study: Study) -> None:
     found = [combination(study, index) for index in range(int(size(study)))]
     assert len({identity(values) for values in found}) == len(found)
-    assert all(belongs(study, values) for values in found)
+    assert all(belongs(study, distributions(study), values) for values in found)
     kinds = {kind: sum(values["optimizer.kind"] == kind for values in found) for kind in ("sgd", "momentum", "adam")}
     for kind, held in kinds.items():  # without and with batch norm, which has a dropout of its own
         own = [each for each in study.applying({"optimizer.kind": kind}) if each.setting[0] == "optimizer"]
@@ -103,7 +103,7 @@ def test_every_sampler_gives_each_trial_what_applies_to_it(storage: Storage, sam
     search(of_kinds({"sampler": sampler, "trials": count}), storage)
     study, trials = of_kinds(), trials_of(storage)
     check_whole(trials, count)
-    assert all(belongs(study, trial.params) for trial in trials)
+    assert all(belongs(study, distributions(study), trial.params) for trial in trials)
     assert {trial.params["optimizer.kind"] for trial in trials} == {"sgd", "momentum", "adam"}
     conditional = [value for trial in trials for name, value in trial.params.items() if name in ("momentum", "beta1")]
     assert len(set(conditional)) == len(conditional)  # drawn anew for each
@@ -200,12 +200,13 @@ def test_points_and_the_baseline_have_what_applies_to_them() -> None:
 
 def test_a_trial_is_whole_with_what_applies_and_nothing_else() -> None:
     study = of_kinds()
+    space = distributions(study)
     sgd = {"optimizer.kind": "sgd", "dropout": 0.1, "lr": 0.01, "weight_decay": 1e-4}
     assert is_whole(study, sgd)
-    assert belongs(study, sgd)
+    assert belongs(study, space, sgd)
     assert not is_whole(study, {**sgd, "optimizer.kind": "adam"})
-    assert not belongs(study, {**sgd, "momentum": 0.6})
-    assert not belongs(study, {**sgd, "optimizer.kind": "momentum", "momentum": 0.6})  # its lr is another
+    assert not belongs(study, space, {**sgd, "momentum": 0.6})
+    assert not belongs(study, space, {**sgd, "optimizer.kind": "momentum", "momentum": 0.6})  # its lr is another
 
 
 def test_cmaes_needs_two_numbers_that_every_trial_has() -> None:
