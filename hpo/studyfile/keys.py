@@ -54,7 +54,7 @@ def for_all() -> frozenset[tuple[str, str]]:
     return _marked(OneForAll)
 
 
-def _marked(kind: type[OneForAll] | type[UsedBy] | type[Open]) -> frozenset[tuple[str, str]]:
+def _marked(kind: type[OneForAll] | type[Open]) -> frozenset[tuple[str, str]]:
     return frozenset(
         (section, key)
         for section in SEARCHABLE
@@ -64,9 +64,15 @@ def _marked(kind: type[OneForAll] | type[UsedBy] | type[Open]) -> frozenset[tupl
 
 
 @cache
-def conditional() -> frozenset[tuple[str, str]]:
-    """Return the paths of the keys that only some values of another key use."""
-    return _marked(UsedBy)
+def conditional() -> Mapping[Path, UsedBy]:
+    """Return the paths of the keys that only some values of another key use, each with the mark that says so."""
+    return {(section, key): mark for section in SEARCHABLE for key, mark in _used_by(section).items()}
+
+
+@cache
+def _used_by(section: str) -> Mapping[str, UsedBy]:
+    fields = SECTIONS[section].model_fields.items()
+    return {key: mark for key, field in fields for mark in field.metadata if isinstance(mark, UsedBy)}
 
 
 def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]:
@@ -74,14 +80,20 @@ def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]
 
     A table that names a kind, or another such value, that is none has no keys that go unused for it.
     """
-    marks = {
-        key: mark
-        for key, field in SECTIONS[section].model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, UsedBy)
-    }
-    possible = {mark: possible_values(section, mark.key, values) for mark in set(marks.values())}
-    return {key: mark for key, mark in marks.items() if possible[mark] and not set(mark.values) & set(possible[mark])}
+    marks = _used_by(section)
+    unused = {mark for mark in set(marks.values()) if not _uses(section, values, mark)}
+    return {key: mark for key, mark in marks.items() if mark in unused}
+
+
+def is_used(setting: Path, tree: Mapping[str, Any]) -> bool:
+    """Return whether a tree of sections has anything that uses this setting, one of `conditional`."""
+    section = str(setting[0])
+    return _uses(section, tree[section], conditional()[setting[:2]])
+
+
+def _uses(section: str, values: Mapping[str, object], mark: UsedBy) -> bool:
+    possible = possible_values(section, mark.key, values)
+    return not possible or not set(mark.values).isdisjoint(possible)
 
 
 @cache

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
 from hpo.studyfile.cases import Case, assembled, with_cases
-from hpo.studyfile.keys import SEARCHABLE, conditional, unused_keys
+from hpo.studyfile.keys import SEARCHABLE, conditional, is_used, unused_keys
 from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
 from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, own_data
 from hpo.studyfile.searched import Parameter, applicable, candidates
@@ -114,12 +114,12 @@ class Study:
 
         Values of parameters that the study does not know are among them.
         """
-        paths = {parameter.name: parameter.setting[:2] for parameter in self.parameters if parameter.name in params}
-        if conditional().isdisjoint(paths.values()):
+        own = [each for each in self.parameters if each.name in params and each.setting[:2] in conditional()]
+        if not own:
             return dict(params)
         tree = self._tree(params)
-        unused = {(section, key) for section in SEARCHABLE for key in unused_keys(section, tree[section])}
-        return {name: value for name, value in params.items() if paths.get(name) not in unused}
+        unused = {each.name for each in own if not is_used(each.setting, tree)}
+        return {name: value for name, value in params.items() if name not in unused}
 
     def _tree(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the searchable sections with these values in them, as far as they are of the study's parameters."""
