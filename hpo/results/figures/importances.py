@@ -7,10 +7,10 @@ for a long study. A tenth of few trials says nothing; then the figure says so.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 import optuna
 import plotly.graph_objects as go
-from optuna.distributions import BaseDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,10 +27,9 @@ FEWEST = 20
 def importances(source: Source) -> go.Figure:
     """Return a bar a parameter, the most important one at the top."""
     title = f"{plain(source.name)}: importance of the parameters"
-    found = why_none(source)
-    if found:
-        return message(title, found)
     parts = parameter_importances(source)
+    if isinstance(parts, str):
+        return message(title, parts)
     names = list(reversed(parts))
     values = short((parts[name] for name in names), 3)
     figure = new_figure(f"{title} for the best tenth of the trials")
@@ -46,9 +45,28 @@ def importances(source: Source) -> go.Figure:
     return figure.update_xaxes(title={"text": "importance"}, range=[0, 1])
 
 
-def why_none(source: Source) -> str | None:
+def parameter_importances(source: Source) -> dict[str, float] | str:
+    """Return each searched parameter's part of the whole, the most important first; or why there are none, a sentence.
+
+    Trials that have not all that is searched are of before it was changed, and are left out; a conditional parameter is
+    one that a trial need not have.
+    """
+    completed = source.ended(TrialState.COMPLETE)
+    searched = {name: each for name, each in space(completed).items() if not each.single()}
+    completed = [trial for trial in completed if lies_in(trial, searched, source.conditional)]
+    if why := _why_none(source, searched, completed):
+        return why
+    mirror = Mirror()
+    study = optuna.create_study(direction="maximize" if source.maximized else "minimize", storage=mirror)
+    for number, trial in enumerate(completed):
+        params = {name: value for name, value in trial.params.items() if name in searched}
+        mirror.put(mirrored(number, TrialState.COMPLETE, params, searched, [score(trial)]))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_PART)
+    return get_param_importances(study, evaluator=evaluator, params=list(searched))
+
+
+def _why_none(source: Source, searched: Collection[str], completed: Sequence[FrozenTrial]) -> str | None:
     """Return in a sentence why a study's parameters have no importances, None where they have."""
-    searched, completed = _comparable(source)
     if not searched:
         return "No parameter is searched."
     if len(searched) == 1:
@@ -59,29 +77,3 @@ def why_none(source: Source) -> str | None:
     if ranked[math.ceil(BEST_PART * len(ranked)) - 1] == ranked[-1]:
         return "Too many trials have the same score to tell a best tenth."
     return None
-
-
-def parameter_importances(source: Source) -> dict[str, float]:
-    """Return each searched parameter's part of the whole, the most important first; `why_none` has found no reason."""
-    searched, completed = _comparable(source)
-    mirror = Mirror()
-    study = optuna.create_study(direction="maximize" if source.maximized else "minimize", storage=mirror)
-    for number, trial in enumerate(completed):
-        params = {name: value for name, value in trial.params.items() if name in searched}
-        mirror.put(mirrored(number, TrialState.COMPLETE, params, searched, [score(trial)]))
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_PART)
-    return get_param_importances(study, evaluator=evaluator, params=list(searched))
-
-
-def _comparable(source: Source) -> tuple[dict[str, BaseDistribution], list[FrozenTrial]]:
-    """Return what is searched, and the completed trials that have all of it: others are of before it was changed.
-
-    A conditional parameter is one that a trial need not have.
-    """
-    completed = source.ended(TrialState.COMPLETE)
-    searched = {name: each for name, each in space(completed).items() if not each.single()}
-    own = [
-        {name: each for name, each in searched.items() if name not in source.conditional or name in trial.params}
-        for trial in completed
-    ]
-    return searched, [trial for trial, its in zip(completed, own, strict=True) if lies_in(trial, its)]

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.results.figures.importances import parameter_importances, why_none
+from hpo.results.figures.importances import parameter_importances
 from hpo.results.figures.source import Source, label, lies_in, space, spread
 from hpo.results.figures.style import FAILED, PRUNED, SCALE, message, new_figure, plain, short
 from hpo.results.ranking import score
@@ -69,7 +69,8 @@ def _axes(source: Source) -> dict[str, BaseDistribution]:
     searched = {name: each for name, each in space(source.trials).items() if not each.single()}
     if all(name in searched and _is_number(searched[name]) for name in USUAL):
         return {name: searched[name] for name in USUAL}
-    ranked = [] if why_none(source) else list(parameter_importances(source))
+    parts = parameter_importances(source)
+    ranked = [] if isinstance(parts, str) else list(parts)
     ranked += [name for name in searched if name not in ranked]
     ranked.sort(key=lambda name: name in source.conditional)  # axes that every trial has a place on come first
     numbers = [name for name in ranked if _is_number(searched[name])]

@@ -9,7 +9,7 @@ Knows nothing of plotly.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -122,14 +122,21 @@ def space(trials: Iterable[FrozenTrial]) -> dict[str, BaseDistribution]:
     for trial in trials:
         for name, distribution in trial.distributions.items():
             seen = found.setdefault(name, [])
-            if not seen or seen[-1] != distribution:
+            if seen[-1:] != [distribution]:  # as lists, which ask first whether it is the same object, as it mostly is
                 seen.append(distribution)
     return {name: _joined(distributions) for name, distributions in found.items()}
 
 
-def lies_in(trial: FrozenTrial, searched: Mapping[str, BaseDistribution]) -> bool:
-    """Whether a trial has all these parameters, and values of this kind: one from before a change may not."""
-    return contains(searched, {name: trial.params[name] for name in searched if name in trial.params})
+def lies_in(
+    trial: FrozenTrial, searched: Mapping[str, BaseDistribution], conditional: Container[str] = frozenset()
+) -> bool:
+    """Whether a trial has all these parameters, and values of this kind: one from before a change may not.
+
+    It need not have conditional ones.
+    """
+    values = {name: trial.params[name] for name in searched if name in trial.params}
+    wanted = {name: each for name, each in searched.items() if name in values or name not in conditional}
+    return contains(wanted, values)
 
 
 def spread(trials: Sequence[FrozenTrial], limit: int | None, kept: Iterable[FrozenTrial] = ()) -> list[FrozenTrial]:
