@@ -153,7 +153,8 @@ class StoredStudy(StudyView):
         The certificate is kept with the study, and exports carry it. Raises HpoError where no trial has completed, and
         InterruptionError, with nothing kept, when stopped.
         """
-        from hpo.results.verification import certificate_text, verified_lines, verify
+        from hpo.results.certificate import certificate_text, verified_lines
+        from hpo.results.verification import verify
 
         with stopping(stop) as asked:
             found = verify(self._storage, self.name, trials, device, asked, say)

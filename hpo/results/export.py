@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.as_json import json_text, worded
 from hpo.errors import HpoError, UsageError
+from hpo.results.certificate import certificate_of
 from hpo.results.confirmation import Confirmation, find_confirmation
 from hpo.results.confirmation_lines import confirmation_record
 from hpo.results.lookup import metrics_of
@@ -26,7 +27,6 @@ from hpo.results.objective_export import objective_record
 from hpo.results.ranking import score, values_of
 from hpo.results.states import STATES, by_word
 from hpo.results.unranked import no_best
-from hpo.results.verification import certificate_of
 from hpo.results.versions import made
 from hpo.search.records import CODE, CURVE, DATA, RUN, any_stored_study, kept, precision_of
 from hpo.search.space import decode

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpo.errors import HpoError
+from hpo.results.certificate import certificate_of, verified_lines
 from hpo.results.confirmation import Confirmation, find_confirmation
 from hpo.results.confirmation_lines import CONFIRMATION_HEADING, conclusions, confirmation_rows
 from hpo.results.figures.kinds import draw
@@ -26,7 +27,6 @@ from hpo.results.naming import file_stem
 from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
 from hpo.results.sealed_result import look_lines
 from hpo.results.states import states_line
-from hpo.results.verification import certificate_of, verified_lines
 from hpo.results.versions import versions
 from hpo.search.check import parameter_line
 from hpo.search.predecessors import predecessors

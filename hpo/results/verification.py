@@ -1,21 +1,16 @@
-"""The certificate that a study's trials are what they would be alone: some of them, trained again outside a population.
-
-It is kept with the study, and its export and report carry it. It states the largest differences that were seen, and
-judges nothing.
-"""
+"""The certificate of a study is made here: some of its trials are trained again, each alone, outside a population."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.as_json import json_text
 from hpo.errors import HpoError
-from hpo.results.ranking import METRIC_LABELS, score
+from hpo.results.certificate import VERIFIED, Certificate
+from hpo.results.ranking import score
 from hpo.results.repeating import Repeated, Stored, repeat
 from hpo.results.unranked import no_best
 from hpo.results.versions import versions
@@ -26,11 +21,6 @@ from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
 from hpo.training.devices import describe
 from hpo.training.stack import Member
-
-VERIFIED = "hpo:verified"
-"""The attribute that holds a study's certificate."""
-
-Certificate = dict[str, Any]
 
 
 def verify(
@@ -58,35 +48,6 @@ def verify(
     except KeyError as error:
         raise HpoError(f"study '{name}': was deleted meanwhile, so its certificate is kept nowhere") from error
     return certificate
-
-
-def certificate_of(user_attrs: Mapping[str, Any], name: str) -> Certificate | None:
-    """Return the certificate that is kept with the study, under the name that it has now; None where it has none."""
-    found: Certificate | None = user_attrs.get(VERIFIED)
-    return None if found is None else found | {"study": name}
-
-
-def certificate_text(certificate: Certificate) -> str:
-    """Return the certificate as a JSON object."""
-    return json_text(certificate)
-
-
-def verified_lines(certificate: Certificate) -> list[str]:
-    """Return what a certificate says."""
-    label = METRIC_LABELS[certificate["metric"]]
-    mixed = "," in certificate["precision"]
-    rows = [
-        f"trial {each['trial']}{', ' + each['precision'] if mixed else ''}: {label} {each['score']:.6g} alone, "
-        f"{each['stored']:.6g} stored; largest difference in any epoch: {_listed(each['largest'])}"
-        for each in certificate["trials"]
-    ]
-    trained = f"{len(rows)} trials, each trained again alone" if len(rows) > 1 else "1 trial, trained again alone"
-    whole = f"{certificate['study']}: {trained} on {certificate['device']} in {certificate['precision']}"
-    return [*rows, f"{whole}; the largest difference of a score is {certificate['score']:.2g}"]
-
-
-def _listed(largest: dict[str, float]) -> str:
-    return ", ".join(f"{metric} {value:.2g}" for metric, value in largest.items())
 
 
 def _chosen(storage: Storage, study_id: int, complete: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:

@@ -17,11 +17,12 @@ from tiny import search, study_of, trials_of, write_mnist
 from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, UsageError
 from hpo.results import export as exporting
 from hpo.results import verification
+from hpo.results.certificate import VERIFIED, verified_lines
 from hpo.results.confirming import confirming_study
 from hpo.results.export import export, export_text, params_of
 from hpo.results.repeating import largest_differences
 from hpo.results.replaying import Replay, replay, replay_lines
-from hpo.results.verification import VERIFIED, verified_lines, verify
+from hpo.results.verification import verify
 from hpo.search.events import StudyStarted
 from hpo.search.records import CURVE
 from hpo.storage import Storage, load_study
