@@ -261,3 +261,4 @@ def test_a_study_with_cases_comes_back_whole_and_sets_each_trial(tree: dict[str,
         said = case.get(key, tree["optimizer"].get(key))
         if said is not None:
             assert getattr(found, key) == (0.3 if isinstance(said, dict) else said)
+            assert study.value(("optimizer", key), values) == getattr(found, key)

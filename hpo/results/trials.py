@@ -20,7 +20,7 @@ from hpo.results.objective_export import reported
 from hpo.results.ranking import score, values_of
 from hpo.results.states import STATES
 from hpo.results.unranked import no_best
-from hpo.search.records import CURVE, RUN, any_stored_study, precision_of
+from hpo.search.records import CURVE, RUN, any_stored_study
 from hpo.search.space import is_whole
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy
@@ -56,7 +56,8 @@ def _record(study: AnyStudy, metrics: Sequence[str], run: str, trial: FrozenTria
         params, curve, precision = trial.params, reported(trial), None
     else:
         params, curve = params_of(study, trial), attrs.get(CURVE, {})
-        precision = precision_of(study.config(params), run) if is_whole(study, params) else None
+        trained_in = study.value(("training", "precision"), params) if is_whole(study, params) else None
+        precision = run if trained_in == "auto" else trained_in
     return {
         "schema": SCHEMA,
         "study": study.name,

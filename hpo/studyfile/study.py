@@ -109,6 +109,10 @@ class Study:
             path, fault = next(iter(faults_of(error, Config, tree).items()))
             raise self.error(dotted(path), fault.sentence) from error
 
+    def value(self, setting: Path, params: Mapping[str, Any]) -> Any:
+        """Return what the trial with these values has for a setting of a searchable section, as its file says it."""
+        return value_at(self._tree(params), setting)
+
     def used(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of a trial's values that its kind uses: trials that share these are trained alike.
 
