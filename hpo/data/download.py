@@ -12,10 +12,7 @@ import os
 import shutil
 import sys
 import tarfile
-import tempfile
-import time
 import zlib
-from contextlib import suppress
 from pathlib import Path
 
 from hpo.data import digits
@@ -23,11 +20,10 @@ from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset, Download, known_da
 from hpo.data.idx import GZIP_MAGIC
 from hpo.data.places import VARIABLE, cache_folder
 from hpo.errors import DataError
+from hpo.unfinished import unfinished
 
 TIMEOUT_S = 30  # without a byte, before the next mirror is tried
-STALE_S = 24 * 3600  # a scratch folder this old belongs to a download that was killed
 CHECKSUMS = "SHA256SUMS"  # written beside the files, in the form that `sha256sum -c` reads
-_SCRATCH = ".fetch-"
 
 
 class _RefusedError(Exception):
@@ -55,10 +51,9 @@ def fetch(
     show = sys.stderr.isatty() if progress is None else progress
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
-        with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{name}-", dir=target.parent) as scratch:
-            _download(dataset, Path(scratch), show)
-            _move_in(Path(scratch), target, dataset)
+        with unfinished(target.parent, folder=True) as scratch:
+            _download(dataset, scratch, show)
+            _move_in(scratch, target, dataset)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror or error}); free or repair the cache") from error
     return target
@@ -203,11 +198,3 @@ def _move_in(scratch: Path, target: Path, dataset: Dataset) -> None:
     except OSError:
         if not _is_whole(target, dataset):
             raise
-
-
-def _sweep(cache: Path) -> None:
-    """Remove what killed downloads have left."""
-    for scratch in cache.glob(f"{_SCRATCH}*"):
-        with suppress(FileNotFoundError):  # another process has just finished with it
-            if time.time() - scratch.stat().st_mtime > STALE_S:
-                shutil.rmtree(scratch, ignore_errors=True)

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,12 @@ from torch import nn
 from hpo.errors import CodeError, HpoError
 from hpo.outside import opened
 from hpo.results.model_card import CARD_FILE, damaged, read_card
-from hpo.results.writing import umask
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
 from hpo.training.networks import outline
 from hpo.training.size import extent_of, measure, memory
 from hpo.training.weights import WIDEST, most_bytes, network_of, read
+from hpo.unfinished import umask, unfinished
 from hpo.usercode import found, in_a_line
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -53,35 +51,42 @@ class Model:
 
 def check_free(folder: Path) -> None:
     """Raise HpoError unless a folder can be put there: nothing is, or an empty folder."""
-    try:
+    with _writing(folder):
         if folder.is_dir() and not any(folder.iterdir()):
             return
         if os.path.lexists(folder):
             raise HpoError(f"{folder}: is there already; name another folder with -o, or move it away")
         if not folder.absolute().parent.is_dir():
             raise HpoError(f"{folder}: the folder {folder.absolute().parent} does not exist; make it first")
-    except OSError as error:
-        raise HpoError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
 def put(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, which is put in the place of `folder` at the end, or removed where that fails."""
+    """Give a folder to fill, which is put in the place of `folder` at the end, or removed where that fails.
+
+    An error of the block that names what is in it names what would be in `folder`.
+    """
     check_free(folder)
+    place = folder.absolute()  # and not what that is once the block is done
+    with ExitStack() as stack:
+        with _writing(folder):
+            filled = stack.enter_context(unfinished(place.parent, folder=True))
+        try:
+            yield filled
+        except HpoError as error:
+            error.args = (str(error).replace(str(filled), str(folder)),)
+            raise
+        with _writing(folder):
+            filled.chmod(0o777 & ~umask())
+            filled.rename(place)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        filled = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
+        yield
     except OSError as error:
         raise HpoError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    try:
-        yield filled
-        filled.chmod(0o777 & ~umask())
-        try:
-            filled.rename(folder.absolute())
-        except OSError as error:
-            raise HpoError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    except BaseException:
-        shutil.rmtree(filled, ignore_errors=True)
-        raise
 
 
 def read_model(folder: Path, device: torch.device) -> Model:

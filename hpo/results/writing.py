@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tempfile
 from pathlib import Path
 
 from hpo import stdout
 from hpo.errors import HpoError
+from hpo.unfinished import umask, unfinished
 
 
 @stdout.given_back()  # which /dev/stdout names
@@ -47,21 +47,10 @@ def _stream(path: Path) -> Path | int | None:
 
 def _replace(target: Path, data: bytes) -> None:
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(handle, "wb") as file:
+    with unfinished(target.parent) as part:
+        with open(part, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def umask() -> int:
-    """Return the mode bits that new files of this process do not get."""
-    mask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(mask)
-    return mask
+        part.chmod(mode)
+        part.replace(target)

@@ -21,6 +21,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpo.errors import StorageError
 from hpo.storage.location import Location
+from hpo.unfinished import umask, unfinished
 
 FOLDER = "HPO_ARTIFACTS"
 
@@ -31,13 +32,11 @@ class ArtifactFolder(FileSystemArtifactStore):
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Keep a file under that id, replacing what was there."""
         file = self._get_filepath(artifact_id)
-        part = f"{artifact_id}.{os.getpid()}.part"
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            super().write(part, content_body)
-            self._get_filepath(part).replace(file)
-        finally:
-            self._get_filepath(part).unlink(missing_ok=True)
+        with unfinished(file.parent) as part:
+            super().write(part.name, content_body)
+            part.chmod(0o666 & ~umask())
+            part.replace(file)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open a file; raise ArtifactNotFound where there is none, or a link, a folder or a pipe in its place."""

@@ -24,7 +24,8 @@ from optuna.artifacts import ArtifactMeta
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from hpo.storage.artifacts import ArtifactFolder, artifact_folder
+from hpo.errors import StorageError
+from hpo.storage.artifacts import FOLDER, ArtifactFolder, artifact_folder
 from hpo.storage.queue import identity
 from hpo.storage.retry import consult, transact
 from hpo.storage.rows import STUDY_SYSTEM_ATTRS, SYSTEM_ATTRS, TRIALS
@@ -96,8 +97,15 @@ def forget_files(storage: Storage, files: Iterable[Kept]) -> None:
 def remove_files(storage: Storage, study: StudySummary) -> None:
     """Remove the files of a study that is about to be deleted."""
     own = identity(study.user_attrs, study.name)
+    folder = artifact_folder(storage.location)
     for file in kept_files(storage, study.study_id):
-        ArtifactFolder(artifact_folder(storage.location)).remove(file_id(own, file.number))
+        try:
+            ArtifactFolder(folder).remove(file_id(own, file.number))
+        except OSError as error:
+            raise StorageError(
+                f"{folder}: the weights of study '{study.name}' cannot be removed ({error.strerror or error}), and so "
+                f"the study stays; make the folder writable, or name another one in {FOLDER} to leave the weights there"
+            ) from error
 
 
 def artifacts_of_others(storage: Storage, study_id: int) -> set[str]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import os
 import socket
 import subprocess
 import tarfile
@@ -235,17 +234,6 @@ def test_a_cache_that_cannot_be_written_is_one_line(mirrors: tuple[Mirror, Mirro
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match=r"file/mnist: cannot be written \((File exists|Not a directory)\)"):
         fetch("mnist", catalogue=mnist_at(mirrors[0].address), cache=tmp_path / "file")
-
-
-def test_what_a_killed_download_left_is_removed_a_day_later(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
-    old, running = cache / ".fetch-mnist-old", cache / ".fetch-mnist-running"
-    for folder in (old, running):
-        folder.mkdir(parents=True)
-        (folder / "part").write_bytes(b"x")
-    os.utime(old, (0, 0))
-    fetch("mnist", catalogue=mnist_at(mirrors[0].address))
-    assert not old.exists()
-    assert running.exists()
 
 
 def test_two_that_fetch_at_once_both_have_it(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -96,6 +97,17 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(HpoError, match=r"digits-curves.html: cannot be written"):
         save({"curves": go.Figure()}, "digits", tmp_path, "html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits-curves.html", "taken"]
+
+
+def test_a_folder_that_gets_no_figure_is_not_made(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as on a full disk
+    try:
+        with pytest.raises(HpoError, match=r"new/folder/digits-curves\.html: cannot be written"):
+            save({"curves": go.Figure()}, "digits", tmp_path / "new" / "folder", "html")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_chromium

@@ -20,11 +20,12 @@ from hpo.data.splits import split_indices
 from hpo.errors import HpoError, InterruptionError, StorageError
 from hpo.results import answering, sealed
 from hpo.results.copies import copy_line
-from hpo.results.model_folder import WEIGHTS_FILE
+from hpo.results.model_folder import WEIGHTS_FILE, put
 from hpo.results.report import report
 from hpo.results.schemas import schema
 from hpo.results.sealed import Wanted, look
 from hpo.results.sealed_result import lines, look_lines
+from hpo.results.writing import write
 from hpo.search.events import EpochEnded
 from hpo.search.run import CURVE
 from hpo.storage import Storage, best_trials, load_study
@@ -235,7 +236,13 @@ def test_a_stop_while_it_trains_is_no_look(storage: Storage, searched: Study) ->
     with pytest.raises(InterruptionError):
         look(storage, "tiny", Wanted(device="cpu"), stop, lambda text: stop.set())
     assert looks_of(storage) == []
-    assert not list(Path().glob("*tiny-test*"))
+    assert not list(Path().glob("*tiny-test*")) + list(Path().glob(".hpo-*"))
+
+
+def test_an_error_names_the_folder_that_was_asked_for() -> None:
+    with pytest.raises(HpoError, match=r"^wanted/no/weights: cannot be written"), put(Path("wanted")) as filled:
+        write(b"", filled / "no" / "weights")
+    assert not Path("wanted").exists()
 
 
 def test_random_subnetworks_are_compared_with_the_network(storage: Storage, searched: Study) -> None:
@@ -255,7 +262,7 @@ def refuse(storage: Storage, said: str, **wanted: Any) -> None:
         see(storage, **wanted)
     assert "\n" not in str(caught.value)
     assert looks_of(storage) == before
-    assert not list(Path().glob(".tiny-test*"))
+    assert not list(Path().glob(".hpo-*"))
 
 
 def test_what_cannot_be_tested_is_refused_before_the_look(storage: Storage, searched: Study) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import optuna
+import pytest
 from optuna.artifacts import get_all_artifact_meta
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from hpo.storage import Storage, identity, load_study
-from hpo.storage.kept import FILES, artifacts_of_others, file_attrs, file_id, forget_files, kept_files
+from hpo.errors import StorageError
+from hpo.storage import Storage, identity, load_study, summary
+from hpo.storage.kept import FILES, artifacts_of_others, file_attrs, file_id, forget_files, kept_files, remove_files
 
 
 def study_with(storage: Storage, name: str, numbers: set[int]) -> int:
@@ -68,3 +71,13 @@ def test_which_artifacts_other_studies_have(storage: Storage) -> None:
     assert artifacts_of_others(storage, other) == {
         file_id("one", 0), file_id("one", 1), "5f1e7f0a", "of-study", "old"
     }  # fmt: skip
+
+
+def test_a_study_whose_files_cannot_be_removed_stays(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HPO_ARTIFACTS", str(tmp_path / "file" / "folder"))
+    study_with(storage, "stays", {2})
+    with pytest.raises(StorageError, match=r"file/folder: the weights of study 'stays' cannot be removed \(Not a dir"):
+        remove_files(storage, summary(storage, "stays"))

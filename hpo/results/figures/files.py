@@ -5,6 +5,7 @@ All figures are drawn before the first is written, and each file is there whole 
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,12 +52,18 @@ def save(figures: Mapping[str, go.Figure], name: str, folder: Path, form: str) -
         contents = pngs(figures.values())
     else:
         contents = [page(figure, f"{name}: {kind}") for kind, figure in figures.items()]
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        for path, content in zip(paths, contents, strict=True):
+            write(content, path)
+    except (OSError, HpoError) as error:
+        with contextlib.suppress(OSError):  # the first that holds a figure, or was never made
+            for each in made:
+                each.rmdir()
+        if isinstance(error, HpoError):
+            raise
         raise HpoError(f"{folder}: cannot be made ({error.strerror or error})") from error
-    for path, content in zip(paths, contents, strict=True):
-        write(content, path)
     return paths
 
 
