@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import codecs
+import errno
 import gc
 import io
 import itertools
@@ -25,6 +26,8 @@ from hpo import stdout
 from hpo.cli.app import app
 from hpo.errors import HpoError
 from hpo.text import printable
+
+DEFECT = "a defect in hpo; `hpo --debug` shows where"
 
 NET_OBJECTS = 10_000
 """So many new objects begin a search for cycles among them, in place of Python's 700."""
@@ -56,11 +59,27 @@ def _status(argv: Sequence[str] | None) -> int:
         return _fail(str(error), error.exit_status, debug)
     except BrokenPipeError:
         return _hush()
-    except OSError as error:
-        return _fail(str(error), 1, debug)
     except Exception as error:  # noqa: BLE001 - the outermost edge: a defect is one line too, and --debug shows it
-        return _fail(f"{type(error).__name__}: {error} (a defect in hpo; `hpo --debug` shows where)", 1, debug)
+        return _fail(_lacking(error) or f"{type(error).__name__}: {error} ({DEFECT})", 1, debug)
     return status if isinstance(status, int) else 0
+
+
+def _lacking(error: Exception) -> str:
+    """Return what this machine lacks, where an error says that it lacks something; else ""."""
+    match error:
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return "too many open files; allow more with `ulimit -n`"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EIO, filename=None):
+            return f"stdout or stderr cannot be written ({error.strerror}); send them where there is room"
+        case OSError():
+            return str(error)
+        case MemoryError():
+            return "out of memory; free some, or allow more with `ulimit -v`"
+        case ImportError():
+            return f"a package cannot be loaded ({error}); install hpo anew, or free some memory"
+        case RuntimeError(args=("can't start new thread",)):
+            return "no thread can be started; allow more of them with `ulimit -u`, or free some memory"
+    return ""
 
 
 def spare_what_is_imported() -> None:

@@ -37,7 +37,10 @@ def _listing(dataset: Dataset, catalogue: Catalogue) -> Listing:
         count = digits.TRAINING_SIZE if folder else None
         return Listing(dataset.name, folder, digits.KIND, count, "installed" if folder else "not installed")
     reader = FORMATS[dataset.format]
-    place = find_place(dataset, catalogue)
+    try:
+        place = find_place(dataset, catalogue)
+    except DataError as error:
+        return Listing(dataset.name, None, reader.KIND, None, f"not found: {error}")
     if place is None:
         return Listing(dataset.name, None, reader.KIND, None, f"not found: hpo data fetch {dataset.name}")
     try:

@@ -49,8 +49,16 @@ class Place:
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloads go to, one subfolder a data set; it need not exist."""
-    return Path(platformdirs.user_cache_dir("hpo"))
+    """Return the folder that downloads go to, one subfolder a data set; it need not exist.
+
+    Raises DataError for a user without a home.
+    """
+    try:
+        return Path(platformdirs.user_cache_dir("hpo"))
+    except RuntimeError as error:
+        raise DataError(
+            f"this user has no home folder, and so no cache; set HOME, or name the folder that holds it in {VARIABLE}"
+        ) from error
 
 
 def find_place(dataset: Dataset, catalogue: Catalogue = CATALOGUE) -> Place | None:

@@ -68,7 +68,12 @@ def artifact_folder(location: Location, given: Path | None = None) -> Path:
     elif location.file is not None:
         folder = location.file.with_name(location.file.name.removesuffix(".db") + "-artifacts")
     else:
-        folder = Path(platformdirs.user_data_dir("hpo")) / "artifacts"
+        try:
+            folder = Path(platformdirs.user_data_dir("hpo")) / "artifacts"
+        except RuntimeError as error:
+            raise StorageError(
+                f"this user has no home folder to keep artifacts in; set HOME, or name a folder in {FOLDER}"
+            ) from error
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder}: is not a folder; name another one for artifacts with --artifacts or {FOLDER}")
     return folder

@@ -97,8 +97,8 @@ def forget_files(storage: Storage, files: Iterable[Kept]) -> None:
 def remove_files(storage: Storage, study: StudySummary) -> None:
     """Remove the files of a study that is about to be deleted."""
     own = identity(study.user_attrs, study.name)
-    folder = artifact_folder(storage.location)
     for file in kept_files(storage, study.study_id):
+        folder = artifact_folder(storage.location)
         try:
             ArtifactFolder(folder).remove(file_id(own, file.number))
         except OSError as error:

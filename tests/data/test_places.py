@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 from data_files import TRAIN, write_cifar, write_idx
 
-from hpo.data import Listing, list_datasets
+from hpo.data import Listing, fetch, list_datasets
 from hpo.data.catalogue import CATALOGUE, Catalogue, Download
 from hpo.data.places import find_place, required_place
 from hpo.errors import DataError
@@ -111,3 +112,16 @@ def test_the_list_notes_damage_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert "truncated within its header" in listed("mnist").note
     assert "not CIFAR-10's binary version" in listed("cifar10").note
     assert listed("mnist").train_images is listed("cifar10").train_images is None
+
+
+def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "HPO_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # of no user that the system knows
+    assert listed("digits").train_images == 1438
+    assert "this user has no home folder, and so no cache; set HOME" in listed("cifar10").note
+    with pytest.raises(DataError, match="this user has no home folder"):
+        fetch("cifar10")
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    write_cifar(tmp_path / "cifar10", (20, 10))
+    assert listed("cifar10").train_images == 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -294,5 +295,28 @@ def test_a_full_disk_is_one_line(stored: None, folder: Path) -> None:
     ):
         _, err = process.communicate(deadline())
     assert process.returncode == 1
-    assert err.startswith("hpo: ")
-    assert err.count("\n") == 1
+    assert err == "hpo: stdout or stderr cannot be written (No space left on device); send them where there is room\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "x.db"), "too many open files; allow more with `ulimit -n`"),
+        (MemoryError(), "out of memory; free some"),
+        (ImportError("libtorch_cpu.so: failed to map segment"), "a package cannot be loaded (libtorch_cpu.so: failed"),
+        (RuntimeError("can't start new thread"), "no thread can be started; allow more of them with `ulimit -u`"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.db"), "[Errno 28] No space left on device: 'x.db'"),
+        (RuntimeError("another"), "RuntimeError: another (a defect in hpo"),
+    ],
+    ids=str,
+)
+def test_what_the_machine_lacks_is_no_defect(
+    hpo: Run, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(package, "load", lacking)
+    status, out, err = hpo("top", "tiny")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"hpo: {said}")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import StorageError
+from hpo.storage.artifacts import artifact_folder
 from hpo.storage.location import locate, mask
 
 
@@ -99,3 +100,11 @@ def test_a_password_is_never_shown(password: str) -> None:
 def test_a_url_without_a_password_is_shown_as_it_is() -> None:
     for url in ("sqlite:///hpo.db", "postgresql://ann@host:5432/db", "postgresql:///db?host=/run/pg", os.devnull):
         assert mask(url) == url
+
+
+def test_a_user_without_a_home_has_to_say_where_artifacts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_DATA_HOME", "HPO_ARTIFACTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    with pytest.raises(StorageError, match=r"no home folder to keep artifacts in; set HOME, or .* in HPO_ARTIFACTS"):
+        artifact_folder(locate("postgresql://server/studies"))

@@ -32,7 +32,7 @@ def pngs(figures: Iterable[go.Figure]) -> list[bytes]:
             "PNG: needs Chrome or Chromium, and none is there: `apt install chromium`, or `plotly_get_chrome`; "
             "one that is not on PATH goes into BROWSER_PATH; a page (.html, --format html) needs none"
         ) from error
-    except (BrowserFailedError, BrowserClosedError, KaleidoError, TimeoutError) as error:
+    except (BrowserFailedError, BrowserClosedError, KaleidoError, OSError, RuntimeError) as error:
         first = str(error.args[0]) if error.args else type(error).__name__  # the others advise Python programmers
         said = " ".join(first.split())[:200].rstrip(".")
         raise HpoError(f"PNG: the browser failed ({said}); --format html needs none") from error
