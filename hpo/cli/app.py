@@ -86,6 +86,10 @@ def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Hyperparameter search for PyTorch networks that trains whole populations of trials at once."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:  # which would end torch, with a line of a library's own
+        raise HpoError("the current folder was deleted; go to another one") from error
 
 
 def say(what: object) -> None:

@@ -143,6 +143,8 @@ def explain_errors(engine: Engine, shown: str) -> None:
 
     def explain(context: ExceptionContext) -> None:
         error, cause = context.sqlalchemy_exception, context.original_exception
+        if isinstance(cause, UnicodeEncodeError):  # such as bytes of a command line that are no UTF-8
+            raise StorageError(f"{shown}: holds no {cause.object!r}, and cannot: a name is whole characters") from cause
         # A pooled connection found dead before its use: the pool opens another one.
         if context.is_pre_ping or not isinstance(error, sa.exc.DBAPIError):
             return

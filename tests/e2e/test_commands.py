@@ -73,6 +73,13 @@ def test_top_of_an_unknown_study_suggests_the_nearest(hpo: Run, stored: None) ->
     assert outcome == (1, "", "hpo: sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)\n")
 
 
+def test_a_folder_that_was_deleted(hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    assert hpo("check", "../tiny.toml") == (1, "", "hpo: the current folder was deleted; go to another one\n")
+
+
 def test_studies(hpo: Run, stored: None) -> None:
     outcome = hpo("studies")
     assert (outcome.status, outcome.err) == (0, "")

@@ -19,7 +19,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import UnknownStudyError
+from hpo.errors import StorageError, UnknownStudyError
 from hpo.storage import Ending, Storage, best_trials, load_study, rename_study, study_names, summaries, summary
 
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
@@ -110,6 +110,12 @@ def test_an_unknown_study_is_answered_with_the_nearest_name(storage: Storage, st
     for k in range(6):
         storage.create_new_study([StudyDirection.MAXIMIZE], f"s{k}")
     assert unknown(storage, "mnist").endswith("'s3' and 2 more (see `hpo studies`)")
+
+
+def test_no_study_has_a_name_that_is_no_text(storage: Storage) -> None:
+    for find in (summary, load_study):
+        with pytest.raises(StorageError, match=r"holds no '\\udcff', and cannot: a name is whole characters"):
+            find(storage, "\udcff")  # as Python has it of a byte on a command line that is no UTF-8
 
 
 def test_an_empty_storage_says_how_to_start(storage: Storage) -> None:
