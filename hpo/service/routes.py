@@ -2,9 +2,10 @@
 
 Its own code takes what it gets: a study or trial that is not there, a body that is no object and an artifact of another
 study end in "internal server error", some of them half done. Promises: a request for what is not there is a 404, one
-that says something else than it should a 400, one that comes too late a 409, and none of them changes anything; a study
-is renamed in place, so that it stays the study that it is; no artifact is removed that another study has as well. Holds
-for every route that has these names in its path and its body, those of later versions among them.
+that says something else than it should a 400, one that comes too late a 409, one that the storage or the folder of
+artifacts cannot take a 503, and none of them changes anything; a study is renamed in place, so that it stays the study
+that it is; no artifact is removed that another study has as well. Holds for every route that has these names in its
+path and its body, those of later versions among them.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ class Routes:
                 return _said("400 Bad Request", "Study name already exists.")
             except StorageError as error:
                 return _said("503 Service Unavailable", str(error))
+            except OSError as error:  # a full disk, a folder that is read-only
+                log.warning("%s %s: %s", route.method, bottle.request.path, error)
+                return _said("503 Service Unavailable", f"the folder of artifacts cannot be used: {error.strerror}")
             except WRONG as error:
                 log.warning("%s %s: %s", route.method, bottle.request.path, error)
                 return _said("400 Bad Request", f"the request cannot be answered: {error}")

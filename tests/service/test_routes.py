@@ -265,6 +265,25 @@ def test_a_file_that_another_study_has_stays(
     assert os.listdir(tmp_path / "artifacts") == []
 
 
+def test_a_folder_of_artifacts_that_cannot_be_used_is_said(settled: str, study: optuna.Study, tmp_path: Path) -> None:
+    path = f"/api/artifacts/{study._study_id}"
+    (tmp_path / "artifacts").rename(tmp_path / "away")
+    (tmp_path / "artifacts").touch()
+    try:
+        wrong = {
+            ask(settled, "POST", path, {"file": FILE, "filename": "a.txt"}),
+            ask(settled, "DELETE", f"{path}/{of_study(study)}"),
+        }
+    finally:
+        (tmp_path / "artifacts").unlink()
+        (tmp_path / "away").rename(tmp_path / "artifacts")
+    reasons = ("File exists", "Not a directory")
+    assert wrong == {
+        (503, json.dumps({"reason": f"the folder of artifacts cannot be used: {reason}"}).encode())
+        for reason in reasons
+    }
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
 def test_what_is_no_file_is_no_artifact(served: Serve, study: optuna.Study, tmp_path: Path, kind: str) -> None:
     artifact, place = of_study(study), tmp_path / "artifacts" / of_study(study)
