@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX, SUFFIX = ".hpo-", ".part"
+UMASK = os.umask(0)
+"""Mode bits that new files of this process do not get; read before there are threads, as to read them sets them."""
+os.umask(UMASK)
 
 
 @contextlib.contextmanager
@@ -31,13 +34,6 @@ def unfinished(parent: Path, *, folder: bool = False) -> Iterator[Path]:
         yield path
     finally:
         _remove(path, lock)
-
-
-def umask() -> int:
-    """Return the mode bits that new files of this process do not get."""
-    mask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(mask)
-    return mask
 
 
 def _made(parent: Path, folder: bool) -> tuple[Path, int]:

@@ -28,7 +28,7 @@ from hpo.training.images import Shape
 from hpo.training.networks import outline
 from hpo.training.size import extent_of, measure, memory
 from hpo.training.weights import WIDEST, most_bytes, network_of, read
-from hpo.unfinished import umask, unfinished
+from hpo.unfinished import UMASK, unfinished
 from hpo.usercode import found, in_a_line
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -77,7 +77,7 @@ def put(folder: Path) -> Iterator[Path]:
             error.args = (str(error).replace(str(filled), str(folder)),)
             raise
         with _writing(folder):
-            filled.chmod(0o777 & ~umask())
+            filled.chmod(0o777 & ~UMASK)
             filled.rename(place)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpo import stdout
 from hpo.errors import HpoError
-from hpo.unfinished import umask, unfinished
+from hpo.unfinished import UMASK, unfinished
 
 
 @stdout.given_back()  # which /dev/stdout names
@@ -46,7 +46,7 @@ def _stream(path: Path) -> Path | int | None:
 
 
 def _replace(target: Path, data: bytes) -> None:
-    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask()
+    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~UMASK
     with unfinished(target.parent) as part:
         with open(part, "wb") as file:
             file.write(data)

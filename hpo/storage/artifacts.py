@@ -21,7 +21,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpo.errors import StorageError
 from hpo.storage.location import Location
-from hpo.unfinished import umask, unfinished
+from hpo.unfinished import UMASK, unfinished
 
 FOLDER = "HPO_ARTIFACTS"
 
@@ -35,7 +35,7 @@ class ArtifactFolder(FileSystemArtifactStore):
         file.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(file.parent) as part:
             super().write(part.name, content_body)
-            part.chmod(0o666 & ~umask())
+            part.chmod(0o666 & ~UMASK)
             part.replace(file)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
