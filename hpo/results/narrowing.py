@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.edges import Side, edge_of, number, wider_bound
 from hpo.results.ranking import configurations
-from hpo.search.space import Values, belongs, count, distributions
+from hpo.search.space import Values, belongs, count, distributions, how_many, size
 from hpo.studyfile import Parameter, Range, Study
 
 SHARE, FEWEST, MOST = 0.1, 3, 20
@@ -75,9 +75,12 @@ def best_few(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and belongs(study, space, trial.params)]
     ranked = configurations(study, inside)
     if len(ranked) < NEEDED:
+        advice = "launch it with more --trials and --extend"
+        if size(study) < NEEDED:
+            advice = f"its space holds {how_many(study)}, so try them all and take the best"
         raise HpoError(
             f"study '{study.name}': has {len(ranked)} different completed trials, and to narrow its ranges takes "
-            f"{NEEDED}; launch it with more --trials and --extend"
+            f"{NEEDED}; {advice}"
         )
     few = ranked[: min(MOST, max(FEWEST, math.ceil(SHARE * len(ranked))))]
     return Best([dict(each.params) for each in few], len(ranked), few[-1].mean)

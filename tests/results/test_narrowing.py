@@ -136,6 +136,12 @@ def test_only_completed_trials_inside_the_ranges_count() -> None:
     assert best_few(study, [*outside, *others, *inside, *more]).of == 6
 
 
+def test_of_a_space_with_too_few_trials_no_more_are_asked_for() -> None:
+    study = lr_study({"low": 0.1, "high": 0.3, "step": 0.1})
+    with pytest.raises(HpoError, match="takes 6; its space holds 3 different trials, so try them all and take the best"):
+        best_few(study, trials_at(study, [{"lr": 0.1}, {"lr": 0.2}]))
+
+
 def test_choices_stay_and_a_study_of_choices_has_nothing_to_narrow() -> None:
     study = study_of(network={"dropout": {"choices": [0.0, 0.5]}}, optimizer={"lr": LR})
     few = [{"dropout": 0.5, "lr": lr} for lr in (2e-4, 5e-5, 4e-4)]
