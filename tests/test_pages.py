@@ -40,7 +40,10 @@ COMMENT = re.compile(r"\s#.*")
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 ANY_LINES = r"(?:.*\n)*?"
-LONG = [f"docs/{name}.md" for name in ("own-data", "own-network", "own-objective", "own-tools", "python", "searching")]
+LONG = [
+    f"docs/{page}.md"
+    for page in ["comparing", "own-data", "own-network", "own-objective", "own-tools", "python", "searching"]
+]
 """Pages that take the longest to follow; README and tutorial are followed before each commit."""
 
 

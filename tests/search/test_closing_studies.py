@@ -104,7 +104,7 @@ def notes(events: Sequence[Event]) -> str:
 # --- While it is searched ---
 
 
-@pytest.mark.parametrize("epochs", [1, 4])
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("how", CLOSE)
 def test_a_study_closed_in_an_epoch_ends_the_work_on_it_and_loses_nothing(
     how: str, epochs: int, uninterrupted: list[FrozenTrial], storage: Storage, other: Storage

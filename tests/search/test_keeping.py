@@ -127,7 +127,12 @@ def test_what_a_dead_process_left_is_overwritten_or_removed(storage: Storage) ->
 
 @pytest.mark.parametrize(
     ("function", "call", "before"),
-    [("best_trials", 1, True), ("best_trials", 2, False), ("kept_files", 1, True), ("kept_files", 1, False)],
+    [
+        ("best_trials", 1, True),
+        pytest.param("best_trials", 2, False, marks=pytest.mark.slow),
+        pytest.param("kept_files", 1, True, marks=pytest.mark.slow),
+        ("kept_files", 1, False),
+    ],
 )
 def test_processes_that_share_a_study_keep_its_best(
     function: str, call: int, before: bool, storage: Storage, monkeypatch: pytest.MonkeyPatch

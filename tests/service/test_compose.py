@@ -453,6 +453,7 @@ def test_the_server_is_healthy_and_asks_hpo_for_its_password(stack: Stack) -> No
         assert connection.execute(rights).fetchone() == (False, False, False)
 
 
+@pytest.mark.slow
 def test_a_worker_trains_what_was_submitted_and_ends_when_asked(stack: Stack) -> None:
     before = sorted(stack.work.rglob("*"))
     worker = stack.start("worker")

@@ -144,6 +144,7 @@ def suspend(processes: Sequence[psutil.Process], storage: Storage) -> None:
             process.suspend()
 
 
+@pytest.mark.slow
 def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage: Storage) -> None:
     running = launch(SHORT, by="spawn")
     assert running.status() == 0

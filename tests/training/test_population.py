@@ -197,7 +197,7 @@ def test_validation_in_several_parts() -> None:
 
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
-@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("batch_norm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_bfloat16_learns_as_float32_does(network: dict[str, object], batch_norm: bool) -> None:
     """bfloat16 rounds to 8 bits (0.4%); errors of hundreds of steps partly cancel. Limits: the mean over 8 members
     of the last losses within 10%, of the accuracies within 3 points, a few times what was seen (2%, 0.6 points)."""
