@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from postgresql_server import Server
 
 from hpo.storage import open_storage
+
+# An example that is slow on a noisy machine is no failure.
+settings.register_profile("noisy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("noisy")
 
 # A shell ignores SIGINT for what it puts into the background, and all processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,7 +6,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import StudyFileError
@@ -245,7 +245,6 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     return tree
 
 
-@settings(deadline=None)
 @given(trees(), st.data())
 def test_a_study_with_cases_comes_back_whole_and_sets_each_trial(tree: dict[str, Any], data: st.DataObject) -> None:
     study = parse_study(tree, "")

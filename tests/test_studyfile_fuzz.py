@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import StudyFileError
 from hpo.studyfile import Choices, Range, Study, differing_keys, parse_study, read_study
 from hpo.studyfile.writing import study_text
-
-# A test machine's cores are noisy: an example that is slow once is no failure.
-fuzz = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 fractions = st.floats(0, 0.99)
 above_zero = st.floats(1e-12, 1e12)
@@ -137,7 +134,6 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, value in inside for place in places(value, (*path, key)))]
 
 
-@fuzz
 @given(tree=studies(), data=st.data())
 def test_a_sound_study_survives_the_round_trip_and_configures_its_trials(
     tree: dict[str, Any], data: st.DataObject
@@ -161,7 +157,6 @@ def test_a_sound_study_survives_the_round_trip_and_configures_its_trials(
     study.config(params)
 
 
-@fuzz
 @given(tree=studies())
 def test_a_sound_study_written_as_text_reads_back(folder: Path, tree: dict[str, Any]) -> None:
     study = parse_study(tree, "s.toml")
@@ -170,7 +165,6 @@ def test_a_sound_study_written_as_text_reads_back(folder: Path, tree: dict[str, 
     assert read_study(path) == study
 
 
-@fuzz
 @given(tree=studies(), data=st.data())
 def test_one_change_to_a_sound_study_is_read_or_refused_in_one_line(tree: dict[str, Any], data: st.DataObject) -> None:
     *top, key = data.draw(words([place for place in places(tree) if place]))
@@ -191,7 +185,6 @@ def test_one_change_to_a_sound_study_is_read_or_refused_in_one_line(tree: dict[s
         assert parse_study(study.resolved(), "s.toml") == study
 
 
-@fuzz
 @given(tree=trees)
 def test_any_tree_is_refused_in_one_line(tree: Any) -> None:
     assert parsed(tree) is None
@@ -217,7 +210,6 @@ trials = 100
 """
 
 
-@fuzz
 @given(
     junk=st.one_of(
         st.binary(max_size=40), words([b"[", b"{", b"'''", b"\n[[data]]\n", b"1979-05-27", b"nan", b"0x" * 9])
@@ -235,7 +227,6 @@ def test_any_bytes_are_read_or_refused_in_one_line(
         mannered(lambda: read_study(path), f"{path}: ")
 
 
-@fuzz
 @given(
     key=st.one_of(
         words(["name", "data.dataset", "network.dropout.1.low", "optimizer.lr.high", "network.dropout", "optimizer"]),

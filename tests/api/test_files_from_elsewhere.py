@@ -39,7 +39,7 @@ MOST_S = 20
 MOST_BYTES = 2**30
 """Bytes by which all files together may make this process larger."""
 
-quick = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 thorough = settings(quick, max_examples=1000)
 
 STUDY = {

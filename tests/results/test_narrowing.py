@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from stored_studies import tree
@@ -195,7 +195,7 @@ def value_of(parameter: Parameter, share: float) -> float:
 
 
 def test_whatever_the_best_are_the_next_study_is_sound(times: int) -> None:
-    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=12 * times)
+    @settings(max_examples=12 * times)
     @given(changed=ranges(), rows=st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=5), min_size=3, max_size=8))
     def sound(changed: dict[str, Any], rows: list[list[float]]) -> None:
         study = study_of(**changed)

@@ -67,7 +67,7 @@ def finite(draw: st.DrawFn) -> Study:
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(finite())
 def test_the_combinations_of_a_finite_space_are_all_different_and_all_there(study: Study) -> None:
     found = [combination(study, index) for index in range(int(size(study)))]

@@ -185,7 +185,7 @@ def histories(draw: st.DrawFn) -> list[FrozenTrial]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trials=histories(), metric=st.sampled_from(["val_loss", "val_accuracy"]), known=st.integers(0, 12))
 def test_completed_and_pruned_trials_behind_the_best_are_counted(
     trials: list[FrozenTrial], metric: str, known: int

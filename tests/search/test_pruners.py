@@ -51,7 +51,7 @@ def decisions(theirs: BasePruner, ours: BasePruner, direction: StudyDirection, d
 @pytest.mark.parametrize("direction", [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE])
 @pytest.mark.parametrize("kind", ["median", "hyperband"])
 def test_the_decisions_are_those_of_optuna(kind: str, direction: StudyDirection) -> None:
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     @given(st.integers(0, 2**32))
     def alike(seed: int) -> None:
         if kind == "median":

@@ -78,7 +78,6 @@ def noted(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], stu
     return observations
 
 
-@settings(deadline=None)
 @given(st.lists(ENDED, max_size=60), st.sampled_from(DIRECTIONS), st.randoms(use_true_random=False))
 def test_the_good_trials_are_those_of_optuna(
     ends: list[tuple[TrialState, float | None, dict[int, float]]], direction: StudyDirection, draw: random.Random
@@ -101,7 +100,7 @@ def test_the_good_trials_are_those_of_optuna(
         }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 80), st.sets(st.sampled_from(sorted(SPACE)), min_size=1))
 def test_the_densities_are_those_of_optuna(seed: int, trials: int, names: set[str]) -> None:
     space = {name: SPACE[name] for name in sorted(names)}

@@ -220,7 +220,7 @@ numbers = st.floats().map(lambda value: value + 0.0)
 def test_odd_values_arrive_as_they_are(pair: Pair, times: int) -> None:
     source, target = pair
 
-    @settings(max_examples=6 * times, deadline=None)
+    @settings(max_examples=6 * times)
     @given(
         attrs=st.dictionaries(texts, st.floats() | st.text() | st.integers() | st.none(), max_size=3),
         curve=st.dictionaries(st.integers(-(2**31), 2**31 - 1), numbers, max_size=4),

@@ -471,7 +471,7 @@ class Interleavings(RuleBasedStateMachine):
 def test_any_interleaving_leaves_and_answers_what_the_model_does(url: str, times: int) -> None:
     idle: list[tuple[Storage, Body]] = []
     looker = open_storage(url)
-    tried = settings(max_examples=EXAMPLES * times, stateful_step_count=STEPS, deadline=None, print_blob=True)
+    tried = settings(max_examples=EXAMPLES * times, stateful_step_count=STEPS, print_blob=True)
     with plain(looker.location.full_url) as plainly:
         try:
             run_state_machine_as_test(lambda: Interleavings(looker, plainly, url, idle), settings=tried)

@@ -411,7 +411,7 @@ def processes(storage: Storage, other: Storage) -> list[Storage]:
 def test_a_study_always_shows_what_is_stored(processes: list[Storage], times: int) -> None:
     """Two processes do anything in any order: what studies that live on show is what one loaded now shows."""
 
-    @settings(max_examples=5 * times, deadline=None)
+    @settings(max_examples=5 * times)
     @given(seed=st.integers(0, 2**32 - 1), operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=20))
     def shown(seed: int, operations: list[str]) -> None:
         rng = random.Random(seed)

@@ -147,7 +147,7 @@ def test_any_trials_are_written_and_read_as_plain_optuna_does(blank: Blank, time
     with blank() as by_optuna, blank() as by_us, plain(by_optuna) as theirs, plain(by_us) as reader:
         ours = open_storage(by_us)
 
-        @settings(max_examples=8 * times, deadline=None)
+        @settings(max_examples=8 * times)
         @given(templates=st.lists(histories(), max_size=6))
         def the_same(templates: list[FrozenTrial]) -> None:
             for storage in (theirs, ours):

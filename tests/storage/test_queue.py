@@ -628,7 +628,7 @@ def test_any_order_of_claims_changes_and_closings_leaves_what_the_model_does(
 ) -> None:
     run_state_machine_as_test(
         lambda: Doors((storage, other)),
-        settings=settings(max_examples=EXAMPLES * times, stateful_step_count=STEPS, deadline=None, print_blob=True),
+        settings=settings(max_examples=EXAMPLES * times, stateful_step_count=STEPS, print_blob=True),
     )
 
 

@@ -204,7 +204,7 @@ def dominates(one: list[float], other: list[float]) -> bool:
 
 
 def test_counting_and_ranking_agree_with_reading_every_trial(storage: Storage, times: int) -> None:
-    @settings(max_examples=10 * times, deadline=None)
+    @settings(max_examples=10 * times)
     @given(some=st.lists(studies(), min_size=1, max_size=3), n=st.integers(0, 15))
     def agree(some: list[tuple[list[StudyDirection], list[FrozenTrial]]], n: int) -> None:
         names = [filled(storage, of_study, *directions) for directions, of_study in some]

@@ -119,7 +119,7 @@ def test_members_have_rates_of_their_own() -> None:
         assert_share(kept[number], 1 - rate)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True), st.integers(1, 5), st.integers(1, 9))
 def test_a_mask_belongs_to_the_member_not_to_its_slot_or_company(numbers: list[int], rows: int, columns: int) -> None:
     rates = [number / 10 for number in numbers]

@@ -19,7 +19,7 @@ from hpo.training.stacking import LAYERS, StackedNetwork
 from hpo.training.tables import ELEMENTWISE_LAYERS
 from hpo.training.tracing import CannotStackError
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 several = st.integers(1, 4)
 
 

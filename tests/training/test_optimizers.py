@@ -94,7 +94,7 @@ def test_moments_and_settings_stay_with_their_member_when_another_leaves(kind: s
     assert_same_steps([own_settings(kind, number) for number in range(3)], leave_after=7)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sampled_from(KINDS), st.floats(1e-6, 0.05), st.floats(0, 0.5), st.floats(0.01, 0.99), st.floats(0.5, 0.999))
 def test_any_settings(kind: str, lr: float, weight_decay: float, first: float, second: float) -> None:
     # Neither eps nor alpha is tiny here: where a gradient is nearly 0, they would enlarge the rounding of its last bit.

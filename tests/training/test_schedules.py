@@ -35,7 +35,7 @@ def torch_rates(own: OptimizerSettings, epochs: int, steps: int) -> list[float]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(["constant", "step", "cosine"]),
     st.integers(1, 12),

@@ -216,7 +216,7 @@ def test_a_layer_may_have_any_name() -> None:
         assert_trains_like_plain(seeded(made), IMAGES, LABELS, steps=1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sets(st.integers(0, 4), min_size=1))
 def test_members_that_leave_take_nothing_along(stay: set[int]) -> None:
     """After some left, the rest go on as they would have: outputs, gradients, statistics."""
