@@ -34,6 +34,7 @@ from hpo.storage import (
     StudyState,
     connections,
     heartbeats,
+    last_drawn,
     open_storage,
     rename_study,
     running_trials,
@@ -48,16 +49,15 @@ from hpo.training.stack import Member
 
 UNTIL_STOPPED = Duty(device="cpu", threads=1)
 UNTIL_IDLE = Duty(device="cpu", threads=1, until_idle=True)
+REFRESH = drawing.refresh
 TRIES = 50
 """More often than any search of these tests asks for trials in vain."""
 
 
 @pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str | int]:
-    """The studies that figures are asked for; drawing them takes longer than training these (test_drawing.py)."""
-    studies: list[str | int] = []
-    monkeypatch.setattr(drawing, "refresh", lambda storage, which, fresh_s: studies.append(which))
-    return studies
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them takes longer than training these studies; test_drawing.py is about them."""
+    monkeypatch.setattr(drawing, "refresh", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
@@ -201,15 +201,16 @@ def test_only_the_studies_that_are_named(storage: Storage) -> None:
 
 
 def test_a_study_that_was_named_is_worked_on_whatever_it_is_called_by_then(
-    storage: Storage, drawn: list[str | int]
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(drawing, "refresh", REFRESH)
     study_id = put(storage, "a")
     rename = at_first(PopulationStarted, "a", lambda: rename_study(storage, study_id, "renamed"))
     happened = work_here(storage, Duty(("a",), "cpu", 1, until_idle=True), rename)
     assert populations(happened) == ["a", "renamed"]
     assert endings(happened) == [("renamed", "finished")]
     check_whole(trials_of(storage, "renamed"), 6)
-    assert study_id in drawn
+    assert last_drawn(storage, study_id) is not None
 
 
 def test_a_study_that_nobody_knows_is_refused_before_anything_is_trained(storage: Storage) -> None:
