@@ -32,8 +32,8 @@ from torch import nn
 
 from hpo.data import Split, load_split
 from hpo.errors import DataError, HpoError
-from hpo.search.history import History
 from hpo.search.launch import launch
+from hpo.search.sampling.sampler_history import History
 from hpo.search.space import config_of
 from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_study

@@ -29,8 +29,8 @@ from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from hpo.search.mirror import STUDY, Mirror, mirrored
-from hpo.search.tpe import IncrementalTPESampler, Observations
+from hpo.search.sampling.in_memory_study import STUDY, Mirror, mirrored
+from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 
 POPULATION = 32
 TWO: dict[str, BaseDistribution] = {

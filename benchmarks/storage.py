@@ -51,11 +51,11 @@ from optuna.trial import TrialState, create_trial
 from hpo.data import load_split
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, PopulationEnded
-from hpo.search.history import History
-from hpo.search.populations import PopulationSearch
-from hpo.search.records import open_study, settle_run
-from hpo.search.run import CURVE
+from hpo.search.population_run import CURVE
+from hpo.search.population_search import PopulationSearch
+from hpo.search.sampling.sampler_history import History
 from hpo.search.space import distributions
+from hpo.search.study_records import open_study, settle_run
 from hpo.storage import Ending, Gate, Storage, load_study, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study

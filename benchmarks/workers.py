@@ -29,7 +29,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from hpo.search.run import CURVE
+from hpo.search.population_run import CURVE
 from hpo.storage import Ending, Storage, load_study, open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))

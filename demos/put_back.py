@@ -26,7 +26,7 @@ from hpo.search.points import trial_seed
 from hpo.search.space import combination, config_of, size
 from hpo.studyfile import Study, read_study
 from hpo.training.images import to_device
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
 from hpo.training.objective import Objective
 from hpo.training.stack import Member
 

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
         UnknownStudyError,
         UsageError,
     )
-    from hpo.results.confirmation import Confirmation
-    from hpo.results.findings import Finding
-    from hpo.results.predicting import Predictions
-    from hpo.results.replaying import Replay
+    from hpo.results.confirm.result import Confirmation
+    from hpo.results.doctor.finding import Finding
+    from hpo.results.final_test.predict import Predictions
+    from hpo.results.reproduce.replay import Replay
     from hpo.search import events
     from hpo.service.status import Status
     from hpo.studyfile.searched import Choices, Range
@@ -76,10 +76,10 @@ _HOMES = {
         "UnknownStudyError",
         "UsageError",
     ],
-    "hpo.results.confirmation": ["Confirmation"],
-    "hpo.results.findings": ["Finding"],
-    "hpo.results.predicting": ["Predictions"],
-    "hpo.results.replaying": ["Replay"],
+    "hpo.results.confirm.result": ["Confirmation"],
+    "hpo.results.doctor.finding": ["Finding"],
+    "hpo.results.final_test.predict": ["Predictions"],
+    "hpo.results.reproduce.replay": ["Replay"],
     "hpo.service.status": ["Status"],
     "hpo.studyfile.searched": ["Choices", "Range"],
 }

@@ -24,11 +24,11 @@ import optuna_dashboard  # noqa: F401
 import psycopg  # noqa: F401
 import sklearn.datasets  # noqa: F401
 
-import hpo.results.closing
-import hpo.results.progress
+import hpo.results.display.progress
+import hpo.results.display.summary
 import hpo.search.launch
 import hpo.service.launching
-import hpo.service.process  # noqa: F401
+import hpo.service.worker_process  # noqa: F401
 from hpo.cli import main
 
 LONGEST = 2**20  # bytes of a request

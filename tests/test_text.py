@@ -66,7 +66,7 @@ def test_a_study_of_another_program_is_shown_printable(tmp_path: Path) -> None:
 
 
 def test_a_table_for_a_spreadsheet_is_printable() -> None:
-    from hpo.results.trials import comma_separated
+    from hpo.results.export.trials import comma_separated
 
     record = {"number": 0, "state": "failed", "value": None, "values": {}, "params": {EVIL: EVIL}, "reason": EVIL}
     fill = dict.fromkeys(("seed", "epochs", "precision", "device", "started", "ended"))

@@ -13,8 +13,8 @@ from hpo.api.stored import existing
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from hpo.results.comparison import Row
-    from hpo.results.groups import Group
+    from hpo.results.compare.runs import Group
+    from hpo.results.compare.table import Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +29,14 @@ class Comparison:
     by: str | None
 
     def __str__(self) -> str:
-        from hpo.results.comparison import text
+        from hpo.results.compare.table import text
 
         return text(self.rows)
 
     @property
     def json_text(self) -> str:
         """What `hpo compare --json` prints."""
-        from hpo.results.comparison import comparison_text
+        from hpo.results.compare.table import comparison_text
 
         return comparison_text(self.rows)
 
@@ -67,8 +67,8 @@ def compare(*names: str, by: str | None = None, storage: str | None = None) -> C
     With `by`, a searched parameter's name, those with the same value of it are compared apart. Raises UsageError for a
     configuration that is named twice, and HpoError for a study that has nothing to compare.
     """
-    from hpo.results.comparison import compare
-    from hpo.results.groups import groups
+    from hpo.results.compare.runs import groups
+    from hpo.results.compare.table import compare
 
     found = groups(existing(storage), names)
     return Comparison(compare(found, by), found, by)

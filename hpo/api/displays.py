@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from hpo.errors import UsageError
 
 if TYPE_CHECKING:
-    from hpo.results.progress import QuietProgress
+    from hpo.results.display.progress import QuietProgress
     from hpo.search.events import Event
 
 Progress: TypeAlias = "Literal['auto', 'quiet', 'json'] | Callable[[Event], None]"
@@ -27,7 +27,7 @@ def display(progress: Progress, stop: threading.Event) -> QuietProgress:
     """Return the display that was asked for; `stop` is set by one whose reader has gone."""
     from rich.console import Console
 
-    from hpo.results.progress import CallingProgress, JsonProgress, QuietProgress, progress_on
+    from hpo.results.display.progress import CallingProgress, JsonProgress, QuietProgress, progress_on
 
     if callable(progress):
         return CallingProgress(Console(stderr=True), progress)
@@ -38,7 +38,7 @@ def display(progress: Progress, stop: threading.Event) -> QuietProgress:
     if progress != "auto":
         raise UsageError(f"progress: must be auto, quiet, json or a function (got {progress!r})")
     if in_notebook():
-        from hpo.results.notebook import NotebookProgress
+        from hpo.results.display.notebook import NotebookProgress
 
         return NotebookProgress()
     return progress_on(Console(stderr=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def write(text: str, path: str | Path) -> Path:
     """Write a text to a file, the whole of it or on failure nothing; return the path. Raises HpoError."""
-    from hpo.results.writing import write
+    from hpo.files import write
 
     write(text, Path(path))
     return Path(path)

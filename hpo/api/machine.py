@@ -10,7 +10,7 @@ from hpo.api.stored import existing
 
 if TYPE_CHECKING:
     from hpo.data import Listing
-    from hpo.results.findings import Finding
+    from hpo.results.doctor.finding import Finding
 
 
 def datasets() -> list[Listing]:
@@ -22,7 +22,7 @@ def datasets() -> list[Listing]:
 
 def datasets_table() -> str:
     """Return the table of `hpo data list`."""
-    from hpo.results.overview import datasets_table
+    from hpo.results.display.tables import datasets_table
 
     return datasets_table(datasets())
 
@@ -52,7 +52,7 @@ def dashboard(
     HPO_DASHBOARD_PASSWORD, unless `insecure`. Raises UsageError for what does not go together, and HpoError where it
     cannot listen.
     """
-    from hpo.service.dashboard import check_names, read_password, serve
+    from hpo.service.dashboard.dashboard import check_names, read_password, serve
     from hpo.storage.artifacts import artifact_folder
 
     password = read_password(None if password_file is None else Path(password_file), insecure=insecure)
@@ -77,20 +77,20 @@ def doctor(*, storage: str | None = None, fix: bool = False) -> Iterator[Finding
     With `fix`, trials that nobody trains go back to the queue; else nothing is changed. A problem is a finding, and
     never an error.
     """
-    from hpo.results.doctor import findings
+    from hpo.results.doctor.checks import findings
 
     return findings(storage, fix)
 
 
 def versions() -> dict[str, str]:
     """Return the versions by program: hpo, python, torch, optuna, numpy."""
-    from hpo.results.versions import versions
+    from hpo.versions import versions
 
     return versions()
 
 
 def version_line() -> str:
     """Return what `hpo version` prints."""
-    from hpo.results.versions import version_line
+    from hpo.versions import version_line
 
     return version_line()

@@ -10,8 +10,8 @@ from hpo.api.answers import Result, Say, warn
 from hpo.api.stopping import stopping
 
 if TYPE_CHECKING:
-    from hpo.results.predicting import Predictions
-    from hpo.results.replaying import Replay
+    from hpo.results.final_test.predict import Predictions
+    from hpo.results.reproduce.replay import Replay
 
 
 def replay(
@@ -22,7 +22,7 @@ def replay(
     Raises UsageError for a file that is no export, DataError and HpoError where the images are missing or others, and
     InterruptionError when stopped.
     """
-    from hpo.results.replaying import replay, replay_lines, replay_text
+    from hpo.results.reproduce.replay import replay, replay_lines, replay_text
 
     with stopping(stop) as asked:
         found = replay(Path(file), device, asked, say)
@@ -36,6 +36,6 @@ def predict(folder: str | Path, images: str | Path, *, device: str = "auto") -> 
     for a network that was trained on floats as given, such floats. The answer has arrays `classes` and `probabilities`,
     [N], and `names` of the classes; `str()` of it is CSV. Raises HpoError for files that are neither.
     """
-    from hpo.results.predicting import predictions
+    from hpo.results.final_test.predict import predictions
 
     return predictions(Path(folder), Path(images), device)

@@ -34,6 +34,6 @@ def watch(name: str | None = None, *, storage: str | None = None) -> Iterator[St
 
 def studies_table(*, storage: str | None = None) -> str:
     """Return the table of `hpo studies`: name, data set, trials by state, best value, last activity."""
-    from hpo.results.overview import studies_table
+    from hpo.results.display.tables import studies_table
 
     return studies_table(existing(storage))

@@ -94,7 +94,7 @@ def submit(
     """
     checked = [read(study).checked for study in _several(studies)]
 
-    from hpo.service.control import submit_all
+    from hpo.service.queue_control import submit_all
     from hpo.storage import open_storage
 
     opened = open_storage(storage)
@@ -126,8 +126,8 @@ def work(
     any free one). Returns the exit status. Raises StorageError for a file that is not there, and HpoError for a port in
     use.
     """
-    from hpo.service.process import run_worker
     from hpo.service.worker import Duty
+    from hpo.service.worker_process import run_worker
 
     duty = Duty(tuple(names), device, threads, until_idle, changed_code)
     with stopping(stop) as asked:

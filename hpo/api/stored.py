@@ -16,7 +16,7 @@ from hpo.api.view import StudyView, confirmed
 from hpo.text import printable
 
 if TYPE_CHECKING:
-    from hpo.results.confirmation import Confirmation
+    from hpo.results.confirm.result import Confirmation
     from hpo.search.events import StudyEnded
     from hpo.storage import Storage
 
@@ -41,7 +41,7 @@ class Proposal:
         Raises HpoError where there is a file that says something else.
         """
         from hpo import studyfile
-        from hpo.results import next_study
+        from hpo.results.narrow import next_study
 
         checked = self.study.checked
         assert isinstance(checked, studyfile.Study)
@@ -108,7 +108,7 @@ class StoredStudy(StudyView):
         The proposal's `study` is what to launch, its `lines` say why, and its `write` makes a study file of it. Raises
         HpoError where too little is known.
         """
-        from hpo.results.next_study import propose
+        from hpo.results.narrow.next_study import propose
 
         proposal = propose(self._storage, self.name, name)
         return Proposal(Study.of(proposal.study), tuple(map(printable, proposal.lines)))
@@ -129,7 +129,7 @@ class StoredStudy(StudyView):
         `say` is told after each how it compares with the one before. Stopped, the last study's `interrupted` is true,
         and the same call goes on. Raises what `narrow` and `launch` raise.
         """
-        from hpo.service.rounds import run_rounds
+        from hpo.service.narrowing_rounds import run_rounds
 
         with stopping(stop) as asked:
             searched = run_rounds(
@@ -154,7 +154,7 @@ class StoredStudy(StudyView):
         InterruptionError, with nothing kept, when stopped.
         """
         from hpo.results.certificate import certificate_text, verified_lines
-        from hpo.results.verification import verify
+        from hpo.results.reproduce.verify import verify
 
         with stopping(stop) as asked:
             found = verify(self._storage, self.name, trials, device, asked, say)
@@ -180,8 +180,8 @@ class StoredStudy(StudyView):
         for whatever would keep it from a result, and InterruptionError when stopped.
         """
         from hpo.as_json import json_text
-        from hpo.results.sealed import Wanted, look
-        from hpo.results.sealed_result import lines
+        from hpo.results.final_test.evaluate import Wanted, look
+        from hpo.results.final_test.result import lines
 
         wanted = Wanted(again, from_checkpoint, trial, subnetworks, device, None if folder is None else Path(folder))
         with stopping(stop) as asked:
@@ -194,7 +194,7 @@ class StoredStudy(StudyView):
 
         Raises HpoError where it has ended.
         """
-        from hpo.service.control import pause
+        from hpo.service.queue_control import pause
 
         return pause(self._storage, self.name)
 
@@ -203,7 +203,7 @@ class StoredStudy(StudyView):
 
         Raises HpoError where it has ended.
         """
-        from hpo.service.control import stop
+        from hpo.service.queue_control import stop
 
         return stop(self._storage, self.name)
 
@@ -212,7 +212,7 @@ class StoredStudy(StudyView):
 
         It is trained by whoever works on the queue, or by launching it. Raises HpoError where it has ended.
         """
-        from hpo.service.control import resume
+        from hpo.service.queue_control import resume
 
         return resume(self._storage, self.name)
 
@@ -221,13 +221,13 @@ class StoredStudy(StudyView):
 
         Nobody is asked. Afterwards every call of this object raises UnknownStudyError.
         """
-        from hpo.service.control import delete
+        from hpo.service.queue_control import delete
 
         return delete(self._storage, self.name)
 
     def deletion_question(self) -> str:
         """Return what to ask somebody before it is deleted."""
-        from hpo.service.control import question
+        from hpo.service.queue_control import question
 
         return question(self._storage, self.name)
 
@@ -236,25 +236,25 @@ class StoredStudy(StudyView):
 
         A file may be new. Trials that run wait in the copy. Raises HpoError where a study of that name is there.
         """
-        from hpo.results.copies import copy_line
+        from hpo.results.copy import copy_line
 
         return copy_line(self._storage, self.name, to, name)
 
     def queue_line(self) -> str:
         """Return how it stands in the queue: open or held up, with how many trials left, or why it has ended."""
-        from hpo.service.control import queue_line
+        from hpo.service.queue_control import queue_line
 
         return queue_line(self._storage, self.name)
 
     def summary_lines(self) -> list[str]:
         """Return what a launch says at its end: how it ended, the best trials, and where these lie at an edge."""
-        from hpo.results.closing import summary_lines
+        from hpo.results.display.summary import summary_lines
 
         return summary_lines((self._launched or self.study).checked.named(self.name), self._storage, self.ended)
 
     def next_lines(self, storage: str | None = None) -> list[str]:
         """Return the commands to type next, which name this storage if it is not the usual one."""
-        from hpo.results.closing import next_lines
+        from hpo.results.display.summary import next_lines
 
         if self.ended is not None and self.ended.reason == "deleted":
             return []

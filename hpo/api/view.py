@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
-    from hpo.results.confirmation import Confirmation
+    from hpo.results.confirm.result import Confirmation
     from hpo.service.status import StudyStatus
     from hpo.storage import Storage
 
@@ -67,7 +67,7 @@ class StudyView:
     @property
     def study(self) -> Study:
         """The study as its file said when it was stored, or was last extended."""
-        from hpo.search.records import any_stored_study
+        from hpo.search.study_records import any_stored_study
         from hpo.storage import load_study
 
         return Study.of(any_stored_study(load_study(self._storage, self.name)))
@@ -89,7 +89,7 @@ class StudyView:
 
         Of several metrics these are trials on the Pareto front, in the order of the first metric.
         """
-        from hpo.results.trials import trial_records
+        from hpo.results.export.trials import trial_records
 
         return [_trial(record) for record in trial_records(self._storage, self.name, n)]
 
@@ -112,7 +112,7 @@ class StudyView:
 
     def trials(self) -> list[Trial]:
         """Return every trial, by number: `trials()[12].number` is 12. Raises HpoError where there is none."""
-        from hpo.results.trials import trial_records
+        from hpo.results.export.trials import trial_records
 
         return [_trial(record) for record in trial_records(self._storage, self.name)]
 
@@ -135,7 +135,7 @@ class StudyView:
         number. Of several metrics it is `hpo.front/1`, whose `front` holds such an object for each trial on the Pareto
         front. Raises HpoError where there is no such trial.
         """
-        from hpo.results.export import export
+        from hpo.results.export.best import export
 
         return export(self._storage, self.name, confirmed, trial)
 
@@ -152,7 +152,7 @@ class StudyView:
 
         Raises UsageError for what does not go together, and HpoError where there is no such trial.
         """
-        from hpo.results.exporting import exported
+        from hpo.results.export.document import exported
 
         return exported(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial, form=form)
 
@@ -189,8 +189,8 @@ class StudyView:
 
     def write_report(self, path: str | Path | None = None) -> Path:
         """Write the report, by default to `NAME-report.html` in the current folder; return the file."""
+        from hpo.files import write
         from hpo.results.naming import file_stem
-        from hpo.results.writing import write
 
         target = Path(f"{file_stem(self.name)}-report.html") if path is None else Path(path)
         write(self.report(), target)
@@ -202,7 +202,7 @@ class StudyView:
 
         Raises HpoError where a confirmation has begun and none is finished.
         """
-        from hpo.results.confirmation import find_confirmation
+        from hpo.results.confirm.result import find_confirmation
 
         found = find_confirmation(self._storage, self.name)
         return None if found is None else confirmed(found)
@@ -210,7 +210,7 @@ class StudyView:
 
 def confirmed(found: Confirmation) -> Result[Confirmation]:
     """Return a confirmation with how it reads."""
-    from hpo.results.confirmation_lines import confirmation_lines, confirmation_text
+    from hpo.results.confirm.text import confirmation_lines, confirmation_text
 
     return Result(found, "\n".join(confirmation_lines(found)), confirmation_text(found))
 

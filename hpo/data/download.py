@@ -20,7 +20,7 @@ from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset, Download, known_da
 from hpo.data.idx import GZIP_MAGIC
 from hpo.data.places import VARIABLE, cache_folder
 from hpo.errors import DataError
-from hpo.unfinished import unfinished
+from hpo.files import unfinished
 
 TIMEOUT_S = 30  # without a byte, before the next mirror is tried
 CHECKSUMS = "SHA256SUMS"  # written beside the files, in the form that `sha256sum -c` reads

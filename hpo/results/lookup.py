@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.errors import StorageError, StudyFileError
-from hpo.search.records import STUDY
+from hpo.search.study_records import STUDY
 from hpo.storage import Storage, StudySummary, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import parse_study

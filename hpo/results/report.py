@@ -19,23 +19,23 @@ from plotly.offline import get_plotlyjs
 
 from hpo.errors import HpoError
 from hpo.results.certificate import certificate_of, verified_lines
-from hpo.results.confirmation import Confirmation, find_confirmation
-from hpo.results.confirmation_lines import CONFIRMATION_HEADING, conclusions, confirmation_rows
+from hpo.results.confirm.result import Confirmation, find_confirmation
+from hpo.results.confirm.text import CONFIRMATION_HEADING, conclusions, confirmation_rows
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source
+from hpo.results.final_test.result import look_lines
 from hpo.results.naming import file_stem
 from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
-from hpo.results.sealed_result import look_lines
 from hpo.results.states import states_line
-from hpo.results.versions import versions
 from hpo.search.check import parameter_line
-from hpo.search.predecessors import predecessors
-from hpo.search.records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
+from hpo.search.sampling.warm_start import predecessors
+from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
-from hpo.storage.looks import Look, looks, seen
 from hpo.storage.remedies import command
+from hpo.storage.test_evaluations import Look, looks, seen
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
+from hpo.versions import versions
 
 WHEN = {"last": "after the last epoch", "best": "after its best epoch"}
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.lookup import objective_of, said
 from hpo.results.states import STATES
-from hpo.search.records import wanted
+from hpo.search.study_records import wanted
 from hpo.storage import REASON, Parts, Storage, StudyState, StudySummary, state_of, summary
 from hpo.storage.remedies import command
 from hpo.text import printable

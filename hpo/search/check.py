@@ -9,7 +9,7 @@ import json
 
 from hpo.as_json import json_text
 from hpo.search.plan import plan
-from hpo.search.samplers import most_epochs
+from hpo.search.sampling.samplers import most_epochs
 from hpo.search.space import few_digits, how_many
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter
 from hpo.text import lines

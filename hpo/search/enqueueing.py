@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import UsageError, nearest
 from hpo.outside import json_tree
-from hpo.search.history import History
 from hpo.search.points import trial_seed
+from hpo.search.sampling.sampler_history import History
 from hpo.search.space import Values, distributions, identity, snapped, takes
 from hpo.storage import Gate, Parts, Storage, study_names
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Parameter, Range, Study

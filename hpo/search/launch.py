@@ -17,15 +17,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import UnknownStudyError
-from hpo.search.again import plan_again
 from hpo.search.enqueueing import asked_for, store_asked
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
-from hpo.search.own_search import OwnSearch
+from hpo.search.objective_search import OwnSearch
 from hpo.search.plan import ObjectivePlan, Plan, on_device, plan
-from hpo.search.populations import PopulationSearch
-from hpo.search.predecessors import check_start, count_as_alike, predecessors
-from hpo.search.records import (
+from hpo.search.population_search import PopulationSearch
+from hpo.search.sampling.warm_start import check_start, count_as_alike, predecessors
+from hpo.search.space import how_many
+from hpo.search.stored_plan import plan_again
+from hpo.search.study_records import (
     RUN,
     any_stored_study,
     gate,
@@ -38,7 +39,6 @@ from hpo.search.records import (
     settle_beginning,
     settle_run,
 )
-from hpo.search.space import how_many
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.training.devices import describe

@@ -7,7 +7,7 @@ is taken back; a process with nothing left to do waits for the others, in case o
 What must not be lost is in the storage before the search goes on. On a stop what is in hand ends early, finished trials
 are kept, and the others go back to the queue: they run first when the study is launched again.
 
-Knows neither SQL nor how a trial is trained: `hpo.search.populations` does.
+Knows neither SQL nor how a trial is trained: `hpo.search.population_search` does.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Known(Protocol):
 
     @property
     def since_best(self) -> int:
-        """How many trials have ended since the last improvement: see `hpo.search.objectives.since_best`."""
+        """How many trials have ended since the last improvement: see `hpo.storage.pareto.since_best`."""
 
     def sync(self, trials: Iterable[FrozenTrial]) -> None:
         """Take over stored trials: new ones, and known ones that have ended elsewhere."""

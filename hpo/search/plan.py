@@ -16,15 +16,15 @@ import torch
 
 from hpo.data import Split, load_split
 from hpo.errors import CodeError, HpoError, SettingError
-from hpo.search.samplers import PRECISION, check_search
+from hpo.search.sampling.samplers import PRECISION, check_search
 from hpo.search.space import Values, config_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.messages import dotted
 from hpo.training.architectures import FEW, twins, why_alone
 from hpo.training.devices import describe, find_device, is_out_of_memory
 from hpo.training.images import DeviceSplit, shape_of_images, to_device
-from hpo.training.networks import build
-from hpo.training.own_networks import Mode, check_same, try_out
+from hpo.training.networks.builtin import build
+from hpo.training.networks.user_defined import Mode, check_same, try_out
 from hpo.training.size import Size, memory, population_size, size_of
 from hpo.training.stack import DTYPES, EVALUATION_BATCH
 from hpo.usercode import Code, code_of, in_a_line, load

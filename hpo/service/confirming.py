@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable
 
 from hpo.errors import HpoError, InterruptionError
-from hpo.results.confirmation import Confirmation, check_finished, of_study, runs_left
-from hpo.results.confirming import confirming_name, confirming_study
-from hpo.results.progress import QuietProgress
+from hpo.results.confirm.result import Confirmation, check_finished, of_study, runs_left
+from hpo.results.confirm.study import confirming_name, confirming_study
+from hpo.results.display.progress import QuietProgress
 from hpo.service.launching import launch
 from hpo.storage import Storage, StudyState, state_of, summary
 

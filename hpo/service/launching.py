@@ -11,10 +11,10 @@ import torch
 from hpo.errors import UsageError
 from hpo.search.events import Event
 from hpo.search.launch import launch as launch_here
-from hpo.service.crew import Crew, launch_with
-from hpo.service.drawing import Drawing
-from hpo.service.local_crew import LocalCrew
-from hpo.service.ray_crew import RayCrew
+from hpo.service.crew.crew import Crew, launch_with
+from hpo.service.crew.local import LocalCrew
+from hpo.service.crew.ray import RayCrew
+from hpo.service.dashboard.figures import Drawing
 from hpo.service.worker import Duty
 from hpo.storage import Storage
 from hpo.studyfile import AnyStudy, ObjectiveStudy

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import IO, Any
 
 from hpo.as_json import json_line
-from hpo.results.progress import failure, left_out, opening, outcome
+from hpo.results.display.progress import failure, left_out, opening, outcome
 from hpo.search.events import (
     Event,
     Note,

@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 
 from hpo.as_json import json_text, worded
 from hpo.errors import StorageError
-from hpo.results.overview import table
-from hpo.results.progress import duration, pace
+from hpo.results.display.progress import duration, pace
+from hpo.results.display.tables import table
 from hpo.results.states import by_word
-from hpo.search.records import STUDY, not_of_hpo, wanted
+from hpo.search.study_records import STUDY, not_of_hpo, wanted
 from hpo.storage import (
     PRIORITY,
     WHY,

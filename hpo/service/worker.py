@@ -26,8 +26,8 @@ from hpo.results.unranked import no_best
 from hpo.search.events import Note, Reason
 from hpo.search.launch import ended, join
 from hpo.search.loop import Search
-from hpo.search.records import not_of_hpo, wanted
-from hpo.service.drawing import Drawing, Listener
+from hpo.search.study_records import not_of_hpo, wanted
+from hpo.service.dashboard.figures import Drawing, Listener
 from hpo.storage import (
     IDENTITY,
     PRIORITY,

@@ -5,9 +5,8 @@ it knows nothing of tensors, study files, samplers or pruners.
 """
 
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
-from hpo.storage.changing import change_idle_study, rename_study
 from hpo.storage.copying import Copied, copy_study
-from hpo.storage.figures import Drawn, keep_figures, last_drawn
+from hpo.storage.dashboard_figures import Drawn, keep_figures, last_drawn
 from hpo.storage.heartbeats import Running, heartbeats, processes, retake, running_trials, unfinished
 from hpo.storage.location import mask
 from hpo.storage.queue import (
@@ -39,6 +38,7 @@ from hpo.storage.studies import (
     summaries,
     summary,
 )
+from hpo.storage.study_changes import change_idle_study, rename_study
 from hpo.storage.workers import Worker
 
 __all__ = [

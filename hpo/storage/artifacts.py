@@ -20,8 +20,8 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpo.errors import StorageError
+from hpo.files import UMASK, unfinished
 from hpo.storage.location import Location
-from hpo.unfinished import UMASK, unfinished
 
 FOLDER = "HPO_ARTIFACTS"
 

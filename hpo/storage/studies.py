@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import UnknownStudyError, nearest
-from hpo.storage.front import best_first, losses
+from hpo.storage.pareto import best_first, losses
 from hpo.storage.queue import STATE, StudyState
 from hpo.storage.retry import consult
 from hpo.storage.rows import (

@@ -2,7 +2,7 @@
 
 hpo's own networks say so in their settings. Of the user's own modules nobody knows what an argument changes, so each is
 built and traced; and before the first of a kind is trained, its stack is compared with training it alone
-(hpo/training/proof.py). A kind that cannot be stacked trains one member at a time, and why is said once.
+(hpo/training/stacking/proof.py). A kind that cannot be stacked trains one member at a time, and why is said once.
 
 Knows nothing of what is trained on them.
 """
@@ -18,11 +18,11 @@ from hpo.errors import HpoError
 from hpo.studyfile import Config, NetworkSettings
 from hpo.studyfile.keys import for_all
 from hpo.training.images import DeviceSplit, Shape
-from hpo.training.networks import build
-from hpo.training.own_networks import try_out
-from hpo.training.proof import prove
+from hpo.training.networks.builtin import build
+from hpo.training.networks.user_defined import try_out
 from hpo.training.stack import Member
-from hpo.training.tracing import CannotStackError, architecture
+from hpo.training.stacking.proof import prove
+from hpo.training.stacking.trace import CannotStackError, architecture
 
 OWN = (("network", "init"), ("network", "dropout"), ("training", "label_smoothing"), ("training", "patience"))
 """Settings that each member of a population has for itself, besides its optimizer's numbers and schedule."""

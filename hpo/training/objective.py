@@ -20,11 +20,12 @@ from hpo.studyfile import Config
 from hpo.training.architectures import Architectures
 from hpo.training.devices import is_out_of_memory
 from hpo.training.images import DeviceSplit
+from hpo.training.networks.weights import State
 from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, train
 from hpo.training.size import parameters_of
-from hpo.training.stack import Member, State
-from hpo.training.tracing import CannotStackError
+from hpo.training.stack import Member
+from hpo.training.stacking.trace import CannotStackError
 
 
 @dataclass

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.blocks import Blocks, Slot
 from hpo.training.schedules import is_scheduled, learning_rates
+from hpo.training.stacking.blocks import Blocks, Slot
 
 HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
 DEFAULT_EPS = {"adagrad": 1e-10}

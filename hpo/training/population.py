@@ -28,9 +28,10 @@ from multiprocessing.pool import ThreadPool
 import torch
 
 from hpo.training.images import DeviceSplit
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
+from hpo.training.networks.weights import State
 from hpo.training.size import measure, memory, size_of
-from hpo.training.stack import DTYPES, Member, Stack, State, Values
+from hpo.training.stack import DTYPES, Member, Stack, Values
 
 WORTH_A_CORE = 100_000_000
 """Floating-point operations a step from which a stack earns a thread of its own: about a millisecond's."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hpo.studyfile import Config, NetworkSettings
 from hpo.training.images import Shape
-from hpo.training.networks import build, own_layers
+from hpo.training.networks.builtin import build, own_layers
 from hpo.training.optimizers import RULES
 from hpo.training.process_wide import ONE_THREAD
 from hpo.training.stack import DTYPES

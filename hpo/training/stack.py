@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from hpo.studyfile import Config
 from hpo.training.augmentation import epoch_images
-from hpo.training.dropouts import Dropout
 from hpo.training.images import DeviceSplit
+from hpo.training.networks.outputs import checked, watched
+from hpo.training.networks.weights import State
 from hpo.training.optimizers import Optimizer
-from hpo.training.outputs import checked, watched
-from hpo.training.plain import Draws, PlainNetwork
 from hpo.training.randomness import batch_order, dropout_keys
-from hpo.training.stacking import StackedNetwork
+from hpo.training.stacking.dropouts import Dropout
+from hpo.training.stacking.plain import Draws, PlainNetwork
+from hpo.training.stacking.program import StackedNetwork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 EVALUATION_BATCH = 500
@@ -31,9 +32,6 @@ METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 Values = dict[int, dict[str, float]]
 """Trial number -> metric -> value."""
-
-State = dict[str, Tensor]
-"""A member's weights as its module's `load_state_dict` takes them: on the CPU, in the type that was trained."""
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from safetensors.torch import save
 
 import hpo
 from hpo.errors import HpoError
-from hpo.results import replaying
-from hpo.results.model_folder import sha256
+from hpo.results.final_test.model_folder import sha256
+from hpo.results.reproduce import replay as replaying
 from hpo.search.enqueueing import asked_for
 from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_any_study
-from hpo.training.weights import read
+from hpo.training.networks.weights import read
 
 MOST_S = 20
 """Seconds of this process's own time that a file may take."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from schemas import schema
 from tiny import tree
 
 import hpo
-from hpo.results.schemas import schema
 from hpo.search.events import EpochEnded, Event, PopulationStarted, WorkersSeen
 from hpo.storage import open_storage, rename_study, study_names
 

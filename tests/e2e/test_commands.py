@@ -20,10 +20,10 @@ from command import Outcome, Running
 from deadlines import deadline
 from forks import Fork
 from optuna.distributions import FloatDistribution
+from schemas import schema
 
 import hpo as package
 from hpo.cli import main as package_main
-from hpo.results.schemas import schema
 from hpo.storage import open_storage
 from hpo.studyfile import read_study
 

@@ -24,7 +24,7 @@ def test_importing_the_command_and_help_load_nothing_heavy() -> None:
 
 
 def test_what_shows_exports_and_holds_up_studies_loads_no_torch() -> None:
-    rooms = ["hpo.service.status", "hpo.service.control"]
+    rooms = ["hpo.service.status", "hpo.service.queue_control"]
     rooms += [f"hpo.results.{room}" for room in ("comparison", "closing", "progress", "exporting")]
     code = f"import sys, {', '.join(rooms)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

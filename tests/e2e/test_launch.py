@@ -16,8 +16,8 @@ import pytest
 from command import Outcome, Running
 from deadlines import deadline
 from optuna.trial import FrozenTrial
+from schemas import schema
 
-from hpo.results.schemas import schema
 from hpo.storage import load_study, open_storage
 
 Run = Callable[..., Outcome]

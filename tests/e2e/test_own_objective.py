@@ -12,8 +12,7 @@ from pathlib import Path
 
 import jsonschema
 from command import Outcome, Running
-
-from hpo.results.schemas import schema
+from schemas import schema
 
 Run = Callable[..., Outcome]
 Start = Callable[..., Running]
@@ -152,7 +151,7 @@ def objective(trial):
 WORKERS_ARE_FORKS = """
 import multiprocessing, sys
 from hpo.cli import main
-from hpo.service import local_crew
+from hpo.service.crew import local as local_crew
 
 local_crew.SPAWN = multiprocessing.get_context("fork")
 sys.exit(main(sys.argv[1:]))

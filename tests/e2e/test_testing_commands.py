@@ -14,11 +14,11 @@ import pytest
 from command import Outcome, Running
 from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
+from schemas import schema
 from tiny import sealed_digits
 
-from hpo.results.schemas import schema
 from hpo.storage import load_study, open_storage
-from hpo.storage.looks import looks
+from hpo.storage.test_evaluations import looks
 
 Run = Callable[..., Outcome]
 Start = Callable[..., Running]

@@ -13,9 +13,9 @@ from stored_studies import tree, trial
 
 from hpo.data import load_split
 from hpo.errors import HpoError
-from hpo.results.choice import chosen
-from hpo.results.confirming import confirming_study
-from hpo.search.records import data_record, stored_study
+from hpo.results.confirm.study import confirming_study
+from hpo.results.selection import chosen
+from hpo.search.study_records import data_record, stored_study
 from hpo.storage import Storage, load_study
 
 Stored = Callable[..., optuna.Study]

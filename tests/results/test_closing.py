@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import TrialState
 from stored_studies import tree, trial
 
-from hpo.results.closing import next_lines, summary_lines
+from hpo.results.display.summary import next_lines, summary_lines
 from hpo.search.events import StudyEnded
 from hpo.storage import Storage
 from hpo.studyfile import Study, parse_study

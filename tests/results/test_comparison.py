@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from stored_studies import run, tree
 
 from hpo.errors import UsageError
-from hpo.results.comparison import Row, compare, comparison_text, text
-from hpo.results.groups import groups
+from hpo.results.compare.runs import groups
+from hpo.results.compare.table import Row, compare, comparison_text, text
 from hpo.storage import Storage
 
 Store = Callable[..., optuna.Study]

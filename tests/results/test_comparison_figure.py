@@ -12,8 +12,8 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from stored_studies import run, tree
 
 from hpo.errors import UsageError
+from hpo.results.compare.runs import groups
 from hpo.results.figures.comparison import comparison
-from hpo.results.groups import groups
 from hpo.storage import Storage
 
 Store = Callable[..., optuna.Study]

@@ -17,15 +17,15 @@ from tiny import search
 
 from hpo.data import load_split
 from hpo.errors import UsageError
-from hpo.results.confirming import confirming_study
-from hpo.results.export import export
+from hpo.results.compare.runs import facets, groups
+from hpo.results.confirm.study import confirming_study
+from hpo.results.export.best import export
+from hpo.results.export.trials import comma_separated, trial_records
 from hpo.results.figures.importances import parameter_importances
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import read_source
-from hpo.results.groups import facets, groups
-from hpo.results.next_study import propose
+from hpo.results.narrow.next_study import propose
 from hpo.results.ranking import edge_warnings, top_lines
-from hpo.results.trials import comma_separated, trial_records
 from hpo.search.points import points
 from hpo.search.space import distributions
 from hpo.storage import Storage, best_trials

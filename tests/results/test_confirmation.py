@@ -20,14 +20,14 @@ from stored_studies import trial
 from tiny import StopAfter, search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, UnknownStudyError
-from hpo.results.confirmation import Confirmation, find_confirmation, of_study
-from hpo.results.confirmation_lines import conclusions, confirmation_lines, confirmation_rows, confirmation_text
-from hpo.results.confirming import CONFIRMS, confirming_study
-from hpo.results.copies import copy_line
-from hpo.results.export import export
-from hpo.results.progress import QuietProgress
-from hpo.results.verification import verify
-from hpo.search import again
+from hpo.results.confirm.result import Confirmation, find_confirmation, of_study
+from hpo.results.confirm.study import CONFIRMS, confirming_study
+from hpo.results.confirm.text import conclusions, confirmation_lines, confirmation_rows, confirmation_text
+from hpo.results.copy import copy_line
+from hpo.results.display.progress import QuietProgress
+from hpo.results.export.best import export
+from hpo.results.reproduce.verify import verify
+from hpo.search import stored_plan as again
 from hpo.search.check import parameter_line
 from hpo.service.confirming import confirm
 from hpo.storage import IDENTITY, Storage, StudyState, load_study, open_storage, rename_study, set_state, study_names

@@ -22,10 +22,10 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.data import Listing
 from hpo.errors import StorageError
-from hpo.results import verdicts
-from hpo.results.doctor import data_folder, dataset, device, packages, threads
-from hpo.results.findings import Finding, Verdict, failed, option
-from hpo.results.storage_checks import storage_findings
+from hpo.results.doctor import verdicts
+from hpo.results.doctor.checks import data_folder, dataset, device, packages, threads
+from hpo.results.doctor.finding import Finding, Verdict, failed, option
+from hpo.results.doctor.storage import storage_findings
 from hpo.storage import Running, Storage
 from hpo.storage.health import Damage, FileState, Numbering, Schema
 from hpo.storage.location import locate

@@ -15,15 +15,15 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
+from schemas import schema
 from stored_studies import DROPOUT, LR, OWN, tree, trial
 from tiny import search, study_of
 
 from hpo.errors import HpoError, UsageError
-from hpo.results.confirming import confirming_study
-from hpo.results.export import export, export_text
-from hpo.results.schemas import schema
-from hpo.results.verification import verify
-from hpo.results.writing import write
+from hpo.files import write
+from hpo.results.confirm.study import confirming_study
+from hpo.results.export.best import export, export_text
+from hpo.results.reproduce.verify import verify
 from hpo.storage import Ending, Storage
 from hpo.studyfile import read_study
 

@@ -15,23 +15,23 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from schemas import schema
 from stored_studies import LR
 from tiny import search, study_of, trials_of
 
 from hpo.api.view import StudyView
 from hpo.errors import HpoError, UsageError
-from hpo.results.choice import chosen
-from hpo.results.closing import next_lines, summary_lines
-from hpo.results.export import export
-from hpo.results.exporting import exported
-from hpo.results.figures.front import front
+from hpo.results.display.summary import next_lines, summary_lines
+from hpo.results.display.tables import studies_table
+from hpo.results.export.best import export
+from hpo.results.export.document import exported
 from hpo.results.figures.kinds import draw
+from hpo.results.figures.pareto_front import front
 from hpo.results.figures.source import Source, read_source
-from hpo.results.next_study import propose
-from hpo.results.overview import studies_table
+from hpo.results.narrow.next_study import propose
 from hpo.results.ranking import best_line, edge_warnings
 from hpo.results.report import report
-from hpo.results.schemas import schema
+from hpo.results.selection import chosen
 from hpo.storage import Storage, best_trials
 from hpo.studyfile import parse_study
 

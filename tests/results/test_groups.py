@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from stored_studies import DROPOUT, LR, run, tree, trial
 
 from hpo.errors import HpoError, UnknownStudyError, UsageError
-from hpo.results.groups import facets, groups
+from hpo.results.compare.runs import facets, groups
 from hpo.storage import Storage
 
 Store = Callable[..., optuna.Study]

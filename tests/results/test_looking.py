@@ -13,31 +13,32 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from schemas import schema
 from tiny import LR, sealed_digits, search, study_of, trials_of, write_mnist
 
 from hpo.data import Images, SealedImages, load_split
 from hpo.data.splits import split_indices
 from hpo.errors import HpoError, InterruptionError, StorageError
-from hpo.results import answering, sealed
-from hpo.results.copies import copy_line
-from hpo.results.model_folder import WEIGHTS_FILE, put
+from hpo.files import write
+from hpo.results.copy import copy_line
+from hpo.results.final_test import evaluate as sealed
+from hpo.results.final_test import predictions as answering
+from hpo.results.final_test.evaluate import Wanted, look
+from hpo.results.final_test.model_folder import WEIGHTS_FILE, put
+from hpo.results.final_test.result import lines, look_lines
 from hpo.results.report import report
-from hpo.results.schemas import schema
-from hpo.results.sealed import Wanted, look
-from hpo.results.sealed_result import lines, look_lines
-from hpo.results.writing import write
 from hpo.search.events import EpochEnded
-from hpo.search.run import CURVE
+from hpo.search.population_run import CURVE
 from hpo.storage import Storage, best_trials, load_study
 from hpo.storage.artifacts import artifact_folder
-from hpo.storage.looks import TESTS, end_look
+from hpo.storage.test_evaluations import TESTS, end_look
 from hpo.studyfile import Study
 from hpo.training.images import DeviceSplit
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
+from hpo.training.networks.weights import read
 from hpo.training.population import train
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member
-from hpo.training.weights import read
 
 DROPS = {"dropout": {"low": 0.1, "high": 0.4}}
 STUDY = study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}})

@@ -13,8 +13,8 @@ from stored_studies import tree
 
 from hpo.errors import HpoError
 from hpo.results.edges import edge_of
-from hpo.results.narrowing import best_few, changes
-from hpo.results.next_study import following
+from hpo.results.narrow.next_study import following
+from hpo.results.narrow.ranges import best_few, changes
 from hpo.search.space import candidate, check_space, count, distributions
 from hpo.studyfile import Choices, Parameter, Range, Study, parse_study
 

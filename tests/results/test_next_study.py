@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from stored_studies import DROPOUT, LR, tree, trial
 
 from hpo.errors import HpoError, UnknownStudyError, UsageError
-from hpo.results.next_study import next_name, propose, write_study
+from hpo.results.narrow.next_study import next_name, propose, write_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import parse_study, read_study
 

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from stored_studies import tree, trial
 
 from hpo.data import Listing
-from hpo.results.overview import datasets_table, studies_table, table
+from hpo.results.display.tables import datasets_table, studies_table, table
 from hpo.results.states import by_word
 from hpo.storage import Storage
 

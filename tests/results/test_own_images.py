@@ -10,24 +10,24 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from schemas import schema
 from tiny import search, tree, trials_of
 
 from hpo.errors import DataError, HpoError, StudyFileError
-from hpo.results.confirming import confirming_study
-from hpo.results.export import export, export_text
-from hpo.results.model_folder import CARD_FILE
-from hpo.results.next_study import Proposal, following, write_study
-from hpo.results.predicting import predictions
-from hpo.results.replaying import replay
+from hpo.results.confirm.study import confirming_study
+from hpo.results.export.best import export, export_text
+from hpo.results.final_test.evaluate import Wanted, look
+from hpo.results.final_test.model_folder import CARD_FILE
+from hpo.results.final_test.predict import predictions
+from hpo.results.final_test.result import lines
+from hpo.results.narrow.next_study import Proposal, following, write_study
 from hpo.results.report import report
-from hpo.results.schemas import schema
-from hpo.results.sealed import Wanted, look
-from hpo.results.sealed_result import lines
+from hpo.results.reproduce.replay import replay
 from hpo.search.check import describe
 from hpo.search.events import Note
 from hpo.search.launch import join
 from hpo.search.plan import plan
-from hpo.search.records import CODE, DATA, check_data, stored_study
+from hpo.search.study_records import CODE, DATA, check_data, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, read_study
 

@@ -20,12 +20,12 @@ from sklearn.datasets import load_digits
 from tiny import sealed_digits, search, study_of
 
 from hpo.errors import HpoError
-from hpo.results.model_card import CARD_FILE
-from hpo.results.model_folder import WEIGHTS_FILE, sha256
-from hpo.results.predicting import predictions
-from hpo.results.sealed import Wanted, look
+from hpo.results.final_test.evaluate import Wanted, look
+from hpo.results.final_test.model_card import CARD_FILE
+from hpo.results.final_test.model_folder import WEIGHTS_FILE, sha256
+from hpo.results.final_test.predict import predictions
 from hpo.storage import open_storage
-from hpo.training.weights import read, to_bytes
+from hpo.training.networks.weights import read, to_bytes
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_bytes_are_as_the_data_set_has_them_and_floats_from_0_to_1(model: Path) 
 def test_many_images_are_numbered_through(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = sealed_digits().pixels[:25]
     whole = predict(model, images)
-    monkeypatch.setattr("hpo.results.predicting.AT_ONCE", 10)
+    monkeypatch.setattr("hpo.results.final_test.predict.AT_ONCE", 10)
     assert predict(model, images) == whole
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from hpo.results.progress import JsonProgress, LiveProgress, PlainProgress, QuietProgress, progress_on
+from hpo.results.display.progress import JsonProgress, LiveProgress, PlainProgress, QuietProgress, progress_on
 from hpo.search.events import (
     EpochEnded,
     Event,

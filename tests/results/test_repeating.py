@@ -15,16 +15,16 @@ from stored_studies import trial
 from tiny import search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, UsageError
-from hpo.results import export as exporting
-from hpo.results import verification
 from hpo.results.certificate import VERIFIED, verified_lines
-from hpo.results.confirming import confirming_study
-from hpo.results.export import export, export_text, params_of
-from hpo.results.repeating import largest_differences
-from hpo.results.replaying import Replay, replay, replay_lines
-from hpo.results.verification import verify
+from hpo.results.confirm.study import confirming_study
+from hpo.results.export import best as exporting
+from hpo.results.export.best import export, export_text, params_of
+from hpo.results.reproduce import verify as verification
+from hpo.results.reproduce.replay import Replay, replay, replay_lines
+from hpo.results.reproduce.retrain import largest_differences
+from hpo.results.reproduce.verify import verify
 from hpo.search.events import StudyStarted
-from hpo.search.records import CURVE
+from hpo.search.study_records import CURVE
 from hpo.storage import Storage, load_study
 from hpo.studyfile import SearchSettings, Study, read_study
 

@@ -13,9 +13,9 @@ from stored_studies import tree, trial
 from tiny import search, study_of
 
 from hpo.errors import HpoError, UnknownStudyError
-from hpo.results.confirming import confirming_study
+from hpo.results.confirm.study import confirming_study
 from hpo.results.report import report
-from hpo.results.verification import verify
+from hpo.results.reproduce.verify import verify
 from hpo.storage import Storage
 
 Store = Callable[..., optuna.Study]

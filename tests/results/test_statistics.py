@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hpo.results.statistics import Estimate, Interval, estimate, holm, paired, wilson
+from hpo.results.compare.statistics import Estimate, Interval, estimate, holm, paired, wilson
 
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=False)
 P_VALUES = st.lists(st.floats(0, 1), max_size=8)

@@ -16,8 +16,8 @@ from stored_studies import DROPOUT, LR, OWN, tree, trial
 from tiny import search, study_of, trials_of
 
 from hpo.errors import HpoError, UsageError
-from hpo.results.exporting import exported
-from hpo.search.records import CURVE
+from hpo.results.export.document import exported
+from hpo.search.study_records import CURVE
 from hpo.storage import Storage
 
 Store = Callable[..., optuna.Study]

@@ -9,7 +9,7 @@ import optuna
 import torch
 
 import hpo
-from hpo.results.versions import version_line, versions
+from hpo.versions import version_line, versions
 
 
 def test_versions_are_those_that_run() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from hpo.errors import HpoError
-from hpo.results.writing import write
+from hpo.files import write
 
 
 def test_a_written_file_is_whole_and_readable_by_others(tmp_path: Path) -> None:
     file = tmp_path / "best.json"
-    code = "from pathlib import Path; from hpo.results.writing import write; write('new\\n', Path('best.json'))"
+    code = "from pathlib import Path; from hpo.files import write; write('new\\n', Path('best.json'))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, umask=0o022)
     assert file.read_text() == "new\n"
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
@@ -46,7 +46,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-WRITER = "import pathlib, sys, hpo.results.writing as w; w.write(sys.argv[1], pathlib.Path(sys.argv[2]))"
+WRITER = "import pathlib, sys, hpo.files as w; w.write(sys.argv[1], pathlib.Path(sys.argv[2]))"
 
 
 @pytest.mark.parametrize("own", ["/dev/stdout", "/dev/stderr", "/dev/fd/1", "log"])

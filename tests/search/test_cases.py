@@ -18,11 +18,11 @@ from tiny import after_epochs, check_like, check_whole, search, study_of, trials
 
 from hpo.errors import StudyFileError, UsageError
 from hpo.search.check import parameter_line
-from hpo.search.mirror import STUDY, Mirror
 from hpo.search.points import baseline, check_points, points
-from hpo.search.samplers import check_search, most_epochs
+from hpo.search.sampling.in_memory_study import STUDY, Mirror
+from hpo.search.sampling.samplers import check_search, most_epochs
+from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import belongs, combination, distributions, groups, how_many, identity, is_whole, size
-from hpo.search.tpe import IncrementalTPESampler, Observations
 from hpo.storage import Storage
 from hpo.studyfile import Study, parse_study
 

@@ -12,11 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 from test_keeping import check_kept
 from tiny import after_epochs, check_like, check_whole, curves, search, states, study_of, trials_of
 
-from hpo.results.comparison import summarize
-from hpo.results.export import export, export_text
-from hpo.results.groups import groups
-from hpo.results.replaying import replay
-from hpo.results.verification import verify
+from hpo.results.compare.runs import groups
+from hpo.results.compare.table import summarize
+from hpo.results.export.best import export, export_text
+from hpo.results.reproduce.replay import replay
+from hpo.results.reproduce.verify import verify
 from hpo.search.events import EpochEnded, PopulationEnded
 from hpo.storage import Storage, open_storage
 from hpo.studyfile import Study

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from hpo.data import load_split
 from hpo.search.points import trial_seed
-from hpo.search.records import CURVE
 from hpo.search.space import combination, config_of, size
+from hpo.search.study_records import CURVE
 from hpo.storage import Storage, best_trials
 from hpo.studyfile import Study, read_study
 from hpo.training.images import DeviceSplit, to_device
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
 from hpo.training.objective import Objective
 from hpo.training.stack import Member
 

@@ -14,19 +14,19 @@ from optuna.trial import TrialState
 from tiny import search, states, study_of, tree, trials_of
 
 from hpo.data import load_split
-from hpo.results.copies import copy_line
-from hpo.search import keeping as keeping_module
+from hpo.results.copy import copy_line
+from hpo.search import checkpoints as keeping_module
+from hpo.search.checkpoints import WEIGHTS
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded
-from hpo.search.keeping import WEIGHTS
-from hpo.search.run import CURVE
+from hpo.search.population_run import CURVE
 from hpo.search.space import config_of
-from hpo.service.control import delete
+from hpo.service.queue_control import delete
 from hpo.storage import Storage, best_trials, identity, load_study, open_storage, rename_study, study_names
 from hpo.storage.artifacts import artifact_folder
-from hpo.storage.kept import FILES, file_id, kept_files
+from hpo.storage.checkpoint_files import FILES, file_id, kept_files
 from hpo.studyfile import Study, parse_study
 from hpo.training.images import shape_of_images
-from hpo.training.weights import network_of, read
+from hpo.training.networks.weights import network_of, read
 
 ROUGH = {"low": 0.5, "high": 30.0, "log": True}
 """Learning rates at which the lowest validation loss is often not the last epoch's."""

@@ -15,9 +15,9 @@ from tiny import STUDY, after_epochs, check_like, check_whole, search, states, s
 
 from hpo.errors import StudyFileError
 from hpo.search.events import EpochEnded, Event, PopulationStarted, StudyEnded
-from hpo.search.history import History
 from hpo.search.launch import join, submit
 from hpo.search.loop import Search
+from hpo.search.sampling.sampler_history import History
 from hpo.search.space import distributions
 from hpo.storage import STATE, WHY, Storage, StudyState, load_study, open_storage, open_summaries, set_state, summary
 from hpo.storage.workers import Worker

@@ -26,8 +26,8 @@ from tiny import (
 from hpo.data import load_split
 from hpo.errors import HpoError, StorageError
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
-from hpo.search.history import History
 from hpo.search.launch import launch
+from hpo.search.sampling.sampler_history import History
 from hpo.search.space import config_of
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study

@@ -12,17 +12,17 @@ import pytest
 from objectives import objective_study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from schemas import schema
 from tiny import after_epochs, check_whole, search, study_of, trials_of
 
 from hpo.errors import StudyFileError
-from hpo.results.export import export
+from hpo.results.export.best import export
 from hpo.results.ranking import top_lines
-from hpo.results.schemas import schema
-from hpo.search.objectives import since_best
-from hpo.search.records import CURVE
-from hpo.search.samplers import GENERATION, check_search
+from hpo.search.sampling.samplers import GENERATION, check_search
+from hpo.search.study_records import CURVE
 from hpo.storage import Storage, best_trials, load_study
-from hpo.storage.kept import kept_files
+from hpo.storage.checkpoint_files import kept_files
+from hpo.storage.pareto import since_best
 from hpo.studyfile import Study
 
 SIZES = {"hidden": {"choices": [[4], [8], [16]]}}

@@ -12,23 +12,23 @@ import jsonschema
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from schemas import schema
 from tiny import LR, search, states, study_of, tree, trials_of
 
 from hpo.errors import CodeError, HpoError, StudyClosedError, StudyFileError, TrainingError
-from hpo.results.confirming import confirming_study
-from hpo.results.export import export
-from hpo.results.next_study import propose, write_study
-from hpo.results.predicting import predictions
-from hpo.results.replaying import replay
+from hpo.results.confirm.study import confirming_study
+from hpo.results.export.best import export
+from hpo.results.final_test.evaluate import Wanted, look
+from hpo.results.final_test.predict import predictions
+from hpo.results.narrow.next_study import propose, write_study
 from hpo.results.report import report
-from hpo.results.schemas import schema
-from hpo.results.sealed import Wanted, look
-from hpo.results.verification import verify
+from hpo.results.reproduce.replay import replay
+from hpo.results.reproduce.verify import verify
 from hpo.search.events import Note, PopulationStarted, StudyStarted
 from hpo.search.launch import join, launch, submit
 from hpo.search.plan import plan
-from hpo.search.predecessors import predecessors
-from hpo.search.records import CHANGES, CODE, kept, stored_study
+from hpo.search.sampling.warm_start import predecessors
+from hpo.search.study_records import CHANGES, CODE, kept, stored_study
 from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
 from hpo.studyfile import Study, parse_study, read_study
 

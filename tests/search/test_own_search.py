@@ -16,8 +16,8 @@ from tiny import search, trials_of
 
 from hpo.errors import CodeError, StudyClosedError, TrainingError, UsageError
 from hpo.search.events import EpochEnded, Event, Note, StudyEnded
-from hpo.search.records import CHANGES
-from hpo.search.samplers import own_sampler
+from hpo.search.sampling.samplers import own_sampler
+from hpo.search.study_records import CHANGES
 from hpo.storage import ATTEMPTS, Storage, StudyState, load_study, set_state, summary
 from hpo.storage.rows import SYSTEM_ATTRS
 

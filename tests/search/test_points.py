@@ -15,7 +15,7 @@ from tiny import after_epochs, curves, params, search, states, study_of, tree, t
 from hpo.errors import StudyFileError
 from hpo.search.events import StudyEnded
 from hpo.search.points import baseline, points, trial_seed
-from hpo.search.samplers import check_search
+from hpo.search.sampling.samplers import check_search
 from hpo.search.space import contains, distributions
 from hpo.storage import Storage, open_storage
 from hpo.studyfile import parse_study, read_study

@@ -15,9 +15,9 @@ from tiny import DECAY, after_epochs, check_whole, params, search, states, study
 
 from hpo.errors import StudyFileError, UsageError
 from hpo.search.events import EpochEnded, Event, Note, StudyEnded
-from hpo.search.history import History
 from hpo.search.launch import launch
-from hpo.search.predecessors import predecessors
+from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.warm_start import predecessors
 from hpo.search.space import distributions, identity
 from hpo.storage import Storage, load_study, open_storage, rename_study
 from hpo.studyfile import Study

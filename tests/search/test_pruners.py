@@ -12,8 +12,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from hpo.search.mirror import STUDY, Mirror
-from hpo.search.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner
+from hpo.search.sampling.in_memory_study import STUDY, Mirror
+from hpo.search.sampling.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 EPOCHS = 27

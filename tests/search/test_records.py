@@ -17,9 +17,9 @@ from tiny import DECAY, after_epochs, check_whole, params, search, states, study
 
 from hpo.errors import DataError, HpoError, StudyFileError, UsageError
 from hpo.search.events import Note
-from hpo.search.history import History
 from hpo.search.launch import submit
-from hpo.search.records import any_stored_study
+from hpo.search.sampling.sampler_history import History
+from hpo.search.study_records import any_stored_study
 from hpo.storage import Storage, load_study, rename_study
 from hpo.studyfile import Study, parse_study
 

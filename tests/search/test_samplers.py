@@ -25,8 +25,8 @@ from tiny import (
 
 from hpo.errors import StudyFileError
 from hpo.search.events import Note, StudyEnded
-from hpo.search.history import History
-from hpo.search.samplers import check_search
+from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.samplers import check_search
 from hpo.storage import Storage
 from hpo.studyfile import Study
 

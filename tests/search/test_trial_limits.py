@@ -12,9 +12,9 @@ from tiny import check_whole, search, study_of, trials_of
 
 from hpo.errors import StudyFileError, UsageError
 from hpo.search.events import TrialsLeftOut
-from hpo.search.history import History
+from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import Values, distributions
-from hpo.search.tpe import IncrementalTPESampler, Observations
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Study
 

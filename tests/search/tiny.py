@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.data import SealedImages, load_split, load_test
 from hpo.search.events import EpochEnded, Event
 from hpo.search.launch import launch
-from hpo.search.run import CURVE
+from hpo.search.population_run import CURVE
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, parse_study
 

@@ -13,7 +13,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from postgresql_server import Server as DatabaseServer
 
-from hpo.service.dashboard import Server
+from hpo.service.dashboard.dashboard import Server
 from hpo.storage import Storage, open_storage
 
 EPOCHS = 3

@@ -18,7 +18,7 @@ from optuna.artifacts import upload_artifact
 from optuna_dashboard import save_note, save_plotly_graph_object
 from tiny import search
 
-from hpo.service.drawing import refresh
+from hpo.service.dashboard.figures import refresh
 from hpo.storage import Storage, load_study, study_names
 from hpo.storage.artifacts import ArtifactFolder
 

@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from tiny import check_whole, search, states, study_of, trials_of
 
 from hpo.errors import HpoError, StudyBusyError, UnknownStudyError, UsageError
-from hpo.service import control
+from hpo.service import queue_control as control
 from hpo.service.status import status
 from hpo.storage import Ending, Storage, StudyState, open_storage, running_trials, state_of, summary
 

@@ -23,7 +23,9 @@ import hpo
 from hpo.errors import StudyClosedError, UsageError
 from hpo.search.events import Event, StudyEnded, StudyStarted, WorkersSeen
 from hpo.search.launch import submit
-from hpo.service import control, crew, launching
+from hpo.service import launching
+from hpo.service import queue_control as control
+from hpo.service.crew import crew
 from hpo.service.worker import Duty
 from hpo.storage import (
     ATTEMPTS,
@@ -43,7 +45,7 @@ Start = Callable[..., Process]
 PATIENT = """
 import multiprocessing, sys
 from hpo.cli import main
-from hpo.service import local_crew
+from hpo.service.crew import local as local_crew
 
 local_crew.SPAWN = multiprocessing.get_context(sys.argv[1])  # forks of a process with torch start in milliseconds
 local_crew.YOUNG_S, local_crew.STOP_S = map(float, sys.argv[2:4])
@@ -67,7 +69,7 @@ BaseProcess.join = join
 
 IMAGES_GO = """
 import os
-from hpo.service.local_crew import LocalCrew
+from hpo.service.crew.local import LocalCrew
 
 enter = LocalCrew.__enter__
 

@@ -24,8 +24,8 @@ from optuna_dashboard import save_note
 
 from hpo.cli import main
 from hpo.errors import HpoError, UsageError
-from hpo.service.dashboard import VARIABLE, check_names, read_password, serve
-from hpo.service.pages import thrifty_script
+from hpo.service.dashboard.dashboard import VARIABLE, check_names, read_password, serve
+from hpo.service.dashboard.pages import thrifty_script
 from hpo.storage import Storage
 from hpo.storage.artifacts import ArtifactFolder
 
@@ -252,7 +252,7 @@ def test_uploading_an_artifact_makes_the_folder(stored: Store, served: Serve, tm
 def soon_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """A study is long beyond ten trials, and the curves of four are sent."""
     for name, count in (("LONG", 10), ("BEST", 2), ("LATEST", 2)):
-        monkeypatch.setattr(f"hpo.service.view.{name}", count)
+        monkeypatch.setattr(f"hpo.service.dashboard.view.{name}", count)
 
 
 def test_of_a_long_study_the_best_and_the_latest_curves_are_sent(soon_long: None, stored: Store, served: Serve) -> None:
@@ -293,7 +293,7 @@ def test_a_study_of_another_program_is_sent_whole(
 
 
 def test_the_script_is_the_packages_own_but_for_the_curves(served: Serve) -> None:
-    assert thrifty_script() is not None, "another optuna-dashboard: see hpo.service.pages.CURVES"
+    assert thrifty_script() is not None, "another optuna-dashboard: see hpo.service.dashboard.pages.CURVES"
     url = served()
     status, headers, body = ask(url, "/static/bundle.js")
     assert status == 200

@@ -13,10 +13,10 @@ from tiny import study_of
 from hpo.results.figures import source
 from hpo.search.events import Event, Note, PopulationEnded, StudyEnded, StudyStarted
 from hpo.search.launch import submit
-from hpo.service import drawing
-from hpo.service.control import delete
-from hpo.service.drawing import Drawing, refresh
+from hpo.service.dashboard import figures as drawing
+from hpo.service.dashboard.figures import Drawing, refresh
 from hpo.service.launching import launch
+from hpo.service.queue_control import delete
 from hpo.service.worker import Duty, work
 from hpo.storage import Storage, last_drawn, open_storage, summary
 
@@ -53,7 +53,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(drawing, "time", made)
-    monkeypatch.setattr("hpo.storage.figures.time", made)
+    monkeypatch.setattr("hpo.storage.dashboard_figures.time", made)
     return made
 
 

@@ -15,7 +15,7 @@ import pytest
 from waitress import wasyncore
 from waitress.server import create_server
 
-from hpo.service.guard import (
+from hpo.service.dashboard.guard import (
     FILE_POLICY,
     FORGOTTEN_AFTER_S,
     LONGEST_WAIT_S,

@@ -16,7 +16,7 @@ from tiny import states, study_of, trials_of
 from hpo.errors import HpoError
 from hpo.search.events import EpochEnded, Event, PopulationStarted
 from hpo.search.launch import submit
-from hpo.service import control
+from hpo.service import queue_control as control
 from hpo.service.metrics import Metrics
 from hpo.service.worker import Duty, work
 from hpo.storage import Storage, load_study

@@ -30,8 +30,8 @@ from hpo.cli import app
 from hpo.errors import HpoError, UsageError
 from hpo.search.events import Event, Note
 from hpo.search.launch import submit
-from hpo.service import ray_crew
-from hpo.service.ray_crew import RayCrew
+from hpo.service.crew import ray as ray_crew
+from hpo.service.crew.ray import RayCrew
 from hpo.storage import ATTEMPTS, Storage, open_storage, running_trials
 from hpo.studyfile import parse_study
 
@@ -265,7 +265,7 @@ def test_another_version_on_a_node_is_one_line(
 LAUNCH = """
 import signal, sys, threading, warnings
 from hpo.errors import HpoError
-from hpo.service.ray_crew import RayCrew
+from hpo.service.crew.ray import RayCrew
 
 assert "ray" not in sys.modules
 warnings.simplefilter("error")

@@ -12,10 +12,10 @@ from rich.console import Console
 from tiny import StopAfter, check_whole, params, search, study_of, trials_of
 
 from hpo.errors import HpoError
-from hpo.results.next_study import propose
-from hpo.results.progress import PlainProgress
+from hpo.results.display.progress import PlainProgress
+from hpo.results.narrow.next_study import propose
 from hpo.service import launching
-from hpo.service.rounds import run_rounds
+from hpo.service.narrowing_rounds import run_rounds
 from hpo.service.worker import Duty
 from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
 

@@ -20,9 +20,9 @@ import pytest
 from deadlines import deadline, wait_for
 from waitress import wasyncore
 
-from hpo.service import server
-from hpo.service.guard import Guard, Hosts, Login
-from hpo.service.server import LimitedServer
+from hpo.service.dashboard import server
+from hpo.service.dashboard.guard import Guard, Hosts, Login
+from hpo.service.dashboard.server import LimitedServer
 
 THREADS = 4
 LARGEST = 2**20

@@ -20,7 +20,7 @@ from tiny import study_of
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.launch import submit
-from hpo.service import control
+from hpo.service import queue_control as control
 from hpo.service.status import Status, status
 from hpo.storage import Ending, Storage, StudyState, heartbeats, open_storage, set_state, summary
 from hpo.storage.workers import Worker

@@ -25,8 +25,9 @@ from hpo.errors import DataError, UnknownStudyError, UsageError
 from hpo.search import launch as launching
 from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import submit
-from hpo.service import control, drawing
+from hpo.service import queue_control as control
 from hpo.service import worker as working
+from hpo.service.dashboard import figures as drawing
 from hpo.service.status import status
 from hpo.service.worker import Duty, work
 from hpo.storage import (

@@ -26,7 +26,7 @@ ENDLESS = {"training": {"epochs": 1_000_000}}
 HANGING = """
 import os, sys, threading
 from hpo.cli.interruption import Interruption
-from hpo.service import process
+from hpo.service import worker_process as process
 from hpo.training.stack import Stack
 from hpo.cli import main
 

@@ -20,7 +20,7 @@ from optuna.trial import create_trial
 from postgresql_server import Server
 
 from hpo.errors import StorageError
-from hpo.results.storage_checks import storage_findings
+from hpo.results.doctor.storage import storage_findings
 from hpo.storage import Storage, open_storage
 from hpo.storage.health import Health, Unwatched, skew
 from hpo.storage.location import locate

@@ -13,7 +13,15 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.errors import StorageError
 from hpo.storage import Storage, identity, load_study, summary
-from hpo.storage.kept import FILES, artifacts_of_others, file_attrs, file_id, forget_files, kept_files, remove_files
+from hpo.storage.checkpoint_files import (
+    FILES,
+    artifacts_of_others,
+    file_attrs,
+    file_id,
+    forget_files,
+    kept_files,
+    remove_files,
+)
 
 
 def study_with(storage: Storage, name: str, numbers: set[int]) -> int:

@@ -10,7 +10,17 @@ from optuna.study import StudyDirection
 
 from hpo.errors import HpoError
 from hpo.storage import IDENTITY, Storage, load_study
-from hpo.storage.looks import TESTS, Look, Looking, begin_look, check_unseen, end_look, fail_look, looks, seen
+from hpo.storage.test_evaluations import (
+    TESTS,
+    Look,
+    Looking,
+    begin_look,
+    check_unseen,
+    end_look,
+    fail_look,
+    looks,
+    seen,
+)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 from twins import config
 
-from hpo.training.activations import activations, spread
-from hpo.training.networks import build
+from hpo.training.networks.activations import activations, spread
+from hpo.training.networks.builtin import build
 
 
 def images(count: int = 400, side: int = 8, channels: int = 1) -> NDArray[np.float32]:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpo.training.dropouts import ChannelDropout, Dropout
 from hpo.training.randomness import dropout_keys
 from hpo.training.seeds import member_seed
-from hpo.training.stacking import StackedNetwork
-from hpo.training.tracing import CannotStackError
+from hpo.training.stacking.dropouts import ChannelDropout, Dropout
+from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.trace import CannotStackError
 
 Z = 5.0
 

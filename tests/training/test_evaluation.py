@@ -13,9 +13,9 @@ from twins import config, made_images
 
 from hpo.errors import HpoError
 from hpo.training.evaluation import log_probabilities, of_subnetworks
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
+from hpo.training.networks.weights import TYPES, network_of, read, to_bytes
 from hpo.training.stack import EVALUATION_BATCH
-from hpo.training.weights import TYPES, network_of, read, to_bytes
 
 SPLIT = made_images(train=10, validation=EVALUATION_BATCH + 30)
 IMAGES = SPLIT.validation

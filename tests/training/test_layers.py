@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from twins import assert_same, assert_trains_like_plain, seeded
 
 from hpo.errors import HpoError
-from hpo.training.blocks import Blocks
-from hpo.training.stacking import LAYERS, StackedNetwork
-from hpo.training.tables import ELEMENTWISE_LAYERS
-from hpo.training.tracing import CannotStackError
+from hpo.training.stacking.blocks import Blocks
+from hpo.training.stacking.program import LAYERS, StackedNetwork
+from hpo.training.stacking.tables import ELEMENTWISE_LAYERS
+from hpo.training.stacking.trace import CannotStackError
 
 quick = settings(max_examples=25)
 several = st.integers(1, 4)

@@ -10,7 +10,7 @@ from torch import nn
 from twins import config
 
 from hpo.errors import HpoError
-from hpo.training.networks import ACTIVATIONS, build
+from hpo.training.networks.builtin import ACTIVATIONS, build
 
 
 def kinds(network: nn.Module) -> list[str]:

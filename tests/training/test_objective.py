@@ -17,7 +17,7 @@ from twins import config, curves, made_images, member
 
 from hpo.errors import InterruptionError
 from hpo.training.devices import is_out_of_memory
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
 from hpo.training.objective import Objective, Outcome
 from hpo.training.population import EpochResult
 from hpo.training.stack import Member

@@ -18,12 +18,12 @@ from hpo.studyfile import Config, NetworkSettings
 from hpo.training.architectures import why_alone
 from hpo.training.evaluation import log_probabilities
 from hpo.training.images import DeviceSplit
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
+from hpo.training.networks.user_defined import check_same, try_out
+from hpo.training.networks.weights import network_of
 from hpo.training.objective import Objective
-from hpo.training.own_networks import check_same, try_out
 from hpo.training.population import train
 from hpo.training.stack import EVALUATION_BATCH, Member
-from hpo.training.weights import network_of
 
 SPLIT = made_images(train=30, validation=12)
 CODE = """

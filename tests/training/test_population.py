@@ -14,7 +14,7 @@ from twins import KINDS, assert_same_curves, config, curves, made_images, member
 
 from hpo.errors import HpoError
 from hpo.studyfile import Config
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
 from hpo.training.population import train
 from hpo.training.stack import METRICS, Member
 

@@ -10,9 +10,9 @@ import torch
 from test_users_networks import IMAGES, NETWORKS, ResidualCNN
 from torch import Tensor, nn
 
-from hpo.training.proof import prove
-from hpo.training.stacking import StackedNetwork
-from hpo.training.tracing import CannotStackError
+from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.proof import prove
+from hpo.training.stacking.trace import CannotStackError
 
 
 class Net(nn.Module):

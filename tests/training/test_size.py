@@ -10,7 +10,7 @@ from torch import nn
 from twins import KINDS, config
 
 from hpo.errors import HpoError
-from hpo.training.networks import build
+from hpo.training.networks.builtin import build
 from hpo.training.size import (
     MEMORY_SHARE,
     MOST,

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from twins import assert_same, assert_trains_like_plain, config, seeded
 
-from hpo.training.networks import build
-from hpo.training.stacking import StackedNetwork
-from hpo.training.tracing import CannotStackError
+from hpo.training.networks.builtin import build
+from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.trace import CannotStackError
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 LABELS = torch.arange(6) % 4

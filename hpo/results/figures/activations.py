@@ -19,11 +19,11 @@ from plotly.subplots import make_subplots
 from hpo.data import load_split
 from hpo.results.figures.style import BLUE, GREY, message, new_figure, plain, short
 from hpo.search.points import baseline, trial_seed
-from hpo.search.records import check_data, stored_study
 from hpo.search.space import decode
+from hpo.search.study_records import check_data, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Choices, Study
-from hpo.training.activations import BOUNDS, Outputs, Spread, activations, spread
+from hpo.training.networks.activations import BOUNDS, Outputs, Spread, activations, spread
 
 IMAGES = 1000
 BINS = 50

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from hpo.errors import UsageError
+from hpo.results.compare.runs import Group, facets
 from hpo.results.figures.style import GREY, PALETTE, SCALE, TRAINING_DASH, VALIDATION_DASH, new_figure, plain, short
-from hpo.results.groups import Group, facets
 
 MOST_COLOURS = 16
 COLUMNS = 4

@@ -13,10 +13,10 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from hpo.errors import HpoError, UsageError
+from hpo.files import write
 from hpo.results.figures.kinds import ACTIVATIONS, check_kinds, draw
 from hpo.results.figures.source import BEST, read_source
 from hpo.results.naming import file_stem
-from hpo.results.writing import write
 from hpo.storage import Storage
 
 

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.results.figures.source import Source, label, lies_in, space
 from hpo.results.figures.style import BLUE, message, new_figure, plain, short
 from hpo.results.ranking import score
-from hpo.search.mirror import Mirror, mirrored
+from hpo.search.sampling.in_memory_study import Mirror, mirrored
 
 BEST_PART = 0.1
 FEWEST = 20

@@ -8,10 +8,10 @@ import plotly.graph_objects as go
 
 from hpo.errors import UsageError, nearest
 from hpo.results.figures.curves import curves
-from hpo.results.figures.front import front
 from hpo.results.figures.history import history
 from hpo.results.figures.importances import importances
 from hpo.results.figures.landscape import landscape
+from hpo.results.figures.pareto_front import front
 from hpo.results.figures.source import Source
 
 Draw = Callable[[Source], go.Figure]

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.results.lookup import VALUE, conditional_of, metrics_of
 from hpo.results.ranking import score
 from hpo.results.unranked import no_best, what_became
-from hpo.search.records import CURVE, Curve
 from hpo.search.space import contains
+from hpo.search.study_records import CURVE, Curve
 from hpo.storage import Parts, Storage, best_trials, summary
 from hpo.storage.studies import MOST_TRIALS
 

@@ -1,0 +1,1 @@
+"""Comparison of configurations over seeds: runs, table, statistics."""

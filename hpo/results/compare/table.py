@@ -1,0 +1,229 @@
+"""What `hpo compare` says of groups: final and best values, the gap, how soon, and whether a difference is one.
+
+Each number is a mean over the group's runs. Runs of two groups with equal seeds are pairs: they began with the same
+random numbers and saw the same batches, so the difference within pairs is tested, by final validation accuracy. Each
+group is compared with the first, or with the first of its facet, and p values are corrected for their number. Knows
+nothing of storages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from optuna.trial import TrialState
+
+from hpo.as_json import json_text
+from hpo.results.compare.runs import Group, facets
+from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
+from hpo.results.display.tables import table
+from hpo.results.states import by_word, states_line
+from hpo.text import printable
+
+SHARE_OF_BEST = 0.95
+HEADING = (
+    "configuration",
+    "trials",
+    "val acc",
+    "best",
+    "val loss",
+    "best",
+    "train acc",
+    "gap",
+    "to 95%",
+    "difference",
+    "p",
+)
+LEGEND = (
+    "mean ± standard deviation over runs; gap: training minus validation accuracy at the end; to 95%: epochs until "
+    "95% of the run's best accuracy",
+    "difference: val acc minus that of the first with the same seed, with its 95% interval; p: paired t-test, "
+    "corrected by Holm's method for the number of tests",
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A group's runs in numbers, in accuracies as fractions and losses in nats."""
+
+    final: Mapping[str, Estimate]
+    best: Mapping[str, Estimate]
+    gap: Estimate
+    epochs_to_95: Estimate
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group, its runs in numbers, and how it compares with its reference.
+
+    A group without runs has no summary, a reference has none itself. `p` is corrected. Where there is no test, `why`
+    says why.
+    """
+
+    group: Group
+    summary: Summary | None
+    reference: Group | None = None
+    paired: Paired | None = None
+    p: float | None = None
+    why: str = ""
+
+
+def compare(groups: Sequence[Group], by: str | None = None) -> list[Row]:
+    """Return a row a group, each compared with the first, or with the first that has the same value of `by`."""
+    parts = [groups] if by is None else list(facets(groups, by).values())
+    rows = [_row(group, None if group is part[0] else part[0]) for part in parts for group in part]
+    corrected = holm([None if row.paired is None else row.paired.p for row in rows])
+    return [
+        Row(row.group, row.summary, row.reference, row.paired, p, row.why)
+        for row, p in zip(rows, corrected, strict=True)
+    ]
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Return the table, what its columns mean, and what it has to leave out, with the reasons."""
+    legend = LEGEND[: 2 if len(rows) > 1 else 1]
+    return "\n".join([table([HEADING, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
+
+
+def comparison_text(rows: Sequence[Row]) -> str:
+    """Return all numbers, unrounded, as a JSON object; null where there is none (see `as_json`)."""
+    return json_text({"groups": [_tree(row) for row in rows]}, indent=2)
+
+
+def summarize(group: Group) -> Summary | None:
+    """Return the group's runs in numbers; None where no run has completed."""
+    if not group.runs:
+        return None
+    curves = {metric: group.curves(metric) for metric in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
+    accuracy = curves["val_accuracy"]
+    soon_enough = accuracy >= SHARE_OF_BEST * accuracy.max(axis=1, keepdims=True)
+    return Summary(
+        final={metric: estimate(values[:, -1]) for metric, values in curves.items()},
+        best={
+            "val_accuracy": estimate(accuracy.max(axis=1)),
+            "val_loss": estimate(curves["val_loss"].min(axis=1)),
+        },
+        gap=estimate(curves["train_accuracy"][:, -1] - accuracy[:, -1]),
+        epochs_to_95=estimate(1 + soon_enough.argmax(axis=1)),
+    )
+
+
+def _row(group: Group, reference: Group | None) -> Row:
+    summary = summarize(group)
+    if reference is None:
+        return Row(group, summary)
+    if group.images != reference.images:
+        return Row(group, summary, reference, why="their images or splits are not the same")
+    if not reference.runs:
+        return Row(group, summary, reference, why="no run of that one has completed")
+    seeds = [_final_by_seed(each) for each in (group, reference)]
+    common = sorted(seeds[0].keys() & seeds[1].keys())
+    if len(common) < 2:
+        why = f"two seeds in common are needed, they have {len(common) or 'none'}; search.repeats gives them"
+        return Row(group, summary, reference, why=why)
+    found = paired(*([of[seed] for seed in common] for of in seeds))
+    return Row(group, summary, reference, found, why=found.why)
+
+
+def _final_by_seed(group: Group) -> dict[int, float]:
+    """Return each seed's final validation accuracy; of runs with one seed, which are the same run, the first's."""
+    known = [run for run in group.runs if run.seed is not None]
+    return {run.seed: float(run.curve["val_accuracy"][-1]) for run in reversed(known) if run.seed is not None}
+
+
+def _cells(row: Row) -> list[str]:
+    group, found = row.group, row.summary
+    head = [group.label(), f"{_ranges(group.numbers)}: {states_line(group.states)}"]
+    if found is None:
+        return [*head, *["-"] * (len(HEADING) - 2)]
+    accuracies = (found.final["val_accuracy"], found.best["val_accuracy"])
+    losses = (found.final["val_loss"], found.best["val_loss"])
+    return [
+        *head,
+        *map(_mean, (*accuracies, *losses, found.final["train_accuracy"])),
+        _mean(found.gap, "+"),
+        f"{found.epochs_to_95.mean:.1f}" if found.epochs_to_95.n > 1 else f"{found.epochs_to_95.mean:.0f}",
+        _difference(row.paired),
+        "-" if row.p is None else "<0.0001" if row.p < 1e-4 else f"{row.p:.4f}",
+    ]
+
+
+def _mean(found: Estimate, sign: str = "") -> str:
+    mean = f"{found.mean:{sign}.4f}"
+    return mean if found.sd is None else f"{mean} ± {found.sd:.4f}"
+
+
+def _difference(found: Paired | None) -> str:
+    if found is None:
+        return "-"
+    difference = f"{found.difference.mean:+.4f}"
+    interval = found.difference.interval
+    return difference if interval is None else f"{difference} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    # The one configuration of a study that has others, too: its name does not tell which it is.
+    single = [row.group for row in rows if row.group.texts and not row.group.told_by]
+    which = [f"{group.label()}: {', '.join(group.texts.values())}" for group in single]
+    failed = [
+        f"{row.group.label()}: {'failed' if TrialState.FAIL in row.group.states else 'not trained'}: {reason}"
+        for row in rows
+        for reason in row.group.reasons
+    ]
+    bare = [row.group for row in rows if row.group.states.get(TrialState.COMPLETE, 0) > len(row.group.runs)]
+    missing = [f"{group.label()}: completed trials without a learning curve are left out" for group in bare]
+    untested = [row for row in rows if row.why and row.summary is not None]
+    notes = []
+    for (reference, why), same in groupby(untested, key=lambda row: (row.reference, row.why)):
+        names = "; ".join(row.group.label() for row in same)
+        notes.append(f"no test of {names} against {'' if reference is None else reference.label()}: {why}")
+    return which + failed + missing + notes
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return `0-4, 7`."""
+    runs = [list(run) for _, run in groupby(enumerate(sorted(numbers)), key=lambda place: place[1] - place[0])]
+    return ", ".join(str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs)
+
+
+def _tree(row: Row) -> dict[str, Any]:
+    group = row.group
+    return {
+        "study": group.study,
+        "label": group.label(),
+        "params": dict(group.params),
+        "trials": list(group.numbers),
+        "states": by_word(group.states),
+        "reasons": list(group.reasons),
+        "seeds": [run.seed for run in group.runs],
+        "summary": None if row.summary is None else _summary(row.summary),
+        "reference": None if row.reference is None else row.reference.label(),
+        "test": None if row.paired is None else {**_test(row.paired), "p_corrected": row.p},
+        "no_test_because": row.why or None,
+    }
+
+
+def _summary(found: Summary) -> dict[str, Any]:
+    return {
+        "final": {metric: _estimate(value) for metric, value in found.final.items()},
+        "best": {metric: _estimate(value) for metric, value in found.best.items()},
+        "gap": _estimate(found.gap),
+        "epochs_to_95": _estimate(found.epochs_to_95),
+    }
+
+
+def _test(found: Paired) -> dict[str, Any]:
+    return {"difference": _estimate(found.difference), "t": found.t, "p": found.p}
+
+
+def _estimate(found: Estimate) -> dict[str, float | None]:
+    interval = found.interval
+    return {
+        "mean": found.mean,
+        "sd": found.sd,
+        "n": found.n,
+        "low": None if interval is None else interval.low,
+        "high": None if interval is None else interval.high,
+    }

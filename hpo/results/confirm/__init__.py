@@ -1,0 +1,1 @@
+"""Confirmation: the best configurations and the baseline, trained again under fresh seeds."""

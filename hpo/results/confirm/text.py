@@ -1,0 +1,157 @@
+"""How a confirmation reads: as a table with its conclusions in sentences, and as JSON with every number.
+
+The sentences say plainly when the search was lucky, when tuning did not help, and what cannot be told apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from hpo.as_json import json_text
+from hpo.results.compare.statistics import SIGNIFICANT, Interval
+from hpo.results.confirm.result import Confirmation, Confirmed, Difference
+from hpo.results.display.tables import table
+from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.search.space import distributions
+
+CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
+CORRECTED = "paired tests, Holm's correction"
+
+
+def confirmation_lines(found: Confirmation) -> list[str]:
+    """Return the table of the configurations, best first, and what it says; nothing before the last run."""
+    metric = METRIC_LABELS[found.study.search.first_metric]
+    rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
+    so_far = f", so far ({found.left} of {found.study.search.trials} runs are left)" if found.left else ", best first"
+    head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds{so_far}"
+    return [head, *table(rows).splitlines(), *([] if found.left else conclusions(found))]
+
+
+def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
+    """Return the cells of each configuration, best first."""
+    return [_row(found, each) for each in found.ranked]
+
+
+def conclusions(found: Confirmation) -> list[str]:
+    """Return, in sentences, how lucky the search was, whether tuning helped, and which configurations are alike."""
+    lines = [*_luck(found), _help(found)]
+    label = found.winner.candidate.label
+    alike = [other for other, each in found.others.items() if each.p is None or each.p >= SIGNIFICANT]
+    behind = [other for other, each in found.others.items() if other not in alike and not _is_better(found, each)]
+    if alike:
+        lines.append(f"{label} cannot be told apart from {_listed(alike)} ({CORRECTED})")
+    if behind:
+        lines.append(f"{label} ranks before {_listed(behind)}, better where nothing failed ({CORRECTED})")
+    if found.others and not alike and not behind:
+        lines.append(f"{label} is better than each of the others that the search chose ({CORRECTED})")
+    if further := [each.label for each in found.lost if each.label != "Best-1" and each.score is not None]:
+        lines.append(f"every run of {_listed(further)} failed")
+    if found.foreign:
+        what = "run was" if found.foreign == 1 else "runs were"
+        lines.append(f"{found.foreign} {what} added by another program, without a seed, and left out")
+    return lines
+
+
+def confirmation_record(found: Confirmation) -> dict[str, Any]:
+    """Return the winner's numbers, for JSON."""
+    winner, gain = found.winner, found.gain
+    seeds = sorted(winner.scores)
+    return {
+        "study": found.study.name,
+        "label": winner.candidate.label,
+        "seeds": seeds,
+        "scores": [winner.scores[seed] for seed in seeds],
+        "failed": winner.failed,
+        "mean": winner.estimate.mean,
+        "sd": winner.estimate.sd,
+        "interval": _pair(winner.estimate.interval),
+        "optimism": winner.optimism,
+        "gain": None if gain is None else gain.pairs.difference.mean,
+        "gain_interval": None if gain is None else _pair(gain.pairs.difference.interval),
+        "gain_p": None if gain is None else gain.p,
+        "baseline": None if found.baseline is None else found.baseline.candidate.params,
+        "conclusions": conclusions(found),
+    }
+
+
+def confirmation_text(found: Confirmation) -> str:
+    """Return all numbers of a confirmation as a JSON object."""
+    configurations = [
+        {
+            **asdict(each.candidate),
+            "scores": {str(seed): score for seed, score in sorted(each.scores.items())},
+            "failed": each.failed,
+            "mean": each.estimate.mean,
+            "sd": each.estimate.sd,
+            "interval": _pair(each.estimate.interval),
+            "optimism": each.optimism,
+        }
+        for each in found.ranked
+    ]
+    whole = {
+        "study": found.original,
+        "metric": found.study.search.first_metric,
+        "left": found.left,
+        "winner": confirmation_record(found) if found.left == 0 else None,
+        "configurations": configurations,
+    }
+    return json_text(whole)
+
+
+def _row(found: Confirmation, each: Confirmed) -> tuple[str, ...]:
+    mean, candidate = each.estimate, each.candidate
+    return (
+        candidate.label + (" (baseline)" if candidate.baseline and candidate.score is not None else ""),
+        f"{mean.mean:.4f}",
+        "-" if mean.sd is None else f"{mean.sd:.4f}",
+        "-" if mean.interval is None else f"{mean.interval.low:.4f} to {mean.interval.high:.4f}",
+        "-" if candidate.score is None else f"{candidate.score:.4f}",
+        str(each.failed) if each.failed else "-",
+        params_line(candidate.params, distributions(found.study)),
+    )
+
+
+def _luck(found: Confirmation) -> list[str]:
+    """How the score of the search's own best fared."""
+    for each in found.ranked:
+        score, mean = each.candidate.score, each.estimate.mean
+        if each.candidate.label == "Best-1" and score is not None:
+            lucky = score < mean if found.study.search.minimized else score > mean
+            word = "was optimistic" if lucky else "was not optimistic"
+            return [f"the search's best score, {score:.4f}, {word}: its mean under fresh seeds is {mean:.4f}"]
+    return ["every run of the search's own best failed"]
+
+
+def _help(found: Confirmation) -> str:
+    label, gain = found.winner.candidate.label, found.gain
+    if found.winner.candidate.baseline:
+        return f"tuning did not help: {label} is the baseline"
+    if gain is None:
+        return "whether tuning helped cannot be said: every run of the baseline failed"
+    mean, interval, why = gain.pairs.difference.mean, gain.pairs.difference.interval, gain.pairs.why
+    details = [] if interval is None else [f"95% interval by itself {interval.low:+.4f} to {interval.high:+.4f}"]
+    details += [] if gain.p is None else [f"p = {gain.p:.2g}, corrected for the choice of the winner"]
+    details += [why] if why else []
+    measured = f"{label} less the baseline is {mean:+.4f} ({'; '.join(details)})"
+    if gain.p is None and mean != 0:
+        return f"whether tuning helped cannot be said: {measured}"
+    if gain.p is not None and gain.p < SIGNIFICANT:
+        better = _is_better(found, gain)
+        return f"tuning helped: {measured}" if better else f"tuning did not help, the baseline is better: {measured}"
+    seeds = f"{gain.pairs.n} seed{'' if gain.pairs.n == 1 else 's'}"
+    return f"tuning did not help, as far as {seeds} can tell: {measured}"
+
+
+def _is_better(found: Confirmation, difference: Difference) -> bool:
+    """Return whether the winner's mean is the better one of a difference."""
+    mean = difference.pairs.difference.mean
+    return mean < 0 if found.study.search.minimized else mean > 0
+
+
+def _pair(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _listed(labels: list[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"

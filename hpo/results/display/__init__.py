@@ -1,0 +1,1 @@
+"""Text for terminals and notebooks: progress of a launch, its summary, tables."""

@@ -1,0 +1,61 @@
+"""The tables of `hpo studies` and `hpo data list`: plain text in columns, the same on a terminal and in a pipe.
+
+Nothing is cut off to fit a width, and no character of a name can move the cursor. A study that another program wrote
+into the same storage has a row too, without what only hpo knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+
+from hpo.data import Listing
+from hpo.results.lookup import metrics_of, objective_of
+from hpo.results.ranking import METRIC_LABELS, score_text
+from hpo.results.states import states_line
+from hpo.search.study_records import DATA
+from hpo.storage import Storage, StudySummary, summaries
+from hpo.text import printable
+
+
+def studies_table(storage: Storage) -> str:
+    """Return one row a study: name, data set or objective, trials by state, best value, last activity."""
+    rows = [("study", "data set", "trials", "best", "last activity")]
+    for study in sorted(summaries(storage), key=lambda study: study.name):
+        activity = "-" if study.last_activity is None else f"{study.last_activity:%Y-%m-%d %H:%M:%S}"
+        rows.append((study.name, _dataset(study.user_attrs), states_line(study.states), _best(study), activity))
+    return table(rows)
+
+
+def datasets_table(listings: Sequence[Listing]) -> str:
+    """Return one row a data set: where it is, in what form, how many training images, and what to know of it."""
+    rows = [("data set", "place", "kind", "train images", "note")]
+    for listing in listings:
+        place = "-" if listing.place is None else str(listing.place)
+        images = "-" if listing.train_images is None else f"{listing.train_images:,}"
+        rows.append((listing.name, place, listing.kind, images, listing.note))
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows, the first of them the heading, as columns two spaces apart."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+def _dataset(user_attrs: Mapping[str, Any]) -> str:
+    data = user_attrs.get(DATA)
+    return str(data["name"]) if isinstance(data, dict) and "name" in data else objective_of(user_attrs) or "-"
+
+
+def _best(study: StudySummary) -> str:
+    if study.best is None:
+        return "-"
+    metric = metrics_of(study)[0]
+    return score_text(metric, study.best) + (f" {METRIC_LABELS[metric]}" if metric in METRIC_LABELS else "")

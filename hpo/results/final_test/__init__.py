@@ -1,0 +1,1 @@
+"""The sealed test: one evaluation of the selected configuration on the test set, its weights, and predictions."""

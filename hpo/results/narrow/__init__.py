@@ -1,0 +1,1 @@
+"""Narrowing: smaller ranges around the best trials, and the study file of the next search."""

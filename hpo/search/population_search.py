@@ -1,0 +1,167 @@
+"""The search of hpo's own networks: trials asked for, stored and trained a population at a time.
+
+Knows no layers: it hands members to the objective and records to the storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.errors import StudyClosedError, UsageError
+from hpo.search.checkpoints import Keeper
+from hpo.search.enqueueing import FIXED, checked
+from hpo.search.events import TrialsFailed, TrialsLeftOut
+from hpo.search.loop import Search
+from hpo.search.points import trial_seed
+from hpo.search.population_run import Run
+from hpo.search.sampling.sampler_history import CONSTRAINT, RUNG, History
+from hpo.search.sampling.samplers import GENERATION
+from hpo.search.space import Values, config_of, decode, distributions
+from hpo.storage import REASON, Ending, Parts
+from hpo.studyfile import Config, Study
+from hpo.training.objective import Objective
+from hpo.training.stack import Member
+from hpo.usercode import Code, is_imported
+
+
+@dataclass(kw_only=True)
+class PopulationSearch(Search):
+    """See the module, and `Search`. `before` are completed trials of the studies that this one starts from."""
+
+    study: Study
+    objective: Objective
+    code: Code
+    before: Sequence[FrozenTrial] = ()
+    history: History = field(init=False)
+    keeper: Keeper | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.history = History(self.study, self._read(-1, ()), self.before, self._constraints)
+        keeps = self.study.first.training.keep != "none"
+        self.keeper = Keeper(self.study, self.gate, self.storage, self.on_event) if keeps else None
+
+    @property
+    def bytes_at_hand(self) -> int:
+        """The images on the device."""
+        return self.objective.image_bytes
+
+    @property
+    def _parts(self) -> Parts:
+        """What samplers and pruners need."""
+        pruner, sampler = self.study.search.pruner, self.study.search.sampler
+        wanted = [RUNG] * (pruner == "hyperband") + [CONSTRAINT] * (self._limit_of_parameters is not None)
+        wanted += [GENERATION] * (sampler == "nsga2")
+        attrs = None if not wanted else wanted[0] if len(wanted) == 1 else ""
+        return Parts(pruner != "none", user_attrs=False, system_attrs=attrs)
+
+    @property
+    def _limit_of_parameters(self) -> int | None:
+        return self.study.search.limits.parameters
+
+    def _create(self, count: int) -> list[FrozenTrial]:
+        """Ask for new trials and store them, as running; again where another process was faster."""
+        space = distributions(self.study)
+        while not self.stop.is_set() and (asked := self.history.ask(min(count, self._missing), self.stop.is_set)):
+            templates = [
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=values,
+                    distributions={name: space[name] for name in values},
+                    user_attrs={"seed": trial_seed(self.study, number)},
+                )
+                for number, values in asked
+            ]
+            try:
+                created = self.storage.create_trials(self._study_id, templates, asked[0][0], self.gate)
+            except BaseException:
+                self.history.forget(asked)
+                raise
+            if created:
+                self.history.stored(created)
+                return created
+            self.history.forget(asked)
+            self._catch_up()
+        return []
+
+    def _train(self) -> None:
+        """Train the running trials, in as many populations as they have shapes."""
+        if not is_imported(self.code):  # another study of this process has its files as they are by now
+            raise StudyClosedError(f"study '{self.study.name}': its code has changed on this machine", "changed")
+        for group in self.objective.groups(self._members()):
+            if self.stop.is_set():
+                return
+            run = Run(self, group)
+            self._raised_once(run.train(), run.said)
+
+    def _members(self) -> list[Member]:
+        """Return the running trials as members; fail those whose parameters are not this study's.
+
+        Those whose networks exceed the study's limit are no members either: they end untrained.
+        """
+        members, endings = [], []
+        for number, trial in list(self._running.items()):
+            try:
+                if FIXED in trial.system_attrs and not trial.params and not self._completed(trial):
+                    continue
+                config = config_of(self.study, trial.params)
+            except UsageError as error:
+                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, (), {REASON: str(error)})))
+                continue
+            members.append(Member(number, config, trial_seed(self.study, number)))
+        members = self._within_limits(members)
+        lost = self.end(endings)
+        for number, ending in endings:
+            if number not in lost:
+                self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
+        return members
+
+    def _completed(self, trial: FrozenTrial) -> bool:
+        """Give a trial that another program has enqueued its parameters; return whether it is still this process's.
+
+        Raises UsageError where no trial of the study can have what it was asked for.
+        """
+        number, space = trial.number, distributions(self.study)
+        if self.study.search.repeats > 1:
+            raise UsageError("enqueued: does not go with search.repeats, by which trials are numbered")
+        known = {parameter.name: parameter for parameter in self.study.parameters}
+        asked = trial.system_attrs[FIXED].items()  # that program may know a list as the text that Optuna shows for it
+        given = {name: decode(known[name], value) if name in known else value for name, value in asked}
+        _, values = self.history.ask_for(checked(self.study, given, "enqueued"), number)
+        params = {name: (space[name].to_internal_repr(value), space[name]) for name, value in values.items()}
+        trial.params, trial.distributions = values, {name: space[name] for name in values}
+        if self.storage.keep(trial._trial_id, params=params, user_attrs={"seed": trial_seed(self.study, number)}):
+            return True
+        self._given_away({trial._trial_id})
+        return False
+
+    def _constraints(self, values: Values) -> dict[str, float]:
+        """Return what a trial's values come to of the study's limits, as Optuna keeps it; nothing without limits."""
+        limit = self._limit_of_parameters
+        return {} if limit is None else self._constraints_of(config_of(self.study, values), limit)
+
+    def _constraints_of(self, config: Config, limit: int) -> dict[str, float]:
+        return {f"{CONSTRAINT}parameters": float(self.objective.parameters(config) - limit)}
+
+    def _within_limits(self, members: list[Member]) -> list[Member]:
+        """Return the members that are within the study's limits; end the others as Optuna's infeasible trials."""
+        limit, over = self._limit_of_parameters, dict[int, Ending]()
+        if limit is None:
+            return members
+        for member in members:
+            try:
+                constraints = self._constraints_of(member.config, limit)
+            except Exception:  # noqa: BLE001, S112 - its training makes the same network, and fails it for that
+                continue
+            self.history.exceeds(member.number, constraints)
+            if max(constraints.values()) > 0:
+                parameters = self.objective.parameters(member.config)
+                reason = f"{parameters:,} parameters, more than search.limits.parameters = {limit:,}"
+                trial_id = self.trial_id(member.number)
+                over[member.number] = Ending(trial_id, TrialState.PRUNED, (), {REASON: reason}, constraints)
+        lost = self.end(list(over.items()))
+        if left_out := tuple(number for number in over if number not in lost):
+            self.on_event(TrialsLeftOut(left_out, f"more than {limit:,} parameters (search.limits.parameters)"))
+        return [member for member in members if member.number not in over]

@@ -1,0 +1,1 @@
+"""Optuna's samplers and pruners by name, and the study as they see it."""

@@ -1,0 +1,201 @@
+"""Optuna's samplers and pruners by the names that study files use.
+
+A sampler is made anew for every trial, under a seed of its own: what a trial gets then depends on the study's seed,
+its number and the history, never on how many trials the same process asked for before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.search.points import check_points
+from hpo.search.sampling.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner
+from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
+from hpo.search.space import check_space, groups
+from hpo.studyfile import Study
+from hpo.studyfile.messages import dotted
+from hpo.training.process_wide import HEARD
+from hpo.training.seeds import derive_seed
+
+GENERATION = "NSGAIISampler:generation"
+"""The attribute in which NSGA-II keeps which generation a trial is of."""
+
+PRECISION = ("training", "precision")
+
+ENOUGH_TO_START_FROM = 10
+"""Completed trials that CMA-ES wants before it starts where they were good and not in the middle."""
+
+
+def check_search(study: Study) -> None:
+    """Raise StudyFileError for what no study file's model can know: the samplers' own limits, and Optuna's."""
+    check_space(study)
+    check_points(study)
+    precisions = study.possible(PRECISION)
+    for place, precision in precisions.items():
+        if precision == "auto" and len(set(precisions.values())) > 1:
+            only = "is found out once, for all trials, so it cannot be one of several; give float32 or bfloat16"
+            raise study.error(dotted(place), f"{only} (got 'auto')")
+    if len(study.search.metrics) > 1:
+        _check_several(study)
+    # Where nothing is searched, as in what an export says of one trial, there is nothing to sample.
+    if study.search.sampler == "cmaes" and study.parameters and len(joint_space("cmaes", groups(study, {})[0])) < 2:
+        needs = "cmaes needs two searched numbers or more that every trial has; use tpe, gp or random"
+        raise study.error("search.sampler", needs)
+
+
+def _check_several(study: Study) -> None:
+    search = study.search
+    if search.pruner != "none":
+        raise study.error("search.pruner", "no pruner judges by several metrics; use none, or a single metric")
+    if search.sampler == "cmaes":
+        raise study.error("search.sampler", "cmaes knows one metric only; use tpe, nsga2, gp, qmc, random or grid")
+
+
+def make_sampler(
+    name: str,
+    seed: int,
+    study_seed: int,
+    joint: dict[str, BaseDistribution],
+    earlier: Sequence[FrozenTrial],
+    observations: Observations,
+) -> BaseSampler:
+    """Return the sampler for one trial, which samples `joint`.
+
+    `earlier` are the trials before this launch, `observations` all trials up to now, as TPE needs them. Grid has no
+    sampler: the space is enumerated.
+    """
+    match name:
+        case "tpe":
+            return IncrementalTPESampler(seed, observations)
+        case "gp":
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+        case "nsga2":
+            return NSGAIISampler(seed=seed)
+        case "cmaes":
+            # Its state is a pickle, which stays in this process: after a restart it starts from the trials instead.
+            complete = [_part(trial, joint) for trial in earlier if trial.state == TrialState.COMPLETE]
+            with _experiments():
+                return CmaEsSampler(
+                    seed=seed,
+                    warn_independent_sampling=False,
+                    source_trials=complete if len(complete) >= ENOUGH_TO_START_FROM else None,
+                )
+        case "qmc":
+            with _experiments():
+                # One sequence for the whole study: its seed is the study's.
+                return QMCSampler(
+                    seed=derive_seed("sequence", study_seed) % 2**32,
+                    scramble=True,
+                    independent_sampler=RandomSampler(seed=seed),
+                    warn_independent_sampling=False,
+                    warn_asynchronous_seeding=False,
+                )
+        case _:
+            return RandomSampler(seed=seed)
+
+
+@contextmanager
+def _experiments() -> Iterator[None]:
+    """Make what Optuna calls experimental, without its warning of that."""
+    with HEARD, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+class _OwnQMCSampler(QMCSampler):
+    """Takes the point of the sequence that the trial's number says: several processes then never take the same.
+
+    Nor do they where no trial has ended and nothing is known of the space: that is sampled by the trial's own seed.
+    """
+
+    def __init__(self, study_seed: int, number: int, seed: int) -> None:
+        super().__init__(
+            independent_sampler=RandomSampler(seed=seed),
+            seed=derive_seed("sequence", study_seed) % 2**32,
+            scramble=True,
+            warn_independent_sampling=False,
+            warn_asynchronous_seeding=False,
+        )
+        self._number = number
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._number
+
+
+def own_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
+    """Return the sampler for a trial of the user's own objective, which says what is searched only as it runs."""
+    seed = derive_seed("sampler", study_seed, number, 0) % 2**32
+    match name:
+        case "tpe":
+            return TPESampler(seed=seed)
+        case "gp":
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+        case "nsga2":
+            return NSGAIISampler(seed=seed)
+        case "cmaes":
+            return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        case "qmc":
+            with _experiments():
+                return _OwnQMCSampler(study_seed, number, seed)
+        case _:
+            return RandomSampler(seed=seed)
+
+
+def own_pruner(name: str) -> BasePruner:
+    """Return the pruner of the user's own objective; hyperband learns from the first trials how long they are."""
+    match name:
+        case "median":
+            return MedianPruner()
+        case "hyperband":
+            return HyperbandPruner()
+        case _:
+            return NopPruner()
+
+
+def joint_space(name: str, space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """Return the part of the space that a sampler handles jointly; the rest it samples one by one."""
+    return {
+        parameter: distribution
+        for parameter, distribution in space.items()
+        if not (distribution.single() or (name == "cmaes" and isinstance(distribution, CategoricalDistribution)))
+    }
+
+
+def _part(trial: FrozenTrial, space: dict[str, BaseDistribution]) -> FrozenTrial:
+    """Return a complete trial as if nothing else had been searched: CMA-ES starts from no other."""
+    return create_trial(
+        value=trial.value, params={name: trial.params[name] for name in space}, distributions=dict(space)
+    )
+
+
+def make_pruner(study: Study) -> BasePruner:
+    """Return the study's pruner."""
+    match study.search.pruner:
+        case "median":
+            return IncrementalMedianPruner()
+        case "hyperband":
+            return IncrementalHyperbandPruner(most_epochs(study))
+        case _:
+            return NopPruner()
+
+
+def most_epochs(study: Study) -> int:
+    """Return the most epochs that a trial of the study trains."""
+    return max(map(int, study.possible(("training", "epochs")).values()))

@@ -1,0 +1,1 @@
+"""Crews: the workers of one launch, as local processes or on Ray."""

@@ -1,0 +1,125 @@
+"""A launch by several processes: put the study into the storage, start a crew of workers, and follow what they do.
+
+Progress is read from the storage, so that it is right whatever becomes of a worker, and the same for workers of this
+machine and of a cluster. Promises: the crew is gone when the launch has ended, whichever way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol, Self, cast
+
+from hpo.errors import HpoError, UnknownStudyError
+from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
+from hpo.search.launch import check_joinable, counted, ended, name_now, started, submit, warn
+from hpo.search.study_records import precisions
+from hpo.service.status import StudyStatus, WorkerStatus, status
+from hpo.storage import Storage, StudyState
+from hpo.studyfile import AnyStudy, Study
+
+LOOK_S = 0.5
+"""How often a launch looks what its workers have done."""
+
+
+class Crew(Protocol):
+    """Workers started for one launch: a context manager that starts them, and has ended them all when it is left.
+
+    `study` is the name or the id of the one that they work on.
+    """
+
+    study: str | int
+
+    def __enter__(self) -> Self:
+        """Start the workers."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ask them to stop, wait for the epoch in hand, and end those that take too long."""
+
+    def check(self) -> int:
+        """Return how many are at work, or about to be. Raises HpoError where all have ended for a reason."""
+
+
+def launch_with(
+    study: AnyStudy,
+    storage: Storage,
+    crew: Crew,
+    *,
+    extend: bool = False,
+    changed_code: bool = False,
+    enqueue: Sequence[str] = (),
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+) -> str:
+    """Search the study with a crew until it comes to its end, or until `stop` is set; return what it is called then.
+
+    Raises what `submit` raises, StudyClosedError where the study is paused or stopped, and HpoError where the crew ends
+    before the study.
+    """
+    start = time.perf_counter()
+    planned = submit(study, storage, extend=extend, changed_code=changed_code, enqueue=enqueue)
+    study_id = check_joinable(study, storage)
+    warn(planned, on_event)
+    counts = counted(study_id, storage)
+    crew.study = study_id  # whatever it is called by the time that a worker starts
+    settled = precisions(study, "float32 or bfloat16") if isinstance(study, Study) else ""
+    with crew:
+        at_work = crew.check()
+        on_event(started(study, planned, counts, f"{at_work} worker{'s' if at_work > 1 else ''}", settled))
+        reason = _follow(study, study_id, storage, crew, on_event, stop, counts)
+    on_event(ended(study, study_id, storage, reason, time.perf_counter() - start, on_event))
+    return name_now(study, study_id, storage)
+
+
+def _follow(
+    study: AnyStudy,
+    study_id: int,
+    storage: Storage,
+    crew: Crew,
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+    before: tuple[int, int, int],
+) -> Reason:
+    """Say what the workers do until they have ended, or a stop; return why."""
+    said = set(study.possible(("training", "epochs")).values()) if isinstance(study, Study) else set()
+    epochs = said.pop() if len(said) == 1 else None  # where trials differ in it, there is no one number to count to
+    while True:
+        at_work = crew.check()  # first: what is stored afterwards is what they left
+        try:
+            now = status(storage, study_id)
+        except UnknownStudyError:
+            return "deleted"
+        state = now.studies[0]
+        counts = state.counts["complete"], state.counts["pruned"], state.counts["failed"]
+        if counts != before:
+            on_event(OthersEnded(*(new - old for new, old in zip(counts, before, strict=True))))
+            before = counts
+        on_event(WorkersSeen(tuple(map(_seen, now.workers)), epochs))
+        reason = _reason(state)
+        if reason is not None and not at_work:
+            return reason
+        if stop.is_set():
+            return reason or "interrupted"
+        if not at_work:
+            raise HpoError(f"study '{study.name}': all workers have ended, and it has not; launch it again to go on")
+        stop.wait(LOOK_S)
+
+
+def _reason(study: StudyStatus) -> Reason | None:
+    match study.state:
+        case StudyState.PAUSED:
+            return "paused"
+        case StudyState.STOPPED:
+            return "stopped"
+        case StudyState.ENDED:
+            return cast(Reason, study.why)
+        case _:
+            return None
+
+
+def _seen(worker: WorkerStatus) -> WorkerSeen:
+    return WorkerSeen(f"{worker.host}:{worker.pid}", worker.device, worker.population, worker.epoch)

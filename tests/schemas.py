@@ -1,0 +1,17 @@
+"""The JSON Schemas of exported files, by name: best, best-1, front, objective, test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hpo
+
+FOLDER = Path(hpo.__file__).parent / "results" / "schemas"
+
+
+def schema(name: str) -> dict[str, Any]:
+    """Return a schema as a tree."""
+    tree: dict[str, Any] = json.loads((FOLDER / f"{name}.schema.json").read_text(encoding="utf-8"))
+    return tree
