@@ -20,11 +20,11 @@ from typing import Any, Literal
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import TrialPruned
-from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import usercode
 from hpo.errors import TrainingError, nearest
+from hpo.optuna_internals import tell_with_warning
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, named
 from hpo.search.objective_history import OwnHistory
@@ -192,7 +192,7 @@ class OwnSearch(Search):
                 study._stop_flag = False
                 set_state(self.storage, self._study_id, StudyState.STOPPED, "the objective called study.stop()")
         try:
-            told, values, problem = _tell_with_warning(study, trial, value, state, suppress_warning=True)
+            told, values, problem = tell_with_warning(study, trial, value, state, suppress_warning=True)
         except Exception as error:  # noqa: BLE001 - what is returned may be anything: a text, a tensor of many numbers
             told, values, problem = TrialState.FAIL, None, str(error)
         if problem is None:

@@ -23,10 +23,10 @@ import alembic.migration
 import alembic.script
 import optuna
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
 from hpo.errors import StorageError
+from hpo.optuna_internals import models
 from hpo.storage.location import Location, mask
 
 BUSY_TIMEOUT_S = 30.0

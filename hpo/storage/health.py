@@ -20,11 +20,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
+from hpo.optuna_internals import models
 from hpo.storage.connections import TunedConnection, engine_options, explain_errors, read, schema_is_ready, sentence
 from hpo.storage.heartbeats import Running, seen_running
 from hpo.storage.location import Location

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from optuna.study import StudyDirection
-from optuna.study._multi_objective import _is_pareto_front
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.optuna_internals import is_pareto_front
 from hpo.studyfile import AnyStudy
 
 Losses = tuple[float, ...]
@@ -31,7 +31,7 @@ def best_first(known: Mapping[int, Losses]) -> list[int]:
     """Return the numbers of the best trials in the order of their first losses, equal ones in that of their numbers."""
     numbers = list(known)
     if len(known) > 1 and len(known[numbers[0]]) > 1:
-        on_front = _is_pareto_front(np.array(list(known.values())), assume_unique_lexsorted=False)
+        on_front = is_pareto_front(np.array(list(known.values())), assume_unique_lexsorted=False)
         numbers = [number for number, is_on in zip(numbers, on_front, strict=True) if is_on]
     return sorted(numbers, key=lambda number: (*known[number], number))
 

@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Iterable
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 from sqlalchemy.dialects import sqlite
 
+from hpo.optuna_internals import models
 from hpo.storage.rows import TRIALS
 
 TABLES = models.BaseModel.metadata.tables

@@ -23,11 +23,11 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import NOT_FOUND_MSG
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
+from hpo.optuna_internals import models
 from hpo.storage.connections import TransientError, engine_options, explain_errors, prepare, sentence, write
 from hpo.storage.location import Location, locate
 from hpo.storage.queue import IDENTITY, Gate
@@ -162,7 +162,7 @@ class Storage(RDBStorage):
         def work(connection: Connection, uncertain: bool) -> None:
             _lock(connection, study_id)
             if identity is not None and _identity(connection, study_id) != identity:
-                raise KeyError(NOT_FOUND_MSG)
+                raise KeyError(models.NOT_FOUND_MSG)
             more = also(connection) if also is not None else {}
             _set_study_attrs(connection, study_id, {**user_attrs, **more})
 
@@ -203,7 +203,7 @@ class Storage(RDBStorage):
             nonlocal earlier
             # The lock that plain Optuna takes, too: nobody else numbers trials of this study until the end.
             if not lock_study(connection, study_id) and gate is None:
-                raise KeyError(NOT_FOUND_MSG)
+                raise KeyError(models.NOT_FOUND_MSG)
             if uncertain and are_stored(connection, study_id, earlier):
                 return earlier
             if gate is not None:
@@ -380,7 +380,7 @@ class Storage(RDBStorage):
             return True
 
         if not transact(self.engine, work):
-            raise KeyError(NOT_FOUND_MSG)
+            raise KeyError(models.NOT_FOUND_MSG)
 
     # Optuna asks these in a session of its own, which knows nothing of a server that is away.
 
@@ -415,7 +415,7 @@ class Storage(RDBStorage):
         """Read one trial; a KeyError where there is none, as in Optuna."""
         trials = consult(self.engine, lambda connection: read_trials(connection, TRIALS.c.trial_id == trial_id))
         if not trials:
-            raise KeyError(NOT_FOUND_MSG)
+            raise KeyError(models.NOT_FOUND_MSG)
         return trials[0]
 
     def _get_trials(
@@ -434,7 +434,7 @@ class Storage(RDBStorage):
 
         def work(connection: Connection) -> list[FrozenTrial]:
             if connection.execute(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)).first() is None:
-                raise KeyError(NOT_FOUND_MSG)
+                raise KeyError(models.NOT_FOUND_MSG)
             old = read_trials(connection, of_study & TRIALS.c.trial_id.in_(known)) if known else []
             return old + read_trials(connection, of_study & (TRIALS.c.trial_id > trial_id_greater_than))
 
@@ -460,7 +460,7 @@ class Storage(RDBStorage):
 
 def _lock(connection: Connection, study_id: int) -> None:
     if not lock_study(connection, study_id):
-        raise KeyError(NOT_FOUND_MSG)
+        raise KeyError(models.NOT_FOUND_MSG)
 
 
 def _identity(connection: Connection, study_id: int) -> Any:

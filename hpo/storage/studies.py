@@ -17,12 +17,12 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.storages._rdb.models import TrialValueModel
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import UnknownStudyError, nearest
+from hpo.optuna_internals import models
 from hpo.storage.pareto import best_first, losses
 from hpo.storage.queue import STATE, StudyState
 from hpo.storage.retry import consult
@@ -45,7 +45,9 @@ from hpo.storage.storage import Storage
 MOST_TRIALS = 2**31 - 1
 RANKED = Parts(curves=False, system_attrs=None)
 # Values that can be ranked: infinity is kept without a number.
-ANY_FINITE = (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.value_type == TrialValueModel.TrialValueType.FINITE)
+ANY_FINITE = (VALUES.c.trial_id == TRIALS.c.trial_id) & (
+    VALUES.c.value_type == models.TrialValueModel.TrialValueType.FINITE
+)
 FINITE = ANY_FINITE & (VALUES.c.objective == 0)
 
 

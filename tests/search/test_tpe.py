@@ -18,9 +18,8 @@ from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.search.sampling.density import log_density
 from hpo.search.sampling.in_memory_study import STUDY, Mirror
-from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
+from hpo.search.sampling.tpe import IncrementalTPESampler, Observations, log_density
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
