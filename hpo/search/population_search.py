@@ -1,6 +1,6 @@
-"""The search of hpo's own networks: trials asked for, stored and trained a population at a time.
+"""The search of a network study: trials are sampled, stored and trained one population at a time.
 
-Knows no layers: it hands members to the objective and records to the storage.
+The objective trains members; the storage takes their results. Nothing here knows layers or SQL.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hpo.search.enqueueing import FIXED, checked
 from hpo.search.events import TrialsFailed, TrialsLeftOut
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
-from hpo.search.population_run import Run
+from hpo.search.population_run import PopulationRun
 from hpo.search.sampling.sampler_history import CONSTRAINT, RUNG, History
 from hpo.search.sampling.samplers import GENERATION
 from hpo.search.space import Values, config_of, decode, distributions
@@ -29,7 +29,7 @@ from hpo.usercode import Code, is_imported
 
 @dataclass(kw_only=True)
 class PopulationSearch(Search):
-    """See the module, and `Search`. `before` are completed trials of the studies that this one starts from."""
+    """The search of a network study; `before` are completed trials of the studies in `search.start_from`."""
 
     study: Study
     objective: Objective
@@ -45,16 +45,16 @@ class PopulationSearch(Search):
 
     @property
     def bytes_at_hand(self) -> int:
-        """The images on the device."""
+        """The bytes of the images on the device."""
         return self.objective.image_bytes
 
     @property
     def _parts(self) -> Parts:
-        """What samplers and pruners need."""
+        """The parts of trials that the sampler and the pruner read."""
         pruner, sampler = self.study.search.pruner, self.study.search.sampler
-        wanted = [RUNG] * (pruner == "hyperband") + [CONSTRAINT] * (self._limit_of_parameters is not None)
-        wanted += [GENERATION] * (sampler == "nsga2")
-        attrs = None if not wanted else wanted[0] if len(wanted) == 1 else ""
+        keys = [RUNG] * (pruner == "hyperband") + [CONSTRAINT] * (self._limit_of_parameters is not None)
+        keys += [GENERATION] * (sampler == "nsga2")
+        attrs = None if not keys else keys[0] if len(keys) == 1 else ""
         return Parts(pruner != "none", user_attrs=False, system_attrs=attrs)
 
     @property
@@ -62,7 +62,7 @@ class PopulationSearch(Search):
         return self.study.search.limits.parameters
 
     def _create(self, count: int) -> list[FrozenTrial]:
-        """Ask for new trials and store them, as running; again where another process was faster."""
+        """Sample new trials and store them as RUNNING; try again where another worker has stored trials meanwhile."""
         space = distributions(self.study)
         while not self.stop.is_set() and (asked := self.history.ask(min(count, self._missing), self.stop.is_set)):
             templates = [
@@ -87,24 +87,24 @@ class PopulationSearch(Search):
         return []
 
     def _train(self) -> None:
-        """Train the running trials, in as many populations as they have shapes."""
-        if not is_imported(self.code):  # another study of this process has its files as they are by now
+        """Train the running trials, one population for each architecture."""
+        if not is_imported(self.code):  # another study in this process has imported changed files since
             raise StudyClosedError(f"study '{self.study.name}': its code has changed on this machine", "changed")
         for group in self.objective.groups(self._members()):
             if self.stop.is_set():
                 return
-            run = Run(self, group)
-            self._raised_once(run.train(), run.said)
+            run = PopulationRun(self, self.study, self.objective, self.history, self.keeper, group)
+            self._raised_once(run.train(), run.error_line)
 
     def _members(self) -> list[Member]:
-        """Return the running trials as members; fail those whose parameters are not this study's.
+        """Return the running trials as members; fail those whose parameters are outside the search space.
 
-        Those whose networks exceed the study's limit are no members either: they end untrained.
+        Trials whose networks exceed `search.limits` end untrained.
         """
         members, endings = [], []
         for number, trial in list(self._running.items()):
             try:
-                if FIXED in trial.system_attrs and not trial.params and not self._completed(trial):
+                if FIXED in trial.system_attrs and not trial.params and not self._add_parameters(trial):
                     continue
                 config = config_of(self.study, trial.params)
             except UsageError as error:
@@ -118,17 +118,17 @@ class PopulationSearch(Search):
                 self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
         return members
 
-    def _completed(self, trial: FrozenTrial) -> bool:
-        """Give a trial that another program has enqueued its parameters; return whether it is still this process's.
+    def _add_parameters(self, trial: FrozenTrial) -> bool:
+        """Sample the open parameters of a trial that another program enqueued; return whether its claim still stands.
 
-        Raises UsageError where no trial of the study can have what it was asked for.
+        Raises UsageError where the enqueued values are outside the search space.
         """
         number, space = trial.number, distributions(self.study)
         if self.study.search.repeats > 1:
-            raise UsageError("enqueued: does not go with search.repeats, by which trials are numbered")
+            raise UsageError("enqueued: not possible with search.repeats, which numbers the trials; use search.points")
         known = {parameter.name: parameter for parameter in self.study.parameters}
-        asked = trial.system_attrs[FIXED].items()  # that program may know a list as the text that Optuna shows for it
-        given = {name: decode(known[name], value) if name in known else value for name, value in asked}
+        enqueued = trial.system_attrs[FIXED].items()  # a list may be given as the text that Optuna stores for it
+        given = {name: decode(known[name], value) if name in known else value for name, value in enqueued}
         _, values = self.history.ask_for(checked(self.study, given, "enqueued"), number)
         params = {name: (space[name].to_internal_repr(value), space[name]) for name, value in values.items()}
         trial.params, trial.distributions = values, {name: space[name] for name in values}
@@ -138,7 +138,7 @@ class PopulationSearch(Search):
         return False
 
     def _constraints(self, values: Values) -> dict[str, float]:
-        """Return what a trial's values come to of the study's limits, as Optuna keeps it; nothing without limits."""
+        """Return a trial's constraint values, as Optuna stores them: empty without `search.limits`."""
         limit = self._limit_of_parameters
         return {} if limit is None else self._constraints_of(config_of(self.study, values), limit)
 
@@ -146,14 +146,14 @@ class PopulationSearch(Search):
         return {f"{CONSTRAINT}parameters": float(self.objective.parameters(config) - limit)}
 
     def _within_limits(self, members: list[Member]) -> list[Member]:
-        """Return the members that are within the study's limits; end the others as Optuna's infeasible trials."""
+        """Return the members within `search.limits`; end the others, as infeasible trials are ended in Optuna."""
         limit, over = self._limit_of_parameters, dict[int, Ending]()
         if limit is None:
             return members
         for member in members:
             try:
                 constraints = self._constraints_of(member.config, limit)
-            except Exception:  # noqa: BLE001, S112 - its training makes the same network, and fails it for that
+            except Exception:  # noqa: BLE001, S112 - training builds the same network, and fails the trial
                 continue
             self.history.exceeds(member.number, constraints)
             if max(constraints.values()) > 0:

@@ -181,7 +181,10 @@ def test_repeats_refuse_it(storage: Storage) -> None:
     optuna.load_study(study_name="tiny", storage=storage.location.full_url).enqueue_trial({"lr": 0.125})
     search(study, storage)
     (first, *others) = trials_of(storage)
-    assert first.user_attrs[REASON] == "enqueued: does not go with search.repeats, by which trials are numbered"
+    assert (
+        first.user_attrs[REASON]
+        == "enqueued: not possible with search.repeats, which numbers the trials; use search.points"
+    )
     assert states(others) == [TrialState.COMPLETE] * 2
 
 
