@@ -55,7 +55,7 @@ from hpo.search.population_run import CURVE
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import distributions
-from hpo.search.study_records import open_study, settle_run
+from hpo.search.study_records import agree_on_run, open_study
 from hpo.storage import Ending, Gate, Storage, load_study, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
@@ -231,7 +231,7 @@ def fill(url: str, count: int) -> float:
     """Store trials, until there are so many, by the calls that a search makes; return the seconds it took."""
     start, storage, study = time.perf_counter(), open_storage(url), study_of("random", "none", count)
     stored = open_study(study, load_split(study), storage, extend=True)
-    settle_run(stored, storage, "cpu", "float32")
+    agree_on_run(stored, storage, "cpu", "float32")
     space, rng, stored_id = distributions(study), np.random.default_rng(count), stored._study_id
     have = len(storage.get_all_trials(stored_id, deepcopy=False))
     while have < count:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.lookup import objective_of, said
 from hpo.results.states import STATES
-from hpo.search.study_records import wanted
+from hpo.search.study_records import trial_target
 from hpo.storage import REASON, Parts, Storage, StudyState, StudySummary, state_of, summary
 from hpo.storage.remedies import command
 from hpo.text import printable
@@ -68,7 +68,7 @@ def _reason(trial: FrozenTrial) -> str | None:
 
 def _advice(study: StudySummary) -> str:
     """Return what would bring the study a trial that can be ranked."""
-    trials = wanted(study.user_attrs)
+    trials = trial_target(study.user_attrs)
     if trials is None:
         return "whoever made the study can give it more trials"
     state = state_of(study.user_attrs)

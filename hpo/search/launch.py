@@ -28,16 +28,16 @@ from hpo.search.space import how_many
 from hpo.search.stored_plan import plan_again
 from hpo.search.study_records import (
     RUN,
+    agree_on_run,
+    agree_on_start,
     any_stored_study,
     gate,
-    kept,
     open_objective_study,
     open_study,
     precisions,
     record_change,
-    record_place,
-    settle_beginning,
-    settle_run,
+    record_data_folder,
+    user_attrs_of,
 )
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
@@ -246,11 +246,11 @@ def _store_networks(
     asked = asked_for(study, enqueue, storage)
     stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
     record_change(stored, study, planned.code, storage)
-    record_place(stored, planned.images, storage)
+    record_data_folder(stored, planned.images, storage)
     if changed_code:
         count_as_alike(study, stored, storage)
     if asked:
-        before = predecessors(study, kept(stored), storage).trials
+        before = predecessors(study, user_attrs_of(stored), storage).trials
         store_asked(study, asked, before, storage, gate(study, stored))
     return stored
 
@@ -270,7 +270,7 @@ def _begin(
     device_name = describe(planned.device)
     split = on_device(study, planned)
     storage.works_on(device_name)
-    precision, began = settle_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
+    precision, began = agree_on_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
     counts = counted(stored._study_id, storage)
     on_event(started(study, planned, counts, device_name, precisions(study, precision)))
     timeout_s = study.search.trial_timeout
@@ -305,7 +305,7 @@ def _begin_own(
     passage = gate(study, stored)
     check_open(storage, passage)
     storage.works_on("")
-    began = settle_beginning(stored, storage)
+    began = agree_on_start(stored, storage)
     on_event(started(study, planned, counted(stored._study_id, storage), "", ""))
     return OwnSearch(
         study=study,
@@ -326,7 +326,7 @@ def _before(study: Study, stored: optuna.Study, storage: Storage, on_event: List
     """Return what is known of the studies that this one starts from; say of which nothing is."""
     if not study.search.start_from:
         return []
-    found = predecessors(study, kept(stored), storage)
+    found = predecessors(study, user_attrs_of(stored), storage)
     for problem in found.problems:
         on_event(Note(f"search.start_from: {problem}; the search goes on without its trials", "warning"))
     return found.trials
@@ -336,7 +336,7 @@ def _precision(study: Study, stored: optuna.Study, planned: Plan, split: DeviceS
     """Return what "auto" means: what the study began with, or else what is faster here. All trials have it, or none."""
     if study.first.training.precision != "auto":
         return study.first.training.precision
-    if run := kept(stored).get(RUN):
+    if run := user_attrs_of(stored).get(RUN):
         return str(run["precision"])
     if split.device.type == "mps" or not planned.stacked:
         return "float32"

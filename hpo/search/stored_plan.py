@@ -13,7 +13,7 @@ import optuna
 
 from hpo.errors import CodeError
 from hpo.search.plan import ObjectivePlan, Plan, plan
-from hpo.search.study_records import CODE, check_code, check_data, kept
+from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.usercode import files_of, missing, nowhere
 
@@ -33,7 +33,7 @@ def plan_again(
     code is, or where it is another, unless `changed_code` allows that.
     """
     if absent := missing(files_of(study.references), study.folder):
-        where = nowhere(absent[0], Path(kept(stored).get(CODE, {"folder": study.folder})["folder"]))
+        where = nowhere(absent[0], Path(user_attrs_of(stored).get(CODE, {"folder": study.folder})["folder"]))
         raise CodeError(
             f"study '{stored.study_name}': needs {where}; bring it there, or work in the folder that has it"
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError
-from hpo.search.study_records import not_of_hpo, wanted
+from hpo.search.study_records import foreign_study_error, trial_target
 from hpo.service.status import status
 from hpo.storage import WHY, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
 from hpo.storage.checkpoint_files import remove_files
@@ -98,13 +98,13 @@ def question(storage: Storage, name: str) -> str:
 
 def _left(study: StudySummary) -> int:
     done = sum(count for state, count in study.states.items() if state.is_finished())
-    return max(0, (wanted(study.user_attrs) or 0) - done)
+    return max(0, (trial_target(study.user_attrs) or 0) - done)
 
 
 def _of_hpo(storage: Storage, name: str) -> StudySummary:
     study = summary(storage, name)
-    if wanted(study.user_attrs) is None:
-        raise not_of_hpo(name)
+    if trial_target(study.user_attrs) is None:
+        raise foreign_study_error(name)
     return study
 
 

@@ -17,7 +17,7 @@ from hpo.errors import StorageError
 from hpo.results.display.progress import duration, pace
 from hpo.results.display.tables import table
 from hpo.results.states import by_word
-from hpo.search.study_records import STUDY, not_of_hpo, wanted
+from hpo.search.study_records import STUDY, foreign_study_error, trial_target
 from hpo.storage import (
     PRIORITY,
     WHY,
@@ -123,7 +123,7 @@ def status(storage: Storage, which: str | int | None = None) -> Status:
     """Return what the storage knows of its studies, or of the one of that name or id, and of the workers."""
     of_hpo = [summary(storage, which)] if which is not None else summaries(storage)
     if which is not None and STUDY not in of_hpo[0].user_attrs:
-        raise not_of_hpo(of_hpo[0].name)
+        raise foreign_study_error(of_hpo[0].name)
     of_hpo = [study for study in of_hpo if STUDY in study.user_attrs]
     by_study = paces(storage, PACE_S)
     studies = [_study(study, by_study.get(study.study_id)) for study in sorted(of_hpo, key=lambda each: each.name)]
@@ -158,7 +158,7 @@ def _worker(worker: Worker, study: str, population: int, epoch: int, silent_s: f
 
 
 def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
-    trials, states = wanted(study.user_attrs), study.states
+    trials, states = trial_target(study.user_attrs), study.states
     state, why = _state(study)
     done = sum(count for state, count in states.items() if state.is_finished())
     unfinished = states.get(TrialState.RUNNING, 0) + states.get(TrialState.WAITING, 0)
@@ -180,7 +180,7 @@ def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
 
 def _state(study: StudySummary) -> tuple[str, str]:
     """The study's state and why it is in it; a study that somebody damaged does not hide the others."""
-    if wanted(study.user_attrs) is None:
+    if trial_target(study.user_attrs) is None:
         return UNREADABLE, "its study file cannot be read"
     try:
         return state_of(study.user_attrs), str(study.user_attrs.get(WHY) or "")

@@ -26,7 +26,7 @@ from hpo.results.unranked import no_best
 from hpo.search.events import Note, Reason
 from hpo.search.launch import ended, join
 from hpo.search.loop import Search
-from hpo.search.study_records import not_of_hpo, wanted
+from hpo.search.study_records import foreign_study_error, trial_target
 from hpo.service.dashboard.figures import Drawing, Listener
 from hpo.storage import (
     IDENTITY,
@@ -86,8 +86,8 @@ def work(storage: Storage, duty: Duty, on_event: Listener, stop: threading.Event
     worker = _Worker(storage, duty, Drawing(storage, on_event), stop)
     for name in duty.names:
         study = summary(storage, name)
-        if wanted(study.user_attrs) is None:
-            raise not_of_hpo(study.name)
+        if trial_target(study.user_attrs) is None:
+            raise foreign_study_error(study.name)
         worker.named.add(_key(study))
     try:
         with storage.patience.until(stop, math.inf), heartbeats(storage):
@@ -128,7 +128,7 @@ class _Worker:
     def _studies(self) -> list[StudySummary]:
         """The studies that this worker may have to do with; what it remembers of others it forgets."""
         names = self.duty.names
-        found = [study for study in open_summaries(self.storage) if wanted(study.user_attrs) is not None]
+        found = [study for study in open_summaries(self.storage) if trial_target(study.user_attrs) is not None]
         self.named |= {_key(study) for study in found if study.name in names}
         found = [study for study in found if not names or _key(study) in self.named]
         keys = set(map(_key, found))
@@ -255,4 +255,4 @@ def _key(study: StudySummary) -> Key:
 
 
 def _missing(study: StudySummary) -> int:
-    return (wanted(study.user_attrs) or 0) - sum(study.states.values())
+    return (trial_target(study.user_attrs) or 0) - sum(study.states.values())

@@ -92,8 +92,8 @@ def test_what_needs_a_network_of_hpo_says_so_in_a_line(hpo: Run, folder: Path) -
         refused = hpo(command, "own")
         assert (refused.status, refused.out) == (1, "")
         assert refused.err == (
-            "hpo: study 'own' has an objective of its own, code/objective.py:objective, and this needs a network and "
-            "data that hpo knows; take the parameters from `hpo export own` and go on in your code\n"
+            "hpo: study 'own' has an objective function, code/objective.py:objective; this command needs a network "
+            "study. Take the parameters from `hpo export own` and continue in your own code\n"
         )
 
 

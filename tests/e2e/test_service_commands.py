@@ -199,7 +199,7 @@ def test_a_study_that_was_not_made_by_hpo_is_not_waited_for(hpo: Run) -> None:
     plain()
     outcome = hpo("work", "plain", "--until-idle")
     assert (outcome.status, outcome.out) == (1, "")
-    assert "was not made by hpo" in outcome.err
+    assert "was not created by hpo" in outcome.err
 
 
 def test_a_metrics_port_in_use_is_one_line(hpo: Run) -> None:
@@ -274,7 +274,7 @@ def test_asking_makes_no_storage(hpo: Run, folder: Path, args: list[str]) -> Non
 def test_a_command_for_a_study_of_plain_optuna_is_one_line(hpo: Run, command: str) -> None:
     plain()
     outcome = hpo(command, "plain")
-    says = "hpo: study 'plain' was not made by hpo, or its study file cannot be read: no worker can train it\n"
+    says = "hpo: study 'plain' was not created by hpo, or its stored study file is invalid: no worker can train it\n"
     assert outcome == (1, "", says)
 
 

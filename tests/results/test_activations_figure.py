@@ -107,5 +107,5 @@ def test_training_files_are_enough(
 
 def test_other_images_than_the_studys_are_refused(storage: Storage, stored: Store) -> None:
     stored([])
-    with pytest.raises(HpoError, match="the images of digits are not those that it began with"):
+    with pytest.raises(HpoError, match="the data of digits are not those that the study was created with"):
         fresh_networks(storage, "digits")

@@ -340,7 +340,7 @@ def test_images_that_are_not_the_studys_confirm_nothing(
     write_mnist(tmp_path / "mnist")
     search(study_of(data={"dataset": "mnist", "train_size": 60}, search={"trials": 1}), storage)
     write_mnist(tmp_path / "mnist", seed=1)
-    with pytest.raises(HpoError, match="the images of mnist are not those that it began with"):
+    with pytest.raises(HpoError, match="the data of mnist are not those that the study was created with"):
         trained(storage)
     assert study_names(storage) == ["tiny"]
 

@@ -207,5 +207,5 @@ def test_an_objectives_numbers_that_json_lacks_are_words_in_every_form(stored: S
 
 def test_a_study_by_another_program_is_refused(storage: Storage) -> None:
     optuna.create_study(storage=storage, study_name="plain").add_trial(trial(2.0))
-    with pytest.raises(HpoError, match="study 'plain' was not made by hpo"):
+    with pytest.raises(HpoError, match="study 'plain' was not created by hpo"):
         export_text(storage, "plain")

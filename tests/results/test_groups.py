@@ -179,7 +179,7 @@ def test_what_has_nothing_to_compare_says_so(storage: Storage, stored: Store) ->
         groups(storage, ["empty"])
     with pytest.raises(HpoError, match="study 'failed': no trial to rank: 1 failed, so there is nothing to compare"):
         groups(storage, ["failed"])
-    with pytest.raises(HpoError, match="study 'others' was not made by hpo"):
+    with pytest.raises(HpoError, match="study 'others' was not created by hpo"):
         groups(storage, ["others"])
     with pytest.raises(UsageError, match="failed#7: study 'failed' has no such trial; they are numbered 0 to 0"):
         groups(storage, ["failed#7"])

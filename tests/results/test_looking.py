@@ -361,7 +361,7 @@ def test_data_that_is_missing_or_another_is_refused(storage: Storage, mnist: Pat
     refuse(storage, "t10k-labels-idx1-ubyte: missing")
     write_mnist(mnist, seed=1)
     labels.write_bytes(content)
-    refuse(storage, "the images of mnist are not those that it began with")
+    refuse(storage, "the data of mnist are not those that the study was created with")
     write_mnist(mnist)
     see(storage)
     labels.write_bytes(content[:-1] + b"\x00")

@@ -132,7 +132,7 @@ def test_what_cannot_be_narrowed_is_one_line(stored: Store, storage: Storage) ->
     with pytest.raises(UnknownStudyError, match="no study named 'digit'"):
         propose(storage, "digit")
     optuna.create_study(storage=storage, study_name="plain")
-    with pytest.raises(HpoError, match="study 'plain' was not made by hpo"):
+    with pytest.raises(HpoError, match="study 'plain' was not created by hpo"):
         propose(storage, "plain")
 
 

@@ -135,9 +135,9 @@ def test_images_may_be_moved_but_not_changed(storage: Storage, home: Path, tmp_p
     other = X.copy()
     other[-1, -1, -1] ^= 1
     write_images(moved, x=other)
-    with pytest.raises(HpoError, match=r"the images of npz:images\.npz are not those that it began with"):
+    with pytest.raises(HpoError, match=r"the data of npz:images\.npz are not those that the study was created with"):
         search(study_in(moved, trials=4), storage, extend=True)
-    with pytest.raises(HpoError, match="are not those that it began with"):
+    with pytest.raises(HpoError, match="are not those that the study was created with"):
         see(storage)
     Path("best.json").write_text(export_text(storage, "tiny"))
     with pytest.raises(HpoError, match=r"are not those that it was trained on \(their SHA-256 differs\)"):

@@ -132,5 +132,5 @@ def test_what_has_no_report(stored: Store, storage: Storage) -> None:
     with pytest.raises(UnknownStudyError):
         report(storage, "digit")
     optuna.create_study(storage=storage, study_name="plain").add_trial(trial(2.0))
-    with pytest.raises(HpoError, match="study 'plain' was not made by hpo"):
+    with pytest.raises(HpoError, match="study 'plain' was not created by hpo"):
         report(storage, "plain")

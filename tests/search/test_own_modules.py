@@ -28,7 +28,7 @@ from hpo.search.events import Note, PopulationStarted, StudyStarted
 from hpo.search.launch import join, launch, submit
 from hpo.search.plan import plan
 from hpo.search.sampling.warm_start import predecessors
-from hpo.search.study_records import CHANGES, CODE, kept, stored_study
+from hpo.search.study_records import CHANGES, CODE, stored_study, user_attrs_of
 from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
 from hpo.studyfile import Study, parse_study, read_study
 
@@ -130,7 +130,7 @@ def test_a_study_of_a_module_trains_populations_and_keeps_its_code(folder: Path,
     trials = trials_of(storage)
     assert states(trials) == [TrialState.COMPLETE] * 6
     assert set(trials[0].params) == {"args.dropout", "lr"}
-    record = kept(load_study(storage, "tiny"))[CODE]
+    record = user_attrs_of(load_study(storage, "tiny"))[CODE]
     assert record["folder"] == str(folder.resolve())
     assert list(record["files"]) == ["nets.py", "parts.py"]
     assert stored_study(load_study(storage, "tiny")).folder == folder.resolve()
@@ -266,14 +266,16 @@ def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Stora
     search(study, storage)
     more = own(folder, search={"trials": 4})
     edit(folder)
-    with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* is not what it began with .*--changed-code$"):
+    with pytest.raises(
+        CodeError, match=r"^study 'tiny': parts\.py in .* has changed since the study was created .*--changed-code$"
+    ):
         search(more, storage, extend=True)
     with pytest.raises(CodeError, match=r"parts\.py"):
         join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
     join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event(), changed_code=True)
-    before = kept(load_study(storage, "tiny"))[CODE]
+    before = user_attrs_of(load_study(storage, "tiny"))[CODE]
     launch(more, storage, extend=True, changed_code=True, on_event=lambda event: None, stop=threading.Event())
-    after = kept(load_study(storage, "tiny"))
+    after = user_attrs_of(load_study(storage, "tiny"))
     assert states(trials_of(storage)) == [TrialState.COMPLETE] * 4
     assert [file for file, content in after[CODE]["files"].items() if before["files"][file] != content] == ["parts.py"]
     assert after[CHANGES][-1]["changed"] == ["search.trials: 2 -> 4", "parts.py: other contents"]
@@ -302,9 +304,11 @@ def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: St
     assert "next" not in study_names(storage)
     assert notes(search(changed, storage, changed_code=True)) == []
     stored = load_study(storage, "next")
-    assert predecessors(changed, kept(stored), storage).names == ("tiny",)
-    storage.change_study(load_study(storage, "tiny")._study_id, {CODE: kept(stored)[CODE] | {"files": {"nets.py": ""}}})
-    (problem,) = predecessors(changed, kept(stored), storage).problems
+    assert predecessors(changed, user_attrs_of(stored), storage).names == ("tiny",)
+    storage.change_study(
+        load_study(storage, "tiny")._study_id, {CODE: user_attrs_of(stored)[CODE] | {"files": {"nets.py": ""}}}
+    )
+    (problem,) = predecessors(changed, user_attrs_of(stored), storage).problems
     assert other.format("parts.py, nets.py") in problem or other.format("nets.py, parts.py") in problem
 
 
@@ -352,7 +356,7 @@ def test_a_search_does_not_go_on_with_what_another_study_has_imported_since(fold
     with heartbeats(storage):
         assert begun.step()
         edit(folder)
-        assert plan(study, "cpu").code.changed_since(kept(load_study(storage, "tiny"))[CODE]) == ["parts.py"]
+        assert plan(study, "cpu").code.changed_since(user_attrs_of(load_study(storage, "tiny"))[CODE]) == ["parts.py"]
         with pytest.raises(StudyClosedError, match="its code has changed on this machine"):
             begun.step()
 
@@ -370,7 +374,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     assert verify(storage, "tiny", 2, "cpu", stop, said.append)["score"] == 0
     confirming = confirming_study(storage, "tiny", 1, 1)
     assert confirming.folder == folder.resolve()
-    assert kept(load_study(storage, confirming.name))[CODE] == kept(load_study(storage, "tiny"))[CODE]
+    assert user_attrs_of(load_study(storage, confirming.name))[CODE] == user_attrs_of(load_study(storage, "tiny"))[CODE]
     search(confirming, storage)
     exported = export(storage, "tiny")
     jsonschema.validate(exported, schema("best"))
@@ -416,7 +420,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     edit(Path.cwd())
     with pytest.raises(CodeError, match=r"best\.json: needs parts\.py as it was, and in .* it has another SHA-256"):
         replay(path, "cpu", stop, said.append)
-    with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* is not what it began with"):
+    with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* has changed since the study was created"):
         verify(storage, "tiny", 1, "cpu", stop, said.append)
 
 

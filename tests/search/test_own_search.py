@@ -383,7 +383,7 @@ def test_other_code_is_refused_and_a_change_of_the_file_needs_to_be_allowed(tmp_
         launched(objective_study(tmp_path, trials=2), storage)
     with pytest.raises(UsageError, match=r"search\.direction.*would not be comparable"):
         launched(objective_study(tmp_path, trials=1, direction="maximize"), storage, extend=True)
-    with pytest.raises(CodeError, match=r"objective\.py in .* is not what it began with"):
+    with pytest.raises(CodeError, match=r"objective\.py in .* has changed since the study was created"):
         launched(objective_study(tmp_path, PLAIN + "# later\n", trials=1), storage)
 
 

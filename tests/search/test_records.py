@@ -248,7 +248,7 @@ def test_other_images_are_refused_and_a_missing_test_file_is_not(
     sealed.unlink()
     search(study, storage, stop_at=after_epochs(1))
     write_mnist(folder, seed=1)
-    with pytest.raises(HpoError, match="the images of mnist are not those that it began with") as caught:
+    with pytest.raises(HpoError, match="the data of mnist are not those that the study was created with") as caught:
         search(study, storage)
     assert not isinstance(caught.value, UsageError)
     write_mnist(folder)
@@ -281,5 +281,5 @@ def test_nothing_is_stored_when_file_data_or_device_is_wrong(
 
 def test_a_study_that_hpo_did_not_make_is_refused(storage: Storage) -> None:
     optuna.create_study(study_name="tiny", storage=storage)
-    with pytest.raises(HpoError, match="study 'tiny' was not made by hpo"):
+    with pytest.raises(HpoError, match="study 'tiny' was not created by hpo"):
         search(study_of(), storage)

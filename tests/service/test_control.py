@@ -177,7 +177,7 @@ def test_a_study_that_nobody_knows(storage: Storage, change: Any) -> None:
 def test_plain_optunas_studies_are_not_held_up(storage: Storage, change: Any) -> None:
     optuna.create_study(storage=storage, study_name="plain").ask()
     before = summary(storage, "plain")
-    with pytest.raises(HpoError, match="was not made by hpo"):
+    with pytest.raises(HpoError, match="was not created by hpo"):
         change(storage, "plain")
     assert summary(storage, "plain") == before
 

@@ -263,7 +263,7 @@ def test_plain_optunas_studies_and_trials_in_the_same_storage(storage: Storage, 
     found = status(storage)
     assert [study.name for study in found.studies] == ["tiny"]
     assert [worker.study for worker in found.workers] == ["tiny"]
-    with pytest.raises(HpoError, match="study 'plain' was not made by hpo"):
+    with pytest.raises(HpoError, match="study 'plain' was not created by hpo"):
         status(storage, "plain")
 
 

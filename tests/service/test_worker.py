@@ -390,7 +390,7 @@ def test_a_study_that_was_left_to_others_is_tried_again_later(
 def test_other_images_than_the_study_began_with_are_not_trained_on(storage: Storage, images: Path) -> None:
     put(storage, data={"dataset": "mnist", "train_size": 40})
     write_mnist(images, seed=1)
-    with pytest.raises(Exception, match="not those that it began with"):
+    with pytest.raises(Exception, match="not those that the study was created with"):
         work_here(storage)
     assert trials_of(storage) == []
 

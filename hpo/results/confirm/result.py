@@ -18,7 +18,7 @@ from hpo.results.confirm.study import CONFIRMS, Candidate, confirmations, origin
 from hpo.results.ranking import score
 from hpo.results.unranked import what_became
 from hpo.search.space import settings
-from hpo.search.study_records import stored_study, wanted
+from hpo.search.study_records import stored_study, trial_target
 from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of, summary
 from hpo.storage.remedies import command
 from hpo.studyfile import Study
@@ -103,7 +103,7 @@ def check_finished(confirming: StudySummary, original: str) -> None:
 def runs_left(confirming: StudySummary) -> int:
     """Return how many runs of a confirming study are not finished."""
     done = sum(count for state, count in confirming.states.items() if state.is_finished())
-    return max(0, (wanted(confirming.user_attrs) or 0) - done)
+    return max(0, (trial_target(confirming.user_attrs) or 0) - done)
 
 
 def of_study(storage: Storage, confirming: str) -> Confirmation:

@@ -17,9 +17,10 @@ from hpo.errors import HpoError, UsageError
 from hpo.results.naming import followed
 from hpo.results.ranking import configurations
 from hpo.results.unranked import no_best
+from hpo.search.comparability import same_data
 from hpo.search.points import baseline
 from hpo.search.space import Values, decode, holds, is_whole, settings
-from hpo.search.study_records import DATA, RUN, kept, not_of_hpo, same_images, stored_study
+from hpo.search.study_records import DATA, RUN, foreign_study_error, stored_study, user_attrs_of
 from hpo.storage import (
     IDENTITY,
     Storage,
@@ -70,7 +71,7 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
     from hpo.search.stored_plan import plan_again  # with torch, which reading a confirmation does without
 
     original = load_study(storage, name)
-    study, attrs = stored_study(original), kept(original)
+    study, attrs = stored_study(original), user_attrs_of(original)
     candidates = _candidates(storage, study, original._study_id, top)
     tree = _tree(study, candidates, seeds, str(attrs[RUN]["precision"]))
     record = {
@@ -93,7 +94,7 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
                 continue  # another process was faster to give this name, to another study
         if _is_the_one(storage, confirming, record, attrs[DATA]):
             return confirming
-    raise not_of_hpo(name)  # never: a storage has an end
+    raise foreign_study_error(name)  # never: a storage has an end
 
 
 def confirming_name(name: str, number: int) -> str:
@@ -124,13 +125,13 @@ def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], ima
     """Return whether the stored study of that name is this one, with this record, which it gets if it has none."""
     try:
         stored = load_study(storage, confirming.name)
-        if stored_study(stored) != confirming or not same_images(kept(stored)[DATA], images):
+        if stored_study(stored) != confirming or not same_data(user_attrs_of(stored)[DATA], images):
             return False
         before = storage.settle(stored._study_id, CONFIRMS, record)
         if before.get("identity") != record["identity"]:
             return False
         if before != record:  # the search has found more of the same
-            storage.change_study(stored._study_id, {CONFIRMS: record}, identity=kept(stored).get(IDENTITY))
+            storage.change_study(stored._study_id, {CONFIRMS: record}, identity=user_attrs_of(stored).get(IDENTITY))
     except (HpoError, KeyError):  # of another program, or deleted meanwhile
         return False
     return True

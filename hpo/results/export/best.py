@@ -28,7 +28,7 @@ from hpo.results.ranking import score, values_of
 from hpo.results.states import STATES, by_word
 from hpo.results.unranked import no_best
 from hpo.search.space import decode
-from hpo.search.study_records import CODE, CURVE, DATA, RUN, any_stored_study, kept, precision_of
+from hpo.search.study_records import CODE, CURVE, DATA, RUN, any_stored_study, precision_of, user_attrs_of
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
 from hpo.storage.studies import most_best
 from hpo.studyfile import ObjectiveStudy, Study
@@ -90,7 +90,7 @@ def _record(
 ) -> dict[str, Any]:
     """Return a trial as an object."""
     name = found.study_name
-    study, attrs = any_stored_study(found), kept(found)
+    study, attrs = any_stored_study(found), user_attrs_of(found)
     if isinstance(study, ObjectiveStudy):
         return objective_record(storage, study, found, best)
     if "seed" not in best.user_attrs:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from hpo.results.lookup import metrics_of
 from hpo.results.ranking import score, values_of
 from hpo.results.states import by_word
-from hpo.search.study_records import CODE, kept
+from hpo.search.study_records import CODE, user_attrs_of
 from hpo.storage import Storage, summary
 from hpo.studyfile import ObjectiveStudy
 from hpo.versions import made
@@ -35,7 +35,7 @@ def objective_record(storage: Storage, study: ObjectiveStudy, found: optuna.Stud
         **values_of(metrics_of(held), best),
         "params": best.params,
         "objective": study.objective,
-        "code": kept(found)[CODE],
+        "code": user_attrs_of(found)[CODE],
         "config": study.resolved(),
         "curve": reported(best),
         "user_attrs": best.user_attrs,

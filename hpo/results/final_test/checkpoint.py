@@ -13,7 +13,7 @@ import optuna
 from hpo.errors import HpoError
 from hpo.results.selection import Choice
 from hpo.search.plan import Plan
-from hpo.search.study_records import CURVE, RUN, kept, precision_of
+from hpo.search.study_records import CURVE, RUN, precision_of, user_attrs_of
 from hpo.storage import WORKER, Storage
 from hpo.storage.artifacts import FOLDER, artifact_folder
 from hpo.storage.checkpoint_files import kept_files
@@ -42,7 +42,7 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, plan
             f"study '{name}': no weights are kept of trial {choice.trial}; [training] keep keeps those of the best "
             "trials, and without --from-checkpoint it is trained anew"
         )
-    trial, run = storage.get_trial(found[0].trial_id), kept(stored)[RUN]
+    trial, run = storage.get_trial(found[0].trial_id), user_attrs_of(stored)[RUN]
     worker = trial.system_attrs.get(WORKER, {})
     path = artifact_folder(storage.location) / found[0].artifact_id
     if not path.exists():

@@ -28,7 +28,7 @@ from hpo.results.naming import file_stem
 from hpo.results.selection import Choice, chosen
 from hpo.search.plan import Plan, on_device
 from hpo.search.stored_plan import plan_again
-from hpo.search.study_records import CODE, DATA, RUN, kept, precision_of, stored_study
+from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, load_study
 from hpo.storage.test_evaluations import Looking, begin_look, check_unseen, end_look, fail_look, looks, seen
 from hpo.studyfile import Study
@@ -64,7 +64,7 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
     far as that can be known, and where it is after it, the error says so. `stop` ends the training.
     """
     stored = load_study(storage, name)
-    study, attrs = stored_study(stored), kept(stored)
+    study, attrs = stored_study(stored), user_attrs_of(stored)
     check_unseen(attrs, name, wanted.again)
     folder = wanted.folder or _default_folder(name, len(seen(looks(attrs))) + 1)
     check_free(folder)

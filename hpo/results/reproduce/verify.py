@@ -15,7 +15,7 @@ from hpo.results.reproduce.retrain import Repeated, Stored, repeat
 from hpo.results.unranked import no_best
 from hpo.search.space import config_of
 from hpo.search.stored_plan import plan_again
-from hpo.search.study_records import CURVE, RUN, kept, precision_of, stored_study
+from hpo.search.study_records import CURVE, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
 from hpo.training.devices import describe
@@ -31,7 +31,7 @@ def verify(
     Raises HpoError where no trial has completed, and InterruptionError, with nothing kept, where `stop` is set.
     """
     found = load_study(storage, name)
-    study, identity = stored_study(found), kept(found).get(IDENTITY)
+    study, identity = stored_study(found), user_attrs_of(found).get(IDENTITY)
     complete = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     own = [trial for trial in complete if "seed" in trial.user_attrs]  # others than hpo may have added theirs
     trials = _chosen(storage, found._study_id, own, count)

@@ -20,19 +20,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.data import Split
 from hpo.errors import HpoError, StorageError
+from hpo.search.comparability import EXTENDABLE_KEYS, incomparable, same_data
 from hpo.search.space import misread
 from hpo.search.study_records import (
-    BEFORE,
     CODE,
     DATA,
-    FREE_TO_CHANGE,
     NO_CODE,
+    STARTS_FROM,
     STUDY,
     data_record,
-    incomparable,
-    kept,
-    same_images,
     stored_study,
+    user_attrs_of,
 )
 from hpo.storage import Parts, Storage, identity, load_study, study_names, summaries
 from hpo.studyfile import SearchSettings, Study
@@ -42,7 +40,7 @@ ALIKE = "hpo:alike"
 """The user attribute that says which other code counts as the study's own: study that it starts from -> its files."""
 
 FREE_TO_DIFFER = (
-    *FREE_TO_CHANGE,
+    *EXTENDABLE_KEYS,
     "name",
     "network.module",  # where its file is; what the file holds says whether it is the same
     *(f"search.{key}" for key in SearchSettings.model_fields if key not in ("metric", "score")),
@@ -64,7 +62,7 @@ class Predecessors:
 def predecessors(study: Study, attrs: Mapping[str, Any], storage: Storage) -> Predecessors:
     """Return what can be learnt from the studies that this one starts from; `attrs` are its user attributes."""
     names, trials, problems = [], [], []
-    known = attrs.get(BEFORE, {})
+    known = attrs.get(STARTS_FROM, {})
     called = {identity(each.user_attrs, each.name): each.name for each in summaries(storage)} if known else {}
     for name in study.search.start_from:
         now = called.get(known.get(name), name)  # it may have been renamed, and another study have its name
@@ -108,7 +106,7 @@ def count_as_alike(study: Study, stored: optuna.Study, storage: Storage) -> None
     """Keep with a study that the code of those that it starts from, as it is now, counts as its own."""
     there = set(study.search.start_from) & set(study_names(storage))
     alike = {name: _files(storage, name) for name in study.search.start_from if name in there}
-    if study.modules and alike != kept(stored).get(ALIKE, {}):
+    if study.modules and alike != user_attrs_of(stored).get(ALIKE, {}):
         storage.change_study(stored._study_id, {ALIKE: alike})
 
 
@@ -127,7 +125,7 @@ def _check_comparable(
         raise HpoError(f"{others}: {'; '.join(differences)}")
     if wrong := misread(before, study):
         raise HpoError(f"{others}: {wrong}")
-    if not same_images(kept(stored)[DATA], attrs[DATA]):
+    if not same_data(user_attrs_of(stored)[DATA], attrs[DATA]):
         raise HpoError(f"{others}: its images have another SHA-256")
     if not (study.modules and before.modules):
         return
@@ -143,7 +141,7 @@ def _check_comparable(
 
 def _files(storage: Storage, name: str) -> dict[str, str]:
     """Return the files of a stored study's code, with the SHA-256 of each."""
-    return dict(kept(load_study(storage, name)).get(CODE, NO_CODE)["files"])
+    return dict(user_attrs_of(load_study(storage, name)).get(CODE, NO_CODE)["files"])
 
 
 def _code(study: Study, files: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,92 @@
+"""Comparability: the changes of a study file, data or code after which old and new trials may still be ranked together.
+
+`--extend` and `search.start_from` use the same rule: ranges, choices and a few keys may differ, everything else that
+is fixed must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hpo.errors import UsageError
+from hpo.search.space import misread
+from hpo.studyfile import AnyStudy, Study, differing_keys
+from hpo.studyfile.keys import SEARCHABLE, unused_keys
+from hpo.studyfile.objective import ObjectiveSearchSettings
+from hpo.studyfile.trees import replaced, same, value_at, without
+
+EXTENDABLE_KEYS = (
+    "description",
+    "baseline",
+    "data.dataset",  # where the data are; their SHA-256 tells whether they are the same
+    *(f"training.{key}" for key in ("keep", "keep_trials")),
+    *(
+        f"search.{key}"
+        for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout", "timeout", "patience")
+    ),
+)
+"""Keys of a network study that `--extend` may change, besides ranges and choices."""
+
+EXTENDABLE_KEYS_OF_OBJECTIVES = (
+    "description",
+    *(f"search.{key}" for key in ObjectiveSearchSettings.model_fields if key not in ("direction", "seed")),
+)
+"""Keys of an objective study that `--extend` may change; its ranges are in its code."""
+
+
+def check_change(study: AnyStudy, stored: AnyStudy, extend: bool) -> None:
+    """Raise UsageError where a study's file differs from the stored one, unless `extend` allows the difference."""
+    differences = differing_keys(stored, study)
+    if differences and not extend:
+        raise UsageError(
+            f"{study.source}: differs from the stored study '{study.name}' in {'; '.join(differences)}; "
+            "start another study with --name, or continue with the change with --extend"
+        )
+    if isinstance(study, Study) and isinstance(stored, Study):
+        incompatible, allowed = incomparable(stored, study, EXTENDABLE_KEYS), ("ranges", "choices", *EXTENDABLE_KEYS)
+        if problem := misread(stored, study):
+            raise UsageError(f"{study.source}: {problem}; start another study with --name")
+    else:
+        allowed = EXTENDABLE_KEYS_OF_OBJECTIVES
+        incompatible = [line for line in differences if line.split(": ")[0] not in allowed]
+    for difference in incompatible:
+        raise UsageError(
+            f"{study.source}: {difference}: --extend can change {', '.join(allowed)}; with this change old and new "
+            "trials would not be comparable, so start another study with --name"
+        )
+
+
+def incomparable(old: Study, new: Study, free: Iterable[str]) -> list[str]:
+    """Return the differences, one a line, that make trials incomparable: all but ranges, choices and `free` keys."""
+    before, after = _fixed_part(old, new, free), _fixed_part(new, old, free)
+    paths = {line: tuple(line.split(": ")[0].split("."))[:2] for line in differing_keys(old, new)}
+    return [line for line, path in paths.items() if not same(value_at(before, path), value_at(after, path))]
+
+
+def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two data records have the same examples and the same split."""
+    # The size of the test set is left out: whether the test file is on this machine does not matter to a search.
+    return all(one[key] == other[key] for key in ("sha256", "split_sha256"))
+
+
+def _fixed_part(study: Study, other: Study, free: Iterable[str]) -> dict[str, Any]:
+    """Return the study's tree without the values that may differ from the other study's."""
+    tree, others = study.resolved(), other.resolved()
+    for key in free:
+        tree = replaced(tree, tuple(key.split(".")), None)
+    searched_by_both = {(parameter.path, parameter.integer) for parameter in other.parameters}
+    for parameter in study.parameters:
+        if (parameter.path, parameter.integer) in searched_by_both:
+            tree = replaced(tree, parameter.path, None)
+    # A new choice brings its own keys and its own conditional table; trials of the old choices never used them.
+    for case in study.cases:
+        choices = value_at(others, (case.section, case.key, "choices"))
+        if isinstance(choices, list) and case.value not in choices:
+            tree = without(tree, case.path)
+    searched = {parameter.path[:2] for parameter in study.parameters}
+    for section in SEARCHABLE:
+        for key in unused_keys(section, others[section]):
+            if (section, key) not in searched:
+                tree[section].pop(key, None)
+    return tree
