@@ -266,9 +266,8 @@ def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Stora
     search(study, storage)
     more = own(folder, search={"trials": 4})
     edit(folder)
-    with pytest.raises(
-        CodeError, match=r"^study 'tiny': parts\.py in .* has changed since the study was created .*--changed-code$"
-    ):
+    changed = r"^study 'tiny': parts\.py in .* has changed since the study was created .*--changed-code$"
+    with pytest.raises(CodeError, match=changed):
         search(more, storage, extend=True)
     with pytest.raises(CodeError, match=r"parts\.py"):
         join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
