@@ -1,7 +1,7 @@
-"""How Sphinx makes README.md, CHANGELOG.md and the pages of this folder into a site: `make docs`.
+"""Settings of Sphinx: `make docs` builds a site from README.md, CHANGELOG.md and the pages of this folder.
 
-The pages are Markdown that reads well without it, too, and their links are those of the repository: so its root is the
-source. The reference of the commands comes in here (`reference.py`).
+The links between pages work in the repository too, so the source folder is the root of the repository. The list of
+commands is generated (`reference_tables.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sphinx.application import Sphinx
 import hpo
 
 sys.path.insert(0, str(Path(__file__).parent))
-import reference  # it lies beside this file, which Sphinx reads from elsewhere
+import reference_tables  # beside this file; Sphinx runs elsewhere
 
-logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its own plugins when autodoc imports it
+logging.getLogger("alembic").setLevel(logging.WARNING)  # logs its plugins when autodoc imports it
 
 project = "hpo"
 author = "the authors of hpo"
@@ -33,12 +33,12 @@ html_show_copyright = False
 html_copy_source = False
 highlight_language = "text"
 myst_heading_anchors = 3
-COMMANDS_PAGE = "docs/commands"
+COMMANDS_PAGE = "docs/reference/commands"
 
 
 def add_commands(sphinx: Sphinx, page: str, source: list[str]) -> None:
     if page == COMMANDS_PAGE:
-        source[0] += f"\n{reference.commands()}"
+        source[0] += f"\n{reference_tables.commands()}"
 
 
 def setup(sphinx: Sphinx) -> None:

@@ -6,7 +6,7 @@
     print(study.best.value, study.best.params)
 
 Importing it costs nothing: torch, Optuna and the database are loaded by what needs them, when it is called. `__all__`
-is what is public; docs/python.md shows it at work.
+is what is public; docs/how-to/python.md shows it at work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """JSON as hpo writes it, with one way to write the numbers that JSON has none for.
 
 They are the texts "NaN", "Infinity" and "-Infinity", in TOML and in tables of CSV as well, so that a record says the
-same in every form; null says that there is no value. docs/formats.md promises that, and the schemas hold it.
+same in every form; null says that there is no value. docs/reference/formats.md promises that, and the schemas hold it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
 }
 TOKEN = re.compile(
     r"^<!-- test: (?P<marker>.*?) -->$|^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<body>.*?)^ *```$",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reference
+import reference_tables
 from pages import PAGES, ROOT, blocks
 from typer.main import get_command
 
@@ -108,22 +108,22 @@ def test_a_shipped_study_is_sound_and_in_the_readme(path: Path) -> None:
 
 
 def test_every_key_of_a_study_file_is_documented_as_it_is() -> None:
-    page = PAGES["docs/studyfile.md"]
-    assert reference.with_tables(page) == page, "`python docs/reference.py` writes the tables anew"
+    page = PAGES["docs/reference/study-file.md"]
+    assert reference_tables.with_tables(page) == page, "`python docs/reference_tables.py` writes the tables anew"
 
 
 def test_a_key_whose_meaning_nobody_has_written_is_missing_one() -> None:
-    page = PAGES["docs/studyfile.md"]
+    page = PAGES["docs/reference/study-file.md"]
     for key, heading in (("lr", r"## \[optimizer\]"), ("direction", r"### \[search\] of your own objective")):
         row = re.search(rf"^\| `{key}` .*\n", page, re.MULTILINE)
         assert row is not None
         with pytest.raises(SystemExit, match=rf"the meaning of {key} after {heading}"):
-            reference.with_tables(page.replace(row[0], ""))
+            reference_tables.with_tables(page.replace(row[0], ""))
 
 
 def test_every_command_is_in_the_reference() -> None:
     leaves = [" ".join(path) for path, command in COMMANDS.items() if not hasattr(command, "commands")]
-    assert re.findall(r"^## `(.*)`$", reference.commands(), re.MULTILINE) == leaves
+    assert re.findall(r"^## `(.*)`$", reference_tables.commands(), re.MULTILINE) == leaves
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -159,4 +159,4 @@ def test_what_is_stored_with_studies_and_trials_is_listed() -> None:
     sources = "\n".join(path.read_text() for path in ROOT.glob("hpo/**/*.py"))
     stored = set(re.findall(r'"(hpo:\w+)"', sources))
     assert len(stored) > 10
-    assert set(re.findall(r"`(hpo:\w+)`", PAGES["docs/design.md"])) == stored
+    assert set(re.findall(r"`(hpo:\w+)`", PAGES["docs/explanation/design.md"])) == stored

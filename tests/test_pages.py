@@ -41,8 +41,8 @@ QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 ANY_LINES = r"(?:.*\n)*?"
 LONG = [
-    f"docs/{page}.md"
-    for page in ["comparing", "own-data", "own-network", "own-objective", "own-tools", "python", "searching"]
+    f"docs/how-to/{page}.md"
+    for page in ["comparing", "objective-function", "other-tools", "python", "searching", "user-data", "user-network"]
 ]
 """Pages that take the longest to follow; README and tutorial are followed before each commit."""
 

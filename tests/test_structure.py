@@ -1,4 +1,4 @@
-"""The shape of the repository: README's tree, and what every module has to have.
+"""Shape of the repository: the annotated tree in docs/reference/source-tree.md, and rules for every module.
 
 What importing the command line loads is tested in tests/e2e/test_help.py, the order of imports by `make lint`.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/reference/source-tree.md"
 IGNORED = [".git", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines())]
 UNLISTED = {"__init__.py", "py.typed"}  # the line of their folder speaks for them
 MODULES = sorted(path for path in ROOT.glob("hpo/**/*.py"))
@@ -20,10 +21,8 @@ LONGEST_MODULE = 600  # lines
 
 
 def annotated_tree() -> dict[Path, str]:
-    """Every file and folder of README's tree, with what is said of it."""
-    block = re.search(
-        r"^## The repository\n+```\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
-    )
+    """Return every file and folder of the tree with its note."""
+    block = re.search(r"^```\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert block is not None
     entries: dict[Path, str] = {}
     folders: list[Path] = [Path()]
@@ -42,7 +41,7 @@ OPEN = sorted({path.parent for path in TREE})
 
 
 @pytest.mark.parametrize("folder", OPEN, ids=str)
-def test_the_readme_lists_what_is_there(folder: Path) -> None:
+def test_the_tree_lists_every_file(folder: Path) -> None:
     """A folder with anything listed under it is listed whole, but for hidden files, which editors leave too."""
     there = {
         path.relative_to(ROOT)
@@ -54,7 +53,7 @@ def test_the_readme_lists_what_is_there(folder: Path) -> None:
     assert all(path.name.startswith(".") for path in there - listed)
 
 
-def test_the_readme_lists_every_module_with_a_note() -> None:
+def test_the_tree_lists_every_module_with_a_note() -> None:
     listed = {path for path in TREE if path.suffix == ".py"}
     assert {path.relative_to(ROOT) for path in MODULES if path.name != "__init__.py"} <= listed
     assert all(TREE[path] for path in listed)

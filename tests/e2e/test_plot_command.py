@@ -25,7 +25,7 @@ def test_a_launched_study_is_plotted(hpo: Run, launched: None, folder: Path) -> 
 
 
 def test_every_kind_is_named_where_one_looks_for_it(hpo: Run) -> None:
-    page = (Path(__file__).parent.parent.parent / "docs" / "figures.md").read_text()
+    page = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "figures.md").read_text()
     shown = hpo("plot", "--help").out
     for kind in [*KINDS, ACTIVATIONS]:
         assert kind in shown

@@ -1,7 +1,7 @@
 """What the shipped studies are to show, at small size: on scikit-learn's digits, with fewer images, epochs or seeds.
 
 What is compared are means over several seeds. The comments say what was seen over 20 other seeds of the study and its
-split; the bounds leave a margin to that. docs/experiments.md has the findings at full size.
+split; the bounds leave a margin to that. docs/explanation/experiments.md has the findings at full size.
 """
 
 from __future__ import annotations

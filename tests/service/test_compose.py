@@ -1,4 +1,4 @@
-"""docker-compose.yml, its Dockerfile and docs/compose.md, as far as they can be held to their word without an engine.
+"""Tests of docker-compose.yml, its Dockerfile and docs/how-to/compose.md, without a container engine.
 
 The file is validated against the Compose Specification's schema. Then what each container would run is run: the
 command, environment and health check of a service, as the file has them, in a process of its own (a fork: how an
@@ -46,7 +46,7 @@ FILES = ["docker-compose.yml", "docker-compose.cuda.yml"]
 # github.com/compose-spec/compose-spec, schema/compose-spec.json, as the package check-jsonschema 0.39.0 brings it.
 # Apache-2.0, see compose-spec.LICENSE beside it.
 SCHEMA = json.loads((ROOT / "tests/service/compose-spec.json").read_text())
-PAGE = (ROOT / "docs/compose.md").read_text()
+PAGE = (ROOT / "docs/how-to/compose.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 VARIABLE = re.compile(r"\$\{(\w+)(:\?|:-)([^}]*)\}")
 RESTORING = ["dropdb", "createdb", "pg_restore"]
@@ -492,7 +492,7 @@ def test_a_cuda_worker_without_a_gpu_trains_nothing_and_says_so(stack: Stack) ->
     assert stack.completed() == 0
 
 
-# What docs/compose.md tells to do
+# What docs/how-to/compose.md tells to do
 
 
 def shown(service: str, entrypoint: str = "") -> list[str]:

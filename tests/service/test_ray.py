@@ -373,7 +373,7 @@ def test_ray_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         RayCrew("sqlite:///hpo.db", "tiny", 2, None, 0, print).__enter__()
 
 
-SCALING = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
+SCALING = (Path(__file__).parents[2] / "docs/how-to/scaling.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", SCALING, re.DOTALL | re.MULTILINE)
 
 

@@ -1,8 +1,8 @@
-"""The parts of the reference that are made from the program: the tables of docs/studyfile.md, and the commands.
+"""Generate the tables of docs/reference/study-file.md and the option lists of docs/reference/commands.md.
 
-`python docs/reference.py` writes the tables anew, from the models: every key in their order, with its values, its
-default and what uses it. What a key means is written by hand, in its row, and kept. The commands come in when the site
-is built (`conf.py`).
+`python docs/reference_tables.py` rewrites the tables of study file keys: key, value and default come from the models;
+the last column (the meaning) is written by hand and stays as it is. `conf.py` adds the command lists when the site is
+built.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hpo.studyfile.models import Settings, StudySettings
 from hpo.studyfile.objective import ObjectiveSearchSettings, ObjectiveStudySettings
 from hpo.studyfile.values import LARGEST, UsedBy
 
-PAGE = Path(__file__).with_name("studyfile.md")
+PAGE = Path(__file__).parent / "reference/study-file.md"
 WHOLE: tuple[type[Settings], ...] = (StudySettings, ObjectiveStudySettings)
 
 TABLES: dict[str, type[Settings]] = {
@@ -34,13 +34,13 @@ TABLES: dict[str, type[Settings]] = {
     "## A study of your own objective": ObjectiveStudySettings,
     "### [search] of your own objective": ObjectiveSearchSettings,
 }
-"""What the first table after each heading is of."""
+"""Heading of the page -> model whose keys the first table after it lists."""
 
 TABLE = re.compile(r"^\| key \|.*\n(?:\|.*\n)+", re.MULTILINE)
 
 
 def with_tables(page: str) -> str:
-    """The page with its tables of keys as the models have them. A key without a meaning ends the program."""
+    """Return the page with its tables rewritten from the models. Exit where a key has no meaning."""
     for heading, model in TABLES.items():
         before, found, rest = page.partition(f"{heading}\n")
         if not found:
@@ -53,7 +53,7 @@ def with_tables(page: str) -> str:
 
 
 def table(heading: str, model: type[Settings], shown: str) -> str:
-    """A model's table, with the meanings of the one that is shown. Its sections have tables of their own."""
+    """Return a model's table; take the meanings from `shown`, the present table. Sections have their own tables."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
     meanings = {row[0].strip("`"): row[-1] for row in rows}
     keys = [key for key in model.model_fields if key not in (sections(model) if model in WHOLE else ())]
@@ -94,7 +94,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def in_words(schema: dict[str, Any]) -> str:
-    """A type and its limits, of a JSON Schema, in the words of the page."""
+    """Return a JSON Schema's type and limits in words."""
     if branches := schema.get("oneOf", schema.get("anyOf")):
         return " or ".join(in_words(branch) for branch in branches if branch.get("type") != "null")
     if words := schema.get("enum", [schema["const"]] if "const" in schema else []):
@@ -128,7 +128,7 @@ def in_words(schema: dict[str, Any]) -> str:
 
 
 def commands() -> str:
-    """Usage, arguments and options of every command, as its `--help` has them."""
+    """Return usage, arguments and options of every command, from its help."""
     root = get_command(app)
     context = typer.Context(root, info_name="hpo")
     return "\n".join(
@@ -137,7 +137,7 @@ def commands() -> str:
 
 
 def leaves(command: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every command that does something, by its words, in the order of `hpo --help`."""
+    """Yield every command (not groups) with its full name, in the order of `hpo --help`."""
     inner = getattr(command, "commands", {})
     for name, each in inner.items():
         yield from leaves(each, f"{path} {name}")
