@@ -1,35 +1,70 @@
-"""Text that is shown: whatever a file or a storage put into it, nothing in it acts on a terminal.
+"""Safe text output: printable lines, JSON and TOML.
 
-    printable   one line: control characters, overrides of the writing direction and the like as Python writes them
-    lines       the same of several lines
-    as_toml     TOML, with such characters escaped as it has it; JSON is that of hpo/as_json.py
+    printable        one line; control characters and the like are shown as Python escapes
+    printable_lines  the same for text of several lines
+    json_text        a tree as JSON; json_line puts it on one line of ASCII
+    escape_toml      TOML text with non-printable characters escaped
 
-Knows nothing of the rest of hpo.
+No text of a file or storage can act on the terminal. NaN and infinities, which JSON lacks, are the strings "NaN",
+"Infinity" and "-Infinity" in JSON, TOML and CSV alike; null means no value (docs/formats.md). This module uses nothing
+else of hpo.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-_TO_LOOK_AT = re.compile(r"[^\x20-\x7e\n]")  # of much text, the few that may have to be escaped
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_UNUSUAL = re.compile(r"[^\x20-\x7e\n]")  # only these characters may need to be escaped
 
 
 def printable(text: str) -> str:
-    """Return text on one line, whatever it held."""
+    """Return text as one printable line."""
     return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def lines(text: str) -> str:
-    """Return the text with every line of it printable."""
+def printable_lines(text: str) -> str:
+    """Return text with each line made printable."""
     return "\n".join(map(printable, text.split("\n")))
 
 
-def escaped(text: str, escape: Callable[[str], str]) -> str:
-    """Return the text with what is not printable in it, but for line feeds, escaped."""
-    return _TO_LOOK_AT.sub(lambda found: found[0] if found[0].isprintable() else escape(found[0]), text)
+def encode_non_finite(value: Any) -> Any:
+    """Return a tree of dictionaries, lists and values with strings in place of NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {key: encode_non_finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode_non_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
-def as_toml(text: str) -> str:
-    """Return a TOML text of basic strings with what is not printable in them escaped: it says the same."""
-    return escaped(text, lambda char: f"\\U{ord(char):08x}")
+def decode_non_finite(value: Any) -> Any:
+    """Return the number for "NaN", "Infinity" and "-Infinity"; any other value unchanged."""
+    return NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def json_text(tree: Any, indent: int | None = None) -> str:
+    """Return a tree as JSON without a final line feed; non-printable characters are escaped."""
+    # Outside its strings the only such character of JSON is the line feed, which no string contains.
+    text = json.dumps(encode_non_finite(tree), indent=indent, ensure_ascii=False, allow_nan=False)
+    return _escape(text, lambda char: json.dumps(char)[1:-1])
+
+
+def json_line(tree: Any) -> str:
+    """Return a tree as one line of ASCII JSON, valid in every encoding."""
+    return json.dumps(encode_non_finite(tree), allow_nan=False)
+
+
+def escape_toml(text: str) -> str:
+    """Return TOML text of basic strings with non-printable characters escaped."""
+    return _escape(text, lambda char: f"\\U{ord(char):08x}")
+
+
+def _escape(text: str, escape: Callable[[str], str]) -> str:
+    """Return text with non-printable characters except line feeds escaped."""
+    return _UNUSUAL.sub(lambda match: match[0] if match[0].isprintable() else escape(match[0]), text)

@@ -14,10 +14,9 @@ import tomli_w
 
 import hpo
 from hpo.api.answers import Result, warn
-from hpo.as_json import json_text
 from hpo.errors import HpoError
 from hpo.storage import open_storage
-from hpo.text import as_toml, lines, printable
+from hpo.text import escape_toml, json_text, printable, printable_lines
 
 EVIL = "a\x1b[2J\x9b1m\u202e\r\n\x07\ud800\U000e0001é日"
 
@@ -26,7 +25,7 @@ def test_a_line_is_printable_and_loses_nothing() -> None:
     shown = printable(EVIL)
     assert shown == r"a\x1b[2J\x9b1m\u202e\r\n\x07\ud800\U000e0001é日"
     assert printable(shown) == shown
-    assert lines("one\x1b\ntwo") == "one\\x1b\ntwo"
+    assert printable_lines("one\x1b\ntwo") == "one\\x1b\ntwo"
 
 
 def test_what_programs_read_is_printable_and_the_same() -> None:
@@ -36,7 +35,7 @@ def test_what_programs_read_is_printable_and_the_same() -> None:
         assert all(map(str.isprintable, text.split("\n")))
         assert json.loads(text) == tree
     whole = EVIL.replace("\ud800", "")  # which TOML, being UTF-8, has not
-    text = as_toml(tomli_w.dumps({whole: [whole]}))
+    text = escape_toml(tomli_w.dumps({whole: [whole]}))
     assert all(map(str.isprintable, text.split("\n")))
     assert tomllib.loads(text) == {whole: [whole]}
 
@@ -73,4 +72,4 @@ def test_a_table_for_a_spreadsheet_is_printable() -> None:
     text = "".join(comma_separated([{**fill, **record}]))
     assert all(map(str.isprintable, text.replace("\n", "")))
     heading, row = csv.reader(io.StringIO(text))
-    assert (heading[-1], row[-1]) == (lines(EVIL), lines(EVIL))
+    assert (heading[-1], row[-1]) == (printable_lines(EVIL), printable_lines(EVIL))

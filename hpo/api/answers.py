@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from hpo.text import lines, printable
+from hpo.text import printable, printable_lines
 
 Found = TypeVar("Found")
 
@@ -25,7 +25,7 @@ class Result(Generic[Found]):
     json_text: str
 
     def __str__(self) -> str:
-        return lines(self.text)
+        return printable_lines(self.text)
 
     def to_json(self) -> dict[str, Any]:
         """Return every number as a tree of dictionaries and lists; None where there is none, "NaN" where it is NaN."""

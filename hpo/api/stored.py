@@ -179,9 +179,9 @@ class StoredStudy(StudyView):
         NAME-test, holds the result and the weights, for `hpo.predict`. Raises HpoError, before the test set is opened,
         for whatever would keep it from a result, and InterruptionError when stopped.
         """
-        from hpo.as_json import json_text
         from hpo.results.final_test.evaluate import Wanted, look
         from hpo.results.final_test.result import lines
+        from hpo.text import json_text
 
         wanted = Wanted(again, from_checkpoint, trial, subnetworks, device, None if folder is None else Path(folder))
         with stopping(stop) as asked:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo.errors import DataError
-from hpo.outside import opened
+from hpo.untrusted_files import open_regular_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,7 +110,10 @@ def _opened(file: Path) -> Iterator[ImageFile]:
 
     try:
         # Of a file by its name Pillow maps the pixels into memory, and for a TIFF that is turned, as if it were not.
-        with opened(file) as content, Image.open(content, formats=[each.upper() for each in FORMATS]) as image:
+        with (
+            open_regular_file(file) as content,
+            Image.open(content, formats=[each.upper() for each in FORMATS]) as image,
+        ):
             yield image
     except UnidentifiedImageError as error:
         raise DataError(f"{file}: is no image ({', '.join(FORMATS)}), or a damaged one; take it away") from error

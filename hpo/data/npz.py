@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hpo.data.images import RawImages
 from hpo.data.own import Part, own_images
 from hpo.errors import DataError
-from hpo.outside import opened
+from hpo.untrusted_files import open_regular_file
 
 TRAINING, TEST = ("x", "y"), ("x_test", "y_test")
 CLASSES = "classes"
@@ -109,7 +109,7 @@ class Npz:
     def _opened(self) -> Iterator[NpzFile]:
         """Open the archive; every failure to read it is a DataError naming it."""
         try:
-            with opened(self.path) as raw:
+            with open_regular_file(self.path) as raw:
                 found: Any = np.load(raw, allow_pickle=False)
                 if not isinstance(found, NpzFile):
                     raise DataError(f"{self.path}: holds a single array; save x and y with numpy.savez")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.as_json import json_text
 from hpo.results.ranking import METRIC_LABELS
+from hpo.text import json_text
 
 VERIFIED = "hpo:verified"
 """The attribute that holds a study's certificate."""

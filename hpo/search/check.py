@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 
-from hpo.as_json import json_text
 from hpo.search.plan import plan
 from hpo.search.sampling.samplers import most_epochs
 from hpo.search.space import few_digits, how_many
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter
-from hpo.text import lines
+from hpo.text import json_text, printable_lines
 from hpo.training.devices import describe as describe_device
 from hpo.training.size import memory
 
@@ -42,7 +41,7 @@ def describe(study: AnyStudy, device: str = "auto") -> str:
             f"trials: {study.search.trials} of at most {most_epochs(study)} epochs",
         ]
     )
-    return lines(text)
+    return printable_lines(text)
 
 
 def _describe_own(study: ObjectiveStudy, device: str) -> str:
@@ -51,7 +50,7 @@ def _describe_own(study: ObjectiveStudy, device: str) -> str:
     files = [f"  {file}: SHA-256 {content}" for file, content in code.files.items()]
     resolved = json_text(study.resolved(), indent=2)
     said = [f"{study.source}: sound", "", resolved, "", f"code in {code.folder}:", *files]
-    return lines("\n".join([*said, f"trials: {study.search.trials}"]))
+    return printable_lines("\n".join([*said, f"trials: {study.search.trials}"]))
 
 
 def parameter_line(parameter: Parameter) -> str:

@@ -19,7 +19,6 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import UsageError, nearest
-from hpo.outside import json_tree
 from hpo.search.points import trial_seed
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import Values, distributions, identity, snapped, takes
@@ -27,6 +26,7 @@ from hpo.storage import Gate, Parts, Storage, study_names
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.messages import key_shown, shown
 from hpo.studyfile.searched import encode
+from hpo.untrusted_files import parse_json
 
 OPTION = "--enqueue"
 
@@ -120,7 +120,7 @@ def _head(text: str) -> str:
 def _given(text: str) -> Values:
     """Return what a user has written, an object of JSON."""
     try:
-        given = json_tree(text)
+        given = parse_json(text)
     except ValueError as error:
         raise UsageError(f"{_head(text)}: {error}") from error
     if not isinstance(given, dict) or not given:

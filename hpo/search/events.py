@@ -10,7 +10,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from hpo.as_json import worded
+from hpo.text import encode_non_finite
 
 Reason = Literal[
     "finished", "space exhausted", "timeout", "no improvement", "interrupted", "paused", "stopped", "changed", "deleted"
@@ -25,7 +25,7 @@ class Event:
     def to_json(self) -> dict[str, Any]:
         """Return the event as a JSON object: its name under "event", and its fields."""
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
-        written: dict[str, Any] = worded({"event": name, **asdict(self)})
+        written: dict[str, Any] = encode_non_finite({"event": name, **asdict(self)})
         return written
 
 

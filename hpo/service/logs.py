@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import IO, Any
 
-from hpo.as_json import json_line
 from hpo.results.display.progress import failure, left_out, opening, outcome
 from hpo.search.events import (
     Event,
@@ -24,7 +23,7 @@ from hpo.search.events import (
     TrialsFailed,
     TrialsLeftOut,
 )
-from hpo.text import printable
+from hpo.text import json_line, printable
 
 LOGGER = logging.getLogger("hpo")
 

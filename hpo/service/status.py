@@ -12,7 +12,6 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo.as_json import json_text, worded
 from hpo.errors import StorageError
 from hpo.results.display.progress import duration, pace
 from hpo.results.display.tables import table
@@ -35,7 +34,7 @@ from hpo.storage import (
     summary,
 )
 from hpo.storage.heartbeats import GRACE_S
-from hpo.text import printable
+from hpo.text import encode_non_finite, json_text, printable
 
 PACE_S = 300.0
 """A study's pace is that of the last five minutes."""
@@ -90,7 +89,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as a JSON object."""
-        written: dict[str, Any] = worded(asdict(self))
+        written: dict[str, Any] = encode_non_finite(asdict(self))
         return written
 
     @property

@@ -13,7 +13,6 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from hpo.errors import StudyFileError
-from hpo.outside import json_tree, toml_tree
 from hpo.studyfile.cases import WHEN
 from hpo.studyfile.checking import AnyStudy, parse_any_study
 from hpo.studyfile.keys import SEARCHABLE, names, sections
@@ -22,6 +21,7 @@ from hpo.studyfile.models import Settings, StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudySettings
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
+from hpo.untrusted_files import parse_json, parse_toml
 
 LARGEST_FILE = 2**18  # bytes; a larger file was never meant to be a study
 EXPORT = "hpo.best/"  # how the schema of an export begins
@@ -103,7 +103,7 @@ def load_tree(path: str | FilePath) -> Any:
         line = content.count(b"\n", 0, error.start) + 1
         raise study_file_error(source, "", f"is not UTF-8 text (line {line})") from error
     try:
-        return json_tree(text) if path.suffix.lower() == ".json" else toml_tree(text)
+        return parse_json(text) if path.suffix.lower() == ".json" else parse_toml(text)
     except ValueError as error:
         raise study_file_error(source, "", str(error)) from error
 
@@ -147,7 +147,7 @@ def _override(text: str, source: str, model: type[Settings]) -> _Change:
 def _toml_value(text: str) -> Any:
     """Return a TOML value, or the text itself where it is a bare word: `tanh` needs no quotes."""
     try:
-        tree = toml_tree(f"value = {text}")
+        tree = parse_toml(f"value = {text}")
     except ValueError:
         tree = {}
     if tree.keys() == {"value"}:

@@ -15,12 +15,11 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo.as_json import json_text
 from hpo.results.compare.runs import Group, facets
 from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.results.display.tables import table
 from hpo.results.states import by_word, states_line
-from hpo.text import printable
+from hpo.text import json_text, printable
 
 SHARE_OF_BEST = 0.95
 HEADING = (
@@ -88,7 +87,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def comparison_text(rows: Sequence[Row]) -> str:
-    """Return all numbers, unrounded, as a JSON object; null where there is none (see `as_json`)."""
+    """Return all numbers, unrounded, as a JSON object; null where there is none (see `hpo.text`)."""
     return json_text({"groups": [_tree(row) for row in rows]}, indent=2)
 
 

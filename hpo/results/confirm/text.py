@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from hpo.as_json import json_text
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
 from hpo.results.confirm.result import Confirmation, Confirmed, Difference
 from hpo.results.display.tables import table
 from hpo.results.ranking import METRIC_LABELS, params_line
 from hpo.search.space import distributions
+from hpo.text import json_text
 
 CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
 CORRECTED = "paired tests, Holm's correction"

@@ -25,7 +25,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from hpo import stdout
-from hpo.as_json import json_line
 from hpo.search.events import (
     EpochEnded,
     Event,
@@ -39,7 +38,7 @@ from hpo.search.events import (
     TrialsLeftOut,
     WorkersSeen,
 )
-from hpo.text import printable
+from hpo.text import json_line, printable
 
 TEXT_WIDTH = 74  # columns that the live lines need beside their bars
 

@@ -9,10 +9,9 @@ import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hpo.as_json import json_line
 from hpo.errors import HpoError
 from hpo.storage import mask
-from hpo.text import printable
+from hpo.text import json_line, printable
 
 WIDTH = 18  # of the longest check's name
 

@@ -16,7 +16,6 @@ import optuna
 import tomli_w
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.as_json import json_text, worded
 from hpo.errors import HpoError, UsageError
 from hpo.results.certificate import certificate_of
 from hpo.results.confirm.result import Confirmation, find_confirmation
@@ -35,7 +34,7 @@ from hpo.studyfile import ObjectiveStudy, Study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.messages import dotted
 from hpo.studyfile.trees import Path
-from hpo.text import as_toml
+from hpo.text import encode_non_finite, escape_toml, json_text
 from hpo.versions import made
 
 VERSION = 2
@@ -67,8 +66,8 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
 
 
 def _written(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record as it is written, in whichever form: see `as_json`."""
-    written: dict[str, Any] = worded(record)
+    """Return a record as it is written, in whichever form: NaN and infinities become strings (`hpo.text`)."""
+    written: dict[str, Any] = encode_non_finite(record)
     return written
 
 
@@ -173,7 +172,7 @@ def export_text(
     """Return the export of the study of that name as the text of a file, JSON or TOML."""
     exported = export(storage, name, confirmed, trial)
     if form == "toml":
-        return as_toml(tomli_w.dumps(_without_nulls(exported)))
+        return escape_toml(tomli_w.dumps(_without_nulls(exported)))
     return json_text(exported, indent=2) + "\n"
 
 

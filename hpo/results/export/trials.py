@@ -13,7 +13,6 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from hpo.as_json import json_text, worded
 from hpo.results.export.best import params_of
 from hpo.results.export.objective_trial import reported
 from hpo.results.lookup import metrics_of
@@ -24,7 +23,7 @@ from hpo.search.space import is_whole
 from hpo.search.study_records import CURVE, RUN, any_stored_study
 from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy
-from hpo.text import lines
+from hpo.text import encode_non_finite, json_text, printable_lines
 
 SCHEMA = "hpo.trial/1"
 FIRST = ("number", "state", "value", "seed", "epochs", "precision", "device", "started", "ended", "reason")
@@ -95,11 +94,11 @@ def comma_separated(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     writer = csv.writer(text, lineterminator="\n")
     taken = {*FIRST, *metrics}
     columns = [f"params.{name}" if name in taken else name for name in names]
-    writer.writerow(map(lines, [*FIRST, *metrics, *columns]))
+    writer.writerow(map(printable_lines, [*FIRST, *metrics, *columns]))
     for row in rows:
         scores = [row["values"].get(metric) for metric in metrics]
         params = [_cell(row["params"][name]) if name in row["params"] else "" for name in names]
-        writer.writerow([*(_shown(row[column]) for column in FIRST), *map(worded, scores), *params])
+        writer.writerow([*(_shown(row[column]) for column in FIRST), *map(encode_non_finite, scores), *params])
     yield text.getvalue()
 
 
@@ -109,7 +108,7 @@ def _cell(value: Any) -> Any:
 
 def _shown(value: Any) -> Any:
     """Return a value as a spreadsheet, and a terminal, may have it."""
-    return lines(value) if isinstance(value, str) else worded(value)
+    return printable_lines(value) if isinstance(value, str) else encode_non_finite(value)
 
 
 def _utc(time: datetime.datetime | None) -> str | None:

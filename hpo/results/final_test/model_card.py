@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpo.errors import HpoError
-from hpo.outside import content, json_tree
 from hpo.studyfile import NetworkSettings
 from hpo.studyfile.messages import shown
 from hpo.training.images import Shape
+from hpo.untrusted_files import parse_json, read_limited
 
 CARD = "hpo.card/1"
 CARD_FILE = "card.json"
@@ -113,7 +113,7 @@ def damaged(path: Path) -> HpoError:
 
 def _tree(path: Path) -> dict[str, Any]:
     try:
-        tree = json_tree(content(path, LARGEST_CARD).decode())
+        tree = parse_json(read_limited(path, LARGEST_CARD).decode())
     except OSError as error:
         raise HpoError(f"{path}: cannot be read ({error.strerror or error}); `hpo test` writes such folders") from error
     except UnicodeDecodeError as error:

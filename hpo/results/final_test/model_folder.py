@@ -22,13 +22,13 @@ from torch import nn
 
 from hpo.errors import CodeError, HpoError
 from hpo.files import UMASK, unfinished
-from hpo.outside import opened
 from hpo.results.final_test.model_card import CARD_FILE, damaged, read_card
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
 from hpo.training.networks.builtin import outline
 from hpo.training.networks.weights import WIDEST, most_bytes, network_of, read
 from hpo.training.size import extent_of, measure, memory
+from hpo.untrusted_files import open_regular_file
 from hpo.usercode import found, in_a_line
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -132,7 +132,7 @@ def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) 
 def _size_of(file: Path, folder: Path) -> int:
     """Return the size of a regular file of the folder's own, which a link that leads out of it is not."""
     try:
-        with opened(file) as found:
+        with open_regular_file(file) as found:
             if file.resolve().parent != folder.resolve():
                 raise HpoError(f"{file}: leads to {file.resolve()}, outside the folder; put the file itself there")
             return os.fstat(found.fileno()).st_size
@@ -153,7 +153,7 @@ def _code_folder(folder: Path, module: str, code: Mapping[str, Any] | None) -> P
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     try:
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise HpoError(f"{path}: cannot be read ({error.strerror or error})") from error

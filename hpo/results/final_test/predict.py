@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo.errors import HpoError
-from hpo.outside import opened
 from hpo.results.final_test.model_folder import Model, read_model
 from hpo.training.devices import find_device, is_out_of_memory
 from hpo.training.evaluation import log_probabilities
+from hpo.untrusted_files import open_regular_file
 
 AT_ONCE = 10_000
 """Images that are converted at once, at most: a file may hold more than fit into memory."""
@@ -85,7 +85,7 @@ def _answers(model: Model, images: Tensor, folder: Path) -> Tensor:
 def _pixels(path: Path, model: Model) -> NDArray[Any]:
     """Return the images of a file, [N, C, H, W], still on the disk."""
     try:
-        opened(path).close()
+        open_regular_file(path).close()
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, EOFError) as error:
         raise HpoError(f"{path}: is no .npy file of numbers, or is cut short") from error

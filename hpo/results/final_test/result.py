@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo.as_json import json_text
 from hpo.data.images import these_classes
 from hpo.files import write
 from hpo.results.export.best import best_config
@@ -21,6 +20,7 @@ from hpo.results.final_test.model_folder import WEIGHTS_FILE
 from hpo.results.selection import Choice
 from hpo.storage.test_evaluations import Look
 from hpo.studyfile import Study
+from hpo.text import json_text
 from hpo.versions import made
 
 SCHEMA = "hpo.test/1"

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AllowInfNan, BeforeValidator, Field, ValidationError
 
-from hpo.as_json import json_text, number
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, UsageError
 from hpo.results.export.best import VERSION
@@ -26,10 +25,11 @@ from hpo.studyfile import Study, parse_study
 from hpo.studyfile.messages import dotted, faults_of, shortened, shown
 from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, home_of, load_tree
 from hpo.studyfile.values import Natural
+from hpo.text import decode_non_finite, json_text
 from hpo.training.stack import Member
 from hpo.usercode import found
 
-Number = Annotated[float, AllowInfNan(True), BeforeValidator(number)]
+Number = Annotated[float, AllowInfNan(True), BeforeValidator(decode_non_finite)]
 
 
 class _Confirmed(Part):

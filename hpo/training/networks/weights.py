@@ -16,12 +16,12 @@ from safetensors import torch as tensors
 from torch import nn
 
 from hpo.errors import HpoError
-from hpo.outside import json_tree, opened
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
 from hpo.training.networks.builtin import outline
 from hpo.training.networks.outputs import watched
 from hpo.training.networks.user_defined import in_type
+from hpo.untrusted_files import open_regular_file, parse_json
 
 State = dict[str, torch.Tensor]
 """A member's weights as its module's `load_state_dict` takes them: on the CPU, in the type that was trained."""
@@ -59,10 +59,10 @@ def to_bytes(state: State, about: Mapping[str, str]) -> bytes:
 def read(path: Path) -> tuple[State, dict[str, str]]:
     """Read a file of weights; return them with what it says about them."""
     try:
-        opened(path).close()
+        open_regular_file(path).close()
         with safetensors.safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = json_tree((file.metadata() or {}).get(ABOUT, "{}"))
+            about = parse_json((file.metadata() or {}).get(ABOUT, "{}"))
         if not isinstance(about, dict):
             raise ValueError("its metadata is no table")
         return state, about
