@@ -1,20 +1,20 @@
-"""What a user sees as one line, never as a traceback.
+"""Errors for users: one line each, without a traceback.
 
-    HpoError                    exit status 1: a failure the user can act on
-    +- DataError                a data set's file is missing, damaged or not what it claims to be
-    +- CodeError                the user's own code is missing, cannot be imported or is not what the study began with
-    +- SettingError             one setting of a trial proves wrong where it is used
+    HpoError                    exit status 1: a failure that the user can resolve
+    +- DataError                a data set's file is missing, damaged or in the wrong format
+    +- CodeError                the user's code is missing, fails to import or has changed since the study began
+    +- SettingError             a trial's setting is invalid where it is used
     +- StorageError             the storage cannot be opened, read or written
     +- UnknownStudyError        no study of that name in the storage
-    +- StudyBusyError           another process is searching that study
+    +- StudyBusyError           another process is searching the study
     +- StudyClosedError         the study was paused, stopped, changed or deleted
-    +- TrainingError            training raised the same in one population after another
-    +- InterruptionError        a stop was asked for before there was anything to keep
-    +- UsageError               exit status 2: the command or the study file is wrong
+    +- TrainingError            training raised the same error in several populations in a row
+    +- InterruptionError        stopped before there was a result to store
+    +- UsageError               exit status 2: the command line or the study file is wrong
        +- StudyFileError        one key of a study file: `studies/x.toml: optimizer.lr.low: must be above 0`
 
-A message names the thing, what is wrong with it, and what to do. It is one printable line, whatever text of files and
-storages is in it: the command line prints it as it is.
+A message says what is wrong, where, and what to do. It is one printable line, whatever text from files and storages it
+contains.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hpo.text import printable
 
 
 class HpoError(Exception):
-    """A failure the user can act on."""
+    """A failure that the user can resolve."""
 
     exit_status = 1
 
@@ -36,15 +36,15 @@ class HpoError(Exception):
 
 
 class DataError(HpoError):
-    """A data set's file is missing, damaged or not what it claims to be."""
+    """A data set's file is missing, damaged or in the wrong format."""
 
 
 class CodeError(HpoError):
-    """The user's own code is missing, cannot be imported or is not what the study began with."""
+    """The user's code is missing, fails to import or has changed since the study began."""
 
 
 class SettingError(HpoError):
-    """One setting of a trial proves wrong where it is used: `key` is its place in the study file."""
+    """A trial's setting is invalid where it is used; `key` is its place in the study file."""
 
     def __init__(self, key: str, problem: str) -> None:
         self.key, self.problem = key, problem
@@ -64,7 +64,7 @@ class StudyBusyError(HpoError):
 
 
 class StudyClosedError(HpoError):
-    """The study gives out no more trials: `how` is `paused`, `stopped`, `changed` or `deleted`."""
+    """The study has no more trials for workers: `how` is `paused`, `stopped`, `changed` or `deleted`."""
 
     def __init__(self, message: str, how: Literal["paused", "stopped", "changed", "deleted"]) -> None:
         self.how = how
@@ -72,19 +72,22 @@ class StudyClosedError(HpoError):
 
 
 class TrainingError(HpoError):
-    """Training raised the same in one population after another: `raised` says what, and how often.
+    """Training raised the same error in several populations in a row.
 
-    `left` says whether the study has trials that have not failed.
+    `raised` names the error and how often it was raised; `left` is true if the study has trials that have not failed.
     """
 
     def __init__(self, study: str, raised: str, left: bool) -> None:
         self.raised = raised
-        waits, none = "what has not failed waits: launch again to go on", "mend that, and launch under another --name"
-        super().__init__(f"study '{study}': {raised}; {waits if left else none}")
+        others, none = (
+            "the other trials are waiting: launch again to continue",
+            "correct it and launch under another --name",
+        )
+        super().__init__(f"study '{study}': {raised}; {others if left else none}")
 
 
 class InterruptionError(HpoError):
-    """A stop was asked for before there was anything to keep; the command line gives it the signal's status."""
+    """Stopped before there was a result to store; the command line exits with the signal's status."""
 
 
 class UsageError(HpoError):
@@ -105,6 +108,6 @@ class StudyFileError(UsageError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known name closest to `name`, or "" where none is close."""
+    """Return ` (did you mean 'x'?)` for the known name closest to `name`, or "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,7 +1,7 @@
-"""A signal that asks a process to stop: how its handler sets an event that the process waits for.
+"""Stop requests from signal handlers.
 
-A handler interrupts the main thread anywhere, also where that holds the event's own lock: to set it there would be to
-wait for itself.
+A handler interrupts the main thread anywhere, even while that thread owns the lock of the event to set. Setting the
+event in the handler itself could then deadlock.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import _thread
 import threading
 import time
 
-SOON_S = 0.1
-"""How long a handler waits for the event to be set: no longer, for it may be the one that holds it up."""
+WAIT_S = 0.1
+"""Maximum time a handler waits for the event: the interrupted thread may own the event's lock."""
 
 
-class Request:
-    """Asks for a stop, from a handler."""
+class StopRequest:
+    """Callable for a signal handler that sets an event from another thread."""
 
     def __init__(self, stop: threading.Event) -> None:
-        self._stop, self._made = stop, False
+        self._stop, self._requested = stop, False
 
     def __call__(self) -> bool:
-        """Have the event set; return whether it had not been asked for before, nor set by others."""
-        if self._made or self._stop.is_set():
+        """Set the event; return whether this is the first request and the event was not set before."""
+        if self._requested or self._stop.is_set():
             return False
-        self._made = True
+        self._requested = True
         _thread.start_new_thread(self._stop.set, ())
-        until = time.monotonic() + SOON_S
+        until = time.monotonic() + WAIT_S
         while not self._stop.is_set() and time.monotonic() < until:
             time.sleep(0.001)
         return True

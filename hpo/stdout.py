@@ -1,13 +1,13 @@
-"""Stdout, kept for what hpo itself says there: whatever else comes to stdout goes to stderr meanwhile.
+"""Stdout reserved for hpo's own output; all other output to stdout goes to stderr.
 
-The user's own code may print while it is imported and while it runs, and so may a C library or a child process of it.
-None of that shall stand between the lines of a program's output, so the file descriptor itself is another one.
+The user's code, a C library or a child process may print at any time, and none of that may mix with a command's
+output. Therefore the file descriptor itself is redirected.
 
-    with kept():
-        print("from anywhere")      # on stderr, as what a child process prints
-        own().write("from hpo")     # on stdout
+    with reserved():
+        print("from anywhere")         # to stderr, like the output of child processes
+        stream().write("from hpo")     # to stdout
 
-This module knows nothing of the rest of hpo.
+This module uses nothing else of hpo.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ STDOUT, STDERR = 1, 2  # file descriptors
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What hpo writes to, and a descriptor of the stdout that the process has."""
+class _Reserved:
+    """The stream for hpo's output, and a duplicate of the original stdout descriptor."""
 
     stream: TextIO
     descriptor: int
 
 
 _LOCK = threading.Lock()
-_now: _Kept | None = None
+_reserved: _Reserved | None = None
 
 
-def own() -> TextIO:
-    """Return stdout for what hpo says itself; who writes flushes."""
-    return sys.stdout if _now is None else _now.stream
+def stream() -> TextIO:
+    """Return stdout for hpo's own output; the caller flushes it."""
+    return sys.stdout if _reserved is None else _reserved.stream
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """Send to stderr what is written to stdout in the block, but to `own`; within another such block, do nothing."""
-    global _now
-    before = sys.stdout
+def reserved() -> Iterator[None]:
+    """Redirect all output to stdout except that to `stream()` to stderr; do nothing within another such block."""
+    global _reserved
+    original = sys.stdout
     with _LOCK:
-        nested = _now is not None
+        nested = _reserved is not None
         if not nested:
-            before.flush()
-            descriptor = _open(STDOUT)
-            _now = _Kept(_stream(before, descriptor), descriptor)
-            _turn_to(STDERR)
+            original.flush()
+            descriptor = _duplicate(STDOUT)
+            _reserved = _Reserved(_stream_for(original, descriptor), descriptor)
+            _redirect_stdout(STDERR)
             sys.stdout = sys.stderr
     if nested:
         yield
@@ -60,66 +60,66 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
-        held, _now = _now, None
-        assert held is not None, "it was set above"
-        before.flush()  # what was written to the stream of before by who had kept it
-        ctypes.CDLL(None).fflush(None)  # and what C libraries have not written yet
-        os.dup2(held.descriptor, STDOUT)
-        sys.stdout = before
-        _close(held, before)
+        ended, _reserved = _reserved, None
+        assert ended is not None, "it was set above"
+        original.flush()  # output of code that had stored the original stream
+        ctypes.CDLL(None).fflush(None)  # buffered output of C libraries
+        os.dup2(ended.descriptor, STDOUT)
+        sys.stdout = original
+        _close(ended, original)
 
 
 @contextlib.contextmanager
-def given_back() -> Iterator[None]:
-    """Let the block open stdout by a path such as /dev/stdout, also where it is kept."""
-    if _now is None:
+def restored() -> Iterator[None]:
+    """Restore the original descriptor within a reserved block, so that /dev/stdout can be opened."""
+    if _reserved is None:
         yield
         return
-    os.dup2(_now.descriptor, STDOUT)
+    os.dup2(_reserved.descriptor, STDOUT)
     try:
         yield
     finally:
-        _turn_to(STDERR)
+        _redirect_stdout(STDERR)
 
 
-def leave() -> None:
-    """Send to stderr whatever this process still prints: hpo has said all that it says."""
+def redirect_to_stderr() -> None:
+    """Redirect all further output of this process to stderr, once hpo's own output is complete."""
     sys.stdout.flush()
-    _turn_to(STDERR)
+    _redirect_stdout(STDERR)
     sys.stdout = sys.stderr
 
 
-def _turn_to(number: int) -> None:
-    """Let stdout's descriptor mean what another one does."""
-    other = _open(number)
+def _redirect_stdout(number: int) -> None:
+    """Make stdout's descriptor a duplicate of another one."""
+    other = _duplicate(number)
     os.dup2(other, STDOUT)
     os.close(other)
 
 
-def _open(number: int) -> int:
-    """Return another descriptor of the same; of /dev/null where the process began without it."""
+def _duplicate(number: int) -> int:
+    """Return a duplicate of a descriptor; one of /dev/null where the process was started without it."""
     try:
         return os.dup(number)
     except OSError:
         return os.open(os.devnull, os.O_RDWR)
 
 
-def _stream(before: TextIO, descriptor: int) -> TextIO:
-    """Return what writes as `before` did: itself, unless it writes to stdout's descriptor."""
+def _stream_for(original: TextIO, descriptor: int) -> TextIO:
+    """Return a stream to `descriptor` like the original; the original itself unless it writes to stdout."""
     try:
-        if before.fileno() != STDOUT:
-            return before
-    except (OSError, ValueError):  # it has none, such as a notebook's
-        return before
-    buffering = 1 if before.isatty() else -1  # 1: by lines
-    return open(descriptor, "w", buffering, before.encoding, before.errors, closefd=False)
+        if original.fileno() != STDOUT:
+            return original
+    except (OSError, ValueError):  # no descriptor, as in a notebook
+        return original
+    buffering = 1 if original.isatty() else -1  # 1: line by line
+    return open(descriptor, "w", buffering, original.encoding, original.errors, closefd=False)
 
 
-def _close(held: _Kept, before: TextIO) -> None:
+def _close(ended: _Reserved, original: TextIO) -> None:
     try:
-        held.stream.flush()
+        ended.stream.flush()
     finally:
-        if held.stream is not before:
-            with contextlib.suppress(OSError):  # the flush has said it
-                held.stream.close()
-        os.close(held.descriptor)
+        if ended.stream is not original:
+            with contextlib.suppress(OSError):  # `flush` has raised it already
+                ended.stream.close()
+        os.close(ended.descriptor)

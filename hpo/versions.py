@@ -1,7 +1,4 @@
-"""The versions of hpo and of what its numbers depend on, read from the installed packages without importing them.
-
-What hpo writes says by which versions, and when, it was made.
-"""
+"""Versions of hpo and of the packages that its results depend on, read without importing them."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ def versions() -> dict[str, str]:
     return {"hpo": hpo.__version__, "python": platform.python_version(), **packages}
 
 
-def made() -> dict[str, Any]:
-    """Return what an export ends with: the versions, and the time in UTC at which it is made."""
+def provenance() -> dict[str, Any]:
+    """Return the last keys of an export: the versions, and the time of writing in UTC."""
     return {"versions": versions(), "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")}
 
 
 def version_line() -> str:
     """Return `hpo 0.1.0 (python 3.11.7, torch 2.13.0, ...)`."""
-    own, *others = (f"{program} {version}" for program, version in versions().items())
-    return f"{own} ({', '.join(others)})"
+    hpo_version, *others = (f"{program} {version}" for program, version in versions().items())
+    return f"{hpo_version} ({', '.join(others)})"

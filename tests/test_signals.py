@@ -1,4 +1,4 @@
-"""Signals that ask for a stop: wherever they interrupt the main thread, and however often."""
+"""Stop requests from signals, wherever they interrupt the main thread and however often."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from collections.abc import Iterator
 import pytest
 from deadlines import deadline
 
-from hpo.signals import Request
+from hpo.signals import StopRequest
 
 
 @pytest.fixture
 def stop() -> Iterator[threading.Event]:
-    """An event that SIGUSR1 asks for."""
+    """An event that SIGUSR1 sets."""
     event = threading.Event()
-    request = Request(event)
+    request = StopRequest(event)
     before = signal.signal(signal.SIGUSR1, lambda number, frame: request())
     yield event
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_it_interrupts_who_holds_the_events_own_lock(stop: threading.Event) -> None:
-    with stop._cond:  # type: ignore[attr-defined]  # as `wait` and `set` hold it for a moment
+def test_a_signal_may_interrupt_the_owner_of_the_lock(stop: threading.Event) -> None:
+    with stop._cond:  # type: ignore[attr-defined]  # the lock of `wait` and `set`
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)
         assert not stop.is_set()
     assert stop.wait(deadline())
 
 
-def test_only_the_first_is_a_request() -> None:
+def test_only_the_first_call_is_a_request() -> None:
     stop = threading.Event()
-    request = Request(stop)
+    request = StopRequest(stop)
     assert request()
     assert stop.wait(deadline())
     assert not request()
 
 
-def test_what_others_have_stopped_is_not_asked_to_stop() -> None:
+def test_an_event_that_is_set_already_needs_no_request() -> None:
     stop = threading.Event()
     stop.set()
-    assert not Request(stop)()
+    assert not StopRequest(stop)()

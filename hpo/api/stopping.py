@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hpo.signals import Request
+from hpo.signals import StopRequest
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def stopping(stop: threading.Event | None) -> Iterator[threading.Event]:
         yield asked
         return
 
-    request = Request(asked)
+    request = StopRequest(asked)
 
     def ask(signum: int, frame: FrameType | None) -> None:
         if not request():

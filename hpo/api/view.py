@@ -189,11 +189,11 @@ class StudyView:
 
     def write_report(self, path: str | Path | None = None) -> Path:
         """Write the report, by default to `NAME-report.html` in the current folder; return the file."""
-        from hpo.files import write
+        from hpo.files import write_atomically
         from hpo.results.naming import file_stem
 
         target = Path(f"{file_stem(self.name)}-report.html") if path is None else Path(path)
-        write(self.report(), target)
+        write_atomically(self.report(), target)
         return target
 
     @property

@@ -22,7 +22,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        with stdout.kept():
+        with stdout.reserved():
             return super().invoke(ctx)
 
 
@@ -94,13 +94,13 @@ def _global_options(
 
 def say(what: object) -> None:
     """Print a line on stdout, or several, at once."""
-    print(what, file=stdout.own(), flush=True)
+    print(what, file=stdout.stream(), flush=True)
 
 
 def put(text: str, output: Path | None) -> None:
     """Write a command's text to the file that was asked for, else to stdout."""
     if output is None:
-        print(text, end="", file=stdout.own(), flush=True)
+        print(text, end="", file=stdout.stream(), flush=True)
     else:
         from hpo.api.files import write
 

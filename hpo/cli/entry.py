@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     status = _status(argv)
     if argv is None:
-        stdout.leave()  # what the user's own code prints while the process ends is none of the output
+        stdout.redirect_to_stderr()  # what the user's own code prints while the process ends is none of the output
     return status
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from hpo.errors import InterruptionError
-from hpo.signals import Request
+from hpo.signals import StopRequest
 
 
 class Interruption:
@@ -17,7 +17,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self._ask = Request(self.stop)
+        self._ask = StopRequest(self.stop)
         self.status = 1  # stopped without a signal: the reader of --json went away
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:

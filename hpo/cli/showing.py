@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from hpo import stdout
 from hpo.cli.app import say
-from hpo.stdout import own
 
 if TYPE_CHECKING:
     from hpo import Status
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @contextmanager
 def shown(as_json: bool, once: bool = False) -> Iterator[Callable[[Status], None]]:
     """Give what shows a status on stdout: on a terminal in the place of the one before, unless it is shown `once`."""
-    console = Console(file=own())
+    console = Console(file=stdout.stream())
     if as_json:
         yield lambda status: say(status.json_text)
     elif once or not console.is_terminal:
@@ -28,4 +28,4 @@ def shown(as_json: bool, once: bool = False) -> Iterator[Callable[[Status], None
     else:
         with Live(console=console, auto_refresh=False) as live:
             yield lambda status: live.update(Text(status.text(console.height), no_wrap=True), refresh=True)
-    own().flush()
+    stdout.stream().flush()

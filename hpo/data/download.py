@@ -20,7 +20,7 @@ from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset, Download, known_da
 from hpo.data.idx import GZIP_MAGIC
 from hpo.data.places import VARIABLE, cache_folder
 from hpo.errors import DataError
-from hpo.files import unfinished
+from hpo.files import temporary_path
 
 TIMEOUT_S = 30  # without a byte, before the next mirror is tried
 CHECKSUMS = "SHA256SUMS"  # written beside the files, in the form that `sha256sum -c` reads
@@ -51,7 +51,7 @@ def fetch(
     show = sys.stderr.isatty() if progress is None else progress
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(target.parent, folder=True) as scratch:
+        with temporary_path(target.parent, folder=True) as scratch:
             _download(dataset, scratch, show)
             _move_in(scratch, target, dataset)
     except OSError as error:

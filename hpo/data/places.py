@@ -14,12 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-import platformdirs
-
 from hpo.data import cifar, idx
 from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset
 from hpo.data.images import RawImages
 from hpo.errors import DataError
+from hpo.files import user_folder
 
 VARIABLE = "HPO_DATA_DIR"
 
@@ -49,16 +48,8 @@ class Place:
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloads go to, one subfolder a data set; it need not exist.
-
-    Raises DataError for a user without a home.
-    """
-    try:
-        return Path(platformdirs.user_cache_dir("hpo"))
-    except RuntimeError as error:
-        raise DataError(
-            f"this user has no home folder, and so no cache; set HOME, or name the folder that holds it in {VARIABLE}"
-        ) from error
+    """Return the folder for downloads, one subfolder a data set; it need not exist."""
+    return user_folder("cache", VARIABLE, DataError)
 
 
 def find_place(dataset: Dataset, catalogue: Catalogue = CATALOGUE) -> Place | None:

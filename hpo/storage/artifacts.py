@@ -15,12 +15,11 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-import platformdirs
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpo.errors import StorageError
-from hpo.files import UMASK, unfinished
+from hpo.files import UMASK, temporary_path, user_folder
 from hpo.storage.location import Location
 
 FOLDER = "HPO_ARTIFACTS"
@@ -33,7 +32,7 @@ class ArtifactFolder(FileSystemArtifactStore):
         """Keep a file under that id, replacing what was there."""
         file = self._get_filepath(artifact_id)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(file.parent) as part:
+        with temporary_path(file.parent) as part:
             super().write(part.name, content_body)
             part.chmod(0o666 & ~UMASK)
             part.replace(file)
@@ -68,12 +67,7 @@ def artifact_folder(location: Location, given: Path | None = None) -> Path:
     elif location.file is not None:
         folder = location.file.with_name(location.file.name.removesuffix(".db") + "-artifacts")
     else:
-        try:
-            folder = Path(platformdirs.user_data_dir("hpo")) / "artifacts"
-        except RuntimeError as error:
-            raise StorageError(
-                f"this user has no home folder to keep artifacts in; set HOME, or name a folder in {FOLDER}"
-            ) from error
+        folder = user_folder("data", FOLDER, StorageError) / "artifacts"
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder}: is not a folder; name another one for artifacts with --artifacts or {FOLDER}")
     return folder

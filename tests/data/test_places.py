@@ -119,7 +119,7 @@ def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # of no user that the system knows
     assert listed("digits").train_images == 1438
-    assert "this user has no home folder, and so no cache; set HOME" in listed("cifar10").note
+    assert "this user has no home folder; set HOME" in listed("cifar10").note
     with pytest.raises(DataError, match="this user has no home folder"):
         fetch("cifar10")
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))

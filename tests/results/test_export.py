@@ -20,7 +20,7 @@ from stored_studies import DROPOUT, LR, OWN, tree, trial
 from tiny import search, study_of
 
 from hpo.errors import HpoError, UsageError
-from hpo.files import write
+from hpo.files import write_atomically
 from hpo.results.confirm.study import confirming_study
 from hpo.results.export.best import export, export_text
 from hpo.results.reproduce.verify import verify
@@ -134,7 +134,7 @@ def test_the_configuration_is_a_study_of_one_trial(exported_of: Exported, tmp_pa
 def test_a_whole_export_is_read_as_a_study_file(stored: Store, storage: Storage, tmp_path: Path, form: str) -> None:
     stored([trial(0.9)])
     file = tmp_path / f"best.{form}"
-    write(export_text(storage, "digits", form=form), file)
+    write_atomically(export_text(storage, "digits", form=form), file)
     study = read_study(file)
     assert (study.name, study.parameters, study.search.trials) == ("digits-best", (), 1)
 

@@ -19,7 +19,7 @@ from tiny import LR, sealed_digits, search, study_of, trials_of, write_mnist
 from hpo.data import Images, SealedImages, load_split
 from hpo.data.splits import split_indices
 from hpo.errors import HpoError, InterruptionError, StorageError
-from hpo.files import write
+from hpo.files import write_atomically
 from hpo.results.copy import copy_line
 from hpo.results.final_test import evaluate as sealed
 from hpo.results.final_test import predictions as answering
@@ -242,7 +242,7 @@ def test_a_stop_while_it_trains_is_no_look(storage: Storage, searched: Study) ->
 
 def test_an_error_names_the_folder_that_was_asked_for() -> None:
     with pytest.raises(HpoError, match=r"^wanted/no/weights: cannot be written"), put(Path("wanted")) as filled:
-        write(b"", filled / "no" / "weights")
+        write_atomically(b"", filled / "no" / "weights")
     assert not Path("wanted").exists()
 
 

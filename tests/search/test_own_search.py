@@ -161,7 +161,7 @@ def test_three_failures_of_one_kind_in_a_row_end_the_search_with_the_users_own_l
 
 
 @pytest.mark.parametrize(
-    ("trials", "advice"), [(4, "launch again to go on"), (3, "mend that, and launch under another")]
+    ("trials", "advice"), [(4, "launch again to continue"), (3, "correct it and launch under another")]
 )
 def test_a_launch_is_advised_where_it_would_train_something(
     trials: int, advice: str, tmp_path: Path, storage: Storage

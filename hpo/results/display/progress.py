@@ -107,7 +107,7 @@ class JsonProgress(QuietProgress):
 
     def __enter__(self) -> Self:
         if self.stream is None:
-            self._kept.enter_context(stdout.kept())
+            self._kept.enter_context(stdout.reserved())
         return self
 
     def __exit__(
@@ -120,7 +120,7 @@ class JsonProgress(QuietProgress):
         if self.reader_left:
             return
         try:
-            print(json_line(event.to_json()), file=self.stream or stdout.own(), flush=True)
+            print(json_line(event.to_json()), file=self.stream or stdout.stream(), flush=True)
         except BrokenPipeError:
             self.reader_left = True
             self.stop.set()  # nobody reads: end as on an interruption, so that finished trials are kept

@@ -35,7 +35,7 @@ from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.messages import dotted
 from hpo.studyfile.trees import Path
 from hpo.text import encode_non_finite, escape_toml, json_text
-from hpo.versions import made
+from hpo.versions import provenance
 
 VERSION = 2
 SCHEMA = f"hpo.best/{VERSION}"
@@ -80,7 +80,7 @@ def _front(storage: Storage, found: optuna.Study, records: list[dict[str, Any]])
         "directions": [direction.name.lower() for direction in found.directions],
         "trials": by_word(held.states),
         "front": records,
-        **made(),
+        **provenance(),
     }
 
 
@@ -121,7 +121,7 @@ def _record(
         "verified": certificate_of(attrs, name),
         "data": attrs[DATA],
         **code_of_study(attrs),
-        **made(),
+        **provenance(),
     }
 
 

@@ -18,7 +18,7 @@ from hpo.results.states import by_word
 from hpo.search.study_records import CODE, user_attrs_of
 from hpo.storage import Storage, summary
 from hpo.studyfile import ObjectiveStudy
-from hpo.versions import made
+from hpo.versions import provenance
 
 SCHEMA = "hpo.objective/1"
 
@@ -40,7 +40,7 @@ def objective_record(storage: Storage, study: ObjectiveStudy, found: optuna.Stud
         "curve": reported(best),
         "user_attrs": best.user_attrs,
         "trials": by_word(held.states),
-        **made(),
+        **provenance(),
     }
 
 

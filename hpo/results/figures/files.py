@@ -13,7 +13,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from hpo.errors import HpoError, UsageError
-from hpo.files import write
+from hpo.files import write_atomically
 from hpo.results.figures.kinds import ACTIVATIONS, check_kinds, draw
 from hpo.results.figures.source import BEST, read_source
 from hpo.results.naming import file_stem
@@ -56,7 +56,7 @@ def save(figures: Mapping[str, go.Figure], name: str, folder: Path, form: str) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in zip(paths, contents, strict=True):
-            write(content, path)
+            write_atomically(content, path)
     except (OSError, HpoError) as error:
         with contextlib.suppress(OSError):  # the first that holds a figure, or was never made
             for each in made:
@@ -80,9 +80,9 @@ def save_as(figure: go.Figure, title: str, path: Path) -> None:
     if form_of(path) == "png":
         from hpo.results.figures.png import pngs
 
-        write(pngs([figure])[0], path)
+        write_atomically(pngs([figure])[0], path)
     else:
-        write(page(figure, title), path)
+        write_atomically(page(figure, title), path)
 
 
 def page(figure: go.Figure, title: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from hpo.data import Images, SealedImages, check_test, load_test
 from hpo.errors import HpoError, StorageError
-from hpo.files import write
+from hpo.files import write_atomically
 from hpo.results.final_test.checkpoint import Trained, from_checkpoint
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, check_free, put, sha256
 from hpo.results.final_test.predictions import answers, evaluating, practice_images, rehearse
@@ -84,7 +84,7 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
             trained = _train(study, choice, precision_of(choice.config, attrs[RUN]["precision"]), planned, stop, say)
         weights = filled / WEIGHTS_FILE
         about = {"study": name, "trial": str(choice.trial), "data_sha256": planned.images.content_sha256}
-        write(to_bytes(trained.state, {"schema": "hpo.weights/1", **about}), weights)
+        write_atomically(to_bytes(trained.state, {"schema": "hpo.weights/1", **about}), weights)
         state, _ = read(weights)
         shape = shape_of_images(planned.images.train.pixels.shape)
         network = network_of(weights, state, choice.config.network, shape, len(names)).to(planned.device)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hpo.errors import CodeError, HpoError
-from hpo.files import UMASK, unfinished
+from hpo.files import UMASK, temporary_path
 from hpo.results.final_test.model_card import CARD_FILE, damaged, read_card
 from hpo.studyfile import NetworkSettings
 from hpo.training.images import Shape
@@ -70,7 +70,7 @@ def put(folder: Path) -> Iterator[Path]:
     place = folder.absolute()  # and not what that is once the block is done
     with ExitStack() as stack:
         with _writing(folder):
-            filled = stack.enter_context(unfinished(place.parent, folder=True))
+            filled = stack.enter_context(temporary_path(place.parent, folder=True))
         try:
             yield filled
         except HpoError as error:

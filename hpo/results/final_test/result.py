@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.data.images import these_classes
-from hpo.files import write
+from hpo.files import write_atomically
 from hpo.results.export.best import best_config
 from hpo.results.figures.confusion import confusion
 from hpo.results.figures.files import page
@@ -21,7 +21,7 @@ from hpo.results.selection import Choice
 from hpo.storage.test_evaluations import Look
 from hpo.studyfile import Study
 from hpo.text import json_text
-from hpo.versions import made
+from hpo.versions import provenance
 
 SCHEMA = "hpo.test/1"
 RESULT_FILE, FIGURE_FILE = "result.json", "confusion.html"
@@ -67,7 +67,7 @@ def result_of(
         "subnetworks": saw["subnetworks"],
         "data": {**data, "test": saw["images"], "test_sha256": saw["sha256"]},
         **({} if code is None else {"code": dict(code)}),
-        **made(),
+        **provenance(),
     }
 
 
@@ -79,9 +79,9 @@ def fill(folder: Path, result: dict[str, Any], form: Mapping[str, Any]) -> None:
     title = f"{found['images']:,} test images, accuracy {found['accuracy']:.4f}"
     names = [each["name"] for each in found["classes"]]
     figure = confusion(result["study"], found["confusion"], names, title)
-    write(json_text(result, indent=2) + "\n", folder / RESULT_FILE)
-    write(json_text(card, indent=2) + "\n", folder / CARD_FILE)
-    write(page(figure, f"{result['study']}: confusion"), folder / FIGURE_FILE)
+    write_atomically(json_text(result, indent=2) + "\n", folder / RESULT_FILE)
+    write_atomically(json_text(card, indent=2) + "\n", folder / CARD_FILE)
+    write_atomically(page(figure, f"{result['study']}: confusion"), folder / FIGURE_FILE)
 
 
 def lines(result: dict[str, Any], folder: Path) -> list[str]:

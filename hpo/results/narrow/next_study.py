@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import HpoError, StudyFileError, UsageError
-from hpo.files import write
+from hpo.files import write_atomically
 from hpo.results.naming import file_stem, followed
 from hpo.results.narrow.ranges import Best, Change, best_few, changes
 from hpo.results.ranking import METRIC_LABELS
@@ -102,7 +102,7 @@ def write_study(proposal: Proposal, path: Path | None = None) -> Path:
             raise HpoError(f"{target}: is there already and says something else; give another file with -o")
         return target
     head = "".join(f"# {line}\n" for line in proposal.lines)
-    write(head + study_text(study), target)
+    write_atomically(head + study_text(study), target)
     return target
 
 

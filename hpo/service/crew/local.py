@@ -27,7 +27,7 @@ from hpo.errors import HpoError
 from hpo.search.events import Event, Note
 from hpo.service.worker import Duty, work
 from hpo.service.worker_process import HAND_BACK_S, STOP_S, await_storage, ends_in_time
-from hpo.signals import Request
+from hpo.signals import StopRequest
 
 YOUNG_S = 10.0
 """A worker that is killed within so many seconds of its work gets no successor: it would not live longer."""
@@ -149,7 +149,7 @@ def _work(url: str, duty: Duty, messages: Connection) -> None:
     # A daemon may have no child processes, which the user's own objective may want, as a DataLoader does.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     stop = threading.Event()
-    request = Request(stop)
+    request = StopRequest(stop)
     signal.signal(signal.SIGTERM, lambda number, frame: request())
     parent = multiprocessing.parent_process()
     assert parent is not None
