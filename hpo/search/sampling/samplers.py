@@ -63,7 +63,8 @@ def check_search(study: Study) -> None:
 def _check_several(study: Study) -> None:
     search = study.search
     if search.pruner != "none":
-        raise study.error("search.pruner", "median and hyperband compare trials by one metric; use none, or a single metric")
+        one = "median and hyperband compare trials by one metric; use none, or a single metric"
+        raise study.error("search.pruner", one)
     if search.sampler == "cmaes":
         raise study.error("search.sampler", "cmaes knows one metric only; use tpe, nsga2, gp, qmc, random or grid")
 
