@@ -1,8 +1,8 @@
 """A study's sections as Python objects, with the keys of a study file: `hpo.Optimizer(lr=hpo.Range(1e-4, 1e-1))`.
 
 docs/reference/study-file.md has every key with its limits and default. A key that is left out, or None, has its
-default. Where a file says `{ low, high }` or `{ choices }`, a `Range` or `Choices` stands here, in the place of a value or of an element
-of a list. A section holds what it is given; `hpo.Study` checks it, for many keys depend on each other.
+default. Where a file says `{ low, high }` or `{ choices }`, a `Range` or `Choices` stands here, in the place of a value
+or of an element of a list. A section holds what it is given; `hpo.Study` checks it, for many keys depend on each other.
 
 `when` says what else holds only with a certain choice: `when={"kind": {"adam": hpo.Optimizer(lr=0.001)}}` is
 `[optimizer.when.kind.adam]`. A choice is a key as Python has it: a word, a number, True, or a tuple for a list.

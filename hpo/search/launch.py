@@ -88,7 +88,7 @@ def join(
     device: str,
     on_event: Listener,
     stop: threading.Event,
-    raised_before: list[str] | None = None,
+    recent_errors: list[str] | None = None,
     changed_code: bool = False,
 ) -> Search:
     """Return this process's search of a stored study; `raised_before` is kept up by it, as long as the caller likes.
@@ -97,7 +97,7 @@ def join(
     """
     stored = load_study(storage, name)
     study = any_stored_study(stored)
-    raised = [] if raised_before is None else raised_before
+    raised = [] if recent_errors is None else recent_errors
     if isinstance(study, ObjectiveStudy):
         own = plan_again(study, stored, device, changed_code=changed_code)
         return _begin_own(study, stored, own, storage, on_event, stop, raised)
@@ -262,7 +262,7 @@ def _begin(
     storage: Storage,
     on_event: Listener,
     stop: threading.Event,
-    raised_before: list[str],
+    recent_errors: list[str],
 ) -> Search:
     """Settle what the study's processes have to agree on, and say what is going to be trained."""
     passage = gate(study, stored)
@@ -285,7 +285,7 @@ def _begin(
         population=planned.population,
         on_event=on_event,
         stop=stop,
-        raised_before=raised_before,
+        recent_errors=recent_errors,
         objective=objective,
         code=planned.code,
         before=before,
@@ -299,7 +299,7 @@ def _begin_own(
     storage: Storage,
     on_event: Listener,
     stop: threading.Event,
-    raised_before: list[str],
+    recent_errors: list[str],
 ) -> Search:
     """The same for the user's own objective, which is on a device, and in a precision, of its own choice."""
     passage = gate(study, stored)
@@ -316,7 +316,7 @@ def _begin_own(
         population=1,
         on_event=on_event,
         stop=stop,
-        raised_before=raised_before,
+        recent_errors=recent_errors,
         function=planned.function,
         code=planned.code,
     )

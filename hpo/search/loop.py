@@ -1,13 +1,13 @@
-"""The loop: take what waits, ask for what is missing, train it, until the study has its trials.
+"""The search loop: claim waiting trials, sample the missing ones, train them, until the study has all its trials.
 
-Any number of processes may run it on one study. Each trial is claimed in the storage by one of them, new ones under
-numbers that nobody else has taken, so that the study ends with exactly its trials. What a process that died had claimed
-is taken back; a process with nothing left to do waits for the others, in case one of them dies.
+Any number of workers may run the loop on one study. Each trial is claimed by one worker, and new trials get numbers
+that no other worker has taken, so that the study ends with exactly `search.trials` trials. Orphaned trials are
+requeued; a worker without trials waits for the others, in case one of them dies.
 
-What must not be lost is in the storage before the search goes on. On a stop what is in hand ends early, finished trials
-are kept, and the others go back to the queue: they run first when the study is launched again.
+Results are stored before the search continues. On a stop, the epoch ends, finished trials are stored and the others
+requeued: they run first when the study is launched again.
 
-Knows neither SQL nor how a trial is trained: `hpo.search.population_search` does.
+The subclasses (population_search, objective_search) know how trials are trained; nothing here does.
 """
 
 from __future__ import annotations
@@ -39,51 +39,51 @@ from hpo.storage import (
 from hpo.studyfile import AnyStudy
 
 POLL_S = 1.0
-"""How often a process that has nothing to do looks what became of the others' trials."""
+"""Seconds between two reads of the storage while a worker waits for the trials of others."""
 
 RAISES_IN_A_ROW = 3
-"""Populations in a row whose training may raise the same exception before the search gives up."""
+"""Consecutive populations that fail with the same exception before the search ends with an error."""
 
-DEATHS_IN_COMPANY = 1
-"""Deaths after which a trial trains alone: should it be what kills processes, it takes no others with it."""
+DEATHS_BEFORE_ALONE = 1
+"""Deaths of its worker after which a trial trains alone: a trial that kills its process then kills no other trial."""
 
 
-class Known(Protocol):
-    """What a process knows of the study's trials. `last` is the storage's id of the last of them."""
+class TrialHistory(Protocol):
+    """The study's trials as one worker knows them. `last` is the storage id of the newest known trial."""
 
     last: int
 
     @property
     def count(self) -> int:
-        """How many trials the study has."""
+        """The number of trials."""
 
     @property
     def unfinished(self) -> set[int]:
-        """The storage's ids of the trials that have not ended."""
+        """The storage ids of the trials that have not ended."""
 
     @property
     def since_best(self) -> int:
-        """How many trials have ended since the last improvement: see `hpo.storage.pareto.since_best`."""
+        """The number of trials that ended since the last improvement: see `hpo.storage.pareto.since_best`."""
 
     def sync(self, trials: Iterable[FrozenTrial]) -> None:
-        """Take over stored trials: new ones, and known ones that have ended elsewhere."""
+        """Add stored trials: new ones, and known ones that other workers have ended."""
 
     def restart(self, trials: Iterable[FrozenTrial]) -> None:
-        """Take note that trials are trained from their beginning."""
+        """Reset trials that are trained again from epoch 1."""
 
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
-        """Take note of what trials, by number, reached at an epoch."""
+        """Add the trials' values, by number, after an epoch."""
 
     def tell(self, number: int, state: TrialState, values: Sequence[float]) -> None:
-        """Take note of how a trial ended, with which values."""
+        """Set the final state and values of a trial."""
 
 
 @dataclass
 class Search(ABC):
-    """One process's search of a stored study, up to the trials and within the limits that its file asks for.
+    """One worker's search of a stored study, up to `search.trials` and within the study's limits.
 
-    `step` by `step`, for who has other things to do in between, or `run` to the end. `population` is how many trials it
-    takes at once, at most.
+    Call `step` repeatedly to do other work in between, or `run` once. `population` is the largest number of trials that
+    are trained at a time.
     """
 
     study: AnyStudy
@@ -94,18 +94,18 @@ class Search(ABC):
     population: int
     on_event: Callable[[Event], None]
     stop: threading.Event
-    raised_before: list[str] = field(default_factory=list)  # by the last populations, one after the other
-    history: Known = field(init=False)
+    recent_errors: list[str] = field(default_factory=list)  # of the last populations, in order
+    history: TrialHistory = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
 
     @property
-    def bytes_at_hand(self) -> int:
-        """How much of the device's memory the search takes while nothing is trained."""
+    def idle_bytes(self) -> int:
+        """The bytes of device memory that the search occupies while nothing is trained."""
         return 0
 
     @abstractmethod
     def _create(self, count: int) -> list[FrozenTrial]:
-        """Store up to `count` new trials, as running, and return them; none where no more can be had."""
+        """Store up to `count` new trials as RUNNING and return them; none where the search space is exhausted."""
 
     @abstractmethod
     def _train(self) -> None:
@@ -114,50 +114,51 @@ class Search(ABC):
     @property
     @abstractmethod
     def _parts(self) -> Parts:
-        """What has to be read of the trials."""
+        """The parts of trials that the search reads from the storage."""
 
     def run(self) -> Reason:
-        """Search until the study has what it asked for, or gives out no more trials; return why it ended.
+        """Search until the study has ended, or gives out no more trials; return the reason.
 
-        The caller keeps up `heartbeats`.
+        The caller runs `heartbeats`.
         """
         try:
             while not self.stop.is_set():
                 if not self.step():
-                    if reason := self.over():
+                    if reason := self.end_if_done():
                         return reason
                     self.stop.wait(POLL_S)
         except StudyClosedError as closed:
             return closed.how
-        return (self.over() if self._missing <= 0 else None) or "interrupted"  # a stop may come too late
+        return (self.end_if_done() if self._missing <= 0 else None) or "interrupted"  # a stop may come too late
 
     def step(self) -> bool:
-        """Take trials and train them; return whether there were any to be had.
+        """Claim or create trials and train them; return whether there were any.
 
-        Raises StudyClosedError where the study gives out no more, or is not what it was.
+        Raises StudyClosedError where the study is paused, stopped, changed or deleted.
         """
         if self.stop.is_set():
             return False
         try:
-            self._take()
-            taken = bool(self._running)
-            if taken:
+            self._claim_trials()
+            claimed = bool(self._running)
+            if claimed:
                 self._train()
         finally:
             self.storage.requeue(trial._trial_id for trial in self._running.values())
             self._running = {}
-        return taken
+        return claimed
 
-    def over(self) -> Reason | None:
-        """Return why the study has come to its end, after a step that found nothing; None while others may fail it.
+    def end_if_done(self) -> Reason | None:
+        """Store the end of the study and return its reason; None while another worker's trials may still be requeued.
 
-        The end is stored, so that nobody looks for trials there any more. None, too, where a stop may be why the step
-        has found nothing.
+        To be called after a step that found no trials. None also where a requested stop may be why it found none.
         """
-        limit = self._limit
+        limit = self._limit_reached
         if self.stop.is_set() and self._missing > 0 and limit is None:
             return None
-        if unfinished(self.storage, self._study_id, waiting=limit is None):  # by now: others may have created the last
+        if unfinished(
+            self.storage, self._study_id, waiting=limit is None
+        ):  # read again: others may have created the last one
             return None
         has_all = self._missing <= 0 and not (limit and self.history.unfinished)
         reason: Reason = "finished" if has_all else limit or "space exhausted"
@@ -169,13 +170,13 @@ class Search(ABC):
         return self.study.search.trials - self.history.count
 
     @property
-    def _left(self) -> bool:
-        """Whether there is anything left to train, here or elsewhere."""
+    def _has_trials_left(self) -> bool:
+        """Whether trials are left to train, here or in other workers."""
         return self._missing > 0 or bool(self.history.unfinished)
 
     @property
-    def _limit(self) -> Reason | None:
-        """Which of the study's own limits has been reached."""
+    def _limit_reached(self) -> Reason | None:
+        """The limit of the study that has been reached: timeout or patience."""
         search = self.study.search
         if search.timeout is not None:
             age = datetime.datetime.now(datetime.UTC) - self.began
@@ -185,34 +186,33 @@ class Search(ABC):
             return "no improvement"
         return None
 
-    def _take(self) -> None:
-        """Claim trials: those that wait first, and then new ones, a population in all."""
-        self._retake()
+    def _claim_trials(self) -> None:
+        """Claim waiting trials first, then create new ones, up to one population."""
+        self._requeue_orphaned()
         self._sync()
-        if self._limit:
+        if self._limit_reached:
             return
         waiting = self.storage.claim(self.history.unfinished - self.storage.claims, self.population, self.gate)
         self._running = {trial.number: trial for trial in waiting}
-        self._send_back_who_trains_alone(waiting)
+        self._separate_trials_that_train_alone(waiting)
         self.history.restart(self._running.values())
         if not any(map(_trains_alone, self._running.values())):
             new = self._create(self.population - len(self._running))
             self._running |= {trial.number: trial for trial in new}
 
-    def _retake(self) -> None:
-        """Take back the trials of processes that died."""
+    def _requeue_orphaned(self) -> None:
+        """Requeue trials whose worker is dead; fail those that were orphaned too often."""
         running = running_trials(self.storage, self._study_id)
         lost = [trial for trial in running if trial.lost and trial.trial_id not in self.storage.claims]
         waiting, failed = retake(self.storage, lost)
         if waiting:
-            one = len(waiting) == 1
-            who = f"{len(waiting)} trial{'' if one else 's'} of a process that ended {'is' if one else 'are'}"
-            self.on_event(Note(f"{who} trained again"))
+            orphaned = f"{len(waiting)} orphaned trial{'' if len(waiting) == 1 else 's'} requeued"
+            self.on_event(Note(f"{orphaned}: the worker that trained them is dead"))
         if failed:
-            self.on_event(TrialsFailed(tuple(sorted(failed)), "the process that trained them died again and again"))
+            self.on_event(TrialsFailed(tuple(sorted(failed)), "the worker that trained them died repeatedly"))
 
     def _sync(self) -> None:
-        """Take note of what other processes have done."""
+        """Read the trials that other workers have created or ended."""
         news = self._read(self.history.last, self.history.unfinished - self.storage.claims)
         self.history.sync(news)
         states = [trial.state for trial in news]
@@ -221,82 +221,80 @@ class Search(ABC):
             self.on_event(OthersEnded(*counts))
 
     def _catch_up(self) -> None:
-        """Take note of the trials that another process has stored, which was faster to take their numbers.
+        """Read the trials of another worker that stored its trials first, under the same numbers.
 
-        Raises HpoError where there are none: then trials are missing in the storage, and no number would ever be right.
+        Raises HpoError where there are none: then trials are missing in the storage, and no new number would be valid.
         """
         known = self.history.count
         self._sync()
         if self.history.count == known:
-            said = "trials that were there have been taken out of its storage; `hpo doctor` says what is left"
-            raise HpoError(f"study '{self.study.name}': {said}")
+            missing = "trials are missing in its storage, which had them before; check the storage with `hpo doctor`"
+            raise HpoError(f"study '{self.study.name}': {missing}")
 
     def _read(self, after: int, ended: Collection[int]) -> list[FrozenTrial]:
-        """Return what samplers and pruners need of trials beyond an id, and of those of `ended` that have ended."""
+        """Read the trials after an id, and those of `ended` that have ended."""
         return self.storage.read(self._study_id, after, ended, self._parts)
 
-    def _send_back_who_trains_alone(self, claimed: Sequence[FrozenTrial]) -> None:
-        """Leave one such trial where nothing else is claimed, and none otherwise."""
+    def _separate_trials_that_train_alone(self, claimed: Sequence[FrozenTrial]) -> None:
+        """Requeue the trials that must train alone; keep one of them where nothing else is claimed."""
         alone = [trial for trial in claimed if _trains_alone(trial)]
         later = alone if len(alone) < len(claimed) else alone[1:]
         self.storage.requeue(trial._trial_id for trial in later)
         for trial in later:
             del self._running[trial.number]
 
-    def _raised_once(self, raised: str | None, said: str) -> None:
-        """Take note of what training raised, or of none; raise TrainingError where it was the same again and again.
+    def _check_repeated_error(self, kind: str | None, line: str) -> None:
+        """Raise TrainingError where consecutive populations failed alike; `line` is the exception in one line."""
+        if self._is_repeated(kind):
+            problem = f"training raised the same exception in {RAISES_IN_A_ROW} populations in a row ({line})"
+            raise TrainingError(self.study.name, problem, self._has_trials_left)
 
-        `said` is what it was this time, in a line.
-        """
-        if self._in_a_row(raised):
-            often = f"training raised the same in {RAISES_IN_A_ROW} populations in a row ({said})"
-            raise TrainingError(self.study.name, often, self._left)
-
-    def _in_a_row(self, raised: str | None) -> bool:
-        """Take note of what training raised, or of none; return whether it was the same again and again."""
-        if raised not in self.raised_before[-1:]:
-            self.raised_before.clear()
-        self.raised_before.append(raised or "")
-        return bool(raised) and len(self.raised_before) >= RAISES_IN_A_ROW
+    def _is_repeated(self, kind: str | None) -> bool:
+        """Record a population's kind of exception, or None; return whether it occurred too often in a row."""
+        if kind not in self.recent_errors[-1:]:
+            self.recent_errors.clear()
+        self.recent_errors.append(kind or "")
+        return bool(kind) and len(self.recent_errors) >= RAISES_IN_A_ROW
 
     def report(self, epoch: int, scores: Mapping[int, float]) -> set[int]:
-        """Store the metric of members (by number) after an epoch; return those lost to other processes."""
+        """Store the members' metric (by number) after an epoch; return the members whose claim was lost."""
         lost = self.storage.report(epoch, {self.trial_id(number): score for number, score in scores.items()})
-        numbers = self._given_away(lost)
+        numbers = self._drop_lost_claims(lost)
         self.history.report(epoch, {number: score for number, score in scores.items() if number not in numbers})
         return numbers
 
     def end(self, endings: Sequence[tuple[int, Ending]]) -> set[int]:
-        """Store how trials (by number) ended, in one transaction; return those lost to other processes."""
+        """Store the endings of trials (by number) in one transaction; return the trials whose claim was lost."""
         lost = self.storage.finish([ending for _, ending in endings]) if endings else set()
-        numbers = self._given_away(lost)
+        numbers = self._drop_lost_claims(lost)
         for number, ending in endings:
             if number not in numbers:
                 self.history.tell(number, ending.state, ending.values)
                 del self._running[number]
         return numbers
 
-    def raised(self, numbers: Sequence[int], reason: str, details: str) -> list[int]:
-        """Send members whose training raised back to the queue; return those that have been tried often enough."""
-        again: dict[int, dict[str, Any]] = {}
+    def requeue_failed(self, numbers: Sequence[int], reason: str, details: str) -> list[int]:
+        """Requeue members whose training raised an exception; return those without retries left."""
+        requeued: dict[int, dict[str, Any]] = {}
         for number in numbers:
             attempts = self.attempts(number, reason, details)
             if sum(each["ended"] == "raised" for each in attempts) <= self.study.search.retries:
-                again[number] = {ATTEMPTS: attempts}
-        lost = self.storage.requeue(map(self.trial_id, again), {self.trial_id(n): kept for n, kept in again.items()})
-        self._given_away(lost)
-        for number in again:
+                requeued[number] = {ATTEMPTS: attempts}
+        attrs = {self.trial_id(number): each for number, each in requeued.items()}
+        lost = self.storage.requeue(map(self.trial_id, requeued), attrs)
+        self._drop_lost_claims(lost)
+        for number in requeued:
             self._running.pop(number, None)
-        if again:
-            self.on_event(Note(f"{named(again)}: {reason}; trained again, each alone", "warning"))
-        return [number for number in numbers if number not in again]
+        if requeued:
+            self.on_event(Note(f"{trials_text(requeued)}: {reason}; requeued, to be trained alone", "warning"))
+        return [number for number in numbers if number not in requeued]
 
     def trial_id(self, number: int) -> int:
-        """Return the storage's id of a running trial."""
+        """Return the storage id of a running trial."""
         return self._running[number]._trial_id
 
     def attempts(self, number: int, reason: str, details: str) -> list[dict[str, Any]]:
-        """Return how the attempts at a running trial have ended, with this last one, which raised something."""
+        """Return the record of a running trial's attempts, with the last one that raised an exception."""
         before: list[dict[str, Any]] = self._running[number].system_attrs.get(ATTEMPTS, [])
         return [*before, attempt("raised", reason, self.storage.worker, details)]
 
@@ -304,19 +302,18 @@ class Search(ABC):
     def _study_id(self) -> int:
         return self.stored._study_id
 
-    def _given_away(self, trial_ids: set[int]) -> set[int]:
-        """Let go of trials that another process has taken over, and return their numbers."""
+    def _drop_lost_claims(self, trial_ids: set[int]) -> set[int]:
+        """Drop the trials whose claim was lost to another worker; return their numbers."""
         numbers = {number for number, trial in self._running.items() if trial._trial_id in trial_ids}
         for number in numbers:
             del self._running[number]
         if numbers:
-            self.on_event(
-                Note(f"{named(numbers)}: no longer held by this process; what it made of them is dropped", "warning")
-            )
+            lost = "claim lost to another worker; the results are discarded"
+            self.on_event(Note(f"{trials_text(numbers)}: {lost}", "warning"))
         return numbers
 
 
-def named(numbers: Sequence[int] | set[int] | Mapping[int, Any]) -> str:
+def trials_text(numbers: Sequence[int] | set[int] | Mapping[int, Any]) -> str:
     """Return `trial 3` or `trials 3, 4, 5`; of many, the first few."""
     ordered = sorted(numbers)
     listed = ", ".join(map(str, ordered[:5])) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
@@ -324,6 +321,6 @@ def named(numbers: Sequence[int] | set[int] | Mapping[int, Any]) -> str:
 
 
 def _trains_alone(trial: FrozenTrial) -> bool:
-    """Whether a trial must not take others with it: its training raised, or its process died more than once."""
+    """Whether a trial trains alone: its training raised an exception, or its worker died more than once."""
     ends = [each["ended"] for each in trial.system_attrs.get(ATTEMPTS, [])]
-    return "raised" in ends or ends.count("died") > DEATHS_IN_COMPANY
+    return "raised" in ends or ends.count("died") > DEATHS_BEFORE_ALONE

@@ -26,7 +26,7 @@ from hpo import usercode
 from hpo.errors import TrainingError, nearest
 from hpo.optuna_internals import tell_with_warning
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
-from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, named
+from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, trials_text
 from hpo.search.objective_history import OwnHistory
 from hpo.search.sampling.samplers import own_sampler
 from hpo.storage import ATTEMPTS, REASON, Ending, Parts, StudyState, set_state
@@ -134,11 +134,11 @@ class OwnSearch(Search):
             if self.stop.is_set():
                 return
             failure = self._train_one(number)
-            if self._in_a_row(None if failure is None else failure.kind) and failure is not None:
+            if self._is_repeated(None if failure is None else failure.kind) and failure is not None:
                 if failure.details:
                     self.on_event(Note(failure.details.rstrip(), "warning"))
                 often = f"{self.study.objective} failed alike in {RAISES_IN_A_ROW} trials in a row ({failure.reason})"
-                raise TrainingError(self.study.name, often, self._left)
+                raise TrainingError(self.study.name, often, self._has_trials_left)
 
     def _train_one(self, number: int) -> _Failure | None:
         """Hand a trial to the function, and end it or send it back; return how it failed."""
@@ -206,18 +206,18 @@ class OwnSearch(Search):
         if failure is None:
             ending = Ending(self.trial_id(number), outcome.state, outcome.values)
         else:
-            if failure.again and not self.raised([number], failure.reason, failure.details):
+            if failure.again and not self.requeue_failed([number], failure.reason, failure.details):
                 return None
             kept = {ATTEMPTS: self.attempts(number, failure.reason, failure.details)}
             ending = Ending(self.trial_id(number), TrialState.FAIL, (), {REASON: failure.reason}, kept)
-            self.on_event(Note(f"{named([number])} failed: {failure.reason}", "warning"))
+            self.on_event(Note(f"{trials_text([number])} failed: {failure.reason}", "warning"))
         return None if self.end([(number, ending)]) else ending.state
 
     def _look_for_what_was_asked(self, trial: OwnTrial) -> None:
         """Say what an enqueued trial was to have and the function has not suggested: it may have been misspelt."""
         params = trial.params
         for name in trial._fixed_params.keys() - params.keys():
-            text = f"{named([trial.number])}: {self.study.objective} has not suggested {key_shown(name)}"
+            text = f"{trials_text([trial.number])}: {self.study.objective} has not suggested {key_shown(name)}"
             self.on_event(Note(f"{text}, which was asked for{nearest(name, params)}", "warning"))
 
     def _look(self, number: int, until: float) -> None:
@@ -252,7 +252,7 @@ class OwnSearch(Search):
             raise Leave("lost")
         trial_id = self.trial_id(number)
         if not self.storage.keep(trial_id, params=params, user_attrs=user_attrs, system_attrs=system_attrs):
-            self._given_away({trial_id})
+            self._drop_lost_claims({trial_id})
             raise Leave("lost")
 
 

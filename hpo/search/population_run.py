@@ -216,7 +216,7 @@ class PopulationRun:
     def _handle_exception(self, reason: str, details: str) -> None:
         """Requeue the remaining members, or fail those without retries left."""
         remaining = self._remaining
-        failed = self._search.raised(remaining, reason, details)
+        failed = self._search.requeue_failed(remaining, reason, details)
         self._dropped |= set(remaining) - set(failed)
         self._fail(failed, reason, details)
 

@@ -44,7 +44,7 @@ class PopulationSearch(Search):
         self.keeper = Keeper(self.study, self.gate, self.storage, self.on_event) if keeps else None
 
     @property
-    def bytes_at_hand(self) -> int:
+    def idle_bytes(self) -> int:
         """The bytes of the images on the device."""
         return self.objective.image_bytes
 
@@ -94,7 +94,7 @@ class PopulationSearch(Search):
             if self.stop.is_set():
                 return
             run = PopulationRun(self, self.study, self.objective, self.history, self.keeper, group)
-            self._raised_once(run.train(), run.error_line)
+            self._check_repeated_error(run.train(), run.error_line)
 
     def _members(self) -> list[Member]:
         """Return the running trials as members; fail those whose parameters are outside the search space.
@@ -134,7 +134,7 @@ class PopulationSearch(Search):
         trial.params, trial.distributions = values, {name: space[name] for name in values}
         if self.storage.keep(trial._trial_id, params=params, user_attrs={"seed": trial_seed(self.study, number)}):
             return True
-        self._given_away({trial._trial_id})
+        self._drop_lost_claims({trial._trial_id})
         return False
 
     def _constraints(self, values: Values) -> dict[str, float]:

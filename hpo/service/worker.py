@@ -182,7 +182,7 @@ class _Worker:
             torch.set_num_threads(self.duty.threads or self._share())
             if search.step():
                 return
-            if reason := search.over():
+            if reason := search.end_if_done():
                 self._leave(study, search, reason, start)
             else:
                 self._aside[key] = time.monotonic() + POLL_S  # others have all of its trials in hand
@@ -214,7 +214,7 @@ class _Worker:
         """When this worker entered the study, and its search; made anew where that has changed, or its name has."""
         entered = self._searches.pop(_key(study), None)
         if entered is None or not self._is_current(entered[1], study):
-            while sum(search.bytes_at_hand for _, search in self._searches.values()) > AT_HAND_BYTES:
+            while sum(search.idle_bytes for _, search in self._searches.values()) > AT_HAND_BYTES:
                 self._searches.popitem(last=False)
             say = functools.partial(self.on_event, study.name)
             search = join(
@@ -223,7 +223,7 @@ class _Worker:
                 device=self.duty.device,
                 on_event=say,
                 stop=self.stop,
-                raised_before=self._raised.setdefault(_key(study), []),
+                recent_errors=self._raised.setdefault(_key(study), []),
                 changed_code=self.duty.changed_code,
             )
             entered = time.perf_counter(), search

@@ -3,7 +3,8 @@
 On a CPU the members are dealt out to stacks, one a core, each in a thread of its own, which meet once an epoch.
 Threads inside each operation would meet a thousand times as often, and wherever another process takes a core for a
 moment all of them wait: on a busy machine, stacks were 3 to 30 times as fast
-(docs/explanation/log.md). A GPU has one stack, and so have networks so small that Python's own work, which threads cannot share, is most of it.
+(docs/explanation/log.md). A GPU has one stack, and so have networks so
+small that Python's own work, which threads cannot share, is most of it.
 
 `train` is a generator. After every epoch it yields what the members made of it, and is told which of them to leave
 out from now on: pruning, reporting, progress and graceful stops all live on that one seam. What a member does depends

@@ -372,7 +372,7 @@ def test_a_submitted_study_waits_with_its_priority_for_whoever_joins(storage: St
     assert attrs(storage)[PRIORITY] == 7
     assert trials_of(storage) == []
     found = joined(storage)
-    assert [found.step(), found.step(), found.over()] == [True, False, "finished"]
+    assert [found.step(), found.step(), found.end_if_done()] == [True, False, "finished"]
     check_whole(trials_of(storage), 4)
 
 
@@ -402,7 +402,7 @@ def test_two_processes_that_both_see_the_end_store_it_once(storage: Storage, oth
     first, second = joined(storage), joined(other)
     assert first.step()
     assert not second.step()
-    assert [first.over(), second.over()] == ["finished", "finished"]
+    assert [first.end_if_done(), second.end_if_done()] == ["finished", "finished"]
     assert attrs(storage)[WHY] == "finished"
 
 
@@ -431,7 +431,7 @@ def test_training_that_raises_the_same_again_and_again_ends_the_launch_and_keeps
     with monkeypatch.context() as patched:
         patched.setattr(launching, "Objective", Raising)
         with pytest.raises(
-            TrainingError, match=r"raised the same in 3 populations in a row .*ZeroDivisionError.*: launch"
+            TrainingError, match=r"raised the same exception in 3 populations in a row .*ZeroDivisionError.*: launch"
         ):
             search(study_of(), storage)
     trials = trials_of(storage)

@@ -81,7 +81,9 @@ def test_one_that_always_raises_fails_alone_and_its_company_does_not(raising: ty
     assert [len(trial.system_attrs.get("hpo:attempts", [])) for trial in trials] == [1, 2, 1, 1, 0, 0]
     assert trials[1].intermediate_values.keys() == {1}
     assert len(warnings(events)) == 2
-    assert "trials 0, 1, 2, 3: RuntimeError: the network's own mistake; trained again, each alone" in warnings(events)
+    assert "trials 0, 1, 2, 3: RuntimeError: the network's own mistake; requeued, to be trained alone" in warnings(
+        events
+    )
 
 
 def test_what_raised_once_has_the_result_that_it_would_have_had(
@@ -110,7 +112,9 @@ def test_training_that_always_raises_ends_the_search_and_keeps_the_rest(
     raising: type[Raising], storage: Storage
 ) -> None:
     raising.bad = range(100)
-    with pytest.raises(HpoError, match=r"raised the same in 3 populations in a row \(RuntimeError: .*launch again"):
+    with pytest.raises(
+        HpoError, match=r"raised the same exception in 3 populations in a row \(RuntimeError: .*launch again"
+    ):
         search(study_of(search={"trials": 50, "population": 4}), storage)
     assert [trial.state.name for trial in trials_of(storage)] == ["FAIL", "FAIL", "WAITING", "WAITING"]
     raising.bad = ()

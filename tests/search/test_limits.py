@@ -96,7 +96,7 @@ def test_what_runs_when_the_time_is_over_is_finished(storage: Storage) -> None:
     assert found.step()
     assert states(trials_of(storage)) == [COMPLETE] * 4
     assert not found.step()
-    assert found.over() == "timeout"
+    assert found.end_if_done() == "timeout"
     assert states(trials_of(storage)) == [COMPLETE] * 4
 
 
@@ -135,11 +135,11 @@ def test_a_study_ends_when_others_have_finished_what_they_train(storage: Storage
     waits = create_trial(state=WAITING, params=template.params, distributions=template.distributions)
     held, _ = other.create_trials(load_study(other, "tiny")._study_id, [template, waits])
     assert not found.step()
-    assert found.over() is None
+    assert found.end_if_done() is None
     assert STATE not in attrs(storage)
     other.requeue([held._trial_id])
     assert not found.step()
-    assert found.over() == "timeout"
+    assert found.end_if_done() == "timeout"
     assert states(trials_of(storage)) == [WAITING, WAITING]
     other.close()
 

@@ -312,5 +312,5 @@ def test_a_stop_is_heard_while_trials_are_asked_for() -> None:
 def test_a_storage_that_has_lost_trials_ends_the_search(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """No number would ever be the next one's: the search has to end rather than go round for ever."""
     monkeypatch.setattr(storage, "create_trials", lambda *args: [])
-    with pytest.raises(HpoError, match="study 'tiny': trials that were there have been taken out of its storage"):
+    with pytest.raises(HpoError, match="study 'tiny': trials are missing in its storage"):
         search(study_of(), storage)

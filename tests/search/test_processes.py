@@ -38,7 +38,7 @@ def test_what_a_killed_process_left_is_trained_again_at_once(
     assert TrialState.RUNNING in states(trials_of(storage))
     running.kill()
     events = search(STUDY, storage)
-    assert "4 trials of a process that ended are trained again" in notes(events)
+    assert "4 orphaned trials requeued: the worker that trained them is dead" in notes(events)
     check_like(trials_of(storage), uninterrupted)
     attempts = [trial.system_attrs.get("hpo:attempts", []) for trial in trials_of(storage)]
     assert [len(of_one) for of_one in attempts] == [1] * 4 + [0] * 6
@@ -104,7 +104,7 @@ def test_a_process_with_nothing_to_do_waits_and_takes_over_from_one_that_dies(
     events: list[Event] = []
     launch(STUDY, storage, device="cpu", on_event=events.append, stop=Stop())
     assert first.process.returncode == -signal.SIGKILL
-    assert "4 trials of a process that ended" in notes(events)
+    assert "4 orphaned trials requeued" in notes(events)
     check_like(trials_of(storage), uninterrupted)
 
 
@@ -153,13 +153,13 @@ def test_a_late_process_cannot_change_what_was_given_away(
     suspended: LockStep, uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
     events = search(STUDY, storage)
-    assert "4 trials of a process that ended" in notes(events)
+    assert "4 orphaned trials requeued" in notes(events)
     before = trials_of(storage)
     check_like(before, uninterrupted)
     suspended.process.send_signal(signal.SIGCONT)
     output = suspended.finish_with_output()
     warnings = [event["text"] for event in output if event["event"] == "note" and event["level"] == "warning"]
-    dropped = ": no longer held by this process; what it made of them is dropped"
+    dropped = ": claim lost to another worker; the results are discarded"
     assert all(warning.endswith(dropped) for warning in warnings)
     assert "".join(warnings).count("0") == 1
     assert suspended.process.returncode == 0

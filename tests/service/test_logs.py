@@ -30,7 +30,7 @@ SAID: list[tuple[Event, str]] = [
     (PopulationStarted((4, 0, 1, 2), 9), "population of 4 begins, trials 0-2, 4"),
     (PopulationEnded((0, 1), 1, 1, 0, 0.5, 1.25), "population: 1 completed, 1 pruned, 0 failed, best 0.5000 in 1.2 s"),
     (PopulationEnded((0,), 0, 0, 1, None, 61), "population: 0 completed, 0 pruned, 1 failed in 1 min 01 s, trials 0"),
-    (Note("2 trials of a process that ended are trained again"), "2 trials of a process that ended"),
+    (Note("2 orphaned trials requeued: the worker that trained them is dead"), "2 orphaned trials requeued"),
     (StudyEnded("finished", 8, 0, 0, 3.5), "finished, 8 completed, 0 pruned, 0 failed"),
 ]
 SILENT: list[Event] = [

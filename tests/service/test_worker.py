@@ -298,7 +298,7 @@ def test_a_worker_until_idle_waits_for_trials_that_others_hold_and_takes_over_fr
         worker.wait()
     check_whole_but_params(trials_of(storage), 6)
     assert endings(worker.happened) == [("tiny", "finished")]
-    assert any("3 trials of a process that ended are trained again" in note for note in notes(worker.happened))
+    assert any("3 orphaned trials requeued" in note for note in notes(worker.happened))
 
 
 def test_several_workers_share_a_study_and_end_with_exactly_its_trials(

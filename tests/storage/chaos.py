@@ -33,7 +33,7 @@ STARTING_POLLS = 60
 GIVEN_AWAY_S = 3.0  # how long one that is suspended may keep the others waiting
 LOCK_S = 0.2
 DUE_BEFORE = 0.7  # of the trials are told, so that there is still something to disturb
-DROPPED = re.compile(r"trials? ([\d, ]+): no longer held by this process")
+DROPPED = re.compile(r"trials? ([\d, ]+): claim lost to another worker")
 
 
 @dataclass(frozen=True)
