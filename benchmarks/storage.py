@@ -59,10 +59,10 @@ from hpo.search.study_records import agree_on_run, open_study
 from hpo.storage import Ending, Gate, Storage, load_study, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
-from hpo.training.objective import Objective
 from hpo.training.population import EpochResult
 from hpo.training.seeds import member_seed
 from hpo.training.stack import METRICS, Member
+from hpo.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))
 from postgresql_server import Server
@@ -123,7 +123,7 @@ class Clock:
 running_trials = loop.running_trials
 
 
-class Free(Objective):
+class Free(Trainer):
     """Training that costs nothing: curves that depend on the members' parameters."""
 
     def __init__(self, clock: Clock) -> None:
@@ -284,7 +284,7 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
                 patches.enter_context(mock.patch.object(owner, name, clock.timed(part, getattr(owner, name))))
         clock._start = clock._since = time.perf_counter()
         passage, now = Gate(found._study_id, NAME, {}), datetime.datetime.now(datetime.UTC)
-        objective, stop = Free(clock), threading.Event()
+        trainer, stop = Free(clock), threading.Event()
         search = PopulationSearch(
             study=study,
             stored=found,
@@ -294,7 +294,7 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
             population=POPULATION,
             on_event=on_event,
             stop=stop,
-            objective=objective,
+            trainer=trainer,
         )
         assert search.run() == "finished", "the search did not come to its end"
     storage.close()

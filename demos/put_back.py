@@ -25,10 +25,10 @@ from hpo.errors import HpoError
 from hpo.search.points import trial_seed
 from hpo.search.space import combination, config_of, size
 from hpo.studyfile import Study, read_study
-from hpo.training.images import to_device
+from hpo.training.device_split import to_device
 from hpo.training.networks.builtin import build
-from hpo.training.objective import Objective
 from hpo.training.stack import Member
+from hpo.training.trainer import Trainer
 
 PRECISION = "float32"  # what "auto" means here
 
@@ -51,7 +51,7 @@ def put_back(study: Study) -> None:
         Member(number, config_of(study, configurations[number // repeats]), trial_seed(study, number))
         for number in range(int(count) * repeats)
     ]
-    outcomes = Objective(split, PRECISION, print).run(members, stop=threading.Event(), keep=True)
+    outcomes = Trainer(split, PRECISION, print).run(members, stop=threading.Event(), keep=True)
     for index, values in enumerate(configurations):
         rows = []
         for member in members[index * repeats : (index + 1) * repeats]:

@@ -12,8 +12,8 @@ from hpo.search.sampling.samplers import most_epochs
 from hpo.search.space import few_digits, how_many
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter
 from hpo.text import json_text, printable_lines
-from hpo.training.devices import describe as describe_device
-from hpo.training.size import memory
+from hpo.training.devices import describe_device
+from hpo.training.size import device_memory
 
 
 def describe(study: AnyStudy, device: str = "auto") -> str:
@@ -37,7 +37,7 @@ def describe(study: AnyStudy, device: str = "auto") -> str:
             *([f"warning: {split.warning}"] if split.warning else []),
             f"network: {member.parameters:,} parameters{first}",
             f"population: {population} members, {_megabytes(population * member.member_bytes)} "
-            f"of {_megabytes(memory(where))} on {describe_device(where)}",
+            f"of {_megabytes(device_memory(where))} on {describe_device(where)}",
             f"trials: {study.search.trials} of at most {most_epochs(study)} epochs",
         ]
     )

@@ -21,7 +21,7 @@ from hpo.storage.artifacts import ArtifactFolder, artifact_folder
 from hpo.storage.checkpoint_files import FILES, file_attrs, file_id, forget_files, kept_files
 from hpo.storage.pareto import best_first, directions, losses
 from hpo.studyfile import Study
-from hpo.training.networks.weights import State, to_bytes
+from hpo.training.networks.weights import State, weights_to_bytes
 from hpo.training.population import EpochResult
 
 WEIGHTS = "hpo.weights/1"
@@ -68,7 +68,7 @@ class Keeper:
         }
         artifact_id = file_id(self._identity, number)
         try:
-            self._folder.write(artifact_id, io.BytesIO(to_bytes(checkpoint.state, about)))
+            self._folder.write(artifact_id, io.BytesIO(weights_to_bytes(checkpoint.state, about)))
         except (OSError, HpoError) as error:
             self._warn("written", error)
             return {}

@@ -41,11 +41,11 @@ from hpo.search.study_records import (
 )
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
-from hpo.training.devices import describe
-from hpo.training.images import DeviceSplit
-from hpo.training.objective import Objective
+from hpo.training.device_split import DeviceSplit
+from hpo.training.devices import describe_device
 from hpo.training.precision import choose_precision
 from hpo.training.stack import Member
+from hpo.training.trainer import Trainer
 
 Listener = Callable[[Event], None]
 AnyPlan = Plan | ObjectivePlan
@@ -267,14 +267,14 @@ def _begin(
     """Settle what the study's processes have to agree on, and say what is going to be trained."""
     passage = gate(study, stored)
     check_open(storage, passage)
-    device_name = describe(planned.device)
+    device_name = describe_device(planned.device)
     split = on_device(study, planned)
     storage.works_on(device_name)
     precision, began = agree_on_run(stored, storage, device_name, _precision(study, stored, planned, split, on_event))
     counts = counted(stored._study_id, storage)
     on_event(started(study, planned, counts, device_name, precisions(study, precision)))
     timeout_s = study.search.trial_timeout
-    objective = Objective(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
+    trainer = Trainer(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
     before = _before(study, stored, storage, on_event)
     return PopulationSearch(
         study=study,
@@ -286,7 +286,7 @@ def _begin(
         on_event=on_event,
         stop=stop,
         recent_errors=recent_errors,
-        objective=objective,
+        trainer=trainer,
         code=planned.code,
         before=before,
     )

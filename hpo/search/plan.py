@@ -20,12 +20,12 @@ from hpo.search.sampling.samplers import PRECISION, check_search
 from hpo.search.space import Values, config_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.messages import dotted
-from hpo.training.architectures import FEW, twins, why_alone
-from hpo.training.devices import describe, find_device, is_out_of_memory
-from hpo.training.images import DeviceSplit, shape_of_images, to_device
+from hpo.training.device_split import DeviceSplit, example_shape, to_device
+from hpo.training.devices import describe_device, find_device, is_out_of_memory
+from hpo.training.grouping import PROOF_EXAMPLES, two_networks, why_not_stackable
 from hpo.training.networks.builtin import build
-from hpo.training.networks.user_defined import Mode, check_same, try_out
-from hpo.training.size import Size, memory, population_size, size_of
+from hpo.training.networks.user_defined import Mode, check_reproducible, check_trainable
+from hpo.training.size import MemberSize, device_memory, member_size, population_size
 from hpo.training.stack import DTYPES, EVALUATION_BATCH
 from hpo.usercode import Code, code_of, in_a_line, load
 
@@ -41,7 +41,7 @@ class Plan:
     device: torch.device
     images: Split
     config: Config
-    size: Size
+    size: MemberSize
     population: int
     stacked: bool
     code: Code
@@ -99,13 +99,13 @@ def _plan(study: Study, device: str) -> Plan:
     assumed = max(wide, key=lambda each: DTYPES[each].itemsize)
     with _named(study, config):
         stacked = config.network.kind != "module" or _stacks(config, images, where, _modes_of_one(study, images))
-        size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, assumed)
+        size = member_size(config, example_shape(images.train.pixels.shape), images.classes, assumed)
     limit, searched = study.search.limits.parameters, any(each.setting[0] == "network" for each in study.parameters)
     if limit is not None and size.parameters > limit and not searched:
         problem = f"is below the {size.parameters:,} parameters that every network of this study has (got {limit:,})"
         raise study.error("search.limits.parameters", problem)
-    if size.least_bytes > memory(where) and not searched:
-        needs, has = (f"{count / 2**30:,.1f} GiB" for count in (size.least_bytes, memory(where)))
+    if size.least_bytes > device_memory(where) and not searched:
+        needs, has = (f"{count / 2**30:,.1f} GiB" for count in (size.least_bytes, device_memory(where)))
         problem = f"a network of {size.parameters:,} parameters needs at least {needs} to train, and {where} has {has}"
         raise study.error("network", problem)
     wanted = 1 if study.search.population == "auto" and not stacked else study.search.population
@@ -141,18 +141,19 @@ def _named(study: Study, config: Config) -> Iterator[None]:
 
 def _stacks(config: Config, images: Split, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
     """Try the user's own module on a few images, and on one in these modes; return whether it can be stacked."""
-    few = torch.from_numpy(images.train.pixels[:FEW])
+    few = torch.from_numpy(images.train.pixels[:PROOF_EXAMPLES])
     kind = torch.float64 if config.training.precision == "float64" else torch.float32
-    shape = shape_of_images(few.shape)
-    network, modules = build(config.network, shape, images.classes, 0), twins(config.network, shape, images.classes, 0)
-    check_same(network, modules[0], config.network)
-    try_out(network, config.network, few.to(device, kind), images.classes)
+    shape = example_shape(few.shape)
+    network = build(config.network, shape, images.classes, 0)
+    modules = two_networks(config.network, shape, images.classes, 0)
+    check_reproducible(network, modules[0], config.network)
+    check_trainable(network, config.network, few.to(device, kind), images.classes)
     try:
-        try_out(network, config.network, few[:1].to(device, kind), images.classes, modes_of_one)
+        check_trainable(network, config.network, few[:1].to(device, kind), images.classes, modes_of_one)
     except Exception as error:
         error.add_note("for a batch of 1 image")
         raise
-    return why_alone(modules, few) is None
+    return why_not_stackable(modules, few) is None
 
 
 def _modes_of_one(study: Study, images: Split) -> list[Mode]:
@@ -175,7 +176,7 @@ def can_train(study: Study, values: Values) -> bool:
         images = load_split(study)
         _check_shift(study, images)
         with _named(study, config):
-            size = size_of(config, shape_of_images(images.train.pixels.shape), images.classes, "float32")
+            size = member_size(config, example_shape(images.train.pixels.shape), images.classes, "float32")
     except HpoError:
         return False
     return limit is None or size.parameters <= limit
@@ -197,5 +198,5 @@ def on_device(study: Study, planned: Plan) -> DeviceSplit:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        where = describe(planned.device)
+        where = describe_device(planned.device)
         raise HpoError(f"study '{study.name}': its images do not fit into the memory of {where}") from error

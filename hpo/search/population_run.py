@@ -24,10 +24,9 @@ from hpo.search.study_records import CURVE, Curve
 from hpo.storage import ATTEMPTS, REASON, Ending
 from hpo.studyfile import Study
 from hpo.studyfile.models import is_minimized
-from hpo.training.objective import Objective
-from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
+from hpo.training.trainer import Trainer, has_stopped_improving
 from hpo.usercode import LONGEST_TRACEBACK, in_a_line, kind_of, shortened
 
 
@@ -38,12 +37,12 @@ class PopulationRun:
         self,
         search: Search,
         study: Study,
-        objective: Objective,
+        trainer: Trainer,
         history: History,
         keeper: Keeper | None,
         members: list[Member],
     ) -> None:
-        self._search, self._study, self._objective, self._history = search, study, objective, history
+        self._search, self._study, self._trainer, self._history = search, study, trainer, history
         self._members = members
         self._metrics = study.search.metrics
         self._metric = study.search.first_metric
@@ -63,7 +62,7 @@ class PopulationRun:
         """Train until all members have ended or a stop is requested; return the kind of exception raised, if any."""
         search, start = self._search, time.perf_counter()
         search.on_event(PopulationStarted(tuple(member.number for member in self._members), self._epochs))
-        epochs = self._objective.train(self._members)
+        epochs = self._trainer.train(self._members)
         try:
             result = self._advance(lambda: next(epochs))
             while result is not None:
@@ -155,7 +154,7 @@ class PopulationRun:
 
     def _has_ended(self, epoch: int, number: int) -> bool:
         """Return whether a trial is complete: after its last epoch, or by early stopping."""
-        return epoch == self._epochs or is_over(
+        return epoch == self._epochs or has_stopped_improving(
             self._patience[number], self._curves[number][self._metric], self._metric
         )
 
@@ -202,7 +201,7 @@ class PopulationRun:
     def _value(self, number: int, metric: str) -> float:
         match metric:
             case "parameters":
-                return float(self._objective.parameters(self._configs[number]))
+                return float(self._trainer.parameters(self._configs[number]))
             case "seconds_per_epoch":  # the first epoch also builds the stack
                 seconds = self._seconds[number]
                 return statistics.median(seconds[1:] or seconds)

@@ -1,6 +1,6 @@
 """The search of a network study: trials are sampled, stored and trained one population at a time.
 
-The objective trains members; the storage takes their results. Nothing here knows layers or SQL.
+The trainer trains members; the storage takes their results. Nothing here knows layers or SQL.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from hpo.search.sampling.samplers import GENERATION
 from hpo.search.space import Values, config_of, decode, distributions
 from hpo.storage import REASON, Ending, Parts
 from hpo.studyfile import Config, Study
-from hpo.training.objective import Objective
 from hpo.training.stack import Member
+from hpo.training.trainer import Trainer
 from hpo.usercode import Code, is_imported
 
 
@@ -32,7 +32,7 @@ class PopulationSearch(Search):
     """The search of a network study; `before` are completed trials of the studies in `search.start_from`."""
 
     study: Study
-    objective: Objective
+    trainer: Trainer
     code: Code
     before: Sequence[FrozenTrial] = ()
     history: History = field(init=False)
@@ -46,7 +46,7 @@ class PopulationSearch(Search):
     @property
     def idle_bytes(self) -> int:
         """The bytes of the images on the device."""
-        return self.objective.image_bytes
+        return self.trainer.image_bytes
 
     @property
     def _parts(self) -> Parts:
@@ -90,10 +90,10 @@ class PopulationSearch(Search):
         """Train the running trials, one population for each architecture."""
         if not is_imported(self.code):  # another study in this process has imported changed files since
             raise StudyClosedError(f"study '{self.study.name}': its code has changed on this machine", "changed")
-        for group in self.objective.groups(self._members()):
+        for group in self.trainer.groups(self._members()):
             if self.stop.is_set():
                 return
-            run = PopulationRun(self, self.study, self.objective, self.history, self.keeper, group)
+            run = PopulationRun(self, self.study, self.trainer, self.history, self.keeper, group)
             self._check_repeated_error(run.train(), run.error_line)
 
     def _members(self) -> list[Member]:
@@ -143,7 +143,7 @@ class PopulationSearch(Search):
         return {} if limit is None else self._constraints_of(config_of(self.study, values), limit)
 
     def _constraints_of(self, config: Config, limit: int) -> dict[str, float]:
-        return {f"{CONSTRAINT}parameters": float(self.objective.parameters(config) - limit)}
+        return {f"{CONSTRAINT}parameters": float(self.trainer.parameters(config) - limit)}
 
     def _within_limits(self, members: list[Member]) -> list[Member]:
         """Return the members within `search.limits`; end the others, as infeasible trials are ended in Optuna."""
@@ -157,7 +157,7 @@ class PopulationSearch(Search):
                 continue
             self.history.exceeds(member.number, constraints)
             if max(constraints.values()) > 0:
-                parameters = self.objective.parameters(member.config)
+                parameters = self.trainer.parameters(member.config)
                 reason = f"{parameters:,} parameters, more than search.limits.parameters = {limit:,}"
                 trial_id = self.trial_id(member.number)
                 over[member.number] = Ending(trial_id, TrialState.PRUNED, (), {REASON: reason}, constraints)

@@ -235,9 +235,9 @@ def _create(
         return None
     stored = load_study(storage, study.name)
     if isinstance(study, Study):  # an objective's value has no name
-        from hpo.training.process_wide import HEARD  # imports torch, which reading a study does not need
+        from hpo.training.global_state import WARNINGS_LOCK  # imports torch, which reading a study does not need
 
-        with HEARD, warnings.catch_warnings():
+        with WARNINGS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             stored.set_metric_names(list(study.search.metrics))
     _note(stored, study)

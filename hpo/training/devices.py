@@ -12,13 +12,13 @@ import torch
 
 from hpo.errors import UsageError
 from hpo.text import printable
-from hpo.training.process_wide import HEARD
+from hpo.training.global_state import WARNINGS_LOCK
 
 TRIED = 64  # rows and columns of the matrices that a device multiplies to show that it works
 
 
 @dataclass(frozen=True)
-class Tried:
+class DeviceCheck:
     """What became of a device that was tried: its name as in `describe`, and its memory where that is its own.
 
     `bfloat16` is whether it has instructions for that, None where it does not tell; `problem` why it cannot be used, ""
@@ -53,13 +53,13 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def describe(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """Return the device's name as it is recorded: "cpu", or "cuda (NVIDIA H100)"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 @dataclass(frozen=True)
-class Equipment:
+class DetectedDevices:
     """What torch finds on this machine: the devices, the CUDA it is built for ("" for none), and its threads.
 
     `warning` is what it said while it looked, such as that a driver is too old.
@@ -71,22 +71,22 @@ class Equipment:
     warning: str
 
 
-def equipment() -> Equipment:
+def detect_devices() -> DetectedDevices:
     """Look for devices; they are not tried."""
-    with HEARD, warnings.catch_warnings(record=True) as caught:
+    with WARNINGS_LOCK, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ["cpu", *(f"cuda:{index}" for index in range(cuda)), *(["mps"] if _has_mps() else [])]
     said = " ".join(" ".join(str(each.message).split()) for each in caught)
-    return Equipment(tuple(map(torch.device, names)), torch.version.cuda or "", torch.get_num_threads(), said)
+    return DetectedDevices(tuple(map(torch.device, names)), torch.version.cuda or "", torch.get_num_threads(), said)
 
 
-def try_device(device: torch.device) -> Tried:
+def check_device(device: torch.device) -> DeviceCheck:
     """Multiply two small matrices on the device, and see whether the product is right."""
     name, free, memory = str(device), None, None
     bfloat16 = None
     try:
-        name = describe(device)
+        name = describe_device(device)
         if device.type == "cuda":
             free, memory = torch.cuda.mem_get_info(device)
         bfloat16 = _has_bfloat16(device)
@@ -94,8 +94,8 @@ def try_device(device: torch.device) -> Tried:
         right = bool(((ones @ ones) == TRIED).all())
     except RuntimeError as error:
         said = str(error).split("\n", 1)[0]
-        return Tried(name, free, memory, bfloat16, said or type(error).__name__)
-    return Tried(name, free, memory, bfloat16, "" if right else "it multiplies wrongly")
+        return DeviceCheck(name, free, memory, bfloat16, said or type(error).__name__)
+    return DeviceCheck(name, free, memory, bfloat16, "" if right else "it multiplies wrongly")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -41,7 +41,9 @@ def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def of_subnetworks(network: nn.Module, images: Tensor, count: int, seed: int, each: Callable[[Tensor], None]) -> Tensor:
+def subnetwork_log_probabilities(
+    network: nn.Module, images: Tensor, count: int, seed: int, each: Callable[[Tensor], None]
+) -> Tensor:
     """Return the logarithm of the mean of `count` random sub-networks' probabilities, [N, classes].
 
     `each` is told every sub-network's log-probabilities.
@@ -59,7 +61,7 @@ def of_subnetworks(network: nn.Module, images: Tensor, count: int, seed: int, ea
     return mean - math.log(count)
 
 
-def drops_out(network: nn.Module) -> bool:
+def has_dropout(network: nn.Module) -> bool:
     """Return whether the network has sub-networks: a dropout layer that leaves anything out."""
     return any(isinstance(layer, DROPOUT) and layer.p > 0 for layer in network.modules())
 

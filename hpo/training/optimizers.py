@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.schedules import is_scheduled, learning_rates
-from hpo.training.stacking.blocks import Blocks, Slot
+from hpo.training.stacking.parameter_blocks import Blocks, Slot
 
 HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
 DEFAULT_EPS = {"adagrad": 1e-10}
@@ -188,3 +188,21 @@ class Optimizer:
 def _value(settings: OptimizerSettings, name: str) -> float:
     value = getattr(settings, name)
     return float(DEFAULT_EPS.get(settings.kind, 1e-8) if value is None else value)
+
+
+def is_scheduled(settings: OptimizerSettings) -> bool:
+    """Return whether the learning rate is not the same in all steps."""
+    return settings.schedule != "constant" or settings.warmup > 0
+
+
+def learning_rates(settings: OptimizerSettings, epoch: int, epochs: int, steps: int) -> NDArray[np.float64]:
+    """Return the learning rate in each of an epoch's steps, [steps]."""
+    step = (epoch - 1) * steps + np.arange(steps, dtype=np.float64)
+    rates = np.full(steps, settings.lr)
+    if settings.schedule == "step":
+        rates *= settings.step_factor ** ((epoch - 1) // settings.step_every)
+    elif settings.schedule == "cosine":
+        rates *= (1 + np.cos(np.pi * step / (epochs * steps))) / 2
+    if settings.warmup > 0:
+        rates *= np.minimum(1, (step + 1) / (settings.warmup * steps))
+    return rates

@@ -28,11 +28,11 @@ from multiprocessing.pool import ThreadPool
 
 import torch
 
-from hpo.training.images import DeviceSplit
+from hpo.training.device_split import DeviceSplit
 from hpo.training.networks.builtin import build
 from hpo.training.networks.weights import State
-from hpo.training.size import measure, memory, size_of
-from hpo.training.stack import DTYPES, Member, Stack, Values
+from hpo.training.size import device_memory, measure_network, member_size
+from hpo.training.stack import DTYPES, Member, MemberMetrics, Stack
 
 WORTH_A_CORE = 100_000_000
 """Floating-point operations a step from which a stack earns a thread of its own: about a millisecond's."""
@@ -54,7 +54,7 @@ class EpochResult:
     """
 
     epoch: int
-    metrics: Values
+    metrics: MemberMetrics
     failed: dict[int, str]
     states: Callable[[Collection[int]], dict[int, State]] = field(repr=False, compare=False)
 
@@ -62,7 +62,7 @@ class EpochResult:
 def train(
     members: Sequence[Member], split: DeviceSplit, precision: str, timeout_s: float | None = None, stacked: bool = True
 ) -> Generator[EpochResult, Collection[int], None]:
-    """Train members of one shape (see hpo/training/architectures.py) and yield an `EpochResult` an epoch, from epoch 1.
+    """Train members of one shape (see hpo/training/grouping.py) and yield an `EpochResult` an epoch, from epoch 1.
 
     Send the numbers of the members to leave out from the next epoch on. Ends after the last epoch, or when no member
     is left. A member whose loss is no longer finite is in `failed` once, and out. Raises TrialTimeout where an epoch
@@ -73,7 +73,7 @@ def train(
     stacks, threads = _deal(members, split, precision, stacked)
     with _at_once(len(stacks), threads) as run:
         for epoch in range(1, members[0].config.training.epochs + 1):
-            values: Values = {}
+            values: MemberMetrics = {}
             left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:
                 for part in run([(stack, epoch) for stack in stacks], left):
@@ -103,12 +103,12 @@ def _deal(members: Sequence[Member], split: DeviceSplit, precision: str, stacked
     """Return the members in stacks of equal size, and the threads of each: as many cores as there is work for."""
     config = members[0].config
     if config.network.kind != "module":  # before memory is taken that a system may have promised, and does not have
-        least = len(members) * size_of(config, split.shape, split.classes, precision).least_bytes
-        if least > memory(split.device):
+        least = len(members) * member_size(config, split.shape, split.classes, precision).least_bytes
+        if least > device_memory(split.device):
             raise MemoryError(f"{len(members)} members need {least:,} bytes")
     modules = [build(m.config.network, split.shape, split.classes, m.seed).to(split.device) for m in members]
     # A multiplication and an addition each for the output, its gradient and the weight's.
-    step = 6 * measure(modules[0], split.shape).products * config.training.batch_size
+    step = 6 * measure_network(modules[0], split.shape).products * config.training.batch_size
     cores = torch.get_num_threads() if split.device.type == "cpu" else 1
     worth = max(1, min(cores, step * len(members) // WORTH_A_CORE))
     count = min(worth, len(members))
@@ -121,7 +121,7 @@ def _deal(members: Sequence[Member], split: DeviceSplit, precision: str, stacked
 @contextmanager
 def _at_once(
     stacks: int, threads: int
-) -> Iterator[Callable[[Sequence[tuple[Stack, int]], float | None], list[Values]]]:
+) -> Iterator[Callable[[Sequence[tuple[Stack, int]], float | None], list[MemberMetrics]]]:
     """Give a function that trains an epoch of all stacks at once, each in a thread that has `threads` for them.
 
     It waits for at most so many seconds. A thread that hangs is left behind: nothing can end it but the process's end.

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 
+from hpo.training.device_split import DeviceSplit
 from hpo.training.devices import is_out_of_memory
-from hpo.training.images import DeviceSplit
 from hpo.training.population import EpochResult, train
 from hpo.training.stack import Member
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hpo.studyfile import Config, NetworkSettings
-from hpo.training.images import Shape
-from hpo.training.networks.builtin import build, own_layers
+from hpo.training.device_split import Shape
+from hpo.training.global_state import GLOBAL_STATE_LOCK
+from hpo.training.networks.builtin import build, built_in_layers
 from hpo.training.optimizers import RULES
-from hpo.training.process_wide import ONE_THREAD
 from hpo.training.stack import DTYPES
 
-MOST = {"cpu": 32, "cuda": 256, "mps": 64}
+MAX_AUTO_POPULATION = {"cpu": 32, "cuda": 256, "mps": 64}
 """Members beyond which a larger population is no faster: caches on a CPU, and a GPU that is full."""
 
 MEMORY_SHARE = 0.25
@@ -27,7 +27,7 @@ MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Size:
+class MemberSize:
     """Parameters of one network, and bytes that one member needs while it trains: about, and in batches of one image.
 
     Where there is not even memory for these least bytes, there is no use in trying.
@@ -38,9 +38,9 @@ class Size:
     least_bytes: int
 
 
-def size_of(config: Config, shape: Shape, classes: int, precision: str) -> Size:
+def member_size(config: Config, shape: Shape, classes: int, precision: str) -> MemberSize:
     """Return the size of one member of `config` on images of `shape`."""
-    extent = extent_of(config.network, shape, classes)
+    extent = network_size(config.network, shape, classes)
     compute = DTYPES[precision].itemsize
     master = max(compute, 4)
     copies = 0 if compute == master else compute
@@ -48,11 +48,11 @@ def size_of(config: Config, shape: Shape, classes: int, precision: str) -> Size:
     parameters = extent.parameters * per_parameter
     # Each activation once for the backward pass, and about as much again for its gradient and temporaries.
     activations = 2 * extent.activations * config.training.batch_size * compute
-    return Size(extent.parameters, parameters + activations, parameters + extent.activations * compute)
+    return MemberSize(extent.parameters, parameters + activations, parameters + extent.activations * compute)
 
 
 @dataclass(frozen=True)
-class Extent:
+class NetworkSize:
     """One network's parameters, and for one image its activations and the products of its forward pass."""
 
     parameters: int
@@ -60,25 +60,25 @@ class Extent:
     products: int
 
 
-def extent_of(settings: NetworkSettings, shape: Shape, classes: int) -> Extent:
+def network_size(settings: NetworkSettings, shape: Shape, classes: int) -> NetworkSize:
     """Return the extent of the network of these settings; one of hpo's own is not built for that."""
     if settings.kind == "module":
-        return measure(build(settings, shape, classes, seed=0), shape)
-    layers = own_layers(settings, shape, classes)
+        return measure_network(build(settings, shape, classes, seed=0), shape)
+    layers = built_in_layers(settings, shape, classes)
     parameters, activations, products = (
         sum(getattr(layer, what) for layer in layers) for what in ("parameters", "outputs", "products")
     )
-    return Extent(parameters, activations, products)
+    return NetworkSize(parameters, activations, products)
 
 
-def parameters_of(settings: NetworkSettings, shape: Shape, classes: int) -> int:
+def count_parameters(settings: NetworkSettings, shape: Shape, classes: int) -> int:
     """Return how many parameters the network of these settings has; one of the user's own need not run for that."""
     if settings.kind == "module":
         return sum(parameter.numel() for parameter in build(settings, shape, classes, seed=0).parameters())
-    return extent_of(settings, shape, classes).parameters
+    return network_size(settings, shape, classes).parameters
 
 
-def measure(network: nn.Module, shape: Shape) -> Extent:
+def measure_network(network: nn.Module, shape: Shape) -> NetworkSize:
     """Return the extent of a network, from one black image sent through it on its device."""
     activations: list[int] = []
     products: list[int] = []
@@ -94,12 +94,12 @@ def measure(network: nn.Module, shape: Shape) -> Extent:
     hooks = [module.register_forward_hook(count) for module in network.modules() if not list(module.children())]
     parameters = list(network.parameters())
     was_training = network.training
-    with ONE_THREAD, torch.no_grad():
+    with GLOBAL_STATE_LOCK, torch.no_grad():
         network.eval()(torch.zeros(1, *shape, device=parameters[0].device))
     network.train(was_training)
     for hook in hooks:
         hook.remove()
-    return Extent(sum(parameter.numel() for parameter in parameters), sum(activations), sum(products))
+    return NetworkSize(sum(parameter.numel() for parameter in parameters), sum(activations), sum(products))
 
 
 def population_size(wanted: int | str, trials: int, member_bytes: int, device: torch.device) -> int:
@@ -109,11 +109,11 @@ def population_size(wanted: int | str, trials: int, member_bytes: int, device: t
     """
     if not isinstance(wanted, str):
         return wanted
-    fits = int(memory(device) * MEMORY_SHARE) // member_bytes
-    return max(1, min(-(-trials // 4), MOST[device.type], fits))
+    fits = int(device_memory(device) * MEMORY_SHARE) // member_bytes
+    return max(1, min(-(-trials // 4), MAX_AUTO_POPULATION[device.type], fits))
 
 
-def memory(device: torch.device) -> int:
+def device_memory(device: torch.device) -> int:
     """Return the device's memory in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)

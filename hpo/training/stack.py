@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from hpo.studyfile import Config
 from hpo.training.augmentation import epoch_images
-from hpo.training.images import DeviceSplit
-from hpo.training.networks.outputs import checked, watched
+from hpo.training.device_split import DeviceSplit
+from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights import State
 from hpo.training.optimizers import Optimizer
 from hpo.training.randomness import batch_order, dropout_keys
-from hpo.training.stacking.dropouts import Dropout
-from hpo.training.stacking.plain import Draws, PlainNetwork
-from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.dropout import Dropout
+from hpo.training.stacking.stacked_network import StackedNetwork
+from hpo.training.stacking.unstacked_network import Draws, PlainNetwork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 EVALUATION_BATCH = 500
@@ -30,7 +30,7 @@ EVALUATION_BATCH = 500
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
-Values = dict[int, dict[str, float]]
+MemberMetrics = dict[int, dict[str, float]]
 """Trial number -> metric -> value."""
 
 
@@ -63,11 +63,11 @@ class Stack:
         if stacked:
             self._network = StackedNetwork(modules, split.train.dtype)
         else:
-            self._network = PlainNetwork(watched(modules[0], split.classes, first.network), split.train.dtype)
+            self._network = PlainNetwork(with_output_check(modules[0], split.classes, first.network), split.train.dtype)
         self._optimizer = Optimizer(self._network.blocks, [member.config.optimizer for member in members])
         self._training, self._settings = first.training, first.network
 
-    def epoch(self, epoch: int) -> Values:
+    def epoch(self, epoch: int) -> MemberMetrics:
         """Train one epoch, evaluate, and return number -> metric -> value: the epoch's one synchronization."""
         trained = self._train_epoch(epoch)
         evaluated = self._evaluate()
@@ -131,7 +131,7 @@ class Stack:
     def _outputs(self, images: Tensor, training: bool) -> Tensor:
         """Return what the members make of images, [K, B, classes]. Raises SettingError where it is anything else."""
         logits = self._network(images, training)
-        checked(logits[0], len(images), self._split.classes, self._settings)
+        checked_output(logits[0], len(images), self._split.classes, self._settings)
         return logits
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ from hpo.results.reproduce import replay as replaying
 from hpo.search.enqueueing import asked_for
 from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_any_study
-from hpo.training.networks.weights import read
+from hpo.training.networks.weights import read_weights
 
 MOST_S = 20
 """Seconds of this process's own time that a file may take."""
@@ -245,7 +245,7 @@ def fuzz_weights(place: Path, data: st.DataObject) -> None:
     """The card knows the weights as they are then: it is whoever made them that is not trusted."""
     card, file = place / "model" / "card.json", place / "model" / "weights.safetensors"
     good, kept = card.read_bytes(), file.read_bytes()
-    state, _ = read(file)
+    state, _ = read_weights(file)
     try:
         name = data.draw(st.sampled_from(sorted(state)))
         match data.draw(st.sampled_from(["value", "type", "shape", "name", "more", "bytes"])):

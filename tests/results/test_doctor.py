@@ -29,7 +29,7 @@ from hpo.results.doctor.storage import storage_findings
 from hpo.storage import Running, Storage
 from hpo.storage.health import Damage, FileState, Numbering, Schema
 from hpo.storage.location import locate
-from hpo.training.devices import Tried, equipment, try_device
+from hpo.training.devices import DeviceCheck, check_device, detect_devices
 
 NOW = datetime.datetime(2031, 1, 2, 3, 4, 5)
 FILE = locate("sqlite:///a.db")
@@ -322,17 +322,17 @@ def test_threads(cores: int, of_torch: int, variable: str | None, verdict: str) 
 
 
 def test_devices() -> None:
-    found = equipment()
+    found = detect_devices()
     assert found.devices[0] == torch.device("cpu")
     assert len(found.devices) == 1 + torch.cuda.device_count() + torch.backends.mps.is_available()
     assert found.threads == torch.get_num_threads()
     for each in found.devices:
-        assert try_device(each).problem == ""
-        assert is_ok(device(try_device(each)))
+        assert check_device(each).problem == ""
+        assert is_ok(device(check_device(each)))
 
 
 def test_a_device_that_does_not_work_is_a_problem() -> None:
-    tried = try_device(torch.device("meta"))  # computes nothing
+    tried = check_device(torch.device("meta"))  # computes nothing
     assert "meta" in tried.problem
     finding = device(tried)
     assert (finding.check, finding.verdict) == ("device meta", Verdict.PROBLEM)
@@ -340,11 +340,11 @@ def test_a_device_that_does_not_work_is_a_problem() -> None:
 
 
 def test_a_device_in_use_is_a_warning() -> None:
-    free = device(Tried("cuda:0 (NVIDIA H100)", 70 * 10**9, 80 * 10**9, True, ""))
+    free = device(DeviceCheck("cuda:0 (NVIDIA H100)", 70 * 10**9, 80 * 10**9, True, ""))
     assert (free.check, free.verdict) == ("device cuda:0", Verdict.OK)
     assert "70.0 of 80.0 GB free" in free.found
     assert "NVIDIA H100" in free.found
-    full = device(Tried("cuda:0 (NVIDIA H100)", 7 * 10**9, 80 * 10**9, True, ""))
+    full = device(DeviceCheck("cuda:0 (NVIDIA H100)", 7 * 10**9, 80 * 10**9, True, ""))
     assert (full.verdict, "nvidia-smi" in full.advice) == (Verdict.WARNING, True)
 
 

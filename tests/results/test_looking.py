@@ -33,9 +33,9 @@ from hpo.storage import Storage, best_trials, load_study
 from hpo.storage.artifacts import artifact_folder
 from hpo.storage.test_evaluations import TESTS, end_look
 from hpo.studyfile import Study
-from hpo.training.images import DeviceSplit
+from hpo.training.device_split import DeviceSplit
 from hpo.training.networks.builtin import build
-from hpo.training.networks.weights import read
+from hpo.training.networks.weights import read_weights
 from hpo.training.population import train
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member
@@ -85,7 +85,7 @@ def probabilities(study: Study, number: int, storage: Storage, path: Path) -> to
     """What a plain module with the weights of that file says of the test images."""
     config = study.config(trials_of(storage)[number].params)
     module = build(config.network, (1, 8, 8), 10, seed=0).double()
-    module.load_state_dict(read(path)[0])
+    module.load_state_dict(read_weights(path)[0])
     with torch.no_grad():
         return torch.softmax(module.eval()(torch.from_numpy(sealed_digits().pixels).double()), 1)
 
@@ -111,7 +111,7 @@ def test_the_best_trial_is_trained_on_all_images_and_tested_once(storage: Storag
     assert result["weights"]["seed"] == seed != best.user_attrs["seed"]
     for epoch in train([Member(0, config, seed)], split, "float64"):
         state = epoch.states([0])[0]
-    ours, _ = read(Path("tiny-test") / WEIGHTS_FILE)
+    ours, _ = read_weights(Path("tiny-test") / WEIGHTS_FILE)
     assert all(torch.allclose(ours[name], value) for name, value in state.items())
     (kept,) = looks_of(storage)
     assert kept["result"]["accuracy"] == test["accuracy"]
@@ -283,7 +283,7 @@ def test_a_network_that_fails_on_training_images_is_not_trained_for_a_look(
     def broken(*args: Any) -> None:
         raise ValueError("no such mask")
 
-    monkeypatch.setattr(answering, "of_subnetworks", broken)
+    monkeypatch.setattr(answering, "subnetwork_log_probabilities", broken)
     monkeypatch.setattr(sealed, "_train", pytest.fail)
     said = "study 'tiny': the network of trial . cannot be evaluated on training images: ValueError: no such mask"
     refuse(storage, said, subnetworks=3)
@@ -337,7 +337,7 @@ def test_whom_patience_ended_is_trained_for_as_long_under_its_own_schedule(stora
     patient = study_of(training={"epochs": 12}, optimizer=optimizer).config(best.params)
     member = Member(0, patient, derive_seed("test", study.search.seed, best.number))
     (state,) = (each.states([0])[0] for each in train([member], whole(study), "float64") if each.epoch == epochs)
-    ours, _ = read(Path("tiny-test") / WEIGHTS_FILE)
+    ours, _ = read_weights(Path("tiny-test") / WEIGHTS_FILE)
     assert all(torch.allclose(ours[name], value) for name, value in state.items())
 
 
@@ -393,7 +393,9 @@ def test_a_checkpoint_is_tested_as_the_search_kept_it(keep: str, storage: Storag
     assert (result["weights"]["epochs"], result["weights"]["images"]) == (epoch, 120)
     assert result["weights"]["seed"] == trial.user_attrs["seed"]
     (kept,) = [
-        path for path in artifact_folder(storage.location).iterdir() if read(path)[1]["trial"] == str(trial.number)
+        path
+        for path in artifact_folder(storage.location).iterdir()
+        if read_weights(path)[1]["trial"] == str(trial.number)
     ]
     path = Path("tiny-test") / WEIGHTS_FILE
     assert probabilities(study, trial.number, storage, path).equal(probabilities(study, trial.number, storage, kept))
@@ -403,7 +405,7 @@ def test_a_checkpoint_that_is_not_the_trials_is_refused(storage: Storage) -> Non
     study = study_of(training={"keep": "last", "keep_trials": 2})
     search(study, storage)
     best, second = best_trials(storage, "tiny", 2)
-    paths = {int(read(path)[1]["trial"]): path for path in artifact_folder(storage.location).iterdir()}
+    paths = {int(read_weights(path)[1]["trial"]): path for path in artifact_folder(storage.location).iterdir()}
     content = paths[best.number].read_bytes()
     damages: list[tuple[bytes, str]] = [
         (paths[second.number].read_bytes(), "does not hold the weights of trial"),

@@ -25,7 +25,7 @@ from hpo.results.final_test.model_card import CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, sha256
 from hpo.results.final_test.predict import predictions
 from hpo.storage import open_storage
-from hpo.training.networks.weights import read, to_bytes
+from hpo.training.networks.weights import read_weights, weights_to_bytes
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +148,9 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
 
     def write(model: Path) -> None:
         file = model / WEIGHTS_FILE
-        state, _ = read(file)
+        state, _ = read_weights(file)
         change(state)
-        file.write_bytes(to_bytes(state, {}))
+        file.write_bytes(weights_to_bytes(state, {}))
         changed(lambda card: card["weights"].update(sha256=sha256(file)))(model)
 
     return write

@@ -34,7 +34,7 @@ from hpo.storage import (
 )
 from hpo.storage.workers import Worker
 from hpo.studyfile import Study
-from hpo.training import objective
+from hpo.training import trainer
 
 OPEN, PAUSED, STOPPED, ENDED = StudyState
 ELSEWHERE = Worker("elsewhere", 1, 0.0, "another machine")
@@ -417,7 +417,7 @@ def test_a_process_with_an_older_file_is_refused_before_it_trains(storage: Stora
     assert old.user_attrs["hpo:study"] == attrs(other)["hpo:study"]
 
 
-class Raising(objective.Objective):
+class Raising(trainer.Trainer):
     """Raises the same in every population."""
 
     def train(self, members: Any) -> Any:
@@ -429,7 +429,7 @@ def test_training_that_raises_the_same_again_and_again_ends_the_launch_and_keeps
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(launching, "Objective", Raising)
+        patched.setattr(launching, "Trainer", Raising)
         with pytest.raises(
             TrainingError, match=r"raised the same exception in 3 populations in a row .*ZeroDivisionError.*: launch"
         ):

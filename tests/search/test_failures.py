@@ -19,15 +19,15 @@ from hpo.storage import Storage, load_study, retake, running_trials
 from hpo.storage.attempts import attempt
 from hpo.storage.workers import Worker
 from hpo.studyfile import Study
-from hpo.training import objective
+from hpo.training import trainer
 from hpo.training.population import EpochResult
-from hpo.training.stack import Member, Stack, Values
+from hpo.training.stack import Member, MemberMetrics, Stack
 
 STUDY = study_of(search={"trials": 6, "population": 4})
 GONE = Worker("elsewhere", 1, 0.0, "another machine")
 
 
-class Raising(objective.Objective):
+class Raising(trainer.Trainer):
     """Trains, but for trials that raise in their second epoch, and take their population with them."""
 
     bad: Collection[int] = ()
@@ -51,11 +51,11 @@ class Raising(objective.Objective):
 def raising(monkeypatch: pytest.MonkeyPatch) -> type[Raising]:
     """The objective of the launches to come, for a test to say which trials are bad."""
 
-    class Objective(Raising):
+    class FailingTrainer(Raising):
         pass
 
-    monkeypatch.setattr(launching, "Objective", Objective)
-    return Objective
+    monkeypatch.setattr(launching, "Trainer", FailingTrainer)
+    return FailingTrainer
 
 
 def populations(events: list[Event]) -> list[tuple[int, ...]]:
@@ -150,7 +150,7 @@ def test_a_limit_beyond_what_a_clock_counts_is_none(storage: Storage) -> None:
 def test_a_trial_that_hangs_is_left_behind(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     released, epoch, limit = threading.Event(), Stack.epoch, round(deadline(1))
 
-    def hang(stack: Stack, number: int) -> Values:
+    def hang(stack: Stack, number: int) -> MemberMetrics:
         if 1 in stack.numbers and number == 2:
             released.wait()
         return epoch(stack, number)

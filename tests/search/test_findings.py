@@ -26,10 +26,10 @@ from hpo.search.space import combination, config_of, size
 from hpo.search.study_records import CURVE
 from hpo.storage import Storage, best_trials
 from hpo.studyfile import Study, read_study
-from hpo.training.images import DeviceSplit, to_device
+from hpo.training.device_split import DeviceSplit, to_device
 from hpo.training.networks.builtin import build
-from hpo.training.objective import Objective
 from hpo.training.stack import Member
+from hpo.training.trainer import Trainer
 
 STUDIES = Path(__file__).parents[2] / "studies"
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ def networks_of(study: Study, repeats: int, **params: Any) -> tuple[DeviceSplit,
     values = next(each for each in (combination(study, i) for i in range(int(size(study)))) if each == params)
     config, split = config_of(study, values), to_device(load_split(study), study.data.split_seed, torch.device("cpu"))
     members = [Member(number, config, trial_seed(study, number)) for number in range(repeats)]
-    outcomes = Objective(split, "float32", lambda text: None).run(
+    outcomes = Trainer(split, "float32", lambda text: None).run(
         members, metric="val_accuracy", stop=threading.Event(), keep=True
     )
     networks = [build(config.network, split.shape, split.classes, member.seed).eval() for member in members]

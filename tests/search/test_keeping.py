@@ -25,8 +25,8 @@ from hpo.storage import Storage, best_trials, identity, load_study, open_storage
 from hpo.storage.artifacts import artifact_folder
 from hpo.storage.checkpoint_files import FILES, file_id, kept_files
 from hpo.studyfile import Study, parse_study
-from hpo.training.images import shape_of_images
-from hpo.training.networks.weights import network_of, read
+from hpo.training.device_split import example_shape
+from hpo.training.networks.weights import load_network, read_weights
 
 ROUGH = {"low": 0.5, "high": 30.0, "log": True}
 """Learning rates at which the lowest validation loss is often not the last epoch's."""
@@ -66,13 +66,13 @@ def check_kept(study: Study, storage: Storage) -> None:
         trial, path = trials[file.number], artifact_folder(storage.location) / file.artifact_id
         (meta,) = get_all_artifact_meta(trial, storage=storage)
         assert (meta.artifact_id, meta.filename) == (file.artifact_id, FILES[settings.keep])
-        state, about = read(path)
+        state, about = read_weights(path)
         losses = trial.system_attrs[CURVE]["val_loss"]
         epoch = losses.index(min(losses)) + 1 if settings.keep == "best" else len(losses)
         assert (about["schema"], about["trial"], about["epoch"]) == (WEIGHTS, str(trial.number), str(epoch))
         assert float(about["val_loss"]) == losses[epoch - 1]
-        shape = shape_of_images(split.validation.pixels.shape)
-        network = network_of(path, state, config_of(study, trial.params).network, shape, split.classes)
+        shape = example_shape(split.validation.pixels.shape)
+        network = load_network(path, state, config_of(study, trial.params).network, shape, split.classes)
         with torch.no_grad():
             scores = network(torch.from_numpy(split.validation.pixels).double())
         loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(split.validation.labels))
@@ -217,7 +217,7 @@ def test_whatever_a_module_holds_is_kept_or_one_warning(
     kept = [event.text for event in events if isinstance(event, Note) and "weights" in event.text]
     if refused is None:
         assert kept == []
-        state, _ = read(artifact_folder(storage.location) / sorted(files(storage))[0])
+        state, _ = read_weights(artifact_folder(storage.location) / sorted(files(storage))[0])
         assert torch.equal(state["own"], torch.arange(6.0).reshape(2, 3).t().double())
     else:
         assert files(storage) == set()

@@ -44,7 +44,7 @@ from hpo.storage import (
     summary,
 )
 from hpo.storage.workers import Worker
-from hpo.training import objective
+from hpo.training import trainer
 from hpo.training.population import EpochResult
 from hpo.training.stack import Member
 
@@ -395,7 +395,7 @@ def test_other_images_than_the_study_began_with_are_not_trained_on(storage: Stor
     assert trials_of(storage) == []
 
 
-class Raising(objective.Objective):
+class Raising(trainer.Trainer):
     """Raises the same in the first epoch of every population."""
 
     def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
@@ -411,8 +411,8 @@ def test_a_study_whose_training_raises_thrice_is_stopped_for_all_with_the_reason
     bad_images = len(launching.plan(study_of(data={"train_size": 150}), "cpu").images.train)
     monkeypatch.setattr(
         launching,
-        "Objective",
-        lambda split, *rest: (Raising if len(split.train) == bad_images else objective.Objective)(split, *rest),
+        "Trainer",
+        lambda split, *rest: (Raising if len(split.train) == bad_images else trainer.Trainer)(split, *rest),
     )
     happened = work_here(storage)
     found = {study.name: study for study in status(storage).studies}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from twins import config
 
-from hpo.training.networks.activations import activations, spread
+from hpo.training.networks.activations import layer_outputs, output_statistics
 from hpo.training.networks.builtin import build
 
 
@@ -22,7 +22,7 @@ def images(count: int = 400, side: int = 8, channels: int = 1) -> NDArray[np.flo
 
 def test_each_layers_outputs_are_those_of_the_network_that_training_begins_with() -> None:
     settings = config(hidden=[20, 10], dropout=0.9, init="he").network
-    found = activations(settings, images(), 10, seed=3)
+    found = layer_outputs(settings, images(), 10, seed=3)
     linear = [each for each in build(settings, (1, 8, 8), 10, 3).modules() if isinstance(each, nn.Linear)]
     with torch.no_grad():
         first = F.relu(linear[0](torch.from_numpy(images()).flatten(1)))
@@ -34,7 +34,7 @@ def test_each_layers_outputs_are_those_of_the_network_that_training_begins_with(
 
 def test_batch_norm_takes_the_batchs_own_statistics() -> None:
     settings = config(hidden=[20], batch_norm=True, activation="leaky_relu", init=0.1).network
-    outputs = activations(settings, images(), 10, seed=0)["hidden 1"]
+    outputs = layer_outputs(settings, images(), 10, seed=0)["hidden 1"]
     before = np.where(outputs < 0, outputs / 0.01, outputs)
     np.testing.assert_allclose(before.mean(axis=0), 0, atol=1e-3)
     assert before.std() == pytest.approx(1, abs=1e-3)  # the layer's own is a quarter of that
@@ -42,13 +42,13 @@ def test_batch_norm_takes_the_batchs_own_statistics() -> None:
 
 def test_a_cnns_convolutions_come_first() -> None:
     settings = config("cnn", conv=[3, 4], kernel=3, hidden=[5]).network
-    found = activations(settings, images(7, 16), 10, seed=0)
+    found = layer_outputs(settings, images(7, 16), 10, seed=0)
     shapes = {layer: outputs.shape for layer, outputs in found.items()}
     assert shapes == {"conv 1": (7, 3, 14, 14), "conv 2": (7, 4, 5, 5), "hidden 1": (7, 5)}
 
 
 def test_a_network_without_hidden_layers_has_none() -> None:
-    assert activations(config(hidden=[]).network, images(), 10, seed=0) == {}
+    assert layer_outputs(config(hidden=[]).network, images(), 10, seed=0) == {}
 
 
 def test_nothing_random_is_left_changed() -> None:
@@ -56,17 +56,17 @@ def test_nothing_random_is_left_changed() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    first = activations(settings, images(), 10, seed=0)
+    first = layer_outputs(settings, images(), 10, seed=0)
     assert torch.equal(torch.rand(3), expected)
-    np.testing.assert_equal(activations(settings, images(), 10, seed=0), first)
+    np.testing.assert_equal(layer_outputs(settings, images(), 10, seed=0), first)
 
 
 def test_small_weights_let_the_signal_vanish_and_he_keeps_it() -> None:
     deep = {"hidden": [100] * 5}
     by_init = {}
     for init in (0.01, "xavier", "he"):
-        found = activations(config(init=init, **deep).network, images(), 10, seed=0)
-        by_init[init] = [spread(outputs, "relu").sd for outputs in found.values()]
+        found = layer_outputs(config(init=init, **deep).network, images(), 10, seed=0)
+        by_init[init] = [output_statistics(outputs, "relu").sd for outputs in found.values()]
     # A relu halves what is left of the variance, and 100 weights of sd 0.01 make a hundredth of it.
     assert by_init[0.01][4] < 1e-3 * by_init[0.01][0]
     assert 0.5 < by_init["he"][4] / by_init["he"][0] < 2
@@ -84,7 +84,7 @@ def test_small_weights_let_the_signal_vanish_and_he_keeps_it() -> None:
     ],
 )
 def test_spread(activation: str, values: list[float], zeros: float, saturated: float | None) -> None:
-    found = spread(np.array(values, dtype=np.float32).reshape(2, 2), activation)
+    found = output_statistics(np.array(values, dtype=np.float32).reshape(2, 2), activation)
     assert (found.zeros, found.saturated) == (zeros, saturated)
     assert found.mean == pytest.approx(sum(values) / 4, rel=1e-6)
     assert found.sd == pytest.approx(math.sqrt(sum((v - found.mean) ** 2 for v in values) / 4), rel=1e-6)

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import UsageError
-from hpo.training.devices import describe, find_device
+from hpo.training.devices import describe_device, find_device
 
 
 def test_cpu_and_auto() -> None:
     assert find_device("cpu") == torch.device("cpu")
     assert find_device("auto").type in ("cpu", "cuda", "mps")
-    assert describe(torch.device("cpu")) == "cpu"
+    assert describe_device(torch.device("cpu")) == "cpu"
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:", "cuda:-1", "cuda:one", "CPU", "meta", "xla", "hip:0", "a\nb"])
@@ -49,4 +49,4 @@ def test_no_cuda() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_cuda() -> None:
     assert find_device("auto").type == "cuda"
-    assert describe(find_device("cuda")).startswith("cuda (")
+    assert describe_device(find_device("cuda")).startswith("cuda (")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from hpo.training.randomness import dropout_keys
 from hpo.training.seeds import member_seed
-from hpo.training.stacking.dropouts import ChannelDropout, Dropout
-from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.dropout import ChannelDropout, Dropout
+from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.trace import CannotStackError
 
 Z = 5.0

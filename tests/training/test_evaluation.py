@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from twins import config, made_images
 
 from hpo.errors import HpoError
-from hpo.training.evaluation import log_probabilities, of_subnetworks
+from hpo.training.evaluation import log_probabilities, subnetwork_log_probabilities
 from hpo.training.networks.builtin import build
-from hpo.training.networks.weights import TYPES, network_of, read, to_bytes
+from hpo.training.networks.weights import TYPES, load_network, read_weights, weights_to_bytes
 from hpo.training.stack import EVALUATION_BATCH
 
 SPLIT = made_images(train=10, validation=EVALUATION_BATCH + 30)
@@ -60,7 +60,7 @@ def test_the_mean_of_many_subnetworks_is_that_of_all_of_them() -> None:
     module, singles = network(), list[Tensor]()
     with torch.no_grad():
         expected = every_mask(module)
-    found = of_subnetworks(module, IMAGES, 400, 7, singles.append).exp()
+    found = subnetwork_log_probabilities(module, IMAGES, 400, 7, singles.append).exp()
     torch.testing.assert_close(found, torch.stack([each.exp() for each in singles]).mean(0))
     deviation = torch.stack([each.exp() for each in singles]).std(0) / 20
     assert ((found - expected).abs() <= 5 * deviation + 1e-12).all()
@@ -69,11 +69,11 @@ def test_the_mean_of_many_subnetworks_is_that_of_all_of_them() -> None:
 
 def test_a_subnetwork_leaves_out_the_same_for_all_images_and_others_differ() -> None:
     twice, singles = torch.cat([IMAGES[:1]] * (EVALUATION_BATCH + 1)), list[Tensor]()
-    of_subnetworks(network(), twice, 6, 7, singles.append)
+    subnetwork_log_probabilities(network(), twice, 6, 7, singles.append)
     assert all(torch.allclose(each, each[:1]) for each in singles)
     assert len({round(each[0, 0].item(), 9) for each in singles}) > 1
     again = list[Tensor]()
-    of_subnetworks(network(), twice, 6, 7, again.append)
+    subnetwork_log_probabilities(network(), twice, 6, 7, again.append)
     assert all(one.equal(other) for one, other in zip(singles, again, strict=True))
 
 
@@ -96,7 +96,7 @@ def test_every_call_of_a_dropout_layer_has_a_mask_of_its_own() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module, singles = Thrice().double(), list[Tensor]()
-    of_subnetworks(module, IMAGES, 40, 7, singles.append)
+    subnetwork_log_probabilities(module, IMAGES, 40, 7, singles.append)
     expected, masks = [], itertools.product((0.0, 1 / (1 - RATE)), repeat=10)
     with torch.no_grad():
         for first, second, third, channels in (
@@ -110,7 +110,7 @@ def test_every_call_of_a_dropout_layer_has_a_mask_of_its_own() -> None:
     assert len({single[0, 0].item() for single in singles}) > 20
     assert not torch.equal(singles[0], log_probabilities(module, IMAGES))
     module.dropout.p = 1.0  # all inputs are left out
-    of_subnetworks(module, IMAGES, 2, 7, lambda single: singles.append(single))
+    subnetwork_log_probabilities(module, IMAGES, 2, 7, lambda single: singles.append(single))
     assert singles[-1].isfinite().all()
 
 
@@ -118,24 +118,26 @@ def test_every_call_of_a_dropout_layer_has_a_mask_of_its_own() -> None:
 def test_the_network_itself_is_left_as_it_was(kind: str) -> None:
     module = network(kind=kind, kernel=3, padding=1)
     before = log_probabilities(module, IMAGES)
-    of_subnetworks(module, IMAGES, 2, 7, lambda each: None)
+    subnetwork_log_probabilities(module, IMAGES, 2, 7, lambda each: None)
     assert any(isinstance(each, nn.Dropout) for each in module.modules())
     assert log_probabilities(module, IMAGES).equal(before)
 
 
 def test_without_dropout_every_subnetwork_is_the_network() -> None:
     module = network(dropout=0.0)
-    torch.testing.assert_close(of_subnetworks(module, IMAGES, 3, 7, lambda e: None), log_probabilities(module, IMAGES))
+    torch.testing.assert_close(
+        subnetwork_log_probabilities(module, IMAGES, 3, 7, lambda e: None), log_probabilities(module, IMAGES)
+    )
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_weights_come_back_from_their_file(kind: str, tmp_path: Path) -> None:
     module, path = network(kind=kind, kernel=3, padding=1), tmp_path / "weights.safetensors"
-    path.write_bytes(to_bytes(module.state_dict(), {"schema": "x", "trial": "3"}))
-    state, about = read(path)
+    path.write_bytes(weights_to_bytes(module.state_dict(), {"schema": "x", "trial": "3"}))
+    state, about = read_weights(path)
     assert about == {"schema": "x", "trial": "3"}
     settings = config(kind, hidden=[4, 3], dropout=RATE, batch_norm=True, kernel=3, padding=1).network
-    again = network_of(path, state, settings, SPLIT.shape, SPLIT.classes)
+    again = load_network(path, state, settings, SPLIT.shape, SPLIT.classes)
     assert not again.training
     assert log_probabilities(again, IMAGES).equal(log_probabilities(module, IMAGES))
 
@@ -155,8 +157,8 @@ def test_tensors_of_every_kind_come_back_from_their_file(tmp_path: Path) -> None
         **{str(dtype): torch.tensor([0, 1]).to(dtype) for dtype in TYPES},
     }
     path = tmp_path / "weights.safetensors"
-    path.write_bytes(to_bytes(state, {}))
-    again, _ = read(path)
+    path.write_bytes(weights_to_bytes(state, {}))
+    again, _ = read_weights(path)
     assert again.keys() == state.keys()
     for name, value in again.items():
         assert value.dtype == state[name].dtype, name
@@ -173,26 +175,26 @@ def test_tensors_of_every_kind_come_back_from_their_file(tmp_path: Path) -> None
 )
 def test_what_no_file_of_weights_holds_is_named(value: Any, problem: str) -> None:
     with pytest.raises(HpoError, match=problem):
-        to_bytes({"own": value}, {})
+        weights_to_bytes({"own": value}, {})
 
 
 def test_weights_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> None:
     module, path = network(), tmp_path / "weights.safetensors"
-    content = to_bytes(module.state_dict(), {})
+    content = weights_to_bytes(module.state_dict(), {})
     for damaged in (b"", content[:5], content[:-1], b"\x80\x04" + content):
         path.write_bytes(damaged)
         with pytest.raises(HpoError, match=r"weights\.safetensors: its weights cannot be read: damaged or cut short"):
-            read(path)
+            read_weights(path)
     with pytest.raises(HpoError, match="no such file"):
-        read(tmp_path / "none")
+        read_weights(tmp_path / "none")
     path.write_bytes(content)
-    state, _ = read(path)
+    state, _ = read_weights(path)
     other = config(hidden=[5, 3], batch_norm=True).network
     settings = config(hidden=[4, 3], batch_norm=True).network
     missing = {name: value for name, value in state.items() if "bias" not in name}
     for wrong, described in ((state, other), (missing, settings), ({**state, "more": torch.ones(1)}, settings)):
         with pytest.raises(HpoError, match="are not those of the network that is described with them"):
-            network_of(path, wrong, described, SPLIT.shape, SPLIT.classes)
+            load_network(path, wrong, described, SPLIT.shape, SPLIT.classes)
     whole = {name: value.long() for name, value in state.items()}
     with pytest.raises(HpoError, match="are not "):
-        network_of(path, whole, settings, SPLIT.shape, SPLIT.classes)
+        load_network(path, whole, settings, SPLIT.shape, SPLIT.classes)

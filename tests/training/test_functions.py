@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from twins import assert_trains_like_plain, seeded
 
-from hpo.training.stacking.tables import ELEMENTWISE, FRESH, MADE, VIEWS
+from hpo.training.stacking.supported import ELEMENTWISE, FRESH, MADE, VIEWS
 
 SEQUENCES = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 LABELS = torch.arange(6) % 3

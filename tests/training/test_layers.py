@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from twins import assert_same, assert_trains_like_plain, seeded
 
 from hpo.errors import HpoError
-from hpo.training.stacking.blocks import Blocks
-from hpo.training.stacking.program import LAYERS, StackedNetwork
-from hpo.training.stacking.tables import ELEMENTWISE_LAYERS
+from hpo.training.stacking.parameter_blocks import Blocks
+from hpo.training.stacking.stacked_network import LAYERS, StackedNetwork
+from hpo.training.stacking.supported import ELEMENTWISE_LAYERS
 from hpo.training.stacking.trace import CannotStackError
 
 quick = settings(max_examples=25)

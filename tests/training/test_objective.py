@@ -18,17 +18,17 @@ from twins import config, curves, made_images, member
 from hpo.errors import InterruptionError
 from hpo.training.devices import is_out_of_memory
 from hpo.training.networks.builtin import build
-from hpo.training.objective import Objective, Outcome
 from hpo.training.population import EpochResult
 from hpo.training.stack import Member
+from hpo.training.trainer import Outcome, Trainer
 
 SPLIT = made_images()
 
 
 def groups(*configs: dict[str, Any]) -> list[list[int]]:
     members = [member(number, config(**each)) for number, each in enumerate(configs)]
-    objective = Objective(SPLIT, "float32", pytest.fail)
-    return [[each.number for each in group] for group in objective.groups(members[::-1])]
+    trainer = Trainer(SPLIT, "float32", pytest.fail)
+    return [[each.number for each in group] for group in trainer.groups(members[::-1])]
 
 
 def test_what_each_member_has_for_itself_makes_no_other_shape() -> None:
@@ -75,14 +75,14 @@ def test_the_precision_is_the_members_or_what_auto_means() -> None:
     found = {}
     for precision, auto in (("auto", "float64"), ("float64", "float32"), ("float32", "float64")):
         members = [member(0, config(precision=precision))]
-        found[precision] = [r.metrics[0]["train_loss"] for r in Objective(SPLIT, auto, pytest.fail).train(members)]
+        found[precision] = [r.metrics[0]["train_loss"] for r in Trainer(SPLIT, auto, pytest.fail).train(members)]
     assert found["auto"] == found["float64"] != found["float32"]
 
 
 def test_other_errors_are_not_taken_for_a_full_memory() -> None:
     members = [member(0, config(hidden=[3])), member(1, config(hidden=[4]))]  # of two shapes: a programming error
     with pytest.raises(Exception, match="differ"):
-        next(Objective(SPLIT, "float32", pytest.fail).train(members))
+        next(Trainer(SPLIT, "float32", pytest.fail).train(members))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
@@ -93,7 +93,7 @@ import json, resource, sys
 import torch
 from twins import config, curves, made_images, member
 from hpo.errors import HpoError
-from hpo.training.objective import Objective
+from hpo.training.trainer import Trainer
 from hpo.training.precision import choose_precision
 
 def mib(key):
@@ -110,15 +110,15 @@ limit = int((mib("VmSize") + 0.75 * needed) * 2**20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 said, found, epochs = [], {n: [] for n in range(6)}, []
-objective = Objective(split, "float32", said.append)
-for result in objective.train(members):
+trainer = Trainer(split, "float32", said.append)
+for result in trainer.train(members):
     epochs.append([result.epoch, sorted(result.metrics)])
     for number, metrics in result.metrics.items():
         found[number] = [*found[number][: result.epoch - 1], metrics]
 
 huge = [member(n, config(hidden=[30000, 30000])) for n in range(3)]
 try:
-    next(objective.train(huge))
+    next(trainer.train(huge))
     alone = "fits"
 except HpoError as error:
     alone = str(error)
@@ -163,8 +163,8 @@ def run(
             stop.set()
 
     members = [member(number, config(**each)) for number, each in enumerate(configs)]
-    objective = Objective(SPLIT, "float64", pytest.fail)
-    return objective.run(members, metric="val_loss", stop=stop, keep=keep, on_epoch=note), epochs
+    trainer = Trainer(SPLIT, "float64", pytest.fail)
+    return trainer.run(members, metric="val_loss", stop=stop, keep=keep, on_epoch=note), epochs
 
 
 def test_members_of_any_shapes_are_run_to_their_end() -> None:
@@ -214,7 +214,7 @@ def test_a_member_is_run_until_its_patience_is_over() -> None:
 def test_who_has_ended_stays_ended_when_the_population_is_made_smaller() -> None:
     """Out of memory in its fifth epoch, as if: halves begin again, with members whose patience is over."""
 
-    class Small(Objective):
+    class Small(Trainer):
         def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
             if len(members) < 4:
                 yield from super().train(members)
@@ -228,7 +228,7 @@ def test_who_has_ended_stays_ended_when_the_population_is_made_smaller() -> None
 
     members = [member(n, config(**WILD, training={"patience": 1 + n % 3, "precision": "float64"})) for n in range(4)]
     stop = threading.Event()
-    whole = Objective(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
+    whole = Trainer(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
     halved = Small(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
     lengths = [len(whole[number].curve["val_loss"]) for number in range(4)]
     assert min(lengths) < 5 <= max(lengths)

@@ -14,8 +14,8 @@ from twins import KINDS, assert_same, seeded, torch_optimizer
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers import Optimizer
-from hpo.training.stacking.plain import PlainNetwork
-from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.stacked_network import StackedNetwork
+from hpo.training.stacking.unstacked_network import PlainNetwork
 
 STEPS = 20
 X = torch.randn(20, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

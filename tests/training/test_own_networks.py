@@ -15,15 +15,15 @@ from twins import config, curves, made_images, member
 
 from hpo.errors import HpoError, SettingError
 from hpo.studyfile import Config, NetworkSettings
-from hpo.training.architectures import why_alone
+from hpo.training.device_split import DeviceSplit
 from hpo.training.evaluation import log_probabilities
-from hpo.training.images import DeviceSplit
+from hpo.training.grouping import why_not_stackable
 from hpo.training.networks.builtin import build
-from hpo.training.networks.user_defined import check_same, try_out
-from hpo.training.networks.weights import network_of
-from hpo.training.objective import Objective
+from hpo.training.networks.user_defined import check_reproducible, check_trainable
+from hpo.training.networks.weights import load_network
 from hpo.training.population import train
 from hpo.training.stack import EVALUATION_BATCH, Member
+from hpo.training.trainer import Trainer
 
 SPLIT = made_images(train=30, validation=12)
 CODE = """
@@ -212,7 +212,7 @@ def own(number: int, folder: Path, name: str, training: dict[str, Any] | None = 
 
 def groups(*members: Member, split: DeviceSplit = SPLIT) -> tuple[list[list[int]], list[str]]:
     said: list[str] = []
-    found = Objective(split, "float32", said.append).groups(members)
+    found = Trainer(split, "float32", said.append).groups(members)
     return [[each.number for each in group] for group in found], said
 
 
@@ -277,7 +277,7 @@ def test_what_the_study_file_gets_wrong_names_its_key(
 def test_what_comes_out_must_be_a_number_for_each_class(folder: Path, name: str, problem: str) -> None:
     network = build(settings(folder, name), (1, 8, 8), 10, 0)
     with pytest.raises(SettingError, match=r"^network\.module: nets") as caught:
-        try_out(network, settings(folder, name), SPLIT.train[:4], 10)
+        check_trainable(network, settings(folder, name), SPLIT.train[:4], 10)
     assert caught.value.problem.startswith(problem)
 
 
@@ -292,17 +292,17 @@ def test_a_constructor_may_change_what_it_is_given(folder: Path) -> None:
 def test_a_constructor_that_changes_what_outlasts_it_is_refused(folder: Path) -> None:
     given = settings(folder, "Growing", sizes=[[8], [1]])
     first, second = (build(given, (1, 8, 8), 10, 0) for _ in range(2))
-    check_same(first, first, given)
+    check_reproducible(first, first, given)
     with pytest.raises(SettingError, match=r"another network each time it is made \(612 parameters, then 613\); its"):
-        check_same(first, second, given)
+        check_reproducible(first, second, given)
 
 
 def test_a_forward_may_change_its_images_in_place(folder: Path) -> None:
     one, kept = own(0, folder, "InPlace"), SPLIT.validation.clone()
     network = build(one.config.network, SPLIT.shape, SPLIT.classes, 0)
-    try_out(network, one.config.network, SPLIT.validation, SPLIT.classes)
+    check_trainable(network, one.config.network, SPLIT.validation, SPLIT.classes)
     log_probabilities(network.double(), SPLIT.validation)
-    assert why_alone([network, copy.deepcopy(network)], SPLIT.validation) is not None
+    assert why_not_stackable([network, copy.deepcopy(network)], SPLIT.validation) is not None
     assert len(list(train([one], SPLIT, "float64", stacked=False))) == 2
     assert torch.equal(SPLIT.validation, kept)
 
@@ -315,19 +315,19 @@ def test_what_is_no_number_for_each_class_ends_the_training_in_one_line(
     split = made_images(train=sizes[0], validation=sizes[1])
     one = own(0, folder, name, training={"batch_size": batch_size})
     with pytest.raises(SettingError) as caught:
-        list(Objective(split, "float32", lambda text: None).train([one]))
+        list(Trainer(split, "float32", lambda text: None).train([one]))
     assert caught.value.problem.startswith(f"nets.py:{name} returns [10] for 1 image; a network must return [B, 10]")
 
 
 def test_a_trained_network_is_held_to_its_classes_too(folder: Path) -> None:
     given = settings(folder, "Squeezed")
     state = build(given, SPLIT.shape, 10, 0).state_dict()
-    network = network_of(Path("weights"), state, given, SPLIT.shape, 10)
+    network = load_network(Path("weights"), state, given, SPLIT.shape, 10)
     assert log_probabilities(network, SPLIT.validation[:2]).shape == (2, 10)
     with pytest.raises(SettingError, match=r"nets\.py:Squeezed returns \[10\] for 1 image"):
         log_probabilities(network, SPLIT.validation[:1])
     with pytest.raises(SettingError, match=r"returns \[2, 10\] for 2 images; a network must return \[B, 3\]"):
-        log_probabilities(network_of(Path("weights"), state, given, SPLIT.shape, 3), SPLIT.validation[:2])
+        log_probabilities(load_network(Path("weights"), state, given, SPLIT.shape, 3), SPLIT.validation[:2])
 
 
 def test_members_whose_modules_do_the_same_train_together_as_they_would_alone(folder: Path) -> None:
@@ -372,11 +372,11 @@ def test_a_module_that_raises_is_left_to_its_training(folder: Path) -> None:
 
 
 def test_what_a_module_raises_once_fails_its_training_once(folder: Path) -> None:
-    objective, one = Objective(SPLIT, "float32", lambda text: None), own(0, folder, "Once")
-    assert objective.groups([one]) == [[one]]
+    trainer, one = Trainer(SPLIT, "float32", lambda text: None), own(0, folder, "Once")
+    assert trainer.groups([one]) == [[one]]
     with pytest.raises(OSError, match="the first time"):
-        list(objective.train([one]))
-    assert len(list(objective.train([one]))) == 2
+        list(trainer.train([one]))
+    assert len(list(trainer.train([one]))) == 2
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "adamw"])

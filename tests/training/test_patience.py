@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.training.patience import is_over
+from hpo.training.trainer import has_stopped_improving
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from hpo.training.patience import is_over
     ],
 )
 def test_two_epochs_without_a_better_accuracy(values: list[float], over: bool) -> None:
-    assert is_over(2, values, "val_accuracy") == over
-    assert is_over(2, [-value for value in values], "val_loss") == over
-    assert not is_over(None, values, "val_accuracy")
+    assert has_stopped_improving(2, values, "val_accuracy") == over
+    assert has_stopped_improving(2, [-value for value in values], "val_loss") == over
+    assert not has_stopped_improving(None, values, "val_accuracy")
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 6))
 def test_it_ends_so_many_epochs_after_the_first_best(values: list[int], patience: int) -> None:
     best = values.index(max(values))
-    assert is_over(patience, values, "val_accuracy") == (len(values) - 1 - best >= patience)
+    assert has_stopped_improving(patience, values, "val_accuracy") == (len(values) - 1 - best >= patience)

@@ -10,8 +10,8 @@ import torch
 from test_users_networks import IMAGES, NETWORKS, ResidualCNN
 from torch import Tensor, nn
 
-from hpo.training.stacking.program import StackedNetwork
 from hpo.training.stacking.proof import prove
+from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.trace import CannotStackError
 
 

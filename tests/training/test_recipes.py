@@ -26,7 +26,7 @@ from twins import (
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers import Optimizer
 from hpo.training.stack import Member, _losses
-from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.stacked_network import StackedNetwork
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

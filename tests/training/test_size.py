@@ -12,14 +12,14 @@ from twins import KINDS, config
 from hpo.errors import HpoError
 from hpo.training.networks.builtin import build
 from hpo.training.size import (
+    MAX_AUTO_POPULATION,
     MEMORY_SHARE,
-    MOST,
-    extent_of,
-    measure,
-    memory,
-    parameters_of,
+    count_parameters,
+    device_memory,
+    measure_network,
+    member_size,
+    network_size,
     population_size,
-    size_of,
 )
 
 CPU = torch.device("cpu")
@@ -37,19 +37,19 @@ CPU = torch.device("cpu")
 )
 def test_a_network_that_is_not_built_has_the_extent_of_one_that_is(more: dict[str, Any]) -> None:
     settings = config(**more).network
-    extent = extent_of(settings, (2, 8, 9), 10)
-    assert extent == measure(build(settings, (2, 8, 9), 10, seed=4), (2, 8, 9))
-    assert parameters_of(settings, (2, 8, 9), 10) == extent.parameters
+    extent = network_size(settings, (2, 8, 9), 10)
+    assert extent == measure_network(build(settings, (2, 8, 9), 10, seed=4), (2, 8, 9))
+    assert count_parameters(settings, (2, 8, 9), 10) == extent.parameters
 
 
 def test_the_classic_cifar_network() -> None:
     settings = config("cnn", conv=[6, 16], kernel=5, hidden=[120, 84], dropout=0.5)
-    assert size_of(settings, (3, 32, 32), 10, "float32").parameters == 62006
+    assert member_size(settings, (3, 32, 32), 10, "float32").parameters == 62006
 
 
 def test_the_extent_of_a_small_network() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5))
-    extent = measure(network, (1, 8, 8))
+    extent = measure_network(network, (1, 8, 8))
     assert extent.parameters == 2 * 9 + 2 + 72 * 5 + 5
     assert extent.activations == 72 + 72 + 72 + 5
     assert extent.products == 72 * 9 + 5 * 72
@@ -59,7 +59,7 @@ def test_the_extent_of_a_small_network() -> None:
 
 def test_a_member_takes_more_with_moments_wider_types_and_larger_batches() -> None:
     def size(precision: str = "float32", kind: str = "sgd", **more: Any) -> int:
-        return size_of(config(optimizer={"kind": kind}, **more), (1, 8, 8), 10, precision).member_bytes
+        return member_size(config(optimizer={"kind": kind}, **more), (1, 8, 8), 10, precision).member_bytes
 
     assert size() < size(kind="momentum") < size(kind="adam")
     assert size("float32") < size("float64")
@@ -74,7 +74,7 @@ def test_a_population_of_a_given_size_is_of_that_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trials", "members"), [(1, 1), (2, 1), (4, 1), (5, 2), (64, 16), (100, 25), (10_000, MOST["cpu"])]
+    ("trials", "members"), [(1, 1), (2, 1), (4, 1), (5, 2), (64, 16), (100, 25), (10_000, MAX_AUTO_POPULATION["cpu"])]
 )
 def test_auto_leaves_the_sampler_four_populations(trials: int, members: int) -> None:
     assert population_size("auto", trials, 1, CPU) == members
@@ -83,7 +83,7 @@ def test_auto_leaves_the_sampler_four_populations(trials: int, members: int) -> 
 def test_a_network_of_any_size_is_measured_without_being_built() -> None:
     settings = config(hidden=[10**6, 10**6])
     weights = 64 * 10**6 + 10**12 + 10**7
-    size = size_of(settings, (1, 8, 8), 10, "float32")
+    size = member_size(settings, (1, 8, 8), 10, "float32")
     assert size.parameters == weights + 2 * 10**6 + 10
     assert size.member_bytes > size.least_bytes >= 8 * size.parameters
 
@@ -99,10 +99,10 @@ def test_a_network_of_any_size_is_measured_without_being_built() -> None:
 )
 def test_a_network_that_no_machine_holds(more: dict[str, Any], said: str) -> None:
     with pytest.raises(HpoError, match=said):
-        size_of(config(**more), (1, 8, 8), 10, "float32")
+        member_size(config(**more), (1, 8, 8), 10, "float32")
 
 
 def test_auto_fits_into_memory() -> None:
-    planned = memory(CPU) * MEMORY_SHARE
+    planned = device_memory(CPU) * MEMORY_SHARE
     assert population_size("auto", 1000, int(planned / 5), CPU) == 5
     assert population_size("auto", 1000, int(planned * 5), CPU) == 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from twins import assert_same, assert_trains_like_plain, config, seeded
 
 from hpo.training.networks.builtin import build
-from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.trace import CannotStackError
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

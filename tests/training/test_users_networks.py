@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from twins import assert_same, assert_trains_like_plain, seeded
 
-from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.stacked_network import StackedNetwork
 
 IMAGES = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 LABELS = torch.arange(5) % 3

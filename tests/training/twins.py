@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, StepLR
 
 from hpo.studyfile import Config, OptimizerSettings, TrainingSettings
-from hpo.training.images import DeviceSplit
+from hpo.training.device_split import DeviceSplit
 from hpo.training.networks.builtin import build
 from hpo.training.population import train
 from hpo.training.randomness import augmentation_numbers, batch_order, dropout_keys
 from hpo.training.seeds import member_seed
 from hpo.training.stack import Member
-from hpo.training.stacking.dropouts import Dropout
-from hpo.training.stacking.program import StackedNetwork
+from hpo.training.stacking.dropout import Dropout
+from hpo.training.stacking.stacked_network import StackedNetwork
 
 KINDS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
 

@@ -24,7 +24,7 @@ from hpo.results.doctor.finding import Finding, Verdict, failed, ok, problem, wa
 from hpo.results.doctor.storage import storage_findings
 
 if TYPE_CHECKING:
-    from hpo.training.devices import Tried
+    from hpo.training.devices import DeviceCheck
 
 THREADS = "OMP_NUM_THREADS"
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -104,7 +104,7 @@ def threads(cores: int, of_torch: int, variable: str | None) -> Finding:
     return ok("threads", found)
 
 
-def device(found: Tried) -> Finding:
+def device(found: DeviceCheck) -> Finding:
     """Judge a device by what came of trying it."""
     check = f"device {found.name.split(' ', 1)[0]}"
     if found.problem:
@@ -122,9 +122,9 @@ def device(found: Tried) -> Finding:
 
 
 def _torch() -> Iterator[Finding]:
-    from hpo.training.devices import equipment, try_device
+    from hpo.training.devices import check_device, detect_devices
 
-    found = equipment()
+    found = detect_devices()
     build = f"built for CUDA {found.cuda}" if found.cuda else "built without CUDA"
     version = f"{metadata.version('torch')}, {build}"
     if found.warning:
@@ -134,7 +134,7 @@ def _torch() -> Iterator[Finding]:
     else:
         yield ok("torch", version)
     for each in found.devices:
-        yield device(try_device(each))
+        yield device(check_device(each))
     yield threads(_cores(), found.threads, os.environ.get(THREADS))
 
 

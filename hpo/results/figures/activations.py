@@ -23,7 +23,7 @@ from hpo.search.space import decode
 from hpo.search.study_records import check_data, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Choices, Study
-from hpo.training.networks.activations import BOUNDS, Outputs, Spread, activations, spread
+from hpo.training.networks.activations import BOUNDS, LayerOutputs, OutputStatistics, layer_outputs, output_statistics
 
 IMAGES = 1000
 BINS = 50
@@ -40,12 +40,12 @@ class Fresh:
 
     init: Any
     activation: str
-    outputs: Outputs
+    outputs: LayerOutputs
 
     @property
-    def spreads(self) -> dict[str, Spread]:
+    def spreads(self) -> dict[str, OutputStatistics]:
         """How each layer's outputs spread."""
-        return {layer: spread(values, self.activation) for layer, values in self.outputs.items()}
+        return {layer: output_statistics(values, self.activation) for layer, values in self.outputs.items()}
 
 
 def fresh_networks(storage: Storage, name: str) -> list[Fresh]:
@@ -62,7 +62,7 @@ def fresh_networks(storage: Storage, name: str) -> list[Fresh]:
     images = split.train.pixels[:IMAGES]
     settings = [study.first.network.model_copy(update={"init": init}) for init in _inits(study)]
     seed = trial_seed(study, 0)
-    return [Fresh(each.init, each.activation, activations(each, images, split.classes, seed)) for each in settings]
+    return [Fresh(each.init, each.activation, layer_outputs(each, images, split.classes, seed)) for each in settings]
 
 
 def histograms(name: str, networks: Sequence[Fresh]) -> go.Figure:
@@ -129,7 +129,7 @@ def _top(shares: Sequence[Mapping[str, NDArray[np.float64]]], edges: NDArray[np.
     return 1.1 * float(max(others)) or 1.0
 
 
-def _bars(heights: NDArray[np.float64], edges: NDArray[np.float64], found: Spread) -> dict[str, Any]:
+def _bars(heights: NDArray[np.float64], edges: NDArray[np.float64], found: OutputStatistics) -> dict[str, Any]:
     saturated = "" if found.saturated is None else f", saturated {found.saturated:.1%}"
     said = f"mean {found.mean:.4g}, sd {found.sd:.4g}, zeros {found.zeros:.1%}{saturated}"
     return {
@@ -140,7 +140,7 @@ def _bars(heights: NDArray[np.float64], edges: NDArray[np.float64], found: Sprea
     }
 
 
-def _write(figure: go.Figure, found: Spread, row: int, column: int) -> None:
+def _write(figure: go.Figure, found: OutputStatistics, row: int, column: int) -> None:
     lines = [f"sd {found.sd:.2g}", f"zero {found.zeros:.0%}"]
     lines += [] if found.saturated is None else [f"saturated {found.saturated:.0%}"]
     place = {"xref": "x domain", "yref": "y domain", "x": 0.97, "y": 0.95, "xanchor": "right", "yanchor": "top"}

@@ -17,7 +17,7 @@ from hpo.search.study_records import CURVE, RUN, precision_of, user_attrs_of
 from hpo.storage import WORKER, Storage
 from hpo.storage.artifacts import FOLDER, artifact_folder
 from hpo.storage.checkpoint_files import kept_files
-from hpo.training.networks.weights import State, read
+from hpo.training.networks.weights import State, read_weights
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, plan
             f"{path}: is not there; {worker.get('host', 'another machine')} wrote it: name the folder in {FOLDER}, or "
             "leave --from-checkpoint out"
         )
-    state, about = read(path)
+    state, about = read_weights(path)
     epoch = _epoch(about, trial.system_attrs.get(CURVE, {}).get("val_loss", []))
     if about.get("trial") != str(choice.trial) or epoch is None or "seed" not in trial.user_attrs:
         raise HpoError(f"{path}: does not hold the weights of trial {choice.trial} of study '{name}'")

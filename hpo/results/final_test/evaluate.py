@@ -32,13 +32,13 @@ from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study
 from hpo.storage import IDENTITY, Storage, load_study
 from hpo.storage.test_evaluations import Looking, begin_look, check_unseen, end_look, fail_look, looks, seen
 from hpo.studyfile import Study
-from hpo.training.devices import describe
-from hpo.training.images import shape_of_images
-from hpo.training.networks.weights import network_of, read, to_bytes
-from hpo.training.objective import Objective
+from hpo.training.device_split import example_shape
+from hpo.training.devices import describe_device
+from hpo.training.networks.weights import load_network, read_weights, weights_to_bytes
 from hpo.training.population import EpochResult
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member
+from hpo.training.trainer import Trainer
 
 MESSAGES = 10  # about so many lines say how far the training is
 
@@ -84,10 +84,10 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
             trained = _train(study, choice, precision_of(choice.config, attrs[RUN]["precision"]), planned, stop, say)
         weights = filled / WEIGHTS_FILE
         about = {"study": name, "trial": str(choice.trial), "data_sha256": planned.images.content_sha256}
-        write_atomically(to_bytes(trained.state, {"schema": "hpo.weights/1", **about}), weights)
-        state, _ = read(weights)
-        shape = shape_of_images(planned.images.train.pixels.shape)
-        network = network_of(weights, state, choice.config.network, shape, len(names)).to(planned.device)
+        write_atomically(weights_to_bytes(trained.state, {"schema": "hpo.weights/1", **about}), weights)
+        state, _ = read_weights(weights)
+        shape = example_shape(planned.images.train.pixels.shape)
+        network = load_network(weights, state, choice.config.network, shape, len(names)).to(planned.device)
         form = {"shape": list(shape), "classes": len(names), "white": planned.images.white}
 
         def write_result(number: int, saw: dict[str, Any]) -> dict[str, Any]:
@@ -152,17 +152,17 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
             loss = result.metrics[choice.trial]["train_loss"]
             say(f"{study.name}: epoch {result.epoch}/{choice.epochs}, training loss {loss:.4f}")
 
-    objective = Objective(images, precision, say)
+    trainer = Trainer(images, precision, say)
     member = Member(choice.trial, config, seed)
     metric, last = study.search.first_metric, choice.epochs
-    outcomes = objective.run([member], metric=metric, stop=stop, last=last, keep=True, on_epoch=tell)
+    outcomes = trainer.run([member], metric=metric, stop=stop, last=last, keep=True, on_epoch=tell)
     outcome = outcomes[choice.trial]
     if outcome.state is None:
         raise HpoError(
             f"study '{study.name}': trained on all images, trial {choice.trial} {outcome.failed}; the test set was not "
             "opened: choose another one with --trial"
         )
-    return Trained(outcome.state, choice.epochs, len(whole), seed, False, describe(planned.device), precision)
+    return Trained(outcome.state, choice.epochs, len(whole), seed, False, describe_device(planned.device), precision)
 
 
 def _check_same(study: Study, attrs: dict[str, Any], images: SealedImages) -> None:

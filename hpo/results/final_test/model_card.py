@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
 from hpo.studyfile.messages import shown
-from hpo.training.images import Shape
+from hpo.training.device_split import Shape
 from hpo.untrusted_files import parse_json, read_limited
 
 CARD = "hpo.card/1"

@@ -24,10 +24,10 @@ from hpo.errors import CodeError, HpoError
 from hpo.files import UMASK, temporary_path
 from hpo.results.final_test.model_card import CARD_FILE, damaged, read_card
 from hpo.studyfile import NetworkSettings
-from hpo.training.images import Shape
-from hpo.training.networks.builtin import outline
-from hpo.training.networks.weights import WIDEST, most_bytes, network_of, read
-from hpo.training.size import extent_of, measure, memory
+from hpo.training.device_split import Shape
+from hpo.training.networks.builtin import build_uninitialized
+from hpo.training.networks.weights import MAX_ELEMENT_BYTES, load_network, max_weights_bytes, read_weights
+from hpo.training.size import device_memory, measure_network, network_size
 from hpo.untrusted_files import open_regular_file
 from hpo.usercode import found, in_a_line
 
@@ -101,14 +101,14 @@ def read_model(folder: Path, device: torch.device) -> Model:
     if settings.module is not None:
         settings = settings.located(_code_folder(folder, settings.module, card.code))
     network, activations = _outline(path, settings, card.shape, card.classes)
-    largest = most_bytes(network)
-    if 2 * largest + WIDEST * activations > memory(device):
+    largest = max_weights_bytes(network)
+    if 2 * largest + MAX_ELEMENT_BYTES * activations > device_memory(device):
         raise HpoError(f"{path}: its network does not fit into the memory of {device}")
     if _size_of(file, folder) > largest:
         raise HpoError(f"{file}: its weights are not those of the network that is described with them")
     if sha256(file) != card.sha256:
         raise HpoError(f"{file}: is not the file that {CARD_FILE} describes (its SHA-256 differs)")
-    network = network_of(file, read(file)[0], settings, card.shape, card.classes)
+    network = load_network(file, read_weights(file)[0], settings, card.shape, card.classes)
     network = network.float() if device.type == "mps" else network  # which has no wider type
     names = card.names or tuple(map(str, range(card.classes)))
     return Model(network.to(device), card.shape, names, card.white, activations)
@@ -117,8 +117,10 @@ def read_model(folder: Path, device: torch.device) -> Model:
 def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) -> tuple[nn.Module, int]:
     """Return the network that a card describes, without its weights, and its activations for one image."""
     try:
-        network = outline(settings, shape, classes)
-        extent = measure(network, shape) if settings.module is not None else extent_of(settings, shape, classes)
+        network = build_uninitialized(settings, shape, classes)
+        extent = (
+            measure_network(network, shape) if settings.module is not None else network_size(settings, shape, classes)
+        )
         return network, extent.activations
     except HpoError as error:
         raise HpoError(f"{path}: its network cannot be built: {error}") from error

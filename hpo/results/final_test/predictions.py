@@ -20,8 +20,8 @@ from hpo.results.final_test.scores import Scores, scores
 from hpo.results.selection import Choice
 from hpo.search.plan import Plan
 from hpo.studyfile import Study
-from hpo.training.evaluation import drops_out, log_probabilities, of_subnetworks
-from hpo.training.images import shape_of_images
+from hpo.training.device_split import example_shape
+from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
 from hpo.training.networks.builtin import build
 from hpo.training.stack import EVALUATION_BATCH
 from hpo.usercode import in_a_line
@@ -36,16 +36,16 @@ def practice_images(split: Split, count: int) -> SealedImages:
 
 def rehearse(study: Study, choice: Choice, planned: Plan, practice: Images, subnetworks: int | None) -> None:
     """Have a fresh network do what the trained one is to do: much training is lost on one that cannot."""
-    shape = shape_of_images(practice.pixels.shape)
+    shape = example_shape(practice.pixels.shape)
     with evaluating(study, choice, "training images"):
         network = build(choice.config.network, shape, planned.images.classes, seed=0).to(planned.device)
-    if subnetworks is not None and not drops_out(network):
+    if subnetworks is not None and not has_dropout(network):
         raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout layer, so it has none")
     with evaluating(study, choice, "training images"):
         pixels = torch.from_numpy(practice.pixels)
         log_probabilities(network, pixels)
         if subnetworks is not None:
-            of_subnetworks(network, pixels, subnetworks, 0, lambda logs: None)
+            subnetwork_log_probabilities(network, pixels, subnetworks, 0, lambda logs: None)
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _averaged(
         one = _scores(logs, images)
         singles.append((one.accuracy, one.loss))
 
-    averaged = of_subnetworks(network, pixels, count, seed, note)
+    averaged = subnetwork_log_probabilities(network, pixels, count, seed, note)
     mean = _scores(averaged, images)
     accuracy, loss = (sum(values) / count for values in zip(*singles, strict=True))
     return {

@@ -14,8 +14,8 @@ from hpo.errors import HpoError
 from hpo.search.plan import Plan, on_device
 from hpo.search.study_records import Curve
 from hpo.studyfile import Study
-from hpo.training.objective import Objective
 from hpo.training.stack import Member
+from hpo.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ def repeat(
 
     Raises HpoError for one that fails now, and InterruptionError where `stop` is set before the last is done.
     """
-    objective = Objective(on_device(study, planned), precision, say)
+    trainer = Trainer(on_device(study, planned), precision, say)
     found = []
     for trial in trials:
         number = trial.member.number
-        outcome = objective.run([trial.member], metric=study.search.first_metric, stop=stop)[number]
+        outcome = trainer.run([trial.member], metric=study.search.first_metric, stop=stop)[number]
         if outcome.failed is not None:
             what = f"study '{study.name}': trial {number}"
             raise HpoError(f"{what} was stored as complete, and fails now: {outcome.failed}")

@@ -18,7 +18,7 @@ from hpo.search.stored_plan import plan_again
 from hpo.search.study_records import CURVE, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
-from hpo.training.devices import describe
+from hpo.training.devices import describe_device
 from hpo.training.stack import Member
 from hpo.versions import versions
 
@@ -42,7 +42,7 @@ def verify(
     given = [_stored(study, trial) for trial in trials]
     repeated = repeat(study, planned, precision, given, stop, say)
     trained_in = {each.member.number: precision_of(each.member.config, precision) for each in given}
-    certificate = _certificate(study, repeated, describe(planned.device), trained_in)
+    certificate = _certificate(study, repeated, describe_device(planned.device), trained_in)
     try:
         storage.change_study(found._study_id, {VERIFIED: certificate}, identity=identity)
     except KeyError as error:

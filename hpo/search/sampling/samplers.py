@@ -31,7 +31,7 @@ from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import check_space, groups
 from hpo.studyfile import Study
 from hpo.studyfile.messages import dotted
-from hpo.training.process_wide import HEARD
+from hpo.training.global_state import WARNINGS_LOCK
 from hpo.training.seeds import derive_seed
 
 GENERATION = "NSGAIISampler:generation"
@@ -115,7 +115,7 @@ def make_sampler(
 @contextmanager
 def _experiments() -> Iterator[None]:
     """Make what Optuna calls experimental, without its warning of that."""
-    with HEARD, warnings.catch_warnings():
+    with WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpo.studyfile import NetworkSettings
-from hpo.training.images import shape_of_images
+from hpo.training.device_split import example_shape
 from hpo.training.networks.builtin import ACTIVATIONS, build
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -29,11 +29,11 @@ BOUNDS: dict[str, tuple[float, float]] = {
 NEAR = 0.01
 """An output so close to a bound is saturated: next to no gradient goes through it."""
 
-Outputs = dict[str, NDArray[np.float32]]
+LayerOutputs = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Spread:
+class OutputStatistics:
     """How a layer's outputs spread. `saturated` is None for an activation without bounds."""
 
     mean: float
@@ -43,13 +43,13 @@ class Spread:
 
 
 @torch.no_grad()
-def activations(settings: NetworkSettings, images: NDArray[np.float32], classes: int, seed: int) -> Outputs:
+def layer_outputs(settings: NetworkSettings, images: NDArray[np.float32], classes: int, seed: int) -> LayerOutputs:
     """Return what each activation of a fresh network gives for images [N, C, H, W], in the order of the layers.
 
     The layers are called `conv 1`, `conv 2`, `hidden 1`, and so on.
     """
-    network = build(settings, shape_of_images(images.shape), classes, seed).train()
-    found: Outputs = {}
+    network = build(settings, example_shape(images.shape), classes, seed).train()
+    found: LayerOutputs = {}
     counts = {"conv": 0, "hidden": 0}
     for module in network.modules():
         if isinstance(module, nn.Dropout):
@@ -60,12 +60,12 @@ def activations(settings: NetworkSettings, images: NDArray[np.float32], classes:
     return found
 
 
-def spread(outputs: NDArray[np.float32], activation: str) -> Spread:
+def output_statistics(outputs: NDArray[np.float32], activation: str) -> OutputStatistics:
     """Return how a layer's outputs spread."""
     bounds = BOUNDS.get(activation)
     values = outputs.astype(np.float64)
     near = None if bounds is None else (values < bounds[0] + NEAR) | (values > bounds[1] - NEAR)
-    return Spread(
+    return OutputStatistics(
         mean=float(values.mean()),
         sd=float(values.std()),
         zeros=float((values == 0).mean()),
@@ -73,7 +73,7 @@ def spread(outputs: NDArray[np.float32], activation: str) -> Spread:
     )
 
 
-def _noting(found: Outputs, counts: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _noting(found: LayerOutputs, counts: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         kind = "conv" if output.dim() == 4 else "hidden"  # [B, C, H, W] or [B, units]
         counts[kind] += 1

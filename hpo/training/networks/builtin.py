@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from hpo.errors import SettingError
 from hpo.studyfile import NetworkSettings
-from hpo.training.images import Shape
-from hpo.training.networks.user_defined import make
-from hpo.training.process_wide import seeded
+from hpo.training.device_split import Shape
+from hpo.training.global_state import seeded
+from hpo.training.networks.user_defined import construct
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -95,7 +95,7 @@ def cnn_layers(shape: Shape, classes: int, settings: NetworkSettings) -> tuple[l
     return images, [*layers, Layer(partial(nn.Dropout, last_rate), 0, features), _linear(features, classes)]
 
 
-def own_layers(settings: NetworkSettings, shape: Shape, classes: int) -> list[Layer]:
+def built_in_layers(settings: NetworkSettings, shape: Shape, classes: int) -> list[Layer]:
     """Return all layers of a network of hpo's own."""
     if settings.kind == "mlp":
         return mlp_layers(shape, classes, settings)
@@ -165,7 +165,7 @@ def build(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> n
     """
     with seeded(seed):
         if settings.kind == "module":
-            return make(settings, shape, classes)
+            return construct(settings, shape, classes)
         network = _own(settings, shape, classes)
         initialize(network, settings.init)
     return network
@@ -175,7 +175,7 @@ def _own(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
     return (MLP if settings.kind == "mlp" else CNN)(shape, classes, settings)
 
 
-def outline(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
+def build_uninitialized(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
     """Return the network to be given weights: its own have no values and no memory.
 
     A module of the user's own is built whole: it may keep tensors that are not among its weights, or look at values.

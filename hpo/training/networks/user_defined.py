@@ -21,16 +21,17 @@ from torch.nn.parameter import is_lazy
 
 from hpo.errors import CodeError, SettingError, nearest
 from hpo.studyfile import NetworkSettings
-from hpo.training.images import Shape
-from hpo.training.networks.outputs import MODULE, checked
-from hpo.training.process_wide import seeded
+from hpo.training.device_split import Shape
+from hpo.training.global_state import seeded
 from hpo.usercode import load
+
+MODULE = "network.module"
 
 Mode = Literal["training", "evaluation"]
 """How a module runs: its dropout and batch norm as in training, or as in evaluation."""
 
 
-def make(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
+def construct(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
     """Return the module that the study's code makes of these settings, for images of `shape`."""
     assert settings.module is not None, "a network of this kind has a module"
     try:
@@ -77,7 +78,7 @@ def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known
     return given
 
 
-def check_same(network: nn.Module, again: nn.Module, settings: NetworkSettings) -> None:
+def check_reproducible(network: nn.Module, again: nn.Module, settings: NetworkSettings) -> None:
     """Raise SettingError where a module that is made again under the same seed has other weights."""
     # What a module keeps besides tensors has no shape.
     both = [each.state_dict().items() for each in (network, again)]
@@ -89,7 +90,7 @@ def check_same(network: nn.Module, again: nn.Module, settings: NetworkSettings) 
         raise SettingError(MODULE, f"{differs}; its constructor must change no default and nothing global")
 
 
-def try_out(
+def check_trainable(
     network: nn.Module,
     settings: NetworkSettings,
     images: Tensor,
@@ -108,7 +109,7 @@ def try_out(
     network = in_type(network.to(images.device), images.dtype)
     with seeded(0, images.device):
         for mode in modes:
-            out = checked(network.train(mode == "training")(images.clone()), len(images), classes, settings)
+            out = checked_output(network.train(mode == "training")(images.clone()), len(images), classes, settings)
             if mode == "training":
                 labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
                 F.cross_entropy(out, labels).backward()  # type: ignore[no-untyped-call]
@@ -117,3 +118,27 @@ def try_out(
 def in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return the module with its real numbers in that type, float64 or float32; `to` would make complex ones real."""
     return network.double() if dtype == torch.float64 else network.float()
+
+
+def checked_output(out: object, images: int, classes: int, settings: NetworkSettings) -> Tensor:
+    """Return what a network made of so many images; raise SettingError unless it is [images, classes] of floats."""
+    name = settings.module or f"the {settings.kind}"
+    must = f"a network must return [B, {classes}], a number for each class"
+    if not isinstance(out, Tensor):
+        raise SettingError(MODULE, f"{name} returns a {type(out).__name__}; {must}")
+    if out.shape != (images, classes):
+        count = "1 image" if images == 1 else f"{images} images"
+        raise SettingError(MODULE, f"{name} returns {list(out.shape)} for {count}; {must}")
+    if not out.dtype.is_floating_point:
+        raise SettingError(MODULE, f"{name} returns {out.dtype}; {must}, that can be trained")
+    return out
+
+
+def with_output_check(network: nn.Module, classes: int, settings: NetworkSettings) -> nn.Module:
+    """Return the network, whose every call now raises SettingError where it returns anything else."""
+
+    def check(module: nn.Module, given: tuple[Any, ...], out: object) -> None:
+        checked_output(out, len(given[0]), classes, settings)
+
+    network.register_forward_hook(check)
+    return network

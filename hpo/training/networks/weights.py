@@ -17,10 +17,9 @@ from torch import nn
 
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
-from hpo.training.images import Shape
-from hpo.training.networks.builtin import outline
-from hpo.training.networks.outputs import watched
-from hpo.training.networks.user_defined import in_type
+from hpo.training.device_split import Shape
+from hpo.training.networks.builtin import build_uninitialized
+from hpo.training.networks.user_defined import in_type, with_output_check
 from hpo.untrusted_files import open_regular_file, parse_json
 
 State = dict[str, torch.Tensor]
@@ -35,12 +34,12 @@ TYPES = frozenset(getattr(torch, name) for name in (*_NAMES.split(), "bool", "co
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WIDEST = 8  # bytes of a number
+MAX_ELEMENT_BYTES = 8  # bytes of a number
 TENSOR = 1024  # bytes of what a file's header says of a tensor
 HEADER = 2**20  # bytes of what it says besides
 
 
-def to_bytes(state: State, about: Mapping[str, str]) -> bytes:
+def weights_to_bytes(state: State, about: Mapping[str, str]) -> bytes:
     """Return the weights as a safetensors file, with what there is to say about them; equal weights, equal bytes.
 
     Raises HpoError for what such a file cannot hold: a sparse tensor, a type that it does not know, no tensor at all.
@@ -56,7 +55,7 @@ def to_bytes(state: State, about: Mapping[str, str]) -> bytes:
     return tensors.save(whole, {ABOUT: json.dumps(dict(about))})
 
 
-def read(path: Path) -> tuple[State, dict[str, str]]:
+def read_weights(path: Path) -> tuple[State, dict[str, str]]:
     """Read a file of weights; return them with what it says about them."""
     try:
         open_regular_file(path).close()
@@ -73,16 +72,16 @@ def read(path: Path) -> tuple[State, dict[str, str]]:
         raise HpoError(f"{path}: its weights cannot be read: damaged or cut short ({said})") from error
 
 
-def most_bytes(network: nn.Module) -> int:
+def max_weights_bytes(network: nn.Module) -> int:
     """Return how large a file of a network's weights is at most."""
     tensors = [each for each in network.state_dict().values() if isinstance(each, torch.Tensor)]
     sizes: list[int] = [each.numel() for each in tensors]
-    return HEADER + len(sizes) * TENSOR + WIDEST * sum(sizes)
+    return HEADER + len(sizes) * TENSOR + MAX_ELEMENT_BYTES * sum(sizes)
 
 
-def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
+def load_network(path: Path, state: State, settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
     """Return the network with these weights, which were read from `path`, in their own type and for inference."""
-    network = outline(settings, shape, classes)
+    network = build_uninitialized(settings, shape, classes)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
     described = "the network that is described with them"
     # Nothing of them is used before all of it fits: they may come from anywhere.
@@ -101,4 +100,4 @@ def network_of(path: Path, state: State, settings: NetworkSettings, shape: Shape
     kind = next((parameter.dtype for parameter in network.parameters()), None)
     if kind is None:
         raise HpoError(f"{path}: its weights are not those of a network: it has nothing to train")
-    return watched(in_type(network, kind), classes, settings).eval()
+    return with_output_check(in_type(network, kind), classes, settings).eval()

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpo.training.stacking.blocks import Slot
-from hpo.training.stacking.linear import Weighted, apply
+from hpo.training.stacking.layers import Weighted, apply
+from hpo.training.stacking.parameter_blocks import Slot
 
 
 class _ConvFunction(torch.autograd.Function):

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from hpo.training.stacking.aliases import changes_argument, require_unread, without_in_place
-from hpo.training.stacking.tables import ADVICE, ELEMENTWISE, IN_PLACE, MADE, MEMBERWISE, POOLING, TENSOR_ATTRIBUTES
+from hpo.training.stacking.in_place import changes_argument, require_unread, without_in_place
+from hpo.training.stacking.supported import ADVICE, ELEMENTWISE, IN_PLACE, MADE, MEMBERWISE, POOLING, TENSOR_ATTRIBUTES
 from hpo.training.stacking.trace import CannotStackError, is_fact, require
 
 Values = dict[str, Any]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hpo.training.stacking.program import StackedNetwork
-from hpo.training.stacking.tables import DROPOUTS
+from hpo.training.stacking.stacked_network import StackedNetwork
+from hpo.training.stacking.supported import DROPOUTS
 from hpo.training.stacking.trace import CannotStackError, require
 
 TOLERANCE = 1e-6

@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from hpo.errors import HpoError
-from hpo.training.process_wide import ONE_THREAD
-from hpo.training.stacking.tables import ADVICE, DROPOUTS, FACT_ARITHMETIC, FACTS
+from hpo.training.global_state import GLOBAL_STATE_LOCK
+from hpo.training.stacking.supported import ADVICE, DROPOUTS, FACT_ARITHMETIC, FACTS
 
 
 class CannotStackError(HpoError):
@@ -163,7 +163,7 @@ def _graph(module: nn.Module, training: bool) -> _Recorded:
     tracer = _Tracer()
     name = type(module).__name__
     try:
-        with ONE_THREAD, _unchanged(module), torch.enable_grad():
+        with GLOBAL_STATE_LOCK, _unchanged(module), torch.enable_grad():
             graph = tracer.trace(module.train(training))
             for layer, each in module.named_modules():
                 what = f"layer '{layer}' ({type(each).__name__})"

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpo.training.stacking.blocks import Slot
 from hpo.training.stacking.functions import group_norm
+from hpo.training.stacking.parameter_blocks import Slot
 from hpo.training.stacking.trace import require
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
+from hpo.training.global_state import seeded
 from hpo.training.networks.user_defined import in_type
-from hpo.training.process_wide import seeded
-from hpo.training.stacking.blocks import Blocks, Slot
+from hpo.training.stacking.parameter_blocks import Blocks, Slot
 
 
 class Draws:

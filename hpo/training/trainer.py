@@ -17,13 +17,13 @@ import torch
 
 from hpo.errors import HpoError, InterruptionError
 from hpo.studyfile import Config
-from hpo.training.architectures import Architectures
+from hpo.studyfile.models import is_minimized
+from hpo.training.device_split import DeviceSplit
 from hpo.training.devices import is_out_of_memory
-from hpo.training.images import DeviceSplit
+from hpo.training.grouping import Architectures
 from hpo.training.networks.weights import State
-from hpo.training.patience import is_over
 from hpo.training.population import EpochResult, train
-from hpo.training.size import parameters_of
+from hpo.training.size import count_parameters
 from hpo.training.stack import Member
 from hpo.training.stacking.trace import CannotStackError
 
@@ -40,7 +40,7 @@ class Outcome:
     state: State | None = field(default=None, repr=False)
 
 
-class Objective:
+class Trainer:
     """Trains members on one split on one device.
 
     `say` is told, once, that populations had to be made smaller. `timeout_s` is how long a population may take.
@@ -64,7 +64,7 @@ class Objective:
         key = config.network.model_dump_json(exclude={"activation", "init", "dropout"})  # which change no shape
         if key not in self._parameters:
             shape, classes = self._split.shape, self._split.classes
-            self._parameters[key] = parameters_of(config.network, shape, classes)
+            self._parameters[key] = count_parameters(config.network, shape, classes)
         return self._parameters[key]
 
     def groups(self, members: Sequence[Member]) -> list[list[Member]]:
@@ -140,7 +140,9 @@ class Objective:
                 while result is not None:
                     left = _note(result, outcomes, ended)
                     done = [
-                        n for n in left if result.epoch == end or is_over(patience[n], left[n].curve[metric], metric)
+                        n
+                        for n in left
+                        if result.epoch == end or has_stopped_improving(patience[n], left[n].curve[metric], metric)
                     ]
                     if keep:
                         for number, state in result.states(done).items():
@@ -151,6 +153,14 @@ class Objective:
                         _check(stop)
                     result = _next(epochs, ended)
         return outcomes
+
+
+def has_stopped_improving(patience: int | None, values: Sequence[float], metric: str) -> bool:
+    """Return whether the last `patience` of a metric's values, one an epoch, are no better than the best before."""
+    if patience is None or len(values) <= patience:
+        return False
+    best = min if is_minimized(metric) else max
+    return best(values) == best(values[:-patience])
 
 
 def _note(result: EpochResult, outcomes: dict[int, Outcome], ended: Collection[int]) -> dict[int, Outcome]:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from hpo.errors import HpoError
 from hpo.studyfile import Config, NetworkSettings
 from hpo.studyfile.keys import for_all
-from hpo.training.images import DeviceSplit, Shape
+from hpo.training.device_split import DeviceSplit, Shape
 from hpo.training.networks.builtin import build
-from hpo.training.networks.user_defined import try_out
+from hpo.training.networks.user_defined import check_trainable
 from hpo.training.stack import Member
 from hpo.training.stacking.proof import prove
 from hpo.training.stacking.trace import CannotStackError, architecture
@@ -27,11 +27,11 @@ from hpo.training.stacking.trace import CannotStackError, architecture
 OWN = (("network", "init"), ("network", "dropout"), ("training", "label_smoothing"), ("training", "patience"))
 """Settings that each member of a population has for itself, besides its optimizer's numbers and schedule."""
 
-FEW = 4
+PROOF_EXAMPLES = 4
 """Images that a stack is compared on."""
 
 
-def shape_of(config: Config) -> str:
+def shared_settings(config: Config) -> str:
     """Return what members of one population must have in common: all settings that change how a stack is built.
 
     Not those that each member has for itself, and not which weights are kept. The arguments of a module of the user's
@@ -44,10 +44,10 @@ def shape_of(config: Config) -> str:
     return repr(sorted(shared.items()))
 
 
-def why_alone(modules: Sequence[nn.Module], images: Tensor) -> str | None:
+def why_not_stackable(modules: Sequence[nn.Module], images: Tensor) -> str | None:
     """Return why modules cannot be stacked; None where they can. They have been seen to run on such images."""
     try:
-        prove(modules, images[:FEW])
+        prove(modules, images[:PROOF_EXAMPLES])
     except CannotStackError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - it runs, but not in the type of the comparison, or cannot be copied
@@ -55,7 +55,7 @@ def why_alone(modules: Sequence[nn.Module], images: Tensor) -> str | None:
     return None
 
 
-def twins(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> list[nn.Module]:
+def two_networks(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> list[nn.Module]:
     """Return two modules of one kind, with different weights, on the CPU."""
     return [build(settings, shape, classes, each) for each in (seed, seed + 1)]
 
@@ -74,7 +74,7 @@ class Architectures:
 
         A member whose module raises something has a population of its own, and `stacks` raises that for it.
         """
-        shared = shape_of(member.config)
+        shared = shared_settings(member.config)
         self._raised.pop(member.number, None)  # of an attempt before
         if member.config.network.kind != "module":
             return shared
@@ -97,12 +97,12 @@ class Architectures:
         given = json.dumps([settings.module, settings.args], sort_keys=True)
         if given not in self._known:
             shape, classes = self._split.shape, self._split.classes
-            modules = twins(settings, shape, classes, member.seed)
+            modules = two_networks(settings, shape, classes, member.seed)
             what = architecture(modules[0])
             if what not in self._alone:
-                reason = why_alone(modules, self._split.train)
+                reason = why_not_stackable(modules, self._split.train)
                 if reason is not None:  # is it the stack's fault at all?
-                    try_out(modules[0], settings, self._split.train[:FEW].cpu().float(), classes)
+                    check_trainable(modules[0], settings, self._split.train[:PROOF_EXAMPLES].cpu().float(), classes)
                     self._tell(str(settings.module), reason)
                 self._alone[what] = reason
             self._known[given] = what

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hpo.training.stacking.aliases import require_unread
-from hpo.training.stacking.blocks import Blocks
+from hpo.training.stacking.batch_norm import BatchNorm
 from hpo.training.stacking.convolutions import Conv
-from hpo.training.stacking.dropouts import ChannelDropout, Dropout
+from hpo.training.stacking.dropout import ChannelDropout, Dropout
 from hpo.training.stacking.functions import Run, memberwise, pooled, run_function
-from hpo.training.stacking.linear import PER_MEMBER, Buffer, Linear, Parameter, PerMember, StackedLayer
-from hpo.training.stacking.norms import BatchNorm
-from hpo.training.stacking.tables import ADVICE, DROPOUTS, ELEMENTWISE_LAYERS, MEMBERWISE_LAYERS, POOLING_LAYERS
+from hpo.training.stacking.in_place import require_unread
+from hpo.training.stacking.layers import PER_MEMBER, Buffer, Linear, Parameter, PerMember, StackedLayer
+from hpo.training.stacking.parameter_blocks import Blocks
+from hpo.training.stacking.supported import ADVICE, DROPOUTS, ELEMENTWISE_LAYERS, MEMBERWISE_LAYERS, POOLING_LAYERS
 from hpo.training.stacking.trace import Traced, equal, is_fact, layer_settings, require, trace
 
 LAYERS: dict[type[nn.Module], Callable[[str, Sequence[Any]], StackedLayer]] = {

@@ -31,7 +31,7 @@ class DeviceSplit:
     @property
     def shape(self) -> Shape:
         """An image's channels, height and width."""
-        return shape_of_images(self.train.shape)
+        return example_shape(self.train.shape)
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +43,7 @@ class DeviceSplit:
         return replace(self, train=self.train.to(dtype), validation=self.validation.to(dtype))
 
 
-def shape_of_images(shape: Sequence[int]) -> Shape:
+def example_shape(shape: Sequence[int]) -> Shape:
     """Return what the shape of images, [N, C, H, W], says of one of them."""
     _, channels, height, width = shape
     return channels, height, width

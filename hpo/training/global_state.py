@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-ONE_THREAD = threading.RLock()
-HEARD = threading.RLock()
+GLOBAL_STATE_LOCK = threading.RLock()
+WARNINGS_LOCK = threading.RLock()
 
 _CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ _CPU = torch.device("cpu")
 @contextmanager
 def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
     """Hold `ONE_THREAD` with torch's, Python's and NumPy's global generators seeded; leave them as they were."""
-    with ONE_THREAD, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with GLOBAL_STATE_LOCK, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         states = random.getstate(), np.random.get_state()
         try:
             # Not torch.manual_seed: it seeds further devices, too, whose generators would not be put back.

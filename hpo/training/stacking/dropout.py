@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.training.randomness import mixed_counters, random_words
-from hpo.training.stacking.blocks import Slot
+from hpo.training.stacking.parameter_blocks import Slot
 from hpo.training.stacking.trace import require
 
 

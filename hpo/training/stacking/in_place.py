@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from hpo.training.stacking.tables import IN_PLACE, VIEWING_LAYERS, VIEWS
+from hpo.training.stacking.supported import IN_PLACE, VIEWING_LAYERS, VIEWS
 from hpo.training.stacking.trace import is_fact, require
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
-from hpo.training.stacking.blocks import Slot
-from hpo.training.stacking.linear import apply
+from hpo.training.stacking.layers import apply
+from hpo.training.stacking.parameter_blocks import Slot
 from hpo.training.stacking.trace import require
 
 
