@@ -1,4 +1,4 @@
-"""What a population does: K trials' hyperparameters in, their learning curves out.
+"""Train populations: K trials' hyperparameters in, K learning curves out.
 
-Knows tensors, and nothing of Optuna or databases.
+This package works with tensors. It imports nothing of Optuna and no database code.
 """

@@ -1,6 +1,6 @@
-"""A split's images as tensors on the device that trains, loaded once.
+"""Training and validation examples as tensors on one device, copied there once.
 
-Knows nothing of files: it is given arrays.
+The tensors are made from arrays; files are read in `hpo.data`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from torch import Tensor
 from hpo.data import Split
 
 Shape = tuple[int, int, int]
-"""An image: channels, height, width."""
+"""Shape of one example: channels, height, width."""
 
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Training and validation images [N, C, H, W] and labels [N] int64 on one device."""
+    """Training and validation examples [N, C, H, W] and labels [N] int64 on one device.
+
+    `seed` is the split's seed; the order of the batches is derived from it.
+    """
 
     train: Tensor
     train_labels: Tensor
@@ -30,27 +33,27 @@ class DeviceSplit:
 
     @property
     def shape(self) -> Shape:
-        """An image's channels, height and width."""
+        """Return the shape of one example."""
         return example_shape(self.train.shape)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Return the device of the tensors."""
         return self.train.device
 
     def in_type(self, dtype: torch.dtype) -> DeviceSplit:
-        """Return the split with its images in another type; itself where they are in that type."""
+        """Return the split with its examples in `dtype`; tensors that already have that type are not copied."""
         return replace(self, train=self.train.to(dtype), validation=self.validation.to(dtype))
 
 
 def example_shape(shape: Sequence[int]) -> Shape:
-    """Return what the shape of images, [N, C, H, W], says of one of them."""
+    """Return the shape of one example from the shape of a batch, [N, C, H, W]."""
     _, channels, height, width = shape
     return channels, height, width
 
 
 def to_device(split: Split, seed: int, device: torch.device) -> DeviceSplit:
-    """Copy a split to the device. `seed` is the split's: the order of batches comes from it."""
+    """Copy a split to the device. `seed` is the split's seed. Raises torch's error where the memory is too small."""
     return DeviceSplit(
         train=torch.from_numpy(split.train.pixels).to(device),
         train_labels=torch.from_numpy(split.train.labels).to(device),

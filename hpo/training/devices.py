@@ -1,7 +1,4 @@
-"""The device that trains, by name, and what it says when its memory is full.
-
-Knows nothing of what runs there.
-"""
+"""Find, name and check the device to train on, and recognize out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -14,15 +11,17 @@ from hpo.errors import UsageError
 from hpo.text import printable
 from hpo.training.global_state import WARNINGS_LOCK
 
-TRIED = 64  # rows and columns of the matrices that a device multiplies to show that it works
+CHECK_SIZE = 64
+"""Rows and columns of the matrices that `check_device` multiplies."""
 
 
 @dataclass(frozen=True)
 class DeviceCheck:
-    """What became of a device that was tried: its name as in `describe`, and its memory where that is its own.
+    """Result of checking a device.
 
-    `bfloat16` is whether it has instructions for that, None where it does not tell; `problem` why it cannot be used, ""
-    where it can.
+    `name` is that of `describe_device`. `free_bytes` and `memory_bytes` are None for a device without memory of its
+    own. `bfloat16` says whether the device has bfloat16 instructions, None where torch cannot tell. `problem` says why
+    the device cannot be used, "" if it works.
     """
 
     name: str
@@ -33,7 +32,10 @@ class DeviceCheck:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called `name` ("auto": cuda, else mps, else cpu). Raises UsageError where there is none."""
+    """Return the device called `name` ("auto": cuda, else mps, else cpu).
+
+    Raises UsageError for an unknown name and for a device that this machine does not have.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     option = f"--device {printable(name)}"
@@ -54,15 +56,16 @@ def find_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the device's name as it is recorded: "cpu", or "cuda (NVIDIA H100)"."""
+    """Return the device's name as it is stored with a study: "cpu", or "cuda (NVIDIA H100)"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 @dataclass(frozen=True)
 class DetectedDevices:
-    """What torch finds on this machine: the devices, the CUDA it is built for ("" for none), and its threads.
+    """Devices that torch finds on this machine.
 
-    `warning` is what it said while it looked, such as that a driver is too old.
+    `cuda` is the CUDA version that torch is built for ("" without CUDA), `threads` the number of CPU threads that torch
+    uses, `warning` the warnings that torch raised while it searched, such as an outdated driver.
     """
 
     devices: tuple[torch.device, ...]
@@ -72,17 +75,17 @@ class DetectedDevices:
 
 
 def detect_devices() -> DetectedDevices:
-    """Look for devices; they are not tried."""
+    """Return the devices that torch finds, without checking them."""
     with WARNINGS_LOCK, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ["cpu", *(f"cuda:{index}" for index in range(cuda)), *(["mps"] if _has_mps() else [])]
-    said = " ".join(" ".join(str(each.message).split()) for each in caught)
-    return DetectedDevices(tuple(map(torch.device, names)), torch.version.cuda or "", torch.get_num_threads(), said)
+    warning = " ".join(" ".join(str(each.message).split()) for each in caught)
+    return DetectedDevices(tuple(map(torch.device, names)), torch.version.cuda or "", torch.get_num_threads(), warning)
 
 
 def check_device(device: torch.device) -> DeviceCheck:
-    """Multiply two small matrices on the device, and see whether the product is right."""
+    """Multiply two small matrices on the device and compare the product with the expected one."""
     name, free, memory = str(device), None, None
     bfloat16 = None
     try:
@@ -90,20 +93,20 @@ def check_device(device: torch.device) -> DeviceCheck:
         if device.type == "cuda":
             free, memory = torch.cuda.mem_get_info(device)
         bfloat16 = _has_bfloat16(device)
-        ones = torch.ones(TRIED, TRIED, device=device)
-        right = bool(((ones @ ones) == TRIED).all())
+        ones = torch.ones(CHECK_SIZE, CHECK_SIZE, device=device)
+        correct = bool(((ones @ ones) == CHECK_SIZE).all())
     except RuntimeError as error:
-        said = str(error).split("\n", 1)[0]
-        return DeviceCheck(name, free, memory, bfloat16, said or type(error).__name__)
-    return DeviceCheck(name, free, memory, bfloat16, "" if right else "it multiplies wrongly")
+        message = str(error).split("\n", 1)[0]
+        return DeviceCheck(name, free, memory, bfloat16, message or type(error).__name__)
+    return DeviceCheck(name, free, memory, bfloat16, "" if correct else "a matrix product computed on it is wrong")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether the error says that a device's memory, or the process's, is full."""
-    # The CPU's allocator has no exception type of its own, and what it says was seen cut short: its own text needs
-    # memory too. oneDNN gives no reason.
-    said = ("[enforce fail a", "can't allocate memory", "could not create a primitive", "bad_alloc")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in str(error) for part in said)
+    """Return whether the error means that the memory of a device or of the process is full."""
+    # The CPU allocator has no exception type of its own, and its message can be truncated, for the message needs memory
+    # too. oneDNN's message gives no reason.
+    messages = ("[enforce fail a", "can't allocate memory", "could not create a primitive", "bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in messages)
 
 
 def _has_mps() -> bool:

@@ -1,11 +1,10 @@
-"""What a trained network says of images: log-probabilities by plain torch in evaluation mode, image by image.
+"""Predict log-probabilities with a trained network and with random sub-networks of its dropout layers.
 
-A sub-network is the network with a random set of its dropout layers' inputs left out, the same for all images and the
-others scaled as in training; a layer that is called several times leaves out others each time. So dropout
-trains very many of them that share their weights (N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural
-Networks from Overfitting", JMLR 2014). Calls of `F.dropout` are no layers, and leave nothing out.
+A sub-network is the network under one dropout mask per dropout layer and call, the same for all examples: dropout
+trains very many such networks, which share their weights (N. Srivastava et al., "Dropout: A Simple Way to Prevent
+Neural Networks from Overfitting", JMLR 2014). Only layers have masks: calls of `F.dropout` drop nothing here.
 
-Knows nothing of labels.
+Networks are plain torch modules in evaluation mode. Labels play no role.
 """
 
 from __future__ import annotations
@@ -20,22 +19,23 @@ from torch import Tensor, nn
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import EVALUATION_BATCH
 
-DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-"""The layers that make sub-networks: the first leaves out single inputs, the others whole channels."""
+DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+"""Layers that have a mask: the first one drops single inputs, the others whole channels."""
 
 
 @torch.no_grad()
 def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the logarithm of each class's probability, [N, classes] float64 on the CPU, of images [N, C, H, W].
+    """Return the log-probability of each class, [N, classes] float64 on the CPU, for examples [N, C, H, W].
 
-    The images are brought to the device and into the type of the network's weights, a batch at a time.
+    Batch by batch, the examples are copied to the device and converted to the type of the network's weights. Switches
+    the network to evaluation mode.
     """
     weight = next(network.parameters())
     wide = torch.float32 if weight.device.type == "mps" else torch.float64  # mps has no wider type
     network.eval()
     parts = []
-    for some in torch.split(images, EVALUATION_BATCH):
-        logits = network(some.to(weight.device, weight.dtype, copy=True))  # its forward may change its own
+    for batch in torch.split(images, EVALUATION_BATCH):
+        logits = network(batch.to(weight.device, weight.dtype, copy=True))  # a copy: its forward may work in place
         parts.append(torch.log_softmax(logits.to(wide), 1).cpu().double())
     return torch.cat(parts)
 
@@ -44,49 +44,49 @@ def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
 def subnetwork_log_probabilities(
     network: nn.Module, images: Tensor, count: int, seed: int, each: Callable[[Tensor], None]
 ) -> Tensor:
-    """Return the logarithm of the mean of `count` random sub-networks' probabilities, [N, classes].
+    """Return the log of the mean probability over `count` random sub-networks, [N, classes] float64 on the CPU.
 
-    `each` is told every sub-network's log-probabilities.
+    Calls `each` with the log-probabilities [N, classes] of every sub-network. The network itself is not changed.
     """
-    thinned = copy.deepcopy(network)
-    dropouts = [_Masks(thinned, layer) for layer in thinned.modules() if isinstance(layer, DROPOUT)]
+    masked = copy.deepcopy(network)
+    dropouts = [_Masks(masked, layer) for layer in masked.modules() if isinstance(layer, DROPOUT_LAYERS)]
     mean: Tensor | None = None
     for index in range(count):
-        for place, masks in enumerate(dropouts):
-            masks.draw(derive_seed("subnetwork", seed, index, place))
-        scores = log_probabilities(thinned, images)
+        for layer, masks in enumerate(dropouts):
+            masks.reset(derive_seed("subnetwork", seed, index, layer))
+        scores = log_probabilities(masked, images)
         each(scores)
         mean = scores if mean is None else torch.logaddexp(mean, scores)
-    assert mean is not None, "there is a sub-network"
+    assert mean is not None, "count is at least 1"
     return mean - math.log(count)
 
 
 def has_dropout(network: nn.Module) -> bool:
-    """Return whether the network has sub-networks: a dropout layer that leaves anything out."""
-    return any(isinstance(layer, DROPOUT) and layer.p > 0 for layer in network.modules())
+    """Return whether the network has a dropout layer with a rate above 0."""
+    return any(isinstance(layer, DROPOUT_LAYERS) and layer.p > 0 for layer in network.modules())
 
 
 class _Masks:
-    """What a dropout layer leaves out until the next draw: the same of every image, and others at each of its calls."""
+    """Dropout masks of one layer: one per call within a forward pass, the same for all examples until `reset`."""
 
     def __init__(self, network: nn.Module, layer: nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) -> None:
         self._rate, self._channels = layer.p, not isinstance(layer, nn.Dropout)
-        self._random, self._drawn, self._calls = torch.Generator(), list[Tensor](), 0
-        network.register_forward_pre_hook(self._begin)
-        layer.register_forward_hook(self._leave_out)
+        self._random, self._masks, self._calls = torch.Generator(), list[Tensor](), 0
+        network.register_forward_pre_hook(self._begin_forward)
+        layer.register_forward_hook(self._apply)
 
-    def draw(self, seed: int) -> None:
-        """Forget the masks: others are drawn when the layer is called."""
+    def reset(self, seed: int) -> None:
+        """Discard the masks; the layer's next calls draw new ones from `seed`."""
         self._random.manual_seed(seed)
-        self._drawn.clear()
+        self._masks.clear()
 
-    def _begin(self, network: nn.Module, given: object) -> None:
+    def _begin_forward(self, network: nn.Module, inputs: object) -> None:
         self._calls = 0
 
-    def _leave_out(self, layer: nn.Module, given: object, x: Tensor) -> Tensor:
-        if self._calls == len(self._drawn):
+    def _apply(self, layer: nn.Module, inputs: object, x: Tensor) -> Tensor:
+        if self._calls == len(self._masks):
             shape = (x.shape[1], *[1] * (x.dim() - 2)) if self._channels else x.shape[1:]
-            stays = torch.rand(shape, generator=self._random, dtype=torch.float64) >= self._rate
-            self._drawn.append((stays / (1 - self._rate) if self._rate < 1 else stays).to(x.device, x.dtype))
+            keep = torch.rand(shape, generator=self._random, dtype=torch.float64) >= self._rate
+            self._masks.append((keep / (1 - self._rate) if self._rate < 1 else keep).to(x.device, x.dtype))
         self._calls += 1
-        return x * self._drawn[self._calls - 1]
+        return x * self._masks[self._calls - 1]

@@ -1,8 +1,9 @@
-"""What there is only one of in a process: random generators, the way modules are called, which warnings are heard.
+"""Locks and seeding for process-wide state: random generators, torch.fx tracing, warning filters.
 
-Building a network seeds the first, and torch.fx changes the second while it traces. Whoever does either, or calls a
-whole module, holds `ONE_THREAD`, so that populations of several threads do not meet. Training a stack does neither.
-Whoever changes which warnings are heard holds `HEARD` for as long as they are others.
+Building a network seeds the global random generators, and torch.fx changes how every module is called while it traces.
+Code that does either, or that calls a whole module, must hold `GLOBAL_STATE_LOCK`, so that populations in several
+threads do not disturb each other. Training a stack does neither. Code that changes the warning filters must hold
+`WARNINGS_LOCK` until it has restored them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ _CPU = torch.device("cpu")
 
 @contextmanager
 def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
-    """Hold `ONE_THREAD` with torch's, Python's and NumPy's global generators seeded; leave them as they were."""
+    """Seed torch's, Python's and NumPy's global generators, and restore their states at the end.
+
+    `device` is a further device whose torch generator is seeded. Holds `GLOBAL_STATE_LOCK` meanwhile.
+    """
     with GLOBAL_STATE_LOCK, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         states = random.getstate(), np.random.get_state()
         try:
-            # Not torch.manual_seed: it seeds further devices, too, whose generators would not be put back.
+            # Not torch.manual_seed: it also seeds other devices, whose generators would not be restored.
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 with torch.cuda.device(device):

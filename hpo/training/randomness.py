@@ -1,10 +1,11 @@
-"""Every random number of training: who it belongs to and how it is made.
+"""Random numbers of training: batch order, augmentation and dropout masks, reproducible on every device.
 
-A random number belongs to a trial (its seed, the epoch, the step, the layer, the element) or, the order of the
-images and their augmentation, to the split. None depends on the slot a member has, on its company, on the worker or on
-a restart: that is why a trial trained alone has the curve it had in a population.
+A dropout mask depends on the trial's seed, the epoch, the step, the layer and the element. The order of the examples
+and their augmentation depend on the split's seed and the epoch. Nothing depends on the member's index in its stack, on
+the other members, on the worker or on a restart: a trial trained alone therefore has the same learning curve as in a
+population.
 
-Dropout asks for K x elements of them a layer and step, so they come from a counter-based generator: a mixed counter,
+A dropout layer needs K x elements random numbers a step, so they come from a counter-based generator: a mixed counter,
 xored with a key, goes through two multiply-and-shift rounds (the construction of SplitMix64: Steele, Lea, Flood,
 "Fast splittable pseudorandom number generators", OOPSLA 2014), and each 64-bit word gives four 16-bit numbers. Six
 passes of integer arithmetic run on any device and give the same bits on all of them.
@@ -20,33 +21,33 @@ from torch import Tensor
 from hpo.training.seeds import derive_seed
 
 _ROUND_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9, SplitMix64's first multiplier, as a signed 64-bit integer
-_ROUND_2 = -7723592293110705685  # 0x94D049BB133111EB, its second
+_ROUND_2 = -7723592293110705685  # 0x94D049BB133111EB, its second multiplier
 
 
-def batch_order(split_seed: int, epoch: int, images: int) -> Tensor:
-    """Return the order of the training images in an epoch, [images] int64 on the CPU, the same for every member."""
+def batch_order(split_seed: int, epoch: int, examples: int) -> Tensor:
+    """Return the order of the training examples in an epoch, [examples] int64 on the CPU, the same for every member."""
     generator = np.random.Generator(np.random.PCG64(derive_seed("order", split_seed, epoch)))
-    return torch.from_numpy(generator.permutation(images))
+    return torch.from_numpy(generator.permutation(examples))
 
 
 def augmentation_numbers(split_seed: int, epoch: int, images: int) -> Tensor:
-    """Return three uniform numbers in [0, 1) a training image, [3, images] float64 on the CPU, for all members."""
-    places = np.arange(1, 3 * images + 1, dtype=np.uint64).reshape(images, 3) * np.uint64(0x9E3779B97F4A7C15)
-    words = _mix(np.uint64(derive_seed("augmentation", split_seed, epoch)) + places)
+    """Return three uniform numbers in [0, 1) per training image, [3, images] float64 on the CPU, for all members."""
+    counters = np.arange(1, 3 * images + 1, dtype=np.uint64).reshape(images, 3) * np.uint64(0x9E3779B97F4A7C15)
+    words = _mix(np.uint64(derive_seed("augmentation", split_seed, epoch)) + counters)
     return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).T
 
 
 def dropout_keys(seeds: list[int], epoch: int, steps: int, layers: int) -> Tensor:
-    """Return the keys of an epoch's dropout masks, [steps, layers, K, 1] int64: one a step, layer and member."""
+    """Return the keys of an epoch's dropout masks: one per step, layer and member, [steps, layers, K, 1] int64."""
     base = np.array([derive_seed("dropout", seed, epoch) for seed in seeds], dtype=np.uint64)
-    place = np.arange(1, steps * layers + 1, dtype=np.uint64).reshape(steps, layers, 1) * np.uint64(0x9E3779B97F4A7C15)
-    return torch.from_numpy(_mix(base + place).view(np.int64)).unsqueeze(-1)
+    count = np.arange(1, steps * layers + 1, dtype=np.uint64).reshape(steps, layers, 1) * np.uint64(0x9E3779B97F4A7C15)
+    return torch.from_numpy(_mix(base + count).view(np.int64)).unsqueeze(-1)
 
 
 def random_words(keys: Tensor, count: int, counters: Tensor) -> Tensor:
     """Return uniform 16-bit numbers as signed integers, [K, count] int16, for `keys` [K, 1].
 
-    `counters` comes from `mixed_counters` and holds at least `count / 4` of them.
+    `counters` are those of `mixed_counters`, at least `count / 4` of them.
     """
     words = counters[: -(-count // 4)] ^ keys
     words.mul_(_ROUND_1)
@@ -58,12 +59,13 @@ def random_words(keys: Tensor, count: int, counters: Tensor) -> Tensor:
 
 
 def mixed_counters(count: int, device: torch.device) -> Tensor:
-    """Return the counters that `random_words` needs for `count` numbers a member, [count / 4] int64."""
+    """Return the counters that `random_words` needs for `count` numbers per member, [count / 4] int64."""
     steps = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return torch.from_numpy(_mix(steps).view(np.int64)).to(device)
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the words after SplitMix64's output function."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
