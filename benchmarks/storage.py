@@ -56,7 +56,7 @@ from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import distributions
 from hpo.search.study_records import agree_on_run, open_study
-from hpo.storage import Ending, Gate, Storage, load_study, open_storage
+from hpo.storage import ClaimConditions, Ending, Storage, load_study, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
 from hpo.training.population import EpochResult
@@ -283,12 +283,12 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
             for owner, name in functions:
                 patches.enter_context(mock.patch.object(owner, name, clock.timed(part, getattr(owner, name))))
         clock._start = clock._since = time.perf_counter()
-        passage, now = Gate(found._study_id, NAME, {}), datetime.datetime.now(datetime.UTC)
+        conditions, now = ClaimConditions(found._study_id, NAME, {}), datetime.datetime.now(datetime.UTC)
         trainer, stop = Free(clock), threading.Event()
         search = PopulationSearch(
             study=study,
             stored=found,
-            gate=passage,
+            claim_conditions=conditions,
             began=now,
             storage=storage,
             population=POPULATION,

@@ -16,7 +16,7 @@ from typing import Any
 
 from hpo.errors import HpoError
 from hpo.search.events import Event, Note
-from hpo.storage import Gate, Storage, best_trials, identity
+from hpo.storage import ClaimConditions, Storage, best_trials, identity
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder
 from hpo.storage.checkpoint_files import FILES, file_attrs, file_id, forget_files, kept_files
 from hpo.storage.pareto import best_first, directions, losses
@@ -40,12 +40,14 @@ class Checkpoint:
 class Keeper:
     """Keeps the weights of one study's best trials, for one process."""
 
-    def __init__(self, study: Study, gate: Gate, storage: Storage, say: Callable[[Event], None]) -> None:
+    def __init__(
+        self, study: Study, conditions: ClaimConditions, storage: Storage, say: Callable[[Event], None]
+    ) -> None:
         settings = study.first.training
         self.keep, self._most = settings.keep, settings.keep_trials
-        self._name, self._study_id, self._storage, self._say = study.name, gate.study_id, storage, say
+        self._name, self._study_id, self._storage, self._say = study.name, conditions.study_id, storage, say
         self._directions = directions(study)
-        self._identity = identity(gate.given, study.name)
+        self._identity = identity(conditions.expected_attrs, study.name)
         self._path = artifact_folder(storage.location)
         self._folder = ArtifactFolder(self._path)
         self._warned = False

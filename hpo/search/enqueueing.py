@@ -22,7 +22,7 @@ from hpo.errors import UsageError, nearest
 from hpo.search.points import trial_seed
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import Values, distributions, identity, snapped, takes
-from hpo.storage import Gate, Parts, Storage, study_names
+from hpo.storage import ClaimConditions, Parts, Storage, study_names
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.messages import key_shown, shown
 from hpo.studyfile.searched import encode
@@ -51,7 +51,11 @@ def asked_for(study: AnyStudy, texts: Sequence[str], storage: Storage) -> list[V
 
 
 def store_asked(
-    study: AnyStudy, asked: Sequence[Values], before: Sequence[FrozenTrial], storage: Storage, gate: Gate
+    study: AnyStudy,
+    asked: Sequence[Values],
+    before: Sequence[FrozenTrial],
+    storage: Storage,
+    conditions: ClaimConditions,
 ) -> None:
     """Store the trials that are asked for and are not there yet. `before` are those that the sampler knows besides.
 
@@ -61,7 +65,7 @@ def store_asked(
     key = FIXED if isinstance(study, ObjectiveStudy) else ENQUEUED
     parts = Parts(study.search.pruner != "none", user_attrs=False, system_attrs=key)
     while True:
-        trials = storage.read(gate.study_id, -1, (), parts)
+        trials = storage.read(conditions.study_id, -1, (), parts)
         there = {identity(trial.system_attrs[key]) for trial in trials if key in trial.system_attrs}
         if isinstance(study, ObjectiveStudy) or not study.search.repeat:
             there |= {identity(trial.params) for trial in trials}
@@ -77,7 +81,7 @@ def store_asked(
             if ahead > 0:
                 raise _after_points(ahead)
             templates = _templates(study, new, History(study, trials, before))
-        if storage.create_trials(gate.study_id, templates, len(trials), gate):
+        if storage.create_trials(conditions.study_id, templates, len(trials), conditions):
             return
 
 

@@ -31,7 +31,7 @@ from hpo.search.study_records import (
     agree_on_run,
     agree_on_start,
     any_stored_study,
-    gate,
+    claim_conditions,
     open_objective_study,
     open_study,
     precisions,
@@ -77,7 +77,7 @@ def submit(
 def check_joinable(study: AnyStudy, storage: Storage) -> int:
     """Return the stored study's id. Raises StudyClosedError where it gives out no trials."""
     stored = load_study(storage, study.name)
-    check_open(storage, gate(study, stored))
+    check_open(storage, claim_conditions(study, stored))
     return stored._study_id
 
 
@@ -224,7 +224,7 @@ def _store(
         stored = open_objective_study(study, planned.code, storage, extend, priority, changed_code)
         record_change(stored, study, planned.code, storage)
         if asked:
-            store_asked(study, asked, (), storage, gate(study, stored))
+            store_asked(study, asked, (), storage, claim_conditions(study, stored))
     else:
         assert isinstance(planned, Plan)
         stored = _store_networks(study, planned, storage, extend, priority, changed_code, enqueue)
@@ -251,7 +251,7 @@ def _store_networks(
         count_as_alike(study, stored, storage)
     if asked:
         before = predecessors(study, user_attrs_of(stored), storage).trials
-        store_asked(study, asked, before, storage, gate(study, stored))
+        store_asked(study, asked, before, storage, claim_conditions(study, stored))
     return stored
 
 
@@ -265,8 +265,8 @@ def _begin(
     recent_errors: list[str],
 ) -> Search:
     """Settle what the study's processes have to agree on, and say what is going to be trained."""
-    passage = gate(study, stored)
-    check_open(storage, passage)
+    conditions = claim_conditions(study, stored)
+    check_open(storage, conditions)
     device_name = describe_device(planned.device)
     split = on_device(study, planned)
     storage.works_on(device_name)
@@ -279,7 +279,7 @@ def _begin(
     return PopulationSearch(
         study=study,
         stored=stored,
-        gate=passage,
+        claim_conditions=conditions,
         began=began,
         storage=storage,
         population=planned.population,
@@ -302,15 +302,15 @@ def _begin_own(
     recent_errors: list[str],
 ) -> Search:
     """The same for the user's own objective, which is on a device, and in a precision, of its own choice."""
-    passage = gate(study, stored)
-    check_open(storage, passage)
+    conditions = claim_conditions(study, stored)
+    check_open(storage, conditions)
     storage.works_on("")
     began = agree_on_start(stored, storage)
     on_event(started(study, planned, counted(stored._study_id, storage), "", ""))
     return OwnSearch(
         study=study,
         stored=stored,
-        gate=passage,
+        claim_conditions=conditions,
         began=began,
         storage=storage,
         population=1,

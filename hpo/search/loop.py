@@ -26,8 +26,8 @@ from hpo.errors import HpoError, StudyClosedError, TrainingError
 from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
 from hpo.storage import (
     ATTEMPTS,
+    ClaimConditions,
     Ending,
-    Gate,
     Parts,
     Storage,
     attempt,
@@ -88,7 +88,7 @@ class Search(ABC):
 
     study: AnyStudy
     stored: optuna.Study
-    gate: Gate
+    claim_conditions: ClaimConditions
     began: datetime.datetime
     storage: Storage
     population: int
@@ -162,7 +162,7 @@ class Search(ABC):
             return None
         has_all = self._missing <= 0 and not (limit and self.history.unfinished)
         reason: Reason = "finished" if has_all else limit or "space exhausted"
-        end_study(self.storage, self.gate, reason)
+        end_study(self.storage, self.claim_conditions, reason)
         return reason
 
     @property
@@ -192,7 +192,9 @@ class Search(ABC):
         self._sync()
         if self._limit_reached:
             return
-        waiting = self.storage.claim(self.history.unfinished - self.storage.claims, self.population, self.gate)
+        waiting = self.storage.claim(
+            self.history.unfinished - self.storage.claims, self.population, self.claim_conditions
+        )
         self._running = {trial.number: trial for trial in waiting}
         self._separate_trials_that_train_alone(waiting)
         self.history.restart(self._running.values())

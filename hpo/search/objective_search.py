@@ -121,7 +121,7 @@ class OwnSearch(Search):
         """Store a new trial, of which nothing is known yet; again where another process was faster."""
         while count and self._missing > 0 and not self.stop.is_set():
             template = create_trial(state=TrialState.RUNNING)
-            created = self.storage.create_trials(self._study_id, [template], self.history.count, self.gate)
+            created = self.storage.create_trials(self._study_id, [template], self.history.count, self.claim_conditions)
             if created:
                 self.history.sync(created)
                 return created

@@ -41,7 +41,7 @@ class PopulationSearch(Search):
     def __post_init__(self) -> None:
         self.history = History(self.study, self._read(-1, ()), self.before, self._constraints)
         keeps = self.study.first.training.keep != "none"
-        self.keeper = Keeper(self.study, self.gate, self.storage, self.on_event) if keeps else None
+        self.keeper = Keeper(self.study, self.claim_conditions, self.storage, self.on_event) if keeps else None
 
     @property
     def idle_bytes(self) -> int:
@@ -75,7 +75,7 @@ class PopulationSearch(Search):
                 for number, values in asked
             ]
             try:
-                created = self.storage.create_trials(self._study_id, templates, asked[0][0], self.gate)
+                created = self.storage.create_trials(self._study_id, templates, asked[0][0], self.claim_conditions)
             except BaseException:
                 self.history.forget(asked)
                 raise

@@ -23,7 +23,7 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError
 from hpo.search.comparability import check_change, same_data
-from hpo.storage import IDENTITY, PRIORITY, Gate, Storage, change_idle_study, identity, load_study, summary
+from hpo.storage import IDENTITY, PRIORITY, ClaimConditions, Storage, change_idle_study, identity, load_study, summary
 from hpo.storage.pareto import directions
 from hpo.storage.remedies import command
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
@@ -142,7 +142,7 @@ def record_data_folder(stored: optuna.Study, split: Split, storage: Storage) -> 
         storage.change_study(stored._study_id, {DATA: before | moved})
 
 
-def gate(study: AnyStudy, stored: optuna.Study) -> Gate:
+def claim_conditions(study: AnyStudy, stored: optuna.Study) -> ClaimConditions:
     """Return the conditions for claiming trials: the study is open, and its file and code are unchanged.
 
     Raises StudyClosedError where the file has been changed already.
@@ -150,7 +150,7 @@ def gate(study: AnyStudy, stored: optuna.Study) -> Gate:
     known = {key: value for key, value in user_attrs_of(stored).items() if key in (STUDY, CODE, IDENTITY)}
     if differing_keys(_parsed(known[STUDY], stored.study_name), study):
         raise StudyClosedError(f"study '{study.name}' was changed by another process", "changed")
-    return Gate(stored._study_id, study.name, known)
+    return ClaimConditions(stored._study_id, study.name, known)
 
 
 def user_attrs_of(stored: optuna.Study) -> dict[str, Any]:

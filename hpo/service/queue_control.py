@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from hpo.errors import HpoError
 from hpo.search.study_records import foreign_study_error, trial_target
 from hpo.service.status import status
-from hpo.storage import WHY, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
+from hpo.storage import STATE_REASON, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
 from hpo.storage.checkpoint_files import remove_files
 from hpo.storage.remedies import command
 from hpo.studyfile import AnyStudy
@@ -44,7 +44,7 @@ def queue_line(storage: Storage, name: str) -> str:
     study = _of_hpo(storage, name)
     state = state_of(study.user_attrs)
     if state == StudyState.ENDED:
-        return printable(f"{name}: has ended before ({study.user_attrs.get(WHY)}), nothing is left to do")
+        return printable(f"{name}: has ended before ({study.user_attrs.get(STATE_REASON)}), nothing is left to do")
     closed = f", {state.value}" if state != StudyState.OPEN else ""
     return printable(f"{name}: in the queue{closed}, {_trials(_left(study))} left")
 
@@ -71,7 +71,8 @@ def resume(storage: Storage, name: str) -> str:
     study = _of_hpo(storage, name)
     if state_of(study.user_attrs) == StudyState.ENDED and not study.states.get(TrialState.WAITING):
         raise HpoError(
-            f"study '{name}' has ended ({study.user_attrs.get(WHY)}); to go on, submit it with more to do and --extend"
+            f"study '{name}' has ended ({study.user_attrs.get(STATE_REASON)}); "
+            "to go on, submit it with more to do and --extend"
         )
     set_state(storage, study.study_id, StudyState.OPEN)
     return printable(f"{name}: open, {_trials(_left(study))} left")

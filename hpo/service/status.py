@@ -19,7 +19,7 @@ from hpo.results.states import by_word
 from hpo.search.study_records import STUDY, foreign_study_error, trial_target
 from hpo.storage import (
     PRIORITY,
-    WHY,
+    STATE_REASON,
     Running,
     Storage,
     StudyState,
@@ -182,7 +182,7 @@ def _state(study: StudySummary) -> tuple[str, str]:
     if trial_target(study.user_attrs) is None:
         return UNREADABLE, "its study file cannot be read"
     try:
-        return state_of(study.user_attrs), str(study.user_attrs.get(WHY) or "")
+        return state_of(study.user_attrs), str(study.user_attrs.get(STATE_REASON) or "")
     except StorageError as error:
         return UNREADABLE, str(error)
 

@@ -208,7 +208,7 @@ class _Worker:
     @staticmethod
     def _is_current(search: Search, study: StudySummary) -> bool:
         """Whether the study is still what it was when its search was entered, and still has its name."""
-        return search.gate.name == study.name and search.gate.knows(study.user_attrs)
+        return search.claim_conditions.name == study.name and search.claim_conditions.match(study.user_attrs)
 
     def _search(self, study: StudySummary) -> tuple[float, Search]:
         """When this worker entered the study, and its search; made anew where that has changed, or its name has."""

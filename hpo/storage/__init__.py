@@ -5,23 +5,20 @@ it knows nothing of tensors, study files, samplers or pruners.
 """
 
 from hpo.storage.attempts import ATTEMPTS, REASON, attempt
+from hpo.storage.claim_conditions import (
+    IDENTITY,
+    PRIORITY,
+    STATE,
+    STATE_REASON,
+    ClaimConditions,
+    StudyState,
+    identity,
+    state_of,
+)
 from hpo.storage.copying import Copied, copy_study
 from hpo.storage.dashboard_figures import Drawn, keep_figures, last_drawn
 from hpo.storage.heartbeats import Running, heartbeats, processes, retake, running_trials, unfinished
 from hpo.storage.location import mask
-from hpo.storage.queue import (
-    IDENTITY,
-    PRIORITY,
-    STATE,
-    WHY,
-    Gate,
-    StudyState,
-    check_open,
-    end_study,
-    identity,
-    set_state,
-    state_of,
-)
 from hpo.storage.registry import Registered
 from hpo.storage.rows import Ending, Parts
 from hpo.storage.statements import WORKER
@@ -38,7 +35,7 @@ from hpo.storage.studies import (
     summaries,
     summary,
 )
-from hpo.storage.study_changes import change_idle_study, rename_study
+from hpo.storage.study_changes import change_idle_study, check_open, end_study, rename_study, set_state
 from hpo.storage.workers import Worker
 
 __all__ = [
@@ -47,12 +44,12 @@ __all__ = [
     "PRIORITY",
     "REASON",
     "STATE",
-    "WHY",
+    "STATE_REASON",
     "WORKER",
+    "ClaimConditions",
     "Copied",
     "Drawn",
     "Ending",
-    "Gate",
     "Parts",
     "Registered",
     "Running",

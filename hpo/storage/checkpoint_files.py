@@ -26,7 +26,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
 from hpo.storage.artifacts import FOLDER, ArtifactFolder, artifact_folder
-from hpo.storage.queue import identity
+from hpo.storage.claim_conditions import identity
 from hpo.storage.retry import consult, transact
 from hpo.storage.rows import STUDY_SYSTEM_ATTRS, SYSTEM_ATTRS, TRIALS
 from hpo.storage.storage import Storage

@@ -28,9 +28,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.optuna_internals import models
+from hpo.storage.claim_conditions import IDENTITY, ClaimConditions
 from hpo.storage.connections import TransientError, engine_options, explain_errors, prepare, sentence, write
 from hpo.storage.location import Location, locate
-from hpo.storage.queue import IDENTITY, Gate
 from hpo.storage.retry import RETRY_S, Patience, consult, give_patience, patiently, transact
 from hpo.storage.rows import (
     DIRECTIONS,
@@ -188,13 +188,13 @@ class Storage(RDBStorage):
         study_id: int,
         templates: Sequence[FrozenTrial],
         first: int | None = None,
-        gate: Gate | None = None,
+        conditions: ClaimConditions | None = None,
     ) -> list[FrozenTrial]:
         """Store new trials, numbered in this order, each in its template's state with all that the template holds.
 
         A running trial without a start time starts now; running ones are claimed. With `first`, the number that the
         caller expects the first of them to get, nothing is stored and returned where others have taken that number.
-        Raises StudyClosedError where the study does not let them through its gate.
+        Raises StudyClosedError where the study does not let them through its conditions.
         """
         now = datetime.datetime.now()
         earlier: list[FrozenTrial] = []
@@ -202,12 +202,12 @@ class Storage(RDBStorage):
         def work(connection: Connection, uncertain: bool) -> list[FrozenTrial]:
             nonlocal earlier
             # The lock that plain Optuna takes, too: nobody else numbers trials of this study until the end.
-            if not lock_study(connection, study_id) and gate is None:
+            if not lock_study(connection, study_id) and conditions is None:
                 raise KeyError(models.NOT_FOUND_MSG)
             if uncertain and are_stored(connection, study_id, earlier):
                 return earlier
-            if gate is not None:
-                gate.check(connection)
+            if conditions is not None:
+                conditions.check(connection)
             count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
             number = connection.execute(count).scalar_one()
             if first not in (None, number):
@@ -223,10 +223,12 @@ class Storage(RDBStorage):
                 self._claims[trial._trial_id] = _known(utc(trial.datetime_start))
         return created
 
-    def claim(self, trial_ids: Collection[int], count: int, gate: Gate | None = None) -> list[FrozenTrial]:
+    def claim(
+        self, trial_ids: Collection[int], count: int, conditions: ClaimConditions | None = None
+    ) -> list[FrozenTrial]:
         """Set up to `count` of the trials running, those that wait, first ones first; no other process gets these.
 
-        Raises StudyClosedError where their study does not let them through its gate.
+        Raises StudyClosedError where their study does not let them through its conditions.
         """
         now = _known(utc(datetime.datetime.now()))
         worker = self.worker.to_json()
@@ -237,8 +239,8 @@ class Storage(RDBStorage):
                 ids = held(connection, dict.fromkeys(trial_ids, now))
                 if ids:
                     return read_trials(connection, TRIALS.c.trial_id.in_(ids))
-            if gate is not None:
-                gate.check(connection)
+            if conditions is not None:
+                conditions.check(connection)
             waiting = sa.select(TRIALS.c.trial_id).where(of_these, TRIALS.c.state == TrialState.WAITING)
             first = waiting.order_by(TRIALS.c.trial_id).limit(count).with_for_update(skip_locked=True)
             new = list(connection.execute(first).scalars())

@@ -23,8 +23,8 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import UnknownStudyError, nearest
 from hpo.optuna_internals import models
+from hpo.storage.claim_conditions import STATE, StudyState
 from hpo.storage.pareto import best_first, losses
-from hpo.storage.queue import STATE, StudyState
 from hpo.storage.retry import consult
 from hpo.storage.rows import (
     DIRECTIONS,

@@ -1,24 +1,57 @@
-"""Changes of a study: of what its file says only while nobody trains for what it said before, of its name at any time.
+"""Changes of a study: its state, name and settings.
 
-Knows attributes, not what is in a study file.
+A pause requeues the running trials: their workers find after the epoch that they have lost their claims. Settings
+change only while no worker trains trials under the previous ones; the name can change at any time.
+Knows the names of study attributes, not the content of a study file.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.exceptions import DuplicatedStudyError
+from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from hpo.errors import StudyBusyError
+from hpo.errors import StudyBusyError, StudyClosedError
+from hpo.storage.claim_conditions import STATE, STATE_REASON, ClaimConditions, StudyState
 from hpo.storage.heartbeats import seen_running
-from hpo.storage.queue import STATE, WHY, StudyState
 from hpo.storage.remedies import command
 from hpo.storage.retry import transact
-from hpo.storage.rows import STUDIES, STUDY_ATTRS
+from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
+from hpo.storage.statements import WORKER, lock_study, send_back, upsert
 from hpo.storage.storage import Storage
+
+
+def check_open(storage: Storage, conditions: ClaimConditions) -> None:
+    """Raise StudyClosedError unless trials of the study may be claimed under these conditions."""
+    transact(storage.engine, lambda connection, _: conditions.check(connection))
+
+
+def set_state(storage: Storage, study_id: int, state: StudyState, why: str = "") -> int:
+    """Set the state of a study; return the number of running trials that were requeued, which only a pause does."""
+    return transact(storage.engine, lambda connection, _: _set_state(connection, study_id, state, why))
+
+
+def end_study(storage: Storage, conditions: ClaimConditions, why: str) -> None:
+    """Set the state of a study to ended, unless it is paused or stopped.
+
+    Raises StudyClosedError if another process has changed or deleted the study.
+    """
+
+    def work(connection: Connection, uncertain: bool) -> None:
+        try:
+            conditions.check(connection, share=False)
+        except StudyClosedError as closed:
+            if closed.how in ("changed", "deleted"):
+                raise
+            return
+        _set_state(connection, conditions.study_id, StudyState.ENDED, why)
+
+    transact(storage.engine, work)
 
 
 def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Mapping[str, Any]) -> None:
@@ -36,7 +69,7 @@ def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Ma
                 )
         found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=STATE)
         ended = connection.execute(found).scalar() == f'"{StudyState.ENDED}"'
-        return {STATE: StudyState.OPEN, WHY: ""} if ended else {}
+        return {STATE: StudyState.OPEN, STATE_REASON: ""} if ended else {}
 
     storage.change_study(study_id, user_attrs, look)
 
@@ -56,3 +89,20 @@ def rename_study(storage: Storage, study_id: int, name: str) -> None:
             raise KeyError(f"no study has the id {study_id}")
 
     transact(storage.engine, work)
+
+
+def _set_state(connection: Connection, study_id: int, state: StudyState, why: str) -> int:
+    if not lock_study(connection, study_id):
+        return 0  # the study was deleted: nothing to store
+    attrs = {STATE: state.value, STATE_REASON: " ".join(why.split())}
+    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    upsert(connection, STUDY_ATTRS, rows)
+    if state != StudyState.PAUSED:
+        return 0
+    by_a_worker = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
+    running = sa.select(TRIALS.c.trial_id).where(
+        TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, by_a_worker
+    )
+    ids = connection.execute(running.order_by(TRIALS.c.trial_id).with_for_update()).scalars().all()
+    send_back(connection, ids)
+    return len(ids)

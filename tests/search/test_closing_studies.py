@@ -20,8 +20,8 @@ from hpo.search.space import distributions
 from hpo.storage import (
     PRIORITY,
     STATE,
-    WHY,
-    Gate,
+    STATE_REASON,
+    ClaimConditions,
     Storage,
     StudyState,
     end_study,
@@ -300,7 +300,7 @@ def test_the_end_of_a_study_is_stored_with_its_reason_and_a_launch_changes_nothi
     study = study_of(search={"trials": 4})
     for _ in range(2):
         assert reason(search(study, storage)) == "finished"
-        assert (attrs(storage)[STATE], attrs(storage)[WHY]) == ("ended", "finished")
+        assert (attrs(storage)[STATE], attrs(storage)[STATE_REASON]) == ("ended", "finished")
         assert open_summaries(storage) == []
         check_whole(trials_of(storage), 4)
 
@@ -350,8 +350,8 @@ def test_a_study_that_ends_while_it_is_extended_is_open(storage: Storage) -> Non
     search(study_of(search={"trials": 4}), storage)
     set_to(OPEN)(storage)
     stored = load_study(storage, "tiny")
-    gate = Gate(stored._study_id, "tiny", {"hpo:study": stored.user_attrs["hpo:study"]})
-    extended_meanwhile(study_of(search={"trials": 6}), storage, lambda: end_study(storage, gate, "finished"))
+    conditions = ClaimConditions(stored._study_id, "tiny", {"hpo:study": stored.user_attrs["hpo:study"]})
+    extended_meanwhile(study_of(search={"trials": 6}), storage, lambda: end_study(storage, conditions, "finished"))
     assert [each.name for each in open_summaries(storage)] == ["tiny"], "it asks for two trials more"
 
 
@@ -359,10 +359,10 @@ def test_a_study_is_not_extended_once_another_process_has_taken_trials(storage: 
     search(STUDY, storage, stop_at=after_epochs(1))
     stored = load_study(other, "tiny")
     waiting = [trial._trial_id for trial in stored.trials]
-    gate = Gate(stored._study_id, "tiny", {"hpo:study": stored.user_attrs["hpo:study"]})
+    conditions = ClaimConditions(stored._study_id, "tiny", {"hpo:study": stored.user_attrs["hpo:study"]})
     taken: list[FrozenTrial] = []
     with pytest.raises(HpoError, match="is being searched by process"):
-        extended_meanwhile(LONGER, storage, lambda: taken.extend(other.claim(waiting, 2, gate)))
+        extended_meanwhile(LONGER, storage, lambda: taken.extend(other.claim(waiting, 2, conditions)))
     assert len(taken) == 2
 
 
@@ -403,7 +403,7 @@ def test_two_processes_that_both_see_the_end_store_it_once(storage: Storage, oth
     assert first.step()
     assert not second.step()
     assert [first.end_if_done(), second.end_if_done()] == ["finished", "finished"]
-    assert attrs(storage)[WHY] == "finished"
+    assert attrs(storage)[STATE_REASON] == "finished"
 
 
 def test_a_process_with_an_older_file_is_refused_before_it_trains(storage: Storage, other: Storage) -> None:

@@ -19,7 +19,17 @@ from hpo.search.launch import join, submit
 from hpo.search.loop import Search
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import distributions
-from hpo.storage import STATE, WHY, Storage, StudyState, load_study, open_storage, open_summaries, set_state, summary
+from hpo.storage import (
+    STATE,
+    STATE_REASON,
+    Storage,
+    StudyState,
+    load_study,
+    open_storage,
+    open_summaries,
+    set_state,
+    summary,
+)
 from hpo.storage.workers import Worker
 from hpo.studyfile import Study, parse_study
 
@@ -74,7 +84,7 @@ def test_after_its_time_nothing_begins_and_what_waits_stays_waiting(
     assert reason(events) == "timeout"
     assert not any(isinstance(event, PopulationStarted) for event in events)
     assert trials_of(storage) == before
-    assert (attrs(storage)[STATE], attrs(storage)[WHY]) == ("ended", "timeout")
+    assert (attrs(storage)[STATE], attrs(storage)[STATE_REASON]) == ("ended", "timeout")
     assert open_summaries(storage) == []
 
     longer = limited(STUDY, timeout=3 * HOUR_S)
@@ -82,7 +92,7 @@ def test_after_its_time_nothing_begins_and_what_waits_stays_waiting(
     assert [each.name for each in open_summaries(storage)] == ["tiny"]
     assert reason(search(longer, storage)) == "finished"
     check_like(trials_of(storage), uninterrupted)
-    assert attrs(storage)[WHY] == "finished"
+    assert attrs(storage)[STATE_REASON] == "finished"
 
 
 def test_what_runs_when_the_time_is_over_is_finished(storage: Storage) -> None:
@@ -119,7 +129,7 @@ def test_a_study_that_has_its_trials_is_finished_however_old_it_is(storage: Stor
     assert reason(search(study, storage)) == "finished"
     begun_earlier(storage, 2 * HOUR_S)
     assert reason(search(study, storage)) == "finished"
-    assert attrs(storage)[WHY] == "finished"
+    assert attrs(storage)[STATE_REASON] == "finished"
 
 
 def test_a_study_ends_when_others_have_finished_what_they_train(storage: Storage) -> None:
@@ -213,7 +223,7 @@ def test_a_study_ends_after_as_many_trials_that_were_no_better(
     enough = [count for count in looked if since_best(trials[:count], metric == "val_loss") >= patience]
     assert enough == ([len(trials)] if len(trials) < 12 else enough[:1])
     assert reason(events) == ("no improvement" if len(trials) < 12 else "finished") or enough
-    assert attrs(storage)[WHY] == reason(events)
+    assert attrs(storage)[STATE_REASON] == reason(events)
 
 
 def test_patience_can_be_raised_and_the_study_goes_on(storage: Storage) -> None:

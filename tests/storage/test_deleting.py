@@ -18,8 +18,8 @@ from optuna.storages._rdb import models
 
 from hpo.errors import StudyClosedError
 from hpo.storage import (
+    ClaimConditions,
     Ending,
-    Gate,
     Storage,
     StudyState,
     check_open,
@@ -154,35 +154,37 @@ def is_deleted(act: Callable[[], object]) -> bool:
     return caught.value.how == "deleted"
 
 
-LATE: dict[str, Callable[[Storage, Gate, list[int]], Any]] = {
-    "report": lambda s, gate, found: s.report(2, dict.fromkeys(found, 0.5)) == set(found),
-    "finish": lambda s, gate, found: s.finish([Ending(i, FAIL) for i in found]) == set(found),
-    "requeue": lambda s, gate, found: s.requeue(found, {i: {"late": 1} for i in found}) == set(found),
-    "beat": lambda s, gate, found: s.beat() is None,
-    "claim": lambda s, gate, found: s.claim(found, 9) == [],
-    "end": lambda s, gate, found: is_deleted(lambda: end_study(s, gate, "finished")),
-    "pause": lambda s, gate, found: set_state(s, gate.study_id, StudyState.PAUSED) == 0,
-    "look": lambda s, gate, found: (running_trials(s, gate.study_id), unfinished(s, gate.study_id)) == ([], 0),
+LATE: dict[str, Callable[[Storage, ClaimConditions, list[int]], Any]] = {
+    "report": lambda s, conditions, found: s.report(2, dict.fromkeys(found, 0.5)) == set(found),
+    "finish": lambda s, conditions, found: s.finish([Ending(i, FAIL) for i in found]) == set(found),
+    "requeue": lambda s, conditions, found: s.requeue(found, {i: {"late": 1} for i in found}) == set(found),
+    "beat": lambda s, conditions, found: s.beat() is None,
+    "claim": lambda s, conditions, found: s.claim(found, 9) == [],
+    "end": lambda s, conditions, found: is_deleted(lambda: end_study(s, conditions, "finished")),
+    "pause": lambda s, conditions, found: set_state(s, conditions.study_id, StudyState.PAUSED) == 0,
+    "look": lambda s, conditions, found: (
+        (running_trials(s, conditions.study_id), unfinished(s, conditions.study_id)) == ([], 0)
+    ),
 }
 
 
 @pytest.mark.parametrize("late", LATE)
 def test_a_worker_that_comes_late_changes_nothing(late: str, storage: Storage, other: Storage) -> None:
-    gate = Gate(storage.create_study("digits", [MAXIMIZE], {}), "digits", {})
-    held = ids(storage.create_trials(gate.study_id, [running(), running()], 0, gate))
+    conditions = ClaimConditions(storage.create_study("digits", [MAXIMIZE], {}), "digits", {})
+    held = ids(storage.create_trials(conditions.study_id, [running(), running()], 0, conditions))
     storage.report(1, dict.fromkeys(held, 0.25))
     lost = running_trials(storage)
-    other.delete_study(gate.study_id)
+    other.delete_study(conditions.study_id)
     # On SQLite another study gets the ids of the deleted one, and its trials those of the deleted ones.
     heir = other.create_study("heir", [MAXIMIZE], {})
     (theirs,) = ids(other.create_trials(heir, [running()]))
-    if gate.study_id != heir:
+    if conditions.study_id != heir:
         before = everything(storage)
-        assert LATE[late](storage, gate, held)
+        assert LATE[late](storage, conditions, held)
         assert everything(storage) == before
     elif late in ("report", "finish", "requeue", "beat"):
         before = everything(storage)
-        assert LATE[late](storage, gate, held)
+        assert LATE[late](storage, conditions, held)
         assert everything(storage) == before
         assert retake(storage, lost) == (set(), set())
         assert everything(storage) == before
@@ -215,17 +217,17 @@ def test_a_call_for_a_deleted_study_misses_it_or_finds_nothing(
 
 
 def test_who_is_late_waits_for_the_deletion_and_finds_the_study_gone(storage: Storage, other: Storage) -> None:
-    gate = Gate(storage.create_study("digits", [MAXIMIZE], {"file": "1"}), "digits", {"file": "1"})
-    held = ids(storage.create_trials(gate.study_id, [running()], 0, gate))
+    conditions = ClaimConditions(storage.create_study("digits", [MAXIMIZE], {"file": "1"}), "digits", {"file": "1"})
+    held = ids(storage.create_trials(conditions.study_id, [running()], 0, conditions))
     with ThreadPoolExecutor(1) as pool:
         with write(storage.engine) as connection:
-            gate.check(connection)
-            deleted = pool.submit(other.delete_study, gate.study_id)
+            conditions.check(connection)
+            deleted = pool.submit(other.delete_study, conditions.study_id)
             with pytest.raises(FutureTimeoutError):
                 deleted.result(WATCHED_S)
         deleted.result(deadline())
     with pytest.raises(StudyClosedError, match="study 'digits' was deleted") as caught:
-        check_open(storage, gate)
+        check_open(storage, conditions)
     assert caught.value.how == "deleted"
     assert storage.report(1, dict.fromkeys(held, 0.5)) == set(held)
 
@@ -245,17 +247,19 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
             errors.append(error)
 
     for round_ in range(ROUNDS):
-        gate = Gate(storage.create_study(f"digits {round_}", [MAXIMIZE], {"file": "1"}), "digits", {"file": "1"})
-        waiting = ids(storage.create_trials(gate.study_id, [running(state=WAITING)] * 8))
-        held = ids(storage.create_trials(gate.study_id, [running() for _ in range(8)]))
+        conditions = ClaimConditions(
+            storage.create_study(f"digits {round_}", [MAXIMIZE], {"file": "1"}), "digits", {"file": "1"}
+        )
+        waiting = ids(storage.create_trials(conditions.study_id, [running(state=WAITING)] * 8))
+        held = ids(storage.create_trials(conditions.study_id, [running() for _ in range(8)]))
         calls: list[Callable[[], object]] = [
-            lambda gate=gate: other.delete_study(gate.study_id),
-            lambda gate=gate, waiting=waiting: storage.claim(waiting, 4, gate),
-            lambda gate=gate: storage.create_trials(gate.study_id, [running()], None, gate),
+            lambda conditions=conditions: other.delete_study(conditions.study_id),
+            lambda conditions=conditions, waiting=waiting: storage.claim(waiting, 4, conditions),
+            lambda conditions=conditions: storage.create_trials(conditions.study_id, [running()], None, conditions),
             lambda held=held: storage.report(1, dict.fromkeys(held[::-1], 0.5)),
             lambda held=held: storage.finish([Ending(i, COMPLETE, (0.5,)) for i in held[::-2]]),
             storage.beat,
-            lambda gate=gate: set_state(storage, gate.study_id, StudyState.PAUSED),
+            lambda conditions=conditions: set_state(storage, conditions.study_id, StudyState.PAUSED),
         ]
         barrier = threading.Barrier(len(calls))
         with ThreadPoolExecutor(len(calls)) as pool:

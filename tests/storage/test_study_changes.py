@@ -36,9 +36,9 @@ from hpo.storage import (
     ATTEMPTS,
     PRIORITY,
     STATE,
-    WHY,
+    STATE_REASON,
+    ClaimConditions,
     Ending,
-    Gate,
     Storage,
     StudyState,
     attempt,
@@ -66,9 +66,9 @@ ROUNDS = 15
 EXAMPLES, STEPS = 4, 25
 
 
-def made(storage: Storage, file: str = "file", name: str = "digits") -> Gate:
-    """A new study, and the gate of a process that knows it as it is."""
-    return Gate(storage.create_study(name, [MAXIMIZE], {FILE: file}), name, {FILE: file})
+def made(storage: Storage, file: str = "file", name: str = "digits") -> ClaimConditions:
+    """A new study, and the conditions of a process that knows it as it is."""
+    return ClaimConditions(storage.create_study(name, [MAXIMIZE], {FILE: file}), name, {FILE: file})
 
 
 def closed_by(call: Callable[[], object]) -> str:
@@ -78,8 +78,8 @@ def closed_by(call: Callable[[], object]) -> str:
     return caught.value.how
 
 
-def attrs(storage: Storage, gate: Gate) -> dict[str, Any]:
-    return storage.get_study_user_attrs(gate.study_id)
+def attrs(storage: Storage, conditions: ClaimConditions) -> dict[str, Any]:
+    return storage.get_study_user_attrs(conditions.study_id)
 
 
 def at_once(*calls: Callable[[], object]) -> list[object]:
@@ -100,16 +100,16 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
 # --- What a state means ---
 
 
-def close(storage: Storage, gate: Gate, how: str) -> None:
+def close(storage: Storage, conditions: ClaimConditions, how: str) -> None:
     match how:
         case "paused":
-            set_state(storage, gate.study_id, PAUSED)
+            set_state(storage, conditions.study_id, PAUSED)
         case "stopped":
-            set_state(storage, gate.study_id, STOPPED)
+            set_state(storage, conditions.study_id, STOPPED)
         case "changed":
-            storage.change_study(gate.study_id, {FILE: "another"})
+            storage.change_study(conditions.study_id, {FILE: "another"})
         case "deleted":
-            storage.delete_study(gate.study_id)
+            storage.delete_study(conditions.study_id)
 
 
 WAYS = ["paused", "stopped", "changed", "deleted"]
@@ -117,54 +117,58 @@ WAYS = ["paused", "stopped", "changed", "deleted"]
 
 @pytest.mark.parametrize("how", WAYS)
 def test_a_closed_study_gives_out_no_trial(how: str, storage: Storage, other: Storage) -> None:
-    gate = made(storage)
-    waiting = ids(storage.create_trials(gate.study_id, [running(state=WAITING)] * 2, gate=gate))
-    close(other, gate, how)
+    conditions = made(storage)
+    waiting = ids(storage.create_trials(conditions.study_id, [running(state=WAITING)] * 2, conditions=conditions))
+    close(other, conditions, how)
     before = row_counts(storage)
-    assert closed_by(lambda: storage.claim(waiting, 2, gate)) == how
-    assert closed_by(lambda: storage.create_trials(gate.study_id, [running()], 2, gate)) == how
-    assert closed_by(lambda: storage.create_trials(gate.study_id, [running(state=WAITING)], None, gate)) == how
-    assert closed_by(lambda: check_open(storage, gate)) == how
+    assert closed_by(lambda: storage.claim(waiting, 2, conditions)) == how
+    assert closed_by(lambda: storage.create_trials(conditions.study_id, [running()], 2, conditions)) == how
+    assert (
+        closed_by(lambda: storage.create_trials(conditions.study_id, [running(state=WAITING)], None, conditions)) == how
+    )
+    assert closed_by(lambda: check_open(storage, conditions)) == how
     assert row_counts(storage) == before
     assert storage.claims == set()
 
 
 @pytest.mark.parametrize("state", [None, OPEN, ENDED])
 def test_an_open_study_and_one_that_ended_give_out_trials(state: StudyState | None, storage: Storage) -> None:
-    gate = made(storage)
+    conditions = made(storage)
     if state is not None:
-        set_state(storage, gate.study_id, state)
-    assert state_of(attrs(storage, gate)) == (state or OPEN)
-    first, second = ids(storage.create_trials(gate.study_id, [running(), running(state=WAITING)], 0, gate))
-    assert ids(storage.claim([first, second], 2, gate)) == [second]
+        set_state(storage, conditions.study_id, state)
+    assert state_of(attrs(storage, conditions)) == (state or OPEN)
+    first, second = ids(storage.create_trials(conditions.study_id, [running(), running(state=WAITING)], 0, conditions))
+    assert ids(storage.claim([first, second], 2, conditions)) == [second]
 
 
 def test_the_refusal_says_why_and_how_to_go_on(storage: Storage) -> None:
-    gate = made(storage)
-    set_state(storage, gate.study_id, PAUSED, "the cluster is needed")
+    conditions = made(storage)
+    set_state(storage, conditions.study_id, PAUSED, "the cluster is needed")
     with pytest.raises(StudyClosedError) as caught:
-        check_open(storage, gate)
+        check_open(storage, conditions)
     assert str(caught.value) == ("study 'digits' is paused (the cluster is needed); go on with `hpo resume digits`")
 
 
 def test_a_priority_or_another_attribute_closes_nothing(storage: Storage) -> None:
-    gate = made(storage)
-    storage.change_study(gate.study_id, {PRIORITY: 5, "note": "x"})
-    check_open(storage, gate)
+    conditions = made(storage)
+    storage.change_study(conditions.study_id, {PRIORITY: 5, "note": "x"})
+    check_open(storage, conditions)
 
 
 def test_a_study_that_was_changed_and_changed_back_is_what_it_was(storage: Storage) -> None:
-    gate = made(storage)
-    close(storage, gate, "changed")
-    storage.change_study(gate.study_id, {FILE: "file"})
-    check_open(storage, gate)
+    conditions = made(storage)
+    close(storage, conditions, "changed")
+    storage.change_study(conditions.study_id, {FILE: "file"})
+    check_open(storage, conditions)
 
 
 def test_each_study_has_a_state_of_its_own(storage: Storage) -> None:
-    gates = [made(storage, name=state.value) for state in StudyState]
-    for gate, state in zip(gates, StudyState, strict=True):
-        set_state(storage, gate.study_id, state)
-    assert [state_of(each.user_attrs).value for each in summaries(storage)] == [gate.name for gate in gates]
+    all_conditions = [made(storage, name=state.value) for state in StudyState]
+    for conditions, state in zip(all_conditions, StudyState, strict=True):
+        set_state(storage, conditions.study_id, state)
+    assert [state_of(each.user_attrs).value for each in summaries(storage)] == [
+        conditions.name for conditions in all_conditions
+    ]
     made(storage, name="never closed")
     optuna.create_study(study_name="plain", storage=storage)
     assert [(each.study_id, each.name) for each in open_summaries(storage)] == [
@@ -173,19 +177,19 @@ def test_each_study_has_a_state_of_its_own(storage: Storage) -> None:
 
 
 def test_a_pause_takes_back_what_workers_train_and_nothing_else(storage: Storage, other: Storage) -> None:
-    gate, elsewhere = made(storage), made(storage, name="mnist")
+    conditions, elsewhere = made(storage), made(storage, name="mnist")
     died = {ATTEMPTS: [attempt("died", "killed", storage.worker)]}
     templates = [running(10**-k, user_attrs={"seed": k}, system_attrs=died) for k in range(3, 7)]
-    ours = ids(storage.create_trials(gate.study_id, templates, 0, gate))
-    theirs = ids(other.create_trials(gate.study_id, [running()], 4, gate))
+    ours = ids(storage.create_trials(conditions.study_id, templates, 0, conditions))
+    theirs = ids(other.create_trials(conditions.study_id, [running()], 4, conditions))
     (foreign,) = ids(storage.create_trials(elsewhere.study_id, [running()]))
-    plain = storage.create_new_trial(gate.study_id)
-    storage.create_trials(gate.study_id, [running(state=WAITING), running(state=FAIL)])
+    plain = storage.create_new_trial(conditions.study_id)
+    storage.create_trials(conditions.study_id, [running(state=WAITING), running(state=FAIL)])
     storage.report(1, dict.fromkeys(ours, 0.5))
     storage.finish([Ending(ours[0], COMPLETE, (0.5,))])
-    assert set_state(other, gate.study_id, PAUSED) == 4
-    assert set_state(other, gate.study_id, PAUSED) == 0
-    trials = storage.get_all_trials(gate.study_id)
+    assert set_state(other, conditions.study_id, PAUSED) == 4
+    assert set_state(other, conditions.study_id, PAUSED) == 0
+    trials = storage.get_all_trials(conditions.study_id)
     assert states(trials) == [COMPLETE, WAITING, WAITING, WAITING, WAITING, RUNNING, WAITING, FAIL]
     assert trials[5]._trial_id == plain
     for trial, template in zip(trials[1:4], templates[1:], strict=True):
@@ -194,17 +198,17 @@ def test_a_pause_takes_back_what_workers_train_and_nothing_else(storage: Storage
     assert trials[0].intermediate_values == {1: 0.5}
     assert storage.get_trial(foreign).state == RUNNING
     assert row_counts(storage)["trial_heartbeats"] == 1
-    check_late_calls(storage, ours[1:], gate)
-    check_late_calls(other, theirs, gate)
-    set_state(other, gate.study_id, OPEN)
-    assert ids(other.claim(ours, 9, gate)) == ours[1:]
-    check_late_calls(storage, ours[1:], gate)
+    check_late_calls(storage, ours[1:], conditions)
+    check_late_calls(other, theirs, conditions)
+    set_state(other, conditions.study_id, OPEN)
+    assert ids(other.claim(ours, 9, conditions)) == ours[1:]
+    check_late_calls(storage, ours[1:], conditions)
 
 
-def check_late_calls(storage: Storage, trial_ids: list[int], gate: Gate) -> None:
+def check_late_calls(storage: Storage, trial_ids: list[int], conditions: ClaimConditions) -> None:
     """What a storage object had claimed, and lost, it cannot change, by whatever call comes first."""
     claims = dict(storage._claims)
-    before = repr(storage.get_all_trials(gate.study_id)), row_counts(storage)
+    before = repr(storage.get_all_trials(conditions.study_id)), row_counts(storage)
     late: list[Callable[[], set[int]]] = [
         lambda: storage.report(2, dict.fromkeys(trial_ids, 0.25)),
         lambda: storage.finish([Ending(trial_id, FAIL) for trial_id in trial_ids]),
@@ -214,45 +218,45 @@ def check_late_calls(storage: Storage, trial_ids: list[int], gate: Gate) -> None
         storage._claims.update(claims)  # as if it were the first call
         assert call() == set(trial_ids)
     storage.beat()
-    assert (repr(storage.get_all_trials(gate.study_id)), row_counts(storage)) == before
+    assert (repr(storage.get_all_trials(conditions.study_id)), row_counts(storage)) == before
 
 
 def test_a_stop_lets_what_runs_be_finished(storage: Storage, other: Storage) -> None:
-    gate = made(storage)
-    a, b = ids(storage.create_trials(gate.study_id, [running(), running()], 0, gate))
-    assert set_state(other, gate.study_id, STOPPED, "enough") == 0
+    conditions = made(storage)
+    a, b = ids(storage.create_trials(conditions.study_id, [running(), running()], 0, conditions))
+    assert set_state(other, conditions.study_id, STOPPED, "enough") == 0
     assert storage.report(1, {a: 0.5, b: 0.25}) == set()
     assert storage.finish([Ending(a, COMPLETE, (0.5,))]) == set()
     assert storage.requeue([b]) == set()
-    assert states(storage.get_all_trials(gate.study_id)) == [COMPLETE, WAITING]
-    assert closed_by(lambda: storage.claim([b], 1, gate)) == "stopped"
+    assert states(storage.get_all_trials(conditions.study_id)) == [COMPLETE, WAITING]
+    assert closed_by(lambda: storage.claim([b], 1, conditions)) == "stopped"
 
 
 @pytest.mark.parametrize("how", ["paused", "stopped", "changed"])
 def test_an_end_is_not_noted_once_the_study_was_closed_or_changed(how: str, storage: Storage, other: Storage) -> None:
-    gate = made(storage)
-    close(other, gate, how)
-    before = attrs(storage, gate)
+    conditions = made(storage)
+    close(other, conditions, how)
+    before = attrs(storage, conditions)
     with pytest.raises(StudyClosedError) if how == "changed" else nullcontext():
-        end_study(storage, gate, "finished")
-    assert attrs(storage, gate) == before
+        end_study(storage, conditions, "finished")
+    assert attrs(storage, conditions) == before
 
 
 def test_an_end_is_noted_with_its_reason(storage: Storage) -> None:
-    gate = made(storage)
-    end_study(storage, gate, "timeout")
-    assert attrs(storage, gate) == {FILE: "file", STATE: "ended", WHY: "timeout"}
+    conditions = made(storage)
+    end_study(storage, conditions, "timeout")
+    assert attrs(storage, conditions) == {FILE: "file", STATE: "ended", STATE_REASON: "timeout"}
     assert open_summaries(storage) == []
 
 
 @pytest.mark.usefixtures("without_reused_ids")
 def test_nothing_is_kept_of_a_state_that_comes_after_the_study(storage: Storage, other: Storage) -> None:
-    gate = made(storage)
-    other.delete_study(gate.study_id)
+    conditions = made(storage)
+    other.delete_study(conditions.study_id)
     before = row_counts(storage)
-    assert [set_state(storage, gate.study_id, state) for state in StudyState] == [0] * 4
+    assert [set_state(storage, conditions.study_id, state) for state in StudyState] == [0] * 4
     with pytest.raises(StudyClosedError):
-        end_study(storage, gate, "finished")
+        end_study(storage, conditions, "finished")
     assert row_counts(storage) == before
 
 
@@ -269,29 +273,29 @@ def without_reused_ids(storage: Storage) -> None:
 def test_a_study_stays_open_until_the_trials_that_it_gives_out_are_stored(
     how: str, storage: Storage, other: Storage
 ) -> None:
-    gate = made(storage)
+    conditions = made(storage)
     with ThreadPoolExecutor(1) as pool:
         with write(storage.engine) as connection:
-            gate.check(connection)
-            closing = pool.submit(close, other, gate, how)
+            conditions.check(connection)
+            closing = pool.submit(close, other, conditions, how)
             with pytest.raises(FutureTimeoutError):
                 closing.result(WATCHED_S)
         closing.result(deadline())
-    assert closed_by(lambda: check_open(storage, gate)) == how
+    assert closed_by(lambda: check_open(storage, conditions)) == how
 
 
 def test_a_pause_at_the_same_time_leaves_nothing_running(
     storage: Storage, other: Storage, third: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = made(storage)
+    conditions = made(storage)
     for _ in range(ROUNDS):
-        waiting = ids(storage.get_all_trials(gate.study_id))
+        waiting = ids(storage.get_all_trials(conditions.study_id))
         claimed, created, back = at_once(
-            lambda waiting=waiting: storage.claim(waiting, 3, gate),
-            lambda: third.create_trials(gate.study_id, [running(), running(state=WAITING)], None, gate),
-            lambda: set_state(other, gate.study_id, PAUSED),
+            lambda waiting=waiting: storage.claim(waiting, 3, conditions),
+            lambda: third.create_trials(conditions.study_id, [running(), running(state=WAITING)], None, conditions),
+            lambda: set_state(other, conditions.study_id, PAUSED),
         )
-        trials = other.get_all_trials(gate.study_id)
+        trials = other.get_all_trials(conditions.study_id)
         assert set(states(trials)) <= {WAITING}
         assert [trial.number for trial in trials] == list(range(len(trials)))
         taken = [trial for answer in (claimed, created) if isinstance(answer, list) for trial in answer]
@@ -300,7 +304,7 @@ def test_a_pause_at_the_same_time_leaves_nothing_running(
         for late in (storage, third):
             claims = late.claims
             assert late.report(1, dict.fromkeys(claims, 0.5)) == claims
-        set_state(other, gate.study_id, OPEN)
+        set_state(other, conditions.study_id, OPEN)
     assert caplog.text == ""
 
 
@@ -314,25 +318,25 @@ def third(url: str) -> Iterator[Storage]:
 def test_a_pause_while_trials_are_reported_and_ended_leaves_each_in_one_state(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = made(storage)
+    conditions = made(storage)
     for _ in range(ROUNDS):
-        created = ids(storage.create_trials(gate.study_id, [running() for _ in range(6)], None, gate))
+        created = ids(storage.create_trials(conditions.study_id, [running() for _ in range(6)], None, conditions))
         ended = created[::-2]
         lost, *_ = at_once(
             lambda ended=ended: storage.finish([Ending(trial_id, COMPLETE, (0.5,)) for trial_id in ended]),
             lambda created=created: storage.report(1, dict.fromkeys(created[::-1], 0.25)),
             lambda created=created, ended=ended: storage.requeue(set(created) - set(ended)),
-            lambda: set_state(other, gate.study_id, PAUSED),
+            lambda: set_state(other, conditions.study_id, PAUSED),
             lambda: quietly(storage.beat),
         )
         assert isinstance(lost, set)
-        found = {trial._trial_id: trial for trial in storage.get_all_trials(gate.study_id)}
+        found = {trial._trial_id: trial for trial in storage.get_all_trials(conditions.study_id)}
         for trial_id in ended:
             assert found[trial_id].state == (WAITING if trial_id in lost else COMPLETE)
         assert {found[trial_id].state for trial_id in set(created) - set(ended)} == {WAITING}
         assert all(trial.intermediate_values == {} for trial in found.values() if trial.state == WAITING)
         assert "trial_heartbeats" not in row_counts(other)
-        set_state(other, gate.study_id, OPEN)
+        set_state(other, conditions.study_id, OPEN)
     assert caplog.text == ""
 
 
@@ -347,30 +351,30 @@ def quietly(beat: Callable[[], None]) -> None:
 def test_signs_of_life_and_a_pause_do_not_stand_in_each_others_way(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = made(storage)
-    trial_ids = ids(storage.create_trials(gate.study_id, [running(state=WAITING) for _ in range(60)]))
+    conditions = made(storage)
+    trial_ids = ids(storage.create_trials(conditions.study_id, [running(state=WAITING) for _ in range(60)]))
     for round_ in range(ROUNDS):
         # In several portions, and not in the order of their ids: so do the heartbeats lie on the disk.
         for start in range(3):
             order = trial_ids[start::3] if round_ % 2 else trial_ids[::-1][start::3]
-            storage.claim(order, 60, gate)
+            storage.claim(order, 60, conditions)
             storage.beat()
         at_once(
             lambda: quietly(storage.beat),
             lambda: quietly(storage.beat),
-            lambda: set_state(other, gate.study_id, PAUSED),
+            lambda: set_state(other, conditions.study_id, PAUSED),
         )
-        assert set(states(other.get_all_trials(gate.study_id))) == {WAITING}
+        assert set(states(other.get_all_trials(conditions.study_id))) == {WAITING}
         storage.requeue(storage.claims)
-        set_state(other, gate.study_id, OPEN)
+        set_state(other, conditions.study_id, OPEN)
     assert caplog.text == ""
 
 
 def test_signs_of_life_of_the_same_trials_do_not_wait_for_each_other(storage: Storage) -> None:
-    gate = made(storage)
-    trial_ids = ids(storage.create_trials(gate.study_id, [running(state=WAITING) for _ in range(240)]))
+    conditions = made(storage)
+    trial_ids = ids(storage.create_trials(conditions.study_id, [running(state=WAITING) for _ in range(240)]))
     for start in range(3):
-        storage.claim(trial_ids[::-1][start::3], 80, gate)
+        storage.claim(trial_ids[::-1][start::3], 80, conditions)
         storage.beat()
     claims = dict(storage._claims)
 
@@ -389,26 +393,26 @@ def test_signs_of_life_of_the_same_trials_do_not_wait_for_each_other(storage: St
 def test_processes_that_note_the_end_at_once_do_not_wait_for_each_other(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = made(storage)
+    conditions = made(storage)
     for _ in range(ROUNDS):
-        at_once(lambda: end_study(storage, gate, "finished"), lambda: end_study(other, gate, "finished"))
-        assert state_of(attrs(storage, gate)) == ENDED
-        set_state(storage, gate.study_id, OPEN)
+        at_once(lambda: end_study(storage, conditions, "finished"), lambda: end_study(other, conditions, "finished"))
+        assert state_of(attrs(storage, conditions)) == ENDED
+        set_state(storage, conditions.study_id, OPEN)
     assert caplog.text == ""
 
 
 def test_an_end_and_a_stop_at_once_leave_the_study_stopped_or_never_ended(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = made(storage)
+    conditions = made(storage)
     for _ in range(ROUNDS):
         at_once(
-            lambda: end_study(storage, gate, "finished"),
-            lambda: set_state(other, gate.study_id, STOPPED, "enough"),
-            lambda: check_open(storage, gate),
+            lambda: end_study(storage, conditions, "finished"),
+            lambda: set_state(other, conditions.study_id, STOPPED, "enough"),
+            lambda: check_open(storage, conditions),
         )
-        assert attrs(storage, gate) == {FILE: "file", STATE: "stopped", WHY: "enough"}
-        set_state(storage, gate.study_id, OPEN)
+        assert attrs(storage, conditions) == {FILE: "file", STATE: "stopped", STATE_REASON: "enough"}
+        set_state(storage, conditions.study_id, OPEN)
     assert caplog.text == ""
 
 
@@ -427,10 +431,10 @@ class Trial:
 
 @dataclass
 class Person:
-    """A process: its storage, the gate that it goes by, and its claims (trial id -> token)."""
+    """A process: its storage, the conditions that it goes by, and its claims (trial id -> token)."""
 
     storage: Storage
-    gate: Gate
+    conditions: ClaimConditions
     claims: dict[int, int] = field(default_factory=dict)
 
 
@@ -443,30 +447,30 @@ class Doors(RuleBasedStateMachine):
         super().__init__()
         self.storages = storages
         self.token = self.file = 0
-        self.gate: Gate | None = None  # as the study is
+        self.conditions: ClaimConditions | None = None  # as the study is
         self.state, self.why = OPEN, ""
         self.trials: dict[int, Trial] = {}
 
     @initialize()
     def begin(self) -> None:
         self.make(0)
-        assert self.gate is not None
-        self.people = [Person(storage, self.gate) for storage in self.storages]
+        assert self.conditions is not None
+        self.people = [Person(storage, self.conditions) for storage in self.storages]
 
-    @precondition(lambda self: self.gate is None)
+    @precondition(lambda self: self.conditions is None)
     @rule(by=who)
     def make(self, by: int) -> None:
         self.file += 1
-        self.gate = made(self.storages[by], f"file {self.file}")
+        self.conditions = made(self.storages[by], f"file {self.file}")
         self.state, self.why, self.trials = OPEN, "", {}
 
     def expected(self, person: Person) -> str | None:
         """How the person finds the study closed."""
-        if self.gate is None or self.gate.study_id != person.gate.study_id:
+        if self.conditions is None or self.conditions.study_id != person.conditions.study_id:
             return "deleted"
         if self.state in (PAUSED, STOPPED):
             return self.state.value
-        return "changed" if self.gate != person.gate else None
+        return "changed" if self.conditions != person.conditions else None
 
     def passed(self, person: Person, call: Callable[[], Any]) -> Any:
         """What the call answers, None where it has to be refused, and is."""
@@ -502,7 +506,8 @@ class Doors(RuleBasedStateMachine):
         templates = [running(state=kind) for kind in kinds]
         first = None if off is None else there + off
         created = self.passed(
-            person, lambda: person.storage.create_trials(person.gate.study_id, templates, first, person.gate)
+            person,
+            lambda: person.storage.create_trials(person.conditions.study_id, templates, first, person.conditions),
         )
         if created is None or off:
             assert not created
@@ -517,7 +522,7 @@ class Doors(RuleBasedStateMachine):
         person = self.people[who]
         if not self.trials:
             return
-        claimed = self.passed(person, lambda: person.storage.claim(list(self.trials), count, person.gate))
+        claimed = self.passed(person, lambda: person.storage.claim(list(self.trials), count, person.conditions))
         if claimed is not None:
             assert ids(claimed) == [i for i, trial in self.trials.items() if trial.state == WAITING][:count]
             for trial_id in ids(claimed):
@@ -557,61 +562,65 @@ class Doors(RuleBasedStateMachine):
         person = self.people[who]
         expected = self.expected(person)
         with pytest.raises(StudyClosedError) if expected in ("changed", "deleted") else nullcontext():
-            end_study(person.storage, person.gate, "finished")
+            end_study(person.storage, person.conditions, "finished")
         if expected is None:
             self.state, self.why = ENDED, "finished"
 
     @rule(who=who)
     def learn(self, who: int) -> None:
-        if self.gate is not None:
-            self.people[who].gate = self.gate
+        if self.conditions is not None:
+            self.people[who].conditions = self.conditions
 
     # --- What happens to the study ---
 
-    @precondition(lambda self: self.gate is not None)
+    @precondition(lambda self: self.conditions is not None)
     @rule(by=who, state=st.sampled_from([OPEN, OPEN, PAUSED, STOPPED]), why=st.sampled_from(["", "enough"]))
     def set(self, by: int, state: StudyState, why: str) -> None:
-        assert self.gate is not None
+        assert self.conditions is not None
         held = [i for i, trial in self.trials.items() if trial.state == RUNNING and trial.token]
         back = held if state == PAUSED else []
-        assert set_state(self.storages[by], self.gate.study_id, state, why) == len(back)
+        assert set_state(self.storages[by], self.conditions.study_id, state, why) == len(back)
         self.state, self.why = state, why
         self.wait(back)
 
-    @precondition(lambda self: self.gate is not None)
+    @precondition(lambda self: self.conditions is not None)
     @rule(by=who)
     def change(self, by: int) -> None:
-        assert self.gate is not None
+        assert self.conditions is not None
         self.file += 1
-        self.gate = replace(self.gate, given={FILE: f"file {self.file}"})
-        self.storages[by].change_study(self.gate.study_id, self.gate.given)
+        self.conditions = replace(self.conditions, expected_attrs={FILE: f"file {self.file}"})
+        self.storages[by].change_study(self.conditions.study_id, self.conditions.expected_attrs)
 
-    @precondition(lambda self: self.gate is not None)
+    @precondition(lambda self: self.conditions is not None)
     @rule(by=who)
     def ask_as_plain_optuna(self, by: int) -> None:
-        assert self.gate is not None
-        trial_id = self.storages[by].create_new_trial(self.gate.study_id)
+        assert self.conditions is not None
+        trial_id = self.storages[by].create_new_trial(self.conditions.study_id)
         self.trials[trial_id] = Trial(len(self.trials), RUNNING)
 
-    @precondition(lambda self: self.gate is not None and self.trials)
+    @precondition(lambda self: self.conditions is not None and self.trials)
     @rule(by=who)
     def delete(self, by: int) -> None:
-        assert self.gate is not None
-        self.storages[by].delete_study(self.gate.study_id)
-        self.gate, self.trials = None, {}
+        assert self.conditions is not None
+        self.storages[by].delete_study(self.conditions.study_id)
+        self.conditions, self.trials = None, {}
         assert row_counts(self.storages[by]).keys() == {"version_info"}
 
     @invariant()
     def everything_is_stored(self) -> None:
-        if self.gate is None:
+        if self.conditions is None:
             return
         looker = self.storages[0]
-        stored = looker.get_all_trials(self.gate.study_id)
+        stored = looker.get_all_trials(self.conditions.study_id)
         assert [(t._trial_id, t.number, t.state, t.intermediate_values) for t in stored] == [
             (trial_id, t.number, t.state, t.curve) for trial_id, t in self.trials.items()
         ]
-        found = attrs(looker, self.gate)
-        assert (found[FILE], state_of(found), found.get(WHY, "")) == (self.gate.given[FILE], self.state, self.why)
+        found = attrs(looker, self.conditions)
+        assert (found[FILE], state_of(found), found.get(STATE_REASON, "")) == (
+            self.conditions.expected_attrs[FILE],
+            self.state,
+            self.why,
+        )
         with looker.engine.connect() as connection:
             beating = connection.execute(sa.select(HEARTBEATS.c.trial_id)).scalars().all()
         assert sorted(beating) == [i for i, t in self.trials.items() if t.state == RUNNING and t.token]
@@ -619,8 +628,8 @@ class Doors(RuleBasedStateMachine):
     def teardown(self) -> None:
         for storage in self.storages:
             storage.requeue(storage.claims)
-        if self.gate is not None:
-            self.storages[0].delete_study(self.gate.study_id)
+        if self.conditions is not None:
+            self.storages[0].delete_study(self.conditions.study_id)
 
 
 def test_any_order_of_claims_changes_and_closings_leaves_what_the_model_does(
@@ -636,8 +645,8 @@ def test_any_order_of_claims_changes_and_closings_leaves_what_the_model_does(
 
 
 def test_the_last_epoch_is_the_highest_step_of_each_trial(storage: Storage) -> None:
-    gate = made(storage)
-    a, b, silent = ids(storage.create_trials(gate.study_id, [running(), running(), running()]))
+    conditions = made(storage)
+    a, b, silent = ids(storage.create_trials(conditions.study_id, [running(), running(), running()]))
     for step in (3, 1, 2):
         storage.report(step, {a: 0.1})
     storage.report(7, {b: float("nan")})
@@ -646,8 +655,8 @@ def test_the_last_epoch_is_the_highest_step_of_each_trial(storage: Storage) -> N
 
 
 def test_the_last_epochs_of_more_trials_than_a_query_takes_are_found(storage: Storage) -> None:
-    gate = made(storage)
-    many = ids(storage.create_trials(gate.study_id, [running() for _ in range(1001)]))
+    conditions = made(storage)
+    many = ids(storage.create_trials(conditions.study_id, [running() for _ in range(1001)]))
     storage.report(4, dict.fromkeys(many, 0.5))
     assert last_epochs(storage, many) == dict.fromkeys(many, 4)
 
@@ -743,9 +752,9 @@ def test_a_wait_is_told_at_first_and_every_minute_and_when_it_is_over(
 
 def test_what_is_taken_after_a_lost_answer_is_taken_through_the_gate_too(server_storage: Storage) -> None:
     """The first claim was kept, its answer lost; before the second try another trial waits, and a stop is stored."""
-    gate = made(server_storage)
+    conditions = made(server_storage)
     other = open_storage(server_storage.location.full_url)
-    first, second = ids(server_storage.create_trials(gate.study_id, [running(state=WAITING), running()]))
+    first, second = ids(server_storage.create_trials(conditions.study_id, [running(state=WAITING), running()]))
     tries = []
 
     def lose(connection: sa.Connection) -> None:
@@ -754,12 +763,12 @@ def test_what_is_taken_after_a_lost_answer_is_taken_through_the_gate_too(server_
             tries.append(connection)
             connection.connection.commit()
             server_storage.requeue([second])
-            set_state(other, gate.study_id, STOPPED)
+            set_state(other, conditions.study_id, STOPPED)
             connection.connection.driver_connection.close()
 
     sa.event.listen(server_storage.engine, "commit", lose)
     try:
-        claimed = ids(server_storage.claim([first, second], 2, gate))
+        claimed = ids(server_storage.claim([first, second], 2, conditions))
     except StudyClosedError:
         claimed = []
     finally:
