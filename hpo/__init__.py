@@ -15,14 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpo.api.answers import Result
     from hpo.api.comparing import Comparison, compare
     from hpo.api.machine import dashboard, datasets, doctor, fetch, versions
     from hpo.api.models import predict, replay
     from hpo.api.queue import status, watch
     from hpo.api.running import launch, submit, work
     from hpo.api.sections import Data, Network, Optimizer, Search, Training
-    from hpo.api.stored import Proposal, StoredStudy, Tested, load, studies
+    from hpo.api.stored import Proposal, StoredStudy, load, studies
     from hpo.api.study import Study, read
     from hpo.api.view import Trial
     from hpo.data import Listing
@@ -43,7 +42,9 @@ if TYPE_CHECKING:
     from hpo.results.confirm.result import Confirmation
     from hpo.results.doctor.finding import Finding
     from hpo.results.final_test.predict import Predictions
+    from hpo.results.final_test.result import Tested
     from hpo.results.reproduce.replay import Replay
+    from hpo.results.result import Result
     from hpo.search import events
     from hpo.service.status import Status
     from hpo.studyfile.searched import Choices, Range
@@ -51,14 +52,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hpo.api.answers": ["Result"],
     "hpo.api.comparing": ["Comparison", "compare"],
     "hpo.api.machine": ["dashboard", "datasets", "doctor", "fetch", "versions"],
     "hpo.api.models": ["predict", "replay"],
     "hpo.api.queue": ["status", "watch"],
     "hpo.api.running": ["launch", "submit", "work"],
     "hpo.api.sections": ["Data", "Network", "Optimizer", "Search", "Training"],
-    "hpo.api.stored": ["Proposal", "StoredStudy", "Tested", "load", "studies"],
+    "hpo.api.stored": ["Proposal", "StoredStudy", "load", "studies"],
     "hpo.api.study": ["Study", "read"],
     "hpo.api.view": ["Trial"],
     "hpo.data": ["Listing"],
@@ -79,7 +79,9 @@ _HOMES = {
     "hpo.results.confirm.result": ["Confirmation"],
     "hpo.results.doctor.finding": ["Finding"],
     "hpo.results.final_test.predict": ["Predictions"],
+    "hpo.results.final_test.result": ["Tested"],
     "hpo.results.reproduce.replay": ["Replay"],
+    "hpo.results.result": ["Result"],
     "hpo.service.status": ["Status"],
     "hpo.studyfile.searched": ["Choices", "Range"],
 }

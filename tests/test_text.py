@@ -13,8 +13,9 @@ import pytest
 import tomli_w
 
 import hpo
-from hpo.api.answers import Result, warn
+from hpo.api.answers import warn
 from hpo.errors import HpoError
+from hpo.results.doctor.finding import Finding, Verdict
 from hpo.storage import open_storage
 from hpo.text import escape_toml, json_text, printable, printable_lines
 
@@ -43,7 +44,7 @@ def test_what_programs_read_is_printable_and_the_same() -> None:
 def test_an_error_a_warning_and_an_answer_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
     assert str(HpoError(EVIL)).isprintable()
     assert str(HpoError("one\ntwo")) == "one two"
-    assert all(map(str.isprintable, str(Result(None, f"{EVIL}\n{EVIL}", "")).split("\n")))
+    assert all(map(str.isprintable, str(Finding(EVIL, Verdict.OK, EVIL)).split("\n")))
     warn(EVIL)
     assert capsys.readouterr().err.removesuffix("\n").isprintable()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hpo.api.stored import existing
+from hpo.results.result import Output
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Output):
     """A row a configuration: its group of runs, their numbers, and the test against the first; `str()` is the table.
 
     Accuracies are fractions, losses in nats. `groups` hold the curves, arrays [runs, epochs].
@@ -27,23 +27,19 @@ class Comparison:
     rows: Sequence[Row]
     groups: Sequence[Group]
     by: str | None
+    indent: ClassVar[int | None] = 2
 
-    def __str__(self) -> str:
+    def tree(self) -> dict[str, Any]:
+        """Return all numbers, unrounded, as dictionaries and lists; None where there is none."""
+        from hpo.results.compare.table import comparison_tree
+
+        return comparison_tree(self.rows)
+
+    def lines(self) -> list[str]:
+        """Return the table, what its columns mean, and what it leaves out."""
         from hpo.results.compare.table import text
 
-        return text(self.rows)
-
-    @property
-    def json_text(self) -> str:
-        """What `hpo compare --json` prints."""
-        from hpo.results.compare.table import comparison_text
-
-        return comparison_text(self.rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all numbers as a tree of dictionaries and lists; None where there is none, "NaN" where one is NaN."""
-        tree: dict[str, Any] = json.loads(self.json_text)
-        return tree
+        return text(self.rows).split("\n")
 
     def plot(self) -> go.Figure:
         """Return plotly's figure of accuracy and loss against epoch. Raises UsageError for too many configurations."""

@@ -6,12 +6,13 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpo.api.answers import Result, Say, warn
+from hpo.api.answers import Say, warn
 from hpo.api.stopping import stopping
 
 if TYPE_CHECKING:
     from hpo.results.final_test.predict import Predictions
     from hpo.results.reproduce.replay import Replay
+    from hpo.results.result import Result
 
 
 def replay(
@@ -22,11 +23,10 @@ def replay(
     Raises UsageError for a file that is no export, DataError and HpoError where the images are missing or others, and
     InterruptionError when stopped.
     """
-    from hpo.results.reproduce.replay import replay, replay_lines, replay_text
+    from hpo.results.reproduce.replay import ReplayResult, replay
 
     with stopping(stop) as asked:
-        found = replay(Path(file), device, asked, say)
-    return Result(found, "\n".join(replay_lines(found)), replay_text(found))
+        return ReplayResult(replay(Path(file), device, asked, say))
 
 
 def predict(folder: str | Path, images: str | Path, *, device: str = "auto") -> Predictions:

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from hpo.api.answers import Result, Say, on_stderr, warn
+from hpo.api.answers import Say, on_stderr, warn
 from hpo.api.displays import Progress, display
 from hpo.api.stopping import stopping
 from hpo.api.study import Study
@@ -16,16 +16,12 @@ from hpo.api.view import StudyView, confirmed
 from hpo.text import printable
 
 if TYPE_CHECKING:
+    from hpo.results.certificate import Certificate
     from hpo.results.confirm.result import Confirmation
+    from hpo.results.final_test.result import Tested
+    from hpo.results.result import Result
     from hpo.search.events import StudyEnded
     from hpo.storage import Storage
-
-
-class Tested(NamedTuple):
-    """A look at the test set: its result, `hpo.test/1`, and the folder with it, the weights and the figure."""
-
-    result: dict[str, Any]
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -147,18 +143,17 @@ class StoredStudy(StudyView):
 
     def verify(
         self, trials: int = 5, *, device: str = "auto", say: Say = warn, stop: threading.Event | None = None
-    ) -> Result[dict[str, Any]]:
+    ) -> Result[Certificate]:
         """Train so many completed trials again, each alone; return how far they are from what was stored.
 
         The certificate is kept with the study, and exports carry it. Raises HpoError where no trial has completed, and
         InterruptionError, with nothing kept, when stopped.
         """
-        from hpo.results.certificate import certificate_text, verified_lines
+        from hpo.results.certificate import VerificationResult
         from hpo.results.reproduce.verify import verify
 
         with stopping(stop) as asked:
-            found = verify(self._storage, self.name, trials, device, asked, say)
-        return Result(found, "\n".join(verified_lines(found)), certificate_text(found))
+            return VerificationResult(verify(self._storage, self.name, trials, device, asked, say))
 
     def test(
         self,
@@ -180,14 +175,11 @@ class StoredStudy(StudyView):
         for whatever would keep it from a result, and InterruptionError when stopped.
         """
         from hpo.results.final_test.evaluate import Wanted, look
-        from hpo.results.final_test.result import lines
-        from hpo.text import json_text
+        from hpo.results.final_test.result import SealedTestResult
 
         wanted = Wanted(again, from_checkpoint, trial, subnetworks, device, None if folder is None else Path(folder))
         with stopping(stop) as asked:
-            result, filled = look(self._storage, self.name, wanted, asked, say)
-        text = "\n".join(lines(result, filled))
-        return Result(Tested(result, filled), text, json_text(result))
+            return SealedTestResult(look(self._storage, self.name, wanted, asked, say))
 
     def pause(self) -> str:
         """Let nobody train it; what runs ends at its next epoch and goes back to the queue. Return a line that says so.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hpo.api.answers import Result
 from hpo.api.study import Study
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hpo.results.confirm.result import Confirmation
+    from hpo.results.result import Result
     from hpo.service.status import StudyStatus
     from hpo.storage import Storage
 
@@ -209,10 +209,10 @@ class StudyView:
 
 
 def confirmed(found: Confirmation) -> Result[Confirmation]:
-    """Return a confirmation with how it reads."""
-    from hpo.results.confirm.text import confirmation_lines, confirmation_text
+    """Return a confirmation with its text and JSON."""
+    from hpo.results.confirm.text import ConfirmationResult
 
-    return Result(found, "\n".join(confirmation_lines(found)), confirmation_text(found))
+    return ConfirmationResult(found)
 
 
 def _trial(record: Mapping[str, Any]) -> Trial:

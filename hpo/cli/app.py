@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -15,6 +15,9 @@ from typer.core import TyperCommand
 import hpo
 from hpo import stdout
 from hpo.errors import HpoError
+
+if TYPE_CHECKING:
+    from hpo.api.answers import Output
 
 
 class Command(TyperCommand):
@@ -95,6 +98,11 @@ def _global_options(
 def say(what: object) -> None:
     """Print a line on stdout, or several, at once."""
     print(what, file=stdout.stream(), flush=True)
+
+
+def show(found: Output, as_json: bool) -> None:
+    """Print a command's result on stdout: as text, or as JSON."""
+    say(found.json_text if as_json else found)
 
 
 def put(text: str, output: Path | None) -> None:

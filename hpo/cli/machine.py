@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import hpo
-from hpo.cli.app import StorageUrl, app, data_app, say
+from hpo.cli.app import StorageUrl, app, data_app, say, show
 from hpo.errors import HpoError
 
 
@@ -81,7 +81,7 @@ def doctor(
     """
     problems = 0
     for finding in hpo.doctor(storage=storage, fix=fix):
-        say(finding.json_line() if json else finding.line())
+        show(finding, json)
         problems += finding.verdict == "problem"
     if problems:
         raise HpoError(f"{problems} {'problem' if problems == 1 else 'problems'} found")

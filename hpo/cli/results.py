@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hpo
-from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, put, say
+from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, put, say, show
 from hpo.cli.interruption import stop_on_signals
 
 
@@ -72,7 +72,7 @@ def compare(
     found = hpo.compare(*names, by=by, storage=storage)
     if output is not None:
         found.write_figure(output)
-    say(found.json_text if json else found)
+    show(found, json)
 
 
 @app.command()
@@ -98,7 +98,7 @@ def confirm(
             device=device,
             workers=workers,
             progress="quiet" if quiet else "auto",
-            on_found=lambda found: say(found.json_text if json else found),
+            on_found=lambda found: show(found, json),
             stop=interruption.stop,
         )
 
@@ -119,7 +119,7 @@ def verify(
     """
     with stop_on_signals() as interruption:
         found = hpo.load(name, storage=storage).verify(trials, device=device, stop=interruption.stop)
-        say(found.json_text if json else found)
+        show(found, json)
 
 
 @app.command()
@@ -134,7 +134,7 @@ def replay(
     """
     with stop_on_signals() as interruption:
         found = hpo.replay(file, device=device, stop=interruption.stop)
-        say(found.json_text if json else found)
+        show(found, json)
 
 
 @app.command()

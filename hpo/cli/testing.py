@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import hpo
-from hpo.cli.app import Device, Name, StorageUrl, app, put, say
+from hpo.cli.app import Device, Name, StorageUrl, app, put, show
 from hpo.cli.interruption import stop_on_signals
 
 
@@ -47,7 +47,7 @@ def look(
             folder=output,
             stop=interruption.stop,
         )
-    say(found.json_text if json else found)
+    show(found, json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.results.ranking import METRIC_LABELS
-from hpo.text import json_text
+from hpo.results.result import Result
 
 VERIFIED = "hpo:verified"
 """The attribute that holds a study's certificate."""
@@ -24,9 +24,16 @@ def certificate_of(user_attrs: Mapping[str, Any], name: str) -> Certificate | No
     return None if found is None else found | {"study": name}
 
 
-def certificate_text(certificate: Certificate) -> str:
-    """Return the certificate as a JSON object."""
-    return json_text(certificate)
+class VerificationResult(Result[Certificate]):
+    """A certificate as text and as JSON."""
+
+    def tree(self) -> dict[str, Any]:
+        """Return the certificate."""
+        return self.found
+
+    def lines(self) -> list[str]:
+        """Return a line for each trial, and one for the largest difference."""
+        return verified_lines(self.found)
 
 
 def verified_lines(certificate: Certificate) -> list[str]:

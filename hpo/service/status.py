@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from hpo.errors import StorageError
 from hpo.results.display.progress import duration, pace
 from hpo.results.display.tables import table
+from hpo.results.result import Output
 from hpo.results.states import by_word
 from hpo.search.study_records import STUDY, foreign_study_error, trial_target
 from hpo.storage import (
@@ -34,7 +35,7 @@ from hpo.storage import (
     summary,
 )
 from hpo.storage.heartbeats import GRACE_S
-from hpo.text import encode_non_finite, json_text, printable
+from hpo.text import printable
 
 PACE_S = 300.0
 """A study's pace is that of the last five minutes."""
@@ -81,21 +82,19 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True)
-class Status:
+class Status(Output):
     """All studies and workers of a storage, or one study and those who work on it."""
 
     studies: tuple[StudyStatus, ...]
     workers: tuple[WorkerStatus, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the status as a JSON object."""
-        written: dict[str, Any] = encode_non_finite(asdict(self))
-        return written
+    def tree(self) -> dict[str, Any]:
+        """Return the studies and the workers as lists of dictionaries."""
+        return asdict(self)
 
-    @property
-    def json_text(self) -> str:
-        """What `hpo status --json` prints."""
-        return json_text(asdict(self))
+    def lines(self) -> list[str]:
+        """Return the lines of both tables."""
+        return self.text().split("\n")
 
     def text(self, most_lines: int | None = None) -> str:
         """Return two tables, one below the other; where they take more lines, without the studies that have ended."""

@@ -16,8 +16,9 @@ from stored_studies import run, tree
 
 from hpo.errors import UsageError
 from hpo.results.compare.runs import groups
-from hpo.results.compare.table import Row, compare, comparison_text, text
+from hpo.results.compare.table import Row, compare, comparison_tree, text
 from hpo.storage import Storage
+from hpo.text import json_text
 
 Store = Callable[..., optuna.Study]
 RATES = CategoricalDistribution([0.0, 0.3, 0.5])
@@ -196,7 +197,7 @@ def test_a_configuration_that_exceeds_a_limit_says_why_it_was_not_trained(storag
 def test_the_numbers_as_json(storage: Storage, stored: Store) -> None:
     values = {0.0: [0.5, 0.6], 0.3: [0.75, 0.8 + 1e-9]}
     stored([*final(values), rate(0.5, failed=REASON)], grid())
-    first, second, third = json.loads(comparison_text(rows(storage)))["groups"]
+    first, second, third = json.loads(json_text(comparison_tree(rows(storage))))["groups"]
     assert (first["study"], first["label"], first["params"]) == ("digits", "dropout: 0.0", {"dropout": 0.0})
     assert (first["trials"], first["seeds"]) == ([0, 1], [0, 1])
     assert (first["test"], first["reference"], first["no_test_because"]) == (None, None, None)
@@ -211,7 +212,7 @@ def test_the_numbers_as_json(storage: Storage, stored: Store) -> None:
 
 def test_what_is_not_finite_is_a_word_and_what_is_not_there_null(storage: Storage, stored: Store) -> None:
     stored([rate(0.0, val_loss=[float("inf")]), rate(0.0, 1)], grid())
-    (only,) = json.loads(comparison_text(rows(storage)))["groups"]
+    (only,) = json.loads(json_text(comparison_tree(rows(storage))))["groups"]
     assert only["summary"]["final"]["val_loss"] == {"mean": "Infinity", "sd": None, "n": 2, "low": None, "high": None}
 
 

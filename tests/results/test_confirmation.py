@@ -22,7 +22,7 @@ from tiny import StopAfter, search, study_of, trials_of, write_mnist
 from hpo.errors import DataError, HpoError, InterruptionError, UnknownStudyError
 from hpo.results.confirm.result import Confirmation, find_confirmation, of_study
 from hpo.results.confirm.study import CONFIRMS, confirming_study
-from hpo.results.confirm.text import conclusions, confirmation_lines, confirmation_rows, confirmation_text
+from hpo.results.confirm.text import ConfirmationResult, conclusions, confirmation_rows
 from hpo.results.copy import copy_line
 from hpo.results.display.progress import QuietProgress
 from hpo.results.export.best import export
@@ -241,7 +241,7 @@ def test_a_baseline_that_wins_is_named(storage: Storage) -> None:
     found = of_study(storage, study.name)
     assert found.gain is None
     assert "tuning did not help: Best-1 is the baseline" in conclusions(found)
-    assert "Best-1 (baseline)" in "\n".join(confirmation_lines(found))
+    assert "Best-1 (baseline)" in "\n".join(ConfirmationResult(found).lines())
 
 
 def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None:
@@ -249,7 +249,7 @@ def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None
     assert [(each.candidate.label, each.failed) for each in found.ranked] == [("Best-2", 0), ("Best-1", 1)]
     assert found.baseline is None
     assert "whether tuning helped cannot be said: every run of the baseline failed" in conclusions(found)
-    json.loads(confirmation_text(found))
+    json.loads(ConfirmationResult(found).json_text)
 
 
 def test_who_failed_is_behind_and_not_called_worse(storage: Storage) -> None:
@@ -293,9 +293,10 @@ def test_what_is_not_finished_has_found_nothing(storage: Storage) -> None:
         find_confirmation(storage, "tiny")
     found = of_study(storage, study.name)
     assert found.left == 3
-    assert confirmation_lines(found)[0] == "tiny: mean val acc over 2 fresh seeds, so far (3 of 4 runs are left)"
-    assert len(confirmation_lines(found)) == 3  # and draws no conclusions
-    assert json.loads(confirmation_text(found))["winner"] is None
+    lines = ConfirmationResult(found).lines()
+    assert lines[0] == "tiny: mean val acc over 2 fresh seeds, so far (3 of 4 runs are left)"
+    assert len(lines) == 3  # and draws no conclusions
+    assert json.loads(ConfirmationResult(found).json_text)["winner"] is None
 
 
 def test_one_that_was_stopped_shows_what_it_has_and_says_how_to_go_on(storage: Storage) -> None:

@@ -42,12 +42,12 @@ def is_ok(finding: Finding) -> bool:
 
 def test_a_finding_is_one_line_whatever_it_quotes() -> None:
     finding = Finding("disk", Verdict.PROBLEM, "a\nb\x1b[1m", "make room")
-    assert finding.line() == "disk                problem  a\\nb\\x1b[1m; make room"
+    assert str(finding) == "disk                problem  a\\nb\\x1b[1m; make room"
     written = {"check": "disk", "verdict": "problem", "found": "a\nb\x1b[1m", "advice": "make room"}
-    assert json.loads(finding.json_line()) == written
-    assert "\n" not in finding.json_line()
-    assert Finding("disk", Verdict.OK, "fine").line() == "disk                ok       fine"
-    assert json.loads(Finding("disk", Verdict.OK, "fine").json_line())["advice"] is None
+    assert json.loads(finding.json_text) == written
+    assert "\n" not in finding.json_text
+    assert str(Finding("disk", Verdict.OK, "fine")) == "disk                ok       fine"
+    assert json.loads(Finding("disk", Verdict.OK, "fine").json_text)["advice"] is None
 
 
 def test_an_error_says_after_a_semicolon_what_to_do() -> None:

@@ -16,6 +16,7 @@ import torch
 from schemas import schema
 from tiny import LR, sealed_digits, search, study_of, trials_of, write_mnist
 
+import hpo
 from hpo.data import Images, SealedImages, load_split
 from hpo.data.splits import split_indices
 from hpo.errors import HpoError, InterruptionError, StorageError
@@ -25,7 +26,7 @@ from hpo.results.final_test import evaluate as sealed
 from hpo.results.final_test import predictions as answering
 from hpo.results.final_test.evaluate import Wanted, look
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, put
-from hpo.results.final_test.result import lines, look_lines
+from hpo.results.final_test.result import SealedTestResult, look_lines
 from hpo.results.report import report
 from hpo.search.events import EpochEnded
 from hpo.search.population_run import CURVE
@@ -55,6 +56,10 @@ def searched(storage: Storage) -> Study:
     return STUDY
 
 
+def lines_of(result: dict[str, Any], folder: Path = Path()) -> list[str]:
+    return SealedTestResult(hpo.Tested(result, folder)).lines()
+
+
 def see(storage: Storage, **wanted: Any) -> dict[str, Any]:
     """Look at the test set of the study, and check what does not depend on it."""
     result, folder = look(storage, "tiny", Wanted(device="cpu", **wanted), threading.Event(), lambda text: None)
@@ -62,7 +67,7 @@ def see(storage: Storage, **wanted: Any) -> dict[str, Any]:
     assert json.loads((folder / "result.json").read_text()) == result
     assert {path.name for path in folder.iterdir()} == {"result.json", "card.json", "confusion.html", WEIGHTS_FILE}
     assert "<script" in (folder / "confusion.html").read_text()
-    assert lines(result, folder)[-1] == f"folder: {folder}"
+    assert lines_of(result, folder)[-1] == f"folder: {folder}"
     return result
 
 
@@ -136,7 +141,7 @@ def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study
     other = 0 if first["trial"] else 1
     second = see(storage, again=True, trial=other)
     assert (second["look"], second["looks"], second["trial"]) == (2, 2, other)
-    assert any(line.startswith("look 2 at this test set") for line in lines(second, Path()))
+    assert any(line.startswith("look 2 at this test set") for line in lines_of(second))
     third = see(storage, again=True)
     assert {**third, "look": 1, "looks": 1, "created": ""} == {**first, "created": ""}  # the same network
     assert [each["trial"] for each in looks_of(storage)] == [first["trial"], other, first["trial"]]
@@ -253,7 +258,7 @@ def test_random_subnetworks_are_compared_with_the_network(storage: Storage, sear
     assert 0 < sub["difference"] < 0.2
     assert sub["single"]["loss"] > sub["mean"]["loss"] > 0  # the logarithm is concave
     assert sub["mean"]["accuracy"] == pytest.approx(test["accuracy"], abs=0.2)
-    assert any("mean of 30 random sub-networks" in line for line in lines(result, Path()))
+    assert any("mean of 30 random sub-networks" in line for line in lines_of(result))
 
 
 def refuse(storage: Storage, said: str, **wanted: Any) -> None:

@@ -19,7 +19,7 @@ from hpo.results.export.best import export, export_text
 from hpo.results.final_test.evaluate import Wanted, look
 from hpo.results.final_test.model_folder import CARD_FILE
 from hpo.results.final_test.predict import predictions
-from hpo.results.final_test.result import lines
+from hpo.results.final_test.result import SealedTestResult
 from hpo.results.narrow.next_study import Proposal, following, write_study
 from hpo.results.report import report
 from hpo.results.reproduce.replay import replay
@@ -98,8 +98,8 @@ def test_a_class_without_images_is_a_line(storage: Storage, home: Path) -> None:
     warned = [event.text for event in search(study, storage) if isinstance(event, Note) and event.level == "warning"]
     assert [text.startswith(said) for text in warned] == [True]
     assert said in describe(study, "cpu")
-    result, folder = look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)
-    assert "no test image of class 'rare'" in lines(result, folder)
+    tested = look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)
+    assert "no test image of class 'rare'" in SealedTestResult(tested).lines()
 
 
 def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, home: Path) -> None:

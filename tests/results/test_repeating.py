@@ -20,7 +20,7 @@ from hpo.results.confirm.study import confirming_study
 from hpo.results.export import best as exporting
 from hpo.results.export.best import export, export_text, params_of
 from hpo.results.reproduce import verify as verification
-from hpo.results.reproduce.replay import Replay, replay, replay_lines
+from hpo.results.reproduce.replay import Replay, ReplayResult, replay
 from hpo.results.reproduce.retrain import largest_differences
 from hpo.results.reproduce.verify import verify
 from hpo.search.events import StudyStarted
@@ -208,7 +208,7 @@ def test_an_export_alone_repeats_its_trial(searched: Storage, tmp_path: Path, fo
     assert abs(run.difference) <= CLOSE
     assert max(run.largest.values()) <= CLOSE
     assert len(run.largest) == 4
-    assert replay_lines(found)[0].startswith("val acc 0.")
+    assert ReplayResult(found).lines()[0].startswith("val acc 0.")
 
 
 def test_a_confirmed_export_repeats_the_run_of_each_seed(searched: Storage, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hpo.results.compare.runs import Group, facets
 from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.results.display.tables import table
 from hpo.results.states import by_word, states_line
-from hpo.text import json_text, printable
+from hpo.text import printable
 
 SHARE_OF_BEST = 0.95
 HEADING = (
@@ -86,9 +86,9 @@ def text(rows: Sequence[Row]) -> str:
     return "\n".join([table([HEADING, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
 
 
-def comparison_text(rows: Sequence[Row]) -> str:
-    """Return all numbers, unrounded, as a JSON object; null where there is none (see `hpo.text`)."""
-    return json_text({"groups": [_tree(row) for row in rows]}, indent=2)
+def comparison_tree(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return all numbers, unrounded, as dictionaries and lists; None where there is none."""
+    return {"groups": [_tree(row) for row in rows]}
 
 
 def summarize(group: Group) -> Summary | None:

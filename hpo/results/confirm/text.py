@@ -12,20 +12,35 @@ from hpo.results.compare.statistics import SIGNIFICANT, Interval
 from hpo.results.confirm.result import Confirmation, Confirmed, Difference
 from hpo.results.display.tables import table
 from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.results.result import Result
 from hpo.search.space import distributions
-from hpo.text import json_text
 
 CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
 CORRECTED = "paired tests, Holm's correction"
 
 
-def confirmation_lines(found: Confirmation) -> list[str]:
-    """Return the table of the configurations, best first, and what it says; nothing before the last run."""
-    metric = METRIC_LABELS[found.study.search.first_metric]
-    rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
-    so_far = f", so far ({found.left} of {found.study.search.trials} runs are left)" if found.left else ", best first"
-    head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds{so_far}"
-    return [head, *table(rows).splitlines(), *([] if found.left else conclusions(found))]
+class ConfirmationResult(Result[Confirmation]):
+    """A confirmation as a table with sentences, and as JSON."""
+
+    def tree(self) -> dict[str, Any]:
+        """Return the numbers of every configuration, best first, and those of the winner once no run is left."""
+        found = self.found
+        return {
+            "study": found.original,
+            "metric": found.study.search.first_metric,
+            "left": found.left,
+            "winner": confirmation_record(found) if found.left == 0 else None,
+            "configurations": [_configuration(each) for each in found.ranked],
+        }
+
+    def lines(self) -> list[str]:
+        """Return the table of the configurations, best first, and the conclusions once no run is left."""
+        found, trials = self.found, self.found.study.search.trials
+        metric = METRIC_LABELS[found.study.search.first_metric]
+        rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
+        so_far = f", so far ({found.left} of {trials} runs are left)" if found.left else ", best first"
+        head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds{so_far}"
+        return [head, *table(rows).splitlines(), *([] if found.left else conclusions(found))]
 
 
 def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
@@ -75,28 +90,16 @@ def confirmation_record(found: Confirmation) -> dict[str, Any]:
     }
 
 
-def confirmation_text(found: Confirmation) -> str:
-    """Return all numbers of a confirmation as a JSON object."""
-    configurations = [
-        {
-            **asdict(each.candidate),
-            "scores": {str(seed): score for seed, score in sorted(each.scores.items())},
-            "failed": each.failed,
-            "mean": each.estimate.mean,
-            "sd": each.estimate.sd,
-            "interval": _pair(each.estimate.interval),
-            "optimism": each.optimism,
-        }
-        for each in found.ranked
-    ]
-    whole = {
-        "study": found.original,
-        "metric": found.study.search.first_metric,
-        "left": found.left,
-        "winner": confirmation_record(found) if found.left == 0 else None,
-        "configurations": configurations,
+def _configuration(each: Confirmed) -> dict[str, Any]:
+    return {
+        **asdict(each.candidate),
+        "scores": {str(seed): score for seed, score in sorted(each.scores.items())},
+        "failed": each.failed,
+        "mean": each.estimate.mean,
+        "sd": each.estimate.sd,
+        "interval": _pair(each.estimate.interval),
+        "optimism": each.optimism,
     }
-    return json_text(whole)
 
 
 def _row(found: Confirmation, each: Confirmed) -> tuple[str, ...]:

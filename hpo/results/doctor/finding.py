@@ -8,10 +8,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from hpo.errors import HpoError
+from hpo.results.result import Output
 from hpo.storage import mask
-from hpo.text import json_line, printable
+from hpo.text import json_line
 
 WIDTH = 18  # of the longest check's name
 
@@ -25,7 +27,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Output):
     """What was checked, how it is, what was found, and what to do about it, "" where nothing is to be done."""
 
     check: str
@@ -33,16 +35,18 @@ class Finding:
     found: str
     advice: str = ""
 
-    def line(self) -> str:
-        """Return the finding as text, in columns."""
-        text = f"{self.check:{WIDTH}}  {self.verdict:7}  {self.found}{'; ' if self.advice else ''}{self.advice}"
-        return printable(text)
+    def tree(self) -> dict[str, Any]:
+        """Return the finding as a dictionary; `advice` is None where nothing is to be done."""
+        return {"check": self.check, "verdict": self.verdict, "found": self.found, "advice": self.advice or None}
 
-    def json_line(self) -> str:
-        """Return the finding as a JSON object."""
-        return json_line(
-            {"check": self.check, "verdict": self.verdict, "found": self.found, "advice": self.advice or None}
-        )
+    def lines(self) -> list[str]:
+        """Return the finding as one line, in columns."""
+        return [f"{self.check:{WIDTH}}  {self.verdict:7}  {self.found}{'; ' if self.advice else ''}{self.advice}"]
+
+    @property
+    def json_text(self) -> str:
+        """The finding as one line of JSON, in ASCII."""
+        return json_line(self.tree())
 
 
 def ok(check: str, found: str) -> Finding:

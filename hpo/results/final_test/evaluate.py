@@ -23,7 +23,7 @@ from hpo.files import write_atomically
 from hpo.results.final_test.checkpoint import Trained, from_checkpoint
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, check_free, put, sha256
 from hpo.results.final_test.predictions import answers, evaluating, practice_images, rehearse
-from hpo.results.final_test.result import fill, result_of
+from hpo.results.final_test.result import Tested, fill, result_of
 from hpo.results.naming import file_stem
 from hpo.results.selection import Choice, chosen
 from hpo.search.plan import Plan, on_device
@@ -57,7 +57,7 @@ class Wanted:
     folder: Path | None = None
 
 
-def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say: Say) -> tuple[dict[str, Any], Path]:
+def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say: Say) -> Tested:
     """Look at the test set of the study of that name; return the result, `hpo.test/1`, and the folder that holds it.
 
     Raises HpoError where the study has seen it and is not to see it again, and for whatever fails: before the look as
@@ -113,7 +113,7 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
             raise StorageError(f"{error}; what the look saw is not shown, and it counts only if it was kept") from error
         seen_by_look.update(saw)
         result = write_result(ended["look"], saw)
-    return result, folder
+    return Tested(result, folder)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hpo.errors import HpoError
 from hpo.results.final_test.model_folder import Model, read_model
+from hpo.results.result import Output
 from hpo.training.devices import find_device, is_out_of_memory
 from hpo.training.evaluation import log_probabilities
 from hpo.untrusted_files import open_regular_file
@@ -33,7 +34,7 @@ NUMBERS_AT_ONCE = 2**28
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
+class Predictions(Output):
     """The most probable class of each image and its probability, [N]; `str()` is CSV, a line an image.
 
     `names` are those of the classes, which CSV has in the place of their numbers.
@@ -43,13 +44,22 @@ class Predictions:
     probabilities: NDArray[np.float32]
     names: tuple[str, ...]
 
+    def tree(self) -> dict[str, Any]:
+        """Return for each image the name of its class and the probability."""
+        found = zip(self.classes.tolist(), self.probabilities.tolist(), strict=True)
+        rows = [{"image": i, "class": self.names[label], "probability": p} for i, (label, p) in enumerate(found)]
+        return {"predictions": rows}
+
+    def lines(self) -> list[str]:
+        """Return the lines of the CSV file."""
+        return str(self).splitlines()
+
     def __str__(self) -> str:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["image", "class", "probability"])
-        found = zip(self.classes.tolist(), self.probabilities.tolist(), strict=True)
-        for index, (label, probability) in enumerate(found):
-            rows.writerow([index, self.names[label], f"{probability:.6f}"])
+        for row in self.tree()["predictions"]:
+            rows.writerow([row["image"], row["class"], f"{row['probability']:.6f}"])
         return text.getvalue()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpo.data.images import these_classes
 from hpo.files import write_atomically
@@ -17,6 +17,7 @@ from hpo.results.figures.files import page
 from hpo.results.final_test.checkpoint import Trained
 from hpo.results.final_test.model_card import CARD, CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE
+from hpo.results.result import Result
 from hpo.results.selection import Choice
 from hpo.storage.test_evaluations import Look
 from hpo.studyfile import Study
@@ -25,6 +26,13 @@ from hpo.versions import provenance
 
 SCHEMA = "hpo.test/1"
 RESULT_FILE, FIGURE_FILE = "result.json", "confusion.html"
+
+
+class Tested(NamedTuple):
+    """A test evaluation: its result, `hpo.test/1`, and the folder with the result, the weights and the figure."""
+
+    result: dict[str, Any]
+    folder: Path
 
 
 def result_of(
@@ -84,28 +92,36 @@ def fill(folder: Path, result: dict[str, Any], form: Mapping[str, Any]) -> None:
     write_atomically(page(figure, f"{result['study']}: confusion"), folder / FIGURE_FILE)
 
 
-def lines(result: dict[str, Any], folder: Path) -> list[str]:
-    """Return what a result comes to, for people."""
-    found, weights = result["test"], result["weights"]
-    low, high = found["interval"]["low"], found["interval"]["high"]
-    how = "a checkpoint of" if weights["from_checkpoint"] else "trained on"
-    said = [
-        f"{result['study']}: test accuracy {found['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
-        f"loss {found['loss']:.4f}, on {found['images']:,} images",
-        f"trial {result['trial']}, {result['why']}; {how} {weights['images']:,} images, epoch {weights['epochs']}",
-    ]
-    if (sub := result["subnetworks"]) is not None:
-        mean, single = sub["mean"], sub["single"]
-        said.append(
-            f"mean of {sub['count']} random sub-networks: accuracy {mean['accuracy']:.4f}, loss {mean['loss']:.4f}; "
-            f"one by itself: accuracy {single['accuracy']:.4f}, loss {single['loss']:.4f}; the mean's probabilities "
-            f"differ from the whole network's by {sub['difference']:.4f} on average"
-        )
-    if absent := [each["name"] for each in found["classes"] if not each["images"]]:
-        said.append(f"no test image of {these_classes(absent)}")
-    if result["looks"] > 1:
-        said.append(f"look {result['look']} at this test set: each look makes its figure less honest")
-    return [*said, f"folder: {folder}"]
+class SealedTestResult(Result[Tested]):
+    """A test evaluation as text and as JSON."""
+
+    def tree(self) -> dict[str, Any]:
+        """Return the result, `hpo.test/1`."""
+        return self.found.result
+
+    def lines(self) -> list[str]:
+        """Return the accuracy with its interval, the configuration, and the folder."""
+        result = self.found.result
+        found, weights = result["test"], result["weights"]
+        low, high = found["interval"]["low"], found["interval"]["high"]
+        how = "a checkpoint of" if weights["from_checkpoint"] else "trained on"
+        lines = [
+            f"{result['study']}: test accuracy {found['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
+            f"loss {found['loss']:.4f}, on {found['images']:,} images",
+            f"trial {result['trial']}, {result['why']}; {how} {weights['images']:,} images, epoch {weights['epochs']}",
+        ]
+        if (sub := result["subnetworks"]) is not None:
+            mean, single = sub["mean"], sub["single"]
+            lines.append(
+                f"mean of {sub['count']} random sub-networks: accuracy {mean['accuracy']:.4f}, loss {mean['loss']:.4f}"
+                f"; one by itself: accuracy {single['accuracy']:.4f}, loss {single['loss']:.4f}; "
+                f"the mean's probabilities differ from the whole network's by {sub['difference']:.4f} on average"
+            )
+        if absent := [each["name"] for each in found["classes"] if not each["images"]]:
+            lines.append(f"no test image of {these_classes(absent)}")
+        if result["looks"] > 1:
+            lines.append(f"look {result['look']} at this test set: each look makes its figure less honest")
+        return [*lines, f"folder: {self.found.folder}"]
 
 
 def look_lines(looks: Sequence[Look]) -> list[str]:

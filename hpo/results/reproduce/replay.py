@@ -19,13 +19,14 @@ from hpo.results.export.best import VERSION
 from hpo.results.final_test.model_card import CodeRecord, Part
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.reproduce.retrain import Repeated, Stored, repeat
+from hpo.results.result import Result
 from hpo.search.plan import plan
 from hpo.search.study_records import Curve
 from hpo.studyfile import Study, parse_study
 from hpo.studyfile.messages import dotted, faults_of, shortened, shown
 from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, home_of, load_tree
 from hpo.studyfile.values import Natural
-from hpo.text import decode_non_finite, json_text
+from hpo.text import decode_non_finite
 from hpo.training.stack import Member
 from hpo.usercode import found
 
@@ -106,28 +107,28 @@ def _located(study: Study, code: CodeRecord | None, path: Path) -> Study:
         raise CodeError(f"{path}: {error}") from error
 
 
-def replay_lines(found: Replay) -> list[str]:
-    """Return what came of each run, and the largest difference."""
-    label = METRIC_LABELS[found.study.search.first_metric]
-    lines = []
-    for run in found.runs:
-        line = f"{label} {run.score:.6g}, exported {run.stored:.6g}, difference {run.difference:.2g}"
-        differences = ", ".join(f"{metric} {value:.2g}" for metric, value in run.largest.items())
-        lines.append(f"{line}; largest in any epoch: {differences}" if differences else line)
-    return lines
+class ReplayResult(Result[Replay]):
+    """A replay as text and as JSON."""
 
-
-def replay_text(found: Replay) -> str:
-    """Return the same as a JSON object."""
-    record = {
-        "study": found.study.name,
-        "metric": found.study.search.first_metric,
-        "runs": [
+    def tree(self) -> dict[str, Any]:
+        """Return each run's score, the exported one, and how far they differ."""
+        study = self.found.study
+        runs = [
             {"score": run.score, "exported": run.stored, "difference": run.difference, "largest": dict(run.largest)}
-            for run in found.runs
-        ],
-    }
-    return json_text(record)
+            for run in self.found.runs
+        ]
+        return {"study": study.name, "metric": study.search.first_metric, "runs": runs}
+
+    def lines(self) -> list[str]:
+        """Return for each run its score, the exported one, and the largest difference of each metric."""
+        tree = self.tree()
+        label = METRIC_LABELS[tree["metric"]]
+        lines = []
+        for run in tree["runs"]:
+            line = f"{label} {run['score']:.6g}, exported {run['exported']:.6g}, difference {run['difference']:.2g}"
+            differences = ", ".join(f"{metric} {value:.2g}" for metric, value in run["largest"].items())
+            lines.append(f"{line}; largest in any epoch: {differences}" if differences else line)
+        return lines
 
 
 def _read(path: Path) -> dict[str, Any]:
