@@ -36,6 +36,7 @@ from hpo.studyfile import Study, parse_study
 LR = {"lr": FloatDistribution(1e-3, 1.0, log=True)}
 SCORES = {0.1: 0.9, 0.2: 0.8, 0.3: 0.7, 0.4: 0.6}
 MIDDLE = 10**-1.5
+BEST = "Best-1 (trial 0)"
 
 
 def searched(storage: Storage, study: Study, scores: dict[float, float] | None = None) -> None:
@@ -203,9 +204,9 @@ def test_the_mean_ranks_and_says_how_lucky_the_search_was(storage: Storage) -> N
     assert found.gain.pairs.difference.mean == pytest.approx((0.18 + 0.19 + 0.18) / 3)
     luck, helped, alike = conclusions(found)
     assert luck == "the search's best score, 0.9000, was optimistic: its mean under fresh seeds is 0.7200"
-    assert helped.startswith("tuning helped: Best-2 less the baseline is +0.1833 (95% interval")
+    assert helped.startswith("tuning helped: Best-2 (trial 1) minus the baseline is +0.1833 (95% interval")
     assert "the difference is the same in all pairs" in str(found.others)  # 0.08 each: no test, so not told apart
-    assert alike == "Best-2 cannot be told apart from Best-1 (paired tests, Holm's correction)"
+    assert alike == "Best-2 (trial 1) cannot be told apart from Best-1 (trial 0) (paired tests, Holm's correction)"
 
 
 def test_that_tuning_did_not_help_is_said_plainly(storage: Storage) -> None:
@@ -240,8 +241,8 @@ def test_a_baseline_that_wins_is_named(storage: Storage) -> None:
     stored.add_trials([run(study, lr, seed, scores[lr] - seed / 100) for lr in scores for seed in range(2)])
     found = of_study(storage, study.name)
     assert found.gain is None
-    assert "tuning did not help: Best-1 is the baseline" in conclusions(found)
-    assert "Best-1 (baseline)" in "\n".join(ConfirmationResult(found).lines())
+    assert "tuning did not help: Best-1 (trial 0) is the baseline" in conclusions(found)
+    assert "Best-1 (trial 0), baseline" in "\n".join(ConfirmationResult(found).lines())
 
 
 def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None:
@@ -256,23 +257,30 @@ def test_who_failed_is_behind_and_not_called_worse(storage: Storage) -> None:
     found = confirmed(storage, {0.1: [0.99, 0.98, 0.99, None], 0.2: [0.70, 0.70, 0.72, 0.7], MIDDLE: [0.5] * 4})
     assert found.winner.candidate.label == "Best-2"
     *_, last = conclusions(found)
-    assert last == "Best-2 ranks before Best-1, better where nothing failed (paired tests, Holm's correction)"
+    ranked = f"Best-2 (trial 1) ranks before {BEST}, better where nothing failed"
+    assert last == f"{ranked} (paired tests, Holm's correction)"
 
 
 def test_configurations_of_which_every_run_failed_are_named(storage: Storage) -> None:
     runs = {0.1: [0.6, 0.7], 0.2: [None, None], 0.3: [None, None], MIDDLE: [0.5, 0.5]}
     found = confirmed(storage, runs)
     assert [each.label for each in found.lost] == ["Best-2", "Best-3"]
-    assert conclusions(found)[-1] == "every run of Best-2 and Best-3 failed"
+    assert conclusions(found)[-1] == "every run of Best-2 (trial 1) and Best-3 (trial 2) failed"
 
 
 @pytest.mark.parametrize(
     ("runs", "said"),
     [
-        ([0.9, 0.8, 0.71], "tuning did not help, the baseline is better: Best-1 less the baseline is -0.2"),
-        ([0.3, 0.2, 0.1], "whether tuning helped cannot be said: Best-1 less the baseline is +0.4000 (the difference"),
-        ([0.7, 0.6, 0.5], "tuning did not help, as far as 3 seeds can tell: Best-1 less the baseline is +0.0000"),
-        ([0.5, None, None], "whether tuning helped cannot be said: Best-1 less the baseline is +0.2"),
+        ([0.9, 0.8, 0.71], "tuning did not help, the baseline is better: Best-1 (trial 0) minus the baseline is -0.2"),
+        (
+            [0.3, 0.2, 0.1],
+            f"whether tuning helped cannot be said: {BEST} minus the baseline is +0.4000 (the difference",
+        ),
+        (
+            [0.7, 0.6, 0.5],
+            f"tuning did not help, as far as 3 seeds can tell: {BEST} minus the baseline is +0.0000",
+        ),
+        ([0.5, None, None], "whether tuning helped cannot be said: Best-1 (trial 0) minus the baseline is +0.2"),
     ],
 )
 def test_what_is_said_of_tuning_is_no_more_than_the_runs_show(
@@ -381,7 +389,7 @@ def test_for_a_loss_less_is_better(storage: Storage) -> None:
     assert [each.candidate.label for each in found.ranked] == ["Best-2", "Best-1", "baseline"]
     luck, helped, _ = conclusions(found)
     assert "0.6000, was optimistic" in luck
-    assert helped.startswith("tuning helped: Best-2 less the baseline is -0.3")
+    assert helped.startswith("tuning helped: Best-2 (trial 2) minus the baseline is -0.3")
 
 
 @pytest.mark.parametrize("seeds", [2, 3])

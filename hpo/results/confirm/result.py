@@ -55,7 +55,7 @@ class Confirmation:
 
     `left` is how many runs are not finished, `foreign` how many another program has added, which are left out. `gain`
     is the winner's difference to the baseline, None where that has no run or is the winner; `others` are its
-    differences to the other configurations that the search chose, by label. For a loss, less is better.
+    differences to the other configurations that the search chose, by title. For a loss, less is better.
     """
 
     study: Study
@@ -139,7 +139,7 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
         ranked=tuple(ranked),
         winner=winner,
         gain=gains[0] if gains else None,
-        others={each.candidate.label: other for each, other in zip(searched[1:], others, strict=True)},
+        others={each.candidate.title: other for each, other in zip(searched[1:], others, strict=True)},
         lost=tuple(candidate for candidate in candidates if candidate.label not in kept),
     )
 

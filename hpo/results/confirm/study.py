@@ -59,6 +59,11 @@ class Candidate:
     score: float | None
     baseline: bool
 
+    @property
+    def title(self) -> str:
+        """The label with the trial's number, `Best-3 (trial 40)`; `baseline` where no trial has it."""
+        return self.label if self.trial is None else f"{self.label} (trial {self.trial})"
+
 
 def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study:
     """Put the study that confirms the `top` best configurations of a study into the storage, and return it.

@@ -51,7 +51,7 @@ def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
 def conclusions(found: Confirmation) -> list[str]:
     """Return, in sentences, how lucky the search was, whether tuning helped, and which configurations are alike."""
     lines = [*_luck(found), _help(found)]
-    label = found.winner.candidate.label
+    label = found.winner.candidate.title
     alike = [other for other, each in found.others.items() if each.p is None or each.p >= SIGNIFICANT]
     behind = [other for other, each in found.others.items() if other not in alike and not _is_better(found, each)]
     if alike:
@@ -60,7 +60,7 @@ def conclusions(found: Confirmation) -> list[str]:
         lines.append(f"{label} ranks before {_listed(behind)}, better where nothing failed ({CORRECTED})")
     if found.others and not alike and not behind:
         lines.append(f"{label} is better than each of the others that the search chose ({CORRECTED})")
-    if further := [each.label for each in found.lost if each.label != "Best-1" and each.score is not None]:
+    if further := [each.title for each in found.lost if each.label != "Best-1" and each.score is not None]:
         lines.append(f"every run of {_listed(further)} failed")
     if found.foreign:
         what = "run was" if found.foreign == 1 else "runs were"
@@ -105,7 +105,7 @@ def _configuration(each: Confirmed) -> dict[str, Any]:
 def _row(found: Confirmation, each: Confirmed) -> tuple[str, ...]:
     mean, candidate = each.estimate, each.candidate
     return (
-        candidate.label + (" (baseline)" if candidate.baseline and candidate.score is not None else ""),
+        candidate.title + (", baseline" if candidate.baseline and candidate.score is not None else ""),
         f"{mean.mean:.4f}",
         "-" if mean.sd is None else f"{mean.sd:.4f}",
         "-" if mean.interval is None else f"{mean.interval.low:.4f} to {mean.interval.high:.4f}",
@@ -127,7 +127,7 @@ def _luck(found: Confirmation) -> list[str]:
 
 
 def _help(found: Confirmation) -> str:
-    label, gain = found.winner.candidate.label, found.gain
+    label, gain = found.winner.candidate.title, found.gain
     if found.winner.candidate.baseline:
         return f"tuning did not help: {label} is the baseline"
     if gain is None:
@@ -136,7 +136,7 @@ def _help(found: Confirmation) -> str:
     details = [] if interval is None else [f"95% interval by itself {interval.low:+.4f} to {interval.high:+.4f}"]
     details += [] if gain.p is None else [f"p = {gain.p:.2g}, corrected for the choice of the winner"]
     details += [why] if why else []
-    measured = f"{label} less the baseline is {mean:+.4f} ({'; '.join(details)})"
+    measured = f"{label} minus the baseline is {mean:+.4f} ({'; '.join(details)})"
     if gain.p is None and mean != 0:
         return f"whether tuning helped cannot be said: {measured}"
     if gain.p is not None and gain.p < SIGNIFICANT:
