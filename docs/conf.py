@@ -1,21 +1,13 @@
 """Settings of Sphinx: `make docs` builds a site from README.md, CHANGELOG.md and the pages of this folder.
 
-The links between pages work in the repository too, so the source folder is the root of the repository. The list of
-commands is generated (`reference_tables.py`).
+The links between pages work in the repository too, so the source folder is the root of the repository.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
-
-from sphinx.application import Sphinx
 
 import hpo
-
-sys.path.insert(0, str(Path(__file__).parent))
-import reference_tables  # beside this file; Sphinx runs elsewhere
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # logs its plugins when autodoc imports it
 
@@ -33,13 +25,3 @@ html_show_copyright = False
 html_copy_source = False
 highlight_language = "text"
 myst_heading_anchors = 3
-COMMANDS_PAGE = "docs/reference/commands"
-
-
-def add_commands(sphinx: Sphinx, page: str, source: list[str]) -> None:
-    if page == COMMANDS_PAGE:
-        source[0] += f"\n{reference_tables.commands()}"
-
-
-def setup(sphinx: Sphinx) -> None:
-    sphinx.connect("source-read", add_commands)

@@ -1,8 +1,8 @@
 """Generate the annotated tree of docs/reference/source-tree.md.
 
-`python docs/source_tree.py` rewrites it. A Python file's note is the first line of its docstring, a package's note that
-of its `__init__.py`, a study's note its description. The notes of other files are written by hand in the page and stay
-as they are. Hidden files are listed only where the page lists them.
+A Python file's note is the first line of its docstring, a package's note that of its `__init__.py`, a study's note its
+description, a page's note its heading. The notes of other files are written by hand in the page and stay as they are.
+Hidden files are listed only where the page lists them. `python docs/generate.py` rewrites the page.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def entries(page: str) -> dict[Path, str]:
     return found
 
 
-def with_tree(page: str) -> str:
+def rewritten(page: str) -> str:
     """Return the page with its tree rewritten. Exit where a file has no note."""
     known = entries(page)
     without = [path for path in files(ROOT, known) if not note(path, known)]
@@ -86,8 +86,6 @@ def note(path: Path, known: dict[Path, str]) -> str:
         return docstring.partition("\n")[0].rstrip(".:")
     if path.suffix == ".toml" and path.parent.name == "studies":
         return str(tomllib.loads(path.read_text())["description"]).rstrip(".")
+    if path.suffix == ".md" and path.parent.parent == ROOT / "docs":
+        return path.read_text().partition("\n")[0].removeprefix("# ")
     return known.get(path, "")
-
-
-if __name__ == "__main__":
-    PAGE.write_text(with_tree(PAGE.read_text()))

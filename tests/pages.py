@@ -1,17 +1,17 @@
-"""README and docs as a reader goes through them: fenced blocks in order, and the markers between them.
+"""Fenced blocks of README and docs in order, and the test markers between them.
 
-A marker is a comment that the rendered page does not show, and it says what a test does otherwise than a reader:
+A marker is a hidden comment. It states what a test does differently from a reader:
 
-    <!-- test: not run, REASON -->            the next block
-    <!-- test: not run from here, REASON -->  every block that follows
-    <!-- test: first COMMAND -->              is run here, though the page does not show it
-    <!-- test: small KEY=VALUE... -->         what every launch and submit that follows gets by --set
-    <!-- test: numbers vary -->               the next session's output is compared without its numbers and spacing
-    <!-- test: output varies -->              the next session's output is not compared
-    <!-- test: as processes -->               all that follows: commands as processes, in an empty folder
+    <!-- test: not run, REASON -->            do not run the next block
+    <!-- test: not run from here, REASON -->  do not run any block that follows
+    <!-- test: first COMMAND -->              run this command here, hidden from the reader
+    <!-- test: small KEY=VALUE... -->         pass these values with --set to every launch and submit that follows
+    <!-- test: numbers vary -->               compare the next session's output without numbers and spacing
+    <!-- test: output varies -->              do not compare the next session's output
+    <!-- test: as processes -->               run all following commands as processes, in an empty folder
 
-A block whose first line is a comment with a file's name and nothing else, such as `# my_net.py`, is that file. This
-module reads pages and runs nothing; `test_pages.py` does.
+A block whose first line is a comment with only a file name, such as `# my_net.py`, is the content of that file. This
+module reads the pages; `test_pages.py` runs them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILE_NAME = re.compile(r"# ([\w-]+\.\w+)")
 
 @dataclass(frozen=True)
 class Marker:
-    """What a comment tells the tests."""
+    """A test marker: its line and text."""
 
     line: int
     text: str
@@ -44,7 +44,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, or "" for what is only to be looked at."""
+    """A fenced block; its language is "" where the block is not run."""
 
     line: int
     language: str
@@ -52,13 +52,13 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The name of the file that this is."""
+        """Name of the file whose content the block is, or None."""
         found = FILE_NAME.fullmatch(self.body.partition("\n")[0])
         return found and found[1]
 
 
 def parts(text: str) -> Iterator[Marker | Block]:
-    """The markers and blocks of a page's text in order."""
+    """Yield the markers and blocks of a page in order."""
     for found in TOKEN.finditer(text):
         line = text.count("\n", 0, found.start()) + 1
         if found["marker"] is not None:
@@ -72,7 +72,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def sessions(body: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with the output that it shows."""
+    """Yield the commands of a console block, each with its output."""
     for session in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
         command, _, output = session.partition("\n")
         while command.endswith("\\"):
@@ -82,6 +82,6 @@ def sessions(body: str) -> Iterator[tuple[str, str]]:
 
 
 def commands(body: str) -> list[str]:
-    """The commands of a shell block, one a line, without blank lines and comments."""
+    """Return the commands of a shell block, without blank lines and comments."""
     lines = re.sub(r" *\\\n *", " ", body).splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -1,6 +1,6 @@
-"""README and docs against what they describe: commands and options, the keys of study files, links, names.
+"""Tests of README and docs against the program: commands, options, study file keys, links, file names.
 
-What a page shows, exists; and what exists, is on a page. That pages can be followed is tested in `test_pages.py`.
+Everything that a page names must exist, and everything public must be on a page. `test_pages.py` runs the pages.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command_lists
 import pytest
-import reference_tables
+import study_file_tables
 from pages import PAGES, ROOT, blocks
 from typer.main import get_command
 
@@ -27,12 +28,12 @@ STUDIES = sorted(ROOT.glob("studies/*.toml"))
 
 
 def spans() -> list[str]:
-    """Every piece of inline code."""
+    """Return every piece of inline code."""
     return [span for text in PAGES.values() for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text))]
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ("hpo",)) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command of the command line by its words, the groups among them."""
+    """Yield every command and group with its path of names."""
     command = command or get_command(app)
     yield path, command
     for name, inner in getattr(command, "commands", {}).items():
@@ -47,7 +48,7 @@ OPTIONS = {
 
 
 def shown_commands() -> list[str]:
-    """Every command line that a page shows, in code of its own or in a block."""
+    """Return every command line of the pages, inline or in a block."""
     lines = [line for page in PAGES for block in blocks(page) for line in block.body.splitlines()]
     lines = [re.sub(r"^(\$ |next:)? *(\.venv/bin/)?", "", line) for line in [*lines, *spans()]]
     return sorted({line for line in lines if line.startswith("hpo ")})
@@ -100,30 +101,32 @@ def test_an_option_that_is_shown_exists(span: str) -> None:
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
-def test_a_shipped_study_is_sound_and_in_the_readme(path: Path) -> None:
+def test_a_shipped_study_is_valid_and_on_the_page_of_studies(path: Path) -> None:
     study = read_study(path)
     assert study.name == path.stem
     assert study.description
-    assert f"(studies/{path.name})" in PAGES["README.md"]
+    assert f"(../../studies/{path.name})" in PAGES["docs/reference/studies.md"]
 
 
 def test_every_key_of_a_study_file_is_documented_as_it_is() -> None:
     page = PAGES["docs/reference/study-file.md"]
-    assert reference_tables.with_tables(page) == page, "`python docs/reference_tables.py` writes the tables anew"
+    assert study_file_tables.rewritten(page) == page, "`python docs/generate.py` rewrites the tables"
 
 
-def test_a_key_whose_meaning_nobody_has_written_is_missing_one() -> None:
+def test_a_key_without_a_meaning_is_named() -> None:
     page = PAGES["docs/reference/study-file.md"]
-    for key, heading in (("lr", r"## \[optimizer\]"), ("direction", r"### \[search\] of your own objective")):
+    for key, heading in (("lr", r"## \[optimizer\]"), ("direction", r"### \[search\] of an objective study")):
         row = re.search(rf"^\| `{key}` .*\n", page, re.MULTILINE)
         assert row is not None
         with pytest.raises(SystemExit, match=rf"the meaning of {key} after {heading}"):
-            reference_tables.with_tables(page.replace(row[0], ""))
+            study_file_tables.rewritten(page.replace(row[0], ""))
 
 
-def test_every_command_is_in_the_reference() -> None:
+def test_every_command_is_in_the_reference_as_its_help_is() -> None:
+    page = PAGES["docs/reference/commands.md"]
+    assert command_lists.rewritten(page) == page, "`python docs/generate.py` rewrites the commands"
     leaves = [" ".join(path) for path, command in COMMANDS.items() if not hasattr(command, "commands")]
-    assert re.findall(r"^## `(.*)`$", reference_tables.commands(), re.MULTILINE) == leaves
+    assert re.findall(r"^## `(.*)`$", page, re.MULTILINE) == leaves
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -140,19 +143,20 @@ def test_a_file_that_is_named_exists(name: str) -> None:
     assert (ROOT / name).exists()
 
 
-def test_pictures_are_small() -> None:
+def test_pictures_are_small_and_shown() -> None:
     pictures = [path for path in ROOT.glob("docs/*") if path.suffix in (".png", ".svg")]
     assert all(path.stat().st_size < 300_000 for path in pictures)
-    assert all(f"(docs/{path.name})" in PAGES["README.md"] for path in pictures)
+    pages = "".join(PAGES.values())
+    assert all(f"/{path.name})" in pages for path in pictures)
 
 
 def test_data_sets_and_their_places_are_named() -> None:
-    readme = PAGES["README.md"]
+    page = PAGES["docs/reference/data-sets.md"]
     assert {VARIABLE, ENVIRONMENT, DEFAULT_URL} <= {word for span in spans() for word in span.split()}
     for dataset in CATALOGUE.values():
-        assert f"| `{dataset.name}` |" in readme
-        assert all(f"`{folder}/`" in readme for folder in dataset.folders if folder != ".")
-        assert all(f"`{folder}`" in readme for folder in dataset.system)
+        assert f"| `{dataset.name}` |" in page
+        assert all(f"`{folder}/`" in page for folder in dataset.folders if folder != ".")
+        assert all(f"`{folder}`" in page for folder in dataset.system)
 
 
 def test_what_is_stored_with_studies_and_trials_is_listed() -> None:

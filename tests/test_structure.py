@@ -18,14 +18,14 @@ LONGEST_MODULE = 500  # lines
 
 def test_the_tree_lists_every_file_with_its_note() -> None:
     page = source_tree.PAGE.read_text()
-    assert source_tree.with_tree(page) == page, "`python docs/source_tree.py` rewrites the tree"
+    assert source_tree.rewritten(page) == page, "`python docs/generate.py` rewrites the tree"
 
 
 def test_a_file_without_a_note_is_named() -> None:
     page = source_tree.PAGE.read_text()
     without = page.replace("MIT license", "")
     with pytest.raises(SystemExit, match=r"write a note for LICENSE$"):
-        source_tree.with_tree(without)
+        source_tree.rewritten(without)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

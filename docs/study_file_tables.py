@@ -1,8 +1,7 @@
-"""Generate the tables of docs/reference/study-file.md and the option lists of docs/reference/commands.md.
+"""Generate the tables of keys in docs/reference/study-file.md.
 
-`python docs/reference_tables.py` rewrites the tables of study file keys: key, value and default come from the models;
-the last column (the meaning) is written by hand and stays as it is. `conf.py` adds the command lists when the site is
-built.
+Key, value, default and "used by" come from the models; the last column, the meaning, is written by hand in the page and
+stays as it is. `python docs/generate.py` rewrites the page.
 """
 
 from __future__ import annotations
@@ -10,36 +9,31 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
 from pydantic.fields import FieldInfo
-from typer.cli import get_docs_for_click
-from typer.main import get_command
 
-from hpo.cli import app
 from hpo.studyfile.keys import SECTIONS, sections
 from hpo.studyfile.models import Settings, StudySettings
 from hpo.studyfile.objective import ObjectiveSearchSettings, ObjectiveStudySettings
 from hpo.studyfile.values import LARGEST, UsedBy
 
 PAGE = Path(__file__).parent / "reference/study-file.md"
-WHOLE: tuple[type[Settings], ...] = (StudySettings, ObjectiveStudySettings)
+WHOLE_FILES: tuple[type[Settings], ...] = (StudySettings, ObjectiveStudySettings)
 
 TABLES: dict[str, type[Settings]] = {
     "## Top level": StudySettings,
     **{f"## [{section}]": model for section, model in SECTIONS.items()},
-    "## A study of your own objective": ObjectiveStudySettings,
-    "### [search] of your own objective": ObjectiveSearchSettings,
+    "## Objective study": ObjectiveStudySettings,
+    "### [search] of an objective study": ObjectiveSearchSettings,
 }
 """Heading of the page -> model whose keys the first table after it lists."""
 
 TABLE = re.compile(r"^\| key \|.*\n(?:\|.*\n)+", re.MULTILINE)
 
 
-def with_tables(page: str) -> str:
+def rewritten(page: str) -> str:
     """Return the page with its tables rewritten from the models. Exit where a key has no meaning."""
     for heading, model in TABLES.items():
         before, found, rest = page.partition(f"{heading}\n")
@@ -56,12 +50,12 @@ def table(heading: str, model: type[Settings], shown: str) -> str:
     """Return a model's table; take the meanings from `shown`, the present table. Sections have their own tables."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
     meanings = {row[0].strip("`"): row[-1] for row in rows}
-    keys = [key for key in model.model_fields if key not in (sections(model) if model in WHOLE else ())]
+    keys = [key for key in model.model_fields if key not in (sections(model) if model in WHOLE_FILES else ())]
     without = [key for key in keys if not meanings.get(key)]
     if without:
         sys.exit(f"{PAGE}: write a row with the meaning of {', '.join(without)} after {heading}")
     uses = [used_by(model.model_fields[key]) for key in keys]
-    cells = [["key", "value", "default", "used by", "what it means"], ["---"] * 5]
+    cells = [["key", "value", "default", "used by", "meaning"], ["---"] * 5]
     for key, use in zip(keys, uses, strict=True):
         cells.append([f"`{key}`", *value_and_default(model, key), use, meanings[key]])
     if set(uses) == {"all"}:
@@ -70,18 +64,20 @@ def table(heading: str, model: type[Settings], shown: str) -> str:
 
 
 def value_and_default(model: type[Settings], key: str) -> tuple[str, str]:
+    """Return the cells of a key's value and default."""
     whole = model.model_json_schema()
     schema = whole["properties"][key]
-    if "$ref" in schema:  # a table of its own
+    if "$ref" in schema:  # a nested table
         schema = whole["$defs"][schema["$ref"].removeprefix("#/$defs/")]
     return in_words(schema), default_of(model.model_fields[key])
 
 
 def used_by(field: FieldInfo) -> str:
-    return next((in_words_of(mark) for mark in field.metadata if isinstance(mark, UsedBy)), "all")
+    """Return the kinds that use a key, or "all"."""
+    return next((used_by_in_words(mark) for mark in field.metadata if isinstance(mark, UsedBy)), "all")
 
 
-def in_words_of(mark: UsedBy) -> str:
+def used_by_in_words(mark: UsedBy) -> str:
     words = ", ".join(mark.values)
     return words if mark.key == "kind" else f"`{mark.key}` {words}"
 
@@ -125,25 +121,3 @@ def in_words(schema: dict[str, Any]) -> str:
                 return f"{number} above {low}"
             above = f"from {low}," if "minimum" in limits else f"above {low} and"
             return f"{number} {above} below {schema['exclusiveMaximum']}"
-
-
-def commands() -> str:
-    """Return usage, arguments and options of every command, from its help."""
-    root = get_command(app)
-    context = typer.Context(root, info_name="hpo")
-    return "\n".join(
-        get_docs_for_click(obj=command, ctx=context, indent=1, name=path) for path, command in leaves(root, "hpo")
-    )
-
-
-def leaves(command: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield every command (not groups) with its full name, in the order of `hpo --help`."""
-    inner = getattr(command, "commands", {})
-    for name, each in inner.items():
-        yield from leaves(each, f"{path} {name}")
-    if not inner:
-        yield path, command
-
-
-if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text()))
