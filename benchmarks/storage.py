@@ -51,6 +51,7 @@ from optuna.trial import TrialState, create_trial
 from hpo.data import load_split
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, PopulationEnded
+from hpo.search.options import LaunchOptions
 from hpo.search.population_run import CURVE
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.sampler_history import History
@@ -63,6 +64,7 @@ from hpo.training.population import EpochResult
 from hpo.training.seeds import member_seed
 from hpo.training.stack import METRICS, Member
 from hpo.training.trainer import Trainer
+from hpo.usercode import code_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))
 from postgresql_server import Server
@@ -230,7 +232,8 @@ class Databases:
 def fill(url: str, count: int) -> float:
     """Store trials, until there are so many, by the calls that a search makes; return the seconds it took."""
     start, storage, study = time.perf_counter(), open_storage(url), study_of("random", "none", count)
-    stored = open_study(study, load_split(study), storage, extend=True)
+    code = code_of([], study.folder)
+    stored = open_study(study, load_split(study), code, storage, LaunchOptions(extend=True))
     agree_on_run(stored, storage, "cpu", "float32")
     space, rng, stored_id = distributions(study), np.random.default_rng(count), stored._study_id
     have = len(storage.get_all_trials(stored_id, deepcopy=False))

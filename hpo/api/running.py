@@ -49,22 +49,26 @@ def launch(
     given = read(study)
 
     from hpo.results.unranked import no_best
+    from hpo.search.options import LaunchOptions
     from hpo.service.launching import launch as search
     from hpo.storage import open_storage
 
+    options = LaunchOptions(
+        device=device,
+        workers=workers,
+        ray=ray,
+        gpus_per_worker=gpus_per_worker,
+        extend=extend,
+        changed_code=changed_code,
+        enqueue=tuple(each if isinstance(each, str) else json.dumps(plain(each)) for each in enqueue),
+    )
     with stopping(stop) as asked:
         opened = open_storage(storage)
         with display(progress, asked) as shown:
             name = search(
                 given.checked,
                 opened,
-                device=device,
-                workers=workers,
-                ray=ray,
-                gpus_per_worker=gpus_per_worker,
-                extend=extend,
-                changed_code=changed_code,
-                enqueue=[each if isinstance(each, str) else json.dumps(plain(each)) for each in enqueue],
+                options,
                 on_event=shown,
                 stop=asked,
             )
@@ -94,12 +98,13 @@ def submit(
     """
     checked = [read(study).checked for study in _several(studies)]
 
+    from hpo.search.options import LaunchOptions
     from hpo.service.queue_control import submit_all
     from hpo.storage import open_storage
 
     opened = open_storage(storage)
     stored = []
-    for name in submit_all(checked, opened, extend=extend, priority=priority, say=say):
+    for name in submit_all(checked, opened, LaunchOptions(extend=extend, priority=priority), say):
         stored.append(StoredStudy(opened, name))
         on_stored(stored[-1])
     return stored

@@ -82,6 +82,7 @@ class StoredStudy(StudyView):
         HpoError where there is nothing to confirm, or, after `on_found` got what was found so far, where the confirming
         study is paused or stopped; and InterruptionError when stopped: the same call goes on.
         """
+        from hpo.search.options import LaunchOptions
         from hpo.service.confirming import confirm
 
         with stopping(stop) as asked:
@@ -90,8 +91,7 @@ class StoredStudy(StudyView):
                 self.name,
                 top=top,
                 seeds=seeds,
-                device=device,
-                workers=workers,
+                options=LaunchOptions(device=device, workers=workers),
                 display=lambda: display(progress, asked),
                 say=lambda found: on_found(confirmed(found)),
                 stop=asked,
@@ -125,6 +125,7 @@ class StoredStudy(StudyView):
         `say` is told after each how it compares with the one before. Stopped, the last study's `interrupted` is true,
         and the same call goes on. Raises what `narrow` and `launch` raise.
         """
+        from hpo.search.options import LaunchOptions
         from hpo.service.narrowing_rounds import run_rounds
 
         with stopping(stop) as asked:
@@ -133,8 +134,7 @@ class StoredStudy(StudyView):
                 self.name,
                 rounds,
                 new_name=name,
-                device=device,
-                workers=workers,
+                options=LaunchOptions(device=device, workers=workers),
                 display=lambda: display(progress, asked),
                 say=say,
                 stop=asked,

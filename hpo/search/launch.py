@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -21,6 +22,7 @@ from hpo.search.enqueueing import asked_for, store_asked
 from hpo.search.events import Event, Note, Reason, StudyEnded, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.objective_search import OwnSearch
+from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.search.plan import ObjectivePlan, Plan, on_device, plan
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.warm_start import check_start, count_as_alike, predecessors
@@ -32,7 +34,6 @@ from hpo.search.study_records import (
     agree_on_start,
     any_stored_study,
     claim_conditions,
-    open_objective_study,
     open_study,
     precisions,
     record_change,
@@ -54,23 +55,19 @@ AnyPlan = Plan | ObjectivePlan
 def submit(
     study: AnyStudy,
     storage: Storage,
+    options: LaunchOptions = DEFAULTS,
     *,
-    extend: bool = False,
-    priority: int | None = None,
-    changed_code: bool = False,
     planned: AnyPlan | None = None,
-    enqueue: Sequence[str] = (),
 ) -> AnyPlan:
-    """Put the study into the storage, for workers to take up; return what it comes to on this machine's CPU.
+    """Store the study, for workers to train; return its plan on this machine's CPU.
 
-    One that is there stays as it is, or is extended. `planned` is that already, where the caller has asked for it.
-    `enqueue` are trials to train first, each as JSON of its values (hpo.search.enqueueing).
+    A study that is stored already stays as it is, or is extended. Give its plan as `planned` to save planning it again.
 
     Raises UsageError or StudyFileError (the file, or one that differs from the stored one), DataError, CodeError and
     StudyBusyError before anything is stored.
     """
     planned = planned or plan(study, "cpu")
-    _store(study, planned, storage, extend, priority, changed_code, enqueue)
+    _store(study, planned, storage, options)
     return planned
 
 
@@ -91,16 +88,13 @@ def join(
     recent_errors: list[str] | None = None,
     changed_code: bool = False,
 ) -> Search:
-    """Return this process's search of a stored study; `raised_before` is kept up by it, as long as the caller likes.
+    """Return this process's search of a stored study; which appends to `recent_errors`.
 
     Raises HpoError where this machine lacks what the study needs, and StudyClosedError where it gives out no trials.
     """
     stored = load_study(storage, name)
     study = any_stored_study(stored)
     raised = [] if recent_errors is None else recent_errors
-    if isinstance(study, ObjectiveStudy):
-        own = plan_again(study, stored, device, changed_code=changed_code)
-        return _begin_own(study, stored, own, storage, on_event, stop, raised)
     planned = plan_again(study, stored, device, changed_code=changed_code)
     return _begin(study, stored, planned, storage, on_event, stop, raised)
 
@@ -108,11 +102,8 @@ def join(
 def launch(
     study: AnyStudy,
     storage: Storage,
+    options: LaunchOptions = DEFAULTS,
     *,
-    device: str = "auto",
-    extend: bool = False,
-    changed_code: bool = False,
-    enqueue: Sequence[str] = (),
     on_event: Listener,
     stop: threading.Event,
 ) -> str:
@@ -128,17 +119,11 @@ def launch(
     """
     start = time.perf_counter()
     with storage.patience.until(stop):
-        planned = plan(study, device)
-        stored = _store(study, planned, storage, extend, changed_code=changed_code, enqueue=enqueue)
+        planned = plan(study, options.device)
+        stored = _store(study, planned, storage, options)
         warn(planned, on_event)
         with heartbeats(storage):
-            if isinstance(study, ObjectiveStudy):
-                assert isinstance(planned, ObjectivePlan)
-                search: Search = _begin_own(study, stored, planned, storage, on_event, stop, [])
-            else:
-                assert isinstance(planned, Plan)
-                search = _begin(study, stored, planned, storage, on_event, stop, [])
-            reason = search.run()
+            reason = _begin(study, stored, planned, storage, on_event, stop, []).run()
     on_event(ended(study, stored._study_id, storage, reason, time.perf_counter() - start, on_event))
     return name_now(study, stored._study_id, storage)
 
@@ -209,64 +194,55 @@ def counted(study_id: int, storage: Storage) -> tuple[int, int, int]:
     return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)
 
 
-def _store(
-    study: AnyStudy,
-    planned: AnyPlan,
-    storage: Storage,
-    extend: bool,
-    priority: int | None = None,
-    changed_code: bool = False,
-    enqueue: Sequence[str] = (),
-) -> optuna.Study:
-    if isinstance(study, ObjectiveStudy):
-        assert isinstance(planned, ObjectivePlan)
-        asked = asked_for(study, enqueue, storage)
-        stored = open_objective_study(study, planned.code, storage, extend, priority, changed_code)
-        record_change(stored, study, planned.code, storage)
-        if asked:
-            store_asked(study, asked, (), storage, claim_conditions(study, stored))
-    else:
-        assert isinstance(planned, Plan)
-        stored = _store_networks(study, planned, storage, extend, priority, changed_code, enqueue)
-    if priority is not None:
-        storage.change_study(stored._study_id, {PRIORITY: priority})
-    return stored
-
-
-def _store_networks(
-    study: Study,
-    planned: Plan,
-    storage: Storage,
-    extend: bool,
-    priority: int | None,
-    changed_code: bool,
-    enqueue: Sequence[str],
-) -> optuna.Study:
-    check_start(study, planned.images, planned.code, storage, changed_code)
-    asked = asked_for(study, enqueue, storage)
-    stored = open_study(study, planned.images, planned.code, storage, extend, priority, changed_code)
+def _store(study: AnyStudy, planned: AnyPlan, storage: Storage, options: LaunchOptions) -> optuna.Study:
+    split = planned.images if isinstance(planned, Plan) else None
+    if isinstance(study, Study) and split is not None:
+        check_start(study, split, planned.code, storage, options.changed_code)
+    asked = asked_for(study, options.enqueue, storage)
+    stored = open_study(study, split, planned.code, storage, options)
     record_change(stored, study, planned.code, storage)
-    record_data_folder(stored, planned.images, storage)
-    if changed_code:
-        count_as_alike(study, stored, storage)
+    before: list[FrozenTrial] = []
+    if isinstance(study, Study) and split is not None:
+        record_data_folder(stored, split, storage)
+        if options.changed_code:
+            count_as_alike(study, stored, storage)
+        if asked:
+            before = predecessors(study, user_attrs_of(stored), storage).trials
     if asked:
-        before = predecessors(study, user_attrs_of(stored), storage).trials
         store_asked(study, asked, before, storage, claim_conditions(study, stored))
+    if options.priority is not None:
+        storage.change_study(stored._study_id, {PRIORITY: options.priority})
     return stored
 
 
 def _begin(
-    study: Study,
+    study: AnyStudy,
     stored: optuna.Study,
-    planned: Plan,
+    planned: AnyPlan,
     storage: Storage,
     on_event: Listener,
     stop: threading.Event,
     recent_errors: list[str],
 ) -> Search:
-    """Settle what the study's processes have to agree on, and say what is going to be trained."""
+    """Return this process's search, after agreeing with the study's other processes on its precision and its start."""
     conditions = claim_conditions(study, stored)
     check_open(storage, conditions)
+    shared: dict[str, Any] = {
+        "study": study,
+        "stored": stored,
+        "claim_conditions": conditions,
+        "storage": storage,
+        "on_event": on_event,
+        "stop": stop,
+        "recent_errors": recent_errors,
+        "code": planned.code,
+    }
+    if isinstance(planned, ObjectivePlan):  # the objective function chooses its device and precision itself
+        storage.works_on("")
+        began = agree_on_start(stored, storage)
+        on_event(started(study, planned, counted(stored._study_id, storage), "", ""))
+        return OwnSearch(**shared, began=began, population=1, function=planned.function)
+    assert isinstance(study, Study)
     device_name = describe_device(planned.device)
     split = on_device(study, planned)
     storage.works_on(device_name)
@@ -276,50 +252,7 @@ def _begin(
     timeout_s = study.search.trial_timeout
     trainer = Trainer(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s)
     before = _before(study, stored, storage, on_event)
-    return PopulationSearch(
-        study=study,
-        stored=stored,
-        claim_conditions=conditions,
-        began=began,
-        storage=storage,
-        population=planned.population,
-        on_event=on_event,
-        stop=stop,
-        recent_errors=recent_errors,
-        trainer=trainer,
-        code=planned.code,
-        before=before,
-    )
-
-
-def _begin_own(
-    study: ObjectiveStudy,
-    stored: optuna.Study,
-    planned: ObjectivePlan,
-    storage: Storage,
-    on_event: Listener,
-    stop: threading.Event,
-    recent_errors: list[str],
-) -> Search:
-    """The same for the user's own objective, which is on a device, and in a precision, of its own choice."""
-    conditions = claim_conditions(study, stored)
-    check_open(storage, conditions)
-    storage.works_on("")
-    began = agree_on_start(stored, storage)
-    on_event(started(study, planned, counted(stored._study_id, storage), "", ""))
-    return OwnSearch(
-        study=study,
-        stored=stored,
-        claim_conditions=conditions,
-        began=began,
-        storage=storage,
-        population=1,
-        on_event=on_event,
-        stop=stop,
-        recent_errors=recent_errors,
-        function=planned.function,
-        code=planned.code,
-    )
+    return PopulationSearch(**shared, began=began, population=planned.population, trainer=trainer, before=before)
 
 
 def _before(study: Study, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:

@@ -23,6 +23,7 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError
 from hpo.search.comparability import check_change, same_data
+from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.storage import IDENTITY, PRIORITY, ClaimConditions, Storage, change_idle_study, identity, load_study, summary
 from hpo.storage.pareto import directions
 from hpo.storage.remedies import command
@@ -44,54 +45,27 @@ Curve = dict[str, list[float]]
 
 
 def open_study(
-    study: Study,
-    split: Split,
-    code: Code,
-    storage: Storage,
-    extend: bool,
-    priority: int | None = None,
-    changed_code: bool = False,
+    study: AnyStudy, split: Split | None, code: Code, storage: Storage, options: LaunchOptions = DEFAULTS
 ) -> optuna.Study:
-    """Create the study with that priority, or return the stored one of that name if file, data and code are the same.
+    """Return the stored study of that name; create it, with the priority of `options`, if there is none.
 
-    Raises UsageError where the file differs and `extend` does not allow the difference, HpoError where the data differ,
-    and CodeError where the code differs without `changed_code`.
+    `split` is None for an objective study. Raises UsageError if the file differs from the stored one, unless `extend`
+    allows the difference; HpoError if the data differs; CodeError if the code does, unless `changed_code` allows that.
     """
-    names = study.search.start_from
-    given: dict[str, Any] = {DATA: data_record(split)}
+    names = study.search.start_from if isinstance(study, Study) else ()
+    given: dict[str, Any] = {} if split is None else {DATA: data_record(split)}
     if names:
         given[STARTS_FROM] = {name: _identity(name, storage) for name in names}
-    stored = _open(study, given, code, storage, extend, priority)
-    check_data(study, split, stored)
-    if not changed_code:
-        check_code(study, code, stored)
-    return stored
-
-
-def open_objective_study(
-    study: ObjectiveStudy,
-    code: Code,
-    storage: Storage,
-    extend: bool,
-    priority: int | None = None,
-    changed_code: bool = False,
-) -> optuna.Study:
-    """Create or return a stored objective study; raises UsageError and CodeError as `open_study` does."""
-    stored = _open(study, {}, code, storage, extend, priority)
-    if not changed_code:
-        check_code(study, code, stored)
-    return stored
-
-
-def _open(
-    study: AnyStudy, given: Mapping[str, Any], code: Code, storage: Storage, extend: bool, priority: int | None
-) -> optuna.Study:
-    """Create the study with these further user attributes, or return the stored one."""
     try:
         stored = load_study(storage, study.name)
     except UnknownStudyError:
-        stored = _create(study, given, code, storage, priority) or load_study(storage, study.name)
-    check_change(study, any_stored_study(stored), extend)
+        stored = _create(study, given, code, storage, options.priority) or load_study(storage, study.name)
+    check_change(study, any_stored_study(stored), options.extend)
+    if split is not None:
+        assert isinstance(study, Study)
+        check_data(study, split, stored)
+    if not options.changed_code:
+        check_code(study, code, stored)
     return stored
 
 

@@ -12,6 +12,7 @@ from hpo.errors import HpoError, InterruptionError
 from hpo.results.confirm.result import Confirmation, check_finished, of_study, runs_left
 from hpo.results.confirm.study import confirming_name, confirming_study
 from hpo.results.display.progress import QuietProgress
+from hpo.search.options import LaunchOptions
 from hpo.service.launching import launch
 from hpo.storage import Storage, StudyState, state_of, summary
 
@@ -22,8 +23,7 @@ def confirm(
     *,
     top: int,
     seeds: int,
-    device: str,
-    workers: int | None,
+    options: LaunchOptions,
     display: Callable[[], QuietProgress],
     say: Callable[[Confirmation], None],
     stop: threading.Event,
@@ -42,7 +42,7 @@ def confirm(
         with display() as shown:
             if study.name != confirming_name(name, 1) and shown.says:
                 shown.line(beside)
-            called = launch(study, storage, device=device, workers=workers, on_event=shown, stop=stop)
+            called = launch(study, storage, options, on_event=shown, stop=stop)
         if shown.interrupted:
             raise InterruptionError(f"{called}: interrupted; confirm '{name}' again to go on")
         held = summary(storage, called)

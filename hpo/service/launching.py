@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from hpo.errors import UsageError
 from hpo.search.events import Event
 from hpo.search.launch import launch as launch_here
+from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.service.crew.crew import Crew, launch_with
 from hpo.service.crew.local import LocalCrew
 from hpo.service.crew.ray import RayCrew
@@ -24,57 +25,33 @@ from hpo.training.devices import find_device
 def launch(
     study: AnyStudy,
     storage: Storage,
+    options: LaunchOptions = DEFAULTS,
     *,
-    device: str,
-    workers: int | None = None,
-    ray: str | None = None,
-    gpus_per_worker: float = 0.0,
-    extend: bool = False,
-    changed_code: bool = False,
-    enqueue: Sequence[str] = (),
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> str:
-    """Search the study until it comes to its end or `stop` is set; return what it is called then.
+    """Search the study until it ends or `stop` is set; return its name then, for it may have been renamed.
 
-    `workers` is how many processes share it, None for this one alone; `ray` is a cluster's address, or "local".
-    `enqueue` are trials to train first, each as JSON of its values. Raises UsageError for what does not go together.
+    Raises UsageError for options that exclude each other.
     """
-    if gpus_per_worker and ray is None:
+    device, ray = options.device, options.ray
+    if options.gpus_per_worker and ray is None:
         raise UsageError("--gpus-per-worker: goes with --ray; without it, --device says where to train")
     if ray is not None and device != "auto":
         raise UsageError("--device: Ray chooses where its workers train; say --gpus-per-worker instead")
     if isinstance(study, ObjectiveStudy) and device != "auto":
         raise UsageError(f"--device: {study.objective} chooses its device itself")
-    if ray is None and workers is None:
+    if ray is None and options.workers is None:
         drawing = Drawing(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
-        return launch_here(
-            study,
-            storage,
-            device=device,
-            extend=extend,
-            changed_code=changed_code,
-            enqueue=enqueue,
-            on_event=listen,
-            stop=stop,
-        )
-    count, url = workers or 1, storage.location.full_url
+        return launch_here(study, storage, options, on_event=listen, stop=stop)
+    count, url = options.workers or 1, storage.location.full_url
     crew: Crew
     if ray is not None:
-        crew = RayCrew(url, study.name, count, None if ray == "local" else ray, gpus_per_worker, on_event)
+        crew = RayCrew(url, study.name, count, None if ray == "local" else ray, options.gpus_per_worker, on_event)
     else:
         find_device(device)  # here, where it is one line, and not in each worker
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
     with storage.patience.until(stop):
-        return launch_with(
-            study,
-            storage,
-            crew,
-            extend=extend,
-            changed_code=changed_code,
-            enqueue=enqueue,
-            on_event=on_event,
-            stop=stop,
-        )
+        return launch_with(study, storage, crew, options, on_event=on_event, stop=stop)

@@ -18,6 +18,7 @@ from hpo.results.narrow.next_study import Proposal, propose
 from hpo.results.ranking import METRIC_LABELS, score
 from hpo.results.unranked import no_best
 from hpo.search.events import StudyEnded
+from hpo.search.options import LaunchOptions
 from hpo.search.study_records import stored_study
 from hpo.service.launching import launch
 from hpo.storage import Storage, best_trials, load_study, study_names
@@ -38,8 +39,7 @@ def run_rounds(
     rounds: int,
     *,
     new_name: str | None,
-    device: str,
-    workers: int | None,
+    options: LaunchOptions,
     display: Callable[[], QuietProgress],
     say: Callable[[str], None],
     stop: threading.Event,
@@ -56,7 +56,7 @@ def run_rounds(
         with display() as shown:
             for line in proposal.lines if shown.says else ():
                 shown.line(line)
-            called = launch(proposal.study, storage, device=device, workers=workers, on_event=shown, stop=stop)
+            called = launch(proposal.study, storage, options, on_event=shown, stop=stop)
         searching = proposal.study.named(called)
         if shown.ended is not None and shown.says:
             shown.line(outcome_line(searching, shown.ended))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError
+from hpo.search.options import LaunchOptions
 from hpo.search.study_records import foreign_study_error, trial_target
 from hpo.service.status import status
 from hpo.storage import STATE_REASON, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
@@ -20,7 +21,7 @@ from hpo.text import printable
 
 
 def submit_all(
-    studies: Sequence[AnyStudy], storage: Storage, *, extend: bool, priority: int | None, say: Callable[[str], None]
+    studies: Sequence[AnyStudy], storage: Storage, options: LaunchOptions, say: Callable[[str], None]
 ) -> Iterator[str]:
     """Put studies into the queue; give the name of each when it is there. Raises what `submit` raises.
 
@@ -33,7 +34,7 @@ def submit_all(
 
     plans = [plan(study, "cpu") for study in studies]
     for study, planned in zip(studies, plans, strict=True):
-        submit(study, storage, extend=extend, priority=priority, planned=planned)
+        submit(study, storage, options, planned=planned)
         if planned.warning:
             say(planned.warning)
         yield study.name

@@ -29,6 +29,7 @@ from hpo.results.export.best import export
 from hpo.results.reproduce.verify import verify
 from hpo.search import stored_plan as again
 from hpo.search.check import parameter_line
+from hpo.search.options import LaunchOptions
 from hpo.service.confirming import confirm
 from hpo.storage import IDENTITY, Storage, StudyState, load_study, open_storage, rename_study, set_state, study_names
 from hpo.studyfile import Study, parse_study
@@ -62,8 +63,7 @@ def said(storage: Storage, found: list[Confirmation], *, top: int = 2, seeds: in
             "tiny",
             top=top,
             seeds=seeds,
-            device="cpu",
-            workers=None,
+            options=LaunchOptions(device="cpu"),
             display=lambda: QuietProgress(Console(stderr=True)),
             say=found.append,
             stop=stop,

@@ -23,6 +23,7 @@ class LockStep:
     SCRIPT = """
 import json, sys, threading
 from hpo.search.launch import launch
+from hpo.search.options import LaunchOptions
 from hpo.storage import open_storage
 from hpo.studyfile import parse_study
 
@@ -31,7 +32,7 @@ def tell(event):
     sys.stdin.readline()
 
 study = parse_study(json.loads(sys.argv[1]), "studies/tiny.toml")
-launch(study, open_storage(sys.argv[2]), device="cpu", on_event=tell, stop=threading.Event())
+launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=tell, stop=threading.Event())
 """
 
     def __init__(self, study: Study, storage: Storage) -> None:

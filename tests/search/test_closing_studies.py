@@ -16,6 +16,7 @@ from hpo.search import launch as launching
 from hpo.search import loop
 from hpo.search.events import Event, Note, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import join, launch, submit
+from hpo.search.options import LaunchOptions
 from hpo.search.space import distributions
 from hpo.storage import (
     PRIORITY,
@@ -60,7 +61,7 @@ def set_to(state: StudyState) -> Close:
 def changed(storage: Storage) -> None:
     """What a user does to change a study that is searched."""
     set_to(PAUSED)(storage)
-    submit(LONGER, storage, extend=True)
+    submit(LONGER, storage, LaunchOptions(extend=True))
     set_to(OPEN)(storage)
 
 
@@ -180,7 +181,7 @@ def test_a_process_that_waits_for_others_sees_that_the_study_is_closed(
             return super().wait(timeout)
 
     events: list[Event] = []
-    launch(STUDY, storage, device="cpu", on_event=events.append, stop=Stop())
+    launch(STUDY, storage, LaunchOptions(device="cpu"), on_event=events.append, stop=Stop())
     assert reason(events) == how
     assert not any(isinstance(event, PopulationStarted) for event in events)
 
@@ -207,7 +208,7 @@ def test_a_study_closed_when_its_last_trials_have_just_ended_did_not_finish(
     study = study_of(search={"trials": 4})
 
     def change() -> None:
-        submit(study_of(search={"trials": 6}), other, extend=True)
+        submit(study_of(search={"trials": 6}), other, LaunchOptions(extend=True))
 
     act = change if how == "changed" else lambda: CLOSE[how](other)
     events = search(study, storage, stop_at=once(kind(PopulationEnded), act))
@@ -307,7 +308,7 @@ def test_the_end_of_a_study_is_stored_with_its_reason_and_a_launch_changes_nothi
 
 def test_an_extension_reopens_a_study_that_has_ended(storage: Storage) -> None:
     search(study_of(search={"trials": 4}), storage)
-    submit(study_of(search={"trials": 6}), storage, extend=True)
+    submit(study_of(search={"trials": 6}), storage, LaunchOptions(extend=True))
     assert [each.name for each in open_summaries(storage)] == ["tiny"]
     assert reason(search(study_of(search={"trials": 6}), storage)) == "finished"
     assert attrs(storage)[STATE] == "ended"
@@ -318,7 +319,7 @@ def test_an_extension_reopens_a_study_that_has_ended(storage: Storage) -> None:
 def test_an_extension_does_not_reopen_what_a_user_closed(state: StudyState, storage: Storage) -> None:
     search(study_of(search={"trials": 4}), storage)
     set_to(state)(storage)
-    submit(study_of(search={"trials": 6}), storage, extend=True)
+    submit(study_of(search={"trials": 6}), storage, LaunchOptions(extend=True))
     assert attrs(storage)[STATE] == state
     set_to(OPEN)(storage)
     search(study_of(search={"trials": 6}), storage)
@@ -340,7 +341,7 @@ def extended_meanwhile(study: Study, storage: Storage, meanwhile: Callable[[], o
     slow = Slow(storage.location)
     Slow.meanwhile = staticmethod(meanwhile)
     try:
-        submit(study, slow, extend=True)
+        submit(study, slow, LaunchOptions(extend=True))
     finally:
         Slow.meanwhile = staticmethod(lambda: None)
         slow.close()
@@ -367,7 +368,7 @@ def test_a_study_is_not_extended_once_another_process_has_taken_trials(storage: 
 
 
 def test_a_submitted_study_waits_with_its_priority_for_whoever_joins(storage: Storage) -> None:
-    submit(study_of(search={"trials": 4}), storage, priority=7)
+    submit(study_of(search={"trials": 4}), storage, LaunchOptions(priority=7))
     submit(study_of(search={"trials": 4}), storage)
     assert attrs(storage)[PRIORITY] == 7
     assert trials_of(storage) == []

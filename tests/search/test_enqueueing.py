@@ -16,6 +16,7 @@ from hpo.errors import StudyClosedError, UsageError
 from hpo.search.enqueueing import FIXED, asked_for
 from hpo.search.events import Note
 from hpo.search.launch import submit
+from hpo.search.options import LaunchOptions
 from hpo.search.points import trial_seed
 from hpo.storage import REASON, Storage, StudyState, set_state, study_names, summary
 from hpo.studyfile import Study
@@ -38,8 +39,8 @@ def searched(**search: Any) -> Study:
 def test_what_is_asked_for_is_trained_first_and_once(storage: Storage, sampler: str) -> None:
     study = searched(sampler=sampler)
     asked = ['{"lr": 0.01}', '{"lr": 0.02, "optimizer.kind": "adam", "beta1": 0.6}']
-    submit(study, storage, enqueue=asked)
-    submit(study, storage, enqueue=asked[:1])
+    submit(study, storage, LaunchOptions(enqueue=asked))
+    submit(study, storage, LaunchOptions(enqueue=asked[:1]))
     assert states(trials_of(storage)) == [TrialState.WAITING] * 2
     search(study, storage)
     trials = trials_of(storage)
@@ -57,14 +58,14 @@ def test_a_study_that_is_searched_takes_them_up_next(storage: Storage) -> None:
     with pytest.raises(
         UsageError, match=r"--enqueue: study 'tiny' has 4 of its 4 trials, and these make 5; give --trials 5"
     ):
-        submit(searched(trials=4), storage, enqueue=['{"lr": 0.01}'])
-    submit(more, storage, extend=True, enqueue=['{"lr": 0.01}'])
+        submit(searched(trials=4), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
+    submit(more, storage, LaunchOptions(extend=True, enqueue=['{"lr": 0.01}']))
     search(more, storage)
     trials = trials_of(storage)
     check_whole(trials, 6)
     assert trials[4].params["lr"] == 0.01
     same = json.dumps({name: value for name, value in trials[0].params.items()})
-    submit(searched(trials=7), storage, extend=True, enqueue=[same])  # has been trained: nothing to do
+    submit(searched(trials=7), storage, LaunchOptions(extend=True, enqueue=[same]))  # has been trained: nothing to do
     assert len(trials_of(storage)) == 6
 
 
@@ -72,7 +73,7 @@ def test_a_paused_study_takes_none(storage: Storage) -> None:
     submit(searched(), storage)
     set_state(storage, summary(storage, "tiny").study_id, StudyState.PAUSED)
     with pytest.raises(StudyClosedError, match="paused"):
-        submit(searched(), storage, enqueue=['{"lr": 0.01}'])
+        submit(searched(), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
 
 
 REFUSED = [
@@ -100,7 +101,7 @@ def test_what_no_trial_can_have_is_refused_before_anything_is_stored(storage: St
             asked_for(searched(), ['{"lr": 0.01}', text], storage)
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="lr cannot be 7"):
-        submit(searched(), storage, enqueue=['{"lr": 7}'])
+        submit(searched(), storage, LaunchOptions(enqueue=['{"lr": 7}']))
     assert study_names(storage) == []
 
 
@@ -134,11 +135,13 @@ def test_other_programs_may_name_a_list_by_the_text_that_optuna_shows(storage: S
 def test_what_does_not_go_with_it_is_refused(storage: Storage) -> None:
     own = {"lr": 0.5}
     with pytest.raises(UsageError, match=r"1 of search\.points are to be tried first"):
-        submit(study_of(search={"points": [own]}), storage, enqueue=['{"lr": 0.01}'])
+        submit(study_of(search={"points": [own]}), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
     with pytest.raises(UsageError, match=r"does not go with search\.repeats"):
-        submit(study_of(search={"repeats": 2}), storage, enqueue=['{"lr": 0.01}'])
+        submit(study_of(search={"repeats": 2}), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
     with pytest.raises(UsageError, match="has 0 of its 6 trials, and these make 7; give --trials 7"):
-        submit(study_of(), storage, enqueue=[json.dumps({"lr": 0.1 + number / 100}) for number in range(7)])
+        submit(
+            study_of(), storage, LaunchOptions(enqueue=[json.dumps({"lr": 0.1 + number / 100}) for number in range(7)])
+        )
     assert asked_for(study_of(), ['{"lr": 1}'], storage) == [{"lr": 1.0}]
 
 
@@ -191,7 +194,11 @@ def test_repeats_refuse_it(storage: Storage) -> None:
 def test_an_objective_is_given_what_is_asked_for(storage: Storage, tmp_path: Path) -> None:
     """As by Optuna's `enqueue_trial`, whose own trials are taken as well."""
     study = objective_study(tmp_path, trials=6, pruner="none")
-    submit(study, storage, enqueue=['{"x": 1.5}', '{"x": 40, "kinds": "square"}', '{"kind": "square", "x": null}'])
+    submit(
+        study,
+        storage,
+        LaunchOptions(enqueue=['{"x": 1.5}', '{"x": 40, "kinds": "square"}', '{"kind": "square", "x": null}']),
+    )
     optuna.load_study(study_name="own", storage=storage.location.full_url).enqueue_trial({"x": 2.5}, {"memo": 1})
     with pytest.warns(UserWarning, match="Fixed parameter x with value 40 is out of range"):
         events = search(study, storage, device="auto", enqueue=['{"x": 1.5}'])  # which is there
@@ -213,4 +220,4 @@ def test_an_objective_is_given_what_is_asked_for(storage: Storage, tmp_path: Pat
     with pytest.raises(
         UsageError, match="study 'own' has 6 of its 6 trials, and these make 7; give --trials 7 --extend"
     ):
-        submit(study, storage, enqueue=['{"x": 9}'])
+        submit(study, storage, LaunchOptions(enqueue=['{"x": 9}']))

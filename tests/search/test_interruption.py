@@ -11,6 +11,7 @@ from tiny import STUDY, StopAfter, after_epochs, check_like, check_whole, search
 
 from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
+from hpo.search.options import LaunchOptions
 from hpo.storage import Storage, StudyState, load_study, state_of, summary
 
 NewStorage = Callable[[], Storage]
@@ -70,7 +71,7 @@ def test_a_stop_before_the_first_epoch_trains_nothing(storage: Storage) -> None:
 @pytest.mark.parametrize("looks", range(9))
 def test_a_stop_at_any_moment_leaves_the_study_open(looks: int, storage: Storage) -> None:
     events: list[Event] = []
-    launch(study_of(), storage, device="cpu", on_event=events.append, stop=StopAfter(looks))
+    launch(study_of(), storage, LaunchOptions(device="cpu"), on_event=events.append, stop=StopAfter(looks))
     (ended,) = (event for event in events if isinstance(event, StudyEnded))
     assert ended.reason == "interrupted"
     assert state_of(summary(storage, "tiny").user_attrs) == StudyState.OPEN
@@ -103,7 +104,7 @@ def test_an_exception_leaves_nothing_running(kind: type[Event], failure: BaseExc
             raise failure
 
     with pytest.raises(type(failure)):
-        launch(study, storage, device="cpu", on_event=fail, stop=threading.Event())
+        launch(study, storage, LaunchOptions(device="cpu"), on_event=fail, stop=threading.Event())
     assert TrialState.RUNNING not in states(trials_of(storage))
     search(study, storage)
     check_whole(trials_of(storage), 6)

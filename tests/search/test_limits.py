@@ -17,6 +17,7 @@ from hpo.errors import StudyFileError
 from hpo.search.events import EpochEnded, Event, PopulationStarted, StudyEnded
 from hpo.search.launch import join, submit
 from hpo.search.loop import Search
+from hpo.search.options import LaunchOptions
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import distributions
 from hpo.storage import (
@@ -88,7 +89,7 @@ def test_after_its_time_nothing_begins_and_what_waits_stays_waiting(
     assert open_summaries(storage) == []
 
     longer = limited(STUDY, timeout=3 * HOUR_S)
-    submit(longer, storage, extend=True)
+    submit(longer, storage, LaunchOptions(extend=True))
     assert [each.name for each in open_summaries(storage)] == ["tiny"]
     assert reason(search(longer, storage)) == "finished"
     check_like(trials_of(storage), uninterrupted)

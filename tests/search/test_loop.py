@@ -27,6 +27,7 @@ from hpo.data import load_split
 from hpo.errors import HpoError, StorageError
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
+from hpo.search.options import LaunchOptions
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import config_of
 from hpo.storage import Storage, load_study
@@ -280,7 +281,7 @@ def test_a_storage_that_fails_is_no_reason_to_fail_trials(storage: Storage) -> N
             raise StorageError("hpo.db: the disk is full")
 
     with pytest.raises(StorageError, match="the disk is full"):
-        launch(study_of(), storage, device="cpu", on_event=fail, stop=threading.Event())
+        launch(study_of(), storage, LaunchOptions(device="cpu"), on_event=fail, stop=threading.Event())
     assert states(trials_of(storage)) == [TrialState.WAITING] * 4
 
 

@@ -26,6 +26,7 @@ from hpo.results.reproduce.replay import replay
 from hpo.results.reproduce.verify import verify
 from hpo.search.events import Note, PopulationStarted, StudyStarted
 from hpo.search.launch import join, launch, submit
+from hpo.search.options import LaunchOptions
 from hpo.search.plan import plan
 from hpo.search.sampling.warm_start import predecessors
 from hpo.search.study_records import CHANGES, CODE, stored_study, user_attrs_of
@@ -273,7 +274,8 @@ def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Stora
         join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
     join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event(), changed_code=True)
     before = user_attrs_of(load_study(storage, "tiny"))[CODE]
-    launch(more, storage, extend=True, changed_code=True, on_event=lambda event: None, stop=threading.Event())
+    options = LaunchOptions(extend=True, changed_code=True)
+    launch(more, storage, options, on_event=lambda event: None, stop=threading.Event())
     after = user_attrs_of(load_study(storage, "tiny"))
     assert states(trials_of(storage)) == [TrialState.COMPLETE] * 4
     assert [file for file, content in after[CODE]["files"].items() if before["files"][file] != content] == ["parts.py"]

@@ -16,6 +16,7 @@ from tiny import DECAY, after_epochs, check_whole, params, search, states, study
 from hpo.errors import StudyFileError, UsageError
 from hpo.search.events import EpochEnded, Event, Note, StudyEnded
 from hpo.search.launch import launch
+from hpo.search.options import LaunchOptions
 from hpo.search.sampling.sampler_history import History
 from hpo.search.sampling.warm_start import predecessors
 from hpo.search.space import distributions, identity
@@ -150,7 +151,7 @@ def test_two_processes_share_what_is_left_exactly(lock_step: Started, storage: S
         if isinstance(event, EpochEnded):
             first.go_on()
 
-    launch(following, storage, device="cpu", on_event=take, stop=threading.Event())
+    launch(following, storage, LaunchOptions(device="cpu"), on_event=take, stop=threading.Event())
     assert first.finish() == 0
     trials = trials_of(storage, "next")
     check_whole(trials, 5)

@@ -19,6 +19,7 @@ from hpo.search import launch as launching
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, Note, OthersEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
+from hpo.search.options import LaunchOptions
 from hpo.search.population_search import PopulationSearch
 from hpo.storage import Storage, heartbeats, load_study
 from hpo.studyfile import Study
@@ -56,7 +57,7 @@ def test_a_process_joins_one_that_searches_and_they_share_the_trials(
         if isinstance(event, EpochEnded):
             first.go_on()
 
-    launch(STUDY, storage, device="cpu", on_event=go_on, stop=threading.Event())
+    launch(STUDY, storage, LaunchOptions(device="cpu"), on_event=go_on, stop=threading.Event())
     assert first.finish() == 0
     check_like(trials_of(storage), uninterrupted)
     workers = Counter(trial.system_attrs["hpo:worker"]["pid"] for trial in trials_of(storage))
@@ -75,7 +76,7 @@ def test_each_process_learns_what_the_others_have_done(lock_step: Started, stora
             first.wait_for("population_ended")
         events.append(event)
 
-    launch(study, storage, device="cpu", on_event=take, stop=threading.Event())
+    launch(study, storage, LaunchOptions(device="cpu"), on_event=take, stop=threading.Event())
     assert first.finish() == 0
     check_whole(trials_of(storage), 20)
     done = sum(len(event.members) for event in events if isinstance(event, PopulationStarted))
@@ -102,7 +103,7 @@ def test_a_process_with_nothing_to_do_waits_and_takes_over_from_one_that_dies(
             return super().wait(timeout)
 
     events: list[Event] = []
-    launch(STUDY, storage, device="cpu", on_event=events.append, stop=Stop())
+    launch(STUDY, storage, LaunchOptions(device="cpu"), on_event=events.append, stop=Stop())
     assert first.process.returncode == -signal.SIGKILL
     assert "4 orphaned trials requeued" in notes(events)
     check_like(trials_of(storage), uninterrupted)
@@ -133,7 +134,7 @@ def test_a_process_waits_for_trials_that_others_created_while_it_looked(
 
     monkeypatch.setattr(launching, "PopulationSearch", Late)
     events: list[Event] = []
-    launch(study, storage, device="cpu", on_event=events.append, stop=Stop())
+    launch(study, storage, LaunchOptions(device="cpu"), on_event=events.append, stop=Stop())
     assert isinstance(events[-1], StudyEnded)
     assert (events[-1].reason, events[-1].completed) == ("finished", 4)
     assert other.finish() == 0

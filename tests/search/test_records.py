@@ -18,6 +18,7 @@ from tiny import DECAY, after_epochs, check_whole, params, search, states, study
 from hpo.errors import DataError, HpoError, StudyFileError, UsageError
 from hpo.search.events import Note
 from hpo.search.launch import submit
+from hpo.search.options import LaunchOptions
 from hpo.search.sampling.sampler_history import History
 from hpo.search.study_records import any_stored_study
 from hpo.storage import Storage, load_study, rename_study
@@ -192,10 +193,10 @@ def test_choices_that_would_be_misread_are_not_exchanged(storage: Storage, tmp_p
     submit(of_choices("[8]", "x"), storage)
     wrong = "network.args.a: the choice '[8]' of trials would be taken for [8]"
     with pytest.raises(UsageError, match=re.escape(f"tiny.toml: {wrong}; start another study with --name")):
-        submit(of_choices([8], "x"), storage, extend=True)
+        submit(of_choices([8], "x"), storage, LaunchOptions(extend=True))
     with pytest.raises(StudyFileError, match=re.escape(f"the trials of 'tiny' are not comparable with these: {wrong}")):
         submit(of_choices([8], "x", name="next", search={"start_from": ["tiny"]}), storage)
-    submit(of_choices("[8]", "x", "y"), storage, extend=True)
+    submit(of_choices("[8]", "x", "y"), storage, LaunchOptions(extend=True))
 
 
 def test_trials_outside_the_new_space_do_not_count_as_part_of_it(storage: Storage) -> None:

@@ -20,12 +20,13 @@ sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "op
 
 from hpo.search.check import describe
 from hpo.search.launch import launch
+from hpo.search.options import LaunchOptions
 from hpo.storage import open_storage
 from hpo.studyfile import parse_study
 
 study = parse_study(json.loads(sys.argv[1]), "studies/tiny.toml")
 describe(study, "cpu")
-launch(study, open_storage(sys.argv[2]), device="cpu", on_event=print, stop=threading.Event())
+launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=print, stop=threading.Event())
 print(json.dumps([path for path in opened if path.startswith(os.environ["HPO_DATA_DIR"])]))
 """
 

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.data import SealedImages, load_split, load_test
 from hpo.search.events import EpochEnded, Event
 from hpo.search.launch import launch
+from hpo.search.options import LaunchOptions
 from hpo.search.population_run import CURVE
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, parse_study
@@ -62,7 +63,6 @@ def search(
     study: Study,
     storage: Storage,
     *,
-    extend: bool = False,
     stop_at: Callable[[Event], bool] | None = None,
     device: str = "cpu",
     **options: Any,
@@ -77,7 +77,7 @@ def search(
         if stop_at is not None and stop_at(event):
             stop.set()
 
-    launch(study, storage, device=device, extend=extend, on_event=take, stop=stop, **options)
+    launch(study, storage, LaunchOptions(device=device, **options), on_event=take, stop=stop)
     return events
 
 

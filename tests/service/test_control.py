@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 from tiny import check_whole, search, states, study_of, trials_of
 
 from hpo.errors import HpoError, StudyBusyError, UnknownStudyError, UsageError
+from hpo.search.options import LaunchOptions
 from hpo.service import queue_control as control
 from hpo.service.status import status
 from hpo.storage import Ending, Storage, StudyState, open_storage, running_trials, state_of, summary
@@ -29,7 +30,7 @@ def other(storage: Storage) -> Iterator[Storage]:
 
 
 def submit(storage: Storage, *, extend: bool = False, priority: int | None = None, **changes: Any) -> str:
-    (name,) = control.submit_all([study_of(**changes)], storage, extend=extend, priority=priority, say=print)
+    (name,) = control.submit_all([study_of(**changes)], storage, LaunchOptions(extend=extend, priority=priority), print)
     return control.queue_line(storage, name)
 
 
@@ -60,7 +61,7 @@ def test_a_submitted_study_is_in_the_queue(storage: Storage) -> None:
 def test_a_class_without_validation_images_is_said_as_a_study_is_submitted(storage: Storage) -> None:
     said: list[str] = []
     studies = [study_of(data={"validation": share}, name=f"of {share}") for share in (0.2, 0.01)]
-    list(control.submit_all(studies, storage, extend=False, priority=None, say=said.append))
+    list(control.submit_all(studies, storage, LaunchOptions(), said.append))
     assert [text.split(";")[0].partition(" (")[0] for text in said] == ["digits: no validation image of 8 classes"]
 
 

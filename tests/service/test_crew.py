@@ -23,6 +23,7 @@ import hpo
 from hpo.errors import StudyClosedError, UsageError
 from hpo.search.events import Event, StudyEnded, StudyStarted, WorkersSeen
 from hpo.search.launch import submit
+from hpo.search.options import LaunchOptions
 from hpo.service import launching
 from hpo.service import queue_control as control
 from hpo.service.crew import crew
@@ -325,7 +326,6 @@ def test_what_is_wrong_in_every_worker_is_said_once(launch: Start, storage: Stor
 def test_what_does_not_go_together_is_refused_before_anything_is_stored(
     storage: Storage, options: dict[str, Any], problem: str
 ) -> None:
-    given = {"workers": None, "ray": None, "gpus_per_worker": 0.0, **options}
     with pytest.raises(UsageError, match=f"^{problem}"):
-        launching.launch(SHORT, storage, **given, extend=False, on_event=lambda event: None, stop=threading.Event())
+        launching.launch(SHORT, storage, LaunchOptions(**options), on_event=print, stop=threading.Event())
     assert study_names(storage) == []

@@ -13,6 +13,7 @@ from tiny import study_of
 from hpo.results.figures import source
 from hpo.search.events import Event, Note, PopulationEnded, StudyEnded, StudyStarted
 from hpo.search.launch import submit
+from hpo.search.options import LaunchOptions
 from hpo.service.dashboard import figures as drawing
 from hpo.service.dashboard.figures import Drawing, refresh
 from hpo.service.launching import launch
@@ -59,8 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def run(storage: Storage) -> list[Event]:
     events: list[Event] = []
-    here: dict[str, Any] = {"device": "cpu", "workers": None, "ray": None, "gpus_per_worker": 0.0, "extend": False}
-    launch(study_of(), storage, on_event=events.append, stop=threading.Event(), **here)
+    launch(study_of(), storage, LaunchOptions(device="cpu"), on_event=events.append, stop=threading.Event())
     return events
 
 

@@ -14,6 +14,7 @@ from tiny import StopAfter, check_whole, params, search, study_of, trials_of
 from hpo.errors import HpoError
 from hpo.results.display.progress import PlainProgress
 from hpo.results.narrow.next_study import propose
+from hpo.search.options import LaunchOptions
 from hpo.service import launching
 from hpo.service.narrowing_rounds import run_rounds
 from hpo.service.worker import Duty
@@ -62,8 +63,7 @@ def rounds(
         "tiny",
         count,
         new_name=name,
-        device="cpu",
-        workers=workers,
+        options=LaunchOptions(device="cpu", workers=workers),
         display=lambda: PlainProgress(Console(stderr=True)),
         say=said.append,
         stop=StopAfter(looks),

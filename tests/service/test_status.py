@@ -20,6 +20,7 @@ from tiny import study_of
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.launch import submit
+from hpo.search.options import LaunchOptions
 from hpo.service import queue_control as control
 from hpo.service.status import Status, status
 from hpo.storage import Ending, Storage, StudyState, heartbeats, open_storage, set_state, summary
@@ -302,7 +303,7 @@ def test_wide_names_keep_the_columns_in_line(storage: Storage) -> None:
 
 @pytest.mark.parametrize("priority", [0, -3, 1_000_001, 123_456_789])
 def test_a_priority_is_shown_as_it_was_given(storage: Storage, priority: int) -> None:
-    submit(study_of(), storage, priority=priority)
+    submit(study_of(), storage, LaunchOptions(priority=priority))
     (row,) = rows(status(storage).text().split("\n\n")[0])
     assert row["priority"] == str(priority)
     assert as_json(status(storage))["studies"][0]["priority"] == priority

@@ -25,6 +25,7 @@ from hpo.errors import DataError, UnknownStudyError, UsageError
 from hpo.search import launch as launching
 from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import submit
+from hpo.search.options import LaunchOptions
 from hpo.service import queue_control as control
 from hpo.service import worker as working
 from hpo.service.dashboard import figures as drawing
@@ -103,7 +104,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def put(storage: Storage, name: str = "tiny", priority: int | None = None, **changes: Any) -> int:
     """Submit a study of that name, and return its id."""
-    submit(study_of(name=name, **changes), storage, priority=priority)
+    submit(study_of(name=name, **changes), storage, LaunchOptions(priority=priority))
     return summary(storage, name).study_id
 
 
@@ -435,7 +436,7 @@ def test_a_study_that_is_extended_while_a_worker_waits_is_taken_up_as_it_is_now(
     wider = study_of(optimizer={"lr": {"low": 2.0, "high": 4.0, "log": True}}, search={"trials": 9})
     with worker_thread(storage, UNTIL_STOPPED) as worker:
         wait_for(lambda: len(endings(worker.happened)) == 1, lambda: worker.happened)
-        submit(wider, storage, extend=True)
+        submit(wider, storage, LaunchOptions(extend=True))
         wait_for(lambda: len(endings(worker.happened)) == 2, lambda: worker.happened)
     trials = trials_of(storage)
     check_whole(trials, 9)
@@ -451,7 +452,7 @@ def test_a_study_that_is_changed_while_its_search_is_at_hand_is_taken_up_as_it_i
 
     def change() -> None:
         control.pause(storage, "tiny")
-        submit(wider, storage, extend=True)
+        submit(wider, storage, LaunchOptions(extend=True))
         set_state(storage, study_id, StudyState.OPEN)
 
     happened = work_here(storage, on_event=at_first(PopulationEnded, "tiny", change))
@@ -590,7 +591,7 @@ def test_a_study_without_improvement_ends_and_extending_it_goes_on(storage: Stor
     assert endings(work_here(storage)) == [("tiny", "no improvement")]
     count = len(trials_of(storage))
     assert count < 40
-    submit(study_of(optimizer=flat, search={"trials": count + 2, "patience": 100}), storage, extend=True)
+    submit(study_of(optimizer=flat, search={"trials": count + 2, "patience": 100}), storage, LaunchOptions(extend=True))
     assert endings(work_here(storage)) == [("tiny", "finished")]
     assert len(trials_of(storage)) == count + 2
 

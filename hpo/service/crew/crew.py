@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
 from hpo.search.launch import check_joinable, counted, ended, name_now, started, submit, warn
+from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.search.study_records import precisions
 from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState
@@ -48,10 +49,8 @@ def launch_with(
     study: AnyStudy,
     storage: Storage,
     crew: Crew,
+    options: LaunchOptions = DEFAULTS,
     *,
-    extend: bool = False,
-    changed_code: bool = False,
-    enqueue: Sequence[str] = (),
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> str:
@@ -61,7 +60,7 @@ def launch_with(
     before the study.
     """
     start = time.perf_counter()
-    planned = submit(study, storage, extend=extend, changed_code=changed_code, enqueue=enqueue)
+    planned = submit(study, storage, options)
     study_id = check_joinable(study, storage)
     warn(planned, on_event)
     counts = counted(study_id, storage)
