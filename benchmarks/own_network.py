@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hpo.search.plan import on_device, plan
+from hpo.search.plan import plan, to_planned_device
 from hpo.studyfile import Choices, Parameter, Study, read_study
 from hpo.training.device_split import DeviceSplit
 from hpo.training.networks.builtin import build
@@ -101,7 +101,7 @@ def main() -> None:
     given = parser.parse_args()
     study = read_study(given.file, [*given.changes, f"training.epochs={given.rounds + 1}"])
     planned = plan(study, given.device)
-    split = on_device(study, planned).in_type(DTYPES["float32"])
+    split = to_planned_device(study, planned).in_type(DTYPES["float32"])
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {planned.device}; "
         f"{given.members} networks an epoch, {len(split.train):,} images; medians of {given.rounds} rounds in turn"

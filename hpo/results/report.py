@@ -28,7 +28,7 @@ from hpo.results.naming import file_stem
 from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
 from hpo.results.states import states_line
 from hpo.search.check import parameter_line
-from hpo.search.sampling.warm_start import predecessors
+from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
 from hpo.storage.remedies import command
@@ -120,7 +120,7 @@ def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str
 
 def _start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> str:
     """Return which studies' trials the search has known from its beginning, as far as they are there today."""
-    before = predecessors(study, attrs, storage)
+    before = warm_start(study, attrs, storage)
     known = [f"{', '.join(before.names)} ({len(before.trials)} completed trials)"] if before.names else []
     return "; ".join([*known, *(f"left out today: {problem}" for problem in before.problems)])
 

@@ -9,7 +9,7 @@ import json
 
 from hpo.search.plan import plan
 from hpo.search.sampling.samplers import most_epochs
-from hpo.search.space import few_digits, how_many
+from hpo.search.space import few_digits, size_text
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter
 from hpo.text import json_text, printable_lines
 from hpo.training.devices import describe_device
@@ -21,7 +21,7 @@ def describe(study: AnyStudy, device: str = "auto") -> str:
     if isinstance(study, ObjectiveStudy):
         return _describe_own(study, device)
     planned = plan(study, device)
-    split, member, population, where = planned.images, planned.size, planned.population, planned.device
+    split, member, population, where = planned.split, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
     text = "\n".join(
         [
@@ -29,7 +29,7 @@ def describe(study: AnyStudy, device: str = "auto") -> str:
             "",
             json_text(study.resolved(), indent=2),
             "",
-            f"search space ({how_many(study)}):",
+            f"search space ({size_text(study)}):",
             *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
             "",
             f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images of "

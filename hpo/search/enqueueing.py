@@ -1,19 +1,19 @@
-"""Trials that a user asks for by their values, `hpo launch --enqueue '{"lr": 0.01}'`: trained before any new ones.
+"""Enqueued trials, `hpo launch --enqueue '{"lr": 0.01}'`: configurations that a user names, trained before new ones.
 
-What a user leaves open is the sampler's to choose. Such a trial is stored as one that waits, so that whoever works on
-the study takes it first. Promises: what is asked for lies inside the search space, as far as that is known before the
-user's own objective runs; it is trained once, however often it is asked for; and it counts among the trials that the
-study shall have. Stores nothing unless all of it can be.
+Parameters that the user leaves open are sampled. An enqueued trial is stored as WAITING, so that the next worker of the
+study claims it. Promises: its values lie inside the search space, as far as that is known before an objective function
+runs; it is trained once, however often it is enqueued; it counts towards `search.trials`; either all trials of one call
+are stored or none.
 
-Optuna's `study.enqueue_trial` stores no parameters but what it was asked for (`fixed_params`), which its trial hands
-out as the objective suggests them. Those of an objective are stored like that. Those that others have put into a study
-of hpo's networks get their parameters when they are taken up.
+Optuna's `study.enqueue_trial` stores only the given values (`fixed_params`), which the trial returns from its `suggest`
+calls. Trials of an objective study are stored in the same way. Trials that another program has enqueued in a network
+study get their parameters when a worker claims them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -31,79 +31,91 @@ from hpo.untrusted_files import parse_json
 OPTION = "--enqueue"
 
 ENQUEUED = "hpo:enqueued"
-"""The system attribute of a trial that a user asked for: the values that were given."""
+"""The system attribute of an enqueued trial: the values that the user gave."""
 
 FIXED = "fixed_params"
-"""The same as Optuna has it, in which its trials look for what they were asked for."""
+"""The same attribute of Optuna's `enqueue_trial`."""
 
 
-def asked_for(study: AnyStudy, texts: Sequence[str], storage: Storage) -> list[Values]:
-    """Return the values that a user asks for, as Optuna stores them. Raises UsageError where no trial can have them."""
-    if len(texts) > study.search.trials:
-        raise _too_many(study, 0, len(texts))
-    if isinstance(study, ObjectiveStudy):
-        return [_given(text) for text in texts]
+def network_values(study: Study, texts: Sequence[str], storage: Storage) -> list[Values]:
+    """Return the enqueued values of a network study, as Optuna stores them; raise UsageError for invalid ones."""
+    _check_count(study, texts)
     if texts and study.search.points and study.name not in study_names(storage):
         raise _after_points(len(study.search.points))
     if texts and study.search.repeats > 1:
-        raise UsageError(f"{OPTION}: does not go with search.repeats, by which trials are numbered; use search.points")
-    return [checked(study, _given(text), _head(text)) for text in texts]
+        raise UsageError(f"{OPTION}: not possible with search.repeats, which numbers the trials; use search.points")
+    return [checked(study, _parsed(text), _option(text)) for text in texts]
 
 
-def store_asked(
-    study: AnyStudy,
-    asked: Sequence[Values],
-    before: Sequence[FrozenTrial],
-    storage: Storage,
-    conditions: ClaimConditions,
-) -> None:
-    """Store the trials that are asked for and are not there yet. `before` are those that the sampler knows besides.
+def objective_values(study: ObjectiveStudy, texts: Sequence[str]) -> list[Values]:
+    """Return the enqueued values of an objective study; raise UsageError for text that is no JSON object."""
+    _check_count(study, texts)
+    return [_parsed(text) for text in texts]
 
-    Raises UsageError where the study has no room for them, and StudyClosedError where it gives out no trials.
+
+def network_trials(
+    study: Study, given: Sequence[Values], trials: Sequence[FrozenTrial], before: Sequence[FrozenTrial]
+) -> list[FrozenTrial]:
+    """Return waiting trials with all their parameters: the given ones, and sampled ones for those left open.
+
+    `trials` are those of the study, `before` those of `search.start_from`. Raises UsageError while points are left.
     """
-    # It ends: whoever was faster has stored further trials, and the study has room for so many only.
-    key = FIXED if isinstance(study, ObjectiveStudy) else ENQUEUED
-    parts = Parts(study.search.pruner != "none", user_attrs=False, system_attrs=key)
-    while True:
-        trials = storage.read(conditions.study_id, -1, (), parts)
-        there = {identity(trial.system_attrs[key]) for trial in trials if key in trial.system_attrs}
-        if isinstance(study, ObjectiveStudy) or not study.search.repeat:
-            there |= {identity(trial.params) for trial in trials}
-        new = [values for key, values in {identity(each): each for each in asked}.items() if key not in there]
-        if not new:
-            return
-        if len(trials) + len(new) > study.search.trials:
-            raise _too_many(study, len(trials), len(new))
-        if isinstance(study, ObjectiveStudy):
-            templates = [create_trial(state=TrialState.WAITING, system_attrs={FIXED: given}) for given in new]
-        else:
-            ahead = len(study.search.points) - len(trials)
-            if ahead > 0:
-                raise _after_points(ahead)
-            templates = _templates(study, new, History(study, trials, before))
-        if storage.create_trials(conditions.study_id, templates, len(trials), conditions):
-            return
-
-
-def _templates(study: Study, new: Sequence[Values], history: History) -> list[FrozenTrial]:
-    """Return trials that wait to be trained, with all their parameters."""
-    space, templates = distributions(study), []
-    for given in new:
-        number, values = history.ask_for(given)
-        templates.append(
+    if (ahead := len(study.search.points) - len(trials)) > 0:
+        raise _after_points(ahead)
+    history = History(study, trials, before)
+    space, waiting = distributions(study), []
+    for each in given:
+        number, values = history.ask_for(each)
+        waiting.append(
             create_trial(
                 state=TrialState.WAITING,
                 params=values,
                 distributions={name: space[name] for name in values},
                 user_attrs={"seed": trial_seed(study, number)},
-                system_attrs={ENQUEUED: given},
+                system_attrs={ENQUEUED: each},
             )
         )
-    return templates
+    return waiting
+
+
+def objective_trials(given: Sequence[Values]) -> list[FrozenTrial]:
+    """Return waiting trials as Optuna's `enqueue_trial` stores them."""
+    return [create_trial(state=TrialState.WAITING, system_attrs={FIXED: each}) for each in given]
+
+
+def store_enqueued(
+    study: AnyStudy,
+    given: Sequence[Values],
+    make_trials: Callable[[list[Values], list[FrozenTrial]], list[FrozenTrial]],
+    storage: Storage,
+    conditions: ClaimConditions,
+    *,
+    key: str,
+    repeats: bool,
+) -> None:
+    """Store the enqueued trials that the study does not have yet, all of them or none.
+
+    `key` is the attribute of enqueued values; a trial with the same parameters counts as stored unless `repeats`.
+    Raises UsageError where `search.trials` leaves no room for them, and StudyClosedError unless the study is open.
+    """
+    parts = Parts(study.search.pruner != "none", user_attrs=False, system_attrs=key)
+    # The loop ends: each retry means that another process has stored trials, and the study has room for a few only.
+    while True:
+        trials = storage.read(conditions.study_id, -1, (), parts)
+        there = {identity(trial.system_attrs[key]) for trial in trials if key in trial.system_attrs}
+        if not repeats:
+            there |= {identity(trial.params) for trial in trials}
+        new = [values for name, values in {identity(each): each for each in given}.items() if name not in there]
+        if not new:
+            return
+        if len(trials) + len(new) > study.search.trials:
+            raise _too_many(study, len(trials), len(new))
+        if storage.create_trials(conditions.study_id, make_trials(new, trials), len(trials), conditions):
+            return
 
 
 def checked(study: Study, given: Mapping[str, Any], head: str) -> Values:
-    """Return values as Optuna stores them; raise UsageError, which begins with `head`, where no trial can have them."""
+    """Return values as Optuna stores them; raise UsageError, which begins with `head`, for values outside the space."""
     known = {parameter.name: parameter for parameter in study.parameters}
     for name in given:
         if name not in known:
@@ -113,22 +125,22 @@ def checked(study: Study, given: Mapping[str, Any], head: str) -> Values:
     for name in values:
         when = known[name].when
         if when is not None and not (when.parameter in values and when.holds(values[when.parameter])):
-            raise UsageError(f"{head}: {name} is searched only where {when.words()}; give that as well")
+            raise UsageError(f"{head}: {name} is searched only where {when.words()}; add that value")
     return {parameter.name: values[parameter.name] for parameter in study.parameters if parameter.name in values}
 
 
-def _head(text: str) -> str:
+def _option(text: str) -> str:
     return f"{OPTION} {shown(text)}"
 
 
-def _given(text: str) -> Values:
-    """Return what a user has written, an object of JSON."""
+def _parsed(text: str) -> Values:
+    """Parse the user's JSON object."""
     try:
         given = parse_json(text)
     except ValueError as error:
-        raise UsageError(f"{_head(text)}: {error}") from error
+        raise UsageError(f"{_option(text)}: {error}") from error
     if not isinstance(given, dict) or not given:
-        raise UsageError(f'{_head(text)}: must be a JSON object of values by parameter, such as {{"lr": 0.01}}')
+        raise UsageError(f'{_option(text)}: must be a JSON object of values by parameter, such as {{"lr": 0.01}}')
     return given
 
 
@@ -147,8 +159,14 @@ def _range(parameter: Parameter) -> str:
     return f"it is {whole}from {shown(searched.low)} to {shown(searched.high)}{step}"
 
 
+def _check_count(study: AnyStudy, texts: Sequence[str]) -> None:
+    if len(texts) > study.search.trials:
+        raise _too_many(study, 0, len(texts))
+
+
 def _after_points(ahead: int) -> UsageError:
-    return UsageError(f"{OPTION}: {ahead} of search.points are to be tried first; put this one among them, or wait")
+    advice = "add this configuration to search.points, or enqueue it later"
+    return UsageError(f"{OPTION}: {ahead} of search.points have to run first: {advice}")
 
 
 def _too_many(study: AnyStudy, there: int, more: int) -> UsageError:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.sampling.in_memory_study import STUDY, Mirror
 from hpo.search.sampling.sampler_history import RUNG
-from hpo.search.sampling.samplers import own_pruner
+from hpo.search.sampling.samplers import objective_pruner
 from hpo.storage.pareto import directions, since_best
 from hpo.studyfile import ObjectiveStudy
 
@@ -84,7 +84,7 @@ class _Kept(Mirror):
             self._keep(trial_id, system_attrs={key: value})
 
 
-class OwnHistory:
+class ObjectiveHistory:
     """All trials of a study, by number; see `hpo.search.loop.Known`. `study` is what Optuna works on."""
 
     def __init__(
@@ -99,7 +99,7 @@ class OwnHistory:
             study_name=study.name,
             directions=directions(study),
             storage=self._mirror,
-            pruner=own_pruner(study.search.pruner),
+            pruner=objective_pruner(study.search.pruner),
         )
         self._ids: dict[int, int] = {}  # of the unfinished
         self.last = -1

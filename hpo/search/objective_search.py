@@ -27,8 +27,8 @@ from hpo.errors import TrainingError, nearest
 from hpo.optuna_internals import tell_with_warning
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, trials_text
-from hpo.search.objective_history import OwnHistory
-from hpo.search.sampling.samplers import own_sampler
+from hpo.search.objective_history import ObjectiveHistory
+from hpo.search.sampling.samplers import objective_sampler
 from hpo.storage import ATTEMPTS, REASON, Ending, Parts, StudyState, set_state
 from hpo.studyfile import ObjectiveStudy
 from hpo.studyfile.messages import key_shown
@@ -46,7 +46,7 @@ class Leave(BaseException):
         super().__init__(why)
 
 
-class OwnTrial(optuna.Trial):
+class ObjectiveTrial(optuna.Trial):
     """Optuna's trial, as the user's function gets it; `look` raises `Leave`, `learn` asks what others have done."""
 
     def __init__(self, study: optuna.Study, number: int, look: Callable[[], None], learn: Callable[[], None]) -> None:
@@ -100,17 +100,17 @@ class _Outcome:
 
 
 @dataclass(kw_only=True)
-class OwnSearch(Search):
+class ObjectiveSearch(Search):
     """See the module, and `Search`. `code` is what the function is made of."""
 
     study: ObjectiveStudy
     function: Function
     code: Code
-    history: OwnHistory = field(init=False)
+    history: ObjectiveHistory = field(init=False)
     _learnt: float = field(init=False, default=0.0)  # when, by the monotonic clock
 
     def __post_init__(self) -> None:
-        self.history = OwnHistory(self.study, self._read(-1, ()), self._keep, self._report)
+        self.history = ObjectiveHistory(self.study, self._read(-1, ()), self._keep, self._report)
 
     @property
     def _parts(self) -> Parts:
@@ -163,13 +163,13 @@ class OwnSearch(Search):
     def _outcome(self, number: int) -> _Outcome | None:
         """Call the function; return how the trial ends, None where it goes back to the queue, or is another's."""
         study, search = self.history.study, self.study.search
-        study.sampler = own_sampler(search.sampler, search.seed, number)
+        study.sampler = objective_sampler(search.sampler, search.seed, number)
         study._thread_local.in_optimize_loop = True  # so that the function may call study.stop()
         until = math.inf if search.trial_timeout is None else time.monotonic() + search.trial_timeout
         value: Any = None
         state: TrialState | None = None
         try:
-            trial = OwnTrial(study, number, lambda: self._look(number, until), self._learn)
+            trial = ObjectiveTrial(study, number, lambda: self._look(number, until), self._learn)
             value = self.function(trial)
             self._look_for_what_was_asked(trial)
         except TrialPruned:
@@ -213,7 +213,7 @@ class OwnSearch(Search):
             self.on_event(Note(f"{trials_text([number])} failed: {failure.reason}", "warning"))
         return None if self.end([(number, ending)]) else ending.state
 
-    def _look_for_what_was_asked(self, trial: OwnTrial) -> None:
+    def _look_for_what_was_asked(self, trial: ObjectiveTrial) -> None:
         """Say what an enqueued trial was to have and the function has not suggested: it may have been misspelt."""
         params = trial.params
         for name in trial._fixed_params.keys() - params.keys():

@@ -1,7 +1,7 @@
-"""What a launch will do with a study: its device, images, first settings, and how large its populations are.
+"""The plan of a study on this machine: its code, and for networks device, data, network size and population.
 
-Everything that can be wrong with the study file, the data or the device is found here, before anything is stored; a
-launch and `hpo check` begin with it. Knows nothing of storages.
+Every error of the study file, the data, the code or the device is found here, before anything is stored; a launch and
+`hpo check` begin with a plan. A stored study is planned with the data and code that it was created with.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
 import optuna
@@ -18,6 +19,7 @@ from hpo.data import Split, load_split
 from hpo.errors import CodeError, HpoError, SettingError
 from hpo.search.sampling.samplers import PRECISION, check_search
 from hpo.search.space import Values, config_of
+from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.messages import dotted
 from hpo.training.device_split import DeviceSplit, example_shape, to_device
@@ -27,64 +29,88 @@ from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import Mode, check_reproducible, check_trainable
 from hpo.training.size import MemberSize, device_memory, member_size, population_size
 from hpo.training.stack import DTYPES, EVALUATION_BATCH
-from hpo.usercode import Code, code_of, in_a_line, load
+from hpo.usercode import Code, code_of, files_of, in_a_line, load, missing, nowhere
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`config` has every searched value at its first, `size` is of one member of it, `population` a number of them.
+class NetworkPlan:
+    """The plan of a network study.
 
-    `stacked` is whether members of `config` train in a stack; a module of the user's own may not. `code` is what that
-    is made of, without files where there is none.
+    `config` has every searched value at its first, `size` is that of one member of it. `stacked` says whether members
+    train in a stack: a user-defined network may not be stackable. `code` has no files where the network is built in.
     """
 
     device: torch.device
-    images: Split
+    split: Split
     config: Config
     size: MemberSize
     population: int
     stacked: bool
     code: Code
 
-    @property
-    def warning(self) -> str:
-        """A line on what its images lack; "" for nothing."""
-        return self.images.warning
-
 
 @dataclass(frozen=True)
 class ObjectivePlan:
-    """The user's own function of a trial, and the code that it is."""
+    """The plan of an objective study: the user's function of a trial, and its code."""
 
     function: Callable[[optuna.Trial], Any]
     code: Code
-    warning: str = ""
+
+
+AnyPlan = NetworkPlan | ObjectivePlan
 
 
 @overload
-def plan(study: Study, device: str) -> Plan: ...
+def plan(study: Study, device: str) -> NetworkPlan: ...
 @overload
 def plan(study: ObjectiveStudy, device: str) -> ObjectivePlan: ...
-def plan(study: AnyStudy, device: str) -> Plan | ObjectivePlan:
-    """Return the plan. Raises UsageError or StudyFileError (the file, the device), DataError and CodeError.
+def plan(study: AnyStudy, device: str) -> AnyPlan:
+    """Return the plan of a study. Raises UsageError or StudyFileError (the file, the device), DataError and CodeError.
 
-    The user's own objective chooses its device itself.
+    An objective function chooses its device itself, whatever `device` says.
     """
-    return _own_plan(study) if isinstance(study, ObjectiveStudy) else _plan(study, device)
+    return _plan_objective(study) if isinstance(study, ObjectiveStudy) else _plan_networks(study, device)
 
 
-def _own_plan(study: ObjectiveStudy) -> ObjectivePlan:
+@overload
+def plan_stored(study: Study, stored: optuna.Study, device: str, *, changed_code: bool = False) -> NetworkPlan: ...
+@overload
+def plan_stored(
+    study: ObjectiveStudy, stored: optuna.Study, device: str, *, changed_code: bool = False
+) -> ObjectivePlan: ...
+@overload
+def plan_stored(study: AnyStudy, stored: optuna.Study, device: str, *, changed_code: bool = False) -> AnyPlan: ...
+def plan_stored(study: AnyStudy, stored: optuna.Study, device: str, *, changed_code: bool = False) -> AnyPlan:
+    """Return the plan of the stored study, or of a study made from it, with the stored study's data and code.
+
+    Raises what `plan` raises, DataError or HpoError where the data are missing or have changed, and CodeError where the
+    code is missing, or has changed without `changed_code`.
+    """
+    if absent := missing(files_of(study.references), study.folder):
+        where = nowhere(absent[0], Path(user_attrs_of(stored).get(CODE, {"folder": study.folder})["folder"]))
+        raise CodeError(
+            f"study '{stored.study_name}': needs {where}; copy the file there, or work in the folder that has it"
+        )
+    planned: AnyPlan = plan(study, device)
+    if isinstance(planned, NetworkPlan):
+        check_data(study, planned.split, stored)
+    if not changed_code:
+        check_code(study, planned.code, stored)
+    return planned
+
+
+def _plan_objective(study: ObjectiveStudy) -> ObjectivePlan:
     code = code_of([study.objective], study.folder)
     function = load(study.objective, study.folder)
     if isinstance(function, type):
-        made = f"is a class, of which the file must make one: add a line such as `objective = {function.__name__}()`"
-        raise study.error("objective", f"{study.objective} {made}, and name that")
+        instance = f"objective = {function.__name__}()"
+        raise study.error("objective", f"{study.objective} is a class; add a line such as `{instance}` and name that")
     if not callable(function):
         raise study.error("objective", f"must name a function of a trial (got {type(function).__name__})")
     return ObjectivePlan(function, code)
 
 
-def _plan(study: Study, device: str) -> Plan:
+def _plan_networks(study: Study, device: str) -> NetworkPlan:
     check_search(study)
     where = find_device(device)
     precisions = study.possible(PRECISION)
@@ -95,26 +121,29 @@ def _plan(study: Study, device: str) -> Plan:
     images = load_split(study)
     _check_shift(study, images)
     config = study.first_config
-    wide = ["float32" if each == "auto" else each for each in precisions.values()]  # the larger one of those of "auto"
-    assumed = max(wide, key=lambda each: DTYPES[each].itemsize)
-    with _named(study, config):
+    widest = ["float32" if each == "auto" else each for each in precisions.values()]  # "auto" may be float32
+    assumed = max(widest, key=lambda each: DTYPES[each].itemsize)
+    with _network_errors(study, config):
         stacked = config.network.kind != "module" or _stacks(config, images, where, _modes_of_one(study, images))
         size = member_size(config, example_shape(images.train.pixels.shape), images.classes, assumed)
-    limit, searched = study.search.limits.parameters, any(each.setting[0] == "network" for each in study.parameters)
-    if limit is not None and size.parameters > limit and not searched:
+    limit, network_is_searched = (
+        study.search.limits.parameters,
+        any(each.setting[0] == "network" for each in study.parameters),
+    )
+    if limit is not None and size.parameters > limit and not network_is_searched:
         problem = f"is below the {size.parameters:,} parameters that every network of this study has (got {limit:,})"
         raise study.error("search.limits.parameters", problem)
-    if size.least_bytes > device_memory(where) and not searched:
+    if size.least_bytes > device_memory(where) and not network_is_searched:
         needs, has = (f"{count / 2**30:,.1f} GiB" for count in (size.least_bytes, device_memory(where)))
         problem = f"a network of {size.parameters:,} parameters needs at least {needs} to train, and {where} has {has}"
         raise study.error("network", problem)
-    wanted = 1 if study.search.population == "auto" and not stacked else study.search.population
-    population = population_size(wanted, study.search.trials, size.member_bytes, where)
-    return Plan(where, images, config, size, population, stacked, code)
+    largest = 1 if study.search.population == "auto" and not stacked else study.search.population
+    population = population_size(largest, study.search.trials, size.member_bytes, where)
+    return NetworkPlan(where, images, config, size, population, stacked, code)
 
 
 def _code(study: Study) -> Code:
-    """Return the study's code as it is now, which is imported."""
+    """Import the study's code and return its files."""
     for reference, key in study.references.items():
         try:
             code_of([reference], study.folder)
@@ -124,8 +153,8 @@ def _code(study: Study) -> Code:
 
 
 @contextmanager
-def _named(study: Study, config: Config) -> Iterator[None]:
-    """Turn what is wrong with a network into an error of the study file, whoever found it."""
+def _network_errors(study: Study, config: Config) -> Iterator[None]:
+    """Turn an exception of a network into an error of the study file."""
     try:
         yield
     except SettingError as error:
@@ -135,12 +164,12 @@ def _named(study: Study, config: Config) -> Iterator[None]:
     except Exception as error:
         if config.network.kind != "module" or is_out_of_memory(error):
             raise
-        said = f"{config.network.module} raised {in_a_line(error, study.folder)}"
-        raise study.error("network.module", said) from error
+        problem = f"{config.network.module} raised {in_a_line(error, study.folder)}"
+        raise study.error("network.module", problem) from error
 
 
 def _stacks(config: Config, images: Split, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
-    """Try the user's own module on a few images, and on one in these modes; return whether it can be stacked."""
+    """Try a user-defined network on a few examples, and on one example in these modes; return whether it can stack."""
     few = torch.from_numpy(images.train.pixels[:PROOF_EXAMPLES])
     kind = torch.float64 if config.training.precision == "float64" else torch.float32
     shape = example_shape(few.shape)
@@ -157,7 +186,7 @@ def _stacks(config: Config, images: Split, device: torch.device, modes_of_one: S
 
 
 def _modes_of_one(study: Study, images: Split) -> list[Mode]:
-    """Return in which modes the study's networks may get a batch of one image: a last one, or the only one."""
+    """Return the modes in which networks may get a batch of one example."""
     found: list[Mode] = []
     if 1 in study.possible(("training", "batch_size")).values():
         found.append("training")
@@ -167,15 +196,15 @@ def _modes_of_one(study: Study, images: Split) -> list[Mode]:
 
 
 def can_train(study: Study, values: Values) -> bool:
-    """Return whether a trial with these stored values could be trained: on the study's images, within its limits.
+    """Return whether a trial with these stored values could be trained on the study's data, within its limits.
 
-    Its network is made, and sees one image.
+    Builds the trial's network and runs it on one example.
     """
     config, limit = config_of(study, values), study.search.limits.parameters
     try:
         images = load_split(study)
         _check_shift(study, images)
-        with _named(study, config):
+        with _network_errors(study, config):
             size = member_size(config, example_shape(images.train.pixels.shape), images.classes, "float32")
     except HpoError:
         return False
@@ -183,7 +212,7 @@ def can_train(study: Study, values: Values) -> bool:
 
 
 def _check_shift(study: Study, images: Split) -> None:
-    """Raise StudyFileError for a shift that could move an image out of sight."""
+    """Raise StudyFileError for a shift of an image's whole side or more."""
     side = min(images.train.pixels.shape[2:])
     for place, shift in study.possible(("training", "shift")).items():
         if shift >= side:
@@ -191,12 +220,12 @@ def _check_shift(study: Study, images: Split) -> None:
             raise study.error(dotted(place), problem)
 
 
-def on_device(study: Study, planned: Plan) -> DeviceSplit:
-    """Copy the plan's images to its device. Raises HpoError where they do not fit."""
+def to_planned_device(study: Study, planned: NetworkPlan) -> DeviceSplit:
+    """Copy the plan's data to its device. Raises HpoError where they do not fit."""
     try:
-        return to_device(planned.images, study.data.split_seed, planned.device)
+        return to_device(planned.split, study.data.split_seed, planned.device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         where = describe_device(planned.device)
-        raise HpoError(f"study '{study.name}': its images do not fit into the memory of {where}") from error
+        raise HpoError(f"study '{study.name}': its data do not fit into the memory of {where}") from error

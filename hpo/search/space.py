@@ -117,7 +117,7 @@ def size(study: Study) -> float:
     return math.prod(_combinations(study, each) for each in study.parameters if each.when is None)
 
 
-def how_many(study: Study) -> str:
+def size_text(study: Study) -> str:
     """Return the size of the space in words."""
     combinations = size(study)
     if combinations == math.inf:  # a whole number of hundreds of digits is none that math.isinf takes

@@ -62,7 +62,6 @@ def open_study(
         stored = _create(study, given, code, storage, options.priority) or load_study(storage, study.name)
     check_change(study, any_stored_study(stored), options.extend)
     if split is not None:
-        assert isinstance(study, Study)
         check_data(study, split, stored)
     if not options.changed_code:
         check_code(study, code, stored)
@@ -89,7 +88,7 @@ def record_change(stored: optuna.Study, study: AnyStudy, code: Code, storage: St
         _note(stored, study)
 
 
-def check_data(study: Study, split: Split, stored: optuna.Study) -> None:
+def check_data(study: AnyStudy, split: Split, stored: optuna.Study) -> None:
     """Raise HpoError unless the data are those that the study was created with."""
     if not same_data(user_attrs_of(stored)[DATA], data_record(split)):
         raise HpoError(
@@ -169,12 +168,18 @@ def _folder(study: AnyStudy, attrs: Mapping[str, Any]) -> Path:
     return Path(attrs.get(DATA, {}).get("folder", HERE))
 
 
-def agree_on_run(stored: optuna.Study, storage: Storage, device: str, precision: str) -> tuple[str, datetime.datetime]:
-    """Store the start time, device and precision unless another worker has; return the stored precision and time."""
-    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def agree_on_run(
+    stored: optuna.Study, storage: Storage, device: str | None = None, precision: str = ""
+) -> tuple[str, datetime.datetime]:
+    """Store the start time, device and precision unless another worker has; return the stored precision and time.
+
+    A study of an objective function has neither device nor precision.
+    """
+    run = {} if device is None else {"device": device, "precision": precision}
+    run["began"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with _unless_deleted(stored.study_name):
-        run = storage.settle(stored._study_id, RUN, {"device": device, "precision": precision, "began": began})
-    return str(run["precision"]), datetime.datetime.fromisoformat(run["began"])
+        agreed = storage.settle(stored._study_id, RUN, run)
+    return str(agreed.get("precision", "")), datetime.datetime.fromisoformat(agreed["began"])
 
 
 def precision_of(config: Config, run: str) -> str:
@@ -186,14 +191,6 @@ def precisions(study: Study, run: str) -> str:
     """Return the precisions of the study's trials as text; `run` is the one that the study chose for "auto"."""
     possible = study.possible(("training", "precision")).values()
     return " or ".join(dict.fromkeys(run if each == "auto" else str(each) for each in possible))
-
-
-def agree_on_start(stored: optuna.Study, storage: Storage) -> datetime.datetime:
-    """Store the start time of an objective study unless another worker has; return the stored time."""
-    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with _unless_deleted(stored.study_name):
-        run = storage.settle(stored._study_id, RUN, {"began": began})
-    return datetime.datetime.fromisoformat(run["began"])
 
 
 def _create(

@@ -29,15 +29,15 @@ def submit_all(
 
     Whatever is wrong with a file or its data is found before the first is stored.
     """
-    from hpo.search.launch import submit  # the others do without torch
-    from hpo.search.plan import plan
+    from hpo.search.driver import driver_of  # the other functions need no torch
+    from hpo.search.launch import submit
 
-    plans = [plan(study, "cpu") for study in studies]
-    for study, planned in zip(studies, plans, strict=True):
-        submit(study, storage, options, planned=planned)
-        if planned.warning:
-            say(planned.warning)
-        yield study.name
+    drivers = [driver_of(study, "cpu") for study in studies]
+    for driver in drivers:
+        submit(driver.study, storage, options, driver=driver)
+        if driver.warning:
+            say(driver.warning)
+        yield driver.study.name
 
 
 def queue_line(storage: Storage, name: str) -> str:

@@ -28,7 +28,7 @@ import hpo
 from hpo.errors import HpoError
 from hpo.results.final_test.model_folder import sha256
 from hpo.results.reproduce import replay as replaying
-from hpo.search.enqueueing import asked_for
+from hpo.search.enqueueing import network_values
 from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_any_study
 from hpo.training.networks.weights import read_weights
@@ -225,7 +225,7 @@ def fuzz_what_is_enqueued(place: Path, data: st.DataObject) -> None:
     text = path.read_text(errors="replace")
     study = parse_any_study({**STUDY, "search": {"trials": 5}}, "study.json", place)
     with closing(open_storage(f"sqlite:///{place}/hpo.db")) as storage:
-        mannered(lambda: asked_for(study, [text], storage))
+        mannered(lambda: network_values(study, [text], storage))
 
 
 def fuzz_a_card(place: Path, data: st.DataObject) -> None:

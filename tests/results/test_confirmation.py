@@ -27,7 +27,7 @@ from hpo.results.copy import copy_line
 from hpo.results.display.progress import QuietProgress
 from hpo.results.export.best import export
 from hpo.results.reproduce.verify import verify
-from hpo.search import stored_plan as again
+from hpo.search import driver as drivers
 from hpo.search.check import parameter_line
 from hpo.search.options import LaunchOptions
 from hpo.service.confirming import confirm
@@ -356,15 +356,15 @@ def test_images_that_are_not_the_studys_confirm_nothing(
 
 def test_two_that_begin_at_once_with_other_options_are_two(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     searched(storage, small())
-    planned, names = again.plan_again, list[str]()
+    driver_of_stored, names = drivers.driver_of_stored, list[str]()
 
     def while_another_begins(*given: Any) -> Any:
-        monkeypatch.setattr(again, "plan_again", planned)
+        monkeypatch.setattr(drivers, "driver_of_stored", driver_of_stored)
         if not names:  # the second time it is for the next name
             names.append(confirming_study(storage, "tiny", top=1, seeds=2).name)
-        return planned(*given)
+        return driver_of_stored(*given)
 
-    monkeypatch.setattr(again, "plan_again", while_another_begins)
+    monkeypatch.setattr(drivers, "driver_of_stored", while_another_begins)
     names.append(confirming_study(storage, "tiny", top=2, seeds=2).name)
     assert names == ["tiny-confirm", "tiny-confirm-2"]
     records = [load_study(storage, name).user_attrs[CONFIRMS]["candidates"] for name in names]

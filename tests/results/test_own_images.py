@@ -108,7 +108,7 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     stored = load_study(storage, "tiny")
     study = stored_study(stored)
     assert study.folder == home
-    check_data(study, plan(study, "cpu").images, stored)
+    check_data(study, plan(study, "cpu").split, stored)
     jsonschema.validate(export(storage, "tiny"), schema("best"))
     Path("best.json").write_text(export_text(storage, "tiny"))
     (run,) = replay(Path("best.json"), "cpu", threading.Event(), pytest.fail).runs
@@ -218,7 +218,7 @@ def load(test=False):
     stored = load_study(storage, "tiny")
     assert stored.user_attrs[CODE]["folder"] == str(home)
     assert set(stored.user_attrs[CODE]["files"]) == {"my_data.py"}
-    assert plan(stored_study(stored), "cpu").images.names == ("100", "a<b", "sea, lake")
+    assert plan(stored_study(stored), "cpu").split.names == ("100", "a<b", "sea, lake")
     assert see(storage)["test"]["images"] == 9
     (home / "my_data.py").write_text("x y")
     with pytest.raises(StudyFileError, match=r"^study 'tiny': data\.dataset: my_data\.py cannot be imported: Syntax"):

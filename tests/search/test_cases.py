@@ -22,7 +22,7 @@ from hpo.search.points import baseline, check_points, points
 from hpo.search.sampling.in_memory_study import STUDY, Mirror
 from hpo.search.sampling.samplers import check_search, most_epochs
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
-from hpo.search.space import belongs, combination, distributions, groups, how_many, identity, is_whole, size
+from hpo.search.space import belongs, combination, distributions, groups, identity, is_whole, size, size_text
 from hpo.storage import Storage
 from hpo.studyfile import Study, parse_study
 
@@ -89,7 +89,7 @@ def test_a_grid_is_trained_whole_each_combination_once(storage: Storage) -> None
         training={"epochs": 1},
         search={"sampler": "grid", "trials": 100, "population": 4},
     )
-    assert how_many(study) == "7 different trials"
+    assert size_text(study) == "7 different trials"
     search(study, storage)
     trials = trials_of(storage)
     check_whole(trials, 7)

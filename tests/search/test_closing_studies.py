@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, trials_of
 
 from hpo.errors import HpoError, StudyClosedError, TrainingError
-from hpo.search import launch as launching
+from hpo.search import driver as drivers
 from hpo.search import loop
 from hpo.search.events import Event, Note, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import join, launch, submit
@@ -430,7 +430,7 @@ def test_training_that_raises_the_same_again_and_again_ends_the_launch_and_keeps
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(launching, "Trainer", Raising)
+        patched.setattr(drivers, "Trainer", Raising)
         with pytest.raises(
             TrainingError, match=r"raised the same exception in 3 populations in a row .*ZeroDivisionError.*: launch"
         ):

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from tiny import DECAY, after_epochs, check_whole, search, states, study_of, trials_of
 
 from hpo.errors import StudyClosedError, UsageError
-from hpo.search.enqueueing import FIXED, asked_for
+from hpo.search.enqueueing import FIXED, network_values, objective_values
 from hpo.search.events import Note
 from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
@@ -91,14 +91,14 @@ REFUSED = [
     ('{"batch_size": 20.5}', "batch_size cannot be 20.5"),
     ('{"optimizer.kind": "rmsprop"}', 'optimizer.kind cannot be \'rmsprop\': it is one of "sgd", "adam"'),
     ('{"optimizer.kind": ["sgd"]}', "optimizer.kind cannot be"),
-    ('{"beta1": 0.6}', 'beta1 is searched only where optimizer.kind is "adam"; give that as well'),
+    ('{"beta1": 0.6}', 'beta1 is searched only where optimizer.kind is "adam"; add that value'),
 ]
 
 
 def test_what_no_trial_can_have_is_refused_before_anything_is_stored(storage: Storage) -> None:
     for text, problem in REFUSED:
         with pytest.raises(UsageError, match=problem) as caught:
-            asked_for(searched(), ['{"lr": 0.01}', text], storage)
+            network_values(searched(), ['{"lr": 0.01}', text], storage)
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="lr cannot be 7"):
         submit(searched(), storage, LaunchOptions(enqueue=['{"lr": 7}']))
@@ -115,10 +115,10 @@ CHOICES = study_of(
 
 def test_what_is_equal_to_a_choice_or_stored_as_one_is_not_the_choice(storage: Storage) -> None:
     with pytest.raises(UsageError, match=r"hidden cannot be '\[8\]': it is one of \[8\], \[4, 4\]$"):
-        asked_for(CHOICES, ['{"hidden": "[8]"}'], storage)
+        network_values(CHOICES, ['{"hidden": "[8]"}'], storage)
     with pytest.raises(UsageError, match=r"batch_norm cannot be 1: it is one of true, false$"):
-        asked_for(CHOICES, ['{"batch_norm": 1}'], storage)
-    assert asked_for(CHOICES, ['{"hidden": [8], "batch_norm": true}'], storage) == [
+        network_values(CHOICES, ['{"batch_norm": 1}'], storage)
+    assert network_values(CHOICES, ['{"hidden": [8], "batch_norm": true}'], storage) == [
         {"hidden": "[8]", "batch_norm": True}
     ]
 
@@ -134,15 +134,15 @@ def test_other_programs_may_name_a_list_by_the_text_that_optuna_shows(storage: S
 
 def test_what_does_not_go_with_it_is_refused(storage: Storage) -> None:
     own = {"lr": 0.5}
-    with pytest.raises(UsageError, match=r"1 of search\.points are to be tried first"):
+    with pytest.raises(UsageError, match=r"1 of search\.points have to run first"):
         submit(study_of(search={"points": [own]}), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
-    with pytest.raises(UsageError, match=r"does not go with search\.repeats"):
+    with pytest.raises(UsageError, match=r"not possible with search\.repeats"):
         submit(study_of(search={"repeats": 2}), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
     with pytest.raises(UsageError, match="has 0 of its 6 trials, and these make 7; give --trials 7"):
         submit(
             study_of(), storage, LaunchOptions(enqueue=[json.dumps({"lr": 0.1 + number / 100}) for number in range(7)])
         )
-    assert asked_for(study_of(), ['{"lr": 1}'], storage) == [{"lr": 1.0}]
+    assert network_values(study_of(), ['{"lr": 1}'], storage) == [{"lr": 1.0}]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "qmc", "grid", "nsga2"])
@@ -216,7 +216,7 @@ def test_an_objective_is_given_what_is_asked_for(storage: Storage, tmp_path: Pat
         ("{}", "must be a JSON object"),
     ):
         with pytest.raises(UsageError, match=problem):
-            asked_for(study, [text], storage)
+            objective_values(study, [text])
     with pytest.raises(
         UsageError, match="study 'own' has 6 of its 6 trials, and these make 7; give --trials 7 --extend"
     ):

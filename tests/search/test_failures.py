@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tiny import check_whole, curves, params, search, states, study_of, trials_of
 
 from hpo.errors import HpoError
-from hpo.search import launch as launching
+from hpo.search import driver as drivers
 from hpo.search.events import Event, Note, PopulationStarted, StudyStarted
 from hpo.search.space import distributions
 from hpo.storage import Storage, load_study, retake, running_trials
@@ -54,7 +54,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> type[Raising]:
     class FailingTrainer(Raising):
         pass
 
-    monkeypatch.setattr(launching, "Trainer", FailingTrainer)
+    monkeypatch.setattr(drivers, "Trainer", FailingTrainer)
     return FailingTrainer
 
 

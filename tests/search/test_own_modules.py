@@ -28,7 +28,7 @@ from hpo.search.events import Note, PopulationStarted, StudyStarted
 from hpo.search.launch import join, launch, submit
 from hpo.search.options import LaunchOptions
 from hpo.search.plan import plan
-from hpo.search.sampling.warm_start import predecessors
+from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CHANGES, CODE, stored_study, user_attrs_of
 from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
 from hpo.studyfile import Study, parse_study, read_study
@@ -305,11 +305,11 @@ def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: St
     assert "next" not in study_names(storage)
     assert notes(search(changed, storage, changed_code=True)) == []
     stored = load_study(storage, "next")
-    assert predecessors(changed, user_attrs_of(stored), storage).names == ("tiny",)
+    assert warm_start(changed, user_attrs_of(stored), storage).names == ("tiny",)
     storage.change_study(
         load_study(storage, "tiny")._study_id, {CODE: user_attrs_of(stored)[CODE] | {"files": {"nets.py": ""}}}
     )
-    (problem,) = predecessors(changed, user_attrs_of(stored), storage).problems
+    (problem,) = warm_start(changed, user_attrs_of(stored), storage).problems
     assert other.format("parts.py, nets.py") in problem or other.format("nets.py, parts.py") in problem
 
 
@@ -407,9 +407,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     nowhere = r"needs nets\.py, which is neither in .* nor in the current folder$"
     with pytest.raises(CodeError, match=rf"^best\.json: {nowhere.replace('nets', 'my_data')}"):
         replay(path, "cpu", stop, said.append)
-    there = (
-        r"needs my_data\.py, which is neither in .* nor in the current folder; bring it there, or work in the folder"
-    )
+    there = r"needs my_data\.py, which is neither in .* nor in the current folder; copy the file there, or work"
     with pytest.raises(CodeError, match=rf"^study 'tiny': {there}"):
         verify(storage, "tiny", 1, "cpu", stop, said.append)
     with pytest.raises(CodeError, match=rf"card\.json: its network {nowhere}"):

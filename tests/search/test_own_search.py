@@ -16,7 +16,7 @@ from tiny import search, trials_of
 
 from hpo.errors import CodeError, StudyClosedError, TrainingError, UsageError
 from hpo.search.events import EpochEnded, Event, Note, StudyEnded
-from hpo.search.sampling.samplers import own_sampler
+from hpo.search.sampling.samplers import objective_sampler
 from hpo.search.study_records import CHANGES
 from hpo.storage import ATTEMPTS, Storage, StudyState, load_study, set_state, summary
 from hpo.storage.rows import SYSTEM_ATTRS
@@ -63,7 +63,7 @@ def test_plain_optuna_reads_the_same_and_its_own_search_would_have_proposed_the_
     for trial in ours.trials[:10]:  # the samplers of the first are of the trials' own seeds; from here on TPE learns
         again.add_trial(trial)
     for number in range(10, 14):
-        again.sampler = own_sampler("tpe", 0, number)
+        again.sampler = objective_sampler("tpe", 0, number)
         again.optimize(names["objective"], n_trials=1)
     assert [trial.params for trial in again.trials] == [trial.params for trial in ours.trials]
 
@@ -400,7 +400,7 @@ def test_code_that_may_have_changed_is_kept_with_the_study(tmp_path: Path, stora
 def test_what_is_no_function_is_refused_before_anything_is_stored(tmp_path: Path, storage: Storage) -> None:
     with pytest.raises(UsageError, match=r"own.toml: objective: must name a function of a trial \(got int\)"):
         launched(objective_study(tmp_path, "objective = 3\n"), storage)
-    with pytest.raises(UsageError, match=r"objective.py:objective is a class, .* `objective = objective\(\)`"):
+    with pytest.raises(UsageError, match=r"objective.py:objective is a class; .* `objective = objective\(\)`"):
         launched(objective_study(tmp_path, "class objective:\n    def __call__(self, trial): ...\n"), storage)
     with pytest.raises(CodeError, match=r"objective.py has no 'objective' \(did you mean 'objectiv'\?\)"):
         launched(objective_study(tmp_path, "def objectiv(trial): ...\n"), storage)
@@ -427,7 +427,7 @@ def test_two_searches_share_the_trials(tmp_path: Path, storage: Storage) -> None
 def test_processes_that_begin_together_begin_elsewhere(sampler: str) -> None:
     taken = []
     for number in range(2):  # neither knows of the other's trial
-        study = optuna.create_study(sampler=own_sampler(sampler, 0, number))
+        study = optuna.create_study(sampler=objective_sampler(sampler, 0, number))
         taken.append(study.ask().suggest_float("x", 0, 1))
     assert taken[0] != taken[1]
 

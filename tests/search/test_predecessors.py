@@ -18,7 +18,7 @@ from hpo.search.events import EpochEnded, Event, Note, StudyEnded
 from hpo.search.launch import launch
 from hpo.search.options import LaunchOptions
 from hpo.search.sampling.sampler_history import History
-from hpo.search.sampling.warm_start import predecessors
+from hpo.search.sampling.warm_start import warm_start
 from hpo.search.space import distributions, identity
 from hpo.storage import Storage, load_study, open_storage, rename_study
 from hpo.studyfile import Study
@@ -124,7 +124,7 @@ def test_a_renamed_one_is_known_whoever_has_its_name_now(storage: Storage) -> No
     search(following, storage, stop_at=after_epochs(1))
     rename_study(storage, load_study(storage, "tiny")._study_id, "renamed")
     search(study_of(search={"seed": 9}), storage)
-    found = predecessors(following, load_study(storage, "next").user_attrs, storage)
+    found = warm_start(following, load_study(storage, "next").user_attrs, storage)
     assert (found.names, params(found.trials)) == (("renamed",), params(trials_of(storage, "renamed")))
 
 
@@ -185,7 +185,7 @@ def test_one_that_was_deleted_is_left_out_with_a_word(storage: Storage) -> None:
     (note,) = [note for note in notes if "start_from" in note.text]
     assert note.level == "warning"
     assert "no study named 'tiny'" in note.text
-    assert note.text.endswith("the search goes on without its trials")
+    assert note.text.endswith("the search continues without its trials")
     check_whole(trials_of(storage, "next"), 6)
 
 
@@ -280,7 +280,7 @@ def test_extending_a_study_does_not_change_what_it_starts_from(storage: Storage)
 def test_what_is_known_is_what_has_completed(storage: Storage) -> None:
     search(study_of(search={"trials": 6}), storage, stop_at=after_epochs(3))
     following = study_of(name="next", search={"start_from": ["tiny"]})
-    found = predecessors(following, load_study(storage, "tiny").user_attrs, storage)
+    found = warm_start(following, load_study(storage, "tiny").user_attrs, storage)
     assert found.names == ("tiny",)
     assert found.problems == ()
     complete = [trial.params for trial in trials_of(storage) if trial.state == TrialState.COMPLETE]

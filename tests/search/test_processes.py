@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, trials_of
 
 from hpo.errors import StudyBusyError
-from hpo.search import launch as launching
+from hpo.search import driver as drivers
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, Note, OthersEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
@@ -132,7 +132,7 @@ def test_a_process_waits_for_trials_that_others_created_while_it_looked(
             other.go_on()
             return super().wait(timeout)
 
-    monkeypatch.setattr(launching, "PopulationSearch", Late)
+    monkeypatch.setattr(drivers, "PopulationSearch", Late)
     events: list[Event] = []
     launch(study, storage, LaunchOptions(device="cpu"), on_event=events.append, stop=Stop())
     assert isinstance(events[-1], StudyEnded)

@@ -206,7 +206,7 @@ def test_grid_with_repeats_begins_anew_also_after_an_interruption(storage: Stora
 def test_a_study_with_nothing_searched_trains_one_trial(storage: Storage) -> None:
     events = search(study_of(optimizer={"lr": 0.1}, search={"trials": 3, "sampler": "tpe"}), storage)
     check_whole(trials_of(storage), 1)
-    assert any(isinstance(event, Note) and "1 different trial," in event.text for event in events)
+    assert any(isinstance(event, Note) and "holds only 1 different trial" in event.text for event in events)
 
 
 def test_a_single_choice_is_taken_without_a_word(storage: Storage) -> None:

@@ -24,10 +24,10 @@ from hpo.search.space import (
     count,
     decode,
     distributions,
-    how_many,
     identity,
     misread,
     size,
+    size_text,
     snapped,
     takes,
 )
@@ -227,7 +227,7 @@ def test_a_study_with_nothing_searched_has_one_trial() -> None:
     study = study_of(optimizer={"lr": 0.1})
     assert size(study) == 1
     assert combination(study, 0) == {}
-    assert how_many(study) == "1 different trial"
+    assert size_text(study) == "1 different trial"
 
 
 def test_vast_spaces_cost_nothing_to_count() -> None:

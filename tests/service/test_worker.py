@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tiny import check_whole, states, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, UnknownStudyError, UsageError
-from hpo.search import launch as launching
+from hpo.search import driver as drivers
 from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
@@ -409,9 +409,9 @@ def test_a_study_whose_training_raises_thrice_is_stopped_for_all_with_the_reason
 ) -> None:
     put(storage, "bad", 1, data={"train_size": 150}, search={"trials": 40})
     put(storage, "good", data={"train_size": 100})
-    bad_images = len(launching.plan(study_of(data={"train_size": 150}), "cpu").images.train)
+    bad_images = len(drivers.plan(study_of(data={"train_size": 150}), "cpu").split.train)
     monkeypatch.setattr(
-        launching,
+        drivers,
         "Trainer",
         lambda split, *rest: (Raising if len(split.train) == bad_images else trainer.Trainer)(split, *rest),
     )

@@ -72,8 +72,8 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
     has the first name that no other study has. Raises HpoError where no trial has finished, or the images are not the
     study's.
     """
+    from hpo.search.driver import driver_of_stored  # imports torch, which reading a confirmation does not need
     from hpo.search.launch import submit
-    from hpo.search.stored_plan import plan_again  # with torch, which reading a confirmation does without
 
     original = load_study(storage, name)
     study, attrs = stored_study(original), user_attrs_of(original)
@@ -90,9 +90,9 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         tree["name"] = called
         confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
         if confirming.name not in study_names(storage):
-            planned = plan_again(confirming, original, "cpu")
+            driver = driver_of_stored(confirming, original, "cpu")
             try:
-                submit(confirming, storage, planned=planned)
+                submit(confirming, storage, driver=driver)
             except UsageError:
                 if confirming.name not in study_names(storage):
                     raise

@@ -12,7 +12,7 @@ import optuna
 
 from hpo.errors import HpoError
 from hpo.results.selection import Choice
-from hpo.search.plan import Plan
+from hpo.search.plan import NetworkPlan
 from hpo.search.study_records import CURVE, RUN, precision_of, user_attrs_of
 from hpo.storage import WORKER, Storage
 from hpo.storage.artifacts import FOLDER, artifact_folder
@@ -33,7 +33,7 @@ class Trained:
     precision: str
 
 
-def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, planned: Plan) -> Trained:
+def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, planned: NetworkPlan) -> Trained:
     """Return the weights that are kept of the chosen trial. Raises HpoError where there are none, or not its own."""
     name = stored.study_name
     found = [file for file in kept_files(storage, stored._study_id) if file.number == choice.trial]
@@ -57,7 +57,7 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, plan
     return Trained(
         state,
         epoch,
-        len(planned.images.train),
+        len(planned.split.train),
         trial.user_attrs["seed"],
         True,
         worker.get("device") or run["device"],

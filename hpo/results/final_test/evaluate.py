@@ -26,8 +26,7 @@ from hpo.results.final_test.predictions import answers, evaluating, practice_ima
 from hpo.results.final_test.result import Tested, fill, result_of
 from hpo.results.naming import file_stem
 from hpo.results.selection import Choice, chosen
-from hpo.search.plan import Plan, on_device
-from hpo.search.stored_plan import plan_again
+from hpo.search.plan import NetworkPlan, plan_stored, to_planned_device
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, load_study
 from hpo.storage.test_evaluations import Looking, begin_look, check_unseen, end_look, fail_look, looks, seen
@@ -69,11 +68,11 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
     folder = wanted.folder or _default_folder(name, len(seen(looks(attrs))) + 1)
     check_free(folder)
     choice = chosen(storage, name, wanted.trial)
-    planned = plan_again(study, stored, wanted.device)
+    planned = plan_stored(study, stored, wanted.device)
     check_test(study.data.dataset, study.folder)
-    images = load_test(planned.images)
+    images = load_test(planned.split)
     _check_same(study, attrs, images)
-    names, practice = planned.images.names, practice_images(planned.images, len(images))
+    names, practice = planned.split.names, practice_images(planned.split, len(images))
     few = None if wanted.subnetworks is None else 2
     rehearse(study, choice, planned, practice, few)
     seen_by_look: dict[str, Any] = {}
@@ -83,12 +82,12 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         else:
             trained = _train(study, choice, precision_of(choice.config, attrs[RUN]["precision"]), planned, stop, say)
         weights = filled / WEIGHTS_FILE
-        about = {"study": name, "trial": str(choice.trial), "data_sha256": planned.images.content_sha256}
+        about = {"study": name, "trial": str(choice.trial), "data_sha256": planned.split.content_sha256}
         write_atomically(weights_to_bytes(trained.state, {"schema": "hpo.weights/1", **about}), weights)
         state, _ = read_weights(weights)
-        shape = example_shape(planned.images.train.pixels.shape)
+        shape = example_shape(planned.split.train.pixels.shape)
         network = load_network(weights, state, choice.config.network, shape, len(names)).to(planned.device)
-        form = {"shape": list(shape), "classes": len(names), "white": planned.images.white}
+        form = {"shape": list(shape), "classes": len(names), "white": planned.split.white}
 
         def write_result(number: int, saw: dict[str, Any]) -> dict[str, Any]:
             result = result_of(study, attrs[DATA], choice, trained, sha256(weights), number, saw, attrs.get(CODE))
@@ -132,9 +131,11 @@ def _default_folder(name: str, look: int) -> Path:
     return Path(f"{file_stem(name)}-test" + ("" if look == 1 else f"-{look}"))
 
 
-def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: threading.Event, say: Say) -> Trained:
+def _train(
+    study: Study, choice: Choice, precision: str, planned: NetworkPlan, stop: threading.Event, say: Say
+) -> Trained:
     """Train the chosen configuration on all images that are not sealed, in the order of the split's shuffle."""
-    split = planned.images
+    split = planned.split
     whole = Images(
         np.concatenate([split.validation.pixels, split.train.pixels]),
         np.concatenate([split.validation.labels, split.train.labels]),
@@ -143,7 +144,7 @@ def _train(study: Study, choice: Choice, precision: str, planned: Plan, stop: th
     # Its schedule is that of all its epochs, wherever it is to end; and no image is left to lose patience with.
     config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
     seed = derive_seed("test", study.search.seed, choice.trial)
-    images = on_device(study, replace(planned, images=replace(split, train=whole)))
+    images = to_planned_device(study, replace(planned, split=replace(split, train=whole)))
     epochs = f"{choice.epochs} epoch{'s' if choice.epochs > 1 else ''}"
     say(f"{study.name}: trial {choice.trial} on {len(whole):,} images for {epochs}")
 

@@ -18,7 +18,7 @@ from hpo.data import Images, SealedImages, Split
 from hpo.errors import HpoError
 from hpo.results.final_test.scores import Scores, scores
 from hpo.results.selection import Choice
-from hpo.search.plan import Plan
+from hpo.search.plan import NetworkPlan
 from hpo.studyfile import Study
 from hpo.training.device_split import example_shape
 from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
@@ -34,11 +34,11 @@ def practice_images(split: Split, count: int) -> SealedImages:
     return SealedImages(split.train.pixels[chosen], split.train.labels[chosen], split.content_sha256)
 
 
-def rehearse(study: Study, choice: Choice, planned: Plan, practice: Images, subnetworks: int | None) -> None:
+def rehearse(study: Study, choice: Choice, planned: NetworkPlan, practice: Images, subnetworks: int | None) -> None:
     """Have a fresh network do what the trained one is to do: much training is lost on one that cannot."""
     shape = example_shape(practice.pixels.shape)
     with evaluating(study, choice, "training images"):
-        network = build(choice.config.network, shape, planned.images.classes, seed=0).to(planned.device)
+        network = build(choice.config.network, shape, planned.split.classes, seed=0).to(planned.device)
     if subnetworks is not None and not has_dropout(network):
         raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout layer, so it has none")
     with evaluating(study, choice, "training images"):

@@ -19,7 +19,7 @@ from hpo.results.naming import file_stem, followed
 from hpo.results.narrow.ranges import Best, Change, best_few, changes
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.unranked import no_best
-from hpo.search.sampling.warm_start import completed, predecessors
+from hpo.search.sampling.warm_start import completed, warm_start
 from hpo.search.study_records import stored_study, user_attrs_of
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, own_data, parse_study, read_study
@@ -46,7 +46,7 @@ def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposa
             f"study '{name}': has several metrics, and what is best by one is not by the others, so there is no one "
             "place to narrow to; search again with a single metric, or with ranges of your own"
         )
-    before = predecessors(study, user_attrs_of(stored), storage)
+    before = warm_start(study, user_attrs_of(stored), storage)
     known = [*completed(storage, name), *before.trials]
     if not known:
         raise no_best(storage, name, "there is nothing to narrow")

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.edges import Side, edge_of, number, wider_bound
 from hpo.results.ranking import configurations
-from hpo.search.space import Values, belongs, count, distributions, how_many, size
+from hpo.search.space import Values, belongs, count, distributions, size, size_text
 from hpo.studyfile import Parameter, Range, Study
 
 SHARE, FEWEST, MOST = 0.1, 3, 20
@@ -77,7 +77,7 @@ def best_few(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     if len(ranked) < NEEDED:
         advice = "launch it with more --trials and --extend"
         if size(study) < NEEDED:
-            advice = f"its space holds {how_many(study)}, so try them all and take the best"
+            advice = f"its space holds {size_text(study)}, so try them all and take the best"
         raise HpoError(
             f"study '{study.name}': has {len(ranked)} different completed trials, and to narrow its ranges takes "
             f"{NEEDED}; {advice}"

@@ -78,7 +78,7 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     if study.parameters:
         raise UsageError(f"{path}: config: still searches {study.parameters[0].name}, so it is no trial's")
     planned = plan(study, device)
-    _check_data(study, planned.images, exported.data)
+    _check_data(study, planned.split, exported.data)
     config = study.config({})
     for metric, values in exported.curve.items():
         shorter = config.training.patience is not None and 0 < len(values) < config.training.epochs

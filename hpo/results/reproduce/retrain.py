@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpo.errors import HpoError
-from hpo.search.plan import Plan, on_device
+from hpo.search.plan import NetworkPlan, to_planned_device
 from hpo.search.study_records import Curve
 from hpo.studyfile import Study
 from hpo.training.stack import Member
@@ -44,7 +44,7 @@ class Stored:
 
 def repeat(
     study: Study,
-    planned: Plan,
+    planned: NetworkPlan,
     precision: str,
     trials: Sequence[Stored],
     stop: threading.Event,
@@ -54,7 +54,7 @@ def repeat(
 
     Raises HpoError for one that fails now, and InterruptionError where `stop` is set before the last is done.
     """
-    trainer = Trainer(on_device(study, planned), precision, say)
+    trainer = Trainer(to_planned_device(study, planned), precision, say)
     found = []
     for trial in trials:
         number = trial.member.number

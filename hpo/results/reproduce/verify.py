@@ -13,8 +13,8 @@ from hpo.results.certificate import VERIFIED, Certificate
 from hpo.results.ranking import score
 from hpo.results.reproduce.retrain import Repeated, Stored, repeat
 from hpo.results.unranked import no_best
+from hpo.search.plan import plan_stored
 from hpo.search.space import config_of
-from hpo.search.stored_plan import plan_again
 from hpo.search.study_records import CURVE, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
@@ -37,7 +37,7 @@ def verify(
     trials = _chosen(storage, found._study_id, own, count)
     if not trials:
         raise no_best(storage, name, "there is nothing to verify")
-    planned = plan_again(study, found, device)
+    planned = plan_stored(study, found, device)
     precision = str(found.user_attrs[RUN]["precision"])
     given = [_stored(study, trial) for trial in trials]
     repeated = repeat(study, planned, precision, given, stop, say)

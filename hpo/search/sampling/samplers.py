@@ -140,7 +140,7 @@ class _OwnQMCSampler(QMCSampler):
         return self._number
 
 
-def own_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
+def objective_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
     """Return the sampler for a trial of the user's own objective, which says what is searched only as it runs."""
     seed = derive_seed("sampler", study_seed, number, 0) % 2**32
     match name:
@@ -159,7 +159,7 @@ def own_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
             return RandomSampler(seed=seed)
 
 
-def own_pruner(name: str) -> BasePruner:
+def objective_pruner(name: str) -> BasePruner:
     """Return the pruner of the user's own objective; hyperband learns from the first trials how long they are."""
     match name:
         case "median":

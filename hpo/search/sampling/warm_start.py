@@ -51,7 +51,7 @@ VALUES_ONLY = Parts(curves=False, user_attrs=False, system_attrs=None)
 
 
 @dataclass(frozen=True)
-class Predecessors:
+class WarmStart:
     """Those that can be learnt from, their completed trials, one study after the other, and why others cannot."""
 
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Predecessors:
     problems: tuple[str, ...]
 
 
-def predecessors(study: Study, attrs: Mapping[str, Any], storage: Storage) -> Predecessors:
+def warm_start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> WarmStart:
     """Return what can be learnt from the studies that this one starts from; `attrs` are its user attributes."""
     names, trials, problems = [], [], []
     known = attrs.get(STARTS_FROM, {})
@@ -74,7 +74,7 @@ def predecessors(study: Study, attrs: Mapping[str, Any], storage: Storage) -> Pr
             raise
         except HpoError as error:
             problems.append(str(error))
-    return Predecessors(tuple(names), trials, tuple(problems))
+    return WarmStart(tuple(names), trials, tuple(problems))
 
 
 def completed(storage: Storage, name: str) -> list[FrozenTrial]:
@@ -102,7 +102,7 @@ def check_start(study: Study, images: Split, code: Code, storage: Storage, chang
             raise study.error("search.start_from", f"study '{name}' itself starts from '{study.name}'")
 
 
-def count_as_alike(study: Study, stored: optuna.Study, storage: Storage) -> None:
+def accept_other_code(study: Study, stored: optuna.Study, storage: Storage) -> None:
     """Keep with a study that the code of those that it starts from, as it is now, counts as its own."""
     there = set(study.search.start_from) & set(study_names(storage))
     alike = {name: _files(storage, name) for name in study.search.start_from if name in there}

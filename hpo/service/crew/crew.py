@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
+from hpo.search.driver import Driver
 from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
-from hpo.search.launch import check_joinable, counted, ended, name_now, started, submit, warn
+from hpo.search.launch import check_joinable, current_name, ended, submit, trial_counts, warn
 from hpo.search.options import DEFAULTS, LaunchOptions
-from hpo.search.study_records import precisions
 from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState
-from hpo.studyfile import AnyStudy, Study
+from hpo.studyfile import AnyStudy
 
 LOOK_S = 0.5
 """How often a launch looks what its workers have done."""
@@ -60,22 +60,22 @@ def launch_with(
     before the study.
     """
     start = time.perf_counter()
-    planned = submit(study, storage, options)
+    driver = submit(study, storage, options)
     study_id = check_joinable(study, storage)
-    warn(planned, on_event)
-    counts = counted(study_id, storage)
+    warn(driver, on_event)
+    counts = trial_counts(study_id, storage)
     crew.study = study_id  # whatever it is called by the time that a worker starts
-    settled = precisions(study, "float32 or bfloat16") if isinstance(study, Study) else ""
     with crew:
         at_work = crew.check()
-        on_event(started(study, planned, counts, f"{at_work} worker{'s' if at_work > 1 else ''}", settled))
-        reason = _follow(study, study_id, storage, crew, on_event, stop, counts)
+        workers = f"{at_work} worker{'s' if at_work > 1 else ''}"
+        on_event(driver.started(counts, workers, driver.precisions("float32 or bfloat16")))
+        reason = _follow(driver, study_id, storage, crew, on_event, stop, counts)
     on_event(ended(study, study_id, storage, reason, time.perf_counter() - start, on_event))
-    return name_now(study, study_id, storage)
+    return current_name(study, study_id, storage)
 
 
 def _follow(
-    study: AnyStudy,
+    driver: Driver,
     study_id: int,
     storage: Storage,
     crew: Crew,
@@ -84,8 +84,6 @@ def _follow(
     before: tuple[int, int, int],
 ) -> Reason:
     """Say what the workers do until they have ended, or a stop; return why."""
-    said = set(study.possible(("training", "epochs")).values()) if isinstance(study, Study) else set()
-    epochs = said.pop() if len(said) == 1 else None  # where trials differ in it, there is no one number to count to
     while True:
         at_work = crew.check()  # first: what is stored afterwards is what they left
         try:
@@ -97,14 +95,16 @@ def _follow(
         if counts != before:
             on_event(OthersEnded(*(new - old for new, old in zip(counts, before, strict=True))))
             before = counts
-        on_event(WorkersSeen(tuple(map(_seen, now.workers)), epochs))
+        on_event(WorkersSeen(tuple(map(_seen, now.workers)), driver.epochs))
         reason = _reason(state)
         if reason is not None and not at_work:
             return reason
         if stop.is_set():
             return reason or "interrupted"
         if not at_work:
-            raise HpoError(f"study '{study.name}': all workers have ended, and it has not; launch it again to go on")
+            raise HpoError(
+                f"study '{driver.study.name}': all workers have ended, and it has not; launch it again to go on"
+            )
         stop.wait(LOOK_S)
 
 

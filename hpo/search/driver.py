@@ -1,0 +1,307 @@
+"""Drivers: what submit, launch and join do differently for network studies and for objective studies.
+
+A driver is made of a study and its plan on this machine, so that every error of file, code, data and device is found
+before anything is stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from hpo.data import Split
+from hpo.search.enqueueing import ENQUEUED, FIXED, network_trials, network_values, objective_trials, objective_values
+from hpo.search.events import Event, Note, StudyStarted
+from hpo.search.loop import Search
+from hpo.search.objective_search import ObjectiveSearch
+from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
+from hpo.search.population_search import PopulationSearch
+from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
+from hpo.search.space import Values
+from hpo.search.study_records import (
+    RUN,
+    agree_on_run,
+    claim_conditions,
+    precisions,
+    record_data_folder,
+    user_attrs_of,
+)
+from hpo.storage import Storage, check_open
+from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
+from hpo.training.device_split import DeviceSplit
+from hpo.training.devices import describe_device
+from hpo.training.precision import choose_precision
+from hpo.training.stack import Member
+from hpo.training.trainer import Trainer
+from hpo.usercode import Code
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Driver(ABC):
+    """One study on this machine. The class attributes are those of a study about which hpo knows nothing more."""
+
+    study: AnyStudy
+    plan: AnyPlan
+    enqueued_key = FIXED
+    """The system attribute of a trial with the values that a user enqueued."""
+
+    @property
+    def code(self) -> Code:
+        """The user code of the study."""
+        return self.plan.code
+
+    @property
+    def split(self) -> Split | None:
+        """The data of a network study."""
+        return None
+
+    @property
+    def warning(self) -> str:
+        """A line on what the data lack, or ""."""
+        return ""
+
+    @property
+    def epochs(self) -> int | None:
+        """The epochs of every trial; None where trials differ, or hpo does not know them."""
+        return None
+
+    @property
+    def repeats_configurations(self) -> bool:
+        """Whether two trials may have the same parameters."""
+        return False
+
+    def precisions(self, chosen: str) -> str:
+        """Return the precisions of the trials in words; `chosen` is the one that "auto" stands for."""
+        return ""
+
+    def check_new(self, storage: Storage, changed_code: bool) -> None:  # noqa: B027 - nothing to check
+        """Raise StudyFileError for a new study that the storage rules out."""
+
+    def update_stored(  # noqa: B027 - nothing to update
+        self, stored: optuna.Study, storage: Storage, changed_code: bool
+    ) -> None:
+        """Update what is stored of this machine's data and code."""
+
+    @abstractmethod
+    def enqueued_values(self, texts: Sequence[str], storage: Storage) -> list[Values]:
+        """Parse enqueued trials, each as JSON. Raises UsageError for values outside the search space."""
+
+    @abstractmethod
+    def enqueued_trials(
+        self, given: Sequence[Values], trials: Sequence[FrozenTrial], stored: optuna.Study, storage: Storage
+    ) -> list[FrozenTrial]:
+        """Return waiting trials with these values, to follow the stored `trials`."""
+
+    @abstractmethod
+    def started(self, counts: tuple[int, int, int], device: str, precision: str) -> StudyStarted:
+        """Return the event of the start of a study that has `counts` completed, pruned and failed trials."""
+
+    @abstractmethod
+    def search(
+        self,
+        stored: optuna.Study,
+        storage: Storage,
+        *,
+        counts: tuple[int, int, int],
+        on_event: Listener,
+        stop: threading.Event,
+        recent_errors: list[str],
+    ) -> Search:
+        """Return this process's search of the stored study, after the event that it starts.
+
+        Workers agree here on the study's precision and start time. Raises StudyClosedError unless the study is open.
+        """
+
+
+@dataclass(frozen=True)
+class NetworkDriver(Driver):
+    """A study that trains networks."""
+
+    study: Study
+    plan: NetworkPlan
+    enqueued_key = ENQUEUED
+
+    @property
+    def split(self) -> Split:
+        """The data."""
+        return self.plan.split
+
+    @property
+    def warning(self) -> str:
+        """A line on what the data lack, or ""."""
+        return self.plan.split.warning
+
+    @property
+    def epochs(self) -> int | None:
+        """The epochs of every trial; None where trials differ."""
+        epochs = set(self.study.possible(("training", "epochs")).values())
+        return epochs.pop() if len(epochs) == 1 else None
+
+    @property
+    def repeats_configurations(self) -> bool:
+        """Whether two trials may have the same parameters."""
+        return self.study.search.repeat
+
+    def precisions(self, chosen: str) -> str:
+        """Return the precisions of the trials in words; `chosen` is the one that "auto" stands for."""
+        return precisions(self.study, chosen)
+
+    def check_new(self, storage: Storage, changed_code: bool) -> None:
+        """Raise StudyFileError for a new study whose `search.start_from` names a study that is not comparable."""
+        check_start(self.study, self.split, self.code, storage, changed_code)
+
+    def update_stored(self, stored: optuna.Study, storage: Storage, changed_code: bool) -> None:
+        """Store the present folder of the data, and that changed code of `search.start_from` is accepted."""
+        record_data_folder(stored, self.split, storage)
+        if changed_code:
+            accept_other_code(self.study, stored, storage)
+
+    def enqueued_values(self, texts: Sequence[str], storage: Storage) -> list[Values]:
+        """Parse enqueued trials, each as JSON. Raises UsageError for values outside the search space."""
+        return network_values(self.study, texts, storage)
+
+    def enqueued_trials(
+        self, given: Sequence[Values], trials: Sequence[FrozenTrial], stored: optuna.Study, storage: Storage
+    ) -> list[FrozenTrial]:
+        """Return waiting trials with these values, and sampled ones for the parameters left open."""
+        before = warm_start(self.study, user_attrs_of(stored), storage).trials
+        return network_trials(self.study, given, trials, before)
+
+    def started(self, counts: tuple[int, int, int], device: str, precision: str) -> StudyStarted:
+        """Return the event of the start of a study that has `counts` completed, pruned and failed trials."""
+        planned, trials = self.plan, self.study.search.trials
+        parameters, examples = planned.size.parameters, len(planned.split.train)
+        return StudyStarted(
+            self.study.name, trials, *counts, planned.population, device, precision, parameters, examples
+        )
+
+    def search(
+        self,
+        stored: optuna.Study,
+        storage: Storage,
+        *,
+        counts: tuple[int, int, int],
+        on_event: Listener,
+        stop: threading.Event,
+        recent_errors: list[str],
+    ) -> Search:
+        """Return this process's search, with the data on its device."""
+        study, conditions = self.study, claim_conditions(self.study, stored)
+        check_open(storage, conditions)
+        device = describe_device(self.plan.device)
+        split = to_planned_device(study, self.plan)
+        storage.works_on(device)
+        precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
+        on_event(self.started(counts, device, self.precisions(precision)))
+        trainer = Trainer(split, precision, lambda text: on_event(Note(text, "warning")), study.search.trial_timeout)
+        return PopulationSearch(
+            study=study,
+            stored=stored,
+            claim_conditions=conditions,
+            began=began,
+            storage=storage,
+            population=self.plan.population,
+            on_event=on_event,
+            stop=stop,
+            recent_errors=recent_errors,
+            code=self.code,
+            trainer=trainer,
+            before=self._warm_start(stored, storage, on_event),
+        )
+
+    def _warm_start(self, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
+        """Return the trials of `search.start_from`, after a warning for each study that cannot be used any more."""
+        if not self.study.search.start_from:
+            return []
+        found = warm_start(self.study, user_attrs_of(stored), storage)
+        for problem in found.problems:
+            on_event(Note(f"search.start_from: {problem}; the search continues without its trials", "warning"))
+        return found.trials
+
+    def _precision(self, stored: optuna.Study, split: DeviceSplit, on_event: Listener) -> str:
+        """Return the precision of "auto": the stored one, else the faster one on this machine."""
+        if self.study.first.training.precision != "auto":
+            return self.study.first.training.precision
+        if run := user_attrs_of(stored).get(RUN):
+            return str(run["precision"])
+        if split.device.type == "mps" or not self.plan.stacked:
+            return "float32"
+        members = [Member(number, self.plan.config, number) for number in range(self.plan.population)]
+        precision, ratio = choose_precision(members, split)
+        on_event(Note(f"precision: {precision} (bfloat16 trains {ratio:.2f} times as fast as float32 here)"))
+        return precision
+
+
+@dataclass(frozen=True)
+class ObjectiveDriver(Driver):
+    """A study of an objective function, which chooses its device and precision itself."""
+
+    study: ObjectiveStudy
+    plan: ObjectivePlan
+
+    def enqueued_values(self, texts: Sequence[str], storage: Storage) -> list[Values]:
+        """Parse enqueued trials, each as JSON. Raises UsageError for text that is no JSON object."""
+        return objective_values(self.study, texts)
+
+    def enqueued_trials(
+        self, given: Sequence[Values], trials: Sequence[FrozenTrial], stored: optuna.Study, storage: Storage
+    ) -> list[FrozenTrial]:
+        """Return waiting trials whose `suggest` calls return these values."""
+        return objective_trials(given)
+
+    def started(self, counts: tuple[int, int, int], device: str, precision: str) -> StudyStarted:
+        """Return the event of the start of a study that has `counts` completed, pruned and failed trials."""
+        name, trials, objective = self.study.name, self.study.search.trials, self.study.objective
+        return StudyStarted(name, trials, *counts, 1, device, "", parameters=0, images=0, objective=objective)
+
+    def search(
+        self,
+        stored: optuna.Study,
+        storage: Storage,
+        *,
+        counts: tuple[int, int, int],
+        on_event: Listener,
+        stop: threading.Event,
+        recent_errors: list[str],
+    ) -> Search:
+        """Return this process's search."""
+        conditions = claim_conditions(self.study, stored)
+        check_open(storage, conditions)
+        storage.works_on("")
+        _, began = agree_on_run(stored, storage)
+        on_event(self.started(counts, "", ""))
+        return ObjectiveSearch(
+            study=self.study,
+            stored=stored,
+            claim_conditions=conditions,
+            began=began,
+            storage=storage,
+            population=1,
+            on_event=on_event,
+            stop=stop,
+            recent_errors=recent_errors,
+            code=self.code,
+            function=self.plan.function,
+        )
+
+
+def driver_of(study: AnyStudy, device: str) -> Driver:
+    """Return the driver of a study file. Raises what `plan` raises."""
+    return _driver(study, plan(study, device))
+
+
+def driver_of_stored(study: AnyStudy, stored: optuna.Study, device: str, *, changed_code: bool = False) -> Driver:
+    """Return the driver of a stored study, or of one made from it. Raises what `plan_stored` raises."""
+    return _driver(study, plan_stored(study, stored, device, changed_code=changed_code))
+
+
+def _driver(study: AnyStudy, planned: Any) -> Driver:
+    return ObjectiveDriver(study, planned) if isinstance(study, ObjectiveStudy) else NetworkDriver(study, planned)
