@@ -1,4 +1,4 @@
-"""An objective as one writes it for Optuna: a small network on the digits, its layers chosen while it is built."""
+"""Objective function written for Optuna: a small network on the digits; each trial chooses its layers."""
 
 import optuna
 import torch

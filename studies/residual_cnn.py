@@ -1,6 +1,6 @@
 """A small residual network for images (K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016).
 
-An ordinary torch module: studies/residual-cnn.toml searches its arguments, and nothing here knows of that.
+An ordinary torch module, independent of hpo; studies/residual-cnn.toml searches its arguments.
 """
 
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut, which is a convolution of its own where the shape changes."""
+    """Two convolutions and a shortcut; the shortcut is a convolution if the shape changes."""
 
     def __init__(self, channels: int, filters: int, stride: int) -> None:
         super().__init__()
