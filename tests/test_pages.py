@@ -1,8 +1,8 @@
-"""README and docs, followed: every command, session, script and study file of a page, in order, in a folder of its own.
+"""Tests that follow README and docs: every command, session, script and study file of a page, in order.
 
-The folder holds the repository's `studies/`, and data sets have small stand-ins, but for the digits. What is not done
-as shown says so in the page, by a marker (`pages.py`). Commands of `hpo` run in this process, which saves loading
-torch for each; what needs a shell gets one. A block that is only looked at has no commands in it.
+Each page has its own folder with the repository's `studies/` and small stand-ins for the data sets, except the digits.
+A marker in the page states what the test does differently (`pages.py`). `hpo` commands run in this process, which saves
+loading torch each time; commands that need a shell run in one. A block that is not run must not contain commands.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hpo.studyfile import parse_study, read_study
 
 DEMO = tomllib.loads((ROOT / "studies/digits.toml").read_text())
 RUN = ("sh", "console", "python", "toml", "yaml")
-LOOKED_AT = ("", "text", "json")
+NOT_RUN = ("", "text", "json")
 LOOKS_LIKE_A_COMMAND = re.compile(r"^(\$ |(hpo|python3?|pip|make|docker) \w)", re.MULTILINE)
 SHELL = re.compile(r"[|&;<>()$*?~`]")
 COMMENT = re.compile(r"\s#.*")
@@ -44,11 +44,11 @@ LONG = [
     f"docs/how-to/{page}.md"
     for page in ["comparing", "objective-function", "other-tools", "python", "searching", "user-data", "user-network"]
 ]
-"""Pages that take the longest to follow; README and tutorial are followed before each commit."""
+"""Slow pages; README and the tutorial are followed in the quick tests."""
 
 
 class Reader:
-    """Somebody who follows one page in a folder, and is told by its markers what to do otherwise."""
+    """A reader who follows one page in a folder and obeys its markers."""
 
     def __init__(self, page: str, text: str, folder: Path) -> None:
         self.page = page
@@ -64,16 +64,16 @@ class Reader:
         for part in parts(self.text):
             try:
                 if isinstance(part, Marker):
-                    self.heed(part.text)
+                    self.apply_marker(part.text)
                 else:
-                    self.take(part)
+                    self.run_block(part)
                     self.hints.clear()
             except Exception as error:
                 error.add_note(f"in {self.page}, line {part.line}")
                 raise
         assert not self.hints, f"{self.page}: nothing follows {self.hints}"
 
-    def heed(self, marker: str) -> None:
+    def apply_marker(self, marker: str) -> None:
         word, _, rest = marker.partition(" ")
         if marker.startswith("not run from here, "):
             self.skips_all = True
@@ -82,7 +82,7 @@ class Reader:
         elif word == "small" and rest:
             self.small = " ".join(f"--set {shlex.quote(change)}" for change in shlex.split(rest))
         elif word == "first" and rest:
-            self.do(rest)
+            self.run_command(rest)
         elif marker == "as processes":
             self.as_processes = True
             self.folder = self.folder / "empty"
@@ -91,50 +91,50 @@ class Reader:
         else:
             raise ValueError(f"unknown marker: {marker}")
 
-    def take(self, block: Block) -> None:
-        if block.language.startswith("{"):  # a directive of the page's own
+    def run_block(self, block: Block) -> None:
+        if block.language.startswith("{"):  # a directive of Sphinx
             return
-        if block.language in LOOKED_AT:
+        if block.language in NOT_RUN:
             assert not LOOKS_LIKE_A_COMMAND.search(block.body), "a command in a block without a language"
             return
-        assert block.language in RUN, f"a block in {block.language}: nobody knows how to test it"
+        assert block.language in RUN, f"a block in {block.language}: no test for this language"
         if self.skips_all or any(hint.startswith("not run, ") for hint in self.hints):
             return
         if block.file is not None:
             (self.folder / block.file).write_text(block.body)
-        getattr(self, f"take_{block.language}")(block)
+        getattr(self, f"run_{block.language}")(block)
 
-    def take_sh(self, block: Block) -> None:
+    def run_sh(self, block: Block) -> None:
         if block.file is not None:
             return
         for command in commands(block.body):
-            self.do(command)
+            self.run_command(command)
 
-    def take_console(self, block: Block) -> None:
+    def run_console(self, block: Block) -> None:
         for command, shown in sessions(block.body):
-            printed = self.do(command, fails=bool(re.search("^hpo: ", shown, re.MULTILINE)))
+            printed = self.run_command(command, fails=bool(re.search("^hpo: ", shown, re.MULTILINE)))
             if "output varies" not in self.hints:
                 compare(printed, shown, exactly="numbers vary" not in self.hints)
 
-    def take_python(self, block: Block) -> None:
+    def run_python(self, block: Block) -> None:
         code = compile("\n" * block.line + block.body, self.page, "exec")
         if block.file is None:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 exec(code, self.names)
 
-    def take_toml(self, block: Block) -> None:
-        """A block without a name shows some tables; the demo's study has the rest."""
+    def run_toml(self, block: Block) -> None:
+        """Parse a study file; a block without a study's name has some tables, and the demo's study has the others."""
         if block.file is not None:
             read_study(block.file)
             return
         shown = tomllib.loads(block.body)
         parse_study(shown if "name" in shown else {**DEMO, **shown}, self.page)
 
-    def take_yaml(self, block: Block) -> None:
+    def run_yaml(self, block: Block) -> None:
         assert list(yaml.safe_load_all(block.body))
 
-    def do(self, command: str, *, fails: bool = False) -> str:
-        """Run one command; return what it printed, to stdout and stderr in turn."""
+    def run_command(self, command: str, *, fails: bool = False) -> str:
+        """Run one command; return its output, stdout and stderr together."""
         command = re.sub(r"\bhpo (launch|submit)\b", rf"hpo \1 {self.small}", command) if self.small else command
         plain = command.startswith("hpo ") and not SHELL.search(COMMENT.sub("", QUOTED.sub("", command)))
         run = by_shell if not plain else as_process if self.as_processes else in_process
@@ -172,7 +172,7 @@ def by_shell(command: str) -> tuple[int, str]:
 
 
 def compare(printed: str, shown: str, *, exactly: bool) -> None:
-    """What was printed is what is shown, where `...` on a line of its own stands for any lines."""
+    """Compare output with the page, where a line `...` stands for any lines."""
     if not exactly:
         printed, shown = without_numbers(printed), without_numbers(shown)
     lines = (ANY_LINES if line == "..." else re.escape(line) + r"\n" for line in shown.splitlines())
@@ -185,7 +185,7 @@ def without_numbers(text: str) -> str:
 
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data sets, with few images of random pixels each."""
+    """Return a folder of data sets with a few random images each."""
     folder = tmp_path_factory.mktemp("data")
     for seed, name in enumerate(("mnist", "fashion-mnist")):
         write_idx(folder / name, 600, seed=seed, test=60)
@@ -195,7 +195,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a page is followed."""
+    """Return the folder in which a page is followed."""
     (tmp_path / "studies").symlink_to(ROOT / "studies")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
