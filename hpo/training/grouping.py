@@ -22,7 +22,7 @@ from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import check_trainable
 from hpo.training.stack import Member
 from hpo.training.stacking.proof import prove
-from hpo.training.stacking.trace import CannotStackError, architecture
+from hpo.training.stacking.trace import CannotStackError, architecture_of
 
 OWN = (("network", "init"), ("network", "dropout"), ("training", "label_smoothing"), ("training", "patience"))
 """Settings that each member of a population has for itself, besides its optimizer's numbers and schedule."""
@@ -98,7 +98,7 @@ class Architectures:
         if given not in self._known:
             shape, classes = self._split.shape, self._split.classes
             modules = two_networks(settings, shape, classes, member.seed)
-            what = architecture(modules[0])
+            what = architecture_of(modules[0])
             if what not in self._alone:
                 reason = why_not_stackable(modules, self._split.train)
                 if reason is not None:  # is it the stack's fault at all?

@@ -1,10 +1,17 @@
-"""torch.optim's rules with a learning rate, its schedule, a clip and the rest per member, over blocks of parameters.
+"""Optimizers and learning-rate schedules with hyperparameters per member, over blocks of parameters.
 
-Each rule is torch's own arithmetic (torch.optim.SGD, Adagrad, RMSprop, Adam, AdamW), on a block [K, elements] with
-hyperparameters [K, 1]: one pass of tensor operations serves all members. Weight decay acts on blocks of weights only.
-Moments stay in the master's type. A member's gradient is clipped by its own norm, over all blocks, as
-torch.nn.utils.clip_grad_norm_ does before the optimizer's step. A parameter without a gradient is left alone, its
-moments and its count of steps too, as torch leaves one whose gradient is None. Knows nothing of layers.
+Each update rule is the arithmetic of torch.optim.SGD, Adagrad, RMSprop, Adam or AdamW, applied to a block [K, elements]
+with hyperparameters [K, 1]: one pass of tensor operations updates all members. Weight decay acts on blocks of weights
+only. Optimizer state has the type of the master values. A member's gradient is clipped by its norm over all blocks, as
+torch.nn.utils.clip_grad_norm_ does before an optimizer step. A parameter without a gradient is not updated, nor are
+its optimizer state and step count, as in torch where the gradient is None.
+
+A schedule multiplies `lr` by two factors. With n steps in an epoch, at step t of the whole training (from 0), in epoch
+e (from 1) of E, they are those of these torch.optim.lr_scheduler classes:
+
+    warmup     (t + 1) / (warmup n), at most 1            LinearLR from 1 / (warmup n), stepped after each step
+    step       step_factor ^ floor((e - 1) / step_every)  StepLR, stepped after each epoch
+    cosine     (1 + cos(pi t / (E n))) / 2                CosineAnnealingLR down to 0, stepped after each step
 """
 
 from __future__ import annotations
@@ -19,11 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.stacking.parameter_blocks import Blocks, Slot
+from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
 
 HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
 DEFAULT_EPS = {"adagrad": 1e-10}
-"""torch's default where it is not 1e-8."""
+"""torch's default for eps where it is not 1e-8."""
 
 Hyper = dict[str, Tensor]
 State = list[Tensor]
@@ -73,14 +80,14 @@ RULES: dict[str, tuple[Rule, int]] = {
     "adam": (_adam, 2),
     "adamw": (_adam, 2),
 }
-"""Each kind's rule and how many tensors of the parameters' size it remembers. A rule may overwrite the gradient."""
+"""Each kind's update rule, and its number of state tensors of the parameters' size. Rules may overwrite gradients."""
 
 
 @dataclass
 class _Part:
-    """What is updated as one: a block, or the columns of one of its parameters. `step` counts its updates."""
+    """The parameters updated together: a whole block, or one of its parameters. `step` counts the updates."""
 
-    slots: list[Slot]
+    slots: list[ParameterSlot]
     master: Tensor
     grad: Tensor
     state: State
@@ -89,48 +96,54 @@ class _Part:
 
 
 class Optimizer:
-    """One kind of optimizer over K members' blocks, each member with its own settings."""
+    """One kind of optimizer over the parameter blocks of K members.
 
-    def __init__(self, blocks: Blocks, settings: Sequence[OptimizerSettings]) -> None:
+    `settings` has one entry per member; all have the same `kind`.
+    """
+
+    def __init__(self, blocks: ParameterBlocks, settings: Sequence[OptimizerSettings]) -> None:
         self._kind = settings[0].kind
         self._rule, states = RULES[self._kind]
         first = blocks.blocks[0].master
         self._blocks = blocks
         self._states = [[torch.zeros_like(block.master) for _ in range(states)] for block in blocks.blocks]
-        self._apart = False  # whether a parameter has ever had no gradient: from then on each counts its own steps
-        self._parts = self._divided([0] * len(blocks.blocks))
+        self._by_parameter = False  # True once a parameter lacked a gradient: each then counts its own steps
+        self._parts = self._make_parts([0] * len(blocks.blocks))
         self._scratch = torch.empty(0, dtype=first.dtype, device=first.device)
-        self._set(list(settings))
+        self._apply_settings(list(settings))
 
-    def _set(self, settings: list[OptimizerSettings]) -> None:
+    def _apply_settings(self, settings: list[OptimizerSettings]) -> None:
         self._settings = settings
         self._hyper = {name: self._column([_value(each, name) for each in settings]) for name in HYPERPARAMETERS}
         clips = [math.inf if each.clip is None else each.clip for each in settings]
         self._clips = self._column(clips) if min(clips) < math.inf else None
         self._scheduled = any(map(is_scheduled, settings))
-        self._rates: list[Tensor] = []  # of the epoch's steps that are left, the last one first
+        self._rates: list[Tensor] = []  # learning rates of the epoch's remaining steps, the last step first
 
     def _column(self, values: list[float]) -> Tensor:
         return self._scratch.new_tensor(values).unsqueeze(1)
 
     def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
-        """Take note that the next steps are those of an epoch, from 1, so many of them: schedules depend on it."""
+        """Compute the learning rates of an epoch. Call it before the epoch's first step.
+
+        `epoch` counts from 1 to `epochs`; `steps` is the number of steps in the epoch.
+        """
         if self._scheduled:
             rates = np.stack([learning_rates(each, epoch, epochs, steps) for each in self._settings], axis=1)
             self._rates = list(self._scratch.new_tensor(rates[::-1].copy()).unsqueeze(2))
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every master that has a gradient from it, then the values that the layers compute with."""
+        """Update every master value that has a gradient, then the values that the layers compute with."""
         hyper, decoupled = self._hyper, self._kind == "adamw"
         if self._scheduled:
             hyper = {**hyper, "lr": self._rates.pop()}
-        parts = self._due()
-        shares = None if self._clips is None or not parts else self._shares(self._clips, parts)
+        parts = self._parts_with_gradient()
+        factors = None if self._clips is None or not parts else self._clip_factors(self._clips, parts)
         for part in parts:
             grad = self._gradient(part.grad)
-            if shares is not None:
-                grad.mul_(shares)
+            if factors is not None:
+                grad.mul_(factors)
             if part.decayed and decoupled:
                 part.master.mul_(1 - hyper["lr"] * hyper["weight_decay"])
             elif part.decayed:
@@ -138,38 +151,42 @@ class Optimizer:
             self._rule(part.master, grad, part.state, hyper, part.step)
         self._blocks.refresh()
 
-    def keep(self, members: Tensor) -> None:
-        """Keep only these members' settings and moments."""
-        self._set([self._settings[index] for index in members.tolist()])
+    def select(self, members: Tensor) -> None:
+        """Reduce settings and state to these members: ascending indices, [n] int64."""
+        self._apply_settings([self._settings[index] for index in members.tolist()])
         self._states = [[moment[members] for moment in state] for state in self._states]
-        self._parts = self._divided([part.step for part in self._parts])
+        self._parts = self._make_parts([part.step for part in self._parts])
 
-    def _due(self) -> list[_Part]:
-        """Return what has a gradient, and count it: whole blocks, until a parameter has none for the first time."""
-        if not self._apart and any(slot.fresh for slot in self._blocks.slots.values()):
-            self._apart = True
-            self._parts = self._divided([part.step for part in self._parts for _ in part.slots])
-        due = [part for part in self._parts if not part.slots[0].fresh] if self._apart else self._parts
-        for part in due:
+    def _parts_with_gradient(self) -> list[_Part]:
+        """Return the parts that have a gradient, and count this step for them.
+
+        Parts are whole blocks until some parameter has no gradient for the first time.
+        """
+        if not self._by_parameter and not all(slot.has_gradient for slot in self._blocks.slots.values()):
+            self._by_parameter = True
+            self._parts = self._make_parts([part.step for part in self._parts for _ in part.slots])
+        parts = [part for part in self._parts if part.slots[0].has_gradient] if self._by_parameter else self._parts
+        for part in parts:
             part.step += 1
-        return due
+        return parts
 
-    def _divided(self, steps: Sequence[int]) -> list[_Part]:
-        """Return the blocks, or the parameters once they are apart, that were updated so often."""
+    def _make_parts(self, steps: Sequence[int]) -> list[_Part]:
+        """Return the parts with their step counts: one per block, or one per parameter where `_by_parameter`."""
         parts: list[_Part] = []
         for block, state in zip(self._blocks.blocks, self._states, strict=True):
             one_by_one = [(columns, [slot]) for columns, slot in block.parameters]
             whole = [(slice(None), [slot for _, slot in block.parameters])]
-            for columns, slots in one_by_one if self._apart else whole:
+            for columns, slots in one_by_one if self._by_parameter else whole:
                 master, grad = block.master[:, columns], block.grad[:, columns]
                 moments = [moment[:, columns] for moment in state]
                 parts.append(_Part(slots, master, grad, moments, block.decayed, steps[len(parts)]))
         return parts
 
-    def _shares(self, clips: Tensor, parts: Sequence[_Part]) -> Tensor:
-        """Return how much of its gradient each member keeps, [K, 1]: 1 where its norm is within the clip, or none is.
+    def _clip_factors(self, clips: Tensor, parts: Sequence[_Part]) -> Tensor:
+        """Return the factor that clips each member's gradient, [K, 1]: 1 within the clip, or without a clip.
 
-        1e-6 is torch's. A norm that is not finite is one member's own, and one without a clip keeps such a gradient.
+        1e-6 is the constant of torch's clip_grad_norm_. A norm that is not finite affects its own member only, and
+        only if that member has a clip.
         """
         grads = (part.grad for part in parts)
         norms = torch.cat([torch.linalg.vector_norm(g, dim=1, keepdim=True, dtype=clips.dtype) for g in grads], 1)
@@ -177,7 +194,7 @@ class Optimizer:
         return (clips / (norm + 1e-6)).clamp(max=1).masked_fill(clips.isinf(), 1)
 
     def _gradient(self, grad: Tensor) -> Tensor:
-        """Return the gradient in the master's type, free to be overwritten: the next step writes it anew."""
+        """Return the gradient in the type of the master values. The caller may overwrite it."""
         if grad.dtype == self._scratch.dtype:
             return grad
         if self._scratch.numel() < grad.numel():
@@ -186,17 +203,21 @@ class Optimizer:
 
 
 def _value(settings: OptimizerSettings, name: str) -> float:
+    """Return a hyperparameter, or torch's default for eps where it is not set."""
     value = getattr(settings, name)
     return float(DEFAULT_EPS.get(settings.kind, 1e-8) if value is None else value)
 
 
 def is_scheduled(settings: OptimizerSettings) -> bool:
-    """Return whether the learning rate is not the same in all steps."""
+    """Return whether the learning rate changes during training."""
     return settings.schedule != "constant" or settings.warmup > 0
 
 
 def learning_rates(settings: OptimizerSettings, epoch: int, epochs: int, steps: int) -> NDArray[np.float64]:
-    """Return the learning rate in each of an epoch's steps, [steps]."""
+    """Return the learning rate of each step of an epoch, [steps].
+
+    `epoch` counts from 1 to `epochs`. There is no state: the rates depend on the arguments alone.
+    """
     step = (epoch - 1) * steps + np.arange(steps, dtype=np.float64)
     rates = np.full(steps, settings.lr)
     if settings.schedule == "step":

@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a 53-bit seed hashed from the parts; equal parts give equal seeds. JSON stores 53 bits exactly."""
+    """Return a 53-bit hash of the parts: equal parts give equal seeds. A JSON number stores 53 bits exactly."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 11
 

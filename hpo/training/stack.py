@@ -87,8 +87,8 @@ class Stack:
         self._smoothings = [self._smoothings[index] for index in stay]
         if stay:
             kept = torch.tensor(stay, device=self._split.device)
-            self._network.keep(kept)
-            self._optimizer.keep(kept)
+            self._network.select(kept)
+            self._optimizer.select(kept)
 
     def states(self, numbers: Collection[int]) -> dict[int, State]:
         """Return copies of the weights of those of the numbers that are here, which later epochs do not change."""

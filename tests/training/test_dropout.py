@@ -136,7 +136,7 @@ def test_rates_stay_with_their_members_when_others_leave() -> None:
     dropout.set_keys(keys)
     before = dropout(x, True, training=True)
     stay = torch.tensor([0, 2])
-    dropout.keep(stay)
+    dropout.select(stay)
     dropout.set_keys(keys[stay])
     assert torch.equal(dropout(x[stay], True, training=True), before[stay])
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from twins import assert_same, assert_trains_like_plain, seeded
 
 from hpo.errors import HpoError
-from hpo.training.stacking.parameter_blocks import Blocks
+from hpo.training.stacking.parameter_blocks import ParameterBlocks
 from hpo.training.stacking.stacked_network import LAYERS, StackedNetwork
 from hpo.training.stacking.supported import ELEMENTWISE_LAYERS
 from hpo.training.stacking.trace import CannotStackError
@@ -25,7 +25,7 @@ several = st.integers(1, 4)
 
 def assert_layer_is_torchs(modules: Sequence[nn.Module], x: Tensor, shared: bool) -> None:
     """Outputs, input gradient, parameter gradients and buffers after two training steps; then inference."""
-    blocks = Blocks(
+    blocks = ParameterBlocks(
         {
             f"it.{n}": torch.stack([dict(m.named_parameters())[n].detach() for m in modules])
             for n, _ in named(modules[0])
@@ -182,7 +182,7 @@ def test_embedding() -> None:
     """Of places that all members share, one of which is padding and has no gradient."""
     places = torch.tensor([[1, 0], [3, 3]])
     modules = seeded(lambda: nn.Embedding(4, 5, padding_idx=3))
-    blocks = Blocks({"it.weight": torch.stack([module.weight.detach() for module in modules])}, torch.float64)
+    blocks = ParameterBlocks({"it.weight": torch.stack([module.weight.detach() for module in modules])}, torch.float64)
     layer = LAYERS[nn.Embedding]("it", modules)
     layer.bind(blocks.slots)
     blocks.begin_step()
@@ -230,7 +230,7 @@ def test_batch_norm_of_other_dimensions_is_refused_as_torch_refuses_it(kind: typ
 
 def test_batch_norm_counts_the_batches_and_keeps_the_unbiased_variance() -> None:
     layer = LAYERS[nn.BatchNorm1d]("it", [nn.BatchNorm1d(1)])
-    blocks = Blocks({"it.weight": torch.ones(1, 1), "it.bias": torch.zeros(1, 1)}, torch.float32)
+    blocks = ParameterBlocks({"it.weight": torch.ones(1, 1), "it.bias": torch.zeros(1, 1)}, torch.float32)
     layer.bind(blocks.slots)
     layer(torch.tensor([[[1.0], [3.0]]]), True, training=True)  # mean 2, variance 1 (biased), 2 (unbiased)
     buffers = layer.buffers()
@@ -243,7 +243,9 @@ def test_batch_norm_of_one_value_is_refused_as_torch_refuses_it() -> None:
     modules = seeded(lambda: nn.BatchNorm1d(3))
     layer = LAYERS[nn.BatchNorm1d]("norm", modules)
     layer.bind(
-        Blocks({f"norm.{n}": torch.zeros(3, 3, dtype=torch.float64) for n in ("weight", "bias")}, torch.float64).slots
+        ParameterBlocks(
+            {f"norm.{n}": torch.zeros(3, 3, dtype=torch.float64) for n in ("weight", "bias")}, torch.float64
+        ).slots
     )
     with pytest.raises(ValueError, match="Expected more than 1 value"):
         modules[0](torch.zeros(1, 3, dtype=torch.float64))

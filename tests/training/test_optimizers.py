@@ -60,8 +60,8 @@ def assert_same_steps(own: list[OptimizerSettings], leave_after: int | None = No
         if step == leave_after:
             del plain[0]
             stay = torch.tensor(list(range(1, len(own))))
-            stacked.keep(stay)
-            optimizer.keep(stay)
+            stacked.select(stay)
+            optimizer.select(stay)
     for place, (module, _) in enumerate(plain.values()):
         state = stacked.state_dict(place)
         for name, value in module.state_dict().items():

@@ -205,7 +205,7 @@ def test_layers_that_never_run_keep_their_state() -> None:
 
     network = assert_trains_like_plain(seeded(make), IMAGES, LABELS)
     before = network.state_dict(2)
-    network.keep(torch.tensor([0, 2]))
+    network.select(torch.tensor([0, 2]))
     for name, value in network.state_dict(1).items():
         assert torch.equal(value, before[name])
 
@@ -225,7 +225,7 @@ def test_members_that_leave_take_nothing_along(stay: set[int]) -> None:
     network, whole = StackedNetwork(modules, torch.float64), StackedNetwork(modules, torch.float64)
     network(IMAGES, training=True), whole(IMAGES, training=True)
     kept = sorted(stay)
-    network.keep(torch.tensor(kept))
+    network.select(torch.tensor(kept))
     assert network.members == len(kept)
     for each in (network, whole):
         each.blocks.begin_step()
@@ -587,7 +587,7 @@ def test_buffers_may_differ_and_are_each_members_own() -> None:
         members = [Buffered(lambda net, x: net.held[0], factor).double() for factor in factors]
         network = assert_trains_like_plain(members, IMAGES, LABELS)
         before = network(IMAGES, training=False)
-        network.keep(torch.tensor([0, 2]))
+        network.select(torch.tensor([0, 2]))
         assert_same(network(IMAGES, training=False), before[[0, 2]])
         assert network.state_dict(1)["held"][0] == factors[2]
 

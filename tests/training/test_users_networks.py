@@ -146,7 +146,7 @@ def test_those_who_stay_go_on_as_before(kind: str) -> None:
     modules = seeded(NETWORKS[kind], 3)
     network = StackedNetwork(modules, torch.float64)
     network(IMAGES, training=True)
-    network.keep(torch.tensor([0, 2]))
+    network.select(torch.tensor([0, 2]))
     alone = [StackedNetwork([modules[number]], torch.float64) for number in (0, 2)]
     for each in alone:
         each(IMAGES, training=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hpo.errors import HpoError
 from hpo.training.stacking.layers import apply
-from hpo.training.stacking.parameter_blocks import Slot
+from hpo.training.stacking.parameter_blocks import ParameterSlot
 from hpo.training.stacking.trace import require
 
 
@@ -22,7 +22,7 @@ class _BatchNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slots: tuple[Slot, Slot], layer: BatchNorm
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slots: tuple[ParameterSlot, ParameterSlot], layer: BatchNorm
     ) -> Tensor:
         dims, count = layer.dims(x), x[0].numel() // x.shape[layer.channel]
         wide = _wide(x)
@@ -67,13 +67,13 @@ class BatchNorm:
         self._variance = torch.stack([m.running_var for m in modules])  # type: ignore[misc]
         self._batches = torch.stack([m.num_batches_tracked for m in modules])  # type: ignore[misc]
 
-    def bind(self, slots: dict[str, Slot]) -> None:
+    def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Fetch weight and bias."""
         self._weight, self._bias = slots[f"{self._name}.weight"], slots[f"{self._name}.bias"]
         dtype = torch.float64 if self._weight.value.dtype == torch.float64 else torch.float32
         self._mean, self._variance = self._mean.to(dtype), self._variance.to(dtype)
 
-    def keep(self, members: Tensor) -> None:
+    def select(self, members: Tensor) -> None:
         """Keep these members' running statistics."""
         self._mean, self._variance = self._mean[members], self._variance[members]
         self._batches = self._batches[members]

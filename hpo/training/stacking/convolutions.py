@@ -13,13 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo.training.stacking.layers import Weighted, apply
-from hpo.training.stacking.parameter_blocks import Slot
+from hpo.training.stacking.parameter_blocks import ParameterSlot
 
 
 class _ConvFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slots: tuple[Slot, Slot | None], layer: Conv
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        slots: tuple[ParameterSlot, ParameterSlot | None],
+        layer: Conv,
     ) -> Tensor:
         members, together = len(weight), _runs_together(x)
         images, kernels = _parts(x, together), _parts(weight, together, channel=0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.training.randomness import mixed_counters, random_words
-from hpo.training.stacking.parameter_blocks import Slot
+from hpo.training.stacking.parameter_blocks import ParameterSlot
 from hpo.training.stacking.trace import require
 
 
@@ -35,10 +35,10 @@ class Dropout:
         self._scales = torch.where(self._rates < 1, 1 / (1 - self._rates), 0.0).unsqueeze(1)
         self._any = bool((self._rates > 0).any())
 
-    def bind(self, slots: dict[str, Slot]) -> None:
+    def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """No parameters."""
 
-    def keep(self, members: Tensor) -> None:
+    def select(self, members: Tensor) -> None:
         """Keep these members' rates."""
         self._rates = self._rates[members.cpu()]
         self._prepare()

@@ -17,8 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from hpo.training.stacking.in_place import changes_argument, require_unread, without_in_place
-from hpo.training.stacking.supported import ADVICE, ELEMENTWISE, IN_PLACE, MADE, MEMBERWISE, POOLING, TENSOR_ATTRIBUTES
-from hpo.training.stacking.trace import CannotStackError, is_fact, require
+from hpo.training.stacking.supported import (
+    ADVICE,
+    ELEMENTWISE_FUNCTIONS,
+    IN_PLACE_REPLACEMENTS,
+    MEMBERWISE_FUNCTIONS,
+    POOLING_FUNCTIONS,
+    READABLE_ATTRIBUTES,
+    SIZE_CONSTRUCTORS,
+)
+from hpo.training.stacking.trace import CannotStackError, is_metadata, require
 
 Values = dict[str, Any]
 """The values of nodes, by the node's name."""
@@ -45,9 +53,9 @@ _INSTEAD: dict[Any, Any] = {"view": "reshape", "view_as": "reshape_as", F.group_
 
 def run_function(node: fx.Node, root: torch.nn.Module, stacked: set[fx.Node]) -> Run:
     """Return how to run the function or method that `node` calls; raise CannotStackError where there is no way."""
-    target: Any = IN_PLACE.get(node.target, node.target)
+    target: Any = IN_PLACE_REPLACEMENTS.get(node.target, node.target)
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-    if is_fact(node):
+    if is_metadata(node):
         return _fact(node, stacked)
     if changes_argument(node):
         require_unread(node, root)
@@ -58,21 +66,21 @@ def run_function(node: fx.Node, root: torch.nn.Module, stacked: set[fx.Node]) ->
     require(not bits, what, "it takes the bits for another type")
     require(name != "where" or len(args) + len(fixed) == 3, what, "without two tensors to choose from")
     if target is getattr:
-        require(node.args[1] in TENSOR_ATTRIBUTES, what, f"the attribute '{node.args[1]}' is not known")
+        require(node.args[1] in READABLE_ATTRIBUTES, what, f"the attribute '{node.args[1]}' is not known")
     function = _INSTEAD.get(target, target)
     function = _method(function) if node.op == "call_method" else function
     call = _Call(function, args, fixed, node.all_input_nodes, stacked)
-    if target in ELEMENTWISE:
+    if target in ELEMENTWISE_FUNCTIONS:
         return call.elementwise
-    if target in POOLING:
+    if target in POOLING_FUNCTIONS:
         require(not fixed.get("return_indices"), what, "it returns indices")
         require(len(call.used) == 1, what, "its sizes must be numbers")
-        return partial(call.pooling, POOLING[target])
+        return partial(call.pooling, POOLING_FUNCTIONS[target])
     if target is F.scaled_dot_product_attention:
         require(not fixed.get("dropout_p") and not any(args[4:5]), what, "dropout_p must be 0; use nn.Dropout")
         require("enable_gqa" not in fixed, what, "enable_gqa is not known")
         return replace(call, function=_attention).elementwise
-    if target in MEMBERWISE or (target in MADE and all(map(is_fact, node.all_input_nodes))):
+    if target in MEMBERWISE_FUNCTIONS or (target in SIZE_CONSTRUCTORS and all(map(is_metadata, node.all_input_nodes))):
         return call.memberwise
     raise CannotStackError(f"{what} cannot be stacked: {ADVICE.get(target, 'there is no stacked form of it')}")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from hpo.training.stacking.supported import IN_PLACE, VIEWING_LAYERS, VIEWS
-from hpo.training.stacking.trace import is_fact, require
+from hpo.training.stacking.supported import IN_PLACE_REPLACEMENTS, VIEWING_FUNCTIONS, VIEWING_LAYERS
+from hpo.training.stacking.trace import is_metadata, require
 
 
 def require_unread(node: fx.Node, root: nn.Module) -> None:
@@ -25,7 +25,7 @@ def require_unread(node: fx.Node, root: nn.Module) -> None:
         sharing.add(each)
         near = [user for user in each.users if user is not node and _shares(user, root)]
         near += each.all_input_nodes if _shares(each, root) else []
-        todo += [other for other in near if other not in sharing and not is_fact(other)]
+        todo += [other for other in near if other not in sharing and not is_metadata(other)]
     require(all(each.op != "get_attr" for each in sharing), f"'{node.name}'", "it changes what the module keeps")
     later = any(order[user] > order[node] for each in sharing for user in each.users)
     require(not later and bool(node.users), f"'{node.name}'", "what it changes in place is read again later")
@@ -36,17 +36,17 @@ def _shares(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         return isinstance(module, VIEWING_LAYERS) or bool(getattr(module, "inplace", False))
-    if is_fact(node) or node.op not in ("call_function", "call_method"):
+    if is_metadata(node) or node.op not in ("call_function", "call_method"):
         return False
-    return changes_argument(node) or node.target in VIEWS
+    return changes_argument(node) or node.target in VIEWING_FUNCTIONS
 
 
 def changes_argument(node: fx.Node) -> bool:
     """Return whether the function or method that the node calls works in place."""
-    if node.op not in ("call_function", "call_method") or is_fact(node):
+    if node.op not in ("call_function", "call_method") or is_metadata(node):
         return False
     place = _in_place_argument(node.target)
-    return node.target in IN_PLACE or bool(node.kwargs.get("inplace")) or any(node.args[place : place + 1])
+    return node.target in IN_PLACE_REPLACEMENTS or bool(node.kwargs.get("inplace")) or any(node.args[place : place + 1])
 
 
 def without_in_place(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

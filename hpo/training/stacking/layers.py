@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo.training.stacking.functions import group_norm
-from hpo.training.stacking.parameter_blocks import Slot
+from hpo.training.stacking.parameter_blocks import ParameterSlot
 from hpo.training.stacking.trace import require
 
 
 class StackedLayer(Protocol):
     """The stacked form of one layer."""
 
-    def bind(self, slots: dict[str, Slot]) -> None:
+    def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Fetch the layer's parameters: at first, and again after members left."""
 
-    def keep(self, members: Tensor) -> None:
+    def select(self, members: Tensor) -> None:
         """Keep only these members in what the layer holds itself: statistics, rates."""
 
     def buffers(self) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ class StackedLayer(Protocol):
 class Stateless:
     """What holds nothing of its own: a base of layers that are their parameters, and of what they do."""
 
-    def keep(self, members: Tensor) -> None:
+    def select(self, members: Tensor) -> None:
         """Nothing of its own."""
 
     def buffers(self) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ class Weighted(Stateless):
     def __init__(self, name: str, module: nn.Module) -> None:
         self._name, self._has_bias = name, module.bias is not None
 
-    def bind(self, slots: dict[str, Slot]) -> None:
+    def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Fetch weight and bias."""
         self._weight = slots[f"{self._name}.weight"]
         self._bias = slots[f"{self._name}.bias"] if self._has_bias else None
@@ -67,7 +67,12 @@ class _LinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slots: tuple[Slot, Slot | None], in_rows: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        slots: tuple[ParameterSlot, ParameterSlot | None],
+        in_rows: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.slots, ctx.in_rows = slots, in_rows
@@ -123,7 +128,7 @@ class Linear(Weighted):
 
 class _ParameterFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, slot: Slot) -> Tensor:
+    def forward(ctx: Any, value: Tensor, slot: ParameterSlot) -> Tensor:
         ctx.slot = slot
         return value.view_as(value)
 
@@ -139,7 +144,7 @@ class Parameter(Stateless):
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def bind(self, slots: dict[str, Slot]) -> None:
+    def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Fetch the parameter."""
         self._slot = slots[self._name]
 
@@ -155,10 +160,10 @@ class Buffer:
         value = torch.stack([each.detach() for each in values])
         self._value = value.to(compute) if value.is_floating_point() else value
 
-    def bind(self, slots: dict[str, Slot]) -> None:
+    def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """No parameters."""
 
-    def keep(self, members: Tensor) -> None:
+    def select(self, members: Tensor) -> None:
         """Keep these members' values."""
         self._value = self._value[members]
 
@@ -178,7 +183,7 @@ class PerMember(Stateless):
         self._module, self._function = modules[0], PER_MEMBER[type(modules[0])]
         self._parameters = {own: Parameter(f"{name}.{own}") for own, _ in modules[0].named_parameters()}
 
-    def bind(self, slots: dict[str, Slot]) -> None:
+    def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Fetch the parameters."""
         for parameter in self._parameters.values():
             parameter.bind(slots)

@@ -1,16 +1,14 @@
-"""The parameters of all members, in blocks that layers read and optimizers walk.
+"""Parameters of K members in contiguous blocks, read by stacked layers and updated by optimizers.
 
-A weight (a parameter of two dimensions or more) is a block of its own, [K, elements], so that it is contiguous for
-the GEMMs. All vectors (biases, batch-norm parameters) share one block. Weight decay acts on weights and not on
-vectors: on whole blocks, that is.
+A weight (a parameter of two dimensions or more) is a block of its own, [K, elements], contiguous for the GEMMs. All
+vectors (biases, batch-norm parameters) share one block. Weight decay acts on weights and not on vectors, and therefore
+on whole blocks.
 
-Each block has a master copy, which the optimizer updates, a gradient, and the value the layers compute with: the
-master itself, or under bfloat16 a copy in that type that `refresh` makes again after each step.
+Each block has master values, which the optimizer updates, a gradient, and the values that the layers compute with: the
+master values themselves, or for bfloat16 a copy in that type, which `refresh` updates after each step.
 
-A parameter that a step's loss does not depend on has no gradient in that step, as torch's would be None. Members cannot
-differ in it: a stack is one graph, the same for all of them, and whatever decides by its data is no stack.
-
-Knows nothing of layers, optimizers or random numbers.
+A parameter that does not contribute to a step's loss has no gradient in that step (in torch, None). Members cannot
+differ in this: a stack is one graph for all of them, and modules with data-dependent control flow are not stacked.
 """
 
 from __future__ import annotations
@@ -23,23 +21,23 @@ import torch
 from torch import Tensor
 
 
-class Slot:
-    """One parameter of all members, as a layer sees it: `value` [K, *shape] and the place for its gradient.
+class ParameterSlot:
+    """One parameter of all members, as a layer uses it: `value` [K, *shape] and `grad` of the same shape.
 
-    `value` is a leaf that requires a gradient, so that autograd comes by; the gradient itself is not accumulated by
-    autograd but written by the layer's backward straight into the block. It is `fresh` until a step has written one:
-    what lies in the place until then is no gradient.
+    `value` is a leaf that requires a gradient, so that autograd calls the layer's backward. The gradient itself is not
+    accumulated by autograd: the layer's backward writes it into the block. `grad` is valid in a step only once
+    `has_gradient` is True.
     """
 
     def __init__(self, value: Tensor, grad: Tensor) -> None:
         self.value, self.grad = value.detach().requires_grad_(), grad
-        self.fresh = True
+        self.has_gradient = False
 
     def write(self, compute: Callable[[Tensor], object]) -> None:
-        """Have `compute` write the gradient into the tensor it is given; a second use in one step adds to the first."""
-        if self.fresh:
+        """Call `compute` with a tensor to write the gradient into; a second gradient in one step is added."""
+        if not self.has_gradient:
             compute(self.grad)
-            self.fresh = False
+            self.has_gradient = True
         else:
             further = torch.empty_like(self.grad)
             compute(further)
@@ -48,20 +46,24 @@ class Slot:
 
 @dataclass
 class Block:
-    """`master` [K, elements], `compute` and `grad` of the same shape in the type the layers compute in.
+    """Parameters of K members in one tensor each: `master` [K, elements], and `compute` and `grad` of the same shape.
 
-    `parameters` are those that it holds, each with its columns.
+    `compute` and `grad` have the type that the layers compute in. `decayed` says whether weight decay applies.
+    `parameters` lists the block's parameters, each with its columns.
     """
 
     master: Tensor
     compute: Tensor
     grad: Tensor
     decayed: bool
-    parameters: list[tuple[slice, Slot]] = field(default_factory=list)
+    parameters: list[tuple[slice, ParameterSlot]] = field(default_factory=list)
 
 
-class Blocks:
-    """All parameters of K members. `values`: name -> [K, *shape], stacked, in the master's type."""
+class ParameterBlocks:
+    """All parameters of K members.
+
+    `values` are the stacked master values, name -> [K, *shape]; `compute` is the type that the layers compute in.
+    """
 
     def __init__(self, values: Mapping[str, Tensor], compute: torch.dtype) -> None:
         self._shapes = {name: value.shape[1:] for name, value in values.items()}
@@ -71,9 +73,9 @@ class Blocks:
         if self._vectors:
             parts.append((torch.cat([_flat(values[name]) for name in self._vectors], 1), False))
         self._compute = compute
-        self._lay(parts)
+        self._make_blocks(parts)
 
-    def _lay(self, parts: list[tuple[Tensor, bool]]) -> None:
+    def _make_blocks(self, parts: list[tuple[Tensor, bool]]) -> None:
         self.blocks = []
         for master, decayed in parts:
             compute = master if master.dtype == self._compute else master.to(self._compute)
@@ -87,35 +89,35 @@ class Blocks:
     def _zip_weights(self) -> list[tuple[Block, str]]:
         return list(zip(self.blocks, self._weights, strict=False))
 
-    def _slot(self, block: Block, offset: int, name: str) -> Slot:
+    def _slot(self, block: Block, offset: int, name: str) -> ParameterSlot:
         shape = self._shapes[name]
         part = slice(offset, offset + math.prod(shape))
-        slot = Slot(_shaped(block.compute[:, part], shape), _shaped(block.grad[:, part], shape))
+        slot = ParameterSlot(_shaped(block.compute[:, part], shape), _shaped(block.grad[:, part], shape))
         block.parameters.append((part, slot))
         return slot
 
     @property
     def members(self) -> int:
-        """How many members there are."""
+        """Return the number of members."""
         return self.blocks[0].master.shape[0]
 
     def begin_step(self) -> None:
-        """Forget the last step's gradients: the next one that is written takes their place."""
+        """Discard the gradients of the last step."""
         for slot in self.slots.values():
-            slot.fresh = True
+            slot.has_gradient = False
 
     def refresh(self) -> None:
-        """Copy the master values to the type the layers compute in, after the optimizer's step."""
+        """Copy the master values into the values that the layers compute with. Call it after the optimizer's step."""
         for block in self.blocks:
             if block.compute is not block.master:
                 block.compute.copy_(block.master)
 
-    def keep(self, members: Tensor) -> None:
-        """Keep only these members ([n] int64, ascending). Slots are new afterwards: layers fetch theirs again."""
-        self._lay([(block.master[members], block.decayed) for block in self.blocks])
+    def select(self, members: Tensor) -> None:
+        """Reduce the blocks to these members: ascending indices, [n] int64. Makes new slots: layers must bind again."""
+        self._make_blocks([(block.master[members], block.decayed) for block in self.blocks])
 
     def master_values(self) -> dict[str, Tensor]:
-        """Return the master copy of every parameter, name -> [K, *shape]."""
+        """Return the master values of every parameter, name -> [K, *shape]."""
         values = {name: _shaped(block.master, self._shapes[name]) for block, name in self._zip_weights()}
         offset = 0
         for name in self._vectors:
@@ -126,9 +128,10 @@ class Blocks:
 
 
 def _flat(values: Tensor) -> Tensor:
+    """Return [K, *shape] as [K, elements]."""
     return values.reshape(len(values), -1)
 
 
 def _shaped(values: Tensor, shape: torch.Size) -> Tensor:
-    """Return [K, elements] as [K, *shape], a view."""
+    """Return a view of [K, elements] as [K, *shape]."""
     return values.view(len(values), *shape)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.supported import DROPOUTS
+from hpo.training.stacking.supported import DROPOUT_LAYERS
 from hpo.training.stacking.trace import CannotStackError, require
 
 TOLERANCE = 1e-6
@@ -61,7 +61,11 @@ def _require_same_step(network: StackedNetwork, number: int, module: nn.Module, 
     _loss(expected).backward()  # type: ignore[no-untyped-call]
     for name, parameter in module.named_parameters():
         slot = network.blocks.slots[name]
-        require(slot.fresh == (parameter.grad is None), f"'{name}'", "it has a gradient only in a stack, or only alone")
+        require(
+            slot.has_gradient == (parameter.grad is not None),
+            f"'{name}'",
+            "it has a gradient only in a stack, or only alone",
+        )
         if parameter.grad is not None:
             _require_close(slot.grad[number], parameter.grad, f"'{name}'", "gradients")
     state = network.state_dict(number)
@@ -78,6 +82,6 @@ def _require_close(ours: Tensor, alone: Tensor, what: str, which: str) -> None:
 
 def _without_dropout(module: nn.Module) -> nn.Module:
     for each in module.modules():
-        if isinstance(each, DROPOUTS):
+        if isinstance(each, DROPOUT_LAYERS):
             each.p = 0.0
     return module

@@ -23,9 +23,15 @@ from hpo.training.stacking.dropout import ChannelDropout, Dropout
 from hpo.training.stacking.functions import Run, memberwise, pooled, run_function
 from hpo.training.stacking.in_place import require_unread
 from hpo.training.stacking.layers import PER_MEMBER, Buffer, Linear, Parameter, PerMember, StackedLayer
-from hpo.training.stacking.parameter_blocks import Blocks
-from hpo.training.stacking.supported import ADVICE, DROPOUTS, ELEMENTWISE_LAYERS, MEMBERWISE_LAYERS, POOLING_LAYERS
-from hpo.training.stacking.trace import Traced, equal, is_fact, layer_settings, require, trace
+from hpo.training.stacking.parameter_blocks import ParameterBlocks
+from hpo.training.stacking.supported import (
+    ADVICE,
+    DROPOUT_LAYERS,
+    ELEMENTWISE_LAYERS,
+    MEMBERWISE_LAYERS,
+    POOLING_LAYERS,
+)
+from hpo.training.stacking.trace import Traced, equal, is_metadata, layer_settings, require, trace
 
 LAYERS: dict[type[nn.Module], Callable[[str, Sequence[Any]], StackedLayer]] = {
     nn.Linear: Linear,
@@ -53,7 +59,9 @@ class StackedNetwork:
         self._steps = _program(members, self._layers, compute)
         states = [dict(module.named_parameters()) for module in members]
         master = torch.float64 if compute == torch.float64 else torch.float32
-        self.blocks = Blocks({n: torch.stack([s[n].detach() for s in states]).to(master) for n in states[0]}, compute)
+        self.blocks = ParameterBlocks(
+            {n: torch.stack([s[n].detach() for s in states]).to(master) for n in states[0]}, compute
+        )
         self.device, self.compute = next(iter(states[0].values())).device, compute
         first = members[0].state_dict(keep_vars=True)
         # A layer or a parameter may have several names: the first one stands for all of them.
@@ -83,11 +91,11 @@ class StackedNetwork:
         assert isinstance(out, Tensor), "the last step is the network's output"
         return out
 
-    def keep(self, members: Tensor) -> None:
+    def select(self, members: Tensor) -> None:
         """Keep only these members (ascending indices): parameters, statistics and rates, all together."""
-        self.blocks.keep(members)
+        self.blocks.select(members)
         for layer in self._layers:
-            layer.keep(members)
+            layer.select(members)
         self._unused = {name: value[members] for name, value in self._unused.items()}
         self._bind()
 
@@ -129,7 +137,7 @@ def _program(members: Sequence[nn.Module], layers: list[StackedLayer], compute: 
             run, lifts = _layer(node, members, made, stacked)
         else:
             run = run_function(node, members[0], stacked)
-        if lifts or (not stacked.isdisjoint(node.all_input_nodes) and not is_fact(node)):
+        if lifts or (not stacked.isdisjoint(node.all_input_nodes) and not is_metadata(node)):
             stacked.add(node)
         free = [name for name, user in last_use.items() if user == node.name]
         steps.append((node.name, run, free))
@@ -184,9 +192,9 @@ def _layer(
     _require_known_settings(module, what, lifted)
     if getattr(module, "inplace", False):
         require_unread(node, roots[0])
-    if kind in DROPOUTS or any(True for _ in module.parameters()):
+    if kind in DROPOUT_LAYERS or any(True for _ in module.parameters()):
         # A dropout layer called twice draws twice; any other is one layer with one set of parameters and statistics.
-        held = f"{target} at {node.name}" if kind in DROPOUTS else target
+        held = f"{target} at {node.name}" if kind in DROPOUT_LAYERS else target
         layer = made.setdefault(held, LAYERS[kind](target, modules))
         return lambda values, x, training: layer(values[name], lifted, training), True
     if kind in POOLING_LAYERS:

@@ -51,7 +51,7 @@ POOLING_LAYERS: dict[type[nn.Module], int] = {
 }
 """Layers that act on each channel alone, and over how many dimensions after it."""
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
+NORM_LAYERS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
 MEMBERWISE_LAYERS = (
     nn.Flatten,
@@ -67,13 +67,13 @@ MEMBERWISE_LAYERS = (
     nn.PixelShuffle,
     nn.PixelUnshuffle,
     nn.Upsample,
-    *NORMS,
+    *NORM_LAYERS,
 )
 """Layers without parameters that are run member by member through torch.vmap; norms where they have none."""
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
-VIEWING_LAYERS = (nn.Flatten, nn.Unflatten, nn.Identity, *DROPOUTS)
+VIEWING_LAYERS = (nn.Flatten, nn.Unflatten, nn.Identity, *DROPOUT_LAYERS)
 """What may return its argument's memory, dropout at inference among them."""
 
 
@@ -83,7 +83,7 @@ def _named(names: str, *modules: Any) -> set[Any]:
     return {getattr(module, name) for module in modules for name in split if hasattr(module, name)} | set(split)
 
 
-ELEMENTWISE = {
+ELEMENTWISE_FUNCTIONS = {
     *_named(
         "add sub mul div true_divide neg abs square sqrt rsqrt reciprocal pow exp expm1 log log1p log2 sin cos erf "
         "clamp clamp_min clamp_max maximum minimum where masked_fill lerp sign sigmoid tanh relu eq ne lt le gt ge "
@@ -97,7 +97,7 @@ ELEMENTWISE = {
 }
 """Functions and methods of elements that broadcast their arguments."""
 
-POOLING: dict[Any, int] = {
+POOLING_FUNCTIONS: dict[Any, int] = {
     getattr(module, f"{kind}_pool{dims}d"): dims
     for kind in ("max", "avg", "adaptive_avg", "adaptive_max")
     for dims in (1, 2)
@@ -106,7 +106,7 @@ POOLING: dict[Any, int] = {
 }
 """Pooling functions, and over how many dimensions they pool."""
 
-VIEWS = {
+VIEWING_FUNCTIONS = {
     operator.getitem,
     getattr,
     *_named(
@@ -119,7 +119,7 @@ VIEWS = {
 }
 """Memberwise functions and methods whose result may be their argument's memory."""
 
-FRESH = {
+COPYING_FUNCTIONS = {
     operator.matmul,
     *_named("cat concat concatenate stack hstack vstack clone repeat tile flip roll tril triu cumsum", torch),
     *_named("sum mean prod amax amin max min argmax argmin var std logsumexp all any", torch),
@@ -130,11 +130,11 @@ FRESH = {
 }
 """Memberwise functions and methods whose result is memory of its own."""
 
-MEMBERWISE = VIEWS | FRESH
-MADE = {torch.arange, torch.linspace}
+MEMBERWISE_FUNCTIONS = VIEWING_FUNCTIONS | COPYING_FUNCTIONS
+SIZE_CONSTRUCTORS = {torch.arange, torch.linspace}
 """Functions that make a tensor of sizes: torch.fx records them, and the result is the same for all members."""
 
-IN_PLACE: dict[Any, Any] = {
+IN_PLACE_REPLACEMENTS: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
@@ -148,18 +148,18 @@ IN_PLACE: dict[Any, Any] = {
 }
 """In-place functions, and the ones that are run in their place: the stacked program overwrites nothing."""
 
-AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+AUGMENTED_ASSIGNMENTS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
-TENSOR_ATTRIBUTES = {"T", "mT", "values", "indices"}
+READABLE_ATTRIBUTES = {"T", "mT", "values", "indices"}
 """Of tensors, and of what `x.max(1)` returns."""
 
-FACTS = {"size", "dim", "numel", "shape", "ndim", "device", "dtype"}
+TENSOR_METADATA = {"size", "dim", "numel", "shape", "ndim", "device", "dtype"}
 """Methods and attributes of a tensor that say something about it and are no tensors."""
 
-FACT_ARITHMETIC = {
+METADATA_ARITHMETIC = {
     operator.getitem,
     *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.pow, operator.mod),
-    *(operator.neg, math.sqrt, *AUGMENTED),
+    *(operator.neg, math.sqrt, *AUGMENTED_ASSIGNMENTS),
 }
 
 ADVICE: dict[Any, str] = {

@@ -23,7 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from hpo.errors import HpoError
 from hpo.training.global_state import GLOBAL_STATE_LOCK
-from hpo.training.stacking.supported import ADVICE, DROPOUTS, FACT_ARITHMETIC, FACTS
+from hpo.training.stacking.supported import ADVICE, DROPOUT_LAYERS, METADATA_ARITHMETIC, TENSOR_METADATA
 
 
 class CannotStackError(HpoError):
@@ -64,7 +64,7 @@ def trace(members: Sequence[nn.Module]) -> Traced:
     return Traced(training.graph, _tensors(members, training, inference, graphs))
 
 
-def architecture(module: nn.Module) -> str:
+def architecture_of(module: nn.Module) -> str:
     """Return what a module does and in which shapes, as text: equal for modules that can share a stack.
 
     Not the values of its parameters and buffers, nor its dropout rates.
@@ -97,19 +97,19 @@ def equal(tensor: Tensor, other: Tensor) -> bool:
 
 def layer_settings(module: nn.Module) -> dict[str, str]:
     """Return the settings that a layer was made with, as text; a dropout rate is each member's own."""
-    own = {"p"} if isinstance(module, DROPOUTS) else set()
+    own = {"p"} if isinstance(module, DROPOUT_LAYERS) else set()
     return {name: repr(value) for name, value in vars(module).items() if name not in _OF_TORCH | own}
 
 
-def is_fact(node: fx.Node) -> bool:
+def is_metadata(node: fx.Node) -> bool:
     """Return whether the node's value is no tensor: a size, a type, a device, or a number made of them."""
     if node.op == "call_method":
-        return node.target in FACTS
+        return node.target in TENSOR_METADATA
     if node.op != "call_function":
         return False
     if node.target is getattr:
-        return node.args[1] in FACTS
-    return node.target in FACT_ARITHMETIC and all(is_fact(used) for used in node.all_input_nodes)
+        return node.args[1] in TENSOR_METADATA
+    return node.target in METADATA_ARITHMETIC and all(is_metadata(used) for used in node.all_input_nodes)
 
 
 class _Proxy(fx.Proxy):

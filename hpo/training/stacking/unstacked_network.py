@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hpo.errors import HpoError
 from hpo.training.global_state import seeded
 from hpo.training.networks.user_defined import in_type
-from hpo.training.stacking.parameter_blocks import Blocks, Slot
+from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
 
 
 class Draws:
@@ -43,7 +43,9 @@ class PlainNetwork:
         self._lower = compute if compute != self._type else None
         self._module = in_type(module, self._type)
         trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
-        self.blocks = Blocks({name: value.detach().unsqueeze(0) for name, value in trained.items()}, self._type)
+        self.blocks = ParameterBlocks(
+            {name: value.detach().unsqueeze(0) for name, value in trained.items()}, self._type
+        )
         self.device = next(iter(trained.values())).device
         self._draws = Draws()
         self._frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
@@ -68,7 +70,7 @@ class PlainNetwork:
             raise HpoError(f"'{thawed[0]}' is frozen in a new module, and trained later; freeze it in forward instead")
         return out.unsqueeze(0)
 
-    def keep(self, members: Tensor) -> None:
+    def select(self, members: Tensor) -> None:
         """Keep the one member."""
 
     def state_dict(self, member: int) -> dict[str, Tensor]:
@@ -77,7 +79,7 @@ class PlainNetwork:
         return {n: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for n, v in state.items()}
 
 
-def _hand_over(slot: Slot, parameter: Tensor) -> None:
+def _hand_over(slot: ParameterSlot, parameter: Tensor) -> None:
     """Put the gradient that autograd has summed up where the optimizer looks for it."""
     gradient = parameter.grad
     assert gradient is not None, "the hook comes after it"
