@@ -51,7 +51,8 @@ def put_back(study: Study) -> None:
         Member(number, config_of(study, configurations[number // repeats]), trial_seed(study, number))
         for number in range(int(count) * repeats)
     ]
-    outcomes = Trainer(split, PRECISION, print).run(members, stop=threading.Event(), keep=True)
+    trainer, metric = Trainer(split, PRECISION, print), study.search.first_metric
+    outcomes = trainer.run(members, metric=metric, stop=threading.Event(), with_weights=True)
     for index, values in enumerate(configurations):
         rows = []
         for member in members[index * repeats : (index + 1) * repeats]:

@@ -46,7 +46,7 @@ class PopulationSearch(Search):
     @property
     def idle_bytes(self) -> int:
         """The bytes of the images on the device."""
-        return self.trainer.image_bytes
+        return self.trainer.split_bytes
 
     @property
     def _parts(self) -> Parts:

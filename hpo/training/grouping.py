@@ -1,10 +1,9 @@
-"""Which members can share a stack: those whose modules do the same, in shapes that are the same.
+"""Group members by architecture: which of them can train together in one population.
 
-hpo's own networks say so in their settings. Of the user's own modules nobody knows what an argument changes, so each is
-built and traced; and before the first of a kind is trained, its stack is compared with training it alone
-(hpo/training/stacking/proof.py). A kind that cannot be stacked trains one member at a time, and why is said once.
-
-Knows nothing of what is trained on them.
+The architecture of a built-in network follows from its settings. A user-defined module is built and traced, because
+any argument may change its architecture. Before the first module of an architecture is trained, two such modules are
+trained for one step both stacked and alone, and compared (hpo/training/stacking/proof.py). Modules that cannot be
+stacked train one at a time, after one warning with the reason.
 """
 
 from __future__ import annotations
@@ -24,95 +23,107 @@ from hpo.training.stack import Member
 from hpo.training.stacking.proof import prove
 from hpo.training.stacking.trace import CannotStackError, architecture_of
 
-OWN = (("network", "init"), ("network", "dropout"), ("training", "label_smoothing"), ("training", "patience"))
-"""Settings that each member of a population has for itself, besides its optimizer's numbers and schedule."""
+PER_MEMBER_SETTINGS = (
+    ("network", "init"),
+    ("network", "dropout"),
+    ("training", "label_smoothing"),
+    ("training", "patience"),
+)
+"""Settings that may differ between members of a population, besides the numbers and schedule of the optimizer."""
 
 PROOF_EXAMPLES = 4
-"""Images that a stack is compared on."""
+"""Examples on which stacked and unstacked training are compared."""
 
 
 def shared_settings(config: Config) -> str:
-    """Return what members of one population must have in common: all settings that change how a stack is built.
+    """Return, as text, the settings that all members of a population share: those that change how a stack is built.
 
-    Not those that each member has for itself, and not which weights are kept. The arguments of a module of the user's
-    own are left out: what they change shows in the module.
+    Settings per member and keys that cannot be searched are left out. So are the arguments of a user-defined module:
+    their effect shows in the module's architecture.
     """
     shared = config.model_dump(mode="json")
-    for section, key in (*OWN, *for_all(), ("network", "args")):
+    for section, key in (*PER_MEMBER_SETTINGS, *for_all(), ("network", "args")):
         del shared[section][key]
     shared["optimizer"] = shared["optimizer"]["kind"]
     return repr(sorted(shared.items()))
 
 
-def why_not_stackable(modules: Sequence[nn.Module], images: Tensor) -> str | None:
-    """Return why modules cannot be stacked; None where they can. They have been seen to run on such images."""
+def why_not_stackable(modules: Sequence[nn.Module], examples: Tensor) -> str | None:
+    """Return the reason why modules cannot be stacked, or None if they can.
+
+    `examples` are [N, C, H, W]; the modules must have run on such examples before.
+    """
     try:
-        prove(modules, images[:PROOF_EXAMPLES])
+        prove(modules, examples[:PROOF_EXAMPLES])
     except CannotStackError as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001 - it runs, but not in the type of the comparison, or cannot be copied
-        return f"it cannot be compared with its stack: {_line(error)}"
+    except Exception as error:  # noqa: BLE001 - the module runs, but cannot be copied, or not in the proof's type
+        return f"its stacked training cannot be checked: {_first_line(error)}"
     return None
 
 
 def two_networks(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> list[nn.Module]:
-    """Return two modules of one kind, with different weights, on the CPU."""
+    """Return two networks of the same settings under the seeds `seed` and `seed + 1`, on the CPU."""
     return [build(settings, shape, classes, each) for each in (seed, seed + 1)]
 
 
-class Architectures:
-    """The kinds of modules that have been met on one split; `say` is told of each that cannot be stacked."""
+class Grouping:
+    """The architectures of user-defined modules found so far on one split.
 
-    def __init__(self, split: DeviceSplit, say: Callable[[str], None]) -> None:
-        self._split, self._say = split, say
-        self._known: dict[str, str] = {}  # arguments -> what the module does
-        self._alone: dict[str, str | None] = {}  # what a module does -> why it cannot be stacked
-        self._raised: dict[int, Exception] = {}  # trial number -> what its module has raised
+    `warn` is called with a line of text for each architecture that cannot be stacked.
+    """
 
-    def population(self, member: Member) -> str:
-        """Return what members of one population share, and others do not.
+    def __init__(self, split: DeviceSplit, warn: Callable[[str], None]) -> None:
+        self._split, self._warn = split, warn
+        self._architectures: dict[str, str] = {}  # arguments -> architecture
+        self._reasons: dict[str, str | None] = {}  # architecture -> why it cannot be stacked
+        self._raised: dict[int, Exception] = {}  # trial number -> the exception that its module raised
 
-        A member whose module raises something has a population of its own, and `stacks` raises that for it.
+    def key(self, member: Member) -> str:
+        """Return a text that is equal for members that can train in one population, and different for all others.
+
+        A member whose module raises an exception is a group of its own; `can_stack` raises that exception.
         """
         shared = shared_settings(member.config)
-        self._raised.pop(member.number, None)  # of an attempt before
+        self._raised.pop(member.number, None)  # of an earlier attempt
         if member.config.network.kind != "module":
             return shared
         try:
-            what = self._what(member)
-        except Exception as error:  # noqa: BLE001 - kept for `stacks`, so that it fails this member and no other
+            architecture = self._architecture(member)
+        except Exception as error:  # noqa: BLE001 - raised by `can_stack`, so that only this member fails
             self._raised[member.number] = error
             return f"{shared} {member.number}"
-        return f"{shared} {what} {member.number if self._alone[what] else ''}"
+        return f"{shared} {architecture} {member.number if self._reasons[architecture] else ''}"
 
-    def stacks(self, member: Member) -> bool:
-        """Return whether the member's module runs in a stack. Raises what the module raises where it does not run."""
+    def can_stack(self, member: Member) -> bool:
+        """Return whether the member's module can be stacked. Raises the exception that its module raised, if any."""
         if member.number in self._raised:
             raise self._raised.pop(member.number)
-        return member.config.network.kind != "module" or self._alone[self._what(member)] is None
+        return member.config.network.kind != "module" or self._reasons[self._architecture(member)] is None
 
-    def _what(self, member: Member) -> str:
-        """Return what the member's module does, after its kind has been compared with its stack."""
+    def _architecture(self, member: Member) -> str:
+        """Return the architecture of the member's module, after checking once whether it can be stacked."""
         settings = member.config.network
-        given = json.dumps([settings.module, settings.args], sort_keys=True)
-        if given not in self._known:
+        arguments = json.dumps([settings.module, settings.args], sort_keys=True)
+        if arguments not in self._architectures:
             shape, classes = self._split.shape, self._split.classes
             modules = two_networks(settings, shape, classes, member.seed)
-            what = architecture_of(modules[0])
-            if what not in self._alone:
+            architecture = architecture_of(modules[0])
+            if architecture not in self._reasons:
                 reason = why_not_stackable(modules, self._split.train)
-                if reason is not None:  # is it the stack's fault at all?
+                if reason is not None:
+                    # Raises the module's own error, if it fails unstacked as well.
                     check_trainable(modules[0], settings, self._split.train[:PROOF_EXAMPLES].cpu().float(), classes)
-                    self._tell(str(settings.module), reason)
-                self._alone[what] = reason
-            self._known[given] = what
-        return self._known[given]
+                    self._warn_once(str(settings.module), reason)
+                self._reasons[architecture] = reason
+            self._architectures[arguments] = architecture
+        return self._architectures[arguments]
 
-    def _tell(self, module: str, reason: str) -> None:
-        if reason not in self._alone.values():
-            self._say(f"{module}: {reason}; its trials train one at a time")
+    def _warn_once(self, module: str, reason: str) -> None:
+        if reason not in self._reasons.values():
+            self._warn(f"{module}: {reason}; its trials train one at a time")
 
 
-def _line(error: Exception) -> str:
-    said = str(error) if isinstance(error, HpoError) else f"{type(error).__name__}: {error}"
-    return (said.splitlines() or [""])[0]
+def _first_line(error: Exception) -> str:
+    text = str(error) if isinstance(error, HpoError) else f"{type(error).__name__}: {error}"
+    return (text.splitlines() or [""])[0]

@@ -1,7 +1,6 @@
-"""Members that train as one stack: their network, their optimizer, and an epoch at a time.
+"""Train one stack: the members' network and optimizer, one epoch at a time.
 
-An epoch is one synchronization with the device: everything between is tensors. Knows nothing of other stacks, of
-threads, or of what becomes of the metrics.
+An epoch synchronizes with the device once, at its end. Other stacks and threads play no role here.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from hpo.training.optimizers import Optimizer
 from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.unstacked_network import Draws, PlainNetwork
+from hpo.training.stacking.unstacked_network import ForwardSeed, UnstackedNetwork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 EVALUATION_BATCH = 500
-"""Images evaluated at once: enough to fill the GEMMs, few enough that K times their activations stay small."""
+"""Examples evaluated at once: enough to fill the GEMMs, few enough that K times their activations stay small."""
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -36,7 +35,7 @@ MemberMetrics = dict[int, dict[str, float]]
 
 @dataclass(frozen=True)
 class Member:
-    """One trial's place in a population: its number, its settings and the seed of its random numbers."""
+    """One trial inside a population: its number, its settings and the seed of its random numbers."""
 
     number: int
     config: Config
@@ -44,9 +43,10 @@ class Member:
 
 
 class Stack:
-    """Members of one shape, on the device and in the type of their split's images.
+    """Members of one architecture that train together, on the device and in the type of the split's examples.
 
-    `modules` are their networks; `numbers` are those left. One module that is not to be `stacked` runs as it is.
+    `modules` are the members' networks. With `stacked` False there is one member, whose module runs unstacked.
+    `numbers` are the trial numbers of the members that remain.
     """
 
     def __init__(
@@ -57,18 +57,23 @@ class Stack:
         self._seeds = [member.seed for member in members]
         self._smoothings = [member.config.training.label_smoothing for member in members]
         self._split = split
-        self._wide = torch.float32 if split.device.type == "mps" else torch.float64  # mps has no wider type
+        self._sum_type = torch.float32 if split.device.type == "mps" else torch.float64  # mps has no float64
         assert stacked or len(modules) == 1, "only a stack has several members"
-        self._network: StackedNetwork | PlainNetwork
+        self._network: StackedNetwork | UnstackedNetwork
         if stacked:
             self._network = StackedNetwork(modules, split.train.dtype)
         else:
-            self._network = PlainNetwork(with_output_check(modules[0], split.classes, first.network), split.train.dtype)
+            self._network = UnstackedNetwork(
+                with_output_check(modules[0], split.classes, first.network), split.train.dtype
+            )
         self._optimizer = Optimizer(self._network.blocks, [member.config.optimizer for member in members])
         self._training, self._settings = first.training, first.network
 
     def epoch(self, epoch: int) -> MemberMetrics:
-        """Train one epoch, evaluate, and return number -> metric -> value: the epoch's one synchronization."""
+        """Train and evaluate for one epoch, counted from 1; return trial number -> metric -> value.
+
+        Raises SettingError where the network's output has the wrong shape or type.
+        """
         trained = self._train_epoch(epoch)
         evaluated = self._evaluate()
         table = torch.cat([trained, evaluated]).cpu().tolist()
@@ -77,21 +82,21 @@ class Stack:
             for index, number in enumerate(self.numbers)
         }
 
-    def leave(self, numbers: Collection[int]) -> None:
-        """Compact the stack to the members that stay, everything that is theirs together."""
-        stay = [index for index, number in enumerate(self.numbers) if number not in numbers]
-        if len(stay) == len(self.numbers):
+    def remove(self, numbers: Collection[int]) -> None:
+        """Remove these members: parameters, optimizer state, statistics, rates and seeds together."""
+        remaining = [index for index, number in enumerate(self.numbers) if number not in numbers]
+        if len(remaining) == len(self.numbers):
             return
-        self.numbers = [self.numbers[index] for index in stay]
-        self._seeds = [self._seeds[index] for index in stay]
-        self._smoothings = [self._smoothings[index] for index in stay]
-        if stay:
-            kept = torch.tensor(stay, device=self._split.device)
-            self._network.select(kept)
-            self._optimizer.select(kept)
+        self.numbers = [self.numbers[index] for index in remaining]
+        self._seeds = [self._seeds[index] for index in remaining]
+        self._smoothings = [self._smoothings[index] for index in remaining]
+        if remaining:
+            indices = torch.tensor(remaining, device=self._split.device)
+            self._network.select(indices)
+            self._optimizer.select(indices)
 
     def states(self, numbers: Collection[int]) -> dict[int, State]:
-        """Return copies of the weights of those of the numbers that are here, which later epochs do not change."""
+        """Return copies, on the CPU, of the weights of those members of this stack that are in `numbers`."""
         return {
             number: {
                 name: value.cpu() if isinstance(value, Tensor) else value
@@ -102,64 +107,67 @@ class Stack:
         }
 
     def _train_epoch(self, epoch: int) -> Tensor:
-        """Return the means of loss and accuracy over the epoch's images, [2, K]."""
+        """Train one epoch; return the means of loss and accuracy over its examples, [2, K]."""
         device, labels, size = self._split.device, self._split.train_labels, self._training.batch_size
         images = epoch_images(self._split, epoch, self._training)
         order = batch_order(self._split.seed, epoch, len(labels)).to(device)
         batches = list(torch.split(order, size))
         if len(batches) > 1 and len(batches[-1]) == 1 < size:
-            batches.pop()  # with batch norm and without: one image has no variance
+            batches.pop()  # one example has no variance; also without batch norm, so that trials can be compared
         network = self._network
-        dropouts: Sequence[Dropout | Draws] = network.dropouts
+        dropouts: Sequence[Dropout | ForwardSeed] = network.dropouts
         keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(device)
         smoothing = None
         if any(self._smoothings):
-            smoothing = torch.tensor(self._smoothings, dtype=self._wide, device=device).unsqueeze(1)
+            smoothing = torch.tensor(self._smoothings, dtype=self._sum_type, device=device).unsqueeze(1)
         self._optimizer.begin_epoch(epoch, self._training.epochs, len(batches))
-        totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=device)
+        totals = torch.zeros(2, len(self.numbers), dtype=self._sum_type, device=device)
         for step, batch in enumerate(batches):
             for layer, dropout in enumerate(dropouts):
                 dropout.set_keys(keys[step, layer])
             network.blocks.begin_step()
-            goal, loss, correct = _losses(self._outputs(images(batch), training=True), labels[batch], smoothing)
-            # The sum over members of each one's mean: a mean over members would divide every step by K.
-            goal.mean(1).sum().backward()  # type: ignore[no-untyped-call]
+            training_loss, loss, correct = _losses(
+                self._outputs(images(batch), training=True), labels[batch], smoothing
+            )
+            # The sum over members of each member's mean loss: a mean over members would divide every step by K.
+            training_loss.mean(1).sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             totals += torch.stack([loss.detach().sum(1), correct])
         return totals / sum(len(batch) for batch in batches)
 
-    def _outputs(self, images: Tensor, training: bool) -> Tensor:
-        """Return what the members make of images, [K, B, classes]. Raises SettingError where it is anything else."""
-        logits = self._network(images, training)
-        checked_output(logits[0], len(images), self._split.classes, self._settings)
+    def _outputs(self, examples: Tensor, training: bool) -> Tensor:
+        """Return the members' outputs for examples [B, ...], [K, B, classes]. Raises SettingError for another shape."""
+        logits = self._network(examples, training)
+        checked_output(logits[0], len(examples), self._split.classes, self._settings)
         return logits
 
     @torch.no_grad()
     def _evaluate(self) -> Tensor:
-        """Return loss and accuracy on the validation split, [2, K]."""
-        totals = torch.zeros(2, len(self.numbers), dtype=self._wide, device=self._split.device)
-        images, labels = self._split.validation, self._split.validation_labels
-        parts = zip(torch.split(images, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
-        for some, of_some in parts:
-            _, loss, correct = _losses(self._outputs(some, training=False), of_some)
+        """Return the means of loss and accuracy over the validation split, [2, K]."""
+        totals = torch.zeros(2, len(self.numbers), dtype=self._sum_type, device=self._split.device)
+        examples, labels = self._split.validation, self._split.validation_labels
+        batches = zip(torch.split(examples, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
+        for batch, batch_labels in batches:
+            _, loss, correct = _losses(self._outputs(batch, training=False), batch_labels)
             totals += torch.stack([loss.sum(1), correct])
         return totals / len(labels)
 
 
 def _losses(logits: Tensor, labels: Tensor, smoothing: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what to minimize and the cross-entropy, of each image [K, B], and the number of right answers [K].
+    """Return the training loss [K, B], the cross-entropy [K, B] and the number of correct predictions [K].
 
-    Of logits [K, B, classes]. The first two differ by the labels' `smoothing` [K, 1], as F.cross_entropy has it.
+    `logits` are [K, B, classes], `labels` [B]. The training loss is the cross-entropy under label `smoothing` [K, 1],
+    as F.cross_entropy computes it.
     """
-    scores = logits.transpose(1, 2)  # the order in which the last layer wrote them
+    scores = logits.transpose(1, 2)  # the order in which the last layer wrote them to memory
     if scores.dtype == torch.bfloat16:
         scores = scores.float()
     targets = labels.expand(len(scores), -1)
     if smoothing is None:
-        goal = loss = F.cross_entropy(scores, targets, reduction="none")
+        training_loss = loss = F.cross_entropy(scores, targets, reduction="none")
     else:
         logarithms = F.log_softmax(scores, 1)
         loss = F.nll_loss(logarithms, targets, reduction="none")
-        goal = loss.lerp(-logarithms.mean(1), smoothing.to(loss.dtype))
-    correct = (scores.detach().max(1).indices == targets).sum(1)  # max: many times as fast as argmax on a CPU
-    return goal, loss, correct.to(loss.dtype)
+        training_loss = loss.lerp(-logarithms.mean(1), smoothing.to(loss.dtype))
+    correct = (scores.detach().max(1).indices == targets).sum(1)  # max is many times as fast as argmax on a CPU
+    return training_loss, loss, correct.to(loss.dtype)

@@ -1,8 +1,8 @@
-"""The objective: the hyperparameters of K trials in, their learning curves out.
+"""Train members of any settings on one split: grouping, memory limits, precision, early stopping.
 
-`Objective.train` is the population's own generator, with two things around it: members that do not fit into memory
-together train in smaller populations, and `precision = "auto"` means what was found fastest. `Objective.run` trains
-members that are no trials of a search, of any shapes, to their end.
+`Trainer.train` is the generator of a population (see `population.train`). It trains in smaller populations where memory
+is too small, and replaces `precision = "auto"` by the fastest precision. `Trainer.run` trains members that are not
+trials of a running search, such as those of `hpo verify`, until their last epochs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 
@@ -20,7 +19,7 @@ from hpo.studyfile import Config
 from hpo.studyfile.models import is_minimized
 from hpo.training.device_split import DeviceSplit
 from hpo.training.devices import is_out_of_memory
-from hpo.training.grouping import Architectures
+from hpo.training.grouping import Grouping
 from hpo.training.networks.weights import State
 from hpo.training.population import EpochResult, train
 from hpo.training.size import count_parameters
@@ -30,9 +29,9 @@ from hpo.training.stacking.trace import CannotStackError
 
 @dataclass
 class Outcome:
-    """What a member came to: its learning curve (metric -> a value an epoch), why it failed, if it did, its weights.
+    """A member's learning curve (metric -> one value per epoch), its failure reason, if any, and its final weights.
 
-    The curve of one that failed ends with the epoch before. `state` is there where it was asked for.
+    The curve of a failed member ends with the epoch before the failure. `state` is None unless weights were requested.
     """
 
     curve: dict[str, list[float]] = field(default_factory=dict)
@@ -41,58 +40,60 @@ class Outcome:
 
 
 class Trainer:
-    """Trains members on one split on one device.
+    """Trains members on one split, on the device of the split.
 
-    `say` is told, once, that populations had to be made smaller. `timeout_s` is how long a population may take.
+    `auto_precision` replaces `precision = "auto"`. `warn` is called with a line of text for a population that had to be
+    made smaller, and for modules that cannot be stacked. `timeout_s` limits the training time of each population.
     """
 
     def __init__(
-        self, split: DeviceSplit, auto_precision: str, say: Callable[[str], None], timeout_s: float | None = None
+        self, split: DeviceSplit, auto_precision: str, warn: Callable[[str], None], timeout_s: float | None = None
     ) -> None:
-        self._split, self._auto, self._say, self._timeout_s = split, auto_precision, say, timeout_s
-        self._most: int | None = None
+        self._split, self._auto, self._warn, self._timeout_s = split, auto_precision, warn, timeout_s
+        self._max_members: int | None = None
         self._parameters: dict[str, int] = {}
-        self._architectures = Architectures(split, say)
+        self._grouping = Grouping(split, warn)
 
     @property
-    def image_bytes(self) -> int:
-        """The memory that the split's images take on the device."""
+    def split_bytes(self) -> int:
+        """Return the device memory of the split's examples, in bytes."""
         return self._split.train.nbytes + self._split.validation.nbytes
 
     def parameters(self, config: Config) -> int:
-        """Return how many parameters a network of this configuration has. Raises HpoError where none can be built."""
-        key = config.network.model_dump_json(exclude={"activation", "init", "dropout"})  # which change no shape
+        """Return the number of parameters of a configuration's network. Raises HpoError if it cannot be built."""
+        key = config.network.model_dump_json(exclude={"activation", "init", "dropout"})  # these change no shape
         if key not in self._parameters:
             shape, classes = self._split.shape, self._split.classes
             self._parameters[key] = count_parameters(config.network, shape, classes)
         return self._parameters[key]
 
     def groups(self, members: Sequence[Member]) -> list[list[Member]]:
-        """Return the members in populations: those of one shape together, in the order of their numbers."""
-        shared = {member.number: self._architectures.population(member) for member in members}
-        ordered = sorted(members, key=lambda member: (shared[member.number], member.number))
-        groups = [list(group) for _, group in groupby(ordered, key=lambda member: shared[member.number])]
-        return sorted(groups, key=lambda group: group[0].number)
+        """Return the members in groups that can train as one population, ordered by their numbers."""
+        groups: dict[str, list[Member]] = {}
+        for member in sorted(members, key=lambda member: member.number):
+            groups.setdefault(self._grouping.key(member), []).append(member)
+        return list(groups.values())
 
     def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
-        """Train members of one shape: see `population.train`. Out of memory, halves train one after the other.
+        """Train members of one group: see `population.train`. Where memory is too small, train them half by half.
 
-        The epochs of a half begin at 1 again, each with the metrics of that half's members only.
+        The epochs of each half begin at 1 again, with the metrics of the members of that half only. Raises HpoError
+        where a single member does not fit into memory, and the errors of `population.train`.
         """
-        most = self._most or len(members)
-        if most < len(members):
-            for start in range(0, len(members), most):  # a part that proves too large is made smaller in its turn
-                yield from self.train(members[start : start + most])
+        limit = self._max_members or len(members)
+        if limit < len(members):
+            for start in range(0, len(members), limit):  # a part that is still too large is halved again
+                yield from self.train(members[start : start + limit])
             return
         precision = members[0].config.training.precision
         try:
-            chosen = self._auto if precision == "auto" else precision
-            yield from train(members, self._split, chosen, self._timeout_s, self._architectures.stacks(members[0]))
+            used = self._auto if precision == "auto" else precision
+            yield from train(members, self._split, used, self._timeout_s, self._grouping.can_stack(members[0]))
             return
-        except CannotStackError as error:  # not these together, though two such modules were
+        except CannotStackError as error:  # these members cannot be stacked, although two such modules could
             if len(members) == 1 or members[0].config.network.kind != "module":
                 raise
-            self._say(f"{error}; these {len(members)} trials train one at a time")
+            self._warn(f"{error}; these {len(members)} trials train one at a time")
             together = False
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -105,9 +106,9 @@ class Trainer:
                 yield from self.train([member])
             return
         # Outside the handler: its traceback would keep the population's tensors alive.
-        if self._most is None:
-            self._say(f"out of memory with {len(members)} networks at once: going on with half of that")
-        self._most = len(members) // 2
+        if self._max_members is None:
+            self._warn(f"out of memory with {len(members)} networks at once: continuing with half as many")
+        self._max_members = len(members) // 2
         if self._split.device.type == "cuda":
             torch.cuda.empty_cache()
         yield from self.train(members)
@@ -118,74 +119,80 @@ class Trainer:
         *,
         metric: str,
         stop: threading.Event,
-        last: int | None = None,
-        keep: bool = False,
+        last_epoch: int | None = None,
+        with_weights: bool = False,
         on_epoch: Callable[[EpochResult], None] = lambda result: None,
     ) -> dict[int, Outcome]:
-        """Train members to their end, in as many populations as they have shapes; return outcomes by their numbers.
+        """Train members of any settings until they end; return their outcomes by number.
 
-        A member's end is its last epoch, epoch `last` where that is before, or the one in which its patience with
-        `metric` is over. With `keep` an outcome holds the weights after it. Raises InterruptionError where `stop` is
-        set before the last of them has ended; what the training raises goes through, for nothing is stored here.
+        A member ends with its last configured epoch, with epoch `last_epoch`, or by early stopping on `metric`,
+        whichever comes first. Calls `on_epoch` after each epoch.
+
+        Raises InterruptionError where `stop` is set before all members have ended, and the errors of `train`.
         """
         outcomes = {member.number: Outcome() for member in members}
         for group in self.groups(members):
             patience = {member.number: member.config.training.patience for member in group}
-            epochs_of_all = group[0].config.training.epochs
-            end = min(epochs_of_all, last or epochs_of_all)
+            configured = group[0].config.training.epochs
+            end = min(configured, last_epoch or configured)
             ended: set[int] = set()
-            _check(stop)
+            _raise_if_stopped(stop)
             with closing(self.train(group)) as epochs:
                 result = next(epochs, None)
                 while result is not None:
-                    left = _note(result, outcomes, ended)
+                    trained = _record(result, outcomes, ended)
                     done = [
-                        n
-                        for n in left
-                        if result.epoch == end or has_stopped_improving(patience[n], left[n].curve[metric], metric)
+                        number
+                        for number, outcome in trained.items()
+                        if result.epoch == end or has_stopped_improving(patience[number], outcome.curve[metric], metric)
                     ]
-                    if keep:
+                    if with_weights:
                         for number, state in result.states(done).items():
                             outcomes[number].state = state
                     ended |= {*done, *result.failed}
                     on_epoch(result)
                     if len(ended) < len(group):
-                        _check(stop)
-                    result = _next(epochs, ended)
+                        _raise_if_stopped(stop)
+                    result = _send(epochs, ended)
         return outcomes
 
 
 def has_stopped_improving(patience: int | None, values: Sequence[float], metric: str) -> bool:
-    """Return whether the last `patience` of a metric's values, one an epoch, are no better than the best before."""
+    """Return whether early stopping ends a trial: the last `patience` of its metric's values improve on no earlier one.
+
+    `values` has one value per epoch. The decision depends on the trial's own learning curve only, so a trial ends in
+    the same epoch alone as in a population. Without patience (None) there is no early stopping.
+    """
     if patience is None or len(values) <= patience:
         return False
     best = min if is_minimized(metric) else max
     return best(values) == best(values[:-patience])
 
 
-def _note(result: EpochResult, outcomes: dict[int, Outcome], ended: Collection[int]) -> dict[int, Outcome]:
-    """Take an epoch down; return the outcomes of those of its members that are well and had not ended before.
+def _record(result: EpochResult, outcomes: dict[int, Outcome], ended: Collection[int]) -> dict[int, Outcome]:
+    """Add an epoch to the outcomes; return those of the members that trained in it and had not ended before.
 
-    A population that had to be made smaller begins again, with those that have ended.
+    A population that had to be made smaller starts again from epoch 1, including members that have ended.
     """
-    well = [number for number in result.metrics if number not in ended]
-    for number in well:
+    trained = [number for number in result.metrics if number not in ended]
+    for number in trained:
         if result.epoch == 1:
             outcomes[number] = Outcome({metric: [] for metric in result.metrics[number]})
         for metric, value in result.metrics[number].items():
             outcomes[number].curve[metric].append(value)
     for number in result.failed.keys() - ended:
         outcomes[number].failed = result.failed[number]
-    return {number: outcomes[number] for number in well}
+    return {number: outcomes[number] for number in trained}
 
 
-def _next(epochs: Generator[EpochResult, Collection[int], None], ended: Collection[int]) -> EpochResult | None:
+def _send(epochs: Generator[EpochResult, Collection[int], None], dropped: Collection[int]) -> EpochResult | None:
+    """Send the members to drop; return the next epoch, or None after the last one."""
     try:
-        return epochs.send(ended)
+        return epochs.send(dropped)
     except StopIteration:
         return None
 
 
-def _check(stop: threading.Event) -> None:
+def _raise_if_stopped(stop: threading.Event) -> None:
     if stop.is_set():
-        raise InterruptionError("stopped before the training was over; nothing of it is kept")
+        raise InterruptionError("stopped before the training finished; its results are discarded")

@@ -88,7 +88,7 @@ def test_ctrl_c_while_it_trains_leaves_the_test_set_unseen(hpo: Run, process: St
     running.process.send_signal(signal.SIGINT)
     outcome = running.outcome()
     assert (outcome.status, outcome.out) == (130, "")
-    assert outcome.err == "hpo: stopped before the training was over; nothing of it is kept\n"
+    assert outcome.err == "hpo: stopped before the training finished; its results are discarded\n"
     assert looks(load_study(storage, "tiny").user_attrs) == []
     assert not list(folder.glob("*tiny-test*"))
     storage.close()

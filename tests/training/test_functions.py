@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from twins import assert_trains_like_plain, seeded
 
-from hpo.training.stacking.supported import COPYING_FUNCTIONS, ELEMENTWISE_FUNCTIONS, SIZE_CONSTRUCTORS, VIEWING_FUNCTIONS
+from hpo.training.stacking.supported import (
+    COPYING_FUNCTIONS,
+    ELEMENTWISE_FUNCTIONS,
+    SIZE_CONSTRUCTORS,
+    VIEWING_FUNCTIONS,
+)
 
 SEQUENCES = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 LABELS = torch.arange(6) % 3

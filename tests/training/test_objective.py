@@ -143,7 +143,7 @@ def test_out_of_memory_halves_the_population() -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["said"] == ["out of memory with 6 networks at once: going on with half of that"]
+    assert result["said"] == ["out of memory with 6 networks at once: continuing with half as many"]
     assert result["epochs"] == [[epoch, half] for half in ([0, 1, 2], [3, 4, 5]) for epoch in (1, 2)]
     for number, curve in result["whole"].items():
         for ours, expected in zip(result["found"][number], curve, strict=True):
@@ -153,7 +153,7 @@ def test_out_of_memory_halves_the_population() -> None:
 
 
 def run(
-    configs: list[dict[str, Any]], stop_after: int | None = None, keep: bool = False
+    configs: list[dict[str, Any]], stop_after: int | None = None, with_weights: bool = False
 ) -> tuple[dict[int, Outcome], list[tuple[int, list[int]]]]:
     stop, epochs = threading.Event(), []
 
@@ -164,12 +164,12 @@ def run(
 
     members = [member(number, config(**each)) for number, each in enumerate(configs)]
     trainer = Trainer(SPLIT, "float64", pytest.fail)
-    return trainer.run(members, metric="val_loss", stop=stop, keep=keep, on_epoch=note), epochs
+    return trainer.run(members, metric="val_loss", stop=stop, with_weights=with_weights, on_epoch=note), epochs
 
 
 def test_members_of_any_shapes_are_run_to_their_end() -> None:
     shapes: list[dict[str, Any]] = [{}, {"hidden": [5], "epochs": 2}, {"lr": 0.2}, {"lr": 1e200}]
-    found, epochs = run(shapes, keep=True)
+    found, epochs = run(shapes, with_weights=True)
     assert epochs[-2:] == [(1, [1]), (2, [1])]
     for number in (0, 2):
         alone, _ = curves([member(number, config(**shapes[number]))], SPLIT)
@@ -194,7 +194,7 @@ WILD = {"lr": 3.0, "epochs": 12}
 def test_a_member_is_run_until_its_patience_is_over() -> None:
     patiences = [1, 2, 3, None]
     shapes = [{**WILD, "training": {"patience": patience}} for patience in patiences]
-    found, epochs = run(shapes, keep=True)
+    found, epochs = run(shapes, with_weights=True)
     lengths = [len(found[number].curve["val_loss"]) for number in range(4)]
     for number, patience in enumerate(patiences):
         whole = [epoch["val_loss"] for epoch in curves([member(number, config(**WILD))], SPLIT)[0][number]]

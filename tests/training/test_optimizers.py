@@ -15,7 +15,7 @@ from twins import KINDS, assert_same, seeded, torch_optimizer
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers import Optimizer
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.unstacked_network import PlainNetwork
+from hpo.training.stacking.unstacked_network import UnstackedNetwork
 
 STEPS = 20
 X = torch.randn(20, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(kind: str, clip: float | N
     own = own_settings(kind, 1).model_copy(update={"weight_decay": 0.1, "clip": clip})
     (module,) = seeded(Skipping, 1)
     plain = copy.deepcopy(module)
-    network, theirs = PlainNetwork(module, torch.float64), torch_optimizer(plain, own)
+    network, theirs = UnstackedNetwork(module, torch.float64), torch_optimizer(plain, own)
     ours = Optimizer(network.blocks, [own])
     for step in range(STEPS):
         network.blocks.begin_step()

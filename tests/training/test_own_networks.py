@@ -361,7 +361,7 @@ def test_a_module_that_cannot_be_compared_trains_alone(folder: Path) -> None:
     """It computes in float32, whatever it is given."""
     found, said = groups(own(0, folder, "Single"), own(1, folder, "Single"))
     assert found == [[0], [1]]
-    assert said[0].startswith("nets.py:Single: it cannot be compared with its stack: RuntimeError")
+    assert said[0].startswith("nets.py:Single: its stacked training cannot be checked: RuntimeError")
 
 
 def test_a_module_that_raises_is_left_to_its_training(folder: Path) -> None:

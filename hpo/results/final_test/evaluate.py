@@ -156,7 +156,7 @@ def _train(
     trainer = Trainer(images, precision, say)
     member = Member(choice.trial, config, seed)
     metric, last = study.search.first_metric, choice.epochs
-    outcomes = trainer.run([member], metric=metric, stop=stop, last=last, keep=True, on_epoch=tell)
+    outcomes = trainer.run([member], metric=metric, stop=stop, last_epoch=last, with_weights=True, on_epoch=tell)
     outcome = outcomes[choice.trial]
     if outcome.state is None:
         raise HpoError(

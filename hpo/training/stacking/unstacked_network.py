@@ -24,7 +24,7 @@ from hpo.training.networks.user_defined import in_type
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
 
 
-class Draws:
+class ForwardSeed:
     """What the forward draws, as one dropout layer is asked for: by a key a step."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Draws:
         self.seed = int(keys)
 
 
-class PlainNetwork:
+class UnstackedNetwork:
     """A module with the face of a StackedNetwork of one member; the module becomes this network's own."""
 
     def __init__(self, module: nn.Module, compute: torch.dtype) -> None:
@@ -47,7 +47,7 @@ class PlainNetwork:
             {name: value.detach().unsqueeze(0) for name, value in trained.items()}, self._type
         )
         self.device = next(iter(trained.values())).device
-        self._draws = Draws()
+        self._draws = ForwardSeed()
         self._frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
         for name, parameter in trained.items():
             slot = self.blocks.slots[name]
@@ -55,7 +55,7 @@ class PlainNetwork:
             parameter.register_post_accumulate_grad_hook(partial(_hand_over, slot))  # type: ignore[no-untyped-call]
 
     @property
-    def dropouts(self) -> Sequence[Draws]:
+    def dropouts(self) -> Sequence[ForwardSeed]:
         """What needs a key in each step."""
         return [self._draws]
 
