@@ -1,7 +1,7 @@
-"""What `precision = "auto"` means on this machine: found by training a population for a moment both ways.
+"""Choose the precision of `precision = "auto"` by timing a population in float32 and bfloat16 on this machine.
 
-bfloat16 must be clearly faster to be chosen: it costs accuracy of each step, and a choice that hangs on the noise of
-one measurement would differ from run to run.
+bfloat16 is chosen only where it is clearly faster, because its steps are less accurate, and because a choice that
+depends on measurement noise would differ between runs.
 """
 
 from __future__ import annotations
@@ -17,65 +17,68 @@ from hpo.training.devices import is_out_of_memory
 from hpo.training.population import EpochResult, train
 from hpo.training.stack import Member
 
-CLEARLY_FASTER = 1.2
-"""Ratio of times from which bfloat16 is chosen."""
+MIN_SPEEDUP = 1.2
+"""Speedup from which bfloat16 is chosen."""
 
 STEPS = 4
+"""Training steps in each timed epoch."""
+
 ROUNDS = 8
+"""Timed epochs per precision."""
 
 
 def choose_precision(members: Sequence[Member], split: DeviceSplit) -> tuple[str, float]:
-    """Return "bfloat16" or "float32", and how many times as fast bfloat16 trains these members here.
+    """Return "bfloat16" or "float32", and the speedup of bfloat16 over float32 for these members.
 
-    Where they do not fit into memory together, fewer of them are measured.
+    Halves the members until they fit into memory; without a measurement, returns ("float32", 1.0).
     """
     try:
-        ratio = _ratio(members, split)
+        speedup = _measure_speedup(members, split)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        ratio = None
-    if ratio is None:
+        speedup = None
+    if speedup is None:
         return choose_precision(members[: len(members) // 2], split) if len(members) > 1 else ("float32", 1.0)
-    return ("bfloat16" if ratio >= CLEARLY_FASTER else "float32"), ratio
+    return ("bfloat16" if speedup >= MIN_SPEEDUP else "float32"), speedup
 
 
-def _ratio(members: Sequence[Member], split: DeviceSplit) -> float:
-    images = STEPS * members[0].config.training.batch_size
-    few = replace(
+def _measure_speedup(members: Sequence[Member], split: DeviceSplit) -> float:
+    examples = STEPS * members[0].config.training.batch_size
+    small_split = replace(
         split,
-        train=split.train[:images],
-        train_labels=split.train_labels[:images],
-        validation=split.validation[:images],
-        validation_labels=split.validation_labels[:images],
+        train=split.train[:examples],
+        train_labels=split.train_labels[:examples],
+        validation=split.validation[:examples],
+        validation_labels=split.validation_labels[:examples],
     )
-    steady = [_steady(member) for member in members]
-    epochs = {precision: train(steady, few, precision) for precision in ("float32", "bfloat16")}
-    for each in epochs.values():
-        next(each)  # warms up
-    seconds: dict[str, list[float]] = {precision: [] for precision in epochs}
-    for _ in range(ROUNDS):  # in alternation, so that a busy moment of the machine meets both
-        for precision, each in epochs.items():
-            seconds[precision].append(_seconds(each, split.device))
+    stable = [_with_tiny_lr(member) for member in members]
+    runs = {precision: train(stable, small_split, precision) for precision in ("float32", "bfloat16")}
+    for epochs in runs.values():
+        next(epochs)  # warms up
+    seconds: dict[str, list[float]] = {precision: [] for precision in runs}
+    for _ in range(ROUNDS):  # alternate, so that a moment of high load affects both
+        for precision, epochs in runs.items():
+            seconds[precision].append(_time_epoch(epochs, split.device))
     return min(seconds["float32"]) / min(seconds["bfloat16"])
 
 
-def _seconds(epochs: Iterator[EpochResult], device: torch.device) -> float:
-    """Return how long the next epoch takes."""
-    _wait(device)
+def _time_epoch(epochs: Iterator[EpochResult], device: torch.device) -> float:
+    """Train the next epoch; return its duration in seconds."""
+    _synchronize(device)
     start = time.perf_counter()
     next(epochs)
-    _wait(device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _steady(member: Member) -> Member:
-    """Return the member for all rounds, with a learning rate at which nobody diverges: who leaves takes no time."""
+def _with_tiny_lr(member: Member) -> Member:
+    """Return the member with a learning rate so small that it cannot diverge: a dropped member would cost no time."""
     training = member.config.training.model_copy(update={"epochs": 1 + ROUNDS})
     optimizer = member.config.optimizer.model_copy(update={"lr": 1e-9})
     return replace(member, config=member.config.model_copy(update={"training": training, "optimizer": optimizer}))
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
-"""How large a population is: parameters of a network, memory of a member, members that fit.
+"""Estimate sizes: parameters of a network, memory of a member, members of a population.
 
-Estimates, for `hpo check` and for `population = "auto"`; the trainer halves a population that proves too large. hpo's
-own networks are measured without being built, so that one of any size can be asked about.
+The estimates serve `hpo check` and `population = "auto"`; the trainer halves a population that is still too large. The
+size of a built-in network is computed without building the network, whatever its size.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from hpo.training.optimizers import RULES
 from hpo.training.stack import DTYPES
 
 MAX_AUTO_POPULATION = {"cpu": 32, "cuda": 256, "mps": 64}
-"""Members beyond which a larger population is no faster: caches on a CPU, and a GPU that is full."""
+"""Device type -> number of members from which a larger population is no faster (CPU caches; a fully occupied GPU)."""
 
-MEMORY_SHARE = 0.25
-"""How much of the device's memory "auto" plans with."""
+MEMORY_FRACTION = 0.25
+"""Fraction of the device's memory that `population = "auto"` uses."""
 
 
 @dataclass(frozen=True)
 class MemberSize:
-    """Parameters of one network, and bytes that one member needs while it trains: about, and in batches of one image.
+    """Parameters of one network, and the memory in bytes that one member needs in training.
 
-    Where there is not even memory for these least bytes, there is no use in trying.
+    `member_bytes` is an estimate for the member's batch size. `least_bytes` is a lower bound, for batches of one
+    example: with less memory, training is impossible.
     """
 
     parameters: int
@@ -39,21 +40,21 @@ class MemberSize:
 
 
 def member_size(config: Config, shape: Shape, classes: int, precision: str) -> MemberSize:
-    """Return the size of one member of `config` on images of `shape`."""
-    extent = network_size(config.network, shape, classes)
+    """Return the size of one member of `config` on examples of `shape`, trained in `precision`, a key of `DTYPES`."""
+    network = network_size(config.network, shape, classes)
     compute = DTYPES[precision].itemsize
     master = max(compute, 4)
     copies = 0 if compute == master else compute
     per_parameter = master * (1 + RULES[config.optimizer.kind][1]) + copies + compute
-    parameters = extent.parameters * per_parameter
+    parameters = network.parameters * per_parameter
     # Each activation once for the backward pass, and about as much again for its gradient and temporaries.
-    activations = 2 * extent.activations * config.training.batch_size * compute
-    return MemberSize(extent.parameters, parameters + activations, parameters + extent.activations * compute)
+    activations = 2 * network.activations * config.training.batch_size * compute
+    return MemberSize(network.parameters, parameters + activations, parameters + network.activations * compute)
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """One network's parameters, and for one image its activations and the products of its forward pass."""
+    """Parameters of a network; for one example, its activations and the multiplications of its forward pass."""
 
     parameters: int
     activations: int
@@ -61,25 +62,28 @@ class NetworkSize:
 
 
 def network_size(settings: NetworkSettings, shape: Shape, classes: int) -> NetworkSize:
-    """Return the extent of the network of these settings; one of hpo's own is not built for that."""
+    """Return the size of the network of these settings. Only a user-defined network is built for this.
+
+    Raises SettingError for a built-in network that does not fit `shape`, and what a user-defined one raises.
+    """
     if settings.kind == "module":
         return measure_network(build(settings, shape, classes, seed=0), shape)
     layers = built_in_layers(settings, shape, classes)
     parameters, activations, products = (
-        sum(getattr(layer, what) for layer in layers) for what in ("parameters", "outputs", "products")
+        sum(getattr(layer, name) for layer in layers) for name in ("parameters", "outputs", "products")
     )
     return NetworkSize(parameters, activations, products)
 
 
 def count_parameters(settings: NetworkSettings, shape: Shape, classes: int) -> int:
-    """Return how many parameters the network of these settings has; one of the user's own need not run for that."""
+    """Return the number of parameters of the network of these settings. User-defined ones are built, but not run."""
     if settings.kind == "module":
         return sum(parameter.numel() for parameter in build(settings, shape, classes, seed=0).parameters())
     return network_size(settings, shape, classes).parameters
 
 
 def measure_network(network: nn.Module, shape: Shape) -> NetworkSize:
-    """Return the extent of a network, from one black image sent through it on its device."""
+    """Return the size of a network, measured by running it on one example of zeros on the network's device."""
     activations: list[int] = []
     products: list[int] = []
 
@@ -88,7 +92,7 @@ def measure_network(network: nn.Module, shape: Shape) -> NetworkSize:
             return
         activations.append(out.numel())
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() > 1:  # each unit or channel is made from all of its weights
+        if isinstance(weight, Tensor) and weight.dim() > 1:  # each output needs all weights of its unit or channel
             products.append(weight[0].numel() * out.numel())
 
     hooks = [module.register_forward_hook(count) for module in network.modules() if not list(module.children())]
@@ -102,19 +106,20 @@ def measure_network(network: nn.Module, shape: Shape) -> NetworkSize:
     return NetworkSize(sum(parameter.numel() for parameter in parameters), sum(activations), sum(products))
 
 
-def population_size(wanted: int | str, trials: int, member_bytes: int, device: torch.device) -> int:
-    """Return how many members a population has at most.
+def population_size(setting: int | str, trials: int, member_bytes: int, device: torch.device) -> int:
+    """Return the largest number of members of a population; `setting` is the study's `search.population`.
 
-    "auto" leaves the sampler at least four populations to learn between, up to what pays and fits on the device.
+    "auto" means at most a quarter of the trials, so that the sampler learns between populations, and no more members
+    than pay and fit on the device.
     """
-    if not isinstance(wanted, str):
-        return wanted
-    fits = int(device_memory(device) * MEMORY_SHARE) // member_bytes
+    if not isinstance(setting, str):
+        return setting
+    fits = int(device_memory(device) * MEMORY_FRACTION) // member_bytes
     return max(1, min(-(-trials // 4), MAX_AUTO_POPULATION[device.type], fits))
 
 
 def device_memory(device: torch.device) -> int:
-    """Return the device's memory in bytes."""
+    """Return the total memory of the device in bytes; for a CPU, that of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)

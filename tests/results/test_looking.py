@@ -414,7 +414,7 @@ def test_a_checkpoint_that_is_not_the_trials_is_refused(storage: Storage) -> Non
     content = paths[best.number].read_bytes()
     damages: list[tuple[bytes, str]] = [
         (paths[second.number].read_bytes(), "does not hold the weights of trial"),
-        (content[:-9], "its weights cannot be read: damaged or cut short"),
+        (content[:-9], "its weights cannot be read: damaged or truncated"),
     ]
     for damaged, said in damages:
         paths[best.number].write_bytes(damaged)

@@ -198,8 +198,8 @@ class Extra(Transposed):
     ("net", "refused"),
     [
         ("Transposed", None),
-        ("Sparse", "'own' is of torch.float64, torch.sparse_coo, which no file of weights holds; use another type"),
-        ("Extra", "'_extra_state' is a dict, and a file of weights holds tensors only"),
+        ("Sparse", "'own' has type torch.float64, torch.sparse_coo, which no weights file stores; use another type"),
+        ("Extra", "'_extra_state' is a dict: a weights file stores tensors only"),
     ],
 )
 def test_whatever_a_module_holds_is_kept_or_one_warning(

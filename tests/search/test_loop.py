@@ -191,7 +191,7 @@ def test_a_shape_that_cannot_be_trained_fails_with_the_reason_and_the_others_go_
         assert trial.state == (TrialState.COMPLETE if trial.params["kernel"] == 3 else TrialState.FAIL)
     reasons = {trial.user_attrs["reason"] for trial in trials if trial.state == TrialState.FAIL}
     assert len(reasons) == 1
-    assert "nothing is left of a 8x8 image" in reasons.pop()
+    assert "no pixel is left of a 8x8 image" in reasons.pop()
     assert any(isinstance(event, Note) and event.level == "warning" for event in events)
 
 

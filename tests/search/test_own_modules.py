@@ -164,11 +164,11 @@ def test_a_module_that_cannot_be_stacked_trains_one_at_a_time(folder: Path, stor
         (
             "Growing",
             {"width": 4},
-            "network.module: nets.py:Growing is another network each time it is made (318 parameters, then 395); its "
+            "network.module: nets.py:Growing constructs a different network each time (318 parameters, then 395); its "
             "constructor must change no default and nothing global",
         ),
         ("Net", {}, "network.args.width: missing: nets.py:Net has no default for it"),
-        ("Net", {"width": 4, "qq": 1}, "network.args.qq: is no argument of nets.py:Net; it has shape, classes"),
+        ("Net", {"width": 4, "qq": 1}, "network.args.qq: is not an argument of nets.py:Net; it has shape, classes"),
         ("Nett", {"width": 4}, "network.module: nets.py has no 'Nett' (did you mean 'Net'?)"),
     ],
 )
@@ -189,9 +189,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
         (
             "Squeezed",
             {"data": {"validation": 0.005}},
-            "Squeezed returns [10] for 1 image; a network must return [B, 10]",
+            "Squeezed returns [10] for 1 example; a network must return [B, 10]",
         ),
-        ("Squeezed", {"data": {"train_size": 1002, "validation": 0.5}}, "Squeezed returns [10] for 1 image"),
+        ("Squeezed", {"data": {"train_size": 1002, "validation": 0.5}}, "Squeezed returns [10] for 1 example"),
         ("Net", {"data": {"validation": 0.005}}, None),
         (
             "Net",

@@ -168,9 +168,9 @@ def test_tensors_of_every_kind_come_back_from_their_file(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (torch.eye(2).to_sparse(), "'own' is of torch.float32, torch.sparse_coo, which no file of weights holds"),
-        (torch.ones(2, dtype=torch.complex128), "'own' is of torch.complex128, which no file of weights holds"),
-        ({"no": "tensor"}, "'own' is a dict, and a file of weights holds tensors only"),
+        (torch.eye(2).to_sparse(), "'own' has type torch.float32, torch.sparse_coo, which no weights file stores"),
+        (torch.ones(2, dtype=torch.complex128), "'own' has type torch.complex128, which no weights file stores"),
+        ({"no": "tensor"}, "'own' is a dict: a weights file stores tensors only"),
     ],
 )
 def test_what_no_file_of_weights_holds_is_named(value: Any, problem: str) -> None:
@@ -183,7 +183,7 @@ def test_weights_that_are_not_what_they_should_be_are_refused(tmp_path: Path) ->
     content = weights_to_bytes(module.state_dict(), {})
     for damaged in (b"", content[:5], content[:-1], b"\x80\x04" + content):
         path.write_bytes(damaged)
-        with pytest.raises(HpoError, match=r"weights\.safetensors: its weights cannot be read: damaged or cut short"):
+        with pytest.raises(HpoError, match=r"weights\.safetensors: its weights cannot be read: damaged or truncated"):
             read_weights(path)
     with pytest.raises(HpoError, match="no such file"):
         read_weights(tmp_path / "none")
@@ -193,7 +193,7 @@ def test_weights_that_are_not_what_they_should_be_are_refused(tmp_path: Path) ->
     settings = config(hidden=[4, 3], batch_norm=True).network
     missing = {name: value for name, value in state.items() if "bias" not in name}
     for wrong, described in ((state, other), (missing, settings), ({**state, "more": torch.ones(1)}, settings)):
-        with pytest.raises(HpoError, match="are not those of the network that is described with them"):
+        with pytest.raises(HpoError, match="do not match the described network"):
             load_network(path, wrong, described, SPLIT.shape, SPLIT.classes)
     whole = {name: value.long() for name, value in state.items()}
     with pytest.raises(HpoError, match="are not "):

@@ -92,7 +92,7 @@ def test_initial_weights_do_not_depend_on_the_dropout_rate() -> None:
 @pytest.mark.parametrize("more", [{"kernel": 9}, {"kernel": 5, "conv": [2, 2, 2]}, {"kernel": 1, "pool": 9}])
 def test_nothing_left_of_an_image(more: dict[str, object]) -> None:
     with pytest.raises(
-        HpoError, match=r"^network\.conv: nothing is left of a 8x8 image after convolution \d"
+        HpoError, match=r"^network\.conv: no pixel is left of a 8x8 image after convolution \d"
     ) as caught:
         build(config("cnn", **{"conv": [2], **more}).network, (1, 8, 8), 10, 0)  # type: ignore[arg-type]
     assert str(caught.value).isprintable()

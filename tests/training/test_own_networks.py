@@ -244,12 +244,17 @@ def test_lazy_layers_take_their_sizes_from_the_images_and_train_together(folder:
 @pytest.mark.parametrize(
     ("name", "args", "key", "problem"),
     [
-        ("Net", {"widht": 3}, "network.args.widht", "is no argument of nets.py:Net (did you mean 'width'?)"),
-        ("factory", {"hiden": 3, "zzz": 1}, "network.args.hiden", "is no argument of nets.py:factory (did you mean"),
-        ("Narrow", {"width": 3}, "network.args.width", "is no argument of nets.py:Narrow; it has none"),
+        ("Net", {"widht": 3}, "network.args.widht", "is not an argument of nets.py:Net (did you mean 'width'?)"),
+        (
+            "factory",
+            {"hiden": 3, "zzz": 1},
+            "network.args.hiden",
+            "is not an argument of nets.py:factory (did you mean",
+        ),
+        ("Narrow", {"width": 3}, "network.args.width", "is not an argument of nets.py:Narrow; it has none"),
         ("Needs", {}, "network.args.heads", "missing: nets.py:Needs has no default for it"),
-        ("nothing", {"width": 3}, "network.module", "nets.py:nothing gives a int, and no torch.nn.Module"),
-        ("number", {}, "network.module", "nets.py:number is no class, nor a function that returns a module"),
+        ("nothing", {"width": 3}, "network.module", "nets.py:nothing returns a int, not a torch.nn.Module"),
+        ("number", {}, "network.module", "nets.py:number is neither a class nor a function that returns a module"),
         ("Nett", {}, "network.module", "nets.py has no 'Nett' (did you mean 'Net'?)"),
     ],
 )
@@ -267,11 +272,11 @@ def test_what_the_study_file_gets_wrong_names_its_key(
     [
         (
             "Narrow",
-            "nets.py:Narrow returns [4, 3] for 4 images; a network must return [B, 10], a number for each class",
+            "nets.py:Narrow returns [4, 3] for 4 examples; a network must return [B, 10], one number per class",
         ),
         ("Two", "nets.py:Two returns a tuple; a network must return [B, 10]"),
         ("Fixed", "nets.py:Fixed has no parameters to train"),
-        ("Complex", "nets.py:Complex has a complex parameter, 'phase'; make it two real ones"),
+        ("Complex", "nets.py:Complex has a complex parameter, 'phase'; use two real ones instead"),
     ],
 )
 def test_what_comes_out_must_be_a_number_for_each_class(folder: Path, name: str, problem: str) -> None:
@@ -293,7 +298,7 @@ def test_a_constructor_that_changes_what_outlasts_it_is_refused(folder: Path) ->
     given = settings(folder, "Growing", sizes=[[8], [1]])
     first, second = (build(given, (1, 8, 8), 10, 0) for _ in range(2))
     check_reproducible(first, first, given)
-    with pytest.raises(SettingError, match=r"another network each time it is made \(612 parameters, then 613\); its"):
+    with pytest.raises(SettingError, match=r"a different network each time \(612 parameters, then 613\); its"):
         check_reproducible(first, second, given)
 
 
@@ -316,7 +321,7 @@ def test_what_is_no_number_for_each_class_ends_the_training_in_one_line(
     one = own(0, folder, name, training={"batch_size": batch_size})
     with pytest.raises(SettingError) as caught:
         list(Trainer(split, "float32", lambda text: None).train([one]))
-    assert caught.value.problem.startswith(f"nets.py:{name} returns [10] for 1 image; a network must return [B, 10]")
+    assert caught.value.problem.startswith(f"nets.py:{name} returns [10] for 1 example; a network must return [B, 10]")
 
 
 def test_a_trained_network_is_held_to_its_classes_too(folder: Path) -> None:
@@ -324,9 +329,9 @@ def test_a_trained_network_is_held_to_its_classes_too(folder: Path) -> None:
     state = build(given, SPLIT.shape, 10, 0).state_dict()
     network = load_network(Path("weights"), state, given, SPLIT.shape, 10)
     assert log_probabilities(network, SPLIT.validation[:2]).shape == (2, 10)
-    with pytest.raises(SettingError, match=r"nets\.py:Squeezed returns \[10\] for 1 image"):
+    with pytest.raises(SettingError, match=r"nets\.py:Squeezed returns \[10\] for 1 example"):
         log_probabilities(network, SPLIT.validation[:1])
-    with pytest.raises(SettingError, match=r"returns \[2, 10\] for 2 images; a network must return \[B, 3\]"):
+    with pytest.raises(SettingError, match=r"returns \[2, 10\] for 2 examples; a network must return \[B, 3\]"):
         log_probabilities(load_network(Path("weights"), state, given, SPLIT.shape, 3), SPLIT.validation[:2])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twins import config, made_images, member
 
-from hpo.training.precision import CLEARLY_FASTER, choose_precision
+from hpo.training.precision import MIN_SPEEDUP, choose_precision
 
 
 @pytest.mark.parametrize("more", [{}, {"batch_size": 1}, {"lr": 1e30}, {"batch_size": 1000}, {"epochs": 1}])
@@ -13,5 +13,5 @@ def test_it_chooses_by_the_ratio(more: dict[str, float]) -> None:
     """Also where the study's own settings would train nothing: one epoch, one image a batch, a rate that diverges."""
     settings = config(precision="auto", **more)  # type: ignore[arg-type]
     precision, ratio = choose_precision([member(n, settings) for n in range(3)], made_images(train=40))
-    assert precision == ("bfloat16" if ratio >= CLEARLY_FASTER else "float32")
+    assert precision == ("bfloat16" if ratio >= MIN_SPEEDUP else "float32")
     assert 0.01 < ratio < 100

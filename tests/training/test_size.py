@@ -13,7 +13,7 @@ from hpo.errors import HpoError
 from hpo.training.networks.builtin import build
 from hpo.training.size import (
     MAX_AUTO_POPULATION,
-    MEMORY_SHARE,
+    MEMORY_FRACTION,
     count_parameters,
     device_memory,
     measure_network,
@@ -91,9 +91,12 @@ def test_a_network_of_any_size_is_measured_without_being_built() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"hidden": [2**40]}, "^network.hidden: makes a layer of 2.46 weights or more, too many for any machine$"),
-        ({"kind": "cnn", "kernel": 10**9}, "^network.conv: nothing is left of a 8x8 image"),
-        ({"kind": "cnn", "conv": [2**63 - 1], "kernel": 1}, "^network.conv: makes a layer of 2.6. weights or more"),
+        (
+            {"hidden": [2**40]},
+            "^network.hidden: makes a layer of at least 2.46 weights, too many for any machine$",
+        ),
+        ({"kind": "cnn", "kernel": 10**9}, "^network.conv: no pixel is left of a 8x8 image"),
+        ({"kind": "cnn", "conv": [2**63 - 1], "kernel": 1}, "^network.conv: makes a layer of at least 2.6. weights"),
         ({"kind": "cnn", "kernel": 1, "padding": 2**63 - 1}, "^network.conv: makes a layer of 2.13. outputs or more"),
     ],
 )
@@ -103,6 +106,6 @@ def test_a_network_that_no_machine_holds(more: dict[str, Any], said: str) -> Non
 
 
 def test_auto_fits_into_memory() -> None:
-    planned = device_memory(CPU) * MEMORY_SHARE
+    planned = device_memory(CPU) * MEMORY_FRACTION
     assert population_size("auto", 1000, int(planned / 5), CPU) == 5
     assert population_size("auto", 1000, int(planned * 5), CPU) == 1

@@ -105,7 +105,7 @@ def read_model(folder: Path, device: torch.device) -> Model:
     if 2 * largest + MAX_ELEMENT_BYTES * activations > device_memory(device):
         raise HpoError(f"{path}: its network does not fit into the memory of {device}")
     if _size_of(file, folder) > largest:
-        raise HpoError(f"{file}: its weights are not those of the network that is described with them")
+        raise HpoError(f"{file}: its weights do not match the described network")
     if sha256(file) != card.sha256:
         raise HpoError(f"{file}: is not the file that {CARD_FILE} describes (its SHA-256 differs)")
     network = load_network(file, read_weights(file)[0], settings, card.shape, card.classes)

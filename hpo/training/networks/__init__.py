@@ -1,1 +1,1 @@
-"""Networks as plain torch modules: built-in and user-defined, their initial weights and their files."""
+"""Networks as plain torch modules: built-in and user-defined networks, initial weights, weights files."""

@@ -1,7 +1,7 @@
-"""What goes through a network before it has learnt anything: each layer's outputs on a batch, and how they spread.
+"""Outputs of each activation layer of an untrained network on one batch, and their statistics.
 
-The network is the one that training would begin with, initial weights and all. Batch norm takes the statistics of the
-batch, as in training's first step; dropout is off, which would only add zeros. Knows nothing of studies or figures.
+The network has the initial weights of training. Batch norm uses the statistics of the batch, as in the first training
+step. Dropout is off, because it would only add zeros.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "tanh": (-1.0, 1.0),
     "elu": (-1.0, math.inf),
 }
-"""What an activation's outputs stay between, for those that have a bound with no gradient next to it but zero's."""
+"""Bounds of an activation's outputs near which its gradient vanishes; relu is left out, whose bound 0 is exact."""
 
-NEAR = 0.01
-"""An output so close to a bound is saturated: next to no gradient goes through it."""
+SATURATION_MARGIN = 0.01
+"""Distance from a bound within which an output counts as saturated: its gradient is almost 0."""
 
 LayerOutputs = dict[str, NDArray[np.float32]]
+"""Layer name -> outputs of the layer, [N, units] or [N, C, H, W]."""
 
 
 @dataclass(frozen=True)
 class OutputStatistics:
-    """How a layer's outputs spread. `saturated` is None for an activation without bounds."""
+    """Mean, standard deviation and fractions of zeros and of saturated outputs of a layer.
+
+    `saturated` is None for an activation without `BOUNDS`.
+    """
 
     mean: float
     sd: float
@@ -44,9 +48,10 @@ class OutputStatistics:
 
 @torch.no_grad()
 def layer_outputs(settings: NetworkSettings, images: NDArray[np.float32], classes: int, seed: int) -> LayerOutputs:
-    """Return what each activation of a fresh network gives for images [N, C, H, W], in the order of the layers.
+    """Return the outputs of each activation layer of an untrained built-in network for images [N, C, H, W].
 
-    The layers are called `conv 1`, `conv 2`, `hidden 1`, and so on.
+    The layers are in their order in the network, named `conv 1`, `conv 2`, `hidden 1`, and so on. `seed` is the seed of
+    the initial weights.
     """
     network = build(settings, example_shape(images.shape), classes, seed).train()
     found: LayerOutputs = {}
@@ -55,16 +60,18 @@ def layer_outputs(settings: NetworkSettings, images: NDArray[np.float32], classe
         if isinstance(module, nn.Dropout):
             module.eval()
         elif isinstance(module, ACTIVATIONS[settings.activation]):
-            module.register_forward_hook(_noting(found, counts))
+            module.register_forward_hook(_recording_hook(found, counts))
     network(torch.from_numpy(images).float())
     return found
 
 
 def output_statistics(outputs: NDArray[np.float32], activation: str) -> OutputStatistics:
-    """Return how a layer's outputs spread."""
+    """Return the statistics of a layer's outputs; `activation` is a key of `ACTIVATIONS`."""
     bounds = BOUNDS.get(activation)
     values = outputs.astype(np.float64)
-    near = None if bounds is None else (values < bounds[0] + NEAR) | (values > bounds[1] - NEAR)
+    near = (
+        None if bounds is None else (values < bounds[0] + SATURATION_MARGIN) | (values > bounds[1] - SATURATION_MARGIN)
+    )
     return OutputStatistics(
         mean=float(values.mean()),
         sd=float(values.std()),
@@ -73,10 +80,12 @@ def output_statistics(outputs: NDArray[np.float32], activation: str) -> OutputSt
     )
 
 
-def _noting(found: LayerOutputs, counts: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+def _recording_hook(
+    found: LayerOutputs, counts: dict[str, int]
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         kind = "conv" if output.dim() == 4 else "hidden"  # [B, C, H, W] or [B, units]
         counts[kind] += 1
         found[f"{kind} {counts[kind]}"] = output.numpy().copy()
 
-    return note
+    return record

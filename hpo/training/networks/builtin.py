@@ -1,7 +1,6 @@
-"""hpo's own networks, mlp and cnn, as ordinary torch modules, and the initial weights that studies compare.
+"""Built-in networks (mlp, cnn) as plain torch modules, and the construction of any trial's network (`build`).
 
-They are written without a thought for populations: stacking.py treats them like anybody's module. `build` makes the
-network of any trial, of the user's own modules too.
+The networks contain no code for populations: hpo/training/stacking/ stacks them like any other module.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-MOST_NUMBERS = 2**40
-"""Weights or outputs that a layer has at most: more than any machine holds, and few enough for torch to count them."""
+MAX_LAYER_ELEMENTS = 2**40
+"""Upper limit of a layer's weights and of its outputs: more than fit on any machine, within the range of torch."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer before it is made: its parameters, and for one image its outputs and the products that make them."""
+    """A layer to construct: its number of parameters and, for one example, of outputs and multiplications."""
 
     make: Callable[[], nn.Module]
     parameters: int
@@ -46,7 +45,10 @@ class Layer:
 
 
 def mlp_layers(shape: Shape, classes: int, settings: NetworkSettings) -> list[Layer]:
-    """Return the layers of an MLP. Raises SettingError for one that no machine holds."""
+    """Return the layers of an MLP for examples of `shape`.
+
+    Raises SettingError for a layer above `MAX_LAYER_ELEMENTS`.
+    """
     features = math.prod(shape)
     layers = [Layer(nn.Flatten, 0, features)]
     for units, rate in zip(settings.hidden, dropout_rates(settings, len(settings.hidden)), strict=True):
@@ -59,9 +61,9 @@ def mlp_layers(shape: Shape, classes: int, settings: NetworkSettings) -> list[La
 
 
 def cnn_layers(shape: Shape, classes: int, settings: NetworkSettings) -> tuple[list[Layer], list[Layer]]:
-    """Return the layers of a CNN, those of images and those of features.
+    """Return the layers of a CNN: those before flattening, which work on images, and those after it.
 
-    Raises SettingError where nothing is left of an image, and for a layer that no machine holds.
+    Raises SettingError where convolutions and pooling leave no pixel, and for a layer above `MAX_LAYER_ELEMENTS`.
     """
     channels, *sides = shape
     images: list[Layer] = []
@@ -70,7 +72,7 @@ def cnn_layers(shape: Shape, classes: int, settings: NetworkSettings) -> tuple[l
         if min(sides) < settings.pool:
             raise SettingError(
                 "network.conv",
-                f"nothing is left of a {shape[1]}x{shape[2]} image after convolution {number + 1} "
+                f"no pixel is left of a {shape[1]}x{shape[2]} image after convolution {number + 1} "
                 f"(kernel {settings.kernel}, padding {settings.padding}, pool {settings.pool}); "
                 "use fewer convolutions, a smaller kernel or more padding",
             )
@@ -96,7 +98,7 @@ def cnn_layers(shape: Shape, classes: int, settings: NetworkSettings) -> tuple[l
 
 
 def built_in_layers(settings: NetworkSettings, shape: Shape, classes: int) -> list[Layer]:
-    """Return all layers of a network of hpo's own."""
+    """Return all layers of a built-in network. Raises SettingError as `mlp_layers` and `cnn_layers` do."""
     if settings.kind == "mlp":
         return mlp_layers(shape, classes, settings)
     images, features = cnn_layers(shape, classes, settings)
@@ -104,24 +106,26 @@ def built_in_layers(settings: NetworkSettings, shape: Shape, classes: int) -> li
 
 
 def _linear(features: int, units: int) -> Layer:
-    weights = _bearable("network.hidden", "weights", features * units)
+    weights = _limited("network.hidden", "weights", features * units)
     return Layer(partial(nn.Linear, features, units), weights + units, units, weights)
 
 
 def _convolution(channels: int, filters: int, settings: NetworkSettings, outputs: int) -> Layer:
     key, field = "network.conv", channels * settings.kernel**2
-    weights, outputs = _bearable(key, "weights", filters * field), _bearable(key, "outputs", outputs)
+    weights, outputs = _limited(key, "weights", filters * field), _limited(key, "outputs", outputs)
     make = partial(nn.Conv2d, channels, filters, settings.kernel, padding=settings.padding)
     return Layer(make, weights + filters, outputs, outputs * field)
 
 
-def _bearable(key: str, what: str, count: int) -> int:
-    if count > MOST_NUMBERS:
-        raise SettingError(key, f"makes a layer of 2^{count.bit_length() - 1} {what} or more, too many for any machine")
+def _limited(key: str, what: str, count: int) -> int:
+    """Return the count; raise SettingError for one above `MAX_LAYER_ELEMENTS`."""
+    if count > MAX_LAYER_ELEMENTS:
+        size = f"2^{count.bit_length() - 1}"
+        raise SettingError(key, f"makes a layer of at least {size} {what}, too many for any machine")
     return count
 
 
-def _made(layers: Iterable[Layer]) -> nn.Sequential:
+def _sequential(layers: Iterable[Layer]) -> nn.Sequential:
     return nn.Sequential(*(layer.make() for layer in layers))
 
 
@@ -130,68 +134,72 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Shape, classes: int, settings: NetworkSettings) -> None:
         super().__init__()
-        self.layers = _made(mlp_layers(shape, classes, settings))
+        self.layers = _sequential(mlp_layers(shape, classes, settings))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> logits [B, classes]."""
+        """Return the logits [B, classes] of examples [B, C, H, W]."""
         return self.layers(x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 class CNN(nn.Module):
-    """Convolutions, each with batch norm (optional), activation and max pooling; then dropout and a fully connected
-    layer in turn: with its defaults, dropout 0.5 and hidden = [120, 84], the classic small CIFAR-10 network."""
+    """Convolutions, each with batch norm (optional), activation and max pooling; then dropout and linear layers.
+
+    With the defaults, dropout 0.5 and hidden = [120, 84], it is the classic small CIFAR-10 network.
+    """
 
     def __init__(self, shape: Shape, classes: int, settings: NetworkSettings) -> None:
         super().__init__()
         images, features = cnn_layers(shape, classes, settings)
-        self.images, self.layers = _made(images), _made(features)
+        self.images, self.layers = _sequential(images), _sequential(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> logits [B, classes]."""
+        """Return the logits [B, classes] of images [B, C, H, W]."""
         return self.layers(self.images(x))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
-def dropout_rates(settings: NetworkSettings, places: int) -> list[float]:
-    """Return the dropout rate of each place: one rate stands for all of them."""
+def dropout_rates(settings: NetworkSettings, layers: int) -> list[float]:
+    """Return the rate of each dropout layer; a single rate in the settings applies to all of them."""
     if isinstance(settings.dropout, Sequence):
         return list(settings.dropout)
-    return [settings.dropout] * places
+    return [settings.dropout] * layers
 
 
 def build(settings: NetworkSettings, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """Return one member's network, exactly as torch builds it alone under `seed`, with its initial weights.
+    """Return a network with its initial weights, exactly as torch builds it under the global seed `seed`.
 
-    The global generators are left as they were.
+    `shape` is that of an example. Restores the global random generators. Raises SettingError where the settings do not
+    fit, and what a user-defined network raises.
     """
     with seeded(seed):
         if settings.kind == "module":
             return construct(settings, shape, classes)
-        network = _own(settings, shape, classes)
+        network = _build_builtin(settings, shape, classes)
         initialize(network, settings.init)
     return network
 
 
-def _own(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
+def _build_builtin(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
     return (MLP if settings.kind == "mlp" else CNN)(shape, classes, settings)
 
 
 def build_uninitialized(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
-    """Return the network to be given weights: its own have no values and no memory.
+    """Return a network to load weights into: a built-in one has parameters without memory (device "meta").
 
-    A module of the user's own is built whole: it may keep tensors that are not among its weights, or look at values.
+    A user-defined network is built as usual: it may have tensors besides its weights, or depend on their values.
     """
     if settings.kind == "module":
         return build(settings, shape, classes, seed=0)
     with torch.device("meta"):
-        return _own(settings, shape, classes)
+        return _build_builtin(settings, shape, classes)
 
 
 @torch.no_grad()
 def initialize(network: nn.Module, init: str | float) -> None:
-    """Give every linear and convolutional layer Gaussian weights and zero biases.
+    """Initialize every linear and convolutional layer with Gaussian weights and zero biases.
 
-    The standard deviation is `init` if that is a number; "he" is sqrt(2 / fan_in) (K. He et al., "Delving deep into
-    rectifiers", ICCV 2015), "xavier" sqrt(2 / (fan_in + fan_out)) (X. Glorot, Y. Bengio, AISTATS 2010).
+    The standard deviation is `init` if that is a number. "he" means sqrt(2 / fan_in) (K. He et al., "Delving deep into
+    rectifiers", ICCV 2015), "xavier" means sqrt(2 / (fan_in + fan_out)) (X. Glorot, Y. Bengio, "Understanding the
+    difficulty of training deep feedforward neural networks", AISTATS 2010).
     """
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):

@@ -1,10 +1,8 @@
-"""The user's own module as a trial's network: made from the arguments that its study gives, and tried before training.
+"""Construct user-defined networks from a study's arguments, and check them before training.
 
-`shape` (C, H, W) and `classes` are filled in where the constructor has them and the study does not give them. What the
-study file got wrong is a SettingError, which names its key; whatever the user's own code raises goes through as it is.
-Knows nothing of stacks.
-
-Promises: a constructor is given copies of the settings' values, so that whatever it does with them changes no setting.
+The arguments `shape` (C, H, W) and `classes` are added if the constructor has them and the study does not set them. A
+mistake in the study file raises SettingError with the key; exceptions of the user's code are raised as they are. The
+constructor gets copies of the study's values, so it cannot change the settings.
 """
 
 from __future__ import annotations
@@ -28,29 +26,32 @@ from hpo.usercode import load
 MODULE = "network.module"
 
 Mode = Literal["training", "evaluation"]
-"""How a module runs: its dropout and batch norm as in training, or as in evaluation."""
+"""Mode of a module, which changes dropout and batch norm."""
 
 
 def construct(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Module:
-    """Return the module that the study's code makes of these settings, for images of `shape`."""
-    assert settings.module is not None, "a network of this kind has a module"
+    """Return the user's module, constructed from these settings for examples of `shape`.
+
+    Raises SettingError where the reference, an argument or the result is wrong, and what the constructor raises.
+    """
+    assert settings.module is not None, "kind = 'module' requires a module"
     try:
         constructor = load(settings.module, settings.folder)
     except CodeError as error:
         raise SettingError(MODULE, str(error)) from error
     if not callable(constructor):
-        raise SettingError(MODULE, f"{settings.module} is no class, nor a function that returns a module")
+        raise SettingError(MODULE, f"{settings.module} is neither a class nor a function that returns a module")
     network = constructor(**_arguments(constructor, settings, {"shape": shape, "classes": classes}))
     if not isinstance(network, nn.Module):
-        raise SettingError(MODULE, f"{settings.module} gives a {type(network).__name__}, and no torch.nn.Module")
+        raise SettingError(MODULE, f"{settings.module} returns a {type(network).__name__}, not a torch.nn.Module")
     if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
-        _show_an_image(network, shape)
+        _initialize_lazy_layers(network, shape)
     return network
 
 
 @torch.no_grad()
-def _show_an_image(network: nn.Module, shape: Shape) -> None:
-    """Let lazy layers, such as `nn.LazyLinear`, take their sizes and initial weights; nothing else changes."""
+def _initialize_lazy_layers(network: nn.Module, shape: Shape) -> None:
+    """Run the network once, so that lazy layers, such as `nn.LazyLinear`, get their sizes and initial weights."""
     modes = {layer: layer.training for layer in network.modules()}
     network.eval()(torch.zeros(1, *shape))
     for layer, mode in modes.items():
@@ -58,11 +59,14 @@ def _show_an_image(network: nn.Module, shape: Shape) -> None:
 
 
 def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the constructor's arguments by name. Raises SettingError for one that it does not have, or lacks."""
+    """Return the constructor's arguments by name. Raises SettingError for an unknown or a missing argument.
+
+    `known` are the arguments that are added if the constructor has them.
+    """
     args = copy.deepcopy(settings.args)
     try:
         parameters = inspect.signature(constructor).parameters.values()
-    except ValueError:  # nobody knows what it takes
+    except ValueError:  # some callables have no signature
         return args
     positional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
     named = {each.name: each for each in parameters if each.kind not in (*positional, inspect.Parameter.VAR_KEYWORD)}
@@ -70,75 +74,75 @@ def _arguments(constructor: Callable[..., Any], settings: NetworkSettings, known
     for name in args:
         if name not in named and not takes_all:
             has = nearest(name, named) or f"; it has {', '.join(named) or 'none'}"
-            raise SettingError(f"network.args.{name}", f"is no argument of {settings.module}{has}")
-    given = {name: value for name, value in known.items() if name in named} | args
+            raise SettingError(f"network.args.{name}", f"is not an argument of {settings.module}{has}")
+    complete = {name: value for name, value in known.items() if name in named} | args
     for name, parameter in named.items():
-        if name not in given and parameter.default is inspect.Parameter.empty:
+        if name not in complete and parameter.default is inspect.Parameter.empty:
             raise SettingError(f"network.args.{name}", f"missing: {settings.module} has no default for it")
-    return given
+    return complete
 
 
-def check_reproducible(network: nn.Module, again: nn.Module, settings: NetworkSettings) -> None:
-    """Raise SettingError where a module that is made again under the same seed has other weights."""
-    # What a module keeps besides tensors has no shape.
-    both = [each.state_dict().items() for each in (network, again)]
-    first, second = ([(name, *getattr(value, "shape", ())) for name, value in state] for state in both)
-    if first != second:
-        sizes = (sum(parameter.numel() for parameter in each.parameters()) for each in (network, again))
+def check_reproducible(network: nn.Module, second: nn.Module, settings: NetworkSettings) -> None:
+    """Raise SettingError where a second module constructed with the same settings differs in names or shapes."""
+    # Extra state of a module may be no tensor and has no shape.
+    both = [each.state_dict().items() for each in (network, second)]
+    shapes, second_shapes = ([(name, *getattr(value, "shape", ())) for name, value in state] for state in both)
+    if shapes != second_shapes:
+        sizes = (sum(parameter.numel() for parameter in each.parameters()) for each in (network, second))
         counts = " parameters, then ".join(f"{size:,}" for size in sizes)
-        differs = f"{settings.module} is another network each time it is made ({counts})"
-        raise SettingError(MODULE, f"{differs}; its constructor must change no default and nothing global")
+        differs = f"{settings.module} constructs a different network each time ({counts})"
+        raise SettingError(MODULE, f"{differs}; its constructor must not change defaults or global state")
 
 
 def check_trainable(
     network: nn.Module,
     settings: NetworkSettings,
-    images: Tensor,
+    examples: Tensor,
     classes: int,
     modes: Sequence[Mode] = ("training", "evaluation"),
 ) -> None:
-    """Train and evaluate a few images, [B, C, H, W], in the type of their own; they stay as they are.
+    """Run the module forward and, in training mode, backward on a few examples [B, C, H, W], in their type.
 
-    `modes` says whether to train, and to evaluate. Raises SettingError where what comes out cannot be trained, and what
-    the module itself raises.
+    The examples are not changed; the module is converted to their type and device. Raises SettingError for a module
+    that cannot be trained and for a wrong output, and what the module itself raises.
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise SettingError(MODULE, f"{settings.module} has no parameters to train")
-    if complex_one := next((name for name, each in network.named_parameters() if each.is_complex()), None):
-        raise SettingError(MODULE, f"{settings.module} has a complex parameter, '{complex_one}'; make it two real ones")
-    network = in_type(network.to(images.device), images.dtype)
-    with seeded(0, images.device):
+    if name := next((name for name, each in network.named_parameters() if each.is_complex()), None):
+        raise SettingError(MODULE, f"{settings.module} has a complex parameter, '{name}'; use two real ones instead")
+    network = in_type(network.to(examples.device), examples.dtype)
+    with seeded(0, examples.device):
         for mode in modes:
-            out = checked_output(network.train(mode == "training")(images.clone()), len(images), classes, settings)
+            out = checked_output(network.train(mode == "training")(examples.clone()), len(examples), classes, settings)
             if mode == "training":
-                labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+                labels = torch.zeros(len(examples), dtype=torch.long, device=examples.device)
                 F.cross_entropy(out, labels).backward()  # type: ignore[no-untyped-call]
 
 
 def in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the module with its real numbers in that type, float64 or float32; `to` would make complex ones real."""
+    """Convert the module's real floating-point tensors to float64 or float32; `to` would convert complex ones, too."""
     return network.double() if dtype == torch.float64 else network.float()
 
 
-def checked_output(out: object, images: int, classes: int, settings: NetworkSettings) -> Tensor:
-    """Return what a network made of so many images; raise SettingError unless it is [images, classes] of floats."""
+def checked_output(out: object, examples: int, classes: int, settings: NetworkSettings) -> Tensor:
+    """Return the output of a network for a batch; raise SettingError unless it is a float tensor [B, classes]."""
     name = settings.module or f"the {settings.kind}"
-    must = f"a network must return [B, {classes}], a number for each class"
+    must = f"a network must return [B, {classes}], one number per class"
     if not isinstance(out, Tensor):
         raise SettingError(MODULE, f"{name} returns a {type(out).__name__}; {must}")
-    if out.shape != (images, classes):
-        count = "1 image" if images == 1 else f"{images} images"
+    if out.shape != (examples, classes):
+        count = "1 example" if examples == 1 else f"{examples} examples"
         raise SettingError(MODULE, f"{name} returns {list(out.shape)} for {count}; {must}")
     if not out.dtype.is_floating_point:
-        raise SettingError(MODULE, f"{name} returns {out.dtype}; {must}, that can be trained")
+        raise SettingError(MODULE, f"{name} returns {out.dtype}; {must}, in a floating-point type")
     return out
 
 
 def with_output_check(network: nn.Module, classes: int, settings: NetworkSettings) -> nn.Module:
-    """Return the network, whose every call now raises SettingError where it returns anything else."""
+    """Make every call of the network check its output with `checked_output`; return the network."""
 
-    def check(module: nn.Module, given: tuple[Any, ...], out: object) -> None:
-        checked_output(out, len(given[0]), classes, settings)
+    def check(module: nn.Module, inputs: tuple[Any, ...], out: object) -> None:
+        checked_output(out, len(inputs[0]), classes, settings)
 
     network.register_forward_hook(check)
     return network
