@@ -1,9 +1,10 @@
-"""Safe text output: printable lines, JSON and TOML.
+"""Safe text output: printable lines, JSON, TOML and commands.
 
     printable        one line; control characters and the like are shown as Python escapes
     printable_lines  the same for text of several lines
     json_text        a tree as JSON; json_line puts it on one line of ASCII
     escape_toml      TOML text with non-printable characters escaped
+    hpo_command      a command of hpo, quoted for a shell
 
 No text of a file or storage can act on the terminal. NaN and infinities, which JSON lacks, are the strings "NaN",
 "Infinity" and "-Infinity" in JSON, TOML and CSV alike; null means no value (docs/formats.md). This module uses nothing
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +65,12 @@ def json_line(tree: Any) -> str:
 def escape_toml(text: str) -> str:
     """Return TOML text of basic strings with non-printable characters escaped."""
     return _escape(text, lambda char: f"\\U{ord(char):08x}")
+
+
+def hpo_command(verb: str, name: str, options: str = "") -> str:
+    """Return `hpo VERB NAME OPTIONS`, quoted for a shell; `--` precedes a name that starts with a dash."""
+    words = [shlex.quote(name), options] if not name.startswith("-") else [options, "--", shlex.quote(name)]
+    return " ".join(word for word in ["hpo", verb, *words] if word)
 
 
 def _escape(text: str, escape: Callable[[str], str]) -> str:

@@ -16,8 +16,7 @@ from typing import Any
 from hpo.results.confirm.study import CONFIRMS, confirmations, confirming_name
 from hpo.search.study_records import STUDY
 from hpo.storage import IDENTITY, Storage, StudySummary, copy_study, open_storage, study_names, summary
-from hpo.storage.artifacts import artifact_folder
-from hpo.storage.checkpoint_files import kept_files
+from hpo.storage.artifacts import artifact_folder, kept_files
 from hpo.studyfile import parse_any_study
 from hpo.text import printable
 

@@ -31,10 +31,10 @@ from hpo.search.check import parameter_line
 from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
-from hpo.storage.remedies import command
 from hpo.storage.test_evaluations import Look, looks, seen
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
+from hpo.text import hpo_command
 from hpo.versions import versions
 
 WHEN = {"last": "after the last epoch", "best": "after its best epoch"}
@@ -57,7 +57,7 @@ def report(storage: Storage, name: str) -> str:
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return page.from_string(text).render(
         study=study,
-        command=lambda verb: command(verb, name),
+        command=lambda verb: hpo_command(verb, name),
         labels=[METRIC_LABELS[metric] for metric in study.search.metrics],
         short=_short(study, held, source, confirmation),
         space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
@@ -169,6 +169,6 @@ def _commands(study: Study, confirmation: Confirmation | None) -> list[str]:
     if confirmation is not None:
         confirmed = [*(each.candidate for each in confirmation.ranked), *confirmation.lost]
         top = sum(candidate.score is not None for candidate in confirmed)
-        commands.append(command("confirm", study.name, f"--top {top} --seeds {confirmation.seeds}"))
-    commands.append(command("export", study.name, f"{'--confirmed ' if confirmation else ''}-o best.json"))
+        commands.append(hpo_command("confirm", study.name, f"--top {top} --seeds {confirmation.seeds}"))
+    commands.append(hpo_command("export", study.name, f"{'--confirmed ' if confirmation else ''}-o best.json"))
     return [*commands, "hpo replay best.json"]

@@ -18,8 +18,7 @@ from hpo.results.lookup import objective_of, said
 from hpo.results.states import STATES
 from hpo.search.study_records import trial_target
 from hpo.storage import REASON, Parts, Storage, StudyState, StudySummary, state_of, summary
-from hpo.storage.remedies import command
-from hpo.text import printable
+from hpo.text import hpo_command, printable
 
 VARYING = re.compile(r"[-+]?\b[\d.]+(e[-+]?\d+)?\b")
 """The numbers in a reason: trials that failed alike tell their own."""
@@ -73,7 +72,7 @@ def _advice(study: StudySummary) -> str:
         return "whoever made the study can give it more trials"
     state = state_of(study.user_attrs)
     if state in (StudyState.PAUSED, StudyState.STOPPED):
-        return f"it is {state.value}: go on with `{command('resume', study.name)}`"
+        return f"it is {state.value}: go on with `{hpo_command('resume', study.name)}`"
     unfinished = sum(count for state, count in study.states.items() if not state.is_finished())
     if not study.states:
         return "launch it"

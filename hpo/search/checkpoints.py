@@ -17,8 +17,7 @@ from typing import Any
 from hpo.errors import HpoError
 from hpo.search.events import Event, Note
 from hpo.storage import ClaimConditions, Storage, best_trials, identity
-from hpo.storage.artifacts import ArtifactFolder, artifact_folder
-from hpo.storage.checkpoint_files import FILES, file_attrs, file_id, forget_files, kept_files
+from hpo.storage.artifacts import FILES, ArtifactFolder, artifact_folder, file_attrs, file_id, forget_files, kept_files
 from hpo.storage.pareto import best_first, directions, losses
 from hpo.studyfile import Study
 from hpo.training.networks.weights import State, weights_to_bytes

@@ -26,9 +26,9 @@ from hpo.search.comparability import check_change, same_data
 from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.storage import IDENTITY, PRIORITY, ClaimConditions, Storage, change_idle_study, identity, load_study, summary
 from hpo.storage.pareto import directions
-from hpo.storage.remedies import command
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.values import HERE
+from hpo.text import hpo_command
 from hpo.usercode import Code, folder_of
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
@@ -156,7 +156,7 @@ def stored_study(stored: optuna.Study) -> Study:
     if isinstance(study, ObjectiveStudy):
         raise HpoError(
             f"study '{study.name}' has an objective function, {study.objective}; this command needs a network study. "
-            f"Take the parameters from `{command('export', study.name)}` and continue in your own code"
+            f"Take the parameters from `{hpo_command('export', study.name)}` and continue in your own code"
         )
     return study
 

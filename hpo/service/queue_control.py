@@ -14,10 +14,9 @@ from hpo.search.options import LaunchOptions
 from hpo.search.study_records import foreign_study_error, trial_target
 from hpo.service.status import status
 from hpo.storage import STATE_REASON, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
-from hpo.storage.checkpoint_files import remove_files
-from hpo.storage.remedies import command
+from hpo.storage.artifacts import remove_files
 from hpo.studyfile import AnyStudy
-from hpo.text import printable
+from hpo.text import hpo_command, printable
 
 
 def submit_all(
@@ -54,7 +53,7 @@ def pause(storage: Storage, name: str) -> str:
     """Let nobody train the study; what runs ends at its next epoch, and goes back to the queue."""
     study = _not_ended(storage, name)
     back = set_state(storage, study.study_id, StudyState.PAUSED)
-    said = f"{name}: paused, {_trials(back)} sent back to the queue; go on with `{command('resume', name)}`"
+    said = f"{name}: paused, {_trials(back)} sent back to the queue; go on with `{hpo_command('resume', name)}`"
     return printable(said)
 
 
@@ -63,7 +62,7 @@ def stop(storage: Storage, name: str) -> str:
     study = _not_ended(storage, name)
     set_state(storage, study.study_id, StudyState.STOPPED)
     running = len(running_trials(storage, study.study_id))
-    said = f"{name}: stopped, {_trials(running)} still running; go on with `{command('resume', name)}`"
+    said = f"{name}: stopped, {_trials(running)} still running; go on with `{hpo_command('resume', name)}`"
     return printable(said)
 
 

@@ -28,7 +28,7 @@ from hpo.storage import (
     Worker,
     last_epochs,
     paces,
-    processes,
+    registered_workers,
     running_trials,
     state_of,
     summaries,
@@ -144,7 +144,7 @@ def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:
         assert first.worker is not None
         found.append(_worker(first.worker, names[study_id], len(trials), reached, first.silent_s, first.lost or ""))
     at_work = {key for key, _ in holding}
-    idle = [each for each in processes(storage) if each.worker.key not in at_work]
+    idle = [each for each in registered_workers(storage) if each.worker.key not in at_work]
     for each in idle:
         lost = f"silent for {duration(each.silent_s)}" if each.silent_s > GRACE_S else ""
         found.append(_worker(each.worker, "", 0, 0, each.silent_s, lost))

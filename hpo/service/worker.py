@@ -37,7 +37,7 @@ from hpo.storage import (
     StudySummary,
     heartbeats,
     open_summaries,
-    processes,
+    registered_workers,
     retake,
     running_trials,
     set_state,
@@ -45,7 +45,7 @@ from hpo.storage import (
 )
 from hpo.storage.connections import TransientError
 from hpo.storage.heartbeats import GRACE_S
-from hpo.storage.remedies import command
+from hpo.text import hpo_command
 from hpo.training.devices import find_device
 
 POLL_S = 1.0
@@ -195,7 +195,7 @@ class _Worker:
         except TrainingError as error:
             set_state(self.storage, study.study_id, StudyState.STOPPED, error.raised)
             self._searches.pop(key, None)
-            self._note(name, f"{error.raised}; the study is stopped, go on with `{command('resume', name)}`")
+            self._note(name, f"{error.raised}; the study is stopped, go on with `{hpo_command('resume', name)}`")
         except StorageError:
             raise
         except HpoError as error:
@@ -242,7 +242,7 @@ class _Worker:
     def _share(self) -> int:
         """This worker's part of the cores: all who work on the storage from this machine have equal ones."""
         mine = self.storage.worker
-        known = [each for each in processes(self.storage) if each.silent_s < GRACE_S]
+        known = [each for each in registered_workers(self.storage) if each.silent_s < GRACE_S]
         workers = {each.worker.key for each in known if each.worker.machine == mine.machine} | {mine.key}
         return max(1, self._cores // len(workers))
 

@@ -4,7 +4,6 @@ Everything lies in Optuna's own tables, as plain Optuna would have written it. T
 it knows nothing of tensors, study files, samplers or pruners.
 """
 
-from hpo.storage.attempts import ATTEMPTS, REASON, attempt
 from hpo.storage.claim_conditions import (
     IDENTITY,
     PRIORITY,
@@ -17,9 +16,18 @@ from hpo.storage.claim_conditions import (
 )
 from hpo.storage.copying import Copied, copy_study
 from hpo.storage.dashboard_figures import Drawn, keep_figures, last_drawn
-from hpo.storage.heartbeats import Running, heartbeats, processes, retake, running_trials, unfinished
+from hpo.storage.heartbeats import (
+    ATTEMPTS,
+    REASON,
+    Running,
+    attempt,
+    heartbeats,
+    registered_workers,
+    retake,
+    running_trials,
+    unfinished,
+)
 from hpo.storage.location import mask
-from hpo.storage.registry import Registered
 from hpo.storage.rows import Ending, Parts
 from hpo.storage.statements import WORKER
 from hpo.storage.storage import Storage, open_storage
@@ -36,7 +44,7 @@ from hpo.storage.studies import (
     summary,
 )
 from hpo.storage.study_changes import change_idle_study, check_open, end_study, rename_study, set_state
-from hpo.storage.workers import Worker
+from hpo.storage.workers import RegisteredWorker, Worker
 
 __all__ = [
     "ATTEMPTS",
@@ -51,7 +59,7 @@ __all__ = [
     "Drawn",
     "Ending",
     "Parts",
-    "Registered",
+    "RegisteredWorker",
     "Running",
     "Storage",
     "StudyState",
@@ -73,7 +81,7 @@ __all__ = [
     "open_storage",
     "open_summaries",
     "paces",
-    "processes",
+    "registered_workers",
     "rename_study",
     "retake",
     "running_trials",

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError, StudyClosedError
-from hpo.storage.remedies import command
 from hpo.storage.rows import STUDIES, STUDY_ATTRS
 from hpo.storage.statements import lock_study
+from hpo.text import hpo_command
 
 STATE = "hpo:state"
 """The user attribute of a study with its state."""
@@ -90,7 +90,7 @@ class ClaimConditions:
         if state in (StudyState.PAUSED, StudyState.STOPPED):
             name = connection.execute(sa.select(STUDIES.c.study_name).filter_by(study_id=self.study_id)).scalar_one()
             why = f" ({attrs[STATE_REASON]})" if attrs.get(STATE_REASON) else ""
-            advice = f"; go on with `{command('resume', name)}`"
+            advice = f"; go on with `{hpo_command('resume', name)}`"
             how: Literal["paused", "stopped"] = "paused" if state == StudyState.PAUSED else "stopped"
             raise StudyClosedError(f"study '{name}' is {how}{why}{advice}", how)
         if not self.match(attrs):

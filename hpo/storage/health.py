@@ -13,7 +13,7 @@ import itertools
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from optuna.trial import TrialState
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
@@ -36,6 +37,7 @@ WHOLE_CHECK_BYTES = 2**28
 MOST_LISTED = 6
 """Of problems and numbers; the lists may be cut short there."""
 TABLES = models.BaseModel.metadata.tables
+DIALECT = sqlite.dialect()  # the SQL below is standard
 KINDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
@@ -260,3 +262,24 @@ def _size(file: Path) -> int:
     with contextlib.suppress(FileNotFoundError):  # the last to close the file takes its log away
         size += file.with_name(f"{file.name}-wal").stat().st_size
     return size
+
+
+def delete_orphans_sql(orphans: Iterable[tuple[str, str]]) -> str:
+    """Return the SQL that deletes the rows of these tables that belong to nothing in the other ones."""
+    statements = []
+    for name, parent in orphans:
+        (key,) = TABLES[parent].primary_key
+        statements.append(_text(sa.delete(TABLES[name]).where(TABLES[name].c[key.name].not_in(sa.select(key)))))
+    return "; ".join(statements)
+
+
+def renumber_sql(study_ids: Iterable[int]) -> str:
+    """Return the SQL that numbers the trials of these studies anew, in the order of their ids. They keep all else."""
+    earlier = TRIALS.alias("earlier")
+    before = (earlier.c.study_id == TRIALS.c.study_id) & (earlier.c.trial_id < TRIALS.c.trial_id)
+    number = sa.select(sa.func.count()).select_from(earlier).where(before).scalar_subquery()
+    return _text(sa.update(TRIALS).where(TRIALS.c.study_id.in_(list(study_ids))).values(number=number))
+
+
+def _text(statement: sa.Delete | sa.Update) -> str:
+    return " ".join(str(statement.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})).split())

@@ -17,26 +17,37 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
-from hpo.storage import registry
-from hpo.storage.attempts import ATTEMPTS, REASON, attempt
 from hpo.storage.connections import TransientError, write
-from hpo.storage.registry import Registered
 from hpo.storage.retry import consult, transact
 from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
 from hpo.storage.statements import WORKER, end_heartbeats, held, send_back, update_trials, upsert, utc_now
 from hpo.storage.storage import Storage
-from hpo.storage.workers import Worker, has_ended
+from hpo.storage.workers import (
+    RegisteredWorker,
+    Worker,
+    has_ended,
+    read_registry,
+    record_worker_heartbeat,
+    register_worker,
+    unregister_worker,
+)
 
 BEAT_S = 10.0
 GRACE_S = 60.0
 MOST_DEATHS = 3
+
+ATTEMPTS = "hpo:attempts"
+"""The system attribute that lists how earlier attempts at a trial ended."""
+
+REASON = "reason"
+"""The user attribute that says why a trial failed."""
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +86,7 @@ def heartbeats(storage: Storage) -> Iterator[None]:
                 storage.beat()
                 if listed:
                     with write(storage.engine) as connection:
-                        registry.seen(connection, storage.worker)
+                        record_worker_heartbeat(connection, storage.worker)
             # The next one may get through, and the search itself will say what is wrong.
             except (StorageError, sa.exc.SQLAlchemyError) as error:
                 log.debug("no heartbeat: %s", error)
@@ -94,7 +105,7 @@ def heartbeats(storage: Storage) -> Iterator[None]:
 def _enter(storage: Storage) -> bool:
     """Put this process into the registry; return whether it is there, which nothing depends on."""
     try:
-        transact(storage.engine, lambda connection, _: registry.enter(connection, storage.worker))
+        transact(storage.engine, lambda connection, _: register_worker(connection, storage.worker))
     except TransientError:
         raise
     except (StorageError, sa.exc.SQLAlchemyError) as error:  # such as a role that may make no tables
@@ -112,7 +123,7 @@ def _leave(storage: Storage) -> None:
         if _ENTERED[storage.location.full_url]:
             return
     try:
-        transact(storage.engine, lambda connection, _: registry.leave(connection, storage.worker))
+        transact(storage.engine, lambda connection, _: unregister_worker(connection, storage.worker))
     except (StorageError, sa.exc.SQLAlchemyError) as error:  # its row shows that it has not been seen for long
         log.debug("not taken out of the registry: %s", error)
 
@@ -123,9 +134,9 @@ def running_trials(storage: Storage, study_id: int | None = None) -> list[Runnin
     return [trial for trial in found if trial.worker is not None]
 
 
-def processes(storage: Storage) -> list[Registered]:
+def registered_workers(storage: Storage) -> list[RegisteredWorker]:
     """Return the processes that work on the storage, those that hold no trial among them, oldest first."""
-    return consult(storage.engine, registry.registered)
+    return consult(storage.engine, read_registry)
 
 
 def seen_running(connection: Connection, study_id: int | None = None) -> list[Running]:
@@ -221,3 +232,14 @@ def _attempts(connection: Connection, trial_ids: Iterable[int]) -> dict[int, lis
         select.where(SYSTEM_ATTRS.c.key == ATTEMPTS, SYSTEM_ATTRS.c.trial_id.in_(list(trial_ids)))
     )
     return {trial_id: json.loads(text) for trial_id, text in found}
+
+
+def attempt(ended: Literal["died", "raised"], reason: str, worker: Worker | None, details: str = "") -> dict[str, Any]:
+    """Return the record of an attempt whose process died, or whose training raised; `details` is the traceback."""
+    record = {
+        "ended": ended,
+        "reason": reason,
+        "worker": None if worker is None else str(worker),
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return record | ({"traceback": details} if details else {})

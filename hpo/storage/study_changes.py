@@ -19,11 +19,11 @@ from sqlalchemy.engine import Connection
 from hpo.errors import StudyBusyError, StudyClosedError
 from hpo.storage.claim_conditions import STATE, STATE_REASON, ClaimConditions, StudyState
 from hpo.storage.heartbeats import seen_running
-from hpo.storage.remedies import command
 from hpo.storage.retry import transact
 from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
 from hpo.storage.statements import WORKER, lock_study, send_back, upsert
 from hpo.storage.storage import Storage
+from hpo.text import hpo_command
 
 
 def check_open(storage: Storage, conditions: ClaimConditions) -> None:
@@ -65,7 +65,7 @@ def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Ma
             if trial.worker is not None and not trial.lost:
                 raise StudyBusyError(
                     f"study '{name}' is being searched by {trial.worker}, which knows nothing of the change; "
-                    f"wait for it, or `{command('pause', name)}` first"
+                    f"wait for it, or `{hpo_command('pause', name)}` first"
                 )
         found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=STATE)
         ended = connection.execute(found).scalar() == f'"{StudyState.ENDED}"'

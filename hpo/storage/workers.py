@@ -6,8 +6,10 @@ heartbeats tell. Knows nothing of trials.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -16,6 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from hpo.storage.connections import lock_tables
+from hpo.storage.statements import dialect, utc_now
+
+FORGOTTEN_S = 24 * 3600.0
+
+WORKERS = sa.Table(
+    "hpo_workers",
+    sa.MetaData(),
+    sa.Column("worker_key", sa.String(128), primary_key=True),
+    sa.Column("worker_json", sa.Text, nullable=False),
+    sa.Column("since", sa.DateTime, nullable=False),
+    sa.Column("seen", sa.DateTime, nullable=False),
+)
 
 NAMESPACE, BOOT = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_id")
 
@@ -50,6 +68,15 @@ class Worker:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class RegisteredWorker:
+    """A process that works on the storage: for how long, and how long ago it showed a sign of life."""
+
+    worker: Worker
+    age_s: float
+    silent_s: float
 
 
 def this_worker() -> Worker:
@@ -105,3 +132,38 @@ def _boot() -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def register_worker(connection: Connection, worker: Worker) -> None:
+    """Put a process into the registry, and forget those that have been silent for a day."""
+    lock_tables(connection)
+    WORKERS.create(connection, checkfirst=True)
+    now = connection.execute(sa.select(utc_now(connection))).scalar_one()
+    connection.execute(sa.delete(WORKERS).where(WORKERS.c.seen < now - datetime.timedelta(seconds=FORGOTTEN_S)))
+    record_worker_heartbeat(connection, worker)
+
+
+def record_worker_heartbeat(connection: Connection, worker: Worker) -> None:
+    """Note a sign of life, and the device that the process works on by now."""
+    now = utc_now(connection)
+    changing = {"worker_json": json.dumps(worker.to_json()), "seen": now}
+    insert = dialect(connection).insert(WORKERS).values(worker_key=worker.key, since=now, **changing)
+    connection.execute(insert.on_conflict_do_update(index_elements=[WORKERS.c.worker_key], set_=changing))
+
+
+def unregister_worker(connection: Connection, worker: Worker) -> None:
+    """Take a process out of the registry."""
+    connection.execute(sa.delete(WORKERS).where(WORKERS.c.worker_key == worker.key))
+
+
+def read_registry(connection: Connection) -> list[RegisteredWorker]:
+    """Return the processes in the registry, oldest first, without those that are known to have ended."""
+    if not sa.inspect(connection).has_table(WORKERS.name):
+        return []
+    now = connection.execute(sa.select(utc_now(connection))).scalar_one()
+    found = []
+    for row in connection.execute(sa.select(WORKERS).order_by(WORKERS.c.since, WORKERS.c.worker_key)):
+        worker = Worker.from_json(json.loads(row.worker_json))
+        if not has_ended(worker):
+            found.append(RegisteredWorker(worker, (now - row.since).total_seconds(), (now - row.seen).total_seconds()))
+    return found

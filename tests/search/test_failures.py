@@ -16,7 +16,7 @@ from hpo.search import driver as drivers
 from hpo.search.events import Event, Note, PopulationStarted, StudyStarted
 from hpo.search.space import distributions
 from hpo.storage import Storage, load_study, retake, running_trials
-from hpo.storage.attempts import attempt
+from hpo.storage.heartbeats import attempt
 from hpo.storage.workers import Worker
 from hpo.studyfile import Study
 from hpo.training import trainer

@@ -22,8 +22,7 @@ from hpo.search.population_run import CURVE
 from hpo.search.space import config_of
 from hpo.service.queue_control import delete
 from hpo.storage import Storage, best_trials, identity, load_study, open_storage, rename_study, study_names
-from hpo.storage.artifacts import artifact_folder
-from hpo.storage.checkpoint_files import FILES, file_id, kept_files
+from hpo.storage.artifacts import FILES, artifact_folder, file_id, kept_files
 from hpo.studyfile import Study, parse_study
 from hpo.training.device_split import example_shape
 from hpo.training.networks.weights import load_network, read_weights

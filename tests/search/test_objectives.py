@@ -21,7 +21,7 @@ from hpo.results.ranking import top_lines
 from hpo.search.sampling.samplers import GENERATION, check_search
 from hpo.search.study_records import CURVE
 from hpo.storage import Storage, best_trials, load_study
-from hpo.storage.checkpoint_files import kept_files
+from hpo.storage.artifacts import kept_files
 from hpo.storage.pareto import since_best
 from hpo.studyfile import Study
 

@@ -18,7 +18,7 @@ from postgresql_server import Server
 from tiny import are_close, check_whole, curves, search, study_of, trials_of
 
 from hpo.search.launch import submit
-from hpo.storage import ATTEMPTS, Storage, open_storage, processes, running_trials
+from hpo.storage import ATTEMPTS, Storage, open_storage, registered_workers, running_trials
 from hpo.storage.heartbeats import GRACE_S
 
 # An epoch of these networks takes a few milliseconds, so a population a second or two: faults find trials in hand.
@@ -80,7 +80,7 @@ def test_four_workers_outlive_kills_a_suspension_and_a_restart_of_the_server(
     check_whole(trials, STUDY.search.trials)
     assert all(trial.state == TrialState.COMPLETE for trial in trials)
     assert running_trials(storage) == []
-    assert processes(storage) == []
+    assert registered_workers(storage) == []
     undisturbed = open_storage(f"sqlite:///{tmp_path}/undisturbed.db")
     search(STUDY, undisturbed)
     assert are_close(curves(trials), curves(trials_of(undisturbed)))

@@ -22,9 +22,8 @@ from postgresql_server import Server
 from hpo.errors import StorageError
 from hpo.results.doctor.storage import storage_findings
 from hpo.storage import Storage, open_storage
-from hpo.storage.health import Health, Unwatched, skew
+from hpo.storage.health import Health, Unwatched, delete_orphans_sql, renumber_sql, skew
 from hpo.storage.location import locate
-from hpo.storage.remedies import deletion, renumbering
 
 PAGE = 4096
 
@@ -200,7 +199,7 @@ def test_rows_that_belong_to_nothing_are_counted_and_deleted_by_the_statements(
     assert damage is not None
     assert damage.orphans == {("trial_values", "trials"): 2, ("study_user_attributes", "studies"): 1}
     with contextlib.closing(sqlite3.connect(tmp_path / "hpo.db")) as connection, connection:
-        connection.executescript(deletion(damage.orphans))
+        connection.executescript(delete_orphans_sql(damage.orphans))
     damage = ask(file_url).damage()
     assert damage is not None
     assert damage.orphans == {}
@@ -265,7 +264,7 @@ def test_doubled_missing_and_lost_numbers_are_found(url: str, ask: Asked) -> Non
         "none": (4, (), ()),
         "far": (4, (), (0, 4, 5, 6, 7, 8)),
     }
-    execute(url, renumbering(each.study_id for each in wrong if each.study != "far"))
+    execute(url, renumber_sql(each.study_id for each in wrong if each.study != "far"))
     assert [each.study for each in ask(url).numbering()[1]] == ["far"]
     storage = open_storage(url)
     for study in ("double", "gap", "none"):

@@ -20,8 +20,8 @@ from hpo.results.unranked import what_became
 from hpo.search.space import settings
 from hpo.search.study_records import stored_study, trial_target
 from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of, summary
-from hpo.storage.remedies import command
 from hpo.studyfile import Study
+from hpo.text import hpo_command
 
 FAILED = "every run of the configurations that the search chose has failed"
 
@@ -95,7 +95,7 @@ def check_finished(confirming: StudySummary, original: str) -> None:
         name, state = confirming.name, state_of(confirming.user_attrs)
         whose = f"study '{original}': its confirmation '{name}'"
         if state in (StudyState.PAUSED, StudyState.STOPPED):
-            advice = f"is {state.value} with {left} runs left; `{command('resume', name)}`, then `hpo confirm`"
+            advice = f"is {state.value} with {left} runs left; `{hpo_command('resume', name)}`, then `hpo confirm`"
             raise HpoError(f"{whose} {advice} again, goes on with it")
         raise HpoError(f"{whose} is not finished; `hpo confirm` goes on with it")
 

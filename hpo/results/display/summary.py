@@ -12,9 +12,8 @@ from hpo.results.ranking import best_line, edge_warnings
 from hpo.results.unranked import no_best
 from hpo.search.events import StudyEnded
 from hpo.storage import Storage, best_trials, mask, summary
-from hpo.storage.remedies import command
 from hpo.studyfile import AnyStudy, Study
-from hpo.text import printable
+from hpo.text import hpo_command, printable
 
 SHOWN = 5  # best trials
 
@@ -44,9 +43,9 @@ def next_lines(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
     where = f"--storage {shlex.quote(mask(url))}" if url else ""
     commands = []
     if best_trials(storage, study.name, 1):
-        commands.append(command(_after(study), study.name, where))
+        commands.append(hpo_command(_after(study), study.name, where))
         file = "front.json" if len(study.search.all_minimized) > 1 else "best.json"
-        commands.append(command("export", study.name, f"{where} -o {file}".lstrip()))
+        commands.append(hpo_command("export", study.name, f"{where} -o {file}".lstrip()))
     commands.append(f"hpo dashboard {where}".rstrip())
     return [printable(f"{'next:' if number == 0 else '':6}{each}") for number, each in enumerate(commands)]
 
@@ -72,7 +71,7 @@ def outcome_line(study: AnyStudy, ended: StudyEnded) -> str:
         case "no improvement":
             return f"{study.name}: nothing has improved for {study.search.patience} trials (search.patience), {counts}"
         case "paused" | "stopped":
-            return f"{study.name}: {ended.reason}, {counts}; go on with `{command('resume', study.name)}`"
+            return f"{study.name}: {ended.reason}, {counts}; go on with `{hpo_command('resume', study.name)}`"
         case "changed":
             return f"{study.name}: changed by another process, {counts}; launch what it is now"
         case "deleted":

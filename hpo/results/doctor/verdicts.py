@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from hpo.results.doctor.finding import Finding, Verdict, ok, option, problem, warning
 from hpo.storage import Running
-from hpo.storage.health import Answer, Damage, FileState, Numbering, Schema
+from hpo.storage.health import Answer, Damage, FileState, Numbering, Schema, delete_orphans_sql, renumber_sql
 from hpo.storage.location import Location
-from hpo.storage.remedies import deletion, renumbering
 
 SKEW_WARNING_S, SKEW_PROBLEM_S = 2.0, 30.0
 FREE_WARNING, FREE_PROBLEM = 10**9, 10**8
@@ -43,7 +42,7 @@ def integrity(facts: Damage, location: Location) -> Finding:
         return problem("integrity", f"the file is damaged: {', '.join(facts.problems)}", advice)
     if facts.orphans:
         found = ", ".join(f"{count} rows of {table}" for (table, _), count in facts.orphans.items())
-        command = _sql(location, deletion(facts.orphans))
+        command = _sql(location, delete_orphans_sql(facts.orphans))
         return problem("integrity", f"{found} belong to nothing", f"delete them: `{command}`")
     return ok("integrity", "no damage" if facts.whole else "no damage; indices of so large a file are not compared")
 
@@ -96,7 +95,7 @@ def numbering(studies: int, wrong: Sequence[Numbering], location: Location) -> F
         said = [f"{_some(each.doubled)} double"] if each.doubled else []
         said += [f"{_some(each.missing)} missing"] if each.missing else []
         texts.append(f"{each.study!r}: {' and '.join(said) or 'some have none'} among {each.trials:,} trials")
-    command = _sql(location, renumbering(each.study_id for each in wrong))
+    command = _sql(location, renumber_sql(each.study_id for each in wrong))
     return problem("trial numbers", _few(texts), f"while nobody searches, number them anew: `{command}`")
 
 

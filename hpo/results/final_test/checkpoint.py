@@ -15,8 +15,7 @@ from hpo.results.selection import Choice
 from hpo.search.plan import NetworkPlan
 from hpo.search.study_records import CURVE, RUN, precision_of, user_attrs_of
 from hpo.storage import WORKER, Storage
-from hpo.storage.artifacts import FOLDER, artifact_folder
-from hpo.storage.checkpoint_files import kept_files
+from hpo.storage.artifacts import FOLDER, artifact_folder, kept_files
 from hpo.training.networks.weights import State, read_weights
 
 

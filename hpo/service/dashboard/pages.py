@@ -21,8 +21,7 @@ import optuna_dashboard
 from hpo.service.dashboard.guard import READING
 from hpo.service.dashboard.routes import Routes
 from hpo.service.dashboard.view import View
-from hpo.storage.artifacts import ArtifactFolder
-from hpo.storage.checkpoint_files import artifacts_of_others
+from hpo.storage.artifacts import ArtifactFolder, artifacts_of_others
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

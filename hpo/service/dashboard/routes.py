@@ -26,7 +26,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from hpo.errors import StorageError
 from hpo.service.dashboard.guard import READING, Refusal
 from hpo.storage import Storage, rename_study, study_of
-from hpo.storage.checkpoint_files import ARTIFACT, OF_DASHBOARD, REMOVED
+from hpo.storage.artifacts import ARTIFACT, OF_DASHBOARD, REMOVED
 from hpo.studyfile import name_problem
 
 LIST, RENAME = "/api/studies", "/api/studies/<study_id:int>/rename"

@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.errors import StorageError
 from hpo.storage import Storage, identity, load_study, summary
-from hpo.storage.checkpoint_files import (
+from hpo.storage.artifacts import (
     FILES,
     artifacts_of_others,
     file_attrs,

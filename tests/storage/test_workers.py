@@ -15,10 +15,24 @@ from deadlines import deadline, wait_for
 from lives import MAXIMIZE, ids, lived_in, plain, row_counts, running
 from postgresql_server import Server
 
-from hpo.storage import Registered, Storage, heartbeats, open_storage, processes, running_trials, study_names
+from hpo.storage import (
+    RegisteredWorker,
+    Storage,
+    heartbeats,
+    open_storage,
+    registered_workers,
+    running_trials,
+    study_names,
+)
 from hpo.storage.connections import TransientError, write
-from hpo.storage.registry import WORKERS, enter, leave, seen
-from hpo.storage.workers import Worker, this_worker
+from hpo.storage.workers import (
+    WORKERS,
+    Worker,
+    record_worker_heartbeat,
+    register_worker,
+    this_worker,
+    unregister_worker,
+)
 
 ELSEWHERE = Worker("elsewhere", 1, 0.0, "another machine", "cuda", "theirs")
 
@@ -32,11 +46,11 @@ def body() -> Iterator[Body]:
 
 def entered(storage: Storage, worker: Worker) -> None:
     with write(storage.engine) as connection:
-        enter(connection, worker)
+        register_worker(connection, worker)
 
 
 def workers(storage: Storage) -> list[Worker]:
-    return [each.worker for each in processes(storage)]
+    return [each.worker for each in registered_workers(storage)]
 
 
 def age(storage: Storage, worker: Worker, **hours: int) -> None:
@@ -52,17 +66,17 @@ def age(storage: Storage, worker: Worker, **hours: int) -> None:
 
 
 def test_a_storage_on_which_nobody_has_worked_has_no_processes(storage: Storage) -> None:
-    assert processes(storage) == []
+    assert registered_workers(storage) == []
     assert "hpo_workers" not in sa.inspect(storage.engine).get_table_names(), "who looks does not write"
 
 
 def test_a_process_is_in_the_registry_while_it_shows_signs_of_life(storage: Storage, other: Storage) -> None:
     with heartbeats(storage):
-        (found,) = processes(other)
+        (found,) = registered_workers(other)
         assert found.worker == this_worker() == storage.worker
         # The database's clock on SQLite has whole seconds.
         assert -1 <= found.silent_s <= found.age_s <= deadline()
-    assert processes(other) == []
+    assert registered_workers(other) == []
 
 
 def test_a_process_is_in_the_registry_though_it_holds_no_trial(storage: Storage) -> None:
@@ -75,12 +89,12 @@ def test_a_process_is_in_the_registry_though_it_holds_no_trial(storage: Storage)
 def test_a_process_leaves_whatever_ends_its_work(failure: BaseException, storage: Storage) -> None:
     def work() -> None:
         with heartbeats(storage):
-            assert len(processes(storage)) == 1
+            assert len(registered_workers(storage)) == 1
             raise failure
 
     with pytest.raises(type(failure)):
         work()
-    assert processes(storage) == []
+    assert registered_workers(storage) == []
 
 
 def test_the_device_that_a_process_names_later_is_shown(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +102,7 @@ def test_the_device_that_a_process_names_later_is_shown(storage: Storage, monkey
     with heartbeats(storage):
         storage.works_on("cuda:3")
         wait_for(lambda: [worker.device for worker in workers(storage)] == ["cuda:3"])
-        assert len(processes(storage)) == 1
+        assert len(registered_workers(storage)) == 1
 
 
 def test_signs_of_life_keep_a_process_young_in_silence_and_old_in_age(
@@ -97,8 +111,8 @@ def test_signs_of_life_keep_a_process_young_in_silence_and_old_in_age(
     monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "BEAT_S", 0.01)
     with heartbeats(storage):
         age(storage, storage.worker, since=5, seen=2)
-        wait_for(lambda: processes(storage)[0].silent_s < 3600)
-        (found,) = processes(storage)
+        wait_for(lambda: registered_workers(storage)[0].silent_s < 3600)
+        (found,) = registered_workers(storage)
     assert 5 * 3600 - 1 <= found.age_s <= 5 * 3600 + deadline()
 
 
@@ -108,7 +122,7 @@ def test_processes_come_oldest_first_with_their_silence(storage: Storage, body: 
         entered(storage, worker)
     age(storage, near, since=1)
     age(storage, far, since=3, seen=2)
-    found = processes(storage)
+    found = registered_workers(storage)
     assert [each.worker for each in found] == [far, near]
     assert [round(each.age_s / 3600) for each in found] == [3, 1]
     assert [round(each.silent_s / 3600) for each in found] == [2, 0]
@@ -118,7 +132,7 @@ def test_a_process_that_was_killed_is_not_shown_once_it_is_known(storage: Storag
     entered(storage, body.worker())
     assert workers(storage) == [body.worker()]
     body.die()
-    assert processes(storage) == []
+    assert registered_workers(storage) == []
 
 
 def test_another_process_of_the_same_number_is_another(storage: Storage) -> None:
@@ -127,7 +141,7 @@ def test_another_process_of_the_same_number_is_another(storage: Storage) -> None
     with heartbeats(storage):
         assert workers(storage) == [storage.worker]
         with write(storage.engine) as connection:
-            leave(connection, earlier)
+            unregister_worker(connection, earlier)
         assert workers(storage) == [storage.worker]
 
 
@@ -144,9 +158,9 @@ def test_who_comes_in_forgets_those_silent_for_a_day_and_nobody_else(storage: St
 
 def test_one_that_was_forgotten_and_is_back_is_shown_again(storage: Storage) -> None:
     with write(storage.engine) as connection:
-        enter(connection, ELSEWHERE)
-        leave(connection, ELSEWHERE)
-        seen(connection, ELSEWHERE)
+        register_worker(connection, ELSEWHERE)
+        unregister_worker(connection, ELSEWHERE)
+        record_worker_heartbeat(connection, ELSEWHERE)
     assert workers(storage) == [ELSEWHERE]
 
 
@@ -154,9 +168,9 @@ def test_to_leave_twice_or_without_having_come_is_nothing(storage: Storage) -> N
     entered(storage, ELSEWHERE)
     for _ in range(2):
         with write(storage.engine) as connection:
-            leave(connection, replace(ELSEWHERE, pid=2))
-            leave(connection, ELSEWHERE)
-    assert processes(storage) == []
+            unregister_worker(connection, replace(ELSEWHERE, pid=2))
+            unregister_worker(connection, ELSEWHERE)
+    assert registered_workers(storage) == []
 
 
 def test_many_that_come_at_once_make_one_table_and_are_all_in_it(
@@ -180,7 +194,7 @@ def test_two_pieces_of_work_in_one_process_show_it_until_the_last_is_over(storag
         with heartbeats(other):
             assert workers(storage) == [storage.worker]
         assert workers(storage) == [storage.worker]
-    assert processes(storage) == []
+    assert registered_workers(storage) == []
 
 
 def test_plain_optuna_is_not_disturbed_by_the_registry(storage: Storage) -> None:
@@ -258,8 +272,8 @@ def test_a_server_that_goes_away_at_the_end_does_not_hide_what_happened(
         work()
     server.start()
     assert study_names(server_storage) == []
-    assert [each.worker for each in processes(server_storage)] == [server_storage.worker]
+    assert [each.worker for each in registered_workers(server_storage)] == [server_storage.worker]
 
 
 def test_a_registered_process_says_who_it_is() -> None:
-    assert str(Registered(ELSEWHERE, 1.0, 0.0).worker) == "process 1 on elsewhere"
+    assert str(RegisteredWorker(ELSEWHERE, 1.0, 0.0).worker) == "process 1 on elsewhere"
