@@ -34,14 +34,15 @@ METRIC_LABELS = {
 }
 
 
-def best_line(rank: int, trial: FrozenTrial, metrics: Sequence[str] = ("val_accuracy",)) -> str:
-    """Return `Best-1 (val acc: 0.8500) | lr: 9.2616e-03, weight decay: 7.2296e-06`.
+def rank_label(rank: int, trial: int, metrics: Sequence[str] = ("val_accuracy",)) -> str:
+    """Return a rank with the number of its trial: `Best-3 (trial 40)`, or `Front-3 (trial 40)` of several metrics."""
+    return f"{'Best' if len(metrics) == 1 else 'Front'}-{rank} (trial {trial})"
 
-    Of several metrics it is one of those on the Pareto front: `Front-1 (val acc: 0.8500, parameters: 25,450) | ...`.
-    """
-    head = f"{'Best' if len(metrics) == 1 else 'Front'}-{rank} ({scores_line(trial, metrics)})"
-    params = params_line(trial.params, trial.distributions)
-    return f"{head} | {params}" if params else head
+
+def best_line(rank: int, trial: FrozenTrial, metrics: Sequence[str] = ("val_accuracy",)) -> str:
+    """Return `Best-1 (trial 40) | val acc: 0.8500 | lr: 9.2616e-03, weight decay: 7.2296e-06`."""
+    parts = [rank_label(rank, trial.number, metrics), scores_line(trial, metrics)]
+    return " | ".join(filter(None, [*parts, params_line(trial.params, trial.distributions)]))
 
 
 def scores_line(trial: FrozenTrial, metrics: Sequence[str]) -> str:

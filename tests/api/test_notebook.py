@@ -68,7 +68,7 @@ def test_a_cell_shows_live_lines_and_can_be_interrupted(notebook: Notebook) -> N
     assert last["text/html"].startswith("<pre>population")
     assert "tiny: 6 trials, 4 at once on cpu" in printed(shown)
     assert "tiny: finished, 6 completed" in printed(shown)
-    assert "Best-1 (val acc: " in printed(shown)
+    assert "Best-1 (trial " in printed(shown)
 
     def interrupt(message: dict[str, Any]) -> None:
         if message["msg_type"] == "update_display_data" and not interrupted:

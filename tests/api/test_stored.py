@@ -39,7 +39,7 @@ def test_the_best_come_first(found: hpo.StoredStudy) -> None:
     assert found.best.params.keys() == {"lr"}
     assert found.best.started is not None
     assert found.best.started.utcoffset() == datetime.timedelta(0)
-    assert found.top_lines(1)[0].startswith(f"Best-1 (val acc: {best[0].value:.4f}) | lr: ")
+    assert found.top_lines(1)[0].startswith(f"Best-1 (trial {best[0].number}) | val acc: {best[0].value:.4f} | lr: ")
 
 
 def test_curves_are_arrays_of_trials_and_epochs(found: hpo.StoredStudy) -> None:

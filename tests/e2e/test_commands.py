@@ -53,7 +53,7 @@ def stored(folder: Path) -> None:
     storage.close()
 
 
-BEST = "Best-1 (val acc: 0.7500) | dropout: 0.2500, lr: 7.5000e-02"
+BEST = "Best-1 (trial 1) | val acc: 0.7500 | dropout: 0.2500, lr: 7.5000e-02"
 
 
 def test_version(hpo: Run) -> None:

@@ -44,7 +44,7 @@ def test_a_launch_trains_every_trial_and_names_the_best(hpo: Run) -> None:
     assert (outcome.status, outcome.out) == (0, "")
     lines = outcome.err.splitlines()
     assert lines[0].startswith("tiny: 6 trials, 4 at once on cpu in float32")
-    assert [line.split(" (val acc: 0.")[0] for line in lines if line.startswith("Best-")] == [
+    assert [line.split(" (trial ")[0] for line in lines if line.startswith("Best-")] == [
         f"Best-{rank}" for rank in range(1, 6)
     ]
     assert sum(line.startswith("population: ") for line in lines) == 2

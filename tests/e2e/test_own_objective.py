@@ -58,10 +58,10 @@ def test_a_study_of_an_objective_is_searched_shown_exported_and_drawn(hpo: Run, 
     assert (events[0]["objective"], events[0]["trials"]) == ("code/objective.py:objective", 4)
     assert "said" in launched.err
     closing = launched.err.splitlines()
-    assert any(line.startswith("Best-1 (value: ") for line in closing)
+    assert any(line.startswith("Best-1 (trial ") for line in closing)
     assert "next: hpo plot own" in closing
 
-    assert hpo("top", "own", "-n", "1").out.startswith("Best-1 (value: ")
+    assert hpo("top", "own", "-n", "1").out.startswith("Best-1 (trial ")
     assert "code/objective.py:objective" in hpo("studies").out
     assert "4 complete of 4" in hpo("status", "own").out
 

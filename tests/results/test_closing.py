@@ -25,7 +25,9 @@ def test_the_five_best_and_the_next_commands(stored: Store, storage: Storage) ->
     stored([trial(number / 10) for number in range(1, 8)])
     lines = [*summary_lines(study(), storage, FINISHED), *next_lines(study(), storage, None)]
     assert lines[0] == "digits: finished, 7 completed, 1 pruned, 0 failed in 2.5 s"
-    assert [line[:24] for line in lines[1:6]] == [f"Best-{rank} (val acc: 0.{8 - rank}000)" for rank in range(1, 6)]
+    assert [line.rsplit(" | ", 1)[0] for line in lines[1:6]] == [
+        f"Best-{rank} (trial {7 - rank}) | val acc: 0.{8 - rank}000" for rank in range(1, 6)
+    ]
     assert lines[6:] == ["next: hpo confirm digits", "      hpo export digits -o best.json", "      hpo dashboard"]
 
 

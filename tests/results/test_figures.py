@@ -89,7 +89,7 @@ def texts(figure: go.Figure) -> list[str]:
 
 def test_the_twenty_best_have_a_frame_each_five_in_a_row() -> None:
     figure = curves(source(spread_out(30), SPACE))
-    assert texts(figure) == [f"Best-{rank}" for rank in range(1, 21)]
+    assert texts(figure) == [f"Best-{rank} (trial {30 - rank})" for rank in range(1, 21)]
     axes = layout(figure)
     frames = {(tuple(axes[f"xaxis{n}"]["domain"]), tuple(axes[f"yaxis{n}"]["domain"])) for n in ["", *range(2, 21)]}
     assert len(frames) == 20
@@ -109,7 +109,7 @@ def test_validation_is_solid_and_training_dashed_and_the_best_comes_first() -> N
     assert list(training[0].y) == [0.405, 0.81]
     assert list(validation[0].x) == [1, 2]
     assert [trace.showlegend for trace in validation] == [True, False]
-    assert "Best-1 (val acc: 0.8000)<br>lr: 1.0000e-02" in validation[0].meta
+    assert "Best-1 (trial 1)<br>val acc: 0.8000<br>lr: 1.0000e-02" in validation[0].meta
 
 
 def test_a_study_that_is_scored_by_its_loss_shows_losses() -> None:

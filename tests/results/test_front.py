@@ -50,7 +50,7 @@ def searched(storage: Storage) -> list[FrozenTrial]:
 def test_a_line_says_all_metrics_of_a_trial() -> None:
     trial = create_trial(values=[0.85, 25450.0, 0.0123], params={"lr": 0.01}, distributions={"lr": LR})
     assert best_line(2, trial, ["val_accuracy", "parameters", "seconds_per_epoch"]) == (
-        "Front-2 (val acc: 0.8500, parameters: 25,450, s an epoch: 0.0123) | lr: 1.0000e-02"
+        "Front-2 (trial -1) | val acc: 0.8500, parameters: 25,450, s an epoch: 0.0123 | lr: 1.0000e-02"
     )
 
 

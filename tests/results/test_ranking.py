@@ -26,8 +26,9 @@ Store = Callable[..., optuna.Study]
 def test_the_line_of_a_trial() -> None:
     params = {"lr": 0.0092616, "weight_decay": 7.2296e-06}
     distributions = {name: FloatDistribution(1e-8, 1.0, log=True) for name in params}
-    line = best_line(1, trial(0.85, params=params, distributions=distributions))
-    assert line == "Best-1 (val acc: 0.8500) | lr: 9.2616e-03, weight decay: 7.2296e-06"
+    best = trial(0.85, params=params, distributions=distributions)
+    best.number = 40
+    assert best_line(1, best) == "Best-1 (trial 40) | val acc: 0.8500 | lr: 9.2616e-03, weight decay: 7.2296e-06"
 
 
 def test_each_kind_of_value_reads_as_it_is() -> None:
@@ -47,23 +48,23 @@ def test_each_kind_of_value_reads_as_it_is() -> None:
     }
     line = best_line(12, trial(0.123456, params=params, distributions=distributions), ["val_loss"])
     assert line == (
-        "Best-12 (val loss: 0.1235) | dropout.1: 0.2500, tiny: 1.0000e-05, "
+        "Best-12 (trial -1) | val loss: 0.1235 | dropout.1: 0.2500, tiny: 1.0000e-05, "
         "batch size: 64, hidden: [100, 100], network.kind: mlp"
     )
 
 
 def test_a_trial_without_parameters_is_a_line_too() -> None:
-    assert best_line(1, trial(0.5, params={}, distributions={})) == "Best-1 (val acc: 0.5000)"
+    assert best_line(1, trial(0.5, params={}, distributions={})) == "Best-1 (trial -1) | val acc: 0.5000"
 
 
 def test_top_lines_name_the_metric(stored: Store, storage: Storage) -> None:
     stored([trial(0.5), trial(0.25)], tree(search={"metric": "val_loss"}))
-    assert top_lines(storage, "digits", 1) == ["Best-1 (val loss: 0.2500) | lr: 1.0000e-03, dropout: 0.2500"]
+    assert top_lines(storage, "digits", 1) == ["Best-1 (trial 1) | val loss: 0.2500 | lr: 1.0000e-03, dropout: 0.2500"]
 
 
 def test_top_lines_of_a_study_by_another_program(storage: Storage) -> None:
     optuna.create_study(storage=storage, study_name="plain").add_trial(trial(2.0))
-    assert top_lines(storage, "plain", 5) == ["Best-1 (value: 2.0000) | lr: 1.0000e-03, dropout: 0.2500"]
+    assert top_lines(storage, "plain", 5) == ["Best-1 (trial 0) | value: 2.0000 | lr: 1.0000e-03, dropout: 0.2500"]
 
 
 def test_top_lines_without_a_finished_trial(stored: Store, storage: Storage) -> None:

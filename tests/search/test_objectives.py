@@ -163,7 +163,7 @@ def test_an_objective_may_return_several_values(storage: Storage, tmp_path: Path
     front = load_study(storage, "own").best_trials
     lines = top_lines(storage, "own", 99)
     assert len(lines) == len(front) < 12
-    assert lines[0].startswith("Front-1 (value 0: ")
+    assert lines[0].startswith(f"Front-1 (trial {min(front, key=lambda trial: trial.values).number}) | value 0: ")
     exported = export(storage, "own")
     jsonschema.validate(exported, schema("front"))
     for each in exported["front"]:
@@ -187,7 +187,7 @@ def test_a_study_of_plain_optuna_has_a_front_too(storage: Storage) -> None:
     for values in ((1.0, 2.0), (2.0, 3.0), (2.0, 1.0)):
         plain.add_trial(create_trial(values=values))
     assert top_lines(storage, "plain", 9) == [
-        "Front-1 (value 0: 1.0000, value 1: 2.0000)",
-        "Front-2 (value 0: 2.0000, value 1: 3.0000)",
+        "Front-1 (trial 0) | value 0: 1.0000, value 1: 2.0000",
+        "Front-2 (trial 1) | value 0: 2.0000, value 1: 3.0000",
     ]
     assert top_lines(storage, "plain", 1)[1:] == ["and 1 more on the front; -n 2 shows all"]

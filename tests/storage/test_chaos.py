@@ -46,7 +46,7 @@ LINES = re.compile(
     r"|the storage answers again, after \d+ s"
     r"|hpo: postgresql://hpo@\S+ .+"
     r"|chaos: finished, \d+ completed, 0 pruned, \d+ failed in .+ s"
-    r"|Best-\d \(val acc: .+|warning: the best .+|(next:)? +hpo (confirm|export|dashboard) .+"
+    r"|Best-\d \(trial \d+\) \| val acc: .+|warning: the best .+|(next:)? +hpo (confirm|export|dashboard) .+"
 )
 NO_LIFE = re.compile(r"no sign of life from (process (\d+) on \S+) for 60 s")
 ENDED = re.compile(r"(process (\d+) on \S+) ended")

@@ -25,7 +25,7 @@ from hpo.results.figures.style import (
     short,
 )
 from hpo.results.lookup import VALUE
-from hpo.results.ranking import best_line
+from hpo.results.ranking import best_line, rank_label
 
 COLUMNS = 5
 ROW_PIXELS, FRAME_PIXELS = 190, 110
@@ -62,15 +62,15 @@ def curves(source: Source) -> go.Figure:
     }
     for index, trial in enumerate(ranked):
         layout |= _axes(index, len(ranked), columns, rows, measure)
-        layout["annotations"].append(_title(index))
+        layout["annotations"].append(_title(index, rank_label(index + 1, trial.number, source.metrics)))
         figure.add_traces(_lines(index, trial, source, measure))
     return figure.update_layout(layout)
 
 
 def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list[dict[str, Any]]:
     """Return the curves of a frame; all that is known of the trial stands beside whichever is pointed at."""
-    head, _, params = best_line(index + 1, trial, source.metrics).partition(" | ")
-    known = "<br>".join(map(plain, [head, *textwrap.wrap(params, HOVER_CHARACTERS)]))
+    parts = best_line(index + 1, trial, source.metrics).split(" | ", 2)
+    known = "<br>".join(plain(line) for part in parts for line in textwrap.wrap(part, HOVER_CHARACTERS))
     traces = []
     curve, at = source.curves[trial.number], "step" if measure == VALUE else "epoch"
     for split, label, colour, dash in REPORTED if measure == VALUE else LINES:
@@ -122,10 +122,10 @@ def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict
     return {f"xaxis{own}": x | small | shared["x"], f"yaxis{own}": y | small | shared["y"]}
 
 
-def _title(index: int) -> dict[str, Any]:
+def _title(index: int, text: str) -> dict[str, Any]:
     own = _own(index)
     place = {"xref": f"x{own} domain", "yref": f"y{own} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
-    return {"text": f"Best-{index + 1}", "showarrow": False, "font": {"size": 11}, **place}
+    return {"text": text, "showarrow": False, "font": {"size": 11}, **place}
 
 
 def _own(index: int) -> str:
