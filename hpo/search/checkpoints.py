@@ -1,10 +1,11 @@
-"""The weights of the best trials, kept as artifacts while a study is searched: `[training] keep` and `keep_trials`.
+"""Checkpoints: the weights of the best trials as artifacts, `[training] keep` and `keep_trials`.
 
-A trial that completes among the best is stored together with the name of its file, and what falls out is removed after
-every population. Where files cannot be written or removed, the search says so once and goes on: it loses no trial.
+A trial that completes among the best is stored with the name of its checkpoint; checkpoints of trials that are no
+longer among the best are removed after every population. Where files cannot be written or removed, the search warns
+once and continues: no trial is lost.
 
-Several processes end up with the files of the best, and no others: each writes before its trials end, and looks for
-what to remove after that, so that of two that end trials at the same time one sees what the other has written.
+Several workers leave the checkpoints of the best trials and no others: each writes its files before its trials end, and
+removes old ones afterwards, so that of two workers that end trials at the same time one sees the other's files.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from hpo.training.networks.weights import State, weights_to_bytes
 from hpo.training.population import EpochResult
 
 WEIGHTS = "hpo.weights/1"
-"""The schema that a file of weights names in its metadata."""
+"""The schema named in a checkpoint's metadata."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A member's weights after an epoch, and the validation loss that they had."""
+    """A member's weights after an epoch, and their validation loss."""
 
     epoch: int
     val_loss: float
     state: State
 
 
-class Keeper:
-    """Keeps the weights of one study's best trials, for one process."""
+class CheckpointWriter:
+    """Writes and removes the checkpoints of one study, in one worker."""
 
     def __init__(
         self, study: Study, conditions: ClaimConditions, storage: Storage, say: Callable[[Event], None]
@@ -52,13 +53,13 @@ class Keeper:
         self._warned = False
 
     def among_the_best(self, scores: Mapping[int, Sequence[float]]) -> set[int]:
-        """Return the trials, of those about to complete with these scores, that would be among the best."""
+        """Return those of the trials completing with these scores that are among the best."""
         known = {trial.number: trial.values for trial in best_trials(self._storage, self._study_id, self._most)}
         ranked = best_first({n: losses(values, self._directions) for n, values in {**known, **scores}.items()})
         return set(ranked[: self._most]) & scores.keys()
 
     def write(self, number: int, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Write a trial's file; return the system attributes to end the trial with, none where it cannot be written."""
+        """Write a trial's checkpoint; return its system attributes, or none where the file cannot be written."""
         about = {
             "schema": WEIGHTS,
             "study": self._name,
@@ -75,14 +76,14 @@ class Keeper:
             return {}
         return file_attrs(artifact_id, FILES[self.keep])
 
-    def tidy(self, without: Collection[int]) -> None:
-        """Remove what is no longer among the best, and what earlier attempts at trials `without` a file have left."""
+    def remove_old(self, without: Collection[int]) -> None:
+        """Remove checkpoints not among the best, and those of earlier attempts at trials `without` a checkpoint."""
         ended = [file for file in kept_files(self._storage, self._study_id) if file.state.is_finished()]
-        # Asked for after the files: a trial that another process ends in between is among neither.
+        # Read after the files: a trial that another worker ends in between is in neither list.
         best = {trial.number for trial in best_trials(self._storage, self._study_id, self._most)}
         out = [file for file in ended if file.number not in best]
         try:
-            # By their own ids: the trials of a copied study name the files of the study that it is a copy of.
+            # By the study's own ids: trials of a copied study name the files of the original.
             for number in {file.number for file in out} | set(without):
                 self._folder.remove(file_id(self._identity, number))
         except OSError as error:
@@ -93,46 +94,48 @@ class Keeper:
     def _warn(self, what: str, error: OSError | HpoError) -> None:
         if not self._warned:
             why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            self._say(Note(f"weights cannot be {what} in {self._path} ({why}): the search goes on without", "warning"))
+            self._say(
+                Note(
+                    f"checkpoints cannot be {what} in {self._path} ({why}): the search continues without them",
+                    "warning",
+                )
+            )
         self._warned = True
 
 
-class Weights:
-    """The weights of one population's members that may be kept, with the epochs that they are of.
+class PopulationCheckpoints:
+    """The best weights so far of one population's members, on the CPU. The last epoch's are read when needed."""
 
-    On the CPU, and of members that are well; those of the last epoch are fetched when they are wanted.
-    """
-
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, writer: CheckpointWriter) -> None:
+        self._writer = writer
         self._best: dict[int, Checkpoint] = {}
         self._completed: Set[int] = set()
         self._written: Set[int] = set()
 
     def epoch_ended(self, result: EpochResult, numbers: Collection[int]) -> None:
-        """Take the weights of those of `numbers` that have never had a lower validation loss."""
-        if self._keeper.keep != "best":
+        """Copy the weights of those of `numbers` whose validation loss is their lowest so far."""
+        if self._writer.keep != "best":
             return
         losses = {number: result.metrics[number]["val_loss"] for number in numbers}
-        # A population that had to be made smaller begins again.
+        # A population that ran out of memory restarts.
         improved = [n for n, loss in losses.items() if result.epoch == 1 or loss < self._best[n].val_loss]
         self._best |= _checkpoints(result, improved)
 
     def write(self, result: EpochResult, scores: Mapping[int, Sequence[float]]) -> dict[int, dict[str, Any]]:
-        """Write the files of the best of the trials that complete now; return their system attributes by number."""
-        chosen = self._keeper.among_the_best(scores)
-        those = self._best if self._keeper.keep == "best" else _checkpoints(result, chosen)
-        files = {number: self._keeper.write(number, those[number]) for number in sorted(chosen)}
+        """Write the checkpoints of the best of the completing trials; return their system attributes by number."""
+        best = self._writer.among_the_best(scores)
+        those = self._best if self._writer.keep == "best" else _checkpoints(result, best)
+        files = {number: self._writer.write(number, those[number]) for number in sorted(best)}
         self._completed = scores.keys()
         self._written = {number for number, attrs in files.items() if attrs}
         return files
 
     def ended(self, numbers: Collection[int]) -> None:
-        """Forget members that have ended; where trials have completed, leave the files of the best."""
+        """Forget members that have ended, and remove checkpoints that are no longer among the best."""
         for number in numbers:
             self._best.pop(number, None)
         if completed := self._completed & set(numbers):
-            self._keeper.tidy(completed - self._written)
+            self._writer.remove_old(completed - self._written)
         self._completed = set()
 
 

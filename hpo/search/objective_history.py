@@ -1,11 +1,8 @@
-"""The study as the user's own objective sees it: Optuna's study in memory, whose trial in hand is kept in the storage.
+"""The Optuna study that an objective function sees: in memory, with the running trial's writes stored at once.
 
-The objective is given a trial of this study, and everything about that is Optuna's own: its samplers and pruners, its
-checks, its attributes. What the trial is given to keep (parameters, reports, attributes) goes to the storage at once,
-by the trial's claim; what a sampler notes for itself stays here. Trials are known as the storage has them, and what
-other processes do comes in by `sync`; until then a trial of theirs is a running one.
-
-Knows nothing of the objective.
+Samplers, pruners, checks and attributes are Optuna's own. Parameters, reports and attributes of the running trial are
+written to the storage under the trial's claim; a sampler's own attributes stay in memory. Trials of other workers come
+in by `sync`; until then they count as running.
 """
 
 from __future__ import annotations
@@ -26,12 +23,12 @@ from hpo.search.sampling.samplers import objective_pruner
 from hpo.storage.pareto import directions, since_best
 from hpo.studyfile import ObjectiveStudy
 
-SAMPLERS_OWN = ("tpe:", "gp:", "cma:", "sepcma:", "cmawm:", "x_for_tell")
-"""How attributes begin that samplers keep for themselves: that of CMA-ES is a pickle, which stays in this process."""
+SAMPLER_ATTRIBUTES = ("tpe:", "gp:", "cma:", "sepcma:", "cmawm:", "x_for_tell")
+"""Prefixes of the samplers' own attributes, which are not stored: that of CMA-ES is a pickle."""
 
 
-class Keep(Protocol):
-    """Keeps something of the trial in hand; raises where another process has that trial by now."""
+class Store(Protocol):
+    """Writes to the running trial in the storage; raises where its claim was lost."""
 
     def __call__(
         self,
@@ -41,23 +38,23 @@ class Keep(Protocol):
         user_attrs: Mapping[str, Any] | None = None,
         system_attrs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep these with the trial of that number."""
+        """Write these to the trial of that number."""
 
 
-class _Kept(Mirror):
-    """The mirror whose trials' changes are kept, too: whatever the storage refuses is not changed here either."""
+class _StoredStudy(Mirror):
+    """An in-memory study whose changes are stored, too: a change that the storage refuses is not made."""
 
-    def __init__(self, keep: Keep, report: Callable[[int, int, float], None]) -> None:
+    def __init__(self, store: Store, report: Callable[[int, int, float], None]) -> None:
         super().__init__()
-        self._keep, self._report = keep, report
+        self._store, self._report = store, report
 
     def put(self, trial: FrozenTrial) -> None:
-        """Put in a trial, and hold later ones to the kind of parameters that it has, as Optuna does."""
+        """Put in a trial; later trials must have the same distributions for its parameters, as in Optuna."""
         super().put(trial)
         self._studies[STUDY].param_distribution.update(trial.distributions)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """Return the best of the trials, those of other processes among them."""
+        """Return the best of all trials, those of other workers included."""
         return BaseStorage.get_best_trial(self, study_id)
 
     def set_trial_param(
@@ -65,36 +62,36 @@ class _Kept(Mirror):
     ) -> None:
         """Set a parameter."""
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        self._keep(trial_id, params={param_name: (param_value_internal, distribution)})
+        self._store(trial_id, params={param_name: (param_value_internal, distribution)})
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        """Set what was reported at a step."""
+        """Set the value reported at a step."""
         super().set_trial_intermediate_value(trial_id, step, intermediate_value)
         self._report(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Set a user attribute, as it is now: the function may go on with its list."""
+        """Set a copy of a user attribute: the function may change its list later."""
         super().set_trial_user_attr(trial_id, key, copy.deepcopy(value))
-        self._keep(trial_id, user_attrs={key: value})
+        self._store(trial_id, user_attrs={key: value})
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Set a system attribute, such as the name of an artifact, or what the pruner knows of the trial."""
+        """Set a system attribute, such as an artifact's name or a rung of the pruner."""
         super().set_trial_system_attr(trial_id, key, value)
-        if not key.startswith(SAMPLERS_OWN):
-            self._keep(trial_id, system_attrs={key: value})
+        if not key.startswith(SAMPLER_ATTRIBUTES):
+            self._store(trial_id, system_attrs={key: value})
 
 
 class ObjectiveHistory:
-    """All trials of a study, by number; see `hpo.search.loop.Known`. `study` is what Optuna works on."""
+    """All trials of a study by number, a `hpo.search.loop.TrialHistory`. `study` is the Optuna study."""
 
     def __init__(
         self,
         study: ObjectiveStudy,
         trials: Iterable[FrozenTrial],
-        keep: Keep,
+        store: Store,
         report: Callable[[int, int, float], None],
     ) -> None:
-        self._mirror = _Kept(keep, report)
+        self._mirror = _StoredStudy(store, report)
         self.study = optuna.create_study(
             study_name=study.name,
             directions=directions(study),
@@ -107,12 +104,12 @@ class ObjectiveHistory:
 
     @property
     def count(self) -> int:
-        """How many trials the study has."""
+        """The number of trials."""
         return self._mirror.count
 
     @property
     def unfinished(self) -> set[int]:
-        """The storage's ids of the trials that have not ended."""
+        """The storage ids of the trials that have not ended."""
         return set(self._ids.values())
 
     @property
@@ -121,7 +118,7 @@ class ObjectiveHistory:
         return since_best(self.study.get_trials(deepcopy=False), self.study.directions)
 
     def sync(self, trials: Iterable[FrozenTrial]) -> None:
-        """Take over stored trials: new ones, and known ones that have ended elsewhere."""
+        """Add stored trials: new ones, and known ones that other workers have ended."""
         for trial in sorted(trials, key=lambda each: each.number):
             self.last = max(self.last, trial._trial_id)
             if trial.state.is_finished():
@@ -130,15 +127,15 @@ class ObjectiveHistory:
             else:
                 self._ids[trial.number] = trial._trial_id
                 self._begin(trial)
-        self.study._thread_local.cached_all_trials = None  # Optuna reads the trials once a trial, unless it is told
+        self.study._thread_local.cached_all_trials = None  # Optuna would reuse its cached trials
 
     def restart(self, trials: Iterable[FrozenTrial]) -> None:
-        """Take note that trials are trained from their beginning, with the parameters that they had."""
+        """Reset trials that are trained again from the start, with the same parameters."""
         for trial in trials:
             self._begin(trial)
 
     def _begin(self, trial: FrozenTrial) -> None:
-        """Put in a trial as one that runs, also one that waits; what was reported of it before does not count."""
+        """Put in a running or waiting trial as running, without its earlier reports."""
         running = copy.copy(trial)
         running.state = TrialState.RUNNING
         running.datetime_start = trial.datetime_start or datetime.datetime.now()
@@ -149,10 +146,10 @@ class ObjectiveHistory:
         self._mirror.put(running)
 
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
-        """The trial itself has noted it."""
+        """Do nothing: the trial has reported its value itself."""
 
     def tell(self, number: int, state: TrialState, values: Sequence[float]) -> None:
-        """Take note of how a trial ended, with which values."""
+        """Set the final state and values of a trial."""
         self._ids.pop(number, None)
         if not self._mirror.get_trial(number).state.is_finished():
             self._mirror.set_trial_state_values(number, state, values or None)

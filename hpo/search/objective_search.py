@@ -1,12 +1,11 @@
-"""The search of the user's own objective: one trial after the other, each handed to the function until that ends.
+"""The search of an objective study: the objective function is called with one trial after the other.
 
-A trial ends as Optuna would end it: what the function returns is its value, unless that is no number; `TrialPruned`
-prunes it; whatever else it raises, `sys.exit` among it, fails it, and is kept with the trial. Three failures of one
-kind in a row end the search.
+A trial ends as in Optuna: the returned number is its value; `TrialPruned` prunes it; any other exception, `sys.exit`
+among them, fails it and is stored with it. Three failures of the same kind in a row end the search.
 
-The function cannot be interrupted from outside. After a stop, when its time is over, or when the trial was given to
-another process, its next `report`, `should_prune` or write raises `Leave`, which no `except Exception` catches; a
-function that does none of these runs on to its end.
+The function cannot be interrupted from outside. After a stop, a timeout, or the loss of the trial's claim, its next
+`report`, `should_prune` or attribute write raises `TrialInterrupted`, which no `except Exception` catches; a function
+that calls none of these runs to its end.
 """
 
 from __future__ import annotations
@@ -35,29 +34,33 @@ from hpo.studyfile.messages import key_shown
 from hpo.usercode import Code
 
 Function = Callable[[optuna.Trial], Any]
-"""What the user wrote."""
+"""The user's objective function."""
 
 
-class Leave(BaseException):
-    """Takes the user's function out of a trial: why nobody wants to know how it goes on."""
+class TrialInterrupted(BaseException):
+    """Ends the objective function's trial after a stop, the loss of its claim, or a timeout."""
 
-    def __init__(self, why: Literal["stop", "lost", "timeout"]) -> None:
-        self.why = why
-        super().__init__(why)
+    def __init__(self, reason: Literal["stop", "lost", "timeout"]) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class ObjectiveTrial(optuna.Trial):
-    """Optuna's trial, as the user's function gets it; `look` raises `Leave`, `learn` asks what others have done."""
+    """The trial that the objective function gets.
 
-    def __init__(self, study: optuna.Study, number: int, look: Callable[[], None], learn: Callable[[], None]) -> None:
+    `check` raises `TrialInterrupted` where the trial has to end; `refresh` reads the trials of other workers.
+    """
+
+    def __init__(
+        self, study: optuna.Study, number: int, check: Callable[[], None], refresh: Callable[[], None]
+    ) -> None:
         super().__init__(study, number)
-        self._look, self._learn = look, learn
+        self._check, self._refresh = check, refresh
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """Suggest one of the choices, as Optuna does.
 
-        Raises ValueError for choices that are equal to Optuna and not the same, such as True and 1: it would store one
-        for the other.
+        Raises ValueError for choices such as True and 1, which Optuna takes for equal and stores as one.
         """
         for index, choice in enumerate(choices):
             for other in choices[:index]:
@@ -68,31 +71,31 @@ class ObjectiveTrial(optuna.Trial):
     def report(self, value: float, step: int) -> None:
         """Report a value at a step, as Optuna does."""
         super().report(value, step)
-        self._look()
+        self._check()
 
     def should_prune(self) -> bool:
-        """Return whether to give the trial up, as Optuna's pruner says."""
-        self._look()
-        self._learn()
+        """Return whether the pruner wants to prune the trial."""
+        self._check()
+        self._refresh()
         return super().should_prune()
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a trial failed. `kind` is what failures of one kind share, None where it says nothing of the code.
+    """The failure of a trial. `kind` is a text that failures of one kind share, None where the code is not the cause.
 
-    `again` says whether another attempt might do better, as `search.retries` allows.
+    `retry` says whether another attempt may succeed, as `search.retries` allows.
     """
 
     reason: str
     kind: str | None = None
     details: str = ""
-    again: bool = True
+    retry: bool = True
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How a trial ends."""
+    """The end of a trial."""
 
     state: TrialState
     values: tuple[float, ...] = ()
@@ -101,24 +104,24 @@ class _Outcome:
 
 @dataclass(kw_only=True)
 class ObjectiveSearch(Search):
-    """See the module, and `Search`. `code` is what the function is made of."""
+    """The search of an objective study; `code` has the files of the function."""
 
     study: ObjectiveStudy
     function: Function
     code: Code
     history: ObjectiveHistory = field(init=False)
-    _learnt: float = field(init=False, default=0.0)  # when, by the monotonic clock
+    _refreshed: float = field(init=False, default=0.0)  # monotonic time of the last read of other workers' trials
 
     def __post_init__(self) -> None:
-        self.history = ObjectiveHistory(self.study, self._read(-1, ()), self._keep, self._report)
+        self.history = ObjectiveHistory(self.study, self._read(-1, ()), self._store, self._store_report)
 
     @property
     def _parts(self) -> Parts:
-        """All: the function may look at earlier trials."""
+        """All parts: the function may read earlier trials."""
         return Parts()
 
     def _create(self, count: int) -> list[FrozenTrial]:
-        """Store a new trial, of which nothing is known yet; again where another process was faster."""
+        """Store a new trial without parameters; try again where another worker has stored trials meanwhile."""
         while count and self._missing > 0 and not self.stop.is_set():
             template = create_trial(state=TrialState.RUNNING)
             created = self.storage.create_trials(self._study_id, [template], self.history.count, self.claim_conditions)
@@ -129,7 +132,7 @@ class ObjectiveSearch(Search):
         return []
 
     def _train(self) -> None:
-        """Hand the running trials to the function."""
+        """Call the function with each running trial."""
         for number in list(self._running):
             if self.stop.is_set():
                 return
@@ -137,11 +140,11 @@ class ObjectiveSearch(Search):
             if self._is_repeated(None if failure is None else failure.kind) and failure is not None:
                 if failure.details:
                     self.on_event(Note(failure.details.rstrip(), "warning"))
-                often = f"{self.study.objective} failed alike in {RAISES_IN_A_ROW} trials in a row ({failure.reason})"
-                raise TrainingError(self.study.name, often, self._has_trials_left)
+                problem = f"{self.study.objective} failed alike in {RAISES_IN_A_ROW} trials in a row ({failure.reason})"
+                raise TrainingError(self.study.name, problem, self._has_trials_left)
 
     def _train_one(self, number: int) -> _Failure | None:
-        """Hand a trial to the function, and end it or send it back; return how it failed."""
+        """Call the function with a trial and end or requeue the trial; return its failure, if any."""
         start = time.perf_counter()
         self.on_event(PopulationStarted((number,), None))
         outcome = self._outcome(number)
@@ -161,7 +164,7 @@ class ObjectiveSearch(Search):
         return None if outcome is None else outcome.failure
 
     def _outcome(self, number: int) -> _Outcome | None:
-        """Call the function; return how the trial ends, None where it goes back to the queue, or is another's."""
+        """Call the function; return the end of the trial, None where it is requeued or its claim was lost."""
         study, search = self.history.study, self.study.search
         study.sampler = objective_sampler(search.sampler, search.seed, number)
         study._thread_local.in_optimize_loop = True  # so that the function may call study.stop()
@@ -169,21 +172,21 @@ class ObjectiveSearch(Search):
         value: Any = None
         state: TrialState | None = None
         try:
-            trial = ObjectiveTrial(study, number, lambda: self._look(number, until), self._learn)
+            trial = ObjectiveTrial(study, number, lambda: self._check(number, until), self._refresh)
             value = self.function(trial)
-            self._look_for_what_was_asked(trial)
+            self._warn_of_unused_values(trial)
         except TrialPruned:
             state = TrialState.PRUNED
-        except Leave as left:
-            if left.why != "timeout":
+        except TrialInterrupted as interrupted:
+            if interrupted.reason != "timeout":
                 return None
-            return _failed(f"has taken longer than search.trial_timeout ({search.trial_timeout:g} s)")
+            return _failed(f"took longer than search.trial_timeout ({search.trial_timeout:g} s)")
         except SystemExit as error:
             if self.stop.is_set():
                 raise
             return _failed(f"called sys.exit({'' if error.code is None else repr(error.code)})", "sys.exit")
-        except Exception as error:  # noqa: BLE001 - whatever the function raises fails its trial, and is kept with it
-            if self.stop.is_set():  # it may be the stop that it has met, as its child processes do
+        except Exception as error:  # noqa: BLE001 - any exception of the function fails its trial, and is stored with it
+            if self.stop.is_set():  # the stop may be the cause: child processes of the function get the signal, too
                 return None
             kind, details = usercode.kind_of(error, self.code.folder), usercode.shortened(error, self.code.folder)
             return _failed(usercode.in_a_line(error, self.code.folder), kind, details)
@@ -192,55 +195,56 @@ class ObjectiveSearch(Search):
                 study._stop_flag = False
                 set_state(self.storage, self._study_id, StudyState.STOPPED, "the objective called study.stop()")
         try:
-            told, values, problem = tell_with_warning(study, trial, value, state, suppress_warning=True)
-        except Exception as error:  # noqa: BLE001 - what is returned may be anything: a text, a tensor of many numbers
-            told, values, problem = TrialState.FAIL, None, str(error)
+            final_state, values, problem = tell_with_warning(study, trial, value, state, suppress_warning=True)
+        except Exception as error:  # noqa: BLE001 - the function may return anything: a text, a tensor of many numbers
+            final_state, values, problem = TrialState.FAIL, None, str(error)
         if problem is None:
-            return _Outcome(told, tuple(values or ()))
-        same = None if _is_nan(value) else problem
-        return _Outcome(told, (), _Failure(f"returned no value: {problem.rstrip('.')}", same, again=False))
+            return _Outcome(final_state, tuple(values or ()))
+        kind_of_problem = None if _is_nan(value) else problem
+        reason = f"returned no value: {problem.rstrip('.')}"
+        return _Outcome(final_state, (), _Failure(reason, kind_of_problem, retry=False))
 
     def _end_one(self, number: int, outcome: _Outcome) -> TrialState | None:
-        """Store how a trial ended; return its state, None where it is tried again or was given away."""
+        """Store the end of a trial; return its state, None where it was requeued or its claim was lost."""
         failure = outcome.failure
         if failure is None:
             ending = Ending(self.trial_id(number), outcome.state, outcome.values)
         else:
-            if failure.again and not self.requeue_failed([number], failure.reason, failure.details):
+            if failure.retry and not self.requeue_failed([number], failure.reason, failure.details):
                 return None
-            kept = {ATTEMPTS: self.attempts(number, failure.reason, failure.details)}
-            ending = Ending(self.trial_id(number), TrialState.FAIL, (), {REASON: failure.reason}, kept)
+            attempts = {ATTEMPTS: self.attempts(number, failure.reason, failure.details)}
+            ending = Ending(self.trial_id(number), TrialState.FAIL, (), {REASON: failure.reason}, attempts)
             self.on_event(Note(f"{trials_text([number])} failed: {failure.reason}", "warning"))
         return None if self.end([(number, ending)]) else ending.state
 
-    def _look_for_what_was_asked(self, trial: ObjectiveTrial) -> None:
-        """Say what an enqueued trial was to have and the function has not suggested: it may have been misspelt."""
+    def _warn_of_unused_values(self, trial: ObjectiveTrial) -> None:
+        """Warn of enqueued values that the function has not suggested: their names may be misspelt."""
         params = trial.params
         for name in trial._fixed_params.keys() - params.keys():
-            text = f"{trials_text([trial.number])}: {self.study.objective} has not suggested {key_shown(name)}"
-            self.on_event(Note(f"{text}, which was asked for{nearest(name, params)}", "warning"))
+            text = f"{trials_text([trial.number])}: {self.study.objective} did not suggest {key_shown(name)}"
+            self.on_event(Note(f"{text}, which was enqueued{nearest(name, params)}", "warning"))
 
-    def _look(self, number: int, until: float) -> None:
-        """Raise Leave where the trial is not to go on."""
+    def _check(self, number: int, until: float) -> None:
+        """Raise TrialInterrupted where the trial has to end."""
         if number not in self._running:
-            raise Leave("lost")
+            raise TrialInterrupted("lost")
         if self.stop.is_set():
-            raise Leave("stop")
+            raise TrialInterrupted("stop")
         if time.monotonic() > until:
-            raise Leave("timeout")
+            raise TrialInterrupted("timeout")
 
-    def _learn(self) -> None:
-        """Take note of what other processes have done, now and then: the pruner compares with it."""
-        if time.monotonic() - self._learnt >= POLL_S:
+    def _refresh(self) -> None:
+        """Read the trials of other workers, at most once in POLL_S: the pruner compares with them."""
+        if time.monotonic() - self._refreshed >= POLL_S:
             self._sync()
-            self._learnt = time.monotonic()
+            self._refreshed = time.monotonic()
 
-    def _report(self, number: int, step: int, value: float) -> None:
+    def _store_report(self, number: int, step: int, value: float) -> None:
         if number not in self._running or self.report(step, {number: value}):
-            raise Leave("lost")
+            raise TrialInterrupted("lost")
         self.on_event(EpochEnded(step, None, 1, value))
 
-    def _keep(
+    def _store(
         self,
         number: int,
         *,
@@ -249,18 +253,18 @@ class ObjectiveSearch(Search):
         system_attrs: Mapping[str, Any] | None = None,
     ) -> None:
         if number not in self._running:
-            raise Leave("lost")
+            raise TrialInterrupted("lost")
         trial_id = self.trial_id(number)
         if not self.storage.keep(trial_id, params=params, user_attrs=user_attrs, system_attrs=system_attrs):
             self._drop_lost_claims({trial_id})
-            raise Leave("lost")
+            raise TrialInterrupted("lost")
 
 
 def _is_nan(returned: Any) -> bool:
-    """Whether numbers were returned, of any type that is one, and one of them is NaN."""
+    """Whether the returned numbers, of any numeric type, include NaN."""
     try:
         return any([math.isnan(each) for each in (returned if isinstance(returned, Sequence) else [returned])])
-    except Exception:  # noqa: BLE001 - then it is not numbers, which is said in Optuna's words
+    except Exception:  # noqa: BLE001 - not numbers: Optuna's message says so
         return False
 
 

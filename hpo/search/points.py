@@ -1,7 +1,7 @@
-"""What a study file says of single trials: the points it tries first, its baseline, and how repeats are numbered.
+"""Single configurations of a study file: `search.points`, the baseline, and the numbering of repeats.
 
-With `repeats = r`, trial t trains configuration t // r for the (t % r)-th time. Equal repeats have equal seeds whatever
-their configuration, so that configurations can be compared pair by pair. Knows nothing of samplers.
+With `repeats = r`, trial t trains configuration t // r for the (t % r)-th time. The n-th repeat of every configuration
+has the same seed, so that configurations can be compared pair by pair.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def trial_seed(study: Study, number: int) -> int:
 
 
 def points(study: Study) -> list[Values]:
-    """Return the configurations that the study tries first, as Optuna stores them."""
+    """Return the configurations of `search.points`, as Optuna stores them."""
     known = {parameter.name: parameter for parameter in study.parameters}
     return [
         {name: snapped(known[name], value) for name, value in _stored(study, point).items()}
@@ -34,10 +34,10 @@ def points(study: Study) -> list[Values]:
 
 
 def check_points(study: Study) -> None:
-    """Raise StudyFileError for a point that lies outside the space or is there twice."""
+    """Raise StudyFileError for a point outside the search space, or one given twice."""
     known, seen = {parameter.name: parameter for parameter in study.parameters}, dict[str, int]()
     for index, point in enumerate(study.search.points):
-        for name, value in _understood(study, point).items():
+        for name, value in _completed(study, point).items():
             if not takes(known[name], value):
                 chosen = isinstance(known[name].searched, Choices)
                 problem = "is none of the choices" if chosen else "lies outside the range"
@@ -51,18 +51,18 @@ def check_points(study: Study) -> None:
 def baseline(study: Study) -> Values:
     """Return the configuration that tuning has to beat, as Optuna stores it.
 
-    It is what `[baseline]` says; where that is silent, the middle of a range, on its scale, or the first choice.
+    Values come from `[baseline]`, else the middle of a range on its scale, or the first choice.
     """
     given = {p.name: study.first.baseline.get(p.name, _middle(p)) for p in study.parameters}
     return _stored(study, {parameter.name: given[parameter.name] for parameter in study.applying(given)})
 
 
 def _stored(study: Study, point: Mapping[str, Any]) -> Values:
-    return {name: encode(value) for name, value in _understood(study, point).items()}
+    return {name: encode(value) for name, value in _completed(study, point).items()}
 
 
-def _understood(study: Study, point: Mapping[str, Any]) -> Values:
-    """Return a point as the models mean it, 1 as 1.0 where the key holds fractions; what its kind does not use, too."""
+def _completed(study: Study, point: Mapping[str, Any]) -> Values:
+    """Return a point with the types of its keys (1 as 1.0), and unused keys included."""
     tree = study.config(point, whole=True).model_dump()
     return {each.name: value_at(tree, each.setting) for each in study.parameters if each.name in point}
 

@@ -16,7 +16,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError
-from hpo.search.checkpoints import Keeper, Weights
+from hpo.search.checkpoints import CheckpointWriter, PopulationCheckpoints
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import Search
 from hpo.search.sampling.sampler_history import History
@@ -39,7 +39,7 @@ class PopulationRun:
         study: Study,
         trainer: Trainer,
         history: History,
-        keeper: Keeper | None,
+        writer: CheckpointWriter | None,
         members: list[Member],
     ) -> None:
         self._search, self._study, self._trainer, self._history = search, study, trainer, history
@@ -56,7 +56,7 @@ class PopulationRun:
         self._seconds: dict[int, list[float]] = defaultdict(list)  # a member's share of each epoch's time
         self._error_kind: str | None = None
         self.error_line = ""
-        self._weights = None if keeper is None else Weights(keeper)
+        self._checkpoints = None if writer is None else PopulationCheckpoints(writer)
 
     def train(self) -> str | None:
         """Train until all members have ended or a stop is requested; return the kind of exception raised, if any."""
@@ -137,8 +137,8 @@ class PopulationRun:
         scores = {number: values[self._metric] for number, values in metrics.items()}
         self._dropped |= search.report(epoch, scores)
         scores = {number: score for number, score in scores.items() if number not in self._dropped}
-        if self._weights is not None:
-            self._weights.epoch_ended(result, scores)
+        if self._checkpoints is not None:
+            self._checkpoints.epoch_ended(result, scores)
         done = [number for number in scores if self._has_ended(epoch, number)]
         # Members that have completed are passed to the pruner for comparison, but not pruned.
         pruned = set() if epoch == self._epochs else self._history.judge(scores) - set(done)
@@ -162,7 +162,7 @@ class PopulationRun:
         """Return the endings of trials that complete, with the file names of checkpoints."""
         values = {number: self._values(number) for number in numbers}
         self._scores += [scores[0] for scores in values.values()]
-        files = {} if self._weights is None else self._weights.write(result, values)
+        files = {} if self._checkpoints is None else self._checkpoints.write(result, values)
         return [(number, self._complete(number, values[number], files.get(number))) for number in values]
 
     def _complete(self, number: int, values: tuple[float, ...], files: dict[str, Any] | None) -> Ending:
@@ -237,8 +237,8 @@ class PopulationRun:
         lost = self._search.end(endings)
         self._states += [ending.state for number, ending in endings if number not in lost]
         self._dropped |= {number for number, _ in endings}
-        if self._weights is not None:
-            self._weights.ended({number for number, _ in endings} - lost)
+        if self._checkpoints is not None:
+            self._checkpoints.ended({number for number, _ in endings} - lost)
 
     def _best(self, values: Iterable[float]) -> float:
         return (min if is_minimized(self._metric) else max)(values)

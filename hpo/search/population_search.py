@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import StudyClosedError, UsageError
-from hpo.search.checkpoints import Keeper
+from hpo.search.checkpoints import CheckpointWriter
 from hpo.search.enqueueing import FIXED, checked
 from hpo.search.events import TrialsFailed, TrialsLeftOut
 from hpo.search.loop import Search
@@ -36,12 +36,14 @@ class PopulationSearch(Search):
     code: Code
     before: Sequence[FrozenTrial] = ()
     history: History = field(init=False)
-    keeper: Keeper | None = field(init=False)
+    writer: CheckpointWriter | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.history = History(self.study, self._read(-1, ()), self.before, self._constraints)
         keeps = self.study.first.training.keep != "none"
-        self.keeper = Keeper(self.study, self.claim_conditions, self.storage, self.on_event) if keeps else None
+        self.writer = (
+            CheckpointWriter(self.study, self.claim_conditions, self.storage, self.on_event) if keeps else None
+        )
 
     @property
     def idle_bytes(self) -> int:
@@ -93,7 +95,7 @@ class PopulationSearch(Search):
         for group in self.trainer.groups(self._members()):
             if self.stop.is_set():
                 return
-            run = PopulationRun(self, self.study, self.trainer, self.history, self.keeper, group)
+            run = PopulationRun(self, self.study, self.trainer, self.history, self.writer, group)
             self._check_repeated_error(run.train(), run.error_line)
 
     def _members(self) -> list[Member]:

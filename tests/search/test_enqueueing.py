@@ -208,7 +208,7 @@ def test_an_objective_is_given_what_is_asked_for(storage: Storage, tmp_path: Pat
     assert (trials[3].params["x"], trials[3].user_attrs["memo"]) == (2.5, 1)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL", *["COMPLETE"] * 3]
     assert "not a valid type" in trials[2].user_attrs[REASON]
-    misspelt = "trial 1: objective.py:objective has not suggested kinds, which was asked for (did you mean 'kind'?)"
+    misspelt = "trial 1: objective.py:objective did not suggest kinds, which was enqueued (did you mean 'kind'?)"
     assert misspelt in [event.text for event in events if isinstance(event, Note)]
     for text, problem in (
         ("[1]", "must be a JSON object"),

@@ -297,7 +297,7 @@ def test_a_trial_that_takes_too_long_fails_at_its_next_report(tmp_path: Path, st
     launched(objective_study(tmp_path, code, trials=2, trial_timeout=0.01), storage)
     for trial in own_trials(storage):
         assert trial.state == TrialState.FAIL
-        assert trial.user_attrs["reason"] == "has taken longer than search.trial_timeout (0.01 s)"
+        assert trial.user_attrs["reason"] == "took longer than search.trial_timeout (0.01 s)"
 
 
 def test_the_function_can_stop_the_study(tmp_path: Path, storage: Storage) -> None:

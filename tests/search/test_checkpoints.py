@@ -221,7 +221,7 @@ def test_whatever_a_module_holds_is_kept_or_one_warning(
     else:
         assert files(storage) == set()
         assert len(kept) == 1
-        assert f"({refused}): the search goes on without" in kept[0]
+        assert f"({refused}): the search continues without them" in kept[0]
 
 
 def test_a_folder_that_cannot_be_written_is_one_warning(
@@ -232,7 +232,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
     events = search(keeping("best"), storage)
     warnings = [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
     assert len(warnings) == 1
-    assert f"weights cannot be written in {tmp_path}/file/folder (Not a directory)" in warnings[0]
+    assert f"checkpoints cannot be written in {tmp_path}/file/folder (Not a directory)" in warnings[0]
     assert all(trial.state.name == "COMPLETE" for trial in trials_of(storage))
     assert kept_files(storage, stored_study(storage)[0]) == []
 
