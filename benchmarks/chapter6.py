@@ -1,12 +1,13 @@
-"""The search of "Deep Learning from Scratch", chapter 6: hpo against a plain Optuna loop, the same trials in one run.
+"""Benchmark of a whole search: hpo against a plain Optuna loop, the same trials in one run.
 
     make bench          (or: python benchmarks/chapter6.py --trials 100 --rounds 3)
 
-500 images (MNIST where HPO_DATA_DIR has it, else Fashion-MNIST, else digits), 100 of them for validation; an MLP of six
-hidden layers of 100, SGD, batch 100, 50 epochs; lr 1e-6..1e-2 and weight decay 1e-8..1e-4 at random on log scales; with
-and without batch norm. The loop is what one writes first: tensors in memory, one model at a time, SQLite, a report an
-epoch; in one process with all threads, and in two with half of them each. Contestants take turns in every round, and
-what is printed is each one's median. "training" is without storage, "all" with it.
+The search is that of "Deep Learning from Scratch", chapter 6. 500 images (MNIST if HPO_DATA_DIR has it, else
+Fashion-MNIST, else digits), 100 of them for validation; an MLP of six hidden layers of 100, SGD, batch 100, 50 epochs;
+lr 1e-6..1e-2 and weight decay 1e-8..1e-4 at random on log scales; without and with batch norm. The plain loop has its
+tensors in memory and trains one model at a time, with SQLite and one report an epoch: in one process with all threads,
+and in two processes with half of them each. The candidates run in turn in every round; the table has their medians.
+"training" is without storage, "all" includes it.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def plain_network(features: int, batch_norm: bool) -> nn.Module:
 def plain_loop(
     url: str, split: DeviceSplit, batch_norm: bool, params: list[dict[str, Any]], threads: int, spent: Any
 ) -> None:
-    """Run these trials in the study at `url`; add the seconds that training took, storage apart, to `spent`."""
+    """Run these trials in the study at `url`; add the seconds of training, without storage, to `spent`."""
     torch.set_num_threads(threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ExperimentalWarning)  # of the sampler that fixes parameters
@@ -171,7 +172,7 @@ def run_plain(
 
 
 def gemm_rate() -> float:
-    """Return the machine's float32 rate in FLOP/s: the best of some products of 1024 x 1024 matrices."""
+    """Return the machine's float32 rate in FLOP/s: the best of several products of 1024 x 1024 matrices."""
     a = torch.randn(1024, 1024)
     best = min(timed(lambda: torch.mm(a, a)) for _ in range(20))
     return float(2 * 1024**3 / best)

@@ -1,11 +1,11 @@
-"""How long the dashboard takes to open in Chromium, with 20,000 trials of 50 epochs in an SQLite file.
+"""Benchmark of the dashboard: seconds to open it in Chromium, with 20,000 trials of 50 epochs in an SQLite file.
 
     make bench-dashboard                      (3 minutes)
     python benchmarks/dashboard.py --trials 1000 --rounds 1
 
-The list is open when it names the study; the study's page when the history, the learning curves, the importance of the
-hyperparameters and the timeline are drawn and the page reacts again. Each round is a browser and a server of its own,
-both with nothing in their caches, on the same machine. Then each answer of the server is timed alone.
+The list is open when it shows the study's name. The study's page is open when history, learning curves, importances and
+timeline are drawn and the page reacts again. Each round has a new browser and a new server with empty caches, on the
+same machine. Then each answer of the server is timed alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def serving(url: str) -> Iterator[str]:
 
 
 def opened(address: str) -> dict[str, float]:
-    """Return the seconds until the list and the study's page were there, and of the browser's work in the latter."""
+    """Return the seconds until the list and the study's page were open, and the browser's busy time for the page."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
         context = browser.new_context(viewport={"width": 1400, "height": 1000})

@@ -1,8 +1,8 @@
-"""A network of one's own in a population against the same trials one at a time, in alternation: epochs of training.
+"""Benchmark of a user-defined network: a population against the same trials one at a time, in turn.
 
-The network and its data are a study file's, by default studies/residual-cnn.toml; each width is a population of its
-own, as in a search. One at a time trains each module as it is: by a plain loop of torch and torch.optim over tensors in
-memory, and as hpo trains what cannot be stacked. All have the same threads and batches, and no storage.
+The network and its data are those of a study file, by default studies/residual-cnn.toml; each width is a separate
+population, as in a search. One at a time is measured twice: by a plain loop of torch and torch.optim over tensors in
+memory, and by hpo's training of networks that cannot be stacked. All use the same threads and batches, and no storage.
 
     HPO_DATA_DIR=... python benchmarks/own_network.py [FILE] [--members 8] [--rounds 5] [--set KEY=VALUE]
 """
@@ -32,7 +32,7 @@ EVALUATION_BATCH = 500
 
 
 def members_of(study: Study, count: int) -> dict[str, list[Member]]:
-    """So many members for each value of the first argument that has choices; they differ in all that has ranges."""
+    """Return members for each value of the first argument with choices; they differ in every parameter with a range."""
     shapes = [parameter for parameter in study.parameters if isinstance(parameter.searched, Choices)]
     found = {}
     for number, choice in enumerate(shapes[0].searched.choices if shapes else [None]):  # type: ignore[union-attr]
@@ -45,7 +45,7 @@ def members_of(study: Study, count: int) -> dict[str, list[Member]]:
 
 
 def _at(parameter: Parameter, part: float) -> Any:
-    """A value of a parameter: the first of its choices, or so far into its range."""
+    """Return a value of a parameter: its first choice, or a point of its range."""
     if isinstance(parameter.searched, Choices):
         return parameter.searched.choices[0]
     low, high = parameter.searched.low, parameter.searched.high
@@ -53,7 +53,7 @@ def _at(parameter: Parameter, part: float) -> Any:
 
 
 def plain_torch(members: list[Member], split: DeviceSplit) -> Iterator[None]:
-    """An epoch and its evaluation of each member in turn, as one would write it."""
+    """Train and evaluate each member for one epoch in turn, by a plain torch loop."""
     models = [build(m.config.network, split.shape, split.classes, m.seed).to(split.device) for m in members]
     optimizers = [torch.optim.AdamW(model.parameters(), 1e-3) for model in models]
     epoch = 0
@@ -74,7 +74,7 @@ def plain_torch(members: list[Member], split: DeviceSplit) -> Iterator[None]:
 
 
 def alone(members: list[Member], split: DeviceSplit, precision: str) -> Iterator[None]:
-    """The same as hpo trains what cannot be stacked."""
+    """Do the same with the training that hpo uses for networks that cannot be stacked."""
     with ExitStack() as stack:
         each = [stack.enter_context(closing(train([m], split, precision, stacked=False))) for m in members]
         while True:

@@ -1,8 +1,8 @@
-"""What TPE costs a trial as a study grows, and whether it proposes what Optuna's own TPE does.
+"""Benchmark of TPE: cost of a proposal as a study grows, and equality with the proposals of Optuna's TPE.
 
-Both propose for the same history in memory, in alternation, as members of populations of 32 (those asked for before
-count as running). Histories are random, so nothing is learnt here; that the proposals are the same ones says that a
-search with one finds what a search with the other finds.
+Both propose for the same history in memory, in turn, as members of populations of 32 (earlier proposals of the
+population count as running trials). The histories are random, so the benchmark does not measure the quality of a
+search; equal proposals imply an equal search.
 
     python benchmarks/sampling.py [--rounds 3] [--trials 100 1000 10000]
 """
@@ -62,7 +62,7 @@ def drawn(draw: random.Random, space: dict[str, BaseDistribution]) -> dict[str, 
 
 
 def measure(space: dict[str, BaseDistribution], trials: int, seed: int) -> tuple[float, float, int]:
-    """Return seconds an ask of Optuna's and of ours for a population, and how many proposals were the same."""
+    """Return the seconds of a proposal by Optuna and by hpo for a population, and the number of equal proposals."""
     draw = random.Random(seed)
     mirror = Mirror()
     study = optuna.create_study(storage=mirror, direction="maximize")

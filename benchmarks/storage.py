@@ -1,16 +1,17 @@
-"""What keeping a trial costs: hpo's search with a training that costs nothing, against plain Optuna, in one run.
+"""Benchmark of the storage: hpo's search with a training that costs nothing, against plain Optuna, in one run.
 
     make bench-storage                        (6 minutes)
     python benchmarks/storage.py --only sqlite --stored 100 1000 --rounds 1
 
 Two parameters (lr and weight decay on log scales), 50 epochs, populations of 32; a trial has the metric after each
-epoch and a learning curve of four metrics. hpo runs the loop that `hpo launch` runs, on a storage that already holds
-so many trials, with a sign of life in each population. Plain Optuna asks, reports 50 times, keeps the curve as a user
-attribute and tells, on a storage as RDBStorage makes it: an SQLite file without a write-ahead log, PostgreSQL on
-loopback, which waits for the disk. Each contestant has a copy of the same storage; they take turns in every round. The
-first trials, with which a contestant reads what is stored, are told apart.
+epoch and a learning curve of four metrics. hpo runs the loop of `hpo launch` on a storage with a given number of trials,
+with one heartbeat in each population. Plain Optuna asks, reports 50 times, stores the curve as a user attribute and
+tells, on a storage as RDBStorage creates it: an SQLite file without a write-ahead log, PostgreSQL on loopback with fsync.
+Each candidate has its own copy of the storage; they run in turn in every round. The first trials, during which a
+candidate reads the stored ones, are reported separately.
 
-`sampler` is History.ask, `storage` the sum of the calls to the storage, `pruner` History.judge, `rest` all else.
+The columns: `sampler` is History.ask, `storage` the sum of the calls to the storage, `pruner` History.judge, `rest`
+everything else.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ Parts = dict[str, float]
 
 
 class Clock:
-    """What a search's populations cost, part by part: an account each; and how long reading what is stored took."""
+    """Cost of a search's populations, part by part, and the time to read the stored trials."""
 
     def __init__(self) -> None:
         self.accounts: list[Parts] = []
@@ -126,7 +127,7 @@ running_trials = loop.running_trials
 
 
 class Free(Trainer):
-    """Training that costs nothing: curves that depend on the members' parameters."""
+    """Training that costs nothing: curves computed from the members' parameters."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(None, "float32", print)  # type: ignore[arg-type]
@@ -148,7 +149,7 @@ def epoch_of(curves: dict[int, dict[str, list[float]]], epoch: int) -> EpochResu
 
 
 def curve(lr: float, weight_decay: float, number: int) -> dict[str, list[float]]:
-    """Return a learning curve: a ridge over the logarithms, and the trial's own noise."""
+    """Return a learning curve: a ridge over the logarithms, plus noise of the trial."""
     noise = 0.02 * math.sin(number)
     best = 0.95 - 0.04 * (math.log10(lr) + 3) ** 2 - 0.01 * (math.log10(weight_decay) + 6) ** 2 + noise
     accuracy = [best - 0.8 * math.exp(-epoch / 10) for epoch in range(1, EPOCHS + 1)]
@@ -175,7 +176,7 @@ def study_of(sampler: str, pruner: str, trials: int) -> Study:
 
 
 class Database(Protocol):
-    """A kind of storage; `copy` makes one of its own, empty or as another is, for as long as the block lasts."""
+    """A kind of storage; `copy` creates a temporary one, empty or as a copy."""
 
     name: str
 
@@ -185,7 +186,7 @@ class Database(Protocol):
 
 
 class Files:
-    """SQLite. Where it is for plain Optuna, the file has the journal that Optuna gives it."""
+    """SQLite; for plain Optuna the file has Optuna's journal mode."""
 
     name = "SQLite"
 
@@ -207,7 +208,7 @@ class Files:
         file.unlink()
 
     def settle(self, url: str) -> None:
-        """There is nothing to settle: closing has emptied the write-ahead log."""
+        """Do nothing: closing has emptied the write-ahead log."""
 
 
 class Databases:
@@ -225,12 +226,12 @@ class Databases:
             yield self._server.url(name)
 
     def settle(self, url: str) -> None:
-        """Do what the server would have done by itself had the trials come one after the other."""
+        """Do the maintenance that the server would have done by itself between the trials."""
         self._server.sql("VACUUM ANALYZE", url.rpartition("/")[2])
 
 
 def fill(url: str, count: int) -> float:
-    """Store trials, until there are so many, by the calls that a search makes; return the seconds it took."""
+    """Store trials up to a number, by the calls of a search; return the seconds."""
     start, storage, study = time.perf_counter(), open_storage(url), study_of("random", "none", count)
     code = code_of([], study.folder)
     stored = open_study(study, load_split(study), code, storage, LaunchOptions(extend=True))
@@ -268,7 +269,7 @@ def fill(url: str, count: int) -> float:
 
 
 def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Clock:
-    """Run a population and then so many trials, on a storage that holds `stored`."""
+    """Run a population and then a number of trials, on a storage with `stored` trials."""
     storage = open_storage(url)
     study = study_of(sampler, pruner, stored + POPULATION + trials)
     clock = Clock()
@@ -305,7 +306,7 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
 
 
 def run_plain(url: str, sampler: str, trials: int) -> tuple[float, list[Parts]]:
-    """Run a trial and then so many more; return the seconds of the first, and what each of the others cost."""
+    """Run a trial and then more; return the seconds of the first, and the cost of each of the others."""
     storage = RDBStorage(locate(url).full_url)
     made = TPESampler(seed=0, multivariate=True) if sampler == "tpe" else RandomSampler(seed=0)
     start = time.perf_counter()
@@ -328,7 +329,7 @@ def run_plain(url: str, sampler: str, trials: int) -> tuple[float, list[Parts]]:
 
 
 def memory(url: str, pruner: str, stored: int, answer: Any) -> None:
-    """Search two populations in this process; answer its memory in MB before, after (both USS), and at most (RSS)."""
+    """Search two populations in this process; return its memory in MB before, after (both USS), and at most (RSS)."""
     process = psutil.Process()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(url)
@@ -355,7 +356,7 @@ def in_fresh_process(function: Callable[..., None], *arguments: Any) -> Any:
 
 
 def command_s(command: str, url: str) -> float:
-    """Return the seconds that a command takes as a process."""
+    """Return the seconds of a command as a process."""
     program = Path(sys.executable).with_name("hpo")
     arguments = [program, command, *([] if command == "studies" else [NAME]), "--storage", url]
     start = time.perf_counter()
@@ -368,7 +369,7 @@ Key = tuple[str, str, int]
 
 
 class Results:
-    """What was measured; `median` of a part over the populations (or plain Optuna's trials) of all rounds."""
+    """Measurements; `median` of a part over the populations (or plain Optuna's trials) of all rounds."""
 
     def __init__(self) -> None:
         self.accounts: defaultdict[Key, list[Parts]] = defaultdict(list)
@@ -382,7 +383,7 @@ class Results:
 
 
 def contestants(database: Database, stored: int, most: int) -> list[str]:
-    """Return who takes part: SQLite has them all, but with 10,000 trials plain Optuna would read for minutes."""
+    """Return the candidates: all with SQLite, but not plain Optuna with 10,000 trials, which would read for minutes."""
     names = ["tpe", "plain tpe"] if database.name == "PostgreSQL" else ["tpe", "plain tpe", "random", "plain random"]
     if database.name == "SQLite":
         names += ["tpe, median pruner", "tpe, hyperband pruner"]

@@ -1,13 +1,12 @@
-"""How much several workers do together, and how many of them one PostgreSQL carries.
+"""Benchmark of several workers: trials a second together, and the load that one PostgreSQL can take.
 
     make bench-workers                        (5 minutes)
     python benchmarks/workers.py --rounds 1 --study studies/chapter6-search.toml --trials 64
 
 Two tables. The first: trials a second of 1, 2 and 4 processes, and of 2 workers on Ray, on one study, in turn in every
-round, on a PostgreSQL that waits for the disk. The time runs from the start of the first trial to the end of the last
-one, so that starting processes does not count. The second: what a population writes, counted by the server itself, and
-how fast processes that train nothing get it stored. Server and clients share this machine's cores, so both are less
-than a server of its own would do.
+round, on a PostgreSQL with fsync. The time runs from the start of the first trial to the end of the last, without the
+start of the processes. The second: the writes of a population, counted by the server, and the speed at which processes
+without training store populations. Server and clients share this machine's cores, so a separate server would be faster.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def rate(url: str, study: str, trials: int, options: list[str]) -> float:
 
 
 def store_population(storage: Storage, study_id: int) -> None:
-    """Store what a population of a search stores, training nothing."""
+    """Store the rows of a population without training."""
     params = {"lr": 1e-3, "weight_decay": 1e-4}
     template = create_trial(state=TrialState.RUNNING, params=params, distributions=SPACE, user_attrs={"seed": 1})
     ids = [trial._trial_id for trial in storage.create_trials(study_id, [template] * POPULATION)]
@@ -79,7 +78,7 @@ def store_population(storage: Storage, study_id: int) -> None:
 
 
 def write(url: str, study_id: int, ready: Callable[[], int], counts: multiprocessing.SimpleQueue[int]) -> None:
-    """Store populations for WRITING_S, beginning when all writers are ready; answer how many."""
+    """Store populations for WRITING_S, starting when all writers are ready; return their number."""
     storage = open_storage(url)
     store_population(storage, study_id)
     ready()
@@ -92,7 +91,7 @@ def write(url: str, study_id: int, ready: Callable[[], int], counts: multiproces
 
 @dataclass
 class Load:
-    """What writers got stored: populations a second, and what the server counted for one population."""
+    """Throughput of the writers: populations a second, and the server's counts for one population."""
 
     populations: float
     transactions: float
@@ -123,7 +122,7 @@ def load(server: Server, writers: int) -> Load:
 
 
 def statistics_of(server: Server, name: str) -> tuple[int, int]:
-    """The server's own counts for a database: transactions, and rows written."""
+    """Return the server's counts for a database: transactions, and rows written."""
     columns = "xact_commit + xact_rollback, tup_inserted + tup_updated + tup_deleted"
     ((transactions, rows),) = server.sql(f"SELECT {columns} FROM pg_stat_database WHERE datname = '{name}'")
     return int(transactions), int(rows)

@@ -1,11 +1,11 @@
-"""How well networks know their training images once training is over, with all units in place and nothing dropped.
+"""Demo: accuracy on the training images after training, with all units and without dropout.
 
     python demos/put_back.py studies/overfit-dropout.toml
 
-A learning curve's training accuracy is of the batches as they were trained on: with dropout, of networks with units
-dropped. This trains every configuration of a study that searches choices only, under the study's own seeds and in
-float32 unless its file says otherwise, and measures the training images again as the validation images are measured. A
-line a configuration: means and standard deviations over the repeats. Nothing is stored.
+A learning curve's training accuracy is measured during training: with dropout, with dropped units. This demo trains every
+configuration of a study whose searched keys all have choices, under the study's own seeds and in float32 unless the file
+sets a precision, and measures the training images again in the same way as the validation images. It prints one line a
+configuration: means and standard deviations over the repeats. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def measured(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float,
 
 
 def put_back(study: Study) -> None:
-    """Train what the study's grid holds, and print what it comes to."""
+    """Train all configurations of the study's grid, and print the results."""
     repeats, count = study.search.repeats, size(study)
     if math.isinf(count):
         raise HpoError(f"{study.source}: searches a range; give each searched value as choices")
@@ -69,7 +69,7 @@ def put_back(study: Study) -> None:
 
 
 def lines(rows: np.ndarray) -> list[str]:
-    """Return what was measured, by name."""
+    """Return the measurements by name."""
     names = ("train acc in training", "train acc", "train loss", "val acc", "val loss", "gap")
     if not len(rows):
         return []

@@ -1,11 +1,11 @@
-"""The whole service on this machine, without Docker: a throwaway PostgreSQL, a queue, four workers, the dashboard.
+"""Demo of the whole service on this machine, without Docker: PostgreSQL, queue, four workers, dashboard.
 
     make service-demo
     python demos/service.py --trials 16
 
-Three studies are submitted; four workers train them, the urgent one first; the dashboard answers; the best of each is
-exported; everything is stopped in order, and nothing is left behind. Each command is shown before it runs. The status
-is 1 where a step did not do what it should.
+The demo submits three studies; four workers train them, the one with the highest priority first; the dashboard answers;
+the best trial of each study is exported; everything is stopped in order, and all files are deleted. Each command is shown
+before it runs. The status is 1 if a step fails.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 def hpo(*args: str) -> str:
-    """Show a command, run it, show what it prints, and return that."""
+    """Show a command, run it, and show and return its output."""
     say(f"$ hpo {shlex.join(args)}")
     done = subprocess.run([HPO, *args], capture_output=True, text=True, check=False)
     if done.stdout or done.stderr:
@@ -55,14 +55,14 @@ def hpo(*args: str) -> str:
 
 
 def begin(*args: str, log: Path) -> subprocess.Popen[str]:
-    """Show a command and start it; its log goes to a file."""
+    """Show a command and start it with its log in a file."""
     say(f"$ hpo {shlex.join(args)} &")
     with log.open("w") as stderr:
         return subprocess.Popen([HPO, *args], stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 def end(process: subprocess.Popen[str], status: int) -> None:
-    """Tell a process to stop, and see that it does so in order."""
+    """Stop a process, and check that it stops in order."""
     process.send_signal(signal.SIGTERM)
     found = process.wait(STOP_S)
     if found != status:
