@@ -1,8 +1,8 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Everything lands in .venv.
+# Two commands on a fresh machine: `make demo` and `make test`. Everything is installed into .venv.
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := demo
-# The tests start hundreds of processes, and where a container forbids compiled files each would compile hpo again.
+# The tests start hundreds of processes; without compiled files each of them would compile hpo again.
 unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-all chaos lint docs bench bench-storage bench-dashboard bench-workers service-demo env clean
 
@@ -18,23 +18,23 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/installed
 	$(BIN)/hpo launch studies/digits.toml
 
-# Two processes share the suite, file by file: half of the tests wait for processes of their own.
+# Two processes share the suite, file by file: half of the tests wait for child processes.
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# The same and what is slow by nature: chaos, a Ray cluster whose nodes die, a walk through the dashboard.
+# Quick and slow tests: chaos, a Ray cluster whose nodes die, a walk through the dashboard.
 test-all: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist loadfile -m ""
 
-# Fifty kills and five restarts of the server, a minute on each database; CHAOS=--randomly-seed=N draws that plan again.
+# Fifty kills and five restarts of the server, a minute on each database; CHAOS=--randomly-seed=N repeats a plan.
 chaos: .venv/installed-test
 	$(BIN)/pytest tests/storage/test_chaos.py -m slow -s $(CHAOS)
 
-# The whole service on a throwaway PostgreSQL: queue, four workers, dashboard, export, stop.
+# The whole service on a temporary PostgreSQL: queue, four workers, dashboard, export, stop.
 service-demo: .venv/installed-test
 	$(BIN)/python demos/service.py
 
-# The pages as a site: build/docs/docs/index.html. A warning is an error.
+# The docs as a site: build/docs/docs/index.html. A warning is an error.
 docs: .venv/installed-test
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env --write-all --builder html --conf-dir docs . build/docs
 
@@ -53,15 +53,15 @@ bench-storage: .venv/installed-test
 bench-dashboard: .venv/installed-test
 	$(BIN)/python benchmarks/dashboard.py
 
-# The passwords of docker-compose.yml: random, readable to you alone, and never written over. Needs no Python.
+# Random passwords for docker-compose.yml, readable by you only, never overwritten. Needs no Python.
 env:
 	@set -eu; umask 077; \
-	if [ -e .env ]; then echo ".env is there already and stays as it is"; exit 0; fi; \
+	if [ -e .env ]; then echo ".env exists already and is not changed"; exit 0; fi; \
 	random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }; \
 	set -C; for name in POSTGRES_PASSWORD HPO_DATABASE_PASSWORD HPO_DASHBOARD_PASSWORD; do \
 	    echo "$$name=$$(random)"; \
 	done > .env; \
-	echo ".env holds three new passwords; keep a copy of it with your backups"
+	echo ".env has three new passwords; store a copy of it with your backups"
 
 bench-workers: .venv/installed-test
 	$(BIN)/python benchmarks/workers.py
