@@ -4,10 +4,10 @@
     python benchmarks/storage.py --only sqlite --stored 100 1000 --rounds 1
 
 Two parameters (lr and weight decay on log scales), 50 epochs, populations of 32; a trial has the metric after each
-epoch and a learning curve of four metrics. hpo runs the loop of `hpo launch` on a storage with a given number of trials,
-with one heartbeat in each population. Plain Optuna asks, reports 50 times, stores the curve as a user attribute and
-tells, on a storage as RDBStorage creates it: an SQLite file without a write-ahead log, PostgreSQL on loopback with fsync.
-Each candidate has its own copy of the storage; they run in turn in every round. The first trials, during which a
+epoch and a learning curve of four metrics. hpo runs the loop of `hpo launch` on a storage with a given number of
+trials, with one heartbeat in each population. Plain Optuna asks, reports 50 times, stores the curve as a user attribute
+and tells, on a storage as RDBStorage creates it: an SQLite file without a write-ahead log, PostgreSQL on loopback with
+fsync. Each candidate has its own copy of the storage; they run in turn in every round. The first trials, during which a
 candidate reads the stored ones, are reported separately.
 
 The columns: `sampler` is History.ask, `storage` the sum of the calls to the storage, `pruner` History.judge, `rest`

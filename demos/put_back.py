@@ -2,10 +2,10 @@
 
     python demos/put_back.py studies/overfit-dropout.toml
 
-A learning curve's training accuracy is measured during training: with dropout, with dropped units. This demo trains every
-configuration of a study whose searched keys all have choices, under the study's own seeds and in float32 unless the file
-sets a precision, and measures the training images again in the same way as the validation images. It prints one line a
-configuration: means and standard deviations over the repeats. Nothing is stored.
+A learning curve's training accuracy is measured during training: with dropout, with dropped units. This demo trains
+every configuration of a study whose searched keys all have choices, under the study's own seeds and in float32 unless
+the file sets a precision, and measures the training images again in the same way as the validation images. It prints
+one line a configuration: means and standard deviations over the repeats. Nothing is stored.
 """
 
 from __future__ import annotations

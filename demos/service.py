@@ -4,8 +4,8 @@
     python demos/service.py --trials 16
 
 The demo submits three studies; four workers train them, the one with the highest priority first; the dashboard answers;
-the best trial of each study is exported; everything is stopped in order, and all files are deleted. Each command is shown
-before it runs. The status is 1 if a step fails.
+the best trial of each study is exported; everything is stopped in order, and all files are deleted. Each command is
+shown before it runs. The status is 1 if a step fails.
 """
 
 from __future__ import annotations
