@@ -165,7 +165,7 @@ def test_a_module_that_cannot_be_stacked_trains_one_at_a_time(folder: Path, stor
             "Growing",
             {"width": 4},
             "network.module: nets.py:Growing constructs a different network each time (318 parameters, then 395); its "
-            "constructor must change no default and nothing global",
+            "constructor must not change defaults or global state",
         ),
         ("Net", {}, "network.args.width: missing: nets.py:Net has no default for it"),
         ("Net", {"width": 4, "qq": 1}, "network.args.qq: is not an argument of nets.py:Net; it has shape, classes"),

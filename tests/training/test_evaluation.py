@@ -196,5 +196,5 @@ def test_weights_that_are_not_what_they_should_be_are_refused(tmp_path: Path) ->
         with pytest.raises(HpoError, match="do not match the described network"):
             load_network(path, wrong, described, SPLIT.shape, SPLIT.classes)
     whole = {name: value.long() for name, value in state.items()}
-    with pytest.raises(HpoError, match="are not "):
+    with pytest.raises(HpoError, match="do not have the described network's type"):
         load_network(path, whole, settings, SPLIT.shape, SPLIT.classes)

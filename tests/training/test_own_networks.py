@@ -427,7 +427,7 @@ def test_frozen_parameters_stay_as_they_are(folder: Path) -> None:
 
 
 def test_a_parameter_that_no_optimizer_has_cannot_be_trained_later(folder: Path) -> None:
-    with pytest.raises(HpoError, match=r"'head\.weight' is frozen in a new module, and trained later"):
+    with pytest.raises(HpoError, match=r"'head\.weight' is frozen in a new module and unfrozen later"):
         weights(own(0, folder, "Thawed"))
 
 

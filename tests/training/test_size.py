@@ -97,7 +97,7 @@ def test_a_network_of_any_size_is_measured_without_being_built() -> None:
         ),
         ({"kind": "cnn", "kernel": 10**9}, "^network.conv: no pixel is left of a 8x8 image"),
         ({"kind": "cnn", "conv": [2**63 - 1], "kernel": 1}, "^network.conv: makes a layer of at least 2.6. weights"),
-        ({"kind": "cnn", "kernel": 1, "padding": 2**63 - 1}, "^network.conv: makes a layer of 2.13. outputs or more"),
+        ({"kind": "cnn", "kernel": 1, "padding": 2**63 - 1}, "^network.conv: makes a layer of at least 2.13. outputs"),
     ],
 )
 def test_a_network_that_no_machine_holds(more: dict[str, Any], said: str) -> None:

@@ -435,7 +435,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "weight norm": (
         flat(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))),
-        "layer '2' (ParametrizedLinear) cannot be stacked: its parameters are made of others",
+        "layer '2' (ParametrizedLinear) cannot be stacked: its parameters are computed from others",
     ),
     "hooks": (hooked, "layer '1' (Linear)"),
     "frozen": (frozen, "'1.bias'"),
@@ -521,7 +521,7 @@ def test_two_arguments_are_refused() -> None:
         def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
             return self.fc(x.flatten(1)) + y
 
-    with pytest.raises(CannotStackError, match=r"^Two cannot be stacked: its forward takes more than the images"):
+    with pytest.raises(CannotStackError, match=r"^Two cannot be stacked: its forward takes more arguments than"):
         StackedNetwork([Two(), Two()])
 
 

@@ -1,1 +1,1 @@
-"""K modules of one architecture as one stacked tensor program, traced once with torch.fx."""
+"""Run K modules of one architecture as one stacked tensor program, traced once with torch.fx."""

@@ -1,7 +1,4 @@
-"""Batch norm of K members in stacked form: the normalization that keeps statistics from step to step.
-
-Those without statistics (layer norm, group norm) are layers.PerMember's. Knows nothing of networks.
-"""
+"""Stacked batch norm. Norm layers without running statistics, such as layer norm, are in layers.py."""
 
 from __future__ import annotations
 
@@ -18,18 +15,18 @@ from hpo.training.stacking.trace import require
 
 
 class _BatchNormFunction(torch.autograd.Function):
-    """Batch norm in training: S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015."""
+    """Batch norm in training (S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015), [K, B, C, ...] to the same."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slots: tuple[ParameterSlot, ParameterSlot], layer: BatchNorm
     ) -> Tensor:
         dims, count = layer.dims(x), x[0].numel() // x.shape[layer.channel]
-        wide = _wide(x)
-        mean = wide.sum(dims, keepdim=True).div_(count)
-        centred = wide - mean
+        x32 = _at_least_float32(x)
+        mean = x32.sum(dims, keepdim=True).div_(count)
+        centred = x32 - mean
         variance = torch.linalg.vector_norm(centred, dim=dims, keepdim=True).square_().div_(count)
-        layer.observe(mean, variance, count)
+        layer.update_statistics(mean, variance, count)
         scale = variance.add_(layer.eps).rsqrt_()
         ctx.save_for_backward(centred, scale, weight)
         ctx.slots, ctx.dims, ctx.count = slots, dims, count
@@ -40,7 +37,7 @@ class _BatchNormFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         centred, scale, weight = ctx.saved_tensors
         weight_slot, bias_slot = ctx.slots
-        grad = _wide(grads[0])
+        grad = _at_least_float32(grads[0])
         grad_sum = grad.sum(ctx.dims, keepdim=True)
         product_sum = (grad * centred).sum(ctx.dims, keepdim=True)
         bias_slot.write(lambda into: into.copy_(grad_sum.view_as(into)))
@@ -51,35 +48,38 @@ class _BatchNormFunction(torch.autograd.Function):
 
 
 class BatchNorm:
-    """`nn.BatchNorm1d` and `nn.BatchNorm2d` of K members: batch norm over K x C channels.
+    """Stacked form of `nn.BatchNorm1d` and `nn.BatchNorm2d`: batch norm over K x C channels.
 
-    It computes in float32 at least, also between bfloat16 activations: statistics stay exact, and a CPU is faster so.
+    It computes in float32 or float64, also between bfloat16 activations: the statistics are then exact, and on a CPU it
+    is faster.
     """
 
-    channel = 2  # of a stacked activation [K, B, C, ...]
+    channel = 2
+    """Dimension of the channels in a stacked activation, [K, B, C, ...]."""
 
     def __init__(self, name: str, modules: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]) -> None:
         self._name = name
         self._ranks = (4,) if isinstance(modules[0], nn.BatchNorm2d) else (2, 3)
         self.eps = modules[0].eps
         self._momentum = modules[0].momentum or 0.0
-        self._mean = torch.stack([m.running_mean for m in modules])  # type: ignore[misc]  # never None: see stacking.py
+        # Never None: stacked_network.py refuses batch norm without running statistics.
+        self._mean = torch.stack([m.running_mean for m in modules])  # type: ignore[misc]
         self._variance = torch.stack([m.running_var for m in modules])  # type: ignore[misc]
         self._batches = torch.stack([m.num_batches_tracked for m in modules])  # type: ignore[misc]
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """Fetch weight and bias."""
+        """Store the slots of weight and bias."""
         self._weight, self._bias = slots[f"{self._name}.weight"], slots[f"{self._name}.bias"]
         dtype = torch.float64 if self._weight.value.dtype == torch.float64 else torch.float32
         self._mean, self._variance = self._mean.to(dtype), self._variance.to(dtype)
 
     def select(self, members: Tensor) -> None:
-        """Keep these members' running statistics."""
+        """Reduce the running statistics to these members."""
         self._mean, self._variance = self._mean[members], self._variance[members]
         self._batches = self._batches[members]
 
     def buffers(self) -> dict[str, Tensor]:
-        """Return the running statistics."""
+        """Return the running statistics, [K, C] and [K], by their names in the module's state."""
         return {
             f"{self._name}.running_mean": self._mean,
             f"{self._name}.running_var": self._variance,
@@ -87,18 +87,24 @@ class BatchNorm:
         }
 
     def dims(self, x: Tensor) -> list[int]:
-        """Return the dimensions that the statistics are taken over: all but member and channel."""
+        """Return the dimensions that the statistics are computed over: all but member and channel."""
         return [1, *range(3, x.dim())]
 
-    def observe(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics towards a batch's; the running variance is the unbiased one, as in torch."""
+    def update_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Update the running statistics with those of a batch of `count` values per channel.
+
+        As in torch, the running variance is the unbiased one.
+        """
         self._mean.lerp_(mean.view_as(self._mean), self._momentum)
         self._variance.lerp_(variance.view_as(self._variance) * (count / (count - 1)), self._momentum)
         self._batches.add_(1)
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
-        """[K, B, C, ...], or [B, C, ...] -> [K, B, C, ...]."""
-        if not stacked:  # members share the input, but not what the layer makes of it
+        """Return [K, B, C, ...] for [K, B, C, ...] or [B, C, ...].
+
+        Raises HpoError in training for a batch with one value per channel.
+        """
+        if not stacked:
             x = x.expand(len(self._mean), *x.shape)
         require(x.dim() - 1 in self._ranks, f"layer '{self._name}'", f"its input has {x.dim() - 1} dimensions")
         shape = (x.shape[0], 1, x.shape[2]) + (1,) * (x.dim() - 3)
@@ -109,9 +115,9 @@ class BatchNorm:
             return apply(_BatchNormFunction, x, weight, bias, (self._weight, self._bias), self)
         scale = weight * (self._variance + self.eps).rsqrt().view(shape)
         shift = bias - scale * self._mean.view(shape)
-        return (_wide(x) * scale).add_(shift).to(x.dtype)
+        return (_at_least_float32(x) * scale).add_(shift).to(x.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Return `x` in float32, or as it is where it is wider."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Return `x` in float32, or unchanged if it is float64."""
     return x if x.dtype == torch.float64 else x.float()

@@ -1,6 +1,6 @@
-"""Convolutions of K members in stacked form, over images and over sequences.
+"""Stacked convolutions over images and sequences.
 
-A convolution's output lies in memory as [B, H, W, K, C], logically it is [K, B, C, H, W]. Knows nothing of networks.
+A convolution's output is [K, B, C, H, W] logically; its memory order is [B, H, W, K, C].
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpo.training.stacking.layers import Weighted, apply
+from hpo.training.stacking.layers import WeightedLayer, apply
 from hpo.training.stacking.parameter_blocks import ParameterSlot
 
 
 class _ConvFunction(torch.autograd.Function):
+    """Convolution of K members, [K, B, C, H, W] or [B, C, H, W] -> [K, B, C', H', W']."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -26,19 +28,21 @@ class _ConvFunction(torch.autograd.Function):
         slots: tuple[ParameterSlot, ParameterSlot | None],
         layer: Conv,
     ) -> Tensor:
-        members, together = len(weight), _runs_together(x)
-        images, kernels = _parts(x, together), _parts(weight, together, channel=0)
-        biases: Sequence[Tensor | None] = [None] * len(kernels) if bias is None else _parts(bias, together, channel=0)
+        members, merged = len(weight), _can_merge(x)
+        images, kernels = _split_members(x, merged), _split_members(weight, merged, channel=0)
+        biases: Sequence[Tensor | None] = [None] * len(kernels)
+        if bias is not None:
+            biases = _split_members(bias, merged, channel=0)
         ctx.save_for_backward(*images, *kernels)
-        ctx.slots, ctx.shared, ctx.together = slots, x.dim() == 4, together
+        ctx.slots, ctx.shared, ctx.merged = slots, x.dim() == 4, merged
         ctx.settings = layer.settings
-        ctx.groups = layer.groups * (members if together and not ctx.shared else 1)
+        ctx.groups = layer.groups * (members if merged and not ctx.shared else 1)
         settings: tuple[Any, Any, Any] = ctx.settings
         out = [
             F.conv2d(image, kernel, each, *settings, ctx.groups)
             for image, kernel, each in zip(images, kernels, biases, strict=True)
         ]
-        return _whole(out, members, together)
+        return _join_members(out, members, merged)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
@@ -58,7 +62,7 @@ class _ConvFunction(torch.autograd.Function):
                 ctx.groups,
                 [needs_input, True, bias_slot is not None],
             )
-            for grad, image, kernel in zip(_parts(grads[0], ctx.together), images, kernels, strict=True)
+            for grad, image, kernel in zip(_split_members(grads[0], ctx.merged), images, kernels, strict=True)
         ]
         weight_slot.write(lambda into: into.copy_(torch.cat([part[1] for part in found]).view_as(into)))
         if bias_slot is not None:
@@ -67,24 +71,25 @@ class _ConvFunction(torch.autograd.Function):
             return None, None, None, None, None
         if ctx.shared:
             return found[0][0], None, None, None, None
-        return _whole([part[0] for part in found], members, ctx.together), None, None, None, None
+        return _join_members([part[0] for part in found], members, ctx.merged), None, None, None, None
 
 
-def _runs_together(x: Tensor) -> bool:
-    """Return whether one convolution serves all members: as groups, or as channels where they share the input.
+def _can_merge(x: Tensor) -> bool:
+    """Return whether one convolution computes all members: as groups, or as channels if they share the input.
 
-    Not in bfloat16 on a CPU: grouped convolutions there compute neighbouring groups in one block, masked with zeros,
-    so that one member's NaN reaches the others (0 x NaN is NaN); and one by one they are faster too.
+    Not in bfloat16 on a CPU: a grouped convolution there computes neighbouring groups in one block, masked with zeros,
+    so that a NaN of one member reaches the others (0 x NaN is NaN). One convolution per member is also faster there.
     """
     return x.dim() == 4 or x.dtype != torch.bfloat16 or x.device.type != "cpu"
 
 
-def _parts(x: Tensor, together: bool, channel: int = 1) -> list[Tensor]:
-    """Return the stacked tensor as one with all members' channels, or as a tensor a member.
+def _split_members(x: Tensor, merged: bool, channel: int = 1) -> list[Tensor]:
+    """Return the stacked tensor as one tensor with the channels of all members if `merged`, else one per member.
 
-    Images have their channels innermost in memory: convolutions are up to 5 times as fast so.
+    `channel` is the dimension of the channels in one member's tensor. Images are made channels-last, with which
+    convolutions are up to 5 times as fast.
     """
-    if not together:
+    if not merged:
         parts = list(x.unbind(0))
     elif channel == 0:
         parts = [x.flatten(0, 1)]
@@ -93,44 +98,45 @@ def _parts(x: Tensor, together: bool, channel: int = 1) -> list[Tensor]:
     return parts if channel == 0 else [part.contiguous(memory_format=torch.channels_last) for part in parts]
 
 
-def _whole(parts: list[Tensor], members: int, together: bool) -> Tensor:
-    """Return what `_parts` took apart, [K, B, C, H, W]."""
-    if together:
+def _join_members(parts: list[Tensor], members: int, merged: bool) -> Tensor:
+    """Return the parts, as `_split_members` makes them, as one tensor [K, B, C, H, W]."""
+    if merged:
         return torch.unflatten(parts[0], 1, (members, -1)).transpose(0, 1)
     return torch.stack([part.permute(0, 2, 3, 1) for part in parts]).permute(0, 1, 4, 2, 3)
 
 
-class Conv(Weighted):
-    """`nn.Conv2d` and `nn.Conv1d` of K members: one grouped convolution. A sequence is an image of one row."""
+class Conv(WeightedLayer):
+    """Stacked form of `nn.Conv2d` and `nn.Conv1d`: one grouped convolution. A sequence is an image with one row."""
 
     def __init__(self, name: str, modules: Sequence[nn.Conv1d | nn.Conv2d]) -> None:
         module = modules[0]
         super().__init__(name, module)
-        self.groups, self._rows = module.groups, isinstance(module, nn.Conv2d)
+        self.groups, self._has_rows = module.groups, isinstance(module, nn.Conv2d)
         settings = (module.stride, _padding(module), module.dilation)
-        self.settings: tuple[Any, ...] = settings if self._rows else tuple(map(_of_a_row, settings, (1, 0, 1)))
+        self.settings: tuple[Any, ...] = settings if self._has_rows else tuple(map(_with_row, settings, (1, 0, 1)))
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
-        """[K, B, C, H, W] or [B, C, H, W] -> [K, B, channels, H', W']; without H for `nn.Conv1d`."""
+        """Return [K, B, C', H', W'] for [K, B, C, H, W] or [B, C, H, W]; without H for `nn.Conv1d`."""
         bias, weight = self._bias, self._weight.value
-        if not self._rows:
+        if not self._has_rows:
             x, weight = x.unsqueeze(-2), weight.unsqueeze(-2)
-        alone = x.dim() - stacked == 3  # one image, as torch takes it: [C, H, W]
-        if alone:
+        unbatched = x.dim() - stacked == 3  # one image, [C, H, W], as torch allows
+        if unbatched:
             x = x.unsqueeze(-4)
-        if not stacked and self.groups > 1:  # the members' channels would mix in the module's own groups
+        if not stacked and self.groups > 1:  # the module's groups would mix the channels of different members
             x = x.expand(len(weight), *x.shape)
         out = apply(_ConvFunction, x, weight, bias and bias.value, (self._weight, bias), self)
-        out = out.squeeze(-4) if alone else out
-        return out if self._rows else out.squeeze(-2)
+        out = out.squeeze(-4) if unbatched else out
+        return out if self._has_rows else out.squeeze(-2)
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> Any:
-    """Return the padding in numbers; the same on both sides, as stacking.py requires."""
+    """Return the padding in numbers, which is the same on both sides: stacked_network.py refuses anything else."""
     if module.padding == "same":
         return tuple(d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
     return (0,) * len(module.kernel_size) if module.padding == "valid" else module.padding
 
 
-def _of_a_row(setting: Any, of_rows: int) -> tuple[Any, ...]:
-    return (of_rows, *setting)
+def _with_row(setting: Any, row_value: int) -> tuple[Any, ...]:
+    """Return a one-dimensional setting for two dimensions: `row_value` for the rows."""
+    return (row_value, *setting)

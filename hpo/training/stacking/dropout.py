@@ -1,7 +1,4 @@
-"""Dropout of K members in stacked form: a rate each, and masks of their own seeds.
-
-Knows nothing of networks or trials: keys come from whoever trains.
-"""
+"""Stacked dropout: a rate per member, and masks that depend on the member's key only."""
 
 from __future__ import annotations
 
@@ -17,9 +14,10 @@ from hpo.training.stacking.trace import require
 
 
 class Dropout:
-    """`nn.Dropout` of K members, a rate each: kept elements are scaled by 1 / (1 - rate), as torch does.
+    """Stacked form of `nn.Dropout` with a rate per member; the remaining elements are scaled by 1 / (1 - rate).
 
-    Masks come from the members' own keys, which `set_keys` brings before each step.
+    Call `set_keys` before each training step: the masks are derived from the members' keys
+    (hpo/training/randomness.py).
     """
 
     def __init__(self, name: str, modules: Sequence[nn.Dropout | nn.Dropout1d | nn.Dropout2d]) -> None:
@@ -29,58 +27,58 @@ class Dropout:
         self._prepare()
 
     def _prepare(self) -> None:
-        # A 16-bit number in [-32768, 32767] is dropped where it is below the threshold: rates are met to 1 / 65536.
+        # An element is dropped if its number in [-32768, 32767] is below the threshold: rates are exact to 1 / 65536.
         thresholds = (self._rates * 65536).round().sub_(32768)
         self._thresholds = thresholds.clamp_(max=32767).to(torch.int16).unsqueeze(1)
         self._scales = torch.where(self._rates < 1, 1 / (1 - self._rates), 0.0).unsqueeze(1)
-        self._any = bool((self._rates > 0).any())
+        self._drops_any = bool((self._rates > 0).any())
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """No parameters."""
+        """Do nothing: there are no parameters."""
 
     def select(self, members: Tensor) -> None:
-        """Keep these members' rates."""
+        """Reduce the rates to these members."""
         self._rates = self._rates[members.cpu()]
         self._prepare()
 
     def buffers(self) -> dict[str, Tensor]:
-        """None."""
+        """Return no buffers."""
         return {}
 
     def set_keys(self, keys: Tensor) -> None:
-        """Take the keys of the coming step's masks, [K, 1]."""
+        """Set the keys of the next step's masks, [K, 1] int64."""
         self._keys = keys
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
-        """[K, B, ...], or [B, ...] -> [K, B, ...]."""
-        if not stacked:  # members share the input, but not what the layer makes of it
+        """Return [K, B, ...] for [K, B, ...] or [B, ...]."""
+        if not stacked:
             x = x.expand(len(self._rates), *x.shape)
-        if not training or not self._any:
+        if not training or not self._drops_any:
             return x
         return self._drop(x)
 
     def _drop(self, x: Tensor) -> Tensor:
-        # Elements are counted in the order in which they lie in memory, so that mask and activation agree in strides.
+        # Elements are numbered in their memory order, so that mask and activation have the same strides.
         if x.dim() == 3 and x.stride(1) < x.stride(2):
-            return x * self._kept((x.shape[2], x.shape[1]), x).transpose(1, 2)
-        return x * self._kept(x.shape[1:], x)
+            return x * self._mask((x.shape[2], x.shape[1]), x).transpose(1, 2)
+        return x * self._mask(x.shape[1:], x)
 
-    def _kept(self, shape: Sequence[int], x: Tensor) -> Tensor:
-        """Return 0 for what is dropped and 1 / (1 - rate) for what is kept, [K, *shape]."""
-        assert self._keys is not None, "set_keys comes before a training step"
+    def _mask(self, shape: Sequence[int], x: Tensor) -> Tensor:
+        """Return factors [K, *shape], of the type of `x`: 0 to drop an element, else 1 / (1 - rate)."""
+        assert self._keys is not None, "call set_keys before a training step"
         count = math.prod(shape)
         if self._counters.numel() * 4 < count or self._counters.device != x.device:
             self._counters = mixed_counters(count, x.device)
-        # Once moved to the device they stay there: a copy a step would have it wait for the host.
+        # Move them to the device once: a copy in each step would make the device wait for the host.
         self._thresholds, self._scales = self._thresholds.to(x.device), self._scales.to(x.device, x.dtype)
         words = random_words(self._keys, count, self._counters)
-        # Compared straight into numbers: on a CPU, operations on truth values are several times as slow.
-        kept = torch.empty(words.shape, dtype=x.dtype, device=x.device)
-        return torch.ge(words, self._thresholds, out=kept).mul_(self._scales).view(-1, *shape)
+        # Write the comparison into a float tensor: on a CPU, operations on booleans are several times as slow.
+        mask = torch.empty(words.shape, dtype=x.dtype, device=x.device)
+        return torch.ge(words, self._thresholds, out=mask).mul_(self._scales).view(-1, *shape)
 
 
 class ChannelDropout(Dropout):
-    """`nn.Dropout1d` and `nn.Dropout2d` of K members: whole channels are dropped."""
+    """Stacked form of `nn.Dropout1d` and `nn.Dropout2d`, which drop whole channels."""
 
     def __init__(self, name: str, modules: Sequence[nn.Dropout1d | nn.Dropout2d]) -> None:
         super().__init__(name, modules)
@@ -88,4 +86,4 @@ class ChannelDropout(Dropout):
 
     def _drop(self, x: Tensor) -> Tensor:
         require(x.dim() == self._rank + 1, f"layer '{self._name}'", f"its input must have {self._rank} dimensions")
-        return x * self._kept(x.shape[1:3], x).view(*x.shape[:3], *[1] * (x.dim() - 3))
+        return x * self._mask(x.shape[1:3], x).view(*x.shape[:3], *[1] * (x.dim() - 3))

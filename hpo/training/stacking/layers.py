@@ -1,12 +1,11 @@
-"""What has parameters, in stacked form: one object runs the same layer of K members.
+"""Stacked layers: the interface, linear layers, parameters, buffers, and layers run through torch.vmap.
 
-Shapes are logical: a stacked activation is [K, B, ...], whatever its strides are. In memory a linear layer's output is
-[K, units, B]: the next product then reads and writes contiguous blocks, elementwise operations keep the strides, and
-nothing has to be copied in between.
+One object runs the same layer of K members. Shapes are logical: a stacked activation is [K, B, ...], whatever its
+strides. In memory, a linear layer's output is [K, units, B]: the next product then reads and writes contiguous blocks,
+elementwise operations keep the strides, and nothing is copied in between.
 
-A layer is a `torch.autograd.Function` whose backward writes the parameters' gradients into their blocks; or, where that
-does not pay, a function of parameters that do so (`PerMember`). Convolutions, batch norm and dropout have modules of
-their own. Knows nothing of networks, optimizers or trials.
+A layer is a `torch.autograd.Function` whose backward writes the gradients of parameters into their blocks. Where that
+does not pay, `VmapLayer` computes a function of `Parameter`s, whose gradients are written in the same way.
 """
 
 from __future__ import annotations
@@ -24,46 +23,50 @@ from hpo.training.stacking.trace import require
 
 
 class StackedLayer(Protocol):
-    """The stacked form of one layer."""
+    """Interface of the stacked form of one layer."""
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """Fetch the layer's parameters: at first, and again after members left."""
+        """Store the slots of the layer's parameters. Called at first, and again after members were removed."""
 
     def select(self, members: Tensor) -> None:
-        """Keep only these members in what the layer holds itself: statistics, rates."""
+        """Reduce the layer's own state, such as statistics, to these members: ascending indices, [n] int64."""
 
     def buffers(self) -> dict[str, Tensor]:
-        """Return the layer's buffers by their names in the module's state, [K, ...] each."""
+        """Return the layer's buffers, [K, ...] each, by their names in the module's state."""
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
-        """Run the layer: `x` is [K, B, ...] if it is stacked, or [B, ...] where all members still share it."""
+        """Run the layer: `x` is [K, B, ...] if it is stacked, else [B, ...], shared by all members."""
 
 
-class Stateless:
-    """What holds nothing of its own: a base of layers that are their parameters, and of what they do."""
+class StatelessLayer:
+    """Base class of layers without state besides their parameters."""
 
     def select(self, members: Tensor) -> None:
-        """Nothing of its own."""
+        """Do nothing: the layer has no state of its own."""
 
     def buffers(self) -> dict[str, Tensor]:
-        """None."""
+        """Return no buffers."""
         return {}
 
 
-class Weighted(Stateless):
-    """A layer with a weight and maybe a bias, under its module's name."""
+class WeightedLayer(StatelessLayer):
+    """Base class of layers with a weight and an optional bias; `name` is the module's name in the network."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self._name, self._has_bias = name, module.bias is not None
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """Fetch weight and bias."""
+        """Store the slots of weight and bias."""
         self._weight = slots[f"{self._name}.weight"]
         self._bias = slots[f"{self._name}.bias"] if self._has_bias else None
 
 
 class _LinearFunction(torch.autograd.Function):
-    """`in_rows`: the output lies in memory as [K, rows, units], which what comes after a sequence reads."""
+    """Linear layer of K members, [K, B, features] or [B, features] -> [K, B, units].
+
+    With `in_rows`, the output's memory order is [K, B, units], which the functions after a sequence layer read, and not
+    [K, units, B].
+    """
 
     @staticmethod
     def forward(
@@ -78,9 +81,9 @@ class _LinearFunction(torch.autograd.Function):
         ctx.slots, ctx.in_rows = slots, in_rows
         members, units, features = weight.shape
         if in_rows:
-            wide = x.expand(members, *x.shape) if x.dim() == 2 else x
-            turned = weight.transpose(1, 2)
-            return torch.bmm(wide, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), wide, turned)
+            rows = x.expand(members, *x.shape) if x.dim() == 2 else x
+            transposed = weight.transpose(1, 2)
+            return torch.bmm(rows, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, transposed)
         if x.dim() == 2:  # shared: one GEMM for all members
             out = (weight.view(members * units, features) @ x.t()).view(members, units, -1)
             if bias is not None:
@@ -104,21 +107,23 @@ class _LinearFunction(torch.autograd.Function):
             weight_slot.write(lambda into: torch.bmm(grad, x, out=into))
         if bias_slot is not None:
             bias_slot.write(lambda into: torch.sum(grad, -1, out=into))
-        found = None
+        input_grad = None
         if ctx.needs_input_grad[0]:
-            turned = ctx.in_rows and x.dim() == 3
-            found = torch.bmm(grads[0], weight) if turned else torch.bmm(weight.transpose(1, 2), grad).transpose(1, 2)
-        return found, None, None, None, None
+            if ctx.in_rows and x.dim() == 3:
+                input_grad = torch.bmm(grads[0], weight)
+            else:
+                input_grad = torch.bmm(weight.transpose(1, 2), grad).transpose(1, 2)
+        return input_grad, None, None, None, None
 
 
-class Linear(Weighted):
-    """`nn.Linear` of K members."""
+class Linear(WeightedLayer):
+    """Stacked form of `nn.Linear`."""
 
     def __init__(self, name: str, modules: Sequence[nn.Linear]) -> None:
         super().__init__(name, modules[0])
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
-        """[K, ..., features] or [..., features] -> [K, ..., units]."""
+        """Return [K, ..., units] for [K, ..., features] or [..., features]."""
         bias, between = self._bias, x.shape[stacked:-1]
         rows = x if len(between) == 1 else x.reshape(*x.shape[:stacked], -1, x.shape[-1])
         weight, in_rows = self._weight.value, len(between) > 1
@@ -138,64 +143,64 @@ class _ParameterFunction(torch.autograd.Function):
         return None, None
 
 
-class Parameter(Stateless):
-    """A parameter that is used outside of a layer, of K members."""
+class Parameter(StatelessLayer):
+    """A parameter that a forward uses outside of a layer."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """Fetch the parameter."""
+        """Store the parameter's slot."""
         self._slot = slots[self._name]
 
     def __call__(self, x: Tensor, stacked: bool = True, training: bool = True) -> Tensor:
-        """Return the parameter, [K, ...], whatever `x` is."""
+        """Return the parameter, [K, ...]; `x` is ignored."""
         return apply(_ParameterFunction, self._slot.value, self._slot)
 
 
 class Buffer:
-    """A tensor that forward reads and nobody changes, of K members: [K, ...], floating-point in the type of compute."""
+    """A constant tensor that a forward reads, [K, ...]; floating-point values are converted to the type `compute`."""
 
     def __init__(self, values: Sequence[Tensor], compute: torch.dtype) -> None:
         value = torch.stack([each.detach() for each in values])
         self._value = value.to(compute) if value.is_floating_point() else value
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """No parameters."""
+        """Do nothing: there are no parameters."""
 
     def select(self, members: Tensor) -> None:
-        """Keep these members' values."""
+        """Reduce the values to these members."""
         self._value = self._value[members]
 
     def buffers(self) -> dict[str, Tensor]:
-        """None: it never changes, so the module's state has it as it was."""
+        """Return no buffers: the values never change, so the module's original state has them."""
         return {}
 
     def __call__(self, x: Tensor, stacked: bool = True, training: bool = True) -> Tensor:
-        """Return the values, [K, ...], whatever `x` is."""
+        """Return the values, [K, ...]; `x` is ignored."""
         return self._value
 
 
-class PerMember(Stateless):
-    """A layer that is a function of its input and its parameters alone, run for each member through torch.vmap."""
+class VmapLayer(StatelessLayer):
+    """A layer that depends on its input and parameters only, run for each member through torch.vmap."""
 
     def __init__(self, name: str, modules: Sequence[nn.Module]) -> None:
-        self._module, self._function = modules[0], PER_MEMBER[type(modules[0])]
-        self._parameters = {own: Parameter(f"{name}.{own}") for own, _ in modules[0].named_parameters()}
+        self._module, self._function = modules[0], VMAP_LAYERS[type(modules[0])]
+        self._parameters = {key: Parameter(f"{name}.{key}") for key, _ in modules[0].named_parameters()}
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """Fetch the parameters."""
+        """Store the parameters' slots."""
         for parameter in self._parameters.values():
             parameter.bind(slots)
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
-        """[K, B, ...] or [B, ...] -> what the layer makes of it for each member."""
+        """Return the layer's output for each member, [K, B, ...], for [K, B, ...] or [B, ...]."""
         values = [parameter(x) for parameter in self._parameters.values()]
 
-        def one(x: Tensor, *values: Tensor) -> Tensor:
+        def run_member(x: Tensor, *values: Tensor) -> Tensor:
             return self._function(self._module, x, dict(zip(self._parameters, values, strict=True)))
 
-        return torch.vmap(one, in_dims=(0 if stacked else None, *[0] * len(values)))(x, *values)
+        return torch.vmap(run_member, in_dims=(0 if stacked else None, *[0] * len(values)))(x, *values)
 
 
 Values = dict[str, Tensor]
@@ -224,11 +229,11 @@ def _embedding(layer: Any, x: Tensor, values: Values) -> Tensor:
 
 
 def _prelu(layer: Any, x: Tensor, values: Values) -> Tensor:
-    slope = values["weight"].view(-1, *[1] * max(0, x.dim() - 2))  # of channels, or one
+    slope = values["weight"].view(-1, *[1] * max(0, x.dim() - 2))  # one per channel, or one
     return torch.where(x > 0, x, x * slope)
 
 
-PER_MEMBER: dict[type[nn.Module], Callable[[Any, Tensor, Values], Tensor]] = {
+VMAP_LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Values], Tensor]] = {
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
@@ -237,11 +242,11 @@ PER_MEMBER: dict[type[nn.Module], Callable[[Any, Tensor, Values], Tensor]] = {
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
 }
-"""Layers that PerMember runs, and what they are a function of: settings, input, parameters by name."""
+"""Layers that `VmapLayer` runs, and their functions: (layer, input of one member, parameters by name) -> output."""
 
 
 def apply(function: type[torch.autograd.Function], *args: object) -> Tensor:
-    """Apply an autograd function that returns one tensor."""
+    """Call an autograd function that returns one tensor."""
     out = function.apply(*args)  # type: ignore[no-untyped-call]
     assert isinstance(out, Tensor)
     return out

@@ -1,7 +1,8 @@
-"""One stacked step against the same step of each member alone, in float64: for networks that are not hpo's own.
+"""Proof of user-defined networks: compare one stacked training step with the same step of each member alone.
 
-What tracing cannot see (Python that asks a value for its class, a function that torch.vmap does not know) shows here,
-before anything is trained. Knows nothing of trials: a caller that gets CannotStackError trains one at a time.
+The comparison, in float64, finds what tracing cannot see, such as Python code that depends on a value's class or a
+function that torch.vmap does not support. It runs before training; after CannotStackError, the caller trains the
+members one at a time.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from hpo.training.stacking.supported import DROPOUT_LAYERS
 from hpo.training.stacking.trace import CannotStackError, require
 
 TOLERANCE = 1e-6
-"""Of the largest number compared: far above rounding in float64, far below any mistake."""
+"""Tolerance relative to the largest number compared: far above rounding errors of float64, far below any mistake."""
 
 
-def prove(members: Sequence[nn.Module], images: Tensor) -> None:
-    """Raise CannotStackError unless the stack gives each member its own outputs, gradients and buffers for `images`.
+def prove(members: Sequence[nn.Module], examples: Tensor) -> None:
+    """Raise CannotStackError unless stacked and unstacked training give equal outputs, gradients and buffers.
 
-    A batch of one image, as the last of an evaluation may be, is compared, too. Dropout is left out, whose masks differ
-    from torch's. Modules and images are copied, not changed; the modules' own errors, such as images of the wrong
-    shape, are raised as they are. A few members and images are enough.
+    `examples` are [N, C, H, W]; a few members and examples are enough. A batch of one example, which can be the last
+    batch of an evaluation, is compared too. Dropout is off, because stacked masks differ from torch's. Modules and
+    examples are copied, not changed. Exceptions that the modules raise alone are raised as they are.
     """
     alone = [_without_dropout(copy.deepcopy(member).cpu().double()) for member in members]
-    few = images.detach().cpu().double()
+    batch = examples.detach().cpu().double()
     network = StackedNetwork(alone, torch.float64)
     with torch.random.fork_rng(devices=[]):
-        for training, x in ((True, few), (False, few), (False, few[:1])):
+        for training, x in ((True, batch), (False, batch), (False, batch[:1])):
             expected = [module.train(training)(x.clone()) for module in alone]
             out = _run(network, x, training)
             for number, module in enumerate(alone):
@@ -46,13 +47,13 @@ def prove(members: Sequence[nn.Module], images: Tensor) -> None:
 def _run(network: StackedNetwork, x: Tensor, training: bool) -> Tensor:
     try:
         return network(x, training)
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:  # each member alone had none
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:  # each member alone ran without one
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CannotStackError(f"the network cannot be stacked: {reason}") from error
 
 
 def _loss(out: Tensor) -> Tensor:
-    """Something that every output has a share of its own in."""
+    """Return a loss with a different gradient for every output."""
     return out.sin().sum()
 
 
@@ -73,11 +74,13 @@ def _require_same_step(network: StackedNetwork, number: int, module: nn.Module, 
         _require_close(state[name].double(), buffer.double(), f"'{name}'", "values after a step")
 
 
-def _require_close(ours: Tensor, alone: Tensor, what: str, which: str) -> None:
-    ours, alone = ours.detach(), alone.detach()
-    most = alone.nan_to_num().abs().max() if alone.numel() else 0.0
-    near = ours.shape == alone.shape and torch.allclose(ours, alone, 0.0, float(TOLERANCE * (1 + most)), equal_nan=True)
-    require(near, what, f"its {which} in a stack are not those that it has alone")
+def _require_close(stacked: Tensor, alone: Tensor, name: str, quantity: str) -> None:
+    stacked, alone = stacked.detach(), alone.detach()
+    largest = alone.nan_to_num().abs().max() if alone.numel() else 0.0
+    close = stacked.shape == alone.shape and torch.allclose(
+        stacked, alone, 0.0, float(TOLERANCE * (1 + largest)), equal_nan=True
+    )
+    require(close, name, f"its {quantity} in a stack differ from those alone")
 
 
 def _without_dropout(module: nn.Module) -> nn.Module:

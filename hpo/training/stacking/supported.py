@@ -1,10 +1,11 @@
-"""Which layers and functions have a stacked form, and which kind of form it is.
+"""Tables of the layers and functions that can be stacked, by the kind of their stacked form.
 
-Three kinds. Elementwise: the function itself, whatever the shapes. Pooling: the function itself, with the members as
-further channels. Memberwise: anything else that takes one member's tensors and gives one member's, through torch.vmap,
-so that every dimension it is given, from either end, is that of the member alone. What is in no table is refused.
+- Elementwise: the function itself, applied to stacked tensors of any shape.
+- Pooling: the function itself, with the members as further channels.
+- Memberwise: the function of one member's tensors, run through torch.vmap. Dimension arguments, from either end, are
+  those of one member.
 
-Only names: how each kind runs is said in functions.py and stacking.py.
+A layer or function in no table raises CannotStackError. functions.py and stacked_network.py run them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ELEMENTWISE_LAYERS = (
     nn.Hardswish,
     nn.Identity,
 )
-"""Layers that act on each element alone: their stacked form is the layer itself."""
+"""Layers that act on each element independently: their stacked form is the layer itself."""
 
 POOLING_LAYERS: dict[type[nn.Module], int] = {
     nn.MaxPool1d: 1,
@@ -49,7 +50,7 @@ POOLING_LAYERS: dict[type[nn.Module], int] = {
     nn.AdaptiveMaxPool1d: 1,
     nn.AdaptiveMaxPool2d: 2,
 }
-"""Layers that act on each channel alone, and over how many dimensions after it."""
+"""Layers that act on each channel independently, and the number of dimensions that they pool over."""
 
 NORM_LAYERS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
@@ -69,16 +70,16 @@ MEMBERWISE_LAYERS = (
     nn.Upsample,
     *NORM_LAYERS,
 )
-"""Layers without parameters that are run member by member through torch.vmap; norms where they have none."""
+"""Layers run through torch.vmap; norm layers only if they have no parameters (see layers.VMAP_LAYERS)."""
 
 DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 VIEWING_LAYERS = (nn.Flatten, nn.Unflatten, nn.Identity, *DROPOUT_LAYERS)
-"""What may return its argument's memory, dropout at inference among them."""
+"""Layers whose result may share memory with their argument; dropout does in evaluation mode."""
 
 
 def _named(names: str, *modules: Any) -> set[Any]:
-    """Return the functions of these names in the modules, and the names themselves: those of methods."""
+    """Return the functions of these names in the modules, and the names, which stand for methods."""
     split = names.split()
     return {getattr(module, name) for module in modules for name in split if hasattr(module, name)} | set(split)
 
@@ -95,7 +96,7 @@ ELEMENTWISE_FUNCTIONS = {
     *_named("hardtanh hardsigmoid hardswish", F),
     *_named("add sub mul truediv floordiv neg abs pow mod eq ne lt le gt ge invert and_ or_", operator),
 }
-"""Functions and methods of elements that broadcast their arguments."""
+"""Functions and methods that act on each element and broadcast their arguments."""
 
 POOLING_FUNCTIONS: dict[Any, int] = {
     getattr(module, f"{kind}_pool{dims}d"): dims
@@ -104,7 +105,7 @@ POOLING_FUNCTIONS: dict[Any, int] = {
     for module in (F, torch)
     if hasattr(module, f"{kind}_pool{dims}d")
 }
-"""Pooling functions, and over how many dimensions they pool."""
+"""Pooling functions, and the number of dimensions that they pool over."""
 
 VIEWING_FUNCTIONS = {
     operator.getitem,
@@ -117,7 +118,7 @@ VIEWING_FUNCTIONS = {
     ),
     *("to", "float", "double", "half", "bfloat16", "long", "int", "bool"),
 }
-"""Memberwise functions and methods whose result may be their argument's memory."""
+"""Memberwise functions and methods whose result may share memory with their argument."""
 
 COPYING_FUNCTIONS = {
     operator.matmul,
@@ -128,11 +129,11 @@ COPYING_FUNCTIONS = {
     *_named("softmax log_softmax softmin linear layer_norm group_norm rms_norm normalize glu pad interpolate", F),
     *_named("pixel_shuffle pixel_unshuffle cosine_similarity", F),
 }
-"""Memberwise functions and methods whose result is memory of its own."""
+"""Memberwise functions and methods whose result has memory of its own."""
 
 MEMBERWISE_FUNCTIONS = VIEWING_FUNCTIONS | COPYING_FUNCTIONS
 SIZE_CONSTRUCTORS = {torch.arange, torch.linspace}
-"""Functions that make a tensor of sizes: torch.fx records them, and the result is the same for all members."""
+"""Functions that construct a tensor from sizes: torch.fx records them, and the result is the same for all members."""
 
 IN_PLACE_REPLACEMENTS: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -146,15 +147,15 @@ IN_PLACE_REPLACEMENTS: dict[Any, Any] = {
         for name in ["relu", "add", "sub", "mul", "div", "sigmoid", "tanh", "clamp", "exp", "masked_fill"]
     },
 }
-"""In-place functions, and the ones that are run in their place: the stacked program overwrites nothing."""
+"""In-place functions, and the functions that replace them: the stacked program runs nothing in place."""
 
 AUGMENTED_ASSIGNMENTS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 READABLE_ATTRIBUTES = {"T", "mT", "values", "indices"}
-"""Of tensors, and of what `x.max(1)` returns."""
+"""Attributes that a forward may read: of tensors, and of results such as that of `x.max(1)`."""
 
 TENSOR_METADATA = {"size", "dim", "numel", "shape", "ndim", "device", "dtype"}
-"""Methods and attributes of a tensor that say something about it and are no tensors."""
+"""Methods and attributes that return a tensor's metadata, which is no tensor."""
 
 METADATA_ARITHMETIC = {
     operator.getitem,
@@ -175,4 +176,4 @@ ADVICE: dict[Any, str] = {
     F.batch_norm: "use a layer: nn.BatchNorm1d or nn.BatchNorm2d",
     F.embedding: "use a layer: nn.Embedding",
 }
-"""What to do instead of some that are often met and have no stacked form."""
+"""Common layers and functions without a stacked form, and what to use instead."""

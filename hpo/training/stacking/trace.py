@@ -1,8 +1,8 @@
-"""What the members' modules do, as one torch.fx graph, the same for all of them in training and at inference.
+"""Trace the members' modules with torch.fx into one graph, valid for all members, in training and in evaluation.
 
-A module whose Python decides anything by member, by mode or by data is refused, by name where it has one; so is one
-that torch.fx would record wrongly without a word, because it draws random numbers, switches gradients off, or keeps
-something for its next call. A graph is what the module says, or there is none. Knows nothing of stacked tensors.
+CannotStackError, with the name of the layer or node, is raised for a module whose Python code depends on the member,
+the mode or the data. It is also raised where torch.fx would silently record something wrong: a forward that draws
+random numbers, disables gradients, or stores something for its next call.
 """
 
 from __future__ import annotations
@@ -27,51 +27,56 @@ from hpo.training.stacking.supported import ADVICE, DROPOUT_LAYERS, METADATA_ARI
 
 
 class CannotStackError(HpoError):
-    """The module has a layer or function with no stacked form."""
+    """A module cannot be stacked, or its stacked form gives other results than the module alone."""
 
 
-_OF_TORCH = set(vars(nn.Module()))
+_MODULE_ATTRIBUTES = set(vars(nn.Module()))
+"""Attributes that every torch module has."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """The members' graph, and the values of the tensors in it that are no parameters: target -> a value a member."""
+    """The members' graph, and its tensors that are not parameters: target -> one value per member."""
 
     graph: fx.Graph
     tensors: dict[str, list[Tensor]]
 
 
 def trace(members: Sequence[nn.Module]) -> Traced:
-    """Return what all members' modules do; raise CannotStackError where there is no one graph of it."""
+    """Return the graph that all members share; raise CannotStackError where there is none."""
     first = members[0]
-    training, inference = _graph(first, training=True), _graph(first, training=False)
-    _require_same(training, inference, f"the forward of {type(first).__name__} does something else there at inference")
+    training, evaluation = _graph(first, training=True), _graph(first, training=False)
+    _require_same_graph(training, evaluation, f"the forward of {type(first).__name__} differs there in evaluation mode")
     graphs = [training]
     for member in members[1:]:
         _require_same_layers(first, member)
-        plain = _comparable(first) and _comparable(member) and _attributes(first) == _attributes(member)
-        graphs.append(training if plain else _graph(member, training=True))
-        _require_same(training, graphs[-1], f"the forward of {type(first).__name__} differs there between members")
+        same = _comparable(first) and _comparable(member) and _attributes(first) == _attributes(member)
+        graphs.append(training if same else _graph(member, training=True))
+        _require_same_graph(training, graphs[-1], f"the forward of {type(first).__name__} differs between members")
     for layer, module in first.named_modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         require(not any(hooks), f"layer '{layer}' ({type(module).__name__})", "it has hooks")
     for parameter, value in first.named_parameters():
-        require(value.requires_grad, f"'{parameter}'", "it is frozen, and every parameter is trained")
+        require(value.requires_grad, f"'{parameter}'", "it is frozen, but stacks train every parameter")
         require(not value._backward_hooks, f"'{parameter}'", "it has hooks")
     require(any(True for _ in first.parameters()), type(first).__name__, "it has no parameters")
     inputs = [node for node in training.graph.nodes if node.op == "placeholder" and node.users]
-    require(len(inputs) <= 1, type(first).__name__, "its forward takes more than the images")
-    return Traced(training.graph, _tensors(members, training, inference, graphs))
+    require(len(inputs) <= 1, type(first).__name__, "its forward takes more arguments than the examples")
+    return Traced(training.graph, _tensors(members, training, evaluation, graphs))
 
 
 def architecture_of(module: nn.Module) -> str:
-    """Return what a module does and in which shapes, as text: equal for modules that can share a stack.
+    """Return a module's operations and shapes as text: equal for modules that can share a stack.
 
-    Not the values of its parameters and buffers, nor its dropout rates.
+    The text does not depend on the values of parameters and buffers, nor on dropout rates.
     """
-    own = set(map(id, _own(module)))  # what these hold shows in the steps
-    layers = [(n, _type(each), layer_settings(each)) for n, each in module.named_modules() if id(each) not in own]
-    state = module.state_dict().items()  # what a module keeps as extra state may be no tensor
+    user_modules = set(map(id, _user_modules(module)))  # their attributes show in the graph
+    layers = [
+        (name, _type(each), layer_settings(each))
+        for name, each in module.named_modules()
+        if id(each) not in user_modules
+    ]
+    state = module.state_dict().items()  # extra state may be no tensor
     shapes = [(name, value.dtype, *value.shape) for name, value in state if isinstance(value, Tensor)]
     try:
         steps = [_text(node) for node in _graph(module, training=True).graph.nodes]
@@ -84,25 +89,25 @@ def _type(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def require(holds: bool, what: str, why: str) -> None:
-    """Refuse `what` unless the condition holds."""
-    if not holds:
-        raise CannotStackError(f"{what} cannot be stacked: {why}")
+def require(condition: bool, name: str, reason: str) -> None:
+    """Raise CannotStackError with the name and reason unless the condition is true."""
+    if not condition:
+        raise CannotStackError(f"{name} cannot be stacked: {reason}")
 
 
 def equal(tensor: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are the same: type, shape and values."""
+    """Return whether two tensors have the same type, shape and values."""
     return tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
 def layer_settings(module: nn.Module) -> dict[str, str]:
-    """Return the settings that a layer was made with, as text; a dropout rate is each member's own."""
-    own = {"p"} if isinstance(module, DROPOUT_LAYERS) else set()
-    return {name: repr(value) for name, value in vars(module).items() if name not in _OF_TORCH | own}
+    """Return a layer's constructor settings as text, without dropout rates, in which members may differ."""
+    ignored = _MODULE_ATTRIBUTES | ({"p"} if isinstance(module, DROPOUT_LAYERS) else set())
+    return {name: repr(value) for name, value in vars(module).items() if name not in ignored}
 
 
 def is_metadata(node: fx.Node) -> bool:
-    """Return whether the node's value is no tensor: a size, a type, a device, or a number made of them."""
+    """Return whether the node's value is tensor metadata: a size, a type, a device, or a number computed from them."""
     if node.op == "call_method":
         return node.target in TENSOR_METADATA
     if node.op != "call_function":
@@ -113,7 +118,7 @@ def is_metadata(node: fx.Node) -> bool:
 
 
 class _Proxy(fx.Proxy):
-    """Records `x += y` as what it is: torch.fx alone takes it for `x = x + y`, though x may have another name."""
+    """Records `x += y` as an in-place operation: torch.fx alone records `x = x + y`, which is wrong if x has views."""
 
     def __iadd__(self, other: object) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
@@ -129,7 +134,7 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Traces with the user's own modules opened and torch's layers as leaves."""
+    """Traces into the user's modules, with torch's layers as leaves."""
 
     proxy_buffer_attributes = True
 
@@ -142,7 +147,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         name = type(self.root).__name__
-        require(torch.is_grad_enabled(), name, "its forward switches gradients off; use detach() where it does")
+        require(torch.is_grad_enabled(), name, "its forward disables gradients; use detach() instead")
         require(_autocast() == self._autocast, name, "its forward changes the type that torch computes in (autocast)")
         return super().create_node(*args, **kwargs)
 
@@ -153,10 +158,10 @@ def _autocast() -> list[bool]:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """One module's graph, and the tensors that its Python made or took from elsewhere: name in the graph -> value."""
+    """One module's graph, and the constant tensors that its Python code created or read: name in the graph -> value."""
 
     graph: fx.Graph
-    made: dict[str, Tensor]
+    constants: dict[str, Tensor]
 
 
 def _graph(module: nn.Module, training: bool) -> _Recorded:
@@ -166,83 +171,91 @@ def _graph(module: nn.Module, training: bool) -> _Recorded:
         with GLOBAL_STATE_LOCK, _unchanged(module), torch.enable_grad():
             graph = tracer.trace(module.train(training))
             for layer, each in module.named_modules():
-                what = f"layer '{layer}' ({type(each).__name__})"
-                require(each.training == training, what, "it is in another mode than the network")
-            made = {name: value for value, name in tracer.tensor_attrs.items() if isinstance(value, Tensor)}
+                layer_name = f"layer '{layer}' ({type(each).__name__})"
+                require(each.training == training, layer_name, "its mode (training or evaluation) is not the network's")
+            constants = {name: value for value, name in tracer.tensor_attrs.items() if isinstance(value, Tensor)}
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
         advice = next((text for kind, text in ADVICE.items() if f"{kind!r}" in str(error)), None)
         reason = advice or (str(error).splitlines() or [type(error).__name__])[0]
         raise CannotStackError(f"{name} cannot be stacked: {reason}") from error
-    return _Recorded(graph, made)
+    return _Recorded(graph, constants)
 
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Leave the module as it is, and refuse it where its forward changed it: the graph would say so only once."""
+    """Restore the module at the end; raise CannotStackError where its forward changed it.
+
+    A graph would run such a change once, when it is traced, instead of in each call.
+    """
     name = type(module).__name__
-    before = {each: _held(each) for each in module.modules()}
+    before = {each: _members_of(each) for each in module.modules()}
     versions = [
-        (value, value._version) for held in before.values() for value in held.values() if isinstance(value, Tensor)
+        (value, value._version) for values in before.values() for value in values.values() if isinstance(value, Tensor)
     ]
     modes = {each: each.training for each in before}
-    drawn = _random_states()
+    random_states = _random_states()
     try:
         yield
-        for each, held in before.items():
-            after = {key: value for key, value in _held(each).items() if not key.startswith("_tensor_constant")}
-            for key in (*held, *after):
-                same = key in held and key in after and held[key] is after[key]
-                require(same, name, f"its forward changes '{key}', which its next call would see")
-        require(all(value._version == v for value, v in versions), name, "its forward changes a tensor that it keeps")
-        require(_random_states() == drawn, name, "its forward draws random numbers outside of a layer")
+        for each, values in before.items():
+            after = {key: value for key, value in _members_of(each).items() if not key.startswith("_tensor_constant")}
+            for key in (*values, *after):
+                same = key in values and key in after and values[key] is after[key]
+                require(same, name, f"its forward changes '{key}', which its next call would read")
+        unchanged = all(value._version == version for value, version in versions)
+        require(unchanged, name, "its forward changes a tensor of the module")
+        require(_random_states() == random_states, name, "its forward draws random numbers outside of a layer")
     finally:
-        for each, held in before.items():
-            _restore(each, held)
+        for each, values in before.items():
+            _restore(each, values)
             each.training = modes[each]
 
 
-def _held(module: nn.Module) -> dict[str, Any]:
-    """Return what a module holds, by name: attributes, parameters, buffers and modules."""
-    own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
-    return {**own, **module._parameters, **module._buffers, **module._modules}
+def _members_of(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes, parameters, buffers and submodules by name."""
+    attributes = {name: value for name, value in vars(module).items() if name not in _MODULE_ATTRIBUTES}
+    return {**attributes, **module._parameters, **module._buffers, **module._modules}
 
 
-def _restore(module: nn.Module, held: dict[str, Any]) -> None:
-    for name in _held(module).keys() - held.keys():
+def _restore(module: nn.Module, before: dict[str, Any]) -> None:
+    for name in _members_of(module).keys() - before.keys():
         delattr(module, name)
     for values in (module._parameters, module._buffers, vars(module)):
-        for name, value in held.items():
+        for name, value in before.items():
             if name in values:
                 values[name] = value
 
 
 def _random_states() -> tuple[Any, ...]:
-    numpys = np.random.get_state(legacy=False)  # the one that users' code may draw from
+    """Return the states of torch's, Python's and NumPy's global random generators."""
+    numpy_state = np.random.get_state(legacy=False)
     return (
         torch.get_rng_state().numpy().tobytes(),
         random.getstate(),
-        numpys["state"]["key"].tobytes(),
-        numpys["state"]["pos"],
+        numpy_state["state"]["key"].tobytes(),
+        numpy_state["state"]["pos"],
     )
 
 
-def _require_same(first: _Recorded, other: _Recorded, why: str) -> None:
+def _require_same_graph(first: _Recorded, other: _Recorded, reason: str) -> None:
     for node, counterpart in zip_longest(first.graph.nodes, other.graph.nodes):
-        require(_text(node) == _text(counterpart), f"'{(node or counterpart).name}'", why)
+        require(_text(node) == _text(counterpart), f"'{(node or counterpart).name}'", reason)
 
 
 def _tensors(
-    members: Sequence[nn.Module], training: _Recorded, inference: _Recorded, graphs: Sequence[_Recorded]
+    members: Sequence[nn.Module], training: _Recorded, evaluation: _Recorded, graphs: Sequence[_Recorded]
 ) -> dict[str, list[Tensor]]:
-    """Return the values of the graph's tensors that are no parameters; those that Python made are equal for all."""
+    """Return the graph's tensors that are not parameters: target -> one value per member.
+
+    Raises CannotStackError for a constant tensor, one that is no buffer, that differs between members or modes.
+    """
     found: dict[str, list[Tensor]] = {}
     parameters = dict(members[0].named_parameters(remove_duplicate=False))
     for target in {str(node.target) for node in training.graph.nodes if node.op == "get_attr"} - parameters.keys():
-        if target in training.made:
-            found[target] = [each.made[target] for each in graphs]
-            same = all(equal(found[target][0], other) for other in (*found[target], inference.made[target]))
-            what = f"a tensor of {type(members[0]).__name__}"
-            require(same, what, "it is no buffer, and differs between members or calls; make it a buffer")
+        if target in training.constants:
+            found[target] = [each.constants[target] for each in graphs]
+            same = all(equal(found[target][0], other) for other in (*found[target], evaluation.constants[target]))
+            name = f"a tensor of {type(members[0]).__name__}"
+            require(same, name, "it is no buffer, and differs between members or calls; make it a buffer")
         else:
             owner, _, name = target.rpartition(".")
             found[target] = [getattr(member.get_submodule(owner), name) for member in members]
@@ -250,34 +263,42 @@ def _tensors(
 
 
 def _text(node: fx.Node | None) -> str:
+    """Return a node's operation and arguments as text, "" for no node."""
     return "" if node is None else f"{node.name} {node.op} {node.target} {node.args} {node.kwargs}"
 
 
 def _require_same_layers(first: nn.Module, member: nn.Module) -> None:
     for (name, layer), (other_name, other) in zip(first.named_modules(), member.named_modules(), strict=False):
-        what = f"layer '{name}' ({type(layer).__name__})"
-        require(not is_parametrized(layer), what, "its parameters are made of others (torch.nn.utils.parametrize)")
-        require(name == other_name and type(layer) is type(other), what, "the members differ in it")
+        layer_name = f"layer '{name}' ({type(layer).__name__})"
+        parametrized = is_parametrized(layer)
+        require(not parametrized, layer_name, "its parameters are computed from others (torch.nn.utils.parametrize)")
+        require(name == other_name and type(layer) is type(other), layer_name, "the members differ in it")
     shapes, others = ({name: value.shape for name, value in each.state_dict().items()} for each in (first, member))
     for name in [*shapes, *others]:
         require(shapes.get(name) == others.get(name), f"'{name}'", "the members differ in its shape")
 
 
-def _own(module: nn.Module) -> list[nn.Module]:
-    """Return the modules whose forward methods were opened."""
+def _user_modules(module: nn.Module) -> list[nn.Module]:
+    """Return the submodules whose forward methods are traced into: those that are not torch's."""
     return [each for each in module.modules() if not type(each).__module__.startswith("torch.nn")]
 
 
 def _attributes(module: nn.Module) -> list[dict[str, str]]:
-    """Return what the forward methods of the user's own modules may depend on."""
-    own = _own(module)
-    return [{name: repr(value) for name, value in vars(each).items() if name not in _OF_TORCH} for each in own]
+    """Return, as text, the attributes of the user's modules, on which their forward methods may depend."""
+    return [
+        {name: repr(value) for name, value in vars(each).items() if name not in _MODULE_ATTRIBUTES}
+        for each in _user_modules(module)
+    ]
 
 
 def _comparable(module: nn.Module) -> bool:
-    """Return whether the text of every attribute says all of it."""
-    held = (value for each in _own(module) for name, value in vars(each).items() if name not in _OF_TORCH)
-    return all(_is_plain(value) for value in held)
+    """Return whether the attributes of the user's modules can be compared by their text."""
+    return all(
+        _is_plain(value)
+        for each in _user_modules(module)
+        for name, value in vars(each).items()
+        if name not in _MODULE_ATTRIBUTES
+    )
 
 
 def _is_plain(value: object) -> bool:

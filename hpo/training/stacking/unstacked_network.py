@@ -1,11 +1,8 @@
-"""One member's module as it is, for those that cannot be stacked: torch runs its forward, and autograd its backward.
+"""Run one member's module unstacked: the forward is torch's, the backward autograd's.
 
-What is around it is what stacks have: the same optimizers over blocks of parameters, the same metrics, and random
-numbers that belong to the trial: all that the forward draws from torch's, Python's or NumPy's global generator comes
-from the member's seed, the epoch and the step, and nobody else who draws from them is disturbed. In bfloat16 the
-parameters stay in float32, and torch's autocast chooses where to compute in less.
-
-Knows nothing of populations: it has one member.
+Optimizers and metrics are those of stacks. The random numbers that the forward draws from the global generators of
+torch, Python or NumPy depend on the member's seed, the epoch and the step; other users of these generators are not
+affected. For bfloat16, parameters stay in float32 and torch's autocast chooses the operations to run in bfloat16.
 """
 
 from __future__ import annotations
@@ -25,63 +22,71 @@ from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlo
 
 
 class ForwardSeed:
-    """What the forward draws, as one dropout layer is asked for: by a key a step."""
+    """Seed of the random numbers of the next forward, with the interface of a stacked dropout layer."""
 
     def __init__(self) -> None:
         self.seed = 0
 
     def set_keys(self, keys: Tensor) -> None:
-        """Draw by this key, [1, 1], until the next one comes."""
+        """Use this key, [1, 1], as the seed of the following forward passes."""
         self.seed = int(keys)
 
 
 class UnstackedNetwork:
-    """A module with the face of a StackedNetwork of one member; the module becomes this network's own."""
+    """A module with the interface of a StackedNetwork of one member. The module is changed: pass a copy to keep it.
+
+    `compute` is the type to compute in: float32, float64 or, through autocast, bfloat16.
+    """
 
     def __init__(self, module: nn.Module, compute: torch.dtype) -> None:
         self._type = torch.float64 if compute == torch.float64 else torch.float32
-        self._lower = compute if compute != self._type else None
+        self._autocast_type = compute if compute != self._type else None
         self._module = in_type(module, self._type)
         trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.blocks = ParameterBlocks(
             {name: value.detach().unsqueeze(0) for name, value in trained.items()}, self._type
         )
         self.device = next(iter(trained.values())).device
-        self._draws = ForwardSeed()
+        self._forward_seed = ForwardSeed()
         self._frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
         for name, parameter in trained.items():
             slot = self.blocks.slots[name]
             parameter.data = slot.value.detach()[0]
-            parameter.register_post_accumulate_grad_hook(partial(_hand_over, slot))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(partial(_move_gradient, slot))  # type: ignore[no-untyped-call]
 
     @property
     def dropouts(self) -> Sequence[ForwardSeed]:
-        """What needs a key in each step."""
-        return [self._draws]
+        """Return what needs a key in each step: the seed of the forward."""
+        return [self._forward_seed]
 
     def __call__(self, x: Tensor, training: bool) -> Tensor:
-        """Run the module on the images `x` [B, ...]; returns [1, B, classes]."""
+        """Run the module on the examples `x` [B, ...]; return [1, B, classes].
+
+        Raises HpoError where a parameter that was frozen at construction requires a gradient now.
+        """
         if self._module.training != training:
             self._module.train(training)
-        lower = nullcontext() if self._lower is None else torch.autocast(x.device.type, self._lower)
-        with seeded(self._draws.seed, x.device), lower:
-            out: Tensor = self._module(x.to(self._type, copy=True))  # its forward may change its own
-        if thawed := [name for name, value in self._frozen.items() if value.requires_grad]:  # no optimizer has it
-            raise HpoError(f"'{thawed[0]}' is frozen in a new module, and trained later; freeze it in forward instead")
+        autocast = nullcontext() if self._autocast_type is None else torch.autocast(x.device.type, self._autocast_type)
+        with seeded(self._forward_seed.seed, x.device), autocast:
+            out: Tensor = self._module(x.to(self._type, copy=True))  # a copy: its forward may work in place
+        unfrozen = [name for name, value in self._frozen.items() if value.requires_grad]
+        if unfrozen:  # no optimizer updates it
+            problem = f"'{unfrozen[0]}' is frozen in a new module and unfrozen later"
+            raise HpoError(f"{problem}, so it would not be trained: freeze it in forward instead")
         return out.unsqueeze(0)
 
     def select(self, members: Tensor) -> None:
-        """Keep the one member."""
+        """Do nothing: there is one member."""
 
     def state_dict(self, member: int) -> dict[str, Tensor]:
-        """Return the module's state: a copy. What a module keeps as extra state may be no tensor."""
-        state = self._module.state_dict()
+        """Return a copy of the module's state. `member` is ignored."""
+        state = self._module.state_dict()  # extra state may be no tensor
         return {n: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for n, v in state.items()}
 
 
-def _hand_over(slot: ParameterSlot, parameter: Tensor) -> None:
-    """Put the gradient that autograd has summed up where the optimizer looks for it."""
+def _move_gradient(slot: ParameterSlot, parameter: Tensor) -> None:
+    """Move the gradient that autograd accumulated to the parameter's slot."""
     gradient = parameter.grad
-    assert gradient is not None, "the hook comes after it"
-    slot.write(lambda place: place.copy_(gradient.to_dense().unsqueeze(0)))
+    assert gradient is not None, "the hook runs after accumulation"
+    slot.write(lambda into: into.copy_(gradient.to_dense().unsqueeze(0)))
     parameter.grad = None
