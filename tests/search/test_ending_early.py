@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from test_keeping import check_kept
+from test_checkpoints import check_kept
 from tiny import after_epochs, check_like, check_whole, curves, search, states, study_of, trials_of
 
 from hpo.results.compare.runs import groups
