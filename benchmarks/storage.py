@@ -58,7 +58,7 @@ from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import distributions
 from hpo.search.study_records import agree_on_run, open_study
-from hpo.storage import ClaimConditions, Ending, Storage, load_study, open_storage
+from hpo.storage import ClaimConditions, Storage, TrialResult, load_study, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
 from hpo.training.population import EpochResult
@@ -83,7 +83,7 @@ TIMED = {
     "create": [(Storage, "create_trials")],
     "report": [(Storage, "report")],
     "finish": [(Storage, "finish")],
-    "read": [(Storage, "read"), (loop, "running_trials"), (loop, "retake")],
+    "read": [(Storage, "read_trials"), (loop, "running_trials"), (loop, "requeue_orphaned")],
     "claim": [(Storage, "claim"), (Storage, "requeue")],
     "beat": [(Storage, "beat")],
 }
@@ -259,7 +259,7 @@ def fill(url: str, count: int) -> float:
             storage.report(epoch, {i: each["val_accuracy"][epoch - 1] for i, each in zip(ids, curves, strict=True)})
         storage.finish(
             [
-                Ending(i, TrialState.COMPLETE, each["val_accuracy"][-1], system_attrs={CURVE: each})
+                TrialResult(i, TrialState.COMPLETE, each["val_accuracy"][-1], system_attrs={CURVE: each})
                 for i, each in zip(ids, curves, strict=True)
             ]
         )
@@ -277,7 +277,7 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
     def on_event(event: Event) -> None:
         match event:
             case EpochEnded(epoch=1):
-                storage.beat()
+                storage.refresh_heartbeats()
             case PopulationEnded(completed=completed, pruned=pruned):
                 clock.population_ended(completed + pruned)
 

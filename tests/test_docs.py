@@ -20,7 +20,7 @@ from typer.main import get_command
 from hpo.cli import app
 from hpo.data.catalogue import CATALOGUE
 from hpo.data.places import VARIABLE
-from hpo.storage.location import DEFAULT_URL, ENVIRONMENT
+from hpo.storage.location import DEFAULT_URL, STORAGE_VARIABLE
 from hpo.studyfile import read_study
 
 FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
@@ -152,7 +152,7 @@ def test_pictures_are_small_and_shown() -> None:
 
 def test_data_sets_and_their_places_are_named() -> None:
     page = PAGES["docs/reference/data-sets.md"]
-    assert {VARIABLE, ENVIRONMENT, DEFAULT_URL} <= {word for span in spans() for word in span.split()}
+    assert {VARIABLE, STORAGE_VARIABLE, DEFAULT_URL} <= {word for span in spans() for word in span.split()}
     for dataset in CATALOGUE.values():
         assert f"| `{dataset.name}` |" in page
         assert all(f"`{folder}/`" in page for folder in dataset.folders if folder != ".")

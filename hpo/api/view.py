@@ -100,9 +100,9 @@ class StudyView:
         Raises HpoError where no trial has completed.
         """
         from hpo.storage import summary
-        from hpo.storage.studies import most_best
+        from hpo.storage.studies import best_limit
 
-        return self.top(most_best(summary(self._storage, self.name).directions))
+        return self.top(best_limit(summary(self._storage, self.name).directions))
 
     def top_lines(self, n: int = 5) -> list[str]:
         """Return a line for each of the `n` best completed trials, as `hpo top` prints them; of any Optuna study."""

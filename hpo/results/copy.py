@@ -16,7 +16,7 @@ from typing import Any
 from hpo.results.confirm.study import CONFIRMS, confirmations, confirming_name
 from hpo.search.study_records import STUDY
 from hpo.storage import IDENTITY, Storage, StudySummary, copy_study, open_storage, study_names, summary
-from hpo.storage.artifacts import artifact_folder, kept_files
+from hpo.storage.artifacts import artifact_folder, checkpoint_files
 from hpo.studyfile import parse_any_study
 from hpo.text import printable
 
@@ -66,6 +66,6 @@ def _left_behind(source: Storage, study: StudySummary, target: Storage) -> list[
     if missing := [each for each in before if each not in study_names(target)]:
         said.append(f"it starts from {', '.join(map(repr, missing))}, which does not travel with it")
     folder = artifact_folder(source.location)
-    if folder != artifact_folder(target.location) and kept_files(source, study.study_id):
+    if folder != artifact_folder(target.location) and checkpoint_files(source, study.study_id):
         said.append(f"its files of weights stay in {folder}")
     return said

@@ -31,7 +31,7 @@ from hpo.search.check import parameter_line
 from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
 from hpo.storage import Storage, StudySummary, load_study, summary
-from hpo.storage.test_evaluations import Look, looks, seen
+from hpo.storage.test_evaluations import Evaluation, completed, evaluations_of
 from hpo.studyfile import Study
 from hpo.studyfile.writing import study_text
 from hpo.text import hpo_command
@@ -68,8 +68,8 @@ def report(storage: Storage, name: str) -> str:
         confirmation=None if confirmation is None else _confirmed(confirmation),
         unconfirmed=unconfirmed,
         verified=[] if certificate is None else verified_lines(certificate),
-        tested=look_lines(looks(held.user_attrs)),
-        by_class=_by_class(looks(held.user_attrs)),
+        tested=look_lines(evaluations_of(held.user_attrs)),
+        by_class=_by_class(evaluations_of(held.user_attrs)),
         sealed=held.user_attrs[DATA]["test"] != 0,
         commands=_commands(study, confirmation),
         file=f"{file_stem(name)}.toml",
@@ -151,9 +151,9 @@ def _confirmed(found: Confirmation) -> Mapping[str, Any]:
     }
 
 
-def _by_class(had: Sequence[Look]) -> list[tuple[str, ...]]:
+def _by_class(had: Sequence[Evaluation]) -> list[tuple[str, ...]]:
     """Return how many test images each class has, and how many of them were right, in the last look with a result."""
-    classes: list[dict[str, Any]] = next((look["result"]["classes"] for look in reversed(seen(had))), [])
+    classes: list[dict[str, Any]] = next((look["result"]["classes"] for look in reversed(completed(had))), [])
     return [
         (
             str(each.get("name", each["class"])),

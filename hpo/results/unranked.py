@@ -17,7 +17,7 @@ from hpo.errors import HpoError
 from hpo.results.lookup import objective_of, said
 from hpo.results.states import STATES
 from hpo.search.study_records import trial_target
-from hpo.storage import REASON, Parts, Storage, StudyState, StudySummary, state_of, summary
+from hpo.storage import FAILURE_REASON, Storage, StudyState, StudySummary, TrialFields, state_of, summary
 from hpo.text import hpo_command, printable
 
 VARYING = re.compile(r"[-+]?\b[\d.]+(e[-+]?\d+)?\b")
@@ -41,7 +41,7 @@ def no_best(storage: Storage, name: str, so: str = "") -> HpoError:
 def what_became(storage: Storage, study: StudySummary) -> str:
     """Return how many trials of a study are in which state, and why: `3 failed (ValueError: bad), 2 pruned`."""
     trials: dict[TrialState, list[FrozenTrial]] = {}
-    for trial in storage.read(study.study_id, -1, (), Parts(curves=False, system_attrs=None)):
+    for trial in storage.read_trials(study.study_id, -1, (), TrialFields(curves=False, system_attrs=None)):
         trials.setdefault(trial.state, []).append(trial)
     found = [(word, trials[state]) for state, word in STATES.items() if state in trials]
     return ", ".join(f"{len(ended)} {word}{_why(ended)}" for word, ended in found)
@@ -61,7 +61,7 @@ def _why(trials: Sequence[FrozenTrial]) -> str:
 def _reason(trial: FrozenTrial) -> str | None:
     if trial.state == TrialState.COMPLETE:
         return None if all(map(math.isfinite, trial.values or ())) else "without a finite value"
-    reason = trial.user_attrs.get(REASON)
+    reason = trial.user_attrs.get(FAILURE_REASON)
     return None if reason is None else printable(str(reason))
 
 

@@ -18,7 +18,15 @@ from typing import Any
 from hpo.errors import HpoError
 from hpo.search.events import Event, Note
 from hpo.storage import ClaimConditions, Storage, best_trials, identity
-from hpo.storage.artifacts import FILES, ArtifactFolder, artifact_folder, file_attrs, file_id, forget_files, kept_files
+from hpo.storage.artifacts import (
+    CHECKPOINT_NAMES,
+    ArtifactFolder,
+    artifact_folder,
+    checkpoint_attrs,
+    checkpoint_files,
+    checkpoint_id,
+    delete_checkpoint_records,
+)
 from hpo.storage.pareto import best_first, directions, losses
 from hpo.studyfile import Study
 from hpo.training.networks.weights import State, weights_to_bytes
@@ -68,28 +76,28 @@ class CheckpointWriter:
             "epoch": str(checkpoint.epoch),
             "val_loss": repr(checkpoint.val_loss),
         }
-        artifact_id = file_id(self._identity, number)
+        artifact_id = checkpoint_id(self._identity, number)
         try:
             self._folder.write(artifact_id, io.BytesIO(weights_to_bytes(checkpoint.state, about)))
         except (OSError, HpoError) as error:
             self._warn("written", error)
             return {}
-        return file_attrs(artifact_id, FILES[self.keep])
+        return checkpoint_attrs(artifact_id, CHECKPOINT_NAMES[self.keep])
 
     def remove_old(self, without: Collection[int]) -> None:
         """Remove checkpoints not among the best, and those of earlier attempts at trials `without` a checkpoint."""
-        ended = [file for file in kept_files(self._storage, self._study_id) if file.state.is_finished()]
+        ended = [file for file in checkpoint_files(self._storage, self._study_id) if file.state.is_finished()]
         # Read after the files: a trial that another worker ends in between is in neither list.
         best = {trial.number for trial in best_trials(self._storage, self._study_id, self._most)}
         out = [file for file in ended if file.number not in best]
         try:
             # By the study's own ids: trials of a copied study name the files of the original.
             for number in {file.number for file in out} | set(without):
-                self._folder.remove(file_id(self._identity, number))
+                self._folder.remove(checkpoint_id(self._identity, number))
         except OSError as error:
             self._warn("removed", error)
             return
-        forget_files(self._storage, out)
+        delete_checkpoint_records(self._storage, out)
 
     def _warn(self, what: str, error: OSError | HpoError) -> None:
         if not self._warned:

@@ -198,7 +198,7 @@ class NetworkDriver(Driver):
         check_open(storage, conditions)
         device = describe_device(self.plan.device)
         split = to_planned_device(study, self.plan)
-        storage.works_on(device)
+        storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
         on_event(self.started(counts, device, self.precisions(precision)))
         trainer = Trainer(split, precision, lambda text: on_event(Note(text, "warning")), study.search.trial_timeout)
@@ -275,7 +275,7 @@ class ObjectiveDriver(Driver):
         """Return this process's search."""
         conditions = claim_conditions(self.study, stored)
         check_open(storage, conditions)
-        storage.works_on("")
+        storage.set_device("")
         _, began = agree_on_run(stored, storage)
         on_event(self.started(counts, "", ""))
         return ObjectiveSearch(

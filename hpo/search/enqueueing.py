@@ -22,7 +22,7 @@ from hpo.errors import UsageError, nearest
 from hpo.search.points import trial_seed
 from hpo.search.sampling.sampler_history import History
 from hpo.search.space import Values, distributions, identity, snapped, takes
-from hpo.storage import ClaimConditions, Parts, Storage, study_names
+from hpo.storage import ClaimConditions, Storage, TrialFields, study_names
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.messages import key_shown, shown
 from hpo.studyfile.searched import encode
@@ -98,10 +98,10 @@ def store_enqueued(
     `key` is the attribute of enqueued values; a trial with the same parameters counts as stored unless `repeats`.
     Raises UsageError where `search.trials` leaves no room for them, and StudyClosedError unless the study is open.
     """
-    parts = Parts(study.search.pruner != "none", user_attrs=False, system_attrs=key)
+    parts = TrialFields(study.search.pruner != "none", user_attrs=False, system_attrs=key)
     # The loop ends: each retry means that another process has stored trials, and the study has room for a few only.
     while True:
-        trials = storage.read(conditions.study_id, -1, (), parts)
+        trials = storage.read_trials(conditions.study_id, -1, (), parts)
         there = {identity(trial.system_attrs[key]) for trial in trials if key in trial.system_attrs}
         if not repeats:
             there |= {identity(trial.params) for trial in trials}

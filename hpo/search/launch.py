@@ -82,7 +82,7 @@ def launch(
     is paused or stopped.
     """
     start = time.perf_counter()
-    with storage.patience.until(stop):
+    with storage.retry_policy.override(stop):
         driver = driver_of(study, options.device)
         stored = _store(driver, storage, options)
         warn(driver, on_event)
@@ -142,7 +142,7 @@ def _store(driver: Driver, storage: Storage, options: LaunchOptions) -> optuna.S
             repeats=driver.repeats_configurations,
         )
     if options.priority is not None:
-        storage.change_study(stored._study_id, {PRIORITY: options.priority})
+        storage.set_study_attrs(stored._study_id, {PRIORITY: options.priority})
     return stored
 
 

@@ -27,14 +27,14 @@ from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
 from hpo.storage import (
     ATTEMPTS,
     ClaimConditions,
-    Ending,
-    Parts,
     Storage,
-    attempt,
+    TrialFields,
+    TrialResult,
+    attempt_record,
+    count_unfinished,
     end_study,
-    retake,
+    requeue_orphaned,
     running_trials,
-    unfinished,
 )
 from hpo.studyfile import AnyStudy
 
@@ -62,8 +62,8 @@ class TrialHistory(Protocol):
         """The storage ids of the trials that have not ended."""
 
     @property
-    def since_best(self) -> int:
-        """The number of trials that ended since the last improvement: see `hpo.storage.pareto.since_best`."""
+    def trials_since_best(self) -> int:
+        """The number of trials that ended since the last improvement: see `hpo.storage.pareto.trials_since_best`."""
 
     def sync(self, trials: Iterable[FrozenTrial]) -> None:
         """Add stored trials: new ones, and known ones that other workers have ended."""
@@ -113,7 +113,7 @@ class Search(ABC):
 
     @property
     @abstractmethod
-    def _parts(self) -> Parts:
+    def _parts(self) -> TrialFields:
         """The parts of trials that the search reads from the storage."""
 
     def run(self) -> Reason:
@@ -156,9 +156,8 @@ class Search(ABC):
         limit = self._limit_reached
         if self.stop.is_set() and self._missing > 0 and limit is None:
             return None
-        if unfinished(
-            self.storage, self._study_id, waiting=limit is None
-        ):  # read again: others may have created the last one
+        # Read again: others may have created the last one.
+        if count_unfinished(self.storage, self._study_id, waiting=limit is None):
             return None
         has_all = self._missing <= 0 and not (limit and self.history.unfinished)
         reason: Reason = "finished" if has_all else limit or "space exhausted"
@@ -182,7 +181,7 @@ class Search(ABC):
             age = datetime.datetime.now(datetime.UTC) - self.began
             if age.total_seconds() >= search.timeout:
                 return "timeout"
-        if search.patience is not None and self.history.since_best >= search.patience:
+        if search.patience is not None and self.history.trials_since_best >= search.patience:
             return "no improvement"
         return None
 
@@ -193,7 +192,7 @@ class Search(ABC):
         if self._limit_reached:
             return
         waiting = self.storage.claim(
-            self.history.unfinished - self.storage.claims, self.population, self.claim_conditions
+            self.history.unfinished - self.storage.claimed_ids, self.population, self.claim_conditions
         )
         self._running = {trial.number: trial for trial in waiting}
         self._separate_trials_that_train_alone(waiting)
@@ -205,8 +204,8 @@ class Search(ABC):
     def _requeue_orphaned(self) -> None:
         """Requeue trials whose worker is dead; fail those that were orphaned too often."""
         running = running_trials(self.storage, self._study_id)
-        lost = [trial for trial in running if trial.lost and trial.trial_id not in self.storage.claims]
-        waiting, failed = retake(self.storage, lost)
+        lost = [trial for trial in running if trial.orphaned and trial.trial_id not in self.storage.claimed_ids]
+        waiting, failed = requeue_orphaned(self.storage, lost)
         if waiting:
             orphaned = f"{len(waiting)} orphaned trial{'' if len(waiting) == 1 else 's'} requeued"
             self.on_event(Note(f"{orphaned}: the worker that trained them is dead"))
@@ -215,7 +214,7 @@ class Search(ABC):
 
     def _sync(self) -> None:
         """Read the trials that other workers have created or ended."""
-        news = self._read(self.history.last, self.history.unfinished - self.storage.claims)
+        news = self._read(self.history.last, self.history.unfinished - self.storage.claimed_ids)
         self.history.sync(news)
         states = [trial.state for trial in news]
         counts = [states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
@@ -235,7 +234,7 @@ class Search(ABC):
 
     def _read(self, after: int, ended: Collection[int]) -> list[FrozenTrial]:
         """Read the trials after an id, and those of `ended` that have ended."""
-        return self.storage.read(self._study_id, after, ended, self._parts)
+        return self.storage.read_trials(self._study_id, after, ended, self._parts)
 
     def _separate_trials_that_train_alone(self, claimed: Sequence[FrozenTrial]) -> None:
         """Requeue the trials that must train alone; keep one of them where nothing else is claimed."""
@@ -265,7 +264,7 @@ class Search(ABC):
         self.history.report(epoch, {number: score for number, score in scores.items() if number not in numbers})
         return numbers
 
-    def end(self, endings: Sequence[tuple[int, Ending]]) -> set[int]:
+    def end(self, endings: Sequence[tuple[int, TrialResult]]) -> set[int]:
         """Store the endings of trials (by number) in one transaction; return the trials whose claim was lost."""
         lost = self.storage.finish([ending for _, ending in endings]) if endings else set()
         numbers = self._drop_lost_claims(lost)
@@ -298,7 +297,7 @@ class Search(ABC):
     def attempts(self, number: int, reason: str, details: str) -> list[dict[str, Any]]:
         """Return the record of a running trial's attempts, with the last one that raised an exception."""
         before: list[dict[str, Any]] = self._running[number].system_attrs.get(ATTEMPTS, [])
-        return [*before, attempt("raised", reason, self.storage.worker, details)]
+        return [*before, attempt_record("raised", reason, self.storage.worker, details)]
 
     @property
     def _study_id(self) -> int:

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.search.sampling.in_memory_study import STUDY, Mirror
 from hpo.search.sampling.sampler_history import RUNG
 from hpo.search.sampling.samplers import objective_pruner
-from hpo.storage.pareto import directions, since_best
+from hpo.storage.pareto import directions, trials_since_best
 from hpo.studyfile import ObjectiveStudy
 
 SAMPLER_ATTRIBUTES = ("tpe:", "gp:", "cma:", "sepcma:", "cmawm:", "x_for_tell")
@@ -113,9 +113,9 @@ class ObjectiveHistory:
         return set(self._ids.values())
 
     @property
-    def since_best(self) -> int:
-        """See `hpo.storage.pareto.since_best`."""
-        return since_best(self.study.get_trials(deepcopy=False), self.study.directions)
+    def trials_since_best(self) -> int:
+        """See `hpo.storage.pareto.trials_since_best`."""
+        return trials_since_best(self.study.get_trials(deepcopy=False), self.study.directions)
 
     def sync(self, trials: Iterable[FrozenTrial]) -> None:
         """Add stored trials: new ones, and known ones that other workers have ended."""

@@ -28,7 +28,7 @@ from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStart
 from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, trials_text
 from hpo.search.objective_history import ObjectiveHistory
 from hpo.search.sampling.samplers import objective_sampler
-from hpo.storage import ATTEMPTS, REASON, Ending, Parts, StudyState, set_state
+from hpo.storage import ATTEMPTS, FAILURE_REASON, StudyState, TrialFields, TrialResult, set_state
 from hpo.studyfile import ObjectiveStudy
 from hpo.studyfile.messages import key_shown
 from hpo.usercode import Code
@@ -116,9 +116,9 @@ class ObjectiveSearch(Search):
         self.history = ObjectiveHistory(self.study, self._read(-1, ()), self._store, self._store_report)
 
     @property
-    def _parts(self) -> Parts:
+    def _parts(self) -> TrialFields:
         """All parts: the function may read earlier trials."""
-        return Parts()
+        return TrialFields()
 
     def _create(self, count: int) -> list[FrozenTrial]:
         """Store a new trial without parameters; try again where another worker has stored trials meanwhile."""
@@ -208,12 +208,12 @@ class ObjectiveSearch(Search):
         """Store the end of a trial; return its state, None where it was requeued or its claim was lost."""
         failure = outcome.failure
         if failure is None:
-            ending = Ending(self.trial_id(number), outcome.state, outcome.values)
+            ending = TrialResult(self.trial_id(number), outcome.state, outcome.values)
         else:
             if failure.retry and not self.requeue_failed([number], failure.reason, failure.details):
                 return None
             attempts = {ATTEMPTS: self.attempts(number, failure.reason, failure.details)}
-            ending = Ending(self.trial_id(number), TrialState.FAIL, (), {REASON: failure.reason}, attempts)
+            ending = TrialResult(self.trial_id(number), TrialState.FAIL, (), {FAILURE_REASON: failure.reason}, attempts)
             self.on_event(Note(f"{trials_text([number])} failed: {failure.reason}", "warning"))
         return None if self.end([(number, ending)]) else ending.state
 
@@ -255,7 +255,7 @@ class ObjectiveSearch(Search):
         if number not in self._running:
             raise TrialInterrupted("lost")
         trial_id = self.trial_id(number)
-        if not self.storage.keep(trial_id, params=params, user_attrs=user_attrs, system_attrs=system_attrs):
+        if not self.storage.update_trial(trial_id, params=params, user_attrs=user_attrs, system_attrs=system_attrs):
             self._drop_lost_claims({trial_id})
             raise TrialInterrupted("lost")
 

@@ -21,7 +21,7 @@ from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStart
 from hpo.search.loop import Search
 from hpo.search.sampling.sampler_history import History
 from hpo.search.study_records import CURVE, Curve
-from hpo.storage import ATTEMPTS, REASON, Ending
+from hpo.storage import ATTEMPTS, FAILURE_REASON, TrialResult
 from hpo.studyfile import Study
 from hpo.studyfile.models import is_minimized
 from hpo.training.population import EpochResult, TrialTimeout
@@ -158,19 +158,19 @@ class PopulationRun:
             self._patience[number], self._curves[number][self._metric], self._metric
         )
 
-    def _completed(self, result: EpochResult, numbers: Iterable[int]) -> list[tuple[int, Ending]]:
+    def _completed(self, result: EpochResult, numbers: Iterable[int]) -> list[tuple[int, TrialResult]]:
         """Return the endings of trials that complete, with the file names of checkpoints."""
         values = {number: self._values(number) for number in numbers}
         self._scores += [scores[0] for scores in values.values()]
         files = {} if self._checkpoints is None else self._checkpoints.write(result, values)
         return [(number, self._complete(number, values[number], files.get(number))) for number in values]
 
-    def _complete(self, number: int, values: tuple[float, ...], files: dict[str, Any] | None) -> Ending:
+    def _complete(self, number: int, values: tuple[float, ...], files: dict[str, Any] | None) -> TrialResult:
         scored_by_best = self._study.search.score == "best"
         attrs = {"score_epoch": self._score_epoch(number)} if scored_by_best else {}
         return self._ending(number, TrialState.COMPLETE, values, attrs, files)
 
-    def _pruned(self, number: int) -> Ending:
+    def _pruned(self, number: int) -> TrialResult:
         """Return a pruned trial's ending, with its last value, as Optuna does."""
         return self._ending(number, TrialState.PRUNED, (self._curves[number][self._metric][-1],))
 
@@ -181,9 +181,9 @@ class PopulationRun:
         values: tuple[float, ...],
         attrs: dict[str, Any] | None = None,
         files: dict[str, Any] | None = None,
-    ) -> Ending:
+    ) -> TrialResult:
         system_attrs = {CURVE: dict(self._curves[number]), **self._history.attrs(number), **(files or {})}
-        return Ending(self._search.trial_id(number), state, values, attrs or {}, system_attrs)
+        return TrialResult(self._search.trial_id(number), state, values, attrs or {}, system_attrs)
 
     def _score_epoch(self, number: int) -> int:
         """Return the epoch whose value is a member's score so far: the last, or the best."""
@@ -208,9 +208,9 @@ class PopulationRun:
             case _:
                 return self._curves[number][metric][self._score_epoch(number) - 1]
 
-    def _failure(self, number: int, reason: str) -> Ending:
+    def _failure(self, number: int, reason: str) -> TrialResult:
         attrs = {CURVE: dict(self._curves.get(number, {}))}
-        return Ending(self._search.trial_id(number), TrialState.FAIL, (), {REASON: reason}, attrs)
+        return TrialResult(self._search.trial_id(number), TrialState.FAIL, (), {FAILURE_REASON: reason}, attrs)
 
     def _handle_exception(self, reason: str, details: str) -> None:
         """Requeue the remaining members, or fail those without retries left."""
@@ -225,7 +225,7 @@ class PopulationRun:
             ending = self._failure(number, reason)
             if details:
                 system_attrs = {**ending.system_attrs, ATTEMPTS: self._search.attempts(number, reason, details)}
-                ending = Ending(ending.trial_id, ending.state, (), ending.user_attrs, system_attrs)
+                ending = TrialResult(ending.trial_id, ending.state, (), ending.user_attrs, system_attrs)
             endings.append((number, ending))
         if endings:
             traceback_text = f"\n{details.rstrip()}" if details and self._study.references else ""
@@ -233,7 +233,7 @@ class PopulationRun:
             self._search.on_event(Note(f"{count} failed: {reason}{traceback_text}", "warning"))
         self._end(endings)
 
-    def _end(self, endings: list[tuple[int, Ending]]) -> None:
+    def _end(self, endings: list[tuple[int, TrialResult]]) -> None:
         lost = self._search.end(endings)
         self._states += [ending.state for number, ending in endings if number not in lost]
         self._dropped |= {number for number, _ in endings}

@@ -20,7 +20,7 @@ from hpo.search.population_run import PopulationRun
 from hpo.search.sampling.sampler_history import CONSTRAINT, RUNG, History
 from hpo.search.sampling.samplers import GENERATION
 from hpo.search.space import Values, config_of, decode, distributions
-from hpo.storage import REASON, Ending, Parts
+from hpo.storage import FAILURE_REASON, TrialFields, TrialResult
 from hpo.studyfile import Config, Study
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
@@ -51,13 +51,13 @@ class PopulationSearch(Search):
         return self.trainer.split_bytes
 
     @property
-    def _parts(self) -> Parts:
+    def _parts(self) -> TrialFields:
         """The parts of trials that the sampler and the pruner read."""
         pruner, sampler = self.study.search.pruner, self.study.search.sampler
         keys = [RUNG] * (pruner == "hyperband") + [CONSTRAINT] * (self._limit_of_parameters is not None)
         keys += [GENERATION] * (sampler == "nsga2")
         attrs = None if not keys else keys[0] if len(keys) == 1 else ""
-        return Parts(pruner != "none", user_attrs=False, system_attrs=attrs)
+        return TrialFields(pruner != "none", user_attrs=False, system_attrs=attrs)
 
     @property
     def _limit_of_parameters(self) -> int | None:
@@ -110,14 +110,16 @@ class PopulationSearch(Search):
                     continue
                 config = config_of(self.study, trial.params)
             except UsageError as error:
-                endings.append((number, Ending(trial._trial_id, TrialState.FAIL, (), {REASON: str(error)})))
+                endings.append(
+                    (number, TrialResult(trial._trial_id, TrialState.FAIL, (), {FAILURE_REASON: str(error)}))
+                )
                 continue
             members.append(Member(number, config, trial_seed(self.study, number)))
         members = self._within_limits(members)
         lost = self.end(endings)
         for number, ending in endings:
             if number not in lost:
-                self.on_event(TrialsFailed((number,), ending.user_attrs[REASON]))
+                self.on_event(TrialsFailed((number,), ending.user_attrs[FAILURE_REASON]))
         return members
 
     def _add_parameters(self, trial: FrozenTrial) -> bool:
@@ -134,7 +136,9 @@ class PopulationSearch(Search):
         _, values = self.history.ask_for(checked(self.study, given, "enqueued"), number)
         params = {name: (space[name].to_internal_repr(value), space[name]) for name, value in values.items()}
         trial.params, trial.distributions = values, {name: space[name] for name in values}
-        if self.storage.keep(trial._trial_id, params=params, user_attrs={"seed": trial_seed(self.study, number)}):
+        if self.storage.update_trial(
+            trial._trial_id, params=params, user_attrs={"seed": trial_seed(self.study, number)}
+        ):
             return True
         self._drop_lost_claims({trial._trial_id})
         return False
@@ -149,7 +153,7 @@ class PopulationSearch(Search):
 
     def _within_limits(self, members: list[Member]) -> list[Member]:
         """Return the members within `search.limits`; end the others, as infeasible trials are ended in Optuna."""
-        limit, over = self._limit_of_parameters, dict[int, Ending]()
+        limit, over = self._limit_of_parameters, dict[int, TrialResult]()
         if limit is None:
             return members
         for member in members:
@@ -162,7 +166,9 @@ class PopulationSearch(Search):
                 parameters = self.trainer.parameters(member.config)
                 reason = f"{parameters:,} parameters, more than search.limits.parameters = {limit:,}"
                 trial_id = self.trial_id(member.number)
-                over[member.number] = Ending(trial_id, TrialState.PRUNED, (), {REASON: reason}, constraints)
+                over[member.number] = TrialResult(
+                    trial_id, TrialState.PRUNED, (), {FAILURE_REASON: reason}, constraints
+                )
         lost = self.end(list(over.items()))
         if left_out := tuple(number for number in over if number not in lost):
             self.on_event(TrialsLeftOut(left_out, f"more than {limit:,} parameters (search.limits.parameters)"))

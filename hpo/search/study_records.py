@@ -112,7 +112,7 @@ def record_data_folder(stored: optuna.Study, split: Split, storage: Storage) -> 
     before, now = user_attrs_of(stored)[DATA], data_record(split)
     moved = {key: now[key] for key in ("name", "folder") if key in now}
     if any(before.get(key) != value for key, value in moved.items()):
-        storage.change_study(stored._study_id, {DATA: before | moved})
+        storage.set_study_attrs(stored._study_id, {DATA: before | moved})
 
 
 def claim_conditions(study: AnyStudy, stored: optuna.Study) -> ClaimConditions:
@@ -178,7 +178,7 @@ def agree_on_run(
     run = {} if device is None else {"device": device, "precision": precision}
     run["began"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with _unless_deleted(stored.study_name):
-        agreed = storage.settle(stored._study_id, RUN, run)
+        agreed = storage.set_study_attr_if_absent(stored._study_id, RUN, run)
     return str(agreed.get("precision", "")), datetime.datetime.fromisoformat(agreed["began"])
 
 

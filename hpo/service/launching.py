@@ -53,5 +53,5 @@ def launch(
         find_device(device)  # here, where it is one line, and not in each worker
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
-    with storage.patience.until(stop):
+    with storage.retry_policy.override(stop):
         return launch_with(study, storage, crew, options, on_event=on_event, stop=stop)

@@ -91,9 +91,9 @@ class Metrics:
 
 class _StorageSeconds(Collector):
     def __init__(self, storage: Storage) -> None:
-        self._patience = storage.patience
+        self._retry_policy = storage.retry_policy
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
-            "hpo_storage_seconds", "Time in the storage's transactions.", value=self._patience.spent_s
+            "hpo_storage_seconds", "Time in the storage's transactions.", value=self._retry_policy.total_s
         )

@@ -14,7 +14,7 @@ from hpo.search.options import LaunchOptions
 from hpo.search.study_records import foreign_study_error, trial_target
 from hpo.service.status import status
 from hpo.storage import STATE_REASON, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
-from hpo.storage.artifacts import remove_files
+from hpo.storage.artifacts import delete_checkpoint_files
 from hpo.studyfile import AnyStudy
 from hpo.text import hpo_command, printable
 
@@ -81,7 +81,7 @@ def resume(storage: Storage, name: str) -> str:
 def delete(storage: Storage, name: str) -> str:
     """Delete the study with all its trials, and the weights that are kept of them."""
     study = summary(storage, name)
-    remove_files(storage, study)
+    delete_checkpoint_files(storage, study)
     try:
         storage.delete_study(study.study_id)
     except KeyError as error:

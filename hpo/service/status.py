@@ -21,20 +21,20 @@ from hpo.search.study_records import STUDY, foreign_study_error, trial_target
 from hpo.storage import (
     PRIORITY,
     STATE_REASON,
-    Running,
+    RunningTrial,
     Storage,
     StudyState,
     StudySummary,
     Worker,
     last_epochs,
-    paces,
     registered_workers,
     running_trials,
     state_of,
     summaries,
     summary,
+    trial_rates,
 )
-from hpo.storage.heartbeats import GRACE_S
+from hpo.storage.heartbeats import HEARTBEAT_TIMEOUT_S
 from hpo.text import printable
 
 PACE_S = 300.0
@@ -123,7 +123,7 @@ def status(storage: Storage, which: str | int | None = None) -> Status:
     if which is not None and STUDY not in of_hpo[0].user_attrs:
         raise foreign_study_error(of_hpo[0].name)
     of_hpo = [study for study in of_hpo if STUDY in study.user_attrs]
-    by_study = paces(storage, PACE_S)
+    by_study = trial_rates(storage, PACE_S)
     studies = [_study(study, by_study.get(study.study_id)) for study in sorted(of_hpo, key=lambda each: each.name)]
     found = workers(storage, {study.study_id: study.name for study in of_hpo})
     return Status(tuple(studies), tuple(each for each in found if which is None or each.study == studies[0].name))
@@ -133,7 +133,7 @@ def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:
     """Return who works on the storage, or holds a trial of it; `names` are those of the studies, by id."""
     running = running_trials(storage)
     epochs = last_epochs(storage, [trial.trial_id for trial in running])
-    holding: dict[tuple[str, int], list[Running]] = {}
+    holding: dict[tuple[str, int], list[RunningTrial]] = {}
     for trial in running:
         if trial.worker is not None and trial.study_id in names:
             holding.setdefault((trial.worker.key, trial.study_id), []).append(trial)
@@ -142,11 +142,11 @@ def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:
         reached = max(epochs.get(trial.trial_id, 0) for trial in trials)
         first = trials[0]
         assert first.worker is not None
-        found.append(_worker(first.worker, names[study_id], len(trials), reached, first.silent_s, first.lost or ""))
+        found.append(_worker(first.worker, names[study_id], len(trials), reached, first.silent_s, first.orphaned or ""))
     at_work = {key for key, _ in holding}
     idle = [each for each in registered_workers(storage) if each.worker.key not in at_work]
     for each in idle:
-        lost = f"silent for {duration(each.silent_s)}" if each.silent_s > GRACE_S else ""
+        lost = f"silent for {duration(each.silent_s)}" if each.silent_s > HEARTBEAT_TIMEOUT_S else ""
         found.append(_worker(each.worker, "", 0, 0, each.silent_s, lost))
     return found
 

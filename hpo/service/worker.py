@@ -31,20 +31,20 @@ from hpo.service.dashboard.figures import Drawing, Listener
 from hpo.storage import (
     IDENTITY,
     PRIORITY,
-    Running,
+    RunningTrial,
     Storage,
     StudyState,
     StudySummary,
     heartbeats,
     open_summaries,
     registered_workers,
-    retake,
+    requeue_orphaned,
     running_trials,
     set_state,
     summary,
 )
 from hpo.storage.connections import TransientError
-from hpo.storage.heartbeats import GRACE_S
+from hpo.storage.heartbeats import HEARTBEAT_TIMEOUT_S
 from hpo.text import hpo_command
 from hpo.training.devices import find_device
 
@@ -90,7 +90,7 @@ def work(storage: Storage, duty: Duty, on_event: Listener, stop: threading.Event
             raise foreign_study_error(study.name)
         worker.named.add(_key(study))
     try:
-        with storage.patience.until(stop, math.inf), heartbeats(storage):
+        with storage.retry_policy.override(stop, math.inf), heartbeats(storage):
             worker.run()
     except TransientError:
         if not stop.is_set():
@@ -137,14 +137,16 @@ class _Worker:
                 del remembered[key]
         return found
 
-    def _running(self, studies: Sequence[StudySummary]) -> list[Running]:
+    def _running(self, studies: Sequence[StudySummary]) -> list[RunningTrial]:
         """The trials in hand, after those were taken back that died with a worker of a study that is closed by now."""
         running = running_trials(self.storage)
         open_ones = {study.study_id for study in studies}
-        retake(self.storage, [trial for trial in running if trial.lost and trial.study_id not in open_ones])
+        requeue_orphaned(
+            self.storage, [trial for trial in running if trial.orphaned and trial.study_id not in open_ones]
+        )
         return [trial for trial in running if trial.study_id in open_ones]
 
-    def _left(self, study: StudySummary, running: Sequence[Running]) -> bool:
+    def _left(self, study: StudySummary, running: Sequence[RunningTrial]) -> bool:
         """Whether there is anything left to do, or to wait for."""
         if _key(study) in self.refused:
             return False
@@ -153,11 +155,11 @@ class _Worker:
         held = any(trial.study_id == study.study_id for trial in running)
         return held or study.states.get(TrialState.WAITING, 0) > 0 or _missing(study) > 0
 
-    def _next(self, studies: Sequence[StudySummary], running: Sequence[Running]) -> StudySummary | None:
+    def _next(self, studies: Sequence[StudySummary], running: Sequence[RunningTrial]) -> StudySummary | None:
         """The study whose turn it is, of those that have trials to take, or whose end nobody has noted."""
-        at_work = {(trial.study_id, trial.worker) for trial in running if not trial.lost}
+        at_work = {(trial.study_id, trial.worker) for trial in running if not trial.orphaned}
         held = Counter(study_id for study_id, _ in at_work)
-        lost = Counter(trial.study_id for trial in running if trial.lost)
+        lost = Counter(trial.study_id for trial in running if trial.orphaned)
         now = time.monotonic()
         self._aside = {key: until for key, until in self._aside.items() if until > now}
 
@@ -242,7 +244,7 @@ class _Worker:
     def _share(self) -> int:
         """This worker's part of the cores: all who work on the storage from this machine have equal ones."""
         mine = self.storage.worker
-        known = [each for each in registered_workers(self.storage) if each.silent_s < GRACE_S]
+        known = [each for each in registered_workers(self.storage) if each.silent_s < HEARTBEAT_TIMEOUT_S]
         workers = {each.worker.key for each in known if each.worker.machine == mine.machine} | {mine.key}
         return max(1, self._cores // len(workers))
 

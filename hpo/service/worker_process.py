@@ -18,7 +18,7 @@ from hpo.service.metrics import Metrics
 from hpo.service.worker import Duty, work
 from hpo.storage import Storage
 from hpo.storage.connections import TransientError
-from hpo.storage.retry import Patience, patiently
+from hpo.storage.retry import RetryPolicy, call_with_retries
 from hpo.storage.workers import this_worker
 
 STOP_S = 15.0
@@ -77,7 +77,7 @@ def await_storage(url: str | None, stop: threading.Event) -> Storage | None:
     Raises StorageError for a file that is not there.
     """
     try:
-        return patiently(Patience(math.inf, stop), lambda: open_existing(url))
+        return call_with_retries(RetryPolicy(math.inf, stop), lambda: open_existing(url))
     except TransientError:
         return None
 
@@ -96,7 +96,7 @@ def ends_in_time(storage: Storage, stop: threading.Event) -> Iterator[None]:
         last.start()  # first: even the log may be what hangs
         log.warning("what is in hand takes longer than %.0f s after the stop: given up", STOP_S)
         try:
-            storage.requeue(storage.claims)
+            storage.requeue(storage.claimed_ids)
         except StorageError as error:
             log.warning("%s", error)
         logging.shutdown()

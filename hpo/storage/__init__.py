@@ -14,21 +14,21 @@ from hpo.storage.claim_conditions import (
     identity,
     state_of,
 )
-from hpo.storage.copying import Copied, copy_study
-from hpo.storage.dashboard_figures import Drawn, keep_figures, last_drawn
+from hpo.storage.copying import CopyCounts, copy_study
+from hpo.storage.dashboard_figures import FiguresRecord, figures_record, save_figures
 from hpo.storage.heartbeats import (
     ATTEMPTS,
-    REASON,
-    Running,
-    attempt,
+    FAILURE_REASON,
+    RunningTrial,
+    attempt_record,
+    count_unfinished,
     heartbeats,
     registered_workers,
-    retake,
+    requeue_orphaned,
     running_trials,
-    unfinished,
 )
 from hpo.storage.location import mask
-from hpo.storage.rows import Ending, Parts
+from hpo.storage.rows import TrialFields, TrialResult
 from hpo.storage.statements import WORKER
 from hpo.storage.storage import Storage, open_storage
 from hpo.storage.studies import (
@@ -37,59 +37,59 @@ from hpo.storage.studies import (
     last_epochs,
     load_study,
     open_summaries,
-    paces,
     study_names,
     study_of,
     summaries,
     summary,
+    trial_rates,
 )
 from hpo.storage.study_changes import change_idle_study, check_open, end_study, rename_study, set_state
 from hpo.storage.workers import RegisteredWorker, Worker
 
 __all__ = [
     "ATTEMPTS",
+    "FAILURE_REASON",
     "IDENTITY",
     "PRIORITY",
-    "REASON",
     "STATE",
     "STATE_REASON",
     "WORKER",
     "ClaimConditions",
-    "Copied",
-    "Drawn",
-    "Ending",
-    "Parts",
+    "CopyCounts",
+    "FiguresRecord",
     "RegisteredWorker",
-    "Running",
+    "RunningTrial",
     "Storage",
     "StudyState",
     "StudySummary",
+    "TrialFields",
+    "TrialResult",
     "Worker",
-    "attempt",
+    "attempt_record",
     "best_trials",
     "change_idle_study",
     "check_open",
     "copy_study",
+    "count_unfinished",
     "end_study",
+    "figures_record",
     "heartbeats",
     "identity",
-    "keep_figures",
-    "last_drawn",
     "last_epochs",
     "load_study",
     "mask",
     "open_storage",
     "open_summaries",
-    "paces",
     "registered_workers",
     "rename_study",
-    "retake",
+    "requeue_orphaned",
     "running_trials",
+    "save_figures",
     "set_state",
     "state_of",
     "study_names",
     "study_of",
     "summaries",
     "summary",
-    "unfinished",
+    "trial_rates",
 ]

@@ -29,17 +29,19 @@ from hpo.errors import StorageError
 from hpo.files import UMASK, temporary_path, user_folder
 from hpo.storage.claim_conditions import identity
 from hpo.storage.location import Location
-from hpo.storage.retry import consult, transact
+from hpo.storage.retry import read_transaction, write_transaction
 from hpo.storage.rows import STUDY_SYSTEM_ATTRS, SYSTEM_ATTRS, TRIALS
 from hpo.storage.storage import Storage
 from hpo.storage.studies import StudySummary
 
-FOLDER = "HPO_ARTIFACTS"
+ARTIFACTS_VARIABLE = "HPO_ARTIFACTS"
 ARTIFACT = "artifacts:"  # the beginning of Optuna's own attributes of artifacts, which end with the artifact's id
-OF_DASHBOARD = f"dashboard:{ARTIFACT}"  # the same, of a trial, as old versions of its dashboard kept it with the study
-REMOVED = json.dumps("null")  # what the dashboard makes of the attribute of an artifact that it has removed
+DASHBOARD_ARTIFACT = (
+    f"dashboard:{ARTIFACT}"  # the same, of a trial, as old versions of its dashboard kept it with the study
+)
+REMOVED_ARTIFACT = json.dumps("null")  # what the dashboard makes of the attribute of an artifact that it has removed
 SUFFIX = ".safetensors"
-FILES = {keep: f"weights-{keep}{SUFFIX}" for keep in ("best", "last")}
+CHECKPOINT_NAMES = {keep: f"weights-{keep}{SUFFIX}" for keep in ("best", "last")}
 """The name of a trial's file: its weights of the epoch with the lowest validation loss, or of the last."""
 _NAMESPACE = uuid.UUID("5f1e7f0a-6f0c-4d0e-9a55-2b9a1f6f0c11")
 
@@ -80,20 +82,22 @@ def artifact_folder(location: Location, given: Path | None = None) -> Path:
 
     A database file `runs/all.db` has `runs/all-artifacts`; a server has a folder of this user, on this machine.
     """
-    named = given or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
+    named = given or (Path(os.environ[ARTIFACTS_VARIABLE]) if os.environ.get(ARTIFACTS_VARIABLE) else None)
     if named is not None:
         folder = named.absolute()
     elif location.file is not None:
         folder = location.file.with_name(location.file.name.removesuffix(".db") + "-artifacts")
     else:
-        folder = user_folder("data", FOLDER, StorageError) / "artifacts"
+        folder = user_folder("data", ARTIFACTS_VARIABLE, StorageError) / "artifacts"
     if folder.exists() and not folder.is_dir():
-        raise StorageError(f"{folder}: is not a folder; name another one for artifacts with --artifacts or {FOLDER}")
+        raise StorageError(
+            f"{folder}: is not a folder; name another one for artifacts with --artifacts or {ARTIFACTS_VARIABLE}"
+        )
     return folder
 
 
 @dataclass(frozen=True)
-class Kept:
+class CheckpointFile:
     """A trial's file, as its attribute names it."""
 
     trial_id: int
@@ -103,18 +107,18 @@ class Kept:
     filename: str
 
 
-def file_id(identity: str, number: int) -> str:
+def checkpoint_id(identity: str, number: int) -> str:
     """Return the id of the file of a study's trial; `identity` tells the study from all others."""
     return str(uuid.uuid5(_NAMESPACE, f"{identity}/{number}"))
 
 
-def file_attrs(artifact_id: str, filename: str) -> dict[str, Any]:
+def checkpoint_attrs(artifact_id: str, filename: str) -> dict[str, Any]:
     """Return the system attribute that names a file, for the ending of its trial."""
     meta = ArtifactMeta(artifact_id, filename, "application/octet-stream", None)
     return {ARTIFACT + artifact_id: json.dumps(asdict(meta))}
 
 
-def kept_files(storage: Storage, study_id: int) -> list[Kept]:
+def checkpoint_files(storage: Storage, study_id: int) -> list[CheckpointFile]:
     """Return the files of the study's trials, by trial."""
     columns = (TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, SYSTEM_ATTRS.c.value_json)
     artifacts = SYSTEM_ATTRS.c.key.startswith(ARTIFACT, autoescape=True)
@@ -125,14 +129,16 @@ def kept_files(storage: Storage, study_id: int) -> list[Kept]:
         .order_by(TRIALS.c.number)
     )
     found = []
-    for trial_id, number, state, text in consult(storage.engine, lambda connection: connection.execute(rows).all()):
+    for trial_id, number, state, text in read_transaction(
+        storage.engine, lambda connection: connection.execute(rows).all()
+    ):
         meta = json.loads(json.loads(text) or "null")  # the dashboard removes an artifact by setting it to null
-        if meta and meta["filename"] in FILES.values():
-            found.append(Kept(trial_id, number, state, meta["artifact_id"], meta["filename"]))
+        if meta and meta["filename"] in CHECKPOINT_NAMES.values():
+            found.append(CheckpointFile(trial_id, number, state, meta["artifact_id"], meta["filename"]))
     return found
 
 
-def forget_files(storage: Storage, files: Iterable[Kept]) -> None:
+def delete_checkpoint_records(storage: Storage, files: Iterable[CheckpointFile]) -> None:
     """Remove the attributes that name these files."""
     gone = list(files)
 
@@ -142,36 +148,39 @@ def forget_files(storage: Storage, files: Iterable[Kept]) -> None:
             connection.execute(sa.delete(SYSTEM_ATTRS).filter_by(trial_id=file.trial_id, key=key))
 
     if gone:
-        transact(storage.engine, work)
+        write_transaction(storage.engine, work)
 
 
-def remove_files(storage: Storage, study: StudySummary) -> None:
+def delete_checkpoint_files(storage: Storage, study: StudySummary) -> None:
     """Remove the files of a study that is about to be deleted."""
     own = identity(study.user_attrs, study.name)
-    for file in kept_files(storage, study.study_id):
+    for file in checkpoint_files(storage, study.study_id):
         folder = artifact_folder(storage.location)
         try:
-            ArtifactFolder(folder).remove(file_id(own, file.number))
+            ArtifactFolder(folder).remove(checkpoint_id(own, file.number))
         except OSError as error:
             raise StorageError(
-                f"{folder}: the weights of study '{study.name}' cannot be removed ({error.strerror or error}), and so "
-                f"the study stays; make the folder writable, or name another one in {FOLDER} to leave the weights there"
+                f"{folder}: the weights of study '{study.name}' cannot be deleted ({error.strerror or error}), so the "
+                "study is not deleted; make the folder writable, or name another one in "
+                f"{ARTIFACTS_VARIABLE} to leave the weights there"
             ) from error
 
 
-def artifacts_of_others(storage: Storage, study_id: int) -> set[str]:
+def artifacts_of_other_studies(storage: Storage, study_id: int) -> set[str]:
     """Return the ids of the artifacts that other studies and their trials name; a copy names those of its source."""
     of_trials = (
         sa.select(SYSTEM_ATTRS.c.key)
         .join(TRIALS, SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id)
         .where(TRIALS.c.study_id != study_id, SYSTEM_ATTRS.c.key.startswith(ARTIFACT, autoescape=True))
-        .where(SYSTEM_ATTRS.c.value_json != REMOVED)
+        .where(SYSTEM_ATTRS.c.value_json != REMOVED_ARTIFACT)
     )
     key = STUDY_SYSTEM_ATTRS.c.key
     of_studies = sa.select(key).where(
         STUDY_SYSTEM_ATTRS.c.study_id != study_id,
-        key.startswith(ARTIFACT, autoescape=True) | key.startswith(OF_DASHBOARD, autoescape=True),
-        STUDY_SYSTEM_ATTRS.c.value_json != REMOVED,
+        key.startswith(ARTIFACT, autoescape=True) | key.startswith(DASHBOARD_ARTIFACT, autoescape=True),
+        STUDY_SYSTEM_ATTRS.c.value_json != REMOVED_ARTIFACT,
     )
-    keys = consult(storage.engine, lambda connection: connection.execute(of_trials.union(of_studies)).scalars().all())
+    keys = read_transaction(
+        storage.engine, lambda connection: connection.execute(of_trials.union(of_studies)).scalars().all()
+    )
     return {key.rpartition(":")[2] for key in keys}

@@ -30,7 +30,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.storage.connections import read
-from hpo.storage.retry import transact
+from hpo.storage.retry import write_transaction
 from hpo.storage.rows import (
     DIRECTIONS,
     INTERMEDIATE,
@@ -63,7 +63,7 @@ Change = Callable[[Row], Row | None]
 
 
 @dataclass(frozen=True)
-class Copied:
+class CopyCounts:
     """How many trials were copied, and how many of them run in the source, and wait in the copy."""
 
     trials: int
@@ -77,16 +77,16 @@ def copy_study(
     new_name: str | None = None,
     user_attrs: Mapping[str, Callable[[Any], Any]] | None = None,
     along: Mapping[str, str] | None = None,
-) -> Copied:
+) -> CopyCounts:
     """Copy the study of that name to `target`, which may be the same storage where the copy has a new name.
 
     `user_attrs` says, by key, what becomes of a user attribute of a study in its copy; the others stay as they are.
     `along` are studies that are copied with it, all or none, by the name that each has there.
     """
     names = {name: name if new_name is None else new_name, **(along or {})}
-    made: dict[int, Copied] = {}
+    made: dict[int, CopyCounts] = {}
 
-    def work(connection: Connection, uncertain: bool) -> Copied:
+    def work(connection: Connection, uncertain: bool) -> CopyCounts:
         ids: Ids = {}
         with read(source.engine) as view:
             for old, called in names.items():
@@ -108,9 +108,9 @@ def copy_study(
         return copied[0]
 
     # Either of the two may be a server that restarts.
-    seconds = max(source.patience.seconds, target.patience.seconds)
-    with target.patience.until(target.patience.stop, seconds):
-        return transact(target.engine, work)
+    seconds = max(source.retry_policy.timeout_s, target.retry_policy.timeout_s)
+    with target.retry_policy.override(target.retry_policy.stop, seconds):
+        return write_transaction(target.engine, work)
 
 
 def _new_study(connection: Connection, called: str) -> int | None:
@@ -126,7 +126,7 @@ class _Copy:
     source: Connection
     target: Connection
 
-    def study(self, old: int, new: int, user_attrs: Mapping[str, Callable[[Any], Any]]) -> Copied:
+    def study(self, old: int, new: int, user_attrs: Mapping[str, Callable[[Any], Any]]) -> CopyCounts:
         def changed(row: Row) -> Row:
             change = user_attrs.get(row["key"])
             return row if change is None else row | {"value_json": json.dumps(change(json.loads(row["value_json"])))}
@@ -140,7 +140,7 @@ class _Copy:
         for start in range(0, len(trial_ids), TRIALS_AT_ONCE):
             running += self.trials(trial_ids[start : start + TRIALS_AT_ONCE], new, ids)
         self.rows(STUDY_SYSTEM_ATTRS, "study_id", {old: new}, lambda row: _renamed(row, ids))
-        return Copied(len(ids), running)
+        return CopyCounts(len(ids), running)
 
     def trials(self, trial_ids: Sequence[int], study_id: int, ids: Ids) -> int:
         """Copy trials, add their ids to those known, and return how many of them were running."""

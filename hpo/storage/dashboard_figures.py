@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from hpo.storage.retry import consult, transact
+from hpo.storage.retry import read_transaction, write_transaction
 from hpo.storage.rows import STUDY_SYSTEM_ATTRS
 from hpo.storage.statements import lock_study, upsert
 from hpo.storage.storage import Storage
@@ -29,24 +29,24 @@ DRAWN = "hpo:drawn"
 
 
 @dataclass(frozen=True)
-class Drawn:
+class FiguresRecord:
     """How many trials had ended when a study's figures were drawn, and when that was, in seconds since 1970."""
 
     trials: int
     at: float
 
 
-def last_drawn(storage: Storage, study_id: int) -> Drawn | None:
+def figures_record(storage: Storage, study_id: int) -> FiguresRecord | None:
     """Return what the figures kept with the study show, None where none are kept."""
-    return consult(storage.engine, lambda connection: _last(connection, study_id))
+    return read_transaction(storage.engine, lambda connection: _last(connection, study_id))
 
 
-def keep_figures(storage: Storage, study_id: int, figures: Mapping[str, str], trials: int) -> bool:
+def save_figures(storage: Storage, study_id: int, figures: Mapping[str, str], trials: int) -> bool:
     """Keep figures, by id, as plotly's JSON, drawn when so many trials had ended; return whether these are kept now.
 
     They are not where the study is gone, or others have drawn more trials.
     """
-    now = Drawn(trials, time.time())
+    now = FiguresRecord(trials, time.time())
 
     def work(connection: Connection, uncertain: bool) -> bool:
         if not lock_study(connection, study_id):
@@ -64,10 +64,10 @@ def keep_figures(storage: Storage, study_id: int, figures: Mapping[str, str], tr
         connection.execute(further.where(STUDY_SYSTEM_ATTRS.c.study_id == study_id))
         return True
 
-    return transact(storage.engine, work)
+    return write_transaction(storage.engine, work)
 
 
-def _last(connection: Connection, study_id: int) -> Drawn | None:
+def _last(connection: Connection, study_id: int) -> FiguresRecord | None:
     found = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).filter_by(study_id=study_id, key=DRAWN)
     text = connection.execute(found).scalar()
-    return None if text is None else Drawn(**json.loads(text))
+    return None if text is None else FiguresRecord(**json.loads(text))

@@ -27,7 +27,7 @@ from sqlalchemy.engine import Connection
 from hpo.errors import StorageError
 from hpo.optuna_internals import models
 from hpo.storage.connections import TunedConnection, engine_options, explain_errors, read, schema_is_ready, sentence
-from hpo.storage.heartbeats import Running, seen_running
+from hpo.storage.heartbeats import RunningTrial, read_running
 from hpo.storage.location import Location
 from hpo.storage.rows import HEARTBEATS, STUDIES, TRIALS
 
@@ -41,7 +41,7 @@ DIALECT = sqlite.dialect()  # the SQL below is standard
 KINDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
-class AskingConnection(TunedConnection):
+class ReadOnlyConnection(TunedConnection):
     """An SQLite connection that refuses to write."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -50,7 +50,7 @@ class AskingConnection(TunedConnection):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Connectivity:
     """What answers, and how fast. `skew_s` is how far the server's clock is ahead; None for a file, which has none."""
 
     kind: str
@@ -65,7 +65,7 @@ class Schema:
     """The revision of Optuna's tables, "" where there are none yet, and the tables and columns that they lack."""
 
     revision: str
-    lacking: tuple[str, ...]
+    missing: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -91,32 +91,32 @@ class FileState:
 
 
 @dataclass(frozen=True)
-class Numbering:
+class NumberingProblem:
     """The numbers of a study's trials: the first few that two or more trials have, and that none has."""
 
     study_id: int
     study: str
     trials: int
-    doubled: tuple[int, ...]
+    duplicates: tuple[int, ...]
     missing: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Unwatched:
-    """A trial that runs without a heartbeat; `since` is in UTC, None where it was never told."""
+class RunningWithoutHeartbeat:
+    """A trial that runs without a heartbeat; `started` is in UTC, None where it was never told."""
 
     study: str
     number: int
-    since: datetime.datetime | None
+    started: datetime.datetime | None
 
 
-class Health:
+class StorageHealth:
     """Asks a storage about its health; a file has to be there. To be closed in the end."""
 
     def __init__(self, location: Location) -> None:
         options = engine_options(location)
         if location.file is not None:
-            options["connect_args"]["factory"] = AskingConnection
+            options["connect_args"]["factory"] = ReadOnlyConnection
         else:
             options["execution_options"] = {"postgresql_readonly": True}
         try:
@@ -130,7 +130,7 @@ class Health:
         """Close the connections."""
         self.engine.dispose()
 
-    def answer(self) -> Answer:
+    def connectivity(self) -> Connectivity:
         """Connect, and ask a few times for what costs nothing; the quickest answer counts."""
         start = time.perf_counter()
         with self.engine.connect() as connection:
@@ -138,7 +138,7 @@ class Health:
             trips = [_trip(connection) for _ in range(TRIPS)]
             version = ".".join(map(str, connection.dialect.server_version_info or ()))
         round_trip_s, skew_s = min(trips, key=lambda trip: trip[0])
-        return Answer(KINDS[self.engine.dialect.name], version, connect_s, round_trip_s, skew_s)
+        return Connectivity(KINDS[self.engine.dialect.name], version, connect_s, round_trip_s, skew_s)
 
     def schema(self) -> Schema:
         """Return which of Optuna's tables are there; those of another Optuna are a StorageError."""
@@ -148,14 +148,14 @@ class Health:
             revision = MigrationContext.configure(connection).get_current_revision() or ""
             inspector = sa.inspect(connection)
             there = set(inspector.get_table_names())
-            lacking: list[str] = []
+            missing: list[str] = []
             for table in TABLES.values():
                 if table.name not in there:
-                    lacking.append(table.name)
+                    missing.append(table.name)
                     continue
                 columns = {column["name"] for column in inspector.get_columns(table.name)}
-                lacking += [f"{table.name}.{column.name}" for column in table.columns if column.name not in columns]
-            return Schema(revision, tuple(lacking))
+                missing += [f"{table.name}.{column.name}" for column in table.columns if column.name not in columns]
+            return Schema(revision, tuple(missing))
 
     def damage(self) -> Damage | None:
         """Return what SQLite finds wrong with the file; None for a server, which has no such check."""
@@ -189,7 +189,7 @@ class Health:
         with self._view() as connection:
             return connection.execute(used).scalar_one(), connection.execute(limits).scalar_one()
 
-    def numbering(self) -> tuple[int, list[Numbering]]:
+    def numbering_problems(self) -> tuple[int, list[NumberingProblem]]:
         """Return how many studies there are, and those whose trials are not numbered 0, 1, 2 and so on."""
         number, count = TRIALS.c.number, sa.func.count()
         last = sa.func.coalesce(sa.func.max(number), -1)
@@ -203,19 +203,19 @@ class Health:
             ]
         return len(names), wrong
 
-    def running(self) -> list[tuple[str, Running]]:
+    def running(self) -> list[tuple[str, RunningTrial]]:
         """Return the running trials that have a heartbeat, each with its study's name."""
         with self._view() as connection:
             names = _names(connection)
-            return [(names.get(trial.study_id, ""), trial) for trial in seen_running(connection)]
+            return [(names.get(trial.study_id, ""), trial) for trial in read_running(connection)]
 
-    def unwatched(self) -> list[Unwatched]:
+    def running_without_heartbeat(self) -> list[RunningWithoutHeartbeat]:
         """Return the running trials that have no heartbeat, the oldest first."""
         watched = sa.select(HEARTBEATS.c.trial_id)
         select = sa.select(STUDIES.c.study_name, TRIALS.c.number, TRIALS.c.datetime_start).join_from(TRIALS, STUDIES)
         of_these = select.where(TRIALS.c.state == TrialState.RUNNING, TRIALS.c.trial_id.not_in(watched))
         with self._view() as connection:
-            return [Unwatched(*row) for row in connection.execute(of_these.order_by(TRIALS.c.trial_id))]
+            return [RunningWithoutHeartbeat(*row) for row in connection.execute(of_these.order_by(TRIALS.c.trial_id))]
 
     @contextlib.contextmanager
     def _view(self) -> Iterator[Connection]:
@@ -248,13 +248,13 @@ def _names(connection: Connection) -> dict[int, str]:
     return {row.study_id: row.study_name for row in connection.execute(sa.select(STUDIES))}
 
 
-def _numbering(connection: Connection, study_id: int, name: str) -> Numbering:
+def _numbering(connection: Connection, study_id: int, name: str) -> NumberingProblem:
     select = sa.select(TRIALS.c.number).where(TRIALS.c.study_id == study_id)
     found = Counter(connection.execute(select).scalars())
-    doubled = sorted(number for number, count in found.items() if number is not None and count > 1)
+    duplicates = sorted(number for number, count in found.items() if number is not None and count > 1)
     last = max((number for number in found if number is not None), default=-1)
     missing = itertools.islice((number for number in range(last) if number not in found), MOST_LISTED)
-    return Numbering(study_id, name, found.total(), tuple(doubled[:MOST_LISTED]), tuple(missing))
+    return NumberingProblem(study_id, name, found.total(), tuple(duplicates[:MOST_LISTED]), tuple(missing))
 
 
 def _size(file: Path) -> int:

@@ -1,9 +1,9 @@
 """Heartbeats: running trials show signs of life, and those whose process ended go back to the queue.
 
-Promises: a trial whose process is gone, or silent for GRACE_S, is sent back with its parameters at most MOST_DEATHS
-times, and then fails with the reason; each of its ends is kept with it (`ATTEMPTS`). A process that was only slow and
-comes back finds that its claim is no longer held, and cannot overwrite what others did with the trial meanwhile.
-What plain Optuna runs is left alone, with a heartbeat or without.
+Promises: a trial whose process has ended, or has sent no heartbeat for HEARTBEAT_TIMEOUT_S, is requeued with its
+parameters at most MAX_DEATHS times, and then fails with the reason; each ended attempt is recorded (`ATTEMPTS`). A
+process that was only slow finds that it has lost its claim, and cannot overwrite the results of another worker.
+Trials that plain Optuna runs are left alone, with a heartbeat or without.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
 from hpo.storage.connections import TransientError, write
-from hpo.storage.retry import consult, transact
+from hpo.storage.retry import read_transaction, write_transaction
 from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
 from hpo.storage.statements import WORKER, end_heartbeats, held, send_back, update_trials, upsert, utc_now
 from hpo.storage.storage import Storage
@@ -39,14 +39,14 @@ from hpo.storage.workers import (
     unregister_worker,
 )
 
-BEAT_S = 10.0
-GRACE_S = 60.0
-MOST_DEATHS = 3
+HEARTBEAT_S = 10.0
+HEARTBEAT_TIMEOUT_S = 60.0
+MAX_DEATHS = 3
 
 ATTEMPTS = "hpo:attempts"
 """The system attribute that lists how earlier attempts at a trial ended."""
 
-REASON = "reason"
+FAILURE_REASON = "reason"
 """The user attribute that says why a trial failed."""
 
 log = logging.getLogger(__name__)
@@ -57,21 +57,21 @@ _ENTERED: Counter[str] = Counter()
 
 
 @dataclass(frozen=True)
-class Running:
-    """A trial that shows signs of life; without a worker it is plain Optuna's.
+class RunningTrial:
+    """A running trial that has a heartbeat; one without a worker is run by plain Optuna.
 
-    `since` is when it was claimed, `seen` when it last showed one, by the database's clock, both in UTC; `silent_s` is
-    how long ago that was, `lost` why nobody trains it any more, or None.
+    `claimed_at` and `heartbeat_at` (the last heartbeat, by the database's clock) are in UTC; `silent_s` is the time
+    since that heartbeat, `orphaned` the reason why its worker counts as dead, or None.
     """
 
     trial_id: int
     number: int
     study_id: int
-    since: datetime.datetime
-    seen: datetime.datetime
+    claimed_at: datetime.datetime
+    heartbeat_at: datetime.datetime
     worker: Worker | None
     silent_s: float
-    lost: str | None
+    orphaned: str | None
 
 
 @contextmanager
@@ -81,9 +81,9 @@ def heartbeats(storage: Storage) -> Iterator[None]:
     done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(BEAT_S):
+        while not done.wait(HEARTBEAT_S):
             try:
-                storage.beat()
+                storage.refresh_heartbeats()
                 if listed:
                     with write(storage.engine) as connection:
                         record_worker_heartbeat(connection, storage.worker)
@@ -105,7 +105,7 @@ def heartbeats(storage: Storage) -> Iterator[None]:
 def _enter(storage: Storage) -> bool:
     """Put this process into the registry; return whether it is there, which nothing depends on."""
     try:
-        transact(storage.engine, lambda connection, _: register_worker(connection, storage.worker))
+        write_transaction(storage.engine, lambda connection, _: register_worker(connection, storage.worker))
     except TransientError:
         raise
     except (StorageError, sa.exc.SQLAlchemyError) as error:  # such as a role that may make no tables
@@ -123,24 +123,24 @@ def _leave(storage: Storage) -> None:
         if _ENTERED[storage.location.full_url]:
             return
     try:
-        transact(storage.engine, lambda connection, _: unregister_worker(connection, storage.worker))
+        write_transaction(storage.engine, lambda connection, _: unregister_worker(connection, storage.worker))
     except (StorageError, sa.exc.SQLAlchemyError) as error:  # its row shows that it has not been seen for long
         log.debug("not taken out of the registry: %s", error)
 
 
-def running_trials(storage: Storage, study_id: int | None = None) -> list[Running]:
+def running_trials(storage: Storage, study_id: int | None = None) -> list[RunningTrial]:
     """Return the trials that workers of hpo hold, of one study or of all, by id."""
-    found = consult(storage.engine, lambda connection: seen_running(connection, study_id))
+    found = read_transaction(storage.engine, lambda connection: read_running(connection, study_id))
     return [trial for trial in found if trial.worker is not None]
 
 
 def registered_workers(storage: Storage) -> list[RegisteredWorker]:
     """Return the processes that work on the storage, those that hold no trial among them, oldest first."""
-    return consult(storage.engine, read_registry)
+    return read_transaction(storage.engine, read_registry)
 
 
-def seen_running(connection: Connection, study_id: int | None = None) -> list[Running]:
-    """Return the trials that have a heartbeat, on a view that the caller has; plain Optuna's are never `lost`."""
+def read_running(connection: Connection, study_id: int | None = None) -> list[RunningTrial]:
+    """Return the trials that have a heartbeat, on a view that the caller has; plain Optuna's are never `orphaned`."""
     condition = TRIALS.c.state == TrialState.RUNNING
     if study_id is not None:
         condition &= TRIALS.c.study_id == study_id
@@ -157,31 +157,35 @@ def seen_running(connection: Connection, study_id: int | None = None) -> list[Ru
             return None
         if ended(worker):
             return f"{worker} ended"
-        return f"no sign of life from {worker} for {GRACE_S:g} s" if silent_s > GRACE_S else None
+        return (
+            f"no sign of life from {worker} for {HEARTBEAT_TIMEOUT_S:g} s" if silent_s > HEARTBEAT_TIMEOUT_S else None
+        )
 
     now = connection.execute(sa.select(utc_now(connection))).scalar_one()
-    found: list[Running] = []
+    found: list[RunningTrial] = []
     for row in connection.execute(select.where(condition).order_by(TRIALS.c.trial_id)):
         worker = None if row.value_json is None else Worker.from_json(json.loads(row.value_json))
         silent_s = (now - row.heartbeat).total_seconds()
         lost = _lost(worker, silent_s)
         found.append(
-            Running(row.trial_id, row.number, row.study_id, row.datetime_start, row.heartbeat, worker, silent_s, lost)
+            RunningTrial(
+                row.trial_id, row.number, row.study_id, row.datetime_start, row.heartbeat, worker, silent_s, lost
+            )
         )
     return found
 
 
-def unfinished(storage: Storage, study_id: int, waiting: bool = True) -> int:
+def count_unfinished(storage: Storage, study_id: int, waiting: bool = True) -> int:
     """Return how many trials of the study are held by a worker of hpo, or wait where these count, at one moment."""
     held_by_one = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
     running = (TRIALS.c.state == TrialState.RUNNING) & held_by_one
     either = (TRIALS.c.state == TrialState.WAITING) | running if waiting else running
     of_study = (TRIALS.c.study_id == study_id) & either
     count = sa.select(sa.func.count()).select_from(TRIALS).where(of_study)
-    return consult(storage.engine, lambda connection: int(connection.execute(count).scalar_one()))
+    return read_transaction(storage.engine, lambda connection: int(connection.execute(count).scalar_one()))
 
 
-def retake(storage: Storage, lost: Iterable[Running]) -> tuple[set[int], set[int]]:
+def requeue_orphaned(storage: Storage, lost: Iterable[RunningTrial]) -> tuple[set[int], set[int]]:
     """Take trials back from those who no longer train them; return the numbers of those that wait and that failed.
 
     A trial that has shown up again in the meantime is left alone.
@@ -195,20 +199,20 @@ def retake(storage: Storage, lost: Iterable[Running]) -> tuple[set[int], set[int
         if not uncertain:  # what an earlier run may have taken back is not to be found any more
             waiting.clear()
             failed.clear()
-        mine = held(connection, {trial_id: trial.since for trial_id, trial in claims.items()})
-        mine -= _back(connection, {trial_id: claims[trial_id].seen for trial_id in mine})
+        mine = held(connection, {trial_id: trial.claimed_at for trial_id, trial in claims.items()})
+        mine -= _back(connection, {trial_id: claims[trial_id].heartbeat_at for trial_id in mine})
         earlier = _attempts(connection, mine)
         attempts, reasons = [], []
         for trial_id in mine:
-            reason = claims[trial_id].lost or "given up"
-            of_trial = [*earlier.get(trial_id, []), attempt("died", reason, claims[trial_id].worker)]
+            reason = claims[trial_id].orphaned or "given up"
+            of_trial = [*earlier.get(trial_id, []), attempt_record("died", reason, claims[trial_id].worker)]
             attempts += attr_rows(trial_id, {ATTEMPTS: of_trial})
             deaths = sum(each["ended"] == "died" for each in of_trial)
-            if deaths <= MOST_DEATHS:
+            if deaths <= MAX_DEATHS:
                 waiting.add(trial_id)
             else:
                 failed.add(trial_id)
-                reasons += attr_rows(trial_id, {REASON: f"its process died {deaths} times: {reason}"})
+                reasons += attr_rows(trial_id, {FAILURE_REASON: f"its process died {deaths} times: {reason}"})
         upsert(connection, SYSTEM_ATTRS, attempts)
         upsert(connection, USER_ATTRS, reasons)
         send_back(connection, mine & waiting)
@@ -216,7 +220,7 @@ def retake(storage: Storage, lost: Iterable[Running]) -> tuple[set[int], set[int
         end_heartbeats(connection, mine & failed)
         return {claims[i].number for i in waiting}, {claims[i].number for i in failed}
 
-    return transact(storage.engine, work) if claims else (set(), set())
+    return write_transaction(storage.engine, work) if claims else (set(), set())
 
 
 def _back(connection: Connection, seen: Mapping[int, datetime.datetime]) -> set[int]:
@@ -234,7 +238,9 @@ def _attempts(connection: Connection, trial_ids: Iterable[int]) -> dict[int, lis
     return {trial_id: json.loads(text) for trial_id, text in found}
 
 
-def attempt(ended: Literal["died", "raised"], reason: str, worker: Worker | None, details: str = "") -> dict[str, Any]:
+def attempt_record(
+    ended: Literal["died", "raised"], reason: str, worker: Worker | None, details: str = ""
+) -> dict[str, Any]:
     """Return the record of an attempt whose process died, or whose training raised; `details` is the traceback."""
     record = {
         "ended": ended,

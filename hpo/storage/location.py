@@ -20,7 +20,7 @@ from hpo.errors import StorageError, nearest
 from hpo.text import printable
 
 DEFAULT_URL = "sqlite:///hpo.db"
-ENVIRONMENT = "HPO_STORAGE"
+STORAGE_VARIABLE = "HPO_STORAGE"
 LONGEST_SHOWN = 200
 # What a user may write before `://`, and the SQLAlchemy driver that serves it.
 DRIVERS = {
@@ -56,7 +56,7 @@ def mask(url: str) -> str:
 
 def locate(url: str | None) -> Location:
     """Return where `url` points: None means the environment's HPO_STORAGE, else `sqlite:///hpo.db`."""
-    text = url if url is not None else os.environ.get(ENVIRONMENT) or DEFAULT_URL
+    text = url if url is not None else os.environ.get(STORAGE_VARIABLE) or DEFAULT_URL
     shown = mask(text)
     try:
         parsed = make_url(text)

@@ -42,7 +42,7 @@ def directions(study: AnyStudy) -> list[StudyDirection]:
     return [StudyDirection.MINIMIZE if less else StudyDirection.MAXIMIZE for less in minimized]
 
 
-def since_best(trials: Sequence[FrozenTrial], wanted: Sequence[StudyDirection]) -> int:
+def trials_since_best(trials: Sequence[FrozenTrial], wanted: Sequence[StudyDirection]) -> int:
     """Return how many completed and pruned trials have higher numbers than the last that was an improvement.
 
     Of one objective that is the first of the best, of several the last that brought something new to the front.

@@ -1,9 +1,9 @@
-"""Whole transactions, run again where the connection to the server was lost.
+"""Whole transactions that are retried when the connection to the database server is lost.
 
-Promises: what is asked for is kept once, or the TransientError of the last try says why it may not have been, after
-as long as the engine's `Patience` lasts. The answer to a commit can be lost together with the connection, so the work
-that writes is told when an earlier run of it may have been kept; it then has to find out. Knows nothing of what the
-work does.
+Promises: a write is committed once, or the TransientError of the last attempt says why it may not be; attempts end when
+the engine's `RetryPolicy` ends. The server's answer to a commit can be lost with the connection. So the function that
+writes is told when an earlier run of it may have been committed, and has to check. This module knows nothing of what
+the functions read and write.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Patience:
-    """How long the transactions of an engine are tried for; once `stop` is set, no failed one is tried again.
+class RetryPolicy:
+    """How long failed transactions of an engine are retried: for `timeout_s` seconds, and not once `stop` is set.
 
-    `spent_s` adds up what all of them took, waiting included.
+    `total_s` is the time spent in transactions so far, waits included.
     """
 
-    seconds: float = RETRY_S
+    timeout_s: float = RETRY_S
     stop: threading.Event = field(default_factory=threading.Event)
-    spent_s: float = 0.0
+    total_s: float = 0.0
 
     @contextmanager
-    def until(self, stop: threading.Event, seconds: float | None = None) -> Iterator[None]:
-        """Let `stop` be what cuts waits short until the block ends, and `seconds`, where given, how long they are."""
-        before = self.stop, self.seconds
-        self.stop, self.seconds = stop, self.seconds if seconds is None else seconds
+    def override(self, stop: threading.Event, timeout_s: float | None = None) -> Iterator[None]:
+        """Use another stop event, and another timeout unless None, until the block ends."""
+        before = self.stop, self.timeout_s
+        self.stop, self.timeout_s = stop, self.timeout_s if timeout_s is None else timeout_s
         try:
             yield
         finally:
-            self.stop, self.seconds = before
+            self.stop, self.timeout_s = before
 
 
-def give_patience(engine: Engine, patience: Patience) -> None:
-    """Let an engine's transactions have this patience."""
-    engine.update_execution_options(hpo_patience=patience)
+def set_retry_policy(engine: Engine, policy: RetryPolicy) -> None:
+    """Set the retry policy of an engine's transactions."""
+    engine.update_execution_options(hpo_retry_policy=policy)
 
 
-def _patience(engine: Engine) -> Patience:
-    return engine.get_execution_options().get("hpo_patience") or Patience()
+def _policy(engine: Engine) -> RetryPolicy:
+    return engine.get_execution_options().get("hpo_retry_policy") or RetryPolicy()
 
 
-def transact(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answer:
-    """Run work that writes in a transaction, and return its answer.
+def write_transaction(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answer:
+    """Run a function that writes in a transaction, and return its answer.
 
-    Its second argument is whether an earlier run of it may have been kept.
+    Its second argument is True if an earlier run of it may have been committed.
     """
     uncertain = False
 
@@ -81,45 +81,45 @@ def transact(engine: Engine, work: Callable[[Connection, bool], Answer]) -> Answ
             raise
         return answer
 
-    return patiently(_patience(engine), once)
+    return call_with_retries(_policy(engine), once)
 
 
-def consult(engine: Engine, work: Callable[[Connection], Answer]) -> Answer:
-    """Run work that reads on one view of the storage, and return its answer."""
+def read_transaction(engine: Engine, work: Callable[[Connection], Answer]) -> Answer:
+    """Run a function that reads in a transaction, so that all its queries see the same state; return its answer."""
 
     def once() -> Answer:
         with read(engine) as connection:
             return work(connection)
 
-    return patiently(_patience(engine), once)
+    return call_with_retries(_policy(engine), once)
 
 
-def patiently(patience: Patience, once: Callable[[], Answer]) -> Answer:
-    """Run what may raise TransientError, again while patience lasts; say so on the log, and when it has succeeded."""
+def call_with_retries(policy: RetryPolicy, once: Callable[[], Answer]) -> Answer:
+    """Call a function, again on TransientError as the policy allows, and return its answer.
+
+    Logs a warning at the first failure, every minute of further failures, and at the success after a failure.
+    """
     start = time.monotonic()
-    said: list[float] = []
+    warned_at: list[float] = []
 
-    def tell(state: tenacity.RetryCallState) -> None:
-        """Say that the work waits, and for what: at first, and every minute."""
-        if state.outcome is not None and (not said or time.monotonic() - said[-1] >= REMIND_S):
-            said.append(time.monotonic())
-            until = "" if math.isinf(patience.seconds) else f" for up to {patience.seconds:.0f} s"
-            log.warning("%s; trying again%s", state.outcome.exception(), until)
+    def warn(state: tenacity.RetryCallState) -> None:
+        if state.outcome is not None and (not warned_at or time.monotonic() - warned_at[-1] >= REMIND_S):
+            warned_at.append(time.monotonic())
+            limit = "" if math.isinf(policy.timeout_s) else f" for up to {policy.timeout_s:.0f} s"
+            log.warning("%s; trying again%s", state.outcome.exception(), limit)
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-        stop=tenacity.stop_any(
-            tenacity.stop_after_delay(patience.seconds), tenacity.stop_when_event_set(patience.stop)
-        ),
-        sleep=tenacity.sleep_using_event(patience.stop),
-        before_sleep=tell,
+        stop=tenacity.stop_any(tenacity.stop_after_delay(policy.timeout_s), tenacity.stop_when_event_set(policy.stop)),
+        sleep=tenacity.sleep_using_event(policy.stop),
+        before_sleep=warn,
         reraise=True,
     )
     try:
         answer = retrying(once)
     finally:
-        patience.spent_s += time.monotonic() - start
-    if said:
+        policy.total_s += time.monotonic() - start
+    if warned_at:
         log.warning("the storage answers again, after %.0f s", time.monotonic() - start)
     return answer

@@ -45,7 +45,7 @@ NOT_FINITE = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrialFields:
     """Which parts of trials are read: with their curves, user attributes, and system attributes of this beginning."""
 
     curves: bool = True
@@ -53,11 +53,11 @@ class Parts:
     system_attrs: str | None = ""
 
 
-WHOLE = Parts()
+WHOLE = TrialFields()
 
 
 @dataclass(frozen=True)
-class Ending:
+class TrialResult:
     """How a trial ends. A completed one has a value for each objective; none is NaN, which Optuna cannot read back."""
 
     trial_id: int
@@ -125,7 +125,9 @@ def trial_rows(trial_id: int, trial: FrozenTrial) -> Iterator[tuple[sa.Table, li
     yield INTERMEDIATE, [intermediate_row(trial_id, step, v) for step, v in trial.intermediate_values.items()]
 
 
-def read_trials(connection: Connection, condition: sa.ColumnElement[bool], parts: Parts = WHOLE) -> list[FrozenTrial]:
+def read_trials(
+    connection: Connection, condition: sa.ColumnElement[bool], parts: TrialFields = WHOLE
+) -> list[FrozenTrial]:
     """Return the trials whose row in `trials` meets the condition, by id; what is no part of them is empty."""
     t = TRIALS.c
     columns = (t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete)
@@ -136,7 +138,7 @@ def read_trials(connection: Connection, condition: sa.ColumnElement[bool], parts
     return trials
 
 
-def _assemble(connection: Connection, found: Sequence[Sequence[Any]], parts: Parts) -> list[FrozenTrial]:
+def _assemble(connection: Connection, found: Sequence[Sequence[Any]], parts: TrialFields) -> list[FrozenTrial]:
     ids = [trial_id for trial_id, *_ in found]
     params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     distributions: defaultdict[int, dict[str, BaseDistribution]] = defaultdict(dict)

@@ -31,7 +31,14 @@ from hpo.optuna_internals import models
 from hpo.storage.claim_conditions import IDENTITY, ClaimConditions
 from hpo.storage.connections import TransientError, engine_options, explain_errors, prepare, sentence, write
 from hpo.storage.location import Location, locate
-from hpo.storage.retry import RETRY_S, Patience, consult, give_patience, patiently, transact
+from hpo.storage.retry import (
+    RETRY_S,
+    RetryPolicy,
+    call_with_retries,
+    read_transaction,
+    set_retry_policy,
+    write_transaction,
+)
 from hpo.storage.rows import (
     DIRECTIONS,
     INTERMEDIATE,
@@ -44,8 +51,8 @@ from hpo.storage.rows import (
     TRIALS,
     USER_ATTRS,
     VALUES,
-    Ending,
-    Parts,
+    TrialFields,
+    TrialResult,
     attr_rows,
     intermediate_row,
     param_row,
@@ -81,7 +88,7 @@ def open_storage(url: str | None = None) -> Storage:
 class Storage(RDBStorage):
     """See the module. `shown` is the URL as it may be printed, `worker` who claims trials through this object.
 
-    `patience` says how long its calls outlive a server that is away.
+    `retry_policy` says how long its calls outlive a server that is away.
     """
 
     def __init__(self, location: Location) -> None:
@@ -97,8 +104,8 @@ class Storage(RDBStorage):
         self.location, self.shown = location, location.shown
         self.worker = this_worker()
         # SQLite has waited for whoever holds the lock before it gives up.
-        self.patience = Patience(RETRY_S if location.file is None else 0.0)
-        give_patience(self.engine, self.patience)
+        self.retry_policy = RetryPolicy(RETRY_S if location.file is None else 0.0)
+        set_retry_policy(self.engine, self.retry_policy)
         self._claims: dict[int, datetime.datetime] = {}
         explain_errors(self.engine, location.shown)
 
@@ -116,7 +123,7 @@ class Storage(RDBStorage):
         self.remove_session()
         self.engine.dispose()
 
-    def works_on(self, device: str) -> None:
+    def set_device(self, device: str) -> None:
         """Name the device on which this process trains; those that claimed trials before do not change."""
         self.worker = replace(self.worker, device=device)
 
@@ -144,9 +151,9 @@ class Storage(RDBStorage):
             _set_study_attrs(connection, study_id, user_attrs)
             return study_id
 
-        return transact(self.engine, work)
+        return write_transaction(self.engine, work)
 
-    def change_study(
+    def set_study_attrs(
         self,
         study_id: int,
         user_attrs: Mapping[str, Any],
@@ -166,9 +173,9 @@ class Storage(RDBStorage):
             more = also(connection) if also is not None else {}
             _set_study_attrs(connection, study_id, {**user_attrs, **more})
 
-        transact(self.engine, work)
+        write_transaction(self.engine, work)
 
-    def settle(self, study_id: int, key: str, value: Any) -> Any:
+    def set_study_attr_if_absent(self, study_id: int, key: str, value: Any) -> Any:
         """Set a user attribute of a study unless it has one of that key, and return what it has then.
 
         So processes that begin at the same time agree. A KeyError where there is no such study.
@@ -181,7 +188,7 @@ class Storage(RDBStorage):
             found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=key)
             return json.loads(connection.execute(found).scalar_one())
 
-        return transact(self.engine, work)
+        return write_transaction(self.engine, work)
 
     def create_trials(
         self,
@@ -217,7 +224,7 @@ class Storage(RDBStorage):
                 insert_trials(connection, study_id, earlier)
             return earlier
 
-        created = transact(self.engine, work)
+        created = write_transaction(self.engine, work)
         for trial in created:
             if trial.state == TrialState.RUNNING:
                 self._claims[trial._trial_id] = _known(utc(trial.datetime_start))
@@ -247,7 +254,7 @@ class Storage(RDBStorage):
             claim(connection, new, now, worker)
             return read_trials(connection, TRIALS.c.trial_id.in_(new))
 
-        claimed = transact(self.engine, work) if trial_ids and count > 0 else []
+        claimed = write_transaction(self.engine, work) if trial_ids and count > 0 else []
         self._claims.update({trial._trial_id: now for trial in claimed})
         return claimed
 
@@ -261,9 +268,9 @@ class Storage(RDBStorage):
             upsert(connection, INTERMEDIATE, rows)
             return set(values) - ours
 
-        return self._without_claims(transact(self.engine, work))
+        return self._without_claims(write_transaction(self.engine, work))
 
-    def keep(
+    def update_trial(
         self,
         trial_id: int,
         *,
@@ -282,12 +289,12 @@ class Storage(RDBStorage):
             upsert(connection, SYSTEM_ATTRS, attr_rows(trial_id, system_attrs or {}))
             return True
 
-        if transact(self.engine, work):
+        if write_transaction(self.engine, work):
             return True
         self._without_claims({trial_id})
         return False
 
-    def finish(self, endings: Sequence[Ending]) -> set[int]:
+    def finish(self, endings: Sequence[TrialResult]) -> set[int]:
         """End claimed trials; return the ids of those no longer claimed, whose ending is dropped."""
         ids = {ending.trial_id for ending in endings}
         if len(ids) < len(endings):
@@ -311,7 +318,7 @@ class Storage(RDBStorage):
             before = _ended_at(connection, ids - ours, now) if uncertain else set()
             return ids - ours - before
 
-        lost = transact(self.engine, work)
+        lost = write_transaction(self.engine, work)
         self._without_claims(ids)
         return lost
 
@@ -335,11 +342,11 @@ class Storage(RDBStorage):
             found |= ours
             return ids - found
 
-        lost = transact(self.engine, work) if ids else set()
+        lost = write_transaction(self.engine, work) if ids else set()
         self._without_claims(ids)
         return lost
 
-    def beat(self) -> None:
+    def refresh_heartbeats(self) -> None:
         """Show a sign of life for all claimed trials. Not tried again: the next one does as well."""
         claims = dict(self._claims)
         if claims:
@@ -347,11 +354,11 @@ class Storage(RDBStorage):
                 beat(connection, claims)
 
     @property
-    def claims(self) -> set[int]:
+    def claimed_ids(self) -> set[int]:
         """The ids of the trials that this storage object has claimed."""
         return set(self._claims)
 
-    def read(self, study_id: int, after: int, ended: Collection[int], parts: Parts) -> list[FrozenTrial]:
+    def read_trials(self, study_id: int, after: int, ended: Collection[int], parts: TrialFields) -> list[FrozenTrial]:
         """Return the study's trials with ids beyond `after`, and those of `ended` that have ended, by id."""
         states = [state for state in TrialState if state.is_finished()]
         done = TRIALS.c.trial_id.in_(list(ended)) & TRIALS.c.state.in_(states)
@@ -361,7 +368,7 @@ class Storage(RDBStorage):
             known = read_trials(connection, of_study & done, parts) if ended else []
             return known + read_trials(connection, of_study & (TRIALS.c.trial_id > after), parts)
 
-        return consult(self.engine, work)
+        return read_transaction(self.engine, work)
 
     def delete_study(self, study_id: int) -> None:
         """Delete a study with all its trials, in one transaction; a KeyError where there is none, as in Optuna.
@@ -381,26 +388,26 @@ class Storage(RDBStorage):
                 connection.execute(sa.delete(table).where(table.c.study_id == study_id))
             return True
 
-        if not transact(self.engine, work):
+        if not write_transaction(self.engine, work):
             raise KeyError(models.NOT_FOUND_MSG)
 
     # Optuna asks these in a session of its own, which knows nothing of a server that is away.
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """Return a study's id; a KeyError where there is none, as in Optuna."""
-        return patiently(self.patience, lambda: super(Storage, self).get_study_id_from_name(study_name))
+        return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_id_from_name(study_name))
 
     def get_study_name_from_id(self, study_id: int) -> str:
         """Return a study's name; a KeyError where there is none, as in Optuna."""
-        return patiently(self.patience, lambda: super(Storage, self).get_study_name_from_id(study_id))
+        return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_name_from_id(study_id))
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """Return a study's directions; a KeyError where there is no such study, as in Optuna."""
-        return patiently(self.patience, lambda: super(Storage, self).get_study_directions(study_id))
+        return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_directions(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Return a study's user attributes; a KeyError where there is no such study, as in Optuna."""
-        return patiently(self.patience, lambda: super(Storage, self).get_study_user_attrs(study_id))
+        return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_user_attrs(study_id))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Change a trial's state as Optuna does; on SQLite, too, of two processes that want it only one gets it."""
@@ -415,7 +422,9 @@ class Storage(RDBStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read one trial; a KeyError where there is none, as in Optuna."""
-        trials = consult(self.engine, lambda connection: read_trials(connection, TRIALS.c.trial_id == trial_id))
+        trials = read_transaction(
+            self.engine, lambda connection: read_trials(connection, TRIALS.c.trial_id == trial_id)
+        )
         if not trials:
             raise KeyError(models.NOT_FOUND_MSG)
         return trials[0]
@@ -440,7 +449,7 @@ class Storage(RDBStorage):
             old = read_trials(connection, of_study & TRIALS.c.trial_id.in_(known)) if known else []
             return old + read_trials(connection, of_study & (TRIALS.c.trial_id > trial_id_greater_than))
 
-        return consult(self.engine, work)
+        return read_transaction(self.engine, work)
 
     def _numbered(self, template: FrozenTrial, number: int, now: datetime.datetime) -> FrozenTrial:
         """A trial of its own, so that template and trial do not change with each other."""

@@ -25,7 +25,7 @@ from hpo.errors import UnknownStudyError, nearest
 from hpo.optuna_internals import models
 from hpo.storage.claim_conditions import STATE, StudyState
 from hpo.storage.pareto import best_first, losses
-from hpo.storage.retry import consult
+from hpo.storage.retry import read_transaction
 from hpo.storage.rows import (
     DIRECTIONS,
     IDS_A_QUERY,
@@ -34,7 +34,7 @@ from hpo.storage.rows import (
     STUDY_ATTRS,
     TRIALS,
     VALUES,
-    Parts,
+    TrialFields,
     local,
     read_trials,
     utc,
@@ -42,8 +42,8 @@ from hpo.storage.rows import (
 from hpo.storage.storage import Storage
 
 # More trials than their ids can tell apart; a database refuses a limit that is much higher.
-MOST_TRIALS = 2**31 - 1
-RANKED = Parts(curves=False, system_attrs=None)
+MAX_TRIALS = 2**31 - 1
+RANKED = TrialFields(curves=False, system_attrs=None)
 # Values that can be ranked: infinity is kept without a number.
 ANY_FINITE = (VALUES.c.trial_id == TRIALS.c.trial_id) & (
     VALUES.c.value_type == models.TrialValueModel.TrialValueType.FINITE
@@ -72,17 +72,17 @@ class StudySummary:
 def study_names(storage: Storage) -> list[str]:
     """Return the names of the studies in the storage, oldest first."""
     names = sa.select(STUDIES.c.study_name).order_by(STUDIES.c.study_id)
-    return consult(storage.engine, lambda connection: list(connection.execute(names).scalars()))
+    return read_transaction(storage.engine, lambda connection: list(connection.execute(names).scalars()))
 
 
 def summaries(storage: Storage) -> list[StudySummary]:
     """Return what each study in the storage holds, oldest first."""
-    return consult(storage.engine, lambda connection: _summaries(connection, sa.true()))
+    return read_transaction(storage.engine, lambda connection: _summaries(connection, sa.true()))
 
 
 def summary(storage: Storage, study: str | int) -> StudySummary:
     """Return what the study of that name or id holds: a name may be given to another study meanwhile, an id is kept."""
-    found = consult(storage.engine, lambda connection: _summaries(connection, _is(study)))
+    found = read_transaction(storage.engine, lambda connection: _summaries(connection, _is(study)))
     if not found:
         raise _unknown(storage, study)
     return found[0]
@@ -91,7 +91,7 @@ def summary(storage: Storage, study: str | int) -> StudySummary:
 def study_of(storage: Storage, trial_id: int) -> int | None:
     """Return the id of a trial's study; None where there is no such trial."""
     found = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id)
-    return consult(storage.engine, lambda connection: connection.execute(found).scalar())
+    return read_transaction(storage.engine, lambda connection: connection.execute(found).scalar())
 
 
 def open_summaries(storage: Storage) -> list[StudySummary]:
@@ -99,10 +99,12 @@ def open_summaries(storage: Storage) -> list[StudySummary]:
     closed = sa.select(STUDY_ATTRS.c.study_id).where(
         STUDY_ATTRS.c.key == STATE, STUDY_ATTRS.c.value_json != json.dumps(StudyState.OPEN.value)
     )
-    return consult(storage.engine, lambda connection: _summaries(connection, STUDIES.c.study_id.not_in(closed)))
+    return read_transaction(
+        storage.engine, lambda connection: _summaries(connection, STUDIES.c.study_id.not_in(closed))
+    )
 
 
-def paces(storage: Storage, window_s: float) -> dict[int, float]:
+def trial_rates(storage: Storage, window_s: float) -> dict[int, float]:
     """Return the trials a second of those that ended in the last `window_s` seconds, by study, since the first began.
 
     The time is this machine's, as the trials' is that of the machine that trained them.
@@ -112,7 +114,7 @@ def paces(storage: Storage, window_s: float) -> dict[int, float]:
     ended = sa.select(TRIALS.c.study_id, sa.func.count(), sa.func.min(TRIALS.c.datetime_start)).group_by(
         TRIALS.c.study_id
     )
-    rows = consult(
+    rows = read_transaction(
         storage.engine, lambda connection: connection.execute(ended.where(TRIALS.c.datetime_complete > start)).all()
     )
     return {
@@ -133,12 +135,12 @@ def last_epochs(storage: Storage, trial_ids: Sequence[int]) -> dict[int, int]:
             found |= {trial_id: step for trial_id, step in rows}
         return found
 
-    return consult(storage.engine, work)
+    return read_transaction(storage.engine, work)
 
 
-def most_best(directions: Sequence[Any]) -> int:
+def best_limit(directions: Sequence[Any]) -> int:
     """Return how many trials a study's best are at most: one, or, of several objectives, all that are on the front."""
-    return MOST_TRIALS if len(directions) > 1 else 1
+    return MAX_TRIALS if len(directions) > 1 else 1
 
 
 def best_trials(storage: Storage, study: str | int, n: int) -> list[FrozenTrial]:
@@ -158,7 +160,7 @@ def best_trials(storage: Storage, study: str | int, n: int) -> list[FrozenTrial]
             return _ranked(connection, _is(study), directions[0], n)
         return _front(connection, _is(study), directions, n) if directions else None
 
-    best = consult(storage.engine, work)
+    best = read_transaction(storage.engine, work)
     if best is None:
         raise _unknown(storage, study)
     return best
@@ -170,7 +172,7 @@ def _ranked(
     value = VALUES.c.value.desc() if direction == StudyDirection.MAXIMIZE else VALUES.c.value
     of_study = sa.select(TRIALS.c.trial_id).select_from(TRIALS.join(STUDIES).join(VALUES, FINITE)).where(study)
     ranked = of_study.where(TRIALS.c.state == TrialState.COMPLETE).order_by(value, TRIALS.c.number)
-    ranked = ranked.limit(min(n, MOST_TRIALS))
+    ranked = ranked.limit(min(n, MAX_TRIALS))
     # Not by ids: there may be more of them than a database takes as parameters.
     found = {trial._trial_id: trial for trial in read_trials(connection, TRIALS.c.trial_id.in_(ranked), RANKED)}
     return [found[trial_id] for trial_id in connection.execute(ranked).scalars()]

@@ -18,8 +18,8 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import StudyBusyError, StudyClosedError
 from hpo.storage.claim_conditions import STATE, STATE_REASON, ClaimConditions, StudyState
-from hpo.storage.heartbeats import seen_running
-from hpo.storage.retry import transact
+from hpo.storage.heartbeats import read_running
+from hpo.storage.retry import write_transaction
 from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
 from hpo.storage.statements import WORKER, lock_study, send_back, upsert
 from hpo.storage.storage import Storage
@@ -28,12 +28,12 @@ from hpo.text import hpo_command
 
 def check_open(storage: Storage, conditions: ClaimConditions) -> None:
     """Raise StudyClosedError unless trials of the study may be claimed under these conditions."""
-    transact(storage.engine, lambda connection, _: conditions.check(connection))
+    write_transaction(storage.engine, lambda connection, _: conditions.check(connection))
 
 
 def set_state(storage: Storage, study_id: int, state: StudyState, why: str = "") -> int:
     """Set the state of a study; return the number of running trials that were requeued, which only a pause does."""
-    return transact(storage.engine, lambda connection, _: _set_state(connection, study_id, state, why))
+    return write_transaction(storage.engine, lambda connection, _: _set_state(connection, study_id, state, why))
 
 
 def end_study(storage: Storage, conditions: ClaimConditions, why: str) -> None:
@@ -51,7 +51,7 @@ def end_study(storage: Storage, conditions: ClaimConditions, why: str) -> None:
             return
         _set_state(connection, conditions.study_id, StudyState.ENDED, why)
 
-    transact(storage.engine, work)
+    write_transaction(storage.engine, work)
 
 
 def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Mapping[str, Any]) -> None:
@@ -61,8 +61,8 @@ def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Ma
     """
 
     def look(connection: Connection) -> dict[str, Any]:
-        for trial in seen_running(connection, study_id):
-            if trial.worker is not None and not trial.lost:
+        for trial in read_running(connection, study_id):
+            if trial.worker is not None and not trial.orphaned:
                 raise StudyBusyError(
                     f"study '{name}' is being searched by {trial.worker}, which knows nothing of the change; "
                     f"wait for it, or `{hpo_command('pause', name)}` first"
@@ -71,7 +71,7 @@ def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Ma
         ended = connection.execute(found).scalar() == f'"{StudyState.ENDED}"'
         return {STATE: StudyState.OPEN, STATE_REASON: ""} if ended else {}
 
-    storage.change_study(study_id, user_attrs, look)
+    storage.set_study_attrs(study_id, user_attrs, look)
 
 
 def rename_study(storage: Storage, study_id: int, name: str) -> None:
@@ -88,7 +88,7 @@ def rename_study(storage: Storage, study_id: int, name: str) -> None:
         if not renamed.rowcount:
             raise KeyError(f"no study has the id {study_id}")
 
-    transact(storage.engine, work)
+    write_transaction(storage.engine, work)
 
 
 def _set_state(connection: Connection, study_id: int, state: StudyState, why: str) -> int:

@@ -1,8 +1,9 @@
-"""How often a study has seen its sealed test set.
+"""Records of a study's evaluations on its sealed test set.
 
-That a look begins is stored before it is taken. It counts from the transaction that keeps what it saw, and before that
-nobody is shown anything: whatever ends a process in between, no look is hidden and none is spent. Of several processes
-one gets the first look. One that failed says why. Knows nothing of images.
+The start of an evaluation is stored before the network sees a test example, its result before anybody sees the result.
+An evaluation counts once its result is stored: whatever kills the process, no evaluation is hidden, and none is counted
+without a result. Of several processes that test at the same time, one gets the first evaluation; the others must be run
+with --again. A failed evaluation stores the reason. This module knows nothing of data sets.
 """
 
 from __future__ import annotations
@@ -22,105 +23,110 @@ from hpo.storage.rows import STUDY_ATTRS
 from hpo.storage.storage import Storage
 
 TESTS = "hpo:tests"
-"""The user attribute of a study that lists the looks that began at its test set, each with what it saw under `result`.
+"""The user attribute of a study with the list of its test evaluations.
 
-That is null for one that came to no result: it is going on, was cut off, or failed for the reason under `failed`.
+`result` is null while an evaluation runs, and stays null if it was interrupted or failed; then `failed` is the reason.
 """
 
-Look = dict[str, Any]
-
-
-def looks(user_attrs: Mapping[str, Any]) -> list[Look]:
-    """Return the looks that have begun, from a study's user attributes."""
-    found: list[Look] = user_attrs.get(TESTS, [])
-    return found
-
-
-def seen(begun: Sequence[Look]) -> list[Look]:
-    """Return those of the looks that count: they have seen something."""
-    return [look for look in begun if look["result"] is not None]
-
-
-def check_unseen(user_attrs: Mapping[str, Any], name: str, again: bool) -> None:
-    """Raise HpoError where the study has seen its test set, unless it is to see it `again`."""
-    if (before := seen(looks(user_attrs))) and not again:
-        last = before[-1]
-        often = "once" if len(before) == 1 else f"{len(before)} times"
-        saw = f"accuracy {last['result']['accuracy']:.4f}"
-        raise HpoError(
-            f"study '{name}' has seen its test set {often} (last with trial {last['trial']} at {last['at']}: {saw}); "
-            "each further look makes the figure less honest: take one with --again, and the result says so"
-        )
+Evaluation = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Looking:
-    """The study that looks, by all that it is known by."""
+class StudyRef:
+    """A study: its id, its name, and its identity, because another study can get the id."""
 
     study_id: int
     name: str
     identity: str | None
 
 
-def begin_look(storage: Storage, study: Looking, again: bool, about: Mapping[str, Any]) -> Look:
-    """Store that a look begins, with what there is to say about it, and return it.
+def evaluations_of(user_attrs: Mapping[str, Any]) -> list[Evaluation]:
+    """Return all evaluations that were started, from a study's user attributes."""
+    evaluations: list[Evaluation] = user_attrs.get(TESTS, [])
+    return evaluations
 
-    Raises HpoError where the study has had one and is not to have one `again`, or is not there any more.
+
+def completed(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return the evaluations that have a result. Only these count."""
+    return [each for each in evaluations if each["result"] is not None]
+
+
+def check_untested(user_attrs: Mapping[str, Any], name: str, again: bool) -> None:
+    """Raise HpoError if the study has been evaluated on its test set, unless `again`."""
+    if (before := completed(evaluations_of(user_attrs))) and not again:
+        last = before[-1]
+        often = "once" if len(before) == 1 else f"{len(before)} times"
+        accuracy = f"accuracy {last['result']['accuracy']:.4f}"
+        raise HpoError(
+            f"study '{name}' has been evaluated on its test set {often} "
+            f"(last with trial {last['trial']} at {last['at']}: {accuracy}); repeated testing biases the estimate: "
+            "to evaluate it once more use --again, and the result will state how often it was tested"
+        )
+
+
+def start_evaluation(storage: Storage, study: StudyRef, again: bool, about: Mapping[str, Any]) -> Evaluation:
+    """Store that an evaluation starts, with the facts `about` it, and return its record.
+
+    Raises HpoError if the study has been tested before and not `again`, or if the study has been deleted.
     """
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    begun: Look = {"look": None, "id": secrets.token_hex(8), "at": at, **about, "result": None}
+    started: Evaluation = {"look": None, "id": secrets.token_hex(8), "at": at, **about, "result": None}
 
-    def add(before: list[Look]) -> list[Look]:
-        if any(look["id"] == begun["id"] for look in before):
-            return before  # an earlier run of this transaction was kept
-        check_unseen({TESTS: before}, study.name, again)
-        return [*before, begun]
+    def add(before: list[Evaluation]) -> list[Evaluation]:
+        if any(each["id"] == started["id"] for each in before):
+            return before  # an earlier run of this transaction was committed
+        check_untested({TESTS: before}, study.name, again)
+        return [*before, started]
 
-    _change(storage, study, add, "the test set is as unseen as before")
-    return begun
+    _change(storage, study, add, "its test set was not evaluated")
+    return started
 
 
-def end_look(storage: Storage, study: Looking, begun: Look, again: bool, result: Mapping[str, Any]) -> Look:
-    """Keep what a look saw, which makes it one; return it, with its number among the looks of the study.
+def complete_evaluation(
+    storage: Storage, study: StudyRef, started: Evaluation, again: bool, result: Mapping[str, Any]
+) -> Evaluation:
+    """Store the result of an evaluation; return its record with its number among the completed evaluations.
 
-    Raises HpoError where another look has been faster and this is not to be one `again`, or where the study is not
-    there any more. What it saw is then kept nowhere, and not to be shown.
+    Raises HpoError if another process has completed the first evaluation meanwhile and not `again`, or if the study has
+    been deleted. The result is then not stored, and the caller must not show it.
     """
-    ended = begun | {"result": dict(result)}
+    ended = started | {"result": dict(result)}
 
-    def fill(before: list[Look]) -> list[Look]:
-        if any(look["id"] == begun["id"] for look in seen(before)):
-            return before  # an earlier run of this transaction was kept
-        check_unseen({TESTS: before}, study.name, again)
-        ended["look"] = 1 + max((look["look"] for look in seen(before)), default=0)
-        return [*(look for look in before if look["id"] != begun["id"]), ended]
+    def fill(before: list[Evaluation]) -> list[Evaluation]:
+        if any(each["id"] == started["id"] for each in completed(before)):
+            return before  # an earlier run of this transaction was committed
+        check_untested({TESTS: before}, study.name, again)
+        ended["look"] = 1 + max((each["look"] for each in completed(before)), default=0)
+        return [*(each for each in before if each["id"] != started["id"]), ended]
 
-    _change(storage, study, fill, "what the look saw is kept nowhere, and not shown")
+    _change(storage, study, fill, "the result of the test evaluation is not stored and not shown")
     return ended
 
 
-def fail_look(storage: Storage, study: Looking, begun: Look, why: str) -> None:
-    """Keep why a look saw nothing."""
+def fail_evaluation(storage: Storage, study: StudyRef, started: Evaluation, reason: str) -> None:
+    """Store why an evaluation failed."""
     _change(
         storage,
         study,
-        lambda before: [look | {"failed": why} if look["id"] == begun["id"] else look for look in before],
-        f"its look has failed ({why})",
+        lambda before: [each | {"failed": reason} if each["id"] == started["id"] else each for each in before],
+        f"its test evaluation failed ({reason})",
     )
 
 
-def _change(storage: Storage, study: Looking, change: Callable[[list[Look]], list[Look]], so: str) -> None:
-    def also(connection: Connection) -> Mapping[str, Any]:
+def _change(
+    storage: Storage, study: StudyRef, change: Callable[[list[Evaluation]], list[Evaluation]], outcome: str
+) -> None:
+    def changed(connection: Connection) -> Mapping[str, Any]:
         return {TESTS: change(_stored(connection, study.study_id))}
 
     try:
-        storage.change_study(study.study_id, {}, also, study.identity)
+        storage.set_study_attrs(study.study_id, {}, changed, study.identity)
     except KeyError as error:
-        raise HpoError(f"study '{study.name}': was deleted meanwhile; {so}") from error
+        raise HpoError(f"study '{study.name}' was deleted by another process; {outcome}") from error
 
 
-def _stored(connection: Connection, study_id: int) -> list[Look]:
-    text = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=TESTS)
-    found = connection.execute(text).scalar()
-    kept: list[Look] = [] if found is None else json.loads(found)
-    return kept
+def _stored(connection: Connection, study_id: int) -> list[Evaluation]:
+    query = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=TESTS)
+    text = connection.execute(query).scalar()
+    evaluations: list[Evaluation] = [] if text is None else json.loads(text)
+    return evaluations

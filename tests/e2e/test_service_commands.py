@@ -226,7 +226,7 @@ def test_a_worker_that_could_not_train_a_study_here_says_so_at_its_end(
     hpo("submit", "tiny.toml", *QUICK)
     storage = open_storage(None)
     data = load_study(storage, "tiny").user_attrs["hpo:data"]
-    storage.change_study(1, {"hpo:data": {**data, "sha256": "0" * 64}})
+    storage.set_study_attrs(1, {"hpo:data": {**data, "sha256": "0" * 64}})
     storage.close()
     outcome = hpo("work", "--until-idle")
     assert (outcome.status, outcome.out) == (1, "")

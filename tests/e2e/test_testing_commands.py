@@ -18,7 +18,7 @@ from schemas import schema
 from tiny import sealed_digits
 
 from hpo.storage import load_study, open_storage
-from hpo.storage.test_evaluations import looks
+from hpo.storage.test_evaluations import evaluations_of
 
 Run = Callable[..., Outcome]
 Start = Callable[..., Running]
@@ -49,7 +49,7 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: Non
 
     refused = hpo("test", "tiny")
     assert (refused.status, refused.out) == (1, "")
-    assert refused.err.startswith("hpo: study 'tiny' has seen its test set once (last with trial ")
+    assert refused.err.startswith("hpo: study 'tiny' has been evaluated on its test set once (last with trial ")
     assert refused.err.count("\n") == 1
     again = hpo("test", "tiny", "--again", "--json", "-o", "again")
     assert again.status == 0
@@ -89,6 +89,6 @@ def test_ctrl_c_while_it_trains_leaves_the_test_set_unseen(hpo: Run, process: St
     outcome = running.outcome()
     assert (outcome.status, outcome.out) == (130, "")
     assert outcome.err == "hpo: stopped before the training finished; its results are discarded\n"
-    assert looks(load_study(storage, "tiny").user_attrs) == []
+    assert evaluations_of(load_study(storage, "tiny").user_attrs) == []
     assert not list(folder.glob("*tiny-test*"))
     storage.close()

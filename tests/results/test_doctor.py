@@ -26,8 +26,8 @@ from hpo.results.doctor import verdicts
 from hpo.results.doctor.checks import data_folder, dataset, device, packages, threads
 from hpo.results.doctor.finding import Finding, Verdict, failed, option
 from hpo.results.doctor.storage import storage_findings
-from hpo.storage import Running, Storage
-from hpo.storage.health import Damage, FileState, Numbering, Schema
+from hpo.storage import RunningTrial, Storage
+from hpo.storage.health import Damage, FileState, NumberingProblem, Schema
 from hpo.storage.location import locate
 from hpo.training.devices import DeviceCheck, check_device, detect_devices
 
@@ -126,9 +126,9 @@ def test_limits(finding: Finding, verdict: str) -> None:
 def test_wrong_numbers_are_named() -> None:
     assert is_ok(verdicts.numbering(3, [], FILE))
     wrong = [
-        Numbering(1, "a", 9, (1, 2), ()),
-        Numbering(2, "b", 9, (), tuple(range(6))),
-        Numbering(4, "c", 1, (), ()),
+        NumberingProblem(1, "a", 9, (1, 2), ()),
+        NumberingProblem(2, "b", 9, (), tuple(range(6))),
+        NumberingProblem(4, "c", 1, (), ()),
     ]
     finding = verdicts.numbering(3, wrong, locate("postgresql+psycopg://me:secret@host/db"))
     assert finding.verdict == Verdict.PROBLEM
@@ -154,8 +154,8 @@ def test_wrong_numbers_are_put_right_as_advised(storage: Storage) -> None:
     assert all(is_ok(each) for each in storage_findings(storage.shown, fix=False))
 
 
-def lost(number: int, reason: str | None = "process 7 on host ended") -> Running:
-    return Running(number, number, 1, NOW, NOW, None, 1.0, reason)
+def lost(number: int, reason: str | None = "process 7 on host ended") -> RunningTrial:
+    return RunningTrial(number, number, 1, NOW, NOW, None, 1.0, reason)
 
 
 def test_lost_trials_are_named_by_study() -> None:

@@ -24,7 +24,7 @@ from hpo.files import write_atomically
 from hpo.results.confirm.study import confirming_study
 from hpo.results.export.best import export, export_text
 from hpo.results.reproduce.verify import verify
-from hpo.storage import Ending, Storage
+from hpo.storage import Storage, TrialResult
 from hpo.studyfile import read_study
 
 Store = Callable[..., optuna.Study]
@@ -98,9 +98,9 @@ def test_a_study_that_has_not_been_confirmed_has_no_winner(stored: Store, storag
 
 def test_the_device_is_that_of_the_best_trial(stored: Store, storage: Storage) -> None:
     study = stored([trial(0.5)])
-    storage.works_on("cuda:1")
+    storage.set_device("cuda:1")
     (best,) = storage.create_trials(study._study_id, [trial(None, state=TrialState.RUNNING)])
-    storage.finish([Ending(best._trial_id, TrialState.COMPLETE, (0.9,))])
+    storage.finish([TrialResult(best._trial_id, TrialState.COMPLETE, (0.9,))])
     assert export(storage, "digits")["device"] == "cuda:1"
 
 

@@ -32,7 +32,7 @@ from hpo.search.events import EpochEnded
 from hpo.search.population_run import CURVE
 from hpo.storage import Storage, best_trials, load_study
 from hpo.storage.artifacts import artifact_folder
-from hpo.storage.test_evaluations import TESTS, end_look
+from hpo.storage.test_evaluations import TESTS, complete_evaluation
 from hpo.studyfile import Study
 from hpo.training.device_split import DeviceSplit
 from hpo.training.networks.builtin import build
@@ -135,7 +135,7 @@ def test_all_kept_images_are_those_that_the_shuffle_begins_with(storage: Storage
 
 def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study, tmp_path: Path) -> None:
     first = see(storage)
-    refused = rf"study 'tiny' has seen its test set once .*accuracy {first['test']['accuracy']:.4f}\).* --again"
+    refused = rf"'tiny' has been evaluated on its test set once .*accuracy {first['test']['accuracy']:.4f}\).* --again"
     with pytest.raises(HpoError, match=refused):
         see(storage)
     other = 0 if first["trial"] else 1
@@ -153,7 +153,7 @@ def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study
     search(study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}}, search={"trials": 8}), storage, extend=True)
     assert len(looks_of(storage)) == 3
     copy_line(storage, "tiny", storage.location.full_url, "other")
-    with pytest.raises(HpoError, match="study 'other' has seen its test set 3 times"):
+    with pytest.raises(HpoError, match="study 'other' has been evaluated on its test set 3 times"):
         look(storage, "other", Wanted(device="cpu"), threading.Event(), lambda text: None)
 
 
@@ -196,12 +196,12 @@ def test_what_a_look_saw_is_not_shown_before_it_is_kept(
     def lost(*args: Any) -> None:
         raise StorageError("storage: the server has gone")
 
-    monkeypatch.setattr(sealed, "end_look", lost)
+    monkeypatch.setattr(sealed, "complete_evaluation", lost)
     with pytest.raises(
         StorageError, match="has gone; what the look saw is not shown, and it counts only if it was kept"
     ):
         see(storage)
-    monkeypatch.setattr(sealed, "end_look", end_look)
+    monkeypatch.setattr(sealed, "complete_evaluation", complete_evaluation)
     assert see(storage)["look"] == 1
 
 
@@ -231,7 +231,7 @@ def test_of_two_at_once_one_has_the_first_look(storage: Storage, searched: Study
         if "epoch 1/" in text:
             see(storage, folder=Path("faster"))
 
-    with pytest.raises(HpoError, match="has seen its test set once"):
+    with pytest.raises(HpoError, match="has been evaluated on its test set once"):
         look(storage, "tiny", Wanted(device="cpu", folder=Path("slower")), threading.Event(), other)
     assert len(looks_of(storage)) == 1
     assert not Path("slower").exists()

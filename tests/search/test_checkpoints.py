@@ -22,7 +22,7 @@ from hpo.search.population_run import CURVE
 from hpo.search.space import config_of
 from hpo.service.queue_control import delete
 from hpo.storage import Storage, best_trials, identity, load_study, open_storage, rename_study, study_names
-from hpo.storage.artifacts import FILES, artifact_folder, file_id, kept_files
+from hpo.storage.artifacts import CHECKPOINT_NAMES, artifact_folder, checkpoint_files, checkpoint_id
 from hpo.studyfile import Study, parse_study
 from hpo.training.device_split import example_shape
 from hpo.training.networks.weights import load_network, read_weights
@@ -57,14 +57,14 @@ def check_kept(study: Study, storage: Storage) -> None:
     settings, split = study.first.training, load_split(study)
     best = [trial.number for trial in best_trials(storage, study.name, settings.keep_trials)]
     assert len(best) == min(settings.keep_trials, len(trials_of(storage, study.name)))
-    kept = kept_files(storage, study_id)
+    kept = checkpoint_files(storage, study_id)
     assert sorted(file.number for file in kept) == sorted(best)
-    assert {file.artifact_id for file in kept} == {file_id(own, number) for number in best}
+    assert {file.artifact_id for file in kept} == {checkpoint_id(own, number) for number in best}
     trials = trials_of(storage, study.name)
     for file in kept:
         trial, path = trials[file.number], artifact_folder(storage.location) / file.artifact_id
         (meta,) = get_all_artifact_meta(trial, storage=storage)
-        assert (meta.artifact_id, meta.filename) == (file.artifact_id, FILES[settings.keep])
+        assert (meta.artifact_id, meta.filename) == (file.artifact_id, CHECKPOINT_NAMES[settings.keep])
         state, about = read_weights(path)
         losses = trial.system_attrs[CURVE]["val_loss"]
         epoch = losses.index(min(losses)) + 1 if settings.keep == "best" else len(losses)
@@ -118,7 +118,7 @@ def test_what_a_dead_process_left_is_overwritten_or_removed(storage: Storage) ->
     folder = artifact_folder(storage.location)
     folder.mkdir()
     for number in range(4):
-        (folder / file_id(own, number)).write_bytes(b"cut short")
+        (folder / checkpoint_id(own, number)).write_bytes(b"cut short")
     search(study, storage)
     check_kept(study, storage)
     assert len(files(storage)) == 3
@@ -129,8 +129,8 @@ def test_what_a_dead_process_left_is_overwritten_or_removed(storage: Storage) ->
     [
         ("best_trials", 1, True),
         pytest.param("best_trials", 2, False, marks=pytest.mark.slow),
-        pytest.param("kept_files", 1, True, marks=pytest.mark.slow),
-        ("kept_files", 1, False),
+        pytest.param("checkpoint_files", 1, True, marks=pytest.mark.slow),
+        ("checkpoint_files", 1, False),
     ],
 )
 def test_processes_that_share_a_study_keep_its_best(
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
     assert len(warnings) == 1
     assert f"checkpoints cannot be written in {tmp_path}/file/folder (Not a directory)" in warnings[0]
     assert all(trial.state.name == "COMPLETE" for trial in trials_of(storage))
-    assert kept_files(storage, stored_study(storage)[0]) == []
+    assert checkpoint_files(storage, stored_study(storage)[0]) == []
 
 
 def test_a_copy_leaves_the_files_of_the_study_that_it_is_a_copy_of(storage: Storage) -> None:
@@ -244,7 +244,7 @@ def test_a_copy_leaves_the_files_of_the_study_that_it_is_a_copy_of(storage: Stor
     longer = keeping("last", trials=20, name="other", metric="val_loss")
     search(longer, storage, extend=True)
     check_kept(study, storage)
-    own = {file_id(stored_study(storage, "other")[1], number) for number in range(20)}
+    own = {checkpoint_id(stored_study(storage, "other")[1], number) for number in range(20)}
     assert 0 < len(files(storage) & own) <= 3
     delete(storage, "other")
     check_kept(study, storage)

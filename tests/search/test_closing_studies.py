@@ -118,7 +118,7 @@ def test_a_study_closed_in_an_epoch_ends_the_work_on_it_and_loses_nothing(
 
     events = search(STUDY, storage, stop_at=once(after_epochs(epochs), act))
     assert reason(events) == how
-    assert storage.claims == set()
+    assert storage.claimed_ids == set()
     if how == "deleted":
         assert study_names(storage) == []
     else:
@@ -331,9 +331,9 @@ class Slow(Storage):
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
-    def change_study(self, study_id: int, user_attrs: Any, also: Any = None) -> None:
+    def set_study_attrs(self, study_id: int, user_attrs: Any, also: Any = None) -> None:
         type(self).meanwhile()
-        super().change_study(study_id, user_attrs, also)
+        super().set_study_attrs(study_id, user_attrs, also)
 
 
 def extended_meanwhile(study: Study, storage: Storage, meanwhile: Callable[[], object]) -> None:
@@ -387,7 +387,7 @@ def test_steps_find_the_study_closed_as_a_run_does(storage: Storage, other: Stor
             found.step()
         assert caught.value.how == how
         set_to(OPEN)(other)
-        assert storage.claims == set()
+        assert storage.claimed_ids == set()
     assert found.step(), "what was asked for and not stored is asked for again"
     changed(other)
     with pytest.raises(StudyClosedError, match="changed by another process"):

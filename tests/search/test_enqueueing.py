@@ -18,7 +18,7 @@ from hpo.search.events import Note
 from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
 from hpo.search.points import trial_seed
-from hpo.storage import REASON, Storage, StudyState, set_state, study_names, summary
+from hpo.storage import FAILURE_REASON, Storage, StudyState, set_state, study_names, summary
 from hpo.studyfile import Study
 
 CASES = {
@@ -160,7 +160,7 @@ def test_what_others_have_enqueued_is_trained_or_fails_with_the_reason(storage: 
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 3]
     assert trials[0].params["lr"] == 0.02
     assert trials[0].user_attrs == {"memo": "mine", "seed": trial_seed(study, 0)}
-    assert trials[1].user_attrs[REASON] == "enqueued: lr cannot be 7: it is one of 0.01, 0.02, 0.03, 0.04"
+    assert trials[1].user_attrs[FAILURE_REASON] == "enqueued: lr cannot be 7: it is one of 0.01, 0.02, 0.03, 0.04"
     complete = [trial for trial in trials if trial.number != 1]
     assert all(trial.params.keys() == {"lr", "weight_decay"} for trial in complete)
     assert len({json.dumps(trial.params) for trial in complete}) == 4
@@ -185,7 +185,7 @@ def test_repeats_refuse_it(storage: Storage) -> None:
     search(study, storage)
     (first, *others) = trials_of(storage)
     assert (
-        first.user_attrs[REASON]
+        first.user_attrs[FAILURE_REASON]
         == "enqueued: not possible with search.repeats, which numbers the trials; use search.points"
     )
     assert states(others) == [TrialState.COMPLETE] * 2
@@ -207,7 +207,7 @@ def test_an_objective_is_given_what_is_asked_for(storage: Storage, tmp_path: Pat
     assert trials[0].system_attrs[FIXED] == {"x": 1.5}
     assert (trials[3].params["x"], trials[3].user_attrs["memo"]) == (2.5, 1)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL", *["COMPLETE"] * 3]
-    assert "not a valid type" in trials[2].user_attrs[REASON]
+    assert "not a valid type" in trials[2].user_attrs[FAILURE_REASON]
     misspelt = "trial 1: objective.py:objective did not suggest kinds, which was enqueued (did you mean 'kind'?)"
     assert misspelt in [event.text for event in events if isinstance(event, Note)]
     for text, problem in (

@@ -15,8 +15,8 @@ from hpo.errors import HpoError
 from hpo.search import driver as drivers
 from hpo.search.events import Event, Note, PopulationStarted, StudyStarted
 from hpo.search.space import distributions
-from hpo.storage import Storage, load_study, retake, running_trials
-from hpo.storage.heartbeats import attempt
+from hpo.storage import Storage, load_study, requeue_orphaned, running_trials
+from hpo.storage.heartbeats import attempt_record
 from hpo.storage.workers import Worker
 from hpo.studyfile import Study
 from hpo.training import trainer
@@ -168,7 +168,7 @@ def test_a_trial_that_hangs_is_left_behind(storage: Storage, monkeypatch: pytest
 def left_by_the_dead(study: Study, storage: Storage, deaths: int, count: int) -> list[FrozenTrial]:
     """Let trials wait that have died so many times."""
     search(study, storage, stop_at=lambda event: isinstance(event, StudyStarted))
-    attrs = {"hpo:attempts": [attempt("died", "gone", GONE) for _ in range(deaths)]}
+    attrs = {"hpo:attempts": [attempt_record("died", "gone", GONE) for _ in range(deaths)]}
     waiting = [
         create_trial(
             state=TrialState.WAITING,
@@ -197,16 +197,16 @@ def test_the_fourth_death_is_the_last(storage: Storage) -> None:
     storage.worker = GONE
     storage.claim([1, 2], 1)
     (lost,) = [running for running in running_trials(storage) if running.number == 0]
-    assert lost.lost is None
+    assert lost.orphaned is None
     silence(storage)
     lost = running_trials(storage)[0]
-    assert lost.lost == "no sign of life from process 1 on elsewhere for 60 s"
-    assert retake(storage, [lost]) == (set(), {0})
+    assert lost.orphaned == "no sign of life from process 1 on elsewhere for 60 s"
+    assert requeue_orphaned(storage, [lost]) == (set(), {0})
     search(STUDY, storage)
     trials = trials_of(storage)
     check_whole(trials, 6)
     assert states(trials) == [TrialState.FAIL, *[TrialState.COMPLETE] * 5]
-    assert trials[0].user_attrs["reason"] == f"its process died 4 times: {lost.lost}"
+    assert trials[0].user_attrs["reason"] == f"its process died 4 times: {lost.orphaned}"
 
 
 def test_a_waiting_trial_that_is_not_of_this_space_fails_and_says_why(storage: Storage) -> None:

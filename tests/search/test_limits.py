@@ -63,7 +63,7 @@ def begun_earlier(storage: Storage, seconds: float) -> None:
     """Let the study have begun so long ago."""
     began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
     run = {**attrs(storage)["hpo:run"], "began": began.isoformat(timespec="seconds")}
-    storage.change_study(summary(storage, "tiny").study_id, {"hpo:run": run})
+    storage.set_study_attrs(summary(storage, "tiny").study_id, {"hpo:run": run})
 
 
 def joined(storage: Storage, on_event: Any = lambda event: None) -> Search:
@@ -170,7 +170,7 @@ def test_limits_are_not_set_unless_the_file_sets_them() -> None:
 # --- No improvement ---
 
 
-def since_best(trials: Sequence[FrozenTrial], minimize: bool) -> int:
+def trials_since_best(trials: Sequence[FrozenTrial], minimize: bool) -> int:
     """Written out: the trials that count behind the first that none is better than."""
     best = -1
     for trial in trials:
@@ -202,10 +202,10 @@ def test_completed_and_pruned_trials_behind_the_best_are_counted(
     trials: list[FrozenTrial], metric: str, known: int
 ) -> None:
     study = study_of(search={"metric": metric})
-    assert History(study, trials).since_best == since_best(trials, metric == "val_loss")
+    assert History(study, trials).trials_since_best == trials_since_best(trials, metric == "val_loss")
     grown = History(study, trials[:known])
     grown.sync(trials[known:])
-    assert grown.since_best == since_best(trials, metric == "val_loss")
+    assert grown.trials_since_best == trials_since_best(trials, metric == "val_loss")
 
 
 @pytest.mark.parametrize("metric", ["val_loss", "val_accuracy"])
@@ -221,7 +221,7 @@ def test_a_study_ends_after_as_many_trials_that_were_no_better(
     check_whole(trials, len(trials))
     # It looked before each population, and nowhere but at the end was it enough.
     looked = range(population, len(trials) + 1, population)
-    enough = [count for count in looked if since_best(trials[:count], metric == "val_loss") >= patience]
+    enough = [count for count in looked if trials_since_best(trials[:count], metric == "val_loss") >= patience]
     assert enough == ([len(trials)] if len(trials) < 12 else enough[:1])
     assert reason(events) == ("no improvement" if len(trials) < 12 else "finished") or enough
     assert attrs(storage)[STATE_REASON] == reason(events)

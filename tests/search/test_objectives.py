@@ -21,8 +21,8 @@ from hpo.results.ranking import top_lines
 from hpo.search.sampling.samplers import GENERATION, check_search
 from hpo.search.study_records import CURVE
 from hpo.storage import Storage, best_trials, load_study
-from hpo.storage.artifacts import kept_files
-from hpo.storage.pareto import since_best
+from hpo.storage.artifacts import checkpoint_files
+from hpo.storage.pareto import trials_since_best
 from hpo.studyfile import Study
 
 SIZES = {"hidden": {"choices": [[4], [8], [16]]}}
@@ -106,7 +106,7 @@ def test_weights_are_kept_of_the_trials_on_the_front(storage: Storage) -> None:
     search(several("val_loss", "parameters", keep="last"), storage)
     best = {trial.number for trial in best_trials(storage, "tiny", 5)}
     study_id = load_study(storage, "tiny")._study_id
-    assert {file.number for file in kept_files(storage, study_id)} == best
+    assert {file.number for file in checkpoint_files(storage, study_id)} == best
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_an_improvement_is_what_brings_something_new(
 ) -> None:
     for number, trial in enumerate(trials):
         trial.number = number
-    assert since_best(trials, directions) == since
+    assert trials_since_best(trials, directions) == since
 
 
 TWO = """

@@ -30,7 +30,7 @@ from hpo.search.options import LaunchOptions
 from hpo.search.plan import plan
 from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CHANGES, CODE, stored_study, user_attrs_of
-from hpo.storage import ATTEMPTS, REASON, Storage, heartbeats, load_study, study_names
+from hpo.storage import ATTEMPTS, FAILURE_REASON, Storage, heartbeats, load_study, study_names
 from hpo.studyfile import Study, parse_study, read_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -219,7 +219,7 @@ def test_a_module_that_raises_fails_its_trials_in_a_study_with_limits(folder: Pa
     search(own(folder, "Picky", args, optimizer={"lr": 0.1}, search=limits), storage)
     failed, complete = sorted(trials_of(storage), key=lambda trial: trial.state == TrialState.COMPLETE)
     assert complete.state == TrialState.COMPLETE
-    assert failed.user_attrs[REASON] == "ValueError: a width of 8 (nets.py, line 40, in __init__)"
+    assert failed.user_attrs[FAILURE_REASON] == "ValueError: a width of 8 (nets.py, line 40, in __init__)"
 
 
 def test_an_error_of_a_module_fails_its_trials_and_three_of_a_kind_stop_the_study(
@@ -235,7 +235,7 @@ def test_an_error_of_a_module_fails_its_trials_and_three_of_a_kind_stop_the_stud
     trials = trials_of(storage)
     assert sorted(states(trials)) == [TrialState.COMPLETE, *[TrialState.FAIL] * 3]
     failed = next(trial for trial in trials if trial.state == TrialState.FAIL)
-    assert failed.user_attrs[REASON].startswith("ValueError: a rate of 0.")
+    assert failed.user_attrs[FAILURE_REASON].startswith("ValueError: a rate of 0.")
     (attempt,) = failed.system_attrs[ATTEMPTS]
     assert 'raise ValueError(f"a rate of {self.rate}")' in attempt["traceback"]
     assert "torch" not in attempt["traceback"]
@@ -306,7 +306,7 @@ def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: St
     assert notes(search(changed, storage, changed_code=True)) == []
     stored = load_study(storage, "next")
     assert warm_start(changed, user_attrs_of(stored), storage).names == ("tiny",)
-    storage.change_study(
+    storage.set_study_attrs(
         load_study(storage, "tiny")._study_id, {CODE: user_attrs_of(stored)[CODE] | {"files": {"nets.py": ""}}}
     )
     (problem,) = warm_start(changed, user_attrs_of(stored), storage).problems

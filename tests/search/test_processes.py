@@ -229,8 +229,8 @@ def test_signs_of_life_are_shown_for_what_is_claimed(storage: Storage, monkeypat
     search(STUDY, storage, stop_at=after_epochs(1))
     study = load_study(storage, "tiny")
     beaten = threading.Event()
-    beat = storage.beat
-    monkeypatch.setattr(sys.modules["hpo.storage.heartbeats"], "BEAT_S", 0.01)
+    beat = storage.refresh_heartbeats
+    monkeypatch.setattr(sys.modules["hpo.storage.heartbeats"], "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(storage, "beat", lambda: (beat(), beaten.set()))
     waiting = [trial._trial_id for trial in study.get_trials(states=(TrialState.WAITING,))]
     storage.claim(waiting, 2)

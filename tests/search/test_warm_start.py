@@ -62,7 +62,7 @@ def test_a_sampler_learns_from_them_as_from_its_own(sampler: str) -> None:
 def test_they_are_not_counted_nor_judged_by() -> None:
     study = study_of(search={"sampler": "tpe", "pruner": "median"})
     history = History(study, (), known_trials(study))
-    assert (history.count, history.since_best, history.unfinished) == (0, 0, set())
+    assert (history.count, history.trials_since_best, history.unfinished) == (0, 0, set())
     asked = history.ask(8)
     assert [number for number, _ in asked] == list(range(8))
     history.forget(asked)
@@ -72,9 +72,9 @@ def test_they_are_not_counted_nor_judged_by() -> None:
         history.tell(number, TrialState.COMPLETE, [0.01 * number])
     history.report(1, {7: 0.04})
     assert history.judge([7]) == set()  # better than the median of its own study, if not of the other
-    assert history.since_best == 0
+    assert history.trials_since_best == 0
     history.tell(7, TrialState.COMPLETE, [0.04])
-    assert history.since_best == 1
+    assert history.trials_since_best == 1
 
 
 def test_those_outside_the_space_are_not_known() -> None:

@@ -16,7 +16,7 @@ from hpo.errors import HpoError, StudyBusyError, UnknownStudyError, UsageError
 from hpo.search.options import LaunchOptions
 from hpo.service import queue_control as control
 from hpo.service.status import status
-from hpo.storage import Ending, Storage, StudyState, open_storage, running_trials, state_of, summary
+from hpo.storage import Storage, StudyState, TrialResult, open_storage, running_trials, state_of, summary
 
 CHANGES = [control.pause, control.resume, control.stop]
 
@@ -107,7 +107,7 @@ def test_a_pause_sends_back_what_runs_and_a_late_worker_cannot_end_it(storage: S
     said = control.pause(storage, "tiny")
     assert said == "tiny: paused, 1 trial sent back to the queue; go on with `hpo resume tiny`"
     assert states(trials_of(storage)) == [TrialState.WAITING]
-    assert other.finish([Ending(ids[0], TrialState.COMPLETE, (0.5,))]) == set(ids)
+    assert other.finish([TrialResult(ids[0], TrialState.COMPLETE, (0.5,))]) == set(ids)
     assert control.pause(storage, "tiny").startswith("tiny: paused, 0 trials sent back")
     assert work_here(storage) == []
     assert control.resume(storage, "tiny") == "tiny: open, 6 trials left"
@@ -120,7 +120,7 @@ def test_a_stop_lets_what_runs_be_finished(storage: Storage, other: Storage) -> 
     ids = hold(other, 2)
     assert control.stop(storage, "tiny") == "tiny: stopped, 2 trials still running; go on with `hpo resume tiny`"
     assert len(running_trials(storage)) == 2
-    assert other.finish([Ending(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in ids]) == set()
+    assert other.finish([TrialResult(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in ids]) == set()
     assert work_here(storage) == []
     assert control.resume(storage, "tiny") == "tiny: open, 4 trials left"
 
@@ -146,7 +146,7 @@ def test_a_study_that_has_ended_cannot_be_held_up(storage: Storage, change: Any)
 @pytest.mark.parametrize("change", [control.pause, control.stop])
 def test_a_study_whose_end_nobody_noted_cannot_be_held_up_either(storage: Storage, other: Storage, change: Any) -> None:
     submit(storage, search={"trials": 2})
-    other.finish([Ending(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in hold(other, 2)])
+    other.finish([TrialResult(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in hold(other, 2)])
     assert status(storage).studies[0].state == "ended"
     with pytest.raises(HpoError, match="has ended"):
         change(storage, "tiny")
@@ -195,7 +195,7 @@ def test_a_deleted_study_is_gone_and_its_worker_cannot_bring_it_back(storage: St
     assert control.question(storage, "tiny") == "Delete study 'tiny' with 3 trials, 3 of them running?"
     assert control.delete(storage, "tiny") == "tiny: deleted, with 3 trials"
     assert other.report(1, dict.fromkeys(ids, 0.5)) == set(ids)
-    other.beat()
+    other.refresh_heartbeats()
     with pytest.raises(UnknownStudyError):
         summary(storage, "tiny")
     with storage.engine.connect() as connection:

@@ -32,7 +32,7 @@ from hpo.storage import (
     ATTEMPTS,
     Storage,
     StudyState,
-    last_drawn,
+    figures_record,
     load_study,
     running_trials,
     set_state,
@@ -132,7 +132,7 @@ def workers_at_work(storage: Storage, count: int) -> list[psutil.Process]:
     """Wait until so many processes hold trials, and return them."""
 
     def look() -> set[int] | None:
-        pids = {trial.worker.pid for trial in running_trials(storage) if trial.worker and not trial.lost}
+        pids = {trial.worker.pid for trial in running_trials(storage) if trial.worker and not trial.orphaned}
         return pids if len(pids) >= count else None
 
     return [psutil.Process(pid) for pid in sorted(wait_for(look))]
@@ -156,7 +156,7 @@ def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage
     assert running.err[0].startswith("tiny: 12 trials, 2 at once on 2 workers in float64")
     ended = next(number for number, line in enumerate(running.err) if line.startswith("tiny: finished, 12 completed"))
     assert any("/12 trials" in line for line in running.err[1:ended]), running.err
-    drawn = last_drawn(storage, summary(storage, "tiny").study_id)  # the dashboard's figures
+    drawn = figures_record(storage, summary(storage, "tiny").study_id)  # the dashboard's figures
     assert drawn is not None
     assert drawn.trials == 12
 
@@ -202,7 +202,7 @@ def test_young_workers_that_are_killed_are_missed_and_without_the_last_the_launc
     assert len(errors) == 1
     assert "was killed (SIGKILL)" in errors[0]
     assert "Traceback" not in "\n".join(running.err)
-    assert all(trial.lost for trial in running_trials(storage))
+    assert all(trial.orphaned for trial in running_trials(storage))
 
 
 def test_ctrl_c_hands_back_what_is_unfinished_and_kills_who_hangs(launch: Start, storage: Storage) -> None:
@@ -214,7 +214,7 @@ def test_ctrl_c_hands_back_what_is_unfinished_and_kills_who_hangs(launch: Start,
     wait_until_gone([hanging, other])
     found = states(trials_of(storage))
     assert sorted(found) == [TrialState.RUNNING] * 2 + [TrialState.WAITING] * 2
-    assert {trial.worker.pid for trial in running_trials(storage) if trial.worker and trial.lost} == {hanging.pid}
+    assert {trial.worker.pid for trial in running_trials(storage) if trial.worker and trial.orphaned} == {hanging.pid}
     assert "Traceback" not in "\n".join(running.err)
     assert any(line.startswith("tiny: interrupted, 0 completed") for line in running.err)
 

@@ -19,7 +19,7 @@ from hpo.service.dashboard.figures import Drawing, refresh
 from hpo.service.launching import launch
 from hpo.service.queue_control import delete
 from hpo.service.worker import Duty, work
-from hpo.storage import Storage, last_drawn, open_storage, summary
+from hpo.storage import Storage, figures_record, open_storage, summary
 
 KINDS = ["hpo-curves", "hpo-history", "hpo-importances", "hpo-landscape"]
 STARTED = StudyStarted("tiny", 6, 0, 0, 0, 4, "cpu", "float64", 100, 120)
@@ -34,7 +34,7 @@ def figures(storage: Storage, name: str = "tiny") -> dict[str, Any]:
 
 
 def drawn_trials(storage: Storage, name: str = "tiny") -> int | None:
-    drawn = last_drawn(storage, summary(storage, name).study_id)
+    drawn = figures_record(storage, summary(storage, name).study_id)
     return None if drawn is None else drawn.trials
 
 

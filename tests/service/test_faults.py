@@ -19,7 +19,7 @@ from tiny import are_close, check_whole, curves, search, study_of, trials_of
 
 from hpo.search.launch import submit
 from hpo.storage import ATTEMPTS, Storage, open_storage, registered_workers, running_trials
-from hpo.storage.heartbeats import GRACE_S
+from hpo.storage.heartbeats import HEARTBEAT_TIMEOUT_S
 
 # An epoch of these networks takes a few milliseconds, so a population a second or two: faults find trials in hand.
 STUDY = study_of(training={"epochs": 100}, search={"trials": 50, "population": 5})
@@ -89,6 +89,6 @@ def test_four_workers_outlive_kills_a_suspension_and_a_restart_of_the_server(
     ends = [str(each["reason"]) for trial in trials for each in trial.system_attrs.get(ATTEMPTS, [])]
     found = {int(number) for end in ends for number in re.findall(r"process (\d+)", end)}
     assert found == {pid, *(worker.process.pid for worker in killed)}
-    assert any(f"no sign of life from process {pid}" in end and f"{GRACE_S:g} s" in end for end in ends)
+    assert any(f"no sign of life from process {pid}" in end and f"{HEARTBEAT_TIMEOUT_S:g} s" in end for end in ends)
     assert any("trying again" in line for line in left.err)
     assert "Traceback" not in "\n".join(left.err + suspended.err)

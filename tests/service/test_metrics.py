@@ -84,7 +84,7 @@ def test_they_add_up_to_what_the_storage_has(storage: Storage) -> None:
     assert TrialState.FAIL in states(trials_of(storage, "a"))
     assert set(sizes) <= {1, 2, 3, 4}
     assert found["hpo_population_size", "", ""] == 0
-    assert found["hpo_storage_seconds_total", "", ""] == pytest.approx(storage.patience.spent_s, rel=0.5)
+    assert found["hpo_storage_seconds_total", "", ""] == pytest.approx(storage.retry_policy.total_s, rel=0.5)
     assert found["hpo_storage_seconds_total", "", ""] > 0
 
 

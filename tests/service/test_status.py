@@ -23,7 +23,7 @@ from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
 from hpo.service import queue_control as control
 from hpo.service.status import Status, status
-from hpo.storage import Ending, Storage, StudyState, heartbeats, open_storage, set_state, summary
+from hpo.storage import Storage, StudyState, TrialResult, heartbeats, open_storage, set_state, summary
 from hpo.storage.workers import Worker
 
 LR = {"lr": FloatDistribution(1e-3, 1.0, log=True)}
@@ -95,7 +95,7 @@ def test_a_study_in_hand_has_its_worker_its_pace_and_the_time_left(storage: Stor
     ids = hold(far, study_id, 5)
     far.report(1, {ids[0]: 0.1, ids[1]: 0.2})
     far.report(7, {ids[1]: 0.4})
-    far.finish([Ending(ids[0], TrialState.COMPLETE, (0.5,)), Ending(ids[4], TrialState.PRUNED, (0.1,))])
+    far.finish([TrialResult(ids[0], TrialState.COMPLETE, (0.5,)), TrialResult(ids[4], TrialState.PRUNED, (0.1,))])
     found = as_json(status(storage))
     (study,) = found["studies"]
     assert study["counts"] == {"complete": 1, "pruned": 1, "failed": 0, "running": 3, "waiting": 0}
@@ -137,7 +137,7 @@ def test_the_pace_is_of_the_last_minutes_only(storage: Storage) -> None:
 def test_a_study_that_runs_beyond_its_trials_has_no_time_left_below_none(storage: Storage, far: Storage) -> None:
     study_id = put(storage, search={"trials": 1})
     ids = hold(far, study_id, 3)
-    far.finish([Ending(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in ids[:2]])
+    far.finish([TrialResult(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in ids[:2]])
     assert status(storage).studies[0].left_s == 0
 
 
@@ -243,14 +243,14 @@ def test_where_lines_are_few_the_studies_that_have_ended_make_room_for_the_worke
 
 def test_a_study_whose_end_nobody_lived_to_note_has_ended(storage: Storage, far: Storage) -> None:
     study_id = put(storage, search={"trials": 2})
-    far.finish([Ending(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in hold(far, study_id, 2)])
+    far.finish([TrialResult(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in hold(far, study_id, 2)])
     assert (status(storage).studies[0].state, status(storage).studies[0].why) == ("ended", "finished")
 
 
 def test_values_without_a_number_are_none(storage: Storage, far: Storage) -> None:
     study_id = put(storage)
     ids = hold(far, study_id, 2)
-    far.finish([Ending(ids[0], TrialState.COMPLETE, (float("inf"),)), Ending(ids[1], TrialState.FAIL)])
+    far.finish([TrialResult(ids[0], TrialState.COMPLETE, (float("inf"),)), TrialResult(ids[1], TrialState.FAIL)])
     (study,) = as_json(status(storage))["studies"]
     assert study["best"] is None
     assert study["counts"]["failed"] == 1
@@ -276,7 +276,7 @@ def test_a_study_whose_file_cannot_be_read_does_not_hide_the_others(storage: Sto
 
 
 def test_a_state_that_this_version_does_not_know_does_not_hide_the_others(storage: Storage) -> None:
-    storage.change_study(put(storage, "future"), {"hpo:state": "archived"})
+    storage.set_study_attrs(put(storage, "future"), {"hpo:state": "archived"})
     put(storage)
     assert "tiny" in [study.name for study in status(storage).studies]
 

@@ -35,8 +35,8 @@ from hpo.storage import (
     Storage,
     StudyState,
     connections,
+    figures_record,
     heartbeats,
-    last_drawn,
     open_storage,
     rename_study,
     running_trials,
@@ -212,7 +212,7 @@ def test_a_study_that_was_named_is_worked_on_whatever_it_is_called_by_then(
     assert populations(happened) == ["a", "renamed"]
     assert endings(happened) == [("renamed", "finished")]
     check_whole(trials_of(storage, "renamed"), 6)
-    assert last_drawn(storage, study_id) is not None
+    assert figures_record(storage, study_id) is not None
 
 
 def test_a_study_that_nobody_knows_is_refused_before_anything_is_trained(storage: Storage) -> None:
@@ -273,7 +273,7 @@ def test_a_stop_ends_the_epoch_in_hand_and_sends_back_the_rest(storage: Storage)
     happened = work_here(storage, UNTIL_STOPPED, at_first(EpochEnded, "tiny", stop.set), stop)
     assert sum(isinstance(event, EpochEnded) for _, event in happened) == 1
     assert states(trials_of(storage)) == [TrialState.WAITING] * 4
-    assert (running_trials(storage), storage.claims) == ([], set())
+    assert (running_trials(storage), storage.claimed_ids) == ([], set())
 
 
 def test_a_stop_during_the_last_epoch_keeps_what_has_finished(storage: Storage) -> None:
@@ -497,7 +497,7 @@ def test_a_study_that_is_deleted_while_it_is_trained_is_let_go_and_the_rest_goes
     happened = work_here(storage, on_event=at_first(EpochEnded, "a", lambda: control.delete(storage, "a")))
     assert populations(happened) == ["a", "b", "b"]
     assert [study.name for study in status(storage).studies] == ["b"]
-    assert storage.claims == set()
+    assert storage.claimed_ids == set()
     check_whole(trials_of(storage, "b"), 6)
 
 

@@ -24,7 +24,7 @@ from deadlines import deadline
 from forks import Fork
 from postgresql_server import Server
 
-from hpo.storage import Running, Storage, open_storage, running_trials
+from hpo.storage import RunningTrial, Storage, open_storage, running_trials
 
 POLL_S = 0.002
 MOST_LINES = 8  # of the process to be struck, before it is; a population prints four or five
@@ -276,13 +276,13 @@ class Chaos:
         self.downs[-1] = (self.downs[-1][0], time.monotonic())
 
 
-def held(process: Process, storage: Storage) -> list[Running]:
+def held(process: Process, storage: Storage) -> list[RunningTrial]:
     """The trials that a process holds."""
     trials = running_trials(storage)
     return [trial for trial in trials if trial.worker is not None and trial.worker.pid == process.pid]
 
 
-def silence(trials: Sequence[Running], storage: Storage) -> bool:
+def silence(trials: Sequence[RunningTrial], storage: Storage) -> bool:
     """Let the last signs of life of these trials be an hour old; return False where a lock stands in the way."""
     hour, options = "datetime(heartbeat, '-1 hour')", {"timeout": LOCK_S}
     if storage.location.file is None:

@@ -13,7 +13,7 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.storage import Ending, Storage
+from hpo.storage import Storage, TrialResult
 from hpo.storage.location import locate
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
@@ -67,6 +67,6 @@ def lived_in(storage: Storage, name: str) -> int:
     template = running(user_attrs={"seed": 1}, system_attrs={"x:y": [1]})
     done, trained = ids(storage.create_trials(study_id, [template, template]))
     storage.report(1, {done: 0.5, trained: 0.25})
-    storage.finish([Ending(done, COMPLETE, (0.5,))])
+    storage.finish([TrialResult(done, COMPLETE, (0.5,))])
     storage.record_heartbeat(trained)
     return study_id

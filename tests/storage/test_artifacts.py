@@ -14,22 +14,22 @@ from optuna.trial import TrialState, create_trial
 from hpo.errors import StorageError
 from hpo.storage import Storage, identity, load_study, summary
 from hpo.storage.artifacts import (
-    FILES,
-    artifacts_of_others,
-    file_attrs,
-    file_id,
-    forget_files,
-    kept_files,
-    remove_files,
+    CHECKPOINT_NAMES,
+    artifacts_of_other_studies,
+    checkpoint_attrs,
+    checkpoint_files,
+    checkpoint_id,
+    delete_checkpoint_files,
+    delete_checkpoint_records,
 )
 
 
 def study_with(storage: Storage, name: str, numbers: set[int]) -> int:
     """A study of four trials, of which these have files, one has the user's own, and one had one removed."""
     study_id = storage.create_study(name, [StudyDirection.MAXIMIZE], {})
-    ids = {number: file_id(name, number) for number in range(4)}
-    own = file_attrs("5f1e7f0a", "notes.txt")
-    attrs = {number: file_attrs(ids[number], FILES["best"]) for number in numbers}
+    ids = {number: checkpoint_id(name, number) for number in range(4)}
+    own = checkpoint_attrs("5f1e7f0a", "notes.txt")
+    attrs = {number: checkpoint_attrs(ids[number], CHECKPOINT_NAMES["best"]) for number in numbers}
     attrs[0] = {**attrs.get(0, {}), **own, "artifacts_": 1}
     attrs[1] = {**attrs.get(1, {}), "artifacts:gone": json.dumps(None)}  # as the dashboard removes one
     storage.create_trials(
@@ -42,7 +42,7 @@ def study_with(storage: Storage, name: str, numbers: set[int]) -> int:
 def test_the_files_of_a_study_are_found_and_no_others(storage: Storage) -> None:
     study_with(storage, "other", {0, 1, 2, 3})
     study_id = study_with(storage, "kept", {0, 2})
-    files = kept_files(storage, study_id)
+    files = checkpoint_files(storage, study_id)
     assert [(file.number, file.state, file.filename) for file in files] == [
         (0, TrialState.COMPLETE, "weights-best.safetensors"),
         (2, TrialState.COMPLETE, "weights-best.safetensors"),
@@ -50,34 +50,34 @@ def test_the_files_of_a_study_are_found_and_no_others(storage: Storage) -> None:
     trials = load_study(storage, "kept").get_trials()
     for file in files:
         named = {meta.artifact_id for meta in get_all_artifact_meta(trials[file.number], storage=storage)}
-        assert file.artifact_id == file_id("kept", file.number)
+        assert file.artifact_id == checkpoint_id("kept", file.number)
         assert file.artifact_id in named
 
 
 def test_those_that_are_forgotten_are_no_longer_named(storage: Storage, other: Storage) -> None:
     study_id = study_with(storage, "kept", {0, 2, 3})
-    forget_files(storage, kept_files(storage, study_id)[:2])
-    assert [file.number for file in kept_files(other, study_id)] == [3]
+    delete_checkpoint_records(storage, checkpoint_files(storage, study_id)[:2])
+    assert [file.number for file in checkpoint_files(other, study_id)] == [3]
     first = optuna.load_study(study_name="kept", storage=other).get_trials()[0]
     assert [meta.filename for meta in get_all_artifact_meta(first, storage=other)] == ["notes.txt"]
-    forget_files(storage, [])
-    assert [file.number for file in kept_files(storage, study_id)] == [3]
+    delete_checkpoint_records(storage, [])
+    assert [file.number for file in checkpoint_files(storage, study_id)] == [3]
 
 
 def test_a_files_id_is_the_studys_and_the_trials_own() -> None:
     own, numbers = [identity({"hpo:identity": each}, "x") for each in "ab"], (0, 1)
-    ids = {file_id(each, number) for each in [*own, identity({}, "x"), identity({}, "y")] for number in numbers}
+    ids = {checkpoint_id(each, number) for each in [*own, identity({}, "x"), identity({}, "y")] for number in numbers}
     assert len(ids) == 8
-    assert file_id(identity({"hpo:identity": "a"}, "renamed"), 1) in ids
+    assert checkpoint_id(identity({"hpo:identity": "a"}, "renamed"), 1) in ids
 
 
 def test_which_artifacts_other_studies_have(storage: Storage) -> None:
     one, other = study_with(storage, "one", {0, 1}), study_with(storage, "other", {3})
     storage.set_study_system_attr(one, "artifacts:of-study", json.dumps({"artifact_id": "of-study"}))
     storage.set_study_system_attr(one, f"dashboard:artifacts:{one}:old", json.dumps({"artifact_id": "old"}))
-    assert artifacts_of_others(storage, one) == {file_id("other", 3), "5f1e7f0a"}
-    assert artifacts_of_others(storage, other) == {
-        file_id("one", 0), file_id("one", 1), "5f1e7f0a", "of-study", "old"
+    assert artifacts_of_other_studies(storage, one) == {checkpoint_id("other", 3), "5f1e7f0a"}
+    assert artifacts_of_other_studies(storage, other) == {
+        checkpoint_id("one", 0), checkpoint_id("one", 1), "5f1e7f0a", "of-study", "old"
     }  # fmt: skip
 
 
@@ -87,5 +87,5 @@ def test_a_study_whose_files_cannot_be_removed_stays(
     (tmp_path / "file").touch()
     monkeypatch.setenv("HPO_ARTIFACTS", str(tmp_path / "file" / "folder"))
     study_with(storage, "stays", {2})
-    with pytest.raises(StorageError, match=r"file/folder: the weights of study 'stays' cannot be removed \(Not a dir"):
-        remove_files(storage, summary(storage, "stays"))
+    with pytest.raises(StorageError, match=r"file/folder: the weights of study 'stays' cannot be deleted \(Not a dir"):
+        delete_checkpoint_files(storage, summary(storage, "stays"))

@@ -38,7 +38,7 @@ training = {{ epochs = {EPOCHS}, batch_size = 20, precision = "float64" }}
 search = {{ sampler = "random", population = 4 }}
 """
 SIZE = Size(processes=8, trials=1500, kills=50, stops=10, restarts=5)
-MOST_DEATHS = 3
+MAX_DEATHS = 3
 TOLERANCE = 1e-6  # of a learning curve: a trial hardly depends on its company
 # All that may be on stderr.
 LINES = re.compile(
@@ -180,10 +180,10 @@ def check_attempts(chaos: Chaos, trials: Sequence[FrozenTrial]) -> None:
             assert int(found[2]) in (killed if ended else suspended)
         deaths = len(attempts(trial))
         if trial.state == TrialState.FAIL:
-            assert deaths == MOST_DEATHS + 1
+            assert deaths == MAX_DEATHS + 1
             assert trial.user_attrs["reason"].startswith(f"its process died {deaths} times: ")
         else:
-            assert deaths <= MOST_DEATHS
+            assert deaths <= MAX_DEATHS
 
 
 def check_results(trials: Sequence[FrozenTrial], undisturbed: Sequence[FrozenTrial]) -> None:

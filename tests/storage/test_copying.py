@@ -31,7 +31,7 @@ from postgresql_server import Server
 from test_postgresql import Relay
 
 from hpo.errors import HpoError, StorageError, UnknownStudyError
-from hpo.storage import Copied, Storage, copy_study, load_study, open_storage, study_names
+from hpo.storage import CopyCounts, Storage, copy_study, load_study, open_storage, study_names
 from hpo.storage.connections import read
 
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
@@ -161,7 +161,7 @@ def test_every_row_of_a_study_arrives_and_nothing_else_changes(pair: Pair) -> No
     fill(source)
     before, there = everything(source), everything(target)
     assert all(before["digits"].values())
-    assert copy_study(source, "digits", target) == Copied(trials=7, running=2)
+    assert copy_study(source, "digits", target) == CopyCounts(trials=7, running=2)
     assert everything(source) == before
     assert everything(target) == there | {"digits": as_copied(before["digits"])}
 
@@ -170,7 +170,7 @@ def test_there_and_back_is_the_same(pair: Pair) -> None:
     source, target = pair
     fill(source)
     copy_study(source, "digits", target)
-    assert copy_study(target, "digits", source, "back") == Copied(trials=7, running=0)
+    assert copy_study(target, "digits", source, "back") == CopyCounts(trials=7, running=0)
     assert rows(source, "back") == rows(target) == as_copied(rows(source))
 
 
@@ -184,7 +184,7 @@ def test_what_is_written_meanwhile_is_not_copied(pair: Pair) -> None:
         source.set_study_system_attr(study_id, "late", 1)
         return value
 
-    assert copy_study(source, "digits", target, user_attrs={"x": meanwhile}) == Copied(trials=7, running=2)
+    assert copy_study(source, "digits", target, user_attrs={"x": meanwhile}) == CopyCounts(trials=7, running=2)
     assert len(rows(source)["trials"]) == 8
     assert rows(target) == as_copied(before)
 
@@ -203,11 +203,11 @@ def test_studies_of_any_size_arrive(pair: Pair) -> None:
     """Many objectives and no trial; more trials than one query asks for, and more rows than are held at once."""
     source, target = pair
     source.create_new_study([MINIMIZE, MAXIMIZE, MINIMIZE], "empty")
-    assert copy_study(source, "empty", target) == Copied(0, 0)
+    assert copy_study(source, "empty", target) == CopyCounts(0, 0)
     assert target.get_study_directions(target.get_study_id_from_name("empty")) == [MINIMIZE, MAXIMIZE, MINIMIZE]
     many = source.create_study("many", [MAXIMIZE], {})
     source.create_trials(many, [finished(k / 1e4, intermediate_values={1: k, 2: -k, 3: 0.5}) for k in range(1, 602)])
-    assert copy_study(source, "many", target) == Copied(601, 0)
+    assert copy_study(source, "many", target) == CopyCounts(601, 0)
     assert rows(target, "many") == rows(source, "many")
 
 
@@ -339,7 +339,7 @@ def test_a_server_that_restarts_in_the_middle_is_waited_for(server: Server, pair
         return value
 
     copied = copy_study(source, "digits", target, user_attrs={"x": restart})
-    assert copied == Copied(trials=7, running=2)
+    assert copied == CopyCounts(trials=7, running=2)
     assert next(restarts, None) is None
     assert everything(target) == there | {"digits": as_copied(rows(source))}
 
@@ -352,7 +352,7 @@ def test_a_commit_whose_answer_was_lost_copies_once(storages: Callable[[str], St
     try:
         target = open_storage(direct.location.full_url.replace(str(server.port), str(relay.port)))
         relay.armed = True
-        assert copy_study(source, "digits", target) == Copied(trials=7, running=2)
+        assert copy_study(source, "digits", target) == CopyCounts(trials=7, running=2)
         assert relay.lost == 1
         with pytest.raises(HpoError, match="already"):
             copy_study(source, "digits", target)

@@ -9,7 +9,7 @@ from optuna.study import StudyDirection
 from optuna_dashboard import save_plotly_graph_object
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
-from hpo.storage import Storage, copy_study, keep_figures, last_drawn, load_study, open_storage
+from hpo.storage import Storage, copy_study, figures_record, load_study, open_storage, save_figures
 
 FIGURE = go.Figure(go.Scatter(y=[float(each) for each in range(2000)], name='ü \\ "quoted" %'))
 
@@ -21,7 +21,7 @@ def shown(storage: Storage, study_id: int) -> dict[str, str]:
 
 def test_the_dashboard_reads_what_its_own_call_would_have_kept(storage: Storage, study_id: int) -> None:
     save_plotly_graph_object(load_study(storage, "digits"), FIGURE, graph_object_id="theirs")
-    assert keep_figures(storage, study_id, {"ours": FIGURE.to_json()}, 3)
+    assert save_figures(storage, study_id, {"ours": FIGURE.to_json()}, 3)
     found = shown(storage, study_id)
     assert found.keys() == {"theirs", "ours"}
     assert found["ours"] == found["theirs"] == FIGURE.to_json()
@@ -31,20 +31,20 @@ def test_a_figure_takes_the_place_of_the_one_before(storage: Storage, study_id: 
     study = load_study(storage, "digits")
     for name in ("ours", "ours_2", "ourss"):  # thirty pieces each
         save_plotly_graph_object(study, FIGURE, graph_object_id=name)
-    assert last_drawn(storage, study_id) is None
+    assert figures_record(storage, study_id) is None
     for text in ('{"data": []}', "{}"):
-        assert keep_figures(storage, study_id, {"ours": text}, 3)
+        assert save_figures(storage, study_id, {"ours": text}, 3)
         assert shown(storage, study_id) == {"ours": text, "ours_2": FIGURE.to_json(), "ourss": FIGURE.to_json()}
     attrs = storage.get_study_system_attrs(study_id)
     assert [key for key in attrs if key.startswith("dashboard:plot_data:ours:")] == ["dashboard:plot_data:ours:0"]
 
 
 def test_who_has_seen_fewer_trials_does_not_win(storage: Storage, other: Storage, study_id: int) -> None:
-    assert keep_figures(storage, study_id, {"a": "of 5"}, 5)
-    assert not keep_figures(other, study_id, {"a": "of 4"}, 4)
+    assert save_figures(storage, study_id, {"a": "of 5"}, 5)
+    assert not save_figures(other, study_id, {"a": "of 4"}, 4)
     assert shown(storage, study_id) == {"a": "of 5"}
-    assert keep_figures(other, study_id, {"a": "of 5, again"}, 5)
-    drawn = last_drawn(storage, study_id)
+    assert save_figures(other, study_id, {"a": "of 5, again"}, 5)
+    drawn = figures_record(storage, study_id)
     assert drawn is not None
     assert drawn.trials == 5
 
@@ -58,7 +58,7 @@ def test_two_that_draw_at_once_do_not_mix_theirs(storage: Storage, other: Storag
         begin.wait()
         try:
             for _ in range(20):
-                assert keep_figures(mine, study_id, {"x": texts[mark], "y": texts[mark]}, 1)
+                assert save_figures(mine, study_id, {"x": texts[mark], "y": texts[mark]}, 1)
         except BaseException as error:
             errors.append(error)
             raise
@@ -78,18 +78,18 @@ def test_two_that_draw_at_once_do_not_mix_theirs(storage: Storage, other: Storag
 
 
 def test_a_study_that_is_gone_has_no_figures(storage: Storage, study_id: int) -> None:
-    keep_figures(storage, study_id, {"a": "{}"}, 5)
+    save_figures(storage, study_id, {"a": "{}"}, 5)
     storage.delete_study(study_id)
-    assert not keep_figures(storage, study_id, {"a": "{}"}, 6)
-    assert last_drawn(storage, study_id) is None
+    assert not save_figures(storage, study_id, {"a": "{}"}, 6)
+    assert figures_record(storage, study_id) is None
     again = storage.create_new_study([StudyDirection.MAXIMIZE], "digits")
     assert shown(storage, again) == {}
-    assert keep_figures(storage, again, {"a": "{}"}, 1)
+    assert save_figures(storage, again, {"a": "{}"}, 1)
 
 
 def test_figures_are_copied_with_their_study(storage: Storage, study_id: int) -> None:
-    keep_figures(storage, study_id, {"a": FIGURE.to_json()}, 5)
+    save_figures(storage, study_id, {"a": FIGURE.to_json()}, 5)
     copy_study(storage, "digits", storage, "again")
     copied = storage.get_study_id_from_name("again")
     assert shown(storage, copied) == {"a": FIGURE.to_json()}
-    assert last_drawn(storage, copied) == last_drawn(storage, study_id)
+    assert figures_record(storage, copied) == figures_record(storage, study_id)

@@ -19,17 +19,17 @@ from optuna.storages._rdb import models
 from hpo.errors import StudyClosedError
 from hpo.storage import (
     ClaimConditions,
-    Ending,
     Storage,
     StudyState,
+    TrialResult,
     check_open,
+    count_unfinished,
     end_study,
     load_study,
-    retake,
+    requeue_orphaned,
     running_trials,
     set_state,
     study_names,
-    unfinished,
 )
 from hpo.storage.connections import write
 
@@ -156,14 +156,14 @@ def is_deleted(act: Callable[[], object]) -> bool:
 
 LATE: dict[str, Callable[[Storage, ClaimConditions, list[int]], Any]] = {
     "report": lambda s, conditions, found: s.report(2, dict.fromkeys(found, 0.5)) == set(found),
-    "finish": lambda s, conditions, found: s.finish([Ending(i, FAIL) for i in found]) == set(found),
+    "finish": lambda s, conditions, found: s.finish([TrialResult(i, FAIL) for i in found]) == set(found),
     "requeue": lambda s, conditions, found: s.requeue(found, {i: {"late": 1} for i in found}) == set(found),
-    "beat": lambda s, conditions, found: s.beat() is None,
+    "beat": lambda s, conditions, found: s.refresh_heartbeats() is None,
     "claim": lambda s, conditions, found: s.claim(found, 9) == [],
     "end": lambda s, conditions, found: is_deleted(lambda: end_study(s, conditions, "finished")),
     "pause": lambda s, conditions, found: set_state(s, conditions.study_id, StudyState.PAUSED) == 0,
     "look": lambda s, conditions, found: (
-        (running_trials(s, conditions.study_id), unfinished(s, conditions.study_id)) == ([], 0)
+        (running_trials(s, conditions.study_id), count_unfinished(s, conditions.study_id)) == ([], 0)
     ),
 }
 
@@ -186,7 +186,7 @@ def test_a_worker_that_comes_late_changes_nothing(late: str, storage: Storage, o
         before = everything(storage)
         assert LATE[late](storage, conditions, held)
         assert everything(storage) == before
-        assert retake(storage, lost) == (set(), set())
+        assert requeue_orphaned(storage, lost) == (set(), set())
         assert everything(storage) == before
     assert other.report(1, {theirs: 0.5}) == set()
 
@@ -194,12 +194,12 @@ def test_a_worker_that_comes_late_changes_nothing(late: str, storage: Storage, o
 @pytest.mark.parametrize(
     "late",
     [
-        lambda s, study_id: s.change_study(study_id, {"late": 1}),
-        lambda s, study_id: s.settle(study_id, "late", 1),
+        lambda s, study_id: s.set_study_attrs(study_id, {"late": 1}),
+        lambda s, study_id: s.set_study_attr_if_absent(study_id, "late", 1),
         lambda s, study_id: s.create_trials(study_id, [running()]),
-        lambda s, study_id: s.read(study_id, -1, (), None),
+        lambda s, study_id: s.read_trials(study_id, -1, (), None),
     ],
-    ids=["change_study", "settle", "create_trials", "read"],
+    ids=["set_study_attrs", "set_study_attr_if_absent", "create_trials", "read_trials"],
 )
 def test_a_call_for_a_deleted_study_misses_it_or_finds_nothing(
     late: Callable[[Storage, int], object], storage: Storage, other: Storage
@@ -257,8 +257,8 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
             lambda conditions=conditions, waiting=waiting: storage.claim(waiting, 4, conditions),
             lambda conditions=conditions: storage.create_trials(conditions.study_id, [running()], None, conditions),
             lambda held=held: storage.report(1, dict.fromkeys(held[::-1], 0.5)),
-            lambda held=held: storage.finish([Ending(i, COMPLETE, (0.5,)) for i in held[::-2]]),
-            storage.beat,
+            lambda held=held: storage.finish([TrialResult(i, COMPLETE, (0.5,)) for i in held[::-2]]),
+            storage.refresh_heartbeats,
             lambda conditions=conditions: set_state(storage, conditions.study_id, StudyState.PAUSED),
         ]
         barrier = threading.Barrier(len(calls))
@@ -266,7 +266,7 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
             list(pool.map(attempt, [barrier] * len(calls), calls, timeout=deadline()))
         assert errors == []
         assert row_counts(storage).keys() == {"version_info"}
-        storage.requeue(storage.claims)
+        storage.requeue(storage.claimed_ids)
     assert caplog.text == ""
 
 

@@ -22,18 +22,18 @@ from postgresql_server import Server
 from hpo.errors import StorageError
 from hpo.results.doctor.storage import storage_findings
 from hpo.storage import Storage, open_storage
-from hpo.storage.health import Health, Unwatched, delete_orphans_sql, renumber_sql, skew
+from hpo.storage.health import RunningWithoutHeartbeat, StorageHealth, delete_orphans_sql, renumber_sql, skew
 from hpo.storage.location import locate
 
 PAGE = 4096
 
-Asked = Callable[[str], Health]
+Asked = Callable[[str], StorageHealth]
 
 
 @pytest.fixture
 def ask() -> Iterator[Asked]:
     with contextlib.ExitStack() as opened:
-        yield lambda url: opened.enter_context(contextlib.closing(Health(locate(url))))
+        yield lambda url: opened.enter_context(contextlib.closing(StorageHealth(locate(url))))
 
 
 def execute(url: str, *statements: str) -> None:
@@ -50,7 +50,7 @@ def with_trials(url: str, count: int, study: str = "digits") -> Storage:
 
 
 def test_what_answers_is_named_and_timed(url: str, ask: Asked) -> None:
-    answer = ask(url).answer()
+    answer = ask(url).connectivity()
     assert answer.kind in ("SQLite", "PostgreSQL")
     assert answer.kind.lower() == url.partition(":")[0]
     assert int(answer.version.split(".")[0]) >= 3
@@ -70,7 +70,7 @@ def test_the_clock_of_a_server_is_compared_with_the_middle_of_the_way(
     assert skew(100.0, 107.0, 104.0) == 5.0
     now = time.time
     monkeypatch.setattr("hpo.storage.health.time.time", lambda: now() - 40)
-    answer = ask(server_url).answer()
+    answer = ask(server_url).connectivity()
     assert answer.skew_s is not None
     assert abs(answer.skew_s - 40) <= answer.round_trip_s / 2 + 0.01
 
@@ -100,9 +100,9 @@ def test_asking_makes_no_tables_on_a_server(new_server_url: str, server: Server,
     assert server.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database) == [(0,)]
 
 
-def everything(health: Health) -> None:
-    health.answer(), health.schema(), health.damage(), health.file_state(), health.connections()
-    health.numbering(), health.running(), health.unwatched()
+def everything(health: StorageHealth) -> None:
+    health.connectivity(), health.schema(), health.damage(), health.file_state(), health.connections()
+    health.numbering_problems(), health.running(), health.running_without_heartbeat()
 
 
 def test_who_asks_cannot_write(url: str, ask: Asked) -> None:
@@ -115,17 +115,17 @@ def test_who_asks_cannot_write(url: str, ask: Asked) -> None:
     ):
         connection.exec_driver_sql("DELETE FROM trials")
     assert "read" in f"{caught.value} {caught.value.__cause__}"
-    assert health.numbering() == (1, [])
+    assert health.numbering_problems() == (1, [])
 
 
 def test_whole_tables_are_whole(url: str, ask: Asked) -> None:
     schema = ask(url).schema()
-    assert (schema.revision, schema.lacking) == ("v3.2.0.a", ())
+    assert (schema.revision, schema.missing) == ("v3.2.0.a", ())
 
 
 def test_lacking_tables_and_columns_are_named(url: str, ask: Asked) -> None:
     execute(url, "DROP TABLE trial_heartbeats", "ALTER TABLE trials DROP COLUMN datetime_complete")
-    assert set(ask(url).schema().lacking) == {"trial_heartbeats", "trials.datetime_complete"}
+    assert set(ask(url).schema().missing) == {"trial_heartbeats", "trials.datetime_complete"}
 
 
 def test_the_schema_of_another_optuna_is_refused(url: str, ask: Asked) -> None:
@@ -238,10 +238,10 @@ def test_connections_are_counted(server: Server, server_url: str, file_url: str,
 
 
 def test_trials_numbered_in_order_are_fine(url: str, ask: Asked) -> None:
-    assert ask(url).numbering() == (0, [])
+    assert ask(url).numbering_problems() == (0, [])
     with_trials(url, 3, "a").close()
     with_trials(url, 0, "empty").close()
-    assert ask(url).numbering() == (2, [])
+    assert ask(url).numbering_problems() == (2, [])
 
 
 def test_doubled_missing_and_lost_numbers_are_found(url: str, ask: Asked) -> None:
@@ -255,9 +255,9 @@ def test_doubled_missing_and_lost_numbers_are_found(url: str, ask: Asked) -> Non
         "UPDATE trials SET number = NULL " + of.format("none", 3),
         "UPDATE trials SET number = 2000000000 " + of.format("far", 0),
     )
-    studies, wrong = ask(url).numbering()
+    studies, wrong = ask(url).numbering_problems()
     assert studies == 5
-    found = {each.study: (each.trials, each.doubled, each.missing) for each in wrong}
+    found = {each.study: (each.trials, each.duplicates, each.missing) for each in wrong}
     assert found == {
         "double": (4, (1,), (2,)),
         "gap": (4, (), (3, 4)),
@@ -265,7 +265,7 @@ def test_doubled_missing_and_lost_numbers_are_found(url: str, ask: Asked) -> Non
         "far": (4, (), (0, 4, 5, 6, 7, 8)),
     }
     execute(url, renumber_sql(each.study_id for each in wrong if each.study != "far"))
-    assert [each.study for each in ask(url).numbering()[1]] == ["far"]
+    assert [each.study for each in ask(url).numbering_problems()[1]] == ["far"]
     storage = open_storage(url)
     for study in ("double", "gap", "none"):
         numbers = [trial.number for trial in storage.get_all_trials(storage.get_study_id_from_name(study))]
@@ -281,16 +281,16 @@ def test_running_trials_are_told_with_and_without_a_heartbeat(url: str, ask: Ask
     storage.create_new_trial(study_id, create_trial(state=RUNNING))
     ((study, trial),) = ask(url).running()
     assert (study, trial.trial_id, trial.number, trial.worker) == ("digits", watched, 1, storage.worker)
-    assert trial.lost is None
-    unwatched = ask(url).unwatched()
+    assert trial.orphaned is None
+    unwatched = ask(url).running_without_heartbeat()
     assert [(each.study, each.number) for each in unwatched] == [("digits", 2), ("digits", 3)]
-    since = unwatched[0].since
+    since = unwatched[0].started
     assert since is not None
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     assert abs((now - since).total_seconds()) < deadline()
-    assert unwatched[1] == Unwatched("digits", 3, unwatched[1].since)
+    assert unwatched[1] == RunningWithoutHeartbeat("digits", 3, unwatched[1].started)
     storage.set_trial_state_values(asked._trial_id, COMPLETE, [1.0])
-    assert [each.number for each in ask(url).unwatched()] == [3]
+    assert [each.number for each in ask(url).running_without_heartbeat()] == [3]
     storage.close()
 
 
@@ -337,7 +337,7 @@ def test_a_question_that_the_database_does_not_understand_is_one_line(url: str, 
     with_trials(url, 1).close()
     execute(url, "ALTER TABLE trials RENAME COLUMN number TO numbered")
     with pytest.raises(StorageError, match=r"the database answered: .*number") as caught:
-        ask(url).numbering()
+        ask(url).numbering_problems()
     assert str(caught.value).isprintable()
 
 
@@ -347,7 +347,7 @@ def test_a_user_who_may_not_read_is_one_line(server: Server, server_url: str, as
     health = ask(server_url.replace("hpo@", "bob:s3cret@"))
     try:
         with pytest.raises(StorageError, match="permission denied") as caught:
-            health.numbering()
+            health.numbering_problems()
     finally:
         health.close()
         server.sql("DROP ROLE bob")
@@ -357,6 +357,6 @@ def test_a_user_who_may_not_read_is_one_line(server: Server, server_url: str, as
 
 def test_what_cannot_be_reached_is_not_waited_for(ask: Asked, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StorageError, match="Connection refused") as caught:
-        ask("postgresql://me:s3cret@127.0.0.1:1/hpo").answer()
+        ask("postgresql://me:s3cret@127.0.0.1:1/hpo").connectivity()
     assert caplog.text == "", "who waits says so"
     assert "s3cret" not in str(caught.value)

@@ -26,16 +26,16 @@ from postgresql_server import Server
 
 from hpo.storage import (
     ATTEMPTS,
-    REASON,
-    Ending,
-    Running,
+    FAILURE_REASON,
+    RunningTrial,
     Storage,
-    attempt,
+    TrialResult,
+    attempt_record,
     connections,
     heartbeats,
     load_study,
     open_storage,
-    retake,
+    requeue_orphaned,
     running_trials,
 )
 from hpo.storage.rows import HEARTBEATS
@@ -54,8 +54,8 @@ def created(storage: Storage, study_id: int, count: int = 1) -> list[int]:
     return ids(storage.create_trials(study_id, [running() for _ in range(count)]))
 
 
-def lost(storage: Storage) -> list[Running]:
-    return [trial for trial in running_trials(storage) if trial.lost]
+def lost(storage: Storage) -> list[RunningTrial]:
+    return [trial for trial in running_trials(storage) if trial.orphaned]
 
 
 def beating(storage: Storage) -> dict[int, Any]:
@@ -77,7 +77,7 @@ storage = open_storage(sys.argv[1])
 storage.create_trials(int(sys.argv[2]), [create_trial(state=TrialState.RUNNING)] * 2)
 print("claimed", flush=True)
 for line in sys.stdin:
-    storage.beat()
+    storage.refresh_heartbeats()
     print("beaten", flush=True)
 """
 
@@ -141,15 +141,15 @@ def test_of_another_place_nothing_is_known_by_looking(body: Body) -> None:
 
 
 def test_a_killed_process_is_lost_at_once_reaped_or_not(child: Child, storage: Storage) -> None:
-    assert [(trial.number, trial.lost) for trial in running_trials(storage)] == [(0, None), (1, None)]
+    assert [(trial.number, trial.orphaned) for trial in running_trials(storage)] == [(0, None), (1, None)]
     child.process.send_signal(signal.SIGKILL)
     child.wait_to_be(psutil.STATUS_ZOMBIE)
     worker = running_trials(storage)[0].worker
     assert worker is not None
     assert (worker.pid, worker.place) == (child.process.pid, this_worker().place)
-    assert [trial.lost for trial in running_trials(storage)] == [f"{worker} ended"] * 2
+    assert [trial.orphaned for trial in running_trials(storage)] == [f"{worker} ended"] * 2
     child.process.wait()
-    assert [trial.lost for trial in running_trials(storage)] == [f"{worker} ended"] * 2
+    assert [trial.orphaned for trial in running_trials(storage)] == [f"{worker} ended"] * 2
 
 
 def test_who_is_silent_for_a_minute_is_lost_and_who_is_not_is_not(storage: Storage, study_id: int) -> None:
@@ -160,7 +160,7 @@ def test_who_is_silent_for_a_minute_is_lost_and_who_is_not_is_not(storage: Stora
     assert (found.trial_id, found.number, found.study_id, found.worker) == (silent, 0, study_id, storage.worker)
     assert 3600 <= found.silent_s < 3700
     assert found.lost == f"no sign of life from {storage.worker} for 60 s"
-    assert retake(storage, lost(storage)) == ({0}, set())
+    assert requeue_orphaned(storage, lost(storage)) == ({0}, set())
     assert [trial.trial_id for trial in running_trials(storage)] == [alive]
 
 
@@ -187,7 +187,7 @@ def test_a_worker_of_another_place_is_judged_by_its_silence_alone(storage: Stora
     body.die()
     assert lost(storage) == []
     silence(storage, trial_ids)
-    assert [trial.lost for trial in lost(storage)] == [
+    assert [trial.orphaned for trial in lost(storage)] == [
         f"no sign of life from process {body.process.pid} on far for 60 s"
     ]
 
@@ -203,7 +203,7 @@ def test_a_suspended_process_that_is_back_in_time_keeps_its_trials(
     child.process.send_signal(signal.SIGCONT)
     child.hear("beaten")
     assert lost(storage) == []
-    assert retake(storage, lost(storage)) == (set(), set())
+    assert requeue_orphaned(storage, lost(storage)) == (set(), set())
     assert states(storage.get_all_trials(study_id)) == [RUNNING, RUNNING]
 
 
@@ -224,16 +224,16 @@ def test_what_happened_to_a_trial_in_the_meantime_is_left_alone(
     silence(storage, [finished, queued, elsewhere, taken, again, silent])
     seen = lost(other)
     assert len(seen) == 6
-    storage.finish([Ending(finished, COMPLETE, (0.5,))])
+    storage.finish([TrialResult(finished, COMPLETE, (0.5,))])
     storage.requeue([queued, elsewhere, again])
     assert ids(other.claim([elsewhere], 1)) == [elsewhere]
     assert ids(storage.claim([again], 1)) == [again]
-    assert retake(storage, [trial for trial in seen if trial.trial_id == taken]) == ({3}, set())
+    assert requeue_orphaned(storage, [trial for trial in seen if trial.trial_id == taken]) == ({3}, set())
     before = storage.get_all_trials(study_id)
-    assert retake(other, seen) == ({5}, set())
+    assert requeue_orphaned(other, seen) == ({5}, set())
     assert texts(storage.get_all_trials(study_id)[:-1]) == texts(before[:-1])
     assert set(beating(storage)) == {elsewhere, again}
-    assert retake(other, seen) == retake(other, []) == (set(), set())
+    assert requeue_orphaned(other, seen) == requeue_orphaned(other, []) == (set(), set())
 
 
 def test_who_shows_up_between_the_look_and_the_retake_keeps_its_trials(
@@ -243,12 +243,12 @@ def test_who_shows_up_between_the_look_and_the_retake_keeps_its_trials(
     silence(storage, [back, away])
     seen = lost(other)
     assert [trial.trial_id for trial in seen] == [back, away]
-    storage.beat()
+    storage.refresh_heartbeats()
     silence(storage, [away], 7200)
-    assert retake(other, seen) == ({1}, set())
+    assert requeue_orphaned(other, seen) == ({1}, set())
     assert states(storage.get_all_trials(study_id)) == [RUNNING, WAITING]
     assert ATTEMPTS not in storage.get_trial(back).system_attrs
-    assert storage.finish([Ending(back, COMPLETE, (0.5,)), Ending(away, COMPLETE, (0.5,))]) == {away}
+    assert storage.finish([TrialResult(back, COMPLETE, (0.5,)), TrialResult(away, COMPLETE, (0.5,))]) == {away}
 
 
 def test_each_attempt_is_kept_with_the_trial(storage: Storage, other: Storage, study_id: int, body: Body) -> None:
@@ -256,18 +256,18 @@ def test_each_attempt_is_kept_with_the_trial(storage: Storage, other: Storage, s
     (trial_id,) = created(storage, study_id)
     storage.report(1, {trial_id: 0.5})
     silence(storage, [trial_id])
-    assert retake(other, lost(other)) == ({0}, set())
+    assert requeue_orphaned(other, lost(other)) == ({0}, set())
     waiting = storage.get_trial(trial_id)
     assert (waiting.state, waiting.datetime_start, waiting.intermediate_values) == (WAITING, None, {})
     assert waiting.params == {"lr": 1e-3}
     assert set(waiting.system_attrs) == {ATTEMPTS}
     assert beating(storage) == {}
     storage.claim([trial_id], 1)
-    raised = attempt("raised", "out of luck", storage.worker, "Traceback")
+    raised = attempt_record("raised", "out of luck", storage.worker, "Traceback")
     storage.requeue([trial_id], {trial_id: {ATTEMPTS: [*waiting.system_attrs[ATTEMPTS], raised]}})
     storage.claim([trial_id], 1)
     body.die()
-    assert retake(other, lost(other)) == ({0}, set())
+    assert requeue_orphaned(other, lost(other)) == ({0}, set())
     attempts = storage.get_trial(trial_id).system_attrs[ATTEMPTS]
     worker = str(body.worker())
     assert [(each["ended"], each["reason"], each["worker"]) for each in attempts] == [
@@ -281,22 +281,22 @@ def test_each_attempt_is_kept_with_the_trial(storage: Storage, other: Storage, s
 
 def test_the_fourth_death_is_the_last(storage: Storage, other: Storage, study_id: int) -> None:
     deadly, alive = created(storage, study_id, 2)
-    raised = {deadly: {ATTEMPTS: [attempt("raised", "out of luck", None)] * 2}}  # which are no deaths
+    raised = {deadly: {ATTEMPTS: [attempt_record("raised", "out of luck", None)] * 2}}  # which are no deaths
     storage.requeue([deadly], raised)
     for death in range(1, 5):
         assert ids(storage.claim([deadly], 1)) == [deadly]
         storage.report(1, {deadly: death / 10, alive: 0.5})
         silence(storage, [deadly])
-        assert retake(other, lost(other)) == (({0}, set()) if death < 4 else (set(), {0}))
+        assert requeue_orphaned(other, lost(other)) == (({0}, set()) if death < 4 else (set(), {0}))
     failed = storage.get_trial(deadly)
     reason = f"its process died 4 times: no sign of life from {storage.worker} for 60 s"
-    assert (failed.state, failed.value, failed.user_attrs) == (FAIL, None, {REASON: reason})
+    assert (failed.state, failed.value, failed.user_attrs) == (FAIL, None, {FAILURE_REASON: reason})
     assert failed.intermediate_values == {1: 0.4}
     assert failed.datetime_complete is not None
     assert failed.system_attrs[WORKER] == storage.worker.to_json()
     assert [each["ended"] for each in failed.system_attrs[ATTEMPTS]] == ["raised"] * 2 + ["died"] * 4
     assert set(beating(storage)) == {alive}
-    assert storage.finish([Ending(deadly, COMPLETE, (1.0,))]) == {deadly}
+    assert storage.finish([TrialResult(deadly, COMPLETE, (1.0,))]) == {deadly}
     assert storage.claim([deadly], 1) == []
     assert texts([storage.get_trial(deadly)]) == texts([failed])
 
@@ -310,7 +310,7 @@ def test_two_that_take_back_at_once_do_it_once(storage: Storage, other: Storage,
     def take_back(one: Storage) -> None:
         seen = lost(one)
         barrier.wait(deadline())
-        answers.append(retake(one, seen))
+        answers.append(requeue_orphaned(one, seen))
 
     threads = [threading.Thread(target=take_back, args=(one,)) for one in (storage, other)]
     for thread in threads:
@@ -332,10 +332,10 @@ def test_what_plain_optuna_runs_is_neither_listed_nor_touched(storage: Storage, 
         silence(storage, [beaten, ours, dying])
         theirs, before = beating(storage)[beaten], by_optuna.get_all_trials(study_id)[:2]
         assert [trial.trial_id for trial in running_trials(storage)] == [ours, dying]
-        storage.beat()
+        storage.refresh_heartbeats()
         silence(storage, [dying])
-        assert retake(storage, lost(storage)) == ({3}, set())
-        storage.finish([Ending(ours, COMPLETE, (0.5,))])
+        assert requeue_orphaned(storage, lost(storage)) == ({3}, set())
+        storage.finish([TrialResult(ours, COMPLETE, (0.5,))])
         assert beating(storage) == {beaten: theirs}
         assert texts(by_optuna.get_all_trials(study_id)[:2]) == texts(before)
         assert storage.report(1, {beaten: 0.5, quiet: 0.5}) == {beaten, quiet}
@@ -353,17 +353,17 @@ def test_a_beat_is_one_statement_for_all_and_only_for_what_is_held(
     (foreign,) = created(other, study_id)
     gone, queued, *held = trial_ids
     silence(other, [*trial_ids, foreign])
-    retake(other, [trial for trial in lost(other) if trial.trial_id in (gone, queued)])
+    requeue_orphaned(other, [trial for trial in lost(other) if trial.trial_id in (gone, queued)])
     assert ids(other.claim([gone], 1)) == [gone]
     silence(other, [gone])
     with statements(storage) as seen:
-        storage.beat()
+        storage.refresh_heartbeats()
     assert [(statement.split()[:2], many) for statement, many in seen] == [(["UPDATE", "trial_heartbeats"], False)]
     assert [trial.trial_id for trial in lost(storage)] == [gone, foreign]
     assert set(beating(storage)) == {gone, *held, foreign}
     storage.requeue(trial_ids)
     with statements(storage) as seen:
-        storage.beat()
+        storage.refresh_heartbeats()
     assert seen == []
 
 
@@ -385,7 +385,7 @@ def statements(storage: Storage) -> Iterator[list[tuple[str, bool]]]:
 def often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
     """Beats in quick succession, and how many of them have failed so far."""
     module = importlib.import_module("hpo.storage.heartbeats")
-    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     caplog.set_level(logging.DEBUG, module.__name__)
     return lambda: sum(record.getMessage().startswith("no heartbeat: ") for record in caplog.records)
 
@@ -465,7 +465,7 @@ def test_what_is_taken_back_while_the_server_restarts_is_taken_back_once(
     often, once = created(server_storage, study_id, 2)
     for _ in range(3):
         silence(server_storage, [often])
-        assert retake(server_storage, lost(server_storage)) == ({0}, set())
+        assert requeue_orphaned(server_storage, lost(server_storage)) == ({0}, set())
         assert ids(server_storage.claim([often], 1)) == [often]
     silence(server_storage, [often, once])
     seen, restarts = lost(server_storage), []
@@ -476,7 +476,7 @@ def test_what_is_taken_back_while_the_server_restarts_is_taken_back_once(
             server.restart("immediate")
 
     sa.event.listen(server_storage.engine, "before_cursor_execute", restart)
-    assert retake(server_storage, seen) == ({1}, {0})
+    assert requeue_orphaned(server_storage, seen) == ({1}, {0})
     assert len(restarts) == 1
     trials = server_storage.get_all_trials(study_id)
     assert [len(trial.system_attrs[ATTEMPTS]) for trial in trials] == [4, 1]

@@ -30,14 +30,24 @@ from lives import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, plain
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.storage import ATTEMPTS, REASON, Ending, Running, Storage, attempt, open_storage, retake, running_trials
+from hpo.storage import (
+    ATTEMPTS,
+    FAILURE_REASON,
+    RunningTrial,
+    Storage,
+    TrialResult,
+    attempt_record,
+    open_storage,
+    requeue_orphaned,
+    running_trials,
+)
 from hpo.storage.rows import HEARTBEATS, TRIALS
 from hpo.storage.statements import WORKER
 from hpo.storage.workers import Worker
 
 WORKERS = 3
-MOST_TRIALS = 12
-MOST_DEATHS = 3  # written out: the model does not take it from the code
+MAX_TRIALS = 12
+MAX_DEATHS = 3  # written out: the model does not take it from the code
 PROBE_STEP = 99
 EXAMPLES, STEPS = 6, 25
 
@@ -65,7 +75,7 @@ class Person:
 class View:
     """A trial that somebody saw lost, and by which claim and after which sign of life."""
 
-    running: Running
+    running: RunningTrial
     token: int
     beats: int
 
@@ -193,7 +203,7 @@ class Interleavings(RuleBasedStateMachine):
 
     # --- What workers do ---
 
-    @precondition(lambda self: len(self.trials) < MOST_TRIALS)
+    @precondition(lambda self: len(self.trials) < MAX_TRIALS)
     @rule(
         who=workers,
         kinds=st.lists(st.sampled_from([RUNNING, RUNNING, WAITING]), min_size=1, max_size=3),
@@ -236,8 +246,8 @@ class Interleavings(RuleBasedStateMachine):
         for trial_id in self.some(data, person):
             state = data.draw(st.sampled_from([COMPLETE, PRUNED, FAIL]))
             value = data.draw(numbers if state == COMPLETE else st.none() | numbers if state == PRUNED else st.none())
-            why = {REASON: "raised"} if state == FAIL else {}
-            endings.append(Ending(trial_id, state, () if value is None else (value,), why, {"x:rung": 1}))
+            why = {FAILURE_REASON: "raised"} if state == FAIL else {}
+            endings.append(TrialResult(trial_id, state, () if value is None else (value,), why, {"x:rung": 1}))
         lost = self.lost_to(person, [ending.trial_id for ending in endings])
         happened("late finish", bool(lost & set(person.claims)))
         assert person.storage.finish(endings) == lost
@@ -259,7 +269,7 @@ class Interleavings(RuleBasedStateMachine):
         attrs = {}
         if raised:
             stored = {trial_id: self.looker.get_trial(trial_id).system_attrs.get(ATTEMPTS, []) for trial_id in some}
-            again = attempt("raised", "out of luck", person.worker)
+            again = attempt_record("raised", "out of luck", person.worker)
             attrs = {trial_id: {ATTEMPTS: [*attempts, again]} for trial_id, attempts in stored.items()}
         assert person.storage.requeue(some, attrs) == lost
         self.forget(person, some)
@@ -272,7 +282,7 @@ class Interleavings(RuleBasedStateMachine):
     def claim(self, who: int, count: int, data: st.DataObject) -> None:
         person = self.people[who]
         some = data.draw(st.permutations(sorted(self.trials)))
-        some = some[: data.draw(st.sampled_from([MOST_TRIALS + 3, 4, 1]))]
+        some = some[: data.draw(st.sampled_from([MAX_TRIALS + 3, 4, 1]))]
         expected = [i for i in sorted(some) if self.trials[i].state == WAITING][:count]
         claimed = person.storage.claim(some, count)
         assert ids(claimed) == expected
@@ -284,7 +294,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule(who=workers)
     def beat(self, who: int) -> None:
         person = self.people[who]
-        person.storage.beat()
+        person.storage.refresh_heartbeats()
         for trial_id, trial in self.trials.items():
             if self.holds(person, trial_id):
                 happened("back in time", trial.silent)
@@ -293,7 +303,9 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: len(self.settled) < 2)
     @rule(who=workers, key=st.sampled_from("ab"), value=st.integers())
     def settle(self, who: int, key: str, value: int) -> None:
-        assert self.people[who].storage.settle(self.study_id, key, value) == self.settled.setdefault(key, value)
+        assert self.people[who].storage.set_study_attr_if_absent(self.study_id, key, value) == self.settled.setdefault(
+            key, value
+        )
 
     # --- What happens to them ---
 
@@ -327,12 +339,12 @@ class Interleavings(RuleBasedStateMachine):
         person = self.people[who]
         found = running_trials(person.storage, self.study_id)
         held = self.held
-        assert [(each.trial_id, each.number, each.worker, each.lost) for each in found] == [
-            (trial_id, trial.number, trial.holder and trial.holder.worker, trial.lost)
+        assert [(each.trial_id, each.number, each.worker, each.orphaned) for each in found] == [
+            (trial_id, trial.number, trial.holder and trial.holder.worker, trial.orphaned)
             for trial_id, trial in held.items()
         ]
         assert all((each.silent_s >= 3600) == held[each.trial_id].silent for each in found)
-        of_them = [(each, held[each.trial_id]) for each in found if each.lost]
+        of_them = [(each, held[each.trial_id]) for each in found if each.orphaned]
         person.views = [View(each, trial.token, trial.beats) for each, trial in of_them]
 
     def still_so(self, view: View) -> bool:
@@ -347,22 +359,22 @@ class Interleavings(RuleBasedStateMachine):
             self.look_for_the_lost(who)
         waiting, failed = set(), set()
         for view in person.views:
-            trial, reason = self.trials[view.running.trial_id], str(view.running.lost)
+            trial, reason = self.trials[view.running.trial_id], str(view.running.orphaned)
             happened("came too late", not self.still_so(view))
             if not self.still_so(view):
                 continue
             trial.attempts.append(("died", reason, str(trial.holder)))
             deaths = [ended for ended, *_ in trial.attempts].count("died")
-            if deaths <= MOST_DEATHS:
+            if deaths <= MAX_DEATHS:
                 self.let_go(view.running.trial_id, WAITING)
                 waiting.add(trial.number)
             else:
                 self.let_go(view.running.trial_id, FAIL)
-                trial.user_attrs[REASON] = f"its process died {deaths} times: {reason}"
+                trial.user_attrs[FAILURE_REASON] = f"its process died {deaths} times: {reason}"
                 failed.add(trial.number)
         happened("taken back", bool(waiting))
         happened("given up", bool(failed))
-        assert retake(person.storage, [view.running for view in person.views]) == (waiting, failed)
+        assert requeue_orphaned(person.storage, [view.running for view in person.views]) == (waiting, failed)
 
     # --- What would be rare by chance ---
 
@@ -428,14 +440,16 @@ class Interleavings(RuleBasedStateMachine):
     @invariant()
     def everything_is_stored(self) -> None:
         self.compare(self.looker if next(self.steps) % 5 else self.plainly)
-        assert all(person.storage.claims == set(person.claims) for person in self.people)
+        assert all(person.storage.claimed_ids == set(person.claims) for person in self.people)
         with self.looker.engine.connect() as connection:
             beating = sa.select(HEARTBEATS.c.trial_id).join(TRIALS).where(TRIALS.c.study_id == self.study_id)
             assert Counter(connection.execute(beating).scalars()) == Counter(list(self.held))
         died = [[ended for ended, *_ in trial.attempts].count("died") for trial in self.trials.values()]
-        assert all(deaths <= MOST_DEATHS + 1 for deaths in died)
-        given_up = [trial for trial, deaths in zip(self.trials.values(), died, strict=True) if deaths > MOST_DEATHS]
-        assert all(t.state == FAIL and t.user_attrs[REASON].startswith("its process died 4 times: ") for t in given_up)
+        assert all(deaths <= MAX_DEATHS + 1 for deaths in died)
+        given_up = [trial for trial, deaths in zip(self.trials.values(), died, strict=True) if deaths > MAX_DEATHS]
+        assert all(
+            t.state == FAIL and t.user_attrs[FAILURE_REASON].startswith("its process died 4 times: ") for t in given_up
+        )
 
     def compare(self, storage: RDBStorage) -> None:
         stored = storage.get_all_trials(self.study_id)
@@ -453,7 +467,7 @@ class Interleavings(RuleBasedStateMachine):
         finally:
             # To open a storage takes longer than an example: who is alive goes on to the next one.
             for person in self.people:
-                person.storage.requeue(person.storage.claims)
+                person.storage.requeue(person.storage.claimed_ids)
                 self.idle.append((person.storage, person.body))
 
     def probe(self) -> None:

@@ -44,7 +44,7 @@ from optuna.study import StudyDirection
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import TrialState, create_trial
 
-from hpo.storage import Ending, Storage, load_study, open_storage
+from hpo.storage import Storage, TrialResult, load_study, open_storage
 
 # How long a thread that should wait for another is watched waiting.
 WATCHED_S = 0.5
@@ -183,7 +183,7 @@ def test_a_finished_trial_takes_no_change(storage: Storage, study_id: int, state
     by_us, by_optuna = ids(storage.create_trials(study_id, [running(), running()]))
     value = None if state == FAIL else 0.5
     storage.report(1, {by_us: 0.5, by_optuna: 0.5})
-    storage.finish([Ending(by_us, state, () if value is None else (value,))])
+    storage.finish([TrialResult(by_us, state, () if value is None else (value,))])
     storage.set_trial_state_values(by_optuna, state, None if value is None else [value])
     added = storage.create_new_trial(study_id, running(state=state, value=value))
     before = texts(storage.get_all_trials(study_id))
@@ -194,7 +194,7 @@ def test_a_finished_trial_takes_no_change(storage: Storage, study_id: int, state
                 with pytest.raises(UpdateFinishedTrialError):
                     pytest.fail(f"{name}: {call(asked, trial_id)!r}")
     assert storage.report(2, {by_us: 0.1, by_optuna: 0.1, added: 0.1}) == {by_us, by_optuna, added}
-    assert storage.finish([Ending(by_optuna, FAIL)]) == {by_optuna}
+    assert storage.finish([TrialResult(by_optuna, FAIL)]) == {by_optuna}
     assert storage.requeue([by_us, by_optuna, added]) == {by_us, by_optuna, added}
     assert texts(storage.get_all_trials(study_id)) == before
 
@@ -208,7 +208,7 @@ def test_a_claim_answers_whether_it_was_made(storage: Storage, study_id: int) ->
     assert storage.get_trial(queued).datetime_start is not None
     assert storage.get_trial(trained).datetime_start == started
     # One that Optuna claimed is not ours to end.
-    assert storage.finish([Ending(queued, FAIL)]) == {queued}
+    assert storage.finish([TrialResult(queued, FAIL)]) == {queued}
     assert storage.set_trial_state_values(queued, COMPLETE, [0.5])
     assert storage.set_trial_state_values(trained, RUNNING, [0.1]) is False
     assert storage.set_trial_state_values(trained, COMPLETE, [0.9])
@@ -333,7 +333,7 @@ def test_what_was_read_does_not_change_with_what_is_written(storage: Storage, st
     storage.set_trial_param(first, "units", 1.0, IntDistribution(1, 9))
     storage.set_study_user_attr(study_id, "x", 1)
     storage.requeue([second])
-    storage.finish([Ending(first, COMPLETE, (0.5,), {"seed": 1}, {"x:y": 1})])
+    storage.finish([TrialResult(first, COMPLETE, (0.5,), {"seed": 1}, {"x:y": 1})])
     cached.get_all_trials(study_id)
     storage.delete_study(study_id)
     assert read == copies
@@ -415,11 +415,11 @@ def test_the_best_trial_is_a_complete_one(storage: Storage, direction: StudyDire
         with pytest.raises(ValueError, match=r"."):
             asked.get_best_trial(study_id)
     values = [(COMPLETE, 0.5), (PRUNED, math.inf), (COMPLETE, 0.25), (COMPLETE, 0.75), (PRUNED, -1.0), (FAIL, 2.0)]
-    storage.finish([Ending(i, state, (value,)) for i, (state, value) in zip(trial_ids, values, strict=False)])
+    storage.finish([TrialResult(i, state, (value,)) for i, (state, value) in zip(trial_ids, values, strict=False)])
     storage.report(1, {trial_ids[6]: 9.0})
     for asked in (storage, cached):
         assert asked.get_best_trial(study_id) == storage.get_trial(trial_ids[best])
-    storage.finish([Ending(trial_ids[6], COMPLETE, (math.inf if direction == MAXIMIZE else -math.inf,))])
+    storage.finish([TrialResult(trial_ids[6], COMPLETE, (math.inf if direction == MAXIMIZE else -math.inf,))])
     for asked in (storage, cached):
         assert asked.get_best_trial(study_id)._trial_id == trial_ids[6]
 
@@ -449,7 +449,7 @@ def test_a_deleted_study_leaves_nothing_and_takes_nothing_else_along(storage: St
         with pytest.raises(KeyError):
             asked.get_study_id_from_name("gone")
     assert storage.report(2, dict.fromkeys(trial_ids, 0.5)) == set(trial_ids)
-    assert storage.finish([Ending(trial_id, FAIL) for trial_id in trial_ids]) == set(trial_ids)
+    assert storage.finish([TrialResult(trial_id, FAIL) for trial_id in trial_ids]) == set(trial_ids)
     assert row_counts(storage) == counts
     storage.create_study("gone", [MAXIMIZE], {})
 
@@ -493,5 +493,5 @@ def test_a_claim_on_a_deleted_trial_changes_no_later_one(storage: Storage, other
     before = texts(other.get_all_trials(new))
     assert storage.report(1, dict.fromkeys(claimed, 0.5)) == set(claimed)
     assert storage.requeue(claimed) == set(claimed)
-    assert storage.finish([Ending(trial_id, FAIL) for trial_id in claimed]) == set(claimed)
+    assert storage.finish([TrialResult(trial_id, FAIL) for trial_id in claimed]) == set(claimed)
     assert texts(other.get_all_trials(new)) == before

@@ -40,7 +40,7 @@ from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.storage import Ending, Storage, load_study, open_storage
+from hpo.storage import Storage, TrialResult, load_study, open_storage
 
 # --- Heartbeats, as Optuna has them ---
 
@@ -91,7 +91,7 @@ def test_plain_optuna_fails_and_repeats_a_trial_of_ours_that_is_silent(
     assert study.trials[2].params == {"lr": 1e-4}
     assert study.trials[2].system_attrs["retry_history"] == [0]
     assert storage.report(1, {silent: 0.5, alive: 0.5}) == {silent}
-    assert storage.finish([Ending(silent, COMPLETE, (1.0,)), Ending(alive, COMPLETE, (0.5,))]) == {silent}
+    assert storage.finish([TrialResult(silent, COMPLETE, (1.0,)), TrialResult(alive, COMPLETE, (0.5,))]) == {silent}
     assert states(study.trials) == [FAIL, COMPLETE, WAITING]
 
 
@@ -160,7 +160,7 @@ def test_threads_ask_tell_and_add_to_one_study(storage: Storage, study_id: int) 
             study.tell(trial, trial.params["lr"])
             told.append(trial.number)
             created = storage.create_trials(study_id, [running(), running()])
-            storage.finish([Ending(trial_id, COMPLETE, (0.5,)) for trial_id in ids(created)])
+            storage.finish([TrialResult(trial_id, COMPLETE, (0.5,)) for trial_id in ids(created)])
             assert study.trials[trial.number].state == COMPLETE
         storage.remove_session()
         return told
@@ -378,11 +378,11 @@ def test_a_study_follows_a_trial_from_process_to_process(storage: Storage, other
     other.report(2, {trial_id: 0.5})
     assert seen() == (RUNNING, {2: 0.5})
     # A later trial that has ended first does not hide this one.
-    other.finish([Ending(i, COMPLETE, (0.1,)) for i in ids(other.create_trials(study_id, [running()]))])
+    other.finish([TrialResult(i, COMPLETE, (0.1,)) for i in ids(other.create_trials(study_id, [running()]))])
     assert seen() == (RUNNING, {2: 0.5})
-    assert storage.finish([Ending(trial_id, FAIL)]) == {trial_id}
+    assert storage.finish([TrialResult(trial_id, FAIL)]) == {trial_id}
     assert seen() == (RUNNING, {2: 0.5})
-    other.finish([Ending(trial_id, COMPLETE, (0.5,), {"seed": 1}, {"x:y": 2})])
+    other.finish([TrialResult(trial_id, COMPLETE, (0.5,), {"seed": 1}, {"x:y": 2})])
     assert seen() == (COMPLETE, {2: 0.5})
     assert study.best_trial == study.trials[1]
     assert study.best_trial.user_attrs == {"seed": 1}
@@ -446,7 +446,7 @@ def act(operation: str, storage: Storage, study: optuna.Study, study_id: int, so
             storage.report(1, dict.fromkeys(some, float(len(some))))
         case "finish":
             endings = [(COMPLETE, (0.5,)), (PRUNED, (math.inf,)), (FAIL, ())]
-            storage.finish([Ending(i, *endings[i % 3], {"seed": i}) for i in some])
+            storage.finish([TrialResult(i, *endings[i % 3], {"seed": i}) for i in some])
         case "requeue":
             storage.requeue(some)
         case "ask":

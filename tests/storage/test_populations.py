@@ -22,7 +22,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.storage import Ending, Parts, Storage, load_study, open_storage
+from hpo.storage import Storage, TrialFields, TrialResult, load_study, open_storage
 from hpo.storage.location import locate
 from hpo.storage.workers import this_worker
 
@@ -79,7 +79,7 @@ def test_a_population_leaves_the_rows_that_plain_optuna_leaves(blank: Blank) -> 
             ours.report(2, {trial_ids[0]: 0.5})
             attrs = {"seed": 9, "reason": "r"}
             ours.finish(
-                [Ending(i, *end, attrs, {"hpo:curve": CURVE}) for i, end in zip(trial_ids, endings, strict=True)]
+                [TrialResult(i, *end, attrs, {"hpo:curve": CURVE}) for i, end in zip(trial_ids, endings, strict=True)]
             )
             ours.create_trials(study_id, [running(state=WAITING)])
         with plain(by_optuna) as theirs:
@@ -210,9 +210,9 @@ def test_a_population_is_created_whole_or_not_at_all(storage: Storage, study_id:
 
 def test_only_running_trials_take_reports_and_endings(storage: Storage, study_id: int) -> None:
     a, b, waiting = ids(storage.create_trials(study_id, [running(), running(), running(state=WAITING)]))
-    assert storage.finish([Ending(a, COMPLETE, (0.7,))]) == set()
+    assert storage.finish([TrialResult(a, COMPLETE, (0.7,))]) == set()
     assert storage.report(1, {a: 0.1, b: 0.2, waiting: 0.3, 999: 0.4}) == {a, waiting, 999}
-    assert storage.finish([Ending(i, FAIL, (), {"reason": "late"}) for i in (a, b, waiting)]) == {a, waiting}
+    assert storage.finish([TrialResult(i, FAIL, (), {"reason": "late"}) for i in (a, b, waiting)]) == {a, waiting}
     first, second, third = storage.get_all_trials(study_id)
     assert (first.state, first.value, first.user_attrs, first.intermediate_values) == (COMPLETE, 0.7, {}, {})
     assert (second.state, second.user_attrs, second.intermediate_values) == (FAIL, {"reason": "late"}, {1: 0.2})
@@ -230,7 +230,7 @@ def test_a_step_reported_again_is_changed(storage: Storage, study_id: int) -> No
 def test_a_requeued_trial_waits_with_its_parameters_and_nothing_else(storage: Storage, study_id: int) -> None:
     kept, back, done = ids(storage.create_trials(study_id, [running(user_attrs={"seed": k}) for k in range(3)]))
     storage.report(1, {kept: 0.1, back: 0.2, done: 0.3})
-    storage.finish([Ending(done, COMPLETE, (0.3,))])
+    storage.finish([TrialResult(done, COMPLETE, (0.3,))])
     assert storage.requeue([back, done]) == {done}
     trial = storage.get_trial(back)
     assert (trial.state, trial.datetime_start, trial.intermediate_values) == (WAITING, None, {})
@@ -252,23 +252,23 @@ def test_only_waiting_trials_are_claimed_first_ones_first(storage: Storage, stud
     assert storage.get_trial(busy) == before
     assert ids(storage.claim([first, second, third], 9)) == [third]
     assert storage.claim([first, second, third], 9) == storage.claim([third], 0) == storage.claim([], 1) == []
-    assert storage.claims == {first, busy, second, third}
+    assert storage.claimed_ids == {first, busy, second, third}
 
 
 def test_only_who_claimed_a_trial_can_change_it(storage: Storage, study_id: int, url: str) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
     other = open_storage(url)
     assert other.report(1, {trial_id: 0.1}) == {trial_id}
-    assert other.finish([Ending(trial_id, COMPLETE, (0.1,))]) == {trial_id}
+    assert other.finish([TrialResult(trial_id, COMPLETE, (0.1,))]) == {trial_id}
     assert other.requeue([trial_id]) == {trial_id}
     assert storage.report(1, {trial_id: 0.2}) == set()
     assert storage.requeue([trial_id]) == set()
     assert ids(other.claim([trial_id], 1)) == [trial_id]
     assert storage.report(2, {trial_id: 0.3}) == {trial_id}
-    assert storage.finish([Ending(trial_id, FAIL)]) == {trial_id}
-    assert other.finish([Ending(trial_id, COMPLETE, (0.4,))]) == set()
+    assert storage.finish([TrialResult(trial_id, FAIL)]) == {trial_id}
+    assert other.finish([TrialResult(trial_id, COMPLETE, (0.4,))]) == set()
     assert (storage.get_trial(trial_id).value, storage.get_trial(trial_id).intermediate_values) == (0.4, {})
-    assert other.claims == storage.claims == set()
+    assert other.claimed_ids == storage.claimed_ids == set()
     other.close()
 
 
@@ -276,7 +276,7 @@ def test_a_number_that_another_process_took_is_not_given_again(storage: Storage,
     other = open_storage(url)
     assert len(storage.create_trials(study_id, [running(), running()], first=0)) == 2
     assert other.create_trials(study_id, [running()], first=0) == []
-    assert other.claims == set()
+    assert other.claimed_ids == set()
     (created,) = other.create_trials(study_id, [running()], first=2)
     assert created.number == 2
     assert storage.create_trials(study_id, [running()], first=4) == []
@@ -285,9 +285,9 @@ def test_a_number_that_another_process_took_is_not_given_again(storage: Storage,
 
 def test_the_first_to_settle_a_matter_settles_it(storage: Storage, study_id: int, url: str) -> None:
     other = open_storage(url)
-    assert storage.settle(study_id, "hpo:run", {"precision": "bfloat16"}) == {"precision": "bfloat16"}
-    assert other.settle(study_id, "hpo:run", {"precision": "float32"}) == {"precision": "bfloat16"}
-    storage.change_study(study_id, {"hpo:run": 1, "x": [2]})
+    assert storage.set_study_attr_if_absent(study_id, "hpo:run", {"precision": "bfloat16"}) == {"precision": "bfloat16"}
+    assert other.set_study_attr_if_absent(study_id, "hpo:run", {"precision": "float32"}) == {"precision": "bfloat16"}
+    storage.set_study_attrs(study_id, {"hpo:run": 1, "x": [2]})
     assert other.get_study_user_attrs(study_id) == {"hpo:run": 1, "x": [2]}
     other.close()
 
@@ -295,31 +295,31 @@ def test_the_first_to_settle_a_matter_settles_it(storage: Storage, study_id: int
 def test_trials_are_read_in_parts_and_what_is_known_is_not_read_again(storage: Storage, study_id: int) -> None:
     a, b = ids(storage.create_trials(study_id, [running(user_attrs={"seed": 1}), running()]))
     storage.report(1, {a: 0.5})
-    storage.finish([Ending(a, COMPLETE, (0.5,), {}, {"hpo:curve": CURVE, "rung_1": 2})])
+    storage.finish([TrialResult(a, COMPLETE, (0.5,), {}, {"hpo:curve": CURVE, "rung_1": 2})])
     (c,) = ids(storage.create_trials(study_id, [running(state=WAITING)]))
-    light = Parts(curves=False, user_attrs=False, system_attrs="rung_")
-    first, *others = storage.read(study_id, -1, (), light)
+    light = TrialFields(curves=False, user_attrs=False, system_attrs="rung_")
+    first, *others = storage.read_trials(study_id, -1, (), light)
     assert (first.value, first.params["lr"], first.intermediate_values) == (0.5, 1e-3, {})
     assert (first.user_attrs, first.system_attrs) == ({}, {"rung_1": 2})
     assert ids(others) == [b, c]
-    assert ids(storage.read(study_id, b, [a, b], light)) == [a, c]
-    assert storage.read(study_id, c, [], light) == []
-    assert storage.read(study_id, -1, (), Parts()) == storage.get_all_trials(study_id)
+    assert ids(storage.read_trials(study_id, b, [a, b], light)) == [a, c]
+    assert storage.read_trials(study_id, c, [], light) == []
+    assert storage.read_trials(study_id, -1, (), TrialFields()) == storage.get_all_trials(study_id)
 
 
 def test_an_ending_that_could_not_be_read_back_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        Ending(1, COMPLETE, (0.5, math.nan))
+        TrialResult(1, COMPLETE, (0.5, math.nan))
     with pytest.raises(ValueError, match="needs a value"):
-        Ending(1, COMPLETE)
+        TrialResult(1, COMPLETE)
     with pytest.raises(ValueError, match="not the end"):
-        Ending(1, WAITING)
+        TrialResult(1, WAITING)
 
 
 def test_a_trial_ends_once(storage: Storage, study_id: int) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
     with pytest.raises(ValueError, match="once"):
-        storage.finish([Ending(trial_id, FAIL), Ending(trial_id, COMPLETE, (1.0,))])
+        storage.finish([TrialResult(trial_id, FAIL), TrialResult(trial_id, COMPLETE, (1.0,))])
     assert states(storage, study_id) == [RUNNING]
 
 
@@ -329,7 +329,7 @@ def test_a_study_loaded_before_sees_what_was_written_past_it(storage: Storage, s
     a, b = ids(storage.create_trials(study_id, [running(), running()]))
     assert [trial.state for trial in study.trials] == [RUNNING, RUNNING]
     storage.report(1, {a: 0.4, b: 0.5})
-    storage.finish([Ending(b, COMPLETE, (0.5,))])
+    storage.finish([TrialResult(b, COMPLETE, (0.5,))])
     assert [trial.intermediate_values for trial in study.trials] == [{1: 0.4}, {1: 0.5}]
     storage.requeue([a])
     assert [trial.state for trial in study.trials] == [WAITING, COMPLETE]
@@ -355,7 +355,7 @@ def test_more_trials_than_one_query_takes_are_read_in_order(storage: Storage, st
 def test_a_study_with_trials_can_be_deleted(storage: Storage, study_id: int, url: str) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running(user_attrs={"seed": 1})]))
     storage.report(1, {trial_id: 0.5})
-    storage.finish([Ending(trial_id, COMPLETE, (0.5,), {}, {"hpo:curve": CURVE})])
+    storage.finish([TrialResult(trial_id, COMPLETE, (0.5,), {}, {"hpo:curve": CURVE})])
     optuna.delete_study(study_name="digits", storage=storage)
     left = {table for table, found in rows(url).items() if found}
     assert left == {"alembic_version", "version_info"}
@@ -365,7 +365,7 @@ def test_threads_share_a_storage(storage: Storage, study_id: int) -> None:
     def population(_: int) -> list[int]:
         created = storage.create_trials(study_id, [running() for _ in range(8)])
         storage.report(1, dict.fromkeys(ids(created), 0.5))
-        storage.finish([Ending(trial_id, COMPLETE, (0.5,)) for trial_id in ids(created)])
+        storage.finish([TrialResult(trial_id, COMPLETE, (0.5,)) for trial_id in ids(created)])
         storage.remove_session()
         return [storage.get_trial(trial_id).number for trial_id in ids(created)]
 
@@ -378,7 +378,7 @@ def test_threads_share_a_storage(storage: Storage, study_id: int) -> None:
 SHARE = """
 import json, sys
 from optuna.trial import TrialState, create_trial
-from hpo.storage import Ending, open_storage
+from hpo.storage import TrialResult, open_storage
 
 storage, waiting = open_storage(sys.argv[1]), json.loads(sys.argv[2])
 study_id = storage.get_study_id_from_name("digits")
@@ -391,7 +391,7 @@ for _ in range(5):
     ids = [trial._trial_id for trial in created]
     for step in range(1, 4):
         assert storage.report(step, dict.fromkeys(ids, step / 10)) == set()
-    assert storage.finish([Ending(trial_id, TrialState.COMPLETE, (0.3,)) for trial_id in ids]) == set()
+    assert storage.finish([TrialResult(trial_id, TrialState.COMPLETE, (0.3,)) for trial_id in ids]) == set()
 claimed = [trial._trial_id for _ in waiting for trial in storage.claim(waiting, 1)]
 print(json.dumps([numbers, claimed]))
 """

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from postgresql_server import Server
 
 from hpo.errors import StorageError
-from hpo.storage import Ending, Running, Storage, open_storage, retake, running_trials
+from hpo.storage import RunningTrial, Storage, TrialResult, open_storage, requeue_orphaned, running_trials
 from hpo.storage.connections import TransientError
 from hpo.storage.location import locate
 
@@ -136,7 +136,7 @@ def test_restarts_in_the_middle_lose_and_double_nothing(server: Server, server_s
             assert ids(server_storage.claim(created, 4)) == created
             for step in (1, 2):
                 assert server_storage.report(step, dict.fromkeys(created, step / 10)) == set()
-            assert server_storage.finish([Ending(i, TrialState.COMPLETE, (0.2,)) for i in created]) == set()
+            assert server_storage.finish([TrialResult(i, TrialState.COMPLETE, (0.2,)) for i in created]) == set()
             told += created
             rounds[0] += 1
         return told
@@ -160,7 +160,7 @@ def test_restarts_in_the_middle_lose_and_double_nothing(server: Server, server_s
 def test_a_server_that_stays_away_is_one_line_in_the_end(
     server: Server, server_storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server_storage.patience.seconds = 0.5
+    server_storage.retry_policy.timeout_s = 0.5
     server.stop()
     try:
         with pytest.raises(TransientError, match="Connection refused") as caught:
@@ -243,9 +243,9 @@ def relay(server: Server) -> Iterator[Relay]:
 Call = Callable[..., Any]
 
 
-def everything_lost(storage: Storage) -> list[Running]:
+def everything_lost(storage: Storage) -> list[RunningTrial]:
     """The running trials as if their processes had ended."""
-    return [dataclasses.replace(trial, lost="ended") for trial in running_trials(storage)]
+    return [dataclasses.replace(trial, orphaned="ended") for trial in running_trials(storage)]
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_a_commit_whose_answer_was_lost_is_done_once(losing: tuple[Storage, Call
     a, b, c = ids(created)
     assert storage.get_all_trials(study_id)[1:] == created
     assert call(storage.report, 1, {a: 0.1, b: 0.2, ended: 0.3}) == {ended}
-    assert call(storage.finish, [Ending(i, TrialState.COMPLETE, (0.5,)) for i in (a, ended)]) == {ended}
+    assert call(storage.finish, [TrialResult(i, TrialState.COMPLETE, (0.5,)) for i in (a, ended)]) == {ended}
     assert call(storage.requeue, [b, ended]) == {ended}
     assert ids(call(storage.claim, [b, c, ended], 9)) == [b]
     trials = storage.get_all_trials(study_id)
@@ -288,7 +288,7 @@ def test_what_was_taken_back_is_told_though_the_answer_was_lost(losing: tuple[St
     storage, call = losing
     study_id = storage.create_study("digits", [MAXIMIZE], {})
     storage.create_trials(study_id, [running(), running()])
-    assert call(retake, storage, everything_lost(storage)) == ({0, 1}, set())
+    assert call(requeue_orphaned, storage, everything_lost(storage)) == ({0, 1}, set())
     trials = storage.get_all_trials(study_id)
     assert [len(trial.system_attrs["hpo:attempts"]) for trial in trials] == [1, 1]
 
@@ -307,7 +307,7 @@ def test_what_others_did_since_the_lost_answer_is_left_alone(
     relay.meanwhile = lambda: other.create_trials(study_id, [running(), running()])
     (created,) = call(storage.create_trials, study_id, [running()])
     assert created.number == 1
-    relay.meanwhile = lambda: retake(other, everything_lost(other))
+    relay.meanwhile = lambda: requeue_orphaned(other, everything_lost(other))
     assert call(storage.report, 1, {created._trial_id: 0.5}) == {created._trial_id}
     assert [trial.number for trial in storage.get_all_trials(study_id)] == [0, 1, 2, 3]
     other.close()

@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import StorageError, UnknownStudyError
-from hpo.storage import Ending, Storage, best_trials, load_study, rename_study, study_names, summaries, summary
+from hpo.storage import Storage, TrialResult, best_trials, load_study, rename_study, study_names, summaries, summary
 
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
@@ -251,7 +251,7 @@ def test_the_dashboard_reads_a_study(storage: Storage, study_id: int) -> None:
     (trial,) = storage.create_trials(study_id, [template])
     storage.report(1, {trial._trial_id: 0.25})
     storage.finish(
-        [Ending(trial._trial_id, TrialState.COMPLETE, (0.25,), {"seed": 7}, {"hpo:curve": {"val_loss": [2]}})]
+        [TrialResult(trial._trial_id, TrialState.COMPLETE, (0.25,), {"seed": 7}, {"hpo:curve": {"val_loss": [2]}})]
     )
     answer = get(optuna_dashboard.wsgi(storage), f"/api/studies/{study_id}")
     (shown,) = answer["trials"]

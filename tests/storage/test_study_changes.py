@@ -38,20 +38,20 @@ from hpo.storage import (
     STATE,
     STATE_REASON,
     ClaimConditions,
-    Ending,
     Storage,
     StudyState,
-    attempt,
+    TrialResult,
+    attempt_record,
     check_open,
     end_study,
     last_epochs,
     open_storage,
     open_summaries,
-    paces,
     retry,
     set_state,
     state_of,
     summaries,
+    trial_rates,
 )
 from hpo.storage.connections import TransientError, write
 from hpo.storage.rows import HEARTBEATS
@@ -107,7 +107,7 @@ def close(storage: Storage, conditions: ClaimConditions, how: str) -> None:
         case "stopped":
             set_state(storage, conditions.study_id, STOPPED)
         case "changed":
-            storage.change_study(conditions.study_id, {FILE: "another"})
+            storage.set_study_attrs(conditions.study_id, {FILE: "another"})
         case "deleted":
             storage.delete_study(conditions.study_id)
 
@@ -128,7 +128,7 @@ def test_a_closed_study_gives_out_no_trial(how: str, storage: Storage, other: St
     )
     assert closed_by(lambda: check_open(storage, conditions)) == how
     assert row_counts(storage) == before
-    assert storage.claims == set()
+    assert storage.claimed_ids == set()
 
 
 @pytest.mark.parametrize("state", [None, OPEN, ENDED])
@@ -151,14 +151,14 @@ def test_the_refusal_says_why_and_how_to_go_on(storage: Storage) -> None:
 
 def test_a_priority_or_another_attribute_closes_nothing(storage: Storage) -> None:
     conditions = made(storage)
-    storage.change_study(conditions.study_id, {PRIORITY: 5, "note": "x"})
+    storage.set_study_attrs(conditions.study_id, {PRIORITY: 5, "note": "x"})
     check_open(storage, conditions)
 
 
 def test_a_study_that_was_changed_and_changed_back_is_what_it_was(storage: Storage) -> None:
     conditions = made(storage)
     close(storage, conditions, "changed")
-    storage.change_study(conditions.study_id, {FILE: "file"})
+    storage.set_study_attrs(conditions.study_id, {FILE: "file"})
     check_open(storage, conditions)
 
 
@@ -178,7 +178,7 @@ def test_each_study_has_a_state_of_its_own(storage: Storage) -> None:
 
 def test_a_pause_takes_back_what_workers_train_and_nothing_else(storage: Storage, other: Storage) -> None:
     conditions, elsewhere = made(storage), made(storage, name="mnist")
-    died = {ATTEMPTS: [attempt("died", "killed", storage.worker)]}
+    died = {ATTEMPTS: [attempt_record("died", "killed", storage.worker)]}
     templates = [running(10**-k, user_attrs={"seed": k}, system_attrs=died) for k in range(3, 7)]
     ours = ids(storage.create_trials(conditions.study_id, templates, 0, conditions))
     theirs = ids(other.create_trials(conditions.study_id, [running()], 4, conditions))
@@ -186,7 +186,7 @@ def test_a_pause_takes_back_what_workers_train_and_nothing_else(storage: Storage
     plain = storage.create_new_trial(conditions.study_id)
     storage.create_trials(conditions.study_id, [running(state=WAITING), running(state=FAIL)])
     storage.report(1, dict.fromkeys(ours, 0.5))
-    storage.finish([Ending(ours[0], COMPLETE, (0.5,))])
+    storage.finish([TrialResult(ours[0], COMPLETE, (0.5,))])
     assert set_state(other, conditions.study_id, PAUSED) == 4
     assert set_state(other, conditions.study_id, PAUSED) == 0
     trials = storage.get_all_trials(conditions.study_id)
@@ -211,13 +211,13 @@ def check_late_calls(storage: Storage, trial_ids: list[int], conditions: ClaimCo
     before = repr(storage.get_all_trials(conditions.study_id)), row_counts(storage)
     late: list[Callable[[], set[int]]] = [
         lambda: storage.report(2, dict.fromkeys(trial_ids, 0.25)),
-        lambda: storage.finish([Ending(trial_id, FAIL) for trial_id in trial_ids]),
+        lambda: storage.finish([TrialResult(trial_id, FAIL) for trial_id in trial_ids]),
         lambda: storage.requeue(trial_ids, {trial_id: {"late": 1} for trial_id in trial_ids}),
     ]
     for call in late:
         storage._claims.update(claims)  # as if it were the first call
         assert call() == set(trial_ids)
-    storage.beat()
+    storage.refresh_heartbeats()
     assert (repr(storage.get_all_trials(conditions.study_id)), row_counts(storage)) == before
 
 
@@ -226,7 +226,7 @@ def test_a_stop_lets_what_runs_be_finished(storage: Storage, other: Storage) -> 
     a, b = ids(storage.create_trials(conditions.study_id, [running(), running()], 0, conditions))
     assert set_state(other, conditions.study_id, STOPPED, "enough") == 0
     assert storage.report(1, {a: 0.5, b: 0.25}) == set()
-    assert storage.finish([Ending(a, COMPLETE, (0.5,))]) == set()
+    assert storage.finish([TrialResult(a, COMPLETE, (0.5,))]) == set()
     assert storage.requeue([b]) == set()
     assert states(storage.get_all_trials(conditions.study_id)) == [COMPLETE, WAITING]
     assert closed_by(lambda: storage.claim([b], 1, conditions)) == "stopped"
@@ -302,7 +302,7 @@ def test_a_pause_at_the_same_time_leaves_nothing_running(
         assert back == states(taken).count(RUNNING)
         assert "trial_heartbeats" not in row_counts(other)
         for late in (storage, third):
-            claims = late.claims
+            claims = late.claimed_ids
             assert late.report(1, dict.fromkeys(claims, 0.5)) == claims
         set_state(other, conditions.study_id, OPEN)
     assert caplog.text == ""
@@ -323,11 +323,11 @@ def test_a_pause_while_trials_are_reported_and_ended_leaves_each_in_one_state(
         created = ids(storage.create_trials(conditions.study_id, [running() for _ in range(6)], None, conditions))
         ended = created[::-2]
         lost, *_ = at_once(
-            lambda ended=ended: storage.finish([Ending(trial_id, COMPLETE, (0.5,)) for trial_id in ended]),
+            lambda ended=ended: storage.finish([TrialResult(trial_id, COMPLETE, (0.5,)) for trial_id in ended]),
             lambda created=created: storage.report(1, dict.fromkeys(created[::-1], 0.25)),
             lambda created=created, ended=ended: storage.requeue(set(created) - set(ended)),
             lambda: set_state(other, conditions.study_id, PAUSED),
-            lambda: quietly(storage.beat),
+            lambda: quietly(storage.refresh_heartbeats),
         )
         assert isinstance(lost, set)
         found = {trial._trial_id: trial for trial in storage.get_all_trials(conditions.study_id)}
@@ -358,14 +358,14 @@ def test_signs_of_life_and_a_pause_do_not_stand_in_each_others_way(
         for start in range(3):
             order = trial_ids[start::3] if round_ % 2 else trial_ids[::-1][start::3]
             storage.claim(order, 60, conditions)
-            storage.beat()
+            storage.refresh_heartbeats()
         at_once(
-            lambda: quietly(storage.beat),
-            lambda: quietly(storage.beat),
+            lambda: quietly(storage.refresh_heartbeats),
+            lambda: quietly(storage.refresh_heartbeats),
             lambda: set_state(other, conditions.study_id, PAUSED),
         )
         assert set(states(other.get_all_trials(conditions.study_id))) == {WAITING}
-        storage.requeue(storage.claims)
+        storage.requeue(storage.claimed_ids)
         set_state(other, conditions.study_id, OPEN)
     assert caplog.text == ""
 
@@ -375,7 +375,7 @@ def test_signs_of_life_of_the_same_trials_do_not_wait_for_each_other(storage: St
     trial_ids = ids(storage.create_trials(conditions.study_id, [running(state=WAITING) for _ in range(240)]))
     for start in range(3):
         storage.claim(trial_ids[::-1][start::3], 80, conditions)
-        storage.beat()
+        storage.refresh_heartbeats()
     claims = dict(storage._claims)
 
     def beats(seed: int) -> None:
@@ -542,7 +542,7 @@ class Doors(RuleBasedStateMachine):
         person = self.people[who]
         some = sorted(person.claims)[:most]
         mine = self.mine(person) & set(some)
-        endings = [Ending(trial_id, state, (0.5,) if state == COMPLETE else ()) for trial_id in some]
+        endings = [TrialResult(trial_id, state, (0.5,) if state == COMPLETE else ()) for trial_id in some]
         assert person.storage.finish(endings) == set(some) - mine
         for trial_id in some:
             del person.claims[trial_id]
@@ -589,7 +589,7 @@ class Doors(RuleBasedStateMachine):
         assert self.conditions is not None
         self.file += 1
         self.conditions = replace(self.conditions, expected_attrs={FILE: f"file {self.file}"})
-        self.storages[by].change_study(self.conditions.study_id, self.conditions.expected_attrs)
+        self.storages[by].set_study_attrs(self.conditions.study_id, self.conditions.expected_attrs)
 
     @precondition(lambda self: self.conditions is not None)
     @rule(by=who)
@@ -627,7 +627,7 @@ class Doors(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for storage in self.storages:
-            storage.requeue(storage.claims)
+            storage.requeue(storage.claimed_ids)
         if self.conditions is not None:
             self.storages[0].delete_study(self.conditions.study_id)
 
@@ -675,14 +675,14 @@ def test_a_pace_counts_what_ended_within_the_window(storage: Storage) -> None:
     storage.create_trials(old, [ended(5000, 4000), *(ended(3700, 100 * k) for k in range(1, 37)), running()])
     storage.create_trials(young, [ended(100, 50), ended(60, 10), ended(50, 5, FAIL)])
     storage.create_trials(idle, [ended(9000, 8000), running(), running(state=WAITING)])
-    found = paces(storage, 3600.0)
+    found = trial_rates(storage, 3600.0)
     assert found.keys() == {old, young}
     # Between `now` and the call some seconds may pass: for the old one the oldest trial may have left the window.
     assert 34 / 3600 <= found[old] <= 36 / 3600
     assert 3 / (100 + deadline()) <= found[young] <= 3 / 100
 
 
-# --- Patience ---
+# --- RetryPolicy ---
 
 
 @pytest.fixture
@@ -699,12 +699,12 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_stop_cuts_the_wait_for_a_server_short(away: Storage, caplog: pytest.LogCaptureFixture) -> None:
-    away.patience.seconds = float("inf")
+    away.retry_policy.timeout_s = float("inf")
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(set_state, away, 1, PAUSED)
         wait_for(lambda: messages(caplog))
         assert not waits.done()
-        away.patience.stop.set()
+        away.retry_policy.stop.set()
         with pytest.raises(TransientError, match="Connection refused"):
             waits.result(deadline())
     (said,) = messages(caplog)
@@ -712,7 +712,7 @@ def test_a_stop_cuts_the_wait_for_a_server_short(away: Storage, caplog: pytest.L
     with pytest.raises(TransientError):
         summaries(away)  # once stopped, nothing is tried again
     assert messages(caplog) == [said]
-    assert away.patience.spent_s > 0
+    assert away.retry_policy.total_s > 0
 
 
 @pytest.fixture
@@ -737,7 +737,7 @@ def test_a_wait_is_told_at_first_and_every_minute_and_when_it_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(retry, "REMIND_S", 0.01)  # stands for a minute
-    spent = server_storage.patience.spent_s
+    spent = server_storage.retry_policy.total_s
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(summaries, server_storage)
         wait_for(lambda: len(messages(caplog)) >= 2)
@@ -746,7 +746,7 @@ def test_a_wait_is_told_at_first_and_every_minute_and_when_it_is_over(
     *waiting, over = messages(caplog)
     assert all(said.endswith("; trying again for up to 120 s") for said in waiting)
     assert over.startswith("the storage answers again, after ")
-    assert server_storage.patience.spent_s > spent
+    assert server_storage.retry_policy.total_s > spent
     assert not any("\n" in said for said in messages(caplog))
 
 

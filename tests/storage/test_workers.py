@@ -98,9 +98,9 @@ def test_a_process_leaves_whatever_ends_its_work(failure: BaseException, storage
 
 
 def test_the_device_that_a_process_names_later_is_shown(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "BEAT_S", 0.01)
+    monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "HEARTBEAT_S", 0.01)
     with heartbeats(storage):
-        storage.works_on("cuda:3")
+        storage.set_device("cuda:3")
         wait_for(lambda: [worker.device for worker in workers(storage)] == ["cuda:3"])
         assert len(registered_workers(storage)) == 1
 
@@ -108,7 +108,7 @@ def test_the_device_that_a_process_names_later_is_shown(storage: Storage, monkey
 def test_signs_of_life_keep_a_process_young_in_silence_and_old_in_age(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "BEAT_S", 0.01)
+    monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "HEARTBEAT_S", 0.01)
     with heartbeats(storage):
         age(storage, storage.worker, since=5, seen=2)
         wait_for(lambda: registered_workers(storage)[0].silent_s < 3600)
@@ -265,7 +265,7 @@ def test_a_server_that_goes_away_at_the_end_does_not_hide_what_happened(
     def work() -> None:
         with heartbeats(server_storage):
             server.stop()
-            server_storage.patience.stop.set()
+            server_storage.retry_policy.stop.set()
             raise RuntimeError("what happened")
 
     with pytest.raises(RuntimeError, match="what happened"):

@@ -24,8 +24,8 @@ from hpo.results.ranking import params_line, score
 from hpo.results.unranked import no_best
 from hpo.search.space import decode, identity, settings
 from hpo.search.study_records import CURVE, DATA, stored_study
-from hpo.storage import REASON, Parts, Storage, load_study, study_names, summary
-from hpo.storage.studies import MOST_TRIALS
+from hpo.storage import FAILURE_REASON, Storage, TrialFields, load_study, study_names, summary
+from hpo.storage.studies import MAX_TRIALS
 from hpo.studyfile import Study
 
 
@@ -122,9 +122,9 @@ class _Stored:
         self._maximized = known.directions[0] == StudyDirection.MAXIMIZE
         self._file: Study = stored_study(load_study(storage, name))
         self._images = str(known.user_attrs.get(DATA, {}).get("split_sha256"))
-        parts = Parts(curves=False, system_attrs=None)
+        parts = TrialFields(curves=False, system_attrs=None)
         self._configurations: dict[str, list[FrozenTrial]] = {}
-        for trial in sorted(storage.read(self._study_id, -1, (), parts), key=lambda trial: trial.number):
+        for trial in sorted(storage.read_trials(self._study_id, -1, (), parts), key=lambda trial: trial.number):
             self._configurations.setdefault(settings(self._file, trial.params), []).append(trial)
         if not self._configurations:
             raise no_best(storage, name, "there is nothing to compare")
@@ -154,8 +154,8 @@ class _Stored:
         """Return the groups of these configurations, with the curves of what has completed."""
         chosen = [self._configurations[key] for key in keys]
         completed = [trial._trial_id for trials in chosen for trial in trials if trial.state == TrialState.COMPLETE]
-        parts = Parts(curves=False, user_attrs=False, system_attrs=CURVE)
-        found = self._storage.read(self._study_id, MOST_TRIALS, completed, parts)
+        parts = TrialFields(curves=False, user_attrs=False, system_attrs=CURVE)
+        found = self._storage.read_trials(self._study_id, MAX_TRIALS, completed, parts)
         curves = {trial.number: trial.system_attrs[CURVE] for trial in found if trial.system_attrs.get(CURVE)}
         told_by = _differing([self._file.used(trials[0].params) for trials in chosen])
         return {key: self._group(self._configurations[key], curves, told_by, among_others) for key in keys}
@@ -179,7 +179,7 @@ class _Stored:
         ]
         known = {parameter.name: parameter for parameter in self._file.parameters}
         unknown = {TrialState.FAIL: "no reason is known"}
-        reasons = [trial.user_attrs.get(REASON, unknown.get(trial.state)) for trial in trials]
+        reasons = [trial.user_attrs.get(FAILURE_REASON, unknown.get(trial.state)) for trial in trials]
         return Group(
             study=self._name,
             heading=self._name if among_others else "",

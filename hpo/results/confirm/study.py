@@ -32,7 +32,7 @@ from hpo.storage import (
     summaries,
     summary,
 )
-from hpo.storage.studies import MOST_TRIALS
+from hpo.storage.studies import MAX_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
 from hpo.studyfile.trees import replaced, same
 from hpo.training.seeds import derive_seed
@@ -132,11 +132,11 @@ def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], ima
         stored = load_study(storage, confirming.name)
         if stored_study(stored) != confirming or not same_data(user_attrs_of(stored)[DATA], images):
             return False
-        before = storage.settle(stored._study_id, CONFIRMS, record)
+        before = storage.set_study_attr_if_absent(stored._study_id, CONFIRMS, record)
         if before.get("identity") != record["identity"]:
             return False
         if before != record:  # the search has found more of the same
-            storage.change_study(stored._study_id, {CONFIRMS: record}, identity=user_attrs_of(stored).get(IDENTITY))
+            storage.set_study_attrs(stored._study_id, {CONFIRMS: record}, identity=user_attrs_of(stored).get(IDENTITY))
     except (HpoError, KeyError):  # of another program, or deleted meanwhile
         return False
     return True
@@ -163,7 +163,7 @@ def _ranked(storage: Storage, study: Study, study_id: int, top: int) -> list[Fro
     """Return the study's trials, best first: those of `top` configurations, or all where these may have others."""
     trials = list[FrozenTrial]()
     repeated = study.search.repeats > 1 or study.search.repeat
-    for most in (MOST_TRIALS,) if repeated else (top, MOST_TRIALS):
+    for most in (MAX_TRIALS,) if repeated else (top, MAX_TRIALS):
         found = best_trials(storage, study_id, most)
         trials = [trial for trial in found if is_whole(study, trial.params)]  # other programs may have added theirs
         if len({settings(study, trial.params) for trial in trials}) >= top:

@@ -18,9 +18,9 @@ from hpo.errors import HpoError, StorageError
 from hpo.results.doctor import verdicts
 from hpo.results.doctor.finding import Finding, Verdict, failed, ok
 from hpo.results.lookup import open_existing
-from hpo.storage import Running, retake
-from hpo.storage.health import Answer, Health
-from hpo.storage.location import ENVIRONMENT, locate
+from hpo.storage import RunningTrial, requeue_orphaned
+from hpo.storage.health import Connectivity, StorageHealth
+from hpo.storage.location import STORAGE_VARIABLE, locate
 
 
 def storage_findings(url: str | None, fix: bool) -> Iterator[Finding]:
@@ -28,17 +28,17 @@ def storage_findings(url: str | None, fix: bool) -> Iterator[Finding]:
     try:
         location = locate(url)
         if location.file is not None and not location.file.exists():
-            if url is None and not os.environ.get(ENVIRONMENT):
+            if url is None and not os.environ.get(STORAGE_VARIABLE):
                 yield ok("storage", f"{location.shown}: none yet; the first `hpo launch` makes it")
                 return
             raise StorageError(f"{location.shown}: no such file; name another storage, or start a study there")
-        health = Health(location)
+        health = StorageHealth(location)
     except (HpoError, OSError) as error:
         yield failed("storage", error)
         return
     with closing(health):
         try:
-            answer = health.answer()
+            answer = health.connectivity()
         except (HpoError, OSError) as error:
             yield failed("storage", error)
         else:
@@ -46,7 +46,7 @@ def storage_findings(url: str | None, fix: bool) -> Iterator[Finding]:
             yield from _inside(health, answer, url, fix)
 
 
-def _inside(health: Health, answer: Answer, url: str | None, fix: bool) -> Iterator[Finding]:
+def _inside(health: StorageHealth, answer: Connectivity, url: str | None, fix: bool) -> Iterator[Finding]:
     yield from (integrity := _made("integrity", lambda: _integrity(health)))
     yield from _made("journal", lambda: _journal(health))
     yield from _made("disk", lambda: _disk(health))
@@ -58,10 +58,10 @@ def _inside(health: Health, answer: Answer, url: str | None, fix: bool) -> Itera
         yield failed("schema", error)
     else:
         yield verdicts.schema(schema)
-        tables = bool(schema.revision) and not schema.lacking
+        tables = bool(schema.revision) and not schema.missing
     if tables:
         damaged = any(finding.verdict != Verdict.OK for finding in integrity)
-        yield from _made("trial numbers", lambda: verdicts.numbering(*health.numbering(), health.location))
+        yield from _made("trial numbers", lambda: verdicts.numbering(*health.numbering_problems(), health.location))
         yield from _made("running trials", lambda: _running(health, url, fix, damaged))
         yield from _made("other trials", lambda: _others(health))
     yield from _made("clock", lambda: _clock(health, answer, tables))
@@ -76,52 +76,52 @@ def _made(check: str, make: Callable[[], Finding | None]) -> list[Finding]:
     return [] if finding is None else [finding]
 
 
-def _integrity(health: Health) -> Finding | None:
+def _integrity(health: StorageHealth) -> Finding | None:
     damage = health.damage()
     return None if damage is None else verdicts.integrity(damage, health.location)
 
 
-def _journal(health: Health) -> Finding | None:
+def _journal(health: StorageHealth) -> Finding | None:
     state = health.file_state()
     return None if state is None else verdicts.journal(state)
 
 
-def _disk(health: Health) -> Finding | None:
+def _disk(health: StorageHealth) -> Finding | None:
     state = health.file_state()
     return None if state is None else verdicts.disk(state)
 
 
-def _connections(health: Health) -> Finding | None:
+def _connections(health: StorageHealth) -> Finding | None:
     counts = health.connections()
     return None if counts is None else verdicts.connections(*counts)
 
 
-def _running(health: Health, url: str | None, fix: bool, damaged: bool) -> Finding:
+def _running(health: StorageHealth, url: str | None, fix: bool, damaged: bool) -> Finding:
     found = [each for each in health.running() if each[1].worker is not None]
-    lost: defaultdict[str, list[Running]] = defaultdict(list)
+    lost: defaultdict[str, list[RunningTrial]] = defaultdict(list)
     for study, trial in found:
-        if trial.lost:
+        if trial.orphaned:
             lost[study].append(trial)
     if not lost or not fix or damaged:
         return verdicts.running(len(found), lost, url, damaged)
     with closing(open_existing(url)) as storage:
         # Study by study: what comes back are numbers, which trials of other studies have, too.
-        taken = [retake(storage, trials) for trials in lost.values()]
+        taken = [requeue_orphaned(storage, trials) for trials in lost.values()]
     waiting, given_up = (sum(map(len, numbers)) for numbers in zip(*taken, strict=True))
     return verdicts.retaken(sum(map(len, lost.values())), waiting, given_up)
 
 
-def _others(health: Health) -> Finding:
+def _others(health: StorageHealth) -> Finding:
     """Those that hpo's workers do not hold: without a heartbeat, or with one of plain Optuna's."""
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
-    others = [(each.study, each.number, each.since) for each in health.unwatched()]
+    others = [(each.study, each.number, each.started) for each in health.running_without_heartbeat()]
     for study, trial in health.running():
         if trial.worker is None:
             others.append((study, trial.number, now - datetime.timedelta(seconds=trial.silent_s)))
     return verdicts.others(others, now, health.location)
 
 
-def _clock(health: Health, answer: Answer, tables: bool) -> Finding:
+def _clock(health: StorageHealth, answer: Connectivity, tables: bool) -> Finding:
     if answer.skew_s is not None:
         return verdicts.server_clock(answer.skew_s, answer.round_trip_s)
     return verdicts.file_clock([-trial.silent_s for _, trial in health.running()] if tables else [])

@@ -11,8 +11,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from hpo.results.doctor.finding import Finding, Verdict, ok, option, problem, warning
-from hpo.storage import Running
-from hpo.storage.health import Answer, Damage, FileState, Numbering, Schema, delete_orphans_sql, renumber_sql
+from hpo.storage import RunningTrial
+from hpo.storage.health import (
+    Connectivity,
+    Damage,
+    FileState,
+    NumberingProblem,
+    Schema,
+    delete_orphans_sql,
+    renumber_sql,
+)
 from hpo.storage.location import Location
 
 SKEW_WARNING_S, SKEW_PROBLEM_S = 2.0, 30.0
@@ -26,7 +34,7 @@ SHOWN = 5
 SYNCHRONIZE = "synchronize the clocks, as with `timedatectl set-ntp true`"
 
 
-def answer(shown: str, facts: Answer) -> Finding:
+def answer(shown: str, facts: Connectivity) -> Finding:
     """Say what answered, and how fast."""
     times = f"connected in {facts.connect_s * 1e3:.1f} ms, then {facts.round_trip_s * 1e3:.2f} ms a question"
     return ok("storage", f"{shown}: {facts.kind} {facts.version}, {times}")
@@ -79,33 +87,33 @@ def schema(facts: Schema) -> Finding:
     """Judge whether all of Optuna's tables are there; those of another Optuna do not get here."""
     if not facts.revision:
         return ok("schema", "no tables yet; the first `hpo launch` makes them")
-    if facts.lacking:
+    if facts.missing:
         return problem(
-            "schema", f"{facts.revision}, but without {_few(facts.lacking)}", "put back a copy, or name another storage"
+            "schema", f"{facts.revision}, but without {_few(facts.missing)}", "put back a copy, or name another storage"
         )
     return ok("schema", f"{facts.revision}, the one that is needed")
 
 
-def numbering(studies: int, wrong: Sequence[Numbering], location: Location) -> Finding:
+def numbering(studies: int, wrong: Sequence[NumberingProblem], location: Location) -> Finding:
     """Judge the numbers of trials: Optuna and hpo number new trials by how many there are."""
     if not wrong:
         return ok("trial numbers", f"{studies} {'study' if studies == 1 else 'studies'}, without gaps and doubles")
     texts = []
     for each in wrong:
-        said = [f"{_some(each.doubled)} double"] if each.doubled else []
+        said = [f"{_some(each.duplicates)} double"] if each.duplicates else []
         said += [f"{_some(each.missing)} missing"] if each.missing else []
         texts.append(f"{each.study!r}: {' and '.join(said) or 'some have none'} among {each.trials:,} trials")
     command = _sql(location, renumber_sql(each.study_id for each in wrong))
     return problem("trial numbers", _few(texts), f"while nobody searches, number them anew: `{command}`")
 
 
-def running(count: int, lost: Mapping[str, Sequence[Running]], url: str | None, damaged: bool) -> Finding:
+def running(count: int, lost: Mapping[str, Sequence[RunningTrial]], url: str | None, damaged: bool) -> Finding:
     """Judge the trials that hpo's workers hold; `lost` are those that nobody trains any more, by study."""
     if not lost:
         return ok("running trials", f"{count}, each by a process that shows signs of life" if count else "none")
     texts = []
     for study, trials in lost.items():
-        reasons = sorted({trial.lost or "" for trial in trials})
+        reasons = sorted({trial.orphaned or "" for trial in trials})
         texts.append(f"trials {_few([str(trial.number) for trial in trials])} of {study!r} ({_few(reasons)})")
     first = "put the file right, then " if damaged else ""
     return problem(

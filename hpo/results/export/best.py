@@ -29,7 +29,7 @@ from hpo.results.unranked import no_best
 from hpo.search.space import decode
 from hpo.search.study_records import CODE, CURVE, DATA, RUN, any_stored_study, precision_of, user_attrs_of
 from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
-from hpo.storage.studies import most_best
+from hpo.storage.studies import best_limit
 from hpo.studyfile import ObjectiveStudy, Study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.messages import dotted
@@ -58,7 +58,7 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
         return _written(_record(storage, found, winner, confirmation))
     if trial is not None:
         return _written(_record(storage, found, completed_trial(storage, name, trial)))
-    best = best_trials(storage, found._study_id, most_best(found.directions))
+    best = best_trials(storage, found._study_id, best_limit(found.directions))
     if not best:
         raise no_best(storage, name, "there is nothing to export")
     records = [_record(storage, found, storage.get_trial(each._trial_id)) for each in best]

@@ -6,7 +6,7 @@ from hpo.errors import UsageError
 from hpo.results.export.best import export_text
 from hpo.results.export.trials import comma_separated, json_lines, trial_records
 from hpo.storage import Storage, summary
-from hpo.storage.studies import most_best
+from hpo.storage.studies import best_limit
 
 
 def exported(
@@ -34,5 +34,5 @@ def exported(
         raise UsageError(f"--format csv: is for several trials, {asked[0]} asks for one; use json or toml")
     if not several and form != "csv":
         return export_text(storage, name, confirmed, form, trial)
-    records = trial_records(storage, name, None if every else top or most_best(summary(storage, name).directions))
+    records = trial_records(storage, name, None if every else top or best_limit(summary(storage, name).directions))
     return "".join(comma_separated(records) if form == "csv" else json_lines(records))

@@ -21,7 +21,7 @@ from hpo.results.states import STATES
 from hpo.results.unranked import no_best
 from hpo.search.space import is_whole
 from hpo.search.study_records import CURVE, RUN, any_stored_study
-from hpo.storage import REASON, WORKER, Parts, Storage, best_trials, load_study, summary
+from hpo.storage import FAILURE_REASON, WORKER, Storage, TrialFields, best_trials, load_study, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy
 from hpo.text import encode_non_finite, json_text, printable_lines
 
@@ -38,9 +38,9 @@ def trial_records(storage: Storage, name: str, best: int | None = None) -> Itera
     found = load_study(storage, name)
     study, run = any_stored_study(found), found.user_attrs.get(RUN, {})
     # hpo keeps the learning curves of its networks whole, beside Optuna's values by epoch
-    parts = Parts(curves=isinstance(study, ObjectiveStudy))
+    parts = TrialFields(curves=isinstance(study, ObjectiveStudy))
     if best is None:
-        trials = storage.read(found._study_id, -1, (), parts)
+        trials = storage.read_trials(found._study_id, -1, (), parts)
     else:
         trials = [storage.get_trial(trial._trial_id) for trial in best_trials(storage, name, best)]
     if not trials:
@@ -71,7 +71,7 @@ def _record(study: AnyStudy, metrics: Sequence[str], run: str, trial: FrozenTria
         "device": attrs.get(WORKER, {}).get("device") or None,
         "started": _utc(trial.datetime_start),
         "ended": _utc(trial.datetime_complete),
-        "reason": trial.user_attrs.get(REASON),
+        "reason": trial.user_attrs.get(FAILURE_REASON),
         "curve": curve,
     }
 

@@ -21,8 +21,8 @@ from hpo.results.ranking import score
 from hpo.results.unranked import no_best, what_became
 from hpo.search.space import contains
 from hpo.search.study_records import CURVE, Curve
-from hpo.storage import Parts, Storage, best_trials, summary
-from hpo.storage.studies import MOST_TRIALS
+from hpo.storage import Storage, TrialFields, best_trials, summary
+from hpo.storage.studies import MAX_TRIALS
 
 BEST = 20
 STEP = "step"
@@ -77,13 +77,15 @@ class Source:
 def read_source(storage: Storage, which: str | int, best: int = BEST, limit: int | None = None) -> Source:
     """Read what the figures of the study of that name or id need. Raises HpoError where no trial has ended."""
     study = summary(storage, which)
-    trials = storage.read(study.study_id, -1, (), Parts(curves=False, user_attrs=False, system_attrs=None))
+    trials = storage.read_trials(study.study_id, -1, (), TrialFields(curves=False, user_attrs=False, system_attrs=None))
     ended = [trial for trial in trials if trial.state.is_finished()]
     if not ended:
         raise no_best(storage, study.name, "there is nothing to draw")
     ranked = best_trials(storage, study.study_id, best)
     ids = [trial._trial_id for trial in ranked]
-    with_curves = storage.read(study.study_id, MOST_TRIALS, ids, Parts(user_attrs=False, system_attrs=CURVE))
+    with_curves = storage.read_trials(
+        study.study_id, MAX_TRIALS, ids, TrialFields(user_attrs=False, system_attrs=CURVE)
+    )
     curves = {
         trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
     }

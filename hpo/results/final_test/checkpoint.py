@@ -15,7 +15,7 @@ from hpo.results.selection import Choice
 from hpo.search.plan import NetworkPlan
 from hpo.search.study_records import CURVE, RUN, precision_of, user_attrs_of
 from hpo.storage import WORKER, Storage
-from hpo.storage.artifacts import FOLDER, artifact_folder, kept_files
+from hpo.storage.artifacts import ARTIFACTS_VARIABLE, artifact_folder, checkpoint_files
 from hpo.training.networks.weights import State, read_weights
 
 
@@ -35,7 +35,7 @@ class Trained:
 def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, planned: NetworkPlan) -> Trained:
     """Return the weights that are kept of the chosen trial. Raises HpoError where there are none, or not its own."""
     name = stored.study_name
-    found = [file for file in kept_files(storage, stored._study_id) if file.number == choice.trial]
+    found = [file for file in checkpoint_files(storage, stored._study_id) if file.number == choice.trial]
     if not found:
         raise HpoError(
             f"study '{name}': no weights are kept of trial {choice.trial}; [training] keep keeps those of the best "
@@ -46,8 +46,8 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, plan
     path = artifact_folder(storage.location) / found[0].artifact_id
     if not path.exists():
         raise HpoError(
-            f"{path}: is not there; {worker.get('host', 'another machine')} wrote it: name the folder in {FOLDER}, or "
-            "leave --from-checkpoint out"
+            f"{path}: is not there; {worker.get('host', 'another machine')} wrote it: "
+            f"name the folder in {ARTIFACTS_VARIABLE}, or leave --from-checkpoint out"
         )
     state, about = read_weights(path)
     epoch = _epoch(about, trial.system_attrs.get(CURVE, {}).get("val_loss", []))

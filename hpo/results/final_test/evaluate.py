@@ -29,7 +29,15 @@ from hpo.results.selection import Choice, chosen
 from hpo.search.plan import NetworkPlan, plan_stored, to_planned_device
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, load_study
-from hpo.storage.test_evaluations import Looking, begin_look, check_unseen, end_look, fail_look, looks, seen
+from hpo.storage.test_evaluations import (
+    StudyRef,
+    check_untested,
+    complete_evaluation,
+    completed,
+    evaluations_of,
+    fail_evaluation,
+    start_evaluation,
+)
 from hpo.studyfile import Study
 from hpo.training.device_split import example_shape
 from hpo.training.devices import describe_device
@@ -64,8 +72,8 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
     """
     stored = load_study(storage, name)
     study, attrs = stored_study(stored), user_attrs_of(stored)
-    check_unseen(attrs, name, wanted.again)
-    folder = wanted.folder or _default_folder(name, len(seen(looks(attrs))) + 1)
+    check_untested(attrs, name, wanted.again)
+    folder = wanted.folder or _default_folder(name, len(completed(evaluations_of(attrs))) + 1)
     check_free(folder)
     choice = chosen(storage, name, wanted.trial)
     planned = plan_stored(study, stored, wanted.device)
@@ -97,17 +105,17 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
         with evaluating(study, choice, "training images"):
             rehearsed = answers(network, practice, names, few, trained.seed)
         write_result(1, rehearsed)  # so there is room for what the look will leave
-        looking = Looking(stored._study_id, name, attrs.get(IDENTITY))
+        looking = StudyRef(stored._study_id, name, attrs.get(IDENTITY))
         origin = {"trial": choice.trial, "from_checkpoint": wanted.checkpoint}
-        begun = begin_look(storage, looking, wanted.again, origin)
+        begun = start_evaluation(storage, looking, wanted.again, origin)
         try:
             with evaluating(study, choice, "the test images"):
                 saw = answers(network, images, names, wanted.subnetworks, trained.seed)
         except HpoError as error:
-            fail_look(storage, looking, begun, str(error))
+            fail_evaluation(storage, looking, begun, str(error))
             raise HpoError(f"{error}; nothing was seen, so it does not count as a look") from error
         try:
-            ended = end_look(storage, looking, begun, wanted.again, saw)
+            ended = complete_evaluation(storage, looking, begun, wanted.again, saw)
         except StorageError as error:
             raise StorageError(f"{error}; what the look saw is not shown, and it counts only if it was kept") from error
         seen_by_look.update(saw)
@@ -168,7 +176,7 @@ def _train(
 
 def _check_same(study: Study, attrs: dict[str, Any], images: SealedImages) -> None:
     """Raise HpoError where an earlier look saw other images: figures of two test sets are not of one study."""
-    for look in seen(looks(attrs)):
+    for look in completed(evaluations_of(attrs)):
         if look["result"]["sha256"] != images.content_sha256:
             raise HpoError(
                 f"study '{study.name}': these are not the test images of look {look['look']} (their SHA-256 differs); "

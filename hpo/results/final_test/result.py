@@ -19,7 +19,7 @@ from hpo.results.final_test.model_card import CARD, CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE
 from hpo.results.result import Result
 from hpo.results.selection import Choice
-from hpo.storage.test_evaluations import Look
+from hpo.storage.test_evaluations import Evaluation
 from hpo.studyfile import Study
 from hpo.text import json_text
 from hpo.versions import provenance
@@ -124,16 +124,16 @@ class SealedTestResult(Result[Tested]):
         return [*lines, f"folder: {self.found.folder}"]
 
 
-def look_lines(looks: Sequence[Look]) -> list[str]:
+def look_lines(looks: Sequence[Evaluation]) -> list[str]:
     """Return a line a look that a study has begun, for people; one that came to nothing is none."""
     return [f"{_which(look)}, {look['at']}, trial {look['trial']}: {_seen(look)}" for look in looks]
 
 
-def _which(look: Look) -> str:
+def _which(look: Evaluation) -> str:
     return "no look" if look["result"] is None else f"look {look['look']}"
 
 
-def _seen(look: Look) -> str:
+def _seen(look: Evaluation) -> str:
     result = look["result"]
     if result is None:
         return f"it began, and nothing was seen ({look.get('failed', 'it did not get to a result')})"

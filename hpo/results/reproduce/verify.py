@@ -44,7 +44,7 @@ def verify(
     trained_in = {each.member.number: precision_of(each.member.config, precision) for each in given}
     certificate = _certificate(study, repeated, describe_device(planned.device), trained_in)
     try:
-        storage.change_study(found._study_id, {VERIFIED: certificate}, identity=identity)
+        storage.set_study_attrs(found._study_id, {VERIFIED: certificate}, identity=identity)
     except KeyError as error:
         raise HpoError(f"study '{name}': was deleted meanwhile, so its certificate is kept nowhere") from error
     return certificate

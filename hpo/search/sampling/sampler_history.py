@@ -39,7 +39,7 @@ from hpo.search.space import (
     size,
     snapped,
 )
-from hpo.storage.pareto import directions, since_best
+from hpo.storage.pareto import directions, trials_since_best
 from hpo.studyfile import Study
 from hpo.training.seeds import derive_seed
 
@@ -191,10 +191,10 @@ class History:
                 self._mirror.put(running)
 
     @property
-    def since_best(self) -> int:
-        """See `since_best`; the trials of the studies that this one starts from do not count."""
+    def trials_since_best(self) -> int:
+        """See `trials_since_best`; the trials of the studies that this one starts from do not count."""
         trials = self._study.get_trials(deepcopy=False)
-        return since_best([trial for trial in trials if trial.number >= 0], self._study.directions)
+        return trials_since_best([trial for trial in trials if trial.number >= 0], self._study.directions)
 
     def exhausted(self) -> bool:
         """Return whether every different trial of a finite space has been asked for."""

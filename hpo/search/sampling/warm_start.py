@@ -32,7 +32,7 @@ from hpo.search.study_records import (
     stored_study,
     user_attrs_of,
 )
-from hpo.storage import Parts, Storage, identity, load_study, study_names, summaries
+from hpo.storage import Storage, TrialFields, identity, load_study, study_names, summaries
 from hpo.studyfile import SearchSettings, Study
 from hpo.usercode import Code, split
 
@@ -47,7 +47,7 @@ FREE_TO_DIFFER = (
 )
 """Keys in which a study may differ from those that it starts from, besides ranges and choices."""
 
-VALUES_ONLY = Parts(curves=False, user_attrs=False, system_attrs=None)
+VALUES_ONLY = TrialFields(curves=False, user_attrs=False, system_attrs=None)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def warm_start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> Warm
 
 def completed(storage: Storage, name: str) -> list[FrozenTrial]:
     """Return a study's completed trials, their parameters and values only."""
-    trials = storage.read(load_study(storage, name)._study_id, -1, (), VALUES_ONLY)
+    trials = storage.read_trials(load_study(storage, name)._study_id, -1, (), VALUES_ONLY)
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
@@ -107,7 +107,7 @@ def accept_other_code(study: Study, stored: optuna.Study, storage: Storage) -> N
     there = set(study.search.start_from) & set(study_names(storage))
     alike = {name: _files(storage, name) for name in study.search.start_from if name in there}
     if study.modules and alike != user_attrs_of(stored).get(ALIKE, {}):
-        storage.change_study(stored._study_id, {ALIKE: alike})
+        storage.set_study_attrs(stored._study_id, {ALIKE: alike})
 
 
 def _check_comparable(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from hpo.errors import UnknownStudyError
 from hpo.search.events import Event, Note, PopulationEnded, StudyEnded, StudyStarted
-from hpo.storage import Storage, keep_figures, last_drawn, summary
+from hpo.storage import Storage, figures_record, save_figures, summary
 
 REFRESH_S = 60.0
 SHARE = 0.02
@@ -66,7 +66,7 @@ def refresh(storage: Storage, which: str | int, fresh_s: float = 0.0) -> bool:
     """
     study = summary(storage, which)
     finished = sum(count for state, count in study.states.items() if state.is_finished())
-    last = last_drawn(storage, study.study_id)
+    last = figures_record(storage, study.study_id)
     known, at = (0, 0.0) if last is None else (last.trials, last.at)
     if finished <= known or 0 <= time.time() - at < fresh_s:
         return False
@@ -79,7 +79,7 @@ def refresh(storage: Storage, which: str | int, fresh_s: float = 0.0) -> bool:
     for figure in drawn.values():
         figure.layout.height = None  # the dashboard's frames have one
     figures = {f"hpo-{kind}": figure.to_json() for kind, figure in drawn.items()}
-    return keep_figures(storage, study.study_id, figures, len(source.trials))
+    return save_figures(storage, study.study_id, figures, len(source.trials))
 
 
 def _said(error: Exception) -> str:

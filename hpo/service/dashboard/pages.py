@@ -21,7 +21,7 @@ import optuna_dashboard
 from hpo.service.dashboard.guard import READING
 from hpo.service.dashboard.routes import Routes
 from hpo.service.dashboard.view import View
-from hpo.storage.artifacts import ArtifactFolder, artifacts_of_others
+from hpo.storage.artifacts import ArtifactFolder, artifacts_of_other_studies
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -95,6 +95,6 @@ class _Artifacts(ArtifactFolder):
         """Remove a file, unless it is another study's as well."""
         environ = bottle.request.environ
         if OTHERS not in environ:
-            environ[OTHERS] = artifacts_of_others(self._view, bottle.request.url_args["study_id"])
+            environ[OTHERS] = artifacts_of_other_studies(self._view, bottle.request.url_args["study_id"])
         if artifact_id not in environ[OTHERS]:
             super().remove(artifact_id)

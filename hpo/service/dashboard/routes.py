@@ -26,7 +26,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from hpo.errors import StorageError
 from hpo.service.dashboard.guard import READING, Refusal
 from hpo.storage import Storage, rename_study, study_of
-from hpo.storage.artifacts import ARTIFACT, OF_DASHBOARD, REMOVED
+from hpo.storage.artifacts import ARTIFACT, DASHBOARD_ARTIFACT, REMOVED_ARTIFACT
 from hpo.studyfile import name_problem
 
 LIST, RENAME = "/api/studies", "/api/studies/<study_id:int>/rename"
@@ -119,9 +119,9 @@ class Routes:
         attrs = dict(self._storage.get_study_system_attrs(study_id))
         key = ARTIFACT + artifact_id
         if trial_id is not None:
-            old = attrs.get(f"{OF_DASHBOARD}{trial_id}:{artifact_id}")
+            old = attrs.get(f"{DASHBOARD_ARTIFACT}{trial_id}:{artifact_id}")
             attrs = {key: old} | self._storage.get_trial_system_attrs(trial_id)
-        return attrs.get(key) not in (None, json.loads(REMOVED))
+        return attrs.get(key) not in (None, json.loads(REMOVED_ARTIFACT))
 
     def _rename(self, study_id: int) -> dict[str, Any]:
         """Rename a study, where optuna-dashboard makes a copy of that name and deletes the study."""

@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.study_records import STUDY
-from hpo.storage import Parts, Storage
+from hpo.storage import Storage, TrialFields
 from hpo.storage.location import Location
 
 LONG = 1000
@@ -80,13 +80,15 @@ class View(Storage):
         return trials if len(trials) > LONG else None
 
     def _thinned(self, study_id: int) -> list[FrozenTrial]:
-        trials = self.read(study_id, -1, [], Parts(curves=False, system_attrs=ARTIFACTS))
+        trials = self.read_trials(study_id, -1, [], TrialFields(curves=False, system_attrs=ARTIFACTS))
         if len(trials) <= LONG:
             return trials
         maximized = self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.values]
         best = sorted(complete, key=lambda trial: trial.values[0], reverse=maximized)[:BEST]
         after = trials[-LATEST - 1]._trial_id
-        whole = self.read(study_id, after, [trial._trial_id for trial in best], Parts(system_attrs=ARTIFACTS))
+        whole = self.read_trials(
+            study_id, after, [trial._trial_id for trial in best], TrialFields(system_attrs=ARTIFACTS)
+        )
         curves = {trial._trial_id: trial for trial in whole}
         return [curves.get(trial._trial_id, trial) for trial in trials]
