@@ -3,6 +3,7 @@
     printable        one line; control characters and the like are shown as Python escapes
     printable_lines  the same for text of several lines
     json_text        a tree as JSON; json_line puts it on one line of ASCII
+    utc_text         a time as ISO 8601
     escape_toml      TOML text with non-printable characters escaped
     hpo_command      a command of hpo, quoted for a shell
 
@@ -18,6 +19,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -60,6 +62,11 @@ def json_text(tree: Any, indent: int | None = None) -> str:
 def json_line(tree: Any) -> str:
     """Return a tree as one line of ASCII JSON, valid in every encoding."""
     return json.dumps(encode_non_finite(tree), allow_nan=False)
+
+
+def utc_text(time: datetime, timespec: str = "seconds") -> str:
+    """Return a time in UTC as ISO 8601 text, `2026-01-31T12:00:00Z`."""
+    return time.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def escape_toml(text: str) -> str:

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 import hpo
+from hpo.text import utc_text
 
 PACKAGES = ("torch", "optuna", "numpy")
 
@@ -20,7 +21,7 @@ def versions() -> dict[str, str]:
 
 def provenance() -> dict[str, Any]:
     """Return the last keys of an export: the versions, and the time of writing in UTC."""
-    return {"versions": versions(), "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")}
+    return {"versions": versions(), "created": utc_text(datetime.now(UTC))}
 
 
 def version_line() -> str:

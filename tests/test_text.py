@@ -66,11 +66,11 @@ def test_a_study_of_another_program_is_shown_printable(tmp_path: Path) -> None:
 
 
 def test_a_table_for_a_spreadsheet_is_printable() -> None:
-    from hpo.results.export.trials import comma_separated
+    from hpo.results.export.text import csv_text
 
     record = {"number": 0, "state": "failed", "value": None, "values": {}, "params": {EVIL: EVIL}, "reason": EVIL}
     fill = dict.fromkeys(("seed", "epochs", "precision", "device", "started", "ended"))
-    text = "".join(comma_separated([{**fill, **record}]))
+    text = csv_text([{**fill, **record}])
     assert all(map(str.isprintable, text.replace("\n", "")))
     heading, row = csv.reader(io.StringIO(text))
     assert (heading[-1], row[-1]) == (printable_lines(EVIL), printable_lines(EVIL))

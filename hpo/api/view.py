@@ -91,7 +91,7 @@ class StudyView:
         """
         from hpo.results.export.trials import trial_records
 
-        return [_trial(record) for record in trial_records(self._storage, self.name, n)]
+        return [_trial(record) for record in trial_records(self._storage, self.name, top=n)]
 
     @property
     def front(self) -> list[Trial]:
@@ -99,10 +99,9 @@ class StudyView:
 
         Raises HpoError where no trial has completed.
         """
-        from hpo.storage import summary
-        from hpo.storage.studies import best_limit
+        from hpo.results.export.trials import trial_records
 
-        return self.top(best_limit(summary(self._storage, self.name).directions))
+        return [_trial(record) for record in trial_records(self._storage, self.name)]
 
     def top_lines(self, n: int = 5) -> list[str]:
         """Return a line for each of the `n` best completed trials, as `hpo top` prints them; of any Optuna study."""
@@ -114,7 +113,7 @@ class StudyView:
         """Return every trial, by number: `trials()[12].number` is 12. Raises HpoError where there is none."""
         from hpo.results.export.trials import trial_records
 
-        return [_trial(record) for record in trial_records(self._storage, self.name)]
+        return [_trial(record) for record in trial_records(self._storage, self.name, every=True)]
 
     def curves(self) -> dict[str, NDArray[np.float64]]:
         """Return the learning curves of all trials: metric -> array [trials, epochs], row n that of trial n.
@@ -152,9 +151,9 @@ class StudyView:
 
         Raises UsageError for what does not go together, and HpoError where there is no such trial.
         """
-        from hpo.results.export.document import exported
+        from hpo.results.export.text import export_text
 
-        return exported(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial, form=form)
+        return export_text(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial, form=form)
 
     def plot(self, kinds: Sequence[str] = (), n: int = 20) -> dict[str, go.Figure]:
         """Return plotly's figures by kind: curves (of the `n` best trials), landscape, history and importances.
@@ -219,9 +218,4 @@ def _trial(record: Mapping[str, Any]) -> Trial:
     from hpo.api.arrays import curve_of
 
     known = {key: value for key, value in record.items() if key != "schema"}
-    times = {key: _time(known[key]) for key in ("started", "ended")}
-    return Trial(**{**known, **times, "curve": curve_of(record["curve"])})
-
-
-def _time(text: str | None) -> datetime.datetime | None:
-    return None if text is None else datetime.datetime.fromisoformat(text)
+    return Trial(**{**known, "curve": curve_of(record["curve"])})

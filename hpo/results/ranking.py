@@ -21,7 +21,6 @@ from hpo.results.lookup import metrics_of
 from hpo.results.unranked import no_best
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
-from hpo.storage.studies import MAX_TRIALS
 from hpo.studyfile import Parameter, Range, Study
 from hpo.studyfile.writing import key_text
 from hpo.text import printable
@@ -81,7 +80,7 @@ def top_lines(storage: Storage, name: str, n: int) -> list[str]:
     """
     study = summary(storage, name)
     metrics = metrics_of(study)
-    trials = best_trials(storage, name, n if len(metrics) == 1 else MAX_TRIALS)
+    trials = best_trials(storage, name, n if len(metrics) == 1 else None)
     if not trials:
         raise no_best(storage, name)
     lines = [best_line(rank, trial, metrics) for rank, trial in enumerate(trials[:n], start=1)]

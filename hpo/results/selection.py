@@ -1,6 +1,6 @@
-"""Which configuration of a study is the one to test, to keep and to name: the confirmed winner, else the best trial.
+"""The selected configuration of a study: that of the confirmed winner, else that of the best trial.
 
-Reads studies and writes nothing.
+It is the one that `hpo test` evaluates. Reads studies and changes nothing.
 """
 
 from __future__ import annotations
@@ -8,23 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
+from hpo.errors import HpoError
 from hpo.results.confirm.result import find_confirmation
-from hpo.results.export.best import completed_trial, params_of
 from hpo.results.ranking import score
+from hpo.results.states import STATES
 from hpo.results.unranked import no_best
+from hpo.search.space import decode
 from hpo.search.study_records import CURVE, stored_study
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Config, Study
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A chosen configuration: the trial that has it, its parameters as a study file means them, and why it was chosen.
+class Selection:
+    """A selected configuration: its trial, its parameters in study file values, and the reason for the selection.
 
-    `epochs` is for how many it is to be trained: as it was itself, or with `score = "best"` up to its best one. `score`
-    is the trial's own.
+    `epochs` is the number of epochs to train it for: those of the trial, or with `score = "best"` up to its best epoch.
+    `score` is the score of the trial.
     """
 
     trial: int
@@ -35,30 +37,48 @@ class Choice:
     why: str
 
 
-def chosen(storage: Storage, name: str, trial: int | None = None) -> Choice:
-    """Return the configuration of a study that is chosen, or that of the trial of that number.
+def select(storage: Storage, name: str, trial: int | None = None) -> Selection:
+    """Return the selected configuration of a study, or that of the trial of that number.
 
     Raises HpoError where no trial, or not that one, has completed, and where a confirmation is not finished.
     """
     study = stored_study(load_study(storage, name))
     if trial is not None:
-        return _choice(study, completed_trial(storage, name, trial), "asked for by its number")
+        return _selection(study, completed_trial(storage, name, trial), "asked for by its number")
     confirmation = find_confirmation(storage, name)
     if confirmation is not None and confirmation.winner.candidate.trial is not None:
         number = confirmation.winner.candidate.trial
-        seeds = f"the winner of its confirmation over {confirmation.seeds} seeds"
-        return _choice(study, completed_trial(storage, name, number), seeds)
+        why = f"the winner of its confirmation over {confirmation.seeds} seeds"
+        return _selection(study, completed_trial(storage, name, number), why)
     best = best_trials(storage, name, 1)
     if not best:
-        raise no_best(storage, name, "there is nothing to choose")
+        raise no_best(storage, name, "there is nothing to select")
     several = f", by its first metric, {study.search.first_metric}" if len(study.search.metrics) > 1 else ""
     why = f"the best trial of the search{several}, not confirmed"
-    return _choice(study, storage.get_trial(best[0]._trial_id), why)
+    return _selection(study, storage.get_trial(best[0]._trial_id), why)
 
 
-def _choice(study: Study, trial: FrozenTrial, why: str) -> Choice:
+def _selection(study: Study, trial: FrozenTrial, why: str) -> Selection:
     params = params_of(study, trial)
     config = study.config(params)
     best_epoch = trial.user_attrs.get("score_epoch") if study.search.score == "best" else None
     trained = max(map(len, trial.system_attrs.get(CURVE, {}).values()), default=config.training.epochs)
-    return Choice(trial.number, score(trial), params, config, best_epoch or trained, why)
+    return Selection(trial.number, score(trial), params, config, best_epoch or trained, why)
+
+
+def completed_trial(storage: Storage, name: str, number: int) -> FrozenTrial:
+    """Return the trial of that number. Raises HpoError where it does not exist or is not complete."""
+    stored = load_study(storage, name)
+    try:
+        trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(stored._study_id, number))
+    except KeyError as error:
+        raise HpoError(f"study '{name}' has no trial {number}: `hpo top` lists the best") from error
+    if trial.state != TrialState.COMPLETE:
+        raise HpoError(f"study '{name}': trial {number} is {STATES[trial.state]}: select a complete one")
+    return trial
+
+
+def params_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial's parameters as values of the study file."""
+    known = [parameter for parameter in study.parameters if parameter.name in trial.params]
+    return {parameter.name: decode(parameter, trial.params[parameter.name]) for parameter in known}

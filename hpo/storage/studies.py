@@ -138,15 +138,11 @@ def last_epochs(storage: Storage, trial_ids: Sequence[int]) -> dict[int, int]:
     return read_transaction(storage.engine, work)
 
 
-def best_limit(directions: Sequence[Any]) -> int:
-    """Return how many trials a study's best are at most: one, or, of several objectives, all that are on the front."""
-    return MAX_TRIALS if len(directions) > 1 else 1
-
-
-def best_trials(storage: Storage, study: str | int, n: int) -> list[FrozenTrial]:
+def best_trials(storage: Storage, study: str | int, n: int | None = None) -> list[FrozenTrial]:
     """Return the `n` best completed trials of the study of that name or id, best first.
 
-    They are without curves and system attributes.
+    Without `n`, return the best trial, or of several objectives the whole Pareto front. The trials have no curves and
+    no system attributes.
 
     Equal values keep the order of the trials' numbers; an infinite value is not ranked. Of several objectives the best
     are those on the Pareto front: no other trial is as good as one of them in all and better in one. The first
@@ -157,7 +153,7 @@ def best_trials(storage: Storage, study: str | int, n: int) -> list[FrozenTrial]
         of_study = sa.select(DIRECTIONS.c.direction).join(STUDIES).where(_is(study)).order_by(DIRECTIONS.c.objective)
         directions = connection.execute(of_study).scalars().all()
         if len(directions) == 1:
-            return _ranked(connection, _is(study), directions[0], n)
+            return _ranked(connection, _is(study), directions[0], 1 if n is None else n)
         return _front(connection, _is(study), directions, n) if directions else None
 
     best = read_transaction(storage.engine, work)
@@ -179,7 +175,7 @@ def _ranked(
 
 
 def _front(
-    connection: Connection, study: sa.ColumnElement[bool], directions: Sequence[StudyDirection], n: int
+    connection: Connection, study: sa.ColumnElement[bool], directions: Sequence[StudyDirection], n: int | None
 ) -> list[FrozenTrial]:
     rows = sa.select(TRIALS.c.trial_id, VALUES.c.value)
     rows = rows.select_from(TRIALS.join(STUDIES).join(VALUES, ANY_FINITE)).where(study)

@@ -20,7 +20,8 @@ from hpo.errors import UsageError
 from hpo.results.compare.runs import facets, groups
 from hpo.results.confirm.study import confirming_study
 from hpo.results.export.best import export
-from hpo.results.export.trials import comma_separated, trial_records
+from hpo.results.export.text import csv_text
+from hpo.results.export.trials import trial_records
 from hpo.results.figures.importances import parameter_importances
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import read_source
@@ -82,9 +83,9 @@ def test_the_best_is_shown_and_exported_with_what_it_has(storage: Storage, name:
 
 
 def test_a_table_of_trials_has_an_empty_cell_for_what_a_trial_lacks(storage: Storage, name: str) -> None:
-    rows = list(trial_records(storage, name))
+    rows = list(trial_records(storage, name, every=True))
     assert {row["precision"] for row in rows} == {"float32"}  # each of them is whole
-    text = "".join(comma_separated(rows)).splitlines()
+    text = csv_text(rows).splitlines()
     assert {"lr", "lr.adam", "beta1"} <= set(text[0].split(","))
     assert len({line.count(",") for line in text}) == 1
 

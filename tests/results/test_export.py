@@ -22,7 +22,8 @@ from tiny import search, study_of
 from hpo.errors import HpoError, UsageError
 from hpo.files import write_atomically
 from hpo.results.confirm.study import confirming_study
-from hpo.results.export.best import export, export_text
+from hpo.results.export.best import export
+from hpo.results.export.text import export_text
 from hpo.results.reproduce.verify import verify
 from hpo.storage import Storage, TrialResult
 from hpo.studyfile import read_study
@@ -92,7 +93,7 @@ def without_nulls(value: Any) -> Any:
 
 def test_a_study_that_has_not_been_confirmed_has_no_winner(stored: Store, storage: Storage) -> None:
     stored([trial(0.9)])
-    with pytest.raises(HpoError, match="has not been confirmed; `hpo confirm` does that"):
+    with pytest.raises(HpoError, match="has not been confirmed: run `hpo confirm` first"):
         export(storage, "digits", confirmed=True)
 
 
@@ -201,7 +202,7 @@ def test_an_objectives_numbers_that_json_lacks_are_words_in_every_form(stored: S
     toml = tomllib.loads(export_text(storage, "digits", form="toml"))
     assert {**toml, "created": 0} == {**exported, "created": 0} == {**export(storage, "digits"), "created": 0}
     assert export(storage, "digits", trial=1)["params"] == {"clip": None}
-    with pytest.raises(UsageError, match=r"params\.clip is null, which TOML has no way to write; use json"):
+    with pytest.raises(UsageError, match=r"params\.clip is null, which TOML cannot store: use json"):
         export_text(storage, "digits", form="toml", trial=1)
 
 

@@ -24,14 +24,14 @@ from hpo.errors import HpoError, UsageError
 from hpo.results.display.summary import next_lines, summary_lines
 from hpo.results.display.tables import studies_table
 from hpo.results.export.best import export
-from hpo.results.export.document import exported
+from hpo.results.export.text import export_text
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.pareto_front import front
 from hpo.results.figures.source import Source, read_source
 from hpo.results.narrow.next_study import propose
 from hpo.results.ranking import best_line, edge_warnings
 from hpo.results.report import report
-from hpo.results.selection import chosen
+from hpo.results.selection import select
 from hpo.storage import Storage, best_trials
 from hpo.studyfile import parse_study
 
@@ -74,16 +74,16 @@ def test_an_export_holds_the_front_and_each_trial_of_it_as_an_export(
 
 
 def test_records_have_a_value_for_each_metric(searched: list[FrozenTrial], storage: Storage) -> None:
-    rows = list(csv.DictReader(io.StringIO(exported(storage, "tiny", form="csv"))))
+    rows = list(csv.DictReader(io.StringIO(export_text(storage, "tiny", form="csv"))))
     assert [(float(row["val_accuracy"]), float(row["parameters"])) for row in rows] == [
         tuple(t.values) for t in searched
     ]
-    lines = [json.loads(line) for line in exported(storage, "tiny", top=1).splitlines()]
+    lines = [json.loads(line) for line in export_text(storage, "tiny", top=1).splitlines()]
     assert [list(line["values"].values()) for line in lines] == [searched[0].values]
-    with pytest.raises(UsageError, match="--top: does not go with --trial"):
-        exported(storage, "tiny", top=1, trial=0)
-    with pytest.raises(HpoError, match="study 'tiny': has no trial 99"):
-        exported(storage, "tiny", trial=99)
+    with pytest.raises(UsageError, match="--top excludes --trial"):
+        export_text(storage, "tiny", top=1, trial=0)
+    with pytest.raises(HpoError, match="study 'tiny' has no trial 99"):
+        export_text(storage, "tiny", trial=99)
 
 
 def test_the_view_has_the_front(searched: list[FrozenTrial], storage: Storage) -> None:
@@ -101,7 +101,7 @@ def test_what_a_launch_says_is_the_front(searched: list[FrozenTrial], storage: S
 
 
 def test_the_first_metric_chooses(searched: list[FrozenTrial], storage: Storage) -> None:
-    found = chosen(storage, "tiny")
+    found = select(storage, "tiny")
     assert (found.trial, found.score) == (searched[0].number, searched[0].values[0])
     assert found.why == "the best trial of the search, by its first metric, val_accuracy, not confirmed"
 

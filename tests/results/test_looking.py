@@ -302,7 +302,7 @@ def test_a_study_without_dropout_has_no_subnetworks(storage: Storage) -> None:
 def test_a_study_without_a_completed_trial_has_nothing_to_test(storage: Storage) -> None:
     search(study_of(), storage, stop_at=lambda event: isinstance(event, EpochEnded))
     refuse(storage, "no finished trial yet")
-    refuse(storage, "trial 0 is waiting; only a complete one can be chosen", trial=0)
+    refuse(storage, "trial 0 is waiting: select a complete one", trial=0)
 
 
 def test_a_network_that_diverges_on_all_images_is_not_tested(

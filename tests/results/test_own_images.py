@@ -15,7 +15,8 @@ from tiny import search, tree, trials_of
 
 from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.results.confirm.study import confirming_study
-from hpo.results.export.best import export, export_text
+from hpo.results.export.best import export
+from hpo.results.export.text import export_text
 from hpo.results.final_test.evaluate import Wanted, look
 from hpo.results.final_test.model_folder import CARD_FILE
 from hpo.results.final_test.predict import predictions

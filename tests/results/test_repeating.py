@@ -18,13 +18,14 @@ from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, U
 from hpo.results.certificate import VERIFIED, verified_lines
 from hpo.results.confirm.study import confirming_study
 from hpo.results.export import best as exporting
-from hpo.results.export.best import export, export_text, params_of
+from hpo.results.export.best import export
+from hpo.results.export.text import export_text
 from hpo.results.reproduce import verify as verification
 from hpo.results.reproduce.replay import Replay, ReplayResult, replay
 from hpo.results.reproduce.retrain import largest_differences
 from hpo.results.reproduce.verify import verify
 from hpo.search.events import StudyStarted
-from hpo.search.study_records import CURVE
+from hpo.search.study_records import CURVE, user_attrs_of
 from hpo.storage import Storage, load_study
 from hpo.studyfile import SearchSettings, Study, read_study
 
@@ -194,8 +195,8 @@ def test_a_study_that_is_begun_anew_meanwhile_gets_no_certificate(
 def test_a_study_that_is_begun_anew_meanwhile_is_not_exported(
     searched: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "params_of", lambda *anything: [begun_anew(searched), params_of(*anything)][1])
-    with pytest.raises(HpoError, match="study 'tiny': was deleted and begun anew meanwhile; export it again"):
+    monkeypatch.setattr(exporting, "user_attrs_of", lambda stored: [user_attrs_of(stored), begun_anew(searched)][0])
+    with pytest.raises(HpoError, match="study 'tiny' was deleted and created anew while it was read: export it again"):
         export(searched, "tiny")
 
 

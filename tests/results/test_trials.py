@@ -16,7 +16,7 @@ from stored_studies import DROPOUT, LR, OWN, tree, trial
 from tiny import search, study_of, trials_of
 
 from hpo.errors import HpoError, UsageError
-from hpo.results.export.document import exported
+from hpo.results.export.text import export_text
 from hpo.search.study_records import CURVE
 from hpo.storage import Storage
 
@@ -24,11 +24,11 @@ Store = Callable[..., optuna.Study]
 
 
 def lines(storage: Storage, **options: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in exported(storage, "digits", **options).splitlines()]
+    return [json.loads(line) for line in export_text(storage, "digits", **options).splitlines()]
 
 
 def rows(storage: Storage, name: str = "digits", **options: Any) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(exported(storage, name, form="csv", **options))))
+    return list(csv.DictReader(io.StringIO(export_text(storage, name, form="csv", **options))))
 
 
 def test_every_trial_is_a_line_whatever_became_of_it(stored: Store, storage: Storage) -> None:
@@ -52,7 +52,7 @@ def test_the_best_are_in_their_order(stored: Store, storage: Storage) -> None:
 
 def test_a_search_is_exported_with_its_curves_seeds_and_times(storage: Storage) -> None:
     search(study_of(), storage)
-    found = [json.loads(line) for line in exported(storage, "tiny", every=True).splitlines()]
+    found = [json.loads(line) for line in export_text(storage, "tiny", every=True).splitlines()]
     for each, stored_trial in zip(found, trials_of(storage), strict=True):
         assert each["curve"] == stored_trial.system_attrs[CURVE]
         assert each["seed"] == stored_trial.user_attrs["seed"]
@@ -86,7 +86,7 @@ def test_lists_words_and_names_with_commas_are_cells(stored: Store, storage: Sto
 
 def test_no_two_columns_have_one_name(storage: Storage) -> None:
     search(study_of(training={"epochs": {"choices": [1, 2]}}, search={"trials": 3}), storage)
-    heading, *_ = csv.reader(io.StringIO(exported(storage, "tiny", every=True, form="csv")))
+    heading, *_ = csv.reader(io.StringIO(export_text(storage, "tiny", every=True, form="csv")))
     assert len(set(heading)) == len(heading)
     assert [row["params.epochs"] == row["epochs"] for row in rows(storage, "tiny", every=True)] == [True] * 3
 
@@ -94,19 +94,19 @@ def test_no_two_columns_have_one_name(storage: Storage) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": True, "top": 3}, "--all: does not go with --top"),
-        ({"top": 3, "confirmed": True}, "--top: does not go with --confirmed"),
-        ({"every": True, "form": "toml"}, "--format toml: holds one trial, --all asks for several"),
-        ({"confirmed": True, "form": "csv"}, "--format csv: is for several trials, --confirmed asks for one"),
+        ({"every": True, "top": 3}, "--all excludes --top"),
+        ({"top": 3, "confirmed": True}, "--top excludes --confirmed"),
+        ({"every": True, "form": "toml"}, "--format toml holds one trial, but --all exports several"),
+        ({"confirmed": True, "form": "csv"}, "--format csv is for several trials, but --confirmed exports one"),
     ],
 )
 def test_what_does_not_go_together(storage: Storage, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        exported(storage, "digits", **options)
+        export_text(storage, "digits", **options)
 
 
 @pytest.mark.parametrize("options", [{"every": True}, {"top": 2}, {"form": "csv"}, {}])
 def test_a_study_without_trials_is_one_line(stored: Store, storage: Storage, options: dict[str, Any]) -> None:
     stored([])
     with pytest.raises(HpoError, match=r"study 'digits': no .*trial yet"):
-        exported(storage, "digits", **options)
+        export_text(storage, "digits", **options)

@@ -14,7 +14,8 @@ from tiny import after_epochs, check_like, check_whole, curves, search, states, 
 
 from hpo.results.compare.runs import groups
 from hpo.results.compare.table import summarize
-from hpo.results.export.best import export, export_text
+from hpo.results.export.best import export
+from hpo.results.export.text import export_text
 from hpo.results.reproduce.replay import replay
 from hpo.results.reproduce.verify import verify
 from hpo.search.events import EpochEnded, PopulationEnded

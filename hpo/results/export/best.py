@@ -1,10 +1,12 @@
-"""A study's best trial, another one, or the one that a confirmation found best, as one object: `hpo.best/2`.
+"""Exports of single trials: the best one, the confirmed winner, one by number, or the Pareto front.
 
-It promises that `config` is a study file in itself (launching it trains those hyperparameters once more, as a study of
-its own), that the trial can be repeated from the object alone (`hpo replay`), and that the object says which data, seed
-and versions it rests on. best.schema.json beside this module describes it, best-1.schema.json what was written before.
-A trial of an objective of the user's own is another object: `objective_export.py` has it. Of several metrics there is
-no one best trial: all that are on the Pareto front, each such an object, are in one more, `hpo.front/1`.
+    hpo.best/2       a trial of a network study (best.schema.json; best-1.schema.json describes the older version)
+    hpo.objective/1  a trial of an objective study (objective.schema.json)
+    hpo.front/1      several such objects: the Pareto front of a study with several metrics (front.schema.json)
+
+In `hpo.best/2`, `config` is a study file of that trial alone. The object is enough for `hpo replay`: it contains the
+seed, the versions and the hashes of data and code. An objective study's parameters are for the user's code, whose
+hashes are in `code`. Exporting changes nothing in the storage.
 """
 
 from __future__ import annotations
@@ -13,139 +15,147 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-import tomli_w
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from hpo.errors import HpoError, UsageError
+from hpo.errors import HpoError
 from hpo.results.certificate import certificate_of
 from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import confirmation_record
-from hpo.results.export.objective_trial import objective_record
 from hpo.results.lookup import metrics_of
 from hpo.results.naming import followed
 from hpo.results.ranking import score, values_of
-from hpo.results.states import STATES, by_word
+from hpo.results.selection import completed_trial, params_of
+from hpo.results.states import by_word
 from hpo.results.unranked import no_best
-from hpo.search.space import decode
 from hpo.search.study_records import CODE, CURVE, DATA, RUN, any_stored_study, precision_of, user_attrs_of
-from hpo.storage import IDENTITY, WORKER, Storage, best_trials, load_study, summary
-from hpo.storage.studies import best_limit
+from hpo.storage import IDENTITY, WORKER, Storage, StudySummary, best_trials, load_study, summary
 from hpo.studyfile import ObjectiveStudy, Study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
-from hpo.studyfile.messages import dotted
-from hpo.studyfile.trees import Path
-from hpo.text import encode_non_finite, escape_toml, json_text
+from hpo.text import encode_non_finite
 from hpo.versions import provenance
 
 VERSION = 2
 SCHEMA = f"hpo.best/{VERSION}"
+OBJECTIVE_SCHEMA = "hpo.objective/1"
 FRONT_SCHEMA = "hpo.front/1"
 SUFFIX = "-best"
 
 
 def export(storage: Storage, name: str, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
-    """Return the export of the study of that name: of its best trial, or of its front where it has several metrics.
+    """Return the export of a study's best trial, or of its Pareto front where it has several metrics.
 
-    `confirmed` is for the winner of its confirmation, `trial` for the completed trial of that number. Raises HpoError
-    where no trial has finished, or not that one, or the study has not been confirmed.
+    With `confirmed` it is the winner of the confirmation, with `trial` the completed trial of that number. Raises
+    HpoError where there is no such trial, and where the study has not been confirmed.
     """
-    found = load_study(storage, name)
+    stored = load_study(storage, name)
+    confirmation = None
     if confirmed:
         confirmation = find_confirmation(storage, name)
         if confirmation is None:
-            raise HpoError(f"study {name!r}: has not been confirmed; `hpo confirm` does that")
-        winner = _trial(storage, found, confirmation.winner.candidate.trial or 0)
-        return _written(_record(storage, found, winner, confirmation))
+            raise HpoError(f"study {name!r} has not been confirmed: run `hpo confirm` first")
+        trial = confirmation.winner.candidate.trial
     if trial is not None:
-        return _written(_record(storage, found, completed_trial(storage, name, trial)))
-    best = best_trials(storage, found._study_id, best_limit(found.directions))
-    if not best:
+        trials = [completed_trial(storage, name, trial)]
+    else:
+        trials = [storage.get_trial(each._trial_id) for each in best_trials(storage, stored._study_id)]
+    if not trials:
         raise no_best(storage, name, "there is nothing to export")
-    records = [_record(storage, found, storage.get_trial(each._trial_id)) for each in best]
-    return _written(records[0] if len(found.directions) == 1 else _front(storage, found, records))
+    study, attrs, found = any_stored_study(stored), user_attrs_of(stored), summary(storage, stored._study_id)
+    if found.user_attrs.get(IDENTITY) != attrs.get(IDENTITY):
+        raise HpoError(f"study {name!r} was deleted and created anew while it was read: export it again")
+    if isinstance(study, ObjectiveStudy):
+        records = [_objective_trial(study, attrs, found, each) for each in trials]
+    else:
+        records = [_network_trial(study, attrs, found, each, confirmation) for each in trials]
+    several = trial is None and len(stored.directions) > 1
+    tree: dict[str, Any] = encode_non_finite(_front(name, stored, found, records) if several else records[0])
+    return tree
 
 
-def _written(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record as it is written, in whichever form: NaN and infinities become strings (`hpo.text`)."""
-    written: dict[str, Any] = encode_non_finite(record)
-    return written
-
-
-def _front(storage: Storage, found: optuna.Study, records: list[dict[str, Any]]) -> dict[str, Any]:
-    held = summary(storage, found._study_id)
+def _front(name: str, stored: optuna.Study, found: StudySummary, records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "schema": FRONT_SCHEMA,
-        "study": found.study_name,
-        "metrics": list(metrics_of(held)),
-        "directions": [direction.name.lower() for direction in found.directions],
-        "trials": by_word(held.states),
+        "study": name,
+        "metrics": list(metrics_of(found)),
+        "directions": _directions(found),
+        "trials": by_word(found.states),
         "front": records,
         **provenance(),
     }
 
 
-def _record(
-    storage: Storage, found: optuna.Study, best: FrozenTrial, confirmation: Confirmation | None = None
+def _network_trial(
+    study: Study, attrs: Mapping[str, Any], found: StudySummary, trial: FrozenTrial, confirmation: Confirmation | None
 ) -> dict[str, Any]:
-    """Return a trial as an object."""
-    name = found.study_name
-    study, attrs = any_stored_study(found), user_attrs_of(found)
-    if isinstance(study, ObjectiveStudy):
-        return objective_record(storage, study, found, best)
-    if "seed" not in best.user_attrs:
-        raise HpoError(f"study {name!r}: trial {best.number} was not trained by hpo: nobody could repeat it")
-    params = params_of(study, best)
-    precision = precision_of(study.config(params), attrs[RUN]["precision"])
-    curve = best.system_attrs.get(CURVE, {})
-    worker = best.system_attrs.get(WORKER, {})  # processes may train on several devices
-    held = summary(storage, found._study_id)
-    if held.user_attrs.get(IDENTITY) != attrs.get(IDENTITY):
-        raise HpoError(f"study {name!r}: was deleted and begun anew meanwhile; export it again")
+    if "seed" not in trial.user_attrs:
+        raise HpoError(
+            f"study {study.name!r}: trial {trial.number} was not trained by hpo and cannot be repeated: export another "
+            "one with --trial"
+        )
+    params = params_of(study, trial)
+    config = study.config(params)
+    precision = precision_of(config, attrs[RUN]["precision"])
+    curve = trial.system_attrs.get(CURVE, {})
+    worker = trial.system_attrs.get(WORKER, {})  # processes may train on several devices
     return {
         "schema": SCHEMA,
-        "study": name,
-        "trial": best.number,
+        "study": study.name,
+        "trial": trial.number,
         "metric": study.search.first_metric,
-        "direction": found.directions[0].name.lower(),
-        "value": score(best),
-        **values_of(study.search.metrics, best),
+        "direction": _directions(found)[0],
+        "value": score(trial),
+        **values_of(study.search.metrics, trial),
         "params": params,
         "config": best_config(study, params, precision),
-        "epochs": len(curve.get(study.search.first_metric, ())) or study.config(params).training.epochs,
-        "seed": best.user_attrs["seed"],
+        "epochs": len(curve.get(study.search.first_metric, ())) or config.training.epochs,
+        "seed": trial.user_attrs["seed"],
         "curve": curve,
         "precision": precision,
         "device": worker.get("device") or attrs[RUN]["device"],
-        "trials": by_word(held.states),
+        "trials": by_word(found.states),
         "confirmed": None if confirmation is None else confirmation_record(confirmation),
-        "verified": certificate_of(attrs, name),
+        "verified": certificate_of(attrs, study.name),
         "data": attrs[DATA],
-        **code_of_study(attrs),
+        **({"code": attrs[CODE]} if CODE in attrs else {}),
         **provenance(),
     }
 
 
-def completed_trial(storage: Storage, name: str, number: int) -> FrozenTrial:
-    """Return a trial of the study of that name, whole. Raises HpoError where there is none, or it has not completed."""
-    found = load_study(storage, name)
-    try:
-        trial = _trial(storage, found, number)
-    except KeyError as error:
-        raise HpoError(f"study '{name}': has no trial {number}; `hpo top` lists the best") from error
-    if trial.state != TrialState.COMPLETE:
-        raise HpoError(f"study '{name}': trial {number} is {STATES[trial.state]}; only a complete one can be chosen")
-    return trial
+def _objective_trial(
+    study: ObjectiveStudy, attrs: Mapping[str, Any], found: StudySummary, trial: FrozenTrial
+) -> dict[str, Any]:
+    return {
+        "schema": OBJECTIVE_SCHEMA,
+        "study": study.name,
+        "trial": trial.number,
+        "direction": _directions(found)[0],
+        "value": score(trial),
+        **values_of(metrics_of(found), trial),
+        "params": trial.params,
+        "objective": study.objective,
+        "code": attrs[CODE],
+        "config": study.resolved(),
+        "curve": reported_curve(trial),
+        "user_attrs": trial.user_attrs,
+        "trials": by_word(found.states),
+        **provenance(),
+    }
 
 
-def code_of_study(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an export says of the user's own code, where the study has any: its folder, and a hash a file."""
-    return {"code": attrs[CODE]} if CODE in attrs else {}
+def _directions(found: StudySummary) -> list[str]:
+    return [direction.name.lower() for direction in found.directions]
+
+
+def reported_curve(trial: FrozenTrial) -> dict[str, list[Any]]:
+    """Return the values that an objective function reported, with their steps; empty where it reported none."""
+    steps = sorted(trial.intermediate_values)
+    return {"step": steps, "value": [trial.intermediate_values[step] for step in steps]} if steps else {}
 
 
 def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Return a study's resolved tree with these values in place of what it searches: a study of one trial.
+    """Return the resolved study file of one configuration: these values in the place of the search space.
 
-    "auto" has meant a certain precision, which is what the values were found in: that one stands there.
+    `precision` replaces "auto", so that a replay on another device trains in the same one.
     """
     config = study.config(params)
     tree = study.resolved()
@@ -158,36 +168,3 @@ def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict
     tree["search"] |= {"trials": 1, "points": [], "repeats": 1, "start_from": []}
     tree["baseline"] = {}
     return tree
-
-
-def params_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    """Return a trial's parameters as the study file means them."""
-    known = [parameter for parameter in study.parameters if parameter.name in trial.params]
-    return {parameter.name: decode(parameter, trial.params[parameter.name]) for parameter in known}
-
-
-def export_text(
-    storage: Storage, name: str, confirmed: bool = False, form: str = "json", trial: int | None = None
-) -> str:
-    """Return the export of the study of that name as the text of a file, JSON or TOML."""
-    exported = export(storage, name, confirmed, trial)
-    if form == "toml":
-        return escape_toml(tomli_w.dumps(_without_nulls(exported)))
-    return json_text(exported, indent=2) + "\n"
-
-
-def _trial(storage: Storage, found: optuna.Study, number: int) -> FrozenTrial:
-    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(found._study_id, number))
-
-
-def _without_nulls(value: Any, place: Path = ()) -> Any:
-    """TOML has no null: what an export has not got is left out; a null among the user's own values is refused."""
-    if value is None:
-        raise UsageError(f"--format toml: {dotted(place)} is null, which TOML has no way to write; use json")
-    if isinstance(value, dict):
-        own = "params" in place or "user_attrs" in place
-        kept = {key: each for key, each in value.items() if own or each is not None}
-        return {key: _without_nulls(each, (*place, key)) for key, each in kept.items()}
-    if isinstance(value, list):
-        return [_without_nulls(each, (*place, index)) for index, each in enumerate(value)]
-    return value

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from hpo.errors import HpoError
-from hpo.results.selection import Choice
+from hpo.results.selection import Selection
 from hpo.search.plan import NetworkPlan
 from hpo.search.study_records import CURVE, RUN, precision_of, user_attrs_of
 from hpo.storage import WORKER, Storage
@@ -32,13 +32,13 @@ class Trained:
     precision: str
 
 
-def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, planned: NetworkPlan) -> Trained:
+def from_checkpoint(storage: Storage, stored: optuna.Study, selected: Selection, planned: NetworkPlan) -> Trained:
     """Return the weights that are kept of the chosen trial. Raises HpoError where there are none, or not its own."""
     name = stored.study_name
-    found = [file for file in checkpoint_files(storage, stored._study_id) if file.number == choice.trial]
+    found = [file for file in checkpoint_files(storage, stored._study_id) if file.number == selected.trial]
     if not found:
         raise HpoError(
-            f"study '{name}': no weights are kept of trial {choice.trial}; [training] keep keeps those of the best "
+            f"study '{name}': no weights are kept of trial {selected.trial}; [training] keep keeps those of the best "
             "trials, and without --from-checkpoint it is trained anew"
         )
     trial, run = storage.get_trial(found[0].trial_id), user_attrs_of(stored)[RUN]
@@ -51,8 +51,8 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, plan
         )
     state, about = read_weights(path)
     epoch = _epoch(about, trial.system_attrs.get(CURVE, {}).get("val_loss", []))
-    if about.get("trial") != str(choice.trial) or epoch is None or "seed" not in trial.user_attrs:
-        raise HpoError(f"{path}: does not hold the weights of trial {choice.trial} of study '{name}'")
+    if about.get("trial") != str(selected.trial) or epoch is None or "seed" not in trial.user_attrs:
+        raise HpoError(f"{path}: does not hold the weights of trial {selected.trial} of study '{name}'")
     return Trained(
         state,
         epoch,
@@ -60,7 +60,7 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, choice: Choice, plan
         trial.user_attrs["seed"],
         True,
         worker.get("device") or run["device"],
-        precision_of(choice.config, str(run["precision"])),
+        precision_of(selected.config, str(run["precision"])),
     )
 
 

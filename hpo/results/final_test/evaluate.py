@@ -25,7 +25,7 @@ from hpo.results.final_test.model_folder import WEIGHTS_FILE, check_free, put, s
 from hpo.results.final_test.predictions import answers, evaluating, practice_images, rehearse
 from hpo.results.final_test.result import Tested, fill, result_of
 from hpo.results.naming import file_stem
-from hpo.results.selection import Choice, chosen
+from hpo.results.selection import Selection, select
 from hpo.search.plan import NetworkPlan, plan_stored, to_planned_device
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, load_study
@@ -75,41 +75,43 @@ def look(storage: Storage, name: str, wanted: Wanted, stop: threading.Event, say
     check_untested(attrs, name, wanted.again)
     folder = wanted.folder or _default_folder(name, len(completed(evaluations_of(attrs))) + 1)
     check_free(folder)
-    choice = chosen(storage, name, wanted.trial)
+    selected = select(storage, name, wanted.trial)
     planned = plan_stored(study, stored, wanted.device)
     check_test(study.data.dataset, study.folder)
     images = load_test(planned.split)
     _check_same(study, attrs, images)
     names, practice = planned.split.names, practice_images(planned.split, len(images))
     few = None if wanted.subnetworks is None else 2
-    rehearse(study, choice, planned, practice, few)
+    rehearse(study, selected, planned, practice, few)
     seen_by_look: dict[str, Any] = {}
     with _said_of(seen_by_look), put(folder) as filled:
         if wanted.checkpoint:
-            trained = from_checkpoint(storage, stored, choice, planned)
+            trained = from_checkpoint(storage, stored, selected, planned)
         else:
-            trained = _train(study, choice, precision_of(choice.config, attrs[RUN]["precision"]), planned, stop, say)
+            trained = _train(
+                study, selected, precision_of(selected.config, attrs[RUN]["precision"]), planned, stop, say
+            )
         weights = filled / WEIGHTS_FILE
-        about = {"study": name, "trial": str(choice.trial), "data_sha256": planned.split.content_sha256}
+        about = {"study": name, "trial": str(selected.trial), "data_sha256": planned.split.content_sha256}
         write_atomically(weights_to_bytes(trained.state, {"schema": "hpo.weights/1", **about}), weights)
         state, _ = read_weights(weights)
         shape = example_shape(planned.split.train.pixels.shape)
-        network = load_network(weights, state, choice.config.network, shape, len(names)).to(planned.device)
+        network = load_network(weights, state, selected.config.network, shape, len(names)).to(planned.device)
         form = {"shape": list(shape), "classes": len(names), "white": planned.split.white}
 
         def write_result(number: int, saw: dict[str, Any]) -> dict[str, Any]:
-            result = result_of(study, attrs[DATA], choice, trained, sha256(weights), number, saw, attrs.get(CODE))
+            result = result_of(study, attrs[DATA], selected, trained, sha256(weights), number, saw, attrs.get(CODE))
             fill(filled, result, form)
             return result
 
-        with evaluating(study, choice, "training images"):
+        with evaluating(study, selected, "training images"):
             rehearsed = answers(network, practice, names, few, trained.seed)
         write_result(1, rehearsed)  # so there is room for what the look will leave
         looking = StudyRef(stored._study_id, name, attrs.get(IDENTITY))
-        origin = {"trial": choice.trial, "from_checkpoint": wanted.checkpoint}
+        origin = {"trial": selected.trial, "from_checkpoint": wanted.checkpoint}
         begun = start_evaluation(storage, looking, wanted.again, origin)
         try:
-            with evaluating(study, choice, "the test images"):
+            with evaluating(study, selected, "the test images"):
                 saw = answers(network, images, names, wanted.subnetworks, trained.seed)
         except HpoError as error:
             fail_evaluation(storage, looking, begun, str(error))
@@ -140,38 +142,38 @@ def _default_folder(name: str, look: int) -> Path:
 
 
 def _train(
-    study: Study, choice: Choice, precision: str, planned: NetworkPlan, stop: threading.Event, say: Say
+    study: Study, selected: Selection, precision: str, planned: NetworkPlan, stop: threading.Event, say: Say
 ) -> Trained:
-    """Train the chosen configuration on all images that are not sealed, in the order of the split's shuffle."""
+    """Train the selected configuration on all images that are not sealed, in the order of the split's shuffle."""
     split = planned.split
     whole = Images(
         np.concatenate([split.validation.pixels, split.train.pixels]),
         np.concatenate([split.validation.labels, split.train.labels]),
     )
-    config = choice.config
+    config = selected.config
     # Its schedule is that of all its epochs, wherever it is to end; and no image is left to lose patience with.
     config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
-    seed = derive_seed("test", study.search.seed, choice.trial)
+    seed = derive_seed("test", study.search.seed, selected.trial)
     images = to_planned_device(study, replace(planned, split=replace(split, train=whole)))
-    epochs = f"{choice.epochs} epoch{'s' if choice.epochs > 1 else ''}"
-    say(f"{study.name}: trial {choice.trial} on {len(whole):,} images for {epochs}")
+    epochs = f"{selected.epochs} epoch{'s' if selected.epochs > 1 else ''}"
+    say(f"{study.name}: trial {selected.trial} on {len(whole):,} images for {epochs}")
 
     def tell(result: EpochResult) -> None:
-        if result.epoch % max(1, choice.epochs // MESSAGES) == 0 and choice.trial in result.metrics:
-            loss = result.metrics[choice.trial]["train_loss"]
-            say(f"{study.name}: epoch {result.epoch}/{choice.epochs}, training loss {loss:.4f}")
+        if result.epoch % max(1, selected.epochs // MESSAGES) == 0 and selected.trial in result.metrics:
+            loss = result.metrics[selected.trial]["train_loss"]
+            say(f"{study.name}: epoch {result.epoch}/{selected.epochs}, training loss {loss:.4f}")
 
     trainer = Trainer(images, precision, say)
-    member = Member(choice.trial, config, seed)
-    metric, last = study.search.first_metric, choice.epochs
+    member = Member(selected.trial, config, seed)
+    metric, last = study.search.first_metric, selected.epochs
     outcomes = trainer.run([member], metric=metric, stop=stop, last_epoch=last, with_weights=True, on_epoch=tell)
-    outcome = outcomes[choice.trial]
+    outcome = outcomes[selected.trial]
     if outcome.state is None:
         raise HpoError(
-            f"study '{study.name}': trained on all images, trial {choice.trial} {outcome.failed}; the test set was not "
-            "opened: choose another one with --trial"
+            f"study '{study.name}': trained on all images, trial {selected.trial} {outcome.failed}; the test set was "
+            "not opened: select another trial with --trial"
         )
-    return Trained(outcome.state, choice.epochs, len(whole), seed, False, describe_device(planned.device), precision)
+    return Trained(outcome.state, selected.epochs, len(whole), seed, False, describe_device(planned.device), precision)
 
 
 def _check_same(study: Study, attrs: dict[str, Any], images: SealedImages) -> None:

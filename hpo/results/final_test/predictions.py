@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hpo.data import Images, SealedImages, Split
 from hpo.errors import HpoError
 from hpo.results.final_test.scores import Scores, scores
-from hpo.results.selection import Choice
+from hpo.results.selection import Selection
 from hpo.search.plan import NetworkPlan
 from hpo.studyfile import Study
 from hpo.training.device_split import example_shape
@@ -34,14 +34,16 @@ def practice_images(split: Split, count: int) -> SealedImages:
     return SealedImages(split.train.pixels[chosen], split.train.labels[chosen], split.content_sha256)
 
 
-def rehearse(study: Study, choice: Choice, planned: NetworkPlan, practice: Images, subnetworks: int | None) -> None:
+def rehearse(
+    study: Study, selected: Selection, planned: NetworkPlan, practice: Images, subnetworks: int | None
+) -> None:
     """Have a fresh network do what the trained one is to do: much training is lost on one that cannot."""
     shape = example_shape(practice.pixels.shape)
-    with evaluating(study, choice, "training images"):
-        network = build(choice.config.network, shape, planned.split.classes, seed=0).to(planned.device)
+    with evaluating(study, selected, "training images"):
+        network = build(selected.config.network, shape, planned.split.classes, seed=0).to(planned.device)
     if subnetworks is not None and not has_dropout(network):
-        raise HpoError(f"--subnetworks: the configuration of trial {choice.trial} has no dropout layer, so it has none")
-    with evaluating(study, choice, "training images"):
+        raise HpoError(f"--subnetworks: trial {selected.trial} has no dropout layer, so it has no random sub-networks")
+    with evaluating(study, selected, "training images"):
         pixels = torch.from_numpy(practice.pixels)
         log_probabilities(network, pixels)
         if subnetworks is not None:
@@ -49,14 +51,14 @@ def rehearse(study: Study, choice: Choice, planned: NetworkPlan, practice: Image
 
 
 @contextmanager
-def evaluating(study: Study, choice: Choice, what: str) -> Iterator[None]:
+def evaluating(study: Study, selected: Selection, what: str) -> Iterator[None]:
     """Turn what a network raises, or has wrong, into an HpoError of one line."""
     try:
         yield
     except Exception as error:
         said = str(error) if isinstance(error, HpoError) else in_a_line(error, study.folder)
         raise HpoError(
-            f"study '{study.name}': the network of trial {choice.trial} cannot be evaluated on {what}: {said}"
+            f"study '{study.name}': the network of trial {selected.trial} cannot be evaluated on {what}: {said}"
         ) from error
 
 

@@ -18,7 +18,7 @@ from hpo.results.final_test.checkpoint import Trained
 from hpo.results.final_test.model_card import CARD, CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE
 from hpo.results.result import Result
-from hpo.results.selection import Choice
+from hpo.results.selection import Selection
 from hpo.storage.test_evaluations import Evaluation
 from hpo.studyfile import Study
 from hpo.text import json_text
@@ -38,7 +38,7 @@ class Tested(NamedTuple):
 def result_of(
     study: Study,
     data: Mapping[str, Any],
-    choice: Choice,
+    selected: Selection,
     trained: Trained,
     weights_sha256: str,
     look: int,
@@ -53,12 +53,12 @@ def result_of(
     return {
         "schema": SCHEMA,
         "study": study.name,
-        "trial": choice.trial,
-        "why": choice.why,
+        "trial": selected.trial,
+        "why": selected.why,
         "metric": study.search.first_metric,
-        "score": choice.score,
-        "params": choice.params,
-        "config": best_config(study, choice.params, trained.precision),
+        "score": selected.score,
+        "params": selected.params,
+        "config": best_config(study, selected.params, trained.precision),
         "weights": {
             "file": WEIGHTS_FILE,
             "sha256": weights_sha256,

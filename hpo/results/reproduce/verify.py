@@ -18,6 +18,7 @@ from hpo.search.space import config_of
 from hpo.search.study_records import CURVE, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
+from hpo.text import utc_text
 from hpo.training.devices import describe_device
 from hpo.training.stack import Member
 from hpo.versions import versions
@@ -69,7 +70,7 @@ def _certificate(study: Study, repeated: Sequence[Repeated], device: str, traine
     return {
         "study": study.name,
         "metric": study.search.first_metric,
-        "at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "at": utc_text(datetime.now(UTC)),
         "device": device,
         "precision": ", ".join(dict.fromkeys(trained_in.values())),
         "score": max(abs(each.difference) for each in repeated),

@@ -1,0 +1,110 @@
+"""Text of an export: JSON or TOML of one trial or the Pareto front, JSON lines or CSV of several trials.
+
+Numbers that are not finite are the strings "NaN", "Infinity" and "-Infinity" in every format. A missing value is null
+in JSON, an empty cell in CSV, and left out in TOML.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import tomli_w
+
+from hpo.errors import UsageError
+from hpo.results.export.best import export
+from hpo.results.export.trials import trial_records
+from hpo.storage import Storage
+from hpo.studyfile.messages import dotted
+from hpo.studyfile.trees import Path
+from hpo.text import encode_non_finite, escape_toml, json_text, printable_lines, utc_text
+
+FIRST_COLUMNS = ("number", "state", "value", "seed", "epochs", "precision", "device", "started", "ended", "reason")
+"""The columns of every table; those of further metrics and of the parameters follow."""
+
+
+def export_text(
+    storage: Storage,
+    name: str,
+    *,
+    confirmed: bool = False,
+    every: bool = False,
+    top: int | None = None,
+    trial: int | None = None,
+    form: str = "json",
+) -> str:
+    """Return the export of the best trial, the `confirmed` winner, `every` trial, the `top` best or one `trial`.
+
+    `form` is json, toml or csv. Raises UsageError for options that exclude each other.
+    """
+    options = {"--all": every, "--top": top is not None, "--trial": trial is not None, "--confirmed": confirmed}
+    given = [option for option, is_given in options.items() if is_given]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} excludes {given[1]}: give one of them")
+    several = every or top is not None
+    if form == "toml" and several:
+        raise UsageError(f"--format toml holds one trial, but {given[0]} exports several: use json or csv")
+    if form == "csv" and (confirmed or trial is not None):
+        raise UsageError(f"--format csv is for several trials, but {given[0]} exports one: use json or toml")
+    if form == "csv":
+        return csv_text(trial_records(storage, name, every=every, top=top))
+    if several:
+        return json_lines(trial_records(storage, name, every=every, top=top))
+    tree = export(storage, name, confirmed, trial)
+    return escape_toml(tomli_w.dumps(_without_nulls(tree))) if form == "toml" else json_text(tree, indent=2) + "\n"
+
+
+def json_lines(records: Iterable[dict[str, Any]]) -> str:
+    """Return a line of JSON for each record."""
+    written = ({key: _time_as_text(value) for key, value in record.items()} for record in records)
+    return "".join(json_text(record) + "\n" for record in written)
+
+
+def csv_text(records: Iterable[dict[str, Any]]) -> str:
+    """Return a table with a heading and a row for each record, without learning curves.
+
+    Several metrics have a column each. A parameter with the name of another column is `params.NAME`. Lists, booleans
+    and nulls among the parameters are JSON.
+    """
+    rows = list(records)
+    names = list(dict.fromkeys(name for row in rows for name in row["params"]))
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.get("values", ())))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    taken = {*FIRST_COLUMNS, *metrics}
+    columns = [f"params.{name}" if name in taken else name for name in names]
+    writer.writerow(map(printable_lines, [*FIRST_COLUMNS, *metrics, *columns]))
+    for row in rows:
+        first = [_cell(_time_as_text(row[column])) for column in FIRST_COLUMNS]
+        scores = [_cell(row["values"].get(metric)) for metric in metrics]
+        params = [_param_cell(row["params"][name]) if name in row["params"] else "" for name in names]
+        writer.writerow([*first, *scores, *params])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return printable_lines(value) if isinstance(value, str) else encode_non_finite(value)
+
+
+def _param_cell(value: Any) -> Any:
+    return json_text(value) if value is None or isinstance(value, list | bool) else _cell(value)
+
+
+def _time_as_text(value: Any) -> Any:
+    return utc_text(value, "milliseconds") if isinstance(value, datetime.datetime) else value
+
+
+def _without_nulls(value: Any, place: Path = ()) -> Any:
+    """Return a tree without keys that are None. Raises UsageError for None among the user's own values."""
+    if value is None:
+        raise UsageError(f"--format toml: {dotted(place)} is null, which TOML cannot store: use json")
+    if isinstance(value, dict):
+        users = "params" in place or "user_attrs" in place
+        items = {key: each for key, each in value.items() if users or each is not None}
+        return {key: _without_nulls(each, (*place, key)) for key, each in items.items()}
+    if isinstance(value, list):
+        return [_without_nulls(each, (*place, index)) for index, each in enumerate(value)]
+    return value
