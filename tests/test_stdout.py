@@ -49,7 +49,7 @@ def test_a_process_may_start_without_its_streams(closed: int) -> None:
     script = "import sys; from hpo.cli import main; sys.exit(main())"
     words = f"{sys.executable} -c '{script}' narrow digits --workers 2 {closed}>&-"  # which is refused at once
     ended = subprocess.run(["sh", "-c", words], capture_output=True, text=True)
-    said = {1: "hpo: --workers: goes with --rounds; without it nothing is trained\n", 2: ""}
+    said = {1: "hpo: --workers: needs --rounds; without --rounds nothing is trained\n", 2: ""}
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", said[closed])
 
 

@@ -96,14 +96,15 @@ class Study:
 
         return study_text(self.checked)
 
-    def check(self, device: str = "auto") -> str:
-        """Return what `hpo check` prints: every default, the search space, and the size of a population.
+    def check(self, device: str = "auto", *, resolved: bool = False) -> str:
+        """Return the report of `hpo check`: the search space, the data, and the size of a population.
 
-        Raises what a launch of it would raise before it trains: StudyFileError, UsageError and DataError.
+        With `resolved` the text of the resolved file follows. Raises what a launch raises before it trains:
+        StudyFileError, UsageError and DataError.
         """
-        from hpo.search.check import describe
+        from hpo.search.check import check_report
 
-        return describe(self.checked, device)
+        return check_report(self.checked, device, resolved)
 
 
 Source: TypeAlias = Study | str | os.PathLike[str] | Mapping[str, Any]

@@ -1,21 +1,24 @@
-"""The `hpo` command: each command parses, makes one call, and prints.
+"""The `hpo` command: each command parses its options, makes one call of `hpo`, and prints the result.
 
-Machine output is on stdout, everything else on stderr. Help answers at once: torch, Optuna, NumPy and the database are
-imported by the commands that need them, never at the top of a module here.
+    search.py           launch, check, narrow
+    results.py          what reads a stored study or retrains its trials: top, confirm, test, export ...
+    service.py          the queue and its workers: submit, work, status, pause ...
+    machine.py          doctor, data, version
+
+Results are printed on stdout, everything else on stderr. Help takes no noticeable time: torch, Optuna, NumPy and the
+database are imported by the commands that need them, never at the top of a module here.
 """
 
-# In the order of `hpo --help`: each adds its commands to the application.
-from hpo.cli import searching  # isort: split
-
-from hpo.cli import queue  # isort: split
+# Imported in the order of `hpo --help`: each module adds its commands to the application.
+from hpo.cli import search  # isort: split
 
 from hpo.cli import results  # isort: split
 
-from hpo.cli import testing  # isort: split
+from hpo.cli import service  # isort: split
 
 from hpo.cli import machine  # isort: split
 
 from hpo.cli.app import app
 from hpo.cli.entry import main
 
-__all__ = ["app", "machine", "main", "queue", "results", "searching", "testing"]
+__all__ = ["app", "machine", "main", "results", "search", "service"]

@@ -1,27 +1,28 @@
-"""The command line's application, and the arguments and options that several commands have.
+"""The command line's application, and the arguments and options that several commands share.
 
-Knows no command, and imports nothing that takes time: help answers at once.
+Defines no command, and imports nothing slow, so that help takes no noticeable time.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import hpo
 from hpo import stdout
 from hpo.errors import HpoError
 
 if TYPE_CHECKING:
-    from hpo.api.answers import Output
+    from hpo.results.result import Output as Result
 
 
 class Command(TyperCommand):
-    """A command whose stdout is for what it says itself: whatever the user's own code prints goes to stderr."""
+    """A command whose stdout holds its result only: what the user's own code prints goes to stderr."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -29,26 +30,40 @@ class Command(TyperCommand):
             return super().invoke(ctx)
 
 
-class Commands(typer.Typer):
-    """An application of such commands."""
+class Group(TyperGroup):
+    """A command group whose help lists the commands under the heading of their panel."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each panel. Typer itself writes panels only with rich, which is slow to import."""
+        width = max(map(len, self.commands))
+        room = formatter.width - width - 6  # characters for the help of a command
+        for panel, commands in itertools.groupby(self.commands.items(), lambda item: item[1].rich_help_panel):
+            rows = [(name.ljust(width), each.get_short_help_str(room).removesuffix(".")) for name, each in commands]
+            with formatter.section(panel if isinstance(panel, str) else "Commands"):
+                formatter.write_dl(rows)
+
+
+class Application(typer.Typer):
+    """An application whose commands are `Command`s."""
+
+    def __init__(self, **options: Any) -> None:
+        # rich_markup_mode None: plain help, which is quick and the same on a terminal and in a pipe
+        super().__init__(cls=Group, rich_markup_mode=None, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
-        """Add a command."""
+        """Return a decorator that adds a command."""
         return super().command(name, **{"cls": Command, **options})
 
 
-app = Commands(
+app = Application(
     name="hpo",
-    help="Hyperparameter search for PyTorch networks that trains whole populations of trials at once.",
-    rich_markup_mode=None,  # plain help: quick, and the same on a terminal and in a pipe
+    help="Search hyperparameters of PyTorch networks, training whole populations of trials at once.",
     pretty_exceptions_enable=False,
 )
-data_app = Commands(help="The data sets: what is where, and fetching them.", rich_markup_mode=None)
-app.add_typer(data_app, name="data")
 
 
 def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Study names for the shell; without a storage there is nothing to complete."""
+    """Return study names for the shell's completion; none where there is no storage."""
     try:
         known = hpo.studies(storage=ctx.params.get("storage"))
     except HpoError:
@@ -56,57 +71,74 @@ def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
     return [study.name for study in known if study.name.startswith(incomplete) and study.name.isprintable()]
 
 
-Trials = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials that the study shall have.")]
-NewName = Annotated[str | None, typer.Option(metavar="NAME", help="Another name for the study.")]
-Population = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials trained at once, at most.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Processes that share the study; without it, this one.")
+Trials = Annotated[int | None, typer.Option(min=1, metavar="N", help="Set the study's number of trials")]
+NewName = Annotated[str | None, typer.Option(metavar="NAME", help="Store the study under another name")]
+Population = Annotated[int | None, typer.Option(min=1, metavar="N", help="Train at most N trials at once")]
+Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="Train in N processes instead of in this one")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Use auto, cpu, cuda, cuda:1 or mps")]
+Extend = Annotated[bool, typer.Option("--extend", help="Continue a study whose file has changed")]
+ChangedCode = Annotated[bool, typer.Option("--changed-code", help="Continue although the user's code has changed")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Read a study file, or a file written by `hpo export`")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Select the study of this name", autocompletion=complete_study)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
-Extend = Annotated[bool, typer.Option("--extend", help="Go on with a study whose file has changed.")]
-ChangedCode = Annotated[
-    bool, typer.Option("--changed-code", help="Go on although the study's own code is not what it began with.")
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to this file instead of stdout")
 ]
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A study file, or what `hpo export` wrote.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.", autocompletion=complete_study)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the study file; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the study file; may be repeated"),
 ]
 StorageUrl = Annotated[
     str | None,
     typer.Option(
         "--storage",
         metavar="URL",
-        help="Where studies are kept: sqlite:///FILE or postgresql://HOST/NAME [default: HPO_STORAGE, else sqlite:///hpo.db]",
+        help="Use the storage sqlite:///FILE or postgresql://HOST/NAME [default: HPO_STORAGE, else sqlite:///hpo.db]",
     ),
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_version()
+        raise typer.Exit
+
+
 @app.callback()
-def _global_options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+def _check_folder(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Hyperparameter search for PyTorch networks that trains whole populations of trials at once."""
+    """Search hyperparameters of PyTorch networks, training whole populations of trials at once."""
     try:
         Path.cwd()
-    except FileNotFoundError as error:  # which would end torch, with a line of a library's own
-        raise HpoError("the current folder was deleted; go to another one") from error
+    except FileNotFoundError as error:  # torch would end the process with a message of its own
+        raise HpoError("the current folder was deleted: change to another folder") from error
 
 
-def say(what: object) -> None:
-    """Print a line on stdout, or several, at once."""
-    print(what, file=stdout.stream(), flush=True)
+def print_version() -> None:
+    """Print the versions of hpo, Python, torch, Optuna and NumPy."""
+    from hpo.api.machine import version_line
+
+    print_line(version_line())
 
 
-def show(found: Output, as_json: bool) -> None:
-    """Print a command's result on stdout: as text, or as JSON."""
-    say(found.json_text if as_json else found)
+def print_line(text: object) -> None:
+    """Print text and a newline on stdout, and flush."""
+    print(text, file=stdout.stream(), flush=True)
 
 
-def put(text: str, output: Path | None) -> None:
-    """Write a command's text to the file that was asked for, else to stdout."""
+def print_result(result: Result, as_json: bool) -> None:
+    """Print a command's result on stdout, as text or as JSON."""
+    print_line(result.json_text if as_json else result)
+
+
+def write_output(text: str, output: Path | None) -> None:
+    """Write a command's result to the output file, or to stdout where none is given."""
     if output is None:
         print(text, end="", file=stdout.stream(), flush=True)
     else:

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: the first politely, the second at once, the third not at all."""
+"""Signal handling of commands that train: graceful stop, immediate exit, kill."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from hpo.signals import StopRequest
 
 
 class Interruption:
-    """The first SIGINT or SIGTERM asks the launch to stop, the second ends it at once, the third kills."""
+    """A signal handler: the first SIGINT or SIGTERM sets `stop`, the second exits, the third kills the process."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self._ask = StopRequest(self.stop)
-        self.status = 1  # stopped without a signal: the reader of --json went away
+        self._request = StopRequest(self.stop)
+        self.status = 1  # for a stop without a signal: the reader of --json closed the pipe
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.status = 128 + signum
-        if not self._ask():
+        if not self._request():
             signal.signal(signum, signal.SIG_DFL)
-            raise SystemExit(self.status)  # unwinds, so that the terminal is restored
+            raise SystemExit(self.status)  # an exception, so that the terminal is restored
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Interruption]:
-    """Give what SIGINT and SIGTERM set while the block runs; an interruption that leaves it has the signal's status."""
+    """Handle SIGINT and SIGTERM in the block; an InterruptionError that leaves it gets the signal's exit status."""
     interruption = Interruption()
     before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,7 +1,8 @@
-"""The commands that ask a storage what it has found."""
+"""Commands that show a study's results, retrain its trials, and write them to files."""
 
 from __future__ import annotations
 
+import functools
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,87 +10,106 @@ from typing import Annotated
 import typer
 
 import hpo
-from hpo.cli.app import Device, Name, Quiet, StorageUrl, Workers, app, complete_study, put, say, show
+from hpo.cli.app import (
+    Device,
+    Name,
+    Output,
+    Quiet,
+    StorageUrl,
+    Workers,
+    app,
+    complete_study,
+    print_line,
+    print_result,
+    write_output,
+)
 from hpo.cli.interruption import stop_on_signals
 
+command = functools.partial(app.command, rich_help_panel="Results")
 
-class FileFormat(StrEnum):
-    """What a figure's file holds."""
+
+class FigureFormat(StrEnum):
+    """File formats of figures."""
 
     HTML = "html"
     PNG = "png"
 
 
 class ExportFormat(StrEnum):
-    """How an export is written."""
+    """File formats of exports."""
 
     JSON = "json"
     TOML = "toml"
     CSV = "csv"
 
 
-@app.command()
+@command()
 def studies(storage: StorageUrl = None) -> None:
-    """List the studies.
+    """List the studies of a storage.
 
-    With each one's data set, trials by state, best value and last activity.
+    With the data set, trials by state, best value and last activity of each.
     """
     from hpo.api.queue import studies_table
 
-    say(studies_table(storage=storage))
+    print_line(studies_table(storage=storage))
 
 
-@app.command()
+@command()
 def top(
     name: Name,
-    number: Annotated[int, typer.Option("-n", "--number", min=1, metavar="N", help="How many trials.")] = 5,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, metavar="N", help="Print N trials")] = 5,
     storage: StorageUrl = None,
 ) -> None:
     """Print the best trials of a study."""
     for line in hpo.load(name, storage=storage).top_lines(number):
-        say(line)
+        print_line(line)
 
 
-@app.command()
+@command()
 def compare(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Studies, or NAME#12: that trial's.", autocompletion=complete_study),
+        typer.Argument(
+            metavar="NAME...",
+            help="Compare these studies; NAME#12 is trial 12 of a study",
+            autocompletion=complete_study,
+        ),
     ],
     by: Annotated[
-        str | None, typer.Option("--by", metavar="PARAMETER", help="Compare for each value of a parameter apart.")
+        str | None, typer.Option("--by", metavar="PARAMETER", help="Compare for each value of a parameter separately")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw a figure too, as .html or .png.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw a figure too, as .html or .png")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Write a JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object")] = False,
     storage: StorageUrl = None,
 ) -> None:
-    """Compare configurations: every one of a grid, the best of a search.
+    """Compare all configurations of a grid, or the best of searches.
 
-    Final and best values, the gap, epochs to 95% of the best, and a paired test over seeds against the first.
+    Prints final and best values, the generalization gap, the epochs to 95% of the best value, and a paired test over
+    seeds against the first configuration.
     """
-    found = hpo.compare(*names, by=by, storage=storage)
+    comparison = hpo.compare(*names, by=by, storage=storage)
     if output is not None:
-        found.write_figure(output)
-    show(found, json)
+        comparison.write_figure(output)
+    print_result(comparison, json)
 
 
-@app.command()
+@command()
 def confirm(
     name: Name,
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the best configurations.")] = 5,
-    seeds: Annotated[int, typer.Option(min=2, metavar="N", help="How many fresh seeds for each.")] = 10,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Confirm the N best configurations")] = 5,
+    seeds: Annotated[int, typer.Option(min=2, metavar="N", help="Train each under N fresh seeds")] = 10,
     device: Device = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
-    json: Annotated[bool, typer.Option("--json", help="Write the result to stdout, as one JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object")] = False,
     storage: StorageUrl = None,
 ) -> None:
-    """Train the best configurations again under fresh seeds, and the baseline.
+    """Retrain the best trials and the baseline on fresh seeds.
 
-    The best of many noisy scores is partly luck: this tells how much, and whether tuning has helped. It makes a study
-    of its own; interrupted, the same command goes on.
+    The best of many noisy scores is partly luck. A confirmation measures how much of it is luck, and whether tuning has
+    beaten the baseline. It is a study of its own; after an interruption the same command continues it.
     """
     with stop_on_signals() as interruption:
         hpo.load(name, storage=storage).confirm(
@@ -98,88 +118,101 @@ def confirm(
             device=device,
             workers=workers,
             progress="quiet" if quiet else "auto",
-            on_found=lambda found: show(found, json),
+            on_found=lambda result: print_result(result, json),
             stop=interruption.stop,
         )
 
 
-@app.command()
+@command("test")
+def evaluate_test_set(
+    name: Name,
+    again: Annotated[bool, typer.Option("--again", help="Test again although this study has been tested")] = False,
+    from_checkpoint: Annotated[
+        bool, typer.Option("--from-checkpoint", help="Test the checkpoint of the search, without training")
+    ] = False,
+    trial: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Test trial N's configuration [default: the selected configuration]"),
+    ] = None,
+    subnetworks: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Average N networks of random dropout too")
+    ] = None,
+    device: Device = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Write to this new folder [default: NAME-test]"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Evaluate the selected configuration on the test set, once.
+
+    The network is trained on the training and validation splits together, then evaluated. The folder has the result,
+    the confusion matrix, and the weights for `hpo predict`.
+    """
+    with stop_on_signals() as interruption:
+        result = hpo.load(name, storage=storage).test(
+            again=again,
+            from_checkpoint=from_checkpoint,
+            trial=trial,
+            subnetworks=subnetworks,
+            device=device,
+            folder=output,
+            stop=interruption.stop,
+        )
+    print_result(result, json)
+
+
+@command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Use the network in this folder of `hpo test`")],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES.npy", help="Classify these images, [N, H, W] or [N, C, H, W]")
+    ],
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Classify images with a tested network.
+
+    Images are uint8 as in the data set, or floats from 0, black, to 1, white. The output is CSV with the columns image,
+    class, probability.
+    """
+    write_output(str(hpo.predict(folder, images, device=device)), output)
+
+
+@command()
 def verify(
     name: Name,
-    trials: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many completed trials, the best among them.")
-    ] = 5,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Retrain N completed trials, the best included")] = 5,
     device: Device = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Write the certificate to stdout, as one JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the certificate as one JSON object")] = False,
     storage: StorageUrl = None,
 ) -> None:
-    """Train trials again, each alone, and say how far they are from what was stored.
+    """Retrain stored trials alone, and compare their curves.
 
-    The result is kept with the study, and its export carries it.
+    The certificate is stored with the study and written into its exports.
     """
     with stop_on_signals() as interruption:
-        found = hpo.load(name, storage=storage).verify(trials, device=device, stop=interruption.stop)
-        show(found, json)
+        result = hpo.load(name, storage=storage).verify(trials, device=device, stop=interruption.stop)
+        print_result(result, json)
 
 
-@app.command()
+@command()
 def replay(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `hpo export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Read this file written by `hpo export`")],
     device: Device = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Write the result to stdout, as one JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object")] = False,
 ) -> None:
-    """Repeat the trial of an export, from the file and the images alone.
+    """Retrain an exported trial from its file and the data alone.
 
-    It says how far the scores and curves are from the exported ones.
+    Prints how far scores and curves are from the exported ones. No storage is needed.
     """
     with stop_on_signals() as interruption:
-        found = hpo.replay(file, device=device, stop=interruption.stop)
-        show(found, json)
+        result = hpo.replay(file, device=device, stop=interruption.stop)
+        print_result(result, json)
 
 
-@app.command()
-def export(
-    name: Name,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="A file, not stdout.")] = None,
-    confirmed: Annotated[
-        bool, typer.Option("--confirmed", help="The winner of `hpo confirm`, with its numbers.")
-    ] = False,
-    every: Annotated[bool, typer.Option("--all", help="Every trial, a JSON object a line.")] = False,
-    top: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The N best trials, a JSON object a line.")
-    ] = None,
-    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="The completed trial of that number.")] = None,
-    form: Annotated[ExportFormat, typer.Option("--format", help="How it is written.")] = ExportFormat.JSON,
-    storage: StorageUrl = None,
-) -> None:
-    """Write a study's best trial as JSON, or several trials.
-
-    `hpo launch` takes the file of one trial back, as a study of that trial, and `hpo replay` repeats it. Of several
-    metrics the Pareto front is written, each of its trials such an object.
-    """
-    study = hpo.load(name, storage=storage)
-    text = study.export_text(confirmed=confirmed, every=every, top=top, trial=trial, form=form.value)
-    put(text, output)
-
-
-@app.command()
-def copy(
-    name: Name,
-    to: Annotated[str, typer.Option("--to", metavar="URL", help="The storage that gets the copy; a file may be new.")],
-    storage: Annotated[
-        str | None,
-        typer.Option("--from", metavar="URL", help="The study's storage [default: HPO_STORAGE, else sqlite:///hpo.db]"),
-    ] = None,
-    new_name: Annotated[str | None, typer.Option("--name", metavar="NEW", help="Another name for the copy.")] = None,
-) -> None:
-    """Copy a study to another storage, whole.
-
-    Trials that run wait in the copy. A study that is there already is never overwritten.
-    """
-    say(hpo.load(name, storage=storage).copy(to, new_name))
-
-
-@app.command()
+@command()
 def plot(
     name: Name,
     figure: Annotated[
@@ -187,36 +220,90 @@ def plot(
         typer.Option(
             "--figure",
             metavar="KIND",
-            help="front, curves, landscape, history, importances or activations; repeatable.",
+            help="Draw front, curves, landscape, history, importances or activations; may be repeated",
         ),
     ] = None,
     number: Annotated[
-        int, typer.Option("-n", "--number", min=1, metavar="N", help="How many of the best trials' curves.")
+        int, typer.Option("-n", "--number", min=1, metavar="N", help="Draw the curves of the N best trials")
     ] = 20,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the files go.")] = Path(),
-    form: Annotated[FileFormat, typer.Option("--format", help="Pages, or images.")] = FileFormat.HTML,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Write the files to this folder")
+    ] = Path(),
+    form: Annotated[FigureFormat, typer.Option("--format", help="Write HTML pages or PNG images")] = FigureFormat.HTML,
     storage: StorageUrl = None,
 ) -> None:
     """Draw a study's figures into files.
 
-    The learning curves of the best trials, the landscape, the history, the importances; if asked for, histograms of
-    activations before training. A page opens without a network; an image takes an installed Chrome or Chromium.
+    By default: the learning curves of the best trials, the landscape, the history and the importances, and the Pareto
+    front of several metrics. `activations` are histograms before training. Pages need no network; images need an
+    installed Chrome or Chromium.
     """
     study = hpo.load(name, storage=storage)
     for path in study.write_figures(output, figure or (), number, form.value):
-        say(path)
+        print_line(path)
 
 
-@app.command()
+@command()
 def report(
     name: Name,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The page [default: NAME-report.html]")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write to this file [default: NAME-report.html]"),
     ] = None,
     storage: StorageUrl = None,
 ) -> None:
-    """Write a study's report: one page that needs no network.
+    """Write a report: one HTML page that needs no network.
 
-    What was searched, figures, the best trials, what is confirmed and tested, and how to reproduce it.
+    The page shows the study file, figures, the best trials, the confirmation, the test result, and how to reproduce it.
     """
-    say(hpo.load(name, storage=storage).write_report(output))
+    print_line(hpo.load(name, storage=storage).write_report(output))
+
+
+@command()
+def export(
+    name: Name,
+    output: Output = None,
+    confirmed: Annotated[
+        bool, typer.Option("--confirmed", help="Export the winner of `hpo confirm`, with its estimates")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Export every trial, one JSON object a line")] = False,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Export the N best trials, one JSON object a line")
+    ] = None,
+    trial: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Export trial N, which must be complete")
+    ] = None,
+    form: Annotated[ExportFormat, typer.Option("--format", help="Set the file format")] = ExportFormat.JSON,
+    storage: StorageUrl = None,
+) -> None:
+    """Export a study's best trial as JSON, or several trials.
+
+    `hpo launch` accepts the file of one trial as a study of that trial, and `hpo replay` retrains it. For several
+    metrics the Pareto front is exported, each of its trials as such an object.
+    """
+    study = hpo.load(name, storage=storage)
+    text = study.export_text(confirmed=confirmed, every=every, top=top, trial=trial, form=form.value)
+    write_output(text, output)
+
+
+@command()
+def copy(
+    name: Name,
+    to: Annotated[
+        str, typer.Option("--to", metavar="URL", help="Copy to this storage; a missing SQLite file is created")
+    ],
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="URL", help="Copy from this storage [default: HPO_STORAGE, else sqlite:///hpo.db]"
+        ),
+    ] = None,
+    new_name: Annotated[
+        str | None, typer.Option("--name", metavar="NEW", help="Store the copy under another name")
+    ] = None,
+) -> None:
+    """Copy a study with all its trials to another storage.
+
+    Running trials are waiting in the copy. A stored study is never overwritten.
+    """
+    print_line(hpo.load(name, storage=storage).copy(to, new_name))

@@ -1,6 +1,6 @@
-"""What `hpo check` says of a study: the file with every default, its search space, and how large its populations are.
+"""Report of `hpo check`: search space, data, size of a population, and on request the resolved file.
 
-Reads the training images, as a launch would, so that what a launch would refuse is refused here; stores nothing.
+Reads the training data as a launch does, so that every error of a launch is raised here too. Stores nothing.
 """
 
 from __future__ import annotations
@@ -10,51 +10,52 @@ import json
 from hpo.search.plan import plan
 from hpo.search.sampling.samplers import most_epochs
 from hpo.search.space import few_digits, size_text
-from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter
+from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
+from hpo.studyfile.writing import study_text
 from hpo.text import json_text, printable_lines
 from hpo.training.devices import describe_device
 from hpo.training.size import device_memory
 
 
-def describe(study: AnyStudy, device: str = "auto") -> str:
-    """Return the report, some lines of text. Raises what a launch would raise for this file."""
-    if isinstance(study, ObjectiveStudy):
-        return _describe_own(study, device)
+def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False) -> str:
+    """Return the report, with `resolved` the resolved file too. Raises what a launch of this study would raise."""
+    report = _objective_report(study, device) if isinstance(study, ObjectiveStudy) else _network_report(study, device)
+    if resolved:
+        as_json = study.source.lower().endswith(".json")
+        report += ["", json_text(study.resolved(), indent=2) if as_json else study_text(study, defaults=True).rstrip()]
+    return printable_lines("\n".join(report))
+
+
+def _network_report(study: Study, device: str) -> list[str]:
     planned = plan(study, device)
     split, member, population, where = planned.split, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
-    text = "\n".join(
-        [
-            f"{study.source}: sound",
-            "",
-            json_text(study.resolved(), indent=2),
-            "",
-            f"search space ({size_text(study)}):",
-            *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
-            "",
-            f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation images of "
-            f"{' x '.join(map(str, split.train.pixels.shape[1:]))}, {split.classes} classes",
-            *([f"warning: {split.warning}"] if split.warning else []),
-            f"network: {member.parameters:,} parameters{first}",
-            f"population: {population} members, {_megabytes(population * member.member_bytes)} "
-            f"of {_megabytes(device_memory(where))} on {describe_device(where)}",
-            f"trials: {study.search.trials} of at most {most_epochs(study)} epochs",
-        ]
-    )
-    return printable_lines(text)
+    shape = " x ".join(map(str, split.train.pixels.shape[1:]))
+    return [
+        f"{study.source}: valid",
+        "",
+        f"search space ({size_text(study)}):",
+        *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
+        "",
+        f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation examples "
+        f"of {shape}, {split.classes} classes",
+        *([f"warning: {split.warning}"] if split.warning else []),
+        f"network: {member.parameters:,} parameters{first}",
+        f"population: {population} members, {_megabytes(population * member.member_bytes)} "
+        f"of {_megabytes(device_memory(where))} on {describe_device(where)}",
+        f"trials: {study.search.trials} of at most {most_epochs(study)} epochs",
+    ]
 
 
-def _describe_own(study: ObjectiveStudy, device: str) -> str:
-    """The same of the user's own objective; what it searches shows only when it runs."""
+def _objective_report(study: ObjectiveStudy, device: str) -> list[str]:
+    """Return the same of an objective study, whose search space is known only while its function runs."""
     code = plan(study, device).code
     files = [f"  {file}: SHA-256 {content}" for file, content in code.files.items()]
-    resolved = json_text(study.resolved(), indent=2)
-    said = [f"{study.source}: sound", "", resolved, "", f"code in {code.folder}:", *files]
-    return printable_lines("\n".join([*said, f"trials: {study.search.trials}"]))
+    return [f"{study.source}: valid", "", f"code in {code.folder}:", *files, f"trials: {study.search.trials}"]
 
 
 def parameter_line(parameter: Parameter) -> str:
-    """Return what is searched of a parameter: `lr: 1e-06 to 0.01, log scale`."""
+    """Return a parameter's range or choices: `lr: 1e-06 to 0.01, log scale`."""
     where = "" if parameter.when is None else f", where {parameter.when.words()}"
     return _range_line(parameter) + where
 

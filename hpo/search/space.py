@@ -121,7 +121,7 @@ def size_text(study: Study) -> str:
     """Return the size of the space in words."""
     combinations = size(study)
     if combinations == math.inf:  # a whole number of hundreds of digits is none that math.isinf takes
-        return "trials without end"
+        return "infinitely many trials"
     if combinations > MOST_COUNTED:
         return f"more than {MOST_COUNTED:,} different trials"
     return f"{combinations} different trial{'s' if combinations > 1 else ''}"

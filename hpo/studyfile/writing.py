@@ -18,17 +18,17 @@ from hpo.studyfile.objective import ObjectiveStudy, ObjectiveStudySettings
 from hpo.studyfile.trees import Path
 
 
-def study_text(study: AnyStudy) -> str:
-    """Return the text."""
+def study_text(study: AnyStudy, defaults: bool = False) -> str:
+    """Return the text, with or without the keys at their defaults."""
     tree = study.resolved()
     whole: type[Settings] = ObjectiveStudySettings if isinstance(study, ObjectiveStudy) else StudySettings
     top = {key: value for key, value in tree.items() if not isinstance(value, dict)}
-    blocks = [_lines(_said(whole, top))]
+    blocks = [_lines(top if defaults else _said(whole, top))]
     for key, table in tree.items():
         if isinstance(table, dict) and table:
             model = sections(whole).get(key)
             own = {inner: value for inner, value in table.items() if inner != WHEN}
-            said = own if model is None else _said(model, own)
+            said = own if model is None or defaults else _said(model, own)
             tables = {inner: said[inner] for inner in said if (key, inner) in open_tables()}
             blocks.append([f"[{key}]", *_lines({inner: said[inner] for inner in said if inner not in tables})])
             blocks += [[f"[{key}.{inner}]", *_lines(values)] for inner, values in tables.items()]
@@ -54,7 +54,7 @@ def _value(value: Any) -> str:
     """Return a value on one line, where a file's reader expects a range: tomli-w writes tables and lists over many."""
     if isinstance(value, dict):
         said = {key: each for key, each in value.items() if (key, each) != ("log", False)}
-        return f"{{ {', '.join(_lines(said))} }}"
+        return f"{{ {', '.join(_lines(said))} }}" if said else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").removesuffix("\n")

@@ -56,8 +56,9 @@ def stored(folder: Path) -> None:
 BEST = "Best-1 (trial 1) | val acc: 0.7500 | dropout: 0.2500, lr: 7.5000e-02"
 
 
-def test_version(hpo: Run) -> None:
-    outcome = hpo("version")
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_version(hpo: Run, word: str) -> None:
+    outcome = hpo(word)
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.startswith(f"hpo {package.__version__} (python ")
 
@@ -77,7 +78,7 @@ def test_a_folder_that_was_deleted(hpo: Run, folder: Path, monkeypatch: pytest.M
     (folder / "gone").mkdir()
     monkeypatch.chdir(folder / "gone")
     (folder / "gone").rmdir()
-    assert hpo("check", "../tiny.toml") == (1, "", "hpo: the current folder was deleted; go to another one\n")
+    assert hpo("check", "../tiny.toml") == (1, "", "hpo: the current folder was deleted: change to another folder\n")
 
 
 def test_studies(hpo: Run, stored: None) -> None:
@@ -213,7 +214,16 @@ def test_check(hpo: Run, folder: Path) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     for word in ("tiny", "digits", "lr", "0.5", "dropout", "epochs"):
         assert word in outcome.out
+    assert "description" not in outcome.out
     assert not (folder / "hpo.db").exists()
+
+
+def test_check_prints_the_resolved_file_if_asked(hpo: Run) -> None:
+    outcome = hpo("check", "tiny.toml", "--all")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.startswith(hpo("check", "tiny.toml").out)
+    assert 'description = "a study of the tests"' in outcome.out
+    assert "batch_norm = false" in outcome.out
 
 
 def test_check_of_a_wrong_file(hpo: Run) -> None:
@@ -302,16 +312,17 @@ def test_a_full_disk_is_one_line(stored: None, folder: Path) -> None:
     ):
         _, err = process.communicate(deadline())
     assert process.returncode == 1
-    assert err == "hpo: stdout or stderr cannot be written (No space left on device); send them where there is room\n"
+    problem = "stdout or stderr cannot be written (No space left on device): redirect them to a disk with free space"
+    assert err == f"hpo: {problem}\n"
 
 
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
-        (OSError(errno.EMFILE, "Too many open files", "x.db"), "too many open files; allow more with `ulimit -n`"),
-        (MemoryError(), "out of memory; free some"),
-        (ImportError("libtorch_cpu.so: failed to map segment"), "a package cannot be loaded (libtorch_cpu.so: failed"),
-        (RuntimeError("can't start new thread"), "no thread can be started; allow more of them with `ulimit -u`"),
+        (OSError(errno.EMFILE, "Too many open files", "x.db"), "too many open files: raise the limit with `ulimit -n`"),
+        (MemoryError(), "out of memory: free some"),
+        (ImportError("libtorch_cpu.so: failed to map segment"), "a package cannot be imported (libtorch_cpu.so"),
+        (RuntimeError("can't start new thread"), "no thread can be started: raise the limit with `ulimit -u`"),
         (OSError(errno.ENOSPC, "No space left on device", "x.db"), "[Errno 28] No space left on device: 'x.db'"),
         (RuntimeError("another"), "RuntimeError: another (a defect in hpo"),
     ],

@@ -1,4 +1,4 @@
-"""What answers without loading anything: help, wrong usage, completion of words."""
+"""Help, wrong usage and completion of words, all without loading torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from command import HPO, Outcome, Running
 
 Run = Callable[..., Outcome]
 HEAVY = {"torch", "optuna", "numpy", "sqlalchemy", "sklearn", "pydantic", "rich"}
-COMMANDS = ["launch", "submit", "work", "status", "pause", "resume", "stop", "delete", "check", "studies", "top"]
-COMMANDS += ["export", "copy", "dashboard", "doctor", "version", "data"]
+COMMANDS = ["launch", "check", "narrow", "studies", "top", "compare", "confirm", "test", "predict", "verify", "replay"]
+COMMANDS += ["plot", "report", "export", "copy", "submit", "work", "status", "pause", "resume", "stop", "delete"]
+COMMANDS += ["dashboard", "doctor", "version", "data"]
 
 
 def test_importing_the_command_and_help_load_nothing_heavy() -> None:
@@ -23,9 +24,11 @@ def test_importing_the_command_and_help_load_nothing_heavy() -> None:
     assert loaded.stderr == ""
 
 
-def test_what_shows_exports_and_holds_up_studies_loads_no_torch() -> None:
+def test_showing_exporting_and_pausing_studies_load_no_torch() -> None:
     rooms = ["hpo.service.status", "hpo.service.queue_control"]
-    rooms += [f"hpo.results.{room}" for room in ("comparison", "closing", "progress", "exporting")]
+    rooms += [
+        f"hpo.results.{room}" for room in ("compare.table", "display.summary", "display.progress", "export.document")
+    ]
     code = f"import sys, {', '.join(rooms)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(loaded.stdout.split()) & {"torch", "sklearn", "plotly"}
@@ -36,6 +39,9 @@ def test_help_names_every_command(hpo: Run, args: tuple[str, ...]) -> None:
     outcome = hpo(*args)
     assert outcome.status == 0
     assert all(f"\n  {command} " in outcome.out for command in COMMANDS)
+    headings = [line for line in outcome.out.splitlines() if line and not line.startswith((" ", "Usage"))]
+    assert headings == ["Options:", "Search:", "Results:", "Service:", "Machine:"]
+    assert ".." not in outcome.out.partition("Search:")[2]  # a summary that was cut short
     assert outcome.err == ""
 
 
@@ -44,7 +50,7 @@ def test_every_command_has_help(hpo: Run, command: str) -> None:
     outcome = hpo(*command.split(), "--help")
     assert outcome.status == 0
     assert outcome.out.startswith(f"Usage: hpo {command}")
-    assert "..." not in outcome.out.partition("Commands:")[2]  # a summary that was cut short
+    assert ".." not in outcome.out.partition("Commands:")[2]  # a summary that was cut short
     assert outcome.err == ""
 
 

@@ -57,9 +57,9 @@ def test_rounds_search_and_compare_and_go_on_after_ctrl_c(
     [
         (["tiny"], 1, "study 'tiny': has 2 different completed trials, and to narrow its ranges takes 6; launch it "),
         (["tinny"], 1, "sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)"),
-        (["tiny", "--rounds", "2", "-o", "x.toml"], 2, "--output: with --rounds no file is written"),
-        (["tiny", "--device", "cpu"], 2, "--device: goes with --rounds"),
-        (["tiny", "--workers", "2"], 2, "--workers: goes with --rounds"),
+        (["tiny", "--rounds", "2", "-o", "x.toml"], 2, "--output: cannot be combined with --rounds"),
+        (["tiny", "--device", "cpu"], 2, "--device: needs --rounds"),
+        (["tiny", "--workers", "2"], 2, "--workers: needs --rounds"),
         (["tiny", "--rounds", "0"], 2, "Invalid value for '--rounds'"),
         (["tiny", "--rounds", "1", "--device", "abacus"], 1, "study 'tiny': has 2 different"),
     ],

@@ -59,7 +59,7 @@ COMMANDS: list[tuple[list[str], Callable[[str], Any]]] = [
     (["test", "tiny", "--json"], lines),
     (["replay", "best.json", "--json"], lines),
     (["predict", "tiny-test", "images.npy"], rows),
-    (["check", "own.toml"], lambda text: text.startswith("own.toml: sound\n")),
+    (["check", "own.toml"], lambda text: text.startswith("own.toml: valid\n")),
     (["export", "tiny", "--all"], lines),
     (["export", "tiny", "--format", "toml"], tomllib.loads),
     (["export", "tiny", "--all", "--format", "csv"], rows),

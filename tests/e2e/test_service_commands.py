@@ -128,7 +128,7 @@ def test_nothing_is_submitted_where_the_images_of_one_file_are_missing(
     [
         (["none.toml"], 2, "none.toml: no such file"),
         ([], 2, "Missing argument 'FILE' (see hpo submit --help)"),
-        (["tiny.toml", "tiny.toml", "--name", "x"], 2, "--name: names one study"),
+        (["tiny.toml", "tiny.toml", "--name", "x"], 2, "--name: takes one study file"),
         (["tiny.toml", "--priority", "high"], 2, "Invalid value for '--priority'"),
         (["tiny.toml", "--storage", "sqlite:///missing/hpo.db"], 1, "sqlite:///missing/hpo.db: "),
     ],
@@ -288,7 +288,7 @@ def test_nothing_is_deleted_where_nobody_is_there_to_ask(hpo: Run, monkeypatch: 
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     outcome = hpo("delete", "tiny")
     assert (outcome.status, outcome.out) == (2, "")
-    assert outcome.err == "hpo: Delete study 'tiny' with 0 trials? Nobody is there to ask; say --yes\n"
+    assert outcome.err == "hpo: Delete study 'tiny' with 0 trials? Cannot ask without a terminal; confirm with --yes\n"
     assert names() == ["tiny"]
 
 

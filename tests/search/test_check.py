@@ -1,47 +1,60 @@
-"""What `hpo check` says of a study."""
+"""The report of `hpo check`."""
 
 from __future__ import annotations
 
+import json
+import tomllib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tiny import DECAY, study_of
 
 from hpo.errors import HpoError, StudyFileError, UsageError
-from hpo.search.check import describe
+from hpo.search.check import check_report
+from hpo.studyfile import parse_study
 
 
-def test_the_report_holds_the_resolved_file_the_space_and_the_sizes() -> None:
+def test_the_report_has_the_space_the_sizes_and_the_resolved_file() -> None:
     study = study_of(
         network={"hidden": {"choices": [[8], [4, 4]]}, "dropout": {"low": 0.0, "high": 0.5, "step": 0.1}},
         optimizer={"weight_decay": DECAY},
         training={"batch_size": {"low": 20, "high": 60, "step": 20}, "epochs": {"low": 2, "high": 4, "log": True}},
     )
-    report = describe(study, "cpu")
-    assert report.startswith("studies/tiny.toml: sound\n")
+    report = check_report(study, "cpu", resolved=True)
+    assert report.startswith("studies/tiny.toml: valid\n\nsearch space (infinitely many trials):\n")
     for line in (
-        '"sampler": "random"',
-        "search space (trials without end):",
+        'sampler = "random"',
+        'pruner = "none"',
         "  hidden: one of [8], [4, 4]",
         "  dropout: 0 to 0.5, step 0.1",
         "  lr: 0.001 to 1, log scale",
         "  weight_decay: 1e-06 to 0.01, log scale",
         "  batch_size: 20 to 60, step 20, whole numbers",
         "  epochs: 2 to 4, log scale, whole numbers",
-        "data: digits, 120 training and 30 validation images of 1 x 8 x 8, 10 classes",
+        "data: digits, 120 training and 30 validation examples of 1 x 8 x 8, 10 classes",
         f"network: {64 * 8 + 8 + 8 * 10 + 10} parameters (at the first value of each range)",
         "population: 4 members, ",
         "trials: 6 of at most 4 epochs",
     ):
         assert line in report
+    summary = check_report(study, "cpu")
+    assert report.startswith(summary + "\n\nname = ")
+    assert parse_study(tomllib.loads(report.removeprefix(summary)), "resolved.toml") == study
+
+
+def test_the_resolved_file_of_a_json_file_is_json() -> None:
+    study = replace(study_of(), source="studies/tiny.json")
+    resolved = check_report(study, "cpu", resolved=True).removeprefix(check_report(study, "cpu"))
+    assert json.loads(resolved) == study.resolved()
 
 
 def test_finite_spaces_are_counted() -> None:
-    assert "search space (1 different trial):" in describe(study_of(optimizer={"lr": 0.1}), "cpu")
+    assert "search space (1 different trial):" in check_report(study_of(optimizer={"lr": 0.1}), "cpu")
     twelve = study_of(optimizer={"lr": {"choices": [0.1, 0.2, 0.4]}}, training={"batch_size": {"low": 7, "high": 10}})
-    assert "search space (12 different trials):" in describe(twelve, "cpu")
+    assert "search space (12 different trials):" in check_report(twelve, "cpu")
     many = study_of(optimizer={"lr": 0.1}, network={"hidden": [{"low": 1, "high": 50}] * 200})
-    assert "search space (more than 1,000,000,000,000,000 different trials):" in describe(many, "cpu")
+    assert "search space (more than 1,000,000,000,000,000 different trials):" in check_report(many, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +73,6 @@ def test_finite_spaces_are_counted() -> None:
 )
 def test_what_a_launch_refuses_is_refused_here(changes: dict[str, Any], error: type[HpoError]) -> None:
     with pytest.raises(error):
-        describe(study_of(**changes), "cpu")
+        check_report(study_of(**changes), "cpu")
     with pytest.raises(UsageError):
-        describe(study_of(), "cuda:99")
+        check_report(study_of(), "cuda:99")

@@ -18,14 +18,14 @@ import json, os, sys, threading
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 
-from hpo.search.check import describe
+from hpo.search.check import check_report
 from hpo.search.launch import launch
 from hpo.search.options import LaunchOptions
 from hpo.storage import open_storage
 from hpo.studyfile import parse_study
 
 study = parse_study(json.loads(sys.argv[1]), "studies/tiny.toml")
-describe(study, "cpu")
+check_report(study, "cpu")
 launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=print, stop=threading.Event())
 print(json.dumps([path for path in opened if path.startswith(os.environ["HPO_DATA_DIR"])]))
 """
