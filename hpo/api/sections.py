@@ -1,138 +1,173 @@
-"""A study's sections as Python objects, with the keys of a study file: `hpo.Optimizer(lr=hpo.Range(1e-4, 1e-1))`.
+"""Sections of a study as Python objects, with the keys of a study file: `hpo.Optimizer(lr=hpo.Range(1e-4, 1e-1))`.
 
-docs/reference/study-file.md has every key with its limits and default. A key that is left out, or None, has its
-default. Where a file says `{ low, high }` or `{ choices }`, a `Range` or `Choices` stands here, in the place of a value
-or of an element of a list. A section holds what it is given; `hpo.Study` checks it, for many keys depend on each other.
+docs/reference/study-file.md describes every key with its limits. A keyword that is not given, or None, has its default.
+Where a study file has `{ low, high }` or `{ choices }`, use a `Range` or `Choices`, as a value or as an element of a
+list. A section checks its keywords only; `hpo.Study` checks the values, because many depend on other sections.
 
-`when` says what else holds only with a certain choice: `when={"kind": {"adam": hpo.Optimizer(lr=0.001)}}` is
-`[optimizer.when.kind.adam]`. A choice is a key as Python has it: a word, a number, True, or a tuple for a list.
+`when` is for conditional parameters: `when={"kind": {"adam": hpo.Optimizer(lr=0.001)}}` is the table
+`[optimizer.when.kind.adam]`. A choice is a key as Python has it: a string, a number, True, or a tuple for a list.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from hpo.studyfile.cases import written
+from hpo.studyfile.messages import unknown_key
 from hpo.studyfile.searched import Choices, Range
 
-Flag: TypeAlias = bool | Choices
+Bool: TypeAlias = bool | Choices
 Float: TypeAlias = float | Range | Choices
 Int: TypeAlias = int | Range | Choices
-Word: TypeAlias = str | Choices
 Ints: TypeAlias = Sequence[Int] | Choices
 
+Activation: TypeAlias = Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"]
+OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+Sampler: TypeAlias = Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"]
+Metric: TypeAlias = Literal["val_accuracy", "val_loss", "parameters", "seconds_per_epoch"]
+Direction: TypeAlias = Literal["minimize", "maximize"]
 
-class Section:
-    """What all sections have in common: they become a table of a study file."""
+
+class Keywords:
+    """Base class that remembers which keywords were given, and suggests the nearest one for a wrong one."""
+
+    if not TYPE_CHECKING:  # type checkers and editors read the signature of __init__
+
+        def __new__(cls, *args: Any, **given: Any) -> Self:
+            known = list(inspect.signature(cls.__init__).parameters)[1:]
+            for key in given:
+                if key not in known:
+                    raise TypeError(f"hpo.{cls.__name__}: {key}: {unknown_key(key, known)}")
+            made = super().__new__(cls)
+            made.__dict__["_given"] = frozenset(given)
+            return made
+
+
+class Section(Keywords):
+    """Base class of all sections. A study file gets the keys that were given, even at their defaults, and no others."""
 
     def tree(self) -> dict[str, Any]:
-        """Return the keys that are given, with their values as a study file has them."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # each is a dataclass
-        return {key: plain(value) for key, value in given.items() if value is not None}
+        """Return the keys that were given, with their values as a study file has them."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        given: frozenset[str] = self.__dict__["_given"]
+        if len(given) == len(values):  # by dataclasses.replace, which passes every field
+            given = frozenset(each.name for each in fields(self) if values[each.name] != _default(each))  # type: ignore[arg-type]
+        return {key: plain(value) for key, value in values.items() if key in given and value is not None}
+
+
+def _default(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
-    """`[data]`: which images, and the part of the training images, above 0 and below 1, that scores the trials."""
+    """`[data]`: the data set, and the fraction of its training examples for the validation split (above 0, below 1).
 
-    dataset: str
-    validation: float | None = None
+    `dataset` is "digits", "mnist", "fashion_mnist", "cifar10", "npz:FILE", "folder:FOLDER" or "FILE.py:FUNCTION".
+    """
+
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] | str
+    validation: float = 0.2
     train_size: int | None = None
-    split_seed: int | None = None
+    split_seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Section):
-    """`[network]`: one trial's network, its rates of dropout (0 or more, below 1) and its initial weights."""
+    """`[network]`: one trial's network, its dropout rates (0 or more, below 1) and its initial weights.
 
-    kind: Word | None = None
-    module: Word | None = None
-    args: Mapping[str, Any] | None = None
-    hidden: Ints | None = None
-    activation: Word | None = None
-    init: str | Float | None = None
-    batch_norm: Flag | None = None
-    dropout: Float | Sequence[Float] | None = None
-    conv: Ints | None = None
-    kernel: Int | None = None
-    padding: Int | None = None
-    pool: Int | None = None
+    `kind` is required, except beside `module` and in `when`.
+    """
+
+    kind: Literal["mlp", "cnn", "module"] | Choices | None = None
+    module: str | Choices | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    hidden: Ints = (100, 100)
+    activation: Activation | Choices = "relu"
+    init: Literal["he", "xavier"] | Float = "he"
+    batch_norm: Bool = False
+    dropout: Float | Sequence[Float] = 0.0
+    conv: Ints = (6, 16)
+    kernel: Int = 5
+    padding: Int = 0
+    pool: Int = 2
     when: Mapping[str, Mapping[Any, Network]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Section):
-    """`[optimizer]`: one trial's optimizer, the learning rate and its schedule, in epochs.
+    """`[optimizer]`: one trial's optimizer, its learning rate, and the schedule, in epochs.
 
-    Only a case may lack `lr`.
+    `lr` is required, except in `when`.
     """
 
     lr: Float | None = None
-    kind: Word | None = None
-    weight_decay: Float | None = None
-    momentum: Float | None = None
-    alpha: Float | None = None
-    beta1: Float | None = None
-    beta2: Float | None = None
+    kind: OptimizerKind | Choices = "sgd"
+    weight_decay: Float = 0.0
+    momentum: Float = 0.9
+    alpha: Float = 0.99
+    beta1: Float = 0.9
+    beta2: Float = 0.999
     eps: Float | None = None
-    schedule: Word | None = None
-    step_every: Int | None = None
-    step_factor: Float | None = None
-    warmup: Float | None = None
+    schedule: Literal["constant", "step", "cosine"] | Choices = "constant"
+    step_every: Int = 10
+    step_factor: Float = 0.1
+    warmup: Float = 0.0
     clip: Float | None = None
     when: Mapping[str, Mapping[Any, Optimizer]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Section):
-    """`[training]`: how many epochs, in which batches (images), on what of the images and in which precision.
+    """`[training]`: the number of epochs, the batch size (in examples), augmentation, precision and early stopping.
 
-    Only a case may lack `epochs`.
+    `epochs` is required, except in `when`.
     """
 
     epochs: Int | None = None
-    batch_size: Int | None = None
-    precision: Word | None = None
-    label_smoothing: Float | None = None
-    flip: Float | None = None
-    shift: Int | None = None
+    batch_size: Int = 100
+    precision: Literal["auto", "float32", "bfloat16", "float64"] | Choices = "auto"
+    label_smoothing: Float = 0.0
+    flip: Float = 0.0
+    shift: Int = 0
     patience: Int | None = None
-    keep: str | None = None
-    keep_trials: int | None = None
+    keep: Literal["none", "best", "last"] = "none"
+    keep_trials: int = 5
     when: Mapping[str, Mapping[Any, Training]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Section):
-    """`[search]`: how many trials in all, chosen and judged how; `timeout` and `trial_timeout` are in seconds.
+    """`[search]`: the number of trials, how they are sampled, pruned and ranked, and their limits.
 
-    Several objectives are a list for `metric`. `direction`, minimize or maximize or a list, is for the user's own
-    objective.
+    `timeout` and `trial_timeout` are in seconds. A list for `metric` makes a search for the Pareto front. An objective
+    study has a `direction`, or a list of one for each value, and the defaults `pruner="median"` and `retries=0`.
     """
 
     trials: int
-    direction: str | Sequence[str] | None = None
-    sampler: str | None = None
-    pruner: str | None = None
-    metric: str | Sequence[str] | None = None
-    score: str | None = None
-    population: int | str | None = None
-    seed: int | None = None
-    points: Sequence[Mapping[str, Any]] | None = None
-    repeats: int | None = None
-    repeat: bool | None = None
-    retries: int | None = None
+    direction: Direction | Sequence[Direction] = "minimize"
+    sampler: Sampler = "tpe"
+    pruner: Literal["none", "median", "hyperband"] = "none"
+    metric: Literal["val_accuracy", "val_loss"] | Sequence[Metric] = "val_accuracy"
+    score: Literal["last", "best"] = "last"
+    population: int | Literal["auto"] = "auto"
+    seed: int = 0
+    points: Sequence[Mapping[str, Any]] = ()
+    repeats: int = 1
+    repeat: bool = False
+    retries: int = 1
     trial_timeout: float | None = None
     timeout: float | None = None
     patience: int | None = None
-    start_from: Sequence[str] | None = None
-    limits: Mapping[str, Any] | None = None
+    start_from: Sequence[str] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plain(value: Any) -> Any:
-    """Return a value as TOML or JSON would have given it: tables, lists and what is neither."""
+    """Return a value as a study file has it: a section, range or choices as a table, a tuple as a list."""
     if isinstance(value, Section | Range | Choices):
         return {key: plain(each) for key, each in value.tree().items()}
     if isinstance(value, Mapping):

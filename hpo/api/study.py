@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from hpo import studyfile
-from hpo.api.sections import Data, Network, Optimizer, Search, Training, plain
+from hpo.api.sections import Data, Keywords, Network, Optimizer, Search, Training, plain
 from hpo.studyfile.reading import changed_study, home_of, load_tree
 
 Table: TypeAlias = Mapping[str, Any]
 
 
-class Study:
+class Study(Keywords):
     """A checked study: what a study file says, whole.
 
     `resolved()` is the whole as a tree for JSON, every default filled in, and `str()` the text of a study file. Two

@@ -6,7 +6,7 @@ Defines no command, and imports nothing slow, so that help takes no noticeable t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +37,8 @@ class Group(TyperGroup):
         """Write a section for each panel. Typer itself writes panels only with rich, which is slow to import."""
         width = max(map(len, self.commands))
         room = formatter.width - width - 6  # characters for the help of a command
-        for panel, commands in itertools.groupby(self.commands.items(), lambda item: item[1].rich_help_panel):
+        named: Iterable[tuple[str, Any]] = self.commands.items()
+        for panel, commands in itertools.groupby(named, lambda item: item[1].rich_help_panel):
             rows = [(name.ljust(width), each.get_short_help_str(room).removesuffix(".")) for name, each in commands]
             with formatter.section(panel if isinstance(panel, str) else "Commands"):
                 formatter.write_dl(rows)

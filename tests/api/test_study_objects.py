@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
+import json
+import pickle
 import re
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from tiny import tree
 
 import hpo
@@ -67,16 +72,27 @@ def whole(**changes: Any) -> hpo.Study:
 
 
 def kinds(schema: dict[str, Any], types: dict[str, Any], named: tuple[str, ...] = ()) -> set[str]:
-    """What a value may be, by a JSON Schema: `number`, `list of integer`, or one of the types with these names."""
+    """Return what a JSON Schema allows: `number`, `list of integer`, `"adam"`, or one of the types with these names."""
     if reference := schema.get("$ref", "").removeprefix("#/$defs/"):
         return {reference} if reference in named else kinds(types[reference], types, named)
     if branches := schema.get("anyOf", schema.get("oneOf")):
         return set[str]().union(*(kinds(branch, types, named) for branch in branches)) - {"null"}
     if "enum" in schema or "const" in schema:
-        return {"string"}
+        return {json.dumps(word) for word in schema.get("enum", [schema.get("const")])}
     if schema.get("type") == "array":
         return {f"list of {each}" for each in kinds(schema["items"], types, named) or {"anything"}}
     return {schema["type"]} if "type" in schema else set()
+
+
+def defaults_of(model: type[BaseModel] | None) -> dict[str, Any]:
+    """Return the default of each key of a model; None for a required one."""
+    fields = model.model_fields.items() if model else ()
+    return {key: None if field.is_required() else field.get_default() for key, field in fields}
+
+
+def as_json(tree: dict[str, Any]) -> Any:
+    """Return a tree as it is read back from JSON: tuples are lists."""
+    return json.loads(json.dumps(tree, default=lambda each: each.model_dump(exclude_none=True)))
 
 
 def kinds_of_file(section: str) -> dict[str, set[str]]:
@@ -109,6 +125,43 @@ def test_a_section_has_the_keys_of_a_study_file_and_takes_the_same_values(sectio
         assert {each for each in taken if each.endswith("Range")} == {
             "list of Range" if each.startswith("list") else "Range" for each in numbers
         }, key
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_has_the_defaults_of_a_study_file(section: str) -> None:
+    """As a signature shows them. A required key that a case may leave out is None."""
+    expected = defaults_of(sections(ObjectiveStudySettings).get(section)) | defaults_of(SECTIONS[section])
+    known = {each.name: each for each in dataclasses.fields(CLASSES[section])}
+    made = CLASSES[section](**{name: None for name, each in known.items() if name in ("dataset", "trials")})
+    assert as_json({name: getattr(made, name) for name in expected}) == as_json(expected)
+    assert made.tree() == {}
+
+
+def test_a_keyword_at_its_default_counts_as_given() -> None:
+    optimizer = hpo.Optimizer(kind="adam", lr=0.1, weight_decay=0.0, clip=None)
+    assert optimizer.tree() == {"kind": "adam", "lr": 0.1, "weight_decay": 0.0}
+    assert optimizer == hpo.Optimizer(kind="adam", lr=0.1)
+    for copied in (copy.copy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert copied.tree() == optimizer.tree()
+    assert dataclasses.replace(optimizer, lr=0.2).tree() == {"kind": "adam", "lr": 0.2}
+    network = hpo.Network(kind="cnn", args={}, pool=3)
+    assert dataclasses.replace(network, args={}).tree() == {"kind": "cnn", "pool": 3}
+    assert inspect.signature(hpo.Optimizer).parameters["momentum"].default == 0.9
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "problem"),
+    [
+        (hpo.Network, {"hiden": [8]}, "hpo.Network: hiden: unknown key (did you mean 'hidden'?)"),
+        (hpo.Network, {"lr": 0.1}, "hpo.Network: lr: unknown key (did you mean 'optimizer.lr'?)"),
+        (hpo.Search, {"colour": 1}, "hpo.Search: colour: unknown key; known: trials, direction, sampler, "),
+        (hpo.Study, {"netwrk": {}}, "hpo.Study: netwrk: unknown key (did you mean 'network'?)"),
+        (hpo.Search, {}, "missing 1 required keyword-only argument: 'trials'"),
+    ],
+)
+def test_a_wrong_keyword_suggests_the_nearest(make: Callable[..., object], given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(problem)):
+        make(**given)
 
 
 def test_a_study_has_the_tables_of_a_study_file() -> None:
@@ -156,7 +209,8 @@ def test_a_study_can_be_written_and_read() -> None:
 
 
 def test_a_study_keeps_what_it_was_given_and_gives_copies() -> None:
-    sizes, points = [8, 8], [{"lr": 0.1, "hidden": [4]}]
+    sizes = [8, 8]
+    points: list[dict[str, Any]] = [{"lr": 0.1, "hidden": [4]}]
     network = hpo.Network(kind="mlp", hidden=hpo.Choices([sizes, [4]]))
     study = whole(network=network, search=hpo.Search(trials=4, points=points), baseline=dict(points[0]))
     said = study.resolved()
@@ -190,7 +244,7 @@ def test_a_study_may_have_an_objective_of_its_own() -> None:
     [
         ({"optimizer": hpo.Optimizer(lr=-1)}, "optimizer.lr: must be above 0 (got -1)"),
         ({"optimizer": hpo.Optimizer(lr=hpo.Range(1, 0.1))}, "optimizer.lr.low: must be below high = 0.1 (got 1)"),
-        ({"network": hpo.Network(kind="mpl")}, "network.kind: "),
+        ({"network": hpo.Network(kind="mpl")}, "network.kind: "),  # type: ignore[arg-type]
         ({"optimizer": hpo.Optimizer(kind="sgd")}, "optimizer.lr: missing"),
         (
             {"network": hpo.Network(kind="mlp", when={"kind": {}})},
