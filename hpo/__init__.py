@@ -5,8 +5,8 @@
     study = hpo.launch("studies/digits.toml")
     print(study.best.value, study.best.params)
 
-Importing it costs nothing: torch, Optuna and the database are loaded by what needs them, when it is called. `__all__`
-is what is public; docs/how-to/python.md shows it at work.
+Importing hpo is fast: functions import torch, Optuna and the database when they are called. `__all__` lists the public
+names; docs/how-to/python.md shows how to use them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from hpo.api.comparing import Comparison, compare
     from hpo.api.machine import dashboard, datasets, doctor, fetch, versions
     from hpo.api.models import predict, replay
-    from hpo.api.queue import status, watch
-    from hpo.api.running import launch, submit, work
+    from hpo.api.running import launch, status, submit, watch, work
     from hpo.api.sections import Data, Network, Optimizer, Search, Training
-    from hpo.api.stored import Proposal, StoredStudy, load, studies
+    from hpo.api.stored_study import Proposal, StoredStudy, load, studies
     from hpo.api.study import Study, read
-    from hpo.api.view import Trial
+    from hpo.api.trials import Trial
     from hpo.data import Listing
     from hpo.errors import (
         CodeError,
@@ -51,16 +50,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_NAMES_BY_MODULE = {
     "hpo.api.comparing": ["Comparison", "compare"],
     "hpo.api.machine": ["dashboard", "datasets", "doctor", "fetch", "versions"],
     "hpo.api.models": ["predict", "replay"],
-    "hpo.api.queue": ["status", "watch"],
-    "hpo.api.running": ["launch", "submit", "work"],
+    "hpo.api.running": ["launch", "status", "submit", "watch", "work"],
     "hpo.api.sections": ["Data", "Network", "Optimizer", "Search", "Training"],
-    "hpo.api.stored": ["Proposal", "StoredStudy", "load", "studies"],
+    "hpo.api.stored_study": ["Proposal", "StoredStudy", "load", "studies"],
     "hpo.api.study": ["Study", "read"],
-    "hpo.api.view": ["Trial"],
+    "hpo.api.trials": ["Trial"],
     "hpo.data": ["Listing"],
     "hpo.errors": [
         "CodeError",
@@ -86,7 +84,7 @@ _HOMES = {
     "hpo.studyfile.searched": ["Choices", "Range"],
 }
 _MODULES = {"events": "hpo.search.events"}
-_HOME = _MODULES | {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "Choices",
@@ -143,13 +141,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and keep it."""
-    if name not in _HOME:
+    """Import a public name on its first use."""
+    if name in _MODULES:
+        value = import_module(_MODULES[name])
+    elif name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    else:
         raise AttributeError(f"module 'hpo' has no attribute {name!r}")
-    module = import_module(_HOME[name])
-    found = module if name in _MODULES else getattr(module, name)
-    globals()[name] = found
-    return found
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

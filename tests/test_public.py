@@ -147,7 +147,7 @@ def test_another_name_is_an_attribute_error() -> None:
     ("code", "unwanted"),
     [
         ("import hpo", HEAVY | {"pydantic"}),
-        ("import hpo, hpo.api.machine, hpo.api.models, hpo.api.queue, hpo.api.comparing", HEAVY),
+        ("import hpo, hpo.api.machine, hpo.api.models, hpo.api.running, hpo.api.comparing", HEAVY),
         ("import hpo; hpo.read('studies/digits.toml'), hpo.launch, hpo.load, hpo.StoredStudy", HEAVY),
     ],
 )

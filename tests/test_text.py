@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 
 import hpo
-from hpo.api.answers import warn
+from hpo.api.displays import print_warning
 from hpo.errors import HpoError
 from hpo.results.doctor.finding import Finding, Verdict
 from hpo.storage import open_storage
@@ -45,7 +45,7 @@ def test_an_error_a_warning_and_an_answer_are_printable(capsys: pytest.CaptureFi
     assert str(HpoError(EVIL)).isprintable()
     assert str(HpoError("one\ntwo")) == "one two"
     assert all(map(str.isprintable, str(Finding(EVIL, Verdict.OK, EVIL)).split("\n")))
-    warn(EVIL)
+    print_warning(EVIL)
     assert capsys.readouterr().err.removesuffix("\n").isprintable()
 
 

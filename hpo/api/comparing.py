@@ -1,4 +1,4 @@
-"""Configurations beside each other, of one study or of several, with a paired test over seeds."""
+"""Comparison of configurations, of one study or several, with a paired test over seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hpo.api.stored import existing
+from hpo.api.stored_study import open_existing
 from hpo.results.result import Output
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Comparison(Output):
-    """A row a configuration: its group of runs, their numbers, and the test against the first; `str()` is the table.
+    """Comparison of configurations: a row and a group of runs for each; `str()` is the table.
 
-    Accuracies are fractions, losses in nats. `groups` hold the curves, arrays [runs, epochs].
+    Accuracies are fractions, losses in nats. `groups` have the learning curves as arrays [runs, epochs].
     """
 
     rows: Sequence[Row]
@@ -42,13 +42,13 @@ class Comparison(Output):
         return text(self.rows).split("\n")
 
     def plot(self) -> go.Figure:
-        """Return plotly's figure of accuracy and loss against epoch. Raises UsageError for too many configurations."""
+        """Return a plotly figure of accuracy and loss by epoch. Raises UsageError for too many configurations."""
         from hpo.results.figures.comparison import comparison
 
         return comparison(self.groups, self.by)
 
     def write_figure(self, path: str | Path) -> Path:
-        """Write the figure to a file whose name ends in .html or .png; return the path."""
+        """Write the figure to a file, whose name must end in .html or .png; return the path."""
         from hpo.results.figures.files import form_of, save_as
 
         target = Path(path)
@@ -58,13 +58,13 @@ class Comparison(Output):
 
 
 def compare(*names: str, by: str | None = None, storage: str | None = None) -> Comparison:
-    """Compare configurations: every one of a grid, the best of a search, or that of trial 12 for "NAME#12".
+    """Compare all configurations of a grid, the best of a search, or that of trial 12 for "NAME#12".
 
-    With `by`, a searched parameter's name, those with the same value of it are compared apart. Raises UsageError for a
-    configuration that is named twice, and HpoError for a study that has nothing to compare.
+    With `by`, the name of a searched parameter, the configurations of each of its values are compared separately.
+    Raises UsageError for a configuration that is named twice, and HpoError for a study without a completed trial.
     """
     from hpo.results.compare.runs import groups
     from hpo.results.compare.table import compare
 
-    found = groups(existing(storage), names)
-    return Comparison(compare(found, by), found, by)
+    runs = groups(open_existing(storage), names)
+    return Comparison(compare(runs, by), runs, by)

@@ -1,9 +1,9 @@
-"""What shows the progress of a search: by name, or whatever the caller has for it.
+"""Progress displays, by name or as a function; and lines on stderr.
 
-"auto"      what suits the place: two live lines in a notebook's cell or on a terminal, else a line a population
+"auto"      in a notebook's cell or on a terminal two live lines, elsewhere a line a population
 "quiet"     warnings only
 "json"      events on stdout, one JSON object a line
-a function  is called with each event (`hpo.events`), and nothing is shown
+a function  is called with each event (`hpo.events`); nothing is printed
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from hpo.errors import UsageError
+from hpo.text import printable
 
 if TYPE_CHECKING:
     from hpo.results.display.progress import QuietProgress
     from hpo.search.events import Event
 
 Progress: TypeAlias = "Literal['auto', 'quiet', 'json'] | Callable[[Event], None]"
-"""How progress is shown: see the module."""
+"""A display: its name, or a function of the caller."""
+
+PrintLine: TypeAlias = Callable[[str], None]
+"""A function that gets a line of text for the user while something runs."""
 
 
 def display(progress: Progress, stop: threading.Event) -> QuietProgress:
-    """Return the display that was asked for; `stop` is set by one whose reader has gone."""
+    """Return the display; it sets `stop` when the reader of its output closes the pipe."""
     from rich.console import Console
 
     from hpo.results.display.progress import CallingProgress, JsonProgress, QuietProgress, progress_on
@@ -45,9 +49,19 @@ def display(progress: Progress, stop: threading.Event) -> QuietProgress:
 
 
 def in_notebook() -> bool:
-    """Whether this is a notebook's kernel: IPython with a front end that shows what it is sent."""
+    """Return whether this process is a notebook's kernel: IPython with a front end that shows its output."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None
+
+
+def print_warning(text: str) -> None:
+    """Print a warning on stderr."""
+    print_to_stderr(f"warning: {text}")
+
+
+def print_to_stderr(text: str) -> None:
+    """Print a line on stderr."""
+    print(printable(text), file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpo.api.stored import existing
+from hpo.api.stored_study import open_existing
 
 if TYPE_CHECKING:
     from hpo.data import Listing
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def datasets() -> list[Listing]:
-    """Return every known data set: its name, its place on this machine or None, and how many training images it has."""
+    """Return every known data set: name, folder on this machine or None, and number of training images."""
     from hpo.data import list_datasets
 
     return list_datasets()
 
 
 def datasets_table() -> str:
-    """Return the table of `hpo data list`."""
+    """Return the table that `hpo data list` prints."""
     from hpo.results.display.tables import datasets_table
 
     return datasets_table(datasets())
 
 
 def fetch(name: str) -> Path:
-    """Download a data set into the cache unless it is there unharmed; return its folder. Raises DataError."""
+    """Download a data set into the cache, unless a valid copy is there; return its folder. Raises DataError."""
     from hpo.data import fetch
 
     return fetch(name)
@@ -46,18 +46,18 @@ def dashboard(
     artifacts: str | Path | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Serve Optuna's dashboard until Ctrl-C; `announce` is given its address once it answers.
+    """Serve optuna-dashboard until Ctrl-C; call `announce` with its address once it answers.
 
-    `port` 0 is any free one. An address that others can reach needs a password, from `password_file` or
-    HPO_DASHBOARD_PASSWORD, unless `insecure`. Raises UsageError for what does not go together, and HpoError where it
-    cannot listen.
+    `port` 0 is any free one. An address that other machines can reach needs a password, from `password_file` or
+    HPO_DASHBOARD_PASSWORD, unless `insecure`. Raises UsageError for options that contradict each other, and HpoError
+    where it cannot listen.
     """
     from hpo.service.dashboard.dashboard import check_names, read_password, serve
     from hpo.storage.artifacts import artifact_folder
 
     password = read_password(None if password_file is None else Path(password_file), insecure=insecure)
     check_names(allow_hosts)
-    opened = existing(storage)
+    opened = open_existing(storage)
     serve(
         opened,
         artifact_folder(opened.location, None if artifacts is None else Path(artifacts)),
@@ -72,10 +72,9 @@ def dashboard(
 
 
 def doctor(*, storage: str | None = None, fix: bool = False) -> Iterator[Finding]:
-    """Check storage, data sets, packages, devices and threads; give each finding as soon as it is known.
+    """Check storage, data sets, packages, devices and threads; yield each finding as soon as its check ends.
 
-    With `fix`, trials that nobody trains go back to the queue; else nothing is changed. A problem is a finding, and
-    never an error.
+    With `fix`, orphaned trials are requeued; without it nothing is changed. A problem is a finding, never an error.
     """
     from hpo.results.doctor.checks import findings
 
@@ -87,10 +86,3 @@ def versions() -> dict[str, str]:
     from hpo.versions import versions
 
     return versions()
-
-
-def version_line() -> str:
-    """Return what `hpo version` prints."""
-    from hpo.versions import version_line
-
-    return version_line()

@@ -1,4 +1,4 @@
-"""Trained networks and exported trials, from their files alone: no storage is needed."""
+"""Networks of `hpo test` and exported trials, used from their files alone: no storage is needed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpo.api.answers import Say, warn
-from hpo.api.stopping import stopping
+from hpo.api.displays import PrintLine, print_warning
+from hpo.api.interruption import stop_event
 
 if TYPE_CHECKING:
     from hpo.results.final_test.predict import Predictions
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 def replay(
-    file: str | Path, *, device: str = "auto", say: Say = warn, stop: threading.Event | None = None
+    file: str | Path, *, device: str = "auto", say: PrintLine = print_warning, stop: threading.Event | None = None
 ) -> Result[Replay]:
-    """Train the trial of an export again; return how far it is from what was exported.
+    """Retrain the trial of an export; return how far its curves are from the exported ones.
 
-    Raises UsageError for a file that is no export, DataError and HpoError where the images are missing or others, and
-    InterruptionError when stopped.
+    `say` gets warnings. Raises UsageError for a file that is no export, DataError and HpoError where the data set is
+    missing or has changed, and InterruptionError when stopped.
     """
     from hpo.results.reproduce.replay import ReplayResult, replay
 
-    with stopping(stop) as asked:
-        return ReplayResult(replay(Path(file), device, asked, say))
+    with stop_event(stop) as stop:
+        return ReplayResult(replay(Path(file), device, stop, say))
 
 
 def predict(folder: str | Path, images: str | Path, *, device: str = "auto") -> Predictions:
-    """Classify the images of a .npy file with the network that `test` has put into a folder.
+    """Classify the images of a .npy file with the network in a folder that `test` wrote.
 
     Images are [N, H, W], [N, C, H, W] or [N, H, W, C], uint8 as in the data set, or floats from 0, black, to 1, white;
-    for a network that was trained on floats as given, such floats. The answer has arrays `classes` and `probabilities`,
-    [N], and `names` of the classes; `str()` of it is CSV. Raises HpoError for files that are neither.
+    a network that was trained on unscaled floats takes such floats. The result has arrays `classes` and
+    `probabilities`, [N], and `names` of the classes; `str()` of it is CSV. Raises HpoError for invalid files.
     """
     from hpo.results.final_test.predict import predictions
 

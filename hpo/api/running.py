@@ -1,19 +1,25 @@
-"""Studies that are trained: launched here and now, or put into the queue for workers."""
+"""Launch studies here, submit them to the queue, work on the queue, and watch it."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hpo.api.answers import Say, warn
-from hpo.api.displays import Progress, display
+from hpo.api.displays import PrintLine, Progress, display, print_warning
+from hpo.api.interruption import stop_event
 from hpo.api.sections import plain
-from hpo.api.stopping import stopping
-from hpo.api.stored import StoredStudy
+from hpo.api.stored_study import StoredStudy, open_existing
 from hpo.api.study import Source, Study, read
+
+if TYPE_CHECKING:
+    from hpo.service.status import Status
+
+WATCH_S = 2.0
+"""Seconds between two statuses of `watch`."""
 
 
 def launch(
@@ -30,23 +36,23 @@ def launch(
     progress: Progress = "auto",
     stop: threading.Event | None = None,
 ) -> StoredStudy:
-    """Search a study until it has its trials, or go on with it; return it as the storage has it then.
+    """Run a study until it has all its trials, or continue it; return the stored study.
 
     `study` is a `Study`, a file's path or a dictionary. `storage` is a URL, None for that of HPO_STORAGE or
-    `sqlite:///hpo.db`; it is made where it is not there. `device` is auto, cpu, cuda, cuda:1 or mps. `workers` is how
-    many processes share the search, None for this one alone; `ray` the address of a Ray cluster, "local" for one that
-    is started for it, with `gpus_per_worker`. `extend` lets a study go on whose file has changed, `changed_code` one
-    whose own code has. `enqueue` are trials to train first, each as its values, {"lr": 0.01}, or JSON of them.
-    `progress` says what is shown meanwhile: see `hpo.api.displays`.
+    `sqlite:///hpo.db`; a missing SQLite file is created. `device` is auto, cpu, cuda, cuda:1 or mps. `workers` is the
+    number of processes that share the search, None for this process alone; `ray` the address of a Ray cluster, "local"
+    to start one, with `gpus_per_worker`. `extend` continues a study whose file has changed, `changed_code` one whose
+    user code has changed. `enqueue` are trials to train first, each as its values, {"lr": 0.01}, or as JSON of them.
+    `progress` is the display: see `hpo.api.displays`.
 
-    Ctrl-C, a notebook's "interrupt" and `stop` let the epoch in hand end: what has finished is kept, and the same call
-    goes on from there. `ended` of what is returned says why the search has ended, `interrupted` whether it was stopped.
+    On Ctrl-C, a notebook's "interrupt" or `stop`, the current epoch ends and finished trials are stored; the same call
+    continues the study. `ended` of the result has the reason for the end, `interrupted` is true after a stop.
 
-    Raises StudyFileError and UsageError for a study that cannot be searched or differs from the stored one, DataError,
-    StorageError, StudyBusyError, StudyClosedError for a paused or stopped one, TrainingError, and HpoError, with the
-    commonest reason, where every trial has failed.
+    Raises StudyFileError and UsageError for a study that is invalid or differs from the stored one, DataError,
+    StorageError, StudyBusyError, StudyClosedError for a paused or stopped study, TrainingError, and HpoError, with the
+    most frequent reason, where every trial has failed.
     """
-    given = read(study)
+    parsed = read(study)
 
     from hpo.results.unranked import no_best
     from hpo.search.options import LaunchOptions
@@ -62,17 +68,11 @@ def launch(
         changed_code=changed_code,
         enqueue=tuple(each if isinstance(each, str) else json.dumps(plain(each)) for each in enqueue),
     )
-    with stopping(stop) as asked:
+    with stop_event(stop) as stop:
         opened = open_storage(storage)
-        with display(progress, asked) as shown:
-            name = search(
-                given.checked,
-                opened,
-                options,
-                on_event=shown,
-                stop=asked,
-            )
-        stored = StoredStudy(opened, name, shown.ended, shown.interrupted, given)
+        with display(progress, stop) as shown:
+            name = search(parsed.checked, opened, options, on_event=shown, stop=stop)
+        stored = StoredStudy(opened, name, shown.ended, shown.interrupted, parsed)
         for line in stored.summary_lines() if shown.says else ():
             shown.line(line)
     if stored.ended is not None and stored.ended.all_failed:
@@ -87,16 +87,18 @@ def submit(
     extend: bool = False,
     priority: int | None = None,
     on_stored: Callable[[StoredStudy], None] = lambda study: None,
-    say: Say = warn,
+    say: PrintLine = print_warning,
 ) -> list[StoredStudy]:
-    """Put studies into the queue, for workers to train; return them, in their order, as the storage has them.
+    """Put studies into the queue for workers; return the stored studies in their order.
 
-    All are checked before the first is stored, and one that is there already stays as it is, or is extended. A higher
-    `priority` goes first, None leaves it as it is (0). `on_stored` is called with each as soon as it is stored, and
-    `say` with what there is to say against its images, such as a class without a validation image.
+    All studies are checked before the first is stored. A study that is already stored is not changed, or with `extend`
+    is extended. A higher `priority` goes first; None leaves the priority as it is (0). `on_stored` is called with each
+    study as soon as it is stored, `say` with warnings about its data, such as a class without a validation example.
     Raises what `launch` raises before it trains.
     """
-    checked = [read(study).checked for study in _several(studies)]
+    if isinstance(studies, Study | str | PathLike | Mapping):
+        studies = [studies]
+    checked = [read(study).checked for study in studies]
 
     from hpo.search.options import LaunchOptions
     from hpo.service.queue_control import submit_all
@@ -123,21 +125,44 @@ def work(
     metrics_host: str = "127.0.0.1",
     stop: threading.Event | None = None,
 ) -> int:
-    """Train whatever the queue has trials left of, or only these studies, until `stop`, Ctrl-C or, if told, idle.
+    """Train trials of all queued studies, or of these, until `stop`, Ctrl-C or, with `until_idle`, no trial is left.
 
-    It is meant for a process of its own: it sets up this one's log, on stderr as `text` or `json`, and ends the process
-    if an epoch takes more than 15 s after a stop. `threads` is how many it trains on, None for its share of the cores;
-    `changed_code` has it train studies whose own code is another here. Prometheus finds metrics at `metrics_port` (0:
-    any free one). Returns the exit status. Raises StorageError for a file that is not there, and HpoError for a port in
-    use.
+    Meant for a process of its own: sets up the process's log, on stderr as `text` or `json`, and exits the process if
+    an epoch takes more than 15 s after a stop. `threads` is the number of threads, None for the worker's share of the
+    cores; `changed_code` trains studies whose user code differs on this machine. `metrics_port` serves metrics for
+    Prometheus (0: any free port). Returns the exit status. Raises StorageError for a missing file, and HpoError for a
+    port in use.
     """
     from hpo.service.worker import Duty
     from hpo.service.worker_process import run_worker
 
     duty = Duty(tuple(names), device, threads, until_idle, changed_code)
-    with stopping(stop) as asked:
-        return run_worker(storage, duty, log_format, metrics_host, metrics_port, asked)
+    with stop_event(stop) as stop:
+        return run_worker(storage, duty, log_format, metrics_host, metrics_port, stop)
 
 
-def _several(studies: Source | Iterable[Source]) -> Iterable[Source]:
-    return [studies] if isinstance(studies, Study | str | PathLike | Mapping) else studies
+def status(name: str | None = None, *, storage: str | None = None) -> Status:
+    """Return the status of the storage's studies and workers, or of one study and its workers.
+
+    Its `studies` and `workers` are records, its `text()` two tables, its `to_json()` a tree. Raises UnknownStudyError.
+    """
+    from hpo.service.status import status
+
+    return status(open_existing(storage), name)
+
+
+def watch(name: str | None = None, *, storage: str | None = None) -> Iterator[Status]:
+    """Yield the status every 2 seconds, without end."""
+    from hpo.service.status import status
+
+    opened = open_existing(storage)
+    while True:
+        yield status(opened, name)
+        time.sleep(WATCH_S)
+
+
+def studies_table(*, storage: str | None = None) -> str:
+    """Return the table that `hpo studies` prints: name, data set, trials by state, best value, last activity."""
+    from hpo.results.display.tables import studies_table
+
+    return studies_table(open_existing(storage))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,9 +16,6 @@ from typer.core import TyperCommand, TyperGroup
 import hpo
 from hpo import stdout
 from hpo.errors import HpoError
-
-if TYPE_CHECKING:
-    from hpo.results.result import Output as Result
 
 
 class Command(TyperCommand):
@@ -123,9 +120,12 @@ def _check_folder(
 
 def print_version() -> None:
     """Print the versions of hpo, Python, torch, Optuna and NumPy."""
-    from hpo.api.machine import version_line
+    from hpo.versions import version_line
 
     print_line(version_line())
+
+
+Result: TypeAlias = "hpo.Result[Any] | hpo.Comparison | hpo.Finding | hpo.Status"
 
 
 def print_line(text: object) -> None:
@@ -143,6 +143,6 @@ def write_output(text: str, output: Path | None) -> None:
     if output is None:
         print(text, end="", file=stdout.stream(), flush=True)
     else:
-        from hpo.api.files import write
+        from hpo.files import write_atomically
 
-        write(text, output)
+        write_atomically(text, output)

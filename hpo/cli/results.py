@@ -49,7 +49,7 @@ def studies(storage: StorageUrl = None) -> None:
 
     With the data set, trials by state, best value and last activity of each.
     """
-    from hpo.api.queue import studies_table
+    from hpo.api.running import studies_table
 
     print_line(studies_table(storage=storage))
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from hpo.errors import HpoError
 from hpo.results.display.progress import QuietProgress
 from hpo.results.display.summary import outcome_line
-from hpo.results.narrow.next_study import Proposal, propose
+from hpo.results.narrow.next_study import propose
 from hpo.results.ranking import METRIC_LABELS, score
 from hpo.results.unranked import no_best
 from hpo.search.events import StudyEnded
@@ -51,13 +51,13 @@ def run_rounds(
     """
     searched: list[Round] = []
     for _ in range(rounds):
-        proposal = propose(storage, name, new_name)
-        _check_round(storage, name, proposal)
+        proposed, reasons = propose(storage, name, new_name)
+        _check_round(storage, name, proposed)
         with display() as shown:
-            for line in proposal.lines if shown.says else ():
+            for line in reasons if shown.says else ():
                 shown.line(line)
-            called = launch(proposal.study, storage, options, on_event=shown, stop=stop)
-        searching = proposal.study.named(called)
+            called = launch(proposed, storage, options, on_event=shown, stop=stop)
+        searching = proposed.named(called)
         if shown.ended is not None and shown.says:
             shown.line(outcome_line(searching, shown.ended))
         if shown.ended is not None and shown.ended.all_failed:
@@ -81,9 +81,8 @@ def compared(storage: Storage, study: Study, before: str) -> str:
     return f"{study.name}: best {label} {best:.4f}, {how} {before} ({old:.4f})"
 
 
-def _check_round(storage: Storage, name: str, proposal: Proposal) -> None:
+def _check_round(storage: Storage, name: str, study: Study) -> None:
     """Raise HpoError where a study of the round's name is there that is not the round."""
-    study = proposal.study
     if study.name not in study_names(storage):
         return
     differences = differing_keys(stored_study(load_study(storage, study.name)), study)

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,8 +39,6 @@ from hpo.text import printable
 PACE_S = 300.0
 """A study's pace is that of the last five minutes."""
 
-
-WATCH_S = 2.0
 UNREADABLE = "unreadable"
 
 
@@ -208,10 +205,3 @@ def _worker_row(worker: WorkerStatus) -> tuple[str, ...]:
     heartbeat = worker.lost or f"{duration(max(0.0, worker.silent_s))} ago"
     name = f"{worker.host}:{worker.pid}"
     return name, worker.device or "-", worker.study or "-", population, heartbeat
-
-
-def watch(storage: Storage, name: str | None, show: Callable[[Status], None]) -> None:
-    """Show the status every other second, until an interruption."""
-    while True:
-        show(status(storage, name))
-        time.sleep(WATCH_S)

@@ -9,7 +9,7 @@ import pytest
 from tiny import tree
 
 import hpo
-from hpo.api.stopping import stopping
+from hpo.api.interruption import stop_event
 from hpo.search.events import EpochEnded, Event
 
 RUNS = "sqlite:///runs.db"
@@ -61,7 +61,7 @@ def test_who_has_a_way_of_their_own_keeps_it(own: bool) -> None:
     handler = signal.default_int_handler if own else lambda number, frame: None
     before = signal.signal(signal.SIGINT, handler)
     try:
-        with stopping(stop) as asked:
+        with stop_event(stop) as asked:
             assert signal.getsignal(signal.SIGINT) is handler
             assert asked is stop or not own
     finally:
@@ -72,7 +72,7 @@ def test_another_thread_leaves_signals_alone() -> None:
     entered: list[threading.Event] = []
 
     def enter() -> None:
-        with stopping(None) as asked:
+        with stop_event(None) as asked:
             entered.append(asked)
 
     thread = threading.Thread(target=enter)

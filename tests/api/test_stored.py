@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -39,7 +40,27 @@ def test_the_best_come_first(found: hpo.StoredStudy) -> None:
     assert found.best.params.keys() == {"lr"}
     assert found.best.started is not None
     assert found.best.started.utcoffset() == datetime.timedelta(0)
+    assert found.best_params == dict(found.best.params)
+    assert found.best_value == found.best.value
+    with pytest.raises(hpo.UsageError, match=r"^top: n must be at least 1 \(got -1\)$"):
+        found.top(-1)
     assert found.top_lines(1)[0].startswith(f"Best-1 (trial {best[0].number}) | val acc: {best[0].value:.4f} | lr: ")
+
+
+def test_trials_are_rows_of_a_dataframe(found: hpo.StoredStudy) -> None:
+    pytest.importorskip("pandas")
+    table = found.trials_dataframe()
+    assert [*table.columns] == [
+        *("number", "value", "datetime_start", "datetime_complete", "duration", "params_lr", "seed", "epochs", "state")
+    ]
+    assert table["value"].max() == found.best_value
+    assert set(table["state"]) == {"COMPLETE"}
+
+
+def test_a_dataframe_needs_pandas(found: hpo.StoredStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(hpo.HpoError, match=r"^trials_dataframe: needs pandas; install it with `pip install pandas`$"):
+        found.trials_dataframe()
 
 
 def test_curves_are_arrays_of_trials_and_epochs(found: hpo.StoredStudy) -> None:
@@ -72,8 +93,9 @@ def test_what_is_exported_and_drawn(found: hpo.StoredStudy) -> None:
     assert found.write_figures("figures", ["history"]) == [Path("figures/tiny-history.html")]
     assert found.write_report() == Path("tiny-report.html")
     assert "tiny" in Path("tiny-report.html").read_text()
-    with pytest.raises(hpo.UsageError, match="no kind 'curvs'"):
-        found.plot(["curvs"])
+    assert list(found.plot("history")) == ["history"]
+    with pytest.raises(hpo.UsageError, match=r"^unknown figure 'curvs' \(did you mean 'curves'\?\); known: "):
+        found.plot("curvs")
 
 
 def test_from_a_search_to_a_result(found: hpo.StoredStudy) -> None:

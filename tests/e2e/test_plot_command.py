@@ -40,7 +40,7 @@ def test_what_cannot_be_plotted_is_one_line(
     assert hpo("plot", "tiny", "--figure", "curve") == (
         2,
         "",
-        "hpo: --figure: no kind 'curve' (did you mean 'curves'?); there are front, curves, landscape, history, "
+        "hpo: unknown figure 'curve' (did you mean 'curves'?); known: front, curves, landscape, history, "
         "importances, activations\n",
     )
     assert hpo("plot", "tony").err.startswith("hpo: sqlite:///hpo.db: no study named 'tony' (did you mean 'tiny'?)")

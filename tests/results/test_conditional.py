@@ -91,12 +91,12 @@ def test_a_table_of_trials_has_an_empty_cell_for_what_a_trial_lacks(storage: Sto
 
 
 def test_ranges_are_narrowed_around_the_best_that_have_them(storage: Storage, name: str) -> None:
-    proposal = propose(storage, name)
-    lines = "\n".join(proposal.lines)
+    study, reasons = propose(storage, name)
+    lines = "\n".join(reasons)
     assert "beta1: 0.5..0.9 -> " in lines
     assert "\nlr: " not in lines  # none of the best is sgd's
-    assert proposal.study.resolved()["optimizer"]["lr"] == STUDY.resolved()["optimizer"]["lr"]
-    case = proposal.study.resolved()["optimizer"]["when"]["kind"]["adam"]
+    assert study.resolved()["optimizer"]["lr"] == STUDY.resolved()["optimizer"]["lr"]
+    case = study.resolved()["optimizer"]["when"]["kind"]["adam"]
     assert case["beta1"]["low"] > 0.5
 
 

@@ -59,7 +59,7 @@ def test_some_kinds_may_be_asked_for(storage: Storage, stored: Callable[..., opt
     text = (tmp_path / "digits-curves.html").read_text(encoding="utf-8")
     assert "Best-1" in text
     assert "Best-2" not in text
-    with pytest.raises(UsageError, match="no kind 'nothing'"):
+    with pytest.raises(UsageError, match="unknown figure 'nothing'"):
         plot(storage, "digits", tmp_path, ["nothing"])
 
 

@@ -287,7 +287,7 @@ def test_the_figures_of_many_trials_are_small() -> None:
 
 def test_a_kind_that_is_none_is_named() -> None:
     check_kinds(["curves", "history"])
-    with pytest.raises(UsageError, match=r"--figure: no kind 'curvs' \(did you mean 'curves'\?\); there are front, "):
+    with pytest.raises(UsageError, match=r"^unknown figure 'curvs' \(did you mean 'curves'\?\); known: front, "):
         check_kinds(["history", "curvs"])
 
 

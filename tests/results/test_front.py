@@ -19,7 +19,7 @@ from schemas import schema
 from stored_studies import LR
 from tiny import search, study_of, trials_of
 
-from hpo.api.view import StudyView
+from hpo.api.stored_study import StoredStudy
 from hpo.errors import HpoError, UsageError
 from hpo.results.display.summary import next_lines, summary_lines
 from hpo.results.display.tables import studies_table
@@ -87,7 +87,7 @@ def test_records_have_a_value_for_each_metric(searched: list[FrozenTrial], stora
 
 
 def test_the_view_has_the_front(searched: list[FrozenTrial], storage: Storage) -> None:
-    view = StudyView(storage, "tiny")
+    view = StoredStudy(storage, "tiny")
     assert [trial.number for trial in view.front] == [trial.number for trial in searched]
     assert view.best.number == searched[0].number
     assert view.best.values == dict(zip(["val_accuracy", "parameters"], searched[0].values, strict=True))
@@ -181,6 +181,6 @@ def test_an_edge_is_one_where_the_whole_front_lies() -> None:
 
 
 def test_curves_of_the_front_are_of_the_first_metric(searched: list[FrozenTrial], storage: Storage) -> None:
-    curves = StudyView(storage, "tiny").curves()
+    curves = StoredStudy(storage, "tiny").curves()
     assert curves["val_accuracy"].shape == (12, 2)
     assert not np.isnan(curves["val_accuracy"]).any()

@@ -21,10 +21,10 @@ from hpo.results.final_test.evaluate import Wanted, look
 from hpo.results.final_test.model_folder import CARD_FILE
 from hpo.results.final_test.predict import predictions
 from hpo.results.final_test.result import SealedTestResult
-from hpo.results.narrow.next_study import Proposal, following, write_study
+from hpo.results.narrow.next_study import following, write_study
 from hpo.results.report import report
 from hpo.results.reproduce.replay import replay
-from hpo.search.check import describe
+from hpo.search.check import check_report
 from hpo.search.events import Note
 from hpo.search.launch import join
 from hpo.search.plan import plan
@@ -98,7 +98,7 @@ def test_a_class_without_images_is_a_line(storage: Storage, home: Path) -> None:
     )
     warned = [event.text for event in search(study, storage) if isinstance(event, Note) and event.level == "warning"]
     assert [text.startswith(said) for text in warned] == [True]
-    assert said in describe(study, "cpu")
+    assert said in check_report(study, "cpu")
     tested = look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)
     assert "no test image of class 'rare'" in SealedTestResult(tested).lines()
 
@@ -118,11 +118,11 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     plan(confirming_study(storage, "tiny", 1, 2), "cpu")
     # What narrowing writes finds them from its own folder.
     again = following(study, [], "tiny-2", ["tiny"])
-    path = write_study(Proposal(again, ()))
+    path = write_study(again, ())
     assert 'dataset = "npz:../home/images.npz"' in path.read_text()
-    assert write_study(Proposal(again, ())) == path
+    assert write_study(again, ()) == path
     search(read_study(path), storage)  # its trials are those of the same images
-    path = write_study(Proposal(again, ()), home / "tiny-2.toml")
+    path = write_study(again, (), home / "tiny-2.toml")
     assert 'dataset = "npz:images.npz"' in path.read_text()
 
 

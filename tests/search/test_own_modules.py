@@ -319,13 +319,13 @@ def test_the_next_study_may_be_written_elsewhere(folder: Path, storage: Storage)
     study = own(folder, data={"dataset": "my_data.py:load"}, search={"trials": 8})
     search(study, storage)
     there = tmp_path_of(folder, "there")
-    path = write_study(propose(storage, "tiny"), there / "next.toml")
-    assert write_study(propose(storage, "tiny"), path) == path  # it says so already
+    path = write_study(*propose(storage, "tiny"), there / "next.toml")
+    assert write_study(*propose(storage, "tiny"), path) == path  # it says so already
     written = read_study(path)
     assert written.references == {"../my_data.py:load": "data.dataset", "../nets.py:Net": "network.module"}
     assert notes(search(written, storage)) == []
     (folder / "narrowed").mkdir()
-    further = read_study(write_study(propose(storage, "tiny-2"), folder / "narrowed" / "further.toml"))
+    further = read_study(write_study(*propose(storage, "tiny-2"), folder / "narrowed" / "further.toml"))
     assert further.search.start_from == ["tiny-2", "tiny"]
     assert list(plan(further, "cpu").code.files) == ["../my_data.py", "../nets.py", "../parts.py"]
 
@@ -333,8 +333,8 @@ def test_the_next_study_may_be_written_elsewhere(folder: Path, storage: Storage)
     either["network"] = {"module": {"choices": ["nets.py:Net", "nets.py:Branching"]}, "args": {"width": 4}}
     search(parse_study(either, "either.toml", folder), storage)
     with pytest.raises(HpoError, match=r"^network\.module: is searched among files in .*: write the next study there"):
-        write_study(propose(storage, "either"), there / "either.toml")
-    assert read_study(write_study(propose(storage, "either"), folder / "either.toml")).folder == folder
+        write_study(*propose(storage, "either"), there / "either.toml")
+    assert read_study(write_study(*propose(storage, "either"), folder / "either.toml")).folder == folder
 
 
 def test_every_module_that_a_trial_may_have_is_kept(folder: Path, storage: Storage) -> None:

@@ -83,7 +83,7 @@ def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: C
         assert line == f"{name}: best val acc {best[name]:.4f}, {how} {before} ({best[before]:.4f})"
     for name in ("tiny-2", "tiny-3"):
         check_whole(trials_of(storage, name), 8)
-    assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
+    assert propose(storage, "tiny-2")[0].search.start_from == ["tiny-2", "tiny"]
 
 
 def test_workers_share_a_round(new_storage: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_workers_share_a_round(new_storage: Callable[[], Storage], monkeypatch: 
     ended, said = rounds(storage, 1, workers=2)
     assert (ended, asked, len(said)) == (True, [2], 1)
     check_whole(trials_of(storage, "tiny-2"), 8)
-    assert propose(storage, "tiny-2").study.search.start_from == ["tiny-2", "tiny"]
+    assert propose(storage, "tiny-2")[0].search.start_from == ["tiny-2", "tiny"]
 
 
 def test_rounds_go_on_where_they_were_interrupted(new_storage: Callable[[], Storage]) -> None:

@@ -33,11 +33,11 @@ ACTIVATIONS = "activations"
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise UsageError for a kind that is none."""
+    """Raise UsageError for an unknown kind."""
     for kind in kinds:
         known = [*KINDS, ACTIVATIONS]
         if kind not in known:
-            raise UsageError(f"--figure: no kind {kind!r}{nearest(kind, known)}; there are {', '.join(known)}")
+            raise UsageError(f"unknown figure {kind!r}{nearest(kind, known)}; known: {', '.join(known)}")
 
 
 def draw(source: Source, kinds: Sequence[str] = ()) -> dict[str, go.Figure]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import HpoError, StudyFileError, UsageError
@@ -22,23 +21,18 @@ from hpo.results.unranked import no_best
 from hpo.search.sampling.warm_start import completed, warm_start
 from hpo.search.study_records import stored_study, user_attrs_of
 from hpo.storage import Storage, load_study
-from hpo.studyfile import Study, own_data, parse_study, read_study
+from hpo.studyfile import AnyStudy, Study, own_data, parse_study, read_study
 from hpo.studyfile.messages import dotted
 from hpo.studyfile.trees import replaced
 from hpo.studyfile.values import LARGEST
 from hpo.studyfile.writing import study_text
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """The next study, and why its ranges are what they are, in lines."""
+def propose(storage: Storage, name: str, new_name: str | None = None) -> tuple[Study, tuple[str, ...]]:
+    """Return the next study after the one of that name, and lines with the reasons for its ranges.
 
-    study: Study
-    lines: tuple[str, ...]
-
-
-def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposal:
-    """Return the study that follows the one of that name, as it is now. Raises HpoError where too little is known."""
+    Raises HpoError where too few trials have completed.
+    """
     stored = load_study(storage, name)
     study = stored_study(stored)
     if len(study.search.metrics) > 1:
@@ -56,7 +50,7 @@ def propose(storage: Storage, name: str, new_name: str | None = None) -> Proposa
     lines += [_around(study, best)]
     lines += [change.line() for change in found] or ["every range stays as it is: the best lie all over it"]
     called = next_name(study) if new_name is None else new_name
-    return Proposal(following(study, found, called, [name, *before.names]), tuple(lines))
+    return following(study, found, called, [name, *before.names]), tuple(lines)
 
 
 def following(study: Study, found: Sequence[Change], name: str, start_from: Sequence[str]) -> Study:
@@ -88,20 +82,21 @@ def next_name(study: Study) -> str:
     return followed(base, f"-{number + 1}")
 
 
-def write_study(proposal: Proposal, path: Path | None = None) -> Path:
-    """Write the proposed study to a file, by default one of its name in the current folder; return the path.
+def write_study(study: AnyStudy, reasons: Sequence[str], path: Path | None = None) -> Path:
+    """Write the proposed study to a file, by default `NAME.toml` in the current folder; return the path.
 
-    Raises HpoError where there is a file that says something else.
+    Raises HpoError where the file exists and contains another study.
     """
-    target = Path(f"{file_stem(proposal.study.name)}.toml") if path is None else path
-    study = _for_folder(proposal.study, target.absolute().parent)
+    assert isinstance(study, Study), "an objective study has no ranges to narrow"
+    target = Path(f"{file_stem(study.name)}.toml") if path is None else path
+    study = _for_folder(study, target.absolute().parent)
     if target.suffix.lower() == ".json":
         raise UsageError(f"{target}: the study is written as TOML; give the file a name that ends in .toml")
     if target.is_file():
         if not _says(target, study):
             raise HpoError(f"{target}: is there already and says something else; give another file with -o")
         return target
-    head = "".join(f"# {line}\n" for line in proposal.lines)
+    head = "".join(f"# {line}\n" for line in reasons)
     write_atomically(head + study_text(study), target)
     return target
 

@@ -1,0 +1,465 @@
+"""A stored study: read its trials and results, confirm, narrow, verify and test it, pause, copy and delete it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hpo.api.displays import PrintLine, Progress, display, print_to_stderr, print_warning
+from hpo.api.interruption import stop_event
+from hpo.api.study import Study
+from hpo.api.trials import Trial, dataframe, stacked_curves, trial_of
+from hpo.errors import UsageError
+from hpo.text import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import plotly.graph_objects as go
+    from numpy.typing import NDArray
+
+    from hpo.results.certificate import Certificate
+    from hpo.results.confirm.result import Confirmation
+    from hpo.results.final_test.result import Tested
+    from hpo.results.result import Result
+    from hpo.search.events import StudyEnded
+    from hpo.service.status import StudyStatus
+    from hpo.storage import Storage
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next study that `narrow` proposes, and lines of text with the reason for each of its ranges."""
+
+    study: Study
+    lines: tuple[str, ...]
+
+    def write(self, path: str | Path | None = None) -> Path:
+        """Write the study to a file, by default `NAME.toml` in the current folder; return the path.
+
+        Raises HpoError where the file exists and contains another study.
+        """
+        from hpo.results.narrow.next_study import write_study
+
+        return write_study(self.study.checked, self.lines, None if path is None else Path(path))
+
+
+class StoredStudy:
+    """A study in a storage, as `load` and `launch` return it. Every call reads the storage anew.
+
+    `ended` is the end of the launch that returned it, `interrupted` whether the launch was interrupted; None and False
+    for a loaded study. Methods that train are stopped by Ctrl-C, a notebook's "interrupt" or `stop`. Their `device` is
+    auto, cpu, cuda, cuda:1 or mps. `say` is called with each line of text for the user.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        name: str,
+        ended: StudyEnded | None = None,
+        interrupted: bool = False,
+        launched: Study | None = None,
+    ) -> None:
+        self._storage = storage
+        self.name = name
+        self.ended, self.interrupted = ended, interrupted
+        self._launched = launched  # the study may have been deleted since
+
+    def __repr__(self) -> str:
+        return f"<study {self.name!r} in {self._storage.shown}>"
+
+    @property
+    def storage(self) -> str:
+        """The storage's URL without its password."""
+        return self._storage.shown
+
+    @property
+    def study(self) -> Study:
+        """The study as it was stored, or last extended."""
+        from hpo.search.study_records import any_stored_study
+        from hpo.storage import load_study
+
+        return Study.of(any_stored_study(load_study(self._storage, self.name)))
+
+    @property
+    def status(self) -> StudyStatus:
+        """The study's state, its trials by state, its pace (trials a second) and the seconds left at that pace."""
+        from hpo.service.status import status
+
+        return status(self._storage, self.name).studies[0]
+
+    @property
+    def best(self) -> Trial:
+        """The best completed trial, of several metrics by the first. Raises HpoError where there is none."""
+        return self.top(1)[0]
+
+    @property
+    def best_params(self) -> dict[str, Any]:
+        """The searched values of the best completed trial. Raises HpoError where there is none."""
+        return dict(self.best.params)
+
+    @property
+    def best_value(self) -> float | None:
+        """The score of the best completed trial. Raises HpoError where there is none."""
+        return self.best.value
+
+    def top(self, n: int = 5) -> list[Trial]:
+        """Return the `n` best completed trials, best first. Raises HpoError where there is none.
+
+        Of several metrics these are trials on the Pareto front, in the order of the first metric.
+        """
+        from hpo.results.export.trials import trial_records
+
+        return [trial_of(record) for record in trial_records(self._storage, self.name, top=_positive("top", n))]
+
+    @property
+    def front(self) -> list[Trial]:
+        """The trials on the Pareto front, or the best trial where there is one metric.
+
+        Raises HpoError where no trial has completed.
+        """
+        from hpo.results.export.trials import trial_records
+
+        return [trial_of(record) for record in trial_records(self._storage, self.name)]
+
+    def top_lines(self, n: int = 5) -> list[str]:
+        """Return a line for each of the `n` best completed trials, as `hpo top` prints them; of any Optuna study."""
+        from hpo.results.ranking import top_lines
+
+        return top_lines(self._storage, self.name, _positive("top_lines", n))
+
+    def trials(self) -> list[Trial]:
+        """Return every trial, by number: `trials()[12].number` is 12. Raises HpoError where there is none."""
+        from hpo.results.export.trials import trial_records
+
+        return [trial_of(record) for record in trial_records(self._storage, self.name, every=True)]
+
+    def trials_dataframe(self) -> Any:
+        """Return every trial as a row of a pandas DataFrame, with the columns that Optuna's has, and seed and epochs.
+
+        Raises HpoError where there is no trial, or pandas is not installed.
+        """
+        return dataframe(self.trials())
+
+    def curves(self) -> dict[str, NDArray[np.float64]]:
+        """Return the learning curves of all trials: metric -> array [trials, epochs], row n that of trial n.
+
+        Metrics are train_loss and val_loss, in nats, and train_accuracy and val_accuracy, as fractions; column e is
+        after epoch e + 1. After the last epoch of a trial (pruned, failed, stopped early) there is NaN. Raises HpoError
+        where there is no trial.
+        """
+        return stacked_curves(self.trials())
+
+    def export(self, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
+        """Return the best trial as the JSON object that `hpo export` writes, `hpo.best/2`.
+
+        Its `config` is a study of that trial alone, and `hpo.replay` retrains the trial from a file of the object. With
+        `confirmed` it is the winner of the confirmation, with its estimates; with `trial`, the completed trial of that
+        number. Of several metrics it is `hpo.front/1`, whose `front` has such an object for each trial on the Pareto
+        front. Raises HpoError where there is no such trial.
+        """
+        from hpo.results.export.best import export
+
+        return export(self._storage, self.name, confirmed, trial)
+
+    def export_text(
+        self,
+        *,
+        confirmed: bool = False,
+        every: bool = False,
+        top: int | None = None,
+        trial: int | None = None,
+        form: Literal["json", "toml", "csv"] = "json",
+    ) -> str:
+        """Return the text that `hpo export` writes: the best, `every` trial, the `top` best or one `trial`.
+
+        Raises UsageError for arguments that contradict each other, and HpoError where there is no such trial.
+        """
+        from hpo.results.export.text import export_text
+
+        return export_text(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial, form=form)
+
+    def plot(self, kinds: str | Sequence[str] = (), n: int = 20) -> dict[str, go.Figure]:
+        """Return plotly figures by kind: curves (of the `n` best trials), landscape, history and importances.
+
+        Without `kinds` these four, and the "front" of several metrics. "activations" is drawn on request only, because
+        it reads the data set. Raises UsageError for an unknown kind, and HpoError where no trial has ended.
+        """
+        from hpo.results.figures.files import figures
+
+        return figures(self._storage, self.name, _several(kinds), _positive("plot", n))
+
+    def write_figures(
+        self,
+        folder: str | Path = ".",
+        kinds: str | Sequence[str] = (),
+        n: int = 20,
+        form: Literal["html", "png"] = "html",
+    ) -> list[Path]:
+        """Write the figures to `NAME-KIND.FORM` in a folder, which is created if missing; return the files.
+
+        HTML pages need no network; PNG images need an installed Chrome or Chromium.
+        """
+        from hpo.results.figures.files import plot
+
+        return plot(self._storage, self.name, Path(folder), _several(kinds), _positive("write_figures", n), form)
+
+    def report(self) -> str:
+        """Return the HTML page that `hpo report` writes. Raises HpoError where no trial has ended."""
+        from hpo.results.report import report
+
+        return report(self._storage, self.name)
+
+    def write_report(self, path: str | Path | None = None) -> Path:
+        """Write the report, by default to `NAME-report.html` in the current folder; return the file."""
+        from hpo.files import write_atomically
+        from hpo.results.naming import file_stem
+
+        target = Path(f"{file_stem(self.name)}-report.html") if path is None else Path(path)
+        write_atomically(self.report(), target)
+        return target
+
+    @property
+    def confirmation(self) -> Result[Confirmation] | None:
+        """The result of the last finished confirmation; None where there is no confirmation.
+
+        Raises HpoError where a confirmation has begun and none is finished.
+        """
+        from hpo.results.confirm.result import find_confirmation
+        from hpo.results.confirm.text import ConfirmationResult
+
+        found = find_confirmation(self._storage, self.name)
+        return None if found is None else ConfirmationResult(found)
+
+    def confirm(
+        self,
+        *,
+        top: int = 5,
+        seeds: int = 10,
+        device: str = "auto",
+        workers: int | None = None,
+        progress: Progress = "auto",
+        on_found: Callable[[Result[Confirmation]], None] = lambda found: None,
+        stop: threading.Event | None = None,
+    ) -> Result[Confirmation]:
+        """Retrain the `top` best configurations and the baseline, each under `seeds` fresh seeds (2 or more).
+
+        A finished confirmation is returned without training. `on_found` is called with the result, too. Raises HpoError
+        where there is nothing to confirm. Where the confirming study is paused or stopped, `on_found` gets the result
+        so far, then HpoError is raised. Raises InterruptionError when stopped: the same call continues.
+        """
+        from hpo.results.confirm.text import ConfirmationResult
+        from hpo.search.options import LaunchOptions
+        from hpo.service.confirming import confirm
+
+        with stop_event(stop) as stop:
+            found = confirm(
+                self._storage,
+                self.name,
+                top=top,
+                seeds=seeds,
+                options=LaunchOptions(device=device, workers=workers),
+                display=lambda: display(progress, stop),
+                say=lambda found: on_found(ConfirmationResult(found)),
+                stop=stop,
+            )
+        return ConfirmationResult(found)
+
+    def narrow(self, name: str | None = None) -> Proposal:
+        """Propose the next study, with ranges around the best trials; `name` is its name, by default NAME-2.
+
+        Launch the proposal's `study`, or `write` its study file. Raises HpoError where too few trials have completed.
+        """
+        from hpo.results.narrow.next_study import propose
+
+        study, lines = propose(self._storage, self.name, name)
+        return Proposal(Study.of(study), tuple(map(printable, lines)))
+
+    def rounds(
+        self,
+        rounds: int,
+        *,
+        name: str | None = None,
+        device: str = "auto",
+        workers: int | None = None,
+        progress: Progress = "auto",
+        say: PrintLine = print,
+        stop: threading.Event | None = None,
+    ) -> list[StoredStudy]:
+        """Narrow, and search the proposed study, `rounds` times; return the searched studies in their order.
+
+        `say` gets a comparison with the study before after each round. When stopped, the last study's `interrupted` is
+        true, and the same call continues. Raises what `narrow` and `launch` raise.
+        """
+        from hpo.search.options import LaunchOptions
+        from hpo.service.narrowing_rounds import run_rounds
+
+        with stop_event(stop) as stop:
+            searched = run_rounds(
+                self._storage,
+                self.name,
+                rounds,
+                new_name=name,
+                options=LaunchOptions(device=device, workers=workers),
+                display=lambda: display(progress, stop),
+                say=say,
+                stop=stop,
+            )
+        return [StoredStudy(self._storage, *each) for each in searched]
+
+    def verify(
+        self,
+        trials: int = 5,
+        *,
+        device: str = "auto",
+        say: PrintLine = print_warning,
+        stop: threading.Event | None = None,
+    ) -> Result[Certificate]:
+        """Retrain `trials` completed trials, each alone; return how far their curves are from the stored ones.
+
+        The certificate is stored with the study and written into its exports. Raises HpoError where no trial has
+        completed, and InterruptionError, with nothing stored, when stopped.
+        """
+        from hpo.results.certificate import VerificationResult
+        from hpo.results.reproduce.verify import verify
+
+        with stop_event(stop) as stop:
+            return VerificationResult(verify(self._storage, self.name, trials, device, stop, say))
+
+    def test(
+        self,
+        *,
+        again: bool = False,
+        from_checkpoint: bool = False,
+        trial: int | None = None,
+        subnetworks: int | None = None,
+        device: str = "auto",
+        folder: str | Path | None = None,
+        say: PrintLine = print_to_stderr,
+        stop: threading.Event | None = None,
+    ) -> Result[Tested]:
+        """Evaluate on the sealed test set, once: train the selected configuration on all other examples, and test it.
+
+        A further evaluation needs `again`. `from_checkpoint` tests the checkpoint of the search instead of training,
+        `trial` selects that trial's configuration, `subnetworks` also averages so many networks of random dropout. The
+        new `folder`, by default NAME-test, has the result and the weights, for `hpo.predict`. Raises HpoError before
+        the test set is opened where there can be no result, and InterruptionError when stopped.
+        """
+        from hpo.results.final_test.evaluate import Wanted, look
+        from hpo.results.final_test.result import SealedTestResult
+
+        options = Wanted(again, from_checkpoint, trial, subnetworks, device, None if folder is None else Path(folder))
+        with stop_event(stop) as stop:
+            return SealedTestResult(look(self._storage, self.name, options, stop, say))
+
+    def pause(self) -> str:
+        """Pause the study: running trials are requeued at the end of their epoch. Return a line that confirms it.
+
+        Raises HpoError where the study has ended.
+        """
+        from hpo.service.queue_control import pause
+
+        return pause(self._storage, self.name)
+
+    def stop(self) -> str:
+        """Stop the study early: running trials are finished, no new one starts. Return a line that confirms it.
+
+        Raises HpoError where the study has ended.
+        """
+        from hpo.service.queue_control import stop
+
+        return stop(self._storage, self.name)
+
+    def resume(self) -> str:
+        """Open the study again after a pause or stop, for workers or a launch; return a line that confirms it.
+
+        Raises HpoError where the study has ended.
+        """
+        from hpo.service.queue_control import resume
+
+        return resume(self._storage, self.name)
+
+    def delete(self) -> str:
+        """Delete the study with all its trials and checkpoints, without asking; return a line that confirms it.
+
+        After that every method of this object raises UnknownStudyError.
+        """
+        from hpo.service.queue_control import delete
+
+        return delete(self._storage, self.name)
+
+    def deletion_question(self) -> str:
+        """Return the question that a user should answer before the study is deleted."""
+        from hpo.service.queue_control import question
+
+        return question(self._storage, self.name)
+
+    def copy(self, to: str, name: str | None = None) -> str:
+        """Copy the study to the storage at the URL `to`, under another `name` if given; return a line that confirms it.
+
+        A missing SQLite file is created. Running trials are waiting in the copy. Raises HpoError where the storage has
+        a study of that name.
+        """
+        from hpo.results.copy import copy_line
+
+        return copy_line(self._storage, self.name, to, name)
+
+    def queue_line(self) -> str:
+        """Return a line with the study's state in the queue: its trials left, or why it is paused or ended."""
+        from hpo.service.queue_control import queue_line
+
+        return queue_line(self._storage, self.name)
+
+    def summary_lines(self) -> list[str]:
+        """Return the lines at the end of a launch: how it ended, the best trials, ranges with the best at an edge."""
+        from hpo.results.display.summary import summary_lines
+
+        return summary_lines((self._launched or self.study).checked.named(self.name), self._storage, self.ended)
+
+    def next_lines(self, storage: str | None = None) -> list[str]:
+        """Return lines with the commands to run next; they name the storage if it is not the default."""
+        from hpo.results.display.summary import next_lines
+
+        if self.ended is not None and self.ended.reason == "deleted":
+            return []
+        return next_lines(self.study.checked, self._storage, storage)
+
+
+def _positive(function: str, n: int) -> int:
+    if n < 1:
+        raise UsageError(f"{function}: n must be at least 1 (got {n})")
+    return n
+
+
+def _several(kinds: str | Sequence[str]) -> Sequence[str]:
+    return [kinds] if isinstance(kinds, str) else kinds
+
+
+def load(name: str, *, storage: str | None = None) -> StoredStudy:
+    """Return the study of that name.
+
+    `storage` is a URL, `sqlite:///FILE` or `postgresql://HOST/NAME`; None means HPO_STORAGE, or `sqlite:///hpo.db`.
+    Raises StorageError where there is no storage, and UnknownStudyError.
+    """
+    from hpo.storage import summary
+
+    opened = open_existing(storage)
+    summary(opened, name)
+    return StoredStudy(opened, name)
+
+
+def studies(*, storage: str | None = None) -> list[StoredStudy]:
+    """Return the studies of a storage, oldest first. Raises StorageError where there is no storage."""
+    from hpo.storage import study_names
+
+    opened = open_existing(storage)
+    return [StoredStudy(opened, name) for name in study_names(opened)]
+
+
+def open_existing(url: str | None) -> Storage:
+    """Return the storage at the URL. Raises StorageError where there is none."""
+    from hpo.results.lookup import open_existing
+
+    return open_existing(url)
