@@ -73,7 +73,7 @@ def launch(
         with display(progress, stop) as shown:
             name = search(parsed.checked, opened, options, on_event=shown, stop=stop)
         stored = StoredStudy(opened, name, shown.ended, shown.interrupted, parsed)
-        for line in stored.summary_lines() if shown.says else ():
+        for line in stored.summary_lines() if shown.prints_notes else ():
             shown.line(line)
     if stored.ended is not None and stored.ended.all_failed:
         raise no_best(opened, name)

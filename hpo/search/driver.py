@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.data import Split
 from hpo.search.enqueueing import ENQUEUED, FIXED, network_trials, network_values, objective_trials, objective_values
@@ -32,7 +32,7 @@ from hpo.search.study_records import (
     record_data_folder,
     user_attrs_of,
 )
-from hpo.storage import Storage, check_open
+from hpo.storage import Storage, StudySummary, check_open
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.training.device_split import DeviceSplit
 from hpo.training.devices import describe_device
@@ -101,8 +101,8 @@ class Driver(ABC):
         """Return waiting trials with these values, to follow the stored `trials`."""
 
     @abstractmethod
-    def started(self, counts: tuple[int, int, int], device: str, precision: str) -> StudyStarted:
-        """Return the event of the start of a study that has `counts` completed, pruned and failed trials."""
+    def started(self, before: StudySummary, device: str, precision: str) -> StudyStarted:
+        """Return the event of the start of a launch; `before` is the stored study at that moment."""
 
     @abstractmethod
     def search(
@@ -110,7 +110,7 @@ class Driver(ABC):
         stored: optuna.Study,
         storage: Storage,
         *,
-        counts: tuple[int, int, int],
+        before: StudySummary,
         on_event: Listener,
         stop: threading.Event,
         recent_errors: list[str],
@@ -175,12 +175,19 @@ class NetworkDriver(Driver):
         before = warm_start(self.study, user_attrs_of(stored), storage).trials
         return network_trials(self.study, given, trials, before)
 
-    def started(self, counts: tuple[int, int, int], device: str, precision: str) -> StudyStarted:
-        """Return the event of the start of a study that has `counts` completed, pruned and failed trials."""
-        planned, trials = self.plan, self.study.search.trials
-        parameters, examples = planned.size.parameters, len(planned.split.train)
+    def started(self, before: StudySummary, device: str, precision: str) -> StudyStarted:
+        """Return the event of the start of a launch; `before` is the stored study at that moment."""
         return StudyStarted(
-            self.study.name, trials, *counts, planned.population, device, precision, parameters, examples
+            self.study.name,
+            self.study.search.trials,
+            *trial_counts(before),
+            population=self.plan.population,
+            device=device,
+            precision=precision,
+            parameters=self.plan.size.parameters,
+            images=len(self.split.train),
+            best=before.best,
+            minimized=self.study.search.minimized,
         )
 
     def search(
@@ -188,7 +195,7 @@ class NetworkDriver(Driver):
         stored: optuna.Study,
         storage: Storage,
         *,
-        counts: tuple[int, int, int],
+        before: StudySummary,
         on_event: Listener,
         stop: threading.Event,
         recent_errors: list[str],
@@ -200,7 +207,7 @@ class NetworkDriver(Driver):
         split = to_planned_device(study, self.plan)
         storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
-        on_event(self.started(counts, device, self.precisions(precision)))
+        on_event(self.started(before, device, self.precisions(precision)))
         trainer = Trainer(split, precision, lambda text: on_event(Note(text, "warning")), study.search.trial_timeout)
         return PopulationSearch(
             study=study,
@@ -257,17 +264,28 @@ class ObjectiveDriver(Driver):
         """Return waiting trials whose `suggest` calls return these values."""
         return objective_trials(given)
 
-    def started(self, counts: tuple[int, int, int], device: str, precision: str) -> StudyStarted:
-        """Return the event of the start of a study that has `counts` completed, pruned and failed trials."""
-        name, trials, objective = self.study.name, self.study.search.trials, self.study.objective
-        return StudyStarted(name, trials, *counts, 1, device, "", parameters=0, images=0, objective=objective)
+    def started(self, before: StudySummary, device: str, precision: str) -> StudyStarted:
+        """Return the event of the start of a launch; `before` is the stored study at that moment."""
+        return StudyStarted(
+            self.study.name,
+            self.study.search.trials,
+            *trial_counts(before),
+            population=1,
+            device=device,
+            precision="",
+            parameters=0,
+            images=0,
+            objective=self.study.objective,
+            best=before.best,
+            minimized=self.study.search.minimized,
+        )
 
     def search(
         self,
         stored: optuna.Study,
         storage: Storage,
         *,
-        counts: tuple[int, int, int],
+        before: StudySummary,
         on_event: Listener,
         stop: threading.Event,
         recent_errors: list[str],
@@ -277,7 +295,7 @@ class ObjectiveDriver(Driver):
         check_open(storage, conditions)
         storage.set_device("")
         _, began = agree_on_run(stored, storage)
-        on_event(self.started(counts, "", ""))
+        on_event(self.started(before, "", ""))
         return ObjectiveSearch(
             study=self.study,
             stored=stored,
@@ -305,3 +323,9 @@ def driver_of_stored(study: AnyStudy, stored: optuna.Study, device: str, *, chan
 
 def _driver(study: AnyStudy, planned: Any) -> Driver:
     return ObjectiveDriver(study, planned) if isinstance(study, ObjectiveStudy) else NetworkDriver(study, planned)
+
+
+def trial_counts(study: StudySummary) -> tuple[int, int, int]:
+    """Return the numbers of completed, pruned and failed trials."""
+    states = study.states
+    return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)

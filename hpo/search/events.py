@@ -34,7 +34,8 @@ class StudyStarted(Event):
     """The search begins or goes on: trials asked for in all, and what was there before.
 
     `images` are those that an epoch trains on, `parameters` those of one network. A study of the user's own `objective`
-    has neither, and no device and precision that hpo knows of.
+    has neither, and no device and precision that hpo knows of. `best` is the best score of a completed trial so far,
+    and `minimized` is true where a lower score is better.
     """
 
     study: str
@@ -48,6 +49,8 @@ class StudyStarted(Event):
     parameters: int
     images: int
     objective: str | None = None
+    best: float | None = None
+    minimized: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,12 @@ class TrialsLeftOut(Event):
 
 @dataclass(frozen=True)
 class OthersEnded(Event):
-    """So many trials of the study were ended by other processes since the last such event."""
+    """So many trials of the study were ended by other processes since the last such event; `best` is the best score."""
 
     completed: int
     pruned: int
     failed: int
+    best: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ import threading
 import time
 
 import optuna
-from optuna.trial import TrialState
 
 from hpo.errors import UnknownStudyError
-from hpo.search.driver import Driver, Listener, driver_of, driver_of_stored
+from hpo.search.driver import Driver, Listener, driver_of, driver_of_stored, trial_counts
 from hpo.search.enqueueing import store_enqueued
 from hpo.search.events import Note, Reason, StudyEnded
 from hpo.search.loop import Search
@@ -105,7 +104,7 @@ def ended(
     if reason == "space exhausted" and isinstance(study, Study):
         on_event(Note(f"the search space is exhausted: it holds only {size_text(study)}"))
     try:
-        return StudyEnded(reason, *trial_counts(study_id, storage), seconds)
+        return StudyEnded(reason, *trial_counts(summary(storage, study_id)), seconds)
     except UnknownStudyError:
         return StudyEnded("deleted", 0, 0, 0, seconds)
 
@@ -116,12 +115,6 @@ def current_name(study: AnyStudy, study_id: int, storage: Storage) -> str:
         return summary(storage, study_id).name
     except UnknownStudyError:
         return study.name
-
-
-def trial_counts(study_id: int, storage: Storage) -> tuple[int, int, int]:
-    """Return the numbers of completed, pruned and failed trials of a study."""
-    states = summary(storage, study_id).states
-    return states.get(TrialState.COMPLETE, 0), states.get(TrialState.PRUNED, 0), states.get(TrialState.FAIL, 0)
 
 
 def _store(driver: Driver, storage: Storage, options: LaunchOptions) -> optuna.Study:
@@ -154,5 +147,5 @@ def _search(
     stop: threading.Event,
     recent_errors: list[str],
 ) -> Search:
-    counts = trial_counts(stored._study_id, storage)
-    return driver.search(stored, storage, counts=counts, on_event=on_event, stop=stop, recent_errors=recent_errors)
+    before = summary(storage, stored._study_id)
+    return driver.search(stored, storage, before=before, on_event=on_event, stop=stop, recent_errors=recent_errors)

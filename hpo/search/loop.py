@@ -13,6 +13,7 @@ The subclasses (population_search, objective_search) know how trials are trained
 from __future__ import annotations
 
 import datetime
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -219,7 +220,10 @@ class Search(ABC):
         states = [trial.state for trial in news]
         counts = [states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
         if any(counts):
-            self.on_event(OthersEnded(*counts))
+            values = [trial.values[0] for trial in news if trial.state == TrialState.COMPLETE]
+            best = (min if self.study.search.minimized else max)(filter(math.isfinite, values), default=None)
+            completed, pruned, failed = counts
+            self.on_event(OthersEnded(completed, pruned, failed, best))
 
     def _catch_up(self) -> None:
         """Read the trials of another worker that stored its trials first, under the same numbers.

@@ -40,7 +40,7 @@ def confirm(
     if runs_left(held) and not closed:
         beside = f"{study.name}: a study of its own; another confirmation of '{name}' stays as it is"
         with display() as shown:
-            if study.name != confirming_name(name, 1) and shown.says:
+            if study.name != confirming_name(name, 1) and shown.prints_notes:
                 shown.line(beside)
             called = launch(study, storage, options, on_event=shown, stop=stop)
         if shown.interrupted:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import IO, Any
 
-from hpo.results.display.progress import failure, left_out, opening, outcome
+from hpo.results.display.progress import failure_line, labelled, not_trained_line, population_line, start_line
 from hpo.search.events import (
     Event,
     Note,
@@ -45,17 +45,17 @@ def sentence(event: Event) -> str | None:
     """Return what a line says of an event, None where it has none."""
     match event:
         case StudyStarted():
-            return opening(event).removeprefix(f"{event.study}: ")
+            return start_line(event).removeprefix(f"{event.study}: ")
         case PopulationStarted():
             return f"population of {len(event.members)} begins, trials {ranges(event.members)}"
         case PopulationEnded():
-            return f"{outcome(event)}, trials {ranges(event.members)}"
+            return f"{population_line(event)}{labelled('its best', event.best)}, trials {ranges(event.members)}"
         case Note():
             return event.text
         case TrialsFailed():
-            return failure(event)
+            return failure_line(event)
         case TrialsLeftOut():
-            return left_out(event)
+            return not_trained_line(event)
         case StudyEnded():
             counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
             return f"{event.reason}, {counts}"

@@ -54,11 +54,11 @@ def run_rounds(
         proposed, reasons = propose(storage, name, new_name)
         _check_round(storage, name, proposed)
         with display() as shown:
-            for line in reasons if shown.says else ():
+            for line in reasons if shown.prints_notes else ():
                 shown.line(line)
             called = launch(proposed, storage, options, on_event=shown, stop=stop)
         searching = proposed.named(called)
-        if shown.ended is not None and shown.says:
+        if shown.ended is not None and shown.prints_notes:
             shown.line(outcome_line(searching, shown.ended))
         if shown.ended is not None and shown.ended.all_failed:
             raise no_best(storage, called)

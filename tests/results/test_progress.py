@@ -16,6 +16,7 @@ from hpo.search.events import (
     EpochEnded,
     Event,
     Note,
+    OthersEnded,
     PopulationEnded,
     PopulationStarted,
     StudyEnded,
@@ -85,13 +86,25 @@ def test_quiet_shows_warnings_only() -> None:
 def test_plain_shows_a_line_a_population() -> None:
     assert shown(PlainProgress(console(), Clock())).splitlines() == [
         "digits [bold]x[/]: 8 trials, 4 at once on cpu in float32, 12,345 parameters a network",
-        "population: 3 completed, 1 pruned, 0 failed, best 0.7500 in 1.5 s; "
+        "population: 3 completed, 1 pruned, 0 failed in 1.5 s, best so far 0.7500; "
         "4/8 trials, 1 pruned, 0 failed, 2.0 trials/s, 2.0 s left",
         "warning: [red]file[/red] has changed",
         "going on",
-        "population: 2 completed, 1 pruned, 1 failed in 1 min 30 s; "
+        "population: 2 completed, 1 pruned, 1 failed in 1 min 30 s, best so far 0.7500; "
         "8/8 trials, 2 pruned, 1 failed, 2.0 trials/s, 0.0 s left",
     ]
+
+
+@pytest.mark.parametrize(("minimized", "best"), [(False, [0.8, 0.8, 0.9]), (True, [0.7, 0.5, 0.5])])
+def test_the_best_so_far_is_that_of_the_study(minimized: bool, best: list[float]) -> None:
+    start = StudyStarted(
+        **{**vars(STARTED), "finished": 4, "best": 0.8 if not minimized else 0.7, "minimized": minimized}
+    )
+    population = PopulationEnded(members=(4,), completed=1, pruned=0, failed=0, best=0.75, seconds=1.0)
+    others = OthersEnded(completed=2, pruned=0, failed=0, best=0.5)
+    last = PopulationEnded(members=(7,), completed=1, pruned=0, failed=0, best=0.9, seconds=1.0)
+    lines = shown(PlainProgress(console(), Clock()), [start, population, others, population, last]).splitlines()
+    assert [f"best so far {value:.4f}; " in line for value, line in zip(best, lines[1:], strict=True)] == [True] * 3
 
 
 def test_a_study_that_goes_on_is_paced_by_this_launch() -> None:
@@ -119,7 +132,7 @@ def test_live_shows_the_population_and_the_study() -> None:
             display(event)
         display.bars.refresh()
         population, study = (task.fields["text"] for task in display.bars.tasks)
-    assert population == "epoch 2 of 2, 3 of 4 members left, best 0.7500"
+    assert population == "epoch 2 of 2, 3 of 4 members left, best so far 0.7500"
     assert study == "0/8 trials, 0 pruned, 0 failed, 0.5 trials/s, 10 s left"
     text = display.console.file.getvalue()  # type: ignore[attr-defined]
     assert "epoch 2 of 2, 3 of 4 members left" in text
@@ -131,7 +144,7 @@ def test_live_fits_a_terminal_of_eighty_columns() -> None:
     narrow.width = 80
     text = shown(LiveProgress(narrow, Clock()), EVENTS[:4])
     assert "0/8 trials, 0 pruned, 0 failed, 0.5 trials/s, 10 s left" in text
-    assert "epoch 2 of 2, 3 of 4 members left, best 0.7500" in text
+    assert "epoch 2 of 2, 3 of 4 members left, best so far 0.7500" in text
     assert "…" not in text
 
 

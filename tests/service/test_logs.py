@@ -28,7 +28,10 @@ STARTED = StudyStarted("tiny", 8, 1, 0, 0, 4, "cpu", "float32", 1234, 120)
 SAID: list[tuple[Event, str]] = [
     (STARTED, "8 trials, 1 of them done before, 4 at once on cpu in float32, 1,234 parameters a network"),
     (PopulationStarted((4, 0, 1, 2), 9), "population of 4 begins, trials 0-2, 4"),
-    (PopulationEnded((0, 1), 1, 1, 0, 0.5, 1.25), "population: 1 completed, 1 pruned, 0 failed, best 0.5000 in 1.2 s"),
+    (
+        PopulationEnded((0, 1), 1, 1, 0, 0.5, 1.25),
+        "population: 1 completed, 1 pruned, 0 failed in 1.2 s, its best 0.5",
+    ),
     (PopulationEnded((0,), 0, 0, 1, None, 61), "population: 0 completed, 0 pruned, 1 failed in 1 min 01 s, trials 0"),
     (Note("2 orphaned trials requeued: the worker that trained them is dead"), "2 orphaned trials requeued"),
     (StudyEnded("finished", 8, 0, 0, 3.5), "finished, 8 completed, 0 pruned, 0 failed"),

@@ -1,14 +1,13 @@
-"""What a launch shows while it runs: displays that are called with the events of a search.
+"""Progress displays of a running search: each is called with the events of the search.
 
     LiveProgress    two live lines on a terminal: the population, and the study
-    PlainProgress   one line a population, where stderr is no terminal
-    JsonProgress    one JSON object an event on stdout, for programs
+    PlainProgress   one line for each population, where stderr is not a terminal
+    JsonProgress    one JSON object for each event on stdout, for programs
     QuietProgress   warnings only
-    CallingProgress a function of the caller's, and nothing else
+    CallingProgress calls a function of the caller and prints nothing
 
-Displays are context managers: leaving one restores the terminal, also after an error. They only show: no display can
-slow, stop or change a search, except that a reader of the JSON lines who goes away ends it as an interruption would.
-Text that a user wrote is never read as rich markup.
+Displays are context managers: leaving one restores the terminal, also after an error. No display changes a search, with
+one exception: a closed pipe behind the JSON lines interrupts it. Text of users is never parsed as rich markup.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ from hpo.search.events import (
 )
 from hpo.text import json_line, printable
 
-TEXT_WIDTH = 74  # columns that the live lines need beside their bars
+TEXT_WIDTH = 74  # columns of the live lines without their bars
 
 
 class QuietProgress:
-    """Warnings only; remembers how the study ended. The other displays build on it.
+    """Print warnings only, and store the last `StudyEnded` event; base class of the other displays.
 
-    `says` tells whether it is to show, too, what is said before and after a search.
+    `prints_notes` is true where notes before and after a search are printed too.
     """
 
-    says = False
+    prints_notes = False
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -71,89 +70,98 @@ class QuietProgress:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the search has not come to its own end, and nobody has ended it as they would finish it."""
+        """True unless the search finished or was stopped for good."""
         return self.ended is None or self.ended.interrupted
 
     def show(self, event: Event) -> None:
-        """Show what this display shows of an event."""
+        """Print what this display prints of an event."""
         if isinstance(event, Note) and event.level == "warning":
             self.line(f"warning: {event.text}")
 
     def line(self, text: str) -> None:
-        """Print a line of text as it is: no markup, no wrapping."""
+        """Print a line of text without markup or wrapping."""
         self.console.print(Text(printable(text)), soft_wrap=True)
 
 
 class CallingProgress(QuietProgress):
-    """Calls a function with each event, and shows nothing."""
+    """Call a function with each event; print nothing."""
 
     def __init__(self, console: Console, on_event: Callable[[Event], None]) -> None:
         super().__init__(console)
         self.on_event = on_event
 
     def show(self, event: Event) -> None:
-        """Hand the event on."""
+        """Call the function with the event."""
         self.on_event(event)
 
 
 class JsonProgress(QuietProgress):
-    """One JSON object an event, one event a line, on a stream of its own; None is stdout, which is kept for them."""
+    """Write each event as a line of JSON to a stream; None is stdout, which is then reserved for these lines."""
 
     def __init__(self, console: Console, stream: IO[str] | None, stop: threading.Event) -> None:
         super().__init__(console)
         self.stream, self.stop = stream, stop
-        self.reader_left = False
-        self._kept = ExitStack()
+        self.pipe_closed = False
+        self._reserved = ExitStack()
 
     def __enter__(self) -> Self:
         if self.stream is None:
-            self._kept.enter_context(stdout.reserved())
+            self._reserved.enter_context(stdout.reserved())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._kept.close()
+        self._reserved.close()
 
     def show(self, event: Event) -> None:
-        """Write the event, at once, so that a reader may act on it."""
-        if self.reader_left:
+        """Write the event and flush, so that a reader can act on it at once."""
+        if self.pipe_closed:
             return
         try:
             print(json_line(event.to_json()), file=self.stream or stdout.stream(), flush=True)
         except BrokenPipeError:
-            self.reader_left = True
-            self.stop.set()  # nobody reads: end as on an interruption, so that finished trials are kept
+            self.pipe_closed = True
+            self.stop.set()  # interrupt the search: finished trials are stored
 
 
 class Tally:
-    """The counts of a study while it runs, its pace, and the time left at that pace."""
+    """Counts of a running study, its best score so far, its pace, and the time left at that pace."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.trials = self.completed = self.pruned = self.failed = 0
-        self.before = 0  # trials that an earlier launch had finished
+        self.before = 0  # trials that an earlier launch has finished
+        self.best: float | None = None
+        self.minimized = False
         self.started = clock()
 
     def start(self, event: StudyStarted) -> None:
-        """Take over the counts that the study starts with."""
+        """Set the counts and the best score that the study starts with."""
         self.trials, self.completed, self.pruned, self.failed = event.trials, event.finished, event.pruned, event.failed
+        self.best, self.minimized = event.best, event.minimized
         self.before = self.done
         self.started = self.clock()
 
     def add(self, event: PopulationEnded | OthersEnded) -> None:
-        """Count a population that has ended, or what others have done."""
+        """Add the counts of a population that has ended, or of trials that other processes ended."""
         self.completed += event.completed
         self.pruned += event.pruned
         self.failed += event.failed
+        self.best = self.better(event.best)
+
+    def better(self, score: float | None) -> float | None:
+        """Return the better of the best score so far and this score; None where neither is known."""
+        known = [each for each in (self.best, score) if each is not None]
+        return (min if self.minimized else max)(known, default=None)
 
     @property
     def done(self) -> int:
-        """Trials that will not be trained further, of whatever outcome."""
+        """Number of completed, pruned and failed trials."""
         return self.completed + self.pruned + self.failed
 
     def line(self, under_way: float = 0.0) -> str:
-        """Return the study's counts and pace; `under_way` is the share of trials that running members amount to."""
+        """Return the study's counts and pace; `under_way` is the progress of running trials, in trials."""
         elapsed = self.clock() - self.started
         finished = self.done - self.before + under_way
         counts = f"{self.done}/{self.trials} trials, {self.pruned} pruned, {self.failed} failed"
@@ -165,47 +173,47 @@ class Tally:
 
 
 class PlainProgress(QuietProgress):
-    """One line a population."""
+    """Print a line for each population."""
 
-    says = True
+    prints_notes = True
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console)
         self.tally = Tally(clock)
-        self.follows = False  # what other processes do, and nothing of its own
-        self.objective = False  # whether the user's own is searched, trial by trial
+        self.only_workers = False  # worker processes train all trials
+        self.objective = False  # the study has an objective function
 
     def show(self, event: Event) -> None:
-        """Print the study's first line, notes, and each population's outcome."""
+        """Print the study's first line, notes, and the result of each population."""
         match event:
             case StudyStarted():
                 self.tally.start(event)
                 self.objective = event.objective is not None
-                self.line(opening(event))
+                self.line(start_line(event))
             case Note():
                 self.line(f"warning: {event.text}" if event.level == "warning" else event.text)
             case PopulationEnded():
                 self.tally.add(event)
-                said = own_outcome(event) if self.objective else outcome(event)
-                self.line(f"{said}; {self.tally.line()}")
+                ended = objective_trial_line(event) if self.objective else population_line(event)
+                self.line(f"{ended}{labelled('best so far', self.tally.best)}; {self.tally.line()}")
             case OthersEnded():
                 self.tally.add(event)
-                if self.follows:
-                    self.line(self.tally.line())
+                if self.only_workers:
+                    self.line(f"{self.tally.line()}{labelled('best so far', self.tally.best)}")
             case TrialsFailed():
                 self.tally.failed += len(event.members)
-                self.line(f"warning: {failure(event)}")
+                self.line(f"warning: {failure_line(event)}")
             case TrialsLeftOut():
                 self.tally.pruned += len(event.members)
-                self.line(left_out(event))
+                self.line(not_trained_line(event))
             case WorkersSeen():
-                self.follows = True
+                self.only_workers = True
             case _:
                 pass
 
 
 class LiveProgress(PlainProgress):
-    """Two live lines at the foot of the terminal; notes scroll above them."""
+    """Redraw two lines at the bottom of the terminal; notes scroll above them."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, clock)
@@ -243,12 +251,10 @@ class LiveProgress(PlainProgress):
                 self.bars.update(self.population, text=f"step {event.epoch}: {value}")
             case EpochEnded():
                 text = f"epoch {event.epoch} of {event.epochs}, {event.left} of {self.members} members left"
-                self.bars.update(self.population, completed=event.epoch, text=text + _best(event.best))
+                text += labelled("best so far", self.tally.better(event.best))
+                self.bars.update(self.population, completed=event.epoch, text=text)
                 self._show_study(event.left * event.epoch / event.epochs if event.epochs else 0.0)
-            case PopulationEnded():
-                self.tally.add(event)
-                self._show_study(0.0)
-            case OthersEnded():
+            case PopulationEnded() | OthersEnded():
                 self.tally.add(event)
                 self._show_study(0.0)
             case StudyStarted():
@@ -260,7 +266,7 @@ class LiveProgress(PlainProgress):
                 super().show(event)
 
     def _show_workers(self, event: WorkersSeen) -> None:
-        """A line a worker in the place of the population's, in the order in which they came."""
+        """Show a line for each worker instead of the population's, in the order of their first appearance."""
         self.bars.update(self.population, visible=False)
         names = {seen.worker for seen in event.workers}
         for name in self.workers.keys() - names:
@@ -281,12 +287,12 @@ class LiveProgress(PlainProgress):
 
 
 def progress_on(console: Console) -> PlainProgress:
-    """Return the display that suits the console."""
+    """Return live lines for a terminal, plain lines otherwise."""
     return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
 
 
-def opening(event: StudyStarted) -> str:
-    """Return what is trained, and on what."""
+def start_line(event: StudyStarted) -> str:
+    """Return the first line of a launch: the number of trials, the population, the device and the network's size."""
     done = event.finished + event.pruned + event.failed
     resumed = f", {done} of them done before" if done else ""
     trials = f"{event.trials} trial{'' if event.trials == 1 else 's'}"
@@ -299,40 +305,41 @@ def opening(event: StudyStarted) -> str:
     )
 
 
-def failure(event: TrialsFailed) -> str:
-    """Return which trials failed, and why."""
-    return f"{_named(event.members)} failed: {event.why}"
+def failure_line(event: TrialsFailed) -> str:
+    """Return the numbers of failed trials with the reason."""
+    return f"{_numbered(event.members)} failed: {event.why}"
 
 
-def left_out(event: TrialsLeftOut) -> str:
-    """Return which trials are not trained, and why."""
-    return f"{_named(event.members)} not trained: {event.why}"
+def not_trained_line(event: TrialsLeftOut) -> str:
+    """Return the numbers of trials that exceed a limit, with the reason."""
+    return f"{_numbered(event.members)} not trained: {event.why}"
 
 
-def _named(numbers: Sequence[int]) -> str:
+def _numbered(numbers: Sequence[int]) -> str:
     return f"{'trials' if len(numbers) > 1 else 'trial'} {', '.join(map(str, numbers))}"
 
 
-def outcome(event: PopulationEnded) -> str:
-    """Return what became of a population."""
+def population_line(event: PopulationEnded) -> str:
+    """Return the counts of a population that has ended, and its duration."""
     counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
-    return f"population: {counts}{_best(event.best)} in {duration(event.seconds)}"
+    return f"population: {counts} in {duration(event.seconds)}"
 
 
-def own_outcome(event: PopulationEnded) -> str:
-    """Return what became of a trial of the user's own objective."""
+def objective_trial_line(event: PopulationEnded) -> str:
+    """Return the state, value and duration of a trial of an objective function."""
     counts = {"completed": event.completed, "pruned": event.pruned, "failed": event.failed}
     state = next((state for state, count in counts.items() if count), "to be tried again")
     value = "" if event.best is None else f" with {event.best:.4f}"
     return f"trial {event.members[0]}: {state}{value} in {duration(event.seconds)}"
 
 
-def _best(value: float | None) -> str:
-    return "" if value is None else f", best {value:.4f}"
+def labelled(label: str, score: float | None) -> str:
+    """Return `, best so far 0.9750`; "" where there is no score."""
+    return "" if score is None else f", {label} {score:.4f}"
 
 
 def pace(trials_a_second: float) -> str:
-    """Return `2.5 trials/s`, or so many a minute."""
+    """Return `2.5 trials/s`, or `6.0 trials/min` for a slow study."""
     if trials_a_second >= 0.1:
         return f"{trials_a_second:.1f} trials/s"
     return f"{60 * trials_a_second:.1f} trials/min"

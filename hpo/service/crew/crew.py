@@ -13,12 +13,12 @@ from types import TracebackType
 from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
-from hpo.search.driver import Driver
+from hpo.search.driver import Driver, trial_counts
 from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
-from hpo.search.launch import check_joinable, current_name, ended, submit, trial_counts, warn
+from hpo.search.launch import check_joinable, current_name, ended, submit, warn
 from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.service.status import StudyStatus, WorkerStatus, status
-from hpo.storage import Storage, StudyState
+from hpo.storage import Storage, StudyState, summary
 from hpo.studyfile import AnyStudy
 
 LOOK_S = 0.5
@@ -63,13 +63,13 @@ def launch_with(
     driver = submit(study, storage, options)
     study_id = check_joinable(study, storage)
     warn(driver, on_event)
-    counts = trial_counts(study_id, storage)
+    before = summary(storage, study_id)
     crew.study = study_id  # whatever it is called by the time that a worker starts
     with crew:
         at_work = crew.check()
         workers = f"{at_work} worker{'s' if at_work > 1 else ''}"
-        on_event(driver.started(counts, workers, driver.precisions("float32 or bfloat16")))
-        reason = _follow(driver, study_id, storage, crew, on_event, stop, counts)
+        on_event(driver.started(before, workers, driver.precisions("float32 or bfloat16")))
+        reason = _follow(driver, study_id, storage, crew, on_event, stop, trial_counts(before))
     on_event(ended(study, study_id, storage, reason, time.perf_counter() - start, on_event))
     return current_name(study, study_id, storage)
 
@@ -93,7 +93,8 @@ def _follow(
         state = now.studies[0]
         counts = state.counts["complete"], state.counts["pruned"], state.counts["failed"]
         if counts != before:
-            on_event(OthersEnded(*(new - old for new, old in zip(counts, before, strict=True))))
+            completed, pruned, failed = (new - old for new, old in zip(counts, before, strict=True))
+            on_event(OthersEnded(completed, pruned, failed, state.best))
             before = counts
         on_event(WorkersSeen(tuple(map(_seen, now.workers)), driver.epochs))
         reason = _reason(state)
