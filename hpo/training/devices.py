@@ -101,6 +101,11 @@ def check_device(device: torch.device) -> DeviceCheck:
     return DeviceCheck(name, free, memory, bfloat16, "" if correct else "a matrix product computed on it is wrong")
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on mps, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether the error means that the memory of a device or of the process is full."""
     # The CPU allocator has no exception type of its own, and its message can be truncated, for the message needs memory

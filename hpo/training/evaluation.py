@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hpo.training.devices import widest_float
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import EVALUATION_BATCH
 
@@ -31,12 +32,12 @@ def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
     the network to evaluation mode.
     """
     weight = next(network.parameters())
-    wide = torch.float32 if weight.device.type == "mps" else torch.float64  # mps has no wider type
+
     network.eval()
     parts = []
     for batch in torch.split(images, EVALUATION_BATCH):
         logits = network(batch.to(weight.device, weight.dtype, copy=True))  # a copy: its forward may work in place
-        parts.append(torch.log_softmax(logits.to(wide), 1).cpu().double())
+        parts.append(torch.log_softmax(logits.to(widest_float(weight.device)), 1).cpu().double())
     return torch.cat(parts)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hpo.training.seeds import derive_seed
 
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's counter increment
 _ROUND_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9, SplitMix64's first multiplier, as a signed 64-bit integer
 _ROUND_2 = -7723592293110705685  # 0x94D049BB133111EB, its second multiplier
 
@@ -32,7 +33,7 @@ def batch_order(split_seed: int, epoch: int, examples: int) -> Tensor:
 
 def augmentation_numbers(split_seed: int, epoch: int, images: int) -> Tensor:
     """Return three uniform numbers in [0, 1) per training image, [3, images] float64 on the CPU, for all members."""
-    counters = np.arange(1, 3 * images + 1, dtype=np.uint64).reshape(images, 3) * np.uint64(0x9E3779B97F4A7C15)
+    counters = np.arange(1, 3 * images + 1, dtype=np.uint64).reshape(images, 3) * _INCREMENT
     words = _mix(np.uint64(derive_seed("augmentation", split_seed, epoch)) + counters)
     return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).T
 
@@ -40,7 +41,7 @@ def augmentation_numbers(split_seed: int, epoch: int, images: int) -> Tensor:
 def dropout_keys(seeds: list[int], epoch: int, steps: int, layers: int) -> Tensor:
     """Return the keys of an epoch's dropout masks: one per step, layer and member, [steps, layers, K, 1] int64."""
     base = np.array([derive_seed("dropout", seed, epoch) for seed in seeds], dtype=np.uint64)
-    count = np.arange(1, steps * layers + 1, dtype=np.uint64).reshape(steps, layers, 1) * np.uint64(0x9E3779B97F4A7C15)
+    count = np.arange(1, steps * layers + 1, dtype=np.uint64).reshape(steps, layers, 1) * _INCREMENT
     return torch.from_numpy(_mix(base + count).view(np.int64)).unsqueeze(-1)
 
 
@@ -60,7 +61,7 @@ def random_words(keys: Tensor, count: int, counters: Tensor) -> Tensor:
 
 def mixed_counters(count: int, device: torch.device) -> Tensor:
     """Return the counters that `random_words` needs for `count` numbers per member, [count / 4] int64."""
-    steps = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    steps = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * _INCREMENT
     return torch.from_numpy(_mix(steps).view(np.int64)).to(device)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hpo.studyfile import Config
 from hpo.training.augmentation import epoch_images
 from hpo.training.device_split import DeviceSplit
+from hpo.training.devices import widest_float
 from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights import State
 from hpo.training.optimizers import Optimizer
@@ -57,7 +58,7 @@ class Stack:
         self._seeds = [member.seed for member in members]
         self._smoothings = [member.config.training.label_smoothing for member in members]
         self._split = split
-        self._sum_type = torch.float32 if split.device.type == "mps" else torch.float64  # mps has no float64
+        self._sum_type = widest_float(split.device)
         assert stacked or len(modules) == 1, "only a stack has several members"
         self._network: StackedNetwork | UnstackedNetwork
         if stacked:

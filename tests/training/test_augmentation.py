@@ -1,4 +1,4 @@
-"""Flips and shifts: which images they give, whose random numbers they are, and that validation is left alone."""
+"""Flips and shifts: the augmented images, their random numbers, and unchanged validation images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def images(epoch: int = 1, split: DeviceSplit = SPLIT, batch: torch.Tensor = ALL
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("settings", [{}, {"flip": 0.4}, {"shift": 2}, {"flip": 0.5, "shift": 1}, {"shift": 5}])
-def test_images_are_those_made_one_by_one(dtype: torch.dtype, settings: dict[str, float]) -> None:
+def test_augmented_images_are_those_of_a_loop_over_images(dtype: torch.dtype, settings: dict[str, float]) -> None:
     split = SPLIT.in_type(dtype)
     batch = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:50]
     for epoch in (1, 7):
@@ -33,13 +33,13 @@ def test_images_are_those_made_one_by_one(dtype: torch.dtype, settings: dict[str
         assert ours.equal(expected[batch])
 
 
-def test_a_certain_flip_is_a_mirror_and_none_is_none() -> None:
+def test_flip_1_mirrors_all_images_and_flip_0_none() -> None:
     assert images(flip=1.0).equal(SPLIT.train.flip(3))
     assert images(flip=0.0, shift=0).equal(SPLIT.train)
 
 
-def test_flips_and_shifts_are_as_likely_as_they_should_be() -> None:
-    """Of 400 images, each epoch anew; five standard deviations."""
+def test_frequencies_of_flips_and_shifts() -> None:
+    """400 images, augmented anew in each epoch; the limits are five standard deviations."""
     flipped = torch.stack([(images(epoch, flip=0.3) != SPLIT.train).flatten(1).any(1) for epoch in range(1, 26)])
     assert abs(flipped.double().mean() - 0.3) < 5 * (0.3 * 0.7 / flipped.numel()) ** 0.5
     assert len(torch.unique(flipped, dim=0)) == 25
@@ -49,18 +49,18 @@ def test_flips_and_shifts_are_as_likely_as_they_should_be() -> None:
         assert abs(lost.double().mean() - 1 / 3) < 5 * (2 / 9 / len(rows)) ** 0.5
 
 
-def test_other_settings_make_other_use_of_the_same_numbers() -> None:
+def test_flips_do_not_depend_on_the_shift_setting() -> None:
     few, more = ((images(flip=flip) != SPLIT.train).flatten(1).any(1) for flip in (0.2, 0.6))
     assert (few & ~more).sum() == 0
     assert few.sum() < more.sum()
 
 
-def test_another_split_has_others() -> None:
+def test_another_split_seed_gives_other_augmentations() -> None:
     assert not images(shift=1).equal(images(split=dataclasses.replace(SPLIT, seed=4), shift=1))
 
 
-def test_members_of_other_batch_sizes_see_the_same_images() -> None:
-    """With one step an epoch or many: the first epoch's images are those of the epoch, not of its steps."""
+def test_augmentation_does_not_depend_on_the_batch_size() -> None:
+    """The images of an epoch are the same with one step or many."""
     training = {"shift": 1, "flip": 0.5}
     first = [
         curves([member(0, config(hidden=[], lr=1e-300, epochs=2, batch_size=size, training=training))], SPLIT)[0][0]
@@ -68,11 +68,11 @@ def test_members_of_other_batch_sizes_see_the_same_images() -> None:
     ]
     for one, other in zip(*first, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-12)
-    assert first[0][0]["train_loss"] != first[0][1]["train_loss"]  # another epoch, other images
-    assert first[0][0]["val_loss"] == first[0][1]["val_loss"]  # validation images stay what they are
+    assert first[0][0]["train_loss"] != first[0][1]["train_loss"]  # other augmentations in another epoch
+    assert first[0][0]["val_loss"] == first[0][1]["val_loss"]  # validation images are not augmented
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_on_cuda_they_are_the_same_bits() -> None:
+def test_on_cuda_the_images_are_bitwise_the_same() -> None:
     moved = dataclasses.replace(SPLIT, train=SPLIT.train.cuda(), train_labels=SPLIT.train_labels.cuda())
     assert images(split=moved, batch=ALL.cuda(), flip=0.5, shift=2).cpu().equal(images(flip=0.5, shift=2))

@@ -1,4 +1,4 @@
-"""Devices by name; unknown and absent ones are one line that says what to use."""
+"""Devices by name; errors for unknown and absent devices name the valid choices in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_unknown(name: str) -> None:
 
 
 @given(st.text(max_size=20) | st.sampled_from(["\udc80", "cuda:\udcff"]))
-def test_any_name_is_a_device_or_one_line(name: str) -> None:
+def test_any_name_gives_a_device_or_a_one_line_error(name: str) -> None:
     try:
         found = find_device(name).type
     except UsageError as error:

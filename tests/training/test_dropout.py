@@ -1,7 +1,7 @@
-"""Dropout: the classic form up to its factor, a rate a member, and masks that belong to the trial and look random.
+"""Dropout: equal to the classic form up to a factor, with a rate per member and independent random masks.
 
-The statistical tests have fixed seeds, so they pass or fail for good. Their limits are z = 5 standard deviations of
-the binomial (one false alarm in 1.7 million), so that a hundred of them together would still be no luck.
+The statistical tests have fixed seeds, so their results never change. Their limits are z = 5 standard deviations of the
+binomial distribution (one false alarm in 1.7 million).
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def layer(*rates: float) -> Dropout:
 
 
 def masks(rates: list[float], shape: tuple[int, ...], seeds: list[int], epoch: int = 1, step: int = 0) -> Tensor:
-    """The kept elements [K, *shape] of a layer for members with these seeds, as booleans."""
+    """Return the masks [K, *shape] of a layer for members with these seeds: True where an element remains."""
     dropout = layer(*rates)
     dropout.set_keys(dropout_keys(seeds, epoch, step + 1, 1)[step, 0])
     return dropout(torch.ones(len(rates), *shape, dtype=torch.float64), True, training=True) > 0
 
 
 def assert_share(kept: Tensor, share: float) -> None:
-    """The share of true elements is as expected, within Z standard deviations of a binomial."""
+    """Assert that the fraction of true elements is as expected, within Z standard deviations of a binomial."""
     error = abs(kept.double().mean().item() - share)
     assert error <= Z * math.sqrt(share * (1 - share) / kept.numel())
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.9])
-def test_it_is_the_classic_form_times_one_over_one_minus_the_rate(rate: float) -> None:
+def test_dropout_equals_the_classic_form_divided_by_one_minus_the_rate(rate: float) -> None:
     x = torch.randn(1, 20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     grad = torch.randn(1, 20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     dropout, classic = layer(rate), ClassicDropout(rate)
@@ -81,8 +81,8 @@ def test_it_is_the_classic_form_times_one_over_one_minus_the_rate(rate: float) -
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
-def test_in_training_it_expects_what_inference_gives(rate: float) -> None:
-    """Over 4,000 steps the mean of each element is its value: z limits each of the 50 means."""
+def test_the_mean_in_training_equals_the_output_in_evaluation(rate: float) -> None:
+    """Over 4,000 steps the mean of each element is its value, within z standard deviations."""
     dropout = layer(rate)
     x = torch.linspace(0.5, 2.0, 50, dtype=torch.float64).view(1, 1, 50)
     steps = 4000
@@ -95,7 +95,7 @@ def test_in_training_it_expects_what_inference_gives(rate: float) -> None:
     assert ((total / steps - dropout(x, True, training=False)).abs() <= Z * deviation).all()
 
 
-def test_the_rate_zero_changes_nothing_and_the_rate_one_leaves_nothing() -> None:
+def test_rate_0_changes_nothing_and_rate_1_drops_everything() -> None:
     x = torch.randn(3, 4, 5)
     dropout = layer(0.0, 1.0, 0.5)
     dropout.set_keys(dropout_keys([1, 2, 3], 1, 1, 1)[0, 0])
@@ -103,16 +103,16 @@ def test_the_rate_zero_changes_nothing_and_the_rate_one_leaves_nothing() -> None
     assert torch.equal(out[0], x[0])
     assert not out[1].any()
     assert not torch.equal(out[2], x[2])
-    assert layer(0.0)(x[:1], True, training=True) is not None  # and needs no keys
+    assert layer(0.0)(x[:1], True, training=True) is not None  # without keys
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.3, 0.5, 0.9, 0.99])
-def test_the_rate_is_met(rate: float) -> None:
-    """Rates are met to 1 / 65536 by design; a million elements can tell 5 / 10,000 at a rate of 0.1."""
+def test_the_fraction_of_dropped_elements_is_the_rate(rate: float) -> None:
+    """Rates are exact to 1 / 65536; a million elements detect a deviation of 5 / 10,000 at a rate of 0.1."""
     assert_share(masks([rate], (1000, 1000), [3]), 1 - rate)
 
 
-def test_members_have_rates_of_their_own() -> None:
+def test_each_member_has_its_own_rate() -> None:
     rates = [0.0, 0.1, 0.25, 0.5, 0.75]
     kept = masks(rates, (200, 200), [1, 2, 3, 4, 5])
     for number, rate in enumerate(rates):
@@ -121,7 +121,7 @@ def test_members_have_rates_of_their_own() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True), st.integers(1, 5), st.integers(1, 9))
-def test_a_mask_belongs_to_the_member_not_to_its_slot_or_company(numbers: list[int], rows: int, columns: int) -> None:
+def test_a_mask_does_not_depend_on_index_or_other_members(numbers: list[int], rows: int, columns: int) -> None:
     rates = [number / 10 for number in numbers]
     together = masks(rates, (rows, columns), [member_seed(0, number) for number in numbers], epoch=2)
     for place, number in enumerate(numbers):
@@ -129,7 +129,7 @@ def test_a_mask_belongs_to_the_member_not_to_its_slot_or_company(numbers: list[i
         assert torch.equal(together[place], alone[0])
 
 
-def test_rates_stay_with_their_members_when_others_leave() -> None:
+def test_rates_stay_with_their_members_when_others_are_removed() -> None:
     dropout = layer(0.0, 0.5, 0.9)
     keys = dropout_keys([1, 2, 3], 1, 1, 1)[0, 0]
     x = torch.ones(3, 10, 10)
@@ -143,12 +143,12 @@ def test_rates_stay_with_their_members_when_others_leave() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 63, 64])
 def test_a_smaller_batch_begins_with_the_same_mask(count: int) -> None:
-    """An element's number is its place in memory, so the length changes no mask, whatever the words' boundaries."""
+    """A mask depends on the element's position in memory only, not on the number of elements."""
     assert torch.equal(masks([0.5], (count, 1), [9])[0], masks([0.5], (64, 1), [9])[0, :count])
 
 
 def pairs(rate: float = 0.5) -> dict[str, tuple[Tensor, Tensor]]:
-    """Masks that must have nothing to do with each other, two by two."""
+    """Return pairs of masks that must be independent."""
     shape = (300, 400)
     seeds = [member_seed(0, number) for number in range(2)]
     both = masks([rate, rate], shape, seeds)
@@ -174,27 +174,27 @@ def pairs(rate: float = 0.5) -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("rate", [0.5, 0.1])
 def test_masks_are_independent(rate: float) -> None:
-    """Both kept, one kept, none kept: all four as often as independence says."""
+    """Both elements remain, one remains, none remains: the frequencies are those of independent masks."""
     for first, second in pairs(rate).values():
         for a, b in ((first, second), (~first, second), (first, ~second), (~first, ~second)):
             expected = math.prod(1 - rate if each is kept else rate for each, kept in ((a, first), (b, second)))
-            # Pairs that overlap (neighbours) depend on each other: that at most doubles the variance of their count.
+            # Overlapping pairs (neighbours) are dependent, which at most doubles the variance of their count.
             share = (a & b).double().mean().item()
             assert abs(share - expected) <= Z * math.sqrt(2 * expected * (1 - expected) / a.numel())
 
 
-def test_every_place_in_a_word_is_as_random_as_the_others() -> None:
-    """A 64-bit word gives four elements: each of them is kept as often, over elements and over 400 keys."""
+def test_all_four_numbers_of_a_random_word_are_equally_random() -> None:
+    """A 64-bit word gives four elements: each remains equally often, over elements and over 400 keys."""
     kept = masks([0.5] * 400, (1, 1024), list(range(400)))[:, 0]
     for lane in range(4):
         assert_share(kept[:, lane::4], 0.5)
-    # Each of the 1,024 places over 400 members, and each member over 1,024 places: the largest of them.
+    # The largest deviation of each of the 1,024 positions over 400 members, and of each member over the positions.
     assert (kept.double().mean(0) - 0.5).abs().max().item() <= Z * math.sqrt(0.25 / 400)
     assert (kept.double().mean(1) - 0.5).abs().max().item() <= Z * math.sqrt(0.25 / 1024)
 
 
-def test_a_layer_called_twice_draws_twice() -> None:
-    """As torch does: one nn.Dropout in two places of a forward gives two masks."""
+def test_a_layer_called_twice_draws_two_masks() -> None:
+    """As in torch: one nn.Dropout called twice in a forward draws two masks."""
 
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -217,7 +217,7 @@ def test_a_layer_called_twice_draws_twice() -> None:
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(nn.Dropout1d, (50, 40, 3)), (nn.Dropout2d, (50, 40, 3, 2))])
-def test_channels_are_dropped_whole_and_by_each_members_own_seed(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+def test_whole_channels_are_dropped_by_each_members_seed(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
     def masks(*seeds: int) -> torch.Tensor:
         dropout = ChannelDropout("", [kind(0.4) for _ in seeds])
         dropout.set_keys(dropout_keys(list(seeds), 1, 1, 1)[0, 0])
@@ -236,15 +236,15 @@ def test_channels_are_dropped_whole_and_by_each_members_own_seed(kind: type[nn.M
         assert torch.equal(masks(seed)[0], together[place])
 
 
-def test_dropout_of_channels_wants_channels() -> None:
+def test_channel_dropout_requires_channels() -> None:
     dropout = ChannelDropout("drop", [nn.Dropout2d(0.5)])
     dropout.set_keys(dropout_keys([1], 1, 1, 1)[0, 0])
     with pytest.raises(CannotStackError, match=r"^layer 'drop' cannot be stacked: its input must have 4 dimensions"):
         dropout(torch.ones(2, 3, 4), False, training=True)
 
 
-def test_masks_do_not_depend_on_the_company_whatever_the_memory() -> None:
-    """Memory may have the members innermost, and of one member alone nobody can tell where they lie."""
+def test_masks_do_not_depend_on_other_members_in_any_memory_order() -> None:
+    """Also where members are innermost in memory, which cannot be detected for a single member."""
     alone = Dropout("", [nn.Dropout(0.5)])
     both = Dropout("", [nn.Dropout(0.5), nn.Dropout(0.5)])
     for dropout, seeds in ((alone, [5]), (both, [5, 6])):

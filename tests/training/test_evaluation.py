@@ -1,4 +1,4 @@
-"""A trained network by itself: its log-probabilities, the mean of its sub-networks, and its weights in a file."""
+"""Trained networks: log-probabilities, means over sub-networks, and weights files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def network(**more: object) -> nn.Module:
     module = build(settings, SPLIT.shape, SPLIT.classes, seed=3).double()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        module(IMAGES.double())  # statistics that are not the first ones
+        module(IMAGES.double())  # changes the running statistics
     return module
 
 
-def test_log_probabilities_are_the_networks_in_evaluation_mode() -> None:
+def test_log_probabilities_are_those_of_evaluation_mode() -> None:
     module = network()
     with torch.no_grad():
         expected = torch.log_softmax(module.eval()(IMAGES.double()), 1)
@@ -43,7 +43,7 @@ def test_log_probabilities_are_the_networks_in_evaluation_mode() -> None:
 
 
 def every_mask(module: nn.Module) -> Tensor:
-    """The mean of all sub-networks' probabilities, each as likely as its masks are, written out."""
+    """Return the mean of all sub-networks' probabilities, weighted by the probabilities of their masks."""
     layers = list(module.eval().layers)  # type: ignore[arg-type]
     places = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Dropout)]
     mean = torch.zeros(len(IMAGES), SPLIT.classes, dtype=torch.float64)
@@ -56,7 +56,7 @@ def every_mask(module: nn.Module) -> Tensor:
     return mean
 
 
-def test_the_mean_of_many_subnetworks_is_that_of_all_of_them() -> None:
+def test_the_mean_of_many_subnetworks_is_near_the_mean_of_all() -> None:
     module, singles = network(), list[Tensor]()
     with torch.no_grad():
         expected = every_mask(module)
@@ -67,7 +67,7 @@ def test_the_mean_of_many_subnetworks_is_that_of_all_of_them() -> None:
     assert (found - log_probabilities(module, IMAGES).exp()).abs().mean() > 0.001
 
 
-def test_a_subnetwork_leaves_out_the_same_for_all_images_and_others_differ() -> None:
+def test_a_subnetwork_has_the_same_mask_for_all_images_and_others_differ() -> None:
     twice, singles = torch.cat([IMAGES[:1]] * (EVALUATION_BATCH + 1)), list[Tensor]()
     subnetwork_log_probabilities(network(), twice, 6, 7, singles.append)
     assert all(torch.allclose(each, each[:1]) for each in singles)
@@ -78,12 +78,12 @@ def test_a_subnetwork_leaves_out_the_same_for_all_images_and_others_differ() -> 
 
 
 class Thrice(nn.Module):
-    """A network that calls one dropout layer for inputs of two sizes, and one that leaves out channels."""
+    """A network that calls one dropout layer for inputs of two sizes, and a dropout layer of channels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.spread, self.join, self.out = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(2, 3)
-        self.dropout, self.again = [nn.Dropout(RATE)] * 2  # twice by name
+        self.dropout, self.again = [nn.Dropout(RATE)] * 2  # one layer with two names
         self.channels = nn.Dropout1d(RATE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Thrice(nn.Module):
         return self.out(self.channels(x[:, :2, None].expand(-1, 2, 2)).mean(2))
 
 
-def test_every_call_of_a_dropout_layer_has_a_mask_of_its_own() -> None:
+def test_every_call_of_a_dropout_layer_has_its_own_mask() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module, singles = Thrice().double(), list[Tensor]()
@@ -109,13 +109,13 @@ def test_every_call_of_a_dropout_layer_has_a_mask_of_its_own() -> None:
         assert (every - single[:9]).abs().amax((1, 2)).min() < 1e-12
     assert len({single[0, 0].item() for single in singles}) > 20
     assert not torch.equal(singles[0], log_probabilities(module, IMAGES))
-    module.dropout.p = 1.0  # all inputs are left out
+    module.dropout.p = 1.0  # drops all inputs
     subnetwork_log_probabilities(module, IMAGES, 2, 7, lambda single: singles.append(single))
     assert singles[-1].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_the_network_itself_is_left_as_it_was(kind: str) -> None:
+def test_the_network_itself_is_not_changed(kind: str) -> None:
     module = network(kind=kind, kernel=3, padding=1)
     before = log_probabilities(module, IMAGES)
     subnetwork_log_probabilities(module, IMAGES, 2, 7, lambda each: None)
@@ -123,7 +123,7 @@ def test_the_network_itself_is_left_as_it_was(kind: str) -> None:
     assert log_probabilities(module, IMAGES).equal(before)
 
 
-def test_without_dropout_every_subnetwork_is_the_network() -> None:
+def test_without_dropout_every_subnetwork_equals_the_network() -> None:
     module = network(dropout=0.0)
     torch.testing.assert_close(
         subnetwork_log_probabilities(module, IMAGES, 3, 7, lambda e: None), log_probabilities(module, IMAGES)
@@ -131,7 +131,7 @@ def test_without_dropout_every_subnetwork_is_the_network() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_weights_come_back_from_their_file(kind: str, tmp_path: Path) -> None:
+def test_weights_are_read_as_they_were_written(kind: str, tmp_path: Path) -> None:
     module, path = network(kind=kind, kernel=3, padding=1), tmp_path / "weights.safetensors"
     path.write_bytes(weights_to_bytes(module.state_dict(), {"schema": "x", "trial": "3"}))
     state, about = read_weights(path)
@@ -142,7 +142,7 @@ def test_weights_come_back_from_their_file(kind: str, tmp_path: Path) -> None:
     assert log_probabilities(again, IMAGES).equal(log_probabilities(module, IMAGES))
 
 
-def test_tensors_of_every_kind_come_back_from_their_file(tmp_path: Path) -> None:
+def test_tensors_of_every_type_are_read_as_they_were_written(tmp_path: Path) -> None:
     matrix = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
     state = {
         "transposed": matrix.t(),
@@ -173,12 +173,12 @@ def test_tensors_of_every_kind_come_back_from_their_file(tmp_path: Path) -> None
         ({"no": "tensor"}, "'own' is a dict: a weights file stores tensors only"),
     ],
 )
-def test_what_no_file_of_weights_holds_is_named(value: Any, problem: str) -> None:
+def test_the_error_names_a_value_that_no_weights_file_stores(value: Any, problem: str) -> None:
     with pytest.raises(HpoError, match=problem):
         weights_to_bytes({"own": value}, {})
 
 
-def test_weights_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> None:
+def test_damaged_or_wrong_weights_raise_an_error(tmp_path: Path) -> None:
     module, path = network(), tmp_path / "weights.safetensors"
     content = weights_to_bytes(module.state_dict(), {})
     for damaged in (b"", content[:5], content[:-1], b"\x80\x04" + content):

@@ -1,6 +1,6 @@
-"""Functions and methods of users' networks, each against plain torch a member: dimensions are counted as the user did.
+"""Functions and methods of networks give each member the results of plain torch.
 
-Every function is tried on a value of each member's own and on one that all share, with dimensions from either end.
+Every function is tested on a stacked and on a shared value, with dimensions from either end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LABELS = torch.arange(6) % 3
 
 
 class Features(nn.Module):
-    """What is done with `own` [B, 5, 4], which is each member's, and `x` [B, 5, 4], which all share; then a layer."""
+    """Apply a function to `own` [B, 5, 4], stacked, and `x` [B, 5, 4], shared; then a layer."""
 
     def __init__(self, what: Callable[[Features, Tensor, Tensor], Tensor], features: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def split_heads(n: Features, own: Tensor, x: Tensor) -> Tensor:
 
 
 BY_DIMENSION: dict[str, Callable[[Features, Tensor, Tensor], Tensor]] = {
-    # dimensions from the front and from the back
+    # dimensions counted from the front and from the back
     **{
         f"{name} {dim}": lambda n, own, x, name=name, dim=dim: getattr(torch, name)(own, dim).reshape(6, -1)
         for name in (
@@ -308,18 +308,18 @@ CASES = {**ELEMENTS, **BY_DIMENSION, **VIEWED, **JOINED, **MULTIPLIED, **BROADCA
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_member_has_what_plain_torch_gives_it(case: str) -> None:
+def test_each_member_has_the_results_of_plain_torch(case: str) -> None:
     assert_same_as_plain(CASES[case])
 
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_any_number_of_members(members: int) -> None:
-    """A dimension of one member is no dimension of size 1 of the user's."""
+    """The dimension of members is not confused with the user's dimensions, also with one member."""
     for case in ("squeeze", "attention of heads", "cat 0", "mean over the images", "t", "in place, functional"):
         assert_same_as_plain(CASES[case], members)
 
 
-def test_every_function_in_the_tables_was_tried() -> None:
+def test_every_function_in_the_tables_is_tested() -> None:
     def names(functions: set[Any]) -> set[str]:
         return {each if isinstance(each, str) else each.__name__ for each in functions}
 

@@ -1,4 +1,4 @@
-"""Every layer's forward and backward, stacked, against the same layer of torch.nn for each member alone, in float64."""
+"""Forward and backward of every stacked layer equal those of torch.nn for each member, in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ several = st.integers(1, 4)
 
 
 def assert_layer_is_torchs(modules: Sequence[nn.Module], x: Tensor, shared: bool) -> None:
-    """Outputs, input gradient, parameter gradients and buffers after two training steps; then inference."""
+    """Compare outputs, input and parameter gradients and buffers after two training steps; then evaluation mode."""
     blocks = ParameterBlocks(
         {
             f"it.{n}": torch.stack([dict(m.named_parameters())[n].detach() for m in modules])
@@ -71,7 +71,7 @@ def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def random_input(shape: Sequence[int], order: Sequence[int] | None = None) -> Tensor:
-    """Random numbers of a logical shape that lie in memory in another order of dimensions."""
+    """Return random numbers of this shape whose memory order of dimensions is another."""
     generator = torch.Generator().manual_seed(sum(shape))
     if order is None:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -160,10 +160,10 @@ PER_MEMBER_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = 
 @pytest.mark.parametrize("kind", PER_MEMBER_LAYERS)
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("shared", [True, False])
-def test_layers_of_parameters_alone(kind: str, members: int, shared: bool) -> None:
+def test_layers_that_depend_on_parameters_only(kind: str, members: int, shared: bool) -> None:
     make, shape = PER_MEMBER_LAYERS[kind]
     whole = shape if shared else (members, *shape)
-    order = None if shared else (*range(1, len(whole)), 0)  # the members innermost in memory
+    order = None if shared else (*range(1, len(whole)), 0)  # members innermost in memory
     assert_layer_is_torchs(seeded(make, members), random_input(whole, order), shared)
 
 
@@ -179,7 +179,7 @@ def test_norms_without_parameters(make: Callable[[], nn.Module], first: bool) ->
 
 
 def test_embedding() -> None:
-    """Of places that all members share, one of which is padding and has no gradient."""
+    """The input is shared; the padding index has no gradient."""
     places = torch.tensor([[1, 0], [3, 3]])
     modules = seeded(lambda: nn.Embedding(4, 5, padding_idx=3))
     blocks = ParameterBlocks({"it.weight": torch.stack([module.weight.detach() for module in modules])}, torch.float64)
@@ -196,7 +196,7 @@ def test_embedding() -> None:
         assert_same(blocks.slots["it.weight"].grad[number], module.weight.grad)
 
 
-def test_padding_that_keeps_the_size() -> None:
+def test_padding_same_keeps_the_size() -> None:
     def make() -> nn.Module:
         images = nn.Conv2d(1, 2, (3, 5), padding="same", dilation=(2, 1))
         return nn.Sequential(images, nn.Flatten(2), nn.Conv1d(2, 2, 3, padding="same"), nn.Flatten(), nn.Linear(84, 3))
@@ -205,7 +205,7 @@ def test_padding_that_keeps_the_size() -> None:
 
 
 def test_convolution_of_one_image() -> None:
-    """What has no images dimension for torch is not taken for the shared images."""
+    """A single image without a batch dimension is not mistaken for a shared batch."""
 
     def make() -> nn.Module:
         layers = (
@@ -222,13 +222,13 @@ def test_convolution_of_one_image() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
-def test_batch_norm_of_other_dimensions_is_refused_as_torch_refuses_it(kind: type[nn.Module]) -> None:
+def test_batch_norm_raises_for_wrong_dimensions_as_torch_does(kind: type[nn.Module]) -> None:
     network = StackedNetwork([nn.Sequential(nn.Conv2d(1, 2, 2), nn.Unflatten(1, (2, 1)), kind(2))])
     with pytest.raises(CannotStackError, match=r"layer '2' cannot be stacked: its input has 5 dimensions"):
         network(torch.zeros(2, 1, 3, 3), training=True)
 
 
-def test_batch_norm_counts_the_batches_and_keeps_the_unbiased_variance() -> None:
+def test_batch_norm_counts_batches_and_stores_the_unbiased_variance() -> None:
     layer = LAYERS[nn.BatchNorm1d]("it", [nn.BatchNorm1d(1)])
     blocks = ParameterBlocks({"it.weight": torch.ones(1, 1), "it.bias": torch.zeros(1, 1)}, torch.float32)
     layer.bind(blocks.slots)
@@ -239,7 +239,7 @@ def test_batch_norm_counts_the_batches_and_keeps_the_unbiased_variance() -> None
     assert buffers["it.num_batches_tracked"].tolist() == [1]
 
 
-def test_batch_norm_of_one_value_is_refused_as_torch_refuses_it() -> None:
+def test_batch_norm_raises_for_one_value_as_torch_does() -> None:
     modules = seeded(lambda: nn.BatchNorm1d(3))
     layer = LAYERS[nn.BatchNorm1d]("norm", modules)
     layer.bind(
@@ -269,7 +269,7 @@ IN_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.Mish, 
     + [(kind, {"inplace": True}) for kind in IN_PLACE],
 )
 def test_activations_after_linear_layers_and_convolutions(kind: type[nn.Module], arguments: dict[str, Any]) -> None:
-    """Shared (before the first layer), after a convolution and after a linear layer; gradients pass through them."""
+    """Shared input, after a convolution and after a linear layer, with gradients through them."""
 
     def make() -> nn.Module:
         def act() -> nn.Module:
@@ -323,7 +323,7 @@ def test_layers_without_parameters_before_and_after_a_convolution(
 @quick
 @given(st.integers(-4, 3), st.integers(-4, 3), st.booleans())
 def test_flatten_of_any_dimensions(start: int, end: int, shared: bool) -> None:
-    """Also such that images are no longer apart: each member's own are flattened, never across members."""
+    """Also the batch dimension may be flattened, but never the dimension of members."""
     assume(start % 4 <= end % 4)
     x = random_input((2, 1, 3, 3))
     flatten = nn.Flatten(start, end)

@@ -1,4 +1,4 @@
-"""hpo's own networks are the modules that the study file describes, with the initial weights it asks for."""
+"""Built-in networks have the layers and initial weights that the study file describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_classic_cifar_network() -> None:
     assert [each.p for each in network.modules() if isinstance(each, nn.Dropout)] == [0.1, 0.2, 0.3]
 
 
-def test_an_mlp_with_everything() -> None:
+def test_an_mlp_with_all_options() -> None:
     own = config(hidden=[9, 7], batch_norm=True, dropout=0.4, activation="tanh").network
     network = build(own, (1, 8, 8), 10, seed=0)
     assert kinds(network) == ["Flatten", *["Linear", "BatchNorm1d", "Tanh", "Dropout"] * 2, "Linear"]
@@ -41,7 +41,7 @@ def test_an_mlp_without_hidden_layers_and_a_cnn_without_pooling() -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_activation_is_torchs(activation: str) -> None:
+def test_every_activation_is_the_layer_of_torch(activation: str) -> None:
     assert ACTIVATIONS[activation].__name__.lower() == activation.replace("_", "")
     assert isinstance(
         build(config(activation=activation).network, (1, 8, 8), 10, 0)(torch.zeros(2, 1, 8, 8)), torch.Tensor
@@ -57,7 +57,7 @@ def test_every_activation_is_torchs(activation: str) -> None:
     ],
 )
 def test_initial_weights(init: str | float, deviations: list[float]) -> None:
-    """The deviation of n Gaussian numbers is known to 1 / sqrt(2n): five times that is the limit, as for the mean."""
+    """The sample deviation of n Gaussian numbers has a relative error of 1 / sqrt(2n); the limits are 5 times that."""
     network = build(config(hidden=[400, 400], init=init).network, (1, 8, 8), 10, seed=1)
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     for layer, expected in zip(linear, deviations, strict=False):
@@ -67,13 +67,13 @@ def test_initial_weights(init: str | float, deviations: list[float]) -> None:
         assert not layer.bias.any()
 
 
-def test_he_of_a_convolution_counts_its_window() -> None:
+def test_he_counts_the_kernel_of_a_convolution() -> None:
     network = build(config("cnn", conv=[64], kernel=5).network, (3, 32, 32), 10, seed=1)
     weight = next(module for module in network.modules() if isinstance(module, nn.Conv2d)).weight
     assert weight.std().item() == pytest.approx((2 / 75) ** 0.5, rel=5 / math.sqrt(2 * weight.numel()))
 
 
-def test_a_seed_is_a_network_and_leaves_the_global_generator_alone() -> None:
+def test_a_seed_determines_a_network_and_the_global_generator_is_restored() -> None:
     own = config(batch_norm=True).network
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -90,7 +90,7 @@ def test_initial_weights_do_not_depend_on_the_dropout_rate() -> None:
 
 
 @pytest.mark.parametrize("more", [{"kernel": 9}, {"kernel": 5, "conv": [2, 2, 2]}, {"kernel": 1, "pool": 9}])
-def test_nothing_left_of_an_image(more: dict[str, object]) -> None:
+def test_no_pixel_left_of_an_image(more: dict[str, object]) -> None:
     with pytest.raises(
         HpoError, match=r"^network\.conv: no pixel is left of a 8x8 image after convolution \d"
     ) as caught:

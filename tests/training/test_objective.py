@@ -1,4 +1,4 @@
-"""The objective: populations by shape, and what happens when they do not fit into memory."""
+"""Trainer: groups of members, smaller populations when memory is full, training to the end, early stopping."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def groups(*configs: dict[str, Any]) -> list[list[int]]:
     return [[each.number for each in group] for group in trainer.groups(members[::-1])]
 
 
-def test_what_each_member_has_for_itself_makes_no_other_shape() -> None:
+def test_members_that_differ_in_per_member_settings_are_one_group() -> None:
     adam = {"kind": "adam"}
     own: list[dict[str, Any]] = [
         {"lr": 0.1, "optimizer": adam},
@@ -66,12 +66,12 @@ def test_what_each_member_has_for_itself_makes_no_other_shape() -> None:
         {"training": {"shift": 1}},
     ],
 )
-def test_everything_else_does(other: dict[str, Any]) -> None:
+def test_members_that_differ_in_other_settings_are_two_groups(other: dict[str, Any]) -> None:
     assert groups({}, other, {}, other) == [[0, 2], [1, 3]]
     assert groups(other, {}) == [[0], [1]]
 
 
-def test_the_precision_is_the_members_or_what_auto_means() -> None:
+def test_the_precision_is_that_of_the_members_or_of_auto() -> None:
     found = {}
     for precision, auto in (("auto", "float64"), ("float64", "float32"), ("float32", "float64")):
         members = [member(0, config(precision=precision))]
@@ -79,8 +79,11 @@ def test_the_precision_is_the_members_or_what_auto_means() -> None:
     assert found["auto"] == found["float64"] != found["float32"]
 
 
-def test_other_errors_are_not_taken_for_a_full_memory() -> None:
-    members = [member(0, config(hidden=[3])), member(1, config(hidden=[4]))]  # of two shapes: a programming error
+def test_other_errors_are_not_mistaken_for_out_of_memory() -> None:
+    members = [
+        member(0, config(hidden=[3])),
+        member(1, config(hidden=[4])),
+    ]  # two architectures in one population: a programming error
     with pytest.raises(Exception, match="differ"):
         next(Trainer(SPLIT, "float32", pytest.fail).train(members))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
@@ -130,8 +133,8 @@ print(json.dumps({"said": said, "epochs": epochs, "whole": whole, "found": found
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory with RLIMIT_AS, and measures it in /proc")
 def test_out_of_memory_halves_the_population() -> None:
-    """A real limit, three quarters of what six members took: two halves train, with the curves of the whole."""
-    # One thread and one arena: what the process reserves beside the tensors is then the same from run to run.
+    """With a memory limit of three quarters of what six members need, two halves train, with the same curves."""
+    # One thread and one malloc arena, so that the process reserves the same memory in each run.
     limits = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-c", OUT_OF_MEMORY],
@@ -167,7 +170,7 @@ def run(
     return trainer.run(members, metric="val_loss", stop=stop, with_weights=with_weights, on_epoch=note), epochs
 
 
-def test_members_of_any_shapes_are_run_to_their_end() -> None:
+def test_members_of_any_architecture_are_trained_to_their_end() -> None:
     shapes: list[dict[str, Any]] = [{}, {"hidden": [5], "epochs": 2}, {"lr": 0.2}, {"lr": 1e200}]
     found, epochs = run(shapes, with_weights=True)
     assert epochs[-2:] == [(1, [1]), (2, [1])]
@@ -188,10 +191,10 @@ def test_members_of_any_shapes_are_run_to_their_end() -> None:
 
 
 WILD = {"lr": 3.0, "epochs": 12}
-"""Training whose validation loss goes up and down."""
+"""Settings with a validation loss that goes up and down."""
 
 
-def test_a_member_is_run_until_its_patience_is_over() -> None:
+def test_a_member_is_trained_until_early_stopping() -> None:
     patiences = [1, 2, 3, None]
     shapes = [{**WILD, "training": {"patience": patience}} for patience in patiences]
     found, epochs = run(shapes, with_weights=True)
@@ -211,8 +214,8 @@ def test_a_member_is_run_until_its_patience_is_over() -> None:
     assert [len(numbers) for _, numbers in epochs] == [sum(length > e for length in lengths) for e in range(12)]
 
 
-def test_who_has_ended_stays_ended_when_the_population_is_made_smaller() -> None:
-    """Out of memory in its fifth epoch, as if: halves begin again, with members whose patience is over."""
+def test_ended_members_stay_ended_when_the_population_is_made_smaller() -> None:
+    """After a simulated out-of-memory error in epoch 5, halves start again, with members that had ended."""
 
     class Small(Trainer):
         def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
@@ -237,12 +240,12 @@ def test_who_has_ended_stays_ended_when_the_population_is_made_smaller() -> None
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
-def test_a_stop_ends_a_run_without_a_result(stop_after: int) -> None:
+def test_a_stop_ends_training_without_a_result(stop_after: int) -> None:
     with pytest.raises(InterruptionError, match="stopped"):
         run([{}, {"hidden": [5]}], stop_after)
 
 
-def test_a_stop_that_comes_with_the_last_epoch_comes_too_late() -> None:
+def test_a_stop_in_the_last_epoch_has_no_effect() -> None:
     found, epochs = run([{}], stop_after=3)
     assert epochs[-1] == (3, [0])
     assert len(found[0].curve["val_loss"]) == 3

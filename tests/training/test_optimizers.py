@@ -1,4 +1,4 @@
-"""Every optimizer over 20 steps against torch.optim, each member with settings of its own, in float64."""
+"""Every optimizer equals torch.optim over 20 steps, with different settings per member, in float64."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LABELS = torch.arange(6) % 3
 
 
 def network() -> nn.Module:
-    """Weights, biases and norm parameters; no bias right before a norm, whose gradient is nothing but rounding."""
+    """Return a network with weights, biases and norm parameters, without a bias before a norm: its gradient is 0."""
     return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.BatchNorm1d(4), nn.Linear(4, 3))
 
 
 def own_settings(kind: str, number: int) -> OptimizerSettings:
-    """Settings that differ between members in everything that the kind has."""
+    """Return settings that differ between members in all hyperparameters of the kind."""
     used: dict[str, dict[str, float]] = {
         "momentum": {"momentum": (0.1, 0.5, 0.95)[number]},
         "rmsprop": {"alpha": (0.0, 0.9, 0.99)[number], "eps": (1e-8, 1e-3, 1e-1)[number]},
@@ -85,27 +85,27 @@ def test_twenty_steps(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_steps_with_torchs_defaults(kind: str) -> None:
-    """Where a study file names neither betas nor eps, the optimizer is torch's."""
+    """Without betas and eps in the study file, the defaults are those of torch."""
     assert_same_steps([OptimizerSettings.model_validate({"kind": kind, "lr": lr}) for lr in (0.01, 0.05)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_moments_and_settings_stay_with_their_member_when_another_leaves(kind: str) -> None:
+def test_state_and_settings_stay_with_their_member_when_another_is_removed(kind: str) -> None:
     assert_same_steps([own_settings(kind, number) for number in range(3)], leave_after=7)
 
 
 @settings(max_examples=15)
 @given(st.sampled_from(KINDS), st.floats(1e-6, 0.05), st.floats(0, 0.5), st.floats(0.01, 0.99), st.floats(0.5, 0.999))
 def test_any_settings(kind: str, lr: float, weight_decay: float, first: float, second: float) -> None:
-    # Neither eps nor alpha is tiny here: where a gradient is nearly 0, they would enlarge the rounding of its last bit.
+    # Tiny values of eps and alpha would amplify the rounding errors of gradients near 0.
     own = OptimizerSettings.model_construct(
         kind=kind, lr=lr, weight_decay=weight_decay, momentum=first, alpha=second, beta1=first, beta2=second, eps=1e-2
     )
     assert_same_steps([own, own_settings(kind, 1)])
 
 
-def test_weight_decay_leaves_biases_and_norm_parameters_alone() -> None:
-    """With gradients of zero, decay is all that happens."""
+def test_weight_decay_does_not_change_biases_and_norm_parameters() -> None:
+    """With gradients of zero, only weight decay changes parameters."""
     modules = seeded(network, 2)
     stacked = StackedNetwork(modules, torch.float64)
     own = [OptimizerSettings(kind="sgd", lr=0.5, weight_decay=decay) for decay in (0.0, 0.4)]
@@ -119,7 +119,7 @@ def test_weight_decay_leaves_biases_and_norm_parameters_alone() -> None:
 
 
 class Skipping(nn.Module):
-    """Its steps leave out layers in turn, as stochastic depth does, or end early; one layer never runs."""
+    """A network that skips layers in turn, as stochastic depth does; one layer never runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,8 +143,8 @@ class Skipping(nn.Module):
 
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_parameter_without_a_gradient_is_left_alone(kind: str, clip: float | None) -> None:
-    """Its value, its moments, its count of steps and the norm that is clipped by: in torch, its gradient is None."""
+def test_a_parameter_without_a_gradient_is_not_updated(kind: str, clip: float | None) -> None:
+    """Its value, state, step count and the norm for clipping ignore it, as in torch where the gradient is None."""
     own = own_settings(kind, 1).model_copy(update={"weight_decay": 0.1, "clip": clip})
     (module,) = seeded(Skipping, 1)
     plain = copy.deepcopy(module)
@@ -165,7 +165,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(kind: str, clip: float | N
 
 
 class Aside(nn.Module):
-    """One layer never runs, what another gives is not used, and no gradient comes through a third."""
+    """A network with a layer that never runs, one whose result is unused, and one without a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Aside(nn.Module):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("compute", [torch.float64, torch.bfloat16])
-def test_in_a_stack_too_what_has_no_gradient_is_left_alone(kind: str, compute: torch.dtype) -> None:
+def test_parameters_of_a_stack_without_a_gradient_are_not_updated(kind: str, compute: torch.dtype) -> None:
     own = [own_settings(kind, number).model_copy(update={"weight_decay": 0.1, "clip": 0.5}) for number in range(2)]
     modules = seeded(Aside, 2)
     plain = [copy.deepcopy(module) for module in modules]
@@ -203,8 +203,8 @@ def test_in_a_stack_too_what_has_no_gradient_is_left_alone(kind: str, compute: t
                 assert_same(stacked.state_dict(number)[name].double(), rounded.double())
 
 
-def test_bfloat16_keeps_steps_that_are_too_small_for_bfloat16_itself() -> None:
-    """Float32 master weights: a hundred steps of 1e-4 at 1.0 move it by 1e-2; bfloat16 alone would stay at 1.0."""
+def test_bfloat16_training_keeps_steps_below_the_precision_of_bfloat16() -> None:
+    """With float32 master weights, 100 steps of 1e-4 change 1.0 by 1e-2; in bfloat16 alone it would stay 1.0."""
     stacked = StackedNetwork([nn.Sequential(nn.Linear(1, 1, bias=False))], torch.bfloat16)
     block = stacked.blocks.blocks[0]
     block.master.fill_(1.0)

@@ -1,4 +1,4 @@
-"""Modules of the user's own: what they are made from, which of them share a stack, and how those train that cannot."""
+"""User-defined networks: construction, checks, which of them share a stack, and unstacked training."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def groups(*members: Member, split: DeviceSplit = SPLIT) -> tuple[list[list[int]
     return [[each.number for each in group] for group in found], said
 
 
-def test_shape_and_classes_are_filled_in_and_the_seed_is_torchs(folder: Path) -> None:
+def test_shape_and_classes_are_added_and_the_seed_is_torchs(folder: Path) -> None:
     network = build(settings(folder, "Net", width=6), (3, 8, 8), 5, seed=7)
     assert network.state_dict()["conv.weight"].shape == (6, 3, 3, 3)
     assert network.state_dict()["head.weight"].shape == (5, 6)
@@ -229,13 +229,13 @@ def test_shape_and_classes_are_filled_in_and_the_seed_is_torchs(folder: Path) ->
     assert build(settings(folder, "Greedy", a=1, b=2), (1, 8, 8), 10, 0).state_dict()["fc.weight"].shape == (1, 2)
 
 
-def test_lazy_layers_take_their_sizes_from_the_images_and_train_together(folder: Path) -> None:
+def test_lazy_layers_get_their_sizes_from_the_examples_and_train_in_a_stack(folder: Path) -> None:
     network = build(settings(folder, "Lazy"), (1, 8, 8), 10, seed=7)
     with torch.random.fork_rng():
         torch.manual_seed(7)
         alone = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Linear(4 * 6 * 6, 10)]
     assert list(map(type, network.children())) == list(map(type, alone))
-    expected = [value for layer in alone for value in layer.state_dict().values()]  # statistics among them
+    expected = [value for layer in alone for value in layer.state_dict().values()]  # including running statistics
     assert all(map(torch.equal, network.state_dict().values(), expected))
     assert all(layer.training for layer in network.modules())
     assert groups(own(0, folder, "Lazy"), own(1, folder, "Lazy"), own(2, folder, "Lazy", width=3))[0] == [[0, 1], [2]]
@@ -258,7 +258,7 @@ def test_lazy_layers_take_their_sizes_from_the_images_and_train_together(folder:
         ("Nett", {}, "network.module", "nets.py has no 'Nett' (did you mean 'Net'?)"),
     ],
 )
-def test_what_the_study_file_gets_wrong_names_its_key(
+def test_an_error_of_the_study_file_names_its_key(
     folder: Path, name: str, args: dict[str, Any], key: str, problem: str
 ) -> None:
     with pytest.raises(SettingError) as caught:
@@ -279,14 +279,14 @@ def test_what_the_study_file_gets_wrong_names_its_key(
         ("Complex", "nets.py:Complex has a complex parameter, 'phase'; use two real ones instead"),
     ],
 )
-def test_what_comes_out_must_be_a_number_for_each_class(folder: Path, name: str, problem: str) -> None:
+def test_the_output_must_be_one_number_per_class(folder: Path, name: str, problem: str) -> None:
     network = build(settings(folder, name), (1, 8, 8), 10, 0)
     with pytest.raises(SettingError, match=r"^network\.module: nets") as caught:
         check_trainable(network, settings(folder, name), SPLIT.train[:4], 10)
     assert caught.value.problem.startswith(problem)
 
 
-def test_a_constructor_may_change_what_it_is_given(folder: Path) -> None:
+def test_a_constructor_may_change_its_arguments(folder: Path) -> None:
     given = settings(folder, "Growing", sizes=[[8], []])
     for _ in range(2):
         network = build(given, (1, 8, 8), 10, 0)
@@ -294,7 +294,7 @@ def test_a_constructor_may_change_what_it_is_given(folder: Path) -> None:
     assert given.args == {"sizes": [[8], []]}
 
 
-def test_a_constructor_that_changes_what_outlasts_it_is_refused(folder: Path) -> None:
+def test_a_constructor_that_changes_global_state_raises_an_error(folder: Path) -> None:
     given = settings(folder, "Growing", sizes=[[8], [1]])
     first, second = (build(given, (1, 8, 8), 10, 0) for _ in range(2))
     check_reproducible(first, first, given)
@@ -302,7 +302,7 @@ def test_a_constructor_that_changes_what_outlasts_it_is_refused(folder: Path) ->
         check_reproducible(first, second, given)
 
 
-def test_a_forward_may_change_its_images_in_place(folder: Path) -> None:
+def test_a_forward_may_change_its_input_in_place(folder: Path) -> None:
     one, kept = own(0, folder, "InPlace"), SPLIT.validation.clone()
     network = build(one.config.network, SPLIT.shape, SPLIT.classes, 0)
     check_trainable(network, one.config.network, SPLIT.validation, SPLIT.classes)
@@ -314,7 +314,7 @@ def test_a_forward_may_change_its_images_in_place(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Squeezed", "SqueezedAlone"])
 @pytest.mark.parametrize(("sizes", "batch_size"), [((30, 1), 16), ((30, EVALUATION_BATCH + 1), 16), ((12, 12), 1)])
-def test_what_is_no_number_for_each_class_ends_the_training_in_one_line(
+def test_a_wrong_output_in_training_is_a_one_line_error(
     folder: Path, name: str, sizes: tuple[int, int], batch_size: int
 ) -> None:
     split = made_images(train=sizes[0], validation=sizes[1])
@@ -324,7 +324,7 @@ def test_what_is_no_number_for_each_class_ends_the_training_in_one_line(
     assert caught.value.problem.startswith(f"nets.py:{name} returns [10] for 1 example; a network must return [B, 10]")
 
 
-def test_a_trained_network_is_held_to_its_classes_too(folder: Path) -> None:
+def test_a_trained_network_with_a_wrong_number_of_classes_raises_an_error(folder: Path) -> None:
     given = settings(folder, "Squeezed")
     state = build(given, SPLIT.shape, 10, 0).state_dict()
     network = load_network(Path("weights"), state, given, SPLIT.shape, 10)
@@ -335,8 +335,8 @@ def test_a_trained_network_is_held_to_its_classes_too(folder: Path) -> None:
         log_probabilities(load_network(Path("weights"), state, given, SPLIT.shape, 3), SPLIT.validation[:2])
 
 
-def test_members_whose_modules_do_the_same_train_together_as_they_would_alone(folder: Path) -> None:
-    """An attribute that nothing reads makes no difference, a number in the forward does."""
+def test_members_of_one_architecture_train_together_with_the_curves_they_have_alone(folder: Path) -> None:
+    """An attribute that no forward reads does not change the architecture; a number in the forward does."""
     members = [
         own(0, folder, "Net", lr=0.01),
         own(1, folder, "Net", dropout=0.3),
@@ -353,7 +353,7 @@ def test_members_whose_modules_do_the_same_train_together_as_they_would_alone(fo
             assert ours == pytest.approx(plain, rel=1e-9)
 
 
-def test_a_module_that_cannot_be_stacked_trains_alone_and_why_is_said_once(folder: Path) -> None:
+def test_a_module_that_cannot_be_stacked_trains_alone_with_one_warning(folder: Path) -> None:
     members = [own(0, folder, "Net"), *(own(number, folder, "Branching", width=number) for number in (2, 3, 4))]
     found, said = groups(*members)
     assert found == [[0], [2], [3], [4]]
@@ -362,21 +362,21 @@ def test_a_module_that_cannot_be_stacked_trains_alone_and_why_is_said_once(folde
     assert said[0].endswith("; its trials train one at a time")
 
 
-def test_a_module_that_cannot_be_compared_trains_alone(folder: Path) -> None:
-    """It computes in float32, whatever it is given."""
+def test_a_module_whose_stacked_training_cannot_be_checked_trains_alone(folder: Path) -> None:
+    """It computes in float32 for any input type."""
     found, said = groups(own(0, folder, "Single"), own(1, folder, "Single"))
     assert found == [[0], [1]]
     assert said[0].startswith("nets.py:Single: its stacked training cannot be checked: RuntimeError")
 
 
-def test_a_module_that_raises_is_left_to_its_training(folder: Path) -> None:
+def test_a_module_that_raises_fails_in_its_own_training(folder: Path) -> None:
     members = [own(number, folder, "Raising", dropout=rate) for number, rate in enumerate((0.1, 0.3, 0.1, 0.4))]
     found, said = groups(*members)
     assert found == [[0, 2], [1], [3]]
     assert said == []
 
 
-def test_what_a_module_raises_once_fails_its_training_once(folder: Path) -> None:
+def test_an_exception_raised_once_fails_one_training(folder: Path) -> None:
     trainer, one = Trainer(SPLIT, "float32", lambda text: None), own(0, folder, "Once")
     assert trainer.groups([one]) == [[one]]
     with pytest.raises(OSError, match="the first time"):
@@ -385,7 +385,7 @@ def test_what_a_module_raises_once_fails_its_training_once(folder: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "adamw"])
-def test_alone_as_it_is_a_module_learns_what_it_learns_in_a_stack(folder: Path, kind: str) -> None:
+def test_unstacked_training_has_the_curves_of_stacked_training(folder: Path, kind: str) -> None:
     optimizer = {"kind": kind, "weight_decay": 0.01, "clip": 1.0, "schedule": "cosine"}
     one = own(3, folder, "Net", lr=0.01, optimizer=optimizer, training={"label_smoothing": 0.1, "flip": 0.5})
     stacked = [result for result in train([one], SPLIT, "float64")]
@@ -401,7 +401,7 @@ def weights(one: Member, precision: str = "float32") -> dict[str, torch.Tensor]:
     return state
 
 
-def test_what_a_module_draws_is_its_trials_own(folder: Path) -> None:
+def test_random_numbers_of_a_forward_depend_on_its_trial_only(folder: Path) -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     first, again, other = (weights(own(number, folder, "Drawing")) for number in (1, 1, 2))
     torch.rand(3)
@@ -415,7 +415,7 @@ def test_what_a_module_draws_is_its_trials_own(folder: Path) -> None:
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
 
-def test_frozen_parameters_stay_as_they_are(folder: Path) -> None:
+def test_frozen_parameters_do_not_change(folder: Path) -> None:
     one = own(0, folder, "Frozen", optimizer={"kind": "adam", "weight_decay": 0.1})
     said = groups(one)[1]
     assert "it is frozen" in said[0]
@@ -426,7 +426,7 @@ def test_frozen_parameters_stay_as_they_are(folder: Path) -> None:
     assert not torch.equal(state["norm.running_mean"], fresh["norm.running_mean"])
 
 
-def test_a_parameter_that_no_optimizer_has_cannot_be_trained_later(folder: Path) -> None:
+def test_a_frozen_parameter_cannot_be_unfrozen_later(folder: Path) -> None:
     with pytest.raises(HpoError, match=r"'head\.weight' is frozen in a new module and unfrozen later"):
         weights(own(0, folder, "Thawed"))
 
@@ -436,7 +436,7 @@ def test_complex_buffers_stay_complex(folder: Path, precision: str) -> None:
     assert weights(own(0, folder, "Turned"), precision)["phase"].tolist() == [1 + 2j]
 
 
-def test_in_bfloat16_a_module_of_its_own_keeps_its_parameters_in_float32(folder: Path) -> None:
+def test_in_bfloat16_an_unstacked_module_keeps_float32_parameters(folder: Path) -> None:
     one = own(0, folder, "Branching")
     low, high = weights(one, "bfloat16"), weights(one, "float32")
     assert all(value.dtype == high[name].dtype for name, value in low.items())

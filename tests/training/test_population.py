@@ -1,4 +1,4 @@
-"""Populations: what a member does depends on its own settings and seed, never on its company."""
+"""Populations: a member's results depend on its settings and seed, never on other members."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MLP = {"kind": "mlp"}
 
 
 def varied(number: int, network: dict[str, object], **more: object) -> Config:
-    """Settings of one shape, different in learning rate, weight decay and dropout rate."""
+    """Return settings of one architecture with different learning rates, weight decays and dropout rates."""
     own = {"lr": 0.02 * (1 + number % 7), "dropout": (number % 5) / 10}
     decay = {"weight_decay": 1e-4 * number, **more.pop("optimizer", {})}  # type: ignore[dict-item]
     return config(**{**own, **network, **more, "optimizer": decay})  # type: ignore[arg-type]
@@ -32,11 +32,11 @@ def varied(number: int, network: dict[str, object], **more: object) -> Config:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
-def test_the_curve_is_plain_torchs(kind: str, network: dict[str, object]) -> None:
-    """Initial weights, batches, masks, loss, optimizer and evaluation: a plain loop a member gives the same curve.
+def test_the_curve_equals_plain_torch(kind: str, network: dict[str, object]) -> None:
+    """Initial weights, batches, masks, loss, optimizer and evaluation: a plain loop per member gives the same curve.
 
-    Without batch norm: it makes the bias before it a parameter whose gradient is only rounding, and that is what
-    adagrad, rmsprop and adam enlarge.
+    Without batch norm: the gradient of a bias before batch norm is only rounding error, which adagrad, rmsprop and adam
+    amplify.
     """
     lr = 0.01 if kind in ("adagrad", "rmsprop", "adam", "adamw") else 0.05
     members = [member(n, varied(n, network, lr=lr, optimizer={"kind": kind})) for n in range(3)]
@@ -48,7 +48,7 @@ def test_the_curve_is_plain_torchs(kind: str, network: dict[str, object]) -> Non
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_curve_is_plain_torchs_with_batch_norm(network: dict[str, object], dropout: float) -> None:
+def test_the_curve_equals_plain_torch_with_batch_norm(network: dict[str, object], dropout: float) -> None:
     members = [member(n, varied(n, network, batch_norm=True, dropout=dropout)) for n in range(3)]
     ours, _ = curves(members, SPLIT)
     for who in members:
@@ -57,7 +57,7 @@ def test_the_curve_is_plain_torchs_with_batch_norm(network: dict[str, object], d
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
 def test_a_member_alone_has_the_curve_it_has_among_32(network: dict[str, object]) -> None:
-    """Five epochs, dropout and batch norm; whole, and where the 31 others leave after epoch 2."""
+    """Five epochs with dropout and batch norm; with 31 others to the end, or until they are dropped in epoch 2."""
     members = [member(n, varied(n, network, batch_norm=True, epochs=5)) for n in range(32)]
     whole, _ = curves(members, SPLIT)
     for number in (0, 13, 31):
@@ -69,7 +69,7 @@ def test_a_member_alone_has_the_curve_it_has_among_32(network: dict[str, object]
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
-def test_moments_are_compacted_with_their_members(kind: str) -> None:
+def test_optimizer_state_stays_with_its_member(kind: str) -> None:
     members = [member(n, varied(n, MLP, lr=0.01, epochs=4, optimizer={"kind": kind})) for n in range(4)]
     whole, _ = curves(members, SPLIT)
     left, _ = curves(members, SPLIT, drop={1: {0}, 2: {2}})
@@ -78,7 +78,7 @@ def test_moments_are_compacted_with_their_members(kind: str) -> None:
     assert [len(left[number]) for number in range(4)] == [1, 4, 2, 4]
 
 
-def test_slots_and_order_do_not_matter() -> None:
+def test_the_order_of_members_does_not_matter() -> None:
     members = [member(n, varied(n, CNN, batch_norm=True)) for n in range(6)]
     whole, _ = curves(members, SPLIT)
     shuffled = random.Random(1).sample(members, 6)
@@ -100,7 +100,7 @@ def test_different_members_have_different_curves() -> None:
 
 
 def test_the_loss_is_the_sum_over_members_not_their_mean() -> None:
-    """A mean would divide each step by their number: the same member among 1, 4 or 16 would learn ever slower."""
+    """A mean would divide each step by the number of members, so that larger populations would learn more slowly."""
     same = config(lr=0.2, epochs=4)
     alone, _ = curves([Member(0, same, 77)], SPLIT)
     for count in (4, 16):
@@ -113,7 +113,7 @@ def test_the_loss_is_the_sum_over_members_not_their_mean() -> None:
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
 def test_a_member_that_diverges_fails_alone(network: dict[str, object], batch_norm: bool, precision: str) -> None:
-    """Gradients of 1e30 reach infinity, then NaN, in the stack's own operations: nobody else's numbers change."""
+    """Gradients of 1e30 become infinite, then NaN, in the stack; the other members' numbers do not change."""
     members = [member(n, varied(n, network, batch_norm=batch_norm, epochs=4)) for n in range(5)]
     wild = member(2, varied(2, network, batch_norm=batch_norm, epochs=4, lr=1e300 if precision == "float64" else 1e30))
     among, failed = curves([*members[:2], wild, *members[3:]], SPLIT, precision)
@@ -137,7 +137,7 @@ def test_all_members_diverge() -> None:
     assert len(results) < 3 or not results[-1].metrics
 
 
-def test_it_ends_when_nobody_is_left() -> None:
+def test_training_ends_when_no_member_remains() -> None:
     epochs = train([member(n, config(epochs=9)) for n in range(3)], SPLIT, "float64")
     assert next(epochs).metrics.keys() == {0, 1, 2}
     assert epochs.send({0, 99}).metrics.keys() == {1, 2}
@@ -145,13 +145,13 @@ def test_it_ends_when_nobody_is_left() -> None:
         epochs.send({1, 2})
 
 
-def test_it_can_be_left_in_the_middle() -> None:
+def test_the_generator_can_be_closed_early() -> None:
     epochs = train([member(n, config(epochs=9)) for n in range(3)], SPLIT, "float64")
     next(epochs)
     epochs.close()
 
 
-def test_what_an_epoch_yields() -> None:
+def test_the_result_of_an_epoch() -> None:
     found, _ = curves([member(0, config(epochs=4, lr=0.3))], SPLIT)
     for values in found[0]:
         assert tuple(values) == METRICS
@@ -163,8 +163,8 @@ def test_what_an_epoch_yields() -> None:
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
-def test_a_last_batch_of_one_image_is_left_out(batch_norm: bool, network: dict[str, object]) -> None:
-    """One image has no variance; the trials of a study see the same batches with batch norm and without."""
+def test_a_last_batch_of_one_example_is_skipped(batch_norm: bool, network: dict[str, object]) -> None:
+    """One example has no variance; a study's trials train on the same batches with and without batch norm."""
     split = made_images(train=33)
     who = member(0, varied(0, network, batch_norm=batch_norm))
     ours, failed = curves([who], split)
@@ -172,8 +172,8 @@ def test_a_last_batch_of_one_image_is_left_out(batch_norm: bool, network: dict[s
     assert_same_curves(ours[0], plain_curve(who, split), rtol=1e-7)
 
 
-def test_batches_of_one_image() -> None:
-    """A batch size of 1 is what was asked for, and trains; batch norm cannot, and says so."""
+def test_batches_of_one_example() -> None:
+    """With batch size 1, networks train; with batch norm, they raise an error."""
     split = made_images(train=20)
     who = member(0, config(batch_size=1, lr=0.02))
     ours, failed = curves([who], split)
@@ -183,14 +183,14 @@ def test_batches_of_one_image() -> None:
         next(train([member(0, config(batch_size=1, batch_norm=True))], split, "float64"))
 
 
-def test_a_batch_of_all_images_and_of_more() -> None:
+def test_batch_sizes_of_all_examples_and_above() -> None:
     for size in (70, 1000):
         who = member(0, config(batch_size=size))
         assert_same_curves(curves([who], SPLIT)[0][0], plain_curve(who, SPLIT), rtol=1e-7)
 
 
-def test_validation_in_several_parts() -> None:
-    """More validation images than are evaluated at once: the means are over all of them."""
+def test_validation_in_several_batches() -> None:
+    """With more validation examples than one batch, the means are over all of them."""
     split = made_images(train=20, validation=1203)
     who = member(0, config(epochs=1))
     assert_same_curves(curves([who], split)[0][0], plain_curve(who, split), rtol=1e-7)
@@ -198,7 +198,7 @@ def test_validation_in_several_parts() -> None:
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("batch_norm", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_bfloat16_learns_as_float32_does(network: dict[str, object], batch_norm: bool) -> None:
+def test_bfloat16_learns_like_float32(network: dict[str, object], batch_norm: bool) -> None:
     """bfloat16 rounds to 8 bits (0.4%); errors of hundreds of steps partly cancel. Limits: the mean over 8 members
     of the last losses within 10%, of the accuracies within 3 points, a few times what was seen (2%, 0.6 points)."""
     split = made_images(train=300, validation=200)
@@ -224,7 +224,7 @@ def test_float32_is_close_to_float64(precision: str) -> None:
 
 @pytest.fixture
 def two_cores() -> Iterator[None]:
-    """As on a machine of two cores, whatever this one has."""
+    """Use two threads, whatever the machine has."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -232,8 +232,8 @@ def two_cores() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_members_in_stacks_of_their_own_threads_have_the_curves_they_have_alone() -> None:
-    """Networks large enough for a stack a core; the first stack loses all of its members, the second one diverges."""
+def test_members_in_several_threads_have_the_curves_they_have_alone() -> None:
+    """Networks large enough for two stacks; the first loses all members, a member of the second diverges."""
     own = {"hidden": [300, 300], "batch_size": 64, "batch_norm": True, "epochs": 4}
     members = [member(n, varied(n, own, **({"lr": 1e300} if n == 6 else {}))) for n in range(8)]
     whole, failed = curves(members, SPLIT)
@@ -249,8 +249,8 @@ def test_members_in_stacks_of_their_own_threads_have_the_curves_they_have_alone(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
-def test_on_cuda_the_curve_is_the_cpus(network: dict[str, object]) -> None:
-    """Masks and batches are the same bits on both; float64 differs in the order of sums only."""
+def test_the_curve_on_cuda_equals_that_on_the_cpu(network: dict[str, object]) -> None:
+    """Masks and batches are bitwise the same; float64 results differ in the order of sums only."""
     members = [member(n, varied(n, network, batch_norm=True)) for n in range(5)]
     moved = {
         field.name: value.cuda() if isinstance(value := getattr(SPLIT, field.name), torch.Tensor) else value
@@ -263,13 +263,13 @@ def test_on_cuda_the_curve_is_the_cpus(network: dict[str, object]) -> None:
 
 
 PRECISIONS = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 0.01}
-"""By how much a plain module's loss may differ: rounding in another order; bfloat16 keeps 8 bits of each activation."""
+"""Relative tolerances of a plain module's loss: another order of rounding; bfloat16 has 8 bits of precision."""
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
-def test_the_state_of_a_member_is_its_plain_modules(network: dict[str, object], precision: str) -> None:
-    """After every epoch, before and after others left: what is evaluated stacked is what the module computes alone."""
+def test_a_members_weights_load_into_the_plain_module(network: dict[str, object], precision: str) -> None:
+    """After every epoch, also after others were dropped, the plain module has the losses of the stack."""
     members = [member(n, varied(n, network, batch_norm=True, precision=precision, lr=0.05)) for n in range(4)]
     epochs = train(members, SPLIT, precision)
     left, result = [0, 1, 2, 3], next(epochs)
@@ -287,7 +287,7 @@ def test_the_state_of_a_member_is_its_plain_modules(network: dict[str, object], 
         result = epochs.send(leaves) if left else result
 
 
-def test_states_are_copies_of_those_asked_for_while_the_epoch_lasts() -> None:
+def test_states_are_copies_for_requested_members_until_the_next_epoch() -> None:
     members = [member(n, varied(n, MLP)) for n in range(3)]
     epochs = train(members, SPLIT, "float64")
     first = next(epochs)
@@ -305,8 +305,8 @@ def test_states_are_copies_of_those_asked_for_while_the_epoch_lasts() -> None:
         first.states([1])
 
 
-def test_populations_of_several_threads_do_not_meet() -> None:
-    """torch.fx changes how modules are called, for the whole process, while it traces one."""
+def test_populations_in_several_threads_do_not_disturb_each_other() -> None:
+    """torch.fx changes how modules are called in the whole process while it traces one."""
 
     def trained(thread: int) -> list[float]:
         members = [member(n, varied(n, CNN if thread % 2 else MLP, epochs=1)) for n in range(2)]

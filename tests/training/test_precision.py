@@ -1,4 +1,4 @@
-"""What `precision = "auto"` finds is a valid answer; which one depends on the machine."""
+"""`precision = "auto"` chooses by the measured speedup; the choice depends on the machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hpo.training.precision import MIN_SPEEDUP, choose_precision
 
 
 @pytest.mark.parametrize("more", [{}, {"batch_size": 1}, {"lr": 1e30}, {"batch_size": 1000}, {"epochs": 1}])
-def test_it_chooses_by_the_ratio(more: dict[str, float]) -> None:
-    """Also where the study's own settings would train nothing: one epoch, one image a batch, a rate that diverges."""
+def test_the_choice_depends_on_the_speedup(more: dict[str, float]) -> None:
+    """Also for settings that cannot be timed as they are: one epoch, batch size 1, a diverging learning rate."""
     settings = config(precision="auto", **more)  # type: ignore[arg-type]
     precision, ratio = choose_precision([member(n, settings) for n in range(3)], made_images(train=40))
     assert precision == ("bfloat16" if ratio >= MIN_SPEEDUP else "float32")

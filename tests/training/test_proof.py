@@ -1,4 +1,4 @@
-"""What tracing cannot see is seen when one step is compared with the same step alone."""
+"""The proof of stacked training finds what tracing cannot see."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def chosen_images(fc: nn.Linear, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_networks_that_stack_are_proved_and_not_changed(kind: str) -> None:
+def test_stackable_networks_pass_and_are_not_changed(kind: str) -> None:
     modules = [NETWORKS[kind]() for _ in range(2)]
     before = copy.deepcopy([module.state_dict() for module in modules])
     random_state = torch.get_rng_state()
@@ -53,19 +53,21 @@ def test_networks_that_stack_are_proved_and_not_changed(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("what", "named"), [(by_class, "Net.*outputs"), (by_class_of_gradients, "'fc.*gradients")])
-def test_python_that_asks_for_a_class_is_found_out(what: Callable[[nn.Linear, Tensor], Tensor], named: str) -> None:
+def test_python_code_that_depends_on_a_values_class_is_found(
+    what: Callable[[nn.Linear, Tensor], Tensor], named: str
+) -> None:
     members = [Net(what), Net(what)]
-    StackedNetwork(members)  # which cannot know
+    StackedNetwork(members)  # tracing does not find it
     with pytest.raises(CannotStackError, match=named):
         prove(members, IMAGES)
 
 
-def test_what_only_fails_in_the_stack_is_a_refusal() -> None:
+def test_an_error_in_the_stack_only_means_that_it_cannot_be_stacked() -> None:
     with pytest.raises(CannotStackError, match="cannot be stacked"):
         prove([Net(chosen_images), Net(chosen_images)], IMAGES)
 
 
-def test_a_networks_own_error_is_its_own() -> None:
+def test_an_error_of_the_network_itself_is_raised_unchanged() -> None:
     with pytest.raises(RuntimeError, match="expected input") as caught:
         prove([ResidualCNN()], IMAGES.expand(-1, 3, -1, -1))
     assert not isinstance(caught.value, CannotStackError)

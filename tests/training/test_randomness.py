@@ -1,4 +1,4 @@
-"""Random numbers: of whom they are, that they are the same everywhere, and that they spread."""
+"""Random numbers: what they depend on, that they are the same everywhere, and their distribution."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hpo.training.randomness import (
 from hpo.training.seeds import derive_seed, member_seed
 
 
-def test_seeds_are_these_on_every_machine() -> None:
-    """A study goes on on another machine, or after an update: its seeds must not move."""
+def test_seeds_never_change() -> None:
+    """A study may continue on another machine or after an update of hpo: its seeds must stay the same."""
     assert derive_seed("a", 1) == 4193839430313607
     assert member_seed(0, 0) == 3668152027173367
     assert batch_order(0, 1, 6).tolist() == [2, 5, 3, 0, 4, 1]
@@ -42,7 +42,7 @@ def test_a_seed_fits_into_a_json_number(study: int, trial: int, repeat: int) -> 
     assert int(float(seed)) == seed
 
 
-def test_study_trial_and_repeat_all_count() -> None:
+def test_a_seed_depends_on_study_trial_and_repeat() -> None:
     seeds = {member_seed(study, trial, repeat) for study in range(10) for trial in range(50) for repeat in range(3)}
     assert len(seeds) == 1500
     assert derive_seed(1, 23) != derive_seed(12, 3)
@@ -50,19 +50,19 @@ def test_study_trial_and_repeat_all_count() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 100), st.integers(1, 300))
-def test_an_order_of_batches_is_a_permutation_of_split_and_epoch(seed: int, epoch: int, images: int) -> None:
+def test_a_batch_order_is_a_permutation_by_split_and_epoch(seed: int, epoch: int, images: int) -> None:
     order = batch_order(seed, epoch, images)
     assert torch.equal(order, batch_order(seed, epoch, images))
     assert sorted(order.tolist()) == list(range(images))
 
 
-def test_epochs_and_splits_have_orders_of_their_own() -> None:
+def test_epochs_and_splits_have_different_orders() -> None:
     orders = {tuple(batch_order(seed, epoch, 50).tolist()) for seed in range(5) for epoch in range(20)}
     assert len(orders) == 100
 
 
-def test_an_images_augmentation_is_the_splits_and_the_epochs() -> None:
-    """Uniform, and not that of another epoch, split or image; the same however many images there are."""
+def test_augmentation_numbers_depend_on_split_epoch_and_image() -> None:
+    """They are uniform, differ between epochs, splits and images, and do not depend on the number of images."""
     numbers = torch.stack([augmentation_numbers(seed, epoch, 1000) for seed in range(3) for epoch in range(1, 6)])
     assert numbers.shape == (15, 3, 1000)
     assert len(torch.unique(numbers)) == numbers.numel()
@@ -71,7 +71,7 @@ def test_an_images_augmentation_is_the_splits_and_the_epochs() -> None:
     assert augmentation_numbers(0, 1, 7).equal(numbers[0, :, :7])
 
 
-def test_every_member_epoch_step_and_layer_has_a_key_of_its_own() -> None:
+def test_dropout_keys_are_distinct_for_member_epoch_step_and_layer() -> None:
     keys = [dropout_keys([1, 2, 3], epoch, steps=50, layers=4) for epoch in range(1, 6)]
     assert keys[0].shape == (50, 4, 3, 1)
     assert len(np.unique(torch.stack(keys).numpy())) == 5 * 50 * 4 * 3

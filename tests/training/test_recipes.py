@@ -1,4 +1,4 @@
-"""Schedules, clipping, label smoothing and augmentation in populations: each member as plain torch trains it."""
+"""Schedules, clipping, label smoothing and augmentation in populations equal plain torch for each member."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RECIPES: list[dict[str, dict[str, Any]]] = [
     {"optimizer": {"schedule": "cosine", "warmup": 2, "clip": 0.2}, "training": {"label_smoothing": 0.4}},
     {"optimizer": {"schedule": "step", "step_every": 1, "warmup": 0.75, "weight_decay": 0.01}},
 ]
-"""One for each member: some have all, and one has none of it."""
+"""Settings per member: some have all of them, one has none."""
 
 
 def members(network: dict[str, Any], kind: str = "sgd", **training: Any) -> list[Member]:
@@ -63,7 +63,7 @@ def members(network: dict[str, Any], kind: str = "sgd", **training: Any) -> list
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_member_of_one_population_has_the_curve_of_plain_torch(kind: str) -> None:
+def test_each_member_has_the_curve_of_plain_torch(kind: str) -> None:
     everyone = members(MLP, kind)
     ours, failed = curves(everyone, SPLIT)
     assert not failed
@@ -72,7 +72,7 @@ def test_each_member_of_one_population_has_the_curve_of_plain_torch(kind: str) -
 
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
-def test_augmented_images_are_those_of_plain_torch(network: dict[str, Any]) -> None:
+def test_training_on_augmented_images_equals_plain_torch(network: dict[str, Any]) -> None:
     everyone = members(network, flip=0.3, shift=1)
     ours, failed = curves(everyone, SPLIT)
     assert not failed
@@ -80,7 +80,7 @@ def test_augmented_images_are_those_of_plain_torch(network: dict[str, Any]) -> N
         assert_same_curves(ours[who.number], plain_curve(who, SPLIT), rtol=1e-7)
 
 
-def test_recipes_stay_with_their_members_when_others_leave() -> None:
+def test_settings_stay_with_their_members_when_others_are_dropped() -> None:
     everyone = members(CNN, "momentum", shift=1)
     whole, _ = curves(everyone, SPLIT)
     left, _ = curves(everyone, SPLIT, drop={1: {0, 2}, 3: {4}})
@@ -91,8 +91,8 @@ def test_recipes_stay_with_their_members_when_others_leave() -> None:
         assert_same_curves(alone[number], whole[number], rtol=1e-6)
 
 
-def test_every_part_of_a_recipe_changes_the_training() -> None:
-    """Or nothing would be shown by the comparisons."""
+def test_every_setting_changes_the_training() -> None:
+    """Otherwise the comparisons would prove nothing."""
     plain = curves([member(0, config(epochs=2, lr=0.3))], SPLIT)[0][0][-1]["val_loss"]
     parts: list[tuple[str, dict[str, Any]]] = [
         ("optimizer", {"schedule": "cosine"}),
@@ -110,7 +110,7 @@ def test_every_part_of_a_recipe_changes_the_training() -> None:
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
 def test_a_clipped_member_that_diverges_fails_alone(precision: str) -> None:
-    """Its norm is infinite, then NaN; nobody else's share of a gradient is touched, clipped or not."""
+    """Its norm is infinite, then NaN; the gradients of the other members, clipped or not, do not change."""
     everyone = members(MLP)
     wild = config(epochs=5, lr=1e300 if precision == "float64" else 1e30, optimizer={"clip": 1e6})
     among, failed = curves([*everyone[:3], member(9, wild), *everyone[3:]], SPLIT, precision)
@@ -122,8 +122,8 @@ def test_a_clipped_member_that_diverges_fails_alone(precision: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 @pytest.mark.parametrize("compute", [torch.float64, torch.bfloat16])
-def test_clips_and_schedules_of_each_step(kind: str, compute: torch.dtype) -> None:
-    """The same gradients for both sides, in bfloat16 with masters in float32; torch's own clip and schedulers."""
+def test_clipping_and_schedules_in_each_step(kind: str, compute: torch.dtype) -> None:
+    """Equal gradients on both sides, in bfloat16 with float32 master weights; clip and schedulers are torch's."""
     own = [
         OptimizerSettings.model_validate({"kind": kind, "lr": 0.1, "weight_decay": 0.1, **recipe.get("optimizer", {})})
         for recipe in RECIPES
@@ -164,7 +164,7 @@ def test_clips_and_schedules_of_each_step(kind: str, compute: torch.dtype) -> No
     for number, module in enumerate(modules):
         state = stacked.state_dict(number)
         for name, value in module.named_parameters():
-            # Adam divides by the gradient's own size: in float32, twelve steps of 0.1 are rounded to 1e-5 or so.
+            # Adam divides by the gradient's size: in float32, twelve steps of 0.1 have a rounding error of about 1e-5.
             assert_same(state[name].double(), value.double(), rtol=1e-9 if compute == torch.float64 else 1e-4)
 
 
@@ -180,7 +180,7 @@ def test_label_smoothing_is_torchs_for_each_member(dtype: torch.dtype) -> None:
         scores = logits[number].detach().to(goal.dtype).requires_grad_()
         expected = F.cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
         (gradient,) = torch.autograd.grad(expected.sum(), scores)
-        tolerance = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 1e-5}[dtype]  # 0.1 came as a float32
+        tolerance = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 1e-5}[dtype]  # 0.1 was a float32
         torch.testing.assert_close(goal[number], expected, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(loss[number], F.cross_entropy(scores, labels, reduction="none"))
         torch.testing.assert_close(
@@ -189,8 +189,8 @@ def test_label_smoothing_is_torchs_for_each_member(dtype: torch.dtype) -> None:
         assert correct[number] == (scores.argmax(1) == labels).sum()
 
 
-def test_in_bfloat16_recipes_train_as_in_float32() -> None:
-    """The mean of the last losses over 12 members within 10%, as without recipes."""
+def test_these_settings_train_in_bfloat16_as_in_float32() -> None:
+    """The mean of the last losses over 12 members agrees within 10%, as without these settings."""
     split = made_images(train=300, validation=200)
     everyone = [
         Member(number + 6 * again, who.config, who.seed + again)
@@ -224,12 +224,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "dropout": {"network": {"dropout": 0.3}},
     "init": {"network": {"init": 0.1}},
 }
-"""Each with a value that float32 does not hold."""
+"""Settings with values that float32 cannot represent."""
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_no_setting_is_rounded_on_its_way_into_a_stack(name: str) -> None:
-    """Rounded to float32, a setting would change the curve by 1e-10 or more; sums in another order do by 1e-15."""
+def test_no_setting_is_rounded_to_float32(name: str) -> None:
+    """Rounding a setting to float32 would change the curve by 1e-10 or more; another order of sums, by 1e-15."""
     given = SETTINGS[name]
     own = config(epochs=2, lr=0.3, **given.get("network", {}), **{k: v for k, v in given.items() if k != "network"})
     everyone = [member(0, own), member(1, own)]

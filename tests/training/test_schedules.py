@@ -44,7 +44,9 @@ def torch_rates(own: OptimizerSettings, epochs: int, steps: int) -> list[float]:
     st.integers(1, 5),
     st.floats(0.01, 0.99),
 )
-def test_they_are_torchs(kind: str, epochs: int, steps: int, warmup: int, every: int, factor: float) -> None:
+def test_learning_rates_equal_torch_lr_scheduler(
+    kind: str, epochs: int, steps: int, warmup: int, every: int, factor: float
+) -> None:
     own = OptimizerSettings.model_validate(
         {"lr": 0.3, "schedule": kind, "warmup": float(warmup), "step_every": every, "step_factor": factor}
     )
@@ -57,7 +59,7 @@ def test_a_warm_up_may_end_within_an_epoch_or_a_step() -> None:
     np.testing.assert_allclose(rates(PLAIN.model_copy(update={"warmup": 0.01}), 1, 4) / 0.3, [1, 1, 1, 1])
 
 
-def test_one_that_is_longer_than_the_training_never_reaches_the_rate() -> None:
+def test_a_warm_up_longer_than_the_training_never_reaches_the_rate() -> None:
     np.testing.assert_allclose(
         rates(PLAIN.model_copy(update={"warmup": 4.0}), 2, 2) / 0.3, [1 / 8, 2 / 8, 3 / 8, 4 / 8]
     )
@@ -67,5 +69,5 @@ def test_one_that_is_longer_than_the_training_never_reaches_the_rate() -> None:
     ("change", "scheduled"),
     [({}, False), ({"schedule": "cosine"}, True), ({"schedule": "step"}, True), ({"warmup": 0.1}, True)],
 )
-def test_without_schedule_and_warm_up_there_is_nothing_to_do(change: dict[str, object], scheduled: bool) -> None:
+def test_is_scheduled(change: dict[str, object], scheduled: bool) -> None:
     assert is_scheduled(PLAIN.model_copy(update=change)) == scheduled

@@ -1,4 +1,4 @@
-"""The size of a network is torch's count; a population's follows its rules."""
+"""Sizes of networks equal torch's counts; sizes of members and populations follow their rules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
         {"kind": "cnn", "conv": [3], "kernel": 2, "padding": 2, "pool": 1, "hidden": [], "dropout": 0.5},
     ],
 )
-def test_a_network_that_is_not_built_has_the_extent_of_one_that_is(more: dict[str, Any]) -> None:
+def test_the_computed_size_of_a_network_equals_the_measured_one(more: dict[str, Any]) -> None:
     settings = config(**more).network
     extent = network_size(settings, (2, 8, 9), 10)
     assert extent == measure_network(build(settings, (2, 8, 9), 10, seed=4), (2, 8, 9))
@@ -47,7 +47,7 @@ def test_the_classic_cifar_network() -> None:
     assert member_size(settings, (3, 32, 32), 10, "float32").parameters == 62006
 
 
-def test_the_extent_of_a_small_network() -> None:
+def test_the_size_of_a_small_network() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5))
     extent = measure_network(network, (1, 8, 8))
     assert extent.parameters == 2 * 9 + 2 + 72 * 5 + 5
@@ -57,7 +57,7 @@ def test_the_extent_of_a_small_network() -> None:
     assert not network[0]._forward_hooks
 
 
-def test_a_member_takes_more_with_moments_wider_types_and_larger_batches() -> None:
+def test_member_size_grows_with_optimizer_state_types_and_batches() -> None:
     def size(precision: str = "float32", kind: str = "sgd", **more: Any) -> int:
         return member_size(config(optimizer={"kind": kind}, **more), (1, 8, 8), 10, precision).member_bytes
 
@@ -68,7 +68,7 @@ def test_a_member_takes_more_with_moments_wider_types_and_larger_batches() -> No
     assert all(size(kind=kind) >= size() for kind in KINDS)
 
 
-def test_a_population_of_a_given_size_is_of_that_size() -> None:
+def test_a_configured_population_size_is_used() -> None:
     assert population_size(7, 3, 10**15, CPU) == 7
     assert population_size(500, 1000, 1, CPU) == 500
 
@@ -76,11 +76,11 @@ def test_a_population_of_a_given_size_is_of_that_size() -> None:
 @pytest.mark.parametrize(
     ("trials", "members"), [(1, 1), (2, 1), (4, 1), (5, 2), (64, 16), (100, 25), (10_000, MAX_AUTO_POPULATION["cpu"])]
 )
-def test_auto_leaves_the_sampler_four_populations(trials: int, members: int) -> None:
+def test_auto_means_at_least_four_populations(trials: int, members: int) -> None:
     assert population_size("auto", trials, 1, CPU) == members
 
 
-def test_a_network_of_any_size_is_measured_without_being_built() -> None:
+def test_the_size_of_any_built_in_network_is_computed_without_building_it() -> None:
     settings = config(hidden=[10**6, 10**6])
     weights = 64 * 10**6 + 10**12 + 10**7
     size = member_size(settings, (1, 8, 8), 10, "float32")
@@ -100,7 +100,7 @@ def test_a_network_of_any_size_is_measured_without_being_built() -> None:
         ({"kind": "cnn", "kernel": 1, "padding": 2**63 - 1}, "^network.conv: makes a layer of at least 2.13. outputs"),
     ],
 )
-def test_a_network_that_no_machine_holds(more: dict[str, Any], said: str) -> None:
+def test_a_network_too_large_for_any_machine(more: dict[str, Any], said: str) -> None:
     with pytest.raises(HpoError, match=said):
         member_size(config(**more), (1, 8, 8), 10, "float32")
 

@@ -1,4 +1,4 @@
-"""Whole networks, as users write them, give each member plain torch's numbers; what cannot be stacked is refused."""
+"""Stacked networks equal plain torch for each member; modules that cannot be stacked raise CannotStackError."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = torch.arange(6) % 4
 
 
 class Net(nn.Module):
-    """A network whose forward is given: layers by name, and what is done with them."""
+    """A network with these layers and this forward function."""
 
     def __init__(self, forward: Callable[[Net, Tensor], Tensor], **layers: nn.Module) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_residual_network(in_place: bool) -> None:
         {"kind": "cnn", "conv": [2], "kernel": 2, "pool": 1},
     ],
 )
-def test_own_networks(batch_norm: bool, network: dict[str, object]) -> None:
+def test_built_in_networks(batch_norm: bool, network: dict[str, object]) -> None:
     kind = str(network.get("kind", "mlp"))
     own = config(kind, batch_norm=batch_norm, **{k: v for k, v in network.items() if k != "kind"}).network
     members = [build(own, (1, 8, 8), 4, seed).double() for seed in range(3)]
@@ -111,7 +111,7 @@ def by_computed_size(x: Tensor) -> Tensor:
 
 
 def gated(net: Net, x: Tensor) -> Tensor:
-    """A gate a channel, as squeeze-and-excitation has it."""
+    """One gate per channel, as in squeeze-and-excitation networks."""
     images = net.c(x)
     gate = torch.sigmoid(net.gate(F.avg_pool2d(images, 6).flatten(1)))
     return net.fc(pooled(images * gate.view(-1, 2, 1, 1)).flatten(1))
@@ -151,7 +151,7 @@ def test_functional_style(style: str) -> None:
 
 
 def test_a_layer_used_twice_is_one_layer() -> None:
-    """Its gradients add up, its batch norm sees two batches a step, and it is stacked on both sides of itself."""
+    """Its gradients add up, and its batch norm sees two batches in a step."""
 
     def make() -> nn.Module:
         again = nn.Linear(64, 64)
@@ -218,8 +218,8 @@ def test_a_layer_may_have_any_name() -> None:
 
 @settings(max_examples=15)
 @given(st.sets(st.integers(0, 4), min_size=1))
-def test_members_that_leave_take_nothing_along(stay: set[int]) -> None:
-    """After some left, the rest go on as they would have: outputs, gradients, statistics."""
+def test_removing_members_does_not_change_the_others(stay: set[int]) -> None:
+    """After some members are removed, the outputs, gradients and statistics of the others are the same."""
     own = config("cnn", conv=[2], kernel=3, hidden=[5], batch_norm=True).network
     modules = [build(own, (1, 8, 8), 4, seed).double() for seed in range(5)]
     network, whole = StackedNetwork(modules, torch.float64), StackedNetwork(modules, torch.float64)
@@ -254,7 +254,7 @@ def test_a_state_loads_into_the_plain_module() -> None:
         torch.testing.assert_close(ours, plain)
 
 
-def test_stacking_changes_neither_the_modules_nor_the_images() -> None:
+def test_stacking_changes_neither_the_modules_nor_the_input() -> None:
     module = nn.Sequential(
         nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4), nn.ReLU(inplace=True)
     )
@@ -272,11 +272,11 @@ def test_stacking_changes_neither_the_modules_nor_the_images() -> None:
         assert getattr(value, "grad", None) is None
 
 
-# What is refused, and by which name.
+# Modules that cannot be stacked, and the name in the error.
 
 
 class Buffered(nn.Module):
-    """Something is done with what the module keeps, before it is used."""
+    """A network that applies a function to its buffer or tensor attribute first."""
 
     def __init__(self, what: Callable[[Buffered, Tensor], object], factor: float = 1.0) -> None:
         super().__init__()
@@ -383,7 +383,7 @@ def hooked_parameter() -> nn.Module:
 
 
 class OneFrozen(nn.Module):
-    """Batch norm with its statistics as they are, as networks that were trained before often have it."""
+    """A network with batch norm in evaluation mode, as pretrained networks often have it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -502,7 +502,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refused_by_name(what: str) -> None:
+def test_the_error_names_what_cannot_be_stacked(what: str) -> None:
     make, name = REFUSED[what]
     with pytest.raises(CannotStackError) as caught:
         StackedNetwork([make(), make()])
@@ -512,7 +512,7 @@ def test_refused_by_name(what: str) -> None:
     assert message.isprintable()
 
 
-def test_two_arguments_are_refused() -> None:
+def test_a_forward_with_two_arguments_cannot_be_stacked() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -556,7 +556,7 @@ DIFFERENT: dict[str, tuple[list[nn.Module], str]] = {
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_members_that_differ_are_refused_by_name(what: str) -> None:
+def test_the_error_names_the_difference_between_members(what: str) -> None:
     members, name = DIFFERENT[what]
     for order in (members, members[::-1]):
         with pytest.raises(CannotStackError) as caught:
@@ -571,8 +571,8 @@ def holding(values: Tensor) -> nn.Module:
     return module
 
 
-def test_tensors_that_are_no_buffers_must_be_equal() -> None:
-    """Also where their text is, which shows the first and the last few of many values."""
+def test_constant_tensors_must_be_equal() -> None:
+    """Also if their text is equal, which shows only the first and last of many values."""
     values = torch.ones(2000)
     other = values.clone()
     other[1000] = 7
@@ -581,8 +581,8 @@ def test_tensors_that_are_no_buffers_must_be_equal() -> None:
     assert_trains_like_plain([holding(values.double()).double() for _ in range(2)], IMAGES, LABELS)
 
 
-def test_buffers_may_differ_and_are_each_members_own() -> None:
-    """In a list of members with equal ones too; they stay in the state, and with the member when others leave."""
+def test_buffers_may_differ_between_members() -> None:
+    """Equal and different buffers stay in the state, and with their members when others are removed."""
     for factors in ((1.0, 1.0, 1.0), (1.0, 2.0, -3.0)):
         members = [Buffered(lambda net, x: net.held[0], factor).double() for factor in factors]
         network = assert_trains_like_plain(members, IMAGES, LABELS)
@@ -593,7 +593,7 @@ def test_buffers_may_differ_and_are_each_members_own() -> None:
 
 
 @pytest.mark.parametrize("what", ["counting calls", "buffer replaced", "tensor changed", "kept for the next call"])
-def test_what_is_refused_is_left_as_it_was(what: str) -> None:
+def test_a_module_that_cannot_be_stacked_is_not_changed(what: str) -> None:
     module = REFUSED[what][0]()
     held = {name: value for name, value in vars(module).items() if name != "_modules"}
     buffers = {name: value for name, value in module.named_buffers()}
@@ -603,7 +603,7 @@ def test_what_is_refused_is_left_as_it_was(what: str) -> None:
     assert all(value is buffers[name] for name, value in module.named_buffers())
 
 
-def test_only_a_dropout_rate_and_what_forward_does_not_use_may_differ() -> None:
+def test_dropout_rates_and_unused_attributes_may_differ() -> None:
     members = [nn.Sequential(nn.Flatten(), nn.Dropout(rate), nn.Linear(64, 4)) for rate in (0.1, 0.6)]
     assert StackedNetwork(members).members == 2
     named = [skipping(1.0), skipping(1.0)]

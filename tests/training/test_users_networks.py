@@ -1,4 +1,4 @@
-"""Networks as users write them, whole: each member trains as in plain torch, in whatever company, and ails alone."""
+"""Typical user-defined networks train in a stack as in plain torch, and a member's NaN stays with that member."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ResidualCNN(nn.Module):
 
 
 class SequenceCNN(nn.Module):
-    """Rows of an image as channels of a sequence, at two dilations side by side."""
+    """A network that reads an image's rows as channels of a sequence, with two dilations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A small one, as Dosovitskiy et al. (2021) have it, with positions by parameter and by embedding."""
+    """A small vision transformer (Dosovitskiy et al., 2021) with positions as a parameter and as an embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class VisionTransformer(nn.Module):
 
 
 class Tied(nn.Module):
-    """One matrix embeds the positions and reads out the classes; another parameter is used twice."""
+    """A network with one matrix for embedding and output, and another parameter that is used twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def test_trains_as_in_plain_torch(kind: str, members: int) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_those_who_stay_go_on_as_before(kind: str) -> None:
+def test_removing_members_does_not_change_the_others(kind: str) -> None:
     modules = seeded(NETWORKS[kind], 3)
     network = StackedNetwork(modules, torch.float64)
     network(IMAGES, training=True)
@@ -165,7 +165,7 @@ def test_those_who_stay_go_on_as_before(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_one_members_nan_stays_its_own(kind: str, dtype: torch.dtype) -> None:
+def test_a_nan_stays_with_its_member(kind: str, dtype: torch.dtype) -> None:
     modules = seeded(NETWORKS[kind], 4)
     healthy = StackedNetwork([copied.to(dtype) for copied in seeded(NETWORKS[kind], 4)], dtype)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_one_members_nan_stays_its_own(kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_bfloat16_is_near_what_float64_gives(kind: str) -> None:
+def test_bfloat16_is_near_float64(kind: str) -> None:
     exact, near = seeded(NETWORKS[kind], 2), [each.bfloat16() for each in seeded(NETWORKS[kind], 2)]
     expected = StackedNetwork(exact, torch.float64)(IMAGES, training=False)
     out = StackedNetwork(near, torch.bfloat16)(IMAGES.bfloat16(), training=False)

@@ -1,4 +1,4 @@
-"""What the tests of training share: settings in one line, made images, and plain torch's side of every comparison.
+"""Shared helpers: settings in one line, synthetic images, and reference training in plain torch.
 
 The plain side uses torch.nn, torch.autograd and torch.optim only, one member at a time. Of hpo it takes the initial
 weights' seed, the order of the batches and, where a network drops out or images are augmented, the random numbers.
@@ -32,7 +32,7 @@ Curve = list[dict[str, float]]
 
 
 def assert_same(ours: Tensor, plain: Tensor, rtol: float = 1e-9) -> None:
-    """Equal up to the rounding of sums taken in another order: values are of the order of 1, hence atol."""
+    """Assert equality up to the rounding of another order of sums, for values of the order of 1."""
     torch.testing.assert_close(ours.detach(), plain.detach(), rtol=rtol, atol=rtol * 1e-2)
 
 
@@ -45,7 +45,7 @@ def config(
     precision: str = "float64",
     **more: Any,
 ) -> Config:
-    """Settings of a small network; `more` goes where `optimizer=...` and `training=...` say, and to the network."""
+    """Return settings of a small network; `more` has `optimizer={...}`, `training={...}` and keys of the network."""
     training = {"epochs": epochs, "batch_size": batch_size, "precision": precision, **more.pop("training", {})}
     optimizer = {"lr": lr, **more.pop("optimizer", {})}
     network = {"kind": kind, "hidden": [12, 8], **more}
@@ -59,7 +59,7 @@ def config(
 
 
 def made_images(train: int = 70, validation: int = 30, shape: tuple[int, int, int] = (1, 8, 8)) -> DeviceSplit:
-    """Ten classes of noisy copies of ten patterns, as digits are: learnt in a few epochs, but not at once."""
+    """Return noisy copies of ten patterns in ten classes, which a network learns in a few epochs."""
     generator = torch.Generator().manual_seed(5)
     count = train + validation
     labels = torch.arange(count) % 10
@@ -76,7 +76,7 @@ def member(number: int, settings: Config) -> Member:
 def curves(
     members: Sequence[Member], split: DeviceSplit, precision: str = "float64", drop: dict[int, set[int]] | None = None
 ) -> tuple[dict[int, Curve], dict[int, str]]:
-    """Train, leaving out after each epoch the numbers in `drop`; return every member's curve and the failures."""
+    """Train, dropping the members in `drop` after each epoch; return every member's curve and the failures."""
     found: dict[int, Curve] = {each.number: [] for each in members}
     reasons: dict[int, str] = {}
     epochs = train(members, split, precision)
@@ -101,7 +101,7 @@ def assert_same_curves(ours: Curve, other: Curve, rtol: float) -> None:
 
 
 def torch_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """torch's own optimizer; weight decay on weights only, so biases and norm parameters are a group without it."""
+    """Return the optimizer of torch.optim, with weight decay on weights only."""
     weights = [each for each in module.parameters() if each.dim() > 1]
     vectors = [each for each in module.parameters() if each.dim() <= 1]
     groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -123,7 +123,7 @@ def torch_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
 def torch_schedulers(
     optimizer: torch.optim.Optimizer, settings: OptimizerSettings, epochs: int, steps: int
 ) -> tuple[list[LRScheduler], list[LRScheduler]]:
-    """torch's own schedulers: those to step after every step, and those to step after every epoch."""
+    """Return the schedulers of torch.optim to call after every step, and those to call after every epoch."""
     by_step: list[LRScheduler] = []
     by_epoch: list[LRScheduler] = []
     if settings.schedule == "cosine":
@@ -137,7 +137,7 @@ def torch_schedulers(
 
 
 def plain_images(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> Tensor:
-    """The training images of an epoch, augmented one by one: padded, cropped, mirrored."""
+    """Return the training images of an epoch, augmented one by one: padded, cropped, mirrored."""
     images, shift = split.train, settings.shift
     _, height, width = split.shape
     found = []
@@ -149,14 +149,14 @@ def plain_images(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> 
 
 
 class KeyedDropout(nn.Module):
-    """Dropout for a plain network that draws one member's masks: those of its seed, the epoch, the step, the place."""
+    """Dropout for a plain network with the masks of one member of a stack."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.layer = Dropout("", [nn.Dropout(rate)])
 
     def forward(self, x: Tensor) -> Tensor:
-        # A linear layer's output lies in memory as [units, images], and masks follow the memory.
+        # A linear layer's output has the memory order [units, images], which the masks follow.
         laid_out = x.t().contiguous().t() if x.dim() == 2 and self.after_linear else x
         return self.layer(laid_out.unsqueeze(0), True, self.training).squeeze(0)
 
@@ -164,7 +164,7 @@ class KeyedDropout(nn.Module):
 
 
 def plain_curve(who: Member, split: DeviceSplit) -> Curve:
-    """The learning curve of one member as anybody would write it in plain torch, in float64."""
+    """Return the learning curve of one member, trained by a plain torch loop in float64."""
     settings = who.config
     module = build(settings.network, split.shape, split.classes, who.seed).double()
     dropouts: list[KeyedDropout] = []
@@ -226,7 +226,7 @@ def _batches(split: DeviceSplit, epoch: int, size: int) -> list[Tensor]:
 
 
 def seeded(make: Callable[[], nn.Module], members: int = 3) -> list[nn.Module]:
-    """Modules in float64, each with random values everywhere: weights, biases, norm parameters and statistics."""
+    """Return modules in float64 with random weights, biases, norm parameters and statistics."""
     modules = []
     for number in range(members):
         with torch.random.fork_rng(devices=[]):
@@ -240,7 +240,7 @@ def seeded(make: Callable[[], nn.Module], members: int = 3) -> list[nn.Module]:
 
 
 def assert_trains_like_plain(modules: Sequence[nn.Module], x: Tensor, labels: Tensor, steps: int = 3) -> StackedNetwork:
-    """Outputs, gradients, buffers and, after each step of gradient descent, parameters are plain torch's, by member."""
+    """Assert that outputs, gradients, buffers and, after each step, parameters equal plain torch for each member."""
     network = StackedNetwork(modules, torch.float64)
     plain = [copy.deepcopy(module).train() for module in modules]
     rate = 0.05

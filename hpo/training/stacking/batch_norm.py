@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
-from hpo.training.stacking.layers import apply
+from hpo.training.stacking.layers import StackedLayer, apply
 from hpo.training.stacking.parameter_blocks import ParameterSlot
 from hpo.training.stacking.trace import require
 
@@ -47,7 +47,7 @@ class _BatchNormFunction(torch.autograd.Function):
         return out.sub_(grad_sum.div_(ctx.count)).mul_(scale * weight).to(grads[0].dtype), None, None, None, None
 
 
-class BatchNorm:
+class BatchNorm(StackedLayer):
     """Stacked form of `nn.BatchNorm1d` and `nn.BatchNorm2d`: batch norm over K x C channels.
 
     It computes in float32 or float64, also between bfloat16 activations: the statistics are then exact, and on a CPU it

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hpo.training.randomness import mixed_counters, random_words
-from hpo.training.stacking.parameter_blocks import ParameterSlot
+from hpo.training.stacking.layers import StackedLayer
 from hpo.training.stacking.trace import require
 
 
-class Dropout:
+class Dropout(StackedLayer):
     """Stacked form of `nn.Dropout` with a rate per member; the remaining elements are scaled by 1 / (1 - rate).
 
     Call `set_keys` before each training step: the masks are derived from the members' keys
@@ -33,17 +33,10 @@ class Dropout:
         self._scales = torch.where(self._rates < 1, 1 / (1 - self._rates), 0.0).unsqueeze(1)
         self._drops_any = bool((self._rates > 0).any())
 
-    def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """Do nothing: there are no parameters."""
-
     def select(self, members: Tensor) -> None:
         """Reduce the rates to these members."""
         self._rates = self._rates[members.cpu()]
         self._prepare()
-
-    def buffers(self) -> dict[str, Tensor]:
-        """Return no buffers."""
-        return {}
 
     def set_keys(self, keys: Tensor) -> None:
         """Set the keys of the next step's masks, [K, 1] int64."""

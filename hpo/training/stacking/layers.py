@@ -11,7 +11,7 @@ does not pay, `VmapLayer` computes a function of `Parameter`s, whose gradients a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ from hpo.training.stacking.parameter_blocks import ParameterSlot
 from hpo.training.stacking.trace import require
 
 
-class StackedLayer(Protocol):
-    """Interface of the stacked form of one layer."""
+class StackedLayer:
+    """Base class of stacked layers: one without parameters, buffers and other state per member."""
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Store the slots of the layer's parameters. Called at first, and again after members were removed."""
@@ -33,23 +33,14 @@ class StackedLayer(Protocol):
 
     def buffers(self) -> dict[str, Tensor]:
         """Return the layer's buffers, [K, ...] each, by their names in the module's state."""
+        return {}
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """Run the layer: `x` is [K, B, ...] if it is stacked, else [B, ...], shared by all members."""
+        raise NotImplementedError
 
 
-class StatelessLayer:
-    """Base class of layers without state besides their parameters."""
-
-    def select(self, members: Tensor) -> None:
-        """Do nothing: the layer has no state of its own."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """Return no buffers."""
-        return {}
-
-
-class WeightedLayer(StatelessLayer):
+class WeightedLayer(StackedLayer):
     """Base class of layers with a weight and an optional bias; `name` is the module's name in the network."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
@@ -143,7 +134,7 @@ class _ParameterFunction(torch.autograd.Function):
         return None, None
 
 
-class Parameter(StatelessLayer):
+class Parameter(StackedLayer):
     """A parameter that a forward uses outside of a layer."""
 
     def __init__(self, name: str) -> None:
@@ -158,30 +149,23 @@ class Parameter(StatelessLayer):
         return apply(_ParameterFunction, self._slot.value, self._slot)
 
 
-class Buffer:
+class Buffer(StackedLayer):
     """A constant tensor that a forward reads, [K, ...]; floating-point values are converted to the type `compute`."""
 
     def __init__(self, values: Sequence[Tensor], compute: torch.dtype) -> None:
         value = torch.stack([each.detach() for each in values])
         self._value = value.to(compute) if value.is_floating_point() else value
 
-    def bind(self, slots: dict[str, ParameterSlot]) -> None:
-        """Do nothing: there are no parameters."""
-
     def select(self, members: Tensor) -> None:
         """Reduce the values to these members."""
         self._value = self._value[members]
-
-    def buffers(self) -> dict[str, Tensor]:
-        """Return no buffers: the values never change, so the module's original state has them."""
-        return {}
 
     def __call__(self, x: Tensor, stacked: bool = True, training: bool = True) -> Tensor:
         """Return the values, [K, ...]; `x` is ignored."""
         return self._value
 
 
-class VmapLayer(StatelessLayer):
+class VmapLayer(StackedLayer):
     """A layer that depends on its input and parameters only, run for each member through torch.vmap."""
 
     def __init__(self, name: str, modules: Sequence[nn.Module]) -> None:
