@@ -259,7 +259,7 @@ def fill(url: str, count: int) -> float:
             storage.report(epoch, {i: each["val_accuracy"][epoch - 1] for i, each in zip(ids, curves, strict=True)})
         storage.finish(
             [
-                TrialResult(i, TrialState.COMPLETE, each["val_accuracy"][-1], system_attrs={CURVE: each})
+                TrialResult(i, TrialState.COMPLETE, (each["val_accuracy"][-1],), system_attrs={CURVE: each})
                 for i, each in zip(ids, curves, strict=True)
             ]
         )

@@ -28,7 +28,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from hpo.search.population_run import CURVE
+from hpo.search.study_records import CURVE
 from hpo.storage import Storage, TrialResult, load_study, open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))
@@ -74,7 +74,7 @@ def store_population(storage: Storage, study_id: int) -> None:
     ids = [trial._trial_id for trial in storage.create_trials(study_id, [template] * POPULATION)]
     for epoch in range(1, EPOCHS + 1):
         storage.report(epoch, dict.fromkeys(ids, 0.5))
-    storage.finish([TrialResult(i, TrialState.COMPLETE, 0.5, system_attrs={CURVE: CURVES}) for i in ids])
+    storage.finish([TrialResult(i, TrialState.COMPLETE, (0.5,), system_attrs={CURVE: CURVES}) for i in ids])
 
 
 def write(url: str, study_id: int, ready: Callable[[], int], counts: multiprocessing.SimpleQueue[int]) -> None:

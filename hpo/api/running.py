@@ -133,12 +133,12 @@ def work(
     Prometheus (0: any free port). Returns the exit status. Raises StorageError for a missing file, and HpoError for a
     port in use.
     """
-    from hpo.service.worker import Duty
+    from hpo.service.worker import WorkerOptions
     from hpo.service.worker_process import run_worker
 
-    duty = Duty(tuple(names), device, threads, until_idle, changed_code)
+    options = WorkerOptions(tuple(names), device, threads, until_idle, changed_code)
     with stop_event(stop) as stop:
-        return run_worker(storage, duty, log_format, metrics_host, metrics_port, stop)
+        return run_worker(storage, options, log_format, metrics_host, metrics_port, stop)
 
 
 def status(name: str | None = None, *, storage: str | None = None) -> Status:

@@ -1,6 +1,7 @@
-"""Confirming a study, from its best configurations to their runs under fresh seeds, which any process can share.
+"""Confirm a study: train its best configurations and the baseline again under fresh seeds, and return the result.
 
-What is finished is only shown: nothing is trained, and no images are needed. What was stopped is shown as far as it is.
+The runs are an ordinary study, which any number of processes can share. A finished confirmation is returned without
+training, and without the data.
 """
 
 from __future__ import annotations
@@ -28,29 +29,27 @@ def confirm(
     say: Callable[[Confirmation], None],
     stop: threading.Event,
 ) -> Confirmation:
-    """Train the best configurations of a study again, or go on with that; return what was found.
+    """Train the best configurations of a study again, or continue doing so; return the result.
 
-    A `display` shows the training; `say` gets what was found, too. Raises HpoError, after `say` got what was found so
-    far, where the confirmation is paused or stopped, InterruptionError after a stop, and what a launch raises.
+    `display` makes what shows the training; `say` is called with the result, or with the result so far. Raises HpoError
+    if the confirming study is paused or stopped, InterruptionError after a stop, and what a launch raises.
     """
     study = confirming_study(storage, name, top, seeds)
-    held = summary(storage, study.name)
-    called = study.name
-    closed = state_of(held.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)
-    if runs_left(held) and not closed:
-        beside = f"{study.name}: a study of its own; another confirmation of '{name}' stays as it is"
+    confirming, current_name = summary(storage, study.name), study.name
+    closed = state_of(confirming.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)
+    if runs_left(confirming) and not closed:
         with display() as shown:
             if study.name != confirming_name(name, 1) and shown.prints_notes:
-                shown.line(beside)
-            called = launch(study, storage, options, on_event=shown, stop=stop)
+                shown.line(f"{study.name}: a new study; another confirmation of '{name}' stays unchanged")
+            current_name = launch(study, storage, options, on_event=shown, stop=stop)
         if shown.interrupted:
-            raise InterruptionError(f"{called}: interrupted; confirm '{name}' again to go on")
-        held = summary(storage, called)
+            raise InterruptionError(f"{current_name}: interrupted; confirm '{name}' again to go on")
+        confirming = summary(storage, current_name)
     try:
-        found = of_study(storage, called)
+        found = of_study(storage, current_name)
     except HpoError:
-        check_finished(held, name)  # that it is stopped matters more than that there is nothing to show yet
+        check_finished(confirming, name)  # "is stopped" says more than "there are no runs to show"
         raise
     say(found)
-    check_finished(held, name)
+    check_finished(confirming, name)
     return found

@@ -1,4 +1,4 @@
-"""A launch as the command line asks for it: in this process, by processes of this machine, or on Ray."""
+"""Launch a study in this process, in worker processes of this machine, or in workers on Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpo.service.crew.crew import Crew, launch_with
 from hpo.service.crew.local import LocalCrew
 from hpo.service.crew.ray import RayCrew
 from hpo.service.dashboard.figures import Drawing
-from hpo.service.worker import Duty
+from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage
 from hpo.studyfile import AnyStudy, ObjectiveStudy
 from hpo.training.devices import find_device
@@ -36,11 +36,11 @@ def launch(
     """
     device, ray = options.device, options.ray
     if options.gpus_per_worker and ray is None:
-        raise UsageError("--gpus-per-worker: goes with --ray; without it, --device says where to train")
+        raise UsageError("--gpus-per-worker: works with --ray only; without Ray, choose where to train with --device")
     if ray is not None and device != "auto":
-        raise UsageError("--device: Ray chooses where its workers train; say --gpus-per-worker instead")
+        raise UsageError("--device: Ray chooses where its workers train; use --gpus-per-worker instead")
     if isinstance(study, ObjectiveStudy) and device != "auto":
-        raise UsageError(f"--device: {study.objective} chooses its device itself")
+        raise UsageError(f"--device: {study.objective} chooses its device itself; remove the option")
     if ray is None and options.workers is None:
         drawing = Drawing(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
@@ -50,8 +50,8 @@ def launch(
     if ray is not None:
         crew = RayCrew(url, study.name, count, None if ray == "local" else ray, options.gpus_per_worker, on_event)
     else:
-        find_device(device)  # here, where it is one line, and not in each worker
+        find_device(device)  # one error here instead of one from each worker
         threads = max(1, torch.get_num_threads() // count)
-        crew = LocalCrew(url, Duty((study.name,), device, threads, until_idle=True), count, on_event)
+        crew = LocalCrew(url, WorkerOptions((study.name,), device, threads, until_idle=True), count, on_event)
     with storage.retry_policy.override(stop):
         return launch_with(study, storage, crew, options, on_event=on_event, stop=stop)

@@ -1,7 +1,7 @@
-"""The log of a worker: a line an event, as text or as JSON, each with the study, the trials' numbers and the worker.
+"""Log of a worker: one line for each event, as text or JSON, with the study, the trials' numbers and the worker.
 
-Python's own log records, such as that of a storage that is away, go the same way. Epochs are not logged: the storage
-has what became of them, and metrics count them.
+Other log records of hpo, such as a storage that cannot be reached, are written the same way. Epochs are not logged:
+the storage has their values, and the metrics count them.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from hpo.text import json_line, printable
 LOGGER = logging.getLogger("hpo")
 
 
-def log_events(log: logging.Logger = LOGGER) -> Callable[[str, Event], None]:
-    """Return what logs an event of a study."""
+def event_logger(log: logging.Logger = LOGGER) -> Callable[[str, Event], None]:
+    """Return a function that logs an event of a study."""
 
-    def note(study: str, event: Event) -> None:
-        said = sentence(event)
-        if said is not None:
+    def log_event(study: str, event: Event) -> None:
+        text = sentence(event)
+        if text is not None:
             is_warning = isinstance(event, TrialsFailed) or (isinstance(event, Note) and event.level == "warning")
             level = logging.WARNING if is_warning else logging.INFO
-            log.log(level, "%s: %s", study, said, extra={"hpo_study": study, "hpo_event": event})
+            log.log(level, "%s: %s", study, text, extra={"hpo_study": study, "hpo_event": event})
 
-    return note
+    return log_event
 
 
 def sentence(event: Event) -> str | None:
-    """Return what a line says of an event, None where it has none."""
+    """Return the log message of an event, None for an event that is not logged."""
     match event:
         case StudyStarted():
             return start_line(event).removeprefix(f"{event.study}: ")
@@ -70,7 +70,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-21T07:40:00Z info vm:4711 digits: population of 16 begins, trials 0-15`."""
+    """Formatter of `2026-11-21T07:40:00Z info vm:4711 digits: population of 16 begins, trials 0-15`."""
 
     def __init__(self, worker: str) -> None:
         super().__init__()
@@ -78,12 +78,12 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
-        said = printable(" ".join(record.getMessage().split()))
-        return f"{_time(record)} {record.levelname.lower()} {self.worker} {said}"
+        message = printable(" ".join(record.getMessage().split()))
+        return f"{_time(record)} {record.levelname.lower()} {self.worker} {message}"
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object a line: time, level, worker, message, and for an event its name, its study and its fields."""
+    """Formatter of JSON lines: time, level, worker, message, and for an event its name, study and fields."""
 
     def __init__(self, worker: str) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ FORMATTERS: dict[str, Callable[[str], logging.Formatter]] = {"text": TextFormatt
 
 
 def start_log(stream: IO[str], form: str, worker: str) -> None:
-    """Let the log go to a stream from now on, in one of `FORMATTERS`."""
+    """Write hpo's log to a stream, in one of `FORMATTERS`."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(FORMATTERS[form](worker))
     LOGGER.handlers = [handler]

@@ -1,12 +1,10 @@
-"""What a worker tells Prometheus: counts of its own work since it started, at http://ADDRESS:PORT/metrics.
+"""Prometheus metrics of a worker since its start, at http://ADDRESS:PORT/metrics.
 
-    hpo_trials_total{study,state}     trials that ended here: complete, pruned, failed
-    hpo_epochs_total{study}           epochs of populations
-    hpo_images_total{study}           training images, each counted once for every member: its rate is images a second
-    hpo_population_size               members in training now
-    hpo_storage_seconds_total         time spent in the storage's transactions, waiting for it included
-
-Knows of the storage only how long it took.
+hpo_trials_total{study,state}     trials that this worker ended: complete, pruned, failed
+hpo_epochs_total{study}           epochs of populations
+hpo_images_total{study}           training examples, counted once for every member: its rate is examples a second
+hpo_population_size               members in training now
+hpo_storage_seconds_total         seconds in the storage's transactions, including waiting for it
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from hpo.storage import Storage
 
 @dataclass
 class Metrics:
-    """Listens to a worker's events and counts."""
+    """Listener that counts a worker's events."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
@@ -42,25 +40,25 @@ class Metrics:
         self._trials = Counter("hpo_trials", "Trials that ended.", ["study", "state"], registry=self.registry)
         self._epochs = Counter("hpo_epochs", "Epochs of populations.", ["study"], registry=self.registry)
         self._images = Counter(
-            "hpo_images", "Training images, once for every member.", ["study"], registry=self.registry
+            "hpo_images", "Training examples, once for every member.", ["study"], registry=self.registry
         )
         self._size = Gauge("hpo_population_size", "Members in training.", registry=self.registry)
-        self._images_of: dict[str, int] = {}
-        self._left = 0
+        self._examples: dict[str, int] = {}  # study -> training examples
+        self._members = 0
 
     def __call__(self, study: str, event: Event) -> None:
         """Count an event of a study."""
         match event:
             case StudyStarted():
-                self._images_of[study] = event.images
+                self._examples[study] = event.images
             case PopulationStarted():
-                self._left = len(event.members)
-                self._size.set(self._left)
+                self._members = len(event.members)
+                self._size.set(self._members)
             case EpochEnded():
                 self._epochs.labels(study).inc()
-                self._images.labels(study).inc(self._left * self._images_of[study])
-                self._left = event.left
-                self._size.set(self._left)
+                self._images.labels(study).inc(self._members * self._examples[study])
+                self._members = event.left
+                self._size.set(self._members)
             case PopulationEnded():
                 self._size.set(0)
                 for state, count in zip(
@@ -74,12 +72,12 @@ class Metrics:
             case _:
                 pass
 
-    def watch(self, storage: Storage) -> None:
-        """Tell of a storage's seconds, too."""
+    def count_storage_time(self, storage: Storage) -> None:
+        """Add the seconds spent in the storage's transactions to the metrics."""
         self.registry.register(_StorageSeconds(storage))
 
     def serve(self, address: str, port: int) -> int:
-        """Answer at this address and port (0: any free one) until the process ends; return the port."""
+        """Serve the metrics at this address and port (0: any free one) until the process ends; return the port."""
         try:
             server, _ = start_http_server(port, address, self.registry)
         except OSError as error:
@@ -95,5 +93,5 @@ class _StorageSeconds(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
-            "hpo_storage_seconds", "Time in the storage's transactions.", value=self._retry_policy.total_s
+            "hpo_storage_seconds", "Seconds in the storage's transactions.", value=self._retry_policy.total_s
         )

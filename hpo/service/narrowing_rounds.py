@@ -1,8 +1,7 @@
-"""Narrowing and searching in turn: each round narrows the ranges of the one before, and searches what is left.
+"""Rounds of narrowing: each round narrows the ranges around the best trials of the study before, and searches them.
 
-A round is an ordinary study: it can be interrupted, watched and shared. Promises: the same rounds asked for again go on
-where they were, and train nothing twice, because a round that is there already is met by its name, and has to be the
-very study that narrowing proposes; where it is another, nothing is trained.
+A round is an ordinary study: it can be interrupted, watched and shared. Repeating the command continues the rounds and
+trains no trial twice: a stored study with the round's name is reused if it equals the proposed one, or else an error.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from hpo.studyfile import Study, differing_keys
 
 
 class Round(NamedTuple):
-    """A searched study, how its launch has ended, and whether that was before the search's own end."""
+    """A searched study: its name, the event that ended its launch, and whether the launch was interrupted."""
 
     name: str
     ended: StudyEnded | None
@@ -44,10 +43,10 @@ def run_rounds(
     say: Callable[[str], None],
     stop: threading.Event,
 ) -> list[Round]:
-    """Narrow the study of that name and search what is proposed, so many times, or until a round is interrupted.
+    """Narrow the study of that name and search the proposed study, `rounds` times or until a round is interrupted.
 
-    Each round is shown by a new `display`; `say` gets a line after it that compares it with the one before. Raises what
-    `propose` and a launch raise, and HpoError where every trial of a round has failed.
+    `display` makes what shows a round; `say` is called after it with a line that compares it with the round before.
+    Raises what `propose` and a launch raise, and HpoError if every trial of a round failed.
     """
     searched: list[Round] = []
     for _ in range(rounds):
@@ -56,38 +55,38 @@ def run_rounds(
         with display() as shown:
             for line in reasons if shown.prints_notes else ():
                 shown.line(line)
-            called = launch(proposed, storage, options, on_event=shown, stop=stop)
-        searching = proposed.named(called)
+            launched = launch(proposed, storage, options, on_event=shown, stop=stop)
+        study = proposed.named(launched)
         if shown.ended is not None and shown.prints_notes:
-            shown.line(outcome_line(searching, shown.ended))
+            shown.line(outcome_line(study, shown.ended))
         if shown.ended is not None and shown.ended.all_failed:
-            raise no_best(storage, called)
-        searched.append(Round(called, shown.ended, shown.interrupted))
+            raise no_best(storage, launched)
+        searched.append(Round(launched, shown.ended, shown.interrupted))
         if shown.interrupted:
             break
-        say(compared(storage, searching, name))
-        name, new_name = called, None
+        say(comparison_line(storage, study, name))
+        name, new_name = launched, None
     return searched
 
 
-def compared(storage: Storage, study: Study, before: str) -> str:
-    """Return a line that says how much better the best of a round is than the best of the one before."""
+def comparison_line(storage: Storage, study: Study, before: str) -> str:
+    """Return a line that compares the best score of a round with that of the study `before`."""
     label = METRIC_LABELS[study.search.first_metric]
     best, old = (next((score(trial) for trial in best_trials(storage, name, 1)), None) for name in (study.name, before))
     if best is None or old is None:
-        return f"{study.name}: no completed trial, so there is nothing to compare with {before}"
+        return f"{study.name}: no completed trial to compare with {before}"
     gain = old - best if study.search.minimized else best - old
     how = "as good as" if gain == 0 else f"{abs(gain):.4f} {'better' if gain > 0 else 'worse'} than"
     return f"{study.name}: best {label} {best:.4f}, {how} {before} ({old:.4f})"
 
 
 def _check_round(storage: Storage, name: str, study: Study) -> None:
-    """Raise HpoError where a study of the round's name is there that is not the round."""
+    """Raise HpoError if another study than the proposed one is stored under the round's name."""
     if study.name not in study_names(storage):
         return
     differences = differing_keys(stored_study(load_study(storage, study.name)), study)
     if differences:
         raise HpoError(
-            f"study '{study.name}' is there already, and is not what narrowing '{name}' proposes now: it differs in "
-            f"{'; '.join(differences)}; name the rounds otherwise with --name"
+            f"study '{study.name}' already exists and differs from the study that narrowing '{name}' proposes in "
+            f"{'; '.join(differences)}; choose another name with --name"
         )

@@ -1,6 +1,6 @@
-"""What a user does to a study of the queue: submit, pause, resume, stop, delete. The last four return a line.
+"""Queue control: submit, pause, resume, stop and delete studies. The last four return a line for the user.
 
-The processes that work on the study need not be reached: they find out when they next ask the storage for something.
+Only the storage is changed: the processes that train the study notice when they next access it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from hpo.text import hpo_command, printable
 def submit_all(
     studies: Sequence[AnyStudy], storage: Storage, options: LaunchOptions, say: Callable[[str], None]
 ) -> Iterator[str]:
-    """Put studies into the queue; give the name of each when it is there. Raises what `submit` raises.
+    """Put studies into the queue; yield the name of each as soon as it is stored. Raises what `submit` raises.
 
-    `say` is told in a line what there is to say against its images.
-
-    Whatever is wrong with a file or its data is found before the first is stored.
+    All files and their data are checked before the first study is stored. `say` is called with each warning.
     """
-    from hpo.search.driver import driver_of  # the other functions need no torch
+    from hpo.search.driver import driver_of  # imports torch, which the other commands do not need
     from hpo.search.launch import submit
 
     drivers = [driver_of(study, "cpu") for study in studies]
@@ -40,46 +38,44 @@ def submit_all(
 
 
 def queue_line(storage: Storage, name: str) -> str:
-    """Return how the study stands in the queue."""
-    study = _of_hpo(storage, name)
+    """Return a line with the study's state and the number of trials left."""
+    study = _own_study(storage, name)
     state = state_of(study.user_attrs)
     if state == StudyState.ENDED:
-        return printable(f"{name}: has ended before ({study.user_attrs.get(STATE_REASON)}), nothing is left to do")
+        return printable(f"{name}: already ended ({study.user_attrs.get(STATE_REASON)}), nothing is left to do")
     closed = f", {state.value}" if state != StudyState.OPEN else ""
     return printable(f"{name}: in the queue{closed}, {_trials(_left(study))} left")
 
 
 def pause(storage: Storage, name: str) -> str:
-    """Let nobody train the study; what runs ends at its next epoch, and goes back to the queue."""
-    study = _not_ended(storage, name)
-    back = set_state(storage, study.study_id, StudyState.PAUSED)
-    said = f"{name}: paused, {_trials(back)} sent back to the queue; go on with `{hpo_command('resume', name)}`"
-    return printable(said)
+    """Pause the study: running trials are requeued at the end of the epoch, and no trial starts."""
+    study = _unfinished_study(storage, name, "pause")
+    requeued = set_state(storage, study.study_id, StudyState.PAUSED)
+    return printable(f"{name}: paused, {_trials(requeued)} requeued; go on with `{hpo_command('resume', name)}`")
 
 
 def stop(storage: Storage, name: str) -> str:
-    """Let what runs be finished, and nothing new begin."""
-    study = _not_ended(storage, name)
+    """Stop the study: running trials are finished, and no trial starts."""
+    study = _unfinished_study(storage, name, "stop")
     set_state(storage, study.study_id, StudyState.STOPPED)
     running = len(running_trials(storage, study.study_id))
-    said = f"{name}: stopped, {_trials(running)} still running; go on with `{hpo_command('resume', name)}`"
-    return printable(said)
+    return printable(f"{name}: stopped, {_trials(running)} still running; go on with `{hpo_command('resume', name)}`")
 
 
 def resume(storage: Storage, name: str) -> str:
-    """Let the study be worked on again that was paused or stopped, or that got new trials after its end."""
-    study = _of_hpo(storage, name)
+    """Open a study again that was paused or stopped, or that got new trials after its end."""
+    study = _own_study(storage, name)
     if state_of(study.user_attrs) == StudyState.ENDED and not study.states.get(TrialState.WAITING):
         raise HpoError(
-            f"study '{name}' has ended ({study.user_attrs.get(STATE_REASON)}); "
-            "to go on, submit it with more to do and --extend"
+            f"study '{name}' already ended ({study.user_attrs.get(STATE_REASON)}): "
+            "to go on, submit it with more trials and --extend"
         )
     set_state(storage, study.study_id, StudyState.OPEN)
     return printable(f"{name}: open, {_trials(_left(study))} left")
 
 
 def delete(storage: Storage, name: str) -> str:
-    """Delete the study with all its trials, and the weights that are kept of them."""
+    """Delete the study with all its trials and their saved checkpoints."""
     study = summary(storage, name)
     delete_checkpoint_files(storage, study)
     try:
@@ -90,11 +86,11 @@ def delete(storage: Storage, name: str) -> str:
 
 
 def question(storage: Storage, name: str) -> str:
-    """Return what to ask before a study is deleted."""
+    """Return the question to ask the user before a study is deleted."""
     study = summary(storage, name)
     running = study.states.get(TrialState.RUNNING, 0)
-    at_work = f", {running} of them running" if running else ""
-    return printable(f"Delete study '{name}' with {_trials(sum(study.states.values()))}{at_work}?")
+    of_them = f", {running} of them running" if running else ""
+    return printable(f"Delete study '{name}' with {_trials(sum(study.states.values()))}{of_them}?")
 
 
 def _left(study: StudySummary) -> int:
@@ -102,18 +98,19 @@ def _left(study: StudySummary) -> int:
     return max(0, (trial_target(study.user_attrs) or 0) - done)
 
 
-def _of_hpo(storage: Storage, name: str) -> StudySummary:
+def _own_study(storage: Storage, name: str) -> StudySummary:
     study = summary(storage, name)
     if trial_target(study.user_attrs) is None:
         raise foreign_study_error(name)
     return study
 
 
-def _not_ended(storage: Storage, name: str) -> StudySummary:
-    study = _of_hpo(storage, name)
-    (seen,) = status(storage, name).studies
-    if seen.state == StudyState.ENDED:
-        raise HpoError(f"study '{name}' has ended ({seen.why}): there is nothing to hold up")
+def _unfinished_study(storage: Storage, name: str, action: str) -> StudySummary:
+    """Return the study. Raises HpoError if it has ended, with the `action` that is refused."""
+    study = _own_study(storage, name)
+    (found,) = status(storage, name).studies
+    if found.state == StudyState.ENDED:
+        raise HpoError(f"study '{name}' already ended ({found.why}); cannot {action} it")
     return study
 
 

@@ -1,6 +1,6 @@
-"""What the service is doing: its studies, and who works on them, from the storage alone.
+"""Status of a storage's studies and workers, read from the storage alone, as tables and as JSON.
 
-`Status` is of one moment for the studies and of one for the workers. It knows how it looks as a table and as JSON.
+All studies are read at one moment, and all workers at another.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from hpo.storage.heartbeats import HEARTBEAT_TIMEOUT_S
 from hpo.text import printable
 
 PACE_S = 300.0
-"""A study's pace is that of the last five minutes."""
+"""Seconds over which a study's pace is measured."""
 
 UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """A study: `trials` is how many it shall have, `counts` how many of them are in each state.
+    """Status of a study: `trials` is the number that it asks for, `counts` the number of its trials in each state.
 
-    Where its study file or its state cannot be read, `trials` is None and `state` "unreadable". `per_second` is None
-    where none has ended lately, and with it `left_s`, the seconds left at that pace.
+    If the study file or the state cannot be read, `trials` is None and `state` "unreadable". `per_second` (trials) and
+    `left_s` (seconds left at that pace) are None if no trial has ended in the last `PACE_S` seconds.
     """
 
     name: str
@@ -63,9 +63,9 @@ class StudyStatus:
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A worker: `study` is "" where it holds no trial, `epoch` the last one that its members have ended.
+    """Status of a worker: `study` is "" if it has claimed no trial, `epoch` the last epoch that its members have ended.
 
-    `silent_s` is how long ago its last heartbeat was, `lost` why it no longer counts, or "".
+    `silent_s` is the age of its last heartbeat, `lost` the reason why it counts as dead, or "".
     """
 
     host: str
@@ -80,7 +80,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class Status(Output):
-    """All studies and workers of a storage, or one study and those who work on it."""
+    """Status of a storage: all its studies and workers, or one study and its workers."""
 
     studies: tuple[StudyStatus, ...]
     workers: tuple[WorkerStatus, ...]
@@ -94,7 +94,7 @@ class Status(Output):
         return self.text().split("\n")
 
     def text(self, most_lines: int | None = None) -> str:
-        """Return two tables, one below the other; where they take more lines, without the studies that have ended."""
+        """Return a table of studies and one of workers; leave out finished studies if that takes over `most_lines`."""
         text = self._text(self.studies)
         if most_lines is not None and text.count("\n") >= most_lines:
             text = self._text(tuple(study for study in self.studies if study.state != StudyState.ENDED))
@@ -107,7 +107,7 @@ class Status(Output):
         workers += [_worker_row(worker) for worker in self.workers]
         parts = [table(rows), table(workers) if self.workers else "no workers: start some with `hpo work`"]
         if len(studies) < len(self.studies):
-            parts.insert(1, f"and {len(self.studies) - len(studies)} that have ended")
+            parts.insert(1, f"and {len(self.studies) - len(studies)} finished")
         reasons = [f"{study.name} is {study.state}: {study.why}" for study in self.studies if _is_closed(study)]
         if reasons:
             parts.insert(1, "\n".join(map(printable, reasons)))
@@ -115,34 +115,33 @@ class Status(Output):
 
 
 def status(storage: Storage, which: str | int | None = None) -> Status:
-    """Return what the storage knows of its studies, or of the one of that name or id, and of the workers."""
-    of_hpo = [summary(storage, which)] if which is not None else summaries(storage)
-    if which is not None and STUDY not in of_hpo[0].user_attrs:
-        raise foreign_study_error(of_hpo[0].name)
-    of_hpo = [study for study in of_hpo if STUDY in study.user_attrs]
+    """Return the status of all studies of hpo, or of the one of that name or id, and of their workers."""
+    found = [summary(storage, which)] if which is not None else summaries(storage)
+    if which is not None and STUDY not in found[0].user_attrs:
+        raise foreign_study_error(found[0].name)
+    found = [study for study in found if STUDY in study.user_attrs]
     by_study = trial_rates(storage, PACE_S)
-    studies = [_study(study, by_study.get(study.study_id)) for study in sorted(of_hpo, key=lambda each: each.name)]
-    found = workers(storage, {study.study_id: study.name for study in of_hpo})
-    return Status(tuple(studies), tuple(each for each in found if which is None or each.study == studies[0].name))
+    studies = [_study(study, by_study.get(study.study_id)) for study in sorted(found, key=lambda each: each.name)]
+    at_work = workers(storage, {study.study_id: study.name for study in found})
+    return Status(tuple(studies), tuple(each for each in at_work if which is None or each.study == studies[0].name))
 
 
 def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:
-    """Return who works on the storage, or holds a trial of it; `names` are those of the studies, by id."""
+    """Return the storage's workers, idle ones too, and every process with a claimed trial; `names`: id -> name."""
     running = running_trials(storage)
     epochs = last_epochs(storage, [trial.trial_id for trial in running])
-    holding: dict[tuple[str, int], list[RunningTrial]] = {}
+    claimed: dict[tuple[str, int], list[RunningTrial]] = {}
     for trial in running:
         if trial.worker is not None and trial.study_id in names:
-            holding.setdefault((trial.worker.key, trial.study_id), []).append(trial)
+            claimed.setdefault((trial.worker.key, trial.study_id), []).append(trial)
     found = []
-    for (_, study_id), trials in holding.items():
+    for (_, study_id), trials in claimed.items():
         reached = max(epochs.get(trial.trial_id, 0) for trial in trials)
         first = trials[0]
         assert first.worker is not None
         found.append(_worker(first.worker, names[study_id], len(trials), reached, first.silent_s, first.orphaned or ""))
-    at_work = {key for key, _ in holding}
-    idle = [each for each in registered_workers(storage) if each.worker.key not in at_work]
-    for each in idle:
+    busy = {key for key, _ in claimed}
+    for each in (each for each in registered_workers(storage) if each.worker.key not in busy):
         lost = f"silent for {duration(each.silent_s)}" if each.silent_s > HEARTBEAT_TIMEOUT_S else ""
         found.append(_worker(each.worker, "", 0, 0, each.silent_s, lost))
     return found
@@ -158,7 +157,7 @@ def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
     done = sum(count for state, count in states.items() if state.is_finished())
     unfinished = states.get(TrialState.RUNNING, 0) + states.get(TrialState.WAITING, 0)
     if state == StudyState.OPEN and trials is not None and done >= trials and not unfinished:
-        state, why = StudyState.ENDED, "finished"  # whoever finished it did not live to note it
+        state, why = StudyState.ENDED, "finished"  # its last worker died before it stored the end
     runs = states.get(TrialState.RUNNING, 0) and per_second
     return StudyStatus(
         name=study.name,
@@ -174,7 +173,7 @@ def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
 
 
 def _state(study: StudySummary) -> tuple[str, str]:
-    """The study's state and why it is in it; a study that somebody damaged does not hide the others."""
+    """Return the study's state and the reason for it; damaged attributes of one study do not hide the others."""
     if trial_target(study.user_attrs) is None:
         return UNREADABLE, "its study file cannot be read"
     try:

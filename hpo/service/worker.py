@@ -1,10 +1,10 @@
-"""A worker: takes whatever study of the queue has trials left, a population at a time, until it is told to stop.
+"""Worker: trains the studies of the queue, a population at a time, until a stop.
 
-Promises: the most urgent study goes first, equals in turn, and among them the one that the fewest work on; a study that
-this machine cannot train (its images are missing, its networks do not fit) is left to others for a while and the rest
-goes on; one whose training raises the same again and again is stopped for all, with the reason. After a stop the epoch
-in hand ends and unfinished trials go back to the queue. A worker remembers nothing that the storage does not know: the
-searches that it keeps at hand only save it from reading them again.
+The study with the highest priority comes first; among equals the one with the fewest workers, then each in turn. A
+study that cannot be trained on this machine (its data is missing, its networks do not fit) is skipped for `SKIP_S`
+seconds. A study whose training raises the same error in several populations in a row is stopped, with the reason. After
+a stop the worker finishes the current epoch and requeues the unfinished trials. All state is in the storage: the cached
+searches only save reading it again.
 """
 
 from __future__ import annotations
@@ -49,25 +49,30 @@ from hpo.text import hpo_command
 from hpo.training.devices import find_device
 
 POLL_S = 1.0
-"""How often a worker that has nothing to do looks into the queue."""
+"""Seconds between two reads of the queue while there is nothing to train."""
 
-ASIDE_S = 60.0
-"""How long a study that cannot be trained here is left to others."""
+SKIP_S = 60.0
+"""Seconds for which a worker skips a study that it cannot train."""
 
-AT_HAND_BYTES = 2**30
-"""Images on the device that a worker keeps at hand, by the studies they belong to, while it works on others."""
+CACHED_BYTES = 2**30
+"""Most bytes of data on the device that a worker caches for other studies than the one that it trains."""
 
 log = logging.getLogger(__name__)
 
 Key = tuple[int, str]
-"""A study: its id, which another may have had before, and what tells it from that one."""
+"""Key of a study: its id, which a deleted study may have had before, and its identity, which is unique."""
 
 
 @dataclass(frozen=True)
-class Duty:
-    """What a worker is to do: on these studies, by name or id (none: on all), on which device, with how many threads
-    (None: a share of the machine's cores), whether it ends when nothing is left to do, and whether a study's own code
-    may differ here."""
+class WorkerOptions:
+    """Options of a worker, with the defaults of `hpo work`.
+
+    names: the studies to train, by name or id; empty for all.
+    device: auto, cpu, cuda, cuda:1 or mps.
+    threads: threads for training; None for an equal share of the machine's cores.
+    until_idle: return when no trials are left.
+    changed_code: train studies whose user code differs on this machine.
+    """
 
     names: tuple[str | int, ...] = ()
     device: str = "auto"
@@ -76,15 +81,15 @@ class Duty:
     changed_code: bool = False
 
 
-def work(storage: Storage, duty: Duty, on_event: Listener, stop: threading.Event) -> None:
-    """Work until `stop` is set or, where the duty says so, until nothing is left to do.
+def work(storage: Storage, options: WorkerOptions, on_event: Listener, stop: threading.Event) -> None:
+    """Train trials of the queue until `stop` is set or, with `until_idle`, until none are left.
 
-    Raises UsageError for a device that is not there, HpoError for a study by name that is not there or not hpo's, and
-    at the end of a duty until idle the HpoError of a study that could not be trained here.
+    Raises UsageError for a missing device, HpoError for a name that is no study of hpo, and, with `until_idle`, at the
+    end the HpoError of a study that could not be trained on this machine.
     """
-    find_device(duty.device)
-    worker = _Worker(storage, duty, Drawing(storage, on_event), stop)
-    for name in duty.names:
+    find_device(options.device)
+    worker = _Worker(storage, options, Drawing(storage, on_event), stop)
+    for name in options.names:
         study = summary(storage, name)
         if trial_target(study.user_attrs) is None:
             raise foreign_study_error(study.name)
@@ -95,23 +100,23 @@ def work(storage: Storage, duty: Duty, on_event: Listener, stop: threading.Event
     except TransientError:
         if not stop.is_set():
             raise
-        log.warning("%s is away: what was in hand goes back to the queue by itself", storage.shown)
-    if duty.until_idle and worker.refused and not stop.is_set():
-        raise next(iter(worker.refused.values()))
+        log.warning("%s cannot be reached: another worker will requeue the running trials", storage.shown)
+    if options.until_idle and worker.untrainable and not stop.is_set():
+        raise next(iter(worker.untrainable.values()))
 
 
 @dataclass
 class _Worker:
     storage: Storage
-    duty: Duty
+    options: WorkerOptions
     on_event: Listener
     stop: threading.Event
-    refused: dict[Key, HpoError] = field(default_factory=dict)  # by study: why it cannot be trained here
-    _searches: OrderedDict[Key, tuple[float, Search]] = field(default_factory=OrderedDict)
-    named: set[Key] = field(default_factory=set)  # the studies of the duty, whatever they are called by now
-    _aside: dict[Key, float] = field(default_factory=dict)  # study -> until when, by the monotonic clock
-    _turns: Counter[Key] = field(default_factory=Counter)
-    _raised: dict[Key, list[str]] = field(default_factory=dict)  # what training raised in its last populations
+    untrainable: dict[Key, HpoError] = field(default_factory=dict)  # studies, with the reason
+    _searches: OrderedDict[Key, tuple[float, Search]] = field(default_factory=OrderedDict)  # with the time of the start
+    named: set[Key] = field(default_factory=set)  # the studies of `options.names`, which may have been renamed since
+    _skipped_until: dict[Key, float] = field(default_factory=dict)  # by the monotonic clock
+    _turns: Counter[Key] = field(default_factory=Counter)  # the number of the turn in which a study was trained last
+    _recent_errors: dict[Key, list[str]] = field(default_factory=dict)  # of the last populations
     _cores: int = field(default_factory=torch.get_num_threads)
 
     def run(self) -> None:
@@ -119,26 +124,26 @@ class _Worker:
             studies = self._studies()
             running = self._running(studies)
             if study := self._next(studies, running):
-                self._serve(study)
-            elif self.duty.until_idle and not any(self._left(study, running) for study in studies):
+                self._train_population(study)
+            elif self.options.until_idle and not any(self._has_trials(study, running) for study in studies):
                 return
             else:
                 self.stop.wait(POLL_S)
 
     def _studies(self) -> list[StudySummary]:
-        """The studies that this worker may have to do with; what it remembers of others it forgets."""
-        names = self.duty.names
+        """Return the open studies that this worker may train; forget all others."""
+        names = self.options.names
         found = [study for study in open_summaries(self.storage) if trial_target(study.user_attrs) is not None]
         self.named |= {_key(study) for study in found if study.name in names}
         found = [study for study in found if not names or _key(study) in self.named]
         keys = set(map(_key, found))
-        for remembered in (self.refused, self._searches, self._aside, self._turns, self._raised):
-            for key in remembered.keys() - keys:
-                del remembered[key]
+        for by_study in (self.untrainable, self._searches, self._skipped_until, self._turns, self._recent_errors):
+            for key in by_study.keys() - keys:
+                del by_study[key]
         return found
 
     def _running(self, studies: Sequence[StudySummary]) -> list[RunningTrial]:
-        """The trials in hand, after those were taken back that died with a worker of a study that is closed by now."""
+        """Return the running trials of open studies; requeue the orphaned trials of closed ones."""
         running = running_trials(self.storage)
         open_ones = {study.study_id for study in studies}
         requeue_orphaned(
@@ -146,53 +151,56 @@ class _Worker:
         )
         return [trial for trial in running if trial.study_id in open_ones]
 
-    def _left(self, study: StudySummary, running: Sequence[RunningTrial]) -> bool:
-        """Whether there is anything left to do, or to wait for."""
-        if _key(study) in self.refused:
+    def _has_trials(self, study: StudySummary, running: Sequence[RunningTrial]) -> bool:
+        """Return whether the study has trials to train, or running ones that may be requeued."""
+        if _key(study) in self.untrainable:
             return False
-        if _key(study) in self._aside:  # what others had in hand may have come back since
+        if _key(study) in self._skipped_until:  # other workers may have requeued trials since
             return True
-        held = any(trial.study_id == study.study_id for trial in running)
-        return held or study.states.get(TrialState.WAITING, 0) > 0 or _missing(study) > 0
+        return (
+            any(trial.study_id == study.study_id for trial in running)
+            or study.states.get(TrialState.WAITING, 0) > 0
+            or _missing(study) > 0
+        )
 
     def _next(self, studies: Sequence[StudySummary], running: Sequence[RunningTrial]) -> StudySummary | None:
-        """The study whose turn it is, of those that have trials to take, or whose end nobody has noted."""
-        at_work = {(trial.study_id, trial.worker) for trial in running if not trial.orphaned}
-        held = Counter(study_id for study_id, _ in at_work)
+        """Return the next study of those that have trials to claim, or whose end is not stored yet."""
+        workers = Counter(
+            study_id for study_id, _ in {(each.study_id, each.worker) for each in running if not each.orphaned}
+        )
         lost = Counter(trial.study_id for trial in running if trial.orphaned)
         now = time.monotonic()
-        self._aside = {key: until for key, until in self._aside.items() if until > now}
+        self._skipped_until = {key: until for key, until in self._skipped_until.items() if until > now}
 
-        def to_take(study: StudySummary) -> bool:
+        def is_due(study: StudySummary) -> bool:
             waiting = study.states.get(TrialState.WAITING, 0)
-            return bool(_missing(study) > 0 or waiting or lost[study.study_id] or not held[study.study_id])
+            return bool(_missing(study) > 0 or waiting or lost[study.study_id] or not workers[study.study_id])
 
         def turn(study: StudySummary) -> tuple[float, int, int]:
             priority = study.user_attrs.get(PRIORITY, 0)
-            return -priority, held[study.study_id], self._turns[_key(study)]
+            return -priority, workers[study.study_id], self._turns[_key(study)]
 
-        candidates = [study for study in studies if _key(study) not in self._aside and to_take(study)]
+        candidates = [study for study in studies if _key(study) not in self._skipped_until and is_due(study)]
         return min(candidates, key=turn, default=None)
 
-    def _serve(self, study: StudySummary) -> None:
-        """Train a population of the study, or note that there is none left."""
+    def _train_population(self, study: StudySummary) -> None:
+        """Train a population of the study, or store its end if no trials are left."""
         key, name = _key(study), study.name
         self._turns[key] = 1 + max(self._turns.values(), default=0)
         try:
             start, search = self._search(study)
-            self.refused.pop(key, None)
-            torch.set_num_threads(self.duty.threads or self._share())
+            self.untrainable.pop(key, None)
+            torch.set_num_threads(self.options.threads or self._share_of_cores())
             if search.step():
                 return
             if reason := search.end_if_done():
                 self._leave(study, search, reason, start)
             else:
-                self._aside[key] = time.monotonic() + POLL_S  # others have all of its trials in hand
+                self._skipped_until[key] = time.monotonic() + POLL_S  # other workers train all of its trials
         except StudyClosedError as closed:
-            entered = self._searches.get(key)
-            if entered is not None:
-                self._leave(study, entered[1], closed.how, entered[0])
-        except UnknownStudyError:  # deleted since this worker looked
+            if cached := self._searches.get(key):
+                self._leave(study, cached[1], closed.how, cached[0])
+        except UnknownStudyError:  # deleted meanwhile
             self._searches.pop(key, None)
         except TrainingError as error:
             set_state(self.storage, study.study_id, StudyState.STOPPED, error.raised)
@@ -201,51 +209,51 @@ class _Worker:
         except StorageError:
             raise
         except HpoError as error:
-            self._aside[key] = time.monotonic() + ASIDE_S
+            self._skipped_until[key] = time.monotonic() + SKIP_S
             self._searches.pop(key, None)
-            self.refused[key] = error.with_traceback(None)  # which would keep the images
-            if not self.duty.until_idle or len(self.duty.names) != 1:  # else it is all that the end has to say
-                self._note(name, f"{error}; left to other workers for {ASIDE_S:.0f} s")
+            self.untrainable[key] = error.with_traceback(None)  # its frames would keep the data in memory
+            if not self.options.until_idle or len(self.options.names) != 1:  # else the error at the end is enough
+                self._note(name, f"{error}; this worker skips the study for {SKIP_S:.0f} s")
 
     @staticmethod
     def _is_current(search: Search, study: StudySummary) -> bool:
-        """Whether the study is still what it was when its search was entered, and still has its name."""
+        """Return whether the study's file, code and name are unchanged since its search began."""
         return search.claim_conditions.name == study.name and search.claim_conditions.match(study.user_attrs)
 
     def _search(self, study: StudySummary) -> tuple[float, Search]:
-        """When this worker entered the study, and its search; made anew where that has changed, or its name has."""
-        entered = self._searches.pop(_key(study), None)
-        if entered is None or not self._is_current(entered[1], study):
-            while sum(search.idle_bytes for _, search in self._searches.values()) > AT_HAND_BYTES:
+        """Return the cached search of the study, and its start; begin a new one if the study has changed."""
+        cached = self._searches.pop(_key(study), None)
+        if cached is None or not self._is_current(cached[1], study):
+            while sum(search.idle_bytes for _, search in self._searches.values()) > CACHED_BYTES:
                 self._searches.popitem(last=False)
             say = functools.partial(self.on_event, study.name)
             search = join(
                 study.name,
                 self.storage,
-                device=self.duty.device,
+                device=self.options.device,
                 on_event=say,
                 stop=self.stop,
-                recent_errors=self._raised.setdefault(_key(study), []),
-                changed_code=self.duty.changed_code,
+                recent_errors=self._recent_errors.setdefault(_key(study), []),
+                changed_code=self.options.changed_code,
             )
-            entered = time.perf_counter(), search
-        self._searches[_key(study)] = entered
-        return entered
+            cached = time.perf_counter(), search
+        self._searches[_key(study)] = cached
+        return cached
 
     def _leave(self, study: StudySummary, search: Search, reason: Reason, start: float) -> None:
         del self._searches[_key(study)]
-        if reason != "changed":  # it is entered again as it is now
+        if reason != "changed":  # a changed study is not over: a new search of it begins
             say = functools.partial(self.on_event, study.name)
             done = ended(search.study, study.study_id, self.storage, reason, time.perf_counter() - start, say)
             say(done)
             if done.all_failed:
                 say(Note(str(no_best(self.storage, study.name)), "warning"))
 
-    def _share(self) -> int:
-        """This worker's part of the cores: all who work on the storage from this machine have equal ones."""
-        mine = self.storage.worker
-        known = [each for each in registered_workers(self.storage) if each.silent_s < HEARTBEAT_TIMEOUT_S]
-        workers = {each.worker.key for each in known if each.worker.machine == mine.machine} | {mine.key}
+    def _share_of_cores(self) -> int:
+        """Return the number of this worker's cores: all workers of the storage on this machine get equally many."""
+        this = self.storage.worker
+        alive = [each.worker for each in registered_workers(self.storage) if each.silent_s < HEARTBEAT_TIMEOUT_S]
+        workers = {each.key for each in alive if each.machine == this.machine} | {this.key}
         return max(1, self._cores // len(workers))
 
     def _note(self, name: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A worker as a process: it waits for its storage, keeps a log, serves metrics, and ends in time when it is told to."""
+"""Worker process: waits for its storage, writes a log, serves metrics, and stops within a shutdown timeout."""
 
 from __future__ import annotations
 
@@ -13,34 +13,39 @@ from contextlib import contextmanager
 from hpo.errors import HpoError, StorageError
 from hpo.results.lookup import open_existing
 from hpo.search.events import Event
-from hpo.service.logs import log_events, start_log
+from hpo.service.logs import event_logger, start_log
 from hpo.service.metrics import Metrics
-from hpo.service.worker import Duty, work
+from hpo.service.worker import WorkerOptions, work
 from hpo.storage import Storage
 from hpo.storage.connections import TransientError
 from hpo.storage.retry import RetryPolicy, call_with_retries
 from hpo.storage.workers import this_worker
 
 STOP_S = 15.0
-"""What an epoch may take after a stop before it is given up."""
+"""Seconds that the current epoch may take after a stop."""
 
-HAND_BACK_S = 10.0
-"""What handing back its trials may then take."""
+REQUEUE_S = 10.0
+"""Seconds that requeueing the trials may take after that."""
 
 log = logging.getLogger(__name__)
 
 
 def run_worker(
-    url: str | None, duty: Duty, log_format: str, metrics_address: str, metrics_port: int | None, stop: threading.Event
+    url: str | None,
+    options: WorkerOptions,
+    log_format: str,
+    metrics_address: str,
+    metrics_port: int | None,
+    stop: threading.Event,
 ) -> int:
-    """Work until `stop` is set, or as the duty says; return the exit status.
+    """Train trials of the queue until `stop` is set, or none are left with `until_idle`; return the exit status.
 
-    Raises what `work` raises, and HpoError for a port in use; with a log in JSON they are its last line instead.
+    Raises what `work` raises, and HpoError for a port in use; with a JSON log the error is its last line instead.
     """
     worker = this_worker()
     start_log(sys.stderr, log_format, f"{worker.host}:{worker.pid}")
     try:
-        _run(url, duty, metrics_address, metrics_port, stop)
+        _run(url, options, metrics_address, metrics_port, stop)
     except HpoError as error:
         if log_format != "json":
             raise
@@ -49,32 +54,34 @@ def run_worker(
     return 0
 
 
-def _run(url: str | None, duty: Duty, metrics_address: str, metrics_port: int | None, stop: threading.Event) -> None:
+def _run(
+    url: str | None, options: WorkerOptions, metrics_address: str, metrics_port: int | None, stop: threading.Event
+) -> None:
     metrics = Metrics()
     if metrics_port is not None:
         port = metrics.serve(metrics_address, metrics_port)
         host = f"[{metrics_address}]" if ":" in metrics_address else metrics_address
         log.info("metrics at http://%s:%d/metrics", host, port)
-    storage = await_storage(url, stop)
+    storage = wait_for_storage(url, stop)
     if storage is None:
         return
-    metrics.watch(storage)
-    in_log = log_events()
+    metrics.count_storage_time(storage)
+    log_event = event_logger()
 
     def listen(study: str, event: Event) -> None:
         metrics(study, event)
-        in_log(study, event)
+        log_event(study, event)
 
     log.info("works on %s", storage.shown)
-    with ends_in_time(storage, stop):
-        work(storage, duty, listen, stop)
-    log.info("ends: %s", "told to stop" if stop.is_set() else "nothing is left to do")
+    with shutdown_timeout(storage, stop):
+        work(storage, options, listen, stop)
+    log.info("ends: %s", "a stop was requested" if stop.is_set() else "nothing is left to do")
 
 
-def await_storage(url: str | None, stop: threading.Event) -> Storage | None:
-    """Open the storage as soon as it can be reached; None where a stop comes first.
+def wait_for_storage(url: str | None, stop: threading.Event) -> Storage | None:
+    """Open the storage as soon as it can be reached; return None if a stop comes first.
 
-    Raises StorageError for a file that is not there.
+    Raises StorageError for a missing file.
     """
     try:
         return call_with_retries(RetryPolicy(math.inf, stop), lambda: open_existing(url))
@@ -83,18 +90,18 @@ def await_storage(url: str | None, stop: threading.Event) -> Storage | None:
 
 
 @contextmanager
-def ends_in_time(storage: Storage, stop: threading.Event) -> Iterator[None]:
-    """Let this process end with status 0 even if the block goes on for too long after a stop: what runs is given up."""
+def shutdown_timeout(storage: Storage, stop: threading.Event) -> Iterator[None]:
+    """Requeue the trials and exit with status 0 if the block goes on for more than `STOP_S` seconds after a stop."""
     done = threading.Event()
 
     def watch() -> None:
         stop.wait()
         if done.wait(STOP_S):
             return
-        last = threading.Timer(HAND_BACK_S, os._exit, (0,))
-        last.daemon = True
-        last.start()  # first: even the log may be what hangs
-        log.warning("what is in hand takes longer than %.0f s after the stop: given up", STOP_S)
+        exit_timer = threading.Timer(REQUEUE_S, os._exit, (0,))
+        exit_timer.daemon = True
+        exit_timer.start()  # before the log, which may hang too
+        log.warning("the epoch takes longer than %.0f s after the stop: aborted, its trials are requeued", STOP_S)
         try:
             storage.requeue(storage.claimed_ids)
         except StorageError as error:

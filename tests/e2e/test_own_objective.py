@@ -117,7 +117,10 @@ def test_what_an_export_of_an_objective_is_not_for(hpo: Run, folder: Path) -> No
     assert (replayed.status, replayed.err.count("\n")) == (2, 1)
     assert "call 'code/objective.py:objective' with its params" in replayed.err
     device = hpo("launch", "own.toml", "--device", "cpu")
-    assert (device.status, device.err) == (2, "hpo: --device: code/objective.py:objective chooses its device itself\n")
+    assert (device.status, device.err) == (
+        2,
+        "hpo: --device: code/objective.py:objective chooses its device itself; remove the option\n",
+    )
 
 
 def test_a_file_of_an_objective_is_checked_and_submitted(hpo: Run, folder: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_worker_that_could_not_train_a_study_here_says_so_at_its_end(
 
 def test_a_study_is_paused_resumed_stopped_and_deleted(hpo: Run) -> None:
     hpo("submit", "tiny.toml")
-    paused = "tiny: paused, 0 trials sent back to the queue; go on with `hpo resume tiny`\n"
+    paused = "tiny: paused, 0 trials requeued; go on with `hpo resume tiny`\n"
     assert hpo("pause", "tiny") == (0, paused, "")
     assert look(hpo, "tiny")["studies"][0]["state"] == "paused"
     assert hpo("work", "--until-idle").status == 0
@@ -279,8 +279,8 @@ def test_a_command_for_a_study_of_plain_optuna_is_one_line(hpo: Run, command: st
 
 
 @pytest.mark.parametrize("command", ["pause", "stop"])
-def test_a_study_that_has_ended_cannot_be_held_up(hpo: Run, launched: None, command: str) -> None:
-    assert hpo(command, "tiny") == (1, "", "hpo: study 'tiny' has ended (finished): there is nothing to hold up\n")
+def test_a_study_that_has_ended_is_neither_paused_nor_stopped(hpo: Run, launched: None, command: str) -> None:
+    assert hpo(command, "tiny") == (1, "", f"hpo: study 'tiny' already ended (finished); cannot {command} it\n")
 
 
 def test_nothing_is_deleted_where_nobody_is_there_to_ask(hpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +350,7 @@ def test_a_launch_ends_at_once_when_its_study_is_paused(process: Start, hpo: Run
     running = process("launch", "tiny.toml", "--json", "--set", "training.epochs=100000")
     running.wait_for("epoch_ended")
     paused = hpo("pause", "tiny")
-    assert paused.out == "tiny: paused, 4 trials sent back to the queue; go on with `hpo resume tiny`\n"
+    assert paused.out == "tiny: paused, 4 trials requeued; go on with `hpo resume tiny`\n"
     ended = running.wait_for("study_ended")
     assert ended["reason"] == "paused"
     outcome = running.outcome()

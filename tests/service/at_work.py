@@ -16,7 +16,7 @@ from deadlines import deadline, wait_for
 from forks import Fork
 
 from hpo.search.events import Event, Note, PopulationStarted
-from hpo.service.worker import Duty, work
+from hpo.service.worker import WorkerOptions, work
 from hpo.storage import Storage, open_storage
 
 Happened = list[tuple[str, Event]]
@@ -24,34 +24,34 @@ Happened = list[tuple[str, Event]]
 
 def work_here(
     storage: Storage,
-    duty: Duty | None = None,
+    options: WorkerOptions | None = None,
     on_event: Callable[[str, Event], None] = lambda study, event: None,
     stop: threading.Event | None = None,
 ) -> Happened:
-    """Work in this thread, until nothing is left to do unless the duty says otherwise; return what happened."""
+    """Work in this thread, until nothing is left to do or as `options` say; return the events."""
     happened: Happened = []
 
     def take(study: str, event: Event) -> None:
         happened.append((study, event))
         on_event(study, event)
 
-    work(storage, duty or Duty(device="cpu", threads=1, until_idle=True), take, stop or threading.Event())
+    work(storage, options or WorkerOptions(device="cpu", threads=1, until_idle=True), take, stop or threading.Event())
     return happened
 
 
 class WorkerThread:
     """A worker in a thread of its own; `happened` grows while it works."""
 
-    def __init__(self, storage: Storage, duty: Duty) -> None:
+    def __init__(self, storage: Storage, options: WorkerOptions) -> None:
         self.happened: Happened = []
         self.error: BaseException | None = None
         self.stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(storage, duty), daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(storage, options), daemon=True)
         self._thread.start()
 
-    def _work(self, storage: Storage, duty: Duty) -> None:
+    def _work(self, storage: Storage, options: WorkerOptions) -> None:
         try:
-            work(storage, duty, lambda study, event: self.happened.append((study, event)), self.stop)
+            work(storage, options, lambda study, event: self.happened.append((study, event)), self.stop)
         except BaseException as error:  # noqa: BLE001 - raised again where it is asked for
             self.error = error
 
@@ -78,12 +78,12 @@ class WorkerThread:
 class ThreadCrew:
     """A crew of workers in threads of this process, each with the storage as another process has it."""
 
-    def __init__(self, storage: Storage, duty: Duty, workers: int = 1) -> None:
-        self._url, self._duty, self._count = storage.location.full_url, duty, workers
+    def __init__(self, storage: Storage, options: WorkerOptions, workers: int = 1) -> None:
+        self._url, self._options, self._count = storage.location.full_url, options, workers
 
     def __enter__(self) -> Self:
         self._storages = [open_storage(self._url) for _ in range(self._count)]
-        self._workers = [WorkerThread(storage, self._duty) for storage in self._storages]
+        self._workers = [WorkerThread(storage, self._options) for storage in self._storages]
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -99,9 +99,9 @@ class ThreadCrew:
 
 
 @contextmanager
-def worker_thread(storage: Storage, duty: Duty) -> Iterator[WorkerThread]:
+def worker_thread(storage: Storage, options: WorkerOptions) -> Iterator[WorkerThread]:
     """A worker for the time of a block."""
-    worker = WorkerThread(storage, duty)
+    worker = WorkerThread(storage, options)
     try:
         yield worker
     finally:

@@ -96,7 +96,7 @@ def test_a_study_that_is_trained_can_be_extended_after_a_pause(storage: Storage,
     hold(other, 2)
     with pytest.raises(StudyBusyError, match="hpo pause tiny"):
         submit(storage, extend=True, search={"trials": 8})
-    assert control.pause(storage, "tiny").startswith("tiny: paused, 2 trials sent back to the queue")
+    assert control.pause(storage, "tiny").startswith("tiny: paused, 2 trials requeued")
     assert submit(storage, extend=True, search={"trials": 8}) == "tiny: in the queue, paused, 8 trials left"
     assert control.resume(storage, "tiny") == "tiny: open, 8 trials left"
 
@@ -105,10 +105,10 @@ def test_a_pause_sends_back_what_runs_and_a_late_worker_cannot_end_it(storage: S
     submit(storage)
     ids = hold(other, 1)
     said = control.pause(storage, "tiny")
-    assert said == "tiny: paused, 1 trial sent back to the queue; go on with `hpo resume tiny`"
+    assert said == "tiny: paused, 1 trial requeued; go on with `hpo resume tiny`"
     assert states(trials_of(storage)) == [TrialState.WAITING]
     assert other.finish([TrialResult(ids[0], TrialState.COMPLETE, (0.5,))]) == set(ids)
-    assert control.pause(storage, "tiny").startswith("tiny: paused, 0 trials sent back")
+    assert control.pause(storage, "tiny").startswith("tiny: paused, 0 trials requeued")
     assert work_here(storage) == []
     assert control.resume(storage, "tiny") == "tiny: open, 6 trials left"
     work_here(storage)
@@ -129,26 +129,26 @@ def test_a_stopped_study_can_be_paused_and_a_paused_one_stopped(storage: Storage
     submit(storage)
     hold(other, 2)
     control.stop(storage, "tiny")
-    assert "2 trials sent back" in control.pause(storage, "tiny")
+    assert "2 trials requeued" in control.pause(storage, "tiny")
     assert "0 trials still running" in control.stop(storage, "tiny")
     assert state(storage) == StudyState.STOPPED
 
 
 @pytest.mark.parametrize("change", [control.pause, control.stop])
-def test_a_study_that_has_ended_cannot_be_held_up(storage: Storage, change: Any) -> None:
+def test_a_study_that_has_ended_is_neither_paused_nor_stopped(storage: Storage, change: Any) -> None:
     submit(storage)
     work_here(storage)
-    with pytest.raises(HpoError, match="has ended"):
+    with pytest.raises(HpoError, match="already ended"):
         change(storage, "tiny")
     assert state(storage) == StudyState.ENDED
 
 
 @pytest.mark.parametrize("change", [control.pause, control.stop])
-def test_a_study_whose_end_nobody_noted_cannot_be_held_up_either(storage: Storage, other: Storage, change: Any) -> None:
+def test_nor_is_one_whose_end_was_not_stored(storage: Storage, other: Storage, change: Any) -> None:
     submit(storage, search={"trials": 2})
     other.finish([TrialResult(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in hold(other, 2)])
     assert status(storage).studies[0].state == "ended"
-    with pytest.raises(HpoError, match="has ended"):
+    with pytest.raises(HpoError, match="already ended"):
         change(storage, "tiny")
 
 
@@ -175,7 +175,7 @@ def test_a_study_that_nobody_knows(storage: Storage, change: Any) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_plain_optunas_studies_are_not_held_up(storage: Storage, change: Any) -> None:
+def test_plain_optuna_studies_are_refused(storage: Storage, change: Any) -> None:
     optuna.create_study(storage=storage, study_name="plain").ask()
     before = summary(storage, "plain")
     with pytest.raises(HpoError, match="was not created by hpo"):

@@ -27,7 +27,7 @@ from hpo.search.options import LaunchOptions
 from hpo.service import launching
 from hpo.service import queue_control as control
 from hpo.service.crew import crew
-from hpo.service.worker import Duty
+from hpo.service.worker import WorkerOptions
 from hpo.storage import (
     ATTEMPTS,
     Storage,
@@ -49,7 +49,7 @@ from hpo.cli import main
 from hpo.service.crew import local as local_crew
 
 local_crew.SPAWN = multiprocessing.get_context(sys.argv[1])  # forks of a process with torch start in milliseconds
-local_crew.YOUNG_S, local_crew.STOP_S = map(float, sys.argv[2:4])
+local_crew.RESTART_AFTER_S, local_crew.STOP_S = map(float, sys.argv[2:4])
 sys.exit(main(sys.argv[4:]))
 """
 """`hpo` whose workers start by a method, are young for a time, and have a time for an epoch after a stop."""
@@ -110,7 +110,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "looks_often")
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch of this process sees what its worker does, however fast that is."""
-    monkeypatch.setattr(crew, "LOOK_S", 0.02)
+    monkeypatch.setattr(crew, "POLL_S", 0.02)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_workers_share_a_study_the_killed_have_successors_and_the_launch_tells_w
     first, second = workers_at_work(storage, 2)
     wait_for(lambda: any(len(each["workers"]) == 2 for each in running.events("workers_seen")), lambda: running.out)
     first.kill()
-    running.said_in_a_note(f"worker process {first.pid} was killed (SIGKILL); another takes its place")
+    running.said_in_a_note(f"worker process {first.pid} was killed (SIGKILL); it is restarted")
     second.terminate()  # by whom it may be: it hands back, and has no successor
     (tmp_path / "go").touch()
     assert running.status() == 0
@@ -255,7 +255,7 @@ def launch_here(study: Study, storage: Storage, act: Callable[[], object] = lamb
         if isinstance(event, WorkersSeen) and any(worker.members for worker in event.workers) and left:
             left.pop()()
 
-    worker = ThreadCrew(storage, Duty(("tiny",), "cpu", 1, until_idle=True))
+    worker = ThreadCrew(storage, WorkerOptions(("tiny",), "cpu", 1, until_idle=True))
     crew.launch_with(study, storage, worker, on_event=take, stop=threading.Event())
     return events
 
@@ -319,7 +319,7 @@ def test_what_is_wrong_in_every_worker_is_said_once(launch: Start, storage: Stor
     ("options", "problem"),
     [
         ({"device": "cuda:99", "workers": 2}, "--device cuda:99: "),
-        ({"device": "auto", "workers": 2, "gpus_per_worker": 0.5}, "--gpus-per-worker: goes with --ray"),
+        ({"device": "auto", "workers": 2, "gpus_per_worker": 0.5}, "--gpus-per-worker: works with --ray only"),
         ({"device": "cpu", "ray": "local"}, "--device: Ray chooses"),
     ],
 )

@@ -18,7 +18,7 @@ from hpo.service.dashboard import figures as drawing
 from hpo.service.dashboard.figures import Drawing, refresh
 from hpo.service.launching import launch
 from hpo.service.queue_control import delete
-from hpo.service.worker import Duty, work
+from hpo.service.worker import WorkerOptions, work
 from hpo.storage import Storage, figures_record, open_storage, summary
 
 KINDS = ["hpo-curves", "hpo-history", "hpo-importances", "hpo-landscape"]
@@ -79,7 +79,12 @@ def test_a_launch_leaves_all_figures(storage: Storage) -> None:
 def test_workers_leave_them_too(storage: Storage) -> None:
     submit(study_of(), storage)
     events: list[tuple[str, Event]] = []
-    work(storage, Duty(device="cpu", threads=1, until_idle=True), lambda *each: events.append(each), threading.Event())
+    work(
+        storage,
+        WorkerOptions(device="cpu", threads=1, until_idle=True),
+        lambda *each: events.append(each),
+        threading.Event(),
+    )
     assert sorted(figures(storage)) == KINDS
     assert drawn_trials(storage) == 6
 

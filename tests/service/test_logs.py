@@ -21,7 +21,7 @@ from hpo.search.events import (
     WorkerSeen,
     WorkersSeen,
 )
-from hpo.service.logs import LOGGER, log_events, ranges, start_log
+from hpo.service.logs import LOGGER, event_logger, ranges, start_log
 
 WORKER = "vm:4711"
 STARTED = StudyStarted("tiny", 8, 1, 0, 0, 4, "cpu", "float32", 1234, 120)
@@ -55,7 +55,7 @@ def stream() -> Iterator[io.StringIO]:
 @pytest.mark.parametrize(("event", "said"), SAID)
 def test_an_event_is_one_line_of_text(stream: io.StringIO, event: Event, said: str) -> None:
     start_log(stream, "text", WORKER)
-    log_events()("tiny", event)
+    event_logger()("tiny", event)
     (line,) = stream.getvalue().splitlines()
     time, level, worker, rest = line.split(" ", 3)
     assert time.endswith("Z")
@@ -66,7 +66,7 @@ def test_an_event_is_one_line_of_text(stream: io.StringIO, event: Event, said: s
 @pytest.mark.parametrize(("event", "said"), SAID)
 def test_an_event_is_one_object_with_all_its_fields(stream: io.StringIO, event: Event, said: str) -> None:
     start_log(stream, "json", WORKER)
-    log_events()("tiny", event)
+    event_logger()("tiny", event)
     (line,) = stream.getvalue().splitlines()
     record = json.loads(line)
     assert record["message"].startswith(f"tiny: {said}")
@@ -79,14 +79,14 @@ def test_an_event_is_one_object_with_all_its_fields(stream: io.StringIO, event: 
 @pytest.mark.parametrize("event", SILENT)
 def test_what_the_storage_keeps_anyway_is_not_logged(stream: io.StringIO, form: str, event: Event) -> None:
     start_log(stream, form, WORKER)
-    log_events()("tiny", event)
+    event_logger()("tiny", event)
     assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_warning_is_one(stream: io.StringIO, form: str) -> None:
     start_log(stream, form, WORKER)
-    log_events()("tiny", Note("3 trials failed: out of memory", "warning"))
+    event_logger()("tiny", Note("3 trials failed: out of memory", "warning"))
     assert "warning" in stream.getvalue()
     assert "info" not in stream.getvalue()
 
@@ -97,21 +97,21 @@ def test_a_warning_is_one(stream: io.StringIO, form: str) -> None:
 )
 def test_whatever_an_event_says_is_one_line(stream: io.StringIO, form: str, text: str) -> None:
     start_log(stream, form, WORKER)
-    log_events()("100% of %s", Note(text))
+    event_logger()("100% of %s", Note(text))
     assert len(stream.getvalue().splitlines()) == 1
     assert "100% of %s: " in stream.getvalue()
 
 
 def test_no_name_can_move_the_cursor_of_who_reads_the_log(stream: io.StringIO) -> None:
     start_log(stream, "text", WORKER)
-    log_events()("evil\x1b[2J", Note("and \x07\x1b[1A its text"))
+    event_logger()("evil\x1b[2J", Note("and \x07\x1b[1A its text"))
     assert stream.getvalue().removesuffix("\n").isprintable()
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
 def test_a_value_that_json_has_not_is_a_word(stream: io.StringIO, word: str) -> None:
     start_log(stream, "json", WORKER)
-    log_events()("tiny", PopulationEnded((0,), 1, 0, 0, float(word), 1.0))
+    event_logger()("tiny", PopulationEnded((0,), 1, 0, 0, float(word), 1.0))
     assert json.loads(stream.getvalue(), parse_constant=lambda constant: pytest.fail(constant))["best"] == word
 
 

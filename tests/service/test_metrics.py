@@ -18,7 +18,7 @@ from hpo.search.events import EpochEnded, Event, PopulationStarted
 from hpo.search.launch import submit
 from hpo.service import queue_control as control
 from hpo.service.metrics import Metrics
-from hpo.service.worker import Duty, work
+from hpo.service.worker import WorkerOptions, work
 from hpo.storage import Storage, load_study
 
 Samples = dict[tuple[str, str, str], float]
@@ -55,7 +55,7 @@ def test_they_add_up_to_what_the_storage_has(storage: Storage) -> None:
         submit(study, storage)
     metrics = Metrics()
     url = served(metrics)
-    metrics.watch(storage)
+    metrics.count_storage_time(storage)
     assert samples(url)["hpo_population_size", "", ""] == 0
     images = {"a": 0, 'quo"te\\ and back': 0}
     left = [0]
@@ -70,7 +70,7 @@ def test_they_add_up_to_what_the_storage_has(storage: Storage) -> None:
             images[study] += left[0] * 120  # 80% of 150
             left[0] = event.left
 
-    work(storage, Duty(device="cpu", threads=1, until_idle=True), listen, threading.Event())
+    work(storage, WorkerOptions(device="cpu", threads=1, until_idle=True), listen, threading.Event())
     found = samples(url)
     for name in images:
         stored = states(trials_of(storage, name))
@@ -93,7 +93,7 @@ def test_a_trial_that_is_not_of_the_studys_space_fails_and_counts(storage: Stora
     load_study(storage, "tiny").enqueue_trial({"learning_rate": 0.1})
     metrics = Metrics()
     url = served(metrics)
-    work(storage, Duty(device="cpu", threads=1, until_idle=True), metrics, threading.Event())
+    work(storage, WorkerOptions(device="cpu", threads=1, until_idle=True), metrics, threading.Event())
     assert states(trials_of(storage)).count(TrialState.FAIL) == 1
     assert samples(url)["hpo_trials_total", "tiny", "failed"] == 1
 
@@ -108,7 +108,7 @@ def test_nothing_is_in_training_after_a_pause(storage: Storage) -> None:
         if isinstance(event, EpochEnded) and event.epoch == 2:
             control.pause(storage, study)
 
-    work(storage, Duty(device="cpu", threads=1, until_idle=True), listen, threading.Event())
+    work(storage, WorkerOptions(device="cpu", threads=1, until_idle=True), listen, threading.Event())
     found = samples(url)
     assert found["hpo_population_size", "", ""] == 0
     assert found["hpo_trials_total", "tiny", "complete"] == 0

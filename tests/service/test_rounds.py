@@ -17,7 +17,7 @@ from hpo.results.narrow.next_study import propose
 from hpo.search.options import LaunchOptions
 from hpo.service import launching
 from hpo.service.narrowing_rounds import run_rounds
-from hpo.service.worker import Duty
+from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,9 +90,9 @@ def test_workers_share_a_round(new_storage: Callable[[], Storage], monkeypatch: 
     storage = new_storage()
     asked: list[int] = []
 
-    def crew(url: str, duty: Duty, workers: int, say: object) -> ThreadCrew:
+    def crew(url: str, options: WorkerOptions, workers: int, say: object) -> ThreadCrew:
         asked.append(workers)
-        return ThreadCrew(storage, duty)
+        return ThreadCrew(storage, options)
 
     monkeypatch.setattr(launching, "LocalCrew", crew)
     ended, said = rounds(storage, 1, workers=2)
@@ -132,7 +132,7 @@ def test_a_study_of_the_name_that_is_another_is_left_alone(new_storage: Callable
     storage = new_storage()
     search(study_of(name="tiny-2", search={"trials": 1}), storage)
     with pytest.raises(
-        HpoError, match=r"^study 'tiny-2' is there already, and is not what narrowing 'tiny' .* --name$"
+        HpoError, match=r"^study 'tiny-2' already exists and differs from the study that narrowing 'tiny' .* --name$"
     ):
         rounds(storage)
     assert len(trials_of(storage, "tiny-2")) == 1

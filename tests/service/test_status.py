@@ -237,7 +237,7 @@ def test_where_lines_are_few_the_studies_that_have_ended_make_room_for_the_worke
     assert found.text(len(found.text().splitlines())) == found.text()
     short = found.text(len(found.text().splitlines()) - 1)
     assert [row["study"] for row in rows(short) if "study" in row and "state" in row] == ["going"]
-    assert "and 2 that have ended" in short
+    assert "and 2 finished" in short
     assert short.splitlines()[-1].startswith(f"{FAR.host}:{FAR.pid}")
 
 

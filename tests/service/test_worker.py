@@ -30,7 +30,7 @@ from hpo.service import queue_control as control
 from hpo.service import worker as working
 from hpo.service.dashboard import figures as drawing
 from hpo.service.status import status
-from hpo.service.worker import Duty, work
+from hpo.service.worker import WorkerOptions, work
 from hpo.storage import (
     Storage,
     StudyState,
@@ -49,8 +49,8 @@ from hpo.training import trainer
 from hpo.training.population import EpochResult
 from hpo.training.stack import Member
 
-UNTIL_STOPPED = Duty(device="cpu", threads=1)
-UNTIL_IDLE = Duty(device="cpu", threads=1, until_idle=True)
+UNTIL_STOPPED = WorkerOptions(device="cpu", threads=1)
+UNTIL_IDLE = WorkerOptions(device="cpu", threads=1, until_idle=True)
 REFRESH = drawing.refresh
 TRIES = 50
 """More often than any search of these tests asks for trials in vain."""
@@ -148,11 +148,11 @@ def test_the_most_urgent_study_goes_first_and_equals_take_turns(storage: Storage
         check_whole(trials_of(storage, name), 6)
 
 
-@pytest.mark.parametrize(("room", "entered"), [(working.AT_HAND_BYTES, 1), (0, 3)], ids=["room", "none"])
+@pytest.mark.parametrize(("room", "entered"), [(working.CACHED_BYTES, 1), (0, 3)], ids=["room", "none"])
 def test_many_studies_in_turn_are_entered_once_as_long_as_their_images_have_room(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, room: int, entered: int
 ) -> None:
-    monkeypatch.setattr(working, "AT_HAND_BYTES", room)
+    monkeypatch.setattr(working, "CACHED_BYTES", room)
     names = [f"s{number}" for number in range(6)]
     for name in names:
         put(storage, name)
@@ -197,7 +197,7 @@ def check_whole_but_params(trials: Sequence[FrozenTrial], count: int) -> None:
 def test_only_the_studies_that_are_named(storage: Storage) -> None:
     for name in ("a", "b", "c"):
         put(storage, name)
-    happened = work_here(storage, Duty(("c", "a"), "cpu", 1, until_idle=True))
+    happened = work_here(storage, WorkerOptions(("c", "a"), "cpu", 1, until_idle=True))
     assert set(populations(happened)) == {"a", "c"}
     assert trials_of(storage, "b") == []
 
@@ -208,7 +208,7 @@ def test_a_study_that_was_named_is_worked_on_whatever_it_is_called_by_then(
     monkeypatch.setattr(drawing, "refresh", REFRESH)
     study_id = put(storage, "a")
     rename = at_first(PopulationStarted, "a", lambda: rename_study(storage, study_id, "renamed"))
-    happened = work_here(storage, Duty(("a",), "cpu", 1, until_idle=True), rename)
+    happened = work_here(storage, WorkerOptions(("a",), "cpu", 1, until_idle=True), rename)
     assert populations(happened) == ["a", "renamed"]
     assert endings(happened) == [("renamed", "finished")]
     check_whole(trials_of(storage, "renamed"), 6)
@@ -218,13 +218,18 @@ def test_a_study_that_was_named_is_worked_on_whatever_it_is_called_by_then(
 def test_a_study_that_nobody_knows_is_refused_before_anything_is_trained(storage: Storage) -> None:
     put(storage, "tiny")
     with pytest.raises(UnknownStudyError, match="did you mean 'tiny'"):
-        work(storage, Duty(("tiny", "tinny"), "cpu", 1, until_idle=True), lambda study, event: None, threading.Event())
+        work(
+            storage,
+            WorkerOptions(("tiny", "tinny"), "cpu", 1, until_idle=True),
+            lambda study, event: None,
+            threading.Event(),
+        )
     assert trials_of(storage) == []
 
 
 def test_a_device_that_is_not_there_is_refused_before_any_study(storage: Storage) -> None:
     with pytest.raises(UsageError, match="--device cudaa"):
-        work_here(storage, Duty(device="cudaa", threads=1, until_idle=True))
+        work_here(storage, WorkerOptions(device="cudaa", threads=1, until_idle=True))
 
 
 def test_what_plain_optuna_made_is_left_alone(storage: Storage) -> None:
@@ -370,7 +375,7 @@ def test_a_study_whose_images_are_missing_is_left_to_others_and_the_rest_goes_on
         work(storage, UNTIL_IDLE, lambda *event: happened.append(event), threading.Event())
     assert set(populations(happened)) == {"b"}
     assert [study for study, event in happened if study == "a"] == ["a"]
-    assert notes(happened)[0].endswith("left to other workers for 60 s")
+    assert notes(happened)[0].endswith("this worker skips the study for 60 s")
     check_whole(trials_of(storage, "b"), 6)
     assert state_of(summary(storage, "a").user_attrs) == StudyState.OPEN
 
@@ -378,7 +383,7 @@ def test_a_study_whose_images_are_missing_is_left_to_others_and_the_rest_goes_on
 def test_a_study_that_was_left_to_others_is_tried_again_later(
     storage: Storage, images: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working, "ASIDE_S", 0.05)
+    monkeypatch.setattr(working, "SKIP_S", 0.05)
     put(storage, data={"dataset": "mnist", "train_size": 40})
     images.rename(images.with_name("gone"))
     with worker_thread(storage, UNTIL_STOPPED) as worker:
@@ -620,7 +625,7 @@ def threads_of(storage: Storage, threads: int | None = None) -> set[int]:
         if isinstance(event, PopulationStarted):
             seen.add(torch.get_num_threads())
 
-    work_here(storage, Duty(device="cpu", threads=threads, until_idle=True), look)
+    work_here(storage, WorkerOptions(device="cpu", threads=threads, until_idle=True), look)
     assert seen
     return seen
 

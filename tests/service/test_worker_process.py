@@ -71,7 +71,7 @@ def test_a_worker_is_told_to_stop_in_the_middle_of_an_epoch(start: Start, storag
     worker.signal(signal.SIGTERM)
     assert worker.status() == 0
     assert worker.out == []
-    assert worker.err[-1].endswith(f"{seen.host}:{seen.pid} ends: told to stop")
+    assert worker.err[-1].endswith(f"{seen.host}:{seen.pid} ends: a stop was requested")
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (info|warning) \S+:\d+ \S", line) for line in worker.err)
     assert states(trials_of(storage)) == [TrialState.WAITING] * 4
     assert status(storage).workers == ()
@@ -83,7 +83,7 @@ def test_an_epoch_that_takes_too_long_after_a_stop_is_given_up(start: Start, sto
     worker.said("population of 4 begins")
     worker.signal(signal.SIGTERM)
     assert worker.status() == 0
-    assert "given up" in worker.err[-1]
+    assert "aborted, its trials are requeued" in worker.err[-1]
     assert states(trials_of(storage)) == [TrialState.WAITING] * 4
     assert running_trials(storage) == []
 

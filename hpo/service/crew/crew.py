@@ -1,7 +1,7 @@
-"""A launch by several processes: put the study into the storage, start a crew of workers, and follow what they do.
+"""Launch by a crew of workers: store the study, start the crew, and show its progress until the study ends.
 
-Progress is read from the storage, so that it is right whatever becomes of a worker, and the same for workers of this
-machine and of a cluster. Promises: the crew is gone when the launch has ended, whichever way.
+The progress is read from the storage, so it is right even if workers die, and the same for local workers and for those
+of a cluster. When the launch ends, for whatever reason, so do its workers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from hpo.service.status import StudyStatus, WorkerStatus, status
 from hpo.storage import Storage, StudyState, summary
 from hpo.studyfile import AnyStudy
 
-LOOK_S = 0.5
-"""How often a launch looks what its workers have done."""
+POLL_S = 0.5
+"""Seconds between two reads of the workers' progress."""
 
 
 class Crew(Protocol):
-    """Workers started for one launch: a context manager that starts them, and has ended them all when it is left.
+    """Workers of one launch: a context manager that starts them, and ends them when it exits.
 
-    `study` is the name or the id of the one that they work on.
+    `study` is the name or id of the study that they train.
     """
 
     study: str | int
@@ -39,10 +39,10 @@ class Crew(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ask them to stop, wait for the epoch in hand, and end those that take too long."""
+        """Stop the workers after the current epoch; kill those that exceed the shutdown timeout."""
 
     def check(self) -> int:
-        """Return how many are at work, or about to be. Raises HpoError where all have ended for a reason."""
+        """Return the number of workers that work or are starting. Raises HpoError if all have ended with an error."""
 
 
 def launch_with(
@@ -54,17 +54,17 @@ def launch_with(
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> str:
-    """Search the study with a crew until it comes to its end, or until `stop` is set; return what it is called then.
+    """Search the study with a crew until it ends or `stop` is set; return its name then, for it may have been renamed.
 
-    Raises what `submit` raises, StudyClosedError where the study is paused or stopped, and HpoError where the crew ends
-    before the study.
+    Raises what `submit` raises, StudyClosedError if the study is paused or stopped, and HpoError if all workers end
+    before the study does.
     """
     start = time.perf_counter()
     driver = submit(study, storage, options)
     study_id = check_joinable(study, storage)
     warn(driver, on_event)
     before = summary(storage, study_id)
-    crew.study = study_id  # whatever it is called by the time that a worker starts
+    crew.study = study_id  # it may be renamed before a worker starts
     with crew:
         at_work = crew.check()
         workers = f"{at_work} worker{'s' if at_work > 1 else ''}"
@@ -83,9 +83,9 @@ def _follow(
     stop: threading.Event,
     before: tuple[int, int, int],
 ) -> Reason:
-    """Say what the workers do until they have ended, or a stop; return why."""
+    """Report the workers' progress until they have ended, or a stop; return the reason of the end."""
     while True:
-        at_work = crew.check()  # first: what is stored afterwards is what they left
+        at_work = crew.check()  # before the storage is read: then an ended crew's last results are read too
         try:
             now = status(storage, study_id)
         except UnknownStudyError:
@@ -96,17 +96,15 @@ def _follow(
             completed, pruned, failed = (new - old for new, old in zip(counts, before, strict=True))
             on_event(OthersEnded(completed, pruned, failed, state.best))
             before = counts
-        on_event(WorkersSeen(tuple(map(_seen, now.workers)), driver.epochs))
+        on_event(WorkersSeen(tuple(map(_progress, now.workers)), driver.epochs))
         reason = _reason(state)
         if reason is not None and not at_work:
             return reason
         if stop.is_set():
             return reason or "interrupted"
         if not at_work:
-            raise HpoError(
-                f"study '{driver.study.name}': all workers have ended, and it has not; launch it again to go on"
-            )
-        stop.wait(LOOK_S)
+            raise HpoError(f"study '{driver.study.name}': all workers have ended before it; launch it again to go on")
+        stop.wait(POLL_S)
 
 
 def _reason(study: StudyStatus) -> Reason | None:
@@ -121,5 +119,5 @@ def _reason(study: StudyStatus) -> Reason | None:
             return None
 
 
-def _seen(worker: WorkerStatus) -> WorkerSeen:
+def _progress(worker: WorkerStatus) -> WorkerSeen:
     return WorkerSeen(f"{worker.host}:{worker.pid}", worker.device, worker.population, worker.epoch)

@@ -1,7 +1,7 @@
-"""A crew on this machine: a launch's workers as processes of their own.
+"""Local crew: a launch's workers as processes of this machine.
 
-Promises: a worker that is killed has a successor, unless it was young; what a worker warns of is said; a worker
-whose launch is gone stops by itself. The storage's URL goes to the workers through a pipe, where nobody else sees it.
+A worker that is killed is restarted unless it died within 10 s. Its warnings are shown by the launch. A worker stops by
+itself when the launch is gone. The storage's URL, which may contain a password, is sent to the workers through a pipe.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from typing import Self
 
 from hpo.errors import HpoError
 from hpo.search.events import Event, Note
-from hpo.service.worker import Duty, work
-from hpo.service.worker_process import HAND_BACK_S, STOP_S, await_storage, ends_in_time
+from hpo.service.worker import WorkerOptions, work
+from hpo.service.worker_process import REQUEUE_S, STOP_S, shutdown_timeout, wait_for_storage
 from hpo.signals import StopRequest
 
-YOUNG_S = 10.0
-"""A worker that is killed within so many seconds of its work gets no successor: it would not live longer."""
+RESTART_AFTER_S = 10.0
+"""A worker that is killed within so many seconds is not restarted: the next one would die as soon."""
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass
-class _Seat:
-    """A worker's process, what it says through a pipe, when it began to work, and the error with which it ended."""
+class _Slot:
+    """A worker of the crew: its process, the pipe for its messages, the start of its work, and its error."""
 
     process: BaseProcess
     messages: Connection
@@ -47,106 +47,105 @@ class _Seat:
 
 
 class LocalCrew:
-    """See the module, and `hpo.service.crew.crew.Crew`. `say` takes what the user should know of the workers."""
+    """A `Crew` of processes. `on_event` is called with notes for the user."""
 
-    def __init__(self, url: str, duty: Duty, workers: int, say: Callable[[Event], None]) -> None:
-        self._url, self._duty, self._workers, self._say = url, duty, workers, say
-        (self.study,) = duty.names
-        self._seats: list[_Seat] = []
-        self._said: set[str] = set()
+    def __init__(self, url: str, options: WorkerOptions, workers: int, on_event: Callable[[Event], None]) -> None:
+        self._url, self._options, self._workers, self._on_event = url, options, workers, on_event
+        (self.study,) = options.names
+        self._slots: list[_Slot] = []
+        self._shown: set[str] = set()  # problems
 
     def __enter__(self) -> Self:
-        self._seats = [self._start() for _ in range(self._workers)]
+        self._slots = [self._start() for _ in range(self._workers)]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        deadline = time.monotonic() + STOP_S + HAND_BACK_S
+        deadline = time.monotonic() + STOP_S + REQUEUE_S
         try:
             if kind is None or not issubclass(kind, SystemExit | KeyboardInterrupt):
-                for seat in self._seats:
-                    seat.process.terminate()
-                for seat in self._seats:
-                    seat.process.join(max(0.0, deadline - time.monotonic()))
-        finally:  # a second signal may come while they are waited for
-            for seat in self._seats:
-                seat.process.kill()
-            for seat in self._seats:
-                seat.process.join()
-                seat.messages.close()
-            self._seats = []
+                for slot in self._slots:
+                    slot.process.terminate()
+                for slot in self._slots:
+                    slot.process.join(max(0.0, deadline - time.monotonic()))
+        finally:  # also if a second signal interrupts the wait
+            for slot in self._slots:
+                slot.process.kill()
+            for slot in self._slots:
+                slot.process.join()
+                slot.messages.close()
+            self._slots = []
 
     def check(self) -> int:
-        """Return how many are at work; pass on what they said, and start successors of those that were killed."""
+        """Return the number of working workers; show their messages, and restart those that were killed."""
         ended = []
-        for index, seat in enumerate(self._seats):
-            alive = seat.process.is_alive()  # before its last words are read
-            self._listen(seat)
-            if not alive and not seat.over:
-                self._seats[index] = self._after(seat)
-                ended.append(seat)
-        at_work = sum(not seat.over for seat in self._seats)
-        problems = [seat.problem for seat in self._seats if seat.over and seat.problem]
-        if len(problems) == len(self._seats):
+        for index, slot in enumerate(self._slots):
+            alive = slot.process.is_alive()  # before its last messages are read
+            self._read_messages(slot)
+            if not alive and not slot.over:
+                self._slots[index] = self._restarted(slot)
+                ended.append(slot)
+        problems = [slot.problem for slot in self._slots if slot.over and slot.problem]
+        if len(problems) == len(self._slots):
             last = problems[-1]
-            raise HpoError("all workers have ended, for what is said above" if last in self._said else last)
-        for problem in {seat.problem for seat in ended if seat.problem} - self._said:
-            self._said.add(problem)
-            self._say(Note(problem, "warning"))
-        return at_work
+            raise HpoError("all workers have ended: see the warnings above" if last in self._shown else last)
+        for problem in {slot.problem for slot in ended if slot.problem} - self._shown:
+            self._shown.add(problem)
+            self._on_event(Note(problem, "warning"))
+        return sum(not slot.over for slot in self._slots)
 
-    def _start(self) -> _Seat:
-        duty = replace(self._duty, names=(self.study,))
+    def _start(self) -> _Slot:
+        options = replace(self._options, names=(self.study,))
         ours, theirs = SPAWN.Pipe(duplex=False)
-        process = SPAWN.Process(target=_work, args=(self._url, duty, theirs), name="hpo-worker", daemon=True)
-        # Ctrl-C reaches all processes of a terminal, and the launch passes it on: theirs begins, and stays, without it.
+        process = SPAWN.Process(target=_work, args=(self._url, options, theirs), name="hpo-worker", daemon=True)
+        # Ctrl-C reaches all processes of a terminal. The launch stops its workers itself, so they ignore the signal.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        return _Seat(process, ours)
+        return _Slot(process, ours)
 
-    def _listen(self, seat: _Seat) -> None:
-        """Pass on what a worker has said; it closes the pipe with its end."""
+    def _read_messages(self, slot: _Slot) -> None:
+        """Read the worker's messages and show its notes."""
         try:
-            while not seat.messages.closed and seat.messages.poll():
-                said = json.loads(seat.messages.recv_bytes())
-                if said["level"] == "error":
-                    seat.problem = said["text"]
-                elif said["level"] == "begins":
-                    seat.since = time.monotonic()
+            while not slot.messages.closed and slot.messages.poll():
+                message = json.loads(slot.messages.recv_bytes())
+                if message["level"] == "error":
+                    slot.problem = message["text"]
+                elif message["level"] == "begins":
+                    slot.since = time.monotonic()
                 else:
-                    self._say(Note(said["text"], said["level"]))
-        except (EOFError, OSError):
-            seat.messages.close()
+                    self._on_event(Note(message["text"], message["level"]))
+        except (EOFError, OSError):  # the worker has ended
+            slot.messages.close()
 
-    def _after(self, seat: _Seat) -> _Seat:
-        """Return who sits there after a process has ended."""
-        status = seat.process.exitcode or 0
+    def _restarted(self, slot: _Slot) -> _Slot:
+        """Return a new worker for one that was killed, or the ended one, with its problem."""
+        status = slot.process.exitcode or 0
         if status < 0:
-            killed = f"worker process {seat.process.pid} was killed ({_signal_name(-status)})"
-            if seat.since is not None and time.monotonic() - seat.since >= YOUNG_S:
-                self._say(Note(f"{killed}; another takes its place", "warning"))
+            killed = f"worker process {slot.process.pid} was killed ({_signal_name(-status)})"
+            if slot.since is not None and time.monotonic() - slot.since >= RESTART_AFTER_S:
+                self._on_event(Note(f"{killed}; it is restarted", "warning"))
                 return self._start()
-            seat.problem = f"{killed} as it started"
-        elif status and not seat.problem:
-            seat.problem = f"worker process {seat.process.pid} ended with status {status}"
-        seat.over = True
-        return seat
+            slot.problem = f"{killed} as it started"
+        elif status and not slot.problem:
+            slot.problem = f"worker process {slot.process.pid} ended with status {status}"
+        slot.over = True
+        return slot
 
 
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # of the real-time signals only the first and the last have names
+    except ValueError:  # only the first and the last real-time signal have names
         return f"signal {number}"
 
 
-def _work(url: str, duty: Duty, messages: Connection) -> None:
-    """What the process of a worker does."""
-    atexit.register(gc.freeze)  # at the end, nothing that torch brought is taken apart piece by piece
-    # A daemon may have no child processes, which the user's own objective may want, as a DataLoader does.
+def _work(url: str, options: WorkerOptions, messages: Connection) -> None:
+    """Run a worker in its process."""
+    atexit.register(gc.freeze)  # exit without collecting torch's many objects
+    # Python forbids daemons to have child processes, but the user's objective function may start some, as a DataLoader.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     stop = threading.Event()
     request = StopRequest(stop)
@@ -154,34 +153,34 @@ def _work(url: str, duty: Duty, messages: Connection) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def outlive(launch: BaseProcess) -> None:
+    def stop_after(launch: BaseProcess) -> None:
         launch.join()
         stop.set()
 
-    threading.Thread(target=outlive, args=(parent,), daemon=True).start()
+    threading.Thread(target=stop_after, args=(parent,), daemon=True).start()
 
-    def say(level: str, text: str) -> None:
-        with contextlib.suppress(OSError):  # the launch has gone, and so will this worker
+    def send(level: str, text: str) -> None:
+        with contextlib.suppress(OSError):  # the launch is gone, and this worker stops soon
             messages.send_bytes(json.dumps({"level": level, "text": text}).encode())
 
     def listen(study: str, event: Event) -> None:
         if isinstance(event, Note):
-            say(event.level, event.text)
+            send(event.level, event.text)
 
-    handler = _Handler(lambda record: say("warning", record.getMessage()))
+    handler = _Handler(lambda record: send("warning", record.getMessage()))
     logging.getLogger("hpo").addHandler(handler)
     logging.getLogger("hpo").propagate = False
     try:
-        storage = await_storage(url, stop)
+        storage = wait_for_storage(url, stop)
         if storage is not None:
-            say("begins", "")
-            with ends_in_time(storage, stop):
-                work(storage, duty, listen, stop)
+            send("begins", "")
+            with shutdown_timeout(storage, stop):
+                work(storage, options, listen, stop)
     except HpoError as error:
-        say("error", str(error))
+        send("error", str(error))
         sys.exit(error.exit_status)
-    except Exception as error:  # noqa: BLE001 - this process's outermost edge: the launch says it in one line
-        say("error", f"{type(error).__name__}: {error} (a defect in hpo)")
+    except Exception as error:  # noqa: BLE001 - the process's outermost edge: the launch shows the error
+        send("error", f"{type(error).__name__}: {error} (a defect in hpo)")
         sys.exit(1)
 
 

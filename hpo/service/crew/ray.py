@@ -231,14 +231,14 @@ class RayCrew:
 
     def _end(self, ray: ModuleType) -> None:
         """Ask the workers to stop, wait for those that do, unless all is to end at once, and kill the others."""
-        from hpo.service.worker_process import HAND_BACK_S, STOP_S
+        from hpo.service.worker_process import REQUEUE_S, STOP_S
 
         seats = [seat for seat in self._seats if not seat.over and not self._at_once]
         asked = {seat.actor.stop.remote(): seat for seat in seats}
         heard = ray.wait(list(asked), num_returns=len(asked), timeout=PENDING_S)[0] if asked else []
         works = [asked[each].work for each in heard]
         if works:
-            ray.wait(works, num_returns=len(works), timeout=STOP_S + HAND_BACK_S)
+            ray.wait(works, num_returns=len(works), timeout=STOP_S + REQUEUE_S)
         for seat in self._seats:
             ray.kill(seat.actor, no_restart=True)
         self._seats = []
@@ -303,15 +303,15 @@ def work_on_this_node(
     """Work in an actor's process; return what went wrong as a line, or "". `node` is the one that has the file."""
     import ray
 
-    from hpo.service.logs import log_events, start_log
-    from hpo.service.worker import Duty, work
-    from hpo.service.worker_process import await_storage
+    from hpo.service.logs import event_logger, start_log
+    from hpo.service.worker import WorkerOptions, work
+    from hpo.service.worker_process import wait_for_storage
     from hpo.storage import open_storage
 
     here = ray.get_runtime_context()
     if node not in (None, here.get_node_id()):
         return "an SQLite file cannot be shared by several nodes; use --storage postgresql://USER@HOST/DATABASE"
-    in_log = log_events()
+    in_log = event_logger()
 
     def listen(study: str, event: Event) -> None:
         in_log(study, event)
@@ -320,10 +320,10 @@ def work_on_this_node(
 
     try:
         # What has been there is waited for: a server may restart while a worker does.
-        storage = await_storage(url, stop) if here.was_current_actor_reconstructed else open_storage(url)
+        storage = wait_for_storage(url, stop) if here.was_current_actor_reconstructed else open_storage(url)
         if storage is not None:
             start_log(sys.stdout, "text", f"{storage.worker.host}:{storage.worker.pid}")  # among the node's logs of Ray
-            work(storage, Duty((study,), device, threads, until_idle=True), listen, stop)
+            work(storage, WorkerOptions((study,), device, threads, until_idle=True), listen, stop)
             storage.close()
     except HpoError as error:
         return str(error)
