@@ -1,4 +1,4 @@
-"""Files that a study refers to: what is imported, what is hashed, and what an error in one says."""
+"""User code: imports, hashes, and errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpo.errors import CodeError
-from hpo.usercode import code_of, folder_of, in_a_line, load, shortened
+from hpo.usercode import find_code_folder, import_code, load_reference, one_line_error, user_traceback
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +39,13 @@ def raised_by(call: Callable[[], object]) -> Exception:
     return caught.value
 
 
-def test_a_reference_is_what_its_file_says(tmp_path: Path) -> None:
+def test_a_reference_names_an_object_of_its_file(tmp_path: Path) -> None:
     write(tmp_path, my_net="class Net:\n    class Inner: pass\n")
     write(tmp_path / "nets", other="value = 3\n")
-    assert load("my_net.py:Net", tmp_path).__name__ == "Net"
-    assert load("my_net.py:Net.Inner", tmp_path).__name__ == "Inner"
-    assert load("nets/other.py:value", tmp_path) == 3
-    assert load("my_net.py:Net", tmp_path) is load("my_net.py:Net", tmp_path)
+    assert load_reference("my_net.py:Net", tmp_path).__name__ == "Net"
+    assert load_reference("my_net.py:Net.Inner", tmp_path).__name__ == "Inner"
+    assert load_reference("nets/other.py:value", tmp_path) == 3
+    assert load_reference("my_net.py:Net", tmp_path) is load_reference("my_net.py:Net", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_reference_is_what_its_file_says(tmp_path: Path) -> None:
         ("needs.py:Net", "needs.py cannot be imported: ModuleNotFoundError: No module named 'nobody_has_this'"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, reference: str, message: str) -> None:
+def test_a_failed_import_is_an_error_of_one_line(tmp_path: Path, reference: str, message: str) -> None:
     write(
         tmp_path,
         my_net="class Net: pass\n",
@@ -75,28 +75,28 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, reference: str, messa
         needs="import nobody_has_this\n",
     )
     with pytest.raises(CodeError) as caught:
-        load(reference, tmp_path)
+        load_reference(reference, tmp_path)
     assert str(caught.value).startswith(message.replace("FOLDER", str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
-def test_the_hashes_are_of_the_file_and_of_what_it_imports_from_its_own_folder(tmp_path: Path) -> None:
+def test_the_file_and_its_imports_from_its_own_folder_are_hashed(tmp_path: Path) -> None:
     write(tmp_path, my_net="import json, parts.blocks\nfrom plain import block\n", beside="")
     write(tmp_path / "plain", block="")  # without an __init__.py
     write(tmp_path / "parts", __init__="", blocks="from . import layers\n", layers="")
-    code = code_of(["my_net.py:Net"], tmp_path)
+    code = import_code(["my_net.py:Net"], tmp_path)
     files = ["my_net.py", "parts/__init__.py", "parts/blocks.py", "parts/layers.py", "plain/block.py"]
     assert code.files == {file: sha256(tmp_path / file) for file in files}
     assert code.record() == {"folder": str(tmp_path.resolve()), "files": dict(code.files)}
 
 
-def test_installed_packages_are_not_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_are_not_user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = tmp_path / ".venv" / "packages"
     write(packages, bought="")
     monkeypatch.syspath_prepend(str(packages))
     monkeypatch.setattr("hpo.usercode._INSTALLED", (packages.resolve(),))
     write(tmp_path, my_net="import bought, helper\n", helper="")
-    assert set(code_of(["my_net.py:Net"], tmp_path).files) == {"my_net.py", "helper.py"}
+    assert set(import_code(["my_net.py:Net"], tmp_path).files) == {"my_net.py", "helper.py"}
 
 
 def test_each_file_has_its_own_modules(tmp_path: Path) -> None:
@@ -104,59 +104,59 @@ def test_each_file_has_its_own_modules(tmp_path: Path) -> None:
         write(
             tmp_path / folder, my_net=f"import helper\nwhere = helper.where, '{folder}'\n", helper=f"where = '{folder}'"
         )
-    assert load("my_net.py:where", tmp_path / "one") == ("one", "one")
-    assert load("my_net.py:where", tmp_path / "two") == ("two", "two")
-    assert load("my_net.py:where", tmp_path / "one") == ("one", "one")
-    one = code_of(["my_net.py:where"], tmp_path / "one")
-    assert one.changed_since(code_of(["my_net.py:where"], tmp_path / "two").record()) == ["helper.py", "my_net.py"]
-    both = code_of(["one/my_net.py:where", "two/my_net.py:where"], tmp_path)
+    assert load_reference("my_net.py:where", tmp_path / "one") == ("one", "one")
+    assert load_reference("my_net.py:where", tmp_path / "two") == ("two", "two")
+    assert load_reference("my_net.py:where", tmp_path / "one") == ("one", "one")
+    one = import_code(["my_net.py:where"], tmp_path / "one")
+    assert one.changed_since(import_code(["my_net.py:where"], tmp_path / "two").record()) == ["helper.py", "my_net.py"]
+    both = import_code(["one/my_net.py:where", "two/my_net.py:where"], tmp_path)
     assert list(both.files) == ["one/helper.py", "one/my_net.py", "two/helper.py", "two/my_net.py"]
 
 
-def test_who_had_imported_a_module_before_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_imported_before_stay_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, my_net="import helper\n", helper="")
     monkeypatch.syspath_prepend(str(tmp_path))
     import helper  # type: ignore[import-not-found]
 
-    assert set(code_of(["my_net.py:helper"], tmp_path).files) == {"helper.py", "my_net.py"}
-    assert load("my_net.py:helper", tmp_path) is not helper
+    assert set(import_code(["my_net.py:helper"], tmp_path).files) == {"helper.py", "my_net.py"}
+    assert load_reference("my_net.py:helper", tmp_path) is not helper
     assert sys.modules["helper"] is helper
 
 
-def test_a_file_may_be_called_like_a_module_that_is_there_already(tmp_path: Path) -> None:
+def test_a_file_may_have_the_name_of_an_imported_module(tmp_path: Path) -> None:
     before = sys.modules["json"]
     write(tmp_path, json="import json\ndumps = json.dumps\n")
-    assert load("json.py:dumps", tmp_path) is before.dumps
+    assert load_reference("json.py:dumps", tmp_path) is before.dumps
     assert sys.modules["json"] is before
 
 
 def test_functions_may_import_from_their_folder_when_they_run(tmp_path: Path) -> None:
     write(tmp_path, my_net="def run():\n    import helper_of_later\n    return helper_of_later.value\n")
     write(tmp_path, helper_of_later="value = 4")
-    assert load("my_net.py:run", tmp_path)() == 4
+    assert load_reference("my_net.py:run", tmp_path)() == 4
 
 
-def test_what_has_changed_is_imported_again_only_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_changed_files_are_imported_again_by_import_code_only(tmp_path: Path) -> None:
     """As fast and as long as before: Python's own bytecode would not notice."""
     write(tmp_path, my_net="from helper import value\n", helper="value = 1\n")
-    before = code_of(["my_net.py:value"], tmp_path)
-    assert code_of(["my_net.py:value"], tmp_path).changed_since(before.record()) == []
+    before = import_code(["my_net.py:value"], tmp_path)
+    assert import_code(["my_net.py:value"], tmp_path).changed_since(before.record()) == []
     write(tmp_path, helper="value = 2\n")
-    assert load("my_net.py:value", tmp_path) == 1
-    assert code_of(["my_net.py:value"], tmp_path).changed_since(before.record()) == ["helper.py"]
-    assert load("my_net.py:value", tmp_path) == 2
+    assert load_reference("my_net.py:value", tmp_path) == 1
+    assert import_code(["my_net.py:value"], tmp_path).changed_since(before.record()) == ["helper.py"]
+    assert load_reference("my_net.py:value", tmp_path) == 2
     write(tmp_path, my_net="value = 3\n")
-    assert code_of(["my_net.py:value"], tmp_path).changed_since(before.record()) == ["helper.py", "my_net.py"]
-    assert load("my_net.py:value", tmp_path) == 3
+    assert import_code(["my_net.py:value"], tmp_path).changed_since(before.record()) == ["helper.py", "my_net.py"]
+    assert load_reference("my_net.py:value", tmp_path) == 3
 
 
-def test_code_is_looked_for_where_it_was_and_then_in_the_current_folder(
+def test_code_is_searched_in_its_folder_and_then_in_the_current_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "first", my_net="import helper", helper="")
     write(tmp_path / "second", my_net="import helper")
-    record = code_of(["my_net.py:Net"], tmp_path / "first").record()
-    where = functools.partial(folder_of, ["my_net.py:Net"], record)
+    record = import_code(["my_net.py:Net"], tmp_path / "first").record()
+    where = functools.partial(find_code_folder, ["my_net.py:Net"], record)
     monkeypatch.chdir(tmp_path / "second")
     assert where() == (tmp_path / "first").resolve()
     (tmp_path / "first" / "helper.py").unlink()
@@ -170,7 +170,7 @@ def test_code_is_looked_for_where_it_was_and_then_in_the_current_folder(
     assert where() == (tmp_path / "first").resolve()  # nobody has it
 
 
-def test_a_traceback_has_the_users_own_frames_only(tmp_path: Path) -> None:
+def test_a_traceback_has_the_frames_of_user_code_only(tmp_path: Path) -> None:
     write(
         tmp_path,
         my_net="""
@@ -185,24 +185,24 @@ def run(text):
 """,
         helper="import json\n\ndef parsed(text):\n    return json.loads(text)\n",
     )
-    error = raised_by(lambda: load("my_net.py:run", tmp_path)("{"))
-    text = shortened(error, tmp_path)
+    error = raised_by(lambda: load_reference("my_net.py:run", tmp_path)("{"))
+    text = user_traceback(error, tmp_path)
     assert "return json.loads(text)" in text
     assert 'raise RuntimeError("no settings") from error' in text
     assert "direct cause" in text
     assert text.rstrip().endswith("RuntimeError: no settings")
     assert "decoder.py" not in text
     assert "test_usercode.py" not in text
-    assert in_a_line(error, tmp_path) == "RuntimeError: no settings (my_net.py, line 9, in run)"
+    assert one_line_error(error, tmp_path) == "RuntimeError: no settings (my_net.py, line 9, in run)"
 
 
-def test_an_error_of_nobody_keeps_its_traceback(tmp_path: Path) -> None:
+def test_an_error_without_user_code_keeps_its_traceback(tmp_path: Path) -> None:
     error = raised_by(lambda: int("x"))
-    assert "test_usercode.py" in shortened(error, tmp_path)
-    assert in_a_line(error, tmp_path) == "ValueError: invalid literal for int() with base 10: 'x'"
+    assert "test_usercode.py" in user_traceback(error, tmp_path)
+    assert one_line_error(error, tmp_path) == "ValueError: invalid literal for int() with base 10: 'x'"
 
 
 def test_nothing_is_written_beside_the_users_files(tmp_path: Path) -> None:
     write(tmp_path, my_net="import helper\n", helper="")
-    load("my_net.py:helper", tmp_path)
+    load_reference("my_net.py:helper", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["helper.py", "my_net.py"]

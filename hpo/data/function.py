@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hpo.data.images import RawImages
 from hpo.data.own import Part, own_images
 from hpo.errors import CodeError, DataError
-from hpo.usercode import in_a_line, load
+from hpo.usercode import load_reference, one_line_error
 
 TEST = "test"
 
@@ -53,7 +53,7 @@ class Function:
         return TEST in inspect.signature(self._function()).parameters
 
     def _function(self) -> Callable[..., Any]:
-        found = load(self.reference, self.folder)
+        found = load_reference(self.reference, self.folder)
         if not callable(found):
             raise CodeError(f"{self.reference}: is no function (it is of type {type(found).__name__})")
         function: Callable[..., Any] = found
@@ -64,7 +64,7 @@ class Function:
         try:
             found = function(**arguments)
         except Exception as error:
-            raise CodeError(f"{self.reference}: {in_a_line(error, self.folder)}") from error
+            raise CodeError(f"{self.reference}: {one_line_error(error, self.folder)}") from error
         if not isinstance(found, tuple) or len(found) not in (2, 3):
             what = f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
             raise DataError(f"{self.reference}: returned {what}; it has to return x, y, or x, y, names of the classes")

@@ -26,7 +26,7 @@ from hpo.data.npz import Npz
 from hpo.data.places import FORMATS, required_place
 from hpo.errors import DataError
 from hpo.studyfile import own_data
-from hpo.usercode import split
+from hpo.usercode import split_reference
 
 
 class Source(Protocol):
@@ -101,7 +101,7 @@ def source_of(name: str, folder: Path) -> Source:
         case "folder", path:
             return ImageFolder(_base(path, folder) / path)
         case "code", reference:
-            return Function(reference, _base(split(reference)[0], folder))
+            return Function(reference, _base(split_reference(reference)[0], folder))
         case _:
             return Known(known_dataset(name, CATALOGUE))
 

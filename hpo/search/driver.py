@@ -39,7 +39,7 @@ from hpo.training.devices import describe_device
 from hpo.training.precision import choose_precision
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
-from hpo.usercode import Code
+from hpo.usercode import UserCode
 
 Listener = Callable[[Event], None]
 
@@ -54,7 +54,7 @@ class Driver(ABC):
     """The system attribute of a trial with the values that a user enqueued."""
 
     @property
-    def code(self) -> Code:
+    def code(self) -> UserCode:
         """The user code of the study."""
         return self.plan.code
 

@@ -31,7 +31,7 @@ from hpo.search.sampling.samplers import objective_sampler
 from hpo.storage import ATTEMPTS, FAILURE_REASON, StudyState, TrialFields, TrialResult, set_state
 from hpo.studyfile import ObjectiveStudy
 from hpo.studyfile.messages import key_shown
-from hpo.usercode import Code
+from hpo.usercode import UserCode
 
 Function = Callable[[optuna.Trial], Any]
 """The user's objective function."""
@@ -108,7 +108,7 @@ class ObjectiveSearch(Search):
 
     study: ObjectiveStudy
     function: Function
-    code: Code
+    code: UserCode
     history: ObjectiveHistory = field(init=False)
     _refreshed: float = field(init=False, default=0.0)  # monotonic time of the last read of other workers' trials
 
@@ -188,8 +188,11 @@ class ObjectiveSearch(Search):
         except Exception as error:  # noqa: BLE001 - any exception of the function fails its trial, and is stored with it
             if self.stop.is_set():  # the stop may be the cause: child processes of the function get the signal, too
                 return None
-            kind, details = usercode.kind_of(error, self.code.folder), usercode.shortened(error, self.code.folder)
-            return _failed(usercode.in_a_line(error, self.code.folder), kind, details)
+            kind, details = (
+                usercode.error_kind(error, self.code.folder),
+                usercode.user_traceback(error, self.code.folder),
+            )
+            return _failed(usercode.one_line_error(error, self.code.folder), kind, details)
         finally:
             if study._stop_flag:
                 study._stop_flag = False

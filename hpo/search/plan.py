@@ -29,7 +29,15 @@ from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import Mode, check_reproducible, check_trainable
 from hpo.training.size import MemberSize, device_memory, member_size, population_size
 from hpo.training.stack import DTYPES, EVALUATION_BATCH
-from hpo.usercode import Code, code_of, files_of, in_a_line, load, missing, nowhere
+from hpo.usercode import (
+    UserCode,
+    describe_missing,
+    import_code,
+    load_reference,
+    missing_files,
+    one_line_error,
+    referenced_files,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class NetworkPlan:
     size: MemberSize
     population: int
     stacked: bool
-    code: Code
+    code: UserCode
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class ObjectivePlan:
     """The plan of an objective study: the user's function of a trial, and its code."""
 
     function: Callable[[optuna.Trial], Any]
-    code: Code
+    code: UserCode
 
 
 AnyPlan = NetworkPlan | ObjectivePlan
@@ -86,8 +94,8 @@ def plan_stored(study: AnyStudy, stored: optuna.Study, device: str, *, changed_c
     Raises what `plan` raises, DataError or HpoError where the data are missing or have changed, and CodeError where the
     code is missing, or has changed without `changed_code`.
     """
-    if absent := missing(files_of(study.references), study.folder):
-        where = nowhere(absent[0], Path(user_attrs_of(stored).get(CODE, {"folder": study.folder})["folder"]))
+    if absent := missing_files(referenced_files(study.references), study.folder):
+        where = describe_missing(absent[0], Path(user_attrs_of(stored).get(CODE, {"folder": study.folder})["folder"]))
         raise CodeError(
             f"study '{stored.study_name}': needs {where}; copy the file there, or work in the folder that has it"
         )
@@ -100,8 +108,8 @@ def plan_stored(study: AnyStudy, stored: optuna.Study, device: str, *, changed_c
 
 
 def _plan_objective(study: ObjectiveStudy) -> ObjectivePlan:
-    code = code_of([study.objective], study.folder)
-    function = load(study.objective, study.folder)
+    code = import_code([study.objective], study.folder)
+    function = load_reference(study.objective, study.folder)
     if isinstance(function, type):
         instance = f"objective = {function.__name__}()"
         raise study.error("objective", f"{study.objective} is a class; add a line such as `{instance}` and name that")
@@ -142,14 +150,14 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     return NetworkPlan(where, images, config, size, population, stacked, code)
 
 
-def _code(study: Study) -> Code:
+def _code(study: Study) -> UserCode:
     """Import the study's code and return its files."""
     for reference, key in study.references.items():
         try:
-            code_of([reference], study.folder)
+            import_code([reference], study.folder)
         except CodeError as error:
             raise study.error(key, str(error)) from error
-    return code_of(study.references, study.folder)
+    return import_code(study.references, study.folder)
 
 
 @contextmanager
@@ -164,7 +172,7 @@ def _network_errors(study: Study, config: Config) -> Iterator[None]:
     except Exception as error:
         if config.network.kind != "module" or is_out_of_memory(error):
             raise
-        problem = f"{config.network.module} raised {in_a_line(error, study.folder)}"
+        problem = f"{config.network.module} raised {one_line_error(error, study.folder)}"
         raise study.error("network.module", problem) from error
 
 

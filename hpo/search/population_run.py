@@ -27,7 +27,7 @@ from hpo.studyfile.models import is_minimized
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer, has_stopped_improving
-from hpo.usercode import LONGEST_TRACEBACK, in_a_line, kind_of, shortened
+from hpo.usercode import LONGEST_TRACEBACK, error_kind, one_line_error, user_traceback
 
 
 class PopulationRun:
@@ -112,12 +112,12 @@ class PopulationRun:
 
     def _kind(self, error: Exception) -> str:
         """Return a text that exceptions of the same kind share."""
-        return kind_of(error, self._study.folder) if self._study.references else self._described(error)[0]
+        return error_kind(error, self._study.folder) if self._study.references else self._described(error)[0]
 
     def _described(self, error: Exception) -> tuple[str, str]:
         """Return an exception as one line, and its traceback: of user code, with the user's frames only."""
         if self._study.references:
-            return in_a_line(error, self._study.folder), shortened(error, self._study.folder)
+            return one_line_error(error, self._study.folder), user_traceback(error, self._study.folder)
         line = " ".join("".join(traceback.format_exception_only(error)).split())
         return line, traceback.format_exc()[-LONGEST_TRACEBACK:]
 

@@ -24,7 +24,7 @@ from hpo.storage import FAILURE_REASON, TrialFields, TrialResult
 from hpo.studyfile import Config, Study
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
-from hpo.usercode import Code, is_imported
+from hpo.usercode import UserCode, is_imported
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class PopulationSearch(Search):
 
     study: Study
     trainer: Trainer
-    code: Code
+    code: UserCode
     before: Sequence[FrozenTrial] = ()
     history: History = field(init=False)
     writer: CheckpointWriter | None = field(init=False)

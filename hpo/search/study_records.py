@@ -29,7 +29,7 @@ from hpo.storage.pareto import directions
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.values import HERE
 from hpo.text import hpo_command
-from hpo.usercode import Code, folder_of
+from hpo.usercode import UserCode, find_code_folder
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
 
@@ -45,7 +45,7 @@ Curve = dict[str, list[float]]
 
 
 def open_study(
-    study: AnyStudy, split: Split | None, code: Code, storage: Storage, options: LaunchOptions = DEFAULTS
+    study: AnyStudy, split: Split | None, code: UserCode, storage: Storage, options: LaunchOptions = DEFAULTS
 ) -> optuna.Study:
     """Return the stored study of that name; create it, with the priority of `options`, if there is none.
 
@@ -68,7 +68,7 @@ def open_study(
     return stored
 
 
-def record_change(stored: optuna.Study, study: AnyStudy, code: Code, storage: Storage) -> None:
+def record_change(stored: optuna.Study, study: AnyStudy, code: UserCode, storage: Storage) -> None:
     """Store the study's changed file and code, and a record of the change. `open_study` has checked that it is allowed.
 
     Raises StudyBusyError where another worker is training trials of the study.
@@ -97,7 +97,7 @@ def check_data(study: AnyStudy, split: Split, stored: optuna.Study) -> None:
         )
 
 
-def check_code(study: AnyStudy, code: Code, stored: optuna.Study) -> None:
+def check_code(study: AnyStudy, code: UserCode, stored: optuna.Study) -> None:
     """Raise CodeError unless the user code is the code stored with the study."""
     changed = code.changed_since(user_attrs_of(stored).get(CODE, NO_CODE))
     if changed:
@@ -164,7 +164,7 @@ def stored_study(stored: optuna.Study) -> Study:
 def _folder(study: AnyStudy, attrs: Mapping[str, Any]) -> Path:
     """Return the folder of the files that a stored study refers to."""
     if CODE in attrs:
-        return folder_of(study.references, attrs[CODE])
+        return find_code_folder(study.references, attrs[CODE])
     return Path(attrs.get(DATA, {}).get("folder", HERE))
 
 
@@ -194,7 +194,7 @@ def precisions(study: Study, run: str) -> str:
 
 
 def _create(
-    study: AnyStudy, given: Mapping[str, Any], code: Code, storage: Storage, priority: int | None
+    study: AnyStudy, given: Mapping[str, Any], code: UserCode, storage: Storage, priority: int | None
 ) -> optuna.Study | None:
     """Return the new study, or None where another process has just created one of that name."""
     try:
@@ -222,7 +222,7 @@ def _identity(name: str, storage: Storage) -> str | None:
         return None  # a stored study can continue without the studies that it started from
 
 
-def _code(code: Code) -> dict[str, Any]:
+def _code(code: UserCode) -> dict[str, Any]:
     return {CODE: code.record()} if code.files else {}
 
 

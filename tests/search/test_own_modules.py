@@ -417,7 +417,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     (moved / "my_data.py").write_text(DATA)
     shutil.copytree(moved, Path.cwd(), dirs_exist_ok=True)
     edit(Path.cwd())
-    with pytest.raises(CodeError, match=r"best\.json: needs parts\.py as it was, and in .* it has another SHA-256"):
+    with pytest.raises(CodeError, match=r"best\.json: needs parts\.py unchanged, but in .* the SHA-256 differs"):
         replay(path, "cpu", stop, said.append)
     with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* has changed since the study was created"):
         verify(storage, "tiny", 1, "cpu", stop, said.append)

@@ -29,7 +29,7 @@ from hpo.training.networks.builtin import build_uninitialized
 from hpo.training.networks.weights import MAX_ELEMENT_BYTES, load_network, max_weights_bytes, read_weights
 from hpo.training.size import device_memory, measure_network, network_size
 from hpo.untrusted_files import open_regular_file
-from hpo.usercode import found, in_a_line
+from hpo.usercode import find_unchanged_code, one_line_error
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -127,7 +127,7 @@ def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) 
     except Exception as error:
         if settings.module is None:
             raise
-        raised = f"{settings.module} raised {in_a_line(error, settings.folder)}"
+        raised = f"{settings.module} raised {one_line_error(error, settings.folder)}"
         raise HpoError(f"{path}: its network cannot be built: {raised}") from error
 
 
@@ -147,7 +147,7 @@ def _code_folder(folder: Path, module: str, code: Mapping[str, Any] | None) -> P
     if code is None:
         raise damaged(folder / CARD_FILE)
     try:
-        return found([module], code, folder)
+        return find_unchanged_code([module], code, folder)
     except CodeError as error:
         raise CodeError(f"{folder / CARD_FILE}: its network {error}") from error
 

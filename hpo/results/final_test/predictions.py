@@ -24,7 +24,7 @@ from hpo.training.device_split import example_shape
 from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
 from hpo.training.networks.builtin import build
 from hpo.training.stack import EVALUATION_BATCH
-from hpo.usercode import in_a_line
+from hpo.usercode import one_line_error
 
 
 def practice_images(split: Split, count: int) -> SealedImages:
@@ -56,7 +56,7 @@ def evaluating(study: Study, selected: Selection, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = str(error) if isinstance(error, HpoError) else in_a_line(error, study.folder)
+        said = str(error) if isinstance(error, HpoError) else one_line_error(error, study.folder)
         raise HpoError(
             f"study '{study.name}': the network of trial {selected.trial} cannot be evaluated on {what}: {said}"
         ) from error

@@ -28,7 +28,7 @@ from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, home_of, load_tree
 from hpo.studyfile.values import Natural
 from hpo.text import decode_non_finite
 from hpo.training.stack import Member
-from hpo.usercode import found
+from hpo.usercode import find_unchanged_code
 
 Number = Annotated[float, AllowInfNan(True), BeforeValidator(decode_non_finite)]
 
@@ -101,7 +101,7 @@ def _located(study: Study, code: CodeRecord | None, path: Path) -> Study:
     if code is None:
         raise UsageError(f"{path}: code: missing: it does not say which code its network is")
     try:
-        folder = found(study.references, code.model_dump(), path.absolute().parent, study.folder)
+        folder = find_unchanged_code(study.references, code.model_dump(), path.absolute().parent, study.folder)
         return replace(study, folder=folder)
     except CodeError as error:
         raise CodeError(f"{path}: {error}") from error

@@ -34,7 +34,7 @@ from hpo.search.study_records import (
 )
 from hpo.storage import Storage, TrialFields, identity, load_study, study_names, summaries
 from hpo.studyfile import SearchSettings, Study
-from hpo.usercode import Code, split
+from hpo.usercode import UserCode, split_reference
 
 ALIKE = "hpo:alike"
 """The user attribute that says which other code counts as the study's own: study that it starts from -> its files."""
@@ -83,7 +83,7 @@ def completed(storage: Storage, name: str) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
-def check_start(study: Study, images: Split, code: Code, storage: Storage, changed_code: bool) -> None:
+def check_start(study: Study, images: Split, code: UserCode, storage: Storage, changed_code: bool) -> None:
     """Raise StudyFileError where a study that is not stored yet cannot start from what its file says.
 
     With `changed_code` it can from networks of other code.
@@ -115,7 +115,7 @@ def _check_comparable(
 ) -> None:
     """Raise HpoError where nothing can be learnt from the study of that name: it is not there, or another matter.
 
-    Code of these files counts as the study's own.
+    Code in these files counts as the study's own.
     """
     stored = load_study(storage, name)
     before = stored_study(stored)
@@ -149,7 +149,7 @@ def _code(study: Study, files: Mapping[str, str]) -> dict[str, str]:
     top = posixpath.commonpath([posixpath.dirname(file) or "." for file in files] or ["."])
     found = {posixpath.relpath(file, top): digest for file, digest in files.items()}
     for module in study.modules:
-        file, name = split(module)
+        file, name = split_reference(module)
         found[f"{posixpath.relpath(file, top)}:{name}"] = "a network"
     return found
 

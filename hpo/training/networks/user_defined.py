@@ -21,7 +21,7 @@ from hpo.errors import CodeError, SettingError, nearest
 from hpo.studyfile import NetworkSettings
 from hpo.training.device_split import Shape
 from hpo.training.global_state import seeded
-from hpo.usercode import load
+from hpo.usercode import load_reference
 
 MODULE = "network.module"
 
@@ -36,7 +36,7 @@ def construct(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Modul
     """
     assert settings.module is not None, "kind = 'module' requires a module"
     try:
-        constructor = load(settings.module, settings.folder)
+        constructor = load_reference(settings.module, settings.folder)
     except CodeError as error:
         raise SettingError(MODULE, str(error)) from error
     if not callable(constructor):
