@@ -65,7 +65,7 @@ from hpo.training.population import EpochResult
 from hpo.training.seeds import member_seed
 from hpo.training.stack import METRICS, Member
 from hpo.training.trainer import Trainer
-from hpo.usercode import code_of
+from hpo.usercode import import_code
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))
 from postgresql_server import Server
@@ -233,7 +233,7 @@ class Databases:
 def fill(url: str, count: int) -> float:
     """Store trials up to a number, by the calls of a search; return the seconds."""
     start, storage, study = time.perf_counter(), open_storage(url), study_of("random", "none", count)
-    code = code_of([], study.folder)
+    code = import_code([], study.folder)
     stored = open_study(study, load_split(study), code, storage, LaunchOptions(extend=True))
     agree_on_run(stored, storage, "cpu", "float32")
     space, rng, stored_id = distributions(study), np.random.default_rng(count), stored._study_id

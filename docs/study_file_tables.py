@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from hpo.studyfile.keys import SECTIONS, sections
 from hpo.studyfile.models import Settings, StudySettings
 from hpo.studyfile.objective import ObjectiveSearchSettings, ObjectiveStudySettings
-from hpo.studyfile.values import LARGEST, UsedBy
+from hpo.studyfile.values import MAX_INT, UsedBy
 
 PAGE = Path(__file__).parent / "reference/study-file.md"
 WHOLE_FILES: tuple[type[Settings], ...] = (StudySettings, ObjectiveStudySettings)
@@ -113,7 +113,7 @@ def in_words(schema: dict[str, Any]) -> str:
             limits = {"minimum", "exclusiveMinimum", "exclusiveMaximum"} & schema.keys()
             low = schema.get("minimum", schema.get("exclusiveMinimum"))
             number = {"integer": "a whole number", "number": "a number"}[kind]
-            if schema.get("maximum", LARGEST) < LARGEST:
+            if schema.get("maximum", MAX_INT) < MAX_INT:
                 return f"{number} from {low} to {schema['maximum']}"
             if limits == {"minimum"}:
                 return f"{number}, {low} or more"

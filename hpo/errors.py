@@ -25,6 +25,10 @@ from typing import Literal
 
 from hpo.text import printable
 
+CLASSIFIERS_ONLY = (
+    'hpo searches classifiers; for any other task write an objective function: `objective = "FILE.py:NAME"`'
+)
+
 
 class HpoError(Exception):
     """A failure that the user can resolve."""

@@ -38,9 +38,18 @@ def test_defaults_are_those_of_optunas_own_studies() -> None:
     [
         ({"objective": "objective.py"}, "objective: must be FILE.py:NAME"),
         ({"objective": 3}, "objective: must be a string (got 3)"),
-        ({"data": {"dataset": "digits"}}, "data: cannot be given beside objective, whose function does all that"),
-        ({"network": {}}, "network: cannot be given beside objective, whose function does all that"),
-        ({"baseline": {}}, "baseline: cannot be given beside objective, whose function does all that"),
+        (
+            {"data": {"dataset": "digits"}},
+            "data: cannot be used with objective: the function itself defines data, network and training",
+        ),
+        (
+            {"network": {}},
+            "network: cannot be used with objective: the function itself defines data, network and training",
+        ),
+        (
+            {"baseline": {}},
+            "baseline: cannot be used with objective: the function itself defines data, network and training",
+        ),
         ({"search": {}}, "search.trials: missing"),
         ({"search": 3}, "search: must be a table (got 3)"),
         (
@@ -53,7 +62,7 @@ def test_defaults_are_those_of_optunas_own_studies() -> None:
         ({"search": {"trials": 4, "dirction": "maximize"}}, "search.dirction: unknown key (did you mean 'direction'?)"),
         ({"objectiv": "x"}, "objectiv: unknown key (did you mean 'objective'?)"),
         ({"name": ""}, "name: must not be empty"),
-        ({"name": "a\n"}, "name: must hold printable characters only"),
+        ({"name": "a\n"}, "name: must have printable characters only"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(changes: dict[str, Any], said: str) -> None:

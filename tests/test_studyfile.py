@@ -183,12 +183,12 @@ class TestReading:
             ("s.toml", b"x = " + b"[" * 5000, "is nested too deeply"),
             ("s.toml", b"x = " + b"9" * 5000, "is not TOML: Exceeds the limit"),
             ("s.toml", b"name = 0x" + b"f" * 9999, "name: must be a string (got 0xfff"),
-            ("s.toml", b"#" * 300_000, "is larger than a study file can be (262144 bytes)"),
+            ("s.toml", b"#" * 300_000, "is larger than the maximum for a study file (262,144 bytes)"),
             ("s.json", b'{"a": 1,}', "is not JSON: "),
             ("s.json", b"[" * 100_000, "is nested too deeply"),
             ("s.json", b"9" * 5000, "is not JSON: Exceeds the limit"),
-            ("s.json", b"[1, 2]", "must hold a resolved study or an export (got [1, 2])"),
-            ("s.json", b'{"schema": "hpo.best/1"}', "is an export without a config"),
+            ("s.json", b"[1, 2]", "must be a study file, a resolved file or an export (got [1, 2])"),
+            ("s.json", b'{"schema": "hpo.best/1"}', "is an export without the key 'config'"),
             ("s.json", b"{}", "name: missing"),
         ],
     )
@@ -275,7 +275,7 @@ class TestConfig:
         ("params", "expected"),
         [
             ({}, "s.toml: optimizer.lr: the trial has no value for it"),
-            ({"lr": 0.1, "x": 1}, "s.toml: no parameter is called 'x'; known: lr"),
+            ({"lr": 0.1, "x": 1}, "s.toml: unknown parameter 'x'; known: lr"),
             ({"lr": -1.0}, "s.toml: optimizer.lr: must be above 0 (got -1.0)"),
             ({"lr": "x"}, "s.toml: optimizer.lr: must be a number (got 'x')"),
         ],
@@ -314,7 +314,7 @@ class TestErrors:
             ({"network": {"module": 3}}, "network.module: must be a string (got 3)"),
             ({"network": OWN | {"hidden": [3]}}, 'network.hidden: not used when kind = "module", only with "mlp" or '),
             ({"network": OWN | {"args": [3]}}, "network.args: must be a table (got [3])"),
-            ({"network": OWN | {"args": {"a-b": 3}}}, "network.args.a-b: is no name that an argument can have in "),
+            ({"network": OWN | {"args": {"a-b": 3}}}, "network.args.a-b: is not a valid name of an argument in "),
             ({"network": OWN | {"args": {"a": math.inf}}}, "network.args.a: must be a finite number (got inf)"),
             ({"network": OWN | {"args": {"a": None}}}, "network.args.a: must be a number, a string, true, false or a"),
             ({"network": OWN | {"args": {"a": {"b": 3}}}}, "network.args.a.b: unknown key; known: low, high, log"),
@@ -336,11 +336,11 @@ class TestErrors:
             ({"network__hidden": [100, 0]}, "network.hidden.1: must be at least 1 (got 0)"),
             ({"network__hidden": [[1]]}, "network.hidden.0: must be a whole number (got [1])"),
             ({"name": 3}, "name: must be a string (got 3)"),
-            ({"name": "\ud800"}, "name: must be a string of whole Unicode characters (got '\\ud800')"),
+            ({"name": "\ud800"}, "name: must be a string of valid Unicode characters (got '\\ud800')"),
             # limits
             ({"name": ""}, "name: must not be empty (got '')"),
             ({"name": "a" * 201}, f"name: must have at most 200 characters (got '{'a' * 56}...)"),
-            ({"name": "a\tb"}, "name: must hold printable characters only (got 'a\\tb')"),
+            ({"name": "a\tb"}, "name: must have printable characters only (got 'a\\tb')"),
             ({"name": " a"}, "name: must not begin or end with a space (got ' a')"),
             ({"data__validation": 1}, "data.validation: must be below 1 (got 1)"),
             ({"data__validation": 0.0}, "data.validation: must be above 0 (got 0.0)"),
@@ -351,7 +351,7 @@ class TestErrors:
             ({"network__dropout": 1.0}, "network.dropout: must be below 1 (got 1.0)"),
             (
                 {"network__dropout": [0.1]},
-                "network.dropout: must be one number or a list of 2, one for each place (got",
+                "network.dropout: must be one number or a list of 2, one for each dropout layer (got",
             ),
             (
                 {"network__dropout": [0.1, 0.2], "network__kind": "cnn"},
@@ -364,6 +364,19 @@ class TestErrors:
                 "data.dataset: unknown data set 'mnits' (did you mean 'mnist'?); known: digits, mnist, fashion_mnist, "
                 "cifar10",
             ),
+            (
+                {"data__dataset": "wine.npz"},
+                "data.dataset: unknown data set 'wine.npz' (did you mean 'npz:wine.npz'?);",
+            ),
+            (
+                {"data__dataset": "data/wines"},
+                "data.dataset: unknown data set 'data/wines' (did you mean 'folder:data/w",
+            ),
+            (
+                {"data__dataset": "my_data.py"},
+                "data.dataset: unknown data set 'my_data.py' (did you mean 'my_data.py:FU",
+            ),
+            ({"search__metric": "rmse"}, "search.metric: unknown metric 'rmse'; known: val_accuracy, val_loss, or a"),
             ({"data__dataset": 3}, "data.dataset: unknown data set 3; known: digits, mnist, fashion_mnist, cifar10"),
             (
                 {"search__sampler": "tpee"},
@@ -442,9 +455,9 @@ class TestErrors:
             ("network__dropout", {"choices": [0.5, [0.1]]}, ".choices.1: must be one number or a list of 2"),
             ("network__hidden", {"choices": [[5], [5, 0]]}, ".choices.1.1: must be at least 1 (got 0)"),
             ("network__hidden", {"choices": [[5], [5]]}, ".choices.1: is the same as choices.0 (got [5])"),
-            ("network__hidden", {"low": 1, "high": 2}, ": cannot be a range; give { choices = [...] }"),
-            ("network__batch_norm", {"low": 0, "high": 1}, ": cannot be a range; give { choices = [...] }"),
-            ("network__activation", {"low": 0, "high": 1}, ": cannot be a range; give { choices = [...] }"),
+            ("network__hidden", {"low": 1, "high": 2}, ": cannot be a range; use { choices = [...] }"),
+            ("network__batch_norm", {"low": 0, "high": 1}, ": cannot be a range; use { choices = [...] }"),
+            ("network__activation", {"low": 0, "high": 1}, ": cannot be a range; use { choices = [...] }"),
             (
                 "network__activation",
                 {"choices": ["relu", "tahn"]},
@@ -466,13 +479,13 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("choices", "expected"),
         [
-            ([True, 1, 2], "choices.1: is the same as choices.0 = true where it is stored (got 1)"),
-            ([2, 0, False], "choices.2: is the same as choices.1 = 0 where it is stored (got false)"),
-            ([1, 1.0], "choices.1: is the same as choices.0 = 1 where it is stored (got 1.0)"),
-            ([True, 1.0], "choices.1: is the same as choices.0 = true where it is stored (got 1.0)"),
-            ([0.0, -0.0], "choices.1: is the same as choices.0 = 0.0 where it is stored (got -0.0)"),
-            (["[8]", [8]], "choices.1: is the same as choices.0 = '[8]' where it is stored (got [8])"),
-            ([[[1, "a"]], '[[1, "a"]]'], "choices.1: is the same as choices.0 = [[1, 'a']] where it is stored (got"),
+            ([True, 1, 2], "choices.1: is the same as choices.0 = true when stored (got 1)"),
+            ([2, 0, False], "choices.2: is the same as choices.1 = 0 when stored (got false)"),
+            ([1, 1.0], "choices.1: is the same as choices.0 = 1 when stored (got 1.0)"),
+            ([True, 1.0], "choices.1: is the same as choices.0 = true when stored (got 1.0)"),
+            ([0.0, -0.0], "choices.1: is the same as choices.0 = 0.0 when stored (got -0.0)"),
+            (["[8]", [8]], "choices.1: is the same as choices.0 = '[8]' when stored (got [8])"),
+            ([[[1, "a"]], '[[1, "a"]]'], "choices.1: is the same as choices.0 = [[1, 'a']] when stored (got"),
             ([[1.0], [2], [1.0]], "choices.2: is the same as choices.0 (got [1.0])"),
         ],
     )
@@ -486,7 +499,7 @@ class TestErrors:
         assert problem(optimizer__lr=alike).startswith("optimizer.lr.choices.1: is the same as choices.0 (got")
         case = {"adam": {"beta1": {"choices": [0, -0.0]}}}
         line = problem(optimizer={"lr": 0.1, "kind": {"choices": ["sgd", "adam"]}, "when": {"kind": case}})
-        told = "is the same as choices.0 = 0.0 where it is stored (got -0.0)"
+        told = "is the same as choices.0 = 0.0 when stored (got -0.0)"
         assert line == f"optimizer.when.kind.adam.beta1.choices.1: {told}"
 
     def test_choices_that_are_stored_apart_may_look_alike(self) -> None:
@@ -496,11 +509,9 @@ class TestErrors:
 
     def test_every_choice_must_go_with_the_rest(self) -> None:
         line = problem(network__dropout=[0.1, 0.2], network__hidden={"choices": [[5, 5], [5]]})
-        assert line.startswith(
-            "network.hidden.choices.1: does not go with network.dropout, which must be one number or"
-        )
+        assert line.startswith("network.hidden.choices.1: conflicts with network.dropout, which must be one number or")
         line = problem(network__dropout=[0.1, 0.2], network__kind={"choices": ["mlp", "cnn"]})
-        assert line.startswith("network.kind.choices.1: does not go with network.dropout, which must be one number or")
+        assert line.startswith("network.kind.choices.1: conflicts with network.dropout, which must be one number or")
 
     def test_a_key_may_be_used_by_any_of_the_kinds_searched(self) -> None:
         found = study(optimizer__kind={"choices": ["sgd", "momentum"]}, optimizer__momentum=0.5)
@@ -574,9 +585,9 @@ class TestChanges:
         )
         assert [parameter.name for parameter in study.parameters] == ["dropout.1", "lr"]
         assert study.parameters[1].searched == Range(1e-6, 0.1, log=True)
-        assert study.first.network.activation == "tanh"
-        assert study.first.network.dropout == [0.25, 0.0]
-        assert study.first.optimizer.weight_decay == 1e-4
+        assert study.first_settings.network.activation == "tanh"
+        assert study.first_settings.network.dropout == [0.25, 0.0]
+        assert study.first_settings.optimizer.weight_decay == 1e-4
         assert study.search.sampler == "random"
 
     def test_settings_change_by_name_and_none_leaves_them(self, design: Path) -> None:
@@ -584,12 +595,12 @@ class TestChanges:
         assert (study.name, study.search.trials, study.search.population) == ("other", 20, 32)
 
     def test_the_last_of_several_overrides_holds(self, design: Path) -> None:
-        assert read_study(design, ["training.epochs=0", "training.epochs=7"]).first.training.epochs == 7
+        assert read_study(design, ["training.epochs=0", "training.epochs=7"]).first_settings.training.epochs == 7
 
     def test_a_section_may_be_begun(self, tmp_path: Path) -> None:
         path = tmp_path / "s.json"
         path.write_text(json.dumps({key: value for key, value in SMALLEST.items() if key != "training"}))
-        assert read_study(path, ["training.epochs=3"]).first.training.epochs == 3
+        assert read_study(path, ["training.epochs=3"]).first_settings.training.epochs == 3
 
     @pytest.mark.parametrize(
         ("override", "expected"),
@@ -602,12 +613,12 @@ class TestChanges:
             ("optimizer.lr={ low = 1", "--set optimizer.lr: is not a TOML value (got '{ low = 1')"),
             ("optimizer.lr=1\nx=2", "--set optimizer.lr: must be a number (got '1\\nx=2')"),
             ("optimizer.lr=fast", "--set optimizer.lr: must be a number (got 'fast')"),
-            ("training.epochs.low=3", "--set training.epochs.low: training.epochs is 50, nothing in it can be set"),
+            ("training.epochs.low=3", "--set training.epochs.low: training.epochs is 50: it has no key low"),
             ("network.hidden.5=3", "--set network.hidden.5: network.hidden has no element 5 (got [100, 100])"),
             ("network.hidden.0=0", "--set network.hidden.0: must be at least 1 (got 0)"),
-            ("network.hidden.x=0", "--set network.hidden.x: network.hidden is [100, 100], nothing in it can be set"),
+            ("network.hidden.x=0", "--set network.hidden.x: network.hidden is [100, 100]: it has no key x"),
             ("data.x.0=1", "--set data.x: unknown key; known: dataset, validation, train_size, split_seed"),
-            ("network.conv.0=1", "--set network.conv.0: network.conv is not set, nothing in it can be set"),
+            ("network.conv.0=1", "--set network.conv.0: network.conv is not set: it has no element 0"),
             ("training.epochs", "--set 'training.epochs': must be KEY=VALUE, such as optimizer.lr.high=0.1"),
             ("=1", "--set '=1': must be KEY=VALUE, such as optimizer.lr.high=0.1"),
             ("a..b=1", "--set 'a..b=1': must be KEY=VALUE, such as optimizer.lr.high=0.1"),
@@ -713,7 +724,7 @@ class TestModules:
         assert found.references == {"my_net.py:Net": "network.module"}
         assert found.folder == tmp_path
         assert found.config({"a": 1}).network.folder == found.first_config.network.folder == tmp_path
-        assert found.first.network.args == {"log": False, "low": 4, "a": 1}
+        assert found.first_settings.network.args == {"log": False, "low": 4, "a": 1}
 
 
 def test_a_study_as_text_has_a_line_a_key_and_reads_back(tmp_path: Path) -> None:
@@ -750,3 +761,15 @@ lr = 0.01
     path.write_text(text)
     study = read_study(path)
     assert study_text(study) == text.replace("\\u0027", "'")
+
+
+def test_data_without_its_prefix_and_other_tasks_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "wines").mkdir()
+    with pytest.raises(
+        StudyFileError, match=r"unknown data set 'wines' \(did you mean 'folder:wines'\?\); known: digits"
+    ):
+        parse_study(tree(data__dataset="wines"), "s.toml", tmp_path)
+    with pytest.raises(
+        StudyFileError, match=r"\. hpo searches classifiers; for any other task write an objective functi"
+    ):
+        parse_study(tree(search__metric="rmse"), "s.toml")

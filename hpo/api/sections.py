@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from hpo.studyfile.cases import written
-from hpo.studyfile.messages import unknown_key
+from hpo.studyfile.conditions import choice_key
+from hpo.studyfile.messages import unknown_key_text
 from hpo.studyfile.searched import Choices, Range
 
 Bool: TypeAlias = bool | Choices
@@ -40,7 +40,7 @@ class Keywords:
             known = list(inspect.signature(cls.__init__).parameters)[1:]
             for key in given:
                 if key not in known:
-                    raise TypeError(f"hpo.{cls.__name__}: {key}: {unknown_key(key, known)}")
+                    raise TypeError(f"hpo.{cls.__name__}: {key}: {unknown_key_text(key, known)}")
             made = super().__new__(cls)
             made.__dict__["_given"] = frozenset(given)
             return made
@@ -171,5 +171,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, Section | Range | Choices):
         return {key: plain(each) for key, each in value.tree().items()}
     if isinstance(value, Mapping):
-        return {written(plain(key)): plain(each) for key, each in value.items()}
+        return {choice_key(plain(key)): plain(each) for key, each in value.items()}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value

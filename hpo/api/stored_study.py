@@ -416,7 +416,7 @@ class StoredStudy:
         """Return the lines at the end of a launch: how it ended, the best trials, ranges with the best at an edge."""
         from hpo.results.display.summary import summary_lines
 
-        return summary_lines((self._launched or self.study).checked.named(self.name), self._storage, self.ended)
+        return summary_lines((self._launched or self.study).checked.renamed(self.name), self._storage, self.ended)
 
     def next_lines(self, storage: str | None = None) -> list[str]:
         """Return lines with the commands to run next; they name the storage if it is not the default."""

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeAlias
 
 from hpo import studyfile
 from hpo.api.sections import Data, Keywords, Network, Optimizer, Search, Training, plain
-from hpo.studyfile.reading import changed_study, home_of, load_tree
+from hpo.studyfile.reading import base_folder, read_tree, study_from_tree
 
 Table: TypeAlias = Mapping[str, Any]
 
@@ -131,6 +131,6 @@ def read(
         tree, said, folder = plain(source), "study", Path.cwd()
     else:
         said = os.fspath(source)
-        tree = load_tree(said)
-        folder = home_of(tree, Path(said))
-    return Study.of(changed_study(tree, said, folder, overrides, **changes))
+        tree = read_tree(said)
+        folder = base_folder(tree, Path(said))
+    return Study.of(study_from_tree(tree, said, folder, overrides, **changes))

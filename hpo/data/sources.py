@@ -25,7 +25,7 @@ from hpo.data.images import RawImages
 from hpo.data.npz import Npz
 from hpo.data.places import FORMATS, required_place
 from hpo.errors import DataError
-from hpo.studyfile import own_data
+from hpo.studyfile import user_data
 from hpo.usercode import split_reference
 
 
@@ -95,7 +95,7 @@ def source_of(name: str, folder: Path) -> Source:
 
     Raises UsageError for a name that nothing has, DataError where the user's own files are nowhere.
     """
-    match own_data(name):
+    match user_data(name):
         case "npz", path:
             return Npz(_base(path, folder) / path)
         case "folder", path:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hpo.data.images import SealedImages, Split, indices_sha256
 from hpo.data.sources import source_of
 from hpo.errors import DataError
-from hpo.studyfile import own_data
+from hpo.studyfile import user_data
 
 if TYPE_CHECKING:
     from hpo.studyfile import Study
@@ -33,7 +33,7 @@ def load_split(study: Study) -> Split:
         dataset=name,
         names=raw.names,
         white=raw.white,
-        folder=None if own_data(name) is None else study.folder.absolute(),
+        folder=None if user_data(name) is None else study.folder.absolute(),
         train=raw.take(training),
         validation=raw.take(validation),
         content_sha256=raw.content_sha256(),

@@ -16,7 +16,7 @@ from hpo.search.study_records import STUDY
 from hpo.storage import Storage, StudySummary, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import parse_study
-from hpo.studyfile.cases import WHEN
+from hpo.studyfile.conditions import WHEN
 
 VALUE = "value"
 """What is scored by a metric that hpo does not know."""

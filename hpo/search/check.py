@@ -22,7 +22,10 @@ def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False) 
     report = _objective_report(study, device) if isinstance(study, ObjectiveStudy) else _network_report(study, device)
     if resolved:
         as_json = study.source.lower().endswith(".json")
-        report += ["", json_text(study.resolved(), indent=2) if as_json else study_text(study, defaults=True).rstrip()]
+        report += [
+            "",
+            json_text(study.resolved(), indent=2) if as_json else study_text(study, with_defaults=True).rstrip(),
+        ]
     return printable_lines("\n".join(report))
 
 
@@ -56,7 +59,7 @@ def _objective_report(study: ObjectiveStudy, device: str) -> list[str]:
 
 def parameter_line(parameter: Parameter) -> str:
     """Return a parameter's range or choices: `lr: 1e-06 to 0.01, log scale`."""
-    where = "" if parameter.when is None else f", where {parameter.when.words()}"
+    where = "" if parameter.when is None else f", where {parameter.when.text()}"
     return _range_line(parameter) + where
 
 

@@ -51,7 +51,7 @@ class CheckpointWriter:
     def __init__(
         self, study: Study, conditions: ClaimConditions, storage: Storage, say: Callable[[Event], None]
     ) -> None:
-        settings = study.first.training
+        settings = study.first_settings.training
         self.keep, self._most = settings.keep, settings.keep_trials
         self._name, self._study_id, self._storage, self._say = study.name, conditions.study_id, storage, say
         self._directions = directions(study)

@@ -14,7 +14,7 @@ from hpo.search.space import misread
 from hpo.studyfile import AnyStudy, Study, differing_keys
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.studyfile.objective import ObjectiveSearchSettings
-from hpo.studyfile.trees import replaced, same, value_at, without
+from hpo.studyfile.trees import equal_json, removed, replaced, value_at
 
 EXTENDABLE_KEYS = (
     "description",
@@ -61,7 +61,7 @@ def incomparable(old: Study, new: Study, free: Iterable[str]) -> list[str]:
     """Return the differences, one a line, that make trials incomparable: all but ranges, choices and `free` keys."""
     before, after = _fixed_part(old, new, free), _fixed_part(new, old, free)
     paths = {line: tuple(line.split(": ")[0].split("."))[:2] for line in differing_keys(old, new)}
-    return [line for line, path in paths.items() if not same(value_at(before, path), value_at(after, path))]
+    return [line for line, path in paths.items() if not equal_json(value_at(before, path), value_at(after, path))]
 
 
 def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -80,10 +80,10 @@ def _fixed_part(study: Study, other: Study, free: Iterable[str]) -> dict[str, An
         if (parameter.path, parameter.integer) in searched_by_both:
             tree = replaced(tree, parameter.path, None)
     # A new choice brings its own keys and its own conditional table; trials of the old choices never used them.
-    for case in study.cases:
+    for case in study.conditional_tables:
         choices = value_at(others, (case.section, case.key, "choices"))
         if isinstance(choices, list) and case.value not in choices:
-            tree = without(tree, case.path)
+            tree = removed(tree, case.path)
     searched = {parameter.path[:2] for parameter in study.parameters}
     for section in SEARCHABLE:
         for key in unused_keys(section, others[section]):

@@ -142,7 +142,7 @@ class NetworkDriver(Driver):
     @property
     def epochs(self) -> int | None:
         """The epochs of every trial; None where trials differ."""
-        epochs = set(self.study.possible(("training", "epochs")).values())
+        epochs = set(self.study.possible_values(("training", "epochs")).values())
         return epochs.pop() if len(epochs) == 1 else None
 
     @property
@@ -235,8 +235,8 @@ class NetworkDriver(Driver):
 
     def _precision(self, stored: optuna.Study, split: DeviceSplit, on_event: Listener) -> str:
         """Return the precision of "auto": the stored one, else the faster one on this machine."""
-        if self.study.first.training.precision != "auto":
-            return self.study.first.training.precision
+        if self.study.first_settings.training.precision != "auto":
+            return self.study.first_settings.training.precision
         if run := user_attrs_of(stored).get(RUN):
             return str(run["precision"])
         if split.device.type == "mps" or not self.plan.stacked:

@@ -24,8 +24,8 @@ from hpo.search.sampling.sampler_history import History
 from hpo.search.space import Values, distributions, identity, snapped, takes
 from hpo.storage import ClaimConditions, Storage, TrialFields, study_names
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Parameter, Range, Study
-from hpo.studyfile.messages import key_shown, shown
-from hpo.studyfile.searched import encode
+from hpo.studyfile.messages import format_key, format_value
+from hpo.studyfile.searched import encode_choice
 from hpo.untrusted_files import parse_json
 
 OPTION = "--enqueue"
@@ -120,17 +120,17 @@ def checked(study: Study, given: Mapping[str, Any], head: str) -> Values:
     for name in given:
         if name not in known:
             near = nearest(name, known) or f"; searched are {', '.join(known) or 'none'}"
-            raise UsageError(f"{head}: {key_shown(name)} is not searched{near}")
+            raise UsageError(f"{head}: {format_key(name)} is not searched{near}")
     values = {name: _value(known[name], value, head) for name, value in given.items()}
     for name in values:
         when = known[name].when
-        if when is not None and not (when.parameter in values and when.holds(values[when.parameter])):
-            raise UsageError(f"{head}: {name} is searched only where {when.words()}; add that value")
+        if when is not None and not (when.parameter in values and when.is_met(values[when.parameter])):
+            raise UsageError(f"{head}: {name} is searched only where {when.text()}; add that value")
     return {parameter.name: values[parameter.name] for parameter in study.parameters if parameter.name in values}
 
 
 def _option(text: str) -> str:
-    return f"{OPTION} {shown(text)}"
+    return f"{OPTION} {format_value(text)}"
 
 
 def _parsed(text: str) -> Values:
@@ -146,17 +146,17 @@ def _parsed(text: str) -> Values:
 
 def _value(parameter: Parameter, value: Any, head: str) -> Any:
     if not takes(parameter, value):
-        raise UsageError(f"{head}: {parameter.name} cannot be {shown(value)}: {_range(parameter)}")
-    return snapped(parameter, encode(value))
+        raise UsageError(f"{head}: {parameter.name} cannot be {format_value(value)}: {_range(parameter)}")
+    return snapped(parameter, encode_choice(value))
 
 
 def _range(parameter: Parameter) -> str:
     searched = parameter.searched
     if not isinstance(searched, Range):
         return f"it is one of {', '.join(map(json.dumps, searched.choices))}"
-    step = "" if searched.step is None else f" in steps of {shown(searched.step)}"
+    step = "" if searched.step is None else f" in steps of {format_value(searched.step)}"
     whole = "a whole number " if parameter.integer else ""
-    return f"it is {whole}from {shown(searched.low)} to {shown(searched.high)}{step}"
+    return f"it is {whole}from {format_value(searched.low)} to {format_value(searched.high)}{step}"
 
 
 def _check_count(study: AnyStudy, texts: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ from hpo.search.objective_history import ObjectiveHistory
 from hpo.search.sampling.samplers import objective_sampler
 from hpo.storage import ATTEMPTS, FAILURE_REASON, StudyState, TrialFields, TrialResult, set_state
 from hpo.studyfile import ObjectiveStudy
-from hpo.studyfile.messages import key_shown
+from hpo.studyfile.messages import format_key
 from hpo.usercode import UserCode
 
 Function = Callable[[optuna.Trial], Any]
@@ -224,7 +224,7 @@ class ObjectiveSearch(Search):
         """Warn of enqueued values that the function has not suggested: their names may be misspelt."""
         params = trial.params
         for name in trial._fixed_params.keys() - params.keys():
-            text = f"{trials_text([trial.number])}: {self.study.objective} did not suggest {key_shown(name)}"
+            text = f"{trials_text([trial.number])}: {self.study.objective} did not suggest {format_key(name)}"
             self.on_event(Note(f"{text}, which was enqueued{nearest(name, params)}", "warning"))
 
     def _check(self, number: int, until: float) -> None:

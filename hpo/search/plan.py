@@ -21,7 +21,7 @@ from hpo.search.sampling.samplers import PRECISION, check_search
 from hpo.search.space import Values, config_of
 from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
-from hpo.studyfile.messages import dotted
+from hpo.studyfile.messages import dotted_key
 from hpo.training.device_split import DeviceSplit, example_shape, to_device
 from hpo.training.devices import describe_device, find_device, is_out_of_memory
 from hpo.training.grouping import PROOF_EXAMPLES, two_networks, why_not_stackable
@@ -121,10 +121,10 @@ def _plan_objective(study: ObjectiveStudy) -> ObjectivePlan:
 def _plan_networks(study: Study, device: str) -> NetworkPlan:
     check_search(study)
     where = find_device(device)
-    precisions = study.possible(PRECISION)
+    precisions = study.possible_values(PRECISION)
     for place, precision in precisions.items():
         if where.type == "mps" and precision == "float64":
-            raise study.error(dotted(place), "float64 does not exist on mps; use float32, or --device cpu")
+            raise study.error(dotted_key(place), "float64 does not exist on mps; use float32, or --device cpu")
     code = _code(study)
     images = load_split(study)
     _check_shift(study, images)
@@ -196,7 +196,7 @@ def _stacks(config: Config, images: Split, device: torch.device, modes_of_one: S
 def _modes_of_one(study: Study, images: Split) -> list[Mode]:
     """Return the modes in which networks may get a batch of one example."""
     found: list[Mode] = []
-    if 1 in study.possible(("training", "batch_size")).values():
+    if 1 in study.possible_values(("training", "batch_size")).values():
         found.append("training")
     if any(size % EVALUATION_BATCH == 1 for size in (len(images.validation), images.test_size or 0)):
         found.append("evaluation")
@@ -222,10 +222,10 @@ def can_train(study: Study, values: Values) -> bool:
 def _check_shift(study: Study, images: Split) -> None:
     """Raise StudyFileError for a shift of an image's whole side or more."""
     side = min(images.train.pixels.shape[2:])
-    for place, shift in study.possible(("training", "shift")).items():
+    for place, shift in study.possible_values(("training", "shift")).items():
         if shift >= side:
             problem = f"must be below {side}, the pixels of an image's shorter side (got {shift})"
-            raise study.error(dotted(place), problem)
+            raise study.error(dotted_key(place), problem)
 
 
 def to_planned_device(study: Study, planned: NetworkPlan) -> DeviceSplit:

@@ -12,8 +12,8 @@ from typing import Any
 
 from hpo.search.space import Values, candidate, count, identity, snapped, takes
 from hpo.studyfile import Choices, Parameter, Study
-from hpo.studyfile.messages import shown
-from hpo.studyfile.searched import encode
+from hpo.studyfile.messages import format_value
+from hpo.studyfile.searched import encode_choice
 from hpo.studyfile.trees import value_at
 from hpo.training.seeds import member_seed
 
@@ -41,7 +41,7 @@ def check_points(study: Study) -> None:
             if not takes(known[name], value):
                 chosen = isinstance(known[name].searched, Choices)
                 problem = "is none of the choices" if chosen else "lies outside the range"
-                raise study.error(f"search.points.{index}.{name}", f"{problem} (got {shown(point[name])})")
+                raise study.error(f"search.points.{index}.{name}", f"{problem} (got {format_value(point[name])})")
     for index, values in enumerate(points(study)):
         first = seen.setdefault(identity(values), index)
         if first != index:
@@ -53,17 +53,17 @@ def baseline(study: Study) -> Values:
 
     Values come from `[baseline]`, else the middle of a range on its scale, or the first choice.
     """
-    given = {p.name: study.first.baseline.get(p.name, _middle(p)) for p in study.parameters}
-    return _stored(study, {parameter.name: given[parameter.name] for parameter in study.applying(given)})
+    given = {p.name: study.first_settings.baseline.get(p.name, _middle(p)) for p in study.parameters}
+    return _stored(study, {parameter.name: given[parameter.name] for parameter in study.applicable_parameters(given)})
 
 
 def _stored(study: Study, point: Mapping[str, Any]) -> Values:
-    return {name: encode(value) for name, value in _completed(study, point).items()}
+    return {name: encode_choice(value) for name, value in _completed(study, point).items()}
 
 
 def _completed(study: Study, point: Mapping[str, Any]) -> Values:
     """Return a point with the types of its keys (1 as 1.0), and unused keys included."""
-    tree = study.config(point, whole=True).model_dump()
+    tree = study.config(point, with_unused=True).model_dump()
     return {each.name: value_at(tree, each.setting) for each in study.parameters if each.name in point}
 
 

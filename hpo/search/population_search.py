@@ -40,7 +40,7 @@ class PopulationSearch(Search):
 
     def __post_init__(self) -> None:
         self.history = History(self.study, self._read(-1, ()), self.before, self._constraints)
-        keeps = self.study.first.training.keep != "none"
+        keeps = self.study.first_settings.training.keep != "none"
         self.writer = (
             CheckpointWriter(self.study, self.claim_conditions, self.storage, self.on_event) if keeps else None
         )

@@ -21,9 +21,9 @@ from optuna.distributions import (
 )
 
 from hpo.studyfile import Choices, Config, Parameter, Range, Study
-from hpo.studyfile.messages import dotted, shown
-from hpo.studyfile.searched import encode
-from hpo.studyfile.trees import same
+from hpo.studyfile.messages import dotted_key, format_value
+from hpo.studyfile.searched import encode_choice
+from hpo.studyfile.trees import equal_json
 
 Values = dict[str, Any]
 """A trial's parameters as Optuna stores them: name -> value."""
@@ -52,7 +52,7 @@ def config_of(study: Study, values: Mapping[str, Any]) -> Config:
 def decode(parameter: Parameter, stored: Any) -> Any:
     """Return a stored value as the study file means it: a list, where it is one of the choices or was one before."""
     for choice in parameter.searched.choices if isinstance(parameter.searched, Choices) else ():
-        kept = encode(choice)
+        kept = encode_choice(choice)
         if type(kept) is type(stored) and kept == stored:
             return copy.deepcopy(choice)  # whoever changes a list changes no study
     if isinstance(stored, str) and stored.startswith("["):
@@ -60,7 +60,7 @@ def decode(parameter: Parameter, stored: Any) -> Any:
             value = json.loads(stored)
         except (ValueError, RecursionError):
             return stored
-        return value if encode(value) == stored else stored
+        return value if encode_choice(value) == stored else stored
     return stored
 
 
@@ -73,8 +73,9 @@ def misread(before: Study, study: Study) -> str | None:
     for parameter in before.parameters:
         now = known.get(parameter.name)
         for choice in parameter.searched.choices if isinstance(parameter.searched, Choices) else ():
-            if now is not None and not same(read_as := decode(now, encode(choice)), choice):
-                return f"{dotted(now.path)}: the choice {shown(choice)} of trials would be taken for {shown(read_as)}"
+            if now is not None and not equal_json(read_as := decode(now, encode_choice(choice)), choice):
+                taken = f"would be taken for {format_value(read_as)}"
+                return f"{dotted_key(now.path)}: the choice {format_value(choice)} of trials {taken}"
     return None
 
 
@@ -105,7 +106,7 @@ def groups(study: Study, values: Mapping[str, Any]) -> list[dict[str, BaseDistri
     The first is what every trial has; its values, which have to be among `values`, decide which others there are.
     """
     parts: dict[str, dict[str, BaseDistribution]] = {repr(None): {}}
-    for parameter in study.applying(values):
+    for parameter in study.applicable_parameters(values):
         parts.setdefault(repr(parameter.when), {})[parameter.name] = _distribution(parameter)
     return list(parts.values())
 
@@ -137,7 +138,7 @@ def combination(study: Study, index: int) -> Values:
         for dependent in reversed(_dependents(study, parameter, place)):
             rest, at = divmod(rest, count(dependent) or 1)
             values[dependent.name] = candidate(dependent, at)
-    return {parameter.name: values[parameter.name] for parameter in study.applying(values)}
+    return {parameter.name: values[parameter.name] for parameter in study.applicable_parameters(values)}
 
 
 def _combinations(study: Study, parameter: Parameter) -> int:
@@ -168,7 +169,7 @@ def _is_decisive(study: Study, parameter: Parameter) -> bool:
 def _dependents(study: Study, parameter: Parameter, place: int) -> list[Parameter]:
     """Return the parameters that a trial has because this one has the value at that place."""
     conditional = [each for each in study.parameters if each.when is not None and each.when.parameter == parameter.name]
-    return [each for each in conditional if each.when is not None and each.when.holds(candidate(parameter, place))]
+    return [each for each in conditional if each.when is not None and each.when.is_met(candidate(parameter, place))]
 
 
 def count(parameter: Parameter) -> int | None:
@@ -185,7 +186,7 @@ def candidate(parameter: Parameter, index: int) -> Any:
     """Return one of the values that a parameter can take, in their order, as stored."""
     searched = parameter.searched
     if isinstance(searched, Choices):
-        return encode(searched.choices[index])
+        return encode_choice(searched.choices[index])
     value = _exact(searched.low) + index * _exact(searched.step or 1)
     return int(value) if parameter.integer else float(value)
 
@@ -208,12 +209,12 @@ def belongs(study: Study, space: Mapping[str, BaseDistribution], values: Mapping
 
     `space` is the study's `distributions`, made once for all its trials.
     """
-    return contains({each.name: space[each.name] for each in study.applying(values)}, values)
+    return contains({each.name: space[each.name] for each in study.applicable_parameters(values)}, values)
 
 
 def is_whole(study: Study, values: Mapping[str, Any]) -> bool:
     """Return whether a trial has a value for every parameter that it should have, and for no other."""
-    return values.keys() == {parameter.name for parameter in study.applying(values)}
+    return values.keys() == {parameter.name for parameter in study.applicable_parameters(values)}
 
 
 def contains(space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> bool:
@@ -238,7 +239,7 @@ def holds(parameter: Parameter, stored: Any) -> bool:
 def takes(parameter: Parameter, value: Any) -> bool:
     """Return whether a value, as a user gives it, is one of those that a parameter can take: 1 is not true, nor 1.0."""
     if isinstance(parameter.searched, Choices):
-        return any(same(value, choice) for choice in parameter.searched.choices)
+        return any(equal_json(value, choice) for choice in parameter.searched.choices)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -254,13 +255,13 @@ def identity(values: Mapping[str, Any]) -> str:
 
 def settings(study: Study, values: Mapping[str, Any]) -> str:
     """Return what trials share that are trained alike, whatever they have for keys that their kind does not use."""
-    return identity(study.used(values))
+    return identity(study.used_values(values))
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:
     searched = parameter.searched
     if isinstance(searched, Choices):
-        return CategoricalDistribution([encode(choice) for choice in searched.choices])
+        return CategoricalDistribution([encode_choice(choice) for choice in searched.choices])
     places = count(parameter)
     # The last of its steps: Optuna warns of any other end.
     high: Any = searched.high if places is None else candidate(parameter, places - 1)

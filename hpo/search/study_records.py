@@ -27,7 +27,7 @@ from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.storage import IDENTITY, PRIORITY, ClaimConditions, Storage, change_idle_study, identity, load_study, summary
 from hpo.storage.pareto import directions
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
-from hpo.studyfile.values import HERE
+from hpo.studyfile.values import CURRENT_FOLDER
 from hpo.text import hpo_command
 from hpo.usercode import UserCode, find_code_folder
 
@@ -165,7 +165,7 @@ def _folder(study: AnyStudy, attrs: Mapping[str, Any]) -> Path:
     """Return the folder of the files that a stored study refers to."""
     if CODE in attrs:
         return find_code_folder(study.references, attrs[CODE])
-    return Path(attrs.get(DATA, {}).get("folder", HERE))
+    return Path(attrs.get(DATA, {}).get("folder", CURRENT_FOLDER))
 
 
 def agree_on_run(
@@ -189,7 +189,7 @@ def precision_of(config: Config, run: str) -> str:
 
 def precisions(study: Study, run: str) -> str:
     """Return the precisions of the study's trials as text; `run` is the one that the study chose for "auto"."""
-    possible = study.possible(("training", "precision")).values()
+    possible = study.possible_values(("training", "precision")).values()
     return " or ".join(dict.fromkeys(run if each == "auto" else str(each) for each in possible))
 
 
@@ -228,7 +228,7 @@ def _code(code: UserCode) -> dict[str, Any]:
 
 def _parsed(text: str, name: str) -> AnyStudy:
     """Return the study of a stored file, under its name in the storage: it may have been renamed."""
-    return parse_any_study(json.loads(text), f"study '{name}'").named(name)
+    return parse_any_study(json.loads(text), f"study '{name}'").renamed(name)
 
 
 def _text(study: AnyStudy) -> str:

@@ -56,7 +56,7 @@ def run_rounds(
             for line in reasons if shown.prints_notes else ():
                 shown.line(line)
             launched = launch(proposed, storage, options, on_event=shown, stop=stop)
-        study = proposed.named(launched)
+        study = proposed.renamed(launched)
         if shown.ended is not None and shown.prints_notes:
             shown.line(outcome_line(study, shown.ended))
         if shown.ended is not None and shown.ended.all_failed:

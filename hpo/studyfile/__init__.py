@@ -1,21 +1,21 @@
-"""What a study file may say; every error names the file, the key and what is allowed.
+"""Study files: reading, checking and writing; every error names the file, the key and what is allowed.
 
-    trees.py      paths into trees of tables and lists
-    cases.py      what holds only where a searched key has a certain value
-    models.py     the concrete settings of a trial and of a study: types, limits, defaults
-    messages.py   the sentences of errors
-    searched.py   ranges and choices in the place of values
-    study.py      the checked study: settings by trial, the resolved tree, differences
-    objective.py  a study of the user's own objective
-    checking.py   a tree in, a study or its first error out
-    reading.py    a file in, with what the command changes
-    writing.py    a study as the text of a file
+    trees.py       paths into trees of tables and lists
+    values.py      types of values, and marks on fields
+    models.py      settings with concrete values: types, limits, defaults
+    keys.py        names, sections, searchable and unused keys, read from the models
+    messages.py    error messages
+    conditions.py  conditional parameters
+    searched.py    ranges and choices
+    study.py       a checked study: settings by trial, resolved file, differences
+    objective.py   a study with an objective function
+    checking.py    check a tree; return a study or raise its first error
+    reading.py     read a file, with the changes of a command
+    writing.py     write a study as TOML
 
-A study file fixes every value or gives a range or choices to search. This room knows of the rest only the errors, and
-imports neither torch, Optuna nor NumPy.
+A study file fixes each value or gives a range or choices to search. This room imports neither torch, Optuna nor NumPy.
 """
 
-from hpo.studyfile.cases import Case, Condition
 from hpo.studyfile.checking import AnyStudy, name_problem, parse_any_study, parse_study
 from hpo.studyfile.models import (
     Config,
@@ -24,7 +24,7 @@ from hpo.studyfile.models import (
     OptimizerSettings,
     SearchSettings,
     TrainingSettings,
-    own_data,
+    user_data,
 )
 from hpo.studyfile.objective import ObjectiveStudy
 from hpo.studyfile.reading import read_study
@@ -33,9 +33,7 @@ from hpo.studyfile.study import Study, differing_keys
 
 __all__ = [
     "AnyStudy",
-    "Case",
     "Choices",
-    "Condition",
     "Config",
     "DataSettings",
     "NetworkSettings",
@@ -48,8 +46,8 @@ __all__ = [
     "TrainingSettings",
     "differing_keys",
     "name_problem",
-    "own_data",
     "parse_any_study",
     "parse_study",
     "read_study",
+    "user_data",
 ]

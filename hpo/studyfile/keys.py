@@ -1,7 +1,4 @@
-"""What the models say of a study file's keys: how each is called, which may be searched, and which go unused.
-
-Everything here is read off the models (`hpo.studyfile.models`) and their marks; no key is named.
-"""
+"""Keys of a study file, read from the models and their marks: names, sections, and searchable and unused keys."""
 
 from __future__ import annotations
 
@@ -9,19 +6,15 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, get_args
 
-from pydantic import (
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import Field, TypeAdapter, ValidationError
 
 from hpo.studyfile.models import Config, Settings, StudySettings
 from hpo.studyfile.trees import Path
-from hpo.studyfile.values import STRICT, OneForAll, Open, UsedBy
+from hpo.studyfile.values import STRICT, NotSearchable, OpenTable, UsedBy
 
 
 def sections(model: type[Settings]) -> dict[str, type[Settings]]:
-    """Return the tables of a study file, by key."""
+    """Return the models of a study file's tables by key."""
     return {
         key: field.annotation
         for key, field in model.model_fields.items()
@@ -34,8 +27,8 @@ SEARCHABLE = tuple(Config.model_fields)  # the sections whose values may be sear
 
 
 @cache
-def names() -> dict[str, Path]:
-    """Map each setting's short name to its path: its key, or the dotted path of a key that several sections own."""
+def setting_paths() -> dict[str, Path]:
+    """Map each setting's short name to its path: its key, or the dotted path of a key that several sections have."""
     paths: list[Path] = [(key,) for key in StudySettings.model_fields if key not in SECTIONS]
     paths += [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
     keys = [path[-1] for path in paths]
@@ -44,17 +37,17 @@ def names() -> dict[str, Path]:
 
 @cache
 def open_tables() -> frozenset[Path]:
-    """Return the paths of the tables whose keys are not the models', each of which may be searched."""
-    return frozenset[Path](_marked(Open))
+    """Return the paths of the tables with arbitrary keys, each of which may be searched."""
+    return frozenset[Path](_marked(OpenTable))
 
 
 @cache
-def for_all() -> frozenset[tuple[str, str]]:
-    """Return the paths of the keys that cannot be searched although others of their section can."""
-    return _marked(OneForAll)
+def unsearchable_keys() -> frozenset[tuple[str, str]]:
+    """Return the paths of the keys in searchable sections that cannot be searched."""
+    return _marked(NotSearchable)
 
 
-def _marked(kind: type[OneForAll] | type[Open]) -> frozenset[tuple[str, str]]:
+def _marked(kind: type[NotSearchable] | type[OpenTable]) -> frozenset[tuple[str, str]]:
     return frozenset(
         (section, key)
         for section in SEARCHABLE
@@ -64,8 +57,8 @@ def _marked(kind: type[OneForAll] | type[Open]) -> frozenset[tuple[str, str]]:
 
 
 @cache
-def conditional() -> Mapping[Path, UsedBy]:
-    """Return the paths of the keys that only some values of another key use, each with the mark that says so."""
+def conditionally_used() -> Mapping[Path, UsedBy]:
+    """Return the paths of the keys that are used only with some values of another key, with their marks."""
     return {(section, key): mark for section in SEARCHABLE for key, mark in _used_by(section).items()}
 
 
@@ -76,9 +69,9 @@ def _used_by(section: str) -> Mapping[str, UsedBy]:
 
 
 def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]:
-    """Return the keys of a section that nothing its table may say uses, each with the mark that says what does.
+    """Return the keys of a section that are unused with all possible values of the table, with their marks.
 
-    A table that names a kind, or another such value, that is none has no keys that go unused for it.
+    If the table has an invalid value for a deciding key such as `kind`, no key counts as unused for it.
     """
     marks = _used_by(section)
     unused = {mark for mark in set(marks.values()) if not _uses(section, values, mark)}
@@ -86,13 +79,13 @@ def unused_keys(section: str, values: Mapping[str, object]) -> dict[str, UsedBy]
 
 
 def is_used(setting: Path, tree: Mapping[str, Any]) -> bool:
-    """Return whether a tree of sections has anything that uses this setting, one of `conditional`."""
+    """Return whether a tree of sections may use this setting, one of `conditionally_used`."""
     section = str(setting[0])
-    return _uses(section, tree[section], conditional()[setting[:2]])
+    return _uses(section, tree[section], conditionally_used()[setting[:2]])
 
 
 def _uses(section: str, values: Mapping[str, object], mark: UsedBy) -> bool:
-    possible = possible_values(section, mark.key, values)
+    possible = possible_words(section, mark.key, values)
     return not possible or not set(mark.values).isdisjoint(possible)
 
 
@@ -103,16 +96,16 @@ def _adapter(section: str, key: str) -> TypeAdapter[Any]:
     return TypeAdapter(allowed, config=STRICT)
 
 
-def understood(section: str, key: str, value: Any) -> Any:
-    """Return a value as its key means it, 0.0 where 0 stands for a fraction; itself where it cannot be one."""
+def coerce(section: str, key: str, value: Any) -> Any:
+    """Return a value in the type of its key, such as 0.0 for a fraction of 0; an invalid value unchanged."""
     try:
         return _adapter(section, key).validate_python(value)
     except ValidationError:
         return value
 
 
-def possible_values(section: str, key: str, values: Mapping[str, object]) -> list[str]:
-    """Return the words that a key may be, as a section's table says, or none where it says one that is not allowed."""
+def possible_words(section: str, key: str, values: Mapping[str, object]) -> list[str]:
+    """Return the words that a key may have in a section's table; none if one of them is invalid."""
     field = SECTIONS[section].model_fields[key]
     value = values.get(key, field.default)
     words = value.get("choices") if isinstance(value, Mapping) else [value]

@@ -1,13 +1,13 @@
-"""The settings that a study file fixes for one trial: what is allowed, and what holds where nothing is said.
+"""Settings of a study file with concrete values: types, limits and defaults.
 
-Every model is frozen and strict: an integer is accepted for a number, but "0.1", true, nan and inf are not, and an
-unknown key is an error, but in a table that is `Open`. The models know nothing of searched values, files or messages:
-`hpo.studyfile.study` puts one concrete value at a time into them. A field that only some kinds of network or optimizer
-use, or only some values of another key, is marked `UsedBy`; for the others it is carried along unread.
+Every model is frozen and strict: an integer is a number, but "0.1", true, nan and inf are not, and an unknown key is an
+error, except in a table marked `OpenTable`. A field marked `UsedBy` is used only with some values of another key, such
+as `kind`, and ignored with the others. Searched values are replaced by concrete ones before a model sees them.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Self
 
@@ -23,18 +23,19 @@ from pydantic import (
     field_validator,
 )
 
+from hpo.errors import CLASSIFIERS_ONLY
 from hpo.studyfile.values import (
-    HERE,
-    LARGEST,
-    MOST_LAYERS,
+    CURRENT_FOLDER,
+    MAX_INT,
+    MAX_LAYERS,
     STRICT,
     AboveZero,
     Arguments,
     Fraction,
     Name,
     Natural,
-    OneForAll,
-    Open,
+    NotSearchable,
+    OpenTable,
     Positive,
     Reference,
     UsedBy,
@@ -44,16 +45,17 @@ from hpo.studyfile.values import (
 
 
 class Settings(BaseModel):
-    """What all settings have in common: frozen, strict, no unknown keys, no nan and no infinity."""
+    """Base of all settings: frozen, strict, without unknown keys, nan and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, **STRICT)
 
 
-OWN_DATA = "npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
+USER_DATA = "npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
+DATASETS = f"digits, mnist, fashion_mnist, cifar10, {USER_DATA}"
 
 
-def own_data(dataset: str) -> tuple[Literal["npz", "folder", "code"], str] | None:
-    """Return how a data set of the user's own is read, and what: a path or a reference; None for a known data set."""
+def user_data(dataset: str) -> tuple[Literal["npz", "folder", "code"], str] | None:
+    """Return the format of the user's data and its path or reference; None for a data set that hpo knows."""
     kind, colon, path = dataset.partition(":")
     if kind == "npz":
         return "npz", path
@@ -62,29 +64,40 @@ def own_data(dataset: str) -> tuple[Literal["npz", "folder", "code"], str] | Non
     return ("code", dataset) if colon else None
 
 
-def _own_data(dataset: str) -> str:
-    kind, path = own_data(dataset) or ("", "")
+def prefixed_user_data(dataset: str, folder: FilePath) -> str:
+    """Return `npz:wine.npz` for `wine.npz`, and likewise for a folder or a Python file; "" for other names."""
+    if ":" in dataset or not dataset:
+        return ""
+    if dataset.endswith(".npz"):
+        return f"npz:{dataset}"
+    if dataset.endswith(".py"):
+        return f"{dataset}:FUNCTION"
+    return f"folder:{dataset}" if "/" in dataset or os.path.isdir(folder / dataset) else ""
+
+
+def _check_user_data(dataset: str) -> str:
+    kind, path = user_data(dataset) or ("", "")
     try:
         if kind == "code":
             checked_reference(dataset)
     except ValueError:
         path = ""
     if not path or not dataset.isprintable():
-        raise ValueError(f"must be {OWN_DATA}")
+        raise ValueError(f"must be {USER_DATA}")
     return dataset
 
 
 class DataSettings(Settings):
-    """`[data]`: which images, and how validation is carved from them."""
+    """`[data]`: the data set, and the split of its training data into training and validation."""
 
     dataset: Annotated[
         Annotated[Literal["digits", "mnist", "fashion_mnist", "cifar10"], Tag("known")]
-        | Annotated[str, AfterValidator(_own_data), Tag("own")],
-        Discriminator(lambda value: "own" if isinstance(value, str) and ":" in value else "known"),
-        Field(title="data set", description=f"digits, mnist, fashion_mnist, cifar10, {OWN_DATA}"),
+        | Annotated[str, AfterValidator(_check_user_data), Tag("user")],
+        Discriminator(lambda value: "user" if isinstance(value, str) and ":" in value else "known"),
+        Field(title="data set", description=DATASETS),
     ]
     validation: float = Field(0.2, gt=0, lt=1)
-    train_size: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
+    train_size: Annotated[int, Field(ge=2, le=MAX_INT)] | None = None
     split_seed: Natural = 0
 
 
@@ -95,12 +108,12 @@ _STEP = UsedBy(("step",), key="schedule")
 
 
 class NetworkSettings(Settings):
-    """`[network]`: one trial's network and its initial weights."""
+    """`[network]`: a trial's network and its initial weights."""
 
     kind: Literal["mlp", "cnn", "module"]
     module: Annotated[Reference | None, Field(validate_default=True), _MODULE] = None
-    args: Annotated[Arguments, Open(), _MODULE] = {}
-    hidden: Annotated[list[Positive], Field(max_length=MOST_LAYERS), _BUILT_IN] = [100, 100]
+    args: Annotated[Arguments, OpenTable(), _MODULE] = {}
+    hidden: Annotated[list[Positive], Field(max_length=MAX_LAYERS), _BUILT_IN] = [100, 100]
     activation: Annotated[
         Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"], Field(), _BUILT_IN
     ] = "relu"
@@ -117,51 +130,43 @@ class NetworkSettings(Settings):
         Field(description="a number or a list of numbers"),
         _BUILT_IN,
     ] = 0.0
-    conv: Annotated[list[Positive], Field(min_length=1, max_length=MOST_LAYERS), _CNN] = [6, 16]
+    conv: Annotated[list[Positive], Field(min_length=1, max_length=MAX_LAYERS), _CNN] = [6, 16]
     kernel: Annotated[Positive, _CNN] = 5
     padding: Annotated[Natural, _CNN] = 0
     pool: Annotated[Positive, _CNN] = 2
-    _folder: FilePath = PrivateAttr(HERE)
+    _folder: FilePath = PrivateAttr(CURRENT_FOLDER)
 
     @property
     def folder(self) -> FilePath:
-        """Where the module's file is looked for."""
+        """The folder of the module's file."""
         return self._folder
 
-    def located(self, folder: FilePath) -> Self:
-        """Return the same settings of a study whose files lie in that folder."""
+    def with_folder(self, folder: FilePath) -> Self:
+        """Return the settings with the folder of the study's files."""
         copy = self.model_copy()
         copy._folder = folder
         return copy
 
     @field_validator("module")
     @classmethod
-    def _needed_by_its_kind(cls, module: str | None, info: ValidationInfo) -> str | None:
+    def _check_module(cls, module: str | None, info: ValidationInfo) -> str | None:
         if module is None and info.data.get("kind") == "module":
             raise ValueError("missing")
         return module
 
-    @property
-    def dropout_places(self) -> int:
-        """How many places a rate can be given for: after each hidden layer, or before each fully connected one."""
-        return _dropout_places(self.kind, self.hidden)
-
     @field_validator("dropout")
     @classmethod
-    def _a_rate_for_each_place(cls, dropout: float | list[float], info: ValidationInfo) -> float | list[float]:
+    def _check_dropout(cls, dropout: float | list[float], info: ValidationInfo) -> float | list[float]:
         if isinstance(dropout, list) and {"kind", "hidden"} <= info.data.keys():
-            places = _dropout_places(info.data["kind"], info.data["hidden"])
-            if len(dropout) != places:
-                raise ValueError(f"must be one number or a list of {places}, one for each place")
+            # An mlp drops out after each hidden layer, a cnn before each fully connected one.
+            layers = len(info.data["hidden"]) + (info.data["kind"] == "cnn")
+            if len(dropout) != layers:
+                raise ValueError(f"must be one number or a list of {layers}, one for each dropout layer")
         return dropout
 
 
-def _dropout_places(kind: str, hidden: list[int]) -> int:
-    return len(hidden) + (kind == "cnn")
-
-
 class OptimizerSettings(Settings):
-    """`[optimizer]`: one trial's optimizer."""
+    """`[optimizer]`: a trial's optimizer and learning rate schedule."""
 
     kind: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "sgd"
     lr: AboveZero
@@ -179,7 +184,7 @@ class OptimizerSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """`[training]`: how long, in which batches, on what of the images and in which precision."""
+    """`[training]`: epochs, batches, augmentation, precision, early stopping and checkpoints."""
 
     epochs: Positive
     batch_size: Positive = 100
@@ -188,27 +193,27 @@ class TrainingSettings(Settings):
     flip: float = Field(0.0, ge=0, le=1)
     shift: Natural = 0
     patience: Positive | None = None
-    keep: Annotated[Literal["none", "best", "last"], OneForAll()] = "none"
-    keep_trials: Annotated[Positive, OneForAll()] = 5
+    keep: Annotated[Literal["none", "best", "last"], NotSearchable()] = "none"
+    keep_trials: Annotated[Positive, NotSearchable()] = 5
 
 
 class LimitSettings(Settings):
-    """`[search.limits]`: what no trial may exceed; one that would is not trained."""
+    """`[search.limits]`: limits on a trial; a configuration above a limit is not trained."""
 
     parameters: Positive | None = None
 
 
 ON_VALIDATION = ("val_accuracy", "val_loss")
-"""The metrics that an epoch has, of the validation split."""
+"""The metrics measured on the validation split after each epoch."""
 
 
 def is_minimized(metric: str) -> bool:
-    """Whether less of a metric is better."""
+    """Return whether lower values of a metric are better."""
     return metric != "val_accuracy"
 
 
 class SearchSettings(Settings):
-    """`[search]`: how many trials, chosen and judged how."""
+    """`[search]`: trials, sampler, pruner, metric and limits of the search."""
 
     trials: Positive
     sampler: Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"] = "tpe"
@@ -217,7 +222,10 @@ class SearchSettings(Settings):
         Annotated[Literal["val_accuracy", "val_loss"], Tag("word")]
         | Annotated[list[Literal["val_accuracy", "val_loss", "parameters", "seconds_per_epoch"]], Tag("list")],
         Discriminator(lambda value: "list" if isinstance(value, list) else "word"),
-        Field(description="val_accuracy, val_loss, or a list of several, also of parameters and seconds_per_epoch"),
+        Field(
+            description="val_accuracy, val_loss, or a list of several, also of parameters and seconds_per_epoch",
+            json_schema_extra={"hint": CLASSIFIERS_ONLY},
+        ),
     ] = "val_accuracy"
     score: Literal["last", "best"] = "last"
     population: Annotated[
@@ -238,71 +246,71 @@ class SearchSettings(Settings):
 
     @field_validator("start_from")
     @classmethod
-    def _each_study_once(cls, start_from: list[str]) -> list[str]:
+    def _check_start_from(cls, start_from: list[str]) -> list[str]:
         if len(set(start_from)) < len(start_from):
             raise ValueError("must not name a study twice")
         return start_from
 
     @field_validator("metric")
     @classmethod
-    def _several_or_one(cls, metric: str | list[str]) -> str | list[str]:
+    def _check_metrics(cls, metric: str | list[str]) -> str | list[str]:
         if isinstance(metric, list):
             if len(metric) < 2 or len(set(metric)) < len(metric):
-                raise ValueError("must name one metric, or list several different ones")
+                raise ValueError("must be one metric, or a list of different metrics")
             if metric[0] not in ON_VALIDATION:
-                raise ValueError(f"must begin with {' or '.join(ON_VALIDATION)}, by which learning curves are judged")
+                raise ValueError(f"must begin with {' or '.join(ON_VALIDATION)}, the metric of the learning curves")
         return metric
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What trials are scored by: one metric, or several, none of which counts more than another."""
+        """The metrics that are optimized, one or several of equal weight."""
         return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
 
     @property
     def first_metric(self) -> str:
-        """The metric that learning curves are judged by, and in whose order trials are listed."""
+        """The metric of learning curves and of the order of trials in lists."""
         return self.metrics[0]
 
     @property
     def minimized(self) -> bool:
-        """Whether less of the first metric is better."""
+        """True if lower values of the first metric are better."""
         return is_minimized(self.first_metric)
 
     @property
     def all_minimized(self) -> tuple[bool, ...]:
-        """The same of each metric."""
+        """For each metric, True if lower values are better."""
         return tuple(map(is_minimized, self.metrics))
 
 
 class Config(Settings):
-    """One trial's settings, whole."""
+    """All settings of one trial."""
 
     network: NetworkSettings
     optimizer: OptimizerSettings
     training: TrainingSettings
 
-    def located(self, folder: FilePath) -> Self:
-        """Return the same settings of a study whose files lie in that folder."""
-        return self.model_copy(update={"network": self.network.located(folder)})
+    def with_folder(self, folder: FilePath) -> Self:
+        """Return the settings with the folder of the study's files."""
+        return self.model_copy(update={"network": self.network.with_folder(folder)})
 
 
-class Named(Settings):
-    """What every study file has: a name that can be typed."""
+class NamedSettings(Settings):
+    """Base of both kinds of study file: a name that can be typed."""
 
     name: Name
 
     @field_validator("name")
     @classmethod
-    def _can_be_typed(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if not name.isprintable():
-            raise ValueError("must hold printable characters only")
+            raise ValueError("must have printable characters only")
         if name != name.strip():
             raise ValueError("must not begin or end with a space")
         return name
 
 
-class StudySettings(Named):
-    """A whole study file with one concrete value in place of each searched one; the fields in canonical order."""
+class StudySettings(NamedSettings):
+    """A study file with a concrete value in place of each searched one; the fields in canonical order."""
 
     description: str = ""
     data: DataSettings

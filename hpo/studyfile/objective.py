@@ -1,7 +1,7 @@
-"""A study of the user's own objective: a function of `optuna.Trial` in place of data, network, optimizer, training.
+"""Studies with an objective function: the user's function of `optuna.Trial` in place of data, network and training.
 
-`hpo.studyfile.checking.parse_any_study` alone makes an `ObjectiveStudy`, so what it holds has been checked. The
-function itself is not looked for here.
+Only `hpo.studyfile.checking.parse_any_study` creates an `ObjectiveStudy`, so its values are valid. The function is not
+imported here.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 
 from hpo.errors import StudyFileError
-from hpo.studyfile.messages import dotted, faults_of, study_file_error
-from hpo.studyfile.models import Named, SearchSettings, Settings, StudySettings
-from hpo.studyfile.trees import Path, first_in_order
-from hpo.studyfile.values import HERE, AboveZero, Natural, Positive, Reference
+from hpo.studyfile.messages import dotted_key, study_file_error, validation_problems
+from hpo.studyfile.models import NamedSettings, SearchSettings, Settings, StudySettings
+from hpo.studyfile.trees import Path, first_path
+from hpo.studyfile.values import CURRENT_FOLDER, AboveZero, Natural, Positive, Reference
 
 Direction = Literal["minimize", "maximize"]
 
 KEY = "objective"
-"""The key that tells such a study from one of hpo's networks."""
+"""The key that makes a study file an objective study."""
 
 
 class ObjectiveSearchSettings(Settings):
-    """`[search]` of an objective: how many trials, chosen and judged how; the defaults are Optuna's own."""
+    """`[search]` of an objective study, with the defaults of Optuna."""
 
     trials: Positive
     direction: Annotated[
         Annotated[Direction, Tag("word")] | Annotated[list[Direction], Field(min_length=2), Tag("list")],
         Discriminator(lambda value: "list" if isinstance(value, list) else "word"),
-        Field(description="minimize, maximize, or a list of one for each value that it returns"),
+        Field(description="minimize, maximize, or a list with one for each returned value"),
     ] = "minimize"
     sampler: Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc"] = "tpe"
     pruner: Literal["none", "median", "hyperband"] = "median"
@@ -44,25 +44,25 @@ class ObjectiveSearchSettings(Settings):
 
     @field_validator("sampler")
     @classmethod
-    def _samples_for_all(cls, sampler: str, info: ValidationInfo) -> str:
+    def _check_sampler(cls, sampler: str, info: ValidationInfo) -> str:
         if sampler == "cmaes" and isinstance(info.data.get("direction"), list):
-            raise ValueError("cmaes knows one direction only; use tpe, nsga2, gp, qmc or random")
+            raise ValueError("cmaes optimizes one direction only; use tpe, nsga2, gp, qmc or random")
         return sampler
 
     @property
     def minimized(self) -> bool:
-        """Whether less of the first value is better."""
+        """True if lower first values are better."""
         return self.all_minimized[0]
 
     @property
     def all_minimized(self) -> tuple[bool, ...]:
-        """The same of each value that it returns."""
+        """For each returned value, True if lower values are better."""
         directions = [self.direction] if isinstance(self.direction, str) else self.direction
         return tuple(direction == "minimize" for direction in directions)
 
 
-class ObjectiveStudySettings(Named):
-    """A whole study file of an objective; the fields in canonical order."""
+class ObjectiveStudySettings(NamedSettings):
+    """The study file of an objective study; the fields in canonical order."""
 
     description: str = ""
     objective: Reference
@@ -71,18 +71,18 @@ class ObjectiveStudySettings(Named):
 
 @dataclass(frozen=True)
 class ObjectiveStudy:
-    """A checked study of an objective. Two are equal when their files say the same, wherever they were read."""
+    """A checked objective study. Two are equal if their resolved files are equal, wherever they were read."""
 
     source: str = field(compare=False)  # the file as the user named it
     settings: ObjectiveStudySettings
-    folder: FilePath = field(default=HERE, compare=False)  # where the objective's file is looked for
+    folder: FilePath = field(default=CURRENT_FOLDER, compare=False)  # the folder of the objective's file
 
     @property
     def name(self) -> str:
         return self.settings.name
 
-    def named(self, name: str) -> ObjectiveStudy:
-        """Return the study under another name, which may be one that no file could give it."""
+    def renamed(self, name: str) -> ObjectiveStudy:
+        """Return the study under another name, which need not be valid in a file."""
         return replace(self, settings=self.settings.model_copy(update={"name": name}))
 
     @property
@@ -96,7 +96,7 @@ class ObjectiveStudy:
 
     @property
     def references(self) -> dict[str, str]:
-        """What the file refers to of the user's own code, each with the key that says so."""
+        """The references to user code, each with its key in the study file."""
         return {self.objective: KEY}
 
     @property
@@ -104,35 +104,36 @@ class ObjectiveStudy:
         return self.settings.search
 
     def resolved(self) -> dict[str, Any]:
-        """Return the whole file as a tree for JSON, every default filled in."""
+        """Return the resolved file as a tree for JSON."""
         return self.settings.model_dump(exclude_none=True)
 
     def error(self, key: str, problem: str) -> StudyFileError:
-        """Return the error to raise for a key of this study that proves wrong later on."""
+        """Return an error about a key of this study, to raise."""
         return study_file_error(self.source, key, problem)
 
 
 def parse_objective_study(tree: Mapping[str, Any], source: str, folder: FilePath) -> ObjectiveStudy:
-    """Check the tree of a study that has an objective; raise StudyFileError for its first problem."""
-    problems = _not_used(tree)
+    """Check the tree of an objective study; raise StudyFileError for its first problem."""
+    problems = _unused(tree)
     rest = {key: value for key, value in tree.items() if (key,) not in problems}
-    search = rest.get("search", {})  # its keys will be missing
+    search = rest.get("search", {})  # its keys will be reported as missing
     if isinstance(search, Mapping):
         rest["search"] = {key: value for key, value in search.items() if ("search", key) not in problems}
     settings = None
     try:
         settings = ObjectiveStudySettings.model_validate(rest)
     except ValidationError as error:
-        problems |= {path: fault.sentence for path, fault in faults_of(error, ObjectiveStudySettings, rest).items()}
+        found = validation_problems(error, ObjectiveStudySettings, rest)
+        problems |= {path: problem.text for path, problem in found.items()}
     if settings is None or problems:
-        path = first_in_order(dict(tree), problems)
-        raise study_file_error(source, dotted(path), problems[path])
+        path = first_path(dict(tree), problems)
+        raise study_file_error(source, dotted_key(path), problems[path])
     return ObjectiveStudy(source, settings, folder)
 
 
-def _not_used(tree: Mapping[str, Any]) -> dict[Path, str]:
-    """Return what is given that only studies of hpo's networks have."""
-    why = f"cannot be given beside {KEY}, whose function does all that"
+def _unused(tree: Mapping[str, Any]) -> dict[Path, str]:
+    """Return the keys that only network studies have, with their problems."""
+    why = f"cannot be used with {KEY}: the function itself defines data, network and training"
     found: dict[Path, str] = {
         (key,): why
         for key in tree

@@ -1,7 +1,6 @@
-"""A study: what its file says, the concrete settings of each of its trials, and the whole as a tree for JSON.
+"""A checked study of networks: its parameters, the settings of each trial, and the resolved file.
 
-`hpo.studyfile.checking.parse_study` alone makes a `Study`, so what it holds has been checked. It knows nothing of
-files.
+Only `hpo.studyfile.checking.parse_study` creates a `Study`, so its values are valid.
 """
 
 from __future__ import annotations
@@ -14,175 +13,179 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
-from hpo.studyfile.cases import Case, assembled, with_cases
-from hpo.studyfile.keys import SEARCHABLE, conditional, is_used, unused_keys
-from hpo.studyfile.messages import dotted, faults_of, shown, study_file_error
-from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, own_data
-from hpo.studyfile.searched import Parameter, applicable, candidates
-from hpo.studyfile.trees import MISSING, Path, replaced, same, value_at
-from hpo.studyfile.values import HERE
+from hpo.studyfile.conditions import ConditionalTable, insert_conditional, with_conditional
+from hpo.studyfile.keys import SEARCHABLE, conditionally_used, is_used, unused_keys
+from hpo.studyfile.messages import dotted_key, format_value, study_file_error, validation_problems
+from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, user_data
+from hpo.studyfile.searched import Parameter, applicable_parameters, candidates
+from hpo.studyfile.trees import MISSING, Path, equal_json, replaced, value_at
+from hpo.studyfile.values import CURRENT_FOLDER
 
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study. Two studies are equal when their files say the same, wherever they were read."""
+    """A checked study. Two studies are equal if their resolved files are equal, wherever they were read."""
 
     source: str = field(compare=False)  # the file as the user named it
-    parameters: tuple[Parameter, ...]  # in the order of the models, whatever the file's, conditional ones last
-    first: StudySettings  # the file with every searched value at its first: low, or the first choice
-    plain: Mapping[str, Any]  # the same as a tree, but for keys that cases give: these are as they are in no case
-    cases: tuple[Case, ...] = ()  # in the order of the models, with every searched value at its first
-    folder: FilePath = field(default=HERE, compare=False)  # where the files that it refers to are looked for
+    parameters: tuple[Parameter, ...]  # in the order of the models, conditional ones last
+    first_settings: StudySettings  # each searched value is at its first candidate: low, or the first choice
+    unconditional: Mapping[str, Any]  # the same as a tree; keys of conditional tables have their values outside these
+    conditional_tables: tuple[ConditionalTable, ...] = ()  # in the order of the models, at first candidates
+    folder: FilePath = field(default=CURRENT_FOLDER, compare=False)  # the folder of the files that it refers to
 
     def __eq__(self, other: object) -> bool:
-        return same(self.resolved(), other.resolved()) if isinstance(other, Study) else NotImplemented
+        return equal_json(self.resolved(), other.resolved()) if isinstance(other, Study) else NotImplemented
 
     @property
     def name(self) -> str:
-        """The name in the storage."""
-        return self.first.name
+        """The study's name in the storage."""
+        return self.first_settings.name
 
-    def named(self, name: str) -> Study:
-        """Return the study under another name, which may be one that no file could give it."""
-        return replace(self, first=self.first.model_copy(update={"name": name}), plain={**self.plain, "name": name})
+    def renamed(self, name: str) -> Study:
+        """Return the study under another name, which need not be valid in a file."""
+        settings = self.first_settings.model_copy(update={"name": name})
+        return replace(self, first_settings=settings, unconditional={**self.unconditional, "name": name})
 
     @property
     def description(self) -> str:
-        """What is shown as its note in the dashboard."""
-        return self.first.description
+        """The study's note in the dashboard."""
+        return self.first_settings.description
 
     @property
     def data(self) -> DataSettings:
         """`[data]`, with every default filled in."""
-        return self.first.data
+        return self.first_settings.data
 
     @property
     def search(self) -> SearchSettings:
         """`[search]`, with every default filled in."""
-        return self.first.search
+        return self.first_settings.search
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The networks of the user's own that its trials may have, such as `my_net.py:Net`."""
-        return tuple(each for each in self.possible(("network", "module")).values() if each is not None)
+        """The references to user-defined networks, such as `my_net.py:Net`."""
+        return tuple(each for each in self.possible_values(("network", "module")).values() if each is not None)
 
     @property
     def references(self) -> dict[str, str]:
-        """The user's own code that it refers to, its images' function among it, each with the key that says so."""
-        kind, data = own_data(self.data.dataset) or ("", "")
-        images = {data: "data.dataset"} if kind == "code" else {}
-        return images | dict.fromkeys(self.modules, "network.module")
+        """The references to user code, for networks and data, each with its key in the study file."""
+        kind, data = user_data(self.data.dataset) or ("", "")
+        data_function = {data: "data.dataset"} if kind == "code" else {}
+        return data_function | dict.fromkeys(self.modules, "network.module")
 
     @property
     def first_config(self) -> Config:
-        """The settings of a trial with every searched value at its first."""
-        return Config.model_validate(self.first.model_dump(include=set(SEARCHABLE))).located(self.folder)
+        """The settings of a trial with each searched value at its first candidate."""
+        settings = self.first_settings.model_dump(include=set(SEARCHABLE))
+        return Config.model_validate(settings).with_folder(self.folder)
 
-    def applying(self, params: Mapping[str, Any]) -> tuple[Parameter, ...]:
-        """Return the parameters that a trial with these values has, as a study file means them or as they are stored.
+    def applicable_parameters(self, params: Mapping[str, Any]) -> tuple[Parameter, ...]:
+        """Return the parameters of a trial with these values, decoded or as stored.
 
-        Whether a conditional one is among them depends on the values of unconditional ones alone.
+        Whether a conditional parameter is among them depends only on values of unconditional ones.
         """
-        return applicable(self.parameters, params)
+        return applicable_parameters(self.parameters, params)
 
-    def config(self, params: Mapping[str, Any], whole: bool = False) -> Config:
-        """Return the settings of the trial that has these values, by parameter name.
+    def config(self, params: Mapping[str, Any], with_unused: bool = False) -> Config:
+        """Return the settings of the trial with these values by parameter name.
 
-        Values outside the study's ranges are taken where the settings themselves allow them: the study may have been
-        extended since. Keys that the trial's kind does not use are at their defaults, so that trials that train alike
-        have equal settings; `whole`, they are as they are given.
+        Values outside the study's ranges are accepted if the settings allow them, because the study may have been
+        extended since. Unused keys have their defaults, so that trials that train alike have equal settings; with
+        `with_unused` they have their given values.
         """
         known = {parameter.name: parameter for parameter in self.parameters}
-        applying = self.applying(params)
-        for parameter in applying:
+        applicable = self.applicable_parameters(params)
+        for parameter in applicable:
             if parameter.name not in params:
-                raise self.error(dotted(parameter.path), "the trial has no value for it")
+                raise self.error(dotted_key(parameter.path), "the trial has no value for it")
         for name in params:
             if name not in known:
-                raise self.error("", f"no parameter is called {shown(name)}; known: {', '.join(known) or 'none'}")
-            if known[name] not in applying:
-                raise self.error(dotted(known[name].path), "the trial has a value, but it is not searched there")
+                raise self.error("", f"unknown parameter {format_value(name)}; known: {', '.join(known) or 'none'}")
+            if known[name] not in applicable:
+                raise self.error(dotted_key(known[name].path), "the trial has a value, but it is not searched there")
         tree = self._tree(params)
         try:
-            return Config.model_validate(tree if whole else _without_unused(tree)).located(self.folder)
+            return Config.model_validate(tree if with_unused else _without_unused(tree)).with_folder(self.folder)
         except ValidationError as error:
-            path, fault = next(iter(faults_of(error, Config, tree).items()))
-            raise self.error(dotted(path), fault.sentence) from error
+            path, problem = next(iter(validation_problems(error, Config, tree).items()))
+            raise self.error(dotted_key(path), problem.text) from error
 
     def value(self, setting: Path, params: Mapping[str, Any]) -> Any:
-        """Return what the trial with these values has for a setting of a searchable section, as its file says it."""
+        """Return the value of a setting in a searchable section for the trial with these values."""
         return value_at(self._tree(params), setting)
 
-    def used(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of a trial's values that its kind uses: trials that share these are trained alike.
+    def used_values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values that affect training: trials with equal used values train alike.
 
-        Values of parameters that the study does not know are among them.
+        Values of unknown parameters are included.
         """
-        own = [each for each in self.parameters if each.name in params and each.setting[:2] in conditional()]
-        if not own:
+        conditional = [
+            each for each in self.parameters if each.name in params and each.setting[:2] in conditionally_used()
+        ]
+        if not conditional:
             return dict(params)
         tree = self._tree(params)
-        unused = {each.name for each in own if not is_used(each.setting, tree)}
+        unused = {each.name for each in conditional if not is_used(each.setting, tree)}
         return {name: value for name, value in params.items() if name not in unused}
 
     def _tree(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the searchable sections with these values in them, as far as they are of the study's parameters."""
-        tree: dict[str, Any] = {section: self.plain[section] for section in SEARCHABLE}
-        given = [parameter for parameter in self.applying(params) if parameter.name in params]
+        """Return the searchable sections with these values; unknown parameters are ignored."""
+        tree: dict[str, Any] = {section: self.unconditional[section] for section in SEARCHABLE}
+        given = [parameter for parameter in self.applicable_parameters(params) if parameter.name in params]
         for parameter in given:
             if parameter.path == parameter.setting:
                 tree = replaced(tree, parameter.path, params[parameter.name])
-        tree = assembled(tree, self.cases)
+        tree = with_conditional(tree, self.conditional_tables)
         for parameter in given:
             if parameter.path != parameter.setting:
                 tree = replaced(tree, parameter.setting, params[parameter.name])
         return tree
 
     def resolved(self) -> dict[str, Any]:
-        """Return the whole file as a tree for JSON: every default filled in, keys that no kind uses left out."""
-        tree = with_cases(dict(self.plain), self.cases)
+        """Return the resolved file as a tree for JSON: every default filled in, without unused keys."""
+        tree = insert_conditional(dict(self.unconditional), self.conditional_tables)
         for parameter in self.parameters:
             tree = replaced(tree, parameter.path, parameter.searched.tree())
         return _without_unused(tree)
 
-    def said(self, setting: Path) -> dict[Path, Any]:
-        """Return all that the file says of a setting, fixed or searched, by its places in the resolved tree."""
+    def definitions(self, setting: Path) -> dict[Path, Any]:
+        """Return all values, fixed or searched, that the resolved file has for a setting, by path."""
         tree = self.resolved()
-        places = [setting, *((*case.path, *setting[1:]) for case in self.cases if case.gives(setting))]
-        found = {place: value_at(tree, place) for place in places}
-        return {place: value for place, value in found.items() if value is not MISSING}
+        tables = [table for table in self.conditional_tables if table.defines(setting)]
+        found = {path: value_at(tree, path) for path in (setting, *((*table.path, *setting[1:]) for table in tables))}
+        return {path: value for path, value in found.items() if value is not MISSING}
 
-    def possible(self, setting: Path) -> dict[Path, Any]:
-        """Return what trials may have for a setting: fixed values, choices, ends of ranges, by their places there."""
+    def possible_values(self, setting: Path) -> dict[Path, Any]:
+        """Return a setting's fixed values, choices and ends of ranges, by path in the resolved file."""
         found: dict[Path, Any] = {}
-        for place, value in self.said(setting).items():
-            inside = candidates(value) if isinstance(value, dict) else {(): value}
-            found |= {(*place, *at): each for at, each in inside.items()}
+        for path, value in self.definitions(setting).items():
+            inner = candidates(value) if isinstance(value, dict) else {(): value}
+            found |= {(*path, *at): each for at, each in inner.items()}
         return found
 
     def error(self, key: str, problem: str) -> StudyFileError:
-        """Return the error to raise for a key of this study that proves wrong later on."""
+        """Return an error about a key of this study, to raise."""
         return study_file_error(self.source, key, problem)
 
 
 def _without_unused(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree without the keys that nothing a section may say uses."""
-    kept = dict(tree)
+    """Return the tree without the keys that are unused with all possible values of their section."""
+    used = dict(tree)
     for section in SEARCHABLE:
         unused = unused_keys(section, tree[section])
-        kept[section] = {key: value for key, value in tree[section].items() if key not in unused}
-    return kept
+        used[section] = {key: value for key, value in tree[section].items() if key not in unused}
+    return used
 
 
 class Resolved(Protocol):
     """A study of either kind."""
 
     def resolved(self) -> dict[str, Any]:
-        """Return the whole file as a tree for JSON."""
+        """Return the resolved file as a tree for JSON."""
 
 
 def differing_keys(old: Resolved, new: Resolved) -> list[str]:
-    """Return each key in which two studies differ, with both values: `optimizer.lr.high: 0.01 -> 0.1`."""
+    """Return each key in which two resolved files differ: `optimizer.lr.high: 0.01 -> 0.1`."""
     return list(_differences(old.resolved(), new.resolved(), ()))
 
 
@@ -190,6 +193,6 @@ def _differences(old: Any, new: Any, path: Path) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
             yield from _differences(old.get(key, MISSING), new.get(key, MISSING), (*path, key))
-    elif not same(old, new):
-        before, after = ("not set" if value is MISSING else shown(value) for value in (old, new))
-        yield f"{dotted(path)}: {before} -> {after}"
+    elif not equal_json(old, new):
+        before, after = ("not set" if value is MISSING else format_value(value) for value in (old, new))
+        yield f"{dotted_key(path)}: {before} -> {after}"

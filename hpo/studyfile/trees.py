@@ -1,7 +1,4 @@
-"""Trees of tables and lists, as TOML and JSON give them, and paths into them. Nothing here changes a given tree.
-
-This module knows nothing of what a tree means.
-"""
+"""Paths into trees of tables and lists, the values of TOML and JSON. No function changes the tree that it is given."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ from typing import Any
 
 Path = tuple[str | int, ...]
 
-MISSING: Any = object()  # what stands at a path that leads nowhere
+MISSING: Any = object()  # the value of a path that does not exist
 
 
 def value_at(tree: Any, path: Path) -> Any:
-    """Return what stands at a path, or MISSING."""
+    """Return the value at a path, or MISSING."""
     for key in path:
         if key not in _keys(tree):
             return MISSING
@@ -28,7 +25,7 @@ def _keys(tree: Any) -> Collection[str | int]:
 
 
 def replaced(tree: Any, path: Path, value: Any) -> Any:
-    """Return the tree with another value at a path that exists up to its last key."""
+    """Return the tree with another value at a path; all but its last key must exist."""
     if not path:
         return value
     copy = tree.copy()
@@ -36,40 +33,40 @@ def replaced(tree: Any, path: Path, value: Any) -> Any:
     return copy
 
 
-def without(tree: dict[Any, Any], path: Path) -> dict[Any, Any]:
-    """Return the tree without what stands at a path of tables, nor tables that are empty without it."""
+def removed(tree: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """Return the tree without the value at a path of tables, and without the tables that this leaves empty."""
     copy = dict(tree)
-    inside = without(copy[path[0]], path[1:]) if len(path) > 1 else {}
-    if inside:
-        copy[path[0]] = inside
+    inner = removed(copy[path[0]], path[1:]) if len(path) > 1 else {}
+    if inner:
+        copy[path[0]] = inner
     else:
         del copy[path[0]]
     return copy
 
 
-def same(one: Any, other: Any) -> bool:
-    """Say whether two values are written alike in JSON: in Python true equals 1, 1 equals 1.0, and 0.0 equals -0.0."""
+def equal_json(one: Any, other: Any) -> bool:
+    """Return whether two values have equal JSON; in Python true equals 1, 1 equals 1.0, and 0.0 equals -0.0."""
     if one is MISSING or other is MISSING:
         return one is other
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def is_under(path: Path, top: Path) -> bool:
-    """Say whether a path is `top` or leads on from it."""
+    """Return whether a path equals `top` or begins with it."""
     return path[: len(top)] == top
 
 
-def first_in_order(tree: Any, paths: Iterable[Path]) -> Path:
-    """Return the path that comes first as the tree is written; what is absent comes after what is there."""
-    places: dict[Path, dict[Any, int]] = {}
+def first_path(tree: Any, paths: Iterable[Path]) -> Path:
+    """Return the path that comes first in the order of the tree; paths that do not exist come last."""
+    positions: dict[Path, dict[Any, int]] = {}
 
     def rank(path: Path) -> list[int]:
         ranks = []
         for depth, key in enumerate(path):
             top = path[:depth]
-            if top not in places:
-                places[top] = {key: place for place, key in enumerate(_keys(value_at(tree, top)))}
-            ranks.append(places[top].get(key, len(places[top])))
+            if top not in positions:
+                positions[top] = {key: index for index, key in enumerate(_keys(value_at(tree, top)))}
+            ranks.append(positions[top].get(key, len(positions[top])))
         return ranks
 
     return min(paths, key=rank)

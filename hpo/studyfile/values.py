@@ -1,6 +1,6 @@
-"""The kinds of values that a study file's keys may have, and the marks that say more of a key than its kind.
+"""Types of the values in a study file, and marks on the fields of its models.
 
-Strict: an integer is accepted for a number, but "0.1", true, nan and inf are not. Knows no key.
+Types are strict: an integer is a number, but "0.1", true, nan and inf are not.
 """
 
 from __future__ import annotations
@@ -11,48 +11,42 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-)
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field
 
-LARGEST = 2**63 - 1  # what SQL, NumPy and torch can hold
-DEEPEST = 4  # lists in lists of an argument
-MOST_LAYERS = 1000  # of one kind in a network
-MOST_CHOICES = 1000  # of one value, and as many searched values: each is checked with all else that the file says
-HERE = FilePath()
-"""The current folder."""
+MAX_INT = 2**63 - 1  # the largest integer of SQL, NumPy and torch
+MAX_DEPTH = 4  # of nested lists in an argument
+MAX_LAYERS = 1000  # of each kind in a network
+MAX_CHOICES = 1000  # of one value; also the maximum number of searched values. The check of each takes time
+CURRENT_FOLDER = FilePath()
 
 
 @dataclass(frozen=True)
 class UsedBy:
-    """Marks a field that only these kinds of its section use, or only these values of another of its keys."""
+    """Mark of a field that is used only if `key` of its section has one of these values."""
 
     values: tuple[str, ...]
     key: str = "kind"
 
 
 @dataclass(frozen=True)
-class OneForAll:
-    """Marks a field of a searchable section that is the same for all trials: it does not change what they learn."""
+class NotSearchable:
+    """Mark of a field in a searchable section that is equal in all trials, as it does not affect training."""
 
 
 @dataclass(frozen=True)
-class Open:
-    """Marks a table of a searchable section whose keys are not the models': each of its values may be searched."""
+class OpenTable:
+    """Mark of a table with arbitrary keys in a searchable section; each of its values may be searched."""
 
 
-Natural = Annotated[int, Field(ge=0, le=LARGEST)]
-Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+Natural = Annotated[int, Field(ge=0, le=MAX_INT)]
+Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 AboveZero = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def checked_reference(text: str) -> str:
-    """Return a reference to the user's own code; raise ValueError where it is none."""
+    """Return a reference to user code unchanged; raise ValueError if it is invalid."""
     file, colon, name = text.rpartition(":")
     if not (colon and file.endswith(".py") and all(part.isidentifier() for part in name.split("."))):
         raise ValueError('must be FILE.py:NAME, such as "my_net.py:Net"')
@@ -60,24 +54,24 @@ def checked_reference(text: str) -> str:
 
 
 Reference = Annotated[str, AfterValidator(checked_reference)]
-"""The user's own code: a Python file, relative to the study file's folder, and a name in it (hpo/usercode.py)."""
+"""User code: a Python file, relative to the study file's folder, and a name in it (hpo/usercode.py)."""
 
 
 def _argument_name(name: str) -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError("is no name that an argument can have in Python")
+        raise ValueError("is not a valid name of an argument in Python")
     return name
 
 
 def _argument(value: Any, depth: int = 0) -> Any:
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise ValueError("is nested too deeply")
     if isinstance(value, list):
         return [_argument(each, depth + 1) for each in value]
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
-        if abs(value) > LARGEST:
+        if abs(value) > MAX_INT:
             raise ValueError("is too large")
     elif isinstance(value, float):
         if not math.isfinite(value):
@@ -85,7 +79,7 @@ def _argument(value: Any, depth: int = 0) -> Any:
     elif not isinstance(value, str):
         raise ValueError("must be a number, a string, true, false or a list of them")
     elif any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError("must be a string of whole Unicode characters")
+        raise ValueError("must be a string of valid Unicode characters")
     return value
 
 
@@ -93,7 +87,7 @@ Arguments = dict[Annotated[str, AfterValidator(_argument_name)], Annotated[Any, 
 
 
 def number_or(other: type, tag: str) -> Discriminator:
-    """Pick the one branch of a union that a value is checked against, so that a wrong one makes one error."""
+    """Select the branch of a union by the value's type, so that a wrong value is one error."""
     return Discriminator(lambda value: tag if isinstance(value, other) else "number")
 
 

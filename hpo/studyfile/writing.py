@@ -1,6 +1,6 @@
-"""A study as the text of a TOML file that people read: a line a key, keys at their defaults left out.
+"""Write a study as readable TOML: one key a line, without keys at their defaults.
 
-Promises: read back, the text is the same study. Knows nothing of files.
+Reading the text returns an equal study.
 """
 
 from __future__ import annotations
@@ -10,35 +10,38 @@ from typing import Any
 
 import tomli_w
 
-from hpo.studyfile.cases import WHEN
 from hpo.studyfile.checking import AnyStudy
+from hpo.studyfile.conditions import WHEN
 from hpo.studyfile.keys import open_tables, sections
 from hpo.studyfile.models import Settings, StudySettings
 from hpo.studyfile.objective import ObjectiveStudy, ObjectiveStudySettings
 from hpo.studyfile.trees import Path
 
 
-def study_text(study: AnyStudy, defaults: bool = False) -> str:
-    """Return the text, with or without the keys at their defaults."""
+def study_text(study: AnyStudy, with_defaults: bool = False) -> str:
+    """Return the study file of a study, with or without the keys at their defaults."""
     tree = study.resolved()
-    whole: type[Settings] = ObjectiveStudySettings if isinstance(study, ObjectiveStudy) else StudySettings
+    model: type[Settings] = ObjectiveStudySettings if isinstance(study, ObjectiveStudy) else StudySettings
     top = {key: value for key, value in tree.items() if not isinstance(value, dict)}
-    blocks = [_lines(top if defaults else _said(whole, top))]
+    blocks = [_lines(top if with_defaults else _without_defaults(model, top))]
     for key, table in tree.items():
         if isinstance(table, dict) and table:
-            model = sections(whole).get(key)
-            own = {inner: value for inner, value in table.items() if inner != WHEN}
-            said = own if model is None or defaults else _said(model, own)
-            tables = {inner: said[inner] for inner in said if (key, inner) in open_tables()}
-            blocks.append([f"[{key}]", *_lines({inner: said[inner] for inner in said if inner not in tables})])
-            blocks += [[f"[{key}.{inner}]", *_lines(values)] for inner, values in tables.items()]
-            for of, cases in table.get(WHEN, {}).items():
-                blocks += [[f"[{key_text((key, WHEN, of, value))}]", *_lines(case)] for value, case in cases.items()]
+            section = sections(model).get(key)
+            values = {inner: value for inner, value in table.items() if inner != WHEN}
+            values = values if section is None or with_defaults else _without_defaults(section, values)
+            tables = {inner: values[inner] for inner in values if (key, inner) in open_tables()}
+            blocks.append([f"[{key}]", *_lines({inner: values[inner] for inner in values if inner not in tables})])
+            blocks += [[f"[{key}.{inner}]", *_lines(inner_values)] for inner, inner_values in tables.items()]
+            for other, conditional in table.get(WHEN, {}).items():
+                blocks += [
+                    [f"[{key_text((key, WHEN, other, choice))}]", *_lines(inner_values)]
+                    for choice, inner_values in conditional.items()
+                ]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
-def _said(model: type[Settings], table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a table says beyond its model's defaults."""
+def _without_defaults(model: type[Settings], table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table without the keys that are at their model's defaults."""
     fields = {key: field.default for key, field in model.model_fields.items() if not field.is_required()}
     defaults = {
         key: each.model_dump(exclude_none=True) if isinstance(each, Settings) else each for key, each in fields.items()
@@ -51,17 +54,17 @@ def _lines(table: Mapping[str, Any]) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    """Return a value on one line, where a file's reader expects a range: tomli-w writes tables and lists over many."""
+    """Return a value on one line; tomli-w would write tables and lists on several."""
     if isinstance(value, dict):
-        said = {key: each for key, each in value.items() if (key, each) != ("log", False)}
-        return f"{{ {', '.join(_lines(said))} }}" if said else "{}"
+        table = {key: each for key, each in value.items() if (key, each) != ("log", False)}
+        return f"{{ {', '.join(_lines(table))} }}" if table else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").removesuffix("\n")
 
 
 def key_text(path: Path) -> str:
-    """Return a path as a dotted key, quoted where it has to be: `network.when.hidden."[100, 100]".dropout`."""
+    """Return a path as a dotted key, quoted if necessary: `network.when.hidden."[100, 100]".dropout`."""
     return ".".join(_key(str(key)) for key in path)
 
 

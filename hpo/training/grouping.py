@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpo.errors import HpoError
 from hpo.studyfile import Config, NetworkSettings
-from hpo.studyfile.keys import for_all
+from hpo.studyfile.keys import unsearchable_keys
 from hpo.training.device_split import DeviceSplit, Shape
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import check_trainable
@@ -42,7 +42,7 @@ def shared_settings(config: Config) -> str:
     their effect shows in the module's architecture.
     """
     shared = config.model_dump(mode="json")
-    for section, key in (*PER_MEMBER_SETTINGS, *for_all(), ("network", "args")):
+    for section, key in (*PER_MEMBER_SETTINGS, *unsearchable_keys(), ("network", "args")):
         del shared[section][key]
     shared["optimizer"] = shared["optimizer"]["kind"]
     return repr(sorted(shared.items()))

@@ -182,7 +182,7 @@ def is_small(study: Any) -> bool:
     """Whether all that it can train is little."""
     if not isinstance(study, Study):
         return False
-    network, training = study.first.network, study.first.training
+    network, training = study.first_settings.network, study.first_settings.training
     searched = {parameter.setting for parameter in study.parameters}
     sizes = [*network.hidden, *network.conv, network.padding, network.kernel, training.epochs, study.search.trials]
     return max(sizes) <= 8 and searched <= {("optimizer", "lr"), ("network", "dropout"), ("network", "kind")}

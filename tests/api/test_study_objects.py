@@ -19,7 +19,7 @@ from tiny import tree
 
 import hpo
 from hpo.studyfile import read_study
-from hpo.studyfile.keys import SEARCHABLE, SECTIONS, for_all, open_tables, sections
+from hpo.studyfile.keys import SEARCHABLE, SECTIONS, open_tables, sections, unsearchable_keys
 from hpo.studyfile.models import StudySettings
 from hpo.studyfile.objective import ObjectiveStudySettings
 
@@ -116,7 +116,7 @@ def test_a_section_has_the_keys_of_a_study_file_and_takes_the_same_values(sectio
         schema = TypeAdapter(hint).json_schema()
         taken = kinds(schema, schema.get("$defs", {}), ("Range", "Choices"))
         assert {each for each in taken if not each.endswith(("Range", "Choices"))} == expected[key], key
-        searched = section in SEARCHABLE and not {(section, key)} & (for_all() | open_tables())
+        searched = section in SEARCHABLE and not {(section, key)} & (unsearchable_keys() | open_tables())
         lists = {"list of " for each in expected[key] if searched and each.startswith("list")}
         numbers = {each for each in expected[key] if searched and each.endswith(("integer", "number"))}
         assert {each for each in taken if each.endswith("Choices")} == {
@@ -233,7 +233,7 @@ def test_a_study_may_have_an_objective_of_its_own() -> None:
     stored = hpo.launch(study, progress="quiet")
     assert stored.study == study
     assert stored.best.value == max(trial.params["x"] for trial in stored.trials())
-    with pytest.raises(hpo.StudyFileError, match=r"^hpo\.Study: data: cannot be given beside objective"):
+    with pytest.raises(hpo.StudyFileError, match=r"^hpo\.Study: data: cannot be used with objective"):
         hpo.Study(name="mine", objective="mine.py:score", data=hpo.Data(dataset="digits"), search=search)
     with pytest.raises(hpo.StudyFileError, match=r"^hpo\.Study: search\.direction: "):
         whole(search=search)

@@ -79,7 +79,7 @@ def test_points_have_been_tried_and_the_baseline_stays(stored: Store, storage: S
     study, lines = propose(storage, "digits")
     assert study.search.points == []
     assert study.search.repeats == 2
-    assert study.first.baseline == {"lr": 0.01}
+    assert study.first_settings.baseline == {"lr": 0.01}
     path = write_study(study, lines)
     assert read_study(path) == study
     assert path.read_text().endswith("\n[baseline]\nlr = 0.01\n")

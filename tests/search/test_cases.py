@@ -75,7 +75,7 @@ def test_the_combinations_of_a_finite_space_are_all_different_and_all_there(stud
     assert all(belongs(study, distributions(study), values) for values in found)
     kinds = {kind: sum(values["optimizer.kind"] == kind for values in found) for kind in ("sgd", "momentum", "adam")}
     for kind, held in kinds.items():  # without and with batch norm, which has a dropout of its own
-        own = [each for each in study.applying({"optimizer.kind": kind}) if each.setting[0] == "optimizer"]
+        own = [each for each in study.applicable_parameters({"optimizer.kind": kind}) if each.setting[0] == "optimizer"]
         assert held == 3 ** (len(own) - 1) * (1 + 3)
 
 

@@ -54,7 +54,7 @@ def files(storage: Storage) -> set[str]:
 def check_kept(study: Study, storage: Storage) -> None:
     """The files are those of the best trials, each with the validation loss that its trial's curve has."""
     study_id, own = stored_study(storage, study.name)
-    settings, split = study.first.training, load_split(study)
+    settings, split = study.first_settings.training, load_split(study)
     best = [trial.number for trial in best_trials(storage, study.name, settings.keep_trials)]
     assert len(best) == min(settings.keep_trials, len(trials_of(storage, study.name)))
     kept = checkpoint_files(storage, study_id)

@@ -112,9 +112,9 @@ def test_weights_are_kept_of_the_trials_on_the_front(storage: Storage) -> None:
 @pytest.mark.parametrize(
     ("own", "problem"),
     [
-        ({"metric": ["val_loss"]}, r"search\.metric: must name one metric, or list several different ones"),
-        ({"metric": ["val_loss", "val_loss"]}, r"search\.metric: must name one metric, or list several different ones"),
-        ({"metric": ["parameters", "val_loss"]}, r"search\.metric: must begin with val_accuracy or val_loss, by which"),
+        ({"metric": ["val_loss"]}, r"search\.metric: must be one metric, or a list of different metrics"),
+        ({"metric": ["val_loss", "val_loss"]}, r"search\.metric: must be one metric, or a list of different metrics"),
+        ({"metric": ["parameters", "val_loss"]}, r"search\.metric: must begin with val_accuracy or val_loss, the met"),
         ({"metric": "parameters"}, r"search\.metric: unknown metric 'parameters'; known: val_accuracy"),
         ({"metric": ["val_loss", "flops"]}, r"search\.metric\.1: .*flops"),
         ({"metric": ["val_loss", "parameters"], "pruner": "median"}, r"search\.pruner: median and hyperband compare"),
@@ -178,7 +178,7 @@ def test_an_objective_that_returns_another_number_of_values_fails(storage: Stora
 
 
 def test_cmaes_is_refused_for_an_objective_of_several_values(tmp_path: Path) -> None:
-    with pytest.raises(StudyFileError, match=r"search\.sampler: cmaes knows one direction only"):
+    with pytest.raises(StudyFileError, match=r"search\.sampler: cmaes optimizes one direction only"):
         objective_study(tmp_path, TWO, direction=["minimize", "maximize"], sampler="cmaes")
 
 

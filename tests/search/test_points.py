@@ -113,7 +113,7 @@ def test_an_interruption_changes_neither_configurations_nor_repeats(
     [
         ([{"lr": 2.0}], "search.points.0.lr: lies outside the range"),
         ([{"lr": 0.1}, {"lr": 0.1}], "search.points.1: is the same as search.points.0"),
-        ([{}], "search.points.0: has no value for lr"),
+        ([{}], "search.points.0: has no value for the searched parameter lr"),
         ([{"lr": 0.1, "lrr": 0.1}], "search.points.0.lrr: is not a searched parameter (did you mean 'lr'?)"),
         ([{"lr": -1}], "search.points.0.lr: must be above 0 (got -1)"),
         ([{"lr": "fast"}], "search.points.0.lr: must be a number (got 'fast')"),
@@ -198,7 +198,7 @@ def test_a_baseline_that_cannot_be_trained_is_refused(given: Any, message: str) 
     assert message in str(refused.value)
 
 
-TWO_PLACES = "must be one number or a list of 2, one for each place (got [0.1])"
+TWO_PLACES = "must be one number or a list of 2, one for each dropout layer (got [0.1])"
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_values_that_do_not_go_together_are_refused_with_the_file(place: str, gi
 
 def test_a_baseline_that_does_not_go_with_a_fixed_value_is_refused() -> None:
     network = {"hidden": {"choices": [[8], [5]]}, "dropout": [0.1]}
-    with pytest.raises(StudyFileError, match=re.escape("baseline: does not go with network.dropout, which must be")):
+    with pytest.raises(StudyFileError, match=re.escape("baseline: conflicts with network.dropout, which must be")):
         with_baseline({"hidden": [5, 5]}, network=network)
 
 
@@ -244,4 +244,4 @@ def test_a_baseline_is_written_in_toml(tmp_path: Path) -> None:
         "[search]\ntrials = 4\nrepeats = 2\npoints = [{ lr = 0.5 }]\n[baseline]\nlr = 0.01\n"
     )
     study = read_study(path)
-    assert (study.first.baseline, study.search.points) == ({"lr": 0.01}, [{"lr": 0.5}])
+    assert (study.first_settings.baseline, study.search.points) == ({"lr": 0.01}, [{"lr": 0.5}])

@@ -231,7 +231,7 @@ def test_signs_of_life_are_shown_for_what_is_claimed(storage: Storage, monkeypat
     beaten = threading.Event()
     beat = storage.refresh_heartbeats
     monkeypatch.setattr(sys.modules["hpo.storage.heartbeats"], "HEARTBEAT_S", 0.01)
-    monkeypatch.setattr(storage, "beat", lambda: (beat(), beaten.set()))
+    monkeypatch.setattr(storage, "refresh_heartbeats", lambda: (beat(), beaten.set()))
     waiting = [trial._trial_id for trial in study.get_trials(states=(TrialState.WAITING,))]
     storage.claim(waiting, 2)
     silence(storage)

@@ -32,7 +32,7 @@ from hpo.search.space import (
     takes,
 )
 from hpo.studyfile import Choices, Parameter, Study, parse_study
-from hpo.studyfile.searched import encode
+from hpo.studyfile.searched import encode_choice
 
 SMALL = st.integers(1, 400)
 
@@ -123,7 +123,7 @@ def test_what_a_sampler_chooses_is_in_the_space_and_comes_back_whole(study: Stud
     config = config_of(study, stored)
     if "hidden" in values:
         assert config.network.hidden == json.loads(values["hidden"])
-    assert config.optimizer.lr == values.get("lr", study.first.optimizer.lr)
+    assert config.optimizer.lr == values.get("lr", study.first_settings.optimizer.lr)
 
 
 @given(studies(), st.data())
@@ -148,7 +148,7 @@ def test_every_candidate_is_in_the_space_once(study: Study, data: st.DataObject)
 def test_a_choice_is_stored_and_read_back_as_it_was(table: dict[str, Any]) -> None:
     parameter = Parameter("x", ("network", "x"), Choices(tuple(table["choices"])), integer=False)
     for choice in table["choices"]:
-        back = decode(parameter, encode(choice))
+        back = decode(parameter, encode_choice(choice))
         assert back == choice
         assert type(back) is type(choice)
 

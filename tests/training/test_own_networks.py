@@ -201,7 +201,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, name: str, **args: Any) -> NetworkSettings:
-    return NetworkSettings(kind="module", module=f"nets.py:{name}", args=args).located(folder)
+    return NetworkSettings(kind="module", module=f"nets.py:{name}", args=args).with_folder(folder)
 
 
 def own(number: int, folder: Path, name: str, training: dict[str, Any] | None = None, **args: Any) -> Member:

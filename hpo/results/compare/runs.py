@@ -157,7 +157,7 @@ class _Stored:
         parts = TrialFields(curves=False, user_attrs=False, system_attrs=CURVE)
         found = self._storage.read_trials(self._study_id, MAX_TRIALS, completed, parts)
         curves = {trial.number: trial.system_attrs[CURVE] for trial in found if trial.system_attrs.get(CURVE)}
-        told_by = _differing([self._file.used(trials[0].params) for trials in chosen])
+        told_by = _differing([self._file.used_values(trials[0].params) for trials in chosen])
         return {key: self._group(self._configurations[key], curves, told_by, among_others) for key in keys}
 
     def _group(
@@ -167,7 +167,7 @@ class _Stored:
         told_by: Sequence[str],
         among_others: bool,
     ) -> Group:
-        first, used = trials[0], self._file.used(trials[0].params)
+        first, used = trials[0], self._file.used_values(trials[0].params)
         runs = [
             Run(
                 trial.number,

@@ -34,7 +34,7 @@ from hpo.storage import (
 )
 from hpo.storage.studies import MAX_TRIALS
 from hpo.studyfile import Choices, Parameter, Study, parse_study
-from hpo.studyfile.trees import replaced, same
+from hpo.studyfile.trees import equal_json, replaced
 from hpo.training.seeds import derive_seed
 
 CONFIRMS = "hpo:confirms"
@@ -210,7 +210,7 @@ def _holding(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
     if isinstance(searched, Choices):
         choices = list(searched.choices)
         for value in values:
-            if not any(same(value, choice) for choice in choices):
+            if not any(equal_json(value, choice) for choice in choices):
                 choices.append(value)
         return {"choices": choices}
     if searched.step is not None and not all(holds(parameter, value) for value in values):

@@ -18,7 +18,7 @@ from hpo.errors import UsageError
 from hpo.results.export.best import export
 from hpo.results.export.trials import trial_records
 from hpo.storage import Storage
-from hpo.studyfile.messages import dotted
+from hpo.studyfile.messages import dotted_key
 from hpo.studyfile.trees import Path
 from hpo.text import encode_non_finite, escape_toml, json_text, printable_lines, utc_text
 
@@ -100,7 +100,7 @@ def _time_as_text(value: Any) -> Any:
 def _without_nulls(value: Any, place: Path = ()) -> Any:
     """Return a tree without keys that are None. Raises UsageError for None among the user's own values."""
     if value is None:
-        raise UsageError(f"--format toml: {dotted(place)} is null, which TOML cannot store: use json")
+        raise UsageError(f"--format toml: {dotted_key(place)} is null, which TOML cannot store: use json")
     if isinstance(value, dict):
         users = "params" in place or "user_attrs" in place
         items = {key: each for key, each in value.items() if users or each is not None}

@@ -55,12 +55,12 @@ def fresh_networks(storage: Storage, name: str) -> list[Fresh]:
     """
     stored = load_study(storage, name)
     study = stored_study(stored)
-    if study.first.network.kind == "module":
+    if study.first_settings.network.kind == "module":
         return []
     split = load_split(study)
     check_data(study, split, stored)
     images = split.train.pixels[:IMAGES]
-    settings = [study.first.network.model_copy(update={"init": init}) for init in _inits(study)]
+    settings = [study.first_settings.network.model_copy(update={"init": init}) for init in _inits(study)]
     seed = trial_seed(study, 0)
     return [Fresh(each.init, each.activation, layer_outputs(each, images, split.classes, seed)) for each in settings]
 
@@ -105,7 +105,7 @@ def _inits(study: Study) -> list[Any]:
                 return list(parameter.searched.choices)
             middle = decode(parameter, baseline(study)[parameter.name])
             return [parameter.searched.low, middle, parameter.searched.high]
-    return [study.first.network.init]
+    return [study.first_settings.network.init]
 
 
 def _range(networks: Sequence[Fresh]) -> tuple[float, float]:

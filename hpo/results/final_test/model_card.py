@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
-from hpo.studyfile.messages import shown
+from hpo.studyfile.messages import format_value
 from hpo.training.device_split import Shape
 from hpo.untrusted_files import parse_json, read_limited
 
@@ -122,5 +122,5 @@ def _tree(path: Path) -> dict[str, Any]:
         raise HpoError(f"{path}: {error}") from error
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if schema != CARD:
-        raise HpoError(f"{path}: is of {shown(schema)}, and this version of hpo reads {CARD}")
+        raise HpoError(f"{path}: is of {format_value(schema)}, and this version of hpo reads {CARD}")
     return dict(tree)

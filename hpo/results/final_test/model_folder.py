@@ -99,7 +99,7 @@ def read_model(folder: Path, device: torch.device) -> Model:
     card = read_card(path)
     settings, file = card.network, folder / card.weights
     if settings.module is not None:
-        settings = settings.located(_code_folder(folder, settings.module, card.code))
+        settings = settings.with_folder(_code_folder(folder, settings.module, card.code))
     network, activations = _outline(path, settings, card.shape, card.classes)
     largest = max_weights_bytes(network)
     if 2 * largest + MAX_ELEMENT_BYTES * activations > device_memory(device):

@@ -21,10 +21,10 @@ from hpo.results.unranked import no_best
 from hpo.search.sampling.warm_start import completed, warm_start
 from hpo.search.study_records import stored_study, user_attrs_of
 from hpo.storage import Storage, load_study
-from hpo.studyfile import AnyStudy, Study, own_data, parse_study, read_study
-from hpo.studyfile.messages import dotted
+from hpo.studyfile import AnyStudy, Study, parse_study, read_study, user_data
+from hpo.studyfile.messages import dotted_key
 from hpo.studyfile.trees import replaced
-from hpo.studyfile.values import LARGEST
+from hpo.studyfile.values import MAX_INT
 from hpo.studyfile.writing import study_text
 
 
@@ -61,7 +61,7 @@ def following(study: Study, found: Sequence[Change], name: str, start_from: Sequ
     tree["name"] = name
     tree["search"] |= {
         "points": [],  # they have been tried
-        "seed": (study.search.seed + 1) % (LARGEST + 1),  # random sampling does not say the same again
+        "seed": (study.search.seed + 1) % (MAX_INT + 1),  # random sampling does not say the same again
         "start_from": list(start_from),
     }
     return parse_study(tree, f"study '{name}'", study.folder)
@@ -113,14 +113,16 @@ def _for_folder(study: Study, folder: Path) -> Study:
     def moved(path: str) -> str:
         return path if Path(path).is_absolute() else os.path.relpath(kept / path, folder.resolve()).replace(os.sep, "/")
 
-    kind, path = own_data(study.data.dataset) or ("", "")
+    kind, path = user_data(study.data.dataset) or ("", "")
     if kind == "code":
         tree = replaced(tree, ("data", "dataset"), moved(path))
     elif kind and (kept / path).exists():  # else they were in the current folder
         tree = replaced(tree, ("data", "dataset"), f"{kind}:{moved(path)}")
-    for place, module in study.said(("network", "module")).items():
+    for place, module in study.definitions(("network", "module")).items():
         if isinstance(module, dict):
-            raise HpoError(f"{dotted(place)}: is searched among files in {kept}: write the next study there with -o")
+            raise HpoError(
+                f"{dotted_key(place)}: is searched among files in {kept}: write the next study there with -o"
+            )
         if module is not None:
             tree = replaced(tree, place, moved(module))
     return parse_study(tree, study.source, folder)

@@ -23,8 +23,8 @@ from hpo.results.result import Result
 from hpo.search.plan import plan
 from hpo.search.study_records import Curve
 from hpo.studyfile import Study, parse_study
-from hpo.studyfile.messages import dotted, faults_of, shortened, shown
-from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, home_of, load_tree
+from hpo.studyfile.messages import dotted_key, format_value, truncate, validation_problems
+from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, base_folder, read_tree
 from hpo.studyfile.values import Natural
 from hpo.text import decode_non_finite
 from hpo.training.stack import Member
@@ -73,7 +73,7 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     """
     tree = _read(path)
     exported = _checked(_Exported, tree, path)
-    study = parse_study(exported.config, str(path), home_of(tree, path))
+    study = parse_study(exported.config, str(path), base_folder(tree, path))
     study = _located(study, exported.code, path)
     if study.parameters:
         raise UsageError(f"{path}: config: still searches {study.parameters[0].name}, so it is no trial's")
@@ -132,18 +132,18 @@ class ReplayResult(Result[Replay]):
 
 
 def _read(path: Path) -> dict[str, Any]:
-    tree = load_tree(path)
+    tree = read_tree(path)
     name = str(tree.get("schema")) if isinstance(tree, dict) else ""
     if name.startswith(OBJECTIVE_EXPORT):
         raise UsageError(
-            f"{path}: is the export of an objective's trial: call {shown(tree.get('objective'))} with its params"
+            f"{path}: is the export of an objective's trial: call {format_value(tree.get('objective'))} with its params"
         )
     version = name.removeprefix(EXPORT)
     if not name.startswith(EXPORT) or not version.isdecimal():
         raise UsageError(f"{path}: is no export; `hpo export NAME -o best.json` writes one")
     if len(version) > DIGITS or int(version) > VERSION:
         raise UsageError(
-            f"{path}: is written by a newer hpo ({shortened(name)}); this one reads up to {EXPORT}{VERSION}"
+            f"{path}: is written by a newer hpo ({truncate(name)}); this one reads up to {EXPORT}{VERSION}"
         )
     return {key: value for key, value in tree.items() if value is not None}
 
@@ -162,8 +162,8 @@ def _checked(model: type[AnyPart], tree: Any, path: Path, *above: str) -> AnyPar
         return model.model_validate(tree)
     except ValidationError as error:
         place = error.errors(include_url=False)[0]["loc"]  # whole, for there is no union here
-        fault = next(iter(faults_of(error, model, tree).values()))
-        raise UsageError(f"{path}: {dotted((*above, *place))}: {fault.sentence}") from error
+        fault = next(iter(validation_problems(error, model, tree).values()))
+        raise UsageError(f"{path}: {dotted_key((*above, *place))}: {fault.text}") from error
 
 
 def _check_data(study: Study, split: Split, exported: Mapping[str, Any]) -> None:

@@ -297,7 +297,7 @@ class History:
             joint = joint_space("tpe", group) if search.sampler == "tpe" else {}
             values |= self._group_values(sampler, trial, group, joint)
         values |= given
-        return {parameter.name: values[parameter.name] for parameter in self._study_file.applying(values)}
+        return {parameter.name: values[parameter.name] for parameter in self._study_file.applicable_parameters(values)}
 
     def _group_values(
         self,

@@ -30,7 +30,7 @@ from hpo.search.sampling.pruners import IncrementalHyperbandPruner, IncrementalM
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import check_space, groups
 from hpo.studyfile import Study
-from hpo.studyfile.messages import dotted
+from hpo.studyfile.messages import dotted_key
 from hpo.training.global_state import WARNINGS_LOCK
 from hpo.training.seeds import derive_seed
 
@@ -47,11 +47,11 @@ def check_search(study: Study) -> None:
     """Raise StudyFileError for what no study file's model can know: the samplers' own limits, and Optuna's."""
     check_space(study)
     check_points(study)
-    precisions = study.possible(PRECISION)
+    precisions = study.possible_values(PRECISION)
     for place, precision in precisions.items():
         if precision == "auto" and len(set(precisions.values())) > 1:
             only = "is found out once, for all trials, so it cannot be one of several; give float32 or bfloat16"
-            raise study.error(dotted(place), f"{only} (got 'auto')")
+            raise study.error(dotted_key(place), f"{only} (got 'auto')")
     if len(study.search.metrics) > 1:
         _check_several(study)
     # Where nothing is searched, as in what an export says of one trial, there is nothing to sample.
@@ -199,4 +199,4 @@ def make_pruner(study: Study) -> BasePruner:
 
 def most_epochs(study: Study) -> int:
     """Return the most epochs that a trial of the study trains."""
-    return max(map(int, study.possible(("training", "epochs")).values()))
+    return max(map(int, study.possible_values(("training", "epochs")).values()))

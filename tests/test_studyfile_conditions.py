@@ -54,7 +54,7 @@ def refusal(more: str = "", text: str = TEXT) -> str:
 
 
 def test_each_parameter_says_where_it_is_searched_those_that_every_trial_has_first() -> None:
-    words = {each.name: each.when and each.when.words() for each in study_of().parameters}
+    words = {each.name: each.when and each.when.text() for each in study_of().parameters}
     assert words == {
         "network.kind": None,
         "dropout": None,
@@ -102,7 +102,7 @@ activation = "tanh"
     network = study.config({**values, "hidden": [8], "batch_norm": False, "dropout.1.[8]": 0.3}).network
     assert (network.dropout, network.activation) == ([0.1, 0.3], "relu")
     # As a choice is stored.
-    applying = [parameter.name for parameter in study.applying({**values, "hidden": "[8, 8]"})]
+    applying = [parameter.name for parameter in study.applicable_parameters({**values, "hidden": "[8, 8]"})]
     assert "dropout.1.[8, 8]" in applying
     assert "dropout.1.[8]" not in applying
 
@@ -126,10 +126,10 @@ def test_a_choice_is_named_by_what_its_number_or_list_is_worth() -> None:
     assert parse_study(tomllib.loads(study_text(study)), "") == study
     assert differing_keys(study, parse_study(study.resolved(), "")) == []
     stored = {"dropout": "[0.0, 0.5]", "optimizer.kind": "sgd", "lr": 0.1, "hidden.1.[0.0, 0.5]": 9}
-    assert {each.name for each in study.applying(stored)} == stored.keys()
-    assert key_text((*study.cases[0].path, "hidden")) == "network.when.dropout.0.hidden"
+    assert {each.name for each in study.applicable_parameters(stored)} == stored.keys()
+    assert key_text((*study.conditional_tables[0].path, "hidden")) == "network.when.dropout.0.hidden"
     tree["network"]["when"]["dropout"]["0.0"] = {}
-    with pytest.raises(StudyFileError, match=r"^cases: network\.when\.dropout\.'0\.0': is the same as 0$"):
+    with pytest.raises(StudyFileError, match=r"^cases: network\.when\.dropout\.'0\.0': is the same choice as 0$"):
         parse_study(tree, "cases")
 
 
@@ -173,17 +173,17 @@ def test_a_key_that_every_choice_gives_need_not_stand_in_the_section() -> None:
         ("[optimizer.when.kind.sgd]\nlr = { low = 1 }", "optimizer.when.kind.sgd.lr.high: missing"),
         (
             '[optimizer.when.kind.sgd]\nkind = "adam"',
-            "optimizer.when.kind.sgd.kind: cannot depend on kind: what else holds depends on it",
+            "optimizer.when.kind.sgd.kind: cannot depend on kind, because other keys depend on kind",
         ),
         (
             "[optimizer.when.kind.sgd]\nlr = 0.1\n[optimizer.when.kind.momentum]\nlr = 0.2",
-            "optimizer.lr: is never used: every choice of optimizer.kind has its own",
+            "optimizer.lr: is never used: every choice of optimizer.kind has its own lr",
         ),
         ("[baseline]\nbeta1 = 0.9", 'baseline.beta1: is searched only where optimizer.kind is "adam"'),
         ('[baseline]\n"optimizer.kind" = "adam"\nbeta1 = 1.5', "baseline.beta1: must be below 1 (got 1.5)"),
         (
             '[[search.points]]\n"optimizer.kind" = "adam"\n"network.kind" = "mlp"\ndropout = 0.1\n"lr.adam" = 0.01',
-            "search.points.0: has no value for beta1, which is searched",
+            "search.points.0: has no value for the searched parameter beta1",
         ),
         (
             "[training.when.epochs.2]\nbatch_size = 3",
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_a_case_is_one_line(more: str, problem: str) -> None:
 def test_a_key_depends_on_one_other_only() -> None:
     text = TEXT.replace("lr = { low = 1e-3", 'schedule = { choices = ["constant", "step"] }\nlr = { low = 1e-3')
     message = refusal("[optimizer.when.schedule.step]\nbeta1 = 0.7\n", text)
-    assert message == "optimizer.when.kind.adam.beta1: cannot depend on kind: it depends on schedule already"
+    assert message == "optimizer.when.kind.adam.beta1: cannot depend on kind, because it depends on schedule already"
 
 
 def test_an_option_of_the_command_changes_a_case(tmp_path: Any) -> None:
@@ -252,7 +252,7 @@ def test_a_study_with_cases_comes_back_whole_and_sets_each_trial(tree: dict[str,
     assert parse_study(tomllib.loads(study_text(study)), "") == study
     kind = data.draw(st.sampled_from(tree["optimizer"]["kind"]["choices"]))
     values: dict[str, Any] = {"optimizer.kind": kind, "network.kind": "mlp"}
-    for parameter in study.applying(values):
+    for parameter in study.applicable_parameters(values):
         values.setdefault(parameter.name, 0.3)
     found = study.config(values).optimizer
     case = tree["optimizer"]["when"]["kind"].get(kind, {})
