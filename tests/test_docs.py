@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from hpo.cli import app
 from hpo.data.catalogue import CATALOGUE
-from hpo.data.places import VARIABLE
+from hpo.data.folders import VARIABLE
 from hpo.storage.location import DEFAULT_URL, STORAGE_VARIABLE
 from hpo.studyfile import read_study
 

@@ -1,21 +1,21 @@
-"""Images in, three splits out: the training and validation images of a study, the sealed test set, and downloads.
+"""Data sets: downloads, files and user data in; training, validation and sealed test examples out.
 
-`load_split` gives a study its training and validation images and never opens a test file; `load_test` alone reads the
-sealed test set. `fetch` downloads a data set into the cache, whole or not at all; `list_datasets` says what is where.
-This room knows numpy and files. It knows nothing of tensors, networks or storages.
+`load_split` returns a study's training and validation examples and opens no test file. `load_test` alone reads the
+sealed test set. `fetch` downloads a data set into the cache, completely or not at all. `list_datasets` lists the known
+data sets. This room uses numpy and files, not tensors, networks or storages.
 """
 
 from __future__ import annotations
 
 from hpo.data.download import fetch
-from hpo.data.images import Images, SealedImages, Split
+from hpo.data.examples import Examples, SealedExamples, Split
 from hpo.data.listing import Listing, list_datasets
 from hpo.data.splits import check_test, load_split, load_test
 
 __all__ = [
-    "Images",
+    "Examples",
     "Listing",
-    "SealedImages",
+    "SealedExamples",
     "Split",
     "check_test",
     "fetch",

@@ -1,7 +1,7 @@
-"""The data sets hpo knows: shapes, names of classes, the folders they are found in, mirrors and published checksums.
+"""Catalogue of known data sets: shapes, class names, folders, mirrors and published checksums.
 
-A frozen table and nothing else: it opens no file and no connection. Functions that use it take it as an argument, so
-another catalogue (a private mirror, a test's own server) needs no change here.
+A frozen table that opens no file and no connection. Functions take the catalogue as an argument, so that a private
+mirror or a test server can have its own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hpo.errors import UsageError, nearest
 class Download:
     """One file on the mirrors.
 
-    Without `members` it is one gzip file and `sha256` is of its uncompressed content, since mirrors compress
-    differently. With `members` it is a tar.gz archive, `sha256` is of the archive, and the members are taken out of it.
+    Without `members` it is a gzip file, and `sha256` is the hash of its uncompressed content, because mirrors compress
+    differently. With `members` it is a tar.gz archive with that hash, from which the members are extracted.
     """
 
     file: str
@@ -29,7 +29,7 @@ class Download:
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """The names of the files that unpacking it gives."""
+        """The names of the unpacked files."""
         return self.members or (self.file.removesuffix(".gz"),)
 
 
@@ -38,9 +38,9 @@ DIGITS = tuple("0123456789")
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set: `names` are its classes', in the order of their labels.
+    """A known data set: `names` are the class names in the order of their labels.
 
-    `folders` are looked for in HPO_DATA_DIR ("." is that folder itself), `system` as they are.
+    `folders` are searched in HPO_DATA_DIR ("." is that folder itself); `system` has absolute folders.
     """
 
     name: str
@@ -57,7 +57,7 @@ Catalogue = Mapping[str, Dataset]
 
 
 def known_dataset(name: str, catalogue: Catalogue) -> Dataset:
-    """Return the data set called `name`; an unknown one is an error that names those there are."""
+    """Return the data set called `name`; raise UsageError with the known names for an unknown one."""
     if name not in catalogue:
         raise UsageError(f"unknown data set '{name}'{nearest(name, catalogue)}; known: {', '.join(catalogue)}")
     return catalogue[name]
@@ -102,7 +102,7 @@ _DATASETS = (
         system=(Path("/usr/share/datasets/fashion-mnist"),),  # Debian's dataset-fashion-mnist
         mirrors=(
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",  # has no TLS: the checksum guards it
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",  # no TLS; the checksum protects it
         ),
         downloads=_idx_downloads(
             "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -118,7 +118,7 @@ _DATASETS = (
         names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         folders=("cifar-10-batches-bin", "cifar10", "."),
         mirrors=(
-            # The authors' own server (cs.toronto.edu) has been throttled to an hour a download: it comes second.
+            # The authors' server (cs.toronto.edu) can take an hour for a download, so it comes second.
             "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/",
             "https://www.cs.toronto.edu/~kriz/",
         ),

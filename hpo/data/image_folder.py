@@ -1,8 +1,8 @@
-"""The user's own images in folders: one sub-folder a class, or `train/` and `test/` with one sub-folder a class each.
+"""User images in folders: one subfolder for each class, or `train/` and `test/` with one for each class.
 
-Classes are in the order of their names, images in that of theirs. Images are grey where all training images are, else
-RGB, test images like them. Promises: no file beneath `test/` is opened but by `read_test`; what cannot be read as it is
-meant is a DataError that names the file. Names that begin with a dot are passed over.
+Classes and images are sorted by name. Images are grey if all training images are, else RGB; test images have the same
+channels. Only `read_test` opens files in `test/`. An unusable file is a DataError that names it. Names that begin with
+a dot are ignored.
 """
 
 from __future__ import annotations
@@ -14,54 +14,54 @@ from pathlib import Path
 
 import numpy as np
 
-from hpo.data.image_files import decoded
-from hpo.data.images import RawImages
-from hpo.data.own import labels_of, own
+from hpo.data.examples import RawExamples
+from hpo.data.image_files import decode_images
+from hpo.data.user_arrays import encode_labels, user_examples
 from hpo.errors import DataError
 
 TRAINING, TEST = "train", "test"
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """The folder."""
+class FolderSource:
+    """The folder with the images."""
 
     path: Path
 
-    def read_training(self) -> RawImages:
+    def read_training(self) -> RawExamples:
         """Read the training images of all classes."""
         root = self._training()
         names = _classes(root)
         if len(names) < 2:
-            found = f"one class only ({names[0]})" if names else "no sub-folders"
-            raise DataError(f"{root}: {found}; each class of images has a sub-folder of its own")
+            found = f"only one class ({names[0]})" if names else "no subfolders"
+            raise DataError(f"{root}: {found}; each class must have a subfolder with its images")
         return self._read(root, names)
 
     def test_size(self) -> int:
-        """Return how many files there are beneath test/."""
+        """Return the number of files in test/."""
         root = self._test()
         return 0 if root is None else sum(len(_files(root / name)) for name in _classes(root))
 
     def check_test(self) -> None:
-        """Raise DataError unless there are test images, of classes that the training images have."""
+        """Raise DataError unless there are test images, all of training classes."""
         root = self._test()
         if root is None:
-            raise DataError(f"{self.path}: has no sealed test images (no folder {TEST} beside one that is {TRAINING})")
+            raise DataError(f"{self.path}: has no test set (folders {TRAINING} and {TEST})")
         if not self.test_size():
-            raise DataError(f"{root}: holds no images")
+            raise DataError(f"{root}: has no images")
         for name in _classes(root):
             if name not in _classes(self._training()):
-                raise DataError(f"{root / name}: is no class of the training images")
+                raise DataError(f"{root / name}: is not a class of the training images")
 
-    def read_test(self, names: tuple[str, ...], channels: int) -> RawImages:
-        """Read the images beneath test/, as many channels of each as a training image has."""
+    def read_test(self, names: tuple[str, ...], channels: int) -> RawExamples:
+        """Read the images in test/, with the channels of training images."""
         self.check_test()
         root = self._test()
         assert root is not None, "it was checked"
         return self._read(root, names, coloured=channels > 1)
 
     def _is_split(self) -> bool:
-        """Whether the classes lie beneath train/, and train is not a class itself."""
+        """Return whether the classes are in train/; otherwise, train is a class itself."""
         return bool(_classes(self.path / TRAINING)) if TRAINING in _classes(self.path) else False
 
     def _training(self) -> Path:
@@ -69,20 +69,21 @@ class ImageFolder:
             return self.path
         for name in _classes(self.path):
             if name not in (TRAINING, TEST):
-                where = f"{self.path / name}: lies beside {TRAINING}"
-                raise DataError(f"{where}; validation is carved from that, so only {TEST} may be beside it")
+                raise DataError(
+                    f"{self.path / name}: only {TEST} may be beside {TRAINING}; validation is split from {TRAINING}"
+                )
         return self.path / TRAINING
 
     def _test(self) -> Path | None:
         return self.path / TEST if self._is_split() and TEST in _classes(self.path) else None
 
-    def _read(self, root: Path, names: Sequence[str], coloured: bool | None = None) -> RawImages:
+    def _read(self, root: Path, names: Sequence[str], coloured: bool | None = None) -> RawExamples:
         found = [(file, name) for name in names if (root / name).is_dir() for file in _files(root / name)]
-        labels, known = labels_of(np.array([name for _, name in found]), str(root), names)
-        return own(decoded([file for file, _ in found], coloured), labels, known)
+        labels, known = encode_labels(np.array([name for _, name in found]), str(root), names)
+        return user_examples(decode_images([file for file, _ in found], coloured), labels, known)
 
 
-def _listed(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -91,15 +92,15 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _classes(folder: Path) -> list[str]:
-    return [entry.name for entry in _listed(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files of a class."""
-    entries = _listed(folder)
+    """Return the files of a class, sorted."""
+    entries = _entries(folder)
     for entry in entries:
         if entry.is_dir():
-            raise DataError(f"{entry.path}: is a folder within a class; the images of a class lie in one folder")
+            raise DataError(f"{entry.path}: is a folder in a class; move the images of a class into one folder")
     if not entries:
-        raise DataError(f"{folder}: holds no images")
+        raise DataError(f"{folder}: has no images")
     return [Path(entry.path) for entry in entries]

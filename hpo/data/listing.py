@@ -1,7 +1,7 @@
-"""What data is where: one line a data set, for people who wonder what they have.
+"""List the known data sets and their folders.
 
-Promises: quick, since it reads headers and sizes only (so damage within a file shows when the data is loaded), and a
-data set that is missing or damaged is a note, never an exception. Opens no test file.
+Only headers and sizes are read, so it is fast and damage within a file is not found. A missing or damaged data set is a
+note, not an exception. No test file is opened.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from hpo.data import digits
 from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset
-from hpo.data.places import FORMATS, find_place
+from hpo.data.folders import FORMATS, find_folder
 from hpo.errors import DataError
 
 
 @dataclass(frozen=True)
 class Listing:
-    """One data set: `place` and `train_images` are None where it is not there or cannot be read."""
+    """One data set; `place`, its folder, and `train_images` are None if it is missing or cannot be read."""
 
     name: str
     place: Path | None
@@ -27,18 +27,18 @@ class Listing:
 
 
 def list_datasets(catalogue: Catalogue = CATALOGUE) -> list[Listing]:
-    """Return every known data set, found or not, in the catalogue's order."""
+    """Return all known data sets, found or not, in the order of the catalogue."""
     return [_listing(dataset, catalogue) for dataset in catalogue.values()]
 
 
 def _listing(dataset: Dataset, catalogue: Catalogue) -> Listing:
     if dataset.format == "scikit-learn":
-        folder = digits.place()
+        folder = digits.installed_folder()
         count = digits.TRAINING_SIZE if folder else None
         return Listing(dataset.name, folder, digits.KIND, count, "installed" if folder else "not installed")
     reader = FORMATS[dataset.format]
     try:
-        place = find_place(dataset, catalogue)
+        place = find_folder(dataset, catalogue)
     except DataError as error:
         return Listing(dataset.name, None, reader.KIND, None, f"not found: {error}")
     if place is None:

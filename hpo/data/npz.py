@@ -1,7 +1,7 @@
-"""The user's own arrays in a file that numpy.savez wrote: x, y, and perhaps x_test, y_test and classes.
+"""User data in an .npz file of numpy.savez: x and y, optionally x_test, y_test and classes.
 
-Promises: members are read one by one, so x_test and y_test stay unread but by `read_test`; nothing is ever unpickled;
-a file that is not as it has to be is a DataError of one line that names it.
+Arrays are read one by one, and only `read_test` reads x_test and y_test. Nothing is ever unpickled. An invalid file is
+a DataError that names it.
 """
 
 from __future__ import annotations
@@ -20,38 +20,36 @@ from numpy.lib import format as npy
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from hpo.data.images import RawImages
-from hpo.data.own import Part, own_images
+from hpo.data.examples import RawExamples
+from hpo.data.user_arrays import ArrayPair, examples_from_arrays
 from hpo.errors import DataError
 from hpo.untrusted_files import open_regular_file
 
 TRAINING, TEST = ("x", "y"), ("x_test", "y_test")
 CLASSES = "classes"
 
-_HEADER = 128  # bytes before an array's content, as numpy writes them for so few axes
+_HEADER = 128  # bytes before an array's content, as NumPy writes for few axes
 
 
 @dataclass(frozen=True)
-class Npz:
-    """The file."""
+class NpzSource:
+    """The .npz file."""
 
     path: Path
 
-    def read_training(self) -> RawImages:
-        """Read x and y, and the names of the classes where they are there."""
+    def read_training(self) -> RawExamples:
+        """Read x and y, and the class names if there are any."""
         with self._opened() as file:
             classes = None
             if CLASSES in file.files:
                 found = self._array(file, CLASSES)
                 if found.dtype.kind != "U" or found.ndim != 1:
-                    raise DataError(
-                        f"{self.path}: {CLASSES} holds {found.dtype}; it is a list of strings, a class each"
-                    )
+                    raise DataError(f"{self.path}: {CLASSES} has type {found.dtype}; it must be a list of strings")
                 classes = found.tolist()
-            return own_images(self._part(file, TRAINING), classes)
+            return examples_from_arrays(self._pair(file, TRAINING), classes)
 
     def test_size(self) -> int | None:
-        """Return how many images x_test has by its size in the archive's directory; 0 where it is not there."""
+        """Return the number of test examples by the sizes in the archive's directory; 0 without a test set."""
         with self._opened() as file:
             if not any(name in file.files for name in TEST):
                 return 0
@@ -64,22 +62,22 @@ class Npz:
             return counts.pop() if len(counts) == 1 else None
 
     def check_test(self) -> None:
-        """Raise DataError unless x_test and y_test are there; neither is read."""
+        """Raise DataError unless the file has x_test and y_test; neither is read."""
         with self._opened() as file:
             if not any(name in file.files for name in TEST):
-                raise DataError(f"{self.path}: has no sealed test images (no arrays {' and '.join(TEST)})")
+                raise DataError(f"{self.path}: has no test set (arrays {' and '.join(TEST)})")
             for name in TEST:
                 self._required(file, name)
 
-    def read_test(self, names: tuple[str, ...], channels: int) -> RawImages:
-        """Read x_test and y_test, as they are."""
+    def read_test(self, names: tuple[str, ...], channels: int) -> RawExamples:
+        """Read x_test and y_test."""
         self.check_test()
         with self._opened() as file:
-            return own_images(self._part(file, TEST), names)
+            return examples_from_arrays(self._pair(file, TEST), names)
 
-    def _part(self, file: NpzFile, names: tuple[str, str]) -> Part:
+    def _pair(self, file: NpzFile, names: tuple[str, str]) -> ArrayPair:
         x, y = (self._array(file, name) for name in names)
-        return Part(x, y, str(self.path), names)
+        return ArrayPair(x, y, str(self.path), names)
 
     def _required(self, file: NpzFile, name: str) -> str:
         if name not in file.files:
@@ -91,11 +89,11 @@ class Npz:
             found: Any = file[self._required(file, name)]
         except ValueError as error:
             if "pickle" in str(error):
-                what = "holds Python objects, which only unpickling would bring back; save it as numbers or strings"
-                raise DataError(f"{self.path}: {name} {what}") from error
+                problem = "has Python objects, which hpo does not unpickle; save it as numbers or strings"
+                raise DataError(f"{self.path}: {name} {problem}") from error
             raise
         if not isinstance(found, np.ndarray):
-            raise DataError(f"{self.path}: {name} is no array")
+            raise DataError(f"{self.path}: {name} is not an array")
         return found
 
     def _header(self, file: NpzFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -107,16 +105,16 @@ class Npz:
 
     @contextmanager
     def _opened(self) -> Iterator[NpzFile]:
-        """Open the archive; every failure to read it is a DataError naming it."""
+        """Open the archive; every failure to read it is a DataError that names it."""
         try:
             with open_regular_file(self.path) as raw:
                 found: Any = np.load(raw, allow_pickle=False)
                 if not isinstance(found, NpzFile):
-                    raise DataError(f"{self.path}: holds a single array; save x and y with numpy.savez")
+                    raise DataError(f"{self.path}: has a single array; save x and y with numpy.savez")
                 with found as file:
                     yield file
         except (ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{self.path}: is no .npz file, or is damaged or cut short") from error
+            raise DataError(f"{self.path}: is not an .npz file, or is damaged or truncated") from error
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror or error})") from error
 

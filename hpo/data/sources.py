@@ -1,12 +1,12 @@
-"""Where a study's images come from: a data set that hpo knows, or the user's own files or function.
+"""Sources of a study's examples: a known data set, or the user's files or function.
 
-    Known           digits, mnist, fashion_mnist, cifar10
-    Npz             npz:images.npz
-    ImageFolder     folder:path
-    Function        my_data.py:load
+    CatalogueSource  digits, mnist, fashion_mnist, cifar10
+    NpzSource        npz:wine.npz
+    FolderSource     folder:images
+    FunctionSource   my_data.py:load
 
-Each gives training images and, separately, the sealed test set; none touches that before `read_test`. Paths of the
-user's own data are relative to the study file's folder; where they are not there, to the current one.
+Each reads training examples and, separately, the sealed test set, which only `read_test` reads. Paths of user data are
+relative to the study file's folder or, if they do not exist there, to the current folder.
 """
 
 from __future__ import annotations
@@ -19,98 +19,97 @@ from typing import Protocol
 
 from hpo.data import digits
 from hpo.data.catalogue import CATALOGUE, Dataset, known_dataset
-from hpo.data.function import Function
-from hpo.data.image_folder import ImageFolder
-from hpo.data.images import RawImages
-from hpo.data.npz import Npz
-from hpo.data.places import FORMATS, required_place
+from hpo.data.examples import RawExamples
+from hpo.data.folders import FORMATS, require_folder
+from hpo.data.function import FunctionSource
+from hpo.data.image_folder import FolderSource
+from hpo.data.npz import NpzSource
 from hpo.errors import DataError
 from hpo.studyfile import user_data
 from hpo.usercode import split_reference
 
 
 class Source(Protocol):
-    """Images of one data set."""
+    """The examples of one data set."""
 
-    def read_training(self) -> RawImages:
-        """Read the training images, with the names of their classes."""
+    def read_training(self) -> RawExamples:
+        """Read the training examples, with the class names."""
         ...
 
     def test_size(self) -> int | None:
-        """Return how many test images there are; None where only opening their file would tell."""
+        """Return the number of test examples; None if only opening their file would tell."""
         ...
 
     def check_test(self) -> None:
-        """Raise DataError where there is no sealed test set; it is not opened."""
+        """Raise DataError if there is no test set; it is not opened."""
         ...
 
-    def read_test(self, names: tuple[str, ...], channels: int) -> RawImages:
-        """Read the sealed test set; `names` are those of the classes, `channels` those of a training image.
+    def read_test(self, names: tuple[str, ...], channels: int) -> RawExamples:
+        """Read the sealed test set, given the class names and channels of the training examples.
 
-        Raises DataError where they are no images of these classes. Whether their shape is that of the training images
-        is for the caller to see.
+        Raises DataError for other classes. The caller compares the shape with that of the training examples.
         """
         ...
 
 
 @dataclass(frozen=True)
-class Known:
+class CatalogueSource:
     """A data set of the catalogue."""
 
     dataset: Dataset
 
-    def read_training(self) -> RawImages:
+    def read_training(self) -> RawExamples:
         """Read the training files."""
         dataset = self.dataset
         if dataset.format == "scikit-learn":
             raw = digits.read_training()
         else:
-            raw = FORMATS[dataset.format].read_training(self._place, dataset.shape, len(dataset.names))
+            raw = FORMATS[dataset.format].read_training(self._folder, dataset.shape, len(dataset.names))
         return replace(raw, names=dataset.names)
 
     def test_size(self) -> int | None:
-        """Return what the size of the test file says."""
+        """Return the number of test examples by the size of their file."""
         if self.dataset.format == "scikit-learn":
             return digits.TEST_SIZE
-        return FORMATS[self.dataset.format].test_size(self._place, self.dataset.shape)
+        return FORMATS[self.dataset.format].test_size(self._folder, self.dataset.shape)
 
     def check_test(self) -> None:
-        """Raise DataError where the test files are missing."""
+        """Raise DataError if the test files are missing."""
         if self.dataset.format != "scikit-learn":
-            FORMATS[self.dataset.format].check_test(self._place, self.dataset.shape)
+            FORMATS[self.dataset.format].check_test(self._folder, self.dataset.shape)
 
-    def read_test(self, names: tuple[str, ...], channels: int) -> RawImages:
-        """Read the test files, which lie in the folder of the training files."""
+    def read_test(self, names: tuple[str, ...], channels: int) -> RawExamples:
+        """Read the test files, which are in the folder of the training files."""
         if self.dataset.format == "scikit-learn":
             return digits.read_test()
-        return FORMATS[self.dataset.format].read_test(self._place, self.dataset.shape, len(names))
+        return FORMATS[self.dataset.format].read_test(self._folder, self.dataset.shape, len(names))
 
     @cached_property
-    def _place(self) -> Path:
-        return required_place(self.dataset).folder
+    def _folder(self) -> Path:
+        return require_folder(self.dataset).folder
 
 
 def source_of(name: str, folder: Path) -> Source:
-    """Return the source of the data set that a study file names; `folder` is the study file's.
+    """Return the source of `data.dataset`; `folder` is the study file's.
 
-    Raises UsageError for a name that nothing has, DataError where the user's own files are nowhere.
+    Raises UsageError for an unknown name, and DataError if the user's file or folder does not exist.
     """
     match user_data(name):
         case "npz", path:
-            return Npz(_base(path, folder) / path)
+            return NpzSource(_base(path, folder) / path)
         case "folder", path:
-            return ImageFolder(_base(path, folder) / path)
+            return FolderSource(_base(path, folder) / path)
         case "code", reference:
-            return Function(reference, _base(split_reference(reference)[0], folder))
+            return FunctionSource(reference, _base(split_reference(reference)[0], folder))
         case _:
-            return Known(known_dataset(name, CATALOGUE))
+            return CatalogueSource(known_dataset(name, CATALOGUE))
 
 
 def _base(path: str, folder: Path) -> Path:
-    """Return the folder in which the path of a study file leads to something."""
+    """Return the first folder, the study file's or the current one, that has the path."""
     folders = [folder.absolute(), Path.cwd()]
     for each in folders:
-        if os.path.exists(each / path):  # which is False where Path.exists raises
+        if os.path.exists(each / path):  # False where Path.exists would raise
             return each
-    looked = " or ".join(dict.fromkeys(map(str, folders)))
-    raise DataError(f"{path}: not found in {looked}; bring it there, or work in the folder that has it")
+    searched = " or ".join(dict.fromkeys(map(str, folders)))
+    raise DataError(f"{path}: not found in {searched}; copy it there, or run hpo in the folder that has it")

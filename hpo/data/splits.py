@@ -1,8 +1,8 @@
-"""Splits: a study's training and validation images, carved from the training files by a seeded shuffle.
+"""Split the training data of a study into training and validation examples; load the sealed test set.
 
-Promises: `load_split` opens training files only, and the same study gives the same split; a split that training could
-not use is an error at the study file's key. `load_test` is the one way to the sealed test set, which always comes from
-the folder that the training files come from. Knows nothing of file formats.
+`load_split` opens training files only, and one study always has the same split: a seeded shuffle decides it. A split
+that cannot be used for training is an error at the study file's key. Only `load_test` reads the sealed test set, from
+the folder of the training files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.data.images import SealedImages, Split, indices_sha256
+from hpo.data.examples import SealedExamples, Split, hash_split
 from hpo.data.sources import source_of
 from hpo.errors import DataError
 from hpo.studyfile import user_data
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def load_split(study: Study) -> Split:
-    """Read the training files of the study's data set and split them; test files are not opened."""
+    """Read the training data of a study and split it; test files are not opened."""
     name = study.data.dataset
     source = source_of(name, study.folder)
     raw = source.read_training()
@@ -37,58 +37,60 @@ def load_split(study: Study) -> Split:
         train=raw.take(training),
         validation=raw.take(validation),
         content_sha256=raw.content_sha256(),
-        split_sha256=indices_sha256(validation, training),
+        split_sha256=hash_split(validation, training),
         test_size=source.test_size(),
     )
 
 
 def check_test(name: str, folder: Path = Path()) -> None:
-    """Raise DataError where the data set called `name` has no sealed test set here; nothing of it is read.
+    """Raise DataError if the data set called `name` has no test set on this machine; it is not read.
 
     `folder` is the study file's.
     """
     source_of(name, folder).check_test()
 
 
-def load_test(split: Split) -> SealedImages:
-    """Read the sealed test set that belongs to a study's images."""
+def load_test(split: Split) -> SealedExamples:
+    """Read the sealed test set of a study's data set."""
     source = source_of(split.dataset, split.folder or Path())
-    known = split.train.pixels.shape[1:]
-    raw = source.read_test(split.names, known[0])
-    found = raw.pixels.shape[1:]
-    if (found, raw.white) != (known, split.white):
-        kinds = ["numbers" if white is None else "bytes" for white in (raw.white, split.white)]
-        told = [f"{' x '.join(map(str, shape))} {kind}" for shape, kind in zip((found, known), kinds, strict=True)]
-        raise DataError(f"{split.dataset}: test images are {told[0]}, and training images {told[1]}")
-    images = raw.take(np.arange(len(raw)))
-    return SealedImages(images.pixels, images.labels, raw.content_sha256())
+    expected = split.train.pixels.shape[1:]
+    raw = source.read_test(split.names, expected[0])
+    shape = raw.pixels.shape[1:]
+    if (shape, raw.white) != (expected, split.white):
+        test, training = (
+            f"{' x '.join(map(str, each))} {'numbers' if white is None else 'bytes'}"
+            for each, white in ((shape, raw.white), (expected, split.white))
+        )
+        raise DataError(f"{split.dataset}: test examples are {test}, but training examples {training}")
+    examples = raw.take(np.arange(len(raw)))
+    return SealedExamples(examples.pixels, examples.labels, raw.content_sha256())
 
 
 def split_indices(
     study: Study, labels: NDArray[np.uint8] | NDArray[np.int64], names: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the validation and the training indices: shuffle, keep `train_size`, give the first part to validation."""
+    """Return validation and training indices: shuffle, take `train_size`, and use the first fraction for validation."""
     settings, total = study.data, len(labels)
     if settings.train_size is not None and settings.train_size > total:
         raise study.error(
             "data.train_size",
-            f"must be at most {total}, the training images of {settings.dataset} (got {settings.train_size})",
+            f"must be at most {total}, the training examples of {settings.dataset} (got {settings.train_size})",
         )
     order = np.random.Generator(np.random.PCG64(settings.split_seed)).permutation(total)
-    kept = order[: settings.train_size]
-    carved = round(settings.validation * len(kept))
-    for empty, part in ((carved == 0, "validation"), (carved == len(kept), "training")):
+    used = order[: settings.train_size]
+    size = round(settings.validation * len(used))
+    for empty, part in ((size == 0, "validation"), (size == len(used), "training")):
         if empty:
-            raise study.error("data.validation", f"leaves no {part} image of {len(kept)} (got {settings.validation:g})")
-    validation, training = kept[:carved], kept[carved:]
+            problem = f"leaves no {part} examples of {len(used)} (got {settings.validation:g})"
+            raise study.error("data.validation", problem)
+    validation, training = used[:size], used[size:]
     absent = _absent_class(labels[training], len(names))
     if absent is not None:
         if absent not in labels:
-            raise DataError(f"{settings.dataset}: its files hold no training image of class {names[absent]}")
-        key = "data.validation" if absent in labels[kept] else "data.train_size"
-        raise study.error(
-            key, f"leaves no training image of class {names[absent]} (of {len(training)} training images)"
-        )
+            raise DataError(f"{settings.dataset}: no training example of class {names[absent]}")
+        key = "data.validation" if absent in labels[used] else "data.train_size"
+        problem = f"leaves no training example of class {names[absent]} (of {len(training)} training examples)"
+        raise study.error(key, problem)
     return validation, training
 
 

@@ -55,9 +55,9 @@ def test_the_sealed_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (cifar_records(3)[:-1], "truncated, oversize or not CIFAR-10's binary version (9,218 bytes"),
-        (cifar_records(3) + b"x", "truncated, oversize or not CIFAR-10's binary version (9,220 bytes"),
-        (b"", "truncated, oversize"),
+        (cifar_records(3)[:-1], "truncated, too large or not CIFAR-10's binary version (9,218 bytes"),
+        (cifar_records(3) + b"x", "truncated, too large or not CIFAR-10's binary version (9,220 bytes"),
+        (b"", "truncated, too large"),
         (cifar_records(3) + b"\x0a" + bytes(RECORD - 1), "label 10 of image 3 is above 9"),
     ],
     ids=["truncated", "oversize", "empty", "label above 9"],
@@ -84,8 +84,8 @@ def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_batches_holds_nothing(tmp_path: Path) -> None:
-    assert not cifar.holds(tmp_path)
-    assert not cifar.holds(tmp_path / "absent")
+    assert not cifar.has_training_files(tmp_path)
+    assert not cifar.has_training_files(tmp_path / "absent")
     assert refusal(tmp_path).startswith(f"{tmp_path / 'data_batch_1.bin'}: missing")
 
 

@@ -147,7 +147,7 @@ def test_a_damaged_download_is_replaced_by_the_next_fetch(mirrors: tuple[Mirror,
 def test_files_that_hpo_did_not_download_are_left_alone(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
     own = write_idx(cache / "mnist", 30)
     before = {path.name: path.read_bytes() for path in own.iterdir()}
-    with pytest.raises(DataError, match="holds files that hpo did not download"):
+    with pytest.raises(DataError, match="has files that hpo did not download"):
         fetch("mnist", catalogue=mnist_at(mirrors[0].address))
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
 
@@ -170,13 +170,13 @@ def damage(mirror: Mirror, how: str) -> None:
         del mirror.files[LABELS]
     elif how == "wrong checksum":
         mirror.files[LABELS] = gzip.compress(CONTENTS[TRAIN[1]][:-1] + b"\x03")
-    elif how == "broke off":
+    elif how == "transfer failed":
         mirror.missing_bytes[LABELS] = 1000
     else:
         mirror.files[LABELS] = mirror.files[LABELS][:-12]
 
 
-DAMAGES = ["status 404", "wrong checksum", "broke off", "sent damaged data"]
+DAMAGES = ["status 404", "wrong checksum", "transfer failed", "sent damaged data"]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -194,7 +194,7 @@ def test_where_no_mirror_has_it_right_nothing_stays(mirrors: tuple[Mirror, Mirro
     for mirror in mirrors:
         damage(mirror, how)
     message = refusal(mnist_at(*(mirror.address for mirror in mirrors)), cache)
-    assert message.startswith(f"{LABELS}: no mirror delivered it (")
+    assert message.startswith(f"{LABELS}: all mirrors failed (")
     assert all(mirror.address in message for mirror in mirrors)
     assert message.count(how) == 2
     assert "HPO_DATA_DIR" in message

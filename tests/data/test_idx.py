@@ -61,20 +61,20 @@ def test_the_test_size_shows_only_where_the_file_need_not_be_opened(tmp_path: Pa
 
 DAMAGED = {
     "truncated": (IMAGES, idx_images(PIXELS)[:-1], "truncated"),
-    "oversize": (IMAGES, idx_images(PIXELS) + b"x", "longer than its header says"),
-    "cut header": (IMAGES, idx_images(PIXELS)[:9], "truncated within its header"),
-    "empty": (LABELS, b"", "truncated within its header"),
+    "oversize": (IMAGES, idx_images(PIXELS) + b"x", "longer than in its header"),
+    "cut header": (IMAGES, idx_images(PIXELS)[:9], "truncated in its header"),
+    "empty": (LABELS, b"", "truncated in its header"),
     "labels as images": (IMAGES, idx_labels(np.zeros(99, np.uint8)), "not an IDX file of images (magic 0x00000801"),
     "images as labels": (LABELS, idx_images(PIXELS), "not an IDX file of labels (magic 0x00000803"),
     "too few labels": (LABELS, idx_labels(CLASSES[:4]), "has 4 labels, but train-images-idx3-ubyte has 5 images"),
     "label above 9": (LABELS, idx_labels(np.array([0, 1, 12, 3, 4], np.uint8)), "label 12 of image 2 is above 9"),
     "other shape": (IMAGES, idx_images(PIXELS[:, :, :20, :27]), "images of 20x27, 28x28 expected"),
-    "no images": (IMAGES, idx_images(PIXELS[:0]), "announces 0 items"),
-    "absurd count": (IMAGES, struct.pack(">4I", 0x0803, 2**32 - 1, 28, 28), "announces 4,294,967,295 items"),
-    "cut gzip": (IMAGES, gzip.compress(idx_images(PIXELS))[:-20], "gzip data is damaged or cut short"),
-    "cut gzip trailer": (IMAGES, gzip.compress(idx_images(PIXELS))[:-3], "gzip data is damaged or cut short"),
-    "gzip of rubbish": (IMAGES, b"\x1f\x8b" + bytes(100), "gzip data is damaged or cut short"),
-    "oversize in gzip": (IMAGES, gzip.compress(idx_images(PIXELS) + b"x"), "longer than its header says"),
+    "no images": (IMAGES, idx_images(PIXELS[:0]), "header has 0 items"),
+    "absurd count": (IMAGES, struct.pack(">4I", 0x0803, 2**32 - 1, 28, 28), "header has 4,294,967,295 items"),
+    "cut gzip": (IMAGES, gzip.compress(idx_images(PIXELS))[:-20], "gzip data is damaged or truncated"),
+    "cut gzip trailer": (IMAGES, gzip.compress(idx_images(PIXELS))[:-3], "gzip data is damaged or truncated"),
+    "gzip of rubbish": (IMAGES, b"\x1f\x8b" + bytes(100), "gzip data is damaged or truncated"),
+    "oversize in gzip": (IMAGES, gzip.compress(idx_images(PIXELS) + b"x"), "longer than in its header"),
 }
 
 
@@ -93,13 +93,13 @@ def test_a_flipped_bit_in_a_gzip_file_is_found(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-6] ^= 1  # within the checksum
     path.write_bytes(content)
-    assert refusal(tmp_path) == f"{path}: its gzip data is damaged or cut short; copy or download it again"
+    assert refusal(tmp_path) == f"{path}: its gzip data is damaged or truncated; copy or download it again"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     write_idx(tmp_path, 5)
     (tmp_path / LABELS).unlink()
-    assert idx.holds(tmp_path)
+    assert idx.has_training_files(tmp_path)
     assert refusal(tmp_path).startswith(f"{tmp_path / LABELS}: missing")
 
 

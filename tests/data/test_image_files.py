@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpo.data.image_files import decoded
+from hpo.data.image_files import decode_images
 from hpo.errors import DataError
 
 GREY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 9
@@ -71,17 +71,17 @@ HALF = np.dstack([COLOURED, GREY])
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_every_format_gives_the_pixels_that_were_written(kind: str, tmp_path: Path) -> None:
-    found = decoded(written(tmp_path, saved(COLOURED, kind, **({"lossless": True} if kind == "WEBP" else {}))))
+    found = decode_images(written(tmp_path, saved(COLOURED, kind, **({"lossless": True} if kind == "WEBP" else {}))))
     np.testing.assert_array_equal(found[0].transpose(1, 2, 0), COLOURED)
     np.testing.assert_array_equal(
-        decoded(written(tmp_path, tiff(GREY[..., None]), saved(GREY, "PNG")))[:, 0], [GREY] * 2
+        decode_images(written(tmp_path, tiff(GREY[..., None]), saved(GREY, "PNG")))[:, 0], [GREY] * 2
     )
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (png(COLOURED.astype(np.uint16), 2), r"more than 8 bits \(mode RGB\); give such images as floats in an .npz"),
+        (png(COLOURED.astype(np.uint16), 2), r"more than 8 bits \(mode RGB\); save such images as floats in an .npz"),
         (png(OPAQUE.astype(np.uint16), 6), r"more than 8 bits \(mode RGBA\)"),
         (png(OPAQUE[..., 2:].astype(np.uint16), 4), "more than 8 bits"),
         (saved(GREY.astype(np.uint16), "PNG"), r"more than 8 bits \(mode I;16\)"),
@@ -90,11 +90,11 @@ def test_every_format_gives_the_pixels_that_were_written(kind: str, tmp_path: Pa
         (tiff(GREY[..., None], sample=2), "more than 8 bits"),  # signed, and read as if it were not
         (tiff(OPAQUE, extra=0), "channels besides colour and transparency"),
         (b"P6 5 4 65535\n" + COLOURED.astype(">u2").tobytes(), r"more than 8 bits \(mode RGB\)"),
-        (frames("GIF"), "2 frames; save those that are meant as images of their own"),
+        (frames("GIF"), "2 frames; save each frame as an image"),
         (frames("PNG"), "2 frames"),
         (frames("TIFF"), "2 frames"),
         (frames("WEBP"), "2 frames"),
-        (saved(HALF, "PNG"), "transparent pixels; put it on a background"),
+        (saved(HALF, "PNG"), "transparent pixels; save it on a background"),
         (saved(HALF, "WEBP"), "transparent pixels"),
         (saved(GREY, "PNG", transparency=9), "transparent pixels"),
         (saved(np.dstack([GREY, GREY]), "PNG"), "transparent pixels"),
@@ -103,7 +103,7 @@ def test_every_format_gives_the_pixels_that_were_written(kind: str, tmp_path: Pa
 def test_what_bytes_cannot_hold_is_refused_by_name(content: bytes, said: str, tmp_path: Path) -> None:
     files = written(tmp_path, saved(COLOURED, "PNG"), content)
     with pytest.raises(DataError, match=rf"^{files[1]}: has .*{said}") as caught:
-        decoded(files)
+        decode_images(files)
     assert "\n" not in str(caught.value)
 
 
@@ -113,13 +113,13 @@ def test_colours_that_take_more_than_pixels_to_know_are_refused(mode: str, tmp_p
     Image.new(mode, (5, 4)).save(file, "TIFF")
     files = written(tmp_path, file.getvalue())
     with pytest.raises(DataError, match=f"has pixels of mode {mode}; convert it to RGB or grey"):
-        decoded(files)
+        decode_images(files)
 
 
 def test_a_transparency_that_hides_nothing_is_passed_over(tmp_path: Path) -> None:
     palette = io.BytesIO()
     Image.fromarray(COLOURED).quantize(64).save(palette, "PNG", transparency=255)
-    found = decoded(written(tmp_path, saved(OPAQUE, "PNG"), palette.getvalue()))
+    found = decode_images(written(tmp_path, saved(OPAQUE, "PNG"), palette.getvalue()))
     np.testing.assert_array_equal(found[0].transpose(1, 2, 0), COLOURED)
     assert found.shape == (2, 3, 4, 5)
 
@@ -132,17 +132,17 @@ def test_images_are_turned_as_the_camera_noted(kind: str, tmp_path: Path) -> Non
         exif[0x0112] = orientation
         options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
         file = written(tmp_path, saved(GREY, kind, exif=exif, **options))
-        found = decoded(file)[0, 0]
+        found = decode_images(file)[0, 0]
         np.testing.assert_allclose(found, seen, atol=3 if kind == "JPEG" else 0)  # which is never exact
     files = written(tmp_path, saved(GREY, kind, exif=exif, **options), saved(np.rot90(GREY), "PNG"))
-    assert decoded(files).shape[2:] == (5, 4)
+    assert decode_images(files).shape[2:] == (5, 4)
     files = written(tmp_path, saved(GREY, kind, exif=exif, **options), saved(GREY, "PNG"))
     with pytest.raises(DataError, match=rf"{files[1]}: has 5 x 4 pixels, {files[0]} has 4 x 5; bring all to one size"):
-        decoded(files)
+        decode_images(files)
 
 
 def test_a_cameras_previews_are_no_frames(tmp_path: Path) -> None:
-    found = decoded(written(tmp_path, frames("MPO", quality=100)))
+    found = decode_images(written(tmp_path, frames("MPO", quality=100)))
     np.testing.assert_allclose(
         found[0].transpose(1, 2, 0), np.asarray(Image.open(io.BytesIO(saved(COLOURED, "JPEG", quality=100))))
     )
@@ -152,10 +152,10 @@ def test_a_cameras_previews_are_no_frames(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, beside its error
 def test_a_file_cut_anywhere_is_refused_or_whole(kind: str, tmp_path: Path) -> None:
     content = saved(COLOURED, kind)
-    whole, refused = decoded(written(tmp_path, content)), 0
+    whole, refused = decode_images(written(tmp_path, content)), 0
     for size in range(0, len(content), 1 + len(content) // 60):
         try:
-            found = decoded(written(tmp_path, content[:size]))
+            found = decode_images(written(tmp_path, content[:size]))
         except DataError:
             refused += 1
         else:
@@ -166,15 +166,15 @@ def test_a_file_cut_anywhere_is_refused_or_whole(kind: str, tmp_path: Path) -> N
 def test_other_formats_are_not_read(tmp_path: Path) -> None:
     files = written(tmp_path, saved(COLOURED, "ICO"))
     with pytest.raises(
-        DataError, match=r"is no image \(PNG, JPEG, GIF, BMP, TIFF, WebP, PPM\), or a damaged one; take"
+        DataError, match=r"is not an image \(PNG, JPEG, GIF, BMP, TIFF, WebP, PPM\), or is damaged; rem"
     ):
-        decoded(files)
+        decode_images(files)
 
 
 def test_colour_is_decided_by_the_caller_or_by_all_images(tmp_path: Path) -> None:
     grey, both = written(tmp_path, saved(GREY, "PNG")), written(tmp_path, saved(GREY, "PNG"), saved(COLOURED, "PNG"))
-    np.testing.assert_array_equal(decoded(grey, coloured=True)[0], [GREY] * 3)
-    assert decoded(grey, coloured=False).shape == decoded(grey).shape == (1, 1, 4, 5)
-    assert decoded(both).shape == (2, 3, 4, 5)
-    with pytest.raises(DataError, match=rf"{both[1]}: is stored in colour, and all training images in grey"):
-        decoded(both, coloured=False)
+    np.testing.assert_array_equal(decode_images(grey, coloured=True)[0], [GREY] * 3)
+    assert decode_images(grey, coloured=False).shape == decode_images(grey).shape == (1, 1, 4, 5)
+    assert decode_images(both).shape == (2, 3, 4, 5)
+    with pytest.raises(DataError, match=rf"{both[1]}: has colours, but all training images are grey"):
+        decode_images(both, coloured=False)

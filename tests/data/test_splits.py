@@ -10,7 +10,7 @@ from data_files import TEST, TRAIN, idx_labels, some_images, study_of, write_cif
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.data import Images, SealedImages, check_test, load_split, load_test
+from hpo.data import Examples, SealedExamples, check_test, load_split, load_test
 from hpo.data.splits import split_indices
 from hpo.errors import DataError, StudyFileError, UsageError
 
@@ -21,11 +21,11 @@ def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_idx(tmp_path / "mnist", 200)
 
 
-def sealed(name: str) -> SealedImages:
+def sealed(name: str) -> SealedExamples:
     return load_test(load_split(study_of(name)))
 
 
-def rows(images: Images) -> set[bytes]:
+def rows(images: Examples) -> set[bytes]:
     return {image.tobytes() for image in images.pixels}
 
 
@@ -188,14 +188,16 @@ def refusal(name: str, **data: float) -> str:
 def test_a_split_that_training_could_not_use_is_an_error_at_its_key(mnist: Path) -> None:
     source = "studies/x.toml: data"
     assert refusal("mnist", train_size=201) == (
-        f"{source}.train_size: must be at most 200, the training images of mnist (got 201)"
+        f"{source}.train_size: must be at most 200, the training examples of mnist (got 201)"
     )
-    assert refusal("mnist", validation=0.002) == f"{source}.validation: leaves no validation image of 200 (got 0.002)"
-    assert refusal("mnist", validation=0.999) == f"{source}.validation: leaves no training image of 200 (got 0.999)"
+    assert (
+        refusal("mnist", validation=0.002) == f"{source}.validation: leaves no validation examples of 200 (got 0.002)"
+    )
+    assert refusal("mnist", validation=0.999) == f"{source}.validation: leaves no training examples of 200 (got 0.999)"
     few = refusal("mnist", train_size=12)
-    assert few.startswith(f"{source}.train_size: leaves no training image of class ")
-    assert few.endswith(" (of 10 training images)")
-    assert refusal("mnist", validation=0.96).startswith(f"{source}.validation: leaves no training image of class ")
+    assert few.startswith(f"{source}.train_size: leaves no training example of class ")
+    assert few.endswith(" (of 10 training examples)")
+    assert refusal("mnist", validation=0.96).startswith(f"{source}.validation: leaves no training example of class ")
 
 
 @pytest.mark.parametrize(("validation", "how_many"), [(0.02, 6), (0.12, 1), (0.2, 0)])
@@ -204,13 +206,13 @@ def test_classes_without_a_validation_image_are_named(mnist: Path, validation: f
     absent = [f"'{label}'" for label in range(10) if label not in split.validation.labels]
     assert len(absent) == how_many
     which = f"{how_many} classes ({', '.join(absent[:5])}, ...)" if how_many > 1 else f"class {''.join(absent)}"
-    said = f"mnist: no validation image of {which}; another data.split_seed or a larger data.validation may have some"
+    said = f"mnist: no validation example of {which}; try another data.split_seed or a larger data.validation"
     assert split.warning == (said if absent else "")
 
 
 def test_files_without_a_class_are_not_the_study_files_fault(mnist: Path) -> None:
     (mnist / TRAIN[1]).write_bytes(idx_labels(np.arange(200, dtype=np.uint8) % 9))
-    with pytest.raises(DataError, match="mnist: its files hold no training image of class 9"):
+    with pytest.raises(DataError, match="mnist: no training example of class 9"):
         load_split(study_of("mnist"))
 
 

@@ -17,7 +17,7 @@ from schemas import schema
 from tiny import LR, sealed_digits, search, study_of, trials_of, write_mnist
 
 import hpo
-from hpo.data import Images, SealedImages, load_split
+from hpo.data import Examples, SealedExamples, load_split
 from hpo.data.splits import split_indices
 from hpo.errors import HpoError, InterruptionError, StorageError
 from hpo.files import write_atomically
@@ -81,7 +81,7 @@ def whole(study: Study) -> DeviceSplit:
     split = load_split(study)
     images = np.concatenate([split.validation.pixels, split.train.pixels])
     labels = np.concatenate([split.validation.labels, split.train.labels])
-    few = Images(split.validation.pixels, split.validation.labels)
+    few = Examples(split.validation.pixels, split.validation.labels)
     tensors = (torch.from_numpy(each) for each in (images, labels, few.pixels, few.labels))
     return DeviceSplit(*tensors, classes=10, seed=study.data.split_seed)
 
@@ -170,7 +170,7 @@ def test_a_look_that_saw_nothing_is_kept_and_does_not_count(
 ) -> None:
     real = sealed.answers
 
-    def fail(network: Any, images: SealedImages, *args: Any) -> Any:
+    def fail(network: Any, images: SealedExamples, *args: Any) -> Any:
         if images.content_sha256 == sealed_digits().content_sha256:
             assert [each["result"] for each in looks_of(storage)] == [None]
             raise error

@@ -93,9 +93,7 @@ def test_a_class_without_images_is_a_line(storage: Storage, home: Path) -> None:
     y = np.where(np.isin(np.arange(60), (5, 40)), "rare", Y)
     write_images(home, y=y)
     study = study_in(home)
-    said = (
-        "npz:images.npz: no validation image of class 'rare'; another data.split_seed or a larger data.validation may"
-    )
+    said = "npz:images.npz: no validation example of class 'rare'; try another data.split_seed or a larger data.valida"
     warned = [event.text for event in search(study, storage) if isinstance(event, Note) and event.level == "warning"]
     assert [text.startswith(said) for text in warned] == [True]
     assert said in check_report(study, "cpu")
@@ -163,7 +161,7 @@ def test_data_without_test_images_is_searched_and_refused_a_look(storage: Storag
     assert "no sealed test images" in page
     assert "This data set has no sealed test images." in page
     jsonschema.validate(export(storage, "tiny"), schema("best"))
-    with pytest.raises(DataError, match=r"images\.npz: has no sealed test images \(no arrays x_test and y_test\)$"):
+    with pytest.raises(DataError, match=r"images\.npz: has no test set \(arrays x_test and y_test\)$"):
         see(storage)
     assert not list(Path().iterdir())
 

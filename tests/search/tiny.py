@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.data import SealedImages, load_split, load_test
+from hpo.data import SealedExamples, load_split, load_test
 from hpo.search.events import EpochEnded, Event
 from hpo.search.launch import launch
 from hpo.search.options import LaunchOptions
@@ -55,7 +55,7 @@ STUDY = study_of(
 """A study of two shapes and three populations: what disturbs it shows in its trials or their curves."""
 
 
-def sealed_digits() -> SealedImages:
+def sealed_digits() -> SealedExamples:
     return load_test(load_split(study_of()))
 
 

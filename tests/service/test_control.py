@@ -62,7 +62,7 @@ def test_a_class_without_validation_images_is_said_as_a_study_is_submitted(stora
     said: list[str] = []
     studies = [study_of(data={"validation": share}, name=f"of {share}") for share in (0.2, 0.01)]
     list(control.submit_all(studies, storage, LaunchOptions(), said.append))
-    assert [text.split(";")[0].partition(" (")[0] for text in said] == ["digits: no validation image of 8 classes"]
+    assert [text.split(";")[0].partition(" (")[0] for text in said] == ["digits: no validation example of 8 classes"]
 
 
 def test_a_study_that_has_its_trials_is_not_said_to_be_in_the_queue(storage: Storage) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hpo.data import Images, SealedImages, check_test, load_test
+from hpo.data import Examples, SealedExamples, check_test, load_test
 from hpo.errors import HpoError, StorageError
 from hpo.files import write_atomically
 from hpo.results.final_test.checkpoint import Trained, from_checkpoint
@@ -146,7 +146,7 @@ def _train(
 ) -> Trained:
     """Train the selected configuration on all images that are not sealed, in the order of the split's shuffle."""
     split = planned.split
-    whole = Images(
+    whole = Examples(
         np.concatenate([split.validation.pixels, split.train.pixels]),
         np.concatenate([split.validation.labels, split.train.labels]),
     )
@@ -176,7 +176,7 @@ def _train(
     return Trained(outcome.state, selected.epochs, len(whole), seed, False, describe_device(planned.device), precision)
 
 
-def _check_same(study: Study, attrs: dict[str, Any], images: SealedImages) -> None:
+def _check_same(study: Study, attrs: dict[str, Any], images: SealedExamples) -> None:
     """Raise HpoError where an earlier look saw other images: figures of two test sets are not of one study."""
     for look in completed(evaluations_of(attrs)):
         if look["result"]["sha256"] != images.content_sha256:

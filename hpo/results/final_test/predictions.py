@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpo.data import Images, SealedImages, Split
+from hpo.data import Examples, SealedExamples, Split
 from hpo.errors import HpoError
 from hpo.results.final_test.scores import Scores, scores
 from hpo.results.selection import Selection
@@ -27,15 +27,15 @@ from hpo.training.stack import EVALUATION_BATCH
 from hpo.usercode import one_line_error
 
 
-def practice_images(split: Split, count: int) -> SealedImages:
+def practice_images(split: Split, count: int) -> SealedExamples:
     """Return training images in the place of `count` test images, as many as make batches of the same sizes."""
     batches = min(count, EVALUATION_BATCH + count % EVALUATION_BATCH)
     chosen = np.arange(batches) % len(split.train)
-    return SealedImages(split.train.pixels[chosen], split.train.labels[chosen], split.content_sha256)
+    return SealedExamples(split.train.pixels[chosen], split.train.labels[chosen], split.content_sha256)
 
 
 def rehearse(
-    study: Study, selected: Selection, planned: NetworkPlan, practice: Images, subnetworks: int | None
+    study: Study, selected: Selection, planned: NetworkPlan, practice: Examples, subnetworks: int | None
 ) -> None:
     """Have a fresh network do what the trained one is to do: much training is lost on one that cannot."""
     shape = example_shape(practice.pixels.shape)
@@ -63,7 +63,7 @@ def evaluating(study: Study, selected: Selection, what: str) -> Iterator[None]:
 
 
 def answers(
-    network: nn.Module, images: SealedImages, names: Sequence[str], subnetworks: int | None, seed: int
+    network: nn.Module, images: SealedExamples, names: Sequence[str], subnetworks: int | None, seed: int
 ) -> dict[str, Any]:
     """Return what the network makes of the images. Raises HpoError where that is no finite loss."""
     pixels = torch.from_numpy(images.pixels)
@@ -75,7 +75,7 @@ def answers(
     return saw
 
 
-def _scores(logs: Tensor, images: Images) -> Scores:
+def _scores(logs: Tensor, images: Examples) -> Scores:
     found = scores(logs.numpy(), images.labels)
     if not math.isfinite(found.loss):
         raise HpoError(f"its loss is {found.loss}")
@@ -83,7 +83,7 @@ def _scores(logs: Tensor, images: Images) -> Scores:
 
 
 def _averaged(
-    network: nn.Module, pixels: Tensor, images: SealedImages, scaled: Tensor, count: int, seed: int
+    network: nn.Module, pixels: Tensor, images: SealedExamples, scaled: Tensor, count: int, seed: int
 ) -> dict[str, Any]:
     """Return how the mean of random sub-networks' outputs compares with the one scaled network's."""
     singles = []

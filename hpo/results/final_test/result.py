@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hpo.data.images import these_classes
+from hpo.data.examples import describe_classes
 from hpo.files import write_atomically
 from hpo.results.export.best import best_config
 from hpo.results.figures.confusion import confusion
@@ -118,7 +118,7 @@ class SealedTestResult(Result[Tested]):
                 f"the mean's probabilities differ from the whole network's by {sub['difference']:.4f} on average"
             )
         if absent := [each["name"] for each in found["classes"] if not each["images"]]:
-            lines.append(f"no test image of {these_classes(absent)}")
+            lines.append(f"no test image of {describe_classes(absent)}")
         if result["looks"] > 1:
             lines.append(f"look {result['look']} at this test set: each look makes its figure less honest")
         return [*lines, f"folder: {self.found.folder}"]

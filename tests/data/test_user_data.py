@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hpo.data import Split, check_test, load_split, load_test
-from hpo.data.own import labels_of
+from hpo.data.user_arrays import encode_labels
 from hpo.errors import CodeError, DataError, HpoError, StudyFileError
 from hpo.studyfile import Study, parse_study
 
@@ -111,7 +111,7 @@ def test_classes_have_names(tmp_path: Path) -> None:
     assert split.names == ("ant", "bee", "cat", "dog")
     np.testing.assert_array_equal(np.array(split.names)[whole(split)[1]], words[LABELS])
     for strings in (words.astype(object), words.astype(np.dtypes.StringDType())):
-        labels, names = labels_of(strings[LABELS], "y", None)
+        labels, names = encode_labels(strings[LABELS], "y", None)
         np.testing.assert_array_equal(labels, np.argsort(np.argsort(words))[LABELS])
         assert names == split.names
         assert {type(name) for name in names} == {str}
@@ -125,30 +125,43 @@ def test_classes_have_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"y": LABELS[:-1]}, "images.npz: y has shape [39], a label an image is [40]"),
-        ({"y": np.eye(4)[LABELS]}, "images.npz: y has shape [40, 4], a label an image is [40]"),
-        ({"y": LABELS * 1.0}, "images.npz: y holds float64; labels are whole numbers from 0, or strings"),
-        ({"y": LABELS - 1}, "images.npz: y: label -1 of image 0; labels are whole numbers from 0, without a gap"),
-        ({"y": LABELS + 10**9}, "images.npz: y: label 1000000000 of image 0"),
-        ({"y": LABELS * 2}, "npz:images.npz: its files hold no training image of class 1"),
-        ({"y": LABELS * 0}, "images.npz: y: one class only ('0'); there is nothing to tell apart"),
-        ({"y": np.where(LABELS == 3, np.uint64(2**63 + 5), np.uint64(1))}, "y: label 9223372036854775813 of image 3"),
-        ({"y": np.full(40, "cat")}, "images.npz: y: one class only ('cat')"),
-        ({"y": LABELS, "classes": np.array(["a", "b"])}, "y: label 3 of image 3; labels go from 0 to 1"),
-        ({"classes": np.array(["a", "b", "c", "d", "e"])}, "hold no training image of class e"),
+        ({"y": LABELS[:-1]}, "images.npz: y has shape [39], but one label for each example is [40]"),
+        (
+            {"y": np.eye(4)[LABELS]},
+            "images.npz: y has shape [40, 4], but one label for each example is [40]. hpo searches classifiers; for",
+        ),
+        (
+            {"y": LABELS * 1.0},
+            "images.npz: y has type float64; labels must be whole numbers from 0, or names (strings). hpo searches cl",
+        ),
+        ({"y": LABELS - 1}, "images.npz: y: label -1 of example 0; labels must be whole numbers from 0 without a gap"),
+        ({"y": LABELS + 1}, "images.npz: y: labels are 1 to 4, but must start at 0; subtract 1, or use class names"),
+        ({"y": LABELS + 10**9}, "images.npz: y: labels are 1000000000 to 1000000003, but must start at 0"),
+        ({"y": LABELS * 2}, "npz:images.npz: no training example of class 1"),
+        ({"y": LABELS * 0}, "images.npz: y: only one class ('0'); a classifier needs at least two"),
+        ({"y": np.where(LABELS == 3, np.uint64(2**63 + 5), np.uint64(1))}, "y: label 9223372036854775813 of example 3"),
+        ({"y": np.full(40, "cat")}, "images.npz: y: only one class ('cat')"),
+        ({"y": LABELS, "classes": np.array(["a", "b"])}, "y: label 3 of example 3; labels must be 0 to 1"),
+        ({"classes": np.array(["a", "b", "c", "d", "e"])}, "no training example of class e"),
         ({"classes": np.array(["a", "b", "a", "d"])}, "images.npz: y: two classes have the same name"),
-        ({"classes": np.array(["a", "b", "", "d"])}, "images.npz: y: '' cannot be the name of a class"),
-        ({"classes": np.arange(4)}, "images.npz: classes holds int64; it is a list of strings, a class each"),
-        ({"y": np.array(["a", "b"])[LABELS % 2], "classes": np.array(["a", "c"])}, "y: 'b' is none of the classes"),
-        ({"x": BYTES.astype(np.int64)}, "images.npz: x holds int64; images are uint8, 0 to 255, or floats"),
-        ({"x": BYTES > 100}, "images.npz: x holds bool"),
-        ({"x": np.where(np.arange(40) == 7, np.nan, 1.0)[:, None, None] * BYTES}, "image 7 has a pixel that is NaN"),
-        ({"x": np.full((40, 2, 2), 1e300)}, "image 0 has a pixel that is NaN, infinite or beyond float32"),
-        ({"x": BYTES[:0], "y": LABELS[:0]}, "images.npz: x holds no images"),
-        ({"x": BYTES[:, :0]}, "images.npz: x has shape [40, 0, 5]: its images have no pixels"),
-        ({"x": LABELS}, "images.npz: x has shape [40]; images are [N, H, W], [N, H, W, C], [N, C, H, W] or [N, feat"),
-        ({"x": np.zeros((40, 3, 9, 3), np.uint8)}, "has shape [40, 3, 9, 3]: [N, C, H, W] or [N, H, W, C]?"),
-        ({"y": np.array([None] * 40)}, "images.npz: y holds Python objects, which only unpickling would bring back"),
+        ({"classes": np.array(["a", "b", "", "d"])}, "images.npz: y: '' is not a valid class name"),
+        ({"classes": np.arange(4)}, "images.npz: classes has type int64; it must be a list of strings"),
+        ({"y": np.array(["a", "b"])[LABELS % 2], "classes": np.array(["a", "c"])}, "y: 'b' is not one of the classes"),
+        ({"x": BYTES.astype(np.int64)}, "images.npz: x has type int64; it must be uint8 (0 to 255) or floats"),
+        ({"x": BYTES > 100}, "images.npz: x has type bool"),
+        ({"x": np.where(np.arange(40) == 7, np.nan, 1.0)[:, None, None] * BYTES}, "example 7 has a value that is NaN"),
+        ({"x": np.full((40, 2, 2), 1e300)}, "example 0 has a value that is NaN, infinite or too large for float32"),
+        ({"x": BYTES[:0], "y": LABELS[:0]}, "images.npz: x has no examples"),
+        ({"x": BYTES[:, :0]}, "images.npz: x has shape [40, 0, 5]: its examples are empty"),
+        (
+            {"x": LABELS},
+            "images.npz: x has shape [40]; it must be [N, columns], [N, H, W], [N, H, W, C] or [N, C, H, W]",
+        ),
+        (
+            {"x": np.zeros((40, 3, 9, 3), np.uint8)},
+            "has shape [40, 3, 9, 3], which may be [N, C, H, W] or [N, H, W, C]",
+        ),
+        ({"y": np.array([None] * 40)}, "images.npz: y has Python objects, which hpo does not unpickle"),
     ],
 )
 def test_arrays_that_cannot_be_used_are_named_in_a_line(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -195,7 +208,7 @@ def test_only_a_look_reads_the_test_arrays_of_an_npz(tmp_path: Path) -> None:
     split = load_split(study)
     check_test("npz:images.npz", tmp_path)
     assert split.test_size == 12
-    with pytest.raises(DataError, match=r"images\.npz: is no \.npz file, or is damaged"):
+    with pytest.raises(DataError, match=r"images\.npz: is not an \.npz file, or is damaged"):
         load_test(split)
 
 
@@ -204,10 +217,13 @@ def test_test_arrays_have_to_be_of_the_training_arrays_kind(tmp_path: Path) -> N
     split = npz_split(tmp_path, y=words[LABELS], x_test=BYTES[:3], y_test=words[[3, 3, 1]])
     np.testing.assert_array_equal(load_test(split).labels, [3, 3, 1])  # a class may be missing there
     for arrays, said in [
-        ({"y_test": np.array(["ant", "bea", "cat"])}, r"y_test: 'bea' is none of the classes \(did you mean 'bee'\?\)"),
-        ({"x_test": BYTES[:3, :4]}, "test images are 1 x 4 x 5 bytes, and training images 1 x 6 x 5 bytes"),
-        ({"x_test": BYTES[:3] / 255}, "test images are 1 x 6 x 5 numbers, and training images 1 x 6 x 5 bytes"),
-        ({"x_test": BYTES[:4]}, r"y_test has shape \[3\], a label an image is \[4\]"),
+        (
+            {"y_test": np.array(["ant", "bea", "cat"])},
+            r"y_test: 'bea' is not one of the classes \(did you mean 'bee'\?\)",
+        ),
+        ({"x_test": BYTES[:3, :4]}, "test examples are 1 x 4 x 5 bytes, but training examples 1 x 6 x 5 bytes"),
+        ({"x_test": BYTES[:3] / 255}, "test examples are 1 x 6 x 5 numbers, but training examples 1 x 6 x 5 bytes"),
+        ({"x_test": BYTES[:4]}, r"y_test has shape \[3\], but one label for each example is \[4\]"),
     ]:
         split = npz_split(tmp_path, **{"y": words[LABELS], "x_test": BYTES[:3], "y_test": words[:3], **arrays})
         with pytest.raises(DataError, match=said):
@@ -217,7 +233,7 @@ def test_test_arrays_have_to_be_of_the_training_arrays_kind(tmp_path: Path) -> N
 def test_data_without_a_test_part_says_so(tmp_path: Path) -> None:
     split = npz_split(tmp_path)
     assert split.test_size == 0
-    no_test = "has no sealed test images"
+    no_test = "has no test set"
     assert no_test in refusal(own("npz:images.npz", tmp_path), lambda study: check_test("npz:images.npz", tmp_path))
     write_folder(tmp_path / "pictures")
     study = own("folder:pictures", tmp_path)
@@ -289,12 +305,12 @@ def test_train_and_test_may_lie_apart_and_test_stays_sealed(tmp_path: Path) -> N
     (tmp_path / "test/b/1.png").write_bytes(b"nobody reads this")
     assert load_split(study).test_size == 2
     check_test("folder:.", tmp_path)
-    with pytest.raises(DataError, match=r"test/b/1\.png: is no image"):
+    with pytest.raises(DataError, match=r"test/b/1\.png: is not an image"):
         load_test(split)
     write_folder(tmp_path / "test", "c")
-    assert "test/c: is no class" in refusal(study, lambda study: check_test("folder:.", tmp_path))
+    assert "test/c: is not a class" in refusal(study, lambda study: check_test("folder:.", tmp_path))
     write_folder(tmp_path / "val", "ab")
-    assert "val: lies beside train" in refusal(study)
+    assert "val: only test may be beside train" in refusal(study)
 
 
 def test_test_images_are_read_in_the_colours_of_the_training_images(tmp_path: Path) -> None:
@@ -307,7 +323,7 @@ def test_test_images_are_read_in_the_colours_of_the_training_images(tmp_path: Pa
         png(tmp_path / "none/test" / name, "0.png", coloured if name == "b" else grey)
     images = load_test(load_split(own("folder:some", tmp_path)))
     np.testing.assert_allclose(images.pixels[1], np.stack([grey] * 3) / 255, rtol=1e-6)
-    with pytest.raises(DataError, match=r"none/test/b/0\.png: is stored in colour, and all training images in grey"):
+    with pytest.raises(DataError, match=r"none/test/b/0\.png: has colours, but all training images are grey"):
         load_test(load_split(own("folder:none", tmp_path)))
 
 
@@ -327,12 +343,12 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
             lambda root: png(root / "b", "7.png", BYTES[0]),
             r"b/7.png: has 5 x 6 pixels, \S+a/0.png has 3 x 4; bring all",
         ),
-        (lambda root: (root / "b/7.txt").write_text("hello"), r"b/7.txt: is no image \(PNG, JPEG, .*; take it away"),
-        (lambda root: (root / "b/more").mkdir(), r"b/more: is a folder within a class"),
-        (lambda root: (root / "c").mkdir(), r"pictures/c: holds no images"),
-        (lambda root: (root / "b").rename(root / ".b"), r"pictures: one class only \(a\)"),
-        (lambda root: [(root / name).rename(root / f".{name}") for name in "ab"], r"pictures: no sub-folders"),
-        (lambda root: (root / "b").rename(root / "b\n"), r"cannot be the name of a class"),
+        (lambda root: (root / "b/7.txt").write_text("hello"), r"b/7.txt: is not an image \(PNG, JPEG, .*; remove it"),
+        (lambda root: (root / "b/more").mkdir(), r"b/more: is a folder in a class"),
+        (lambda root: (root / "c").mkdir(), r"pictures/c: has no images"),
+        (lambda root: (root / "b").rename(root / ".b"), r"pictures: only one class \(a\)"),
+        (lambda root: [(root / name).rename(root / f".{name}") for name in "ab"], r"pictures: no subfolders"),
+        (lambda root: (root / "b").rename(root / "b\n"), r"is not a valid class name"),
     ],
     ids=["size", "text", "nested", "empty class", "one class", "none", "name"],
 )
@@ -403,19 +419,22 @@ def test_a_function_gives_images_and_is_asked_for_test_images_by_a_look_alone(tm
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("one", "my_data.py:one: returned int; it has to return x, y, or x, y, names of the classes"),
+        ("one", "my_data.py:one: returned int; it must return x, y or x, y, class names"),
         ("three", "my_data.py:three: returned 4 values"),
-        ("masked", "my_data.py:masked: x has masked elements; fill them, or leave these images out"),
+        ("masked", "my_data.py:masked: x has masked elements; fill them, or remove these examples"),
         (
             "mixed",
-            "my_data.py:mixed: y holds object, and the label of image 1 is no string but of type int; labels are",
+            "my_data.py:mixed: y has type object: the label of example 1 has type int, others are strings; labels",
         ),
-        ("missing", "my_data.py:missing: y holds object, and the label of image 1 is no string but of type NoneType"),
-        ("test_third", "my_data.py:test_third: the names of the classes are a list of strings (it returned a list)"),
-        ("text", "my_data.py:text: the names of the classes are a list of strings (it returned a str)"),
+        (
+            "missing",
+            "my_data.py:missing: y has type object: the label of example 1 has type NoneType, others are strings",
+        ),
+        ("test_third", "my_data.py:test_third: the class names must be a list of strings (got list)"),
+        ("text", "my_data.py:text: the class names must be a list of strings (got str)"),
         ("fails", "my_data.py:fails: ZeroDivisionError: division by zero (my_data.py, line "),
-        ("ragged", "my_data.py:ragged: x cannot be made an array"),
-        ("value", "my_data.py:value: is no function (it is of type int)"),
+        ("ragged", "my_data.py:ragged: x cannot be converted to an array"),
+        ("value", "my_data.py:value: is not a function, but of type int"),
         ("lod", "my_data.py has no 'lod' (did you mean 'load'?)"),
     ],
 )

@@ -10,7 +10,7 @@ from data_files import TRAIN, write_cifar, write_idx
 
 from hpo.data import Listing, fetch, list_datasets
 from hpo.data.catalogue import CATALOGUE, Catalogue, Download
-from hpo.data.places import find_place, required_place
+from hpo.data.folders import find_folder, require_folder
 from hpo.errors import DataError
 
 ORDER = [
@@ -30,7 +30,7 @@ ORDER = [
 def test_the_layouts_of_a_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
     (write_cifar if name == "cifar10" else write_idx)(tmp_path / folder)
-    place = required_place(CATALOGUE[name])
+    place = require_folder(CATALOGUE[name])
     assert place.folder.samefile(tmp_path / folder)
     assert place.origin == "HPO_DATA_DIR"
 
@@ -39,23 +39,23 @@ def test_the_named_folder_comes_before_a_system_package_and_that_before_the_cach
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     dataset = dataclasses.replace(CATALOGUE["fashion_mnist"], system=(tmp_path / "system",))
-    assert find_place(dataset) is None
+    assert find_folder(dataset) is None
     found = []
     write_idx(cache / "fashion_mnist")
-    found.append(required_place(dataset).origin)
+    found.append(require_folder(dataset).origin)
     write_idx(tmp_path / "system", packed=True)
-    found.append(required_place(dataset).origin)
+    found.append(require_folder(dataset).origin)
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "named"))
-    found.append(required_place(dataset).origin)  # names nothing that is there: the search goes on
+    found.append(require_folder(dataset).origin)  # names nothing that is there: the search goes on
     write_idx(tmp_path / "named" / "FashionMNIST" / "raw")
-    found.append(required_place(dataset).origin)
+    found.append(require_folder(dataset).origin)
     assert found == ["cache", "system package", "system package", "HPO_DATA_DIR"]
 
 
 def test_missing_data_says_where_was_looked_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    remedy = "run `hpo data fetch mnist`, or name the folder that holds it in HPO_DATA_DIR"
+    remedy = "run `hpo data fetch mnist`, or name its folder in HPO_DATA_DIR"
     for named, state in (
         (None, "not set"),
         (str(tmp_path), str(tmp_path)),
@@ -64,7 +64,7 @@ def test_missing_data_says_where_was_looked_and_what_to_do(
         if named:
             monkeypatch.setenv("HPO_DATA_DIR", named)
         with pytest.raises(DataError) as caught:
-            required_place(CATALOGUE["mnist"])
+            require_folder(CATALOGUE["mnist"])
         assert str(caught.value) == f"mnist: not found in HPO_DATA_DIR ({state}), {cache / 'mnist'}; {remedy}"
 
 
@@ -80,11 +80,11 @@ def test_a_folder_known_to_hold_another_data_set_is_passed_over(
 ) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
     catalogue = small_catalogue(write_idx(tmp_path, 70))
-    with pytest.raises(DataError, match="holds fashion_mnist"):
-        required_place(catalogue["mnist"], catalogue)
+    with pytest.raises(DataError, match="has fashion_mnist"):
+        require_folder(catalogue["mnist"], catalogue)
     write_idx(cache / "mnist")
-    assert required_place(catalogue["mnist"], catalogue).origin == "cache"
-    assert required_place(catalogue["fashion_mnist"], catalogue).origin == "HPO_DATA_DIR"
+    assert require_folder(catalogue["mnist"], catalogue).origin == "cache"
+    assert require_folder(catalogue["fashion_mnist"], catalogue).origin == "HPO_DATA_DIR"
 
 
 def listed(name: str) -> Listing:
@@ -109,7 +109,7 @@ def test_the_list_notes_damage_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "mnist" / TRAIN[0]).write_bytes(b"rubbish")
     write_cifar(tmp_path / "cifar-10-batches-bin")
     (tmp_path / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(b"rubbish")
-    assert "truncated within its header" in listed("mnist").note
+    assert "truncated in its header" in listed("mnist").note
     assert "not CIFAR-10's binary version" in listed("cifar10").note
     assert listed("mnist").train_images is listed("cifar10").train_images is None
 

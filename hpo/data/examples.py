@@ -1,0 +1,122 @@
+"""Examples in memory: as read from files (`RawExamples`), for networks (`Examples`), and split (`Split`).
+
+Inputs for networks are float32 of shape [N, C, H, W], bytes scaled to [0, 1] and other numbers unchanged; a table of
+rows has shape [N, 1, 1, columns]. Labels are int64 of shape [N]. The SHA-256 of the content depends on examples and
+labels only, not on their files (plain or gzip, one file or five). This module opens no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_NAMES = 5
+"""Maximum number of class names in one message."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs of networks with their labels. The arrays belong to the caller."""
+
+    pixels: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class SealedExamples(Examples):
+    """The examples of the sealed test set, and the SHA-256 of their content."""
+
+    content_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class RawExamples:
+    """Examples as read from files: bytes, of which `white` becomes 1.0, or numbers, which stay unchanged.
+
+    `names` are the class names, if the files have them. `content` is added to the hash, for what the bytes do not show.
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.float32]
+    labels: NDArray[np.uint8] | NDArray[np.int64]
+    white: int | None = 255
+    names: tuple[str, ...] = ()
+    content: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> Examples:
+        """Return the examples at `indices`, in that order, scaled; only these are converted."""
+        pixels = self.pixels[indices].astype(np.float32, copy=False)  # indexing has copied
+        if self.white is not None:
+            pixels /= self.white
+        return Examples(pixels, self.labels[indices].astype(np.int64))
+
+    def content_sha256(self) -> str:
+        """Return the SHA-256 of the shape, the pixel bytes and the label bytes."""
+        digest = hashlib.sha256("x".join(map(str, self.pixels.shape)).encode())
+        digest.update(self.content.encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A study's training and validation examples; the test set stays sealed.
+
+    `content_sha256` is the hash of all training data, `split_sha256` that of the validation and training indices.
+    `test_size` is 0 without a test set, and None if only opening the sealed file would tell. `names` are the class
+    names, `white` is the byte that becomes 1.0, or None for numbers. `folder` is the base of the relative path of user
+    data, None for other data.
+    """
+
+    dataset: str
+    names: tuple[str, ...]
+    white: int | None
+    folder: Path | None
+    train: Examples
+    validation: Examples
+    content_sha256: str
+    split_sha256: str
+    test_size: int | None
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.names)
+
+    @property
+    def warning(self) -> str:
+        """A line with the classes that have no validation example and so do not affect any score; "" for none.
+
+        A class without a training example is an error of the split.
+        """
+        counts = np.bincount(self.validation.labels, minlength=self.classes)
+        absent = [name for name, count in zip(self.names, counts, strict=True) if count == 0]
+        if not absent:
+            return ""
+        advice = "try another data.split_seed or a larger data.validation"
+        return f"{self.dataset}: no validation example of {describe_classes(absent)}; {advice}"
+
+
+def describe_classes(names: Sequence[str]) -> str:
+    """Return words for classes in a message, with the first few names."""
+    listed = ", ".join([*(f"'{name}'" for name in names[:MAX_NAMES]), *(["..."] if len(names) > MAX_NAMES else [])])
+    return f"class {listed}" if len(names) == 1 else f"{len(names)} classes ({listed})"
+
+
+def hash_split(validation: NDArray[np.int64], training: NDArray[np.int64]) -> str:
+    """Return the SHA-256 of a split: its indices and their order, which decides the batches."""
+    digest = hashlib.sha256(f"{len(validation)} {len(training)}\n".encode())
+    digest.update(validation.astype("<i8").tobytes())
+    digest.update(training.astype("<i8").tobytes())
+    return digest.hexdigest()

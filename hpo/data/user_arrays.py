@@ -1,0 +1,156 @@
+"""User arrays as examples and labels: accepted shapes, types and class names.
+
+    [N, columns]        rows of a table
+    [N, H, W]           images of one channel
+    [N, H, W, C]        if the last axis has length 1, 3 or 4, and the second does not
+    [N, C, H, W]        any other four axes
+
+Inputs are bytes, of which 255 becomes 1.0, or numbers, which stay unchanged. Labels are whole numbers from 0, or names.
+Every problem is a DataError that names the file and the array. This module opens no file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo.data.examples import RawExamples
+from hpo.errors import CLASSIFIERS_ONLY, DataError, nearest
+
+_LABELS = "labels must be whole numbers from 0, or names (strings)"
+
+CHANNELS = (1, 3, 4)
+"""Lengths of an axis that identify it as the channels."""
+
+
+@dataclass(frozen=True)
+class ArrayPair:
+    """Inputs and labels, with their file and the names of the arrays."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    where: str
+    names: tuple[str, str] = ("x", "y")
+
+
+def examples_from_arrays(pair: ArrayPair, names: Sequence[str] | None = None) -> RawExamples:
+    """Return the examples of two arrays; `names` are the class names, None to derive them from the labels."""
+    x = f"{pair.where}: {pair.names[0]}"
+    pixels = _convert_type(_as_images(pair.x, x), x)
+    if pair.y.ndim != 1 or len(pair.y) != len(pixels):
+        problem = f"has shape {_shape(pair.y.shape)}, but one label for each example is {_shape((len(pixels),))}"
+        scope = f". {CLASSIFIERS_ONLY}" if pair.y.ndim == 2 and len(pair.y) == len(pixels) else ""
+        raise DataError(f"{pair.where}: {pair.names[1]} {problem}{scope}")
+    labels, classes = encode_labels(pair.y, f"{pair.where}: {pair.names[1]}", names)
+    return user_examples(pixels, labels, classes)
+
+
+def user_examples(
+    pixels: NDArray[np.uint8] | NDArray[np.float32], labels: NDArray[np.int64], names: tuple[str, ...]
+) -> RawExamples:
+    """Return examples [N, C, H, W] of the user; the hash of their content includes type and class names."""
+    white = 255 if pixels.dtype == np.uint8 else None
+    return RawExamples(pixels, labels, white, names, f" {pixels.dtype} {json.dumps(names)} ")
+
+
+def encode_labels(
+    y: NDArray[Any], where: str, names: Sequence[str] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return the labels as numbers from 0, and the class names."""
+    if y.dtype.kind in "iu":
+        _check_numbers(y, where, names)
+        labels = y.astype(np.int64)
+        classes = tuple(map(str, range(int(labels.max()) + 1))) if names is None else _check_names(names, where)
+    elif y.dtype.kind in "UTO":  # both kinds of NumPy strings, and Python strings
+        texts = _strings(y, where)
+        classes = _check_names(sorted(set(texts)) if names is None else names, where)
+        for text in sorted(set(texts) - set(classes)):
+            raise DataError(f"{where}: '{text}' is not one of the classes{nearest(text, classes)}")
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = np.array([numbers[text] for text in texts], np.int64)
+    else:
+        scope = f". {CLASSIFIERS_ONLY}" if y.dtype.kind == "f" else ""
+        raise DataError(f"{where} has type {y.dtype}; {_LABELS}{scope}")
+    if len(classes) < 2:
+        raise DataError(f"{where}: only one class ('{classes[0]}'); a classifier needs at least two")
+    return labels, classes
+
+
+def _check_numbers(labels: NDArray[Any], where: str, names: Sequence[str] | None) -> None:
+    """Raise DataError for labels that are not 0 to the number of classes minus 1.
+
+    Without `names` the number of classes is unknown, but at most that of the examples.
+    """
+    classes = max(2, len(labels)) if names is None else len(names)
+    low, high = int(labels.min()), int(labels.max())
+    if names is None and low > 0 and high - low < classes:
+        advice = f"subtract {low}, or use class names (strings)"
+        raise DataError(f"{where}: labels are {low} to {high}, but must start at 0; {advice}")
+    for label in (low, high):
+        if not 0 <= label < classes:
+            example = int(np.flatnonzero(labels == label)[0])
+            rule = "whole numbers from 0 without a gap" if names is None else f"0 to {classes - 1}"
+            raise DataError(f"{where}: label {label} of example {example}; labels must be {rule}")
+
+
+def _strings(labels: NDArray[Any], where: str) -> list[str]:
+    """Return labels as Python strings. Raise DataError for the first that is not a string, such as a missing value."""
+    texts = labels.tolist()
+    for example, text in enumerate(texts):
+        if not isinstance(text, str):
+            problem = f"the label of example {example} has type {type(text).__name__}, others are strings"
+            raise DataError(f"{where} has type {labels.dtype}: {problem}; {_LABELS}")
+    return list(map(str, texts))
+
+
+def _check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
+    for name in names:
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise DataError(f"{where}: {name!r} is not a valid class name; use a printable string")
+    if len(set(names)) < len(names):
+        raise DataError(f"{where}: two classes have the same name")
+    return tuple(names)
+
+
+def _as_images(x: NDArray[Any], where: str) -> NDArray[Any]:
+    """Return examples as [N, C, H, W]."""
+    if x.ndim not in (2, 3, 4):
+        shapes = "[N, columns], [N, H, W], [N, H, W, C] or [N, C, H, W]"
+        raise DataError(f"{where} has shape {_shape(x.shape)}; it must be {shapes}")
+    if len(x) == 0:
+        raise DataError(f"{where} has no examples")
+    if math.prod(x.shape) == 0:
+        raise DataError(f"{where} has shape {_shape(x.shape)}: its examples are empty")
+    if x.ndim == 2:
+        return x[:, None, None, :]
+    if x.ndim == 3:
+        return x[:, None]
+    first, last = x.shape[1] in CHANNELS, x.shape[3] in CHANNELS
+    if first and last:
+        problem = f"has shape {_shape(x.shape)}, which may be [N, C, H, W] or [N, H, W, C]"
+        raise DataError(f"{where} {problem}; save images of one channel as [N, H, W]")
+    return np.moveaxis(x, 3, 1) if last else x
+
+
+def _convert_type(x: NDArray[Any], where: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return bytes unchanged, and finite floats of any precision as float32."""
+    if x.dtype == np.uint8:
+        return np.ascontiguousarray(x)
+    if x.dtype.kind != "f":
+        raise DataError(f"{where} has type {x.dtype}; it must be uint8 (0 to 255) or floats, which stay unchanged")
+    with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused below
+        numbers = np.ascontiguousarray(x, np.float32)
+    for index in range(len(numbers)):
+        if not np.isfinite(numbers[index]).all():
+            raise DataError(f"{where}: example {index} has a value that is NaN, infinite or too large for float32")
+    return numbers
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
