@@ -347,12 +347,14 @@ class StoredStudy:
         new `folder`, by default NAME-test, has the result and the weights, for `hpo.predict`. Raises HpoError before
         the test set is opened where there can be no result, and InterruptionError when stopped.
         """
-        from hpo.results.final_test.evaluate import Wanted, look
+        from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
         from hpo.results.final_test.result import SealedTestResult
 
-        options = Wanted(again, from_checkpoint, trial, subnetworks, device, None if folder is None else Path(folder))
+        options = EvaluationOptions(
+            again, from_checkpoint, trial, subnetworks, device, None if folder is None else Path(folder)
+        )
         with stop_event(stop) as stop:
-            return SealedTestResult(look(self._storage, self.name, options, stop, say))
+            return SealedTestResult(evaluate_test_set(self._storage, self.name, options, stop, say))
 
     def pause(self) -> str:
         """Pause the study: running trials are requeued at the end of their epoch. Return a line that confirms it.

@@ -23,7 +23,7 @@ from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import CONFIRMATION_HEADING, conclusions, confirmation_rows
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source
-from hpo.results.final_test.result import look_lines
+from hpo.results.final_test.result import evaluation_lines
 from hpo.results.naming import file_stem
 from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
 from hpo.results.states import states_line
@@ -68,7 +68,7 @@ def report(storage: Storage, name: str) -> str:
         confirmation=None if confirmation is None else _confirmed(confirmation),
         unconfirmed=unconfirmed,
         verified=[] if certificate is None else verified_lines(certificate),
-        tested=look_lines(evaluations_of(held.user_attrs)),
+        tested=evaluation_lines(evaluations_of(held.user_attrs)),
         by_class=_by_class(evaluations_of(held.user_attrs)),
         sealed=held.user_attrs[DATA]["test"] != 0,
         commands=_commands(study, confirmation),

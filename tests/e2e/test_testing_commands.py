@@ -29,8 +29,8 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: Non
     assert outcome.status == 0
     first, second, third, last = outcome.out.splitlines()
     assert first.startswith("tiny: test accuracy 0.")
-    assert first.endswith("on 359 images")
-    assert "the best trial of the search, not confirmed; trained on 200 images, epoch 2" in second
+    assert first.endswith("on 359 examples")
+    assert "the best trial of the search, not confirmed; trained on 200 examples, epoch 2" in second
     assert third.startswith("mean of 5 random sub-networks: accuracy 0.")
     assert last == "folder: tiny-test"
     assert "tiny: epoch 2/2, training loss " in outcome.err
@@ -84,7 +84,7 @@ def test_ctrl_c_while_it_trains_leaves_the_test_set_unseen(hpo: Run, process: St
     stored.add_trial(create_trial(value=0.5, params={"dropout": 0.25, "lr": 0.1}, distributions=space))
     running = process("test", "tiny", "--device", "cpu")
     assert running.process.stderr is not None
-    assert running.process.stderr.readline().startswith(b"tiny: trial 0 on 200 images for 1000000 epochs")
+    assert running.process.stderr.readline().startswith(b"tiny: trial 0 on 200 examples for 1000000 epochs")
     running.process.send_signal(signal.SIGINT)
     outcome = running.outcome()
     assert (outcome.status, outcome.out) == (130, "")

@@ -17,7 +17,7 @@ from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.results.confirm.study import confirming_study
 from hpo.results.export.best import export
 from hpo.results.export.text import export_text
-from hpo.results.final_test.evaluate import Wanted, look
+from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.model_folder import CARD_FILE
 from hpo.results.final_test.predict import predictions
 from hpo.results.final_test.result import SealedTestResult
@@ -63,7 +63,7 @@ def study_in(home: Path, dataset: str = "npz:images.npz", **search: Any) -> Stud
 
 
 def see(storage: Storage) -> dict[str, Any]:
-    return look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)[0]
+    return evaluate_test_set(storage, "tiny", EvaluationOptions(device="cpu"), threading.Event(), lambda text: None)[0]
 
 
 def test_the_names_of_classes_travel(storage: Storage, home: Path) -> None:
@@ -97,8 +97,8 @@ def test_a_class_without_images_is_a_line(storage: Storage, home: Path) -> None:
     warned = [event.text for event in search(study, storage) if isinstance(event, Note) and event.level == "warning"]
     assert [text.startswith(said) for text in warned] == [True]
     assert said in check_report(study, "cpu")
-    tested = look(storage, "tiny", Wanted(device="cpu"), threading.Event(), lambda text: None)
-    assert "no test image of class 'rare'" in SealedTestResult(tested).lines()
+    tested = evaluate_test_set(storage, "tiny", EvaluationOptions(device="cpu"), threading.Event(), lambda text: None)
+    assert "no test example of class 'rare'" in SealedTestResult(tested).lines()
 
 
 def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, home: Path) -> None:
@@ -177,9 +177,9 @@ def test_numbers_as_given_and_features_are_predicted_as_trained(storage: Storage
     np.save("images.npy", x[:9].astype(np.float32).reshape(9, 1, 1, 7))
     assert str(predictions(folder, Path("images.npy"), "cpu")) == answers
     for wrong, said in [
-        (X[:2], "holds uint8; this network takes floats, as it was trained on"),
-        (x[:2] * np.nan, "holds numbers that are NaN or infinite"),
-        (x[:2, :6], r"its shape is \[2, 6\]; this network takes .* or \[N, 7\]"),
+        (X[:2], "contains uint8, but this network takes floats, as it was trained on"),
+        (x[:2] * np.nan, "contains NaN or infinite numbers"),
+        (x[:2, :6], r"its shape is \[2, 6\], but this network takes .* or \[N, 7\]"),
     ]:
         np.save("images.npy", wrong)
         with pytest.raises(HpoError, match=said):

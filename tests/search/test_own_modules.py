@@ -18,7 +18,7 @@ from tiny import LR, search, states, study_of, tree, trials_of
 from hpo.errors import CodeError, HpoError, StudyClosedError, StudyFileError, TrainingError
 from hpo.results.confirm.study import confirming_study
 from hpo.results.export.best import export
-from hpo.results.final_test.evaluate import Wanted, look
+from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.predict import predictions
 from hpo.results.narrow.next_study import propose, write_study
 from hpo.results.report import report
@@ -385,12 +385,16 @@ def test_what_follows_a_search_goes_on_with_its_code(
     path.write_text(json.dumps(exported))
     (run,) = replay(path, "cpu", stop, said.append).runs
     assert run.difference == 0
-    result, model = look(storage, "tiny", Wanted(subnetworks=3, device="cpu"), stop, said.append)
+    result, model = evaluate_test_set(
+        storage, "tiny", EvaluationOptions(subnetworks=3, device="cpu"), stop, said.append
+    )
     jsonschema.validate(result, schema("test"))
     images = np.zeros((2, 64))
     np.save("images.npy", images)
     first = str(predictions(model, Path("images.npy"), "cpu"))
-    _, kept_one = look(storage, "tiny", Wanted(again=True, checkpoint=True, device="cpu"), stop, said.append)
+    _, kept_one = evaluate_test_set(
+        storage, "tiny", EvaluationOptions(again=True, from_checkpoint=True, device="cpu"), stop, said.append
+    )
     assert json.loads((kept_one / "card.json").read_text())["code"] == exported["code"]
 
     moved = tmp_path_of(tmp_path, "moved")

@@ -1,6 +1,7 @@
-"""A trial's kept weights, taken for the network that is to be tested.
+"""The network to test, read from the checkpoint of the selected trial.
 
-What is read is checked against the trial's stored learning curve: weights that it does not speak of are refused.
+A checkpoint is accepted only if it belongs to the trial: its epoch and validation loss must be in the trial's stored
+learning curve.
 """
 
 from __future__ import annotations
@@ -21,38 +22,41 @@ from hpo.training.networks.weights import State, read_weights
 
 @dataclass(frozen=True)
 class Trained:
-    """A network's weights, and how they came about: epochs, images trained on, seed, device and precision."""
+    """Weights of the network to test, and how they were trained; `examples` is the number of training examples."""
 
     state: State
     epochs: int
-    images: int
+    examples: int
     seed: int
-    checkpoint: bool
+    from_checkpoint: bool
     device: str
     precision: str
 
 
-def from_checkpoint(storage: Storage, stored: optuna.Study, selected: Selection, planned: NetworkPlan) -> Trained:
-    """Return the weights that are kept of the chosen trial. Raises HpoError where there are none, or not its own."""
+def read_checkpoint(storage: Storage, stored: optuna.Study, selected: Selection, planned: NetworkPlan) -> Trained:
+    """Return the weights in the selected trial's checkpoint. Raises HpoError where it has none, or another trial's."""
     name = stored.study_name
     found = [file for file in checkpoint_files(storage, stored._study_id) if file.number == selected.trial]
     if not found:
         raise HpoError(
-            f"study '{name}': no weights are kept of trial {selected.trial}; [training] keep keeps those of the best "
-            "trials, and without --from-checkpoint it is trained anew"
+            f"study '{name}': trial {selected.trial} has no checkpoint ([training] keep saves those of the best "
+            "trials): omit --from-checkpoint, and it is trained again"
         )
     trial, run = storage.get_trial(found[0].trial_id), user_attrs_of(stored)[RUN]
     worker = trial.system_attrs.get(WORKER, {})
     path = artifact_folder(storage.location) / found[0].artifact_id
     if not path.exists():
         raise HpoError(
-            f"{path}: is not there; {worker.get('host', 'another machine')} wrote it: "
-            f"name the folder in {ARTIFACTS_VARIABLE}, or leave --from-checkpoint out"
+            f"{path}: does not exist here; {worker.get('host', 'another machine')} wrote it: name its folder in "
+            f"{ARTIFACTS_VARIABLE}, or omit --from-checkpoint"
         )
-    state, about = read_weights(path)
-    epoch = _epoch(about, trial.system_attrs.get(CURVE, {}).get("val_loss", []))
-    if about.get("trial") != str(selected.trial) or epoch is None or "seed" not in trial.user_attrs:
-        raise HpoError(f"{path}: does not hold the weights of trial {selected.trial} of study '{name}'")
+    state, metadata = read_weights(path)
+    epoch = _epoch(metadata, trial.system_attrs.get(CURVE, {}).get("val_loss", []))
+    if metadata.get("trial") != str(selected.trial) or epoch is None or "seed" not in trial.user_attrs:
+        raise HpoError(
+            f"{path}: is not the checkpoint of trial {selected.trial} of study '{name}': restore the file, or omit "
+            "--from-checkpoint"
+        )
     return Trained(
         state,
         epoch,
@@ -64,10 +68,10 @@ def from_checkpoint(storage: Storage, stored: optuna.Study, selected: Selection,
     )
 
 
-def _epoch(about: dict[str, Any], losses: list[float]) -> int | None:
-    """Return the epoch that weights say they are of, where the curve has their validation loss there."""
+def _epoch(metadata: dict[str, Any], losses: list[float]) -> int | None:
+    """Return the epoch of a checkpoint; None where the learning curve has another validation loss at that epoch."""
     try:
-        epoch, loss = int(about["epoch"]), float(about["val_loss"])
+        epoch, loss = int(metadata["epoch"]), float(metadata["val_loss"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return epoch if 0 < epoch <= len(losses) and losses[epoch - 1] == loss else None

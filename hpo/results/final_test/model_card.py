@@ -1,6 +1,7 @@
-"""The card beside a network's weights, `hpo.card/1`: what is read of it, checked before anything is built.
+"""Reader of model cards, `hpo.card/1`: the description of the network whose weights are beside the card.
 
-A card may come from anywhere. Promises: one that is damaged, or too large to be a card, is an HpoError of one line.
+A card may come from anywhere: it is checked before a network is built from it. A damaged or too large card is an
+HpoError of one line.
 """
 
 from __future__ import annotations
@@ -26,39 +27,39 @@ LARGEST_CARD = 2**22
 Side = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-class Part(BaseModel):
-    """Part of what hpo wrote, as it is read: strict, and with room for more."""
+class FileModel(BaseModel):
+    """Base of the models of files that hpo wrote: types are strict, unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
-class CodeRecord(Part):
-    """What is read of the user's own code."""
+class CodeRecord(FileModel):
+    """Record of the user's code: its folder, and the SHA-256 of each file."""
 
     folder: str
     files: dict[str, str]
 
 
-class _Weights(Part):
+class _Weights(FileModel):
     file: str
     sha256: str
 
 
-class _Input(Part):
+class _Input(FileModel):
     shape: list[Side] = Field(min_length=3, max_length=3)
     classes: Side
     white: Side | None
 
 
-class _Data(Part):
+class _Data(FileModel):
     classes: list[str] | None = None
 
 
-class _Config(Part):
+class _Config(FileModel):
     network: NetworkSettings
 
 
-class _Read(Part):
+class _CardModel(FileModel):
     weights: _Weights
     input: _Input
     data: _Data
@@ -68,9 +69,10 @@ class _Read(Part):
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says: of the file of weights, of the images and their classes, of the network and its code.
+    """A model card: the file of weights and its SHA-256, the input format, the network, and the user's code.
 
-    `names` are those of the classes, None where they are called by their numbers.
+    `names` are the names of the classes, None where a class is named by its number. `white` is the byte that stands for
+    white, None for a network that takes floats.
     """
 
     weights: str
@@ -84,43 +86,44 @@ class Card:
 
 
 def read_card(path: Path) -> Card:
-    """Return what a card says. Raises HpoError where that is not all that is needed, or cannot be so."""
+    """Return the card in a file. Raises HpoError where it is invalid, or lacks something that is needed."""
     try:
-        read = _Read.model_validate(_tree(path))
+        model = _CardModel.model_validate(_tree(path))
     except ValidationError as error:
-        raise damaged(path) from error
-    names = tuple(read.data.classes or ())
-    named = len(names) == read.input.classes == len(set(names)) and all(map(str.isprintable, names))
-    if (names and not named) or Path(read.weights.file).name != read.weights.file:
-        raise damaged(path)
-    channels, height, width = read.input.shape
+        raise damaged_card(path) from error
+    names = tuple(model.data.classes or ())
+    are_valid = len(names) == model.input.classes == len(set(names)) and all(map(str.isprintable, names))
+    if (names and not are_valid) or Path(model.weights.file).name != model.weights.file:
+        raise damaged_card(path)
+    channels, height, width = model.input.shape
     return Card(
-        weights=read.weights.file,
-        sha256=read.weights.sha256,
+        weights=model.weights.file,
+        sha256=model.weights.sha256,
         shape=(channels, height, width),
-        classes=read.input.classes,
+        classes=model.input.classes,
         names=names or None,
-        white=read.input.white,
-        network=read.config.network,
-        code=None if read.code is None else read.code.model_dump(),
+        white=model.input.white,
+        network=model.config.network,
+        code=None if model.code is None else model.code.model_dump(),
     )
 
 
-def damaged(path: Path) -> HpoError:
-    """Return the error of a card that says too little."""
-    return HpoError(f"{path}: is damaged: it does not say all that hpo predict needs")
+def damaged_card(path: Path) -> HpoError:
+    """Return the error for an invalid card."""
+    return HpoError(f"{path}: is damaged: something that `hpo predict` needs is missing or invalid")
 
 
 def _tree(path: Path) -> dict[str, Any]:
     try:
         tree = parse_json(read_limited(path, LARGEST_CARD).decode())
     except OSError as error:
-        raise HpoError(f"{path}: cannot be read ({error.strerror or error}); `hpo test` writes such folders") from error
+        reason = error.strerror or error
+        raise HpoError(f"{path}: cannot be read ({reason}): name a folder that `hpo test` wrote") from error
     except UnicodeDecodeError as error:
         raise HpoError(f"{path}: is not UTF-8 text") from error
     except ValueError as error:
         raise HpoError(f"{path}: {error}") from error
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if schema != CARD:
-        raise HpoError(f"{path}: is of {format_value(schema)}, and this version of hpo reads {CARD}")
+        raise HpoError(f"{path}: has the schema {format_value(schema)}, but this version of hpo reads {CARD}")
     return dict(tree)

@@ -1,10 +1,10 @@
-"""A trained network as a folder: its weights, a card that says what they are, and what else belongs to them.
+"""Model folders: write one completely or not at all, and read the network of one.
 
-    weights.safetensors     the weights; never a pickle
-    card.json               hpo.card/1: configuration, form of the images, data, versions, hash of the weights
+    weights.safetensors   the weights, never a pickle
+    card.json             hpo.card/1: configuration, input format, data, versions, SHA-256 of the weights
 
-A folder is there whole or not at all, and one that holds anything is never written over. Reading one checks it: a card
-or weights that are damaged, of another version or not of each other are an error of one line.
+A folder that contains anything is never overwritten. Reading checks everything: a card or weights that are damaged, of
+another version, or do not belong together are an error of one line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 
 from hpo.errors import CodeError, HpoError
 from hpo.files import UMASK, temporary_path
-from hpo.results.final_test.model_card import CARD_FILE, damaged, read_card
+from hpo.results.final_test.model_card import CARD_FILE, damaged_card, read_card
 from hpo.studyfile import NetworkSettings
 from hpo.training.device_split import Shape
 from hpo.training.networks.builtin import build_uninitialized
@@ -36,10 +36,10 @@ WEIGHTS_FILE = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Model:
-    """A network for inference, and the images that it takes: their shape, and the byte that stands for white.
+    """A network for inference, with the shape of its input and the names of its classes.
 
-    `white` is None where it takes numbers as given; `names` are those of the classes; `activations` is how many numbers
-    its layers make of an image.
+    `white` is the byte that stands for white, None where the network takes floats as they are. `activations` is the
+    number of values that its layers compute for one image.
     """
 
     network: nn.Module
@@ -50,39 +50,39 @@ class Model:
 
 
 def check_free(folder: Path) -> None:
-    """Raise HpoError unless a folder can be put there: nothing is, or an empty folder."""
-    with _writing(folder):
+    """Raise HpoError unless the folder can be created, or exists and is empty."""
+    with _write_errors(folder):
         if folder.is_dir() and not any(folder.iterdir()):
             return
         if os.path.lexists(folder):
-            raise HpoError(f"{folder}: is there already; name another folder with -o, or move it away")
+            raise HpoError(f"{folder}: exists already: name another folder with -o, or move it")
         if not folder.absolute().parent.is_dir():
-            raise HpoError(f"{folder}: the folder {folder.absolute().parent} does not exist; make it first")
+            raise HpoError(f"{folder}: the folder {folder.absolute().parent} does not exist: create it first")
 
 
 @contextmanager
-def put(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, which is put in the place of `folder` at the end, or removed where that fails.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes `folder` at the end of the block, or is removed if the block fails.
 
-    An error of the block that names what is in it names what would be in `folder`.
+    In the errors of the block, paths in the temporary folder are replaced by those in `folder`.
     """
     check_free(folder)
-    place = folder.absolute()  # and not what that is once the block is done
+    target = folder.absolute()  # before the block can change the current folder
     with ExitStack() as stack:
-        with _writing(folder):
-            filled = stack.enter_context(temporary_path(place.parent, folder=True))
+        with _write_errors(folder):
+            files = stack.enter_context(temporary_path(target.parent, folder=True))
         try:
-            yield filled
+            yield files
         except HpoError as error:
-            error.args = (str(error).replace(str(filled), str(folder)),)
+            error.args = (str(error).replace(str(files), str(folder)),)
             raise
-        with _writing(folder):
-            filled.chmod(0o777 & ~UMASK)
-            filled.rename(place)
+        with _write_errors(folder):
+            files.chmod(0o777 & ~UMASK)
+            files.rename(target)
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -90,10 +90,10 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def read_model(folder: Path, device: torch.device) -> Model:
-    """Return the network of a folder on the device.
+    """Return the network of a folder on the device. Raises HpoError for every fault of the folder.
 
-    Raises HpoError for whatever is wrong with it. A folder may come from anywhere: how large its network is, is known
-    before anything is built, and its weights are read once their file is of that size.
+    A folder may come from anywhere: the size of the network is computed before it is built, and the weights are read
+    only if their file is not larger than that.
     """
     path = folder / CARD_FILE
     card = read_card(path)
@@ -109,13 +109,13 @@ def read_model(folder: Path, device: torch.device) -> Model:
     if sha256(file) != card.sha256:
         raise HpoError(f"{file}: is not the file that {CARD_FILE} describes (its SHA-256 differs)")
     network = load_network(file, read_weights(file)[0], settings, card.shape, card.classes)
-    network = network.float() if device.type == "mps" else network  # which has no wider type
+    network = network.float() if device.type == "mps" else network  # mps has no float64
     names = card.names or tuple(map(str, range(card.classes)))
     return Model(network.to(device), card.shape, names, card.white, activations)
 
 
 def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) -> tuple[nn.Module, int]:
-    """Return the network that a card describes, without its weights, and its activations for one image."""
+    """Return the network of a card, without weights, and the number of its activations for one image."""
     try:
         network = build_uninitialized(settings, shape, classes)
         extent = (
@@ -132,20 +132,20 @@ def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) 
 
 
 def _size_of(file: Path, folder: Path) -> int:
-    """Return the size of a regular file of the folder's own, which a link that leads out of it is not."""
+    """Return the size of a regular file in the folder. Raises HpoError for a link that leads out of it."""
     try:
         with open_regular_file(file) as found:
             if file.resolve().parent != folder.resolve():
-                raise HpoError(f"{file}: leads to {file.resolve()}, outside the folder; put the file itself there")
+                raise HpoError(f"{file}: leads to {file.resolve()}, outside the folder: copy the file into the folder")
             return os.fstat(found.fileno()).st_size
     except OSError as error:
         raise HpoError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def _code_folder(folder: Path, module: str, code: Mapping[str, Any] | None) -> Path:
-    """Return where the code of a network lies, which is not kept with its weights: there or beside them."""
+    """Return the folder of the network's code: this one, or the one in the card. Code is not part of a model folder."""
     if code is None:
-        raise damaged(folder / CARD_FILE)
+        raise damaged_card(folder / CARD_FILE)
     try:
         return find_unchanged_code([module], code, folder)
     except CodeError as error:

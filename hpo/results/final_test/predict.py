@@ -1,8 +1,7 @@
-"""`hpo predict`: what a network from a folder says of images in a .npy file, as CSV.
+"""`hpo predict`: classify the images of a .npy file with the network of a model folder.
 
-Images are bytes, as the data set's files have them, or numbers from 0, black, to 1, white; for a network that was
-trained on numbers as given, such numbers. What is neither, or of another size, is refused before any is looked at
-closely. Nothing in either file is run as code.
+Images are bytes as in the data set, or floats from 0, black, to 1, white; a network trained on floats takes such
+floats. A file of another type or shape is refused before its images are read. Nothing in either file is run as code.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from hpo.training.evaluation import log_probabilities
 from hpo.untrusted_files import open_regular_file
 
 AT_ONCE = 10_000
-"""Images that are converted at once, at most: a file may hold more than fit into memory."""
+"""Largest number of images in memory: a file may contain more than fit."""
 
 NUMBERS_AT_ONCE = 2**28
-"""Their pixels, and what the network makes of them, at most."""
+"""Largest number of pixels and activations of these images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions(Output):
-    """The most probable class of each image and its probability, [N]; `str()` is CSV, a line an image.
+    """The most probable class of each image and its probability, [N]; `str()` is CSV with one line for each image.
 
-    `names` are those of the classes, which CSV has in the place of their numbers.
+    `names` are the names of the classes; CSV and JSON have the name of a class.
     """
 
     classes: NDArray[np.int64]
@@ -64,53 +63,55 @@ class Predictions(Output):
 
 
 def predictions(folder: Path, images: Path, device: str) -> Predictions:
-    """Return what the network of a folder says of the images of a file."""
+    """Return the predictions of a folder's network for the images of a file."""
     model = read_model(folder, find_device(device))
     pixels = _pixels(images, model)
     classes, probabilities = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.float32)
     at_once = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // (math.prod(model.shape) + model.activations)))
     for start in range(0, len(pixels), at_once):
         some = _scaled(pixels[start : start + at_once], images, model)
-        best = _answers(model, torch.from_numpy(some), folder).max(1)
+        best = _log_probabilities(model, torch.from_numpy(some), folder).max(1)
         if not best.values.isfinite().all():
             image = start + int(best.values.isfinite().logical_not().nonzero()[0])
-            raise HpoError(f"{folder}: the network's answer to image {image} of {images} is NaN or infinite")
+            raise HpoError(f"{folder}: the network's output for image {image} of {images} is NaN or infinite")
         classes[start : start + at_once] = best.indices
         probabilities[start : start + at_once] = best.values.exp()
     return Predictions(classes, probabilities, model.names)
 
 
-def _answers(model: Model, images: Tensor, folder: Path) -> Tensor:
-    """Return the logarithms of the probabilities, [N, classes], that the network has for images."""
+def _log_probabilities(model: Model, images: Tensor, folder: Path) -> Tensor:
+    """Return the network's log-probabilities for images, [N, classes]."""
     try:
         return log_probabilities(model.network, images)
     except HpoError as error:
         raise HpoError(f"{folder}: {error}") from error
-    except Exception as error:  # only a module of the user's own can raise, but for want of memory
+    except Exception as error:  # raised by a user-defined network, or for lack of memory
         if is_out_of_memory(error):
-            raise HpoError(f"{folder}: its network does not fit into memory with {len(images)} images") from error
+            raise HpoError(
+                f"{folder}: its network does not fit into memory with {len(images)} images: use another --device"
+            ) from error
         raise HpoError(f"{folder}: its network raised {type(error).__name__}: {error}") from error
 
 
 def _pixels(path: Path, model: Model) -> NDArray[Any]:
-    """Return the images of a file, [N, C, H, W], still on the disk."""
+    """Return the images of a file, [N, C, H, W], as a memory map."""
     try:
         open_regular_file(path).close()
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, EOFError) as error:
-        raise HpoError(f"{path}: is no .npy file of numbers, or is cut short") from error
+        raise HpoError(f"{path}: is not a .npy file of numbers, or is truncated") from error
     except OSError as error:
         raise HpoError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not isinstance(found, np.ndarray):
-        raise HpoError(f"{path}: is an archive of several arrays; save the images alone, with numpy.save")
+        raise HpoError(f"{path}: is an archive of several arrays: save the images alone, with numpy.save")
     if not (found.dtype == np.uint8 and model.white is not None) and found.dtype.kind != "f":
-        wanted = "floats, as it was trained on" if model.white is None else "uint8, or floats from 0 to 1"
-        raise HpoError(f"{path}: holds {found.dtype}; this network takes {wanted}")
+        expected = "floats, as it was trained on" if model.white is None else "uint8, or floats from 0 to 1"
+        raise HpoError(f"{path}: contains {found.dtype}, but this network takes {expected}")
     return _in_order(np.asarray(found), path, model)
 
 
 def _in_order(found: NDArray[Any], path: Path, model: Model) -> NDArray[Any]:
-    """Return the images as [N, C, H, W], whichever way their axes lie."""
+    """Return the images as [N, C, H, W], from any accepted order of axes."""
     channels, height, width = model.shape
     forms = {
         model.shape: lambda images: images,
@@ -123,20 +124,20 @@ def _in_order(found: NDArray[Any], path: Path, model: Model) -> NDArray[Any]:
         if found.shape[1:] == form:
             ordered: NDArray[Any] = forms[form](found)
             return ordered
-    wanted = " or ".join(f"[N, {', '.join(map(str, form))}]" for form in fitting)
-    raise HpoError(f"{path}: its shape is {list(found.shape)}; this network takes {wanted}")
+    expected = " or ".join(f"[N, {', '.join(map(str, form))}]" for form in fitting)
+    raise HpoError(f"{path}: its shape is {list(found.shape)}, but this network takes {expected}")
 
 
 def _scaled(some: NDArray[Any], path: Path, model: Model) -> NDArray[np.float32]:
-    """Return images as the network was trained on them."""
+    """Return images scaled as in training."""
     if model.white is None:
         if not np.isfinite(some).all():
-            raise HpoError(f"{path}: holds numbers that are NaN or infinite")
+            raise HpoError(f"{path}: contains NaN or infinite numbers")
         return np.array(some, np.float32, order="C")
     highest = model.white if some.dtype == np.uint8 else 1
     if not (np.all(some >= 0) and np.all(some <= highest)):  # a NaN is neither
         kind = "bytes" if some.dtype == np.uint8 else "numbers"
-        raise HpoError(f"{path}: holds {kind} outside 0 to {highest}, which is white here")
+        raise HpoError(f"{path}: contains {kind} outside 0 to {highest} (white)")
     scaled = np.array(some, np.float32, order="C")
     if some.dtype == np.uint8:
         scaled /= model.white

@@ -1,6 +1,6 @@
-"""The result of a look at the test set: as JSON (`hpo.test/1`, described by test.schema.json), as lines, and in files.
+"""The result of a test evaluation: its JSON (`hpo.test/1`, see test.schema.json), its text, and its files.
 
-Knows nothing of how the network was trained or the images read.
+Trains and evaluates nothing.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class Tested(NamedTuple):
     folder: Path
 
 
-def result_of(
+def result_tree(
     study: Study,
     data: Mapping[str, Any],
     selected: Selection,
     trained: Trained,
     weights_sha256: str,
-    look: int,
-    saw: Mapping[str, Any],
+    evaluation: int,
+    scores: Mapping[str, Any],
     code: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the result of the look of that number, which `saw` this.
+    """Return the result of the test evaluation of that number with these scores.
 
-    `code` is the record of the user's own code that it ran.
+    `data` and `code` are the study's records of its data and of the user's code.
     """
-    apart = ("subnetworks", "sha256")
+    separate = ("subnetworks", "sha256")
     return {
         "schema": SCHEMA,
         "study": study.name,
@@ -62,31 +62,31 @@ def result_of(
         "weights": {
             "file": WEIGHTS_FILE,
             "sha256": weights_sha256,
-            "from_checkpoint": trained.checkpoint,
+            "from_checkpoint": trained.from_checkpoint,
             "epochs": trained.epochs,
-            "images": trained.images,
+            "images": trained.examples,
             "seed": trained.seed,
         },
         "precision": trained.precision,
         "device": trained.device,
-        "look": look,
-        "looks": look,
-        "test": {key: value for key, value in saw.items() if key not in apart},
-        "subnetworks": saw["subnetworks"],
-        "data": {**data, "test": saw["images"], "test_sha256": saw["sha256"]},
+        "look": evaluation,
+        "looks": evaluation,
+        "test": {key: value for key, value in scores.items() if key not in separate},
+        "subnetworks": scores["subnetworks"],
+        "data": {**data, "test": scores["images"], "test_sha256": scores["sha256"]},
         **({} if code is None else {"code": dict(code)}),
         **provenance(),
     }
 
 
-def fill(folder: Path, result: dict[str, Any], form: Mapping[str, Any]) -> None:
-    """Write the result, its figure, and a card for who uses the weights: `form` is that of the images."""
-    found = result["test"]
-    brief = {key: value for key, value in found.items() if key not in ("classes", "confusion")}
-    card = {**result, "schema": CARD, "input": dict(form), "test": brief}
-    title = f"{found['images']:,} test images, accuracy {found['accuracy']:.4f}"
-    names = [each["name"] for each in found["classes"]]
-    figure = confusion(result["study"], found["confusion"], names, title)
+def write_files(folder: Path, result: dict[str, Any], input_format: Mapping[str, Any]) -> None:
+    """Write the result, the confusion matrix and the model card to the folder."""
+    scores = result["test"]
+    brief = {key: value for key, value in scores.items() if key not in ("classes", "confusion")}
+    card = {**result, "schema": CARD, "input": dict(input_format), "test": brief}
+    title = f"{scores['images']:,} test examples, accuracy {scores['accuracy']:.4f}"
+    names = [each["name"] for each in scores["classes"]]
+    figure = confusion(result["study"], scores["confusion"], names, title)
     write_atomically(json_text(result, indent=2) + "\n", folder / RESULT_FILE)
     write_atomically(json_text(card, indent=2) + "\n", folder / CARD_FILE)
     write_atomically(page(figure, f"{result['study']}: confusion"), folder / FIGURE_FILE)
@@ -102,13 +102,12 @@ class SealedTestResult(Result[Tested]):
     def lines(self) -> list[str]:
         """Return the accuracy with its interval, the configuration, and the folder."""
         result = self.found.result
-        found, weights = result["test"], result["weights"]
-        low, high = found["interval"]["low"], found["interval"]["high"]
-        how = "a checkpoint of" if weights["from_checkpoint"] else "trained on"
+        scores, weights = result["test"], result["weights"]
+        trained = "a checkpoint of" if weights["from_checkpoint"] else "trained on"
         lines = [
-            f"{result['study']}: test accuracy {found['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
-            f"loss {found['loss']:.4f}, on {found['images']:,} images",
-            f"trial {result['trial']}, {result['why']}; {how} {weights['images']:,} images, epoch {weights['epochs']}",
+            f"{result['study']}: test {_scores_text(scores)}, on {scores['images']:,} examples",
+            f"trial {result['trial']}, {result['why']}; {trained} {weights['images']:,} examples, "
+            f"epoch {weights['epochs']}",
         ]
         if (sub := result["subnetworks"]) is not None:
             mean, single = sub["mean"], sub["single"]
@@ -117,25 +116,25 @@ class SealedTestResult(Result[Tested]):
                 f"; one by itself: accuracy {single['accuracy']:.4f}, loss {single['loss']:.4f}; "
                 f"the mean's probabilities differ from the whole network's by {sub['difference']:.4f} on average"
             )
-        if absent := [each["name"] for each in found["classes"] if not each["images"]]:
-            lines.append(f"no test image of {describe_classes(absent)}")
+        if absent := [each["name"] for each in scores["classes"] if not each["images"]]:
+            lines.append(f"no test example of {describe_classes(absent)}")
         if result["looks"] > 1:
-            lines.append(f"look {result['look']} at this test set: each look makes its figure less honest")
+            lines.append(f"evaluation {result['look']} on this test set: repeated testing biases the estimate")
         return [*lines, f"folder: {self.found.folder}"]
 
 
-def look_lines(looks: Sequence[Evaluation]) -> list[str]:
-    """Return a line a look that a study has begun, for people; one that came to nothing is none."""
-    return [f"{_which(look)}, {look['at']}, trial {look['trial']}: {_seen(look)}" for look in looks]
+def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return a line for each test evaluation that a study has started; those without a result do not count."""
+    return [_evaluation_line(each) for each in evaluations]
 
 
-def _which(look: Evaluation) -> str:
-    return "no look" if look["result"] is None else f"look {look['look']}"
-
-
-def _seen(look: Evaluation) -> str:
-    result = look["result"]
+def _evaluation_line(evaluation: Evaluation) -> str:
+    which, result = f"{evaluation['at']}, trial {evaluation['trial']}", evaluation["result"]
     if result is None:
-        return f"it began, and nothing was seen ({look.get('failed', 'it did not get to a result')})"
-    interval = f"{result['interval']['low']:.4f} to {result['interval']['high']:.4f}"
-    return f"accuracy {result['accuracy']:.4f} (95% interval {interval}), loss {result['loss']:.4f}"
+        return f"not counted, {which}: no result ({evaluation.get('failed', 'it did not finish')})"
+    return f"evaluation {evaluation['look']}, {which}: {_scores_text(result)}"
+
+
+def _scores_text(scores: Mapping[str, Any]) -> str:
+    interval = f"{scores['interval']['low']:.4f} to {scores['interval']['high']:.4f}"
+    return f"accuracy {scores['accuracy']:.4f} (95% interval {interval}), loss {scores['loss']:.4f}"

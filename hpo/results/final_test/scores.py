@@ -1,28 +1,41 @@
-"""What a network's answers to labelled images come to: accuracy with its interval, loss, and which classes it confuses.
+"""Scores of a network on labelled examples: accuracy with its interval, loss, and confusion matrix.
 
-Pure functions of numbers; an answer is the most probable class, the first one of equals.
+The predicted class is the most probable one, the first of equals. Whatever a network raises, a user-defined module for
+instance, becomes an HpoError of one line. Stores nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from hpo.data import Examples, SealedExamples, Split
+from hpo.errors import HpoError
 from hpo.results.compare.statistics import CONFIDENCE, wilson
-
-Logs = NDArray[np.float64]
-"""Logarithms of probabilities, [images, classes]."""
-
-Labels = NDArray[np.int64]
+from hpo.results.selection import Selection
+from hpo.search.plan import NetworkPlan
+from hpo.studyfile import Study
+from hpo.training.device_split import example_shape
+from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
+from hpo.training.networks.builtin import build
+from hpo.training.stack import EVALUATION_BATCH
+from hpo.usercode import one_line_error
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of `images` so many `right`; `loss` is the mean in nats; `confusion[a][b]` counts images of class a called b."""
+    """Scores on `images` examples, of which `right` were classified correctly.
+
+    `loss` is the mean cross-entropy in nats; `confusion[a][b]` counts the examples of class a predicted as class b.
+    """
 
     images: int
     right: int
@@ -31,13 +44,13 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers."""
+        """The fraction of correct predictions."""
         return self.right / self.images
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the scores as JSON, with the accuracy's interval and that of each class; null for an absent class.
+        """Return the scores as JSON, with the accuracy's interval and each class's accuracy (None without examples).
 
-        `names` are those of the classes.
+        `names` are the names of the classes.
         """
         interval = wilson(self.right, self.images)
         return {
@@ -53,10 +66,87 @@ class Scores:
         }
 
 
-def scores(logs: Logs, labels: Labels) -> Scores:
-    """Return what these log-probabilities come to on images with these labels."""
-    count, classes = logs.shape
-    answers = logs.argmax(1)
-    confusion = np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)
-    loss = -float(logs[np.arange(count), labels].mean())
-    return Scores(count, int((answers == labels).sum()), loss, confusion.tolist())
+def scores(log_probs: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
+    """Return the scores of log-probabilities, [N, classes], for examples with these labels."""
+    count, classes = log_probs.shape
+    predicted = log_probs.argmax(1)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    loss = -float(log_probs[np.arange(count), labels].mean())
+    return Scores(count, int((predicted == labels).sum()), loss, confusion.tolist())
+
+
+def evaluate_network(
+    network: nn.Module, examples: SealedExamples, names: Sequence[str], subnetworks: int | None, seed: int
+) -> dict[str, Any]:
+    """Return the network's scores as JSON, with those of random sub-networks. Raises HpoError for a loss of NaN."""
+    pixels = torch.from_numpy(examples.pixels)
+    log_probs = log_probabilities(network, pixels)
+    found = _finite_scores(log_probs, examples).to_json(names)
+    found["subnetworks"] = (
+        None if subnetworks is None else _subnetwork_scores(network, pixels, examples, log_probs, subnetworks, seed)
+    )
+    found["sha256"] = examples.content_sha256
+    return found
+
+
+def _finite_scores(log_probs: Tensor, examples: Examples) -> Scores:
+    found = scores(log_probs.numpy(), examples.labels)
+    if not math.isfinite(found.loss):
+        raise HpoError(f"its loss is {found.loss}")
+    return found
+
+
+def _subnetwork_scores(
+    network: nn.Module, pixels: Tensor, examples: SealedExamples, whole: Tensor, count: int, seed: int
+) -> dict[str, Any]:
+    """Compare the mean of random sub-networks' probabilities with the `whole` network's."""
+    singles = []
+
+    def add(log_probs: Tensor) -> None:
+        one = _finite_scores(log_probs, examples)
+        singles.append((one.accuracy, one.loss))
+
+    averaged = subnetwork_log_probabilities(network, pixels, count, seed, add)
+    mean = _finite_scores(averaged, examples)
+    accuracy, loss = (sum(values) / count for values in zip(*singles, strict=True))
+    return {
+        "count": count,
+        "mean": {"accuracy": mean.accuracy, "loss": mean.loss},
+        "single": {"accuracy": accuracy, "loss": loss},
+        "difference": (averaged.exp() - whole.exp()).abs().mean().item(),
+    }
+
+
+def training_sample(split: Split, count: int) -> SealedExamples:
+    """Return training examples for a dry run: enough for batches of the sizes that `count` test examples make."""
+    needed = min(count, EVALUATION_BATCH + count % EVALUATION_BATCH)
+    indices = np.arange(needed) % len(split.train)
+    return SealedExamples(split.train.pixels[indices], split.train.labels[indices], split.content_sha256)
+
+
+def check_untrained(
+    study: Study, selected: Selection, planned: NetworkPlan, sample: Examples, subnetworks: int | None
+) -> None:
+    """Raise HpoError where an untrained network cannot be evaluated: training it would be wasted."""
+    with network_errors(study, selected, "training examples"):
+        shape = example_shape(sample.pixels.shape)
+        network = build(selected.config.network, shape, planned.split.classes, seed=0).to(planned.device)
+    if subnetworks is not None and not has_dropout(network):
+        raise HpoError(f"--subnetworks: trial {selected.trial} has no dropout layer, so it has no random sub-networks")
+    with network_errors(study, selected, "training examples"):
+        pixels = torch.from_numpy(sample.pixels)
+        log_probabilities(network, pixels)
+        if subnetworks is not None:
+            subnetwork_log_probabilities(network, pixels, subnetworks, 0, lambda log_probs: None)
+
+
+@contextmanager
+def network_errors(study: Study, selected: Selection, data: str) -> Iterator[None]:
+    """Turn any exception of the block into an HpoError of one line; `data` names the examples."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, HpoError) else one_line_error(error, study.folder)
+        raise HpoError(
+            f"study '{study.name}': the network of trial {selected.trial} cannot be evaluated on {data}: {reason}"
+        ) from error

@@ -16,7 +16,7 @@ from pydantic import AllowInfNan, BeforeValidator, Field, ValidationError
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, UsageError
 from hpo.results.export.best import VERSION
-from hpo.results.final_test.model_card import CodeRecord, Part
+from hpo.results.final_test.model_card import CodeRecord, FileModel
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.reproduce.retrain import Repeated, Stored, repeat
 from hpo.results.result import Result
@@ -33,14 +33,14 @@ from hpo.usercode import find_unchanged_code
 Number = Annotated[float, AllowInfNan(True), BeforeValidator(decode_non_finite)]
 
 
-class _Confirmed(Part):
+class _Confirmed(FileModel):
     """What is read of the numbers of a confirmation."""
 
     seeds: list[Natural] = Field(min_length=1)
     scores: list[Number]
 
 
-class _Exported(Part):
+class _Exported(FileModel):
     """What is read of an export; the curve came with the second version."""
 
     config: dict[str, Any]
@@ -54,7 +54,7 @@ class _Exported(Part):
 
 DIGITS = 9  # of a version; of thousands of them Python makes no number
 
-AnyPart = TypeVar("AnyPart", bound=Part)
+AnyModel = TypeVar("AnyModel", bound=FileModel)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _confirmed(tree: Any, path: Path) -> dict[int, float]:
     return dict(zip(confirmed.seeds, confirmed.scores, strict=True))
 
 
-def _checked(model: type[AnyPart], tree: Any, path: Path, *above: str) -> AnyPart:
+def _checked(model: type[AnyModel], tree: Any, path: Path, *above: str) -> AnyModel:
     """Return what is read of an export; raise UsageError for the first thing that cannot be."""
     try:
         return model.model_validate(tree)

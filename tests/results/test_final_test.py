@@ -22,11 +22,10 @@ from hpo.data.splits import split_indices
 from hpo.errors import HpoError, InterruptionError, StorageError
 from hpo.files import write_atomically
 from hpo.results.copy import copy_line
-from hpo.results.final_test import evaluate as sealed
-from hpo.results.final_test import predictions as answering
-from hpo.results.final_test.evaluate import Wanted, look
-from hpo.results.final_test.model_folder import WEIGHTS_FILE, put
-from hpo.results.final_test.result import SealedTestResult, look_lines
+from hpo.results.final_test import evaluate, scores
+from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
+from hpo.results.final_test.model_folder import WEIGHTS_FILE, new_folder
+from hpo.results.final_test.result import SealedTestResult, evaluation_lines
 from hpo.results.report import report
 from hpo.search.events import EpochEnded
 from hpo.search.population_run import CURVE
@@ -62,7 +61,9 @@ def lines_of(result: dict[str, Any], folder: Path = Path()) -> list[str]:
 
 def see(storage: Storage, **wanted: Any) -> dict[str, Any]:
     """Look at the test set of the study, and check what does not depend on it."""
-    result, folder = look(storage, "tiny", Wanted(device="cpu", **wanted), threading.Event(), lambda text: None)
+    result, folder = evaluate_test_set(
+        storage, "tiny", EvaluationOptions(device="cpu", **wanted), threading.Event(), lambda text: None
+    )
     jsonschema.validate(result, schema("test"))
     assert json.loads((folder / "result.json").read_text()) == result
     assert {path.name for path in folder.iterdir()} == {"result.json", "card.json", "confusion.html", WEIGHTS_FILE}
@@ -141,26 +142,29 @@ def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study
     other = 0 if first["trial"] else 1
     second = see(storage, again=True, trial=other)
     assert (second["look"], second["looks"], second["trial"]) == (2, 2, other)
-    assert any(line.startswith("look 2 at this test set") for line in lines_of(second))
+    assert any(line.startswith("evaluation 2 on this test set") for line in lines_of(second))
     third = see(storage, again=True)
     assert {**third, "look": 1, "looks": 1, "created": ""} == {**first, "created": ""}  # the same network
     assert [each["trial"] for each in looks_of(storage)] == [first["trial"], other, first["trial"]]
     assert {path.name for path in tmp_path.glob("tiny-test*")} == {"tiny-test", "tiny-test-2", "tiny-test-3"}
     page = report(storage, "tiny")
     assert f"trial {other}: accuracy {second['test']['accuracy']:.4f}" in page
-    assert "look 3, " in page
+    assert "evaluation 3, " in page
     # Neither an extension nor a copy forgets.
     search(study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}}, search={"trials": 8}), storage, extend=True)
     assert len(looks_of(storage)) == 3
     copy_line(storage, "tiny", storage.location.full_url, "other")
     with pytest.raises(HpoError, match="study 'other' has been evaluated on its test set 3 times"):
-        look(storage, "other", Wanted(device="cpu"), threading.Event(), lambda text: None)
+        evaluate_test_set(storage, "other", EvaluationOptions(device="cpu"), threading.Event(), lambda text: None)
 
 
 CUT_OFF: list[tuple[BaseException, str]] = [
-    (SystemExit(), "no look, .*: it began, and nothing was seen [(]it did not get to a result[)]"),
-    (RuntimeError("too\nlarge"), "no look, .*RuntimeError: too large"),
-    (HpoError("its loss is nan"), "no look, .*the network of trial . cannot be evaluated on the test images: its loss"),
+    (SystemExit(), "not counted, .*: no result [(]it did not finish[)]"),
+    (RuntimeError("too\nlarge"), "not counted, .*RuntimeError: too large"),
+    (
+        HpoError("its loss is nan"),
+        "not counted, .*the network of trial . cannot be evaluated on the test set: its loss",
+    ),
 ]
 
 
@@ -168,7 +172,7 @@ CUT_OFF: list[tuple[BaseException, str]] = [
 def test_a_look_that_saw_nothing_is_kept_and_does_not_count(
     error: BaseException, told: str, storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sealed.answers
+    real = evaluate.evaluate_network
 
     def fail(network: Any, images: SealedExamples, *args: Any) -> Any:
         if images.content_sha256 == sealed_digits().content_sha256:
@@ -176,18 +180,20 @@ def test_a_look_that_saw_nothing_is_kept_and_does_not_count(
             raise error
         return real(network, images, *args)
 
-    monkeypatch.setattr(sealed, "answers", fail)
+    monkeypatch.setattr(evaluate, "evaluate_network", fail)
     with pytest.raises((SystemExit, HpoError)) as caught:
         see(storage)
-    monkeypatch.setattr(sealed, "answers", real)
-    assert isinstance(error, SystemExit) or "nothing was seen, so it does not count as a look" in str(caught.value)
+    monkeypatch.setattr(evaluate, "evaluate_network", real)
+    assert isinstance(error, SystemExit) or "no test result was seen, so this evaluation does not count" in str(
+        caught.value
+    )
     assert "\n" not in str(caught.value)
     assert not list(Path().glob("*tiny-test*"))
     result = see(storage)
     assert (result["look"], result["looks"]) == (1, 1)
-    said = look_lines(looks_of(storage))
+    said = evaluation_lines(looks_of(storage))
     assert re.match(told, said[0])
-    assert said[1].startswith("look 1, ")
+    assert said[1].startswith("evaluation 1, ")
 
 
 def test_what_a_look_saw_is_not_shown_before_it_is_kept(
@@ -196,19 +202,19 @@ def test_what_a_look_saw_is_not_shown_before_it_is_kept(
     def lost(*args: Any) -> None:
         raise StorageError("storage: the server has gone")
 
-    monkeypatch.setattr(sealed, "complete_evaluation", lost)
+    monkeypatch.setattr(evaluate, "complete_evaluation", lost)
     with pytest.raises(
-        StorageError, match="has gone; what the look saw is not shown, and it counts only if it was kept"
+        StorageError, match="has gone; the test result is not shown, and the evaluation counts only if it was stored"
     ):
         see(storage)
-    monkeypatch.setattr(sealed, "complete_evaluation", complete_evaluation)
+    monkeypatch.setattr(evaluate, "complete_evaluation", complete_evaluation)
     assert see(storage)["look"] == 1
 
 
 def test_a_folder_that_fails_after_the_look_is_said_with_what_was_seen(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = sealed.fill, 0
+    real, left = evaluate.write_files, 0
 
     def full(*args: Any) -> None:
         nonlocal left
@@ -217,10 +223,12 @@ def test_a_folder_that_fails_after_the_look_is_said_with_what_was_seen(
         left -= 1
         real(*args)
 
-    monkeypatch.setattr(sealed, "fill", full)
+    monkeypatch.setattr(evaluate, "write_files", full)
     refuse(storage, r"No space left on device\)$")  # all that a look leaves is written once before it
     left = 1
-    with pytest.raises(HpoError, match=r"No space left on device\); the look was taken, .* \(accuracy 0\.\d{4}\)"):
+    with pytest.raises(
+        HpoError, match=r"No space left on device\); the test set was evaluated, .* \(accuracy 0\.\d{4}\)"
+    ):
         see(storage)
     assert looks_of(storage)[0]["result"]["accuracy"] > 0
     assert not list(Path().glob("*tiny-test*"))
@@ -232,7 +240,9 @@ def test_of_two_at_once_one_has_the_first_look(storage: Storage, searched: Study
             see(storage, folder=Path("faster"))
 
     with pytest.raises(HpoError, match="has been evaluated on its test set once"):
-        look(storage, "tiny", Wanted(device="cpu", folder=Path("slower")), threading.Event(), other)
+        evaluate_test_set(
+            storage, "tiny", EvaluationOptions(device="cpu", folder=Path("slower")), threading.Event(), other
+        )
     assert len(looks_of(storage)) == 1
     assert not Path("slower").exists()
 
@@ -240,14 +250,14 @@ def test_of_two_at_once_one_has_the_first_look(storage: Storage, searched: Study
 def test_a_stop_while_it_trains_is_no_look(storage: Storage, searched: Study) -> None:
     stop = threading.Event()
     with pytest.raises(InterruptionError):
-        look(storage, "tiny", Wanted(device="cpu"), stop, lambda text: stop.set())
+        evaluate_test_set(storage, "tiny", EvaluationOptions(device="cpu"), stop, lambda text: stop.set())
     assert looks_of(storage) == []
     assert not list(Path().glob("*tiny-test*")) + list(Path().glob(".hpo-*"))
 
 
 def test_an_error_names_the_folder_that_was_asked_for() -> None:
-    with pytest.raises(HpoError, match=r"^wanted/no/weights: cannot be written"), put(Path("wanted")) as filled:
-        write_atomically(b"", filled / "no" / "weights")
+    with pytest.raises(HpoError, match=r"^wanted/no/weights: cannot be written"), new_folder(Path("wanted")) as files:
+        write_atomically(b"", files / "no" / "weights")
     assert not Path("wanted").exists()
 
 
@@ -275,9 +285,9 @@ def test_what_cannot_be_tested_is_refused_before_the_look(storage: Storage, sear
     refuse(storage, "has no trial 17", trial=17)
     Path("full").mkdir()
     Path("full/file").touch()
-    refuse(storage, "full: is there already; name another folder with -o", folder=Path("full"))
+    refuse(storage, "full: exists already: name another folder with -o", folder=Path("full"))
     refuse(storage, "no/such: the folder .*no does not exist", folder=Path("no/such"))
-    refuse(storage, "no weights are kept of trial", checkpoint=True)
+    refuse(storage, "trial . has no checkpoint", from_checkpoint=True)
     Path("empty").mkdir()
     see(storage, folder=Path("empty"))
 
@@ -288,15 +298,15 @@ def test_a_network_that_fails_on_training_images_is_not_trained_for_a_look(
     def broken(*args: Any) -> None:
         raise ValueError("no such mask")
 
-    monkeypatch.setattr(answering, "subnetwork_log_probabilities", broken)
-    monkeypatch.setattr(sealed, "_train", pytest.fail)
-    said = "study 'tiny': the network of trial . cannot be evaluated on training images: ValueError: no such mask"
+    monkeypatch.setattr(scores, "subnetwork_log_probabilities", broken)
+    monkeypatch.setattr(evaluate, "_train", pytest.fail)
+    said = "study 'tiny': the network of trial . cannot be evaluated on training examples: ValueError: no such mask"
     refuse(storage, said, subnetworks=3)
 
 
 def test_a_study_without_dropout_has_no_subnetworks(storage: Storage) -> None:
     search(study_of(), storage)
-    refuse(storage, "--subnetworks: the configuration of trial . has no dropout", subnetworks=3)
+    refuse(storage, "--subnetworks: trial . has no dropout", subnetworks=3)
 
 
 def test_a_study_without_a_completed_trial_has_nothing_to_test(storage: Storage) -> None:
@@ -308,7 +318,7 @@ def test_a_study_without_a_completed_trial_has_nothing_to_test(storage: Storage)
 def test_a_network_that_diverges_on_all_images_is_not_tested(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sealed.chosen
+    real = evaluate.select
 
     def hot(*args: Any) -> Any:
         choice = real(*args)
@@ -316,8 +326,8 @@ def test_a_network_that_diverges_on_all_images_is_not_tested(
         object.__setattr__(choice, "config", choice.config.model_copy(update={"optimizer": optimizer}))
         return choice
 
-    monkeypatch.setattr(sealed, "chosen", hot)
-    refuse(storage, "trained on all images, trial . diverged: .*; the test set was not opened")
+    monkeypatch.setattr(evaluate, "select", hot)
+    refuse(storage, "trained on all examples, trial . diverged: .*; the test set was not evaluated")
 
 
 def test_with_the_best_epochs_score_it_trains_for_as_many(storage: Storage) -> None:
@@ -370,7 +380,7 @@ def test_data_that_is_missing_or_another_is_refused(storage: Storage, mnist: Pat
     write_mnist(mnist)
     see(storage)
     labels.write_bytes(content[:-1] + b"\x00")
-    refuse(storage, "these are not the test images of look 1", again=True)
+    refuse(storage, "the test set is not that of test evaluation 1", again=True)
 
 
 def test_test_images_that_cannot_be_used_are_seen_before_the_look(storage: Storage, mnist: Path) -> None:
@@ -390,7 +400,7 @@ def test_test_images_that_cannot_be_used_are_seen_before_the_look(storage: Stora
 def test_a_checkpoint_is_tested_as_the_search_kept_it(keep: str, storage: Storage) -> None:
     study = study_of(network=DROPS, training={"epochs": 6, "keep": keep}, optimizer={"lr": {**LR, "low": 0.5}})
     search(study, storage)
-    result = see(storage, checkpoint=True)
+    result = see(storage, from_checkpoint=True)
     trial = trials_of(storage)[result["trial"]]
     losses = trial.system_attrs[CURVE]["val_loss"]
     epoch = losses.index(min(losses)) + 1 if keep == "best" else 6
@@ -413,13 +423,13 @@ def test_a_checkpoint_that_is_not_the_trials_is_refused(storage: Storage) -> Non
     paths = {int(read_weights(path)[1]["trial"]): path for path in artifact_folder(storage.location).iterdir()}
     content = paths[best.number].read_bytes()
     damages: list[tuple[bytes, str]] = [
-        (paths[second.number].read_bytes(), "does not hold the weights of trial"),
+        (paths[second.number].read_bytes(), "is not the checkpoint of trial"),
         (content[:-9], "its weights cannot be read: damaged or truncated"),
     ]
     for damaged, said in damages:
         paths[best.number].write_bytes(damaged)
-        refuse(storage, said, checkpoint=True)
+        refuse(storage, said, from_checkpoint=True)
     paths[best.number].unlink()
-    refuse(storage, r"is not there; .* wrote it: name the folder in HPO_ARTIFACTS", checkpoint=True)
+    refuse(storage, r"does not exist here; .* wrote it: name its folder in HPO_ARTIFACTS", from_checkpoint=True)
     paths[best.number].write_bytes(content)
-    see(storage, checkpoint=True)
+    see(storage, from_checkpoint=True)

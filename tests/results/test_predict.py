@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from tiny import sealed_digits, search, study_of
 
 from hpo.errors import HpoError
-from hpo.results.final_test.evaluate import Wanted, look
+from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.model_card import CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, sha256
 from hpo.results.final_test.predict import predictions
@@ -34,7 +34,9 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tested")
     storage = open_storage(f"sqlite:///{place}/hpo.db")
     search(study_of(), storage)
-    look(storage, "tiny", Wanted(device="cpu", folder=place / "tested"), threading.Event(), lambda text: None)
+    evaluate_test_set(
+        storage, "tiny", EvaluationOptions(device="cpu", folder=place / "tested"), threading.Event(), lambda text: None
+    )
     storage.close()
     return place / "tested"
 
@@ -90,21 +92,21 @@ ZEROS = np.zeros((2, 8, 8), np.float32)
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        (np.full((2, 8, 8), 17, np.uint8), "holds bytes outside 0 to 16, which is white here"),
-        (ZEROS + 1.5, "holds numbers outside 0 to 1"),
-        (ZEROS - 1, "holds numbers outside 0 to 1"),
-        (ZEROS * np.nan, "holds numbers outside 0 to 1"),
-        (ZEROS.astype(np.int64), "holds int64; this network takes uint8, or floats from 0 to 1"),
-        (ZEROS.astype(bool), "holds bool"),
-        (ZEROS.astype(complex), "holds complex128"),
+        (np.full((2, 8, 8), 17, np.uint8), "contains bytes outside 0 to 16 .white"),
+        (ZEROS + 1.5, "contains numbers outside 0 to 1"),
+        (ZEROS - 1, "contains numbers outside 0 to 1"),
+        (ZEROS * np.nan, "contains numbers outside 0 to 1"),
+        (ZEROS.astype(np.int64), "contains int64, but this network takes uint8, or floats from 0 to 1"),
+        (ZEROS.astype(bool), "contains bool"),
+        (ZEROS.astype(complex), "contains complex128"),
         (
             np.zeros((2, 28, 28)),
-            r"its shape is \[2, 28, 28\]; this network takes \[N, 1, 8, 8\] or \[N, 8, 8, 1\] or \[N, 8, 8\]",
+            r"its shape is \[2, 28, 28\], but this network takes \[N, 1, 8, 8\] or \[N, 8, 8, 1\] or \[N, 8, 8\]",
         ),
         (np.zeros((8, 8)), r"its shape is \[8, 8\]"),
         (np.zeros((2, 3, 8, 8)), r"its shape is \[2, 3, 8, 8\]"),
         (np.float32(0.5), r"its shape is \[\]"),
-        (np.array([None, {}]), "is no .npy file of numbers"),
+        (np.array([None, {}]), "is not a .npy file of numbers"),
     ],
 )
 def test_what_is_no_image_for_the_network_is_refused(images: Any, said: str, model: Path) -> None:
@@ -118,7 +120,7 @@ def test_a_file_that_is_no_array_is_refused(model: Path) -> None:
     content = path.read_bytes()
     for damaged in (b"", b"hello", content[:50], content[:-1]):
         path.write_bytes(damaged)
-        with pytest.raises(HpoError, match=r"images\.npy: is no \.npy file of numbers, or is cut short"):
+        with pytest.raises(HpoError, match=r"images\.npy: is not a \.npy file of numbers, or is truncated"):
             predictions(model, path, "cpu")
     with pytest.raises(HpoError, match="cannot be read"):
         predictions(model, model.parent / "none.npy", "cpu")
@@ -183,24 +185,27 @@ def flipped(model: Path) -> None:
         (cut_short, "is not the file that card.json describes"),
         (flipped, "is not the file that card.json describes"),
         (lambda model: (model / WEIGHTS_FILE).unlink(), "cannot be read"),
-        (lambda model: (model / CARD_FILE).unlink(), "cannot be read .*; `hpo test` writes such folders"),
+        (lambda model: (model / CARD_FILE).unlink(), "cannot be read .*: name a folder that `hpo test` wrote"),
         (lambda model: (model / CARD_FILE).write_text("{"), "is not JSON"),
         (lambda model: (model / CARD_FILE).write_bytes(b"\xff"), "is not UTF-8 text"),
-        (lambda model: (model / CARD_FILE).write_text("[]"), "is of None, and this version of hpo reads hpo.card/1"),
-        (changed(lambda card: card.update(schema="hpo.card/2")), "is of 'hpo.card/2', and this version of hpo reads"),
-        (changed(lambda card: card.pop("config")), "is damaged: it does not say all"),
-        (changed(lambda card: card["input"].update(shape=[1, 8])), "is damaged: it does not say all"),
-        (changed(lambda card: card["input"].update(shape=7)), "is damaged: it does not say all"),
-        (changed(lambda card: card["input"].update(white=0)), "is damaged: it does not say all"),
-        (changed(lambda card: card["weights"].update(file="../weights.safetensors")), "is damaged: it does not say"),
-        (changed(lambda card: card["config"]["network"].update(kind="rnn")), "is damaged: it does not say all"),
-        (network(hidden=[9]), "do not match the described network"),
         (
-            network(hidden=[2**40]),
-            "network.hidden: makes a layer of at least 2.46 weights, too many for any machine",
+            lambda model: (model / CARD_FILE).write_text("[]"),
+            "has the schema None, but this version",
         ),
+        (
+            changed(lambda card: card.update(schema="hpo.card/2")),
+            "has the schema 'hpo.card/2', but this version of hpo reads",
+        ),
+        (changed(lambda card: card.pop("config")), "is damaged: something that"),
+        (changed(lambda card: card["input"].update(shape=[1, 8])), "is damaged: something that"),
+        (changed(lambda card: card["input"].update(shape=7)), "is damaged: something that"),
+        (changed(lambda card: card["input"].update(white=0)), "is damaged: something that"),
+        (changed(lambda card: card["weights"].update(file="../weights.safetensors")), "is damaged: something"),
+        (changed(lambda card: card["config"]["network"].update(kind="rnn")), "is damaged: something that"),
+        (network(hidden=[9]), "do not match the described network"),
+        (network(hidden=[2**40]), "network.hidden: makes a layer of at least 2.46 weights, too many for any machine"),
         (network(hidden=[10**6, 10**6]), "its network does not fit into the memory of cpu"),
-        (network(hidden=[1] * 1001), "is damaged: it does not say all"),
+        (network(hidden=[1] * 1001), "is damaged: something that"),
         (network(kind="cnn", kernel=10**9), "network.conv: no pixel is left of a 8x8 image"),
         (network(kind="cnn", kernel=10**9, padding=10**9), "network.conv: makes a layer of at least 2.6. weights"),
         (network(kind="cnn", kernel=1, padding=10**5, pool=10**5), "its network does not fit into the memory of cpu"),
@@ -209,11 +214,11 @@ def flipped(model: Path) -> None:
             changed(lambda card: card["input"].update(shape=[2**30] * 3)),
             "network.hidden: makes a layer of at least 2.9",
         ),
-        (changed(lambda card: card["input"].update(classes=10**7)), "is damaged: it does not say all"),
+        (changed(lambda card: card["input"].update(classes=10**7)), "is damaged: something that"),
         (changed(lambda card: card["input"].update(classes=10**7) or card["data"].pop("classes")), "do not match"),
-        (changed(lambda card: card["data"].update(classes=["\x1b[31mred", *"123456789"])), "is damaged: it does not"),
-        (changed(lambda card: card["data"].update(classes=["\u202eder", *"123456789"])), "is damaged: it does not"),
-        (changed(lambda card: card["data"].update(classes=["1", *"123456789"])), "is damaged: it does not"),
+        (changed(lambda card: card["data"].update(classes=["\x1b[31mred", *"123456789"])), "is damaged: something"),
+        (changed(lambda card: card["data"].update(classes=["\u202eder", *"123456789"])), "is damaged: something"),
+        (changed(lambda card: card["data"].update(classes=["1", *"123456789"])), "is damaged: something"),
         (changed(lambda card: card["weights"].update(file="a\0b")), "cannot be read .is not a valid file name"),
         (changed(lambda card: card["weights"].update(file="..")), "cannot be read .Is a directory"),
         (at_its_place(os.mkfifo), "cannot be read .is not a regular file"),
@@ -228,14 +233,14 @@ def flipped(model: Path) -> None:
             "its weights are NaN or infinite .layers",
         ),
         (weights(lambda state: state["layers.1.bias"].fill_(-math.inf)), "its weights are NaN or infinite .layers.1.b"),
-        (weights(lambda state: state["layers.1.weight"].fill_(1e308)), "answer to image 0 of .* is NaN or infinite"),
+        (weights(lambda state: state["layers.1.weight"].fill_(1e308)), "output for image 0 of .* is NaN or infinite"),
         (
             weights(lambda state: state.update({"layers.1.bias": state["layers.1.bias"].int()})),
-            "not have the described network's type",
+            "not have the described network.s type",
         ),
         (
             weights(lambda state: state.update({"layers.1.bias": state["layers.1.bias"].to(F8)})),
-            "not have the described network's type",
+            "not have the described network.s type",
         ),
         (weights(lambda state: state.pop("layers.1.bias")), "do not match the described network"),
         (weights(lambda state: state.update(more=torch.zeros(2**17))), "do not match the described network"),
