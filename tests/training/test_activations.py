@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
-from twins import config
+from torch_reference import config
 
 from hpo.training.networks.activations import layer_outputs, output_statistics
 from hpo.training.networks.builtin import build

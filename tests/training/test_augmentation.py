@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from twins import config, curves, made_images, member, plain_images
+from torch_reference import config, curves, made_images, member, plain_images
 
 from hpo.studyfile import TrainingSettings
 from hpo.training.augmentation import epoch_images

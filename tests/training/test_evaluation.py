@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from twins import config, made_images
+from torch_reference import config, made_images
 
 from hpo.errors import HpoError
 from hpo.training.evaluation import log_probabilities, subnetwork_log_probabilities

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from twins import assert_trains_like_plain, seeded
+from torch_reference import assert_trains_like_plain, seeded
 
 from hpo.training.stacking.supported import (
     COPYING_FUNCTIONS,

@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from twins import assert_same, assert_trains_like_plain, seeded
+from torch_reference import assert_same, assert_trains_like_plain, seeded
 
 from hpo.errors import HpoError
 from hpo.training.stacking.parameter_blocks import ParameterBlocks

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from twins import KINDS, assert_same, seeded, torch_optimizer
+from torch_reference import KINDS, assert_same, seeded, torch_optimizer
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers import Optimizer

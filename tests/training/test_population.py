@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from twins import KINDS, assert_same_curves, config, curves, made_images, member, plain_curve
+from torch_reference import KINDS, assert_same_curves, config, curves, made_images, member, plain_curve
 
 from hpo.errors import HpoError
 from hpo.studyfile import Config
@@ -42,8 +42,8 @@ def test_the_curve_equals_plain_torch(kind: str, network: dict[str, object]) -> 
     members = [member(n, varied(n, network, lr=lr, optimizer={"kind": kind})) for n in range(3)]
     ours, failed = curves(members, SPLIT)
     assert not failed
-    for who in members:
-        assert_same_curves(ours[who.number], plain_curve(who, SPLIT), rtol=1e-7)
+    for one in members:
+        assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-7)
 
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
@@ -51,8 +51,8 @@ def test_the_curve_equals_plain_torch(kind: str, network: dict[str, object]) -> 
 def test_the_curve_equals_plain_torch_with_batch_norm(network: dict[str, object], dropout: float) -> None:
     members = [member(n, varied(n, network, batch_norm=True, dropout=dropout)) for n in range(3)]
     ours, _ = curves(members, SPLIT)
-    for who in members:
-        assert_same_curves(ours[who.number], plain_curve(who, SPLIT), rtol=1e-7)
+    for one in members:
+        assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-7)
 
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
@@ -166,34 +166,34 @@ def test_the_result_of_an_epoch() -> None:
 def test_a_last_batch_of_one_example_is_skipped(batch_norm: bool, network: dict[str, object]) -> None:
     """One example has no variance; a study's trials train on the same batches with and without batch norm."""
     split = made_images(train=33)
-    who = member(0, varied(0, network, batch_norm=batch_norm))
-    ours, failed = curves([who], split)
+    one = member(0, varied(0, network, batch_norm=batch_norm))
+    ours, failed = curves([one], split)
     assert not failed
-    assert_same_curves(ours[0], plain_curve(who, split), rtol=1e-7)
+    assert_same_curves(ours[0], plain_curve(one, split), rtol=1e-7)
 
 
 def test_batches_of_one_example() -> None:
     """With batch size 1, networks train; with batch norm, they raise an error."""
     split = made_images(train=20)
-    who = member(0, config(batch_size=1, lr=0.02))
-    ours, failed = curves([who], split)
+    one = member(0, config(batch_size=1, lr=0.02))
+    ours, failed = curves([one], split)
     assert not failed
-    assert_same_curves(ours[0], plain_curve(who, split), rtol=1e-7)
+    assert_same_curves(ours[0], plain_curve(one, split), rtol=1e-7)
     with pytest.raises(HpoError, match=r"^layer 'layers\.2': a batch of one value cannot be normalized"):
         next(train([member(0, config(batch_size=1, batch_norm=True))], split, "float64"))
 
 
 def test_batch_sizes_of_all_examples_and_above() -> None:
     for size in (70, 1000):
-        who = member(0, config(batch_size=size))
-        assert_same_curves(curves([who], SPLIT)[0][0], plain_curve(who, SPLIT), rtol=1e-7)
+        one = member(0, config(batch_size=size))
+        assert_same_curves(curves([one], SPLIT)[0][0], plain_curve(one, SPLIT), rtol=1e-7)
 
 
 def test_validation_in_several_batches() -> None:
     """With more validation examples than one batch, the means are over all of them."""
     split = made_images(train=20, validation=1203)
-    who = member(0, config(epochs=1))
-    assert_same_curves(curves([who], split)[0][0], plain_curve(who, split), rtol=1e-7)
+    one = member(0, config(epochs=1))
+    assert_same_curves(curves([one], split)[0][0], plain_curve(one, split), rtol=1e-7)
 
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
@@ -214,8 +214,8 @@ def test_bfloat16_learns_like_float32(network: dict[str, object], batch_norm: bo
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
 def test_float32_is_close_to_float64(precision: str) -> None:
-    who = [member(n, varied(n, CNN, batch_norm=True, epochs=2)) for n in range(3)]
-    ours, expected = curves(who, SPLIT, precision)[0], curves(who, SPLIT)[0]
+    three = [member(n, varied(n, CNN, batch_norm=True, epochs=2)) for n in range(3)]
+    ours, expected = curves(three, SPLIT, precision)[0], curves(three, SPLIT)[0]
     for number in range(3):
         for metric in ("train_loss", "val_loss"):
             tolerance = {"float32": 1e-4, "bfloat16": 0.1, "float64": 0.0}[precision]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from twins import config, made_images, member
+from torch_reference import config, made_images, member
 
 from hpo.training.precision import MIN_SPEEDUP, choose_precision
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from twins import torch_schedulers
+from torch_reference import torch_schedulers
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers import is_scheduled, learning_rates

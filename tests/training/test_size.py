@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from twins import KINDS, config
+from torch_reference import KINDS, config
 
 from hpo.errors import HpoError
 from hpo.training.networks.builtin import build
@@ -89,7 +89,7 @@ def test_the_size_of_any_built_in_network_is_computed_without_building_it() -> N
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (
             {"hidden": [2**40]},
@@ -100,8 +100,8 @@ def test_the_size_of_any_built_in_network_is_computed_without_building_it() -> N
         ({"kind": "cnn", "kernel": 1, "padding": 2**63 - 1}, "^network.conv: makes a layer of at least 2.13. outputs"),
     ],
 )
-def test_a_network_too_large_for_any_machine(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(HpoError, match=said):
+def test_a_network_too_large_for_any_machine(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(HpoError, match=message):
         member_size(config(**more), (1, 8, 8), 10, "float32")
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from twins import assert_same, assert_trains_like_plain, config, seeded
+from torch_reference import assert_same, assert_trains_like_plain, config, seeded
 
 from hpo.training.networks.builtin import build
 from hpo.training.stacking.stacked_network import StackedNetwork
@@ -412,7 +412,7 @@ def unlike(first: nn.Module, second: nn.Module) -> list[nn.Module]:
     return [nn.Sequential(nn.Flatten(), nn.Linear(64, 4), each) for each in (first, second)]
 
 
-REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+NOT_STACKABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "lstm": (flat(nn.LSTM(4, 4)), "layer '2' (LSTM) cannot be stacked: there is no stacked form of it"),
     "attention layer": (flat(nn.MultiheadAttention(4, 2)), "layer '2' (MultiheadAttention)"),
     "alpha dropout": (flat(nn.AlphaDropout(0.5)), "layer '2' (AlphaDropout)"),
@@ -501,9 +501,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("what", NOT_STACKABLE)
 def test_the_error_names_what_cannot_be_stacked(what: str) -> None:
-    make, name = REFUSED[what]
+    make, name = NOT_STACKABLE[what]
     with pytest.raises(CannotStackError) as caught:
         StackedNetwork([make(), make()])
     message = str(caught.value)
@@ -594,7 +594,7 @@ def test_buffers_may_differ_between_members() -> None:
 
 @pytest.mark.parametrize("what", ["counting calls", "buffer replaced", "tensor changed", "kept for the next call"])
 def test_a_module_that_cannot_be_stacked_is_not_changed(what: str) -> None:
-    module = REFUSED[what][0]()
+    module = NOT_STACKABLE[what][0]()
     held = {name: value for name, value in vars(module).items() if name != "_modules"}
     buffers = {name: value for name, value in module.named_buffers()}
     with pytest.raises(CannotStackError):

@@ -33,9 +33,11 @@ TYPES = frozenset(getattr(torch, name) for name in (*_NAMES.split(), "bool", "co
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_ELEMENT_BYTES = 8
+"""Upper bound of the size of a number."""
 HEADER_BYTES_PER_TENSOR = 1024
+"""Upper bound of the size of a tensor's entry in a file's header."""
 HEADER_BYTES = 2**20
-"""Upper bounds: of a number, of a tensor's entry in a file's header, and of the rest of the header."""
+"""Upper bound of the size of a header without the entries of tensors."""
 
 
 def weights_to_bytes(state: State, about: Mapping[str, str]) -> bytes:

@@ -163,7 +163,9 @@ def _read_tensor(
         return lambda values, x, training: parameter(x), True
     values = traced.tensors[target]
     statistics = [buffer for layer in root.modules() if type(layer) in LAYERS for buffer in layer.buffers()]
-    require(all(values[0] is not buffer for buffer in statistics), f"'{target}'", "it reads a layer's statistics")
+    require(
+        all(values[0] is not buffer for buffer in statistics), f"'{target}'", "the forward reads a layer's statistics"
+    )
     shared = all(equal(values[0], value) for value in values)
     buffer = Buffer(values[:1] if shared else values, compute)
     if shared:

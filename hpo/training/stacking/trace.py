@@ -45,23 +45,24 @@ class Traced:
 def trace(members: Sequence[nn.Module]) -> Traced:
     """Return the graph that all members share; raise CannotStackError where there is none."""
     first = members[0]
+    name = type(first).__name__
     training, evaluation = _graph(first, training=True), _graph(first, training=False)
-    _require_same_graph(training, evaluation, f"the forward of {type(first).__name__} differs there in evaluation mode")
+    _require_same_graph(training, evaluation, f"from this node on, the forward of {name} differs in evaluation mode")
     graphs = [training]
     for member in members[1:]:
         _require_same_layers(first, member)
         same = _comparable(first) and _comparable(member) and _attributes(first) == _attributes(member)
         graphs.append(training if same else _graph(member, training=True))
-        _require_same_graph(training, graphs[-1], f"the forward of {type(first).__name__} differs between members")
+        _require_same_graph(training, graphs[-1], f"from this node on, the forward of {name} differs between members")
     for layer, module in first.named_modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         require(not any(hooks), f"layer '{layer}' ({type(module).__name__})", "it has hooks")
     for parameter, value in first.named_parameters():
         require(value.requires_grad, f"'{parameter}'", "it is frozen, but stacks train every parameter")
         require(not value._backward_hooks, f"'{parameter}'", "it has hooks")
-    require(any(True for _ in first.parameters()), type(first).__name__, "it has no parameters")
+    require(any(True for _ in first.parameters()), name, "it has no parameters")
     inputs = [node for node in training.graph.nodes if node.op == "placeholder" and node.users]
-    require(len(inputs) <= 1, type(first).__name__, "its forward takes more arguments than the examples")
+    require(len(inputs) <= 1, name, "its forward takes more arguments than the examples")
     return Traced(training.graph, _tensors(members, training, evaluation, graphs))
 
 
@@ -188,7 +189,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     A graph would run such a change once, when it is traced, instead of in each call.
     """
     name = type(module).__name__
-    before = {each: _members_of(each) for each in module.modules()}
+    before = {each: _contents(each) for each in module.modules()}
     versions = [
         (value, value._version) for values in before.values() for value in values.values() if isinstance(value, Tensor)
     ]
@@ -197,7 +198,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     try:
         yield
         for each, values in before.items():
-            after = {key: value for key, value in _members_of(each).items() if not key.startswith("_tensor_constant")}
+            after = {key: value for key, value in _contents(each).items() if not key.startswith("_tensor_constant")}
             for key in (*values, *after):
                 same = key in values and key in after and values[key] is after[key]
                 require(same, name, f"its forward changes '{key}', which its next call would read")
@@ -210,14 +211,14 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
             each.training = modes[each]
 
 
-def _members_of(module: nn.Module) -> dict[str, Any]:
+def _contents(module: nn.Module) -> dict[str, Any]:
     """Return a module's attributes, parameters, buffers and submodules by name."""
     attributes = {name: value for name, value in vars(module).items() if name not in _MODULE_ATTRIBUTES}
     return {**attributes, **module._parameters, **module._buffers, **module._modules}
 
 
 def _restore(module: nn.Module, before: dict[str, Any]) -> None:
-    for name in _members_of(module).keys() - before.keys():
+    for name in _contents(module).keys() - before.keys():
         delattr(module, name)
     for values in (module._parameters, module._buffers, vars(module)):
         for name, value in before.items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from twins import assert_same, assert_trains_like_plain, seeded
+from torch_reference import assert_same, assert_trains_like_plain, seeded
 
 from hpo.training.stacking.stacked_network import StackedNetwork
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from twins import (
+from torch_reference import (
     KINDS,
     assert_same,
     assert_same_curves,
@@ -67,8 +67,8 @@ def test_each_member_has_the_curve_of_plain_torch(kind: str) -> None:
     everyone = members(MLP, kind)
     ours, failed = curves(everyone, SPLIT)
     assert not failed
-    for who in everyone:
-        assert_same_curves(ours[who.number], plain_curve(who, SPLIT), rtol=1e-7)
+    for one in everyone:
+        assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-7)
 
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
@@ -76,8 +76,8 @@ def test_training_on_augmented_images_equals_plain_torch(network: dict[str, Any]
     everyone = members(network, flip=0.3, shift=1)
     ours, failed = curves(everyone, SPLIT)
     assert not failed
-    for who in everyone[::2]:
-        assert_same_curves(ours[who.number], plain_curve(who, SPLIT), rtol=1e-7)
+    for one in everyone[::2]:
+        assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-7)
 
 
 def test_settings_stay_with_their_members_when_others_are_dropped() -> None:
@@ -193,9 +193,9 @@ def test_these_settings_train_in_bfloat16_as_in_float32() -> None:
     """The mean of the last losses over 12 members agrees within 10%, as without these settings."""
     split = made_images(train=300, validation=200)
     everyone = [
-        Member(number + 6 * again, who.config, who.seed + again)
+        Member(number + 6 * again, one.config, one.seed + again)
         for again in range(2)
-        for number, who in enumerate(members(MLP, batch_size=32))
+        for number, one in enumerate(members(MLP, batch_size=32))
     ]
     low, _ = curves(everyone, split, "bfloat16")
     full, _ = curves(everyone, split, "float32")
@@ -234,5 +234,5 @@ def test_no_setting_is_rounded_to_float32(name: str) -> None:
     own = config(epochs=2, lr=0.3, **given.get("network", {}), **{k: v for k, v in given.items() if k != "network"})
     everyone = [member(0, own), member(1, own)]
     ours, _ = curves(everyone, SPLIT)
-    for who in everyone:
-        assert_same_curves(ours[who.number], plain_curve(who, SPLIT), rtol=1e-12)
+    for one in everyone:
+        assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-12)

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from twins import config, curves, made_images, member
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_reference import config, curves, made_images, member
 
 from hpo.errors import InterruptionError
 from hpo.training.devices import is_out_of_memory
 from hpo.training.networks.builtin import build
 from hpo.training.population import EpochResult
 from hpo.training.stack import Member
-from hpo.training.trainer import Outcome, Trainer
+from hpo.training.trainer import Outcome, Trainer, has_stopped_improving
 
 SPLIT = made_images()
 
@@ -94,7 +96,7 @@ def test_other_errors_are_not_mistaken_for_out_of_memory() -> None:
 OUT_OF_MEMORY = """
 import json, resource, sys
 import torch
-from twins import config, curves, made_images, member
+from torch_reference import config, curves, made_images, member
 from hpo.errors import HpoError
 from hpo.training.trainer import Trainer
 from hpo.training.precision import choose_precision
@@ -112,8 +114,8 @@ needed = mib("VmPeak") - before
 limit = int((mib("VmSize") + 0.75 * needed) * 2**20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
-said, found, epochs = [], {n: [] for n in range(6)}, []
-trainer = Trainer(split, "float32", said.append)
+warnings, found, epochs = [], {n: [] for n in range(6)}, []
+trainer = Trainer(split, "float32", warnings.append)
 for result in trainer.train(members):
     epochs.append([result.epoch, sorted(result.metrics)])
     for number, metrics in result.metrics.items():
@@ -126,7 +128,7 @@ try:
 except HpoError as error:
     alone = str(error)
 chosen = choose_precision(huge, split)
-print(json.dumps({"said": said, "epochs": epochs, "whole": whole, "found": found, "alone": alone, "chosen": chosen}))
+print(json.dumps({"warnings": warnings, "epochs": epochs, "whole": whole, "found": found, "alone": alone, "chosen": chosen}))
 """
 
 
@@ -146,7 +148,7 @@ def test_out_of_memory_halves_the_population() -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["said"] == ["out of memory with 6 networks at once: continuing with half as many"]
+    assert result["warnings"] == ["out of memory with 6 networks at once: continuing with half as many"]
     assert result["epochs"] == [[epoch, half] for half in ([0, 1, 2], [3, 4, 5]) for epoch in (1, 2)]
     for number, curve in result["whole"].items():
         for ours, expected in zip(result["found"][number], curve, strict=True):
@@ -190,17 +192,17 @@ def test_members_of_any_architecture_are_trained_to_their_end() -> None:
     assert run(shapes[:1])[0][0].state is None
 
 
-WILD = {"lr": 3.0, "epochs": 12}
+UNSTEADY = {"lr": 3.0, "epochs": 12}
 """Settings with a validation loss that goes up and down."""
 
 
 def test_a_member_is_trained_until_early_stopping() -> None:
     patiences = [1, 2, 3, None]
-    shapes = [{**WILD, "training": {"patience": patience}} for patience in patiences]
+    shapes = [{**UNSTEADY, "training": {"patience": patience}} for patience in patiences]
     found, epochs = run(shapes, with_weights=True)
     lengths = [len(found[number].curve["val_loss"]) for number in range(4)]
     for number, patience in enumerate(patiences):
-        whole = [epoch["val_loss"] for epoch in curves([member(number, config(**WILD))], SPLIT)[0][number]]
+        whole = [epoch["val_loss"] for epoch in curves([member(number, config(**UNSTEADY))], SPLIT)[0][number]]
         ends = [e for e in range(1, 13) if patience and min(whole[:e]) not in whole[max(0, e - patience) : e]]
         assert lengths[number] == min([12, *ends])
         assert found[number].curve["val_loss"] == pytest.approx(whole[: lengths[number]], rel=1e-9)
@@ -229,7 +231,9 @@ def test_ended_members_stay_ended_when_the_population_is_made_smaller() -> None:
             for part in (members[:2], members[2:]):
                 yield from super().train(part)
 
-    members = [member(n, config(**WILD, training={"patience": 1 + n % 3, "precision": "float64"})) for n in range(4)]
+    members = [
+        member(n, config(**UNSTEADY, training={"patience": 1 + n % 3, "precision": "float64"})) for n in range(4)
+    ]
     stop = threading.Event()
     whole = Trainer(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
     halved = Small(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
@@ -249,3 +253,29 @@ def test_a_stop_in_the_last_epoch_has_no_effect() -> None:
     found, epochs = run([{}], stop_after=3)
     assert epochs[-1] == (3, [0])
     assert len(found[0].curve["val_loss"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "over"),
+    [
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.5], False),
+        ([0.5, 0.4, 0.4], True),
+        ([0.5, 0.5, 0.5], True),  # an equal value is no improvement
+        ([0.5, 0.4, 0.6], False),
+        ([0.5, 0.6, 0.55], False),
+        ([0.5, 0.6, 0.55, 0.6], True),
+        ([0.5, 0.4, 0.45, 0.49], True),  # better than the last value, but not than the best
+    ],
+)
+def test_two_epochs_without_improvement(values: list[float], over: bool) -> None:
+    assert has_stopped_improving(2, values, "val_accuracy") == over
+    assert has_stopped_improving(2, [-value for value in values], "val_loss") == over
+    assert not has_stopped_improving(None, values, "val_accuracy")
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 6))
+def test_a_trial_ends_patience_epochs_after_its_first_best_value(values: list[int], patience: int) -> None:
+    best = values.index(max(values))
+    assert has_stopped_improving(patience, values, "val_accuracy") == (len(values) - 1 - best >= patience)

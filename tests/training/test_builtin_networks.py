@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from twins import config
+from torch_reference import config
 
 from hpo.errors import HpoError
 from hpo.training.networks.builtin import ACTIVATIONS, build

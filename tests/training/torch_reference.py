@@ -163,10 +163,10 @@ class KeyedDropout(nn.Module):
     after_linear = True
 
 
-def plain_curve(who: Member, split: DeviceSplit) -> Curve:
+def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
     """Return the learning curve of one member, trained by a plain torch loop in float64."""
-    settings = who.config
-    module = build(settings.network, split.shape, split.classes, who.seed).double()
+    settings = trial.config
+    module = build(settings.network, split.shape, split.classes, trial.seed).double()
     dropouts: list[KeyedDropout] = []
     for parent in list(module.modules()):
         previous: nn.Module | None = None
@@ -185,7 +185,7 @@ def plain_curve(who: Member, split: DeviceSplit) -> Curve:
     for epoch in range(1, settings.training.epochs + 1):
         batches = _batches(split, epoch, size)
         images = plain_images(split, epoch, settings.training).double()
-        keys = dropout_keys([who.seed], epoch, len(batches), len(dropouts))
+        keys = dropout_keys([trial.seed], epoch, len(batches), len(dropouts))
         loss_sum = right = 0.0
         module.train()
         for step, batch in enumerate(batches):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from twins import config, curves, made_images, member
+from torch_reference import config, curves, made_images, member
 
 from hpo.errors import HpoError, SettingError
 from hpo.studyfile import Config, NetworkSettings
@@ -211,9 +211,9 @@ def own(number: int, folder: Path, name: str, training: dict[str, Any] | None = 
 
 
 def groups(*members: Member, split: DeviceSplit = SPLIT) -> tuple[list[list[int]], list[str]]:
-    said: list[str] = []
-    found = Trainer(split, "float32", said.append).groups(members)
-    return [[each.number for each in group] for group in found], said
+    warnings: list[str] = []
+    found = Trainer(split, "float32", warnings.append).groups(members)
+    return [[each.number for each in group] for group in found], warnings
 
 
 def test_shape_and_classes_are_added_and_the_seed_is_torchs(folder: Path) -> None:
@@ -355,25 +355,27 @@ def test_members_of_one_architecture_train_together_with_the_curves_they_have_al
 
 def test_a_module_that_cannot_be_stacked_trains_alone_with_one_warning(folder: Path) -> None:
     members = [own(0, folder, "Net"), *(own(number, folder, "Branching", width=number) for number in (2, 3, 4))]
-    found, said = groups(*members)
+    found, warnings = groups(*members)
     assert found == [[0], [2], [3], [4]]
-    assert len(said) == 1
-    assert said[0].startswith("nets.py:Branching: Branching cannot be stacked: symbolically traced variables cannot")
-    assert said[0].endswith("; its trials train one at a time")
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        "nets.py:Branching: Branching cannot be stacked: symbolically traced variables cannot"
+    )
+    assert warnings[0].endswith("; its trials train one at a time")
 
 
 def test_a_module_whose_stacked_training_cannot_be_checked_trains_alone(folder: Path) -> None:
     """It computes in float32 for any input type."""
-    found, said = groups(own(0, folder, "Single"), own(1, folder, "Single"))
+    found, warnings = groups(own(0, folder, "Single"), own(1, folder, "Single"))
     assert found == [[0], [1]]
-    assert said[0].startswith("nets.py:Single: its stacked training cannot be checked: RuntimeError")
+    assert warnings[0].startswith("nets.py:Single: its stacked training cannot be checked: RuntimeError")
 
 
 def test_a_module_that_raises_fails_in_its_own_training(folder: Path) -> None:
     members = [own(number, folder, "Raising", dropout=rate) for number, rate in enumerate((0.1, 0.3, 0.1, 0.4))]
-    found, said = groups(*members)
+    found, warnings = groups(*members)
     assert found == [[0, 2], [1], [3]]
-    assert said == []
+    assert warnings == []
 
 
 def test_an_exception_raised_once_fails_one_training(folder: Path) -> None:
@@ -417,8 +419,8 @@ def test_random_numbers_of_a_forward_depend_on_its_trial_only(folder: Path) -> N
 
 def test_frozen_parameters_do_not_change(folder: Path) -> None:
     one = own(0, folder, "Frozen", optimizer={"kind": "adam", "weight_decay": 0.1})
-    said = groups(one)[1]
-    assert "it is frozen" in said[0]
+    warnings = groups(one)[1]
+    assert "it is frozen" in warnings[0]
     fresh = build(one.config.network, SPLIT.shape, SPLIT.classes, one.seed).state_dict()
     state = weights(one)
     assert torch.equal(state["conv.weight"], fresh["conv.weight"])
