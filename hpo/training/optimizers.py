@@ -33,34 +33,36 @@ DEFAULT_EPS = {"adagrad": 1e-10}
 """torch's default for eps where it is not 1e-8."""
 
 Hyper = dict[str, Tensor]
-State = list[Tensor]
+"""Hyperparameter -> value per member, [K, 1]."""
+OptimizerState = list[Tensor]
+"""State tensors of a part, such as the moments of Adam, [K, elements] each."""
 
 
-def _sgd(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+def _sgd(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
     value.addcmul_(grad, -hyper["lr"])
 
 
-def _momentum(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+def _momentum(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
     value.addcmul_(state[0].mul_(hyper["momentum"]).add_(grad), -hyper["lr"])
 
 
-def _nesterov(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+def _nesterov(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
     state[0].mul_(hyper["momentum"]).add_(grad)
     value.addcmul_(grad.addcmul_(state[0], hyper["momentum"]), -hyper["lr"])
 
 
-def _adagrad(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+def _adagrad(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
     state[0].addcmul_(grad, grad)
     value.addcdiv_(grad.mul_(-hyper["lr"]), state[0].sqrt().add_(hyper["eps"]))
 
 
-def _rmsprop(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+def _rmsprop(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
     alpha = hyper["alpha"]
     state[0].mul_(alpha).addcmul_(grad * (1 - alpha), grad)
     value.addcdiv_(grad.mul_(-hyper["lr"]), state[0].sqrt().add_(hyper["eps"]))
 
 
-def _adam(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) -> None:
+def _adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
     beta1, beta2 = hyper["beta1"], hyper["beta2"]
     mean, square = state
     mean.mul_(beta1).addcmul_(grad, 1 - beta1)
@@ -70,7 +72,7 @@ def _adam(value: Tensor, grad: Tensor, state: State, hyper: Hyper, step: int) ->
     value.addcmul_(torch.div(mean, denominator, out=denominator), -hyper["lr"] / (1 - beta1**step))
 
 
-Rule = Callable[[Tensor, Tensor, State, Hyper, int], None]
+Rule = Callable[[Tensor, Tensor, OptimizerState, Hyper, int], None]
 RULES: dict[str, tuple[Rule, int]] = {
     "sgd": (_sgd, 0),
     "momentum": (_momentum, 1),
@@ -90,7 +92,7 @@ class _Part:
     slots: list[ParameterSlot]
     master: Tensor
     grad: Tensor
-    state: State
+    state: OptimizerState
     decayed: bool
     step: int
 

@@ -110,7 +110,7 @@ class Stack:
     def _train_epoch(self, epoch: int) -> Tensor:
         """Train one epoch; return the means of loss and accuracy over its examples, [2, K]."""
         device, labels, size = self._split.device, self._split.train_labels, self._training.batch_size
-        images = epoch_images(self._split, epoch, self._training)
+        augmented = epoch_images(self._split, epoch, self._training)
         order = batch_order(self._split.seed, epoch, len(labels)).to(device)
         batches = list(torch.split(order, size))
         if len(batches) > 1 and len(batches[-1]) == 1 < size:
@@ -128,7 +128,7 @@ class Stack:
                 dropout.set_keys(keys[step, layer])
             network.blocks.begin_step()
             training_loss, loss, correct = _losses(
-                self._outputs(images(batch), training=True), labels[batch], smoothing
+                self._outputs(augmented(batch), training=True), labels[batch], smoothing
             )
             # The sum over members of each member's mean loss: a mean over members would divide every step by K.
             training_loss.mean(1).sum().backward()  # type: ignore[no-untyped-call]

@@ -128,7 +128,8 @@ try:
 except HpoError as error:
     alone = str(error)
 chosen = choose_precision(huge, split)
-print(json.dumps({"warnings": warnings, "epochs": epochs, "whole": whole, "found": found, "alone": alone, "chosen": chosen}))
+summary = {"warnings": warnings, "epochs": epochs, "whole": whole, "found": found, "alone": alone, "chosen": chosen}
+print(json.dumps(summary))
 """
 
 
