@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_users_networks import IMAGES, NETWORKS, ResidualCNN
+from test_stacked_architectures import IMAGES, NETWORKS, ResidualCNN
 from torch import Tensor, nn
 
 from hpo.training.stacking.proof import prove
