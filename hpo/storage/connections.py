@@ -1,10 +1,10 @@
-"""Connections to a storage: how they are tuned, how its tables are made, and how its errors read.
+"""Database connections: their settings, the creation of the tables, and error messages.
 
-Promises: an SQLite connection waits for others instead of failing, checks foreign keys and does not wait for the disk
-at every commit; the tables are made whole or not at all, however many processes open a new storage at once; tables of
-another Optuna schema are refused and left as they are; an error of the database is a StorageError of one line, and a
-TransientError where trying again may help; a pooled connection to a server is checked before it is used.
-Knows the schema as a whole, nothing of what the rows mean.
+Promises: an SQLite connection waits for other processes instead of failing, checks foreign keys, and does not wait for
+the disk at every commit; the tables are created whole or not at all, however many processes open a new storage at the
+same time; tables of another Optuna schema are refused and not changed; a database error becomes a StorageError of one
+line, or a TransientError if a retry can help; a pooled connection to a server is checked before use.
+This module knows the schema as a whole, and nothing of the meaning of rows.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from hpo.storage.location import Location, mask
 
 BUSY_TIMEOUT_S = 30.0
 JOURNAL_RETRY_S = 0.02
-# libpq's settings: a server that cannot be reached, or whose machine has gone without a word, is given up in half a
-# minute. The URL may say otherwise.
+# libpq's settings: a server that does not answer counts as unreachable after half a minute. The URL can override them.
 NETWORK = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -40,39 +39,39 @@ NETWORK = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-# Held by the process that makes a storage's tables: any number that is always the same ("hpo" in ASCII).
+# The advisory lock of the process that creates tables: an arbitrary constant ("hpo" in ASCII).
 TABLES_LOCK = 0x68706F
-# SQLite's error names, by their beginning, as a sentence's end.
+# Prefixes of SQLite's error names, with the message after "URL: ".
 SQLITE_ERRORS = {
     "SQLITE_BUSY": f"locked by another process for {BUSY_TIMEOUT_S:.0f} s; stop that process, or try again later",
-    "SQLITE_FULL": "the disk is full; make room and try again (what was stored is kept)",
-    "SQLITE_READONLY": "cannot be written; check the permissions of the file and its folder",
+    "SQLITE_FULL": "the disk is full; free some space and try again (stored data is not lost)",
+    "SQLITE_READONLY": "the file cannot be written; check the permissions of the file and its folder",
     "SQLITE_NOTADB": "is not an SQLite database; name another file",
-    "SQLITE_CORRUPT": "the database is damaged; put back a copy, or name another file",
-    "SQLITE_CANTOPEN": "cannot be opened; check the permissions of the file and its folder",
+    "SQLITE_CORRUPT": "the database is damaged; restore a backup, or name another file",
+    "SQLITE_CANTOPEN": "the file cannot be opened; check the permissions of the file and its folder",
     "SQLITE_IOERR": "the disk cannot be read or written; check it and try again",
 }
-# PostgreSQL's error codes, by their beginning, likewise.
+# Prefixes of PostgreSQL's error codes, with advice.
 POSTGRESQL_ERRORS = {
-    "25006": "the server is read-only; name the one that takes writes",
-    "42501": "the user may not do this; grant it the rights to make and change tables",
-    "53100": "the server's disk is full; make room and try again (what was stored is kept)",
+    "25006": "the server is read-only; name the primary server",
+    "42501": "the database user lacks a permission; grant it the right to create and change tables",
+    "53100": "the server's disk is full; free some space and try again (stored data is not lost)",
 }
-# The server goes away or is not there yet; too many connections; a transaction gave way to another.
+# Connection lost or server not ready; too many connections; serialization failure or deadlock.
 TRANSIENT = ("08", "57P01", "57P02", "57P03", "53300", "40001", "40P01")
 
 
 class TransientError(StorageError):
-    """The storage cannot be reached, or did not do it this time. What was asked for may be asked for again."""
+    """The storage cannot be reached, or a transaction failed this time; a retry can help."""
 
 
 class TunedConnection(sqlite3.Connection):
-    """An SQLite connection with hpo's settings, which belong to the connection and not to the file."""
+    """An SQLite connection with hpo's settings, which SQLite stores per connection and not in the file."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.execute("PRAGMA foreign_keys = ON")
-        # With a write-ahead log this is safe against a killed process; a power cut may undo the last commits, never
+        # With a write-ahead log this is safe if a process is killed; a power failure can undo the last commits, but not
         # damage the file.
         self.execute("PRAGMA synchronous = NORMAL")
 
@@ -80,19 +79,19 @@ class TunedConnection(sqlite3.Connection):
 def engine_options(location: Location) -> dict[str, Any]:
     """Return the options for SQLAlchemy's create_engine."""
     if location.file is None:
-        given = {key: value for key, value in NETWORK.items() if key not in location.url.query}
+        settings = {key: value for key, value in NETWORK.items() if key not in location.url.query}
         if "PGCONNECT_TIMEOUT" in os.environ:
-            given.pop("connect_timeout", None)
-        return {"pool_pre_ping": True, "connect_args": given}
+            settings.pop("connect_timeout", None)
+        return {"pool_pre_ping": True, "connect_args": settings}
     return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "factory": TunedConnection}}
 
 
 def prepare(location: Location) -> None:
-    """Make the storage ready for use: the journal's mode, and the tables where there are none yet."""
+    """Prepare the database: set SQLite's journal mode, and create missing tables."""
     try:
         engine = sa.create_engine(location.url, poolclass=sa.NullPool, **engine_options(location))
     except sa.exc.ArgumentError as error:
-        raise StorageError(f"{location.shown}: {sentence(error)}") from error
+        raise StorageError(f"{location.shown}: {error_line(error)}") from error
     explain_errors(engine, location.shown)
     if location.file is not None:
         _use_write_ahead_log(location.file, location.shown)
@@ -101,31 +100,31 @@ def prepare(location: Location) -> None:
     if not ready:
         with write(engine) as connection:
             lock_tables(connection)
-            # Asked again: another process may have made the tables while this one waited for the lock.
+            # Check again: another process may have created the tables while this one waited for the lock.
             if not schema_is_ready(connection, location.shown):
-                _make_tables(connection)
+                _create_tables(connection)
 
 
 def lock_tables(connection: Connection) -> None:
-    """Let nobody else make tables until the transaction ends. On SQLite one that writes has the lock already."""
+    """Lock the creation of tables until the transaction ends. On SQLite a writing transaction has the lock already."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
 
 
 @contextlib.contextmanager
 def write(engine: Engine) -> Iterator[Connection]:
-    """One transaction that writes. On SQLite it holds the write lock from its start."""
+    """Run the block in a transaction that writes. On SQLite it takes the write lock at its start."""
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
-            # A transaction that reads first and writes later fails at once, without waiting, when another process
-            # wrote in between.
+            # Otherwise a transaction that reads first and writes later fails without waiting if another process has
+            # written in between.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
 
 
 @contextlib.contextmanager
 def read(engine: Engine) -> Iterator[Connection]:
-    """One view of the storage for several queries: nothing that is written meanwhile shows."""
+    """Run the block in a transaction whose queries all see the same state of the database."""
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             # Python's driver opens no transaction for a SELECT.
@@ -136,25 +135,25 @@ def read(engine: Engine) -> Iterator[Connection]:
 
 
 def explain_errors(engine: Engine, shown: str) -> None:
-    """Turn the engine's errors into a StorageError that names the storage as `shown`."""
+    """Convert the engine's errors into a StorageError that names the storage as `shown`."""
 
-    # The engine itself stays out of the function: it would never be collected, nor its connections closed.
+    # `explain` must not refer to the engine, which would then never be garbage-collected, nor its connections closed.
     on_server = engine.dialect.name == "postgresql"
 
     def explain(context: ExceptionContext) -> None:
         error, cause = context.sqlalchemy_exception, context.original_exception
-        if isinstance(cause, UnicodeEncodeError):  # such as bytes of a command line that are no UTF-8
-            raise StorageError(f"{shown}: holds no {cause.object!r}, and cannot: a name is whole characters") from cause
-        # A pooled connection found dead before its use: the pool opens another one.
+        if isinstance(cause, UnicodeEncodeError):  # for instance bytes of a command line that are not UTF-8
+            raise StorageError(f"{shown}: no {cause.object!r}: the name is not valid UTF-8; correct it") from cause
+        # A pooled connection was found dead before its use: the pool opens another one.
         if context.is_pre_ping or not isinstance(error, sa.exc.DBAPIError):
             return
         if on_server:
             _explain_postgresql(context, shown)
-        # A row that is there already is Optuna's own business, and a wrong statement is a defect that keeps its
-        # traceback. Without a connection it is the URL that is wrong, whatever the driver calls it.
+        # Optuna handles duplicate rows itself, and an invalid statement is a defect that needs its traceback. Without a
+        # connection the URL is wrong, whatever the driver calls the error.
         passed_on = isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError) and context.connection
         if isinstance(error, sa.exc.DatabaseError) and not passed_on:
-            _fail(shown, cause)
+            _raise_error(shown, cause)
 
     sa.event.listen(engine, "handle_error", explain)
 
@@ -163,47 +162,47 @@ def _explain_postgresql(context: ExceptionContext, shown: str) -> None:
     cause = context.original_exception
     state = getattr(cause, "sqlstate", None) or ""
     if context.connection is None:
-        said = sentence(cause).removeprefix("connection failed: ")
-        check = "check that the server runs, and the URL's host, user, password and database"
-        raise TransientError(f"{shown}: {said}; {check}") from cause
+        problem = error_line(cause).removeprefix("connection failed: ")
+        advice = "check that the server runs, and the URL's host, user, password and database"
+        raise TransientError(f"{shown}: {problem}; {advice}") from cause
     if context.is_disconnect or state.startswith(TRANSIENT):
-        raise TransientError(f"{shown}: {sentence(cause)}") from cause
-    for beginning, advice in POSTGRESQL_ERRORS.items():
-        if state.startswith(beginning):
-            raise StorageError(f"{shown}: {sentence(cause)}: {advice}") from cause
+        raise TransientError(f"{shown}: {error_line(cause)}") from cause
+    for prefix, advice in POSTGRESQL_ERRORS.items():
+        if state.startswith(prefix):
+            raise StorageError(f"{shown}: {error_line(cause)}: {advice}") from cause
 
 
-def _fail(shown: str, error: BaseException) -> NoReturn:
+def _raise_error(shown: str, error: BaseException) -> NoReturn:
     name = getattr(error, "sqlite_errorname", None) or ""
-    for beginning, advice in SQLITE_ERRORS.items():
-        if name.startswith(beginning):
-            kind = TransientError if beginning == "SQLITE_BUSY" else StorageError
-            raise kind(f"{shown}: {advice}") from error
-    raise StorageError(f"{shown}: the database answered: {sentence(error)}") from error
+    for prefix, problem in SQLITE_ERRORS.items():
+        if name.startswith(prefix):
+            kind = TransientError if prefix == "SQLITE_BUSY" else StorageError
+            raise kind(f"{shown}: {problem}") from error
+    raise StorageError(f"{shown}: the database answered: {error_line(error)}") from error
 
 
-def sentence(error: BaseException) -> str:
-    """Return what an error says, on one line and without passwords."""
+def error_line(error: BaseException) -> str:
+    """Return the message of an error on one line, without passwords."""
     return mask(" ".join(str(error).split()))
 
 
 def _use_write_ahead_log(file: Path, shown: str) -> None:
-    """Let readers and a writer work side by side. The mode stays with the file."""
+    """Set the journal mode in which readers and a writer do not block each other. SQLite stores it in the file."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             with contextlib.closing(sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)) as connection:
-                # Where a file system cannot do it, SQLite keeps the mode it had: slower, and still right.
+                # If the file system does not support it, SQLite stays in its present mode: slower, but correct.
                 connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.DatabaseError as error:
-            # Two processes that change the mode at once are told so at once: SQLite does not wait there.
+            # SQLite does not wait here: of two processes that set the mode at the same time, one fails.
             if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
-                _fail(shown, error)
+                _raise_error(shown, error)
             time.sleep(JOURNAL_RETRY_S)
 
 
-@functools.cache  # reading Optuna's migrations takes longer than all else that opening a storage asks
+@functools.cache  # reading Optuna's migrations is the slowest step of opening a storage
 def _migrations() -> alembic.script.ScriptDirectory:
     config = alembic.config.Config()
     # A percent sign is special in a configuration file.
@@ -212,7 +211,7 @@ def _migrations() -> alembic.script.ScriptDirectory:
 
 
 def schema_is_ready(connection: Connection, shown: str) -> bool:
-    """Whether Optuna's tables are there. A schema other than this Optuna's is refused."""
+    """Return whether Optuna's tables exist. Raises StorageError if their schema is not that of this Optuna version."""
     tables = set(sa.inspect(connection).get_table_names())
     if not tables & set(models.BaseModel.metadata.tables):
         return False
@@ -225,16 +224,16 @@ def schema_is_ready(connection: Connection, shown: str) -> bool:
         return True
     if found is None or found in {script.revision for script in migrations.walk_revisions()}:
         raise StorageError(
-            f"{shown}: its tables are of an older Optuna (schema {found or 'unknown'}, needed: {head});"
-            f" make a copy, then run `optuna storage upgrade --storage {connection.engine.url.drivername}://...`"
+            f"{shown}: the tables were created by an older Optuna (schema {found or 'unknown'}, needed: {head});"
+            f" make a backup, then run `optuna storage upgrade --storage {connection.engine.url.drivername}://...`"
         )
     raise StorageError(
-        f"{shown}: its tables are of a newer Optuna (schema {mask(found)}, needed: {head}); update hpo,"
+        f"{shown}: the tables were created by a newer Optuna (schema {mask(found)}, needed: {head}); update hpo,"
         " or name another storage"
     )
 
 
-def _make_tables(connection: Connection) -> None:
+def _create_tables(connection: Connection) -> None:
     models.BaseModel.metadata.create_all(connection)
     version = {"schema_version": models.SCHEMA_VERSION, "library_version": optuna.__version__}
     connection.execute(sa.insert(models.VersionInfoModel.__table__), version)

@@ -44,7 +44,7 @@ from hpo.storage.rows import (
     VALUES,
     Row,
 )
-from hpo.storage.statements import dialect, send_back
+from hpo.storage.statements import dialect, requeue_trials
 from hpo.storage.storage import Storage
 
 # Few enough that the rows of long learning curves fit in memory.
@@ -157,7 +157,7 @@ class _Copy:
             self.rows(table, "trial_id", added)
         running = [added[trial_id] for trial_id in trial_ids if by_id[trial_id]["state"] == TrialState.RUNNING]
         if running:
-            send_back(self.target, running)
+            requeue_trials(self.target, running)
         ids |= added
         return len(running)
 

@@ -26,7 +26,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
 from hpo.optuna_internals import models
-from hpo.storage.connections import TunedConnection, engine_options, explain_errors, read, schema_is_ready, sentence
+from hpo.storage.connections import TunedConnection, engine_options, error_line, explain_errors, read, schema_is_ready
 from hpo.storage.heartbeats import RunningTrial, read_running
 from hpo.storage.location import Location
 from hpo.storage.rows import HEARTBEATS, STUDIES, TRIALS
@@ -122,7 +122,7 @@ class StorageHealth:
         try:
             self.engine = sa.create_engine(location.url, **options)
         except sa.exc.ArgumentError as error:
-            raise StorageError(f"{location.shown}: {sentence(error)}") from error
+            raise StorageError(f"{location.shown}: {error_line(error)}") from error
         self.location, self.shown = location, location.shown
         explain_errors(self.engine, location.shown)
 
@@ -223,10 +223,10 @@ class StorageHealth:
             with read(self.engine) as connection:
                 yield connection
         except sa.exc.DBAPIError as error:  # what connections.py passes on, such as a right that the user has not
-            raise StorageError(f"{self.shown}: the database answered: {sentence(error.orig or error)}") from error
+            raise StorageError(f"{self.shown}: the database answered: {error_line(error.orig or error)}") from error
         except (ValueError, TypeError, LookupError) as error:  # rows that nobody wrote as they are
-            said = sentence(error)
-            raise StorageError(f"{self.shown}: holds rows that cannot be read ({said}); put back a copy") from error
+            said = error_line(error)
+            raise StorageError(f"{self.shown}: holds rows that cannot be read ({said}); restore a backup") from error
 
 
 def skew(before: float, server: float, after: float) -> float:

@@ -1,4 +1,4 @@
-"""Heartbeats: running trials show signs of life, and those whose process ended go back to the queue.
+"""Heartbeats: running trials send time stamps; trials of dead workers are requeued or fail.
 
 Promises: a trial whose process has ended, or has sent no heartbeat for HEARTBEAT_TIMEOUT_S, is requeued with its
 parameters at most MAX_DEATHS times, and then fails with the reason; each ended attempt is recorded (`ATTEMPTS`). A
@@ -27,7 +27,15 @@ from hpo.errors import StorageError
 from hpo.storage.connections import TransientError, write
 from hpo.storage.retry import read_transaction, write_transaction
 from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
-from hpo.storage.statements import WORKER, end_heartbeats, held, send_back, update_trials, upsert, utc_now
+from hpo.storage.statements import (
+    WORKER,
+    delete_heartbeats,
+    lock_claimed,
+    requeue_trials,
+    update_trials,
+    upsert,
+    utc_now,
+)
 from hpo.storage.storage import Storage
 from hpo.storage.workers import (
     RegisteredWorker,
@@ -44,16 +52,16 @@ HEARTBEAT_TIMEOUT_S = 60.0
 MAX_DEATHS = 3
 
 ATTEMPTS = "hpo:attempts"
-"""The system attribute that lists how earlier attempts at a trial ended."""
+"""The system attribute of a trial with the list of its earlier attempts: how each ended, and why."""
 
 FAILURE_REASON = "reason"
-"""The user attribute that says why a trial failed."""
+"""The user attribute of a failed trial with the reason."""
 
 log = logging.getLogger(__name__)
 
 _LOCK = threading.Lock()
-_ENTERED: Counter[str] = Counter()
-"""How many pieces of work of this process show signs of life in a storage: they share its row in the registry."""
+_REGISTRATIONS: Counter[str] = Counter()
+"""The number of heartbeat threads of this process by storage URL. They share the process's row in the registry."""
 
 
 @dataclass(frozen=True)
@@ -76,71 +84,71 @@ class RunningTrial:
 
 @contextmanager
 def heartbeats(storage: Storage) -> Iterator[None]:
-    """Show signs of life, for all that the storage has claimed, until the block ends."""
-    listed = _enter(storage)
+    """Send heartbeats for all trials that the storage object has claimed, until the block ends."""
+    registered = _register(storage)
     done = threading.Event()
 
-    def beat() -> None:
+    def send() -> None:
         while not done.wait(HEARTBEAT_S):
             try:
                 storage.refresh_heartbeats()
-                if listed:
+                if registered:
                     with write(storage.engine) as connection:
                         record_worker_heartbeat(connection, storage.worker)
-            # The next one may get through, and the search itself will say what is wrong.
+            # The next heartbeat may succeed, and the search itself reports a broken storage.
             except (StorageError, sa.exc.SQLAlchemyError) as error:
                 log.debug("no heartbeat: %s", error)
 
-    thread = threading.Thread(target=beat, name="hpo-heartbeat", daemon=True)
+    thread = threading.Thread(target=send, name="hpo-heartbeat", daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        if listed:
-            _leave(storage)
+        if registered:
+            _unregister(storage)
 
 
-def _enter(storage: Storage) -> bool:
-    """Put this process into the registry; return whether it is there, which nothing depends on."""
+def _register(storage: Storage) -> bool:
+    """Add this process to the registry; return whether that succeeded. A search does not depend on it."""
     try:
         write_transaction(storage.engine, lambda connection, _: register_worker(connection, storage.worker))
     except TransientError:
         raise
-    except (StorageError, sa.exc.SQLAlchemyError) as error:  # such as a role that may make no tables
-        log.debug("not in the registry: %s", error)
+    except (StorageError, sa.exc.SQLAlchemyError) as error:  # for instance a role without the right to create tables
+        log.debug("this process is not in the registry of workers: %s", error)
         return False
     with _LOCK:
-        _ENTERED[storage.location.full_url] += 1
+        _REGISTRATIONS[storage.location.full_url] += 1
     return True
 
 
-def _leave(storage: Storage) -> None:
-    """Take this process out of the registry, unless more of its work on the storage goes on."""
+def _unregister(storage: Storage) -> None:
+    """Remove this process from the registry, unless it has another heartbeat thread for the storage."""
     with _LOCK:
-        _ENTERED[storage.location.full_url] -= 1
-        if _ENTERED[storage.location.full_url]:
+        _REGISTRATIONS[storage.location.full_url] -= 1
+        if _REGISTRATIONS[storage.location.full_url]:
             return
     try:
         write_transaction(storage.engine, lambda connection, _: unregister_worker(connection, storage.worker))
-    except (StorageError, sa.exc.SQLAlchemyError) as error:  # its row shows that it has not been seen for long
-        log.debug("not taken out of the registry: %s", error)
+    except (StorageError, sa.exc.SQLAlchemyError) as error:  # the row's last heartbeat shows that the process is gone
+        log.debug("this process stays in the registry of workers: %s", error)
 
 
 def running_trials(storage: Storage, study_id: int | None = None) -> list[RunningTrial]:
-    """Return the trials that workers of hpo hold, of one study or of all, by id."""
+    """Return the trials claimed by workers of hpo, of one study or of all, ordered by id."""
     found = read_transaction(storage.engine, lambda connection: read_running(connection, study_id))
     return [trial for trial in found if trial.worker is not None]
 
 
 def registered_workers(storage: Storage) -> list[RegisteredWorker]:
-    """Return the processes that work on the storage, those that hold no trial among them, oldest first."""
+    """Return the processes that work on the storage, also those without a claimed trial, oldest first."""
     return read_transaction(storage.engine, read_registry)
 
 
 def read_running(connection: Connection, study_id: int | None = None) -> list[RunningTrial]:
-    """Return the trials that have a heartbeat, on a view that the caller has; plain Optuna's are never `orphaned`."""
+    """Return the trials with a heartbeat, in the caller's transaction. Those of plain Optuna are never orphaned."""
     condition = TRIALS.c.state == TrialState.RUNNING
     if study_id is not None:
         condition &= TRIALS.c.study_id == study_id
@@ -150,57 +158,61 @@ def read_running(connection: Connection, study_id: int | None = None) -> list[Ru
         .outerjoin(SYSTEM_ATTRS, (SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id) & (SYSTEM_ATTRS.c.key == WORKER))
     )
 
-    ended = functools.cache(has_ended)  # a worker holds many trials, and to look for a process takes its time
+    ended = functools.cache(has_ended)  # looking up a process is slow, and a worker has many trials
 
-    def _lost(worker: Worker | None, silent_s: float) -> str | None:
+    def orphaned(worker: Worker | None, silent_s: float) -> str | None:
         if worker is None:
             return None
         if ended(worker):
             return f"{worker} ended"
-        return (
-            f"no sign of life from {worker} for {HEARTBEAT_TIMEOUT_S:g} s" if silent_s > HEARTBEAT_TIMEOUT_S else None
-        )
+        return f"no heartbeat from {worker} for {HEARTBEAT_TIMEOUT_S:g} s" if silent_s > HEARTBEAT_TIMEOUT_S else None
 
     now = connection.execute(sa.select(utc_now(connection))).scalar_one()
     found: list[RunningTrial] = []
     for row in connection.execute(select.where(condition).order_by(TRIALS.c.trial_id)):
         worker = None if row.value_json is None else Worker.from_json(json.loads(row.value_json))
         silent_s = (now - row.heartbeat).total_seconds()
-        lost = _lost(worker, silent_s)
         found.append(
             RunningTrial(
-                row.trial_id, row.number, row.study_id, row.datetime_start, row.heartbeat, worker, silent_s, lost
+                row.trial_id,
+                row.number,
+                row.study_id,
+                row.datetime_start,
+                row.heartbeat,
+                worker,
+                silent_s,
+                orphaned(worker, silent_s),
             )
         )
     return found
 
 
 def count_unfinished(storage: Storage, study_id: int, waiting: bool = True) -> int:
-    """Return how many trials of the study are held by a worker of hpo, or wait where these count, at one moment."""
-    held_by_one = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
-    running = (TRIALS.c.state == TrialState.RUNNING) & held_by_one
-    either = (TRIALS.c.state == TrialState.WAITING) | running if waiting else running
-    of_study = (TRIALS.c.study_id == study_id) & either
-    count = sa.select(sa.func.count()).select_from(TRIALS).where(of_study)
+    """Return the number of a study's trials that workers of hpo run, plus the waiting ones if `waiting`."""
+    has_worker = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
+    unfinished = (TRIALS.c.state == TrialState.RUNNING) & has_worker
+    if waiting:
+        unfinished |= TRIALS.c.state == TrialState.WAITING
+    count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id, unfinished)
     return read_transaction(storage.engine, lambda connection: int(connection.execute(count).scalar_one()))
 
 
-def requeue_orphaned(storage: Storage, lost: Iterable[RunningTrial]) -> tuple[set[int], set[int]]:
-    """Take trials back from those who no longer train them; return the numbers of those that wait and that failed.
+def requeue_orphaned(storage: Storage, orphans: Iterable[RunningTrial]) -> tuple[set[int], set[int]]:
+    """Requeue orphaned trials, or fail those that have died too often; return the numbers of both.
 
-    A trial that has shown up again in the meantime is left alone.
+    A trial that has sent a heartbeat in the meantime is left alone.
     """
-    claims = {trial.trial_id: trial for trial in lost}
+    claims = {trial.trial_id: trial for trial in orphans}
     now = utc(datetime.datetime.now())
     waiting: set[int] = set()
     failed: set[int] = set()
 
     def work(connection: Connection, uncertain: bool) -> tuple[set[int], set[int]]:
-        if not uncertain:  # what an earlier run may have taken back is not to be found any more
+        if not uncertain:  # after a lost answer the trials of the earlier run may no longer be found as running
             waiting.clear()
             failed.clear()
-        mine = held(connection, {trial_id: trial.claimed_at for trial_id, trial in claims.items()})
-        mine -= _back(connection, {trial_id: claims[trial_id].heartbeat_at for trial_id in mine})
+        mine = lock_claimed(connection, {trial_id: trial.claimed_at for trial_id, trial in claims.items()})
+        mine -= _alive_again(connection, {trial_id: claims[trial_id].heartbeat_at for trial_id in mine})
         earlier = _attempts(connection, mine)
         attempts, reasons = [], []
         for trial_id in mine:
@@ -215,19 +227,19 @@ def requeue_orphaned(storage: Storage, lost: Iterable[RunningTrial]) -> tuple[se
                 reasons += attr_rows(trial_id, {FAILURE_REASON: f"its process died {deaths} times: {reason}"})
         upsert(connection, SYSTEM_ATTRS, attempts)
         upsert(connection, USER_ATTRS, reasons)
-        send_back(connection, mine & waiting)
+        requeue_trials(connection, mine & waiting)
         update_trials(connection, mine & failed, state=TrialState.FAIL, datetime_complete=now)
-        end_heartbeats(connection, mine & failed)
+        delete_heartbeats(connection, mine & failed)
         return {claims[i].number for i in waiting}, {claims[i].number for i in failed}
 
     return write_transaction(storage.engine, work) if claims else (set(), set())
 
 
-def _back(connection: Connection, seen: Mapping[int, datetime.datetime]) -> set[int]:
-    """Those that have shown signs of life since."""
-    select = sa.select(HEARTBEATS.c.trial_id, HEARTBEATS.c.heartbeat).where(HEARTBEATS.c.trial_id.in_(list(seen)))
+def _alive_again(connection: Connection, last: Mapping[int, datetime.datetime]) -> set[int]:
+    """Return the trials that have a heartbeat later than their last known one, locked until the transaction ends."""
+    select = sa.select(HEARTBEATS.c.trial_id, HEARTBEATS.c.heartbeat).where(HEARTBEATS.c.trial_id.in_(list(last)))
     found = connection.execute(select.with_for_update())
-    return {trial_id for trial_id, heartbeat in found if heartbeat > seen[trial_id]}
+    return {trial_id for trial_id, heartbeat in found if heartbeat > last[trial_id]}
 
 
 def _attempts(connection: Connection, trial_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
@@ -239,13 +251,13 @@ def _attempts(connection: Connection, trial_ids: Iterable[int]) -> dict[int, lis
 
 
 def attempt_record(
-    ended: Literal["died", "raised"], reason: str, worker: Worker | None, details: str = ""
+    ended: Literal["died", "raised"], reason: str, worker: Worker | None, traceback: str = ""
 ) -> dict[str, Any]:
-    """Return the record of an attempt whose process died, or whose training raised; `details` is the traceback."""
+    """Return the record of an attempt at a trial whose process died, or whose training raised an exception."""
     record = {
         "ended": ended,
         "reason": reason,
         "worker": None if worker is None else str(worker),
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return record | ({"traceback": details} if details else {})
+    return record | ({"traceback": traceback} if traceback else {})

@@ -1,7 +1,8 @@
-"""Rows of Optuna's tables: what a trial looks like when it is written, and when it is read back.
+"""Rows of Optuna's tables: convert trials to rows, and read trials from rows.
 
-The rows written are those plain Optuna writes, column by column; a trial read is equal to the one plain Optuna reads,
-in a handful of queries for hundreds of trials. Knows the tables; knows nothing of connections and transactions.
+The rows written equal those of plain Optuna, column by column; a trial read equals the one that plain Optuna reads.
+Reading takes a handful of queries for hundreds of trials. This module knows the tables, and nothing of connections and
+transactions.
 """
 
 from __future__ import annotations
@@ -39,26 +40,26 @@ HEARTBEATS: sa.Table = models.TrialHeartbeatModel.__table__
 OF_STUDIES = (DIRECTIONS, STUDY_ATTRS, STUDY_SYSTEM_ATTRS)
 OF_TRIALS = (PARAMS, VALUES, INTERMEDIATE, USER_ATTRS, SYSTEM_ATTRS, HEARTBEATS)
 
-# Trial ids in one query: below what any database takes as parameters.
-IDS_A_QUERY = 500
+# The number of trial ids in one query: below the parameter limit of both databases.
+IDS_PER_QUERY = 500
 NOT_FINITE = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
 
 
 @dataclass(frozen=True)
 class TrialFields:
-    """Which parts of trials are read: with their curves, user attributes, and system attributes of this beginning."""
+    """The fields of trials to read: learning curves, user attributes, and system attributes with this key prefix."""
 
     curves: bool = True
     user_attrs: bool = True
     system_attrs: str | None = ""
 
 
-WHOLE = TrialFields()
+ALL_FIELDS = TrialFields()
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ends. A completed one has a value for each objective; none is NaN, which Optuna cannot read back."""
+    """The final state of a trial, its objective values (none is NaN, which Optuna cannot read back), and attributes."""
 
     trial_id: int
     state: TrialState
@@ -68,77 +69,70 @@ class TrialResult:
 
     def __post_init__(self) -> None:
         if not self.state.is_finished():
-            raise ValueError(f"trial {self.trial_id}: {self.state.name} is not the end of a trial")
+            raise ValueError(f"trial {self.trial_id}: {self.state.name} is not a final state")
         if self.state == TrialState.COMPLETE and not self.values:
-            raise ValueError(f"trial {self.trial_id}: a completed trial needs a value")
+            raise ValueError(f"trial {self.trial_id}: a completed trial needs a value for each objective")
         if any(map(math.isnan, self.values)):
-            raise ValueError(f"trial {self.trial_id}: a value cannot be NaN")
+            raise ValueError(f"trial {self.trial_id}: an objective value is NaN")
 
 
-def utc(time: datetime.datetime | None) -> datetime.datetime | None:
+def utc(time: datetime.datetime) -> datetime.datetime:
     """Return a local time as Optuna stores it: UTC without a time zone."""
-    return None if time is None else time.astimezone(datetime.UTC).replace(tzinfo=None)
+    return time.astimezone(datetime.UTC).replace(tzinfo=None)
 
 
 def local(time: datetime.datetime | None) -> datetime.datetime | None:
-    """Return a stored time as Optuna shows it: local without a time zone."""
+    """Return a stored time as Optuna returns it: local time without a time zone."""
     return None if time is None else time.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
 
 
 def value_row(trial_id: int, objective: int, value: float) -> Row:
-    """Return the row of a value, infinity in Optuna's way of keeping them."""
+    """Return the row of an objective value; Optuna has its own representation of infinity."""
     stored, kind = models.TrialValueModel.value_to_stored_repr(float(value))
     return {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
 
 
 def intermediate_row(trial_id: int, step: int, value: float) -> Row:
-    """Return the row of the metric at a step, NaN and infinity in Optuna's way of keeping them."""
+    """Return the row of a metric at a step; Optuna has its own representation of NaN and infinity."""
     stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(float(value))
     return {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
 def attr_rows(trial_id: int, attrs: Mapping[str, Any]) -> list[Row]:
-    """Return a row for each of a trial's attributes, its value as JSON."""
+    """Return a row for each attribute of a trial, with its value as JSON."""
     return [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
 
 
 def param_row(trial_id: int, name: str, internal: float, distribution: BaseDistribution) -> Row:
-    """Return the row of a parameter, its value as Optuna keeps it and its distribution as JSON."""
+    """Return the row of a parameter: its value in Optuna's internal representation, its distribution as JSON."""
     text = distribution_to_json(distribution)
     return {"trial_id": trial_id, "param_name": name, "param_value": internal, "distribution_json": text}
 
 
-def param_rows(trial_id: int, trial: FrozenTrial) -> list[Row]:
-    """Return a row for each parameter."""
-    return [
-        param_row(trial_id, name, trial.distributions[name].to_internal_repr(value), trial.distributions[name])
-        for name, value in trial.params.items()
-    ]
-
-
 def trial_rows(trial_id: int, trial: FrozenTrial) -> Iterator[tuple[sa.Table, list[Row]]]:
-    """All that a trial has besides its row in `trials`, table by table."""
+    """Yield the rows of a trial in the other tables than `trials`, table by table."""
     yield VALUES, [value_row(trial_id, objective, value) for objective, value in enumerate(trial.values or ())]
-    yield PARAMS, param_rows(trial_id, trial)
+    internal = {name: trial.distributions[name].to_internal_repr(value) for name, value in trial.params.items()}
+    yield PARAMS, [param_row(trial_id, name, value, trial.distributions[name]) for name, value in internal.items()]
     yield USER_ATTRS, attr_rows(trial_id, trial.user_attrs)
     yield SYSTEM_ATTRS, attr_rows(trial_id, trial.system_attrs)
     yield INTERMEDIATE, [intermediate_row(trial_id, step, v) for step, v in trial.intermediate_values.items()]
 
 
 def read_trials(
-    connection: Connection, condition: sa.ColumnElement[bool], parts: TrialFields = WHOLE
+    connection: Connection, condition: sa.ColumnElement[bool], fields: TrialFields = ALL_FIELDS
 ) -> list[FrozenTrial]:
-    """Return the trials whose row in `trials` meets the condition, by id; what is no part of them is empty."""
+    """Return the trials whose row in `trials` meets the condition, by id; fields that are not read are empty."""
     t = TRIALS.c
     columns = (t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete)
     found = connection.execute(sa.select(*columns).where(condition).order_by(t.trial_id)).all()
     trials: list[FrozenTrial] = []
-    for start in range(0, len(found), IDS_A_QUERY):
-        trials += _assemble(connection, found[start : start + IDS_A_QUERY], parts)
+    for start in range(0, len(found), IDS_PER_QUERY):
+        trials += _assemble(connection, found[start : start + IDS_PER_QUERY], fields)
     return trials
 
 
-def _assemble(connection: Connection, found: Sequence[Sequence[Any]], parts: TrialFields) -> list[FrozenTrial]:
+def _assemble(connection: Connection, found: Sequence[Sequence[Any]], fields: TrialFields) -> list[FrozenTrial]:
     ids = [trial_id for trial_id, *_ in found]
     params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     distributions: defaultdict[int, dict[str, BaseDistribution]] = defaultdict(dict)
@@ -151,14 +145,14 @@ def _assemble(connection: Connection, found: Sequence[Sequence[Any]], parts: Tri
     values = _numbers(connection, ids, VALUES.c.objective, VALUES.c.value, VALUES.c.value_type)
     curves = _numbers(
         connection,
-        ids if parts.curves else [],
+        ids if fields.curves else [],
         INTERMEDIATE.c.step,
         INTERMEDIATE.c.intermediate_value,
         INTERMEDIATE.c.intermediate_value_type,
     )
-    user_attrs = _attrs(connection, ids, USER_ATTRS, "" if parts.user_attrs else None)
-    system_attrs = _attrs(connection, ids, SYSTEM_ATTRS, parts.system_attrs)
-    # A population ends at one time, which is turned into a local one once.
+    user_attrs = _attrs(connection, ids, USER_ATTRS, "" if fields.user_attrs else None)
+    system_attrs = _attrs(connection, ids, SYSTEM_ATTRS, fields.system_attrs)
+    # The trials of a population share start and end times: convert each time once.
     times = {time: local(time) for time in {time for *_, start, end in found for time in (start, end)}}
     return [
         FrozenTrial(
@@ -186,7 +180,7 @@ def _children(
     *order: sa.ColumnElement[Any],
     where: Sequence[sa.ColumnElement[bool]] = (),
 ) -> Iterable[Any]:
-    """Rows of a table that belongs to trials; the first column is the trial's id."""
+    """Return rows of a table that belongs to trials; the first column is the trial's id."""
     select = sa.select(*columns).where(columns[0].in_(ids), *where)
     return connection.execute(select.order_by(*order)).all() if ids else ()
 
@@ -200,7 +194,7 @@ def _numbers(
 ) -> defaultdict[int, dict[int, float]]:
     numbers: defaultdict[int, dict[int, float]] = defaultdict(dict)
     trial_id = key.table.c.trial_id
-    # The kind is read as text: making an enum's member of it would double the time of reading a curve.
+    # The kind is read as text: converting it to an enum member would double the time of reading a learning curve.
     columns = (trial_id, key, value, sa.type_coerce(kind, sa.String))
     for owner, at, number, name in _children(connection, ids, columns, trial_id, key):
         numbers[owner][at] = number if name == "FINITE" else NOT_FINITE[name]
@@ -208,13 +202,13 @@ def _numbers(
 
 
 def _attrs(
-    connection: Connection, ids: Sequence[int], table: sa.Table, beginning: str | None
+    connection: Connection, ids: Sequence[int], table: sa.Table, prefix: str | None
 ) -> defaultdict[int, dict[str, Any]]:
     attrs: defaultdict[int, dict[str, Any]] = defaultdict(dict)
-    if beginning is None:
+    if prefix is None:
         return attrs
     columns = (table.c.trial_id, table.c.key, table.c.value_json)
-    where = [table.c.key.startswith(beginning, autoescape=True)] if beginning else []
+    where = [table.c.key.startswith(prefix, autoescape=True)] if prefix else []
     for trial_id, key, text in _children(connection, ids, columns, *table.primary_key, where=where):
         attrs[trial_id][key] = json.loads(text)
     return attrs
@@ -222,5 +216,5 @@ def _attrs(
 
 @functools.lru_cache(maxsize=1024)
 def _distribution(text: str) -> BaseDistribution:
-    """The trials of a study share a few distributions, which nobody changes."""
+    # Cached, because the trials of a study share a few distributions, which are never changed.
     return json_to_distribution(text)

@@ -1,11 +1,12 @@
-"""A storage: Optuna's own, and besides it calls that take a whole population in one transaction each.
+"""Storage: Optuna's RDBStorage with further methods that process a whole population in one transaction.
 
-Promises: a call is kept whole or not at all; what it writes is what plain Optuna would have written; trials are
-numbered without gaps however many processes create them; what a storage object has claimed (created as running, or
-claimed from the queue) only it can report, finish or send back, until another process takes it back from one that
-seems dead, after which the late calls change nothing and say so. A call that changes trials or makes a study outlives
-a restart of the server, and still does its work once. Safe from several threads and processes.
-Knows nothing of samplers, and does not check that the trials of a study share a search space.
+Promises: a call is committed whole or not at all; its rows are those that plain Optuna would have written; trials are
+numbered without gaps, however many processes create them. A storage object that has claimed a trial (created it as
+RUNNING, or claimed it from the queue) is the only one that can report, finish or requeue it, until another process
+requeues it as orphaned; later calls of the first object then change nothing, and their return values say so. Calls
+that change trials or create a study survive a restart of the server, and take effect once. Safe for threads and
+processes.
+This module knows nothing of samplers, and does not check that the trials of a study share a search space.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.optuna_internals import models
 from hpo.storage.claim_conditions import IDENTITY, ClaimConditions
-from hpo.storage.connections import TransientError, engine_options, explain_errors, prepare, sentence, write
+from hpo.storage.connections import TransientError, engine_options, error_line, explain_errors, prepare, write
 from hpo.storage.location import Location, locate
 from hpo.storage.retry import (
     RETRY_S,
@@ -63,14 +64,14 @@ from hpo.storage.rows import (
 from hpo.storage.statements import (
     WORKER,
     are_stored,
-    beat,
-    claim,
+    claim_trials,
+    delete_heartbeats,
     dialect,
-    end_heartbeats,
-    held,
     insert_trials,
+    lock_claimed,
     lock_study,
-    send_back,
+    requeue_trials,
+    update_heartbeats,
     update_trials,
     upsert,
 )
@@ -78,17 +79,18 @@ from hpo.storage.workers import this_worker
 
 
 def open_storage(url: str | None = None) -> Storage:
-    """Open the storage at `url`, making its tables where there are none; None means HPO_STORAGE or `sqlite:///hpo.db`."""
-    # Optuna tells of every study and trial on stderr, psycopg of lost connections; what a user is to know, hpo says.
+    """Open the storage at `url`, creating missing tables; None means HPO_STORAGE or `sqlite:///hpo.db`."""
+    # Optuna logs every study and trial to stderr, psycopg every lost connection; hpo has messages of its own.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(max(optuna.logging.get_verbosity(), optuna.logging.WARNING))
     return Storage(locate(url))
 
 
 class Storage(RDBStorage):
-    """See the module. `shown` is the URL as it may be printed, `worker` who claims trials through this object.
+    """A storage at one location, as the module's docstring describes it.
 
-    `retry_policy` says how long its calls outlive a server that is away.
+    `shown` is the URL without password, `worker` the process that claims trials through this object, `retry_policy` the
+    limit for retries while the server cannot be reached.
     """
 
     def __init__(self, location: Location) -> None:
@@ -98,51 +100,52 @@ class Storage(RDBStorage):
                 location.full_url, engine_options(location), skip_compatibility_check=True, skip_table_creation=True
             )
         except (StorageInternalError, sa.exc.OperationalError) as error:
-            # Optuna asks for versions before its engine's errors can be explained.
+            # Optuna's constructor connects before `explain_errors` can be registered.
             cause = getattr(error if isinstance(error, sa.exc.OperationalError) else error.__cause__, "orig", error)
-            raise TransientError(f"{location.shown}: {sentence(cause)}") from error
+            raise TransientError(f"{location.shown}: {error_line(cause)}") from error
         self.location, self.shown = location, location.shown
         self.worker = this_worker()
-        # SQLite has waited for whoever holds the lock before it gives up.
+        # No retries for SQLite: it has already waited for the lock.
         self.retry_policy = RetryPolicy(RETRY_S if location.file is None else 0.0)
         set_retry_policy(self.engine, self.retry_policy)
         self._claims: dict[int, datetime.datetime] = {}
         explain_errors(self.engine, location.shown)
 
     def __reduce__(self) -> tuple[Callable[[Location], Storage], tuple[Location]]:
-        # Another process opens its own connections, tuned like these.
+        # A process that unpickles the storage opens its own connections.
         return type(self), (self.location,)
 
     @staticmethod
     def _fill_storage_url_template(template: str) -> str:
-        # Optuna takes the URL for a format string, and a brace in a file's name for a field.
+        # Optuna formats the URL as a template, in which a brace of a file name would be a field.
         return template
 
     def close(self) -> None:
-        """Close the connections. The storage may be used again: it then opens new ones."""
+        """Close the connections. The storage can be used again: it then opens new ones."""
         self.remove_session()
         self.engine.dispose()
 
     def set_device(self, device: str) -> None:
-        """Name the device on which this process trains; those that claimed trials before do not change."""
+        """Set the device that is recorded with the trials that this object claims from now on."""
         self.worker = replace(self.worker, device=device)
 
     def create_study(self, name: str, directions: Sequence[StudyDirection], user_attrs: Mapping[str, Any]) -> int:
-        """Store a new study with its attributes and return its id; raise DuplicatedStudyError where there is one.
+        """Store a new study with one objective for each direction, and return its id.
 
-        It has an objective for each of the directions.
+        Raises DuplicatedStudyError if a study has the name.
         """
-        made: list[int] = []
+        created: list[int] = []
 
         def work(connection: Connection, uncertain: bool) -> int:
             insert = dialect(connection).insert(STUDIES).values(study_name=name).on_conflict_do_nothing()
             study_id: int | None = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
             if study_id is None:
-                there: int = connection.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=name)).scalar_one()
-                if uncertain and there in made:
-                    return there
+                named = sa.select(STUDIES.c.study_id).filter_by(study_name=name)
+                existing: int = connection.execute(named).scalar_one()
+                if uncertain and existing in created:
+                    return existing
                 raise DuplicatedStudyError(f"a study named {name!r} exists")
-            made.append(study_id)
+            created.append(study_id)
             objectives = [
                 {"study_id": study_id, "objective": number, "direction": direction}
                 for number, direction in enumerate(directions)
@@ -157,36 +160,36 @@ class Storage(RDBStorage):
         self,
         study_id: int,
         user_attrs: Mapping[str, Any],
-        also: Callable[[Connection], Mapping[str, Any]] | None = None,
+        check: Callable[[Connection], Mapping[str, Any]] | None = None,
         identity: str | None = None,
     ) -> None:
-        """Set user attributes of a study, all of them or none; a KeyError where there is no such study.
+        """Set user attributes of a study in one transaction.
 
-        `also` looks at the study in the same transaction, and returns further attributes to set, or raises. `identity`
-        is that of the study that is meant, where its id could be another's by now; None for any.
+        `check` is called in that transaction; it returns further attributes to set, or raises. Raises KeyError if there
+        is no study with the id, or if `identity` is not None and the study with the id has another one.
         """
 
         def work(connection: Connection, uncertain: bool) -> None:
             _lock(connection, study_id)
             if identity is not None and _identity(connection, study_id) != identity:
                 raise KeyError(models.NOT_FOUND_MSG)
-            more = also(connection) if also is not None else {}
+            more = check(connection) if check is not None else {}
             _set_study_attrs(connection, study_id, {**user_attrs, **more})
 
         write_transaction(self.engine, work)
 
     def set_study_attr_if_absent(self, study_id: int, key: str, value: Any) -> Any:
-        """Set a user attribute of a study unless it has one of that key, and return what it has then.
+        """Set a user attribute of a study unless the study has it already; return the stored value.
 
-        So processes that begin at the same time agree. A KeyError where there is no such study.
+        So processes that start at the same time agree on one value. Raises KeyError if there is no such study.
         """
 
         def work(connection: Connection, uncertain: bool) -> Any:
             _lock(connection, study_id)
             row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
             connection.execute(dialect(connection).insert(STUDY_ATTRS).values(row).on_conflict_do_nothing())
-            found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=key)
-            return json.loads(connection.execute(found).scalar_one())
+            stored = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=key)
+            return json.loads(connection.execute(stored).scalar_one())
 
         return write_transaction(self.engine, work)
 
@@ -197,18 +200,18 @@ class Storage(RDBStorage):
         first: int | None = None,
         conditions: ClaimConditions | None = None,
     ) -> list[FrozenTrial]:
-        """Store new trials, numbered in this order, each in its template's state with all that the template holds.
+        """Store a new trial for each template, numbered in their order, and return the trials.
 
-        A running trial without a start time starts now; running ones are claimed. With `first`, the number that the
-        caller expects the first of them to get, nothing is stored and returned where others have taken that number.
-        Raises StudyClosedError where the study does not let them through its conditions.
+        Trials in state RUNNING are claimed; their start time is now unless the template has one. `first` is the number
+        that the caller expects for the first trial: if another process has used it, nothing is stored, and the returned
+        list is empty. Raises StudyClosedError if the study does not meet the `conditions`.
         """
         now = datetime.datetime.now()
         earlier: list[FrozenTrial] = []
 
         def work(connection: Connection, uncertain: bool) -> list[FrozenTrial]:
             nonlocal earlier
-            # The lock that plain Optuna takes, too: nobody else numbers trials of this study until the end.
+            # Plain Optuna takes the same lock: no other process numbers trials of the study until the transaction ends.
             if not lock_study(connection, study_id) and conditions is None:
                 raise KeyError(models.NOT_FOUND_MSG)
             if uncertain and are_stored(connection, study_id, earlier):
@@ -226,32 +229,32 @@ class Storage(RDBStorage):
 
         created = write_transaction(self.engine, work)
         for trial in created:
-            if trial.state == TrialState.RUNNING:
-                self._claims[trial._trial_id] = _known(utc(trial.datetime_start))
+            if trial.state == TrialState.RUNNING and trial.datetime_start is not None:
+                self._claims[trial._trial_id] = utc(trial.datetime_start)
         return created
 
     def claim(
         self, trial_ids: Collection[int], count: int, conditions: ClaimConditions | None = None
     ) -> list[FrozenTrial]:
-        """Set up to `count` of the trials running, those that wait, first ones first; no other process gets these.
+        """Set up to `count` of the trials from WAITING to RUNNING, in the order of ids; no other process gets them.
 
-        Raises StudyClosedError where their study does not let them through its conditions.
+        Raises StudyClosedError if their study does not meet the `conditions`.
         """
-        now = _known(utc(datetime.datetime.now()))
+        now = utc(datetime.datetime.now())
         worker = self.worker.to_json()
 
         def work(connection: Connection, uncertain: bool) -> list[FrozenTrial]:
-            of_these = TRIALS.c.trial_id.in_(list(trial_ids))
-            if uncertain:  # the time, to the microsecond, tells an earlier run's claims from those of others
-                ids = held(connection, dict.fromkeys(trial_ids, now))
+            among = TRIALS.c.trial_id.in_(list(trial_ids))
+            if uncertain:  # the start time, to the microsecond, identifies the claims of an earlier run
+                ids = lock_claimed(connection, dict.fromkeys(trial_ids, now))
                 if ids:
                     return read_trials(connection, TRIALS.c.trial_id.in_(ids))
             if conditions is not None:
                 conditions.check(connection)
-            waiting = sa.select(TRIALS.c.trial_id).where(of_these, TRIALS.c.state == TrialState.WAITING)
+            waiting = sa.select(TRIALS.c.trial_id).where(among, TRIALS.c.state == TrialState.WAITING)
             first = waiting.order_by(TRIALS.c.trial_id).limit(count).with_for_update(skip_locked=True)
             new = list(connection.execute(first).scalars())
-            claim(connection, new, now, worker)
+            claim_trials(connection, new, now, worker)
             return read_trials(connection, TRIALS.c.trial_id.in_(new))
 
         claimed = write_transaction(self.engine, work) if trial_ids and count > 0 else []
@@ -259,11 +262,11 @@ class Storage(RDBStorage):
         return claimed
 
     def report(self, step: int, values: Mapping[int, float]) -> set[int]:
-        """Store the metric that each trial (by id) reached at a step; return the ids of those no longer claimed."""
+        """Store the metric of each trial (by id) at a step; return the ids of the trials that are no longer claimed."""
         claims = self._claims_of(values)
 
         def work(connection: Connection, uncertain: bool) -> set[int]:
-            ours = held(connection, claims)
+            ours = lock_claimed(connection, claims)
             rows = [intermediate_row(trial_id, step, values[trial_id]) for trial_id in values if trial_id in ours]
             upsert(connection, INTERMEDIATE, rows)
             return set(values) - ours
@@ -278,13 +281,13 @@ class Storage(RDBStorage):
         user_attrs: Mapping[str, Any] | None = None,
         system_attrs: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Keep parameters (as Optuna stores them) and attributes with a claimed trial; False if it is not claimed."""
+        """Set parameters (as Optuna stores them) and attributes of a trial; return False if it is not claimed."""
         claims = self._claims_of([trial_id])
 
         def work(connection: Connection, uncertain: bool) -> bool:
-            if not held(connection, claims):
+            if not lock_claimed(connection, claims):
                 return False
-            upsert(connection, PARAMS, [param_row(trial_id, name, *given) for name, given in (params or {}).items()])
+            upsert(connection, PARAMS, [param_row(trial_id, name, *param) for name, param in (params or {}).items()])
             upsert(connection, USER_ATTRS, attr_rows(trial_id, user_attrs or {}))
             upsert(connection, SYSTEM_ATTRS, attr_rows(trial_id, system_attrs or {}))
             return True
@@ -294,27 +297,26 @@ class Storage(RDBStorage):
         self._without_claims({trial_id})
         return False
 
-    def finish(self, endings: Sequence[TrialResult]) -> set[int]:
-        """End claimed trials; return the ids of those no longer claimed, whose ending is dropped."""
-        ids = {ending.trial_id for ending in endings}
-        if len(ids) < len(endings):
-            raise ValueError("a trial ends once")
+    def finish(self, results: Sequence[TrialResult]) -> set[int]:
+        """Store the results of claimed trials; return the ids of those no longer claimed: their results are lost."""
+        ids = {result.trial_id for result in results}
+        if len(ids) < len(results):
+            raise ValueError("two results of one trial")
         now = utc(datetime.datetime.now())
         claims = self._claims_of(ids)
 
         def work(connection: Connection, uncertain: bool) -> set[int]:
-            ours = held(connection, claims)
-            kept = [ending for ending in endings if ending.trial_id in ours]
-            upsert(
-                connection, VALUES, [value_row(e.trial_id, n, value) for e in kept for n, value in enumerate(e.values)]
-            )
-            upsert(connection, USER_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.user_attrs)])
-            upsert(connection, SYSTEM_ATTRS, [row for e in kept for row in attr_rows(e.trial_id, e.system_attrs)])
+            ours = lock_claimed(connection, claims)
+            stored = [result for result in results if result.trial_id in ours]
+            values = [value_row(r.trial_id, n, value) for r in stored for n, value in enumerate(r.values)]
+            upsert(connection, VALUES, values)
+            upsert(connection, USER_ATTRS, [row for r in stored for row in attr_rows(r.trial_id, r.user_attrs)])
+            upsert(connection, SYSTEM_ATTRS, [row for r in stored for row in attr_rows(r.trial_id, r.system_attrs)])
             for state in TrialState:
-                ended = [ending.trial_id for ending in kept if ending.state == state]
+                ended = [result.trial_id for result in stored if result.state == state]
                 update_trials(connection, ended, state=state, datetime_complete=now)
-            end_heartbeats(connection, ours)
-            # The time, to the microsecond, tells an earlier run's endings from those of others.
+            delete_heartbeats(connection, ours)
+            # The end time, to the microsecond, identifies the results of an earlier run.
             before = _ended_at(connection, ids - ours, now) if uncertain else set()
             return ids - ours - before
 
@@ -323,64 +325,66 @@ class Storage(RDBStorage):
         return lost
 
     def requeue(self, trial_ids: Iterable[int], attrs: Mapping[int, Mapping[str, Any]] | None = None) -> set[int]:
-        """Send claimed trials back to the queue with their parameters, and without what they had reached.
+        """Set claimed trials to WAITING: their parameters stay, their learning curves are deleted.
 
-        `attrs` are system attributes to keep with some of them, by id. Return the ids of those no longer claimed, which
-        are left as they are.
+        `attrs` are system attributes to set, by trial id. Returns the ids of the trials no longer claimed, which do not
+        change.
         """
         ids = set(trial_ids)
         claims = self._claims_of(ids)
-        found: set[int] = set()
+        requeued: set[int] = set()
 
         def work(connection: Connection, uncertain: bool) -> set[int]:
-            nonlocal found
-            ours = held(connection, claims)
-            send_back(connection, ours)
-            kept = {trial_id: given for trial_id, given in (attrs or {}).items() if trial_id in ours}
-            upsert(connection, SYSTEM_ATTRS, [row for i, given in kept.items() for row in attr_rows(i, given)])
-            # What an earlier run sent back, if it was kept, may run elsewhere by now.
-            found |= ours
-            return ids - found
+            nonlocal requeued
+            ours = lock_claimed(connection, claims)
+            requeue_trials(connection, ours)
+            rows = [row for i, of_trial in (attrs or {}).items() if i in ours for row in attr_rows(i, of_trial)]
+            upsert(connection, SYSTEM_ATTRS, rows)
+            # Trials that an earlier, committed run requeued may have been claimed by another process.
+            requeued |= ours
+            return ids - requeued
 
         lost = write_transaction(self.engine, work) if ids else set()
         self._without_claims(ids)
         return lost
 
     def refresh_heartbeats(self) -> None:
-        """Show a sign of life for all claimed trials. Not tried again: the next one does as well."""
+        """Send a heartbeat for all claimed trials. Not retried: the next heartbeat does the same."""
         claims = dict(self._claims)
         if claims:
             with write(self.engine) as connection:
-                beat(connection, claims)
+                update_heartbeats(connection, claims)
 
     @property
     def claimed_ids(self) -> set[int]:
         """The ids of the trials that this storage object has claimed."""
         return set(self._claims)
 
-    def read_trials(self, study_id: int, after: int, ended: Collection[int], parts: TrialFields) -> list[FrozenTrial]:
-        """Return the study's trials with ids beyond `after`, and those of `ended` that have ended, by id."""
+    def read_trials(
+        self, study_id: int, after: int, unfinished: Collection[int], fields: TrialFields
+    ) -> list[FrozenTrial]:
+        """Return the study's trials with ids above `after`, and those of `unfinished` that have ended, by id."""
         states = [state for state in TrialState if state.is_finished()]
-        done = TRIALS.c.trial_id.in_(list(ended)) & TRIALS.c.state.in_(states)
+        ended = TRIALS.c.trial_id.in_(list(unfinished)) & TRIALS.c.state.in_(states)
         of_study = TRIALS.c.study_id == study_id
 
         def work(connection: Connection) -> list[FrozenTrial]:
-            known = read_trials(connection, of_study & done, parts) if ended else []
-            return known + read_trials(connection, of_study & (TRIALS.c.trial_id > after), parts)
+            known = read_trials(connection, of_study & ended, fields) if unfinished else []
+            return known + read_trials(connection, of_study & (TRIALS.c.trial_id > after), fields)
 
         return read_transaction(self.engine, work)
 
     def delete_study(self, study_id: int) -> None:
-        """Delete a study with all its trials, in one transaction; a KeyError where there is none, as in Optuna.
+        """Delete a study with all its trials in one transaction. Raises KeyError if there is none, as Optuna does.
 
-        Optuna's own reads each row before it deletes it, which takes minutes for thousands of learning curves.
+        Optuna's own method reads each row before it deletes it: minutes for thousands of learning curves.
         """
         trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
 
         def work(connection: Connection, uncertain: bool) -> bool:
             if not lock_study(connection, study_id):
                 return uncertain
-            # Processes that hold trials wait here, and then find them gone.
+            # Processes that have claimed trials wait for this lock, and then find that the trials are gone.
             connection.execute(trials.order_by(TRIALS.c.trial_id).with_for_update())
             for table in OF_TRIALS:
                 connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
@@ -391,28 +395,28 @@ class Storage(RDBStorage):
         if not write_transaction(self.engine, work):
             raise KeyError(models.NOT_FOUND_MSG)
 
-    # Optuna asks these in a session of its own, which knows nothing of a server that is away.
+    # Optuna runs these queries in a session of its own, without retries.
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """Return a study's id; a KeyError where there is none, as in Optuna."""
+        """Return the id of a study. Raises KeyError if there is none, as Optuna does."""
         return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_id_from_name(study_name))
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        """Return a study's name; a KeyError where there is none, as in Optuna."""
+        """Return the name of a study. Raises KeyError if there is none, as Optuna does."""
         return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_name_from_id(study_id))
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """Return a study's directions; a KeyError where there is no such study, as in Optuna."""
+        """Return the directions of a study. Raises KeyError if there is none, as Optuna does."""
         return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_directions(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """Return a study's user attributes; a KeyError where there is no such study, as in Optuna."""
+        """Return the user attributes of a study. Raises KeyError if there is none, as Optuna does."""
         return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_user_attrs(study_id))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Change a trial's state as Optuna does; on SQLite, too, of two processes that want it only one gets it."""
+        """Set the state and values of a trial as Optuna does; on SQLite, too, only one of two processes succeeds."""
         if self.location.file is not None:
-            # The state is read in the transaction that changes it. Optuna goes on in this thread's session.
+            # Start a write transaction, in which Optuna then reads and changes the state (in this thread's session).
             try:
                 self.scoped_session().connection().exec_driver_sql("BEGIN IMMEDIATE")
             except BaseException:
@@ -421,7 +425,7 @@ class Storage(RDBStorage):
         return super().set_trial_state_values(trial_id, state, values)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Read one trial; a KeyError where there is none, as in Optuna."""
+        """Return one trial. Raises KeyError if there is none, as Optuna does."""
         trials = read_transaction(
             self.engine, lambda connection: read_trials(connection, TRIALS.c.trial_id == trial_id)
         )
@@ -436,8 +440,8 @@ class Storage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        # All of Optuna's reading of trials comes through here: its cache asks for the trials it knew unfinished, and
-        # for those after the last it knew finished. Optuna's own version builds an object for every row.
+        # Optuna reads all trials of a study through this method: its cache asks for the trials that were unfinished,
+        # and for those after the last finished one. Optuna's own version builds an ORM object for every row.
         of_study = TRIALS.c.study_id == study_id
         if states is not None:
             of_study &= TRIALS.c.state.in_([state for state in TrialState if state in states])
@@ -452,7 +456,7 @@ class Storage(RDBStorage):
         return read_transaction(self.engine, work)
 
     def _numbered(self, template: FrozenTrial, number: int, now: datetime.datetime) -> FrozenTrial:
-        """A trial of its own, so that template and trial do not change with each other."""
+        """Return a deep copy of the template as a trial with this number and no id yet."""
         trial = copy.deepcopy(template)
         trial.number, trial._trial_id = number, -1
         if trial.state == TrialState.RUNNING:
@@ -484,11 +488,6 @@ def _set_study_attrs(connection: Connection, study_id: int, attrs: Mapping[str, 
     upsert(connection, STUDY_ATTRS, rows)
 
 
-def _ended_at(connection: Connection, trial_ids: Collection[int], time: datetime.datetime | None) -> set[int]:
+def _ended_at(connection: Connection, trial_ids: Collection[int], time: datetime.datetime) -> set[int]:
     ended = TRIALS.c.trial_id.in_(list(trial_ids)) & (TRIALS.c.datetime_complete == time)
     return set(connection.execute(sa.select(TRIALS.c.trial_id).where(ended)).scalars())
-
-
-def _known(time: datetime.datetime | None) -> datetime.datetime:
-    assert time is not None
-    return time

@@ -28,7 +28,7 @@ from hpo.storage.pareto import best_first, losses
 from hpo.storage.retry import read_transaction
 from hpo.storage.rows import (
     DIRECTIONS,
-    IDS_A_QUERY,
+    IDS_PER_QUERY,
     INTERMEDIATE,
     STUDIES,
     STUDY_ATTRS,
@@ -129,8 +129,8 @@ def last_epochs(storage: Storage, trial_ids: Sequence[int]) -> dict[int, int]:
 
     def work(connection: Connection) -> dict[int, int]:
         found: dict[int, int] = {}
-        for start in range(0, len(trial_ids), IDS_A_QUERY):
-            ids = trial_ids[start : start + IDS_A_QUERY]
+        for start in range(0, len(trial_ids), IDS_PER_QUERY):
+            ids = trial_ids[start : start + IDS_PER_QUERY]
             rows = connection.execute(steps.where(INTERMEDIATE.c.trial_id.in_(ids)))
             found |= {trial_id: step for trial_id, step in rows}
         return found
@@ -187,8 +187,8 @@ def _front(
     # Ids grow with numbers.
     ids = best_first({trial_id: losses(found, directions) for trial_id, found in whole.items()})[:n]
     found: dict[int, FrozenTrial] = {}
-    for start in range(0, len(ids), IDS_A_QUERY):
-        of_these = TRIALS.c.trial_id.in_(ids[start : start + IDS_A_QUERY])
+    for start in range(0, len(ids), IDS_PER_QUERY):
+        of_these = TRIALS.c.trial_id.in_(ids[start : start + IDS_PER_QUERY])
         found |= {trial._trial_id: trial for trial in read_trials(connection, of_these, RANKED)}
     return [found[trial_id] for trial_id in ids]
 

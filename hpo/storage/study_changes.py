@@ -21,7 +21,7 @@ from hpo.storage.claim_conditions import STATE, STATE_REASON, ClaimConditions, S
 from hpo.storage.heartbeats import read_running
 from hpo.storage.retry import write_transaction
 from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
-from hpo.storage.statements import WORKER, lock_study, send_back, upsert
+from hpo.storage.statements import WORKER, lock_study, requeue_trials, upsert
 from hpo.storage.storage import Storage
 from hpo.text import hpo_command
 
@@ -104,5 +104,5 @@ def _set_state(connection: Connection, study_id: int, state: StudyState, why: st
         TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, by_a_worker
     )
     ids = connection.execute(running.order_by(TRIALS.c.trial_id).with_for_update()).scalars().all()
-    send_back(connection, ids)
+    requeue_trials(connection, ids)
     return len(ids)

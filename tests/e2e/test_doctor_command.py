@@ -106,9 +106,9 @@ def test_a_damaged_file_is_a_problem_and_the_other_checks_are_made(hpo: Run, fol
     assert outcome.err.endswith(" problems found\n")
     found = lines(outcome)
     assert found["integrity"].startswith("problem  ")
-    assert "put back a copy" in found["integrity"]
+    assert "restore a backup" in found["integrity"]
     assert found["schema"].startswith("ok")
-    assert found["running trials"].startswith("problem  sqlite:///hpo.db: the database is damaged; put back a copy")
+    assert found["running trials"].startswith("problem  sqlite:///hpo.db: the database is damaged; restore a backup")
     assert {"disk", "torch", "threads"} <= set(found)
     assert file.read_bytes() == damaged
 

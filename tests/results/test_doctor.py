@@ -259,7 +259,7 @@ def test_lost_trials_of_two_studies_are_sent_back(storage: Storage) -> None:
 
     before = found(fix=False)
     assert before.verdict == Verdict.PROBLEM
-    assert "no sign of life from process" in before.found
+    assert "no heartbeat from process" in before.found
     assert found(fix=False) == before
     assert found(fix=True).found == "5 of 5 lost trials sent back to the queue"
     assert found(fix=False).found == "none"

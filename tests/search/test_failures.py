@@ -200,7 +200,7 @@ def test_the_fourth_death_is_the_last(storage: Storage) -> None:
     assert lost.orphaned is None
     silence(storage)
     lost = running_trials(storage)[0]
-    assert lost.orphaned == "no sign of life from process 1 on elsewhere for 60 s"
+    assert lost.orphaned == "no heartbeat from process 1 on elsewhere for 60 s"
     assert requeue_orphaned(storage, [lost]) == (set(), {0})
     search(STUDY, storage)
     trials = trials_of(storage)

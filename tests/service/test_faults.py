@@ -89,6 +89,6 @@ def test_four_workers_outlive_kills_a_suspension_and_a_restart_of_the_server(
     ends = [str(each["reason"]) for trial in trials for each in trial.system_attrs.get(ATTEMPTS, [])]
     found = {int(number) for end in ends for number in re.findall(r"process (\d+)", end)}
     assert found == {pid, *(worker.process.pid for worker in killed)}
-    assert any(f"no sign of life from process {pid}" in end and f"{HEARTBEAT_TIMEOUT_S:g} s" in end for end in ends)
+    assert any(f"no heartbeat from process {pid}" in end and f"{HEARTBEAT_TIMEOUT_S:g} s" in end for end in ends)
     assert any("trying again" in line for line in left.err)
     assert "Traceback" not in "\n".join(left.err + suspended.err)

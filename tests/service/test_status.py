@@ -172,7 +172,7 @@ def test_a_silent_worker_that_holds_trials_is_lost(storage: Storage, far: Storag
     ids = hold(far, put(storage), 2)
     silence(storage, ids)
     (worker,) = status(storage).workers
-    assert worker.lost == "no sign of life from process 7 on elsewhere for 60 s"
+    assert worker.lost == "no heartbeat from process 7 on elsewhere for 60 s"
     assert worker.silent_s == pytest.approx(3600, abs=60)
 
 

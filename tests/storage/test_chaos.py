@@ -48,7 +48,7 @@ LINES = re.compile(
     r"|chaos: finished, \d+ completed, 0 pruned, \d+ failed in .+ s"
     r"|Best-\d \(trial \d+\) \| val acc: .+|warning: the best .+|(next:)? +hpo (confirm|export|dashboard) .+"
 )
-NO_LIFE = re.compile(r"no sign of life from (process (\d+) on \S+) for 60 s")
+NO_LIFE = re.compile(r"no heartbeat from (process (\d+) on \S+) for 60 s")
 ENDED = re.compile(r"(process (\d+) on \S+) ended")
 
 

@@ -159,7 +159,7 @@ def test_who_is_silent_for_a_minute_is_lost_and_who_is_not_is_not(storage: Stora
     (found,) = lost(storage)
     assert (found.trial_id, found.number, found.study_id, found.worker) == (silent, 0, study_id, storage.worker)
     assert 3600 <= found.silent_s < 3700
-    assert found.lost == f"no sign of life from {storage.worker} for 60 s"
+    assert found.orphaned == f"no heartbeat from {storage.worker} for 60 s"
     assert requeue_orphaned(storage, lost(storage)) == ({0}, set())
     assert [trial.trial_id for trial in running_trials(storage)] == [alive]
 
@@ -188,7 +188,7 @@ def test_a_worker_of_another_place_is_judged_by_its_silence_alone(storage: Stora
     assert lost(storage) == []
     silence(storage, trial_ids)
     assert [trial.orphaned for trial in lost(storage)] == [
-        f"no sign of life from process {body.process.pid} on far for 60 s"
+        f"no heartbeat from process {body.process.pid} on far for 60 s"
     ]
 
 
@@ -271,7 +271,7 @@ def test_each_attempt_is_kept_with_the_trial(storage: Storage, other: Storage, s
     attempts = storage.get_trial(trial_id).system_attrs[ATTEMPTS]
     worker = str(body.worker())
     assert [(each["ended"], each["reason"], each["worker"]) for each in attempts] == [
-        ("died", f"no sign of life from {worker} for 60 s", worker),
+        ("died", f"no heartbeat from {worker} for 60 s", worker),
         ("raised", "out of luck", worker),
         ("died", f"{worker} ended", worker),
     ]
@@ -289,7 +289,7 @@ def test_the_fourth_death_is_the_last(storage: Storage, other: Storage, study_id
         silence(storage, [deadly])
         assert requeue_orphaned(other, lost(other)) == (({0}, set()) if death < 4 else (set(), {0}))
     failed = storage.get_trial(deadly)
-    reason = f"its process died 4 times: no sign of life from {storage.worker} for 60 s"
+    reason = f"its process died 4 times: no heartbeat from {storage.worker} for 60 s"
     assert (failed.state, failed.value, failed.user_attrs) == (FAIL, None, {FAILURE_REASON: reason})
     assert failed.intermediate_values == {1: 0.4}
     assert failed.datetime_complete is not None

@@ -98,10 +98,10 @@ class Trial:
     beats: int = 0
 
     @property
-    def lost(self) -> str | None:
+    def orphaned(self) -> str | None:
         if self.holder is None or not (self.holder.dead or self.silent):
             return None
-        return f"{self.holder} ended" if self.holder.dead else f"no sign of life from {self.holder} for 60 s"
+        return f"{self.holder} ended" if self.holder.dead else f"no heartbeat from {self.holder} for 60 s"
 
     def shown(self) -> dict[str, Any]:
         """What a reader sees of it, in the form of `seen`."""

@@ -114,7 +114,7 @@ def test_an_unknown_study_is_answered_with_the_nearest_name(storage: Storage, st
 
 def test_no_study_has_a_name_that_is_no_text(storage: Storage) -> None:
     for find in (summary, load_study):
-        with pytest.raises(StorageError, match=r"holds no '\\udcff', and cannot: a name is whole characters"):
+        with pytest.raises(StorageError, match=r"no '\\udcff': the name is not valid UTF-8; correct it"):
             find(storage, "\udcff")  # as Python has it of a byte on a command line that is no UTF-8
 
 

@@ -55,7 +55,7 @@ from hpo.storage import (
 )
 from hpo.storage.connections import TransientError, write
 from hpo.storage.rows import HEARTBEATS
-from hpo.storage.statements import beat, end_heartbeats
+from hpo.storage.statements import delete_heartbeats, update_heartbeats
 
 OPEN, PAUSED, STOPPED, ENDED = StudyState
 FILE = "hpo:study"
@@ -382,11 +382,11 @@ def test_signs_of_life_of_the_same_trials_do_not_wait_for_each_other(storage: St
         chance = random.Random(seed)
         for _ in range(2 * ROUNDS):
             with write(storage.engine) as connection:
-                beat(connection, dict(chance.sample(sorted(claims.items()), 120)))
+                update_heartbeats(connection, dict(chance.sample(sorted(claims.items()), 120)))
 
     at_once(*(lambda seed=seed: beats(seed) for seed in (1, 2, 3, 4)))
     with write(storage.engine) as connection:
-        end_heartbeats(connection, trial_ids)
+        delete_heartbeats(connection, trial_ids)
         assert connection.execute(sa.select(HEARTBEATS)).all() == []
 
 

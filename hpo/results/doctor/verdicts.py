@@ -44,7 +44,7 @@ def integrity(facts: Damage, location: Location) -> Finding:
     """Judge what SQLite's own checks say of a file."""
     if facts.problems:
         advice = (
-            "put back a copy, or stop what uses the file and save what can be read:"
+            "restore a backup, or stop what uses the file and save what can be read:"
             f" `sqlite3 {shlex.quote(str(location.file))} .recover | sqlite3 recovered.db`"
         )
         return problem("integrity", f"the file is damaged: {', '.join(facts.problems)}", advice)
@@ -89,7 +89,9 @@ def schema(facts: Schema) -> Finding:
         return ok("schema", "no tables yet; the first `hpo launch` makes them")
     if facts.missing:
         return problem(
-            "schema", f"{facts.revision}, but without {_few(facts.missing)}", "put back a copy, or name another storage"
+            "schema",
+            f"{facts.revision}, but without {_few(facts.missing)}",
+            "restore a backup, or name another storage",
         )
     return ok("schema", f"{facts.revision}, the one that is needed")
 
