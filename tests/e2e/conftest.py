@@ -1,4 +1,4 @@
-"""The command line as a user has it: in a folder of its own, with the default storage and no data but the digits."""
+"""Fixtures of the command line: a folder of its own with a study file, the default storage, and only the digits."""
 
 from __future__ import annotations
 
@@ -13,42 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from command import Outcome, Running
+from study_files import TINY
 
 from hpo.cli import main
 from hpo.training.stack import Stack
-
-STUDY = """\
-name = "tiny"
-description = "a study of the tests"
-
-[data]
-dataset = "digits"
-train_size = 200
-
-[network]
-kind = "mlp"
-hidden = [16]
-dropout = { low = 0.0, high = 0.5 }
-
-[optimizer]
-lr = { low = 1e-3, high = 0.5, log = true }
-
-[training]
-epochs = 2
-batch_size = 40
-precision = "float32"
-
-[search]
-trials = 6
-sampler = "random"
-population = 4
-"""
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that commands run in, with `tiny.toml`."""
-    (tmp_path / "tiny.toml").write_text(STUDY)
+    (tmp_path / "tiny.toml").write_text(TINY)
     monkeypatch.chdir(tmp_path)
     for name in ("HPO_STORAGE", "HPO_DATA_DIR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -85,7 +59,7 @@ def left_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     @cache
     def run(*commands: str) -> Path:
         made = tmp_path_factory.mktemp("left")
-        (made / "tiny.toml").write_text(STUDY)
+        (made / "tiny.toml").write_text(TINY)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(made)
             for command in commands:

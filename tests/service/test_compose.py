@@ -37,6 +37,7 @@ from forks import Fork
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from postgresql_server import Server
+from study_files import TINY
 from typer.main import get_command
 
 from hpo.cli import app
@@ -52,25 +53,6 @@ VARIABLE = re.compile(r"\$\{(\w+)(:\?|:-)([^}]*)\}")
 RESTORING = ["dropdb", "createdb", "pg_restore"]
 PASSWORDS = ["POSTGRES_PASSWORD", "HPO_DATABASE_PASSWORD", "HPO_DASHBOARD_PASSWORD"]
 BIN = Path(sys.executable).parent
-STUDY = """\
-name = "tiny"
-[data]
-dataset = "digits"
-train_size = 200
-[network]
-kind = "mlp"
-hidden = [16]
-[optimizer]
-lr = { low = 1e-3, high = 0.5, log = true }
-[training]
-epochs = 2
-batch_size = 40
-precision = "float32"
-[search]
-trials = 6
-sampler = "random"
-population = 4
-"""
 
 
 def parsed(name: str, variables: dict[str, str] | None = None) -> dict[str, Any]:
@@ -285,7 +267,7 @@ def test_make_env_writes_random_passwords_for_its_owner_alone(tmp_path: Path) ->
 
 def test_make_env_never_writes_over_one(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("mine")
-    assert "stays as it is" in make_env(tmp_path).stdout
+    assert "is not changed" in make_env(tmp_path).stdout
     assert (tmp_path / ".env").read_text() == "mine"
 
 
@@ -341,7 +323,7 @@ class Stack:
         self.work, self.data = folder / "hpo", folder / "data"
         for path in (self.work / "studies", self.data):
             path.mkdir(parents=True)
-        (self.work / "studies/tiny.toml").write_text(STUDY)
+        (self.work / "studies/tiny.toml").write_text(TINY)
         self.services: dict[str, dict[str, Any]] = parsed(FILES[0], passwords)["services"]
         self.ports = dict(zip(("8080", "9100"), free_ports(2), strict=True))
         self.entrypoint = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)[-1])
