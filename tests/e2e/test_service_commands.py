@@ -230,7 +230,7 @@ def test_a_worker_that_could_not_train_a_study_here_says_so_at_its_end(
     storage.close()
     outcome = hpo("work", "--until-idle")
     assert (outcome.status, outcome.out) == (1, "")
-    assert outcome.err.splitlines()[-1].startswith("hpo: study 'tiny': the images of digits are not those")
+    assert outcome.err.splitlines()[-1].startswith("hpo: study 'tiny': the data of digits are not those")
     assert "Traceback" not in outcome.err
 
 
