@@ -65,7 +65,7 @@ def cluster(long_lived: RayCluster, monkeypatch: pytest.MonkeyPatch) -> RayClust
     """The cluster with all of its nodes, whatever tests before have done to it."""
     while len(long_lived.nodes) < 3:
         long_lived.add()
-    monkeypatch.setattr(ray_crew, "LOOK_S", 0.1)
+    monkeypatch.setattr(ray_crew, "LOCATE_S", 0.1)
     return long_lived
 
 
@@ -111,7 +111,7 @@ def test_a_node_is_killed_in_the_middle_and_the_study_ends_with_exactly_its_tria
     assert {attempt["ended"] for attempt in attempts} == {"died"}
     assert len({trial.system_attrs["hpo:worker"]["pid"] for trial in trials}) >= 2
     assert said[0] == "Ray: 3 nodes with 6 CPUs; 3 workers of 1 CPU"
-    assert any(line.endswith("died; its workers start again where there is room") for line in said)
+    assert any(line.endswith("died; its workers restart on nodes with room") for line in said)
     assert capfd.readouterr() == ("", "")
 
 
@@ -121,7 +121,7 @@ def test_a_worker_that_was_killed_is_started_again(cluster: RayCluster, server_s
     said: list[str] = []
     with RayCrew(url, "tiny", 1, cluster.address, 0, to(said)) as crew:
         (first, *_) = wait_for(at_work(crew, server_storage))
-        wait_for(lambda: crew.check() and crew._seats[0].seen)
+        wait_for(lambda: crew.check() and crew._slots[0].place)
         os.kill(first, signal.SIGKILL)
         follow(crew)
     trials = trials_of(server_storage)
@@ -129,7 +129,7 @@ def test_a_worker_that_was_killed_is_started_again(cluster: RayCluster, server_s
     second = trials[-1].system_attrs["hpo:worker"]["pid"]
     host = trials[-1].system_attrs["hpo:worker"]["host"]
     assert second != first
-    restarted = f"worker 1: process {first} on {host} ended; started again as process {second} on {host}"
+    restarted = f"worker 1: process {first} on {host} ended; restarted as process {second} on {host}"
     assert said[1:] == [restarted]
 
 
@@ -162,8 +162,8 @@ def test_who_leaves_the_crew_gets_the_trials_back_in_the_queue(
 def test_a_worker_that_nobody_places_waits_and_is_gone_with_the_crew(
     cluster: RayCluster, server_storage: Storage, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_crew, "ROOM_S", 0.5)
-    monkeypatch.setattr(ray_crew, "PENDING_S", 1.0)
+    monkeypatch.setattr(ray_crew, "WAIT_WARNING_S", 0.5)
+    monkeypatch.setattr(ray_crew, "REPLY_S", 1.0)
     submit(STUDY, server_storage)
     said: list[str] = []
     with RayCrew(url, "tiny", 7, cluster.address, 0, to(said)) as crew:
@@ -217,7 +217,7 @@ def test_a_share_of_a_gpu_that_no_node_has_is_refused(three_nodes: None) -> None
 
 @pytest.mark.parametrize("share", [-1, 1.5, float("nan"), float("inf")])
 def test_a_share_of_a_gpu_is_a_part_of_one_or_whole_ones(share: float) -> None:
-    with pytest.raises(UsageError, match=r"^--gpus-per-worker .* a part of a GPU, such as 0.25, or a whole number$"):
+    with pytest.raises(UsageError, match=r"^--gpus-per-worker .* fraction of a GPU, such as 0.25, or a whole number$"):
         RayCrew("sqlite:///hpo.db", "tiny", 2, None, share, print)
 
 

@@ -1,11 +1,9 @@
-"""A crew on Ray: a launch's workers as actors, placed by Ray on a cluster's nodes and started again where they die.
+"""Ray crew: a launch's workers as actors on the nodes of a Ray cluster.
 
-Promises: the workers are gone when the crew is left, and so is a cluster that was started for it; a worker whose
-process or node dies is started again by Ray, and its trials are taken back as those of any process that died; what goes
-wrong in a worker, or with the cluster, is one line. The storage's URL goes to the workers' processes and nowhere else:
-it is in no name, no log and no environment. The signal handlers stay those of the launch.
-All that hpo knows of Ray is here, and Ray is imported when a crew starts. Knows nothing of trials: the workers find
-their work in the storage.
+Ray restarts a worker whose process or node dies; its trials are requeued as those of any dead worker. When the crew
+exits, its workers end, and so does a cluster that was started for it. An error of a worker or of the cluster is one
+line. The storage's URL, which may contain a password, is sent to the workers' processes only: it is in no name, log
+or environment variable. Ray is imported when a crew starts.
 """
 
 from __future__ import annotations
@@ -29,32 +27,32 @@ from hpo.search.events import Event, Note
 from hpo.service.crew.ray_cluster import connected, short
 from hpo.storage import mask
 
-PENDING_S = 5.0
-"""How long a worker may take to take note of a stop; one that is placed nowhere, or being restarted, takes none."""
+REPLY_S = 5.0
+"""Seconds within which a running worker replies. One that waits for room or is being restarted does not."""
 
-LOOK_S = 2.0
-"""How often it is asked where the workers are."""
+LOCATE_S = 2.0
+"""Seconds between two calls that ask the workers where they run."""
 
-ROOM_S = 30.0
-"""How long a worker may wait for room in the cluster before that is said."""
+WAIT_WARNING_S = 30.0
+"""Seconds that workers wait for room in the cluster before a warning."""
 
-GROUP_LABEL = "ray.io/node-group"
-"""The label of nodes that an autoscaler or KubeRay started: there may be more of them, and others, later."""
+AUTOSCALER_LABEL = "ray.io/node-group"
+"""Label of nodes that an autoscaler or KubeRay started: it may add nodes later."""
 
 
 @dataclass
-class _Seat:
-    """A worker's place in the crew: its actor, the call that is its work, and where it was seen last.
+class _Slot:
+    """A worker of the crew: its actor, the call of its `work`, and its last known place (process and node).
 
-    `asked` is the call that asks where it is now, and `since` when it was made.
+    `locating` is the call that asks for its place, made at `since`.
     """
 
     number: int
     actor: Any
     work: Any
-    asked: Any
+    locating: Any
     since: float
-    seen: Mapping[str, Any] | None = None
+    place: Mapping[str, Any] | None = None
     over: bool = False
 
     def __str__(self) -> str:
@@ -62,11 +60,11 @@ class _Seat:
 
 
 class RayCrew:
-    """See the module, and `hpo.service.crew.crew.Crew`.
+    """A `Crew` of Ray actors. `on_event` is called with notes for the user.
 
-    Without an `address` the workers run where RAY_ADDRESS says, and without that on a cluster started for them on this
-    machine; "auto" is the cluster that this machine belongs to. `say` takes what the user should know. A worker has a
-    CPU, on a cluster of its own its share of the machine; without a share of a GPU it trains on the CPU.
+    Without an `address` the workers run on the cluster at RAY_ADDRESS, and without that variable on a cluster started
+    for them on this machine; "auto" is the cluster that this machine belongs to. Each worker gets one CPU, or on a
+    cluster started for them an equal share of the machine's. With `gpus_per_worker` 0 it trains on the CPU.
     """
 
     def __init__(
@@ -76,21 +74,21 @@ class RayCrew:
         workers: int,
         address: str | None,
         gpus_per_worker: float,
-        say: Callable[[Event], None],
+        on_event: Callable[[Event], None],
     ) -> None:
         self._url, self._shown, self.study = make_url(storage_url), mask(storage_url), study
-        self._workers, self._gpus, self._say = workers, gpus_per_worker, say
+        self._workers, self._gpus, self._on_event = workers, gpus_per_worker, on_event
         environment = os.environ.get("RAY_ADDRESS")
         self._address = (address if address not in (None, "auto") else environment) or address or "local"
         self._cpus = max(1, _cores() // workers) if self._is_private else 1
-        self._seats: list[_Seat] = []
+        self._slots: list[_Slot] = []
         self._problems: list[str] = []
-        self._looked = self._began = 0.0
-        self._dead: set[str] = set()
-        self._waiting_said = False
-        self._left = contextlib.ExitStack()
-        self._at_once = False
-        _check_share(gpus_per_worker)
+        self._located = self._began = 0.0
+        self._dead_nodes: set[str] = set()
+        self._wait_warned = False
+        self._resources = contextlib.ExitStack()
+        self._killed = False
+        _check_gpus(gpus_per_worker)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as started:
@@ -100,35 +98,33 @@ class RayCrew:
             self._check_room(nodes)
             started.callback(self._end, ray)
             self._start(ray)
-            self._left = started.pop_all()
+            self._resources = started.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._at_once = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)
-        self._left.close()
+        self._killed = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)
+        self._resources.close()
 
     def check(self) -> int:
-        """Return how many workers are at work, wait for room or are being started again; say what ended.
+        """Return the number of workers that work, wait for room or are being restarted; show warnings of the others.
 
-        Once a worker has found nothing left to do, those that still have no place do not count. Raises HpoError where
-        all have ended, each with an error.
+        Once a worker has found no trials left, workers that wait for room do not count. Raises HpoError if all workers
+        have ended with an error.
         """
         import ray
 
-        self._note_ended(ray)
-        if time.monotonic() - self._looked >= LOOK_S:
-            self._look(ray)
-            self._looked = time.monotonic()
-        waiting = [seat for seat in self._seats if not seat.over]
-        done = len(self._seats) - len(waiting) - len(self._problems)
-        if done:
-            waiting = [seat for seat in waiting if time.monotonic() - seat.since < PENDING_S]
-        at_work = len(waiting)
-        if not at_work and len(self._problems) == len(self._seats):
+        self._collect_ended(ray)
+        if time.monotonic() - self._located >= LOCATE_S:
+            self._locate(ray)
+            self._located = time.monotonic()
+        active = [slot for slot in self._slots if not slot.over]
+        if len(self._slots) - len(active) > len(self._problems):  # a worker ended without a problem
+            active = [slot for slot in active if time.monotonic() - slot.since < REPLY_S]
+        if not active and len(self._problems) == len(self._slots):
             raise HpoError(self._problems[-1])
-        return at_work
+        return len(active)
 
     @property
     def _is_private(self) -> bool:
@@ -144,7 +140,7 @@ class RayCrew:
         else:
             return
         raise HpoError(
-            f"{self._shown}: an SQLite file cannot be shared by {where}; use a server that all of them reach, "
+            f"{self._shown}: an SQLite file cannot be shared by {where}; use a database server that all of them reach, "
             "--storage postgresql://USER@HOST/DATABASE"
         )
 
@@ -153,13 +149,13 @@ class RayCrew:
         wanted = f"{self._workers} worker{'s' if self._workers > 1 else ''} of {_amount(self._cpus, self._gpus)}"
         cpus, gpus = (sum(node["Resources"].get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         has = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} with {_amount(cpus, gpus)}"
-        self._tell(f"Ray: {has}; {wanted}")
+        self._note(f"Ray: {has}; {wanted}")
         if room >= self._workers:
             return
-        if any(GROUP_LABEL in node.get("Labels", {}) for node in nodes):
-            self._tell(f"Ray: there is room for {room} of them now; the others wait for the autoscaler")
+        if any(AUTOSCALER_LABEL in node.get("Labels", {}) for node in nodes):
+            self._note(f"Ray: there is room for {room} of them now; the others wait for the autoscaler")
         elif room:
-            self._tell(f"Ray: there is room for {room} of them; the others wait")
+            self._note(f"Ray: there is room for {room} of them; the others wait")
         else:
             raise HpoError(
                 f"--ray: no node of the Ray cluster has room for a worker of {_amount(self._cpus, self._gpus)} (it has "
@@ -172,7 +168,7 @@ class RayCrew:
             "num_gpus": self._gpus,
             "max_restarts": -1,
             "max_task_retries": -1,
-            "max_concurrency": 2,  # one call is the work, the other asks where it is done, or to stop
+            "max_concurrency": 2,  # `work`, and beside it `where` or `stop`
             "scheduling_strategy": "SPREAD",
         }
         actor_class = ray.remote(**options)(_worker_class())
@@ -181,71 +177,71 @@ class RayCrew:
         device = "auto" if self._gpus else "cpu"
         for number in range(1, self._workers + 1):
             actor = actor_class.remote()
-            # Arguments of a call go straight to the worker; those of the actor itself Ray would keep.
+            # Arguments of a call are sent to the worker's process only; those of the actor itself Ray would store.
             work = actor.work.remote(__version__, url, node, self.study, device, self._cpus)
-            self._seats.append(_Seat(number, actor, work, actor.where.remote(), time.monotonic()))
+            self._slots.append(_Slot(number, actor, work, actor.where.remote(), time.monotonic()))
         self._began = time.monotonic()
 
-    def _note_ended(self, ray: ModuleType) -> None:
-        seats = {seat.work: seat for seat in self._seats if not seat.over}
-        ended = ray.wait(list(seats), num_returns=len(seats), timeout=0)[0] if seats else []
+    def _collect_ended(self, ray: ModuleType) -> None:
+        slots = {slot.work: slot for slot in self._slots if not slot.over}
+        ended = ray.wait(list(slots), num_returns=len(slots), timeout=0)[0] if slots else []
         for work in ended:
-            seats[work].over = True
-            problem, said = _outcome(ray, work)
-            self._pass_on(seats[work], said)
+            slots[work].over = True
+            problem, warnings = _outcome(ray, work)
+            self._show_warnings(slots[work], warnings)
             if problem:
                 self._problems.append(problem)
-                self._warn(f"{seats[work]}: {problem}")
+                self._warn(f"{slots[work]}: {problem}")
 
-    def _look(self, ray: ModuleType) -> None:
-        """Say which workers Ray has started again, which nodes died, and who waits for room."""
-        at_work = [seat for seat in self._seats if not seat.over]
-        seats = {seat.asked: seat for seat in at_work}
-        for asked in ray.wait(list(seats), num_returns=len(seats), timeout=0)[0] if seats else []:
-            seat = seats[asked]
-            with contextlib.suppress(ray.exceptions.RayError):  # what became of it, its work tells
-                before, (seat.seen, said) = seat.seen, ray.get(asked)
-                self._pass_on(seat, said)
-                if before is not None and before != seat.seen:
-                    self._warn(f"{seat}: {_place(before)} ended; started again as {_place(seat.seen)}")
-            seat.asked, seat.since = seat.actor.where.remote(), time.monotonic()
-        ours = {seat.seen["node"]: seat.seen["host"] for seat in at_work if seat.seen is not None}
-        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} & ours.keys() - self._dead
+    def _locate(self, ray: ModuleType) -> None:
+        """Ask the workers for their places; warn of restarted workers, dead nodes and workers without room."""
+        working = [slot for slot in self._slots if not slot.over]
+        slots = {slot.locating: slot for slot in working}
+        for call in ray.wait(list(slots), num_returns=len(slots), timeout=0)[0] if slots else []:
+            slot = slots[call]
+            with contextlib.suppress(ray.exceptions.RayError):  # the call of its work raises the same
+                before, (slot.place, warnings) = slot.place, ray.get(call)
+                self._show_warnings(slot, warnings)
+                if before is not None and before != slot.place:
+                    self._warn(f"{slot}: {_place(before)} ended; restarted as {_place(slot.place)}")
+            slot.locating, slot.since = slot.actor.where.remote(), time.monotonic()
+        hosts = {slot.place["node"]: slot.place["host"] for slot in working if slot.place is not None}
+        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} & hosts.keys() - self._dead_nodes
         for node in sorted(dead):
-            self._warn(f"Ray: node {ours[node]} died; its workers start again where there is room")
-        self._dead |= dead
-        unplaced = sum(seat.seen is None for seat in at_work)
-        if unplaced and not self._waiting_said and time.monotonic() - self._began > ROOM_S:
-            self._waiting_said = True
+            self._warn(f"Ray: node {hosts[node]} died; its workers restart on nodes with room")
+        self._dead_nodes |= dead
+        unplaced = sum(slot.place is None for slot in working)
+        if unplaced and not self._wait_warned and time.monotonic() - self._began > WAIT_WARNING_S:
+            self._wait_warned = True
             self._warn(f"Ray: {unplaced} of {self._workers} workers wait for room in the cluster")
 
-    def _pass_on(self, seat: _Seat, said: Sequence[str]) -> None:
-        for text in said:
-            self._warn(f"{seat}: {text}")
+    def _show_warnings(self, slot: _Slot, warnings: Sequence[str]) -> None:
+        for text in warnings:
+            self._warn(f"{slot}: {text}")
 
-    def _tell(self, text: str) -> None:
-        self._say(Note(text))
+    def _note(self, text: str) -> None:
+        self._on_event(Note(text))
 
     def _warn(self, text: str) -> None:
-        self._say(Note(text, "warning"))
+        self._on_event(Note(text, "warning"))
 
     def _end(self, ray: ModuleType) -> None:
-        """Ask the workers to stop, wait for those that do, unless all is to end at once, and kill the others."""
+        """Stop the workers after the current epoch, kill them after the shutdown timeout, or at once on a signal."""
         from hpo.service.worker_process import REQUEUE_S, STOP_S
 
-        seats = [seat for seat in self._seats if not seat.over and not self._at_once]
-        asked = {seat.actor.stop.remote(): seat for seat in seats}
-        heard = ray.wait(list(asked), num_returns=len(asked), timeout=PENDING_S)[0] if asked else []
-        works = [asked[each].work for each in heard]
+        slots = [slot for slot in self._slots if not slot.over and not self._killed]
+        stops = {slot.actor.stop.remote(): slot for slot in slots}
+        replied = ray.wait(list(stops), num_returns=len(stops), timeout=REPLY_S)[0] if stops else []
+        works = [stops[call].work for call in replied]
         if works:
             ray.wait(works, num_returns=len(works), timeout=STOP_S + REQUEUE_S)
-        for seat in self._seats:
-            ray.kill(seat.actor, no_restart=True)
-        self._seats = []
+        for slot in self._slots:
+            ray.kill(slot.actor, no_restart=True)
+        self._slots = []
 
 
 def _worker_class() -> type:
-    """Return the class of the actors. Defined here, it travels by value: a node without hpo can say so."""
+    """Return the actors' class. Defined in a function it is pickled by value, so a node without hpo can load it."""
 
     class HpoWorker:
         def __init__(self) -> None:
@@ -253,7 +249,7 @@ def _worker_class() -> type:
             self._warnings: list[str] = []
 
         def work(self, version: str, *arguments: Any) -> tuple[str, list[str]]:
-            """Work until nothing is left to do, or a stop; return what went wrong, or "", and the last warnings."""
+            """Train trials until none are left, or a stop; return the error, or "", and the last warnings."""
             import socket
 
             try:
@@ -270,11 +266,11 @@ def _worker_class() -> type:
             return problem and f"node {socket.gethostname()}: {problem}", self._new_warnings()
 
         def stop(self) -> None:
-            """Ask the work to stop: the epoch in hand ends, and what is not finished goes back to the queue."""
+            """Stop the work after the current epoch; unfinished trials are requeued."""
             self._stop.set()
 
         def where(self) -> tuple[dict[str, Any], list[str]]:
-            """Return which process this is, and on which node; and what it warned of since it was asked last."""
+            """Return this process and its node, and the warnings since the last call."""
             import os
             import socket
 
@@ -300,7 +296,7 @@ def work_on_this_node(
     device: str,
     threads: int,
 ) -> str:
-    """Work in an actor's process; return what went wrong as a line, or "". `node` is the one that has the file."""
+    """Train trials in an actor's process; return the error as a line, or "". `node` is the one with the SQLite file."""
     import ray
 
     from hpo.service.logs import event_logger, start_log
@@ -311,18 +307,20 @@ def work_on_this_node(
     here = ray.get_runtime_context()
     if node not in (None, here.get_node_id()):
         return "an SQLite file cannot be shared by several nodes; use --storage postgresql://USER@HOST/DATABASE"
-    in_log = event_logger()
+    log_event = event_logger()
 
     def listen(study: str, event: Event) -> None:
-        in_log(study, event)
+        log_event(study, event)
         if isinstance(event, Note) and event.level == "warning":
             warn(event.text)
 
     try:
-        # What has been there is waited for: a server may restart while a worker does.
+        # A restarted worker waits for the storage, whose server may be restarting too.
         storage = wait_for_storage(url, stop) if here.was_current_actor_reconstructed else open_storage(url)
         if storage is not None:
-            start_log(sys.stdout, "text", f"{storage.worker.host}:{storage.worker.pid}")  # among the node's logs of Ray
+            start_log(
+                sys.stdout, "text", f"{storage.worker.host}:{storage.worker.pid}"
+            )  # stdout goes to Ray's logs on the node
             work(storage, WorkerOptions((study,), device, threads, until_idle=True), listen, stop)
             storage.close()
     except HpoError as error:
@@ -331,18 +329,18 @@ def work_on_this_node(
 
 
 def _outcome(ray: ModuleType, work: Any) -> tuple[str, Sequence[str]]:
-    """Return how a worker's work ended, "" for well or what went wrong, as a line; and its last warnings."""
+    """Return the error that ended a worker's work, as a line, or ""; and its last warnings."""
     try:
         outcome: tuple[str, list[str]] = ray.get(work)
     except ray.exceptions.RayTaskError as error:
         return f"{type(error.cause).__name__}: {short(str(error.cause))} (a defect in hpo)", ()
     except ray.exceptions.RayError as error:
-        return f"Ray gave it up: {short(str(error))}", ()
+        return f"Ray ended the worker: {short(str(error))}", ()
     return outcome
 
 
-def _place(seen: Mapping[str, Any]) -> str:
-    return f"process {seen['process']} on {seen['host']}"
+def _place(place: Mapping[str, Any]) -> str:
+    return f"process {place['process']} on {place['host']}"
 
 
 def _cores() -> int:
@@ -353,18 +351,18 @@ def _amount(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPU{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPU{'s' if gpus > 1 else ''}" if gpus else "")
 
 
-def _check_share(gpus: float) -> None:
+def _check_gpus(gpus: float) -> None:
     if not 0 <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus)):
-        raise UsageError(f"--gpus-per-worker {gpus:g}: must be a part of a GPU, such as 0.25, or a whole number")
+        raise UsageError(f"--gpus-per-worker {gpus:g}: must be a fraction of a GPU, such as 0.25, or a whole number")
 
 
 def _fits(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many workers a node has room for when it is empty: a part of a GPU is a part of one and the same."""
+    """Return the number of workers that an empty node has room for: a worker's fraction of a GPU is of one GPU."""
     by_cpu = int(resources.get("CPU", 0) // cpus)
     if not gpus:
         return by_cpu
-    has = resources.get("GPU", 0)
-    by_gpu = int(has) * int(1 / gpus + 1e-9) if gpus <= 1 else int(has // gpus)
+    node_gpus = resources.get("GPU", 0)
+    by_gpu = int(node_gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(node_gpus // gpus)
     return min(by_cpu, by_gpu)
 
 
@@ -373,9 +371,9 @@ def _is_file(url: URL) -> bool:
 
 
 def _for_workers(url: URL) -> str:
-    """Return the URL with what other processes know nothing of: this one's folder, and its PGPASSWORD.
+    """Return the URL for other processes: with an absolute path to an SQLite file, and with this one's PGPASSWORD.
 
-    The file is not opened: to close it again would end the locks of whoever has it open in this process.
+    The file is not opened: closing it would release this process's locks on it.
     """
     password = os.environ.get("PGPASSWORD")
     if _is_file(url):

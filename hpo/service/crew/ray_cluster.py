@@ -1,8 +1,7 @@
-"""A Ray cluster for a launch: one that is there, or one started for it on this machine.
+"""Ray cluster for a launch: connect to a running one, or start one on this machine.
 
-Promises: the signal handlers stay those of the launch, stdout stays for data, and Ray's own complaints become one line;
-a cluster that was started is gone when the block is left, with all of its processes and files. Knows nothing of
-workers.
+The launch keeps its signal handlers, Ray prints nothing to stdout, and Ray's errors become one line. A cluster that was
+started ends with the block, with all its processes and files.
 """
 
 from __future__ import annotations
@@ -25,41 +24,41 @@ import psutil
 from hpo.errors import HpoError
 from hpo.storage import mask
 
-ENDING_S = 5.0
-"""How long the processes of a cluster may take to end by themselves."""
+SHUTDOWN_S = 5.0
+"""Seconds that the processes of a cluster may take to end by themselves."""
 
 OBJECT_STORE_BYTES = 80 * 2**20
-"""Nothing passes through the object store: this is about the least that Ray takes."""
+"""Size of the object store, about the smallest that Ray accepts: hpo does not use it."""
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
-"""Settings of Ray that count for every crew, unless the environment has them."""
+COMMON_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
+"""Ray's environment variables for every crew, unless they are set already."""
 
-PRIVATE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-"""Those of a cluster started for the call: Ray then listens on this machine's own address only."""
+LOCAL_SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+"""Those for a cluster started by the launch: Ray then listens on this machine's loopback address only."""
 
-IMPATIENT = {
+REMOTE_SETTINGS = {
     "RAY_NUM_REDIS_GET_RETRIES": "1",
     "RAY_py_gcs_connect_timeout_s": "5",
     "RAY_gcs_rpc_server_connect_timeout_s": "2",
 }
-"""Those of a cluster that is to be there: without them Ray looks for it for a quarter of an hour."""
+"""Those for a running cluster: without them Ray tries to connect for a quarter of an hour."""
 
 
 @contextlib.contextmanager
 def connected(address: str, cpus: int) -> Iterator[ModuleType]:
-    """Connect to the cluster, or start one; disconnect, or end it, when the block is left."""
+    """Connect to the cluster at the address, or start one for "local"; yield Ray; disconnect, or end the cluster."""
     with contextlib.ExitStack() as undo:
-        private = address == "local"
-        undo.enter_context(_settings({**QUIET, **(_private() if private else IMPATIENT)}))
+        local = address == "local"
+        undo.enter_context(_settings({**COMMON_SETTINGS, **(_local_settings() if local else REMOTE_SETTINGS)}))
         try:
             import ray
         except ImportError as error:
             raise HpoError("--ray: Ray is not installed; pip install 'hpo[ray]'") from error
 
-        # Ray's own messages are for those who develop with it.
+        # Ray's log messages are for Ray's developers.
         options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "CRITICAL"}
-        if private:
-            # Ray's sockets lie in it, and their paths must be short.
+        if local:
+            # The folder contains Ray's sockets, whose paths must be short.
             folder = tempfile.mkdtemp(prefix="hpo-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)  # noqa: S108
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
@@ -68,22 +67,22 @@ def connected(address: str, cpus: int) -> Iterator[ModuleType]:
         else:
             undo.callback(ray.shutdown)
         try:
-            with _own_signals(), _hushed():
-                undo.enter_context(_no_messages())
+            with _unchanged_signal_handlers(), _silenced_stderr():
+                undo.enter_context(_silenced_node_messages())
                 ray.init(**options)
         except (OSError, RuntimeError, ValueError, ImportError, ray.exceptions.RayError) as error:
-            raise HpoError(_no_cluster(address, error)) from error
+            raise HpoError(_connection_error(address, error)) from error
         yield ray
 
 
-def _private() -> dict[str, str]:
-    """A token of its own, so that Ray leaves none in the user's home."""
-    return {**PRIVATE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+def _local_settings() -> dict[str, str]:
+    """Return the settings of a local cluster with a fresh token, or else Ray would store one in the user's home."""
+    return {**LOCAL_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextlib.contextmanager
 def _settings(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment that are not set, until the block ends."""
+    """Set environment variables that are not set, until the block ends."""
     new = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(new)
     try:
@@ -94,18 +93,18 @@ def _settings(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _shut_down(ray: ModuleType, before: Collection[psutil.Process]) -> None:
-    """End the cluster that was started for the call, and wait until its processes are gone."""
+    """End the cluster that was started, and wait until its processes have ended."""
     started = set(psutil.Process().children(recursive=True)) - set(before)
     ray.shutdown()
-    deadline = time.monotonic() + ENDING_S
-    while (alive := [process for process in started if _lives(process)]) and time.monotonic() < deadline:
+    deadline = time.monotonic() + SHUTDOWN_S
+    while (alive := [process for process in started if _is_alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -113,8 +112,8 @@ def _lives(process: psutil.Process) -> bool:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep the signal handlers: Ray puts its own in the place of that for SIGTERM."""
+def _unchanged_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers after the block: Ray replaces the one of SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,48 +126,48 @@ def _own_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Send what is written to stderr nowhere: Ray's C++ says there several times that it cannot connect."""
+def _silenced_stderr() -> Iterator[None]:
+    """Redirect stderr to /dev/null: Ray's C++ code prints there several times that it cannot connect."""
     with contextlib.ExitStack() as undo:
-        kept = os.dup(2)
-        undo.callback(os.close, kept)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        undo.callback(os.close, nowhere)
-        os.dup2(nowhere, 2)
-        undo.callback(os.dup2, kept, 2)
+        stderr = os.dup(2)
+        undo.callback(os.close, stderr)
+        null = os.open(os.devnull, os.O_WRONLY)
+        undo.callback(os.close, null)
+        os.dup2(null, 2)
+        undo.callback(os.dup2, stderr, 2)
         yield
 
 
 @contextlib.contextmanager
-def _no_messages() -> Iterator[None]:
-    """Keep Ray from printing on stdout, which is for data, that a node died: no setting of Ray's does."""
+def _silenced_node_messages() -> Iterator[None]:
+    """Stop Ray from printing to stdout, which is for data, that a node died: Ray has no setting for it."""
     module = importlib.import_module("ray._private.worker")
     name = "print_to_stdstream"
-    printing = getattr(module, name, None)
-    setattr(module, name, lambda *what, **how: None)
+    original = getattr(module, name, None)
+    setattr(module, name, lambda *args, **kwargs: None)
     try:
         yield
     finally:
-        setattr(module, name, printing)
+        setattr(module, name, original)
 
 
-def _no_cluster(address: str, error: BaseException) -> str:
-    """Say in a line why there is no connection, with Ray's last reason."""
+def _connection_error(address: str, error: BaseException) -> str:
+    """Return the error message of a failed connection, with Ray's innermost reason."""
     reason = error
     while reason.__cause__ is not None:
         reason = reason.__cause__
-    said = " ".join(str(reason).split())
+    text = " ".join(str(reason).split())
     if address == "local":
-        return f"--ray: Ray did not start: {short(said)}"
+        return f"--ray: Ray did not start: {short(text)}"
     name = f"--ray {mask(address)}"
-    if "Could not find any running Ray instance" in said:
-        return f"{name}: this machine belongs to no Ray cluster; give its HOST:PORT, or --ray alone to start one"
-    if "waiting for GCS" in said:
+    if "Could not find any running Ray instance" in text:
+        return f"{name}: this machine belongs to no Ray cluster; use --ray HOST:PORT, or --ray alone to start one"
+    if "waiting for GCS" in text:
         return f"{name}: no Ray cluster answers there; start one with `ray start --head`, or use --ray alone"
-    return f"{name}: {short(said)}"
+    return f"{name}: {short(text)}"
 
 
 def short(text: str) -> str:
-    """Return a text on one line, and not too long for one."""
+    """Return the text on one line of at most 300 characters."""
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:300] + "..."
