@@ -34,7 +34,7 @@ from torch import nn
 from hpo.data import Split, load_split
 from hpo.errors import DataError, HpoError
 from hpo.search.launch import launch
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import config_of
 from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_study
@@ -196,7 +196,7 @@ def compare(dataset: str, images: Split, batch_norm: bool, trials: int, rounds: 
     threads = torch.get_num_threads()
     split = to_device(images, 0, torch.device("cpu"))
     study = study_of(dataset, batch_norm, trials, "auto")
-    params = [values for _, values in History(study, []).ask(trials)]
+    params = [values for _, values in SamplerHistory(study, []).ask(trials)]
     members = [Member(n, config_of(study, values), member_seed(0, n)) for n, values in enumerate(params)]
     auto, _ = choose_precision(members[:POPULATION], split)
     contestants: dict[str, Callable[[], Seconds]] = {

@@ -29,7 +29,7 @@ from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from hpo.search.sampling.in_memory_study import STUDY, Mirror, mirrored
+from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy, in_memory_trial
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 
 POPULATION = 32
@@ -64,12 +64,12 @@ def drawn(draw: random.Random, space: dict[str, BaseDistribution]) -> dict[str, 
 def measure(space: dict[str, BaseDistribution], trials: int, seed: int) -> tuple[float, float, int]:
     """Return the seconds of a proposal by Optuna and by hpo for a population, and the number of equal proposals."""
     draw = random.Random(seed)
-    mirror = Mirror()
+    mirror = InMemoryStudy()
     study = optuna.create_study(storage=mirror, direction="maximize")
     observations = Observations(space, StudyDirection.MAXIMIZE)
     for number in range(trials):
-        mirror.put(mirrored(number, TrialState.COMPLETE, drawn(draw, space), space, [draw.random()]))
-        observations.note(mirror.get_trial(number))
+        mirror.put(in_memory_trial(number, TrialState.COMPLETE, drawn(draw, space), space, [draw.random()]))
+        observations.add(mirror.get_trial(number))
     seconds, same = [0.0, 0.0], 0
     for number in range(trials, trials + POPULATION):
         study._thread_local.cached_all_trials = None
@@ -86,7 +86,7 @@ def measure(space: dict[str, BaseDistribution], trials: int, seed: int) -> tuple
         same += proposals[0] == proposals[1]
         for name, value in proposals[0].items():
             mirror.set_trial_param(number, name, space[name].to_internal_repr(value), space[name])
-        observations.note(mirror.get_trial(number))
+        observations.add(mirror.get_trial(number))
     return seconds[0], seconds[1], same
 
 

@@ -55,7 +55,7 @@ from hpo.search.events import EpochEnded, Event, PopulationEnded
 from hpo.search.options import LaunchOptions
 from hpo.search.population_run import CURVE
 from hpo.search.population_search import PopulationSearch
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import distributions
 from hpo.search.study_records import agree_on_run, open_study
 from hpo.storage import ClaimConditions, Storage, TrialResult, load_study, open_storage
@@ -78,8 +78,8 @@ PLAIN_SHARE = 8
 
 STORAGE_CALLS = ("create", "report", "finish", "read", "claim", "beat")
 TIMED = {
-    "sampler": [(History, "ask")],
-    "pruner": [(History, "judge")],
+    "sampler": [(SamplerHistory, "ask")],
+    "pruner": [(SamplerHistory, "judge")],
     "create": [(Storage, "create_trials")],
     "report": [(Storage, "report")],
     "finish": [(Storage, "finish")],

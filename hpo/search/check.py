@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from hpo.search.plan import plan
-from hpo.search.sampling.samplers import most_epochs
+from hpo.search.sampling.samplers import max_epochs
 from hpo.search.space import few_digits, size_text
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
 from hpo.studyfile.writing import study_text
@@ -46,7 +46,7 @@ def _network_report(study: Study, device: str) -> list[str]:
         f"network: {member.parameters:,} parameters{first}",
         f"population: {population} members, {_megabytes(population * member.member_bytes)} "
         f"of {_megabytes(device_memory(where))} on {describe_device(where)}",
-        f"trials: {study.search.trials} of at most {most_epochs(study)} epochs",
+        f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
     ]
 
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import UsageError, nearest
 from hpo.search.points import trial_seed
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import Values, distributions, identity, snapped, takes
 from hpo.storage import ClaimConditions, Storage, TrialFields, study_names
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Parameter, Range, Study
@@ -62,7 +62,7 @@ def network_trials(
     """
     if (ahead := len(study.search.points) - len(trials)) > 0:
         raise _after_points(ahead)
-    history = History(study, trials, before)
+    history = SamplerHistory(study, trials, before)
     space, waiting = distributions(study), []
     for each in given:
         number, values = history.ask_for(each)

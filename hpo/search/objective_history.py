@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search.sampling.in_memory_study import STUDY, Mirror
+from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
 from hpo.search.sampling.sampler_history import RUNG
 from hpo.search.sampling.samplers import objective_pruner
 from hpo.storage.pareto import directions, trials_since_best
@@ -41,7 +41,7 @@ class Store(Protocol):
         """Write these to the trial of that number."""
 
 
-class _StoredStudy(Mirror):
+class _StoredStudy(InMemoryStudy):
     """An in-memory study whose changes are stored, too: a change that the storage refuses is not made."""
 
     def __init__(self, store: Store, report: Callable[[int, int, float], None]) -> None:
@@ -91,11 +91,11 @@ class ObjectiveHistory:
         store: Store,
         report: Callable[[int, int, float], None],
     ) -> None:
-        self._mirror = _StoredStudy(store, report)
+        self._in_memory = _StoredStudy(store, report)
         self.study = optuna.create_study(
             study_name=study.name,
             directions=directions(study),
-            storage=self._mirror,
+            storage=self._in_memory,
             pruner=objective_pruner(study.search.pruner),
         )
         self._ids: dict[int, int] = {}  # of the unfinished
@@ -105,7 +105,7 @@ class ObjectiveHistory:
     @property
     def count(self) -> int:
         """The number of trials."""
-        return self._mirror.count
+        return self._in_memory.count
 
     @property
     def unfinished(self) -> set[int]:
@@ -123,7 +123,7 @@ class ObjectiveHistory:
             self.last = max(self.last, trial._trial_id)
             if trial.state.is_finished():
                 self._ids.pop(trial.number, None)
-                self._mirror.put(copy.copy(trial))
+                self._in_memory.put(copy.copy(trial))
             else:
                 self._ids[trial.number] = trial._trial_id
                 self._begin(trial)
@@ -143,7 +143,7 @@ class ObjectiveHistory:
         running.params, running.distributions = dict(trial.params), dict(trial.distributions)
         running.user_attrs = dict(trial.user_attrs)
         running.system_attrs = {k: v for k, v in trial.system_attrs.items() if not k.startswith(RUNG)}
-        self._mirror.put(running)
+        self._in_memory.put(running)
 
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
         """Do nothing: the trial has reported its value itself."""
@@ -151,5 +151,5 @@ class ObjectiveHistory:
     def tell(self, number: int, state: TrialState, values: Sequence[float]) -> None:
         """Set the final state and values of a trial."""
         self._ids.pop(number, None)
-        if not self._mirror.get_trial(number).state.is_finished():
-            self._mirror.set_trial_state_values(number, state, values or None)
+        if not self._in_memory.get_trial(number).state.is_finished():
+            self._in_memory.set_trial_state_values(number, state, values or None)

@@ -19,7 +19,7 @@ from hpo.errors import HpoError
 from hpo.search.checkpoints import CheckpointWriter, PopulationCheckpoints
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import Search
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.study_records import CURVE, Curve
 from hpo.storage import ATTEMPTS, FAILURE_REASON, TrialResult
 from hpo.studyfile import Study
@@ -38,7 +38,7 @@ class PopulationRun:
         search: Search,
         study: Study,
         trainer: Trainer,
-        history: History,
+        history: SamplerHistory,
         writer: CheckpointWriter | None,
         members: list[Member],
     ) -> None:
@@ -141,7 +141,7 @@ class PopulationRun:
             self._checkpoints.epoch_ended(result, scores)
         done = [number for number in scores if self._has_ended(epoch, number)]
         # Members that have completed are passed to the pruner for comparison, but not pruned.
-        pruned = set() if epoch == self._epochs else self._history.judge(scores) - set(done)
+        pruned = set() if epoch == self._epochs else self._history.prune(scores) - set(done)
         # A population that restarts trains members that have already ended for one more epoch.
         failed = {number: reason for number, reason in result.failed.items() if number not in self._dropped}
         endings = [(number, self._failure(number, reason)) for number, reason in failed.items()]

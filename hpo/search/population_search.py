@@ -17,7 +17,7 @@ from hpo.search.events import TrialsFailed, TrialsLeftOut
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.population_run import PopulationRun
-from hpo.search.sampling.sampler_history import CONSTRAINT, RUNG, History
+from hpo.search.sampling.sampler_history import CONSTRAINT, RUNG, SamplerHistory
 from hpo.search.sampling.samplers import GENERATION
 from hpo.search.space import Values, config_of, decode, distributions
 from hpo.storage import FAILURE_REASON, TrialFields, TrialResult
@@ -35,11 +35,11 @@ class PopulationSearch(Search):
     trainer: Trainer
     code: UserCode
     before: Sequence[FrozenTrial] = ()
-    history: History = field(init=False)
+    history: SamplerHistory = field(init=False)
     writer: CheckpointWriter | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.history = History(self.study, self._read(-1, ()), self.before, self._constraints)
+        self.history = SamplerHistory(self.study, self._read(-1, ()), self.before, self._constraints)
         keeps = self.study.first_settings.training.keep != "none"
         self.writer = (
             CheckpointWriter(self.study, self.claim_conditions, self.storage, self.on_event) if keeps else None
@@ -161,7 +161,7 @@ class PopulationSearch(Search):
                 constraints = self._constraints_of(member.config, limit)
             except Exception:  # noqa: BLE001, S112 - training builds the same network, and fails the trial
                 continue
-            self.history.exceeds(member.number, constraints)
+            self.history.set_constraints(member.number, constraints)
             if max(constraints.values()) > 0:
                 parameters = self.trainer.parameters(member.config)
                 reason = f"{parameters:,} parameters, more than search.limits.parameters = {limit:,}"

@@ -19,8 +19,8 @@ from tiny import after_epochs, check_like, check_whole, search, study_of, trials
 from hpo.errors import StudyFileError, UsageError
 from hpo.search.check import parameter_line
 from hpo.search.points import baseline, check_points, points
-from hpo.search.sampling.in_memory_study import STUDY, Mirror
-from hpo.search.sampling.samplers import check_search, most_epochs
+from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
+from hpo.search.sampling.samplers import check_search, max_epochs
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import belongs, combination, distributions, groups, identity, is_whole, size, size_text
 from hpo.storage import Storage
@@ -130,7 +130,7 @@ def drawn(draw: random.Random, space: Mapping[str, Any]) -> dict[str, Any]:
 
 def test_tpe_samples_a_condition_as_optuna_does_for_a_group_of_parameters() -> None:
     study = of_kinds()
-    space, draw, mirror = distributions(study), random.Random(3), Mirror()
+    space, draw, mirror = distributions(study), random.Random(3), InMemoryStudy()
     trials = optuna.create_study(storage=mirror, direction=StudyDirection.MAXIMIZE)
     observations = Observations(space, trials)
     for number in range(60):
@@ -141,7 +141,7 @@ def test_tpe_samples_a_condition_as_optuna_does_for_a_group_of_parameters() -> N
         state = TrialState.RUNNING if number > 55 else TrialState.COMPLETE
         value = None if state == TrialState.RUNNING else draw.random()
         mirror.create_new_trial(STUDY, create_trial(state=state, value=value, params=values, distributions=held))
-        observations.note(mirror.get_trial(number))
+        observations.add(mirror.get_trial(number))
     asking = mirror.get_trial(mirror.create_new_trial(STUDY))
     for kind in ("sgd", "momentum", "adam"):
         for group in groups(study, {"optimizer.kind": kind}):
@@ -171,7 +171,7 @@ def test_tpe_learns_a_condition_from_the_trials_that_it_holds_for() -> None:
         held = {name: space[name] for name in values}
         trial = create_trial(state=TrialState.COMPLETE, value=score, params=values, distributions=held)
         trial.number = number
-        observations.note(trial)
+        observations.add(trial)
     group = next(each for each in groups(study, {"optimizer.kind": "adam"}) if "beta1" in each)
     good, others = observations.split(group)
     assert len(good["beta1"]) + len(others["beta1"]) == 60
@@ -213,7 +213,7 @@ def test_cmaes_needs_two_numbers_that_every_trial_has() -> None:
     study = of_kinds(
         {"sampler": "cmaes"}, weight_decay=0.0, lr=0.1, when={"kind": {"adam": {"beta1": STEPS, "beta2": STEPS}}}
     )
-    with pytest.raises(StudyFileError, match=r"search\.sampler: cmaes needs two searched numbers or more that every"):
+    with pytest.raises(StudyFileError, match=r"search\.sampler: cmaes needs at least two searched numbers that every"):
         check_search(study)
 
 
@@ -225,7 +225,7 @@ def test_settings_of_a_case_count_where_the_whole_study_is_looked_at() -> None:
             "when": {"batch_size": {"30": {"epochs": {"low": 5, "high": 9}}}},
         },
     )
-    assert most_epochs(study) == 9
+    assert max_epochs(study) == 9
     assert parameter_line(study.parameters[-1]) == "epochs: 5 to 9, whole numbers, where batch_size is 30"
 
 

@@ -18,7 +18,7 @@ from hpo.search.events import EpochEnded, Event, PopulationStarted, StudyEnded
 from hpo.search.launch import join, submit
 from hpo.search.loop import Search
 from hpo.search.options import LaunchOptions
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import distributions
 from hpo.storage import (
     STATE,
@@ -202,8 +202,8 @@ def test_completed_and_pruned_trials_behind_the_best_are_counted(
     trials: list[FrozenTrial], metric: str, known: int
 ) -> None:
     study = study_of(search={"metric": metric})
-    assert History(study, trials).trials_since_best == trials_since_best(trials, metric == "val_loss")
-    grown = History(study, trials[:known])
+    assert SamplerHistory(study, trials).trials_since_best == trials_since_best(trials, metric == "val_loss")
+    grown = SamplerHistory(study, trials[:known])
     grown.sync(trials[known:])
     assert grown.trials_since_best == trials_since_best(trials, metric == "val_loss")
 

@@ -28,7 +28,7 @@ from hpo.errors import HpoError, StorageError
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
 from hpo.search.options import LaunchOptions
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import config_of
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study
@@ -239,10 +239,10 @@ def test_without_a_pruner_nothing_is_pruned(storage: Storage) -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_hyperband_judges_when_all_members_have_reported(order: int) -> None:
-    history = History(study_of(training={"epochs": 2}, search={"pruner": "hyperband"}), [])
+    history = SamplerHistory(study_of(training={"epochs": 2}, search={"pruner": "hyperband"}), [])
     numbers = [number for number, _ in history.ask(9)][::order]
     history.report(1, {number: 0.1 * rank for rank, number in enumerate(numbers)})
-    assert history.judge(sorted(numbers)) == set(numbers[:6])
+    assert history.prune(sorted(numbers)) == set(numbers[:6])
 
 
 def test_what_has_left_a_population_is_trained_no_more() -> None:
@@ -299,15 +299,15 @@ def test_cmaes_goes_on_from_the_trials_that_a_launch_finds(storage: Storage) -> 
     options = {"sampler": "cmaes", "population": 4}
     search(study_of(optimizer={"weight_decay": DECAY}, search={**options, "trials": 12}), storage)
     study = study_of(optimizer={"weight_decay": DECAY}, search={**options, "trials": 16})
-    asked = History(study, trials_of(storage)).ask(4)
+    asked = SamplerHistory(study, trials_of(storage)).ask(4)
     search(study, storage, extend=True)
     assert [trial.params for trial in trials_of(storage)[12:]] == [values for _, values in asked]
     # What a sampler that knows nothing of the twelve would ask for is something else.
-    assert [values for _, values in History(study).ask(16)[12:]] != [values for _, values in asked]
+    assert [values for _, values in SamplerHistory(study).ask(16)[12:]] != [values for _, values in asked]
 
 
 def test_a_stop_is_heard_while_trials_are_asked_for() -> None:
-    assert len(History(study_of()).ask(6, StopAfter(2).is_set)) == 2
+    assert len(SamplerHistory(study_of()).ask(6, StopAfter(2).is_set)) == 2
 
 
 def test_a_storage_that_has_lost_trials_ends_the_search(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from hpo.search.sampling.in_memory_study import STUDY, Mirror
+from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
 from hpo.search.sampling.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -21,7 +21,7 @@ EPOCHS = 27
 
 def decisions(theirs: BasePruner, ours: BasePruner, direction: StudyDirection, draw: random.Random) -> list[bool]:
     """Search in populations; check that both decide alike, and return what they decided."""
-    mirrors = Mirror(), Mirror()  # hyperband writes into the trials that it judges
+    mirrors = InMemoryStudy(), InMemoryStudy()  # hyperband writes into the trials that it judges
     studies = [optuna.create_study(study_name="s", storage=mirror, direction=direction) for mirror in mirrors]
     decided = []
     for _ in range(6):
@@ -44,7 +44,7 @@ def decisions(theirs: BasePruner, ours: BasePruner, direction: StudyDirection, d
                     for mirror in mirrors:
                         mirror.set_trial_state_values(number, ends, [value] if ends == TrialState.COMPLETE else None)
                     if isinstance(ours, IncrementalMedianPruner):
-                        ours.note(mirrors[1].get_trial(number))
+                        ours.add(mirrors[1].get_trial(number))
     return decided
 
 

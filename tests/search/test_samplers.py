@@ -25,7 +25,7 @@ from tiny import (
 
 from hpo.errors import StudyFileError
 from hpo.search.events import Note, StudyEnded
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.sampling.samplers import check_search
 from hpo.storage import Storage
 from hpo.studyfile import Study
@@ -106,7 +106,7 @@ def test_random_trials_and_their_curves_are_the_same_in_any_population(new_stora
 
 def test_log_ranges_are_sampled_on_a_log_scale() -> None:
     study = study_of(optimizer={"lr": {"low": 1e-6, "high": 1e-2, "log": True}, "weight_decay": DECAY})
-    asked = [values for _, values in History(study, []).ask(400)]
+    asked = [values for _, values in SamplerHistory(study, []).ask(400)]
     for name, low, high in (("lr", 1e-6, 1e-2), ("weight_decay", 1e-6, 1e-2)):
         places = sorted(math.log(values[name] / low) / math.log(high / low) for values in asked)
         for quarter in (1, 2, 3):
@@ -115,7 +115,7 @@ def test_log_ranges_are_sampled_on_a_log_scale() -> None:
 
 def asked_after_learning(study: Study, trials: int, population: int = 4) -> list[float]:
     """What is asked for when lr = 0.1 with weight_decay = 1e-4 is best, as decades from there, trial by trial."""
-    history = History(study, [])
+    history = SamplerHistory(study, [])
     distances = []
     for _ in range(trials // population):
         for number, values in history.ask(population):
@@ -138,7 +138,7 @@ def test_samplers_learn_from_what_they_are_told(sampler: str, trials: int) -> No
 
 def test_members_of_a_population_keep_off_each_other() -> None:
     study = study_of(optimizer={"weight_decay": DECAY}, search={"sampler": "tpe"})
-    history = History(study, [])
+    history = SamplerHistory(study, [])
     for number, values in history.ask(12):
         history.tell(number, TrialState.COMPLETE, [values["lr"]])
     asked = history.ask(16)
@@ -230,7 +230,7 @@ def test_a_single_choice_is_taken_without_a_word(storage: Storage) -> None:
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "qmc"])
 def test_the_largest_seed_will_do(sampler: str) -> None:
     study = study_of(optimizer={"weight_decay": DECAY}, search={"sampler": sampler, "seed": 2**63 - 1})
-    assert len(History(study, []).ask(2)) == 2
+    assert len(SamplerHistory(study, []).ask(2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -251,13 +251,13 @@ def test_a_precision_that_is_found_for_all_trials_is_no_choice(training: dict[st
     with pytest.raises(StudyFileError) as caught:
         check_search(study_of(training=training))
     assert caught.value.key == key
-    assert "is found out once, for all trials, so it cannot be one of several" in str(caught.value)
+    assert "is chosen once for all trials, so it cannot be one of several choices" in str(caught.value)
 
 
 @pytest.mark.parametrize("other", [0.1, {"choices": [0.1, 0.2]}])
 def test_cmaes_wants_two_numbers(other: Any, storage: Storage) -> None:
     study = study_of(optimizer={"lr": other, "weight_decay": DECAY}, search={"sampler": "cmaes"})
-    with pytest.raises(StudyFileError, match=r"^studies/tiny.toml: search.sampler: cmaes needs two searched numbers"):
+    with pytest.raises(StudyFileError, match=r"^studies/tiny.toml: search.sampler: cmaes needs at least two searched numbers"):
         check_search(study)
     with pytest.raises(StudyFileError):
         search(study, storage)

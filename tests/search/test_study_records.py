@@ -19,7 +19,7 @@ from hpo.errors import DataError, HpoError, StudyFileError, UsageError
 from hpo.search.events import Note
 from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.study_records import any_stored_study
 from hpo.storage import Storage, load_study, rename_study
 from hpo.studyfile import Study, parse_study
@@ -217,7 +217,7 @@ def test_samplers_learn_from_old_trials_inside_the_new_space_only(storage: Stora
     def asked(study: Any, *, forget: bool) -> list[Any]:
         for trial in trials:
             trial.state = TrialState.FAIL if forget else TrialState.COMPLETE
-        return [values for _, values in History(study, trials).ask(4)]
+        return [values for _, values in SamplerHistory(study, trials).ask(4)]
 
     tpe = {"sampler": "tpe", "trials": 20}
     around = study_of(optimizer={"lr": {"low": 1e-4, "high": 2.0, "log": True}}, search=tpe)

@@ -18,7 +18,7 @@ from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.search.sampling.in_memory_study import STUDY, Mirror
+from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations, log_density
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -65,15 +65,15 @@ def sampled(draw: random.Random, space: dict[str, BaseDistribution]) -> dict[str
     return values
 
 
-def in_memory(*directions: StudyDirection) -> tuple[Study, Mirror]:
-    mirror = Mirror()
+def in_memory(*directions: StudyDirection) -> tuple[Study, InMemoryStudy]:
+    mirror = InMemoryStudy()
     return optuna.create_study(storage=mirror, directions=directions), mirror
 
 
 def noted(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], study: Study) -> Observations:
     observations = Observations(space, study)
     for trial in trials:
-        observations.note(trial)
+        observations.add(trial)
     return observations
 
 
@@ -139,7 +139,7 @@ def test_the_proposals_are_those_of_optuna(
         assert bool(ours) == (observations.ended >= 10)
         for name, value in (ours or sampled(draw, space)).items():
             mirror.set_trial_param(number, name, space[name].to_internal_repr(value), space[name])
-        observations.note(mirror.get_trial(number))
+        observations.add(mirror.get_trial(number))
         running.append(number)
         if len(running) == 8:
             draw.shuffle(running)
@@ -152,7 +152,7 @@ def test_the_proposals_are_those_of_optuna(
                     mirror.set_trial_system_attr(done, "constraints:x", lr)
                 values = [abs(np.log10(lr) + place + 2) for place in range(len(directions))]
                 mirror.set_trial_state_values(done, end, values if end == TrialState.COMPLETE else None)
-                observations.note(mirror.get_trial(done))
+                observations.add(mirror.get_trial(done))
             del running[2:]
 
 

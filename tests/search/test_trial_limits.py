@@ -12,7 +12,7 @@ from tiny import check_whole, search, study_of, trials_of
 
 from hpo.errors import StudyFileError, UsageError
 from hpo.search.events import TrialsLeftOut
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import Values, distributions
 from hpo.storage import Storage, best_trials, load_study
@@ -76,7 +76,7 @@ def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
         value = None if number % 2 else 0.5
         trial = create_trial(state=state, value=value, params=params, distributions=space, system_attrs=attrs)
         trial.number = number
-        observations.note(trial)
+        observations.add(trial)
     found = [IncrementalTPESampler(seed, observations)._sample(None, None, space) for seed in range(20)]  # type: ignore[arg-type]
     assert [values["hidden"] for values in found].count("[4]") >= 18  # chance would be ten
 
@@ -101,7 +101,7 @@ def test_what_exceeds_the_limit_is_no_example_wherever_it_was_good() -> None:
         params = {"hidden": "[100]" if number % 2 else "[4]", "lr": 0.01 + number / 1000}
         known.append(create_trial(value=number % 2, params=params, distributions=distributions(study)))
     large = [
-        [values["hidden"] for _, values in History(study, (), known, *constraints).ask(20)].count("[100]")
+        [values["hidden"] for _, values in SamplerHistory(study, (), known, *constraints).ask(20)].count("[100]")
         for constraints in ([excess], [])
     ]
     assert large[0] <= 5 < 13 <= large[1]  # chance would be ten
@@ -118,7 +118,7 @@ def test_infeasible_trials_rank_as_in_optuna() -> None:
         study.add_trial(
             create_trial(state=state, value=value, params={"x": number / 10}, distributions=space, system_attrs=attrs)
         )
-        observations.note(study.trials[-1])
+        observations.add(study.trials[-1])
     for count in range(6):
         below, _ = _split_trials(study, study.trials, count)
         assert {trial.number for trial in below} == {merit[-1] for merit in observations._best[:count]}

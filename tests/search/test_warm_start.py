@@ -17,7 +17,7 @@ from hpo.errors import StudyFileError, UsageError
 from hpo.search.events import EpochEnded, Event, Note, StudyEnded
 from hpo.search.launch import launch
 from hpo.search.options import LaunchOptions
-from hpo.search.sampling.sampler_history import History
+from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.sampling.warm_start import warm_start
 from hpo.search.space import distributions, identity
 from hpo.storage import Storage, load_study, open_storage, rename_study
@@ -38,7 +38,7 @@ def numbered(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 def known_trials(study: Study, count: int = 14) -> list[FrozenTrial]:
     """Completed trials of a study, the better the nearer lr is to 0.1."""
-    asked = History(study).ask(count)
+    asked = SamplerHistory(study).ask(count)
     space = distributions(study)
     return numbered(
         [create_trial(value=1 - abs(values["lr"] - 0.1), params=values, distributions=space) for _, values in asked]
@@ -52,16 +52,16 @@ def test_a_sampler_learns_from_them_as_from_its_own(sampler: str) -> None:
     failed = numbered(
         [create_trial(state=TrialState.FAIL, params=t.params, distributions=t.distributions) for t in known]
     )
-    own = History(study, known).ask(5)
-    before = History(study, failed, known).ask(5)
-    without = History(study, failed).ask(5)
+    own = SamplerHistory(study, known).ask(5)
+    before = SamplerHistory(study, failed, known).ask(5)
+    without = SamplerHistory(study, failed).ask(5)
     assert before == own
     assert [values for _, values in before] != [values for _, values in without]
 
 
 def test_they_are_not_counted_nor_judged_by() -> None:
     study = study_of(search={"sampler": "tpe", "pruner": "median"})
-    history = History(study, (), known_trials(study))
+    history = SamplerHistory(study, (), known_trials(study))
     assert (history.count, history.trials_since_best, history.unfinished) == (0, 0, set())
     asked = history.ask(8)
     assert [number for number, _ in asked] == list(range(8))
@@ -71,7 +71,7 @@ def test_they_are_not_counted_nor_judged_by() -> None:
         history.report(1, {number: 0.01 * number})
         history.tell(number, TrialState.COMPLETE, [0.01 * number])
     history.report(1, {7: 0.04})
-    assert history.judge([7]) == set()  # better than the median of its own study, if not of the other
+    assert history.prune([7]) == set()  # better than the median of its own study, if not of the other
     assert history.trials_since_best == 0
     history.tell(7, TrialState.COMPLETE, [0.04])
     assert history.trials_since_best == 1
@@ -82,14 +82,14 @@ def test_those_outside_the_space_are_not_known() -> None:
     known = known_trials(study_of(search={"seed": 7}), 40)
     inside = [trial for trial in known if 0.05 <= trial.params["lr"] <= 0.2]
     assert 0 < len(inside) < 40
-    assert History(study, (), known).ask(3) == History(study, (), inside).ask(3)
+    assert SamplerHistory(study, (), known).ask(3) == SamplerHistory(study, (), inside).ask(3)
 
 
 def test_a_point_is_tried_although_it_is_known_and_then_no_more() -> None:
     known = known_trials(study_of(optimizer={"lr": RATES}), 5)
     points = [{"lr": trial.params["lr"]} for trial in known[:2]]
     study = study_of(optimizer={"lr": RATES}, search={"points": points, "repeats": 2, "sampler": "grid"})
-    history = History(study, (), known)
+    history = SamplerHistory(study, (), known)
     for _ in range(2):  # also where the storage's answer is that others were faster
         asked = history.ask(20)
         assert [values for _, values in asked[:4]] == [point for point in points for _ in range(2)]

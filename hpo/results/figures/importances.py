@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.results.figures.source import Source, label, lies_in, space
 from hpo.results.figures.style import BLUE, message, new_figure, plain, short
 from hpo.results.ranking import score
-from hpo.search.sampling.in_memory_study import Mirror, mirrored
+from hpo.search.sampling.in_memory_study import InMemoryStudy, in_memory_trial
 
 BEST_PART = 0.1
 FEWEST = 20
@@ -56,11 +56,11 @@ def parameter_importances(source: Source) -> dict[str, float] | str:
     completed = [trial for trial in completed if lies_in(trial, searched, source.conditional)]
     if why := _why_none(source, searched, completed):
         return why
-    mirror = Mirror()
+    mirror = InMemoryStudy()
     study = optuna.create_study(direction="maximize" if source.maximized else "minimize", storage=mirror)
     for number, trial in enumerate(completed):
         params = {name: value for name, value in trial.params.items() if name in searched}
-        mirror.put(mirrored(number, TrialState.COMPLETE, params, searched, [score(trial)]))
+        mirror.put(in_memory_trial(number, TrialState.COMPLETE, params, searched, [score(trial)]))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_PART)
     return get_param_importances(study, evaluator=evaluator, params=list(searched))
 

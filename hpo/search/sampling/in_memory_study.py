@@ -1,9 +1,8 @@
-"""One study in memory, as Optuna's samplers and pruners read it: an Optuna storage whose trials can be put in anew.
+"""One study in memory for Optuna's samplers and pruners: an Optuna storage whose trials can be replaced.
 
-A trial's id is its number. What is put in is not copied, and not changed by the one who put it in. It keeps no best
-trial: no sampler and no pruner of hpo asks for it. Whoever reads all trials reads first those that the study started
-from, whose numbers are below 0: they are no trials of the study, and nothing here changes them. Knows nothing of the
-storage that it mirrors.
+A trial's id is its number. Trials are not copied when they are put in, and the caller must not change them afterwards.
+There is no best trial, because no sampler and no pruner of hpo reads it. `get_all_trials` returns first the trials of
+`search.start_from`, with negative numbers: they are not trials of the study, and nothing here changes them.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ STUDY = 0
 """The id of the only study."""
 
 
-class Mirror(InMemoryStorage):
-    """See the module. `before` are the trials that the study starts from."""
+class InMemoryStudy(InMemoryStorage):
+    """The in-memory storage; `before` are the trials of `search.start_from`."""
 
     def __init__(self, before: Sequence[FrozenTrial] = ()) -> None:
         super().__init__()
@@ -30,17 +29,17 @@ class Mirror(InMemoryStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return the trials that the study starts from, and its own."""
+        """Return the trials of `search.start_from`, and the study's own."""
         before = [trial for trial in self._before if states is None or trial.state in states]
         return before + super().get_all_trials(study_id, deepcopy, states)
 
     @property
     def count(self) -> int:
-        """How many trials there are."""
+        """The number of trials."""
         return len(self._studies[STUDY].trials)
 
     def put(self, trial: FrozenTrial) -> None:
-        """Put in a trial: the next one, or one in the place of the one that has its number."""
+        """Add the next trial, or replace the trial of the same number."""
         assert trial.number <= self.count, "a study's trials are numbered without gaps"
         trial._trial_id = trial.number
         if trial.number < self.count:
@@ -51,7 +50,7 @@ class Mirror(InMemoryStorage):
             self._max_trial_id = trial.number
 
     def forget(self, first: int, system_attrs: Mapping[str, Any]) -> None:
-        """Forget the trials from this number on; the study's system attributes are these again."""
+        """Remove the trials from this number on, and restore the study's system attributes."""
         for number in range(first, self.count):
             del self._trial_id_to_study_id_and_number[number]
         del self._studies[STUDY].trials[first:]
@@ -59,7 +58,7 @@ class Mirror(InMemoryStorage):
         self._max_trial_id = first - 1
 
 
-def mirrored(
+def in_memory_trial(
     number: int,
     state: TrialState,
     params: Mapping[str, Any],
@@ -68,7 +67,7 @@ def mirrored(
     intermediate_values: Mapping[int, float] | None = None,
     system_attrs: Mapping[str, Any] | None = None,
 ) -> FrozenTrial:
-    """Return a trial for the mirror; `distributions` are those of its parameters, among others."""
+    """Return a trial to put in; `distributions` has those of its parameters, and may have others."""
     now = datetime.datetime.now()
     return FrozenTrial(
         number=number,

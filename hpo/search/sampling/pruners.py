@@ -1,7 +1,7 @@
-"""Optuna's pruners, made to cost little when the history is long.
+"""Optuna's pruners, made fast for long histories.
 
-They decide what Optuna's own decide. Optuna's look through all trials for every member and epoch; these take note of
-each trial once. Limits: for one study and one objective each. Know nothing of storages.
+They decide the same as Optuna's. Optuna's pruners read all trials for every member and epoch; these read each trial
+once. Each instance serves one study with one objective value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class IncrementalMedianPruner(MedianPruner):
-    """Prunes a member whose best value so far is worse than the median of completed trials at its epoch."""
+    """Prune a member whose best value so far is worse than the median of completed trials at its epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,8 +25,8 @@ class IncrementalMedianPruner(MedianPruner):
         self._reached: defaultdict[int, list[float]] = defaultdict(list)  # epoch -> values of completed trials
         self._medians: dict[int, float] = {}
 
-    def note(self, trial: FrozenTrial) -> None:
-        """Take note of a trial that has ended."""
+    def add(self, trial: FrozenTrial) -> None:
+        """Add a trial that has ended."""
         if trial.state == TrialState.COMPLETE:
             self._completed += 1
             self._medians.clear()

@@ -1,7 +1,7 @@
 """Optuna's samplers and pruners by the names that study files use.
 
-A sampler is made anew for every trial, under a seed of its own: what a trial gets then depends on the study's seed,
-its number and the history, never on how many trials the same process asked for before.
+A sampler is created for every trial with a seed of its own: a trial's parameters depend on the study's seed, the
+trial's number and the history, but not on how many trials the same process has sampled before.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from hpo.training.global_state import WARNINGS_LOCK
 from hpo.training.seeds import derive_seed
 
 GENERATION = "NSGAIISampler:generation"
-"""The attribute in which NSGA-II keeps which generation a trial is of."""
+"""The attribute with a trial's generation in NSGA-II."""
 
 PRECISION = ("training", "precision")
 
-ENOUGH_TO_START_FROM = 10
-"""Completed trials that CMA-ES wants before it starts where they were good and not in the middle."""
+MIN_SOURCE_TRIALS = 10
+"""Completed trials from which CMA-ES starts where they were good, and not in the middle of the space."""
 
 
 def check_search(study: Study) -> None:
-    """Raise StudyFileError for what no study file's model can know: the samplers' own limits, and Optuna's."""
+    """Raise StudyFileError for a search that its sampler, its pruner or Optuna cannot run."""
     check_space(study)
     check_points(study)
     precisions = study.possible_values(PRECISION)
     for place, precision in precisions.items():
         if precision == "auto" and len(set(precisions.values())) > 1:
-            only = "is found out once, for all trials, so it cannot be one of several; give float32 or bfloat16"
+            only = "is chosen once for all trials, so it cannot be one of several choices; use float32 or bfloat16"
             raise study.error(dotted_key(place), f"{only} (got 'auto')")
     if len(study.search.metrics) > 1:
         _check_several(study)
-    # Where nothing is searched, as in what an export says of one trial, there is nothing to sample.
+    # Without searched parameters, as in an export, there is nothing to sample.
     if study.search.sampler == "cmaes" and study.parameters and len(joint_space("cmaes", groups(study, {})[0])) < 2:
-        needs = "cmaes needs two searched numbers or more that every trial has; use tpe, gp or random"
+        needs = "cmaes needs at least two searched numbers that every trial has; use tpe, gp or random"
         raise study.error("search.sampler", needs)
 
 
@@ -66,7 +66,7 @@ def _check_several(study: Study) -> None:
         one = "median and hyperband compare trials by one metric; use none, or a single metric"
         raise study.error("search.pruner", one)
     if search.sampler == "cmaes":
-        raise study.error("search.sampler", "cmaes knows one metric only; use tpe, nsga2, gp, qmc, random or grid")
+        raise study.error("search.sampler", "cmaes supports one metric only; use tpe, nsga2, gp, qmc, random or grid")
 
 
 def make_sampler(
@@ -77,9 +77,9 @@ def make_sampler(
     earlier: Sequence[FrozenTrial],
     observations: Observations,
 ) -> BaseSampler:
-    """Return the sampler for one trial, which samples `joint`.
+    """Return the sampler for one trial, which samples the parameters of `joint` together.
 
-    `earlier` are the trials before this launch, `observations` all trials up to now, as TPE needs them. Grid has no
+    `earlier` are the trials before this launch, `observations` all trials so far, as TPE needs them. Grid has no
     sampler: the space is enumerated.
     """
     match name:
@@ -90,16 +90,16 @@ def make_sampler(
         case "nsga2":
             return NSGAIISampler(seed=seed)
         case "cmaes":
-            # Its state is a pickle, which stays in this process: after a restart it starts from the trials instead.
+            # Its state is a pickle, which is not stored: after a restart CMA-ES starts from the trials instead.
             complete = [_part(trial, joint) for trial in earlier if trial.state == TrialState.COMPLETE]
-            with _experiments():
+            with _without_experimental_warning():
                 return CmaEsSampler(
                     seed=seed,
                     warn_independent_sampling=False,
-                    source_trials=complete if len(complete) >= ENOUGH_TO_START_FROM else None,
+                    source_trials=complete if len(complete) >= MIN_SOURCE_TRIALS else None,
                 )
         case "qmc":
-            with _experiments():
+            with _without_experimental_warning():
                 # One sequence for the whole study: its seed is the study's.
                 return QMCSampler(
                     seed=derive_seed("sequence", study_seed) % 2**32,
@@ -113,17 +113,17 @@ def make_sampler(
 
 
 @contextmanager
-def _experiments() -> Iterator[None]:
-    """Make what Optuna calls experimental, without its warning of that."""
+def _without_experimental_warning() -> Iterator[None]:
+    """Create an experimental class of Optuna without its warning."""
     with WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
 
 
-class _OwnQMCSampler(QMCSampler):
-    """Takes the point of the sequence that the trial's number says: several processes then never take the same.
+class _NumberedQMCSampler(QMCSampler):
+    """QMC that takes the point of the sequence with the trial's number, so that no two workers take the same one.
 
-    Nor do they where no trial has ended and nothing is known of the space: that is sampled by the trial's own seed.
+    While no trial has ended and the space is unknown, parameters are sampled at random with the trial's seed.
     """
 
     def __init__(self, study_seed: int, number: int, seed: int) -> None:
@@ -141,7 +141,7 @@ class _OwnQMCSampler(QMCSampler):
 
 
 def objective_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
-    """Return the sampler for a trial of the user's own objective, which says what is searched only as it runs."""
+    """Return the sampler for a trial of an objective study, whose search space is known only while it runs."""
     seed = derive_seed("sampler", study_seed, number, 0) % 2**32
     match name:
         case "tpe":
@@ -153,14 +153,14 @@ def objective_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
         case "cmaes":
             return CmaEsSampler(seed=seed, warn_independent_sampling=False)
         case "qmc":
-            with _experiments():
-                return _OwnQMCSampler(study_seed, number, seed)
+            with _without_experimental_warning():
+                return _NumberedQMCSampler(study_seed, number, seed)
         case _:
             return RandomSampler(seed=seed)
 
 
 def objective_pruner(name: str) -> BasePruner:
-    """Return the pruner of the user's own objective; hyperband learns from the first trials how long they are."""
+    """Return the pruner of an objective study; hyperband takes the number of steps from the first trials."""
     match name:
         case "median":
             return MedianPruner()
@@ -171,7 +171,7 @@ def objective_pruner(name: str) -> BasePruner:
 
 
 def joint_space(name: str, space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
-    """Return the part of the space that a sampler handles jointly; the rest it samples one by one."""
+    """Return the parameters that a sampler samples together; it samples the others one by one."""
     return {
         parameter: distribution
         for parameter, distribution in space.items()
@@ -180,7 +180,7 @@ def joint_space(name: str, space: dict[str, BaseDistribution]) -> dict[str, Base
 
 
 def _part(trial: FrozenTrial, space: dict[str, BaseDistribution]) -> FrozenTrial:
-    """Return a complete trial as if nothing else had been searched: CMA-ES starts from no other."""
+    """Return a complete trial with these parameters only, as CMA-ES needs them to start from it."""
     return create_trial(
         value=trial.value, params={name: trial.params[name] for name in space}, distributions=dict(space)
     )
@@ -192,11 +192,11 @@ def make_pruner(study: Study) -> BasePruner:
         case "median":
             return IncrementalMedianPruner()
         case "hyperband":
-            return IncrementalHyperbandPruner(most_epochs(study))
+            return IncrementalHyperbandPruner(max_epochs(study))
         case _:
             return NopPruner()
 
 
-def most_epochs(study: Study) -> int:
-    """Return the most epochs that a trial of the study trains."""
+def max_epochs(study: Study) -> int:
+    """Return the largest number of epochs of a trial."""
     return max(map(int, study.possible_values(("training", "epochs")).values()))

@@ -1,13 +1,12 @@
-"""Optuna's TPE, made to cost little when the history is long.
+"""Optuna's TPE (Bergstra et al. 2011), made fast for long histories.
 
-It proposes what Optuna's own does with the same seed and history. Optuna's sorts all trials and turns their parameters
-into numbers anew for every trial it proposes; here that is done once a trial (`Observations`). The estimators are
-Optuna's own, and so are the candidates drawn from them; only their densities are computed in a leaner way, which agrees
-to rounding: should two candidates be equally good to twelve digits, the other one may be taken.
+It proposes the same as Optuna's sampler with the same seed and history. Optuna's sorts all trials and converts their
+parameters to numbers for every proposal; here that is done once a trial (`Observations`). Estimators and candidates are
+Optuna's own; only the densities are computed faster, for all candidates and kernels at once, and agree to rounding:
+where two candidates are equally good to twelve digits, the other one may be taken.
 
-A part of the space that only some trials have is sampled for itself, from those of the good and of the other trials
-that have it, as Optuna's does for groups of parameters. Which trials are good by several objectives, Optuna's own
-says. Knows nothing of storages.
+Conditional parameters are sampled as a group of their own, from the good and the other trials that have them, as in
+Optuna. With several objective values, Optuna's own function decides which trials are good.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 LOG_SQRT_2PI = 0.5 * float(np.log(2 * np.pi))
 
 MOST_GOOD = 25
-"""The most trials that Optuna's TPE counts as good, of one objective."""
+"""The maximum number of good trials of Optuna's TPE, for one objective value."""
 
 Merit = tuple[int, float, float, int]
-"""A trial's place among all that have ended, the best first; of equal ones the first by number."""
+"""The sort key of trials that have ended: the best first, equal ones by number."""
 
 
 class Observations:
-    """The trials of a study as TPE needs them: each trial's parameters as numbers, and which trials are good.
+    """The trials of a study as TPE needs them: parameters as numbers, and which trials are good.
 
-    Of the study itself nothing but its directions is asked. `before` is how many trials it starts from, which are
+    Only the directions of the study are read. `before` is the number of trials of `search.start_from`, which are
     numbered from -before to -1.
     """
 
@@ -58,17 +57,18 @@ class Observations:
         self.several = len(study.directions) > 1
         self._sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
         self._before = before
-        self._numbers = np.empty((64, len(space)))  # a row a trial, by number, those before the study's own first
-        self._known = np.zeros(
-            64, bool
-        )  # which have a row: those that run, and those that ended and can be learnt from
-        self._best: list[Merit] = []  # of one objective
-        self._all: dict[int, FrozenTrial] = {}  # of several: those that have ended
-        self._good: tuple[int, list[int]] = (0, [])  # likewise: how many had ended, and which of them were good
+        self._numbers = np.empty((64, len(space)))  # one row a trial, by number; those of search.start_from first
+        self._known = np.zeros(64, bool)  # which rows are used: running trials, and ended ones that did not fail
+        self._best: list[Merit] = []  # with one objective value
+        self._all: dict[int, FrozenTrial] = {}  # with several objective values: trials that have ended
+        self._good: tuple[int, list[int]] = (
+            0,
+            [],
+        )  # likewise: the number of ended trials, and the good ones among them
         self.ended = 0
 
-    def note(self, trial: FrozenTrial) -> None:
-        """Take note of a trial that runs now, or has ended. One that failed is as if it had never been."""
+    def add(self, trial: FrozenTrial) -> None:
+        """Add a trial that runs now or has ended; a failed trial is ignored."""
         place = self._before + trial.number
         while place >= len(self._known):
             self._numbers = np.concatenate([self._numbers, np.empty_like(self._numbers)])
@@ -89,11 +89,11 @@ class Observations:
                 del self._best[MOST_GOOD:]
 
     def forget(self, first: int) -> None:
-        """Forget the running trials from this number on."""
+        """Remove the running trials from this number on."""
         self._known[self._before + first :] = False
 
     def split(self, names: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return these parameters of the good trials and of all others that have them, in the order of the trials."""
+        """Return these parameters of the good trials, and of all others, in the order of the trials."""
         good = sorted(self._before + number for number in self._good_ones())
         others = self._known.copy()
         others[good] = False
@@ -116,9 +116,9 @@ class Observations:
         return {name: rows[:, column] for column, name in enumerate(name for name in self._space if name in names)}
 
     def _merit(self, trial: FrozenTrial) -> Merit:
-        """Rank as Optuna's TPE does: pruned trials after all others, and of these the ones first that came furthest.
+        """Return the sort key of Optuna's TPE: pruned trials after completed ones, those with more steps first.
 
-        Trials that exceed a limit come last, those first that exceed it least.
+        Trials that violate a constraint come last, those with the smallest violation first.
         """
         excess = sum(max(0.0, value) for value in trial.constraints.values())
         if excess > 0:
@@ -133,10 +133,10 @@ class Observations:
 
 
 class IncrementalTPESampler(TPESampler):
-    """TPE over the whole space at once, with running trials counted as bad ones (constant liar).
+    """Multivariate TPE with running trials counted as bad ones (constant liar).
 
-    So the members of a population, asked for one after the other, keep off each other. The trial asked for is not to
-    be among the observations yet.
+    Members of a population, sampled one after the other, thus get different parameters. The trial to sample must not be
+    among the observations yet.
     """
 
     def __init__(self, seed: int, observations: Observations) -> None:
@@ -163,7 +163,7 @@ class IncrementalTPESampler(TPESampler):
         return {name: distribution.to_external_repr(best[name]) for name, distribution in search_space.items()}
 
     def _weights(self, good: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        """Return the weights of the good trials: of several objectives the old ones count as much as the new."""
+        """Return the weights of the good trials; with several objective values all have the same weight."""
         return np.ones(len(next(iter(good.values())))) if self._observations.several else None
 
 
@@ -179,7 +179,7 @@ def log_density(mixture: MixtureOfProductDistribution, candidates: Array) -> Arr
             factors[0] = factors[0] + constant
             factors += [linear, square]
             powers += [values, values**2]
-    # Not `@`: a library that splits so small a product over threads waits for each of them (docs/log.md).
+    # Not `@`: a BLAS that splits so small a product over threads waits for each of them (docs/log.md).
     total: Array = np.einsum("pc,pk->ck", np.stack(powers), np.stack(factors))
     for column, kernels in enumerate(mixture.distributions):
         if isinstance(kernels, BatchedCategoricalDistributions):
@@ -196,7 +196,7 @@ def log_density(mixture: MixtureOfProductDistribution, candidates: Array) -> Arr
 def _polynomial(kernels: Any, values: Array) -> tuple[Array, Array, Array, Array]:
     """Return the factors of 1, v and v**2 in each kernel's log density, cut off at the range's ends, and the values v.
 
-    They count from the middle of the range, where squares are small enough to lose nothing.
+    Values are relative to the middle of the range, where squares are small enough to lose no precision.
     """
     middle = (kernels.adapted_low + kernels.adapted_high) / 2
     mu, precision = kernels.mu - middle, kernels.sigma**-2.0
@@ -210,7 +210,7 @@ def _polynomial(kernels: Any, values: Array) -> tuple[Array, Array, Array, Array
 
 
 def _discrete(kernels: Any, values: Array) -> Array:
-    """Return the log of each kernel's mass within half a step of each value: few values, and few different kernels."""
+    """Return the log of each kernel's mass within half a step of each value, computed once for equal ones."""
     each, of_value = np.unique(values, return_inverse=True)
     pairs, of_kernel = np.unique(kernels.mu + 1j * kernels.sigma, return_inverse=True)
     mu, sigma = pairs.real, pairs.imag
@@ -227,7 +227,7 @@ def _log_mass_inside(kernels: Any, mu: Array, sigma: Array) -> Array:
 
 def _log_mass(low: Array, high: Array) -> Array:
     """Return the log of the standard normal distribution's mass between `low` and `high`."""
-    # On the left of the mean, where the integral from minus infinity is not rounded to 1.
+    # Left of the mean, where the integral from minus infinity is not rounded to 1.
     flipped = low > 0
     left, right = np.where(flipped, -high, low), np.where(flipped, -low, high)
     whole = log_ndtr(right)
