@@ -189,7 +189,7 @@ def test_numbers_as_given_and_features_are_predicted_as_trained(storage: Storage
 def test_channels_may_come_last_when_predicting(storage: Storage, home: Path) -> None:
     coloured = np.stack([X, X // 2, X // 3], 3)
     write_images(home, x=coloured, x_test=coloured[:9])
-    with pytest.raises(DataError, match=r"x has shape \[60, 4, 3, 3\]: \[N, C, H, W\] or \[N, H, W, C\]\?"):
+    with pytest.raises(DataError, match=r"x has shape \[60, 4, 3, 3\], which may be \[N, C, H, W\] or \[N, H, W, C\]"):
         search(study_in(home), storage)
     coloured = np.stack([np.pad(X, [(0, 0), (1, 1), (1, 1)])] * 3, 3)
     write_images(home, x=coloured, x_test=coloured[:9])
