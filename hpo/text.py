@@ -3,6 +3,7 @@
     printable        one line; control characters and the like are shown as Python escapes
     printable_lines  the same for text of several lines
     json_text        a tree as JSON; json_line puts it on one line of ASCII
+    join_and         `a, b and c`; first_few is `a, b and 3 more`
     utc_text         a time as ISO 8601
     escape_toml      TOML text with non-printable characters escaped
     hpo_command      a command of hpo, quoted for a shell
@@ -18,7 +19,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,6 +63,17 @@ def json_text(tree: Any, indent: int | None = None) -> str:
 def json_line(tree: Any) -> str:
     """Return a tree as one line of ASCII JSON, valid in every encoding."""
     return json.dumps(encode_non_finite(tree), allow_nan=False)
+
+
+def join_and(items: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def first_few(items: Sequence[object], most: int) -> str:
+    """Return the first `most` items, and the number of the others: `a, b and 3 more`."""
+    listed = ", ".join(map(str, items[:most]))
+    return listed if len(items) <= most else f"{listed} and {len(items) - most} more"
 
 
 def utc_text(time: datetime, timespec: str = "seconds") -> str:

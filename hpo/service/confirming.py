@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 
 from hpo.errors import HpoError, InterruptionError
-from hpo.results.confirm.result import Confirmation, check_finished, of_study, runs_left
-from hpo.results.confirm.study import confirming_name, confirming_study
+from hpo.results.confirm.result import Confirmation, check_finished, read_confirmation, runs_left
+from hpo.results.confirm.study import confirming_name, create_confirming_study
 from hpo.results.display.progress import QuietProgress
 from hpo.search.options import LaunchOptions
 from hpo.service.launching import launch
@@ -34,7 +34,7 @@ def confirm(
     `display` makes what shows the training; `say` is called with the result, or with the result so far. Raises HpoError
     if the confirming study is paused or stopped, InterruptionError after a stop, and what a launch raises.
     """
-    study = confirming_study(storage, name, top, seeds)
+    study = create_confirming_study(storage, name, top, seeds)
     confirming, current_name = summary(storage, study.name), study.name
     closed = state_of(confirming.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)
     if runs_left(confirming) and not closed:
@@ -46,7 +46,7 @@ def confirm(
             raise InterruptionError(f"{current_name}: interrupted; confirm '{name}' again to go on")
         confirming = summary(storage, current_name)
     try:
-        found = of_study(storage, current_name)
+        found = read_confirmation(storage, current_name)
     except HpoError:
         check_finished(confirming, name)  # "is stopped" says more than "there are no runs to show"
         raise

@@ -18,7 +18,7 @@ from tiny import search
 from hpo.data import load_split
 from hpo.errors import UsageError
 from hpo.results.compare.runs import facets, groups
-from hpo.results.confirm.study import confirming_study
+from hpo.results.confirm.study import create_confirming_study
 from hpo.results.export.best import export
 from hpo.results.export.text import csv_text
 from hpo.results.export.trials import trial_records
@@ -101,7 +101,7 @@ def test_ranges_are_narrowed_around_the_best_that_have_them(storage: Storage, na
 
 
 def test_the_best_are_confirmed_against_a_baseline_of_another_kind(storage: Storage, name: str) -> None:
-    confirming = confirming_study(storage, name, 2, 3)
+    confirming = create_confirming_study(storage, name, 2, 3)
     given = points(confirming)
     assert [point["optimizer.kind"] for point in given] == ["adam", "adam", "sgd"]
     assert given[2].keys() == {"dropout", "optimizer.kind", "lr"}

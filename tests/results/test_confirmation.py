@@ -20,8 +20,8 @@ from stored_studies import trial
 from tiny import StopAfter, search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, UnknownStudyError
-from hpo.results.confirm.result import Confirmation, find_confirmation, of_study
-from hpo.results.confirm.study import CONFIRMS, confirming_study
+from hpo.results.confirm.result import Confirmation, find_confirmation, read_confirmation
+from hpo.results.confirm.study import CONFIRMS, create_confirming_study
 from hpo.results.confirm.text import ConfirmationResult, conclusions, confirmation_rows
 from hpo.results.copy import copy_line
 from hpo.results.display.progress import QuietProgress
@@ -90,15 +90,15 @@ def run(confirming: Study, lr: float, seed: int, score: float | None) -> FrozenT
 def confirmed(storage: Storage, runs: dict[float, Sequence[float | None]], **changes: Any) -> Confirmation:
     """Confirm a searched study with these scores, a run each, under seeds 0, 1, 2, ..."""
     searched(storage, small(**changes))
-    study = confirming_study(storage, "tiny", top=len(runs) - 1, seeds=max(map(len, runs.values())))
+    study = create_confirming_study(storage, "tiny", top=len(runs) - 1, seeds=max(map(len, runs.values())))
     stored = load_study(storage, study.name)
     stored.add_trials([run(study, lr, seed, score) for lr, each in runs.items() for seed, score in enumerate(each)])
-    return of_study(storage, study.name)
+    return read_confirmation(storage, study.name)
 
 
 def test_the_best_and_the_baseline_become_points_of_a_study(storage: Storage) -> None:
     searched(storage, small(seed=3))
-    study = confirming_study(storage, "tiny", top=2, seeds=4)
+    study = create_confirming_study(storage, "tiny", top=2, seeds=4)
     assert study.name == "tiny-confirm"
     assert study.search.points == [{"lr": 0.1}, {"lr": 0.2}, {"lr": pytest.approx(MIDDLE)}]
     assert (study.search.trials, study.search.repeats, study.search.population) == (12, 4, 12)
@@ -110,19 +110,21 @@ def test_the_best_and_the_baseline_become_points_of_a_study(storage: Storage) ->
 
 def test_confirming_twice_is_one_study_and_confirming_otherwise_another(storage: Storage) -> None:
     searched(storage, small())
-    names = [confirming_study(storage, "tiny", top, seeds).name for top, seeds in ((2, 4), (2, 4), (3, 4), (2, 4))]
+    names = [
+        create_confirming_study(storage, "tiny", top, seeds).name for top, seeds in ((2, 4), (2, 4), (3, 4), (2, 4))
+    ]
     assert names == ["tiny-confirm", "tiny-confirm", "tiny-confirm-2", "tiny-confirm"]
 
 
 def test_a_name_that_plain_optuna_has_taken_is_left_alone(storage: Storage) -> None:
     optuna.create_study(storage=storage, study_name="tiny-confirm")
     searched(storage, small())
-    assert confirming_study(storage, "tiny", 1, 2).name == "tiny-confirm-2"
+    assert create_confirming_study(storage, "tiny", 1, 2).name == "tiny-confirm-2"
 
 
 def test_a_baseline_of_the_file_that_lies_outside_the_range(storage: Storage) -> None:
     searched(storage, parse_study({**small().resolved(), "baseline": {"lr": 3}}, "tiny.toml"))
-    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    study = create_confirming_study(storage, "tiny", top=1, seeds=2)
     assert study.search.points[-1] == {"lr": 3.0}
     assert study.resolved()["optimizer"]["lr"] == {"low": 1e-3, "high": 3.0, "log": True}
 
@@ -130,7 +132,7 @@ def test_a_baseline_of_the_file_that_lies_outside_the_range(storage: Storage) ->
 def test_a_baseline_between_two_steps_is_trained_too(storage: Storage) -> None:
     dropout = {"low": 0.0, "high": 0.5, "step": 0.1}
     search(study_of(network={"dropout": dropout}, search={"trials": 1}, baseline={"dropout": 0.25}), storage)
-    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    study = create_confirming_study(storage, "tiny", top=1, seeds=2)
     assert study.search.points[-1]["dropout"] == 0.25
 
 
@@ -149,7 +151,7 @@ def test_choices_that_the_study_has_no_longer_are_trained_again(storage: Storage
 
     search(study(0.1, 0.2, trials=3), storage)
     search(study(0.3, trials=4), storage, extend=True)
-    confirming = confirming_study(storage, "tiny", top=4, seeds=2)
+    confirming = create_confirming_study(storage, "tiny", top=4, seeds=2)
     assert [point["weight_decay"] for point in confirming.search.points] == [0.3, 0.1, 0.1, 0.1, 0.3]
 
 
@@ -179,7 +181,7 @@ def test_trials_with_other_parameters_are_no_configurations_of_the_study(storage
     searched(storage, small())
     space = {"x": FloatDistribution(0, 1)}
     load_study(storage, "tiny").add_trials([trial(0.99, params={"x": x}, distributions=dict(space)) for x in (0, 1)])
-    points = confirming_study(storage, "tiny", top=2, seeds=2).search.points
+    points = create_confirming_study(storage, "tiny", top=2, seeds=2).search.points
     assert points[:2] == [{"lr": 0.1}, {"lr": 0.2}]
 
 
@@ -188,7 +190,7 @@ def test_repeated_configurations_are_ranked_by_their_means(storage: Storage) -> 
     stored = load_study(storage, "tiny")
     for lr, score in ((0.1, 0.95), (0.1, 0.55), (0.2, 0.8), (0.2, 0.9)):
         stored.add_trial(trial(score, params={"lr": lr}, distributions=dict(LR)))
-    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    study = create_confirming_study(storage, "tiny", top=1, seeds=2)
     assert study.search.points[0] == {"lr": 0.2}
     assert load_study(storage, study.name).user_attrs[CONFIRMS]["candidates"][0]["score"] == pytest.approx(0.85)
 
@@ -204,7 +206,7 @@ def test_the_mean_ranks_and_says_how_lucky_the_search_was(storage: Storage) -> N
     assert found.gain.pairs.difference.mean == pytest.approx((0.18 + 0.19 + 0.18) / 3)
     luck, helped, alike = conclusions(found)
     assert luck == "the search's best score, 0.9000, was optimistic: its mean under fresh seeds is 0.7200"
-    assert helped.startswith("tuning helped: Best-2 (trial 1) minus the baseline is +0.1833 (95% interval")
+    assert helped.startswith("tuning helped: Best-2 (trial 1) minus the baseline is +0.1833 (uncorrected 95% interval")
     assert "the difference is the same in all pairs" in str(found.others)  # 0.08 each: no test, so not told apart
     assert alike == "Best-2 (trial 1) cannot be told apart from Best-1 (trial 0) (paired tests, Holm's correction)"
 
@@ -235,11 +237,11 @@ def test_the_choice_of_the_winner_is_paid_for(storage: Storage) -> None:
 def test_a_baseline_that_wins_is_named(storage: Storage) -> None:
     scores = {MIDDLE: 0.9, 0.2: 0.8}
     searched(storage, small(), scores)
-    study = confirming_study(storage, "tiny", top=2, seeds=2)
+    study = create_confirming_study(storage, "tiny", top=2, seeds=2)
     assert len(study.search.points) == 2
     stored = load_study(storage, study.name)
     stored.add_trials([run(study, lr, seed, scores[lr] - seed / 100) for lr in scores for seed in range(2)])
-    found = of_study(storage, study.name)
+    found = read_confirmation(storage, study.name)
     assert found.gain is None
     assert "tuning did not help: Best-1 (trial 0) is the baseline" in conclusions(found)
     assert "Best-1 (trial 0), baseline" in "\n".join(ConfirmationResult(found).lines())
@@ -249,7 +251,7 @@ def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None
     found = confirmed(storage, {0.1: [0.99, None, 0.98], 0.2: [0.78, 0.80, 0.83], MIDDLE: [None, None, None]})
     assert [(each.candidate.label, each.failed) for each in found.ranked] == [("Best-2", 0), ("Best-1", 1)]
     assert found.baseline is None
-    assert "whether tuning helped cannot be said: every run of the baseline failed" in conclusions(found)
+    assert "it is unknown whether tuning helped: every run of the baseline failed" in conclusions(found)
     json.loads(ConfirmationResult(found).json_text)
 
 
@@ -257,7 +259,7 @@ def test_who_failed_is_behind_and_not_called_worse(storage: Storage) -> None:
     found = confirmed(storage, {0.1: [0.99, 0.98, 0.99, None], 0.2: [0.70, 0.70, 0.72, 0.7], MIDDLE: [0.5] * 4})
     assert found.winner.candidate.label == "Best-2"
     *_, last = conclusions(found)
-    ranked = f"Best-2 (trial 1) ranks before {BEST}, better where nothing failed"
+    ranked = f"Best-2 (trial 1) ranks before {BEST}, better on the common seeds but with failed runs"
     assert last == f"{ranked} (paired tests, Holm's correction)"
 
 
@@ -274,13 +276,13 @@ def test_configurations_of_which_every_run_failed_are_named(storage: Storage) ->
         ([0.9, 0.8, 0.71], "tuning did not help, the baseline is better: Best-1 (trial 0) minus the baseline is -0.2"),
         (
             [0.3, 0.2, 0.1],
-            f"whether tuning helped cannot be said: {BEST} minus the baseline is +0.4000 (the difference",
+            f"it is unknown whether tuning helped: {BEST} minus the baseline is +0.4000 (the difference",
         ),
         (
             [0.7, 0.6, 0.5],
             f"tuning did not help, as far as 3 seeds can tell: {BEST} minus the baseline is +0.0000",
         ),
-        ([0.5, None, None], "whether tuning helped cannot be said: Best-1 (trial 0) minus the baseline is +0.2"),
+        ([0.5, None, None], "it is unknown whether tuning helped: Best-1 (trial 0) minus the baseline is +0.2"),
     ],
 )
 def test_what_is_said_of_tuning_is_no_more_than_the_runs_show(
@@ -293,13 +295,13 @@ def test_what_is_said_of_tuning_is_no_more_than_the_runs_show(
 def test_what_is_not_finished_has_found_nothing(storage: Storage) -> None:
     """A study that is stopped ends before all of its runs have."""
     searched(storage, small())
-    study = confirming_study(storage, "tiny", top=1, seeds=2)
-    with pytest.raises(HpoError, match=r"no run of the configurations that the search chose is finished"):
-        of_study(storage, study.name)
+    study = create_confirming_study(storage, "tiny", top=1, seeds=2)
+    with pytest.raises(HpoError, match=r"no run of the search's configurations is finished"):
+        read_confirmation(storage, study.name)
     load_study(storage, study.name).add_trial(run(study, 0.1, 0, 0.9))
-    with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished; `hpo confirm` goes on"):
+    with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished: continue it with `hpo confirm`"):
         find_confirmation(storage, "tiny")
-    found = of_study(storage, study.name)
+    found = read_confirmation(storage, study.name)
     assert found.left == 3
     lines = ConfirmationResult(found).lines()
     assert lines[0] == "tiny: mean val acc over 2 fresh seeds, so far (3 of 4 runs are left)"
@@ -309,10 +311,11 @@ def test_what_is_not_finished_has_found_nothing(storage: Storage) -> None:
 
 def test_one_that_was_stopped_shows_what_it_has_and_says_how_to_go_on(storage: Storage) -> None:
     searched(storage, small())
-    study = confirming_study(storage, "tiny", top=1, seeds=2)
+    study = create_confirming_study(storage, "tiny", top=1, seeds=2)
     stored, found = load_study(storage, study.name), list[Confirmation]()
     set_state(storage, stored._study_id, StudyState.STOPPED)
-    advice = r"'tiny-confirm' is stopped with {} runs left; `hpo resume tiny-confirm`, then `hpo confirm` again"
+    commands = "`hpo resume tiny-confirm`, then `hpo confirm` again"
+    advice = f"'tiny-confirm' is stopped with {{}} runs left: continue it with {commands}"
     with pytest.raises(HpoError, match=advice.format(4)):
         said(storage, found, top=1)
     assert found == []
@@ -361,11 +364,11 @@ def test_two_that_begin_at_once_with_other_options_are_two(storage: Storage, mon
     def while_another_begins(*given: Any) -> Any:
         monkeypatch.setattr(drivers, "driver_of_stored", driver_of_stored)
         if not names:  # the second time it is for the next name
-            names.append(confirming_study(storage, "tiny", top=1, seeds=2).name)
+            names.append(create_confirming_study(storage, "tiny", top=1, seeds=2).name)
         return driver_of_stored(*given)
 
     monkeypatch.setattr(drivers, "driver_of_stored", while_another_begins)
-    names.append(confirming_study(storage, "tiny", top=2, seeds=2).name)
+    names.append(create_confirming_study(storage, "tiny", top=2, seeds=2).name)
     assert names == ["tiny-confirm", "tiny-confirm-2"]
     records = [load_study(storage, name).user_attrs[CONFIRMS]["candidates"] for name in names]
     assert [len(candidates) for candidates in records] == [2, 3]
@@ -377,9 +380,9 @@ def test_a_run_of_another_program_is_left_out_and_said(storage: Storage) -> None
     load_study(storage, "tiny-confirm").add_trial(
         optuna.trial.create_trial(value=0.1, params={"lr": 0.1}, distributions=dict(LR))
     )
-    found = of_study(storage, "tiny-confirm")
+    found = read_confirmation(storage, "tiny-confirm")
     assert found.ranked == before.ranked
-    assert conclusions(found)[-1] == "1 run was added by another program, without a seed, and left out"
+    assert conclusions(found)[-1] == "1 run of another program was left out: no seed"
 
 
 def test_for_a_loss_less_is_better(storage: Storage) -> None:
@@ -398,7 +401,7 @@ def test_real_runs_end_in_a_confirmation_that_goes_on_where_it_was(storage: Stor
     shown: list[Confirmation] = []
     assert not said(storage, shown, seeds=seeds, looks=0)
     assert shown == []
-    with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished; `hpo confirm` goes on"):
+    with pytest.raises(HpoError, match=r"'tiny-confirm' is not finished: continue it with `hpo confirm`"):
         find_confirmation(storage, "tiny")
     found = trained(storage, seeds=seeds)
     assert found == find_confirmation(storage, "tiny")
@@ -412,14 +415,14 @@ def test_real_runs_end_in_a_confirmation_that_goes_on_where_it_was(storage: Stor
 
 def test_what_cannot_be_confirmed(storage: Storage) -> None:
     with pytest.raises(UnknownStudyError):
-        confirming_study(storage, "tiny", 1, 2)
+        create_confirming_study(storage, "tiny", 1, 2)
     searched(storage, small(), scores={})
     with pytest.raises(HpoError, match="no finished trial yet"):
-        confirming_study(storage, "tiny", 1, 2)
+        create_confirming_study(storage, "tiny", 1, 2)
     assert find_confirmation(storage, "tiny") is None
     search(study_of(name="fixed", optimizer={"lr": 0.1}, training={"epochs": 1}, search={"trials": 1}), storage)
-    with pytest.raises(HpoError, match="searches nothing"):
-        confirming_study(storage, "fixed", 1, 2)
+    with pytest.raises(HpoError, match="searches no parameter"):
+        create_confirming_study(storage, "fixed", 1, 2)
 
 
 @pytest.mark.parametrize("new_name", [None, "other"])
@@ -438,7 +441,7 @@ def test_a_copy_has_its_confirmations_and_goes_on_with_them(
     assert (found.original, found.ranked) == (called, before.ranked)
     assert export(copy, called)["verified"]["study"] == called
     assert load_study(copy, called).user_attrs[IDENTITY] != load_study(storage, "tiny").user_attrs[IDENTITY]
-    assert confirming_study(copy, called, 2, 2).name == f"{called}-confirm"
+    assert create_confirming_study(copy, called, 2, 2).name == f"{called}-confirm"
     assert study_names(copy) == [called, f"{called}-confirm"]
     copy.close()
 
@@ -466,8 +469,8 @@ def test_a_renamed_study_is_confirmed_as_it_was_whoever_has_its_name_now(storage
     assert found is not None
     assert (found.original, found.ranked) == ("renamed", before.ranked)
     assert find_confirmation(storage, "tiny") is None
-    assert confirming_study(storage, "renamed", 1, 2).name == "tiny-confirm"  # nothing is trained again
-    other = confirming_study(storage, "tiny", 1, 2)
+    assert create_confirming_study(storage, "renamed", 1, 2).name == "tiny-confirm"  # nothing is trained again
+    other = create_confirming_study(storage, "tiny", 1, 2)
     assert other.name == "tiny-confirm-2"
     assert [each["params"] for each in load_study(storage, other.name).user_attrs[CONFIRMS]["candidates"]] == [
         {"lr": 0.5}, {"lr": pytest.approx(MIDDLE)}

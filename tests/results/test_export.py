@@ -21,7 +21,7 @@ from tiny import search, study_of
 
 from hpo.errors import HpoError, UsageError
 from hpo.files import write_atomically
-from hpo.results.confirm.study import confirming_study
+from hpo.results.confirm.study import create_confirming_study
 from hpo.results.export.best import export
 from hpo.results.export.text import export_text
 from hpo.results.reproduce.verify import verify
@@ -74,7 +74,7 @@ def test_an_export_of_the_first_version_still_has_its_schema(exported_of: Export
 
 def test_what_a_confirmation_and_a_verification_add_keeps_to_the_schema(storage: Storage) -> None:
     search(study_of(training={"epochs": 1}), storage)
-    search(confirming_study(storage, "tiny", top=2, seeds=2), storage)
+    search(create_confirming_study(storage, "tiny", top=2, seeds=2), storage)
     certificate = verify(storage, "tiny", 1, "cpu", threading.Event(), pytest.fail)
     exported = export(storage, "tiny", confirmed=True)
     jsonschema.validate(exported, schema("best"))

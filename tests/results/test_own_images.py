@@ -14,7 +14,7 @@ from schemas import schema
 from tiny import search, tree, trials_of
 
 from hpo.errors import DataError, HpoError, StudyFileError
-from hpo.results.confirm.study import confirming_study
+from hpo.results.confirm.study import create_confirming_study
 from hpo.results.export.best import export
 from hpo.results.export.text import export_text
 from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
@@ -113,7 +113,7 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     (run,) = replay(Path("best.json"), "cpu", threading.Event(), pytest.fail).runs
     assert run.difference == 0
     plan(read_study("best.json"), "cpu")
-    plan(confirming_study(storage, "tiny", 1, 2), "cpu")
+    plan(create_confirming_study(storage, "tiny", 1, 2), "cpu")
     # What narrowing writes finds them from its own folder.
     again = following(study, [], "tiny-2", ["tiny"])
     path = write_study(again, ())

@@ -16,7 +16,7 @@ from tiny import search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, UsageError
 from hpo.results.certificate import VERIFIED, verified_lines
-from hpo.results.confirm.study import confirming_study
+from hpo.results.confirm.study import create_confirming_study
 from hpo.results.export import best as exporting
 from hpo.results.export.best import export
 from hpo.results.export.text import export_text
@@ -213,7 +213,7 @@ def test_an_export_alone_repeats_its_trial(searched: Storage, tmp_path: Path, fo
 
 
 def test_a_confirmed_export_repeats_the_run_of_each_seed(searched: Storage, tmp_path: Path) -> None:
-    search(confirming_study(searched, "tiny", top=2, seeds=3), searched)
+    search(create_confirming_study(searched, "tiny", top=2, seeds=3), searched)
     path = tmp_path / "best.json"
     path.write_text(export_text(searched, "tiny", confirmed=True))
     runs = replayed(path).runs

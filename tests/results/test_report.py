@@ -13,7 +13,7 @@ from stored_studies import tree, trial
 from tiny import search, study_of
 
 from hpo.errors import HpoError, UnknownStudyError
-from hpo.results.confirm.study import confirming_study
+from hpo.results.confirm.study import create_confirming_study
 from hpo.results.report import report
 from hpo.results.reproduce.verify import verify
 from hpo.storage import Storage
@@ -86,7 +86,7 @@ def test_a_limit_is_said(stored: Store, storage: Storage) -> None:
 
 def test_a_page_of_a_confirmed_and_verified_search(storage: Storage) -> None:
     search(study_of(training={"epochs": 1}), storage)
-    search(confirming_study(storage, "tiny", top=2, seeds=2), storage)
+    search(create_confirming_study(storage, "tiny", top=2, seeds=2), storage)
     verify(storage, "tiny", 1, "cpu", threading.Event(), pytest.fail)
     found = Page(report(storage, "tiny"))
     for words in (
@@ -111,7 +111,7 @@ def test_what_a_study_starts_from_is_named(stored: Store, storage: Storage) -> N
 
 def test_a_confirmation_that_is_not_finished_is_said(storage: Storage) -> None:
     search(study_of(training={"epochs": 1}), storage)
-    confirming_study(storage, "tiny", top=2, seeds=2)
+    create_confirming_study(storage, "tiny", top=2, seeds=2)
     assert "its confirmation 'tiny-confirm' is not finished" in Page(report(storage, "tiny")).text
 
 

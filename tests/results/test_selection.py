@@ -13,7 +13,7 @@ from stored_studies import tree, trial
 
 from hpo.data import load_split
 from hpo.errors import HpoError
-from hpo.results.confirm.study import confirming_study
+from hpo.results.confirm.study import create_confirming_study
 from hpo.results.selection import select
 from hpo.search.study_records import data_record, stored_study
 from hpo.storage import Storage, load_study
@@ -69,7 +69,7 @@ def test_the_winner_of_a_confirmation_is_chosen(storage: Storage, stored: Stored
     made = stored([trial(score, params=each) for score, each in zip((0.75, 0.7), params, strict=True)])
     made.set_user_attr("hpo:identity", "this one")
     made.set_user_attr("hpo:data", data_record(load_split(stored_study(made))))
-    study = confirming_study(storage, "digits", top=2, seeds=2)
+    study = create_confirming_study(storage, "digits", top=2, seeds=2)
     with pytest.raises(HpoError, match="its confirmation 'digits-confirm' is not finished"):
         select(storage, "digits")
     assert select(storage, "digits", 0).trial == 0

@@ -16,7 +16,7 @@ from schemas import schema
 from tiny import LR, search, states, study_of, tree, trials_of
 
 from hpo.errors import CodeError, HpoError, StudyClosedError, StudyFileError, TrainingError
-from hpo.results.confirm.study import confirming_study
+from hpo.results.confirm.study import create_confirming_study
 from hpo.results.export.best import export
 from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.predict import predictions
@@ -373,7 +373,7 @@ def test_what_follows_a_search_goes_on_with_its_code(
     study = own(folder, "Branching", data=data, search={"trials": 3}, training={"keep": "best"})
     search(study, storage)
     assert verify(storage, "tiny", 2, "cpu", stop, said.append)["score"] == 0
-    confirming = confirming_study(storage, "tiny", 1, 1)
+    confirming = create_confirming_study(storage, "tiny", 1, 1)
     assert confirming.folder == folder.resolve()
     assert user_attrs_of(load_study(storage, confirming.name))[CODE] == user_attrs_of(load_study(storage, "tiny"))[CODE]
     search(confirming, storage)

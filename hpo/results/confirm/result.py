@@ -1,8 +1,8 @@
-"""What a confirming study found: each configuration's mean over fresh seeds, and how far they differ.
+"""The result of a confirmation: the mean of each configuration over fresh seeds, and paired differences.
 
-Configurations are ranked by the mean of their runs; the winner is the best of those that the search chose. All were
-trained under the same seeds and on the same batches, so differences are paired, and p values are corrected (by Holm's
-method) for the number of comparisons: the winner was itself chosen by these runs. Reads studies and writes nothing.
+Configurations are ranked by the mean of their runs; the winner is the best one of the search. All are trained under the
+same seeds and on the same batches, so their differences are paired. The p values are corrected by Holm's method for the
+number of comparisons, because the winner was selected by the same runs. Reads studies and changes nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of,
 from hpo.studyfile import Study
 from hpo.text import hpo_command
 
-FAILED = "every run of the configurations that the search chose has failed"
+FAILED = "every run of the search's configurations has failed"
 
 
 @dataclass(frozen=True)
-class Confirmed:
-    """A configuration's runs: the score by seed, their mean, and how many runs failed (those have no score)."""
+class ConfirmedConfiguration:
+    """The runs of a configuration: the scores by seed, their mean, and the number of failed runs without a score."""
 
     candidate: Candidate
     scores: Mapping[int, float]
@@ -37,13 +37,13 @@ class Confirmed:
 
     @property
     def optimism(self) -> float | None:
-        """Its score in the search less its mean under fresh seeds."""
+        """Its score in the search minus its mean under fresh seeds."""
         return None if self.candidate.score is None else self.candidate.score - self.estimate.mean
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The winner's scores less another configuration's, over the seeds that both have; `p` is the corrected one."""
+    """The winner's scores minus those of another configuration, over the seeds of both; `p` is the corrected one."""
 
     pairs: Paired
     p: float | None
@@ -51,11 +51,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The configurations of study `original`, best mean first, but for those in `lost`: none of their runs has a score.
+    """A confirmation of the study `original`: its configurations, best mean first.
 
-    `left` is how many runs are not finished, `foreign` how many another program has added, which are left out. `gain`
-    is the winner's difference to the baseline, None where that has no run or is the winner; `others` are its
-    differences to the other configurations that the search chose, by title. For a loss, less is better.
+    `lost` are the configurations whose runs all failed. `left` runs are not finished; `foreign` runs were added by
+    another program and are ignored. `gain` is the winner minus the baseline, None where the baseline has no run or is
+    the winner; `others` are the differences to the other configurations of the search, by title.
     """
 
     study: Study
@@ -63,22 +63,22 @@ class Confirmation:
     seeds: int
     left: int
     foreign: int
-    ranked: tuple[Confirmed, ...]
-    winner: Confirmed
+    ranked: tuple[ConfirmedConfiguration, ...]
+    winner: ConfirmedConfiguration
     gain: Difference | None
     others: Mapping[str, Difference]
     lost: tuple[Candidate, ...]
 
     @property
-    def baseline(self) -> Confirmed | None:
-        """The configuration to beat, unless all of its runs failed."""
+    def baseline(self) -> ConfirmedConfiguration | None:
+        """The baseline, None where all of its runs failed."""
         return next((each for each in self.ranked if each.candidate.baseline), None)
 
 
 def find_confirmation(storage: Storage, name: str) -> Confirmation | None:
     """Return the last finished confirmation of a study; None where it has not been confirmed.
 
-    Raises HpoError where a confirmation has begun and none is finished.
+    Raises HpoError where a confirmation has started and none is finished.
     """
     confirming = confirmations(storage, name)
     finished = [each for each in confirming if runs_left(each) == 0]
@@ -86,34 +86,34 @@ def find_confirmation(storage: Storage, name: str) -> Confirmation | None:
         return None
     last = (finished or confirming)[-1]
     check_finished(last, name)
-    return of_study(storage, last.name)
+    return read_confirmation(storage, last.name)
 
 
 def check_finished(confirming: StudySummary, original: str) -> None:
-    """Raise HpoError with what to do, where the study that confirms the one called `original` has runs left."""
+    """Raise HpoError with the command to continue, where the confirmation of `original` has runs left."""
     if left := runs_left(confirming):
         name, state = confirming.name, state_of(confirming.user_attrs)
-        whose = f"study '{original}': its confirmation '{name}'"
+        confirmation = f"study '{original}': its confirmation '{name}' is"
         if state in (StudyState.PAUSED, StudyState.STOPPED):
-            advice = f"is {state.value} with {left} runs left; `{hpo_command('resume', name)}`, then `hpo confirm`"
-            raise HpoError(f"{whose} {advice} again, goes on with it")
-        raise HpoError(f"{whose} is not finished; `hpo confirm` goes on with it")
+            commands = f"`{hpo_command('resume', name)}`, then `hpo confirm` again"
+            raise HpoError(f"{confirmation} {state.value} with {left} runs left: continue it with {commands}")
+        raise HpoError(f"{confirmation} not finished: continue it with `hpo confirm`")
 
 
 def runs_left(confirming: StudySummary) -> int:
-    """Return how many runs of a confirming study are not finished."""
+    """Return the number of unfinished runs of a confirming study."""
     done = sum(count for state, count in confirming.states.items() if state.is_finished())
     return max(0, (trial_target(confirming.user_attrs) or 0) - done)
 
 
-def of_study(storage: Storage, confirming: str) -> Confirmation:
-    """Return what the confirming study of that name has found, so far where it has runs left.
+def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
+    """Return the result of the confirming study of that name: a preliminary one where runs are left.
 
-    Raises HpoError where no run of the configurations that the search chose has a score.
+    Raises HpoError where no run of the search's configurations has a score.
     """
     stored = load_study(storage, confirming)
-    study, held = stored_study(stored), summary(storage, confirming)
-    record, left = held.user_attrs[CONFIRMS], runs_left(held)
+    study, found = stored_study(stored), summary(storage, confirming)
+    record, left = found.user_attrs[CONFIRMS], runs_left(found)
     candidates = [Candidate(**fields) for fields in record["candidates"]]
     trials = stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     own = [trial for trial in trials if trial.state == TrialState.FAIL or "seed" in trial.user_attrs]
@@ -123,8 +123,8 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
     ranked = sorted(runs, key=lambda each: (each.failed > 0, sign * each.estimate.mean))
     searched = [each for each in ranked if each.candidate.score is not None]
     if not searched:
-        what = "no run of the configurations that the search chose is finished" if left else FAILED
-        raise HpoError(f"study '{confirming}': {what}: {what_became(storage, held)}")
+        problem = "no run of the search's configurations is finished" if left else FAILED
+        raise HpoError(f"study '{confirming}': {problem}: {what_became(storage, found)}")
     winner, baseline = searched[0], next((each for each in ranked if each.candidate.baseline), None)
     others = _differences([(winner, each) for each in searched[1:]])
     gains: list[Difference] = []
@@ -144,8 +144,8 @@ def of_study(storage: Storage, confirming: str) -> Confirmation:
     )
 
 
-def _runs(study: Study, candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]) -> list[Confirmed]:
-    """Return the candidates that have a run with a score, with all of theirs."""
+def _runs(study: Study, candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]) -> list[ConfirmedConfiguration]:
+    """Return the candidates with a score, each with its runs."""
     runs: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         runs.setdefault(settings(study, trial.params), []).append(trial)
@@ -154,19 +154,21 @@ def _runs(study: Study, candidates: Sequence[Candidate], trials: Sequence[Frozen
         own = runs.get(settings(study, candidate.params), [])
         known = {trial.user_attrs["seed"]: score(trial) for trial in own if trial.state == TrialState.COMPLETE}
         if known:
-            found.append(Confirmed(candidate, known, len(own) - len(known), estimate(list(known.values()))))
+            found.append(
+                ConfirmedConfiguration(candidate, known, len(own) - len(known), estimate(list(known.values())))
+            )
     return found
 
 
-def _differences(pairs: Sequence[tuple[Confirmed, Confirmed]]) -> list[Difference]:
-    """Return the differences of each pair, the first less the second, with p values corrected for their number."""
+def _differences(pairs: Sequence[tuple[ConfirmedConfiguration, ConfirmedConfiguration]]) -> list[Difference]:
+    """Return the difference of each pair, first minus second, with p values corrected for the number of pairs."""
     compared = [_paired(*pair) for pair in pairs]
     return [Difference(each, p) for each, p in zip(compared, holm([each.p for each in compared]), strict=True)]
 
 
-def _paired(first: Confirmed, second: Confirmed) -> Paired:
+def _paired(first: ConfirmedConfiguration, second: ConfirmedConfiguration) -> Paired:
     common = sorted(first.scores.keys() & second.scores.keys())
     if not common:
         nothing = Estimate(first.estimate.mean - second.estimate.mean, 0, None, None)
-        return Paired(nothing, None, None, "no seed has a run of both")
+        return Paired(nothing, None, None, "no seed has a run of each")
     return paired([first.scores[seed] for seed in common], [second.scores[seed] for seed in common])

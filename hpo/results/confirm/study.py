@@ -1,8 +1,8 @@
-"""The study that confirms another: its best configurations and the baseline, each trained again under fresh seeds.
+"""Confirming studies: the best configurations of a study and its baseline, as points to train under fresh seeds.
 
-The best of a hundred noisy scores is partly luck; the same configuration under other seeds says how much. The
-confirming study is an ordinary one, in the same storage, whose points are those configurations, so that it is launched,
-watched, interrupted and shared as any other. What it confirms stands with it, as an attribute.
+The best of many noisy scores is partly luck; scores under fresh seeds show how much. A confirming study is an ordinary
+study in the same storage, so it can be launched, watched, interrupted and shared like any other. An attribute of it
+names the study that it confirms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hpo.results.unranked import no_best
 from hpo.search.comparability import same_data
 from hpo.search.points import baseline
 from hpo.search.space import Values, decode, holds, is_whole, settings
-from hpo.search.study_records import DATA, RUN, foreign_study_error, stored_study, user_attrs_of
+from hpo.search.study_records import DATA, RUN, stored_study, user_attrs_of
 from hpo.storage import (
     IDENTITY,
     Storage,
@@ -38,9 +38,9 @@ from hpo.studyfile.trees import equal_json, replaced
 from hpo.training.seeds import derive_seed
 
 CONFIRMS = "hpo:confirms"
-"""The attribute of a confirming study: which study, which of its configurations, how many seeds.
+"""The attribute of a confirming study: the original study, the configurations, and the number of seeds.
 
-The study is known by its `identity`; `study` is what it was called when it was last confirmed.
+`identity` identifies the original study; `study` is its name at the last confirmation.
 """
 
 SUFFIX = "-confirm"
@@ -50,7 +50,7 @@ SUFFIX = "-confirm"
 class Candidate:
     """A configuration to confirm: its parameters as Optuna stores them, and its trial and score in the search.
 
-    The baseline has a trial only where the search has come upon it too.
+    The baseline has a trial only where the search has tried it.
     """
 
     label: str
@@ -65,12 +65,11 @@ class Candidate:
         return self.label if self.trial is None else f"{self.label} (trial {self.trial})"
 
 
-def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study:
-    """Put the study that confirms the `top` best configurations of a study into the storage, and return it.
+def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study:
+    """Store and return a study that confirms the `top` best configurations of a study under so many seeds.
 
-    Where it is there already, it stays as it is, whatever either is called by now, and no images are needed. A new one
-    has the first name that no other study has. Raises HpoError where no trial has finished, or the images are not the
-    study's.
+    If it exists, even under another name, it is returned as it is, and no data are needed. A new one gets the first
+    free name. Raises HpoError where no trial has completed, and where the data are not the study's.
     """
     from hpo.search.driver import driver_of_stored  # imports torch, which reading a confirmation does not need
     from hpo.search.launch import submit
@@ -85,9 +84,9 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
         "seeds": seeds,
         "candidates": [asdict(candidate) for candidate in candidates],
     }
-    there = [each.name for each in confirmations(storage, name)]
-    for called in itertools.chain(there, (confirming_name(name, number) for number in itertools.count(1))):
-        tree["name"] = called
+    existing = (each.name for each in confirmations(storage, name))
+    for candidate in itertools.chain(existing, (confirming_name(name, number) for number in itertools.count(1))):
+        tree["name"] = candidate
         confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
         if confirming.name not in study_names(storage):
             driver = driver_of_stored(confirming, original, "cpu")
@@ -96,14 +95,14 @@ def confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study
             except UsageError:
                 if confirming.name not in study_names(storage):
                     raise
-                continue  # another process was faster to give this name, to another study
-        if _is_the_one(storage, confirming, record, attrs[DATA]):
+                continue  # another process has just given this name to another study
+        if _is_confirmed_by(storage, confirming, record, attrs[DATA]):
             return confirming
-    raise foreign_study_error(name)  # never: a storage has an end
+    raise AssertionError("some name is free")
 
 
 def confirming_name(name: str, number: int) -> str:
-    """Return what the `number`-th study that confirms the one of that name is called, from 1 on."""
+    """Return the name of the `number`-th confirmation of a study, from 1 on."""
     return followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
 
 
@@ -111,73 +110,73 @@ def confirmations(storage: Storage, name: str) -> list[StudySummary]:
     """Return the studies that confirm the study of that name, oldest first."""
     original = summary(storage, name)
     known = identity(original.user_attrs, name)
-    return [each for each in summaries(storage) if (record_of(each) or {}).get("identity") == known]
+    return [each for each in summaries(storage) if (confirms_record(each) or {}).get("identity") == known]
 
 
-def record_of(study: StudySummary) -> dict[str, Any] | None:
-    """Return what a study keeps of what it confirms; None for one that confirms nothing."""
+def confirms_record(study: StudySummary) -> dict[str, Any] | None:
+    """Return the record of what a study confirms; None for one that confirms nothing."""
     record: Any = study.user_attrs.get(CONFIRMS)
     return record if isinstance(record, dict) else None
 
 
 def original_name(storage: Storage, record: dict[str, Any]) -> str:
-    """Return what the study of that record is called now; what it was called last, where it has been deleted."""
+    """Return the present name of a confirmed study, or its last known name where it has been deleted."""
     known = (each.name for each in summaries(storage) if identity(each.user_attrs, each.name) == record["identity"])
     return next(known, record["study"])
 
 
-def _is_the_one(storage: Storage, confirming: Study, record: dict[str, Any], images: dict[str, Any]) -> bool:
-    """Return whether the stored study of that name is this one, with this record, which it gets if it has none."""
+def _is_confirmed_by(storage: Storage, confirming: Study, record: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Return whether the stored study of that name is the confirmation in `record`; store a missing or old record."""
     try:
         stored = load_study(storage, confirming.name)
-        if stored_study(stored) != confirming or not same_data(user_attrs_of(stored)[DATA], images):
+        if stored_study(stored) != confirming or not same_data(user_attrs_of(stored)[DATA], data):
             return False
         before = storage.set_study_attr_if_absent(stored._study_id, CONFIRMS, record)
         if before.get("identity") != record["identity"]:
             return False
-        if before != record:  # the search has found more of the same
+        if before != record:  # further trials have changed the scores of the same configurations
             storage.set_study_attrs(stored._study_id, {CONFIRMS: record}, identity=user_attrs_of(stored).get(IDENTITY))
-    except (HpoError, KeyError):  # of another program, or deleted meanwhile
+    except (HpoError, KeyError):  # a study of another program, or one deleted meanwhile
         return False
     return True
 
 
 def _candidates(storage: Storage, study: Study, study_id: int, top: int) -> list[Candidate]:
-    """Return the best configurations, each by the mean of its trials, and the baseline."""
+    """Return the best configurations, each with the mean score of its trials, and the baseline."""
     if not study.parameters:
-        raise HpoError(f"study '{study.name}': searches nothing, so there is nothing to confirm")
+        raise HpoError(f"study '{study.name}' searches no parameter, so there is nothing to confirm")
     trials = _ranked(storage, study, study_id, top)
     if not trials:
         raise no_best(storage, study.name, "there is nothing to confirm")
-    beaten = baseline(study)
+    base = baseline(study)
     found = []
     for rank, each in enumerate(configurations(study, trials)[:top], start=1):
-        params, is_baseline = dict(each.params), settings(study, each.params) == settings(study, beaten)
+        params, is_baseline = dict(each.params), settings(study, each.params) == settings(study, base)
         found.append(Candidate(f"Best-{rank}", params, each.trials[0].number, each.mean, is_baseline))
     if not any(candidate.baseline for candidate in found):
-        found.append(Candidate("baseline", beaten, None, None, True))
+        found.append(Candidate("baseline", base, None, None, True))
     return found
 
 
 def _ranked(storage: Storage, study: Study, study_id: int, top: int) -> list[FrozenTrial]:
-    """Return the study's trials, best first: those of `top` configurations, or all where these may have others."""
+    """Return the best trials of at least `top` configurations, or all trials where configurations are repeated."""
     trials = list[FrozenTrial]()
     repeated = study.search.repeats > 1 or study.search.repeat
     for most in (MAX_TRIALS,) if repeated else (top, MAX_TRIALS):
         found = best_trials(storage, study_id, most)
-        trials = [trial for trial in found if is_whole(study, trial.params)]  # other programs may have added theirs
+        trials = [trial for trial in found if is_whole(study, trial.params)]  # without trials of other programs
         if len({settings(study, trial.params) for trial in trials}) >= top:
             break
     return trials
 
 
 def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str) -> dict[str, Any]:
-    """Return the confirming study's file but for its name: the same training, and nothing that is left to a sampler."""
+    """Return the confirming study's file without its name: the same training, with the configurations as points."""
     tree = study.resolved()
     for parameter in study.parameters:
         given = [candidate.params for candidate in candidates if parameter.name in candidate.params]
         values = [decode(parameter, params[parameter.name]) for params in given]
-        tree = replaced(tree, parameter.path, _holding(parameter, values))
+        tree = replaced(tree, parameter.path, _widened(parameter, values))
     points = [
         {p.name: decode(p, each.params[p.name]) for p in study.parameters if p.name in each.params}
         for each in candidates
@@ -187,24 +186,24 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
     tree["search"] = {
         **search,
         "trials": trials,
-        "sampler": "random",  # has nothing to choose: every trial is a point's
+        "sampler": "random",  # samples nothing: every trial is a point
         "points": points,
         "repeats": seeds,
         "seed": derive_seed("confirm", study.search.seed),
         "population": trials,
     }
-    tree["training"] |= {"keep": "none"}  # the weights of no run are better than another's
+    tree["training"] |= {"keep": "none"}  # no run's weights are better than another's
     if tree["training"]["precision"] == "auto":
         tree["training"]["precision"] = precision
-    tree["description"] = f"The best of the study that this confirms and its baseline, each under {seeds} fresh seeds."
+    tree["description"] = f"The best configurations of a study and its baseline, each under {seeds} fresh seeds."
     del tree["baseline"]
     return tree
 
 
-def _holding(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
-    """Return what is searched, wide enough for these values.
+def _widened(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
+    """Return a search range or choices that contain these values.
 
-    A baseline may lie outside, or between two steps, and so may trials from before the study was extended.
+    A baseline, or a trial from before the study was extended, may be outside the study's own, or between two steps.
     """
     searched = parameter.searched
     if isinstance(searched, Choices):

@@ -1,6 +1,7 @@
-"""How a confirmation reads: as a table with its conclusions in sentences, and as JSON with every number.
+"""Text and JSON of a confirmation: a table of the configurations with conclusions, and all numbers.
 
-The sentences say plainly when the search was lucky, when tuning did not help, and what cannot be told apart.
+The conclusions are: whether the search's best score was optimistic, whether tuning helped, and which configurations
+cannot be told apart.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
-from hpo.results.confirm.result import Confirmation, Confirmed, Difference
+from hpo.results.confirm.result import Confirmation, ConfirmedConfiguration, Difference
 from hpo.results.display.tables import table
 from hpo.results.ranking import METRIC_LABELS, params_line
 from hpo.results.result import Result
 from hpo.search.space import distributions
+from hpo.text import join_and
 
 CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
 CORRECTED = "paired tests, Holm's correction"
@@ -29,7 +31,7 @@ class ConfirmationResult(Result[Confirmation]):
             "study": found.original,
             "metric": found.study.search.first_metric,
             "left": found.left,
-            "winner": confirmation_record(found) if found.left == 0 else None,
+            "winner": winner_tree(found) if found.left == 0 else None,
             "configurations": [_configuration(each) for each in found.ranked],
         }
 
@@ -49,27 +51,29 @@ def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
 
 
 def conclusions(found: Confirmation) -> list[str]:
-    """Return, in sentences, how lucky the search was, whether tuning helped, and which configurations are alike."""
-    lines = [*_luck(found), _help(found)]
+    """Return sentences: whether the search was optimistic, whether tuning helped, which configurations are alike."""
+    lines = [_optimism_line(found), _gain_line(found)]
     label = found.winner.candidate.title
     alike = [other for other, each in found.others.items() if each.p is None or each.p >= SIGNIFICANT]
     behind = [other for other, each in found.others.items() if other not in alike and not _is_better(found, each)]
     if alike:
-        lines.append(f"{label} cannot be told apart from {_listed(alike)} ({CORRECTED})")
+        lines.append(f"{label} cannot be told apart from {join_and(alike)} ({CORRECTED})")
     if behind:
-        lines.append(f"{label} ranks before {_listed(behind)}, better where nothing failed ({CORRECTED})")
+        lines.append(
+            f"{label} ranks before {join_and(behind)}, better on the common seeds but with failed runs ({CORRECTED})"
+        )
     if found.others and not alike and not behind:
-        lines.append(f"{label} is better than each of the others that the search chose ({CORRECTED})")
-    if further := [each.title for each in found.lost if each.label != "Best-1" and each.score is not None]:
-        lines.append(f"every run of {_listed(further)} failed")
+        lines.append(f"{label} is better than every other configuration of the search ({CORRECTED})")
+    if failed := [each.title for each in found.lost if each.label != "Best-1" and each.score is not None]:
+        lines.append(f"every run of {join_and(failed)} failed")
     if found.foreign:
-        what = "run was" if found.foreign == 1 else "runs were"
-        lines.append(f"{found.foreign} {what} added by another program, without a seed, and left out")
+        runs = "run of another program was" if found.foreign == 1 else "runs of other programs were"
+        lines.append(f"{found.foreign} {runs} left out: no seed")
     return lines
 
 
-def confirmation_record(found: Confirmation) -> dict[str, Any]:
-    """Return the winner's numbers, for JSON."""
+def winner_tree(found: Confirmation) -> dict[str, Any]:
+    """Return the numbers of the winner."""
     winner, gain = found.winner, found.gain
     seeds = sorted(winner.scores)
     return {
@@ -90,7 +94,7 @@ def confirmation_record(found: Confirmation) -> dict[str, Any]:
     }
 
 
-def _configuration(each: Confirmed) -> dict[str, Any]:
+def _configuration(each: ConfirmedConfiguration) -> dict[str, Any]:
     return {
         **asdict(each.candidate),
         "scores": {str(seed): score for seed, score in sorted(each.scores.items())},
@@ -102,7 +106,7 @@ def _configuration(each: Confirmed) -> dict[str, Any]:
     }
 
 
-def _row(found: Confirmation, each: Confirmed) -> tuple[str, ...]:
+def _row(found: Confirmation, each: ConfirmedConfiguration) -> tuple[str, ...]:
     mean, candidate = each.estimate, each.candidate
     return (
         candidate.title + (", baseline" if candidate.baseline and candidate.score is not None else ""),
@@ -115,30 +119,30 @@ def _row(found: Confirmation, each: Confirmed) -> tuple[str, ...]:
     )
 
 
-def _luck(found: Confirmation) -> list[str]:
-    """How the score of the search's own best fared."""
+def _optimism_line(found: Confirmation) -> str:
+    """Compare the search's best score with the mean of its configuration."""
     for each in found.ranked:
         score, mean = each.candidate.score, each.estimate.mean
         if each.candidate.label == "Best-1" and score is not None:
-            lucky = score < mean if found.study.search.minimized else score > mean
-            word = "was optimistic" if lucky else "was not optimistic"
-            return [f"the search's best score, {score:.4f}, {word}: its mean under fresh seeds is {mean:.4f}"]
-    return ["every run of the search's own best failed"]
+            better = score < mean if found.study.search.minimized else score > mean
+            word = "was optimistic" if better else "was not optimistic"
+            return f"the search's best score, {score:.4f}, {word}: its mean under fresh seeds is {mean:.4f}"
+    return "every run of the search's best configuration failed"
 
 
-def _help(found: Confirmation) -> str:
+def _gain_line(found: Confirmation) -> str:
     label, gain = found.winner.candidate.title, found.gain
     if found.winner.candidate.baseline:
         return f"tuning did not help: {label} is the baseline"
     if gain is None:
-        return "whether tuning helped cannot be said: every run of the baseline failed"
+        return "it is unknown whether tuning helped: every run of the baseline failed"
     mean, interval, why = gain.pairs.difference.mean, gain.pairs.difference.interval, gain.pairs.why
-    details = [] if interval is None else [f"95% interval by itself {interval.low:+.4f} to {interval.high:+.4f}"]
-    details += [] if gain.p is None else [f"p = {gain.p:.2g}, corrected for the choice of the winner"]
+    details = [] if interval is None else [f"uncorrected 95% interval {interval.low:+.4f} to {interval.high:+.4f}"]
+    details += [] if gain.p is None else [f"p = {gain.p:.2g}, corrected for the selection of the winner"]
     details += [why] if why else []
     measured = f"{label} minus the baseline is {mean:+.4f} ({'; '.join(details)})"
     if gain.p is None and mean != 0:
-        return f"whether tuning helped cannot be said: {measured}"
+        return f"it is unknown whether tuning helped: {measured}"
     if gain.p is not None and gain.p < SIGNIFICANT:
         better = _is_better(found, gain)
         return f"tuning helped: {measured}" if better else f"tuning did not help, the baseline is better: {measured}"
@@ -147,14 +151,10 @@ def _help(found: Confirmation) -> str:
 
 
 def _is_better(found: Confirmation, difference: Difference) -> bool:
-    """Return whether the winner's mean is the better one of a difference."""
+    """Return whether the difference is in favour of the winner."""
     mean = difference.pairs.difference.mean
     return mean < 0 if found.study.search.minimized else mean > 0
 
 
 def _pair(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [interval.low, interval.high]
-
-
-def _listed(labels: list[str]) -> str:
-    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"

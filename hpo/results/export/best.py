@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from hpo.errors import HpoError
 from hpo.results.certificate import certificate_of
 from hpo.results.confirm.result import Confirmation, find_confirmation
-from hpo.results.confirm.text import confirmation_record
+from hpo.results.confirm.text import winner_tree
 from hpo.results.lookup import metrics_of
 from hpo.results.naming import followed
 from hpo.results.ranking import score, values_of
@@ -113,7 +113,7 @@ def _network_trial(
         "precision": precision,
         "device": worker.get("device") or attrs[RUN]["device"],
         "trials": by_word(found.states),
-        "confirmed": None if confirmation is None else confirmation_record(confirmation),
+        "confirmed": None if confirmation is None else winner_tree(confirmation),
         "verified": certificate_of(attrs, study.name),
         "data": attrs[DATA],
         **({"code": attrs[CODE]} if CODE in attrs else {}),
