@@ -1,7 +1,7 @@
-"""Where studies are kept: a URL becomes a storage that Optuna reads, and that takes a population in one transaction.
+"""Storage: open a database by URL, and read and write studies and trials in it.
 
-Everything lies in Optuna's own tables, as plain Optuna would have written it. This room knows SQL and Optuna's records;
-it knows nothing of tensors, study files, samplers or pruners.
+All data is in Optuna's own tables, as plain Optuna would have written it. This room knows SQL and Optuna's records; it
+knows nothing of tensors, study files, samplers or pruners.
 """
 
 from hpo.storage.claim_conditions import (
@@ -37,8 +37,8 @@ from hpo.storage.studies import (
     last_epochs,
     load_study,
     open_summaries,
+    study_id_of,
     study_names,
-    study_of,
     summaries,
     summary,
     trial_rates,
@@ -87,8 +87,8 @@ __all__ = [
     "save_figures",
     "set_state",
     "state_of",
+    "study_id_of",
     "study_names",
-    "study_of",
     "summaries",
     "summary",
     "trial_rates",

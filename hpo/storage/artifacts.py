@@ -1,9 +1,14 @@
-"""Where the files lie that belong to studies and trials: a folder beside the database file, or the user's own.
+"""Artifacts: the folder with the files of studies and trials, and the records of checkpoint files.
 
-The folder is made with the first file and not before; a file is written whole or not at all; removing one that is not
-there is no error, so that a study copied without its files can be deleted. Only plain files are artifacts: a link that
-somebody put in the place of one would show any file of this machine. What a file is to its study stands in Optuna's
-tables, as `optuna.artifacts` writes it: this module knows only names and bytes.
+The folder is next to the database file, or chosen by the user; it is created with the first file. A file is written
+whole or not at all. Removing a missing file is no error, so that a study copied without its files can be deleted. Only
+regular files are artifacts, because a link could point to any file of the machine.
+
+Checkpoint files are artifacts as `optuna.artifacts` writes them, so the dashboard lists them: a file in the folder, and
+a system attribute of the trial that names it. The file's id is derived from study and trial. So a repeated attempt
+overwrites the file of the previous one, and a copy of a study has files of its own. A file is written before its trial
+ends, and its attribute with the trial's result; a file is deleted before its attribute. So a file without an attribute
+is overwritten or deleted later, whenever a process dies. This module knows nothing of the content of files.
 """
 
 from __future__ import annotations
@@ -35,22 +40,20 @@ from hpo.storage.storage import Storage
 from hpo.storage.studies import StudySummary
 
 ARTIFACTS_VARIABLE = "HPO_ARTIFACTS"
-ARTIFACT = "artifacts:"  # the beginning of Optuna's own attributes of artifacts, which end with the artifact's id
-DASHBOARD_ARTIFACT = (
-    f"dashboard:{ARTIFACT}"  # the same, of a trial, as old versions of its dashboard kept it with the study
-)
-REMOVED_ARTIFACT = json.dumps("null")  # what the dashboard makes of the attribute of an artifact that it has removed
+ARTIFACT = "artifacts:"  # the key prefix of Optuna's artifact attributes; the artifact's id follows
+DASHBOARD_ARTIFACT = f"dashboard:{ARTIFACT}"  # the prefix in old versions of the dashboard, in study attributes
+REMOVED_ARTIFACT = json.dumps("null")  # the value to which the dashboard sets the attribute of a removed artifact
 SUFFIX = ".safetensors"
 CHECKPOINT_NAMES = {keep: f"weights-{keep}{SUFFIX}" for keep in ("best", "last")}
-"""The name of a trial's file: its weights of the epoch with the lowest validation loss, or of the last."""
+"""The names of checkpoint files: weights of the epoch with the lowest validation loss, or of the last epoch."""
 _NAMESPACE = uuid.UUID("5f1e7f0a-6f0c-4d0e-9a55-2b9a1f6f0c11")
 
 
 class ArtifactFolder(FileSystemArtifactStore):
-    """Optuna's artifact store in a folder that need not exist yet."""
+    """Optuna's artifact store in a folder, which is created with the first file."""
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Keep a file under that id, replacing what was there."""
+        """Write a file, replacing an existing one with the same id."""
         file = self._get_filepath(artifact_id)
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary_path(file.parent) as part:
@@ -59,7 +62,7 @@ class ArtifactFolder(FileSystemArtifactStore):
             part.replace(file)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Open a file; raise ArtifactNotFound where there is none, or a link, a folder or a pipe in its place."""
+        """Open a file. Raises ArtifactNotFound if it is missing, or is not a regular file."""
         try:
             number = os.open(self._get_filepath(artifact_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
@@ -72,19 +75,20 @@ class ArtifactFolder(FileSystemArtifactStore):
         return open(number, "rb")
 
     def remove(self, artifact_id: str) -> None:
-        """Remove a file, or a link in its place; it is fine where there is none, and a folder stays."""
+        """Delete a file, or a link in its place. A missing file and a folder are ignored."""
         with contextlib.suppress(ArtifactNotFound, IsADirectoryError):
             super().remove(artifact_id)
 
 
-def artifact_folder(location: Location, given: Path | None = None) -> Path:
-    """Return where the artifacts of a storage are: `given`, else HPO_ARTIFACTS, else by the storage.
+def artifact_folder(location: Location, folder: Path | None = None) -> Path:
+    """Return the folder of a storage's artifacts: `folder`, else HPO_ARTIFACTS, else the storage's default.
 
-    A database file `runs/all.db` has `runs/all-artifacts`; a server has a folder of this user, on this machine.
+    The default of a database file `runs/all.db` is `runs/all-artifacts`, that of a server a folder of this user.
     """
-    named = given or (Path(os.environ[ARTIFACTS_VARIABLE]) if os.environ.get(ARTIFACTS_VARIABLE) else None)
-    if named is not None:
-        folder = named.absolute()
+    if folder is None and os.environ.get(ARTIFACTS_VARIABLE):
+        folder = Path(os.environ[ARTIFACTS_VARIABLE])
+    if folder is not None:
+        folder = folder.absolute()
     elif location.file is not None:
         folder = location.file.with_name(location.file.name.removesuffix(".db") + "-artifacts")
     else:
@@ -98,7 +102,7 @@ def artifact_folder(location: Location, given: Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A trial's file, as its attribute names it."""
+    """A checkpoint file of a trial, from the attribute that names it."""
 
     trial_id: int
     number: int
@@ -108,18 +112,18 @@ class CheckpointFile:
 
 
 def checkpoint_id(identity: str, number: int) -> str:
-    """Return the id of the file of a study's trial; `identity` tells the study from all others."""
+    """Return the artifact id of a trial's checkpoint file, from the study's identity and the trial's number."""
     return str(uuid.uuid5(_NAMESPACE, f"{identity}/{number}"))
 
 
 def checkpoint_attrs(artifact_id: str, filename: str) -> dict[str, Any]:
-    """Return the system attribute that names a file, for the ending of its trial."""
+    """Return the system attribute that names a file, to be stored with the trial's result."""
     meta = ArtifactMeta(artifact_id, filename, "application/octet-stream", None)
     return {ARTIFACT + artifact_id: json.dumps(asdict(meta))}
 
 
 def checkpoint_files(storage: Storage, study_id: int) -> list[CheckpointFile]:
-    """Return the files of the study's trials, by trial."""
+    """Return the checkpoint files of a study, ordered by trial number."""
     columns = (TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, SYSTEM_ATTRS.c.value_json)
     artifacts = SYSTEM_ATTRS.c.key.startswith(ARTIFACT, autoescape=True)
     rows = (
@@ -132,32 +136,32 @@ def checkpoint_files(storage: Storage, study_id: int) -> list[CheckpointFile]:
     for trial_id, number, state, text in read_transaction(
         storage.engine, lambda connection: connection.execute(rows).all()
     ):
-        meta = json.loads(json.loads(text) or "null")  # the dashboard removes an artifact by setting it to null
+        meta = json.loads(json.loads(text) or "null")  # REMOVED_ARTIFACT is null
         if meta and meta["filename"] in CHECKPOINT_NAMES.values():
             found.append(CheckpointFile(trial_id, number, state, meta["artifact_id"], meta["filename"]))
     return found
 
 
 def delete_checkpoint_records(storage: Storage, files: Iterable[CheckpointFile]) -> None:
-    """Remove the attributes that name these files."""
-    gone = list(files)
+    """Delete the attributes that name these files."""
+    files = list(files)
 
     def work(connection: Connection, uncertain: bool) -> None:
-        for file in gone:
+        for file in files:
             key = ARTIFACT + file.artifact_id
             connection.execute(sa.delete(SYSTEM_ATTRS).filter_by(trial_id=file.trial_id, key=key))
 
-    if gone:
+    if files:
         write_transaction(storage.engine, work)
 
 
 def delete_checkpoint_files(storage: Storage, study: StudySummary) -> None:
-    """Remove the files of a study that is about to be deleted."""
-    own = identity(study.user_attrs, study.name)
+    """Delete the checkpoint files of a study, before the study itself."""
+    study_identity = identity(study.user_attrs, study.name)
     for file in checkpoint_files(storage, study.study_id):
         folder = artifact_folder(storage.location)
         try:
-            ArtifactFolder(folder).remove(checkpoint_id(own, file.number))
+            ArtifactFolder(folder).remove(checkpoint_id(study_identity, file.number))
         except OSError as error:
             raise StorageError(
                 f"{folder}: the weights of study '{study.name}' cannot be deleted ({error.strerror or error}), so the "
@@ -167,7 +171,7 @@ def delete_checkpoint_files(storage: Storage, study: StudySummary) -> None:
 
 
 def artifacts_of_other_studies(storage: Storage, study_id: int) -> set[str]:
-    """Return the ids of the artifacts that other studies and their trials name; a copy names those of its source."""
+    """Return the ids of the artifacts of all other studies and their trials; a copy shares those of its source."""
     of_trials = (
         sa.select(SYSTEM_ATTRS.c.key)
         .join(TRIALS, SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id)

@@ -52,7 +52,10 @@ def state_of(user_attrs: Mapping[str, Any]) -> StudyState:
     """Return a study's state, from its user attributes."""
     state = user_attrs.get(STATE, StudyState.OPEN)
     if state not in list(StudyState):
-        raise StorageError(f"a study's {STATE} is {state!r}; it can be {', '.join(StudyState)}")
+        raise StorageError(
+            f"the study attribute {STATE} is {state!r}, but it can only be {', '.join(StudyState)}; "
+            "update hpo if a newer version wrote it"
+        )
     return StudyState(state)
 
 
@@ -89,9 +92,8 @@ class ClaimConditions:
         state = state_of(attrs)
         if state in (StudyState.PAUSED, StudyState.STOPPED):
             name = connection.execute(sa.select(STUDIES.c.study_name).filter_by(study_id=self.study_id)).scalar_one()
-            why = f" ({attrs[STATE_REASON]})" if attrs.get(STATE_REASON) else ""
-            advice = f"; go on with `{hpo_command('resume', name)}`"
             how: Literal["paused", "stopped"] = "paused" if state == StudyState.PAUSED else "stopped"
-            raise StudyClosedError(f"study '{name}' is {how}{why}{advice}", how)
+            reason = f" ({attrs[STATE_REASON]})" if attrs.get(STATE_REASON) else ""
+            raise StudyClosedError(f"study '{name}' is {how}{reason}; go on with `{hpo_command('resume', name)}`", how)
         if not self.match(attrs):
             raise StudyClosedError(f"study '{self.name}' was changed by another process", "changed")

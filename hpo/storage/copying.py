@@ -1,19 +1,19 @@
-"""A study copied to another storage, whole.
+"""Copy a study to another storage.
 
-Promises: the source is read on one view, and what is written meanwhile is not copied; the copy is there whole or not at
-all, once, also where a connection to a server was lost; a study that has the name already is left as it is. The rows of
-the copy are those of the source, column by column: attributes and distributions as the text that is stored, times to
-the microsecond. Three things differ:
+Promises: the source is read in one transaction, so later changes are not copied; the copy is committed whole or not at
+all, and once, even if the connection to a server is lost; an existing study of the same name is not changed. The rows
+of the copy equal those of the source, column by column: attributes and distributions as the stored text, times to the
+microsecond. Three things differ:
 
-- Ids are the copy's own, in the order of the trials' numbers. Where Optuna or its dashboard name a trial by its id (in
-  notes on trials, say), they name the copy's.
-- Nobody trains the copy's trials, so those that run in the source wait in it, as after `Storage.requeue`, without a
-  heartbeat.
-- What the two databases keep differently: SQLite has no -0.0. What the target cannot keep at all, such as a step beyond
-  32 bits on PostgreSQL, is a StorageError.
+- The copy has ids of its own, in the order of the trials' numbers. Where Optuna or its dashboard name a trial by its id
+  (in notes on trials, for instance), the copy names the new id.
+- Running trials of the source wait in the copy, as after `Storage.requeue`, and have no heartbeat.
+- The databases store some values differently: SQLite has no -0.0. A value that the target cannot store, such as a step
+  beyond 32 bits on PostgreSQL, is a StorageError.
 
-Memory holds the ids of all trials, and the rows of a hundred. Others wait for an SQLite target until the copy is done.
-Knows nothing of the files that artifacts are kept in, nor of what attributes mean but for the ids that they name.
+The memory needed is that of all trial ids, and of the rows of TRIALS_AT_ONCE trials. Other processes wait for an SQLite
+target until the copy is complete. This module does not copy artifact files, and knows nothing of attributes except the
+ids in them.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ from hpo.storage.rows import (
 from hpo.storage.statements import dialect, requeue_trials
 from hpo.storage.storage import Storage
 
-# Few enough that the rows of long learning curves fit in memory.
+# Small enough for the rows of long learning curves to fit in memory.
 TRIALS_AT_ONCE = 100
 OF_TRIALS = (PARAMS, VALUES, INTERMEDIATE, USER_ATTRS, SYSTEM_ATTRS)
-# Keys of a study's system attributes that name a trial by its id: the dashboard's notes, artifacts, skipped trials.
-NAMES_A_TRIAL = re.compile(r"(dashboard:(?:artifacts:)?|preference:skip_trial:)(\d+)(?=:|$)")
-# Those whose value lists trials by id: the parents of a generation, as Optuna's genetic samplers remember them.
-LISTS_TRIALS = re.compile(r"\w+:parent:\d+")
+# Keys of study system attributes that contain a trial id: notes, artifacts and skipped trials of the dashboard.
+TRIAL_ID_IN_KEY = re.compile(r"(dashboard:(?:artifacts:)?|preference:skip_trial:)(\d+)(?=:|$)")
+# Keys of study system attributes with a list of trial ids: the parents of a generation of Optuna's genetic samplers.
+TRIAL_IDS_IN_VALUE = re.compile(r"\w+:parent:\d+")
 
 Ids = dict[int, int]
-"""An id in the source -> the id in the copy."""
+"""Id in the source -> id in the copy."""
 
 Change = Callable[[Row], Row | None]
-"""A row of the source in, the copy's out: None for none."""
+"""Convert a row of the source to a row of the copy, or to None to omit it."""
 
 
 @dataclass(frozen=True)
 class CopyCounts:
-    """How many trials were copied, and how many of them run in the source, and wait in the copy."""
+    """The number of copied trials, and how many of them run in the source and therefore wait in the copy."""
 
     trials: int
     running: int
@@ -78,50 +78,50 @@ def copy_study(
     user_attrs: Mapping[str, Callable[[Any], Any]] | None = None,
     along: Mapping[str, str] | None = None,
 ) -> CopyCounts:
-    """Copy the study of that name to `target`, which may be the same storage where the copy has a new name.
+    """Copy a study to `target`, which can be the same storage if the copy has a new name.
 
-    `user_attrs` says, by key, what becomes of a user attribute of a study in its copy; the others stay as they are.
-    `along` are studies that are copied with it, all or none, by the name that each has there.
+    `user_attrs` maps keys to functions that convert the value of this study user attribute; other attributes are copied
+    unchanged. `along` maps names of further studies, copied in the same transaction, to their new names.
     """
     names = {name: name if new_name is None else new_name, **(along or {})}
-    made: dict[int, CopyCounts] = {}
+    created: dict[int, CopyCounts] = {}
 
     def work(connection: Connection, uncertain: bool) -> CopyCounts:
         ids: Ids = {}
         with read(source.engine) as view:
-            for old, called in names.items():
-                study_id = _new_study(connection, called)
+            for old, new in names.items():
+                study_id = _new_study(connection, new)
                 if study_id is None:
-                    there = connection.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=called)).scalar()
-                    if uncertain and there in made:
-                        return made[there]
+                    existing = connection.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=new)).scalar()
+                    if uncertain and existing in created:
+                        return created[existing]
                     raise HpoError(
-                        f"{target.shown}: holds a study named {called!r} already, which stays as it is; "
+                        f"{target.shown}: a study named {new!r} exists already, and is not changed; "
                         "give the copy another name with --name"
                     )
                 found = view.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=old)).scalar()
                 if found is None:
                     raise UnknownStudyError(f"{source.shown}: no study named {old!r}")
                 ids[found] = study_id
-            copied = [_Copy(view, connection).study(old, new, user_attrs or {}) for old, new in ids.items()]
-        made[next(iter(ids.values()))] = copied[0]
-        return copied[0]
+            counts = [_Copy(view, connection).study(old, new, user_attrs or {}) for old, new in ids.items()]
+        created[next(iter(ids.values()))] = counts[0]
+        return counts[0]
 
-    # Either of the two may be a server that restarts.
-    seconds = max(source.retry_policy.timeout_s, target.retry_policy.timeout_s)
-    with target.retry_policy.override(target.retry_policy.stop, seconds):
+    # Either storage can be a server that restarts.
+    timeout_s = max(source.retry_policy.timeout_s, target.retry_policy.timeout_s)
+    with target.retry_policy.override(target.retry_policy.stop, timeout_s):
         return write_transaction(target.engine, work)
 
 
-def _new_study(connection: Connection, called: str) -> int | None:
-    insert = dialect(connection).insert(STUDIES).values(study_name=called).on_conflict_do_nothing()
-    made: int | None = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
-    return made
+def _new_study(connection: Connection, name: str) -> int | None:
+    insert = dialect(connection).insert(STUDIES).values(study_name=name).on_conflict_do_nothing()
+    study_id: int | None = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
+    return study_id
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """One run of the work: from a view of the source, in a transaction of the target."""
+    """A copy from a read transaction of the source, in a write transaction of the target."""
 
     source: Connection
     target: Connection
@@ -139,11 +139,11 @@ class _Copy:
         running = 0
         for start in range(0, len(trial_ids), TRIALS_AT_ONCE):
             running += self.trials(trial_ids[start : start + TRIALS_AT_ONCE], new, ids)
-        self.rows(STUDY_SYSTEM_ATTRS, "study_id", {old: new}, lambda row: _renamed(row, ids))
+        self.rows(STUDY_SYSTEM_ATTRS, "study_id", {old: new}, lambda row: _with_new_ids(row, ids))
         return CopyCounts(len(ids), running)
 
     def trials(self, trial_ids: Sequence[int], study_id: int, ids: Ids) -> int:
-        """Copy trials, add their ids to those known, and return how many of them were running."""
+        """Copy trials, add their ids to `ids`, and return how many of them were running."""
         by_id = {
             row["trial_id"]: dict(row)
             for row in self.source.execute(sa.select(TRIALS).where(TRIALS.c.trial_id.in_(trial_ids))).mappings()
@@ -162,7 +162,7 @@ class _Copy:
         return len(running)
 
     def rows(self, table: sa.Table, owner: str, ids: Ids, change: Change = lambda row: row) -> None:
-        """Copy the rows that belong to these studies or trials, in the order in which they were written."""
+        """Copy the rows that belong to these studies or trials, in the order of their primary key."""
         columns = [column for column in table.columns if not column.primary_key]
         select = sa.select(*columns).where(table.columns[owner].in_(list(ids))).order_by(*table.primary_key)
         found = self.source.execute(select).mappings()
@@ -171,16 +171,16 @@ class _Copy:
             self.target.execute(sa.insert(table), copied)
 
 
-def _renamed(row: Row, ids: Ids) -> Row | None:
-    """Return a study's system attribute with the copy's ids in the place of the source's.
+def _with_new_ids(row: Row, ids: Ids) -> Row | None:
+    """Return a study system attribute with the copy's ids in place of the source's.
 
-    None for one that names a trial that the study has not: its id may be that of another trial of the copy.
+    None if it names a trial that the study does not have: the copy can have another trial with that id.
     """
     key: str = row["key"]
-    if LISTS_TRIALS.fullmatch(key):
+    if TRIAL_IDS_IN_VALUE.fullmatch(key):
         listed = [ids[trial_id] for trial_id in json.loads(row["value_json"]) if trial_id in ids]
         return row | {"value_json": json.dumps(listed)}
-    match = NAMES_A_TRIAL.match(key)
+    match = TRIAL_ID_IN_KEY.match(key)
     if match is None:
         return row
     trial_id = ids.get(int(match[2]))

@@ -1,8 +1,9 @@
-"""The state of a storage's health, as facts: what answers, what is damaged, what is numbered wrongly, who is silent.
+"""Health checks of a storage: connectivity, schema, damage, disk, trial numbers and running trials, as plain facts.
 
-Promises: nothing is made and nothing that a storage holds is changed, not even an SQLite file's journal mode; an answer
-is of one moment; what cannot be asked is a StorageError of one line. A server that is away is not waited for.
-What the facts mean for a user, and what to do about them, others say.
+Promises: a check creates nothing and changes nothing in the storage, not even an SQLite file's journal mode; the facts
+of one check are of one moment; a failed check is a StorageError of one line. An unreachable server is not retried. The
+functions at the end return SQL that repairs a storage; hpo never runs it. `hpo.results.doctor` decides what the facts
+mean for a user.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from hpo.storage.heartbeats import RunningTrial, read_running
 from hpo.storage.location import Location
 from hpo.storage.rows import HEARTBEATS, STUDIES, TRIALS
 
-TRIPS = 5
-WHOLE_CHECK_BYTES = 2**28
-"""The largest file whose indices are compared with its tables, too: some seconds' work."""
-MOST_LISTED = 6
-"""Of problems and numbers; the lists may be cut short there."""
+ROUND_TRIPS = 5
+FULL_CHECK_BYTES = 2**28
+"""The largest file whose indexes are compared with its tables, too, which takes a few seconds."""
+MAX_LISTED = 6
+"""The maximum number of problems, and of trial numbers, in a list."""
 TABLES = models.BaseModel.metadata.tables
 DIALECT = sqlite.dialect()  # the SQL below is standard
 KINDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
@@ -51,7 +52,7 @@ class ReadOnlyConnection(TunedConnection):
 
 @dataclass(frozen=True)
 class Connectivity:
-    """What answers, and how fast. `skew_s` is how far the server's clock is ahead; None for a file, which has none."""
+    """The database and its response times. `skew_s` is how far the server's clock is ahead; None for a file."""
 
     kind: str
     version: str
@@ -62,7 +63,7 @@ class Connectivity:
 
 @dataclass(frozen=True)
 class Schema:
-    """The revision of Optuna's tables, "" where there are none yet, and the tables and columns that they lack."""
+    """The revision of Optuna's tables ("" if there are no tables yet), and the missing tables and columns."""
 
     revision: str
     missing: tuple[str, ...]
@@ -70,9 +71,9 @@ class Schema:
 
 @dataclass(frozen=True)
 class Damage:
-    """What an SQLite file's own checks say: the first few problems, and the orphaned rows of Optuna's tables.
+    """The result of SQLite's own checks of a file: the first few problems, and orphaned rows of Optuna's tables.
 
-    `orphans` counts them by their table and the table that has not got what they belong to; `whole` is whether indices
+    `orphans` counts the rows by their table and the parent table that lacks their parent; `whole` is True if indexes
     were compared with their tables.
     """
 
@@ -83,7 +84,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class FileState:
-    """An SQLite file on its disk. `size` counts the write-ahead log, too."""
+    """An SQLite file: its journal mode, its size with the write-ahead log, and the free bytes of its disk."""
 
     journal_mode: str
     size: int
@@ -92,7 +93,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class NumberingProblem:
-    """The numbers of a study's trials: the first few that two or more trials have, and that none has."""
+    """A study with wrong trial numbers: the first few numbers that several trials have, or that no trial has."""
 
     study_id: int
     study: str
@@ -103,7 +104,7 @@ class NumberingProblem:
 
 @dataclass(frozen=True)
 class RunningWithoutHeartbeat:
-    """A trial that runs without a heartbeat; `started` is in UTC, None where it was never told."""
+    """A running trial without a heartbeat; `started` is in UTC, None if it is not stored."""
 
     study: str
     number: int
@@ -111,7 +112,7 @@ class RunningWithoutHeartbeat:
 
 
 class StorageHealth:
-    """Asks a storage about its health; a file has to be there. To be closed in the end."""
+    """A read-only connection to a storage for health checks. An SQLite file must exist. Close it after use."""
 
     def __init__(self, location: Location) -> None:
         options = engine_options(location)
@@ -131,26 +132,26 @@ class StorageHealth:
         self.engine.dispose()
 
     def connectivity(self) -> Connectivity:
-        """Connect, and ask a few times for what costs nothing; the quickest answer counts."""
+        """Connect, measure a few round trips of a trivial query, and return the fastest."""
         start = time.perf_counter()
         with self.engine.connect() as connection:
             connect_s = time.perf_counter() - start
-            trips = [_trip(connection) for _ in range(TRIPS)]
+            trips = [_round_trip(connection) for _ in range(ROUND_TRIPS)]
             version = ".".join(map(str, connection.dialect.server_version_info or ()))
         round_trip_s, skew_s = min(trips, key=lambda trip: trip[0])
         return Connectivity(KINDS[self.engine.dialect.name], version, connect_s, round_trip_s, skew_s)
 
     def schema(self) -> Schema:
-        """Return which of Optuna's tables are there; those of another Optuna are a StorageError."""
-        with self._view() as connection:
+        """Return which of Optuna's tables exist. Raises StorageError if they are of another Optuna version."""
+        with self._reading() as connection:
             if not schema_is_ready(connection, self.shown):
                 return Schema("", ())
             revision = MigrationContext.configure(connection).get_current_revision() or ""
             inspector = sa.inspect(connection)
-            there = set(inspector.get_table_names())
+            existing = set(inspector.get_table_names())
             missing: list[str] = []
             for table in TABLES.values():
-                if table.name not in there:
+                if table.name not in existing:
                     missing.append(table.name)
                     continue
                 columns = {column["name"] for column in inspector.get_columns(table.name)}
@@ -158,88 +159,89 @@ class StorageHealth:
             return Schema(revision, tuple(missing))
 
     def damage(self) -> Damage | None:
-        """Return what SQLite finds wrong with the file; None for a server, which has no such check."""
+        """Return the damage that SQLite finds in the file; None for a server, which has no such check."""
         if self.location.file is None:
             return None
-        whole = _size(self.location.file) <= WHOLE_CHECK_BYTES
-        with self._view() as connection:
-            check = f"PRAGMA {'integrity_check' if whole else 'quick_check'}({MOST_LISTED})"
+        whole = _size(self.location.file) <= FULL_CHECK_BYTES
+        with self._reading() as connection:
+            check = f"PRAGMA {'integrity_check' if whole else 'quick_check'}({MAX_LISTED})"
             problems = [" ".join(str(line).split()) for line in connection.exec_driver_sql(check).scalars()]
             found = connection.exec_driver_sql("PRAGMA foreign_key_check")
             orphans = Counter((table, parent) for table, _, parent, _ in found if table in TABLES)
         return Damage(tuple(line for line in problems if line != "ok"), dict(orphans), whole)
 
     def file_state(self) -> FileState | None:
-        """Return how the file lies on its disk; None for a server."""
+        """Return the journal mode, size and free disk space of the file; None for a server."""
         file = self.location.file
         if file is None:
             return None
-        with self._view() as connection:
+        with self._reading() as connection:
             mode = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
         return FileState(mode, _size(file), shutil.disk_usage(file.parent).free)
 
     def connections(self) -> tuple[int, int] | None:
-        """Return how many connections the server has, and how many users like this one can have; None for a file."""
+        """Return the number of connections to the server, and the maximum for ordinary users; None for a file."""
         if self.location.file is not None:
             return None
         used = sa.text("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
         limits = sa.text(
             "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
         )
-        with self._view() as connection:
+        with self._reading() as connection:
             return connection.execute(used).scalar_one(), connection.execute(limits).scalar_one()
 
     def numbering_problems(self) -> tuple[int, list[NumberingProblem]]:
-        """Return how many studies there are, and those whose trials are not numbered 0, 1, 2 and so on."""
+        """Return the number of studies, and the studies whose trials are not numbered 0, 1, 2 and so on."""
         number, count = TRIALS.c.number, sa.func.count()
         last = sa.func.coalesce(sa.func.max(number), -1)
         of_study = sa.select(TRIALS.c.study_id, count, sa.func.count(number.distinct()), last)
-        with self._view() as connection:
+        with self._reading() as connection:
             names = _names(connection)
-            wrong = [
-                _numbering(connection, study_id, names.get(study_id, ""))
+            problems = [
+                _numbering_problem(connection, study_id, names.get(study_id, ""))
                 for study_id, trials, distinct, highest in connection.execute(of_study.group_by(TRIALS.c.study_id))
                 if not trials == distinct == highest + 1
             ]
-        return len(names), wrong
+        return len(names), problems
 
     def running(self) -> list[tuple[str, RunningTrial]]:
-        """Return the running trials that have a heartbeat, each with its study's name."""
-        with self._view() as connection:
+        """Return the running trials that have a heartbeat, each with the name of its study."""
+        with self._reading() as connection:
             names = _names(connection)
             return [(names.get(trial.study_id, ""), trial) for trial in read_running(connection)]
 
     def running_without_heartbeat(self) -> list[RunningWithoutHeartbeat]:
-        """Return the running trials that have no heartbeat, the oldest first."""
-        watched = sa.select(HEARTBEATS.c.trial_id)
+        """Return the running trials without a heartbeat, oldest first."""
+        with_heartbeat = sa.select(HEARTBEATS.c.trial_id)
         select = sa.select(STUDIES.c.study_name, TRIALS.c.number, TRIALS.c.datetime_start).join_from(TRIALS, STUDIES)
-        of_these = select.where(TRIALS.c.state == TrialState.RUNNING, TRIALS.c.trial_id.not_in(watched))
-        with self._view() as connection:
-            return [RunningWithoutHeartbeat(*row) for row in connection.execute(of_these.order_by(TRIALS.c.trial_id))]
+        select = select.where(TRIALS.c.state == TrialState.RUNNING, TRIALS.c.trial_id.not_in(with_heartbeat))
+        with self._reading() as connection:
+            return [RunningWithoutHeartbeat(*row) for row in connection.execute(select.order_by(TRIALS.c.trial_id))]
 
     @contextlib.contextmanager
-    def _view(self) -> Iterator[Connection]:
+    def _reading(self) -> Iterator[Connection]:
         try:
             with read(self.engine) as connection:
                 yield connection
-        except sa.exc.DBAPIError as error:  # what connections.py passes on, such as a right that the user has not
+        except sa.exc.DBAPIError as error:  # errors that connections.py does not convert, such as missing permissions
             raise StorageError(f"{self.shown}: the database answered: {error_line(error.orig or error)}") from error
-        except (ValueError, TypeError, LookupError) as error:  # rows that nobody wrote as they are
-            said = error_line(error)
-            raise StorageError(f"{self.shown}: holds rows that cannot be read ({said}); restore a backup") from error
+        except (ValueError, TypeError, LookupError) as error:  # invalid values in rows
+            raise StorageError(
+                f"{self.shown}: some rows cannot be read ({error_line(error)}); restore a backup"
+            ) from error
 
 
 def skew(before: float, server: float, after: float) -> float:
-    """Return how far a clock is ahead that was read between two looks at this machine's, taken half-way between."""
+    """Return how far a server's clock is ahead of the midpoint of two readings of this machine's clock."""
     return server - (before + after) / 2
 
 
-def _trip(connection: Connection) -> tuple[float, float | None]:
-    """Return how long one question takes, and the skew that it shows."""
+def _round_trip(connection: Connection) -> tuple[float, float | None]:
+    """Return the duration of a trivial query, and the skew of the server's clock."""
     on_server = connection.dialect.name == "postgresql"
-    ask = sa.text("SELECT extract(epoch FROM clock_timestamp())" if on_server else "SELECT count(*) FROM sqlite_master")
+    sql = "SELECT extract(epoch FROM clock_timestamp())" if on_server else "SELECT count(*) FROM sqlite_master"
     before, start = time.time(), time.perf_counter()
-    answer = float(connection.execute(ask).scalar_one())
+    answer = float(connection.execute(sa.text(sql)).scalar_one())
     round_trip_s = time.perf_counter() - start
     return round_trip_s, skew(before, answer, before + round_trip_s) if on_server else None
 
@@ -248,38 +250,38 @@ def _names(connection: Connection) -> dict[int, str]:
     return {row.study_id: row.study_name for row in connection.execute(sa.select(STUDIES))}
 
 
-def _numbering(connection: Connection, study_id: int, name: str) -> NumberingProblem:
+def _numbering_problem(connection: Connection, study_id: int, name: str) -> NumberingProblem:
     select = sa.select(TRIALS.c.number).where(TRIALS.c.study_id == study_id)
     found = Counter(connection.execute(select).scalars())
     duplicates = sorted(number for number, count in found.items() if number is not None and count > 1)
     last = max((number for number in found if number is not None), default=-1)
-    missing = itertools.islice((number for number in range(last) if number not in found), MOST_LISTED)
-    return NumberingProblem(study_id, name, found.total(), tuple(duplicates[:MOST_LISTED]), tuple(missing))
+    missing = itertools.islice((number for number in range(last) if number not in found), MAX_LISTED)
+    return NumberingProblem(study_id, name, found.total(), tuple(duplicates[:MAX_LISTED]), tuple(missing))
 
 
 def _size(file: Path) -> int:
     size = file.stat().st_size
-    with contextlib.suppress(FileNotFoundError):  # the last to close the file takes its log away
+    with contextlib.suppress(FileNotFoundError):  # the last process that closes the file deletes the log
         size += file.with_name(f"{file.name}-wal").stat().st_size
     return size
 
 
 def delete_orphans_sql(orphans: Iterable[tuple[str, str]]) -> str:
-    """Return the SQL that deletes the rows of these tables that belong to nothing in the other ones."""
+    """Return SQL that deletes orphaned rows: for each (table, parent table), the rows without a parent."""
     statements = []
     for name, parent in orphans:
         (key,) = TABLES[parent].primary_key
-        statements.append(_text(sa.delete(TABLES[name]).where(TABLES[name].c[key.name].not_in(sa.select(key)))))
+        statements.append(_sql(sa.delete(TABLES[name]).where(TABLES[name].c[key.name].not_in(sa.select(key)))))
     return "; ".join(statements)
 
 
 def renumber_sql(study_ids: Iterable[int]) -> str:
-    """Return the SQL that numbers the trials of these studies anew, in the order of their ids. They keep all else."""
+    """Return SQL that numbers the trials of these studies 0, 1, 2 and so on in the order of their ids."""
     earlier = TRIALS.alias("earlier")
     before = (earlier.c.study_id == TRIALS.c.study_id) & (earlier.c.trial_id < TRIALS.c.trial_id)
     number = sa.select(sa.func.count()).select_from(earlier).where(before).scalar_subquery()
-    return _text(sa.update(TRIALS).where(TRIALS.c.study_id.in_(list(study_ids))).values(number=number))
+    return _sql(sa.update(TRIALS).where(TRIALS.c.study_id.in_(list(study_ids))).values(number=number))
 
 
-def _text(statement: sa.Delete | sa.Update) -> str:
+def _sql(statement: sa.Delete | sa.Update) -> str:
     return " ".join(str(statement.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})).split())

@@ -1,8 +1,7 @@
-"""Storage URLs: which one is meant, what it may say, and how it is shown to a user.
+"""Storage URLs: parse, check and mask them.
 
 A `Location` has passed every check that needs no database connection: the kind is known, a database file's folder
-exists, and the file, where there is one, can be written. A password is never shown.
-This module opens no connection and knows nothing of tables.
+exists, and an existing file can be written. Passwords are never shown. This module opens no connection.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from hpo.text import printable
 DEFAULT_URL = "sqlite:///hpo.db"
 STORAGE_VARIABLE = "HPO_STORAGE"
 LONGEST_SHOWN = 200
-# What a user may write before `://`, and the SQLAlchemy driver that serves it.
+# Schemes of URLs, and their SQLAlchemy drivers.
 DRIVERS = {
     "sqlite": "sqlite",
     "sqlite+pysqlite": "sqlite",
@@ -33,7 +32,7 @@ DRIVERS = {
 
 @dataclass(frozen=True)
 class Location:
-    """A checked storage URL. `shown` is how the user wrote it, fit for a message; `file` is None for a server."""
+    """A checked storage URL. `shown` is the user's text without password, for messages; `file` is None for a server."""
 
     url: URL = field(repr=False)
     shown: str
@@ -41,27 +40,27 @@ class Location:
 
     @property
     def full_url(self) -> str:
-        """The URL as SQLAlchemy needs it, password and all: never for a message."""
+        """The URL with its password, for SQLAlchemy: never show it in a message."""
         return self.url.render_as_string(hide_password=False)
 
 
 def mask(url: str) -> str:
-    """Return the URL without its passwords, on one line. Works on text that is no valid URL, too."""
+    """Return the URL without passwords, on one line. The text need not be a valid URL."""
     url = printable(url)
-    # Greedy up to the last @: a password with an @ or a / in it is hidden whole.
+    # Greedy up to the last @, because a password can contain @ and /.
     url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
     url = re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
     return url if len(url) <= LONGEST_SHOWN else url[:LONGEST_SHOWN] + "..."
 
 
 def locate(url: str | None) -> Location:
-    """Return where `url` points: None means the environment's HPO_STORAGE, else `sqlite:///hpo.db`."""
+    """Return the checked location of a URL; None means HPO_STORAGE, else `sqlite:///hpo.db`."""
     text = url if url is not None else os.environ.get(STORAGE_VARIABLE) or DEFAULT_URL
     shown = mask(text)
     try:
         parsed = make_url(text)
     except (ArgumentError, ValueError):
-        # The cause is left out: it may quote the URL, password included.
+        # Without the cause, which can contain the URL with its password.
         raise StorageError(
             f"{shown}: not a storage URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         ) from None
@@ -74,7 +73,7 @@ def locate(url: str | None) -> Location:
     if driver != "sqlite":
         return Location(parsed, shown, None)
     file = _file(parsed, shown)
-    # Absolute, so that a later change of folder does not send new connections to another file.
+    # Absolute, so that new connections open the same file after a change of the working directory.
     return Location(parsed.set(database=str(file)), shown, file)
 
 
@@ -84,9 +83,11 @@ def _file(url: URL, shown: str) -> Path:
             f"{shown}: a file has no host; write sqlite:///FILE, or sqlite:////FILE from the root folder"
         )
     if url.query:
-        raise StorageError(f"{shown}: sqlite takes no parameters after '?'; leave them out")
+        raise StorageError(f"{shown}: sqlite URLs take no parameters; remove those after '?'")
     if not url.database or url.database == ":memory:":
-        raise StorageError(f"{shown}: a storage in memory keeps nothing; name a file, as in {DEFAULT_URL}")
+        raise StorageError(
+            f"{shown}: a storage in memory is lost when the process ends; name a file, as in {DEFAULT_URL}"
+        )
     try:
         return _checked(Path(os.path.abspath(url.database)), shown)
     except ValueError as error:  # a null byte
@@ -97,8 +98,8 @@ def _file(url: URL, shown: str) -> Path:
 
 def _checked(file: Path, shown: str) -> Path:
     if not file.parent.is_dir():
-        raise StorageError(f"{shown}: the folder {mask(str(file.parent))} does not exist; make it first")
-    # SQLite keeps a journal beside the file, so the folder must be writable as well.
+        raise StorageError(f"{shown}: the folder {mask(str(file.parent))} does not exist; create it first")
+    # SQLite writes a journal next to the file, so the folder must be writable as well.
     if not _writable(file.parent):
         raise StorageError(f"{shown}: the folder {mask(str(file.parent))} is read-only; name a file elsewhere")
     try:
@@ -111,7 +112,7 @@ def _checked(file: Path, shown: str) -> Path:
         raise StorageError(f"{shown}: is not an ordinary file; name another one")
     if not _writable(file):
         raise StorageError(f"{shown}: the file is read-only; make it writable, or copy it and name the copy")
-    # Whether it is a database, SQLite says: to open and close the file here would end all locks of this process on it.
+    # SQLite checks the content: opening and closing the file here would release all locks of this process on it.
     return file
 
 

@@ -1,9 +1,9 @@
-"""Studies by name: what each holds at a glance, the best of its trials, and one of them as an Optuna study.
+"""Studies by name: summaries, the best trials, and a stored study as an optuna.Study.
 
-Counting and ranking are the database's work: a few queries for all studies, which read no learning curve and no trial
-but those asked for; of several objectives, the values. What one call returns is of one moment. The study returned by
-`load_study` reads through Optuna's cache: what has finished is read once, what is new or unfinished each time.
-Knows nothing of what hpo keeps with a study.
+The database counts and ranks, with a few queries for all studies; no learning curve is read, and no trial but those
+requested (of studies with several objectives, all objective values). The results of one call are of one moment. A study
+that `load_study` returns reads through Optuna's cache: finished trials once, new and unfinished trials each time. This
+module knows nothing of the attributes that hpo stores with a study, except its state.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from hpo.storage.rows import (
 )
 from hpo.storage.storage import Storage
 
-# More trials than their ids can tell apart; a database refuses a limit that is much higher.
+# The largest trial id, as a limit without effect: a database refuses a much larger one.
 MAX_TRIALS = 2**31 - 1
 RANKED = TrialFields(curves=False, system_attrs=None)
-# Values that can be ranked: infinity is kept without a number.
+# Objective values that can be ranked: Optuna stores infinity without a number.
 ANY_FINITE = (VALUES.c.trial_id == TRIALS.c.trial_id) & (
     VALUES.c.value_type == models.TrialValueModel.TrialValueType.FINITE
 )
@@ -53,11 +53,10 @@ FINITE = ANY_FINITE & (VALUES.c.objective == 0)
 
 @dataclass(frozen=True)
 class StudySummary:
-    """What a study holds at a glance.
+    """The key facts of a study.
 
-    `states` counts the trials in each state that occurs. `best` is the best finite value of a completed trial, that of
-    the first objective where there are several, None where there is none. `last_activity` is when a trial last started
-    or ended.
+    `states` counts the trials of each state that occurs. `best` is the best finite value of the first objective among
+    completed trials, or None. `last_activity` is the time of the last start or end of a trial, or None.
     """
 
     study_id: int
@@ -76,26 +75,26 @@ def study_names(storage: Storage) -> list[str]:
 
 
 def summaries(storage: Storage) -> list[StudySummary]:
-    """Return what each study in the storage holds, oldest first."""
+    """Return the summary of each study in the storage, oldest first."""
     return read_transaction(storage.engine, lambda connection: _summaries(connection, sa.true()))
 
 
 def summary(storage: Storage, study: str | int) -> StudySummary:
-    """Return what the study of that name or id holds: a name may be given to another study meanwhile, an id is kept."""
-    found = read_transaction(storage.engine, lambda connection: _summaries(connection, _is(study)))
+    """Return the summary of the study of that name or id. A rename changes the name only."""
+    found = read_transaction(storage.engine, lambda connection: _summaries(connection, _matches(study)))
     if not found:
         raise _unknown(storage, study)
     return found[0]
 
 
-def study_of(storage: Storage, trial_id: int) -> int | None:
-    """Return the id of a trial's study; None where there is no such trial."""
+def study_id_of(storage: Storage, trial_id: int) -> int | None:
+    """Return the id of a trial's study; None if there is no such trial."""
     found = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id)
     return read_transaction(storage.engine, lambda connection: connection.execute(found).scalar())
 
 
 def open_summaries(storage: Storage) -> list[StudySummary]:
-    """Return what each study holds that is neither paused, stopped nor ended, oldest first."""
+    """Return the summary of each open study, oldest first."""
     closed = sa.select(STUDY_ATTRS.c.study_id).where(
         STUDY_ATTRS.c.key == STATE, STUDY_ATTRS.c.value_json != json.dumps(StudyState.OPEN.value)
     )
@@ -105,11 +104,12 @@ def open_summaries(storage: Storage) -> list[StudySummary]:
 
 
 def trial_rates(storage: Storage, window_s: float) -> dict[int, float]:
-    """Return the trials a second of those that ended in the last `window_s` seconds, by study, since the first began.
+    """Return the finished trials per second of each study during the last `window_s` seconds.
 
-    The time is this machine's, as the trials' is that of the machine that trained them.
+    If the first of these trials started within the window, the rate counts from its start. The trials have the time of
+    the machines that trained them, the window that of this machine.
     """
-    now = _given(utc(datetime.datetime.now()))
+    now = utc(datetime.datetime.now())
     start = now - datetime.timedelta(seconds=window_s)
     ended = sa.select(TRIALS.c.study_id, sa.func.count(), sa.func.min(TRIALS.c.datetime_start)).group_by(
         TRIALS.c.study_id
@@ -124,7 +124,7 @@ def trial_rates(storage: Storage, window_s: float) -> dict[int, float]:
 
 
 def last_epochs(storage: Storage, trial_ids: Sequence[int]) -> dict[int, int]:
-    """Return the last step that each trial has reported, of those that have reported one."""
+    """Return the last reported step of each trial that has reported one."""
     steps = sa.select(INTERMEDIATE.c.trial_id, sa.func.max(INTERMEDIATE.c.step)).group_by(INTERMEDIATE.c.trial_id)
 
     def work(connection: Connection) -> dict[int, int]:
@@ -141,20 +141,19 @@ def last_epochs(storage: Storage, trial_ids: Sequence[int]) -> dict[int, int]:
 def best_trials(storage: Storage, study: str | int, n: int | None = None) -> list[FrozenTrial]:
     """Return the `n` best completed trials of the study of that name or id, best first.
 
-    Without `n`, return the best trial, or of several objectives the whole Pareto front. The trials have no curves and
-    no system attributes.
-
-    Equal values keep the order of the trials' numbers; an infinite value is not ranked. Of several objectives the best
-    are those on the Pareto front: no other trial is as good as one of them in all and better in one. The first
-    objective gives their order.
+    Trials with equal values are ordered by number; infinite values are not ranked. With several objectives, the best
+    trials are the Pareto front, ordered by the first objective. Without `n`, return the best trial, or the whole front.
+    The returned trials have no learning curves and no system attributes.
     """
 
     def work(connection: Connection) -> list[FrozenTrial] | None:
-        of_study = sa.select(DIRECTIONS.c.direction).join(STUDIES).where(_is(study)).order_by(DIRECTIONS.c.objective)
+        of_study = (
+            sa.select(DIRECTIONS.c.direction).join(STUDIES).where(_matches(study)).order_by(DIRECTIONS.c.objective)
+        )
         directions = connection.execute(of_study).scalars().all()
         if len(directions) == 1:
-            return _ranked(connection, _is(study), directions[0], 1 if n is None else n)
-        return _front(connection, _is(study), directions, n) if directions else None
+            return _ranked(connection, _matches(study), directions[0], 1 if n is None else n)
+        return _front(connection, _matches(study), directions, n) if directions else None
 
     best = read_transaction(storage.engine, work)
     if best is None:
@@ -169,7 +168,7 @@ def _ranked(
     of_study = sa.select(TRIALS.c.trial_id).select_from(TRIALS.join(STUDIES).join(VALUES, FINITE)).where(study)
     ranked = of_study.where(TRIALS.c.state == TrialState.COMPLETE).order_by(value, TRIALS.c.number)
     ranked = ranked.limit(min(n, MAX_TRIALS))
-    # Not by ids: there may be more of them than a database takes as parameters.
+    # A subquery instead of ids, because a database limits the number of parameters.
     found = {trial._trial_id: trial for trial in read_trials(connection, TRIALS.c.trial_id.in_(ranked), RANKED)}
     return [found[trial_id] for trial_id in connection.execute(ranked).scalars()]
 
@@ -183,18 +182,18 @@ def _front(
     complete = rows.where(TRIALS.c.state == TrialState.COMPLETE).order_by(VALUES.c.objective)
     for trial_id, value in connection.execute(complete):
         values[trial_id].append(value)
-    whole = {trial_id: found for trial_id, found in values.items() if len(found) == len(directions)}
-    # Ids grow with numbers.
-    ids = best_first({trial_id: losses(found, directions) for trial_id, found in whole.items()})[:n]
+    finite = {trial_id: found for trial_id, found in values.items() if len(found) == len(directions)}
+    # Ids have the order of numbers.
+    ids = best_first({trial_id: losses(found, directions) for trial_id, found in finite.items()})[:n]
     found: dict[int, FrozenTrial] = {}
     for start in range(0, len(ids), IDS_PER_QUERY):
-        of_these = TRIALS.c.trial_id.in_(ids[start : start + IDS_PER_QUERY])
-        found |= {trial._trial_id: trial for trial in read_trials(connection, of_these, RANKED)}
+        among = TRIALS.c.trial_id.in_(ids[start : start + IDS_PER_QUERY])
+        found |= {trial._trial_id: trial for trial in read_trials(connection, among, RANKED)}
     return [found[trial_id] for trial_id in ids]
 
 
 def load_study(storage: Storage, name: str) -> optuna.Study:
-    """Return the study of that name."""
+    """Return the study of that name. Raises UnknownStudyError if there is none."""
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
@@ -229,7 +228,7 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
 
 
 def _totals(study_ids: sa.Select[tuple[int]]) -> sa.Select[Any]:
-    """A row for each state of each study."""
+    """Return the query with a row for each state of each study."""
     columns = (
         sa.func.count().label("trials"),
         sa.func.min(VALUES.c.value).label("lowest"),
@@ -254,12 +253,7 @@ def _latest(totals: Iterable[sa.Row[Any]]) -> datetime.datetime | None:
     return local(max(times, default=None))
 
 
-def _given(time: datetime.datetime | None) -> datetime.datetime:
-    assert time is not None
-    return time
-
-
-def _is(study: str | int) -> sa.ColumnElement[bool]:
+def _matches(study: str | int) -> sa.ColumnElement[bool]:
     return STUDIES.c.study_id == study if isinstance(study, int) else STUDIES.c.study_name == study
 
 
@@ -268,9 +262,9 @@ def _unknown(storage: Storage, name: str | int) -> UnknownStudyError:
         return UnknownStudyError(f"{storage.shown}: the study was deleted by another process")
     names = study_names(storage)
     if not names:
-        advice = "; it holds no study yet: start one with `hpo launch FILE`"
+        advice = "; the storage has no study yet: start one with `hpo launch FILE`"
     else:
-        advice = nearest(name, names) or f"; it holds {_few(names)}"
+        advice = nearest(name, names) or f"; the storage has {_few(names)}"
     return UnknownStudyError(f"{storage.shown}: no study named {name!r}{advice}")
 
 

@@ -31,12 +31,12 @@ def check_open(storage: Storage, conditions: ClaimConditions) -> None:
     write_transaction(storage.engine, lambda connection, _: conditions.check(connection))
 
 
-def set_state(storage: Storage, study_id: int, state: StudyState, why: str = "") -> int:
+def set_state(storage: Storage, study_id: int, state: StudyState, reason: str = "") -> int:
     """Set the state of a study; return the number of running trials that were requeued, which only a pause does."""
-    return write_transaction(storage.engine, lambda connection, _: _set_state(connection, study_id, state, why))
+    return write_transaction(storage.engine, lambda connection, _: _set_state(connection, study_id, state, reason))
 
 
-def end_study(storage: Storage, conditions: ClaimConditions, why: str) -> None:
+def end_study(storage: Storage, conditions: ClaimConditions, reason: str) -> None:
     """Set the state of a study to ended, unless it is paused or stopped.
 
     Raises StudyClosedError if another process has changed or deleted the study.
@@ -49,35 +49,35 @@ def end_study(storage: Storage, conditions: ClaimConditions, why: str) -> None:
             if closed.how in ("changed", "deleted"):
                 raise
             return
-        _set_state(connection, conditions.study_id, StudyState.ENDED, why)
+        _set_state(connection, conditions.study_id, StudyState.ENDED, reason)
 
     write_transaction(storage.engine, work)
 
 
 def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Mapping[str, Any]) -> None:
-    """Set user attributes of a study, and reopen one that has ended.
+    """Set user attributes of a study without running trials, and reopen it if it has ended.
 
-    Raises StudyBusyError where a process holds trials of it, and KeyError where there is no such study.
+    Raises StudyBusyError if a live worker runs trials of the study, and KeyError if there is no such study.
     """
 
-    def look(connection: Connection) -> dict[str, Any]:
+    def check_idle(connection: Connection) -> dict[str, Any]:
         for trial in read_running(connection, study_id):
             if trial.worker is not None and not trial.orphaned:
                 raise StudyBusyError(
-                    f"study '{name}' is being searched by {trial.worker}, which knows nothing of the change; "
+                    f"study '{name}' is being searched by {trial.worker}, so its settings cannot change now; "
                     f"wait for it, or `{hpo_command('pause', name)}` first"
                 )
-        found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=STATE)
-        ended = connection.execute(found).scalar() == f'"{StudyState.ENDED}"'
+        stored = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=STATE)
+        ended = connection.execute(stored).scalar() == f'"{StudyState.ENDED}"'
         return {STATE: StudyState.OPEN, STATE_REASON: ""} if ended else {}
 
-    storage.set_study_attrs(study_id, user_attrs, look)
+    storage.set_study_attrs(study_id, user_attrs, check_idle)
 
 
 def rename_study(storage: Storage, study_id: int, name: str) -> None:
-    """Give a study another name. It stays the study that it is, and whoever searches it goes on.
+    """Rename a study. Its identity does not change, and its workers continue.
 
-    Raises DuplicatedStudyError where another study has the name, and KeyError where there is no such study.
+    Raises DuplicatedStudyError if another study has the name, and KeyError if there is no such study.
     """
 
     def work(connection: Connection, uncertain: bool) -> None:
@@ -86,22 +86,22 @@ def rename_study(storage: Storage, study_id: int, name: str) -> None:
         except sa.exc.IntegrityError as error:
             raise DuplicatedStudyError(f"a study named {name!r} exists") from error
         if not renamed.rowcount:
-            raise KeyError(f"no study has the id {study_id}")
+            raise KeyError(f"no study with id {study_id}")
 
     write_transaction(storage.engine, work)
 
 
-def _set_state(connection: Connection, study_id: int, state: StudyState, why: str) -> int:
+def _set_state(connection: Connection, study_id: int, state: StudyState, reason: str) -> int:
     if not lock_study(connection, study_id):
         return 0  # the study was deleted: nothing to store
-    attrs = {STATE: state.value, STATE_REASON: " ".join(why.split())}
+    attrs = {STATE: state.value, STATE_REASON: " ".join(reason.split())}
     rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
     upsert(connection, STUDY_ATTRS, rows)
     if state != StudyState.PAUSED:
         return 0
-    by_a_worker = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
+    has_worker = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)
     running = sa.select(TRIALS.c.trial_id).where(
-        TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, by_a_worker
+        TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, has_worker
     )
     ids = connection.execute(running.order_by(TRIALS.c.trial_id).with_for_update()).scalars().all()
     requeue_trials(connection, ids)

@@ -1,7 +1,10 @@
-"""Workers: which process works through a storage, and whether one met in it is known to have ended.
+"""Workers: the identity of a process, whether it is still alive, and the registry of a storage's processes.
 
-Only a process of the same machine (or container), since it started, can be looked for; what became of others, their
-heartbeats tell. Knows nothing of trials.
+A worker on the same machine (or in the same container), since its last start, can be looked up among the processes; a
+worker elsewhere is judged by its heartbeats. The registry is a table of hpo, next to Optuna's tables, with a row for
+each process from its first heartbeat to its end; the row of a killed process is deleted by a process that starts more
+than a day later. Only the display of workers and the number of a worker's threads depend on the registry: the worker of
+a trial is recorded with the trial.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from sqlalchemy.engine import Connection
 from hpo.storage.connections import lock_tables
 from hpo.storage.statements import dialect, utc_now
 
-FORGOTTEN_S = 24 * 3600.0
+EXPIRY_S = 24 * 3600.0
 
 WORKERS = sa.Table(
     "hpo_workers",
@@ -40,9 +43,10 @@ NAMESPACE, BOOT = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_
 
 @dataclass(frozen=True)
 class Worker:
-    """A process: `started` tells it from others that have its number, `place` who can see each other's numbers.
+    """A process that trains trials.
 
-    Processes of one `machine` share its cores, in whatever containers they are.
+    `started` distinguishes it from other processes that had the same `pid`. Processes with the same `place` can see
+    each other's ids; processes of the same `machine` share its cores, also from different containers.
     """
 
     host: str
@@ -54,16 +58,16 @@ class Worker:
 
     @property
     def key(self) -> str:
-        """What tells this process from all others, whatever it works on."""
+        """The key of the process, unique among all machines."""
         return f"{self.place}:{self.pid}:{self.started}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the worker as it is kept with a trial."""
+        """Return the worker as a dictionary, as it is stored with a trial."""
         return asdict(self)
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Worker:
-        """Return the worker that was kept."""
+        """Return the worker of a stored dictionary."""
         return Worker(**record)
 
     def __str__(self) -> str:
@@ -72,7 +76,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class RegisteredWorker:
-    """A process that works on the storage: for how long, and how long ago it showed a sign of life."""
+    """A process in the registry: the time since it was registered, and since its last heartbeat."""
 
     worker: Worker
     age_s: float
@@ -80,12 +84,12 @@ class RegisteredWorker:
 
 
 def this_worker() -> Worker:
-    """Return this process."""
+    """Return this process as a worker."""
     return Worker(socket.gethostname(), os.getpid(), _started(psutil.Process()), _place(), machine=_digest(_boot()))
 
 
 def has_ended(worker: Worker) -> bool:
-    """Return whether that very process is known to have ended: its number may have gone to another, even this one."""
+    """Return whether the process is known to have ended. Another process, even this one, can have got its pid."""
     if worker.place != _place():
         return False
     try:
@@ -98,35 +102,37 @@ def has_ended(worker: Worker) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is a process of that number, of another user: a machine may hide those from /proc."""
+    """Return whether another user has a process with this id: a machine can hide those from /proc."""
     try:
         os.kill(pid, 0)
     except PermissionError:
         return True
     except OSError:
         return False
-    return False  # it has come up in the meantime, so it is not the one that was looked for
+    return False  # it has started since the first check, so it is another process
 
 
 def _started(process: psutil.Process) -> float:
-    """Return when a process started: on Linux since the machine did, because clocks can be set."""
+    """Return the start time of a process: on Linux relative to the boot of the machine, because clocks can be set."""
     stat = Path(f"/proc/{process.pid}/stat")
     if not BOOT.exists():
         return process.create_time()
-    ticks = stat.read_text().rpartition(")")[2].split()[19]  # the command's name, in parentheses, may hold anything
+    ticks = (
+        stat.read_text().rpartition(")")[2].split()[19]
+    )  # the command's name, in parentheses, can contain any character
     return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 @functools.cache
 def _place() -> str:
-    """Containers can share a host's name and have process numbers of their own; a restart begins these anew."""
+    """Return a digest of host name, boot and process namespace: containers have process ids of their own."""
     namespace = NAMESPACE.stat().st_ino if NAMESPACE.exists() else 0
     return _digest(f"{socket.gethostname()} {_boot()} {namespace}")
 
 
 @functools.cache
 def _boot() -> str:
-    """What the containers of a machine have in common, and no two machines."""
+    """Return the id of the machine's boot, which is the same in all its containers."""
     return BOOT.read_text() if BOOT.exists() else f"{socket.gethostname()} {psutil.boot_time():.0f}"
 
 
@@ -135,29 +141,29 @@ def _digest(text: str) -> str:
 
 
 def register_worker(connection: Connection, worker: Worker) -> None:
-    """Put a process into the registry, and forget those that have been silent for a day."""
+    """Add a process to the registry, and delete the rows of processes without a heartbeat for a day."""
     lock_tables(connection)
     WORKERS.create(connection, checkfirst=True)
     now = connection.execute(sa.select(utc_now(connection))).scalar_one()
-    connection.execute(sa.delete(WORKERS).where(WORKERS.c.seen < now - datetime.timedelta(seconds=FORGOTTEN_S)))
+    connection.execute(sa.delete(WORKERS).where(WORKERS.c.seen < now - datetime.timedelta(seconds=EXPIRY_S)))
     record_worker_heartbeat(connection, worker)
 
 
 def record_worker_heartbeat(connection: Connection, worker: Worker) -> None:
-    """Note a sign of life, and the device that the process works on by now."""
+    """Store a heartbeat of a process, and the device that it uses now."""
     now = utc_now(connection)
-    changing = {"worker_json": json.dumps(worker.to_json()), "seen": now}
-    insert = dialect(connection).insert(WORKERS).values(worker_key=worker.key, since=now, **changing)
-    connection.execute(insert.on_conflict_do_update(index_elements=[WORKERS.c.worker_key], set_=changing))
+    changed = {"worker_json": json.dumps(worker.to_json()), "seen": now}
+    insert = dialect(connection).insert(WORKERS).values(worker_key=worker.key, since=now, **changed)
+    connection.execute(insert.on_conflict_do_update(index_elements=[WORKERS.c.worker_key], set_=changed))
 
 
 def unregister_worker(connection: Connection, worker: Worker) -> None:
-    """Take a process out of the registry."""
+    """Remove a process from the registry."""
     connection.execute(sa.delete(WORKERS).where(WORKERS.c.worker_key == worker.key))
 
 
 def read_registry(connection: Connection) -> list[RegisteredWorker]:
-    """Return the processes in the registry, oldest first, without those that are known to have ended."""
+    """Return the processes in the registry that are not known to have ended, oldest first."""
     if not sa.inspect(connection).has_table(WORKERS.name):
         return []
     now = connection.execute(sa.select(utc_now(connection))).scalar_one()

@@ -193,7 +193,7 @@ def test_what_is_not_there() -> None:
     with pytest.raises(hpo.StorageError, match="no such file"):
         hpo.load("tiny", storage=RUNS)
     open_storage(RUNS).close()
-    with pytest.raises(hpo.UnknownStudyError, match="it holds no study yet"):
+    with pytest.raises(hpo.UnknownStudyError, match="the storage has no study yet"):
         hpo.load("tiny", storage=RUNS)
 
 

@@ -160,7 +160,7 @@ def test_a_copy_of_a_study_that_runs(hpo: Run, stored: None) -> None:
 
 
 def test_a_copy_overwrites_nothing(hpo: Run, stored: None) -> None:
-    says = "holds a study named 'tiny' already, which stays as it is; give the copy another name with --name"
+    says = "a study named 'tiny' exists already, and is not changed; give the copy another name with --name"
     assert hpo("copy", "tiny", "--to", "sqlite:///./hpo.db") == (1, "", f"hpo: sqlite:///./hpo.db: {says}\n")
     assert hpo("top", "tiny", "-n", "1").out == BEST + "\n"
 

@@ -78,6 +78,6 @@ def test_a_study_that_starts_from_nothing_is_refused(hpo: Run) -> None:
     outcome = hpo("launch", "tiny.toml", "--set", 'search.start_from=["earlier"]')
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err == (
-        "hpo: tiny.toml: search.start_from: sqlite:///hpo.db: no study named 'earlier'; it holds no study yet: "
+        "hpo: tiny.toml: search.start_from: sqlite:///hpo.db: no study named 'earlier'; the storage has no study yet: "
         "start one with `hpo launch FILE`\n"
     )

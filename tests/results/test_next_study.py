@@ -69,7 +69,7 @@ def test_what_the_old_one_started_from_counts_and_is_started_from_again(stored: 
     storage.delete_study(load_study(storage, "first")._study_id)
     study, lines = propose(storage, "second")
     assert study.search.start_from == ["second"]
-    assert lines[0].endswith("no study named 'first'; it holds 'second'; its trials are left out")
+    assert lines[0].endswith("no study named 'first'; the storage has 'second'; its trials are left out")
     assert lines[1] == "second: around the best 3 of 6 different trials (val acc 0.8800 or more)"
 
 

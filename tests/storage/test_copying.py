@@ -282,7 +282,7 @@ def test_a_study_of_that_name_stays_as_it_is(pair: Pair) -> None:
     fill(source)
     target.create_study("digits", [MAXIMIZE], {"precious": 1})
     before = everything(target)
-    with pytest.raises(HpoError, match=r"holds a study named 'digits' already, which stays as it is; .* --name$"):
+    with pytest.raises(HpoError, match=r"a study named 'digits' exists already, and is not changed; .* --name$"):
         copy_study(source, "digits", target)
     assert everything(target) == before
     copy_study(source, "digits", target, "digits-2")
@@ -297,7 +297,7 @@ def test_one_file_by_two_urls_is_no_other_storage(tmp_path: Path, monkeypatch: p
     before = everything(storage)
     for url in (f"sqlite:///{tmp_path}/./hpo.db", "sqlite+pysqlite:///hpo.db", "sqlite:///link.db"):
         same = open_storage(url)
-        with pytest.raises(HpoError, match="holds a study named 'digits' already"):
+        with pytest.raises(HpoError, match="a study named 'digits' exists already"):
             copy_study(storage, "digits", same)
         same.close()
     assert everything(storage) == before

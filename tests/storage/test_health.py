@@ -177,7 +177,7 @@ def test_an_index_that_disagrees_with_its_table_is_found_in_a_file_of_moderate_s
     damage = ask(file_url).damage()
     assert damage is not None
     assert "wrong # of entries in index ix_trials_study_id" in damage.problems
-    monkeypatch.setattr("hpo.storage.health.WHOLE_CHECK_BYTES", 0)
+    monkeypatch.setattr("hpo.storage.health.FULL_CHECK_BYTES", 0)
     damage = ask(file_url).damage()
     assert damage is not None
     assert not damage.whole
@@ -306,7 +306,7 @@ def test_rows_that_cannot_be_read_are_one_line(url: str, ask: Asked, statement: 
     storage.create_trials(storage.get_study_id_from_name("digits"), [running()])
     storage.close()
     execute(url, statement)
-    with pytest.raises(StorageError, match="holds rows that cannot be read") as caught:
+    with pytest.raises(StorageError, match="some rows cannot be read") as caught:
         ask(url).running()
     assert str(caught.value).isprintable()
 

@@ -106,7 +106,7 @@ def test_a_study_is_renamed_unless_the_name_is_anothers(storage: Storage, study_
 
 def test_an_unknown_study_is_answered_with_the_nearest_name(storage: Storage, study_id: int) -> None:
     assert unknown(storage, "digit").endswith(": no study named 'digit' (did you mean 'digits'?)")
-    assert unknown(storage, "a\nb").endswith(r": no study named 'a\nb'; it holds 'digits'")
+    assert unknown(storage, "a\nb").endswith(r": no study named 'a\nb'; the storage has 'digits'")
     for k in range(6):
         storage.create_new_study([StudyDirection.MAXIMIZE], f"s{k}")
     assert unknown(storage, "mnist").endswith("'s3' and 2 more (see `hpo studies`)")
@@ -119,7 +119,7 @@ def test_no_study_has_a_name_that_is_no_text(storage: Storage) -> None:
 
 
 def test_an_empty_storage_says_how_to_start(storage: Storage) -> None:
-    assert unknown(storage, "digits").endswith("it holds no study yet: start one with `hpo launch FILE`")
+    assert unknown(storage, "digits").endswith("the storage has no study yet: start one with `hpo launch FILE`")
 
 
 def test_a_study_is_read_with_what_it_holds(storage: Storage, study_id: int) -> None:

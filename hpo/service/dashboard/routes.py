@@ -25,7 +25,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 
 from hpo.errors import StorageError
 from hpo.service.dashboard.guard import READING, Refusal
-from hpo.storage import Storage, rename_study, study_of
+from hpo.storage import Storage, rename_study, study_id_of
 from hpo.storage.artifacts import ARTIFACT, DASHBOARD_ARTIFACT, REMOVED_ARTIFACT
 from hpo.studyfile import name_problem
 
@@ -87,7 +87,7 @@ class Routes:
         if study_id is not None and not self._is_there(study_id):
             raise Refusal("404 Not Found", f"study_id={study_id} is not found")
         if trial_id is not None:
-            found = study_of(self._storage, trial_id) if 0 <= trial_id <= LARGEST_ID else None
+            found = study_id_of(self._storage, trial_id) if 0 <= trial_id <= LARGEST_ID else None
             if found is None or study_id not in (None, found):
                 raise Refusal("404 Not Found", f"trial_id={trial_id} is not found")
             study_id = found
