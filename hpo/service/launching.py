@@ -15,7 +15,7 @@ from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.service.crew.crew import Crew, launch_with
 from hpo.service.crew.local import LocalCrew
 from hpo.service.crew.ray import RayCrew
-from hpo.service.dashboard.figures import Drawing
+from hpo.service.dashboard.figures import FigureUpdater
 from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage
 from hpo.studyfile import AnyStudy, ObjectiveStudy
@@ -42,7 +42,7 @@ def launch(
     if isinstance(study, ObjectiveStudy) and device != "auto":
         raise UsageError(f"--device: {study.objective} chooses its device itself; remove the option")
     if ray is None and options.workers is None:
-        drawing = Drawing(storage, lambda name, event: on_event(event))
+        drawing = FigureUpdater(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
         return launch_here(study, storage, options, on_event=listen, stop=stop)
     count, url = options.workers or 1, storage.location.full_url

@@ -27,7 +27,7 @@ from hpo.search.events import Note, Reason
 from hpo.search.launch import ended, join
 from hpo.search.loop import Search
 from hpo.search.study_records import foreign_study_error, trial_target
-from hpo.service.dashboard.figures import Drawing, Listener
+from hpo.service.dashboard.figures import FigureUpdater, Listener
 from hpo.storage import (
     IDENTITY,
     PRIORITY,
@@ -88,7 +88,7 @@ def work(storage: Storage, options: WorkerOptions, on_event: Listener, stop: thr
     end the HpoError of a study that could not be trained on this machine.
     """
     find_device(options.device)
-    worker = _Worker(storage, options, Drawing(storage, on_event), stop)
+    worker = _Worker(storage, options, FigureUpdater(storage, on_event), stop)
     for name in options.names:
         study = summary(storage, name)
         if trial_target(study.user_attrs) is None:

@@ -18,7 +18,7 @@ from optuna.artifacts import upload_artifact
 from optuna_dashboard import save_note, save_plotly_graph_object
 from tiny import search
 
-from hpo.service.dashboard.figures import refresh
+from hpo.service.dashboard.figures import update_figures
 from hpo.storage import Storage, load_study, study_names
 from hpo.storage.artifacts import ArtifactFolder
 
@@ -128,9 +128,9 @@ def test_the_figures_of_a_study_stand_on_its_page(
     page: Any, complaints: list[str], served: Serve, stored: Store, storage: Storage, tmp_path: Path
 ) -> None:
     study = stored()
-    assert refresh(storage, "digits")
+    assert update_figures(storage, "digits")
     search(objective_study(tmp_path, trials=4, pruner="none"), storage, device="auto")
-    assert refresh(storage, "own")
+    assert update_figures(storage, "own")
     url = served(read_only=True)
     page.goto(f"{url}dashboard/studies/{study._study_id}")
     drawn = [f"user-defined-plot:hpo-{kind}" for kind in ("landscape", "history", "curves")]

@@ -24,8 +24,8 @@ from optuna_dashboard import save_note
 
 from hpo.cli import main
 from hpo.errors import HpoError, UsageError
+from hpo.service.dashboard.application import PATCHED_VERSION, patched_script
 from hpo.service.dashboard.dashboard import VARIABLE, check_names, read_password, serve
-from hpo.service.dashboard.pages import thrifty_script
 from hpo.storage import Storage
 from hpo.storage.artifacts import ArtifactFolder
 
@@ -158,7 +158,7 @@ def test_names_are_names() -> None:
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        (["--host", "0.0.0.0"], "0.0.0.0: others can reach this address"),
+        (["--host", "0.0.0.0"], "0.0.0.0: other machines can reach this address"),
         (["--password-file", "none"], "none: the password cannot be read (No such file or directory)"),
         (["--allow-host", "a:1"], "--allow-host 'a:1': not a name"),
     ],
@@ -292,8 +292,14 @@ def test_a_study_of_another_program_is_sent_whole(
     assert all(len(each["intermediate_values"]) == EPOCHS for each in json.loads(body)["trials"])
 
 
+def test_the_patch_fits_the_pinned_version() -> None:
+    pinned = f'"optuna-dashboard=={PATCHED_VERSION}"'
+    assert pinned in Path("pyproject.toml").read_text()
+    assert optuna_dashboard.__version__ == PATCHED_VERSION, "see hpo.service.dashboard.application.PATCHED_VERSION"
+    assert patched_script() is not None
+
+
 def test_the_script_is_the_packages_own_but_for_the_curves(served: Serve) -> None:
-    assert thrifty_script() is not None, "another optuna-dashboard: see hpo.service.dashboard.pages.CURVES"
     url = served()
     status, headers, body = ask(url, "/static/bundle.js")
     assert status == 200

@@ -137,7 +137,7 @@ def test_where_no_place_is_free_those_that_wait_make_room(
     crowd: contextlib.ExitStack, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "REQUEST_S", 10 * deadline())
-    site.server.places, site.server.adj.connection_limit = 20, 22
+    site.server.max_connections, site.server.adj.connection_limit = 20, 22
     idle = [crowd.enter_context(site.connect("GET")) for _ in range(30)]
     assert site.page().endswith(b"page")
     assert any(map(is_closed, idle[:20]))

@@ -58,7 +58,7 @@ TRIES = 50
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing them takes longer than training these studies; test_drawing.py is about them."""
+    """Drawing them takes longer than training these studies; test_dashboard_figures.py is about them."""
     monkeypatch.setattr(drawing, "refresh", lambda *_: None)
 
 

@@ -1,1 +1,1 @@
-"""optuna-dashboard behind a guarded server."""
+"""optuna-dashboard as a server with a password, rate limits and checks of every request."""

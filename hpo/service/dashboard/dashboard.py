@@ -1,9 +1,8 @@
-"""Optuna's dashboard as a server of its own: the storage's studies, notes, figures and artifacts, behind a guard.
+"""Serve optuna-dashboard: a storage's studies, notes, figures and artifacts, with access checks.
 
-It promises to listen before it says where, to say in one line why it cannot, to open no browser, and to end within
-seconds of Ctrl-C or SIGTERM whatever it was answering. An address that others can reach needs a password, unless the
-caller says that it shall not. Who may do what is decided in guard.py, how much at once in server.py; this module knows
-the dashboard and the socket.
+The server announces its address once it listens, and ends within seconds of Ctrl-C or SIGTERM. An address that other
+machines can reach requires a password, unless `insecure`. guard.py decides which requests are allowed; server.py limits
+their number, size and time.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ import bottle  # type: ignore[import-untyped]
 from waitress import wasyncore
 
 from hpo.errors import HpoError, UsageError
+from hpo.service.dashboard.application import ARTIFACTS, application
 from hpo.service.dashboard.guard import Guard, Hosts, Login, host_name, is_loopback
-from hpo.service.dashboard.pages import ARTIFACTS, application
 from hpo.service.dashboard.server import LimitedServer
 from hpo.service.dashboard.view import View
 from hpo.storage import Storage
 
 VARIABLE = "HPO_DASHBOARD_PASSWORD"
 THREADS = 8
-"""Answers at once. A page asks for three things; the importance of the hyperparameters takes seconds."""
-GRACE_S = 1.0
-"""What an answer that is being made has left when the server is to end."""
+"""Requests answered at once. A page makes three; the parameter importances take seconds."""
+SHUTDOWN_S = 1.0
+"""Seconds that requests in progress may take when the server ends."""
 LARGEST_UPLOAD = bottle.BaseRequest.MEMFILE_MAX + 1
-"""Bytes of a request, as much as the dashboard itself takes (128 MB, or OPTUNA_DASHBOARD_MEMFILE_MAX)."""
+"""Most bytes of a request body: optuna-dashboard's own limit (128 MB, or OPTUNA_DASHBOARD_MEMFILE_MAX)."""
 LARGEST_WHEN_READ_ONLY = 64 * 1024
 
 
@@ -51,21 +50,21 @@ def serve(
     read_only: bool = False,
     names: Sequence[str] = (),
 ) -> None:
-    """Serve the dashboard until KeyboardInterrupt or SIGTERM; `announce` is given the address once it answers.
+    """Serve the dashboard until KeyboardInterrupt or SIGTERM; call `announce` with the address once it listens.
 
-    Port 0 is any free one. `names` are further names that requests may call this server by. Without a password it
-    serves this machine only, unless `insecure` says that everyone may do everything.
+    Port 0 is any free one. `names` are further host names of this server. Without a password it serves this machine
+    only, unless `insecure`, which gives everyone full access.
     """
     server = Server(
         storage, artifacts, host, port, password=password, insecure=insecure, read_only=read_only, names=names
     )
-    with contextlib.closing(server), _ended_by_sigterm():
+    with contextlib.closing(server), _exit_on_sigterm():
         announce(server.url)
         server.run()
 
 
 class Server:
-    """A server that listens: `run` answers until `stop`, which any thread may call; `close` frees the port."""
+    """Server that listens when it is created; `run` answers requests until `stop`, which any thread may call."""
 
     def __init__(
         self,
@@ -84,15 +83,15 @@ class Server:
             address = listener.getsockname()[0]
             if password is None and not insecure and not is_loopback(address):
                 raise UsageError(
-                    f"{host}: others can reach this address, so it needs a password: set {VARIABLE}, or name a file"
-                    " with --password-file; --insecure-no-auth lets everyone in"
+                    f"{host}: other machines can reach this address, so it needs a password: set {VARIABLE}, or "
+                    "use --password-file; --insecure-no-auth gives everyone access"
                 )
             hosts = Hosts(address, [name for name in (host, *names) if host_name(name)])
             self._view = View(storage.location)
             app = application(self._view, artifacts)
             login = Login(password) if password is not None else None
             guarded = Guard(app, hosts, login, read_only=read_only, files=[ARTIFACTS])
-            # Its warnings tell of every moment in which there is more to do than threads.
+            # waitress warns whenever requests wait for a thread.
             logging.getLogger("waitress").setLevel(logging.ERROR)
             self._channels: dict[int, Any] = {}
             largest = LARGEST_WHEN_READ_ONLY if read_only else LARGEST_UPLOAD
@@ -104,28 +103,28 @@ class Server:
         self.url = f"http://{shown}:{listener.getsockname()[1]}/"
 
     def run(self) -> None:
-        """Answer until `stop`, or until a signal's handler raises."""
+        """Answer requests until `stop`, or until a signal handler raises."""
         wasyncore.loop(timeout=1.0, use_poll=True, map=self._channels)
 
     def stop(self) -> None:
-        """Let `run` return; what is being answered is cut off."""
+        """Make `run` return; requests in progress are cut off."""
         try:
             self._server.trigger.pull_trigger(lambda: wasyncore.close_all(self._channels))
         except OSError as error:
-            if error.errno != errno.EBADF:  # an answer has just woken the loop, which has closed all before it was told
+            if error.errno != errno.EBADF:  # the loop has already closed everything
                 raise
 
     def close(self) -> None:
-        """Free the port; answers that are being made have a moment to end."""
-        self._server.task_dispatcher.shutdown(timeout=GRACE_S)
+        """Free the port after at most `SHUTDOWN_S` seconds for requests in progress."""
+        self._server.task_dispatcher.shutdown(timeout=SHUTDOWN_S)
         wasyncore.close_all(self._channels)
         self._view.close()
 
 
 def read_password(file: Path | None, *, insecure: bool = False) -> bytes | None:
-    """Return the password that is asked for: the file's, else the environment's, else none.
+    """Return the password from the file, or else from the environment, or else None.
 
-    `insecure` says that there shall be none: then to have one is a contradiction.
+    Raises UsageError if there is one and `insecure` is set, or if it is empty or has several lines.
     """
     source = str(file) if file is not None else VARIABLE
     if file is not None:
@@ -139,34 +138,34 @@ def read_password(file: Path | None, *, insecure: bool = False) -> bytes | None:
     else:
         return None
     if insecure and password:
-        raise UsageError(f"{source}: holds a password, and --insecure-no-auth asks for none; leave one of them out")
+        raise UsageError(f"{source}: contains a password, but --insecure-no-auth forbids one; remove one of them")
     if insecure:
         return None
     if not password:
-        raise UsageError(f"{source}: is empty; put the dashboard's password there")
+        raise UsageError(f"{source}: is empty; store the dashboard's password there")
     if b"\n" in password or b"\r" in password:
-        raise UsageError(f"{source}: has several lines; the password is one line")
+        raise UsageError(f"{source}: has several lines; the password must be one line")
     return password
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse a name of --allow-host that no request could have."""
+    """Raise UsageError for a name of --allow-host that is not a host name."""
     for name in names:
         if host_name(name) is None:
-            raise UsageError(f"--allow-host {name!r}: not a name; write it alone, without http:// and port")
+            raise UsageError(f"--allow-host {name!r}: not a host name; write it without http:// and port")
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit: the first process of a container would not even notice the signal otherwise."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, which the first process of a container would ignore otherwise."""
 
-    def end(signum: int, frame: object) -> NoReturn:
+    def exit_process(signum: int, frame: object) -> NoReturn:
         raise SystemExit(128 + signum)
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, exit_process)
     try:
         yield
     finally:
@@ -174,7 +173,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there. A name that means several addresses is its first, IPv4 before IPv6."""
+    """Return a listening socket. Of a name's several addresses it takes the first, IPv4 before IPv6."""
     try:
         infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = min(infos, key=lambda info: info[0] != socket.AF_INET)

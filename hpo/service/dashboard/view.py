@@ -1,9 +1,8 @@
-"""A storage as the dashboard reads it: of a long study all trials, but only some learning curves.
+"""View of a storage for the dashboard: all trials of a long study, but only some of their learning curves.
 
-optuna-dashboard sends a study to the browser as a whole, and draws every curve as a line of its own. A browser takes
-some hundred lines; with the curves of 20,000 trials its page never opens. So of a study beyond LONG trials the curves
-of the best and of the latest trials are read, and the others' are left out. Promises that only requests that read see
-less: whatever changes something, as renaming a study, which copies it, sees the trials whole. Knows nothing of HTTP.
+optuna-dashboard sends all trials to the browser and draws a line for each learning curve. A browser can draw
+hundreds of lines; with the curves of 20,000 trials the page never opens. So in a study of more than `LONG` trials, only
+the best and the latest trials have their curves. Requests that change something get all curves.
 """
 
 from __future__ import annotations
@@ -21,38 +20,40 @@ from hpo.storage import Storage, TrialFields
 from hpo.storage.location import Location
 
 LONG = 1000
+"""Most trials of a study that are shown with all their curves."""
 BEST, LATEST = 100, 100
-FRESH_S = 5.0
-"""A page asks for the trials twice at once: for itself, and for the importance of the hyperparameters."""
+"""Numbers of trials that keep their curves in a longer study."""
+CACHE_S = 5.0
+"""Seconds for which trials are cached: a page requests them twice, for itself and for the parameter importances."""
 ARTIFACTS = "artifacts:"
 
 
 class View(Storage):
-    """See the module; `reading` says for a thread that what it does until the block ends changes nothing."""
+    """Storage that leaves out most curves of long studies in the threads that are `reading`."""
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
-        self._here = threading.local()
+        self._thread = threading.local()
         self._lock = threading.Lock()
         self._latest: tuple[int, float, list[FrozenTrial]] | None = None
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Let this thread see long studies with some of their curves only."""
-        self._here.reading = True
+        """Leave out most curves of long studies in this thread until the block ends."""
+        self._thread.reading = True
         try:
             yield
         finally:
-            self._here.reading = False
+            self._thread.reading = False
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Read a study's trials, as Optuna does where something may change."""
-        seen = self._seen(study_id)
-        if seen is None:
+        """Return a study's trials, in a reading thread without most curves of a long study."""
+        trials = self._trials_to_read(study_id)
+        if trials is None:
             return super().get_all_trials(study_id, deepcopy, states)
-        return seen if states is None else [trial for trial in seen if trial.state in states]
+        return trials if states is None else [trial for trial in trials if trial.state in states]
 
     def _get_trials(
         self,
@@ -61,25 +62,25 @@ class View(Storage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        # Optuna's cache asks here, on behalf of the importance of the hyperparameters.
-        seen = self._seen(study_id)
-        if seen is None:
+        # Optuna's cache calls this for the parameter importances.
+        trials = self._trials_to_read(study_id)
+        if trials is None:
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
-        new = [t for t in seen if t._trial_id > trial_id_greater_than or t._trial_id in included_trial_ids]
+        new = [t for t in trials if t._trial_id > trial_id_greater_than or t._trial_id in included_trial_ids]
         return new if states is None else [trial for trial in new if trial.state in states]
 
-    def _seen(self, study_id: int) -> list[FrozenTrial] | None:
-        """The trials as a request that reads sees them; None where it sees them whole."""
-        # A study of another program may have kept what hpo does not, such as constraints.
-        if not getattr(self._here, "reading", False) or STUDY not in self.get_study_user_attrs(study_id):
+    def _trials_to_read(self, study_id: int) -> list[FrozenTrial] | None:
+        """Return the trials of a long study in a reading thread; return None if no curves are to be left out."""
+        # The trials of other programs may have attributes that hpo does not read, such as constraints.
+        if not getattr(self._thread, "reading", False) or STUDY not in self.get_study_user_attrs(study_id):
             return None
-        with self._lock:  # the page's questions come at once: the second finds what the first has read
-            if self._latest is None or self._latest[0] != study_id or time.monotonic() - self._latest[1] > FRESH_S:
-                self._latest = study_id, time.monotonic(), self._thinned(study_id)
+        with self._lock:  # a page's requests come at once: the second one waits for what the first one reads
+            if self._latest is None or self._latest[0] != study_id or time.monotonic() - self._latest[1] > CACHE_S:
+                self._latest = study_id, time.monotonic(), self._read_without_most_curves(study_id)
             trials = self._latest[2]
         return trials if len(trials) > LONG else None
 
-    def _thinned(self, study_id: int) -> list[FrozenTrial]:
+    def _read_without_most_curves(self, study_id: int) -> list[FrozenTrial]:
         trials = self.read_trials(study_id, -1, [], TrialFields(curves=False, system_attrs=ARTIFACTS))
         if len(trials) <= LONG:
             return trials
@@ -87,8 +88,8 @@ class View(Storage):
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.values]
         best = sorted(complete, key=lambda trial: trial.values[0], reverse=maximized)[:BEST]
         after = trials[-LATEST - 1]._trial_id
-        whole = self.read_trials(
+        with_curves = self.read_trials(
             study_id, after, [trial._trial_id for trial in best], TrialFields(system_attrs=ARTIFACTS)
         )
-        curves = {trial._trial_id: trial for trial in whole}
+        curves = {trial._trial_id: trial for trial in with_curves}
         return [curves.get(trial._trial_id, trial) for trial in trials]

@@ -15,7 +15,7 @@ from hpo.search.events import Event, Note, PopulationEnded, StudyEnded, StudySta
 from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
 from hpo.service.dashboard import figures as drawing
-from hpo.service.dashboard.figures import Drawing, refresh
+from hpo.service.dashboard.figures import FigureUpdater, update_figures
 from hpo.service.launching import launch
 from hpo.service.queue_control import delete
 from hpo.service.worker import WorkerOptions, work
@@ -95,7 +95,7 @@ def test_figures_are_drawn_after_a_population_once_a_minute(storage: Storage, cl
     seen: list[int | None] = []
     other = open_storage(storage.location.full_url)
     study_id = summary(storage, "tiny").study_id
-    first, second = (Drawing(each, lambda name, event: None) for each in (storage, other))
+    first, second = (FigureUpdater(each, lambda name, event: None) for each in (storage, other))
     first("tiny", STARTED)
     second("tiny", STARTED)
     for seconds, draws in [(59, first), (2, first), (1, second), (58, first), (2, first), (61, second)]:
@@ -122,8 +122,8 @@ def test_drawing_takes_a_small_part_of_the_time(
         draws.append(clock.now)
         clock.now += 10
 
-    monkeypatch.setattr(drawing, "refresh", slow)
-    listen = Drawing(storage, lambda name, event: None)
+    monkeypatch.setattr(drawing, "update_figures", slow)
+    listen = FigureUpdater(storage, lambda name, event: None)
     listen("tiny", STARTED)
     while clock.now < 6000:
         clock.now += 1
@@ -133,7 +133,7 @@ def test_drawing_takes_a_small_part_of_the_time(
 
 def test_nothing_is_drawn_without_a_finished_trial(storage: Storage) -> None:
     submit(study_of(), storage)
-    assert not refresh(storage, "tiny")
+    assert not update_figures(storage, "tiny")
     assert figures(storage) == {}
 
 
@@ -147,7 +147,7 @@ def test_what_goes_wrong_is_a_warning_and_said_once(storage: Storage, monkeypatc
     warning = Note("no figures for the dashboard: ValueError: no such curve", "warning")
     assert events.count(warning) == 1
     heard: list[Event] = []
-    listen = Drawing(storage, lambda name, event: heard.append(event))
+    listen = FigureUpdater(storage, lambda name, event: heard.append(event))
     listen("tiny", ENDED)
     listen("tiny", ENDED)
     assert heard == [ENDED, warning, ENDED]
@@ -157,5 +157,5 @@ def test_a_study_that_was_deleted_is_not_drawn(storage: Storage) -> None:
     run(storage)
     delete(storage, "tiny")
     heard: list[Event] = []
-    Drawing(storage, lambda name, event: heard.append(event))("tiny", StudyEnded("deleted", 0, 0, 0, 1.0))
+    FigureUpdater(storage, lambda name, event: heard.append(event))("tiny", StudyEnded("deleted", 0, 0, 0, 1.0))
     assert heard == [StudyEnded("deleted", 0, 0, 0, 1.0)]
