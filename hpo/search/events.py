@@ -1,7 +1,7 @@
-"""What happens while a study is searched, as records: progress displays, logs, metrics and tests all read these.
+"""Events of a search, read by progress displays, logs, metrics and tests.
 
-Counts in `StudyStarted` and `StudyEnded` are of the whole study, in `PopulationEnded` of that population, in
-`OthersEnded` of what other processes did meanwhile.
+Counts in `StudyStarted` and `StudyEnded` are those of the whole study, in `PopulationEnded` those of one population, in
+`OthersEnded` those of other workers since the last such event.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from hpo.text import encode_non_finite
 Reason = Literal[
     "finished", "space exhausted", "timeout", "no improvement", "interrupted", "paused", "stopped", "changed", "deleted"
 ]
-"""Why a process ended its work on a study; the first four end the study."""
+"""The reason why a process ended its work on a study; the first four end the study."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened while a study was searched."""
+    """Base class of events."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as a JSON object: its name under "event", and its fields."""
@@ -31,10 +31,10 @@ class Event:
 
 @dataclass(frozen=True)
 class StudyStarted(Event):
-    """The search begins or goes on: trials asked for in all, and what was there before.
+    """A search starts or continues: the number of trials in all, and the trials that ended before.
 
-    `images` are those that an epoch trains on, `parameters` those of one network. A study of the user's own `objective`
-    has neither, and no device and precision that hpo knows of. `best` is the best score of a completed trial so far,
+    `images` is the number of training examples, `parameters` that of one network. A study with an `objective` function
+    has neither, nor a device and a precision. `best` is the best score of a completed trial so far,
     and `minimized` is true where a lower score is better.
     """
 
@@ -55,7 +55,7 @@ class StudyStarted(Event):
 
 @dataclass(frozen=True)
 class PopulationStarted(Event):
-    """These trials (by number) train together from now on; for how many epochs, None where nobody can know."""
+    """These trials (by number) start training together, for so many epochs; None where the number is unknown."""
 
     members: tuple[int, ...]
     epochs: int | None
@@ -63,9 +63,9 @@ class PopulationStarted(Event):
 
 @dataclass(frozen=True)
 class EpochEnded(Event):
-    """An epoch of the population in hand is over; `best` is the best score its members would have if it ended here.
+    """An epoch of the population has ended; `best` is the best score of its members so far.
 
-    Of an objective it is the step that it has reported, with the value.
+    In an objective study `epoch` is the reported step and `best` the reported value.
     """
 
     epoch: int
@@ -76,7 +76,7 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True)
 class PopulationEnded(Event):
-    """The population in hand is done and stored; `best` is its best score."""
+    """A population has ended and is stored; `best` is its best score."""
 
     members: tuple[int, ...]
     completed: int
@@ -88,7 +88,7 @@ class PopulationEnded(Event):
 
 @dataclass(frozen=True)
 class TrialsFailed(Event):
-    """These trials (by number) failed without being trained here."""
+    """These trials (by number) failed without being trained in this process."""
 
     members: tuple[int, ...]
     why: str
@@ -96,7 +96,7 @@ class TrialsFailed(Event):
 
 @dataclass(frozen=True)
 class TrialsLeftOut(Event):
-    """These trials (by number) exceed a limit of the study: they end as pruned ones, and are not trained."""
+    """These trials (by number) exceed a limit of the study: they end as pruned, untrained."""
 
     members: tuple[int, ...]
     why: str
@@ -104,7 +104,7 @@ class TrialsLeftOut(Event):
 
 @dataclass(frozen=True)
 class OthersEnded(Event):
-    """So many trials of the study were ended by other processes since the last such event; `best` is the best score."""
+    """Other workers ended so many trials since the last such event; `best` is the best score."""
 
     completed: int
     pruned: int
@@ -114,7 +114,7 @@ class OthersEnded(Event):
 
 @dataclass(frozen=True)
 class WorkerSeen:
-    """A worker of the study: the members that it trains, none between populations, and the last epoch of theirs."""
+    """A worker of the study, the number of members that it trains, and their last epoch."""
 
     worker: str
     device: str
@@ -124,7 +124,7 @@ class WorkerSeen:
 
 @dataclass(frozen=True)
 class WorkersSeen(Event):
-    """Who works on the study now, where several processes do."""
+    """The workers of a study that several processes train."""
 
     workers: tuple[WorkerSeen, ...]
     epochs: int | None
@@ -132,7 +132,7 @@ class WorkersSeen(Event):
 
 @dataclass(frozen=True)
 class Note(Event):
-    """Something the user should know."""
+    """A message to the user."""
 
     text: str
     level: Literal["info", "warning"] = "info"
@@ -140,7 +140,7 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class StudyEnded(Event):
-    """The work of this process on the study is over."""
+    """This process ended its work on the study."""
 
     reason: Reason
     completed: int
@@ -150,10 +150,10 @@ class StudyEnded(Event):
 
     @property
     def interrupted(self) -> bool:
-        """Whether the search has not come to its own end, and nobody has ended it as they would finish it."""
+        """Whether the search ended before its own end, and can be continued."""
         return self.reason in ("interrupted", "paused", "changed", "deleted")
 
     @property
     def all_failed(self) -> bool:
-        """Whether it has come to its end, and every trial of the study has failed."""
+        """Whether the search has ended and every trial of the study has failed."""
         return not self.interrupted and self.failed > 0 and not (self.completed or self.pruned)

@@ -1,7 +1,7 @@
-"""A study's search space as Optuna knows it, and as the finite set it sometimes is.
+"""The search space of a study: as Optuna's distributions, and as a finite set where it is one.
 
-A range with a step holds the numbers that its decimals say (0.1, 0.2, 0.3, never 0.30000000000000004), so that equal
-trials have equal parameters whoever chose them. Knows nothing of samplers or storages.
+A range with a step contains the numbers that its decimals say (0.1, 0.2, 0.3, never 0.30000000000000004), so that equal
+trials have equal parameters, however they were sampled.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from hpo.studyfile.trees import equal_json
 Values = dict[str, Any]
 """A trial's parameters as Optuna stores them: name -> value."""
 
-MOST_STEPS = 10**7
-"""Steps from 0 to a range's end that Optuna, which counts them with floats, can still tell apart."""
+MAX_STEPS = 10**7
+"""The maximum number of steps from 0 to a range's end: Optuna counts them with floats."""
 
-MOST_COUNTED = 10**15
-"""Different trials beyond which nobody wants to know the number, nor Python to write it."""
+MAX_COUNT = 10**15
+"""The largest number of different trials that is written out."""
 
-LARGEST_INTEGER = 2**53
-"""Up to here Optuna, which keeps every number as a float, keeps whole numbers exactly."""
+MAX_INTEGER = 2**53
+"""The largest integer that Optuna, which stores every number as a float, stores exactly."""
 
 
 def distributions(study: Study) -> dict[str, BaseDistribution]:
@@ -50,11 +50,11 @@ def config_of(study: Study, values: Mapping[str, Any]) -> Config:
 
 
 def decode(parameter: Parameter, stored: Any) -> Any:
-    """Return a stored value as the study file means it: a list, where it is one of the choices or was one before."""
+    """Return the study file's value of a stored value: a list where a choice is, or was, a list."""
     for choice in parameter.searched.choices if isinstance(parameter.searched, Choices) else ():
         kept = encode_choice(choice)
         if type(kept) is type(stored) and kept == stored:
-            return copy.deepcopy(choice)  # whoever changes a list changes no study
+            return copy.deepcopy(choice)  # a caller that changes the list must not change the study
     if isinstance(stored, str) and stored.startswith("["):
         try:
             value = json.loads(stored)
@@ -65,9 +65,9 @@ def decode(parameter: Parameter, stored: Any) -> Any:
 
 
 def misread(before: Study, study: Study) -> str | None:
-    """Return which choice of another study, or of an earlier file, this one would take for another; None for none.
+    """Return an error text for a choice of another study that this study would decode differently, or None.
 
-    That of the text "[8]" where this one has the list, or has no such choice: it would be read as a list.
+    The text "[8]" is such a choice where this study has the list [8], or has no such choice: it is decoded as a list.
     """
     known = {parameter.name: parameter for parameter in study.parameters}
     for parameter in before.parameters:
@@ -80,30 +80,30 @@ def misread(before: Study, study: Study) -> str | None:
 
 
 def few_digits(choice: Any) -> Any:
-    """Return a choice as it is shown: a fraction without the digits that nobody typed."""
+    """Return a choice for display: a float without rounding digits."""
     return float(f"{choice:.6g}") if isinstance(choice, float) else choice
 
 
 def check_space(study: Study) -> None:
-    """Raise StudyFileError for a range that Optuna could not keep: its steps are too fine, its numbers too large."""
+    """Raise StudyFileError for a range that Optuna cannot store: steps too fine, or numbers too large."""
     for parameter in study.parameters:
         searched, key = parameter.searched, ".".join(map(str, parameter.path))
         if isinstance(searched, Choices):
             continue
         if parameter.integer:
-            if searched.high > LARGEST_INTEGER:
-                raise study.error(f"{key}.high", f"must be at most {LARGEST_INTEGER} (got {searched.high})")
+            if searched.high > MAX_INTEGER:
+                raise study.error(f"{key}.high", f"must be at most {MAX_INTEGER} (got {searched.high})")
         elif searched.step is not None:
-            if searched.high / searched.step > MOST_STEPS:
-                raise study.error(f"{key}.step", f"must be at least high / {MOST_STEPS:,} (got {searched.step:g})")
+            if searched.high / searched.step > MAX_STEPS:
+                raise study.error(f"{key}.step", f"must be at least high / {MAX_STEPS:,} (got {searched.step:g})")
             if not _adds_up(searched, candidate(parameter, (count(parameter) or 1) - 1)):
                 raise study.error(f"{key}.step", "does not add up: give low and step fewer decimals")
 
 
 def groups(study: Study, values: Mapping[str, Any]) -> list[dict[str, BaseDistribution]]:
-    """Return the parts of the space that the parameters of a trial come from, each sampled for itself.
+    """Return the groups of parameters that a trial has, each sampled separately.
 
-    The first is what every trial has; its values, which have to be among `values`, decide which others there are.
+    The first group is that of every trial; its values, which must be in `values`, decide which other groups there are.
     """
     parts: dict[str, dict[str, BaseDistribution]] = {repr(None): {}}
     for parameter in study.applicable_parameters(values):
@@ -112,24 +112,24 @@ def groups(study: Study, values: Mapping[str, Any]) -> list[dict[str, BaseDistri
 
 
 def size(study: Study) -> float:
-    """Return how many different trials the space holds: a whole number, or infinity."""
+    """Return the number of different trials: a whole number, or infinity."""
     if any(count(parameter) is None for parameter in study.parameters):
         return math.inf
     return math.prod(_combinations(study, each) for each in study.parameters if each.when is None)
 
 
 def size_text(study: Study) -> str:
-    """Return the size of the space in words."""
+    """Return the number of different trials in words."""
     combinations = size(study)
-    if combinations == math.inf:  # a whole number of hundreds of digits is none that math.isinf takes
+    if combinations == math.inf:  # math.isinf cannot convert a whole number of hundreds of digits
         return "infinitely many trials"
-    if combinations > MOST_COUNTED:
-        return f"more than {MOST_COUNTED:,} different trials"
+    if combinations > MAX_COUNT:
+        return f"more than {MAX_COUNT:,} different trials"
     return f"{combinations} different trial{'s' if combinations > 1 else ''}"
 
 
 def combination(study: Study, index: int) -> Values:
-    """Return one of a finite space's trials by its place in their order, in which the last parameter runs fastest."""
+    """Return a finite space's configuration by its index; the last parameter varies fastest."""
     values: Values = {}
     for parameter in reversed([each for each in study.parameters if each.when is None]):
         index, rest = divmod(index, _combinations(study, parameter))
@@ -142,7 +142,7 @@ def combination(study: Study, index: int) -> Values:
 
 
 def _combinations(study: Study, parameter: Parameter) -> int:
-    """Return how many combinations there are of an unconditional parameter and of what depends on it."""
+    """Return the number of combinations of an unconditional parameter and its conditional ones."""
     if not _is_decisive(study, parameter):
         return count(parameter) or 1
     return sum(_combinations_at(study, parameter, place) for place in range(count(parameter) or 1))
@@ -153,12 +153,12 @@ def _combinations_at(study: Study, parameter: Parameter, place: int) -> int:
 
 
 def _place(study: Study, parameter: Parameter, index: int) -> tuple[int, int]:
-    """Return the place of the value that a combination of these has, and its place among those that have it."""
+    """Return the index of the parameter's value in a combination, and the combination's index among those with it."""
     if not _is_decisive(study, parameter):
         return index, 0
     place = 0
-    while index >= (held := _combinations_at(study, parameter, place)):
-        place, index = place + 1, index - held
+    while index >= (size_at := _combinations_at(study, parameter, place)):
+        place, index = place + 1, index - size_at
     return place, index
 
 
@@ -167,13 +167,13 @@ def _is_decisive(study: Study, parameter: Parameter) -> bool:
 
 
 def _dependents(study: Study, parameter: Parameter, place: int) -> list[Parameter]:
-    """Return the parameters that a trial has because this one has the value at that place."""
+    """Return the conditional parameters of the value with that index."""
     conditional = [each for each in study.parameters if each.when is not None and each.when.parameter == parameter.name]
     return [each for each in conditional if each.when is not None and each.when.is_met(candidate(parameter, place))]
 
 
 def count(parameter: Parameter) -> int | None:
-    """Return how many values a parameter can take; None where there is no end of them."""
+    """Return the number of values of a parameter; None where it is infinite."""
     searched = parameter.searched
     if isinstance(searched, Choices):
         return len(searched.choices)
@@ -183,7 +183,7 @@ def count(parameter: Parameter) -> int | None:
 
 
 def candidate(parameter: Parameter, index: int) -> Any:
-    """Return one of the values that a parameter can take, in their order, as stored."""
+    """Return the stored form of a parameter's value with that index."""
     searched = parameter.searched
     if isinstance(searched, Choices):
         return encode_choice(searched.choices[index])
@@ -192,9 +192,9 @@ def candidate(parameter: Parameter, index: int) -> Any:
 
 
 def snapped(parameter: Parameter, value: Any) -> Any:
-    """Return a value that lies in the space as the candidate that it stands for.
+    """Return a value inside the search space with its exact type and decimals.
 
-    Samplers add up steps as floats, and who gives 8.0 for a whole number, or 1 for a fraction, means 8 or 1.0.
+    Samplers add up steps as floats, and users give 8.0 for an integer or 1 for a float.
     """
     searched = parameter.searched
     if isinstance(searched, Choices):
@@ -205,20 +205,20 @@ def snapped(parameter: Parameter, value: Any) -> Any:
 
 
 def belongs(study: Study, space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> bool:
-    """Return whether a trial's stored values are a trial's of the study, inside what it searches.
+    """Return whether a trial's stored values lie inside the study's search space.
 
-    `space` is the study's `distributions`, made once for all its trials.
+    `space` is `distributions(study)`, computed once for all trials.
     """
     return contains({each.name: space[each.name] for each in study.applicable_parameters(values)}, values)
 
 
 def is_whole(study: Study, values: Mapping[str, Any]) -> bool:
-    """Return whether a trial has a value for every parameter that it should have, and for no other."""
+    """Return whether a trial has exactly the parameters that its values call for."""
     return values.keys() == {parameter.name for parameter in study.applicable_parameters(values)}
 
 
 def contains(space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> bool:
-    """Return whether a trial's stored values lie inside the space, every parameter of it."""
+    """Return whether stored values are inside the distributions, with a value for each of them."""
     if values.keys() != space.keys():
         return False
     for name, distribution in space.items():
@@ -232,29 +232,29 @@ def contains(space: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -
 
 
 def holds(parameter: Parameter, stored: Any) -> bool:
-    """Return whether a stored value is one of those that a parameter can take."""
+    """Return whether a stored value is a valid value of the parameter."""
     return contains({parameter.name: _distribution(parameter)}, {parameter.name: stored})
 
 
 def takes(parameter: Parameter, value: Any) -> bool:
-    """Return whether a value, as a user gives it, is one of those that a parameter can take: 1 is not true, nor 1.0."""
+    """Return whether a user's value is a valid value of the parameter; 1 is neither true nor 1.0."""
     if isinstance(parameter.searched, Choices):
         return any(equal_json(value, choice) for choice in parameter.searched.choices)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return holds(parameter, value)
-    except (ValueError, OverflowError):  # Optuna's, of a number that is none, or too large for it
+    except (ValueError, OverflowError):  # Optuna's, for NaN or a number too large
         return False
 
 
 def identity(values: Mapping[str, Any]) -> str:
-    """Return what trials with the same parameters share."""
+    """Return a text that trials with the same parameters share."""
     return json.dumps(dict(sorted(values.items())))
 
 
 def settings(study: Study, values: Mapping[str, Any]) -> str:
-    """Return what trials share that are trained alike, whatever they have for keys that their kind does not use."""
+    """Return a text that trials with the same settings share: keys that their kind does not use are ignored."""
     return identity(study.used_values(values))
 
 
@@ -263,7 +263,7 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
     if isinstance(searched, Choices):
         return CategoricalDistribution([encode_choice(choice) for choice in searched.choices])
     places = count(parameter)
-    # The last of its steps: Optuna warns of any other end.
+    # The last step: Optuna warns of any other end.
     high: Any = searched.high if places is None else candidate(parameter, places - 1)
     if parameter.integer:
         return IntDistribution(int(searched.low), high, searched.log, int(searched.step or 1))
@@ -271,10 +271,10 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 
 
 def _adds_up(searched: Range, last: float) -> bool:
-    """Return whether the last of a range's steps, as a float, is one in decimals, too: Optuna would move it."""
+    """Return whether the last step, as a float, is a multiple of the step in decimals: Optuna would move it."""
     return (_exact(last) - _exact(searched.low)) % _exact(searched.step or 1) == 0
 
 
 def _exact(number: float) -> Fraction:
-    """Return the number that a study file's decimals say, not the binary one nearest to it."""
+    """Return the decimal number of the study file, not the nearest binary one."""
     return Fraction(str(number))

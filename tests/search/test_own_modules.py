@@ -293,7 +293,7 @@ def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: St
     assert notes(search(parse_study(written, "further/further.toml", folder / "further"), storage)) == []
 
     refused = "studies/tiny.toml: search.start_from: the trials of 'tiny' are not comparable with these: "
-    other = "its networks were made of other code ({}); bring that back, take 'tiny' out of start_from, or say with "
+    other = "its network code differs ({}); restore the code, remove 'tiny' from start_from, or accept the difference "
     with pytest.raises(StudyFileError) as caught:
         search(own(folder, "Branching", name="next", search=following), storage)
     assert str(caught.value).startswith(refused + other.format("nets.py:Net, nets.py:Branching"))
@@ -301,7 +301,7 @@ def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: St
     changed = own(folder, name="next", search=following)
     with pytest.raises(StudyFileError) as caught:
         search(changed, storage)
-    assert str(caught.value).startswith(refused + other.format("parts.py") + "--changed-code")
+    assert str(caught.value).startswith(refused + other.format("parts.py") + "with --changed-code")
     assert "next" not in study_names(storage)
     assert notes(search(changed, storage, changed_code=True)) == []
     stored = load_study(storage, "next")

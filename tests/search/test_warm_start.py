@@ -258,7 +258,7 @@ def test_other_images_are_not_comparable(storage: Storage, tmp_path: Path, monke
     search(study_of(data=mnist, search={"trials": 1}), storage)
     write_mnist(tmp_path / "mnist", seed=1)
     said = refusal(study_of(name="next", data=mnist, search={"start_from": ["tiny"]}), storage)
-    assert said.endswith("its images have another SHA-256")
+    assert said.endswith("its data have another SHA-256")
 
 
 def test_a_circle_is_refused(storage: Storage) -> None:

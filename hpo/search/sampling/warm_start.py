@@ -1,10 +1,10 @@
-"""The studies that a study starts from (`search.start_from`), whose completed trials its sampler knows from the start.
+"""Warm start: the completed trials of the studies in `search.start_from`, which the sampler knows from the start.
 
-Promises: trials are taken only from studies that are comparable, as `--extend` understands it: the same images, split,
-metric and score, the same searched parameters, everything else that is fixed the same, and networks of the same code,
-unless the user has said that other code makes no difference. A new study is not stored unless all of them are. Later
-on, one that was deleted, or begun anew as something else, is left out, with the reason, so that workers can go on. What
-counts is a study's state when a process enters the search. Looks at no file.
+Promises: trials are taken only from comparable studies (hpo.search.comparability): the same data, split, metric and
+score, the same searched parameters, the same fixed values, and the same network code, unless the user accepts changed
+code. A new study is stored only where all of them are comparable. Later, a study that was deleted or created anew as
+another one is left out with the reason, so that workers can continue. The state of those studies is read when a process
+joins the search.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from hpo.studyfile import SearchSettings, Study
 from hpo.usercode import UserCode, split_reference
 
 ALIKE = "hpo:alike"
-"""The user attribute that says which other code counts as the study's own: study that it starts from -> its files."""
+"""The user attribute with the other studies' code that the user accepts: study of start_from -> its files."""
 
 FREE_TO_DIFFER = (
     *EXTENDABLE_KEYS,
     "name",
-    "network.module",  # where its file is; what the file holds says whether it is the same
+    "network.module",  # the path may differ; the content is compared
     *(f"search.{key}" for key in SearchSettings.model_fields if key not in ("metric", "score")),
 )
-"""Keys in which a study may differ from those that it starts from, besides ranges and choices."""
+"""Keys in which a study may differ from the studies it starts from, besides ranges and choices."""
 
 VALUES_ONLY = TrialFields(curves=False, user_attrs=False, system_attrs=None)
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Those that can be learnt from, their completed trials, one study after the other, and why others cannot."""
+    """The names of usable studies, their completed trials in order, and the problems of the others."""
 
     names: tuple[str, ...]
     trials: list[FrozenTrial]
@@ -60,12 +60,12 @@ class WarmStart:
 
 
 def warm_start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> WarmStart:
-    """Return what can be learnt from the studies that this one starts from; `attrs` are its user attributes."""
+    """Return the trials of `search.start_from`; `attrs` are the study's user attributes."""
     names, trials, problems = [], [], []
     known = attrs.get(STARTS_FROM, {})
     called = {identity(each.user_attrs, each.name): each.name for each in summaries(storage)} if known else {}
     for name in study.search.start_from:
-        now = called.get(known.get(name), name)  # it may have been renamed, and another study have its name
+        now = called.get(known.get(name), name)  # the study may have been renamed, and its name reused
         try:
             _check_comparable(study, now, attrs, storage, attrs.get(ALIKE, {}).get(name))
             trials += completed(storage, now)
@@ -84,9 +84,9 @@ def completed(storage: Storage, name: str) -> list[FrozenTrial]:
 
 
 def check_start(study: Study, images: Split, code: UserCode, storage: Storage, changed_code: bool) -> None:
-    """Raise StudyFileError where a study that is not stored yet cannot start from what its file says.
+    """Raise StudyFileError where a new study names a study in `search.start_from` that is not comparable.
 
-    With `changed_code` it can from networks of other code.
+    With `changed_code`, code that differs is accepted.
     """
     if not study.search.start_from or study.name in study_names(storage):
         return
@@ -103,7 +103,7 @@ def check_start(study: Study, images: Split, code: UserCode, storage: Storage, c
 
 
 def accept_other_code(study: Study, stored: optuna.Study, storage: Storage) -> None:
-    """Keep with a study that the code of those that it starts from, as it is now, counts as its own."""
+    """Store that the present code of the studies in `search.start_from` is accepted."""
     there = set(study.search.start_from) & set(study_names(storage))
     alike = {name: _files(storage, name) for name in study.search.start_from if name in there}
     if study.modules and alike != user_attrs_of(stored).get(ALIKE, {}):
@@ -113,9 +113,9 @@ def accept_other_code(study: Study, stored: optuna.Study, storage: Storage) -> N
 def _check_comparable(
     study: Study, name: str, attrs: Mapping[str, Any], storage: Storage, alike: Mapping[str, str] | None
 ) -> None:
-    """Raise HpoError where nothing can be learnt from the study of that name: it is not there, or another matter.
+    """Raise HpoError where the study of that name is missing or not comparable.
 
-    Code in these files counts as the study's own.
+    `alike` are the files of its code that the user has accepted.
     """
     stored = load_study(storage, name)
     before = stored_study(stored)
@@ -126,7 +126,7 @@ def _check_comparable(
     if wrong := misread(before, study):
         raise HpoError(f"{others}: {wrong}")
     if not same_data(user_attrs_of(stored)[DATA], attrs[DATA]):
-        raise HpoError(f"{others}: its images have another SHA-256")
+        raise HpoError(f"{others}: its data have another SHA-256")
     if not (study.modules and before.modules):
         return
     files = _files(storage, name)
@@ -134,8 +134,8 @@ def _check_comparable(
     changed = [key for key in {**other, **one} if one.get(key) != other.get(key)]
     if changed and alike != files:
         raise HpoError(
-            f"{others}: its networks were made of other code ({', '.join(changed)}); bring that back, take '{name}' "
-            "out of start_from, or say with --changed-code that it makes no difference"
+            f"{others}: its network code differs ({', '.join(changed)}); restore the code, remove '{name}' from "
+            "start_from, or accept the difference with --changed-code"
         )
 
 
@@ -145,7 +145,7 @@ def _files(storage: Storage, name: str) -> dict[str, str]:
 
 
 def _code(study: Study, files: Mapping[str, str]) -> dict[str, str]:
-    """Return these files of a study's code, wherever the study file is, and which of their names are its networks."""
+    """Return the files of a study's code relative to their common folder, and the names of its networks in them."""
     top = posixpath.commonpath([posixpath.dirname(file) or "." for file in files] or ["."])
     found = {posixpath.relpath(file, top): digest for file, digest in files.items()}
     for module in study.modules:
@@ -155,7 +155,7 @@ def _code(study: Study, files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _ancestors(name: str, storage: Storage) -> set[str]:
-    """Return the studies that a stored study starts from, and those that they start from, as far as they are there."""
+    """Return the studies that a stored study starts from, directly or indirectly, as far as they are stored."""
     files = {each.name: each.user_attrs.get(STUDY) for each in summaries(storage)}
     found: set[str] = set()
     ahead = [name]
