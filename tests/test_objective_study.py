@@ -1,4 +1,4 @@
-"""Study files with an objective of the user's own: what they may say, and what errors say."""
+"""Study files with an objective function: settings and errors."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_defaults_are_those_of_optunas_own_studies() -> None:
         ({"name": "a\n"}, "name: must have printable characters only"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(changes: dict[str, Any], said: str) -> None:
+def test_errors_of_objective_studies(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(StudyFileError) as caught:
         parse_any_study({**TREE, **changes}, "own.toml")
     assert str(caught.value).startswith(f"own.toml: {said}")
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_is_read_with_what_the_command_changes(tmp_path: Path) -> None:
+def test_a_file_is_read_with_changes_of_the_command(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text('name = "own"\nobjective = "o.py:f"\n[search]\ntrials = 4\n')
     study = read_study(file, ["search.direction=maximize", "objective=o.py:g"], trials=7, name="other")

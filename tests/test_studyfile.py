@@ -1,4 +1,4 @@
-"""Study files: what is read from them, the settings of a trial, and the one line that each mistake gets."""
+"""Study files: reading, the settings of a trial, and the error for each mistake."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ OWN: dict[str, Any] = {"module": "my_net.py:Net"}
 
 
 def tree(**values: Any) -> dict[str, Any]:
-    """The smallest study with other values: `optimizer__lr=1` sets [optimizer] lr."""
+    """Return the smallest study with other values: `optimizer__lr=1` sets [optimizer] lr."""
     changed = copy.deepcopy(SMALLEST)
     for name, value in values.items():
         *sections, key = name.split("__")
@@ -81,7 +81,7 @@ def study(**values: Any) -> Study:
 
 
 def problem(**values: Any) -> str:
-    """The line that the smallest study with these values gets, without the file."""
+    """Return the error for the smallest study with these values, without the file."""
     with pytest.raises(StudyFileError) as caught:
         study(**values)
     assert str(caught.value).startswith("s.toml: ")
@@ -102,7 +102,7 @@ def failure(path: Path, *overrides: str, **changes: Any) -> str:
 
 
 class TestReading:
-    def test_reads_the_designs_example(self, design: Path) -> None:
+    def test_the_example_of_the_design_is_read(self, design: Path) -> None:
         study = read_study(design)
         assert study.source == str(design)
         assert study.name == "mnist-dropout"
@@ -115,7 +115,7 @@ class TestReading:
             Parameter("weight_decay", ("optimizer", "weight_decay"), Range(1e-8, 1e-4, log=True), integer=False),
         )
 
-    def test_fills_in_every_default(self) -> None:
+    def test_every_default_is_filled_in(self) -> None:
         assert study().resolved() == {
             "name": "small",
             "description": "",
@@ -157,7 +157,7 @@ class TestReading:
             "baseline": {},
         }
 
-    def test_importing_loads_nothing_heavy(self) -> None:
+    def test_the_import_loads_no_large_package(self) -> None:
         code = "import sys, hpo.studyfile; print({'torch', 'optuna', 'numpy'} & set(sys.modules))"
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
@@ -168,7 +168,7 @@ class TestReading:
         assert read_study(resolved) == study
         assert read_study(export) == study
 
-    def test_a_byte_order_mark_is_no_part_of_the_text(self, design: Path) -> None:
+    def test_a_byte_order_mark_is_ignored(self, design: Path) -> None:
         design.write_bytes(b"\xef\xbb\xbf" + design.read_bytes())
         assert read_study(design).name == "mnist-dropout"
 
@@ -192,12 +192,12 @@ class TestReading:
             ("s.json", b"{}", "name: missing"),
         ],
     )
-    def test_a_file_that_holds_no_study(self, tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    def test_a_file_without_a_study(self, tmp_path: Path, name: str, content: bytes, expected: str) -> None:
         path = tmp_path / name
         path.write_bytes(content)
         assert failure(path).startswith(expected)
 
-    def test_a_path_that_leads_to_no_file(self, tmp_path: Path) -> None:
+    def test_a_path_without_a_file(self, tmp_path: Path) -> None:
         assert failure(tmp_path) == "is a directory, not a study file"
         assert failure(tmp_path / "none.toml") == "no such file"
         assert failure(tmp_path / "none.toml" / "x").startswith("no such file")
@@ -212,7 +212,7 @@ class TestReading:
 
 
 class TestParameters:
-    def test_names_are_keys_and_the_order_is_the_models_whatever_the_files(self) -> None:
+    def test_names_are_keys_and_the_order_is_that_of_the_models(self) -> None:
         a_range = {"low": 0, "high": 0.5}
         parameters = study(
             optimizer__momentum=a_range,
@@ -235,7 +235,7 @@ class TestParameters:
             0.1, 0.3, step=0.2
         )
 
-    def test_values_are_what_the_settings_make_of_them(self) -> None:
+    def test_values_have_the_types_of_their_settings(self) -> None:
         found = study(
             optimizer__lr={"low": 1, "high": 2, "step": 1},
             training__batch_size={"low": 10, "high": 20, "step": 5},
@@ -257,14 +257,14 @@ class TestParameters:
 
 
 class TestConfig:
-    def test_puts_a_trials_values_in(self) -> None:
+    def test_a_config_has_the_values_of_a_trial(self) -> None:
         found = study(optimizer__lr={"low": 0.1, "high": 1}, network__dropout=[0.5, {"low": 0, "high": 0.6}])
         config = found.config({"dropout.1": 0.25, "lr": 0.3})
         assert config.network.dropout == [0.5, 0.25]
         assert config.optimizer.lr == 0.3
         assert config.training.epochs == 2
 
-    def test_settings_that_the_kind_does_not_use_make_no_difference(self) -> None:
+    def test_unused_settings_do_not_matter(self) -> None:
         found = study(optimizer__kind={"choices": ["sgd", "momentum"]}, optimizer__momentum={"low": 0.1, "high": 0.9})
         plain = [found.config({"optimizer.kind": "sgd", "momentum": value}) for value in (0.1, 0.9)]
         heavy = [found.config({"optimizer.kind": "momentum", "momentum": value}) for value in (0.1, 0.9)]
@@ -280,7 +280,7 @@ class TestConfig:
             ({"lr": "x"}, "s.toml: optimizer.lr: must be a number (got 'x')"),
         ],
     )
-    def test_values_that_fit_no_trial(self, params: dict[str, Any], expected: str) -> None:
+    def test_invalid_values_of_a_trial(self, params: dict[str, Any], expected: str) -> None:
         with pytest.raises(StudyFileError) as caught:
             study(optimizer__lr={"low": 0.1, "high": 1}).config(params)
         assert str(caught.value) == expected
@@ -489,12 +489,10 @@ class TestErrors:
             ([[1.0], [2], [1.0]], "choices.2: is the same as choices.0 (got [1.0])"),
         ],
     )
-    def test_choices_that_nobody_could_tell_apart_once_stored_are_refused(
-        self, choices: list[Any], expected: str
-    ) -> None:
+    def test_choices_that_are_equal_when_stored_are_refused(self, choices: list[Any], expected: str) -> None:
         assert problem(network=OWN | {"args": {"a": {"choices": choices}}}).startswith(f"network.args.a.{expected}")
 
-    def test_so_are_choices_that_their_key_makes_alike_and_those_of_a_case(self) -> None:
+    def test_choices_that_are_equal_in_the_type_of_their_key_are_refused(self) -> None:
         alike = {"choices": [2**53, 2**53 + 1]}  # as fractions
         assert problem(optimizer__lr=alike).startswith("optimizer.lr.choices.1: is the same as choices.0 (got")
         case = {"adam": {"beta1": {"choices": [0, -0.0]}}}
@@ -502,12 +500,12 @@ class TestErrors:
         told = "is the same as choices.0 = 0.0 when stored (got -0.0)"
         assert line == f"optimizer.when.kind.adam.beta1.choices.1: {told}"
 
-    def test_choices_that_are_stored_apart_may_look_alike(self) -> None:
+    def test_choices_that_differ_when_stored_may_look_alike(self) -> None:
         for choices in ([True, 0], [1, "1"], ["true", True], [[1], [1.0], [True]], ["[8,16]", [8, 16]], ["[]", [[]]]):
             found = study(network=OWN | {"args": {"a": {"choices": choices}}})
             assert found.parameters[0].searched == Choices(tuple(choices))
 
-    def test_every_choice_must_go_with_the_rest(self) -> None:
+    def test_every_choice_must_fit_the_other_settings(self) -> None:
         line = problem(network__dropout=[0.1, 0.2], network__hidden={"choices": [[5, 5], [5]]})
         assert line.startswith("network.hidden.choices.1: conflicts with network.dropout, which must be one number or")
         line = problem(network__dropout=[0.1, 0.2], network__kind={"choices": ["mlp", "cnn"]})
@@ -526,7 +524,7 @@ class TestErrors:
         assert study(search__sampler="grid", optimizer__lr={"low": 0.1, "high": 0.5, "step": 0.1})
         assert study(search__sampler="grid", training__epochs={"low": 1, "high": 5})
 
-    def test_the_first_in_the_files_order_is_told(self) -> None:
+    def test_the_first_problem_in_the_order_of_the_file_is_raised(self) -> None:
         wrong = {
             "optimizer": {"lr": 0, "weight_decay": {"low": 1}, "lrr": 3},
             "search": {"trials": 0},
@@ -560,7 +558,7 @@ class TestErrors:
             "data.dataset",
         ]
 
-    def test_a_study_makes_errors_about_its_own_keys(self) -> None:
+    def test_a_study_returns_errors_about_its_keys(self) -> None:
         error = study().error("data.train_size", "is more than the 1438 training images (got 5000)")
         assert str(error) == "s.toml: data.train_size: is more than the 1438 training images (got 5000)"
         assert error.exit_status == 2
@@ -594,10 +592,10 @@ class TestChanges:
         study = read_study(design, trials=20, name="other", population=None)
         assert (study.name, study.search.trials, study.search.population) == ("other", 20, 32)
 
-    def test_the_last_of_several_overrides_holds(self, design: Path) -> None:
+    def test_the_last_of_several_overrides_applies(self, design: Path) -> None:
         assert read_study(design, ["training.epochs=0", "training.epochs=7"]).first_settings.training.epochs == 7
 
-    def test_a_section_may_be_begun(self, tmp_path: Path) -> None:
+    def test_an_override_may_create_a_section(self, tmp_path: Path) -> None:
         path = tmp_path / "s.json"
         path.write_text(json.dumps({key: value for key, value in SMALLEST.items() if key != "training"}))
         assert read_study(path, ["training.epochs=3"]).first_settings.training.epochs == 3
@@ -637,7 +635,7 @@ class TestChanges:
 
 
 class TestDifferences:
-    def test_a_study_that_was_stored_without_recipes_is_equal(self, design: Path) -> None:
+    def test_a_study_stored_without_newer_keys_is_equal(self, design: Path) -> None:
         study = read_study(design)
         stored = study.resolved()
         for section, keys in {
@@ -649,7 +647,7 @@ class TestDifferences:
         assert parse_study(stored, "stored") == study
         assert differing_keys(parse_study(stored, "stored"), study) == []
 
-    def test_a_schedules_own_keys_are_there_where_it_may_be(self) -> None:
+    def test_the_keys_of_a_schedule_are_resolved_if_it_is_possible(self) -> None:
         searched = study(
             optimizer__schedule={"choices": ["cosine", "step"]}, optimizer__step_every={"low": 1, "high": 4}
         )
@@ -660,7 +658,7 @@ class TestDifferences:
         assert (cosine.schedule, cosine.step_every, step.step_every) == ("cosine", 10, 3)  # not the cosine's to use
         assert "step_factor" not in study(optimizer__schedule="cosine").resolved()["optimizer"]
 
-    def test_equal_studies_differ_in_nothing(self, design: Path) -> None:
+    def test_equal_studies_have_no_differences(self, design: Path) -> None:
         study = read_study(design)
         assert differing_keys(study, parse_study(study.resolved(), "elsewhere")) == []
 
@@ -674,12 +672,12 @@ class TestDifferences:
             ({"choices": [0, 2]}, {"choices": [False, 2]}, "network.args.a.choices: [0, 2] -> [false, 2]"),
         ],
     )
-    def test_what_is_equal_in_python_may_differ(self, before: Any, after: Any, told: str) -> None:
+    def test_values_equal_in_python_may_differ(self, before: Any, after: Any, told: str) -> None:
         one, other = (study(network=OWN | {"args": {"a": value}}) for value in (before, after))
         assert one != other
         assert differing_keys(one, other) == [told]
 
-    def test_each_key_is_told_with_both_values(self, design: Path) -> None:
+    def test_each_difference_has_both_values(self, design: Path) -> None:
         changed = read_study(
             design,
             ["optimizer.lr.high=0.1", "network.dropout=0.5", "optimizer.kind=momentum", "data.train_size=400"],
@@ -696,7 +694,7 @@ class TestDifferences:
 
 
 class TestModules:
-    def test_an_argument_is_fixed_or_searched_and_called_as_it_is(self) -> None:
+    def test_an_argument_is_fixed_or_searched_under_its_name(self) -> None:
         args = {
             "width": {"choices": [16, 32]},
             "dropout": {"low": 0, "high": 0.5},
@@ -716,7 +714,7 @@ class TestModules:
         assert network.args == {"width": 32, "dropout": 0.2, "depth": 3, "rates": [0.1, 0.4], "kind": "wide"}
         assert parse_study(found.resolved(), "elsewhere") == found
 
-    def test_the_file_is_looked_for_beside_the_study_file(self, tmp_path: Path) -> None:
+    def test_the_folder_is_that_of_the_study_file(self, tmp_path: Path) -> None:
         path = tmp_path / "own.toml"
         path.write_text(study_text(study(network=OWN | {"args": {"log": False, "low": 3, "a": {"choices": [1, 2]}}})))
         assert '[network]\nkind = "module"\nmodule = "my_net.py:Net"\n\n[network.args]\nlog = false' in path.read_text()
@@ -727,7 +725,7 @@ class TestModules:
         assert found.first_settings.network.args == {"log": False, "low": 4, "a": 1}
 
 
-def test_a_study_as_text_has_a_line_a_key_and_reads_back(tmp_path: Path) -> None:
+def test_a_study_as_toml_has_one_key_a_line_and_is_read_back(tmp_path: Path) -> None:
     text = """name = "it\\u0027s"
 description = "two\\nlines"
 

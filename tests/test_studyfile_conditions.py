@@ -1,4 +1,4 @@
-"""What a study file says only where a searched key has a certain value: `[SECTION.when.KEY.VALUE]`."""
+"""Conditional parameters in a study file: `[SECTION.when.KEY.VALUE]`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refusal(more: str = "", text: str = TEXT) -> str:
     return str(caught.value).removeprefix("cases.toml: ")
 
 
-def test_each_parameter_says_where_it_is_searched_those_that_every_trial_has_first() -> None:
+def test_conditional_parameters_come_last_with_their_conditions() -> None:
     words = {each.name: each.when and each.when.text() for each in study_of().parameters}
     assert words == {
         "network.kind": None,
@@ -66,7 +66,7 @@ def test_each_parameter_says_where_it_is_searched_those_that_every_trial_has_fir
     }
 
 
-def test_a_trial_has_what_its_choices_bring_and_is_set_by_that() -> None:
+def test_a_trial_has_the_parameters_and_values_of_its_choices() -> None:
     study = study_of()
     adam = {"network.kind": "mlp", "dropout": 0.1, "optimizer.kind": "adam", "lr.adam": 0.01, "beta1": 0.85}
     config = study.config(adam)
@@ -81,7 +81,7 @@ def test_a_trial_has_what_its_choices_bring_and_is_set_by_that() -> None:
         study.config({**adam, "lr": 0.5})
 
 
-def test_a_case_may_be_of_any_choice_and_its_list_of_any_length() -> None:
+def test_conditions_on_lists_and_booleans() -> None:
     text = TEXT.replace(
         "dropout = {", "hidden = { choices = [[8], [8, 8]] }\nbatch_norm = { choices = [true, false] }\n#"
     )
@@ -118,7 +118,7 @@ hidden = [4, { low = 4, high = 16 }]
 """
 
 
-def test_a_choice_is_named_by_what_its_number_or_list_is_worth() -> None:
+def test_the_key_of_a_choice_is_compared_by_value() -> None:
     tree = tomllib.loads(TEXT) | tomllib.loads(NUMBERS)
     study = parse_study(tree, "")
     assert [each.name for each in study.parameters if "hidden" in each.name] == ["hidden.1.0.0", "hidden.1.[0.0, 0.5]"]
@@ -133,7 +133,7 @@ def test_a_choice_is_named_by_what_its_number_or_list_is_worth() -> None:
         parse_study(tree, "cases")
 
 
-def test_a_key_that_every_choice_gives_need_not_stand_in_the_section() -> None:
+def test_a_key_with_a_value_for_every_choice_is_not_required() -> None:
     text = TEXT.replace("lr = { low = 1e-3, high = 1.0, log = true }", "")
     more = "[optimizer.when.kind.sgd]\nlr = 0.1\n[optimizer.when.kind.momentum]\nlr = 0.2\n"
     study = study_of(more, text)
@@ -191,17 +191,17 @@ def test_a_key_that_every_choice_gives_need_not_stand_in_the_section() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_case_is_one_line(more: str, problem: str) -> None:
+def test_errors_in_conditional_tables(more: str, problem: str) -> None:
     assert refusal(more) == problem
 
 
-def test_a_key_depends_on_one_other_only() -> None:
+def test_a_key_depends_on_one_other_key_only() -> None:
     text = TEXT.replace("lr = { low = 1e-3", 'schedule = { choices = ["constant", "step"] }\nlr = { low = 1e-3')
     message = refusal("[optimizer.when.schedule.step]\nbeta1 = 0.7\n", text)
     assert message == "optimizer.when.kind.adam.beta1: cannot depend on kind, because it depends on schedule already"
 
 
-def test_an_option_of_the_command_changes_a_case(tmp_path: Any) -> None:
+def test_an_override_changes_a_conditional_table(tmp_path: Any) -> None:
     path = tmp_path / "cases.toml"
     path.write_text(TEXT)
     study = read_study(path, ["optimizer.when.kind.adam.lr.high=0.2", "optimizer.when.kind.sgd.clip=1.0"])
@@ -231,7 +231,7 @@ VALUES = st.one_of(
 
 @st.composite
 def trees(draw: st.DrawFn) -> dict[str, Any]:
-    """Trees with any cases of the optimizer's kinds."""
+    """Trees with conditional tables for kinds of the optimizer."""
     kinds = draw(st.permutations(sorted(KINDS)))[: draw(st.integers(1, 3))]
     cases = {
         kind: {key: draw(VALUES) for key in draw(st.lists(st.sampled_from(KINDS[kind]), unique=True))}
@@ -246,7 +246,9 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(trees(), st.data())
-def test_a_study_with_cases_comes_back_whole_and_sets_each_trial(tree: dict[str, Any], data: st.DataObject) -> None:
+def test_a_study_with_conditions_is_read_back_and_configures_its_trials(
+    tree: dict[str, Any], data: st.DataObject
+) -> None:
     study = parse_study(tree, "")
     assert parse_study(study.resolved(), "") == study
     assert parse_study(tomllib.loads(study_text(study)), "") == study

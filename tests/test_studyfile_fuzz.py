@@ -1,4 +1,4 @@
-"""Study files under fuzz: a sound study survives the round trip, and nothing else gets past one printable line."""
+"""Fuzz tests of study files: valid studies are read back, all else is an error of one printable line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ words = st.sampled_from
 
 
 def ranges(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Sound ranges with ends among `values`, some on a log scale, some in steps."""
+    """Valid ranges with ends among `values`, some on a log scale, some with steps."""
 
     def tables(ends: list[Any]) -> st.SearchStrategy[dict[str, Any]]:
         table = {"low": min(ends), "high": max(ends)}
@@ -56,7 +56,7 @@ KINDS = {
 
 @st.composite
 def studies(draw: st.DrawFn) -> dict[str, Any]:
-    """Trees that are sound studies."""
+    """Trees of valid studies."""
     network_kind, optimizer_kind = draw(words(["mlp", "cnn"])), draw(words(sorted(KINDS)))
     hidden = draw(st.lists(searchable(sizes), max_size=3))
     rates = st.lists(searchable(fractions), min_size=len(hidden), max_size=len(hidden))
@@ -110,7 +110,7 @@ trees = st.recursive(
 
 
 def mannered(read: Callable[[], Study], start: str) -> Study | None:
-    """Return what is read, or None for a refusal: one printable line of a bearable length."""
+    """Return the study, or None after an error of one printable line of limited length."""
     try:
         return read()
     except StudyFileError as error:
@@ -122,7 +122,7 @@ def mannered(read: Callable[[], Study], start: str) -> Study | None:
 
 
 def parsed(tree: Any) -> Study | None:
-    """Parse a tree that may be anything; it must come out unchanged."""
+    """Parse any tree, which must stay unchanged."""
     before = pickle.dumps(tree)
     study = mannered(lambda: parse_study(tree, "s.toml"), "s.toml: ")
     assert pickle.dumps(tree) == before
@@ -135,9 +135,7 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(tree=studies(), data=st.data())
-def test_a_sound_study_survives_the_round_trip_and_configures_its_trials(
-    tree: dict[str, Any], data: st.DataObject
-) -> None:
+def test_a_valid_study_is_read_back_and_configures_its_trials(tree: dict[str, Any], data: st.DataObject) -> None:
     study = parsed(tree)
     assert study is not None
     again = parse_study(json.loads(json.dumps(study.resolved())), "s.toml")
@@ -158,7 +156,7 @@ def test_a_sound_study_survives_the_round_trip_and_configures_its_trials(
 
 
 @given(tree=studies())
-def test_a_sound_study_written_as_text_reads_back(folder: Path, tree: dict[str, Any]) -> None:
+def test_a_valid_study_written_as_toml_is_read_back(folder: Path, tree: dict[str, Any]) -> None:
     study = parse_study(tree, "s.toml")
     path = folder / "written.toml"
     path.write_text(study_text(study), encoding="utf-8")
@@ -166,7 +164,7 @@ def test_a_sound_study_written_as_text_reads_back(folder: Path, tree: dict[str, 
 
 
 @given(tree=studies(), data=st.data())
-def test_one_change_to_a_sound_study_is_read_or_refused_in_one_line(tree: dict[str, Any], data: st.DataObject) -> None:
+def test_one_change_to_a_valid_study_is_read_or_refused_in_one_line(tree: dict[str, Any], data: st.DataObject) -> None:
     *top, key = data.draw(words([place for place in places(tree) if place]))
     node = tree
     for step in top:
@@ -235,11 +233,11 @@ def test_any_bytes_are_read_or_refused_in_one_line(
     ),
     value=st.one_of(st.text(max_size=20), st.text("[]{}=.,'\"0123456789low\n ", max_size=12)),
 )
-def test_any_override_is_taken_or_refused_in_one_line(folder: Path, key: str, value: str) -> None:
+def test_any_override_is_applied_or_refused_in_one_line(folder: Path, key: str, value: str) -> None:
     path = folder / "override.toml"
     path.write_bytes(EXAMPLE)
     mannered(lambda: read_study(path, [f"{key}={value}"]), f"{path}: ")
 
 
-def test_the_example_is_sound() -> None:
+def test_the_example_is_valid() -> None:
     assert parsed(tomllib.loads(EXAMPLE.decode())) is not None

@@ -1,4 +1,4 @@
-"""Text that is shown: whatever files and storages hold, it is printable, and what programs read is the same value."""
+"""Text output: printable whatever files and storages contain, and lossless for programs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from hpo.text import escape_toml, json_text, printable, printable_lines
 EVIL = "a\x1b[2J\x9b1m\u202e\r\n\x07\ud800\U000e0001é日"
 
 
-def test_a_line_is_printable_and_loses_nothing() -> None:
+def test_a_printable_line_is_lossless() -> None:
     shown = printable(EVIL)
     assert shown == r"a\x1b[2J\x9b1m\u202e\r\n\x07\ud800\U000e0001é日"
     assert printable(shown) == shown
     assert printable_lines("one\x1b\ntwo") == "one\\x1b\ntwo"
 
 
-def test_what_programs_read_is_printable_and_the_same() -> None:
+def test_machine_output_is_printable_and_lossless() -> None:
     tree = {EVIL: [EVIL, 1.5, None, {"b": EVIL}]}
     for indent in (None, 2):
         text = json_text(tree, indent)
@@ -49,8 +49,8 @@ def test_an_error_a_warning_and_an_answer_are_printable(capsys: pytest.CaptureFi
     assert capsys.readouterr().err.removesuffix("\n").isprintable()
 
 
-def test_a_study_of_another_program_is_shown_printable(tmp_path: Path) -> None:
-    """Whatever its name, its parameters, their choices and its notes are."""
+def test_a_study_of_another_program_is_printable(tmp_path: Path) -> None:
+    """Its name, parameters, choices and notes may contain any characters."""
     url, evil = f"sqlite:///{tmp_path}/hpo.db", EVIL.replace("\ud800", "")
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name=evil)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hpo.data.download import fetch
 from hpo.data.examples import Examples, SealedExamples, Split
-from hpo.data.listing import Listing, list_datasets
+from hpo.data.folders import Listing, list_datasets
 from hpo.data.splits import check_test, load_split, load_test
 
 __all__ = [

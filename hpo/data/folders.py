@@ -1,7 +1,8 @@
-"""Find the folder of a known data set: in HPO_DATA_DIR, in a system package, or in the cache.
+"""Find the folder of a known data set, in HPO_DATA_DIR, in a system package or in the cache; list all known data sets.
 
 The first folder with any training file is used, unless its training labels are those of another known data set: the
-files of MNIST and Fashion-MNIST have the same names. No test file is opened. Downloads are written to `cache_folder`.
+files of MNIST and Fashion-MNIST have the same names. The list is made from headers and sizes only, so it is fast and
+finds no damage within a file. No test file is opened. Downloads are written to `cache_folder`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from hpo.data import cifar, idx
+from hpo.data import cifar, digits, idx
 from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset
 from hpo.data.examples import RawExamples
 from hpo.errors import DataError
@@ -106,3 +107,35 @@ def _other_dataset(dataset: Dataset, folder: Path, catalogue: Catalogue) -> str 
         for download in other.downloads
     }
     return others.get(idx.training_labels_sha256(folder) or "")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One data set; `place`, its folder, and `train_images` are None if it is missing or cannot be read."""
+
+    name: str
+    place: Path | None
+    kind: str
+    train_images: int | None
+    note: str
+
+
+def list_datasets(catalogue: Catalogue = CATALOGUE) -> list[Listing]:
+    """Return all known data sets, found or not, in the order of the catalogue."""
+    return [_listing(dataset, catalogue) for dataset in catalogue.values()]
+
+
+def _listing(dataset: Dataset, catalogue: Catalogue) -> Listing:
+    if dataset.format == "scikit-learn":
+        folder = digits.installed_folder()
+        count = digits.TRAINING_SIZE if folder else None
+        return Listing(dataset.name, folder, digits.KIND, count, "installed" if folder else "not installed")
+    reader, folder = FORMATS[dataset.format], None
+    try:
+        found = find_folder(dataset, catalogue)
+        if found is None:
+            return Listing(dataset.name, None, reader.KIND, None, f"not found: hpo data fetch {dataset.name}")
+        folder = found.folder
+        return Listing(dataset.name, folder, reader.KIND, reader.count_training(folder, dataset.shape), found.origin)
+    except DataError as error:
+        return Listing(dataset.name, folder, reader.KIND, None, str(error) if folder else f"not found: {error}")

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test sees the user's own data: HPO_DATA_DIR is unset and the cache is the test's own."""
+    """Isolate tests from the user's data: unset HPO_DATA_DIR and use a cache for each test."""
     monkeypatch.delenv("HPO_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     return tmp_path / "user-cache" / "hpo"

@@ -17,7 +17,7 @@ TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def some_images(count: int, shape: tuple[int, ...] = IMAGE_SHAPE, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random pixels, and labels that go round the ten classes."""
+    """Return random pixels, and labels that cycle through the ten classes."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
     return pixels, (np.arange(count) % 10).astype(np.uint8)
 
@@ -31,7 +31,7 @@ def idx_labels(labels: np.ndarray) -> bytes:
 
 
 def write_idx(folder: Path, count: int = 50, *, seed: int = 0, packed: bool = False, test: int | None = 20) -> Path:
-    """A folder as MNIST's: training files, and test files unless `test` is None."""
+    """Write a folder like that of MNIST: training files, and test files unless `test` is None."""
     folder.mkdir(parents=True, exist_ok=True)
     for names, size in ((TRAIN, count), (TEST, test)):
         if size is not None:

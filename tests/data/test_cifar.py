@@ -83,14 +83,14 @@ def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
     assert refusal(tmp_path).startswith(f"{tmp_path / 'data_batch_2.bin'}: ")
 
 
-def test_a_folder_without_batches_holds_nothing(tmp_path: Path) -> None:
+def test_a_folder_without_batches_has_no_training_files(tmp_path: Path) -> None:
     assert not cifar.has_training_files(tmp_path)
     assert not cifar.has_training_files(tmp_path / "absent")
     assert refusal(tmp_path).startswith(f"{tmp_path / 'data_batch_1.bin'}: missing")
 
 
 @given(content=st.binary(max_size=50), records=st.integers(0, 2), label=st.integers(0, 255))
-def test_no_bytes_reach_a_traceback(
+def test_any_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, records: int, label: int
 ) -> None:
     folder = write_cifar(tmp_path_factory.getbasetemp() / "fuzzed", (1,))

@@ -36,7 +36,7 @@ LABELS = f"{TRAIN[1]}.gz"
 
 @dataclass
 class Mirror:
-    """A real server on the loopback: a folder of answers, each as it is sent."""
+    """A real server on the loopback interface that sends the files of a folder."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     missing_bytes: dict[str, int] = field(default_factory=dict)  # announced but never sent
@@ -115,7 +115,7 @@ def refusal(catalogue: Catalogue, cache: Path, name: str = "mnist") -> str:
     return str(caught.value)
 
 
-def test_a_download_lands_whole_in_the_cache_and_loads(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
+def test_a_complete_download_enters_the_cache_and_loads(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
     good, spare = mirrors
     folder = fetch("mnist", catalogue=mnist_at(good.address, spare.address))
     assert folder == cache / "mnist"
@@ -144,7 +144,7 @@ def test_a_damaged_download_is_replaced_by_the_next_fetch(mirrors: tuple[Mirror,
     assert [path.name for path in cache.iterdir()] == ["mnist"]
 
 
-def test_files_that_hpo_did_not_download_are_left_alone(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
+def test_files_that_hpo_did_not_download_are_not_replaced(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
     own = write_idx(cache / "mnist", 30)
     before = {path.name: path.read_bytes() for path in own.iterdir()}
     with pytest.raises(DataError, match="has files that hpo did not download"):
@@ -152,12 +152,12 @@ def test_files_that_hpo_did_not_download_are_left_alone(mirrors: tuple[Mirror, M
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
 
 
-def test_an_empty_folder_is_no_obstacle(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
+def test_an_empty_folder_is_replaced(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
     (cache / "mnist").mkdir(parents=True)
     assert (fetch("mnist", catalogue=mnist_at(mirrors[0].address)) / TRAIN[0]).is_file()
 
 
-def test_a_dead_mirror_is_passed_over_once(mirrors: tuple[Mirror, Mirror]) -> None:
+def test_a_dead_mirror_is_tried_once(mirrors: tuple[Mirror, Mirror]) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}/"
@@ -180,7 +180,7 @@ DAMAGES = ["status 404", "wrong checksum", "transfer failed", "sent damaged data
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_the_next_mirror_is_asked_for_what_the_first_has_not_right(mirrors: tuple[Mirror, Mirror], how: str) -> None:
+def test_the_next_mirror_is_tried_after_wrong_content(mirrors: tuple[Mirror, Mirror], how: str) -> None:
     bad, good = mirrors
     damage(bad, how)
     folder = fetch("mnist", catalogue=mnist_at(bad.address, good.address))
@@ -190,7 +190,7 @@ def test_the_next_mirror_is_asked_for_what_the_first_has_not_right(mirrors: tupl
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_where_no_mirror_has_it_right_nothing_stays(mirrors: tuple[Mirror, Mirror], cache: Path, how: str) -> None:
+def test_nothing_is_stored_if_all_mirrors_fail(mirrors: tuple[Mirror, Mirror], cache: Path, how: str) -> None:
     for mirror in mirrors:
         damage(mirror, how)
     message = refusal(mnist_at(*(mirror.address for mirror in mirrors)), cache)
@@ -200,8 +200,8 @@ def test_where_no_mirror_has_it_right_nothing_stays(mirrors: tuple[Mirror, Mirro
     assert "HPO_DATA_DIR" in message
 
 
-def test_content_that_arrives_unpacked_is_as_good(mirrors: tuple[Mirror, Mirror]) -> None:
-    """Some servers undo the compression on the way, others declare it as the transfer's own."""
+def test_decompressed_content_is_accepted(mirrors: tuple[Mirror, Mirror]) -> None:
+    """Some servers decompress files, others declare the compression as Content-Encoding."""
     plain, declared = mirrors
     plain.files = {f"{name}.gz": content for name, content in CONTENTS.items()}
     folder = fetch("mnist", catalogue=mnist_at(plain.address))
@@ -212,7 +212,7 @@ def test_content_that_arrives_unpacked_is_as_good(mirrors: tuple[Mirror, Mirror]
     assert (folder / TRAIN[0]).read_bytes() == CONTENTS[TRAIN[0]]
 
 
-def test_an_archive_is_checked_and_its_members_taken_out(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
+def test_an_archive_is_checked_and_its_members_are_extracted(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
     archive = archive_of({**BATCHES, "../../escaped": b"x", "readme.html": b"x"})
     mirrors[0].files["cifar.tar.gz"] = archive
     folder = fetch("cifar10", catalogue=cifar_at(mirrors[0].address, archive))
@@ -236,7 +236,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(mirrors: tuple[Mirror, Mirro
         fetch("mnist", catalogue=mnist_at(mirrors[0].address), cache=tmp_path / "file")
 
 
-def test_two_that_fetch_at_once_both_have_it(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
+def test_two_processes_may_fetch_at_once(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
     catalogue = mnist_at(mirrors[0].address)
     with ThreadPoolExecutor(4) as pool:
         folders = list(pool.map(lambda _: fetch("mnist", catalogue=catalogue, progress=False), range(4)))

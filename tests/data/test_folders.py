@@ -1,3 +1,5 @@
+"""Find data sets in folders, and list them."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,7 +29,9 @@ ORDER = [
 
 
 @pytest.mark.parametrize(("name", "folder"), ORDER, ids=[f"{name} in {folder}" for name, folder in ORDER])
-def test_the_layouts_of_a_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str) -> None:
+def test_the_layouts_of_a_folder_in_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
     (write_cifar if name == "cifar10" else write_idx)(tmp_path / folder)
     place = require_folder(CATALOGUE[name])
@@ -35,7 +39,7 @@ def test_the_layouts_of_a_named_folder(tmp_path: Path, monkeypatch: pytest.Monke
     assert place.origin == "HPO_DATA_DIR"
 
 
-def test_the_named_folder_comes_before_a_system_package_and_that_before_the_cache(
+def test_the_order_is_variable_system_package_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     dataset = dataclasses.replace(CATALOGUE["fashion_mnist"], system=(tmp_path / "system",))
@@ -52,7 +56,7 @@ def test_the_named_folder_comes_before_a_system_package_and_that_before_the_cach
     assert found == ["cache", "system package", "system package", "HPO_DATA_DIR"]
 
 
-def test_missing_data_says_where_was_looked_and_what_to_do(
+def test_the_error_for_missing_data_lists_the_searched_folders_and_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     remedy = "run `hpo data fetch mnist`, or name its folder in HPO_DATA_DIR"
@@ -69,13 +73,13 @@ def test_missing_data_says_where_was_looked_and_what_to_do(
 
 
 def small_catalogue(fashion: Path) -> Catalogue:
-    """The catalogue, with the checksum of the labels in `fashion` as Fashion-MNIST's."""
+    """Return the catalogue with the checksum of the labels in `fashion` for Fashion-MNIST."""
     digest = hashlib.sha256((fashion / TRAIN[1]).read_bytes()).hexdigest()
     downloads = (Download(f"{TRAIN[1]}.gz", digest),)
     return {**CATALOGUE, "fashion_mnist": dataclasses.replace(CATALOGUE["fashion_mnist"], downloads=downloads)}
 
 
-def test_a_folder_known_to_hold_another_data_set_is_passed_over(
+def test_a_folder_with_another_data_set_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
@@ -91,7 +95,7 @@ def listed(name: str) -> Listing:
     return next(listing for listing in list_datasets() if listing.name == name)
 
 
-def test_the_list_says_what_is_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_the_list_has_folders_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     assert [listing.name for listing in list_datasets()] == list(CATALOGUE)
     assert listed("digits").train_images == 1438
     assert listed("mnist") == Listing("mnist", None, "IDX", None, "not found: hpo data fetch mnist")
@@ -114,7 +118,7 @@ def test_the_list_notes_damage_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert listed("mnist").train_images is listed("cifar10").train_images is None
 
 
-def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_folder_needs_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_CACHE_HOME", "HPO_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # of no user that the system knows

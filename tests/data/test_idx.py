@@ -25,7 +25,7 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-def test_what_was_written_is_read(tmp_path: Path, packed: bool) -> None:
+def test_written_files_are_read(tmp_path: Path, packed: bool) -> None:
     write_idx(tmp_path, 50, packed=packed)
     raw = idx.read_training(tmp_path, IMAGE_SHAPE, 10)
     pixels, labels = some_images(50)
@@ -35,7 +35,7 @@ def test_what_was_written_is_read(tmp_path: Path, packed: bool) -> None:
     assert idx.count_training(tmp_path, IMAGE_SHAPE) == 50
 
 
-def test_gzip_is_told_by_content_not_by_name(tmp_path: Path) -> None:
+def test_gzip_is_recognized_by_content(tmp_path: Path) -> None:
     (tmp_path / IMAGES).write_bytes(gzip.compress(idx_images(PIXELS)))
     (tmp_path / f"{LABELS}.gz").write_bytes(idx_labels(CLASSES))
     assert len(idx.read_training(tmp_path, IMAGE_SHAPE, 10)) == 5
@@ -51,7 +51,7 @@ def test_the_content_sha256_is_the_same_plain_and_packed(tmp_path: Path) -> None
     assert other.content_sha256() not in sums
 
 
-def test_the_test_size_shows_only_where_the_file_need_not_be_opened(tmp_path: Path) -> None:
+def test_the_test_size_is_unknown_for_gzip(tmp_path: Path) -> None:
     assert idx.test_size(write_idx(tmp_path / "plain"), IMAGE_SHAPE) == 20
     assert idx.test_size(write_idx(tmp_path / "packed", packed=True), IMAGE_SHAPE) is None
     assert idx.test_size(write_idx(tmp_path / "absent", test=None), IMAGE_SHAPE) is None
@@ -116,7 +116,7 @@ def test_a_folder_in_a_files_place_is_a_missing_file(tmp_path: Path) -> None:
     edits=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=4),
     length=st.none() | st.integers(0, 60),
 )
-def test_no_bytes_reach_a_traceback(
+def test_any_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory,
     name: str,
     packed: bool,

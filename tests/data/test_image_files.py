@@ -1,4 +1,4 @@
-"""Image files: every pixel as people see it, or a line that names the file."""
+"""Image files: every pixel is decoded without loss, or an error names the file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def saved(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
 
 
 def png(pixels: np.ndarray, colour_type: int) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write in colour."""
+    """Return a PNG of 16 bits a channel, which Pillow cannot write in colour."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, colour_type, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
@@ -37,7 +37,7 @@ def png(pixels: np.ndarray, colour_type: int) -> bytes:
 
 
 def tiff(pixels: np.ndarray, **tags: int) -> bytes:
-    """A TIFF of one strip; `extra` is what channels after the third are, `sample` the kind of number."""
+    """Return a TIFF of one strip; `extra` describes channels after the third, `sample` is the number format."""
     height, width, channels = pixels.shape
     kind = 2 if channels > 2 else 1
     fields = {256: width, 257: height, 258: pixels.itemsize * 8, 259: 1, 262: kind, 273: 8, 277: channels, 278: height}
@@ -70,7 +70,7 @@ HALF = np.dstack([COLOURED, GREY])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_every_format_gives_the_pixels_that_were_written(kind: str, tmp_path: Path) -> None:
+def test_every_format_returns_the_written_pixels(kind: str, tmp_path: Path) -> None:
     found = decode_images(written(tmp_path, saved(COLOURED, kind, **({"lossless": True} if kind == "WEBP" else {}))))
     np.testing.assert_array_equal(found[0].transpose(1, 2, 0), COLOURED)
     np.testing.assert_array_equal(
@@ -100,7 +100,7 @@ def test_every_format_gives_the_pixels_that_were_written(kind: str, tmp_path: Pa
         (saved(np.dstack([GREY, GREY]), "PNG"), "transparent pixels"),
     ],
 )
-def test_what_bytes_cannot_hold_is_refused_by_name(content: bytes, said: str, tmp_path: Path) -> None:
+def test_content_beyond_8_bits_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     files = written(tmp_path, saved(COLOURED, "PNG"), content)
     with pytest.raises(DataError, match=rf"^{files[1]}: has .*{said}") as caught:
         decode_images(files)
@@ -108,7 +108,7 @@ def test_what_bytes_cannot_hold_is_refused_by_name(content: bytes, said: str, tm
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "LAB"])
-def test_colours_that_take_more_than_pixels_to_know_are_refused(mode: str, tmp_path: Path) -> None:
+def test_colours_that_need_a_profile_are_refused(mode: str, tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.new(mode, (5, 4)).save(file, "TIFF")
     files = written(tmp_path, file.getvalue())
@@ -116,7 +116,7 @@ def test_colours_that_take_more_than_pixels_to_know_are_refused(mode: str, tmp_p
         decode_images(files)
 
 
-def test_a_transparency_that_hides_nothing_is_passed_over(tmp_path: Path) -> None:
+def test_unused_transparency_is_ignored(tmp_path: Path) -> None:
     palette = io.BytesIO()
     Image.fromarray(COLOURED).quantize(64).save(palette, "PNG", transparency=255)
     found = decode_images(written(tmp_path, saved(OPAQUE, "PNG"), palette.getvalue()))
@@ -125,7 +125,7 @@ def test_a_transparency_that_hides_nothing_is_passed_over(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_images_are_turned_as_the_camera_noted(kind: str, tmp_path: Path) -> None:
+def test_images_are_rotated_by_their_exif_orientation(kind: str, tmp_path: Path) -> None:
     turned = {1: GREY, 3: GREY[::-1, ::-1], 2: GREY[:, ::-1], 6: np.rot90(GREY, -1), 8: np.rot90(GREY)}
     for orientation, seen in turned.items():
         exif = Image.Exif()
@@ -141,7 +141,7 @@ def test_images_are_turned_as_the_camera_noted(kind: str, tmp_path: Path) -> Non
         decode_images(files)
 
 
-def test_a_cameras_previews_are_no_frames(tmp_path: Path) -> None:
+def test_previews_of_a_camera_are_not_frames(tmp_path: Path) -> None:
     found = decode_images(written(tmp_path, frames("MPO", quality=100)))
     np.testing.assert_allclose(
         found[0].transpose(1, 2, 0), np.asarray(Image.open(io.BytesIO(saved(COLOURED, "JPEG", quality=100))))
@@ -150,7 +150,7 @@ def test_a_cameras_previews_are_no_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, beside its error
-def test_a_file_cut_anywhere_is_refused_or_whole(kind: str, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_or_complete(kind: str, tmp_path: Path) -> None:
     content = saved(COLOURED, kind)
     whole, refused = decode_images(written(tmp_path, content)), 0
     for size in range(0, len(content), 1 + len(content) // 60):
@@ -171,7 +171,7 @@ def test_other_formats_are_not_read(tmp_path: Path) -> None:
         decode_images(files)
 
 
-def test_colour_is_decided_by_the_caller_or_by_all_images(tmp_path: Path) -> None:
+def test_channels_depend_on_the_caller_or_on_all_images(tmp_path: Path) -> None:
     grey, both = written(tmp_path, saved(GREY, "PNG")), written(tmp_path, saved(GREY, "PNG"), saved(COLOURED, "PNG"))
     np.testing.assert_array_equal(decode_images(grey, coloured=True)[0], [GREY] * 3)
     assert decode_images(grey, coloured=False).shape == decode_images(grey).shape == (1, 1, 4, 5)

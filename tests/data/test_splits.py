@@ -45,20 +45,20 @@ def test_pixels_are_scaled_and_keep_their_labels(mnist: Path) -> None:
             assert known[np.rint(image * 255).tobytes()] == label
 
 
-def test_validation_and_training_share_no_image_and_miss_none(mnist: Path) -> None:
+def test_validation_and_training_are_disjoint_and_complete(mnist: Path) -> None:
     split = load_split(study_of("mnist"))
     assert not rows(split.train) & rows(split.validation)
     assert len(rows(split.train) | rows(split.validation)) == 200
 
 
-def test_the_same_study_gives_the_same_split_and_another_seed_another(mnist: Path) -> None:
+def test_equal_studies_have_equal_splits_and_other_seeds_others(mnist: Path) -> None:
     first, again, other = (load_split(study_of("mnist", split_seed=seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.train.pixels, again.train.pixels)
     assert first.split_sha256 == again.split_sha256 != other.split_sha256
     assert first.content_sha256 == again.content_sha256 == other.content_sha256
 
 
-def test_train_size_keeps_the_first_after_the_shuffle(mnist: Path) -> None:
+def test_train_size_takes_the_first_after_the_shuffle(mnist: Path) -> None:
     whole = load_split(study_of("mnist"))
     part = load_split(study_of("mnist", train_size=100))
     assert (len(part.train), len(part.validation)) == (80, 20)
@@ -67,8 +67,8 @@ def test_train_size_keeps_the_first_after_the_shuffle(mnist: Path) -> None:
     assert part.split_sha256 != whole.split_sha256
 
 
-def test_splits_stay_what_they_were(mnist: Path) -> None:
-    """Studies keep this sum: should NumPy's shuffle ever change, this fails before a user's study does."""
+def test_splits_do_not_change_between_versions(mnist: Path) -> None:
+    """Studies store this hash: if NumPy's shuffle changes, this test fails before a user's study does."""
     split = load_split(study_of("mnist"))
     assert split.split_sha256 == "40f3c67f0e8a72b93ee6061dfc409d542753ca090f25e1540e07da26be915298"
     assert (
@@ -111,7 +111,7 @@ def test_the_sealed_test_set_comes_from_the_folder_of_the_training_files(mnist: 
             read("mnist")
 
 
-def test_whether_the_sealed_test_set_is_there_is_seen_without_opening_it(
+def test_the_sealed_test_set_is_checked_without_opening_it(
     mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in TEST:
@@ -127,7 +127,7 @@ def test_whether_the_sealed_test_set_is_there_is_seen_without_opening_it(
         check_test("cifar10")
 
 
-def test_the_sealed_test_set_comes_with_what_tells_it_from_others(mnist: Path) -> None:
+def test_the_sealed_test_set_has_a_hash(mnist: Path) -> None:
     assert (load_split(study_of("mnist")).white, load_split(study_of("digits")).white) == (255, 16)
     before = sealed("mnist").content_sha256
     labels = (mnist / TEST[1]).read_bytes()
@@ -135,12 +135,12 @@ def test_the_sealed_test_set_comes_with_what_tells_it_from_others(mnist: Path) -
     assert sealed("mnist").content_sha256 != before
 
 
-def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
+def test_the_error_for_an_unknown_data_set_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown data set 'mnits' \(did you mean 'mnist'\?\); known: digits, mnist"):
         check_test("mnits")
 
 
-def test_missing_data_names_the_command_that_gets_it() -> None:
+def test_the_error_for_missing_data_has_the_download_command() -> None:
     with pytest.raises(DataError, match="hpo data fetch mnist"):
         load_split(study_of("mnist"))
 
@@ -159,7 +159,7 @@ print(json.dumps({"opened": opened, "train": len(split.train), "test_size": spli
 
 @pytest.mark.parametrize("present", [True, False], ids=["present", "absent"])
 @pytest.mark.parametrize(("name", "packed"), [("mnist", False), ("mnist", True), ("cifar10", False)])
-def test_test_files_are_never_opened_and_need_not_be_there(
+def test_test_files_are_never_opened_and_need_not_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, packed: bool, present: bool
 ) -> None:
     if name == "cifar10":
@@ -185,7 +185,7 @@ def refusal(name: str, **data: float) -> str:
     return str(caught.value)
 
 
-def test_a_split_that_training_could_not_use_is_an_error_at_its_key(mnist: Path) -> None:
+def test_an_unusable_split_is_an_error_at_its_key(mnist: Path) -> None:
     source = "studies/x.toml: data"
     assert refusal("mnist", train_size=201) == (
         f"{source}.train_size: must be at most 200, the training examples of mnist (got 201)"
@@ -201,7 +201,7 @@ def test_a_split_that_training_could_not_use_is_an_error_at_its_key(mnist: Path)
 
 
 @pytest.mark.parametrize(("validation", "how_many"), [(0.02, 6), (0.12, 1), (0.2, 0)])
-def test_classes_without_a_validation_image_are_named(mnist: Path, validation: float, how_many: int) -> None:
+def test_classes_without_a_validation_example_are_named(mnist: Path, validation: float, how_many: int) -> None:
     split = load_split(study_of("mnist", validation=validation))
     absent = [f"'{label}'" for label in range(10) if label not in split.validation.labels]
     assert len(absent) == how_many
@@ -210,7 +210,7 @@ def test_classes_without_a_validation_image_are_named(mnist: Path, validation: f
     assert split.warning == (said if absent else "")
 
 
-def test_files_without_a_class_are_not_the_study_files_fault(mnist: Path) -> None:
+def test_files_without_a_class_are_a_data_error(mnist: Path) -> None:
     (mnist / TRAIN[1]).write_bytes(idx_labels(np.arange(200, dtype=np.uint8) % 9))
     with pytest.raises(DataError, match="mnist: no training example of class 9"):
         load_split(study_of("mnist"))
@@ -222,7 +222,7 @@ def test_files_without_a_class_are_not_the_study_files_fault(mnist: Path) -> Non
     train_size=st.none() | st.integers(2, 320),
     seed=st.integers(0, 2**63 - 1),
 )
-def test_every_split_is_whole_or_refused_at_a_key_of_data(
+def test_every_split_is_complete_or_refused_at_a_key_of_data(
     total: int, validation: float, train_size: int | None, seed: int
 ) -> None:
     size = {} if train_size is None else {"train_size": train_size}

@@ -1,4 +1,4 @@
-"""The user's own images: what is read from .npz files, folders and functions, and what is refused."""
+"""User data from .npz files, folders and functions, and its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BYTES = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)
 LABELS = np.arange(40) % 4
 
 
-def own(dataset: str, folder: Path, **data: Any) -> Study:
+def user_study(dataset: str, folder: Path, **data: Any) -> Study:
     tree = {
         "name": "s",
         "data": {"dataset": dataset, **data},
@@ -41,7 +41,7 @@ def write_npz(folder: Path, **arrays: Any) -> Path:
 
 def npz_split(folder: Path, **arrays: Any) -> Split:
     write_npz(folder, **arrays)
-    return load_split(own("npz:images.npz", folder))
+    return load_split(user_study("npz:images.npz", folder))
 
 
 def refusal(study: Study, read: Callable[[Study], object] = load_split) -> str:
@@ -53,7 +53,7 @@ def refusal(study: Study, read: Callable[[Study], object] = load_split) -> str:
 
 
 def whole(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a split, in the order in which the source has them."""
+    """Return all examples of a split in the order of the source."""
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(split.train) + len(split.validation))
     pixels = np.concatenate([split.validation.pixels, split.train.pixels])
     labels = np.concatenate([split.validation.labels, split.train.labels])
@@ -88,7 +88,7 @@ def write_folder(root: Path, classes: str = "ab", each: int = 5, seed: int = 0) 
     ],
     ids=["N H W", "N H W 1", "N 1 H W", "N H W 3", "N 3 H W", "N 7 H W", "N features"],
 )
-def test_the_axes_are_told_apart(x: np.ndarray, image: Callable[[int], np.ndarray], tmp_path: Path) -> None:
+def test_the_axes_are_recognized(x: np.ndarray, image: Callable[[int], np.ndarray], tmp_path: Path) -> None:
     pixels, labels = whole(npz_split(tmp_path, x=x))
     for index in (0, 17):
         np.testing.assert_allclose(pixels[index], image(index) / 255, rtol=1e-6)
@@ -96,7 +96,7 @@ def test_the_axes_are_told_apart(x: np.ndarray, image: Callable[[int], np.ndarra
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_numbers_are_taken_as_given(kind: type, tmp_path: Path) -> None:
+def test_numbers_stay_unchanged(kind: type, tmp_path: Path) -> None:
     x = (BYTES * 3.0 - 300).astype(kind)
     split = npz_split(tmp_path, x=x)
     assert split.train.pixels.dtype == np.float32
@@ -164,18 +164,20 @@ def test_classes_have_names(tmp_path: Path) -> None:
         ({"y": np.array([None] * 40)}, "images.npz: y has Python objects, which hpo does not unpickle"),
     ],
 )
-def test_arrays_that_cannot_be_used_are_named_in_a_line(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_array_names_it(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
     write_npz(tmp_path, **arrays)
-    assert said in refusal(own("npz:images.npz", tmp_path))
+    assert said in refusal(user_study("npz:images.npz", tmp_path))
 
 
 def test_a_missing_array_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", x=BYTES, labels=LABELS)
-    assert f"{tmp_path / 'images.npz'}: has no array 'y' (it has x, labels)" in refusal(own("npz:images.npz", tmp_path))
+    assert f"{tmp_path / 'images.npz'}: has no array 'y' (it has x, labels)" in refusal(
+        user_study("npz:images.npz", tmp_path)
+    )
 
 
 @pytest.mark.parametrize("what", ["text", "empty", "npy", "cut", "damaged", "folder", "missing"])
-def test_a_file_that_is_no_npz_is_named(what: str, tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_npz_file_names_it(what: str, tmp_path: Path) -> None:
     path = write_npz(tmp_path)
     content = path.read_bytes()
     path.unlink()
@@ -193,13 +195,13 @@ def test_a_file_that_is_no_npz_is_named(what: str, tmp_path: Path) -> None:
             "damaged": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
         }
         path.write_bytes(contents[what])
-    assert refusal(own("npz:images.npz", tmp_path)).startswith("images.npz" if what == "missing" else str(path))
+    assert refusal(user_study("npz:images.npz", tmp_path)).startswith("images.npz" if what == "missing" else str(path))
 
 
-def test_only_a_look_reads_the_test_arrays_of_an_npz(tmp_path: Path) -> None:
+def test_only_a_test_evaluation_reads_the_test_arrays(tmp_path: Path) -> None:
     sealed = RNG.integers(0, 256, (12, 6, 5), dtype=np.uint8)
     path = write_npz(tmp_path, x_test=sealed, y_test=LABELS[:12])
-    study = own("npz:images.npz", tmp_path)
+    study = user_study("npz:images.npz", tmp_path)
     images = load_test(load_split(study))
     np.testing.assert_allclose(images.pixels[:, 0], sealed / np.float32(255), rtol=1e-6)
     np.testing.assert_array_equal(images.labels, LABELS[:12])
@@ -212,7 +214,7 @@ def test_only_a_look_reads_the_test_arrays_of_an_npz(tmp_path: Path) -> None:
         load_test(split)
 
 
-def test_test_arrays_have_to_be_of_the_training_arrays_kind(tmp_path: Path) -> None:
+def test_test_arrays_must_match_the_training_arrays(tmp_path: Path) -> None:
     words = np.array(["ant", "bee", "cat", "dog"])
     split = npz_split(tmp_path, y=words[LABELS], x_test=BYTES[:3], y_test=words[[3, 3, 1]])
     np.testing.assert_array_equal(load_test(split).labels, [3, 3, 1])  # a class may be missing there
@@ -230,26 +232,28 @@ def test_test_arrays_have_to_be_of_the_training_arrays_kind(tmp_path: Path) -> N
             load_test(split)
 
 
-def test_data_without_a_test_part_says_so(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_test_set(tmp_path: Path) -> None:
     split = npz_split(tmp_path)
     assert split.test_size == 0
     no_test = "has no test set"
-    assert no_test in refusal(own("npz:images.npz", tmp_path), lambda study: check_test("npz:images.npz", tmp_path))
+    assert no_test in refusal(
+        user_study("npz:images.npz", tmp_path), lambda study: check_test("npz:images.npz", tmp_path)
+    )
     write_folder(tmp_path / "pictures")
-    study = own("folder:pictures", tmp_path)
+    study = user_study("folder:pictures", tmp_path)
     assert load_split(study).test_size == 0
     assert no_test in refusal(study, lambda study: check_test("folder:pictures", tmp_path))
     write_npz(tmp_path, x_test=BYTES)
-    assert "has no array 'y_test'" in refusal(own("npz:images.npz", tmp_path))
+    assert "has no array 'y_test'" in refusal(user_study("npz:images.npz", tmp_path))
 
 
-def test_the_sum_is_of_the_contents(tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_content(tmp_path: Path) -> None:
     def sum_of(**arrays: Any) -> str:
         return npz_split(tmp_path, **arrays).content_sha256
 
     before = sum_of()
     np.savez_compressed(tmp_path / "packed.npz", y=LABELS.astype(np.uint8), x=BYTES)
-    assert load_split(own("npz:packed.npz", tmp_path)).content_sha256 == before
+    assert load_split(user_study("npz:packed.npz", tmp_path)).content_sha256 == before
     other = BYTES.copy()
     other[39, 5, 4] ^= 1
     changed = [
@@ -262,12 +266,12 @@ def test_the_sum_is_of_the_contents(tmp_path: Path) -> None:
     assert len({before, *changed}) == 6
 
 
-def test_a_folder_has_a_sub_folder_a_class(tmp_path: Path) -> None:
+def test_a_folder_has_a_subfolder_for_each_class(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "pictures", "dog")
     (root / "d" / ".DS_Store").write_bytes(b"not an image")
     (root / ".git").mkdir()
     (root / "README.txt").write_text("about these images")
-    split = load_split(own("folder:pictures", tmp_path))
+    split = load_split(user_study("folder:pictures", tmp_path))
     assert split.names == ("d", "g", "o")
     pixels, labels = whole(split)
     assert pixels.shape == (15, 1, 4, 3)
@@ -275,7 +279,7 @@ def test_a_folder_has_a_sub_folder_a_class(tmp_path: Path) -> None:
     np.testing.assert_allclose(pixels[7, 0], np.asarray(Image.open(root / "g" / "2.png")) / 255, rtol=1e-6)
 
 
-def test_images_are_coloured_where_any_is(tmp_path: Path) -> None:
+def test_images_have_colours_if_any_has(tmp_path: Path) -> None:
     red = np.zeros((4, 3, 3), np.uint8)
     red[..., 0] = 204  # of the palette
     opaque = np.dstack([red, np.full((4, 3), 255, np.uint8)])
@@ -285,7 +289,7 @@ def test_images_are_coloured_where_any_is(tmp_path: Path) -> None:
         png(tmp_path / name, "2.png", red, "P")
         png(tmp_path / name, "3.png", opaque)
         Image.fromarray(red).save(tmp_path / name / "4.bmp")
-    pixels, _ = whole(load_split(own(f"folder:{tmp_path}", tmp_path)))
+    pixels, _ = whole(load_split(user_study(f"folder:{tmp_path}", tmp_path)))
     assert pixels.shape == (10, 3, 4, 3)
     grey, *coloured = np.rint(pixels[:5] * 255).astype(np.uint8)
     np.testing.assert_array_equal(grey, np.full((3, 4, 3), 204))
@@ -293,10 +297,10 @@ def test_images_are_coloured_where_any_is(tmp_path: Path) -> None:
         np.testing.assert_array_equal(each, red.transpose(2, 0, 1))
 
 
-def test_train_and_test_may_lie_apart_and_test_stays_sealed(tmp_path: Path) -> None:
+def test_train_and_test_folders_and_test_stays_sealed(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", "ab")
     write_folder(tmp_path / "test", "b", each=2, seed=1)
-    study = own("folder:.", tmp_path)
+    study = user_study("folder:.", tmp_path)
     split = load_split(study)
     assert (split.names, len(split.train) + len(split.validation), split.test_size) == (("a", "b"), 10, 2)
     images = load_test(split)
@@ -313,7 +317,7 @@ def test_train_and_test_may_lie_apart_and_test_stays_sealed(tmp_path: Path) -> N
     assert "val: only test may be beside train" in refusal(study)
 
 
-def test_test_images_are_read_in_the_colours_of_the_training_images(tmp_path: Path) -> None:
+def test_test_images_have_the_channels_of_training_images(tmp_path: Path) -> None:
     grey, coloured = BYTES[0], np.stack([BYTES[1]] * 3, 2)
     for name in "ab":
         for number in range(3):
@@ -321,17 +325,17 @@ def test_test_images_are_read_in_the_colours_of_the_training_images(tmp_path: Pa
             png(tmp_path / "none/train" / name, f"{number}.png", grey)
         png(tmp_path / "some/test" / name, "0.png", grey)
         png(tmp_path / "none/test" / name, "0.png", coloured if name == "b" else grey)
-    images = load_test(load_split(own("folder:some", tmp_path)))
+    images = load_test(load_split(user_study("folder:some", tmp_path)))
     np.testing.assert_allclose(images.pixels[1], np.stack([grey] * 3) / 255, rtol=1e-6)
     with pytest.raises(DataError, match=r"none/test/b/0\.png: has colours, but all training images are grey"):
-        load_test(load_split(own("folder:none", tmp_path)))
+        load_test(load_split(user_study("folder:none", tmp_path)))
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     for name in ("train", "test", "plane"):
         png(tmp_path / name, "0.png", BYTES[0])
         png(tmp_path / name, "1.png", BYTES[1])
-    split = load_split(own("folder:.", tmp_path))
+    split = load_split(user_study("folder:.", tmp_path))
     assert split.names == ("plane", "test", "train")
     assert split.test_size == 0
 
@@ -352,12 +356,10 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     ],
     ids=["size", "text", "nested", "empty class", "one class", "none", "name"],
 )
-def test_folders_that_cannot_be_used_are_named_in_a_line(
-    change: Callable[[Path], object], said: str, tmp_path: Path
-) -> None:
+def test_the_error_for_an_invalid_folder_names_it(change: Callable[[Path], object], said: str, tmp_path: Path) -> None:
     change(write_folder(tmp_path / "pictures"))
     with pytest.raises(DataError, match=said) as caught:
-        load_split(own("folder:pictures", tmp_path))
+        load_split(user_study("folder:pictures", tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -404,15 +406,15 @@ value = 3
 """
 
 
-def test_a_function_gives_images_and_is_asked_for_test_images_by_a_look_alone(tmp_path: Path) -> None:
+def test_a_function_is_called_for_test_examples_by_a_test_evaluation_only(tmp_path: Path) -> None:
     (tmp_path / "my_data.py").write_text(FUNCTION)
-    split = load_split(own("my_data.py:load", tmp_path))
+    split = load_split(user_study("my_data.py:load", tmp_path))
     check_test("my_data.py:load", tmp_path)
     assert (split.names, split.test_size) == (("no", "yes"), None)
     assert (tmp_path / "my_data.py.log").read_text() == "False\n"
     assert len(load_test(split)) == 6
     assert (tmp_path / "my_data.py.log").read_text() == "False\nTrue\n"
-    split = load_split(own("my_data.py:names", tmp_path))
+    split = load_split(user_study("my_data.py:names", tmp_path))
     assert (split.names, split.test_size, split.train.pixels.shape[1:]) == (("left", "right"), 0, (1, 1, 2))
 
 
@@ -438,9 +440,9 @@ def test_a_function_gives_images_and_is_asked_for_test_images_by_a_look_alone(tm
         ("lod", "my_data.py has no 'lod' (did you mean 'load'?)"),
     ],
 )
-def test_a_function_that_does_not_give_images_is_named(name: str, said: str, tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_function_names_it(name: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "my_data.py").write_text(FUNCTION)
-    assert refusal(own(f"my_data.py:{name}", tmp_path)).startswith(said)
+    assert refusal(user_study(f"my_data.py:{name}", tmp_path)).startswith(said)
 
 
 def test_paths_are_relative_to_the_study_file_or_else_to_the_current_folder(
@@ -450,19 +452,19 @@ def test_paths_are_relative_to_the_study_file_or_else_to_the_current_folder(
     there.mkdir()
     here.mkdir()
     monkeypatch.chdir(here)
-    study = own("npz:images.npz", there)
+    study = user_study("npz:images.npz", there)
     said = refusal(study)
     assert said.startswith(f"images.npz: not found in {there} or {here}; ")
     write_npz(here)
     assert load_split(study).names == ("0", "1", "2", "3")
     write_npz(there, classes=np.array(list("abcd")))
     assert load_split(study).names == tuple("abcd")
-    assert load_split(own(f"npz:{here / 'images.npz'}", there)).names == ("0", "1", "2", "3")
+    assert load_split(user_study(f"npz:{here / 'images.npz'}", there)).names == ("0", "1", "2", "3")
 
 
 @pytest.mark.parametrize(
     "written", ["npz:", "folder:", "nzp:images.npz", "my_data.txt:load", "my_data.py:", "npz:a\nb"]
 )
-def test_what_is_no_data_set_is_refused_at_its_key(written: str, tmp_path: Path) -> None:
+def test_an_invalid_data_set_is_refused_at_its_key(written: str, tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match=r"^x\.toml: data\.dataset: must be npz:FILE, folder:FOLDER or FILE\.py:"):
-        own(written, tmp_path)
+        user_study(written, tmp_path)
