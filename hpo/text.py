@@ -6,6 +6,7 @@
     join_and         `a, b and c`; first_few is `a, b and 3 more`
     utc_text         a time as ISO 8601
     escape_toml      TOML text with non-printable characters escaped
+    number_ranges    `0-3, 7`; columns aligns the rows of a table
     hpo_command      a command of hpo, quoted for a shell
 
 No text of a file or storage can act on the terminal. NaN and infinities, which JSON lacks, are the strings "NaN",
@@ -19,8 +20,9 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -84,6 +86,24 @@ def utc_text(time: datetime, timespec: str = "seconds") -> str:
 def escape_toml(text: str) -> str:
     """Return TOML text of basic strings with non-printable characters escaped."""
     return _escape(text, lambda char: f"\\U{ord(char):08x}")
+
+
+def number_ranges(numbers: Iterable[int]) -> str:
+    """Return `0-3, 7` for 0, 1, 2, 3 and 7."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(sorted(numbers)), lambda at: at[1] - at[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the heading first, as left-aligned columns two spaces apart, every cell printable."""
+    from rich.cells import cell_len
+
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
 
 
 def hpo_command(verb: str, name: str, options: str = "") -> str:

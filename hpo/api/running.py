@@ -54,7 +54,7 @@ def launch(
     """
     parsed = read(study)
 
-    from hpo.results.unranked import no_best
+    from hpo.results.unranked import no_best_trial
     from hpo.search.options import LaunchOptions
     from hpo.service.launching import launch as search
     from hpo.storage import open_storage
@@ -76,7 +76,7 @@ def launch(
         for line in stored.summary_lines() if shown.prints_notes else ():
             shown.line(line)
     if stored.ended is not None and stored.ended.all_failed:
-        raise no_best(opened, name)
+        raise no_best_trial(opened, name)
     return stored
 
 

@@ -462,6 +462,6 @@ def studies(*, storage: str | None = None) -> list[StoredStudy]:
 
 def open_existing(url: str | None) -> Storage:
     """Return the storage at the URL. Raises StorageError where there is none."""
-    from hpo.results.lookup import open_existing
+    from hpo.results.study_facts import open_existing
 
     return open_existing(url)

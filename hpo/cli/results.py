@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -112,7 +113,8 @@ def confirm(
     beaten the baseline. It is a study of its own; after an interruption the same command continues it.
     """
     with stop_on_signals() as interruption:
-        hpo.load(name, storage=storage).confirm(
+        study = hpo.load(name, storage=storage)
+        study.confirm(
             top=top,
             seeds=seeds,
             device=device,
@@ -121,6 +123,8 @@ def confirm(
             on_found=lambda result: print_result(result, json),
             stop=interruption.stop,
         )
+    for line in () if quiet else study.next_lines(storage):
+        print(line, file=sys.stderr)
 
 
 @command("test")

@@ -1,13 +1,12 @@
-"""How the best trials read, a line each, and whether the best lies at the edge of what was searched.
+"""Ranked trials as lines of text, and trials grouped by configuration.
 
-Only completed trials are ranked: a pruned one was judged on fewer epochs than the others, so its last value is not
-comparable. It reads, and never writes, a study.
+Only completed trials are ranked: the last value of a pruned trial is from fewer epochs and cannot be compared. Reads
+studies and changes nothing.
 """
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,13 +15,12 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
-from hpo.results.edges import Side, number, wider_bound
-from hpo.results.lookup import metrics_of
-from hpo.results.unranked import no_best
+from hpo.results.study_facts import metrics_of
+from hpo.results.unranked import no_best_trial
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
-from hpo.studyfile import Parameter, Range, Study
-from hpo.studyfile.writing import key_text
+from hpo.storage.studies import MAX_TRIALS
+from hpo.studyfile import Study
 from hpo.text import printable
 
 METRIC_LABELS = {
@@ -51,17 +49,17 @@ def scores_line(trial: FrozenTrial, metrics: Sequence[str]) -> str:
 
 
 def score_text(metric: str, value: float) -> str:
-    """Return a value of a metric as it is shown."""
+    """Return the text of a metric's value."""
     return f"{value:,.0f}" if metric == "parameters" else f"{value:.4f}"
 
 
 def values_of(metrics: Sequence[str], trial: FrozenTrial) -> dict[str, dict[str, float]]:
-    """Return what a record says of a trial besides its score: where there are several metrics, its value of each."""
+    """Return `{"values": {metric: value}}` for the record of a trial; {} for a study of one metric."""
     return {"values": dict(zip(metrics, trial.values or (), strict=False))} if len(metrics) > 1 else {}
 
 
 def score(trial: FrozenTrial) -> float:
-    """Return the score of a trial that has one: what the first metric says of it."""
+    """Return a trial's value of the first metric."""
     assert trial.values is not None
     return float(trial.values[0])
 
@@ -69,73 +67,53 @@ def score(trial: FrozenTrial) -> float:
 def params_line(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> str:
     """Return `lr: 9.2616e-03, weight decay: 7.2296e-06`."""
     return ", ".join(
-        printable(f"{name.replace('_', ' ')}: {_shown(value, distributions[name])}") for name, value in params.items()
+        printable(f"{name.replace('_', ' ')}: {value_text(value, distributions[name])}")
+        for name, value in params.items()
     )
+
+
+def value_text(value: Any, distribution: BaseDistribution) -> str:
+    """Return the text of a parameter's value."""
+    if not isinstance(distribution, FloatDistribution):
+        return str(few_digits(value))
+    # with four decimals a small number of a linear range would be 0.0000
+    return f"{value:.4e}" if distribution.log or 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def top_lines(storage: Storage, name: str, n: int) -> list[str]:
-    """Return a line for each of the `n` best trials of the study of that name; see `best_trials`.
+    """Return a line for each of the `n` best trials of a study; see `best_trials`.
 
-    Of a front that has more of them, a last line says so.
+    A last line names the number of further trials on the Pareto front.
     """
-    study = summary(storage, name)
-    metrics = metrics_of(study)
-    trials = best_trials(storage, name, n if len(metrics) == 1 else None)
+    metrics = metrics_of(summary(storage, name))
+    trials = best_trials(storage, name, n if len(metrics) == 1 else MAX_TRIALS)
     if not trials:
-        raise no_best(storage, name)
+        raise no_best_trial(storage, name)
     lines = [best_line(rank, trial, metrics) for rank, trial in enumerate(trials[:n], start=1)]
-    return (
-        lines if len(trials) <= n else [*lines, f"and {len(trials) - n} more on the front; -n {len(trials)} shows all"]
-    )
+    more = len(trials) - n
+    return [*lines, f"and {more} more on the front; -n {len(trials)} shows all"] if more > 0 else lines
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Trials with the same settings, in the order in which they were given; `mean` is that of their values."""
+    """Trials of the same configuration in the given order; `mean` is the mean of their scores."""
 
     params: Mapping[str, Any]
     trials: tuple[FrozenTrial, ...]
     mean: float
 
 
-def configurations(study: Study, trials: Iterable[FrozenTrial]) -> list[Configuration]:
-    """Return the configurations of the trials that have a finite value, the best mean first."""
-    runs: dict[str, list[FrozenTrial]] = {}
+def by_configuration(study: Study, trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
+    """Return the trials by configuration (the text of `settings`), in the given order."""
+    groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        if trial.values is not None and math.isfinite(score(trial)):
-            runs.setdefault(settings(study, trial.params), []).append(trial)
-    found = [Configuration(same[0].params, tuple(same), fmean(map(score, same))) for same in runs.values()]
+        groups.setdefault(settings(study, trial.params), []).append(trial)
+    return groups
+
+
+def ranked_configurations(study: Study, trials: Iterable[FrozenTrial]) -> list[Configuration]:
+    """Return the configurations of the trials that have a finite score, the best mean first."""
+    scored = [trial for trial in trials if trial.values is not None and math.isfinite(score(trial))]
+    groups = by_configuration(study, scored).values()
+    found = [Configuration(same[0].params, tuple(same), fmean(map(score, same))) for same in groups]
     return sorted(found, key=lambda each: each.mean if study.search.minimized else -each.mean)
-
-
-def edge_warnings(study: Study, best: Sequence[FrozenTrial]) -> list[str]:
-    """Return a line for each searched range at one edge of which all the best lie, with the option that widens it.
-
-    The best are one trial, or those on the front of several metrics. An edge that the study file cannot move (a dropout
-    rate of 0, a whole number of 1) is no reason to warn.
-    """
-    lines = []
-    for parameter in study.parameters:
-        if isinstance(parameter.searched, Range) and all(parameter.name in trial.params for trial in best):
-            bounds = {wider_bound(study, parameter, parameter.searched, trial.params) for trial in best}
-            wider = bounds.pop() if len(bounds) == 1 else None
-            if wider is not None:
-                shown = _shown(best[0].params[parameter.name], best[0].distributions[parameter.name])
-                lines.append(_warning(parameter, parameter.searched, shown, *wider))
-    return lines
-
-
-def _shown(value: Any, distribution: BaseDistribution) -> str:
-    if not isinstance(distribution, FloatDistribution):
-        return str(few_digits(value))
-    # four decimals would show a small number of an ordinary range as 0.0000
-    return f"{value:.4e}" if distribution.log or 0 < abs(value) < 1e-3 else f"{value:.4f}"
-
-
-def _warning(parameter: Parameter, searched: Range, shown: str, edge: Side, wider: float) -> str:
-    bound = searched.high if edge == "high" else searched.low
-    change = shlex.quote(f"{key_text((*parameter.path, edge))}={number(wider)}")
-    return (
-        f"the best {parameter.name} ({shown}) lies at the {edge} edge of its range ({number(bound)}): "
-        f"to search beyond it, launch again with --set {change} --extend and more --trials"
-    )

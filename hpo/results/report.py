@@ -26,7 +26,7 @@ from hpo.results.figures.source import Source, in_words, read_source
 from hpo.results.final_test.result import evaluation_lines
 from hpo.results.naming import file_stem
 from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
-from hpo.results.states import states_line
+from hpo.results.study_facts import states_line
 from hpo.search.check import parameter_line
 from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, precisions, stored_study

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.confirm.result import find_confirmation
 from hpo.results.ranking import score
-from hpo.results.states import STATES
-from hpo.results.unranked import no_best
+from hpo.results.study_facts import STATES
+from hpo.results.unranked import no_best_trial
 from hpo.search.space import decode
 from hpo.search.study_records import CURVE, stored_study
 from hpo.storage import Storage, best_trials, load_study
@@ -52,7 +52,7 @@ def select(storage: Storage, name: str, trial: int | None = None) -> Selection:
         return _selection(study, completed_trial(storage, name, number), why)
     best = best_trials(storage, name, 1)
     if not best:
-        raise no_best(storage, name, "there is nothing to select")
+        raise no_best_trial(storage, name, "there is nothing to select")
     several = f", by its first metric, {study.search.first_metric}" if len(study.search.metrics) > 1 else ""
     why = f"the best trial of the search{several}, not confirmed"
     return _selection(study, storage.get_trial(best[0]._trial_id), why)

@@ -1,7 +1,7 @@
-"""What is said of a study that has no best trial: what became of its trials, the commonest reason, and what would help.
+"""The error for a study without a ranked trial: trials by state with the most frequent reason, and what to do.
 
-A trial is ranked when it has completed with finite values. Every command that needs such a trial asks here, so that all
-say the same, and none advises a launch that would train nothing. Reads studies, and writes nothing.
+A trial is ranked when it has completed with finite values. The advice never is a launch that would train nothing. Reads
+studies and changes nothing.
 """
 
 from __future__ import annotations
@@ -14,47 +14,43 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.lookup import objective_of, said
-from hpo.results.states import STATES
+from hpo.results.study_facts import STATES, file_value, objective_of
 from hpo.search.study_records import trial_target
 from hpo.storage import FAILURE_REASON, Storage, StudyState, StudySummary, TrialFields, state_of, summary
 from hpo.text import hpo_command, printable
 
-VARYING = re.compile(r"[-+]?\b[\d.]+(e[-+]?\d+)?\b")
-"""The numbers in a reason: trials that failed alike tell their own."""
+NUMBER = re.compile(r"[-+]?\b[\d.]+(e[-+]?\d+)?\b")
+"""Reasons that differ only in their numbers count as the same."""
 
 
-def no_best(storage: Storage, name: str, so: str = "") -> HpoError:
-    """Return the error to raise where no trial of a study is ranked.
-
-    `so` is what that comes to: "there is nothing to export".
-    """
+def no_best_trial(storage: Storage, name: str, consequence: str = "") -> HpoError:
+    """Return the error for a study without a ranked trial; `consequence` is such as "there is nothing to export"."""
     study = summary(storage, name)
-    became = what_became(storage, study)
+    outcomes = trial_outcomes(storage, study)
     if any(state.is_finished() for state in study.states):
-        what = f"no trial to rank: {became}"
+        problem = f"no trial to rank: {outcomes}"
     else:
-        what = f"no finished trial yet ({became})" if became else "no finished trial yet"
-    return HpoError(f"study {name!r}: {what}{', so ' if so else ''}{so}; {_advice(study)}")
+        problem = f"no finished trial yet ({outcomes})" if outcomes else "no finished trial yet"
+    return HpoError(f"study {name!r}: {problem}{', so ' if consequence else ''}{consequence}; {_advice(study)}")
 
 
-def what_became(storage: Storage, study: StudySummary) -> str:
-    """Return how many trials of a study are in which state, and why: `3 failed (ValueError: bad), 2 pruned`."""
+def trial_outcomes(storage: Storage, study: StudySummary) -> str:
+    """Return the number of trials in each state, with the reason: `3 failed (ValueError: bad), 2 pruned`."""
     trials: dict[TrialState, list[FrozenTrial]] = {}
     for trial in storage.read_trials(study.study_id, -1, (), TrialFields(curves=False, system_attrs=None)):
         trials.setdefault(trial.state, []).append(trial)
     found = [(word, trials[state]) for state, word in STATES.items() if state in trials]
-    return ", ".join(f"{len(ended)} {word}{_why(ended)}" for word, ended in found)
+    return ", ".join(f"{len(ended)} {word}{_most_frequent_reason(ended)}" for word, ended in found)
 
 
-def _why(trials: Sequence[FrozenTrial]) -> str:
-    """Return the commonest reason of trials in one state, and how many have it where not all do."""
+def _most_frequent_reason(trials: Sequence[FrozenTrial]) -> str:
+    """Return ` (REASON)`, with the number of trials that have it unless all do; "" where no trial has a reason."""
     reasons = [reason for trial in trials if (reason := _reason(trial)) is not None]
-    alike = Counter(VARYING.sub("", reason) for reason in reasons)
+    alike = Counter(NUMBER.sub("", reason) for reason in reasons)
     if not alike:
         return ""
     ((kind, count),) = alike.most_common(1)
-    reason = next(each for each in reasons if VARYING.sub("", each) == kind)
+    reason = next(each for each in reasons if NUMBER.sub("", each) == kind)
     return f" ({reason})" if count == len(trials) else f" ({count} of them: {reason})"
 
 
@@ -66,10 +62,10 @@ def _reason(trial: FrozenTrial) -> str | None:
 
 
 def _advice(study: StudySummary) -> str:
-    """Return what would bring the study a trial that can be ranked."""
+    """Return what to do so that the study gets a ranked trial."""
     trials = trial_target(study.user_attrs)
     if trials is None:
-        return "whoever made the study can give it more trials"
+        return "add trials with the program that created the study"
     state = state_of(study.user_attrs)
     if state in (StudyState.PAUSED, StudyState.STOPPED):
         return f"it is {state.value}: go on with `{hpo_command('resume', study.name)}`"
@@ -83,14 +79,14 @@ def _advice(study: StudySummary) -> str:
 
 
 def _remedy(study: StudySummary, most: TrialState) -> str:
-    """Return what to change, where most of the trials ended in this state."""
-    attrs, own = study.user_attrs, objective_of(study.user_attrs) is not None
-    if most == TrialState.COMPLETE and own:
-        return "let its objective return finite numbers"
-    prunes = {
-        "let its objective prune less": own,
-        "let search.limits admit more": said(attrs, "search", "limits", "parameters") is not None,
-        "give --set search.pruner=none": said(attrs, "search", "pruner") != "none",
+    """Return the change of the study that helps where most of the trials are in state `most`."""
+    attrs, has_objective = study.user_attrs, objective_of(study.user_attrs) is not None
+    if most == TrialState.COMPLETE and has_objective:
+        return "return finite numbers from its objective function"
+    helps = {
+        "prune less in its objective function": has_objective,
+        "raise search.limits": file_value(attrs, "search", "limits", "parameters") is not None,
+        "give --set search.pruner=none": file_value(attrs, "search", "pruner") != "none",
     }
-    remedies = [remedy for remedy, helps in prunes.items() if helps]
-    return " or ".join(remedies) if most == TrialState.PRUNED and remedies else "mend that"
+    remedies = [remedy for remedy, applies in helps.items() if applies]
+    return " or ".join(remedies) if most == TrialState.PRUNED and remedies else "fix that"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable
 from typing import IO, Any
 
 from hpo.results.display.progress import failure_line, labelled, not_trained_line, population_line, start_line
@@ -23,7 +22,7 @@ from hpo.search.events import (
     TrialsFailed,
     TrialsLeftOut,
 )
-from hpo.text import json_line, printable
+from hpo.text import json_line, number_ranges, printable
 
 LOGGER = logging.getLogger("hpo")
 
@@ -47,9 +46,9 @@ def sentence(event: Event) -> str | None:
         case StudyStarted():
             return start_line(event).removeprefix(f"{event.study}: ")
         case PopulationStarted():
-            return f"population of {len(event.members)} begins, trials {ranges(event.members)}"
+            return f"population of {len(event.members)} begins, trials {number_ranges(event.members)}"
         case PopulationEnded():
-            return f"{population_line(event)}{labelled('its best', event.best)}, trials {ranges(event.members)}"
+            return f"{population_line(event)}{labelled('its best', event.best)}, trials {number_ranges(event.members)}"
         case Note():
             return event.text
         case TrialsFailed():
@@ -61,12 +60,6 @@ def sentence(event: Event) -> str | None:
             return f"{event.reason}, {counts}"
         case _:
             return None
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return `0-3, 7` for 0, 1, 2, 3 and 7."""
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(sorted(numbers)), lambda at: at[1] - at[0])]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 class TextFormatter(logging.Formatter):

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from hpo.errors import HpoError
 from hpo.results.display.progress import QuietProgress
-from hpo.results.display.summary import outcome_line
+from hpo.results.display.summary import ended_line
 from hpo.results.narrow.next_study import propose
 from hpo.results.ranking import METRIC_LABELS, score
-from hpo.results.unranked import no_best
+from hpo.results.unranked import no_best_trial
 from hpo.search.events import StudyEnded
 from hpo.search.options import LaunchOptions
 from hpo.search.study_records import stored_study
@@ -58,9 +58,9 @@ def run_rounds(
             launched = launch(proposed, storage, options, on_event=shown, stop=stop)
         study = proposed.renamed(launched)
         if shown.ended is not None and shown.prints_notes:
-            shown.line(outcome_line(study, shown.ended))
+            shown.line(ended_line(study, shown.ended))
         if shown.ended is not None and shown.ended.all_failed:
-            raise no_best(storage, launched)
+            raise no_best_trial(storage, launched)
         searched.append(Round(launched, shown.ended, shown.interrupted))
         if shown.interrupted:
             break

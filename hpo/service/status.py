@@ -13,9 +13,8 @@ from optuna.trial import TrialState
 
 from hpo.errors import StorageError
 from hpo.results.display.progress import duration, pace
-from hpo.results.display.tables import table
 from hpo.results.result import Output
-from hpo.results.states import by_word
+from hpo.results.study_facts import counts_by_state
 from hpo.search.study_records import STUDY, foreign_study_error, trial_target
 from hpo.storage import (
     PRIORITY,
@@ -34,7 +33,7 @@ from hpo.storage import (
     trial_rates,
 )
 from hpo.storage.heartbeats import HEARTBEAT_TIMEOUT_S
-from hpo.text import printable
+from hpo.text import columns, printable
 
 PACE_S = 300.0
 """Seconds over which a study's pace is measured."""
@@ -105,7 +104,7 @@ class Status(Output):
         rows += [_study_row(study) for study in studies]
         workers: list[tuple[str, ...]] = [("worker", "device", "study", "population", "last heartbeat")]
         workers += [_worker_row(worker) for worker in self.workers]
-        parts = [table(rows), table(workers) if self.workers else "no workers: start some with `hpo work`"]
+        parts = [columns(rows), columns(workers) if self.workers else "no workers: start some with `hpo work`"]
         if len(studies) < len(self.studies):
             parts.insert(1, f"and {len(self.studies) - len(studies)} finished")
         reasons = [f"{study.name} is {study.state}: {study.why}" for study in self.studies if _is_closed(study)]
@@ -165,7 +164,7 @@ def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
         why=why,
         priority=study.user_attrs.get(PRIORITY, 0),
         trials=trials,
-        counts=by_word(states),
+        counts=counts_by_state(states),
         best=study.best,
         per_second=per_second,
         left_s=max(0, (trials or 0) - done) / per_second if runs and per_second else None,

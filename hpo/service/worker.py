@@ -22,7 +22,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError, StorageError, StudyClosedError, TrainingError, UnknownStudyError
-from hpo.results.unranked import no_best
+from hpo.results.unranked import no_best_trial
 from hpo.search.events import Note, Reason
 from hpo.search.launch import ended, join
 from hpo.search.loop import Search
@@ -247,7 +247,7 @@ class _Worker:
             done = ended(search.study, study.study_id, self.storage, reason, time.perf_counter() - start, say)
             say(done)
             if done.all_failed:
-                say(Note(str(no_best(self.storage, study.name)), "warning"))
+                say(Note(str(no_best_trial(self.storage, study.name)), "warning"))
 
     def _share_of_cores(self) -> int:
         """Return the number of this worker's cores: all workers of the storage on this machine get equally many."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hpo.errors import HpoError, StorageError
-from hpo.results.lookup import open_existing
+from hpo.results.study_facts import open_existing
 from hpo.search.events import Event
 from hpo.service.logs import event_logger, start_log
 from hpo.service.metrics import Metrics

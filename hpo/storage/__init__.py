@@ -27,7 +27,7 @@ from hpo.storage.heartbeats import (
     requeue_orphaned,
     running_trials,
 )
-from hpo.storage.location import mask
+from hpo.storage.location import mask, storage_option
 from hpo.storage.rows import TrialFields, TrialResult
 from hpo.storage.statements import WORKER
 from hpo.storage.storage import Storage, open_storage
@@ -87,6 +87,7 @@ __all__ = [
     "save_figures",
     "set_state",
     "state_of",
+    "storage_option",
     "study_id_of",
     "study_names",
     "summaries",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,11 @@ def mask(url: str) -> str:
     url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
     url = re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
     return url if len(url) <= LONGEST_SHOWN else url[:LONGEST_SHOWN] + "..."
+
+
+def storage_option(url: str | None) -> str:
+    """Return `--storage URL` for a command, without passwords; "" for the default storage."""
+    return f"--storage {shlex.quote(mask(url))}" if url else ""
 
 
 def locate(url: str | None) -> Location:

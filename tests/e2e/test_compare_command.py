@@ -67,8 +67,8 @@ def test_configurations_may_be_chosen_by_a_trial_and_compared_apart(hpo: Run, tr
     ("args", "status", "said"),
     [
         (["tinny"], 1, "sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)"),
-        (["tiny", "tiny"], 2, "tiny: tiny has chosen this configuration already; name each once"),
-        (["tiny", "--by", "lr"], 2, "--by: 'lr' is not searched; what is: dropout"),
+        (["tiny", "tiny"], 2, "tiny: the same configuration as tiny; name each configuration once"),
+        (["tiny", "--by", "lr"], 2, "--by: 'lr' is not searched; searched parameters: dropout"),
         (["tiny", "-o", "tiny.pdf"], 2, "tiny.pdf: a figure's file is named .html or .png"),
         (["tiny", "-o", "missing/tiny.html"], 1, "missing/tiny.html: cannot be written (No such file or directory)"),
         ([], 2, "Missing argument 'NAME...' (see hpo compare --help)"),

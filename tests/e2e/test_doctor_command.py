@@ -36,7 +36,7 @@ def test_where_nothing_is_yet_all_is_well_and_nothing_is_made(hpo: Run, folder: 
     outcome = hpo("doctor")
     assert (outcome.status, outcome.err) == (0, "")
     found = lines(outcome)
-    assert found["storage"] == "ok       sqlite:///hpo.db: none yet; the first `hpo launch` makes it"
+    assert found["storage"] == "ok       sqlite:///hpo.db: does not exist yet; the first `hpo launch` creates it"
     assert found["HPO_DATA_DIR"] == "ok       not set"
     assert {name.removeprefix("data ") for name in found if name.startswith("data ")} == {
         *("digits", "mnist", "fashion_mnist", "cifar10")
@@ -58,13 +58,13 @@ def test_trials_of_a_killed_process_are_found_fixed_and_trained_again(hpo: Run, 
     outcome = hpo("doctor")
     assert (outcome.status, outcome.err) == (1, "hpo: 1 problem found\n")
     found = lines(outcome)["running trials"]
-    assert found.startswith("problem  4 of 4 are trained by nobody: trials 0, 1, 2, 3 of 'tiny' (process ")
+    assert found.startswith("problem  4 of 4 orphaned, the worker is dead: trials 0, 1, 2, 3 of 'tiny' (process ")
     assert found.endswith("send them back to the queue with `hpo doctor --fix`, or launch the study again")
     assert "4 running" in hpo("studies").out
     assert lines(hpo("doctor"))["running trials"] == found
     fixed = hpo("doctor", "--fix")
     assert (fixed.status, fixed.err) == (0, "")
-    assert lines(fixed)["running trials"] == "ok       4 of 4 lost trials sent back to the queue"
+    assert lines(fixed)["running trials"] == "ok       4 of 4 orphaned trials requeued"
     assert "4 waiting" in hpo("studies").out
     again = hpo("doctor")
     assert (again.status, again.err) == (0, "")
@@ -76,7 +76,7 @@ def test_trials_of_a_process_that_lives_are_left_alone(hpo: Run, process: Start)
     running.wait_for("epoch_ended")
     outcome = hpo("doctor", "--fix")
     assert (outcome.status, outcome.err) == (0, "")
-    assert lines(outcome)["running trials"] == "ok       4, each by a process that shows signs of life"
+    assert lines(outcome)["running trials"] == "ok       4, each with a living worker"
     assert "4 running" in hpo("studies").out
 
 

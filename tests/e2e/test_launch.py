@@ -56,7 +56,7 @@ def test_a_launch_trains_every_trial_and_names_the_best(hpo: Run) -> None:
 def test_a_launch_of_which_every_trial_fails_says_why_and_no_command_advises_it_again(hpo: Run) -> None:
     diverging = ("--set", "optimizer.lr.low=1e30", "--set", "optimizer.lr.high=1e35")
     why = "study 'tiny': no trial to rank: 6 failed (diverged: train_loss is "
-    help_ = "it has ended, and a launch trains nothing more: mend that, and launch it under another --name\n"
+    help_ = "it has ended, and a launch trains nothing more: fix that, and launch it under another --name\n"
     for launched in (hpo("launch", "tiny.toml", *diverging), hpo("launch", "tiny.toml", *diverging, "--quiet")):
         assert launched.status == 1
         last = launched.err.splitlines(keepends=True)[-1]

@@ -109,9 +109,9 @@ def test_several_tests_are_corrected(storage: Storage, stored: Store) -> None:
 @pytest.mark.parametrize(
     ("seeds", "why"),
     [
-        ([0, 5], "two seeds in common are needed, they have 1; search.repeats gives them"),
-        ([5, 6], "two seeds in common are needed, they have none; search.repeats gives them"),
-        ([None, None], "two seeds in common are needed, they have none; search.repeats gives them"),
+        ([0, 5], "a test needs two common seeds, they have 1; set search.repeats"),
+        ([5, 6], "a test needs two common seeds, they have none; set search.repeats"),
+        ([None, None], "a test needs two common seeds, they have none; set search.repeats"),
     ],
 )
 def test_without_two_common_seeds_there_is_no_test(
@@ -128,7 +128,7 @@ def test_runs_on_other_images_are_no_pairs(storage: Storage, stored: Store) -> N
     other = stored(final({0.0: [0.6, 0.8]}), grid(), "two")
     assert rows(storage, "one", "two")[1].paired is not None
     other.set_user_attr("hpo:data", {**other.user_attrs["hpo:data"], "split_sha256": "e" * 64})
-    assert rows(storage, "one", "two")[1].why == "their images or splits are not the same"
+    assert rows(storage, "one", "two")[1].why == "their data or splits differ"
 
 
 def test_each_facet_has_a_reference_of_its_own(storage: Storage, stored: Store) -> None:
@@ -182,7 +182,7 @@ def test_what_was_compared_with_nothing_says_so(storage: Storage, stored: Store)
     lines = text(rows(storage)).splitlines()
     assert lines[-2:] == [
         f"dropout: 0.0: failed: {REASON}",
-        "no test of dropout: 0.3 against dropout: 0.0: no run of that one has completed",
+        "no test of dropout: 0.3 against dropout: 0.0: no run of the reference has completed",
     ]
 
 

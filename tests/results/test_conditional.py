@@ -17,8 +17,9 @@ from tiny import search
 
 from hpo.data import load_split
 from hpo.errors import UsageError
-from hpo.results.compare.runs import facets, groups
+from hpo.results.compare.runs import groups, groups_by_value
 from hpo.results.confirm.study import create_confirming_study
+from hpo.results.edges import edge_warnings
 from hpo.results.export.best import export
 from hpo.results.export.text import csv_text
 from hpo.results.export.trials import trial_records
@@ -26,7 +27,7 @@ from hpo.results.figures.importances import parameter_importances
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import read_source
 from hpo.results.narrow.next_study import propose
-from hpo.results.ranking import edge_warnings, top_lines
+from hpo.results.ranking import top_lines
 from hpo.search.points import points
 from hpo.search.space import distributions
 from hpo.storage import Storage, best_trials
@@ -109,11 +110,11 @@ def test_the_best_are_confirmed_against_a_baseline_of_another_kind(storage: Stor
 
 def test_groups_are_told_apart_by_what_only_some_have(storage: Storage, name: str) -> None:
     found = groups(storage, [f"{name}#0", f"{name}#1", f"{name}#3"])
-    parts = facets(found, "beta1")
+    parts = groups_by_value(found, "beta1")
     assert [(text.split(": ")[0], len(each)) for text, each in parts.items()] == [("beta1", 1)] * 3
     assert next(iter(parts)) == "beta1: none"
     with pytest.raises(UsageError, match="'momentum' is not searched"):
-        facets(found, "momentum")
+        groups_by_value(found, "momentum")
 
 
 def test_figures_take_in_all_trials(storage: Storage, name: str) -> None:

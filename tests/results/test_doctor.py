@@ -24,9 +24,9 @@ from hpo.data import Listing
 from hpo.errors import StorageError
 from hpo.results.doctor import verdicts
 from hpo.results.doctor.checks import data_folder, dataset, device, packages, threads
-from hpo.results.doctor.finding import Finding, Verdict, failed, option
+from hpo.results.doctor.finding import Finding, Verdict, failed
 from hpo.results.doctor.storage import storage_findings
-from hpo.storage import RunningTrial, Storage
+from hpo.storage import RunningTrial, Storage, storage_option
 from hpo.storage.health import Damage, FileState, NumberingProblem, Schema
 from hpo.storage.location import locate
 from hpo.training.devices import DeviceCheck, check_device, detect_devices
@@ -57,8 +57,8 @@ def test_an_error_says_after_a_semicolon_what_to_do() -> None:
 
 
 def test_the_option_names_the_storage_without_its_password() -> None:
-    assert option(None) == ""
-    assert option("postgresql://me:secret@host/my db") == " --storage 'postgresql://me:***@host/my db'"
+    assert storage_option(None) == ""
+    assert storage_option("postgresql://me:secret@host/my db") == "--storage 'postgresql://me:***@host/my db'"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_damage_names_the_way_out() -> None:
     assert "`sqlite3 '/tmp/a b.db' .recover | sqlite3 recovered.db`" in damaged.advice
     orphans = verdicts.integrity(Damage((), {("trial_values", "trials"): 2}, True), SPACED)
     assert orphans.verdict == Verdict.PROBLEM
-    assert orphans.found == "2 rows of trial_values belong to nothing"
+    assert orphans.found == "2 rows of trial_values refer to rows that do not exist"
     assert "DELETE FROM trial_values WHERE" in orphans.advice
 
 
@@ -132,8 +132,8 @@ def test_wrong_numbers_are_named() -> None:
     ]
     finding = verdicts.numbering(3, wrong, locate("postgresql+psycopg://me:secret@host/db"))
     assert finding.verdict == Verdict.PROBLEM
-    assert "'a': 1, 2 double among 9 trials, 'b': 0, 1, 2, 3, 4 and others missing among 9 trials" in finding.found
-    assert "'c': some have none" in finding.found
+    assert "'a': 1, 2 duplicate among 9 trials, 'b': 0, 1, 2, 3, 4 and others missing among 9 trials" in finding.found
+    assert "'c': trials without a number" in finding.found
     command = shlex.split(finding.advice.split("`")[1])
     assert command[:3] == ["psql", "postgresql://me:***@host/db", "-c"]
     assert "IN (1, 2, 4)" in command[3]
@@ -164,19 +164,20 @@ def test_lost_trials_are_named_by_study() -> None:
     by_study = {"a": [lost(n) for n in range(7)], "b c": [lost(2, "silent")]}
     finding = verdicts.running(9, by_study, "sqlite:///my runs.db", False)
     assert finding.found == (
-        "8 of 9 are trained by nobody: trials 0, 1, 2, 3, 4 and 2 more of 'a' (process 7 on host ended),"
+        "8 of 9 orphaned, the worker is dead: trials 0, 1, 2, 3, 4 and 2 more of 'a' (process 7 on host ended),"
         " trials 2 of 'b c' (silent)"
     )
     assert "`hpo doctor --fix --storage 'sqlite:///my runs.db'`" in finding.advice
     assert finding.verdict == Verdict.PROBLEM
-    assert verdicts.running(9, by_study, None, True).advice.startswith("put the file right")
+    assert verdicts.running(9, by_study, None, True).advice.startswith("repair the file")
 
 
 def test_what_became_of_lost_trials() -> None:
-    assert verdicts.retaken(3, 3, 0).found == "3 of 3 lost trials sent back to the queue"
-    found = verdicts.retaken(6, 3, 2).found
+    assert verdicts.requeued(3, 3, 0).found == "3 of 3 orphaned trials requeued"
+    found = verdicts.requeued(6, 3, 2).found
     assert (
-        found == "3 of 6 lost trials sent back to the queue, 2 failed, whose processes died too often, 1 shown up again"
+        found == "3 of 6 orphaned trials requeued, 2 failed because too many of their workers died, "
+        "1 with a living worker after all"
     )
 
 
@@ -187,7 +188,7 @@ def test_trials_of_other_programs_are_asked_about_after_a_day() -> None:
     days = [*hours, ("b c", 2, NOW - datetime.timedelta(hours=25)), ("d", 3, None)]
     finding = verdicts.others(days, NOW, locate("postgresql://me@host/db"))
     assert finding.verdict == Verdict.WARNING
-    assert finding.found.startswith("2 run without a sign of life for more than a day: 2 of 'b c', 3 of 'd'")
+    assert finding.found.startswith("2 running without a heartbeat for more than a day: 2 of 'b c', 3 of 'd'")
     command = shlex.split(finding.advice.split("`")[1])
     assert command == [
         *("optuna", "tell", "--storage", "postgresql+psycopg://me@host/db"),
@@ -242,7 +243,7 @@ def test_fixing_a_file_that_is_damaged_waits(storage: Storage) -> None:
         file.write((5).to_bytes(4, "big"))
     findings = {each.check: each for each in storage_findings(storage.shown, fix=True)}
     assert findings["integrity"].verdict == Verdict.PROBLEM
-    assert findings["running trials"].advice.startswith("put the file right, then send")
+    assert findings["running trials"].advice.startswith("repair the file, then requeue")
     assert storage.get_trial(trial._trial_id).state == TrialState.RUNNING
 
 
@@ -261,7 +262,7 @@ def test_lost_trials_of_two_studies_are_sent_back(storage: Storage) -> None:
     assert before.verdict == Verdict.PROBLEM
     assert "no heartbeat from process" in before.found
     assert found(fix=False) == before
-    assert found(fix=True).found == "5 of 5 lost trials sent back to the queue"
+    assert found(fix=True).found == "5 of 5 orphaned trials requeued"
     assert found(fix=False).found == "none"
 
 
@@ -269,7 +270,7 @@ def test_a_folder_of_data(tmp_path: Path) -> None:
     assert is_ok(data_folder(""))
     assert is_ok(data_folder(str(tmp_path)))
     (tmp_path / "file").touch()
-    for named, says in ((tmp_path / "none", "no such folder"), (tmp_path / "file", "is no folder")):
+    for named, says in ((tmp_path / "none", "no such folder"), (tmp_path / "file", "not a folder")):
         finding = data_folder(str(named))
         assert (finding.verdict, finding.found) == (Verdict.PROBLEM, f"{named}: {says}")
         assert "HPO_DATA_DIR" in finding.advice
@@ -277,7 +278,7 @@ def test_a_folder_of_data(tmp_path: Path) -> None:
 
 def test_data_sets() -> None:
     whole = dataset(Listing("mnist", Path("/data"), "IDX", 60000, "HPO_DATA_DIR"))
-    assert (whole.verdict, whole.found) == (Verdict.OK, "60,000 training images in /data (HPO_DATA_DIR)")
+    assert (whole.verdict, whole.found) == (Verdict.OK, "60,000 training examples in /data (HPO_DATA_DIR)")
     absent = dataset(Listing("mnist", None, "IDX", None, "not found: hpo data fetch mnist"))
     assert (absent.verdict, absent.found) == (Verdict.OK, "not found")
     assert "`hpo data fetch mnist`" in absent.advice
@@ -295,7 +296,7 @@ def test_packages() -> None:
     assert finding.found.startswith("2,")
     finding = packages([*required, "torch>=99,<100", "no-such-package>=1"])
     assert finding.verdict == Verdict.PROBLEM
-    assert f"torch is {torch_version}, needed is <100,>=99" in finding.found
+    assert f"torch is {torch_version}, required is <100,>=99" in finding.found
     assert "no-such-package is not installed" in finding.found
     assert "-m pip install 'torch" in finding.advice
     assert is_ok(packages(metadata.requires("hpo") or []))
@@ -317,7 +318,7 @@ def test_packages() -> None:
 def test_threads(cores: int, of_torch: int, variable: str | None, verdict: str) -> None:
     finding = threads(cores, of_torch, variable)
     assert finding.verdict == verdict
-    assert f"{of_torch} of torch's on {cores} cores" in finding.found
+    assert f"{of_torch} threads of torch on {cores} cores" in finding.found
     assert (finding.advice == "") == (verdict == "ok")
 
 
@@ -354,7 +355,7 @@ def test_a_missing_file_is_named_and_not_made(tmp_path: Path, monkeypatch: pytes
     (default,) = storage_findings(None, fix=True)
     assert (default.verdict, default.found) == (
         Verdict.OK,
-        "sqlite:///hpo.db: none yet; the first `hpo launch` makes it",
+        "sqlite:///hpo.db: does not exist yet; the first `hpo launch` creates it",
     )
     (named,) = storage_findings("sqlite:///hpo.db", fix=True)
     assert (named.verdict, named.found) == (Verdict.PROBLEM, "sqlite:///hpo.db: no such file")

@@ -23,13 +23,14 @@ from hpo.api.stored_study import StoredStudy
 from hpo.errors import HpoError, UsageError
 from hpo.results.display.summary import next_lines, summary_lines
 from hpo.results.display.tables import studies_table
+from hpo.results.edges import edge_warnings
 from hpo.results.export.best import export
 from hpo.results.export.text import export_text
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.pareto_front import front
 from hpo.results.figures.source import Source, read_source
 from hpo.results.narrow.next_study import propose
-from hpo.results.ranking import best_line, edge_warnings
+from hpo.results.ranking import best_line
 from hpo.results.report import report
 from hpo.results.selection import select
 from hpo.storage import Storage, best_trials

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from stored_studies import DROPOUT, LR, run, tree, trial
 
 from hpo.errors import HpoError, UnknownStudyError, UsageError
-from hpo.results.compare.runs import facets, groups
+from hpo.results.compare.runs import groups, groups_by_value
 from hpo.storage import Storage
 
 Store = Callable[..., optuna.Study]
@@ -137,7 +137,7 @@ def test_what_its_kind_does_not_use_tells_no_group_from_another(storage: Storage
     labels = ["optimizer.kind: sgd", *(f"optimizer.kind: momentum, momentum: {each}" for each in ("0.5000", "0.9000"))]
     assert sorted(group.label() for group in found) == sorted(labels)
     assert [group.numbers for group in found] == [(0, 1), (2,), (3,)]
-    assert list(facets(found, "momentum")) == ["momentum: none", "momentum: 0.5000", "momentum: 0.9000"]
+    assert list(groups_by_value(found, "momentum")) == ["momentum: none", "momentum: 0.5000", "momentum: 0.9000"]
 
 
 def test_facets_have_the_same_value_of_a_parameter(storage: Storage, stored: Store) -> None:
@@ -146,28 +146,30 @@ def test_facets_have_the_same_value_of_a_parameter(storage: Storage, stored: Sto
     both = {"dropout": RATES, "batch_norm": norm}
     stored([run({"dropout": rate, "batch_norm": on}, both) for rate in (0.0, 0.3) for on in (True, False)], file)
     found = groups(storage, ["digits"])
-    parts = facets(found, "dropout")
+    parts = groups_by_value(found, "dropout")
     assert list(parts) == ["dropout: 0.0", "dropout: 0.3"]
     assert [[group.label("dropout") for group in part] for part in parts.values()] == [
         ["batch norm: True", "batch norm: False"]
     ] * 2
     with pytest.raises(UsageError, match=r"--by: 'dropuot' is not searched \(did you mean 'dropout'\?\)"):
-        facets(found, "dropuot")
-    with pytest.raises(UsageError, match="--by: 'x' is not searched; what is: dropout, batch_norm"):
-        facets(found, "x")
+        groups_by_value(found, "dropuot")
+    with pytest.raises(UsageError, match="--by: 'x' is not searched; searched parameters: dropout, batch_norm"):
+        groups_by_value(found, "x")
 
 
 def test_facets_need_the_parameter_in_every_study(storage: Storage, stored: Store) -> None:
     stored([rate(0.0), rate(0.3)], grid(), "one")
     stored([run({}, {})], grid(dropout=0.1), "two")
-    with pytest.raises(UsageError, match="--by: 'dropout' is not searched by 'two', so it has no place there"):
-        facets(groups(storage, ["one", "two"]), "dropout")
+    with pytest.raises(
+        UsageError, match="--by: 'dropout' is not searched by 'two'; compare only studies that search it"
+    ):
+        groups_by_value(groups(storage, ["one", "two"]), "dropout")
 
 
 @pytest.mark.parametrize("names", [["digits", "digits"], ["digits", "digits#0"], ["digits#0", "digits#1"]])
 def test_a_configuration_is_chosen_once(storage: Storage, stored: Store, names: list[str]) -> None:
     stored([rate(0.0, 1), rate(0.0, 2)], grid())
-    with pytest.raises(UsageError, match=f"{names[1]}: {names[0]} has chosen this configuration already"):
+    with pytest.raises(UsageError, match=f"{names[1]}: the same configuration as {names[0]}"):
         groups(storage, names)
 
 
@@ -181,7 +183,7 @@ def test_what_has_nothing_to_compare_says_so(storage: Storage, stored: Store) ->
         groups(storage, ["failed"])
     with pytest.raises(HpoError, match="study 'others' was not created by hpo"):
         groups(storage, ["others"])
-    with pytest.raises(UsageError, match="failed#7: study 'failed' has no such trial; they are numbered 0 to 0"):
+    with pytest.raises(UsageError, match="failed#7: study 'failed' has no trial 7; trials are numbered 0 to 0"):
         groups(storage, ["failed#7"])
     with pytest.raises(UnknownStudyError, match=r"no study named 'faild' \(did you mean 'failed'\?\)"):
         groups(storage, ["faild#7"])

@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 from stored_studies import tree, trial
 
 from hpo.data import Listing
-from hpo.results.display.tables import datasets_table, studies_table, table
-from hpo.results.states import by_word
+from hpo.results.display.tables import datasets_table, studies_table
+from hpo.results.study_facts import counts_by_state
 from hpo.storage import Storage
+from hpo.text import columns
 
 Store = Callable[..., optuna.Study]
 
@@ -63,7 +64,7 @@ def test_no_studies_leave_the_heading(storage: Storage) -> None:
 
 def test_states_are_counted_by_name() -> None:
     states = {TrialState.COMPLETE: 2, TrialState.WAITING: 1}
-    assert by_word(states) == {"complete": 2, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
+    assert counts_by_state(states) == {"complete": 2, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
 
 
 def test_data_sets_are_rows() -> None:
@@ -82,10 +83,10 @@ def test_data_sets_are_rows() -> None:
 
 @given(st.lists(st.lists(st.text(max_size=8), min_size=3, max_size=3), min_size=1, max_size=6))
 def test_any_text_stays_in_its_row(rows: list[list[str]]) -> None:
-    lines = table(rows).split("\n")
+    lines = columns(rows).split("\n")
     assert len(lines) == len(rows)
     assert all(character.isprintable() for line in lines for character in line)
 
 
 def test_wide_characters_keep_the_columns_straight() -> None:
-    assert table([["名前", "b"], ["abcd", "c"]]).splitlines() == ["名前  b", "abcd  c"]
+    assert columns([["名前", "b"], ["abcd", "c"]]).splitlines() == ["名前  b", "abcd  c"]

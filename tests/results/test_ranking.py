@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 from stored_studies import DROPOUT, LR, tree, trial
 
 from hpo.errors import HpoError, UnknownStudyError
-from hpo.results.ranking import best_line, edge_warnings, top_lines
+from hpo.results.edges import edge_warnings
+from hpo.results.ranking import best_line, top_lines
 from hpo.storage import Storage
 from hpo.studyfile import parse_study, read_study
 

@@ -11,11 +11,12 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from stored_studies import OWN, tree, trial
 
-from hpo.results.unranked import no_best
+from hpo.results.unranked import no_best_trial
 from hpo.storage import Storage, StudyState, set_state
 
 Store = Callable[..., optuna.Study]
 ENDED = "it has ended, and a launch trains nothing more: "
+FUNCTION = "objective function"
 ANEW = ", and launch it under another --name"
 
 
@@ -42,12 +43,12 @@ CASES: dict[str, tuple[Any, Sequence[FrozenTrial], str]] = {
     "reasons that differ in their numbers": (
         OWN,
         failed("out of memory", "KeyError: -0.5 (x.py, line 5)", "KeyError: 1e-05 (x.py, line 5)", ""),
-        f"no trial to rank: 4 failed (2 of them: KeyError: -0.5 (x.py, line 5)); {ENDED}mend that{ANEW}",
+        f"no trial to rank: 4 failed (2 of them: KeyError: -0.5 (x.py, line 5)); {ENDED}fix that{ANEW}",
     ),
     "a reason that moves the cursor": (
         OWN,
         failed(*["a\x1b[2Jb"] * 4),
-        f"no trial to rank: 4 failed (a\\x1b[2Jb); {ENDED}mend that{ANEW}",
+        f"no trial to rank: 4 failed (a\\x1b[2Jb); {ENDED}fix that{ANEW}",
     ),
     "pruned by a pruner": (
         tree(search={"trials": 4, "pruner": "median"}),
@@ -57,17 +58,18 @@ CASES: dict[str, tuple[Any, Sequence[FrozenTrial], str]] = {
     "left out by a limit": (
         UNPRUNED,
         pruned(4),
-        f"no trial to rank: 4 pruned; {ENDED}let search.limits admit more{ANEW}",
+        f"no trial to rank: 4 pruned; {ENDED}raise search.limits{ANEW}",
     ),
     "pruned by an objective": (
         OWN,
         pruned(4),
-        f"no trial to rank: 4 pruned; {ENDED}let its objective prune less or give --set search.pruner=none{ANEW}",
+        f"no trial to rank: 4 pruned; {ENDED}prune less in its {FUNCTION} or give --set search.pruner=none{ANEW}",
     ),
     "infinite": (
         OWN,
         [trial(float("inf"))] * 4,
-        f"no trial to rank: 4 complete (without a finite value); {ENDED}let its objective return finite numbers{ANEW}",
+        "no trial to rank: 4 complete (without a finite value); "
+        f"{ENDED}return finite numbers from its {FUNCTION}{ANEW}",
     ),
 }
 
@@ -77,7 +79,7 @@ def test_it_says_what_became_of_the_trials_and_what_would_help(case: str, stored
     written, trials, said = CASES[case]
     stored([]).set_user_attr("hpo:study", json.dumps(written))
     optuna.load_study(study_name="digits", storage=storage).add_trials(trials)
-    assert str(no_best(storage, "digits")) == f"study 'digits': {said}"
+    assert str(no_best_trial(storage, "digits")) == f"study 'digits': {said}"
 
 
 def test_a_study_that_was_stopped_is_to_be_resumed(stored: Store, storage: Storage) -> None:
@@ -86,9 +88,11 @@ def test_a_study_that_was_stopped_is_to_be_resumed(stored: Store, storage: Stora
     said = (
         "no trial to rank: 1 failed (bad), so there is nothing to export; it is stopped: go on with `hpo resume digits`"
     )
-    assert str(no_best(storage, "digits", "there is nothing to export")) == f"study 'digits': {said}"
+    assert str(no_best_trial(storage, "digits", "there is nothing to export")) == f"study 'digits': {said}"
 
 
 def test_a_study_of_another_program_is_not_to_be_launched(storage: Storage) -> None:
     optuna.create_study(storage=storage, study_name="theirs").add_trials(failed("bad"))
-    assert str(no_best(storage, "theirs")).endswith("1 failed (bad); whoever made the study can give it more trials")
+    assert str(no_best_trial(storage, "theirs")).endswith(
+        "1 failed (bad); add trials with the program that created the study"
+    )

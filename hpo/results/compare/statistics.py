@@ -1,7 +1,7 @@
-"""What runs that differ only by their seed say: means with intervals, paired differences, corrections for many tests.
+"""Statistics of repeated runs: means with confidence intervals, paired t-tests, corrections for several tests.
 
-Pure functions of numbers. They promise that where too few values, or values that say nothing, leave an interval or a
-test without meaning, there is None in its place and never a number that looks like one. They know nothing of studies.
+Pure functions of numbers. Where the values are too few or not finite, an interval or a test is None, never a number
+without meaning. Knows nothing of studies.
 
 Intervals are of 95%. Student, "The probable error of a mean", Biometrika 1908; S. Holm, "A simple sequentially
 rejective multiple test procedure", Scandinavian Journal of Statistics 1979; E. B. Wilson, "Probable inference, the law
@@ -20,17 +20,17 @@ from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats would take a seco
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
-"""A p value below it is called a difference."""
+"""A p value below this is called a difference."""
 
 ROUNDING = 4 * float(np.finfo(np.float64).eps)
-"""Differences that are equal on paper differ by up to so much of the numbers that they are differences of."""
+"""Relative rounding error of a difference: equal differences may differ by this fraction of the numbers."""
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`."""
+    """A confidence interval from `low` to `high`."""
 
     low: float
     high: float
@@ -38,9 +38,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of `n` values, their standard deviation, and the interval that holds the true mean.
+    """The mean of `n` values, their standard deviation, and the confidence interval of the mean.
 
-    A single value has neither deviation nor interval; nor have values of which one is not finite.
+    Deviation and interval are None for a single value, and where a value is not finite.
     """
 
     mean: float
@@ -51,9 +51,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Paired:
-    """What `n` pairs say of the difference, the first of a pair minus the second, by the paired t-test.
+    """The difference in `n` pairs, the first of each pair minus the second, and its paired t-test.
 
-    `p` is two-sided. Where there is no test, `t` and `p` are None, and `why` says in words why.
+    `p` is two-sided. Where there is no test, `t` and `p` are None, and `why` is the reason.
     """
 
     difference: Estimate
@@ -63,29 +63,29 @@ class Paired:
 
     @property
     def n(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         return self.difference.n
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """Return the mean of one value or more, with Student's t interval."""
-    return _estimate(_finite_or_not(values), rounding=0.0)
+    """Return the mean of one or more values, with Student's t interval."""
+    return _estimate(_as_vector(values), rounding=0.0)
 
 
 def paired(first: ArrayLike, second: ArrayLike) -> Paired:
-    """Return how much larger the values of `first` are than those of `second` with the same index.
+    """Return the mean of `first` minus `second`, element by element, with its test.
 
-    Differences that are all the same leave no test: they give no measure of chance, and a t-test would call any number
-    of them certain. That happens with few runs on few validation images, where accuracies are coarse.
+    There is no test where all differences are equal: their deviation is zero, and a t-test would call them certain.
+    That happens with few runs on few validation examples, where accuracies are coarse.
     """
-    a, b = _finite_or_not(first), _finite_or_not(second)
+    a, b = _as_vector(first), _as_vector(second)
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
-    with np.errstate(invalid="ignore"):  # two infinities have no difference
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         differences = a - b
     difference = _estimate(differences, ROUNDING * float(max(np.abs(a).max(), np.abs(b).max())))
     if difference.n < 2:
-        return Paired(difference, None, None, "a single pair leaves nothing to judge chance by")
+        return Paired(difference, None, None, "a test needs two pairs")
     if difference.sd is None:
         return Paired(difference, None, None, "a value is not finite")
     if difference.sd == 0:
@@ -98,10 +98,9 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return the p values corrected for their number, by Holm's method, in the order given.
+    """Return the p values corrected for their number by Holm's method, in the given order; None (no test) stays None.
 
-    Calling those below a level a difference then errs anywhere with at most that probability. A None is no test, and
-    stays None.
+    The probability of any false difference among those below a level is then at most that level.
     """
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     if not all(0 <= p <= 1 for p, _ in known):
@@ -115,25 +114,25 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """Return Wilson's score interval of the probability behind `successes` out of `n`, such as an accuracy."""
+    """Return Wilson's score interval of a proportion, such as an accuracy: `successes` of `n`."""
     if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"{successes} of {n} is not a share")
+        raise ValueError(f"{successes} of {n} is not a proportion")
     z = float(ndtri((1 + CONFIDENCE) / 2))
     share = successes / n
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # Exactly 0 and 1 at the ends, where rounding would leave a little beyond.
+    # exactly 0 and 1 at the ends, in spite of rounding
     return Interval(0.0 if successes == 0 else middle - reach, 1.0 if successes == n else middle + reach)
 
 
 def _estimate(values: Values, rounding: float) -> Estimate:
-    """Values, or means, that differ from each other or from 0 by no more than `rounding` are taken for the same."""
+    """Return the estimate; values or means that differ from each other or from 0 by up to `rounding` count as equal."""
     n, low, high = len(values), float(values.min()), float(values.max())
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is seen below
+    with np.errstate(invalid="ignore", over="ignore"):  # checked below
         mean = float(values.mean())
     if not math.isfinite(mean):
         return Estimate(mean, n, None, None)
-    mean = 0.0 if abs(mean) <= rounding else min(max(mean, low), high)  # a mean of equal values is that value
+    mean = 0.0 if abs(mean) <= rounding else min(max(mean, low), high)  # the mean of equal values is that value
     if n == 1:
         return Estimate(mean, n, None, None)
     with np.errstate(over="ignore"):
@@ -144,8 +143,8 @@ def _estimate(values: Values, rounding: float) -> Estimate:
     return Estimate(mean, n, sd, Interval(mean - reach, mean + reach))
 
 
-def _finite_or_not(values: ArrayLike) -> Values:
+def _as_vector(values: ArrayLike) -> Values:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
-        raise ValueError(f"one value or more in a row are needed, not {array.shape}")
+        raise ValueError(f"expected a non-empty one-dimensional array, got shape {array.shape}")
     return array

@@ -1,9 +1,9 @@
-"""What `hpo compare` says of groups: final and best values, the gap, how soon, and whether a difference is one.
+"""Comparison of groups: final and best values, generalization gap, epochs to 95%, and paired tests.
 
-Each number is a mean over the group's runs. Runs of two groups with equal seeds are pairs: they began with the same
-random numbers and saw the same batches, so the difference within pairs is tested, by final validation accuracy. Each
-group is compared with the first, or with the first of its facet, and p values are corrected for their number. Knows
-nothing of storages.
+Each number is a mean over the group's runs. Runs of two groups with equal seeds are pairs (same initial random numbers,
+same batches), so the paired differences of the final validation accuracy are tested. Each group is compared with the
+first one, or with the first one of the same `by` value, and p values are corrected for their number. Knows nothing of
+storages.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo.results.compare.runs import Group, facets
+from hpo.results.compare.runs import Group, groups_by_value
 from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
-from hpo.results.display.tables import table
-from hpo.results.states import by_word, states_line
-from hpo.text import printable
+from hpo.results.study_facts import counts_by_state, states_line
+from hpo.text import columns, number_ranges, printable
 
 SHARE_OF_BEST = 0.95
 HEADING = (
@@ -45,7 +44,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Summary:
-    """A group's runs in numbers, in accuracies as fractions and losses in nats."""
+    """Statistics of a group's runs: accuracies as fractions, losses in nats."""
 
     final: Mapping[str, Estimate]
     best: Mapping[str, Estimate]
@@ -55,10 +54,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Row:
-    """A group, its runs in numbers, and how it compares with its reference.
+    """A group, its statistics, and its test against a reference group.
 
-    A group without runs has no summary, a reference has none itself. `p` is corrected. Where there is no test, `why`
-    says why.
+    A group without runs has no summary; a reference has no reference. `p` is corrected. Where there is no test, `why`
+    is the reason.
     """
 
     group: Group
@@ -70,8 +69,8 @@ class Row:
 
 
 def compare(groups: Sequence[Group], by: str | None = None) -> list[Row]:
-    """Return a row a group, each compared with the first, or with the first that has the same value of `by`."""
-    parts = [groups] if by is None else list(facets(groups, by).values())
+    """Return a row for each group, compared with the first group, or the first one with the same value of `by`."""
+    parts = [groups] if by is None else list(groups_by_value(groups, by).values())
     rows = [_row(group, None if group is part[0] else part[0]) for part in parts for group in part]
     corrected = holm([None if row.paired is None else row.paired.p for row in rows])
     return [
@@ -83,7 +82,7 @@ def compare(groups: Sequence[Group], by: str | None = None) -> list[Row]:
 def text(rows: Sequence[Row]) -> str:
     """Return the table, what its columns mean, and what it has to leave out, with the reasons."""
     legend = LEGEND[: 2 if len(rows) > 1 else 1]
-    return "\n".join([table([HEADING, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
+    return "\n".join([columns([HEADING, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
 
 
 def comparison_tree(rows: Sequence[Row]) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def comparison_tree(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def summarize(group: Group) -> Summary | None:
-    """Return the group's runs in numbers; None where no run has completed."""
+    """Return the statistics of the group's runs; None where no run has completed."""
     if not group.runs:
         return None
     curves = {metric: group.curves(metric) for metric in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
@@ -113,28 +112,28 @@ def _row(group: Group, reference: Group | None) -> Row:
     summary = summarize(group)
     if reference is None:
         return Row(group, summary)
-    if group.images != reference.images:
-        return Row(group, summary, reference, why="their images or splits are not the same")
+    if group.split_sha256 != reference.split_sha256:
+        return Row(group, summary, reference, why="their data or splits differ")
     if not reference.runs:
-        return Row(group, summary, reference, why="no run of that one has completed")
+        return Row(group, summary, reference, why="no run of the reference has completed")
     seeds = [_final_by_seed(each) for each in (group, reference)]
     common = sorted(seeds[0].keys() & seeds[1].keys())
     if len(common) < 2:
-        why = f"two seeds in common are needed, they have {len(common) or 'none'}; search.repeats gives them"
+        why = f"a test needs two common seeds, they have {len(common) or 'none'}; set search.repeats"
         return Row(group, summary, reference, why=why)
     found = paired(*([of[seed] for seed in common] for of in seeds))
     return Row(group, summary, reference, found, why=found.why)
 
 
 def _final_by_seed(group: Group) -> dict[int, float]:
-    """Return each seed's final validation accuracy; of runs with one seed, which are the same run, the first's."""
+    """Return the final validation accuracy by seed; of several runs with one seed, that of the first."""
     known = [run for run in group.runs if run.seed is not None]
     return {run.seed: float(run.curve["val_accuracy"][-1]) for run in reversed(known) if run.seed is not None}
 
 
 def _cells(row: Row) -> list[str]:
     group, found = row.group, row.summary
-    head = [group.label(), f"{_ranges(group.numbers)}: {states_line(group.states)}"]
+    head = [group.label(), f"{number_ranges(group.numbers)}: {states_line(group.states)}"]
     if found is None:
         return [*head, *["-"] * (len(HEADING) - 2)]
     accuracies = (found.final["val_accuracy"], found.best["val_accuracy"])
@@ -163,8 +162,8 @@ def _difference(found: Paired | None) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    # The one configuration of a study that has others, too: its name does not tell which it is.
-    single = [row.group for row in rows if row.group.texts and not row.group.told_by]
+    # the label of a study's only group does not contain its parameters
+    single = [row.group for row in rows if row.group.texts and not row.group.distinguishing]
     which = [f"{group.label()}: {', '.join(group.texts.values())}" for group in single]
     failed = [
         f"{row.group.label()}: {'failed' if TrialState.FAIL in row.group.states else 'not trained'}: {reason}"
@@ -181,12 +180,6 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     return which + failed + missing + notes
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return `0-4, 7`."""
-    runs = [list(run) for _, run in groupby(enumerate(sorted(numbers)), key=lambda place: place[1] - place[0])]
-    return ", ".join(str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs)
-
-
 def _tree(row: Row) -> dict[str, Any]:
     group = row.group
     return {
@@ -194,7 +187,7 @@ def _tree(row: Row) -> dict[str, Any]:
         "label": group.label(),
         "params": dict(group.params),
         "trials": list(group.numbers),
-        "states": by_word(group.states),
+        "states": counts_by_state(group.states),
         "reasons": list(group.reasons),
         "seeds": [run.seed for run in group.runs],
         "summary": None if row.summary is None else _summary(row.summary),

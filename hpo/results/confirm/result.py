@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.results.confirm.study import CONFIRMS, Candidate, confirmations, original_name
-from hpo.results.ranking import score
-from hpo.results.unranked import what_became
+from hpo.results.ranking import by_configuration, score
+from hpo.results.unranked import trial_outcomes
 from hpo.search.space import settings
 from hpo.search.study_records import stored_study, trial_target
 from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of, summary
@@ -124,7 +124,7 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
     searched = [each for each in ranked if each.candidate.score is not None]
     if not searched:
         problem = "no run of the search's configurations is finished" if left else FAILED
-        raise HpoError(f"study '{confirming}': {problem}: {what_became(storage, found)}")
+        raise HpoError(f"study '{confirming}': {problem}: {trial_outcomes(storage, found)}")
     winner, baseline = searched[0], next((each for each in ranked if each.candidate.baseline), None)
     others = _differences([(winner, each) for each in searched[1:]])
     gains: list[Difference] = []
@@ -146,10 +146,7 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
 
 def _runs(study: Study, candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]) -> list[ConfirmedConfiguration]:
     """Return the candidates with a score, each with its runs."""
-    runs: dict[str, list[FrozenTrial]] = {}
-    for trial in trials:
-        runs.setdefault(settings(study, trial.params), []).append(trial)
-    found = []
+    runs, found = by_configuration(study, trials), []
     for candidate in candidates:
         own = runs.get(settings(study, candidate.params), [])
         known = {trial.user_attrs["seed"]: score(trial) for trial in own if trial.state == TrialState.COMPLETE}

@@ -14,9 +14,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError, UsageError
-from hpo.results.naming import followed
-from hpo.results.ranking import configurations
-from hpo.results.unranked import no_best
+from hpo.results.naming import with_suffix
+from hpo.results.ranking import ranked_configurations
+from hpo.results.unranked import no_best_trial
 from hpo.search.comparability import same_data
 from hpo.search.points import baseline
 from hpo.search.space import Values, decode, holds, is_whole, settings
@@ -103,7 +103,7 @@ def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -
 
 def confirming_name(name: str, number: int) -> str:
     """Return the name of the `number`-th confirmation of a study, from 1 on."""
-    return followed(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
+    return with_suffix(name, SUFFIX if number == 1 else f"{SUFFIX}-{number}")
 
 
 def confirmations(storage: Storage, name: str) -> list[StudySummary]:
@@ -147,10 +147,10 @@ def _candidates(storage: Storage, study: Study, study_id: int, top: int) -> list
         raise HpoError(f"study '{study.name}' searches no parameter, so there is nothing to confirm")
     trials = _ranked(storage, study, study_id, top)
     if not trials:
-        raise no_best(storage, study.name, "there is nothing to confirm")
+        raise no_best_trial(storage, study.name, "there is nothing to confirm")
     base = baseline(study)
     found = []
-    for rank, each in enumerate(configurations(study, trials)[:top], start=1):
+    for rank, each in enumerate(ranked_configurations(study, trials)[:top], start=1):
         params, is_baseline = dict(each.params), settings(study, each.params) == settings(study, base)
         found.append(Candidate(f"Best-{rank}", params, each.trials[0].number, each.mean, is_baseline))
     if not any(candidate.baseline for candidate in found):

@@ -11,11 +11,10 @@ from typing import Any
 
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
 from hpo.results.confirm.result import Confirmation, ConfirmedConfiguration, Difference
-from hpo.results.display.tables import table
 from hpo.results.ranking import METRIC_LABELS, params_line
 from hpo.results.result import Result
 from hpo.search.space import distributions
-from hpo.text import join_and
+from hpo.text import columns, join_and
 
 CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
 CORRECTED = "paired tests, Holm's correction"
@@ -42,7 +41,7 @@ class ConfirmationResult(Result[Confirmation]):
         rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
         so_far = f", so far ({found.left} of {trials} runs are left)" if found.left else ", best first"
         head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds{so_far}"
-        return [head, *table(rows).splitlines(), *([] if found.left else conclusions(found))]
+        return [head, *columns(rows).splitlines(), *([] if found.left else conclusions(found))]
 
 
 def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:

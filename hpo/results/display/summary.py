@@ -1,36 +1,39 @@
-"""What is said when a launch ends: the best trials, a warning where the best lies at an edge, and what to type next.
+"""Summary of a launch: how it ended, the best trials, warnings where the best lies at an edge, and the next commands.
 
-It knows the study and the event that ended it; what happened in between it does not ask.
+Reads the storage and changes nothing.
 """
 
 from __future__ import annotations
 
-import shlex
-
-from hpo.results.lookup import metrics_of
-from hpo.results.ranking import best_line, edge_warnings
-from hpo.results.unranked import no_best
+from hpo.results.confirm.result import runs_left
+from hpo.results.confirm.study import confirmations
+from hpo.results.edges import edge_warnings
+from hpo.results.ranking import best_line
+from hpo.results.study_facts import metrics_of
+from hpo.results.unranked import no_best_trial
 from hpo.search.events import StudyEnded
-from hpo.storage import Storage, best_trials, mask, summary
+from hpo.search.study_records import DATA
+from hpo.storage import Storage, StudySummary, best_trials, storage_option, summary
+from hpo.storage.test_evaluations import completed, evaluations_of
 from hpo.studyfile import AnyStudy, Study
 from hpo.text import hpo_command, printable
 
-SHOWN = 5  # best trials
+BEST_TRIALS = 5
 
 
 def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -> list[str]:
-    """Return how a launch has ended, the best trials, and a warning where the best lies at an edge.
+    """Return how a launch has ended, the best trials, and a warning for each range with the best at its edge.
 
-    Where it came to its end and has no best trial, a line says why; but not where all trials failed, which is an error.
+    For a search that ended without a best trial, a line says why; not where all trials failed, which is an error.
     """
-    lines = [] if ended is None else [printable(outcome_line(study, ended))]
+    lines = [] if ended is None else [printable(ended_line(study, ended))]
     if ended is not None and ended.reason == "deleted":
         return lines
-    best = best_trials(storage, study.name, SHOWN)
+    best = best_trials(storage, study.name, BEST_TRIALS)
     metrics = metrics_of(summary(storage, study.name)) if best else ()
     lines += [best_line(rank, trial, metrics) for rank, trial in enumerate(best, start=1)]
     if not best and ended is not None and not ended.interrupted and not ended.all_failed:
-        lines.append(str(no_best(storage, study.name)))
+        lines.append(str(no_best_trial(storage, study.name)))
     if best and isinstance(study, Study):
         lines += [
             printable(f"warning: {line}") for line in edge_warnings(study, best if len(metrics) > 1 else best[:1])
@@ -39,41 +42,52 @@ def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -
 
 
 def next_lines(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
-    """Return the commands to type next; `url` is the storage that they must name, None for the usual."""
-    where = f"--storage {shlex.quote(mask(url))}" if url else ""
+    """Return the commands to run next; `url` is the storage that they name, None for the default storage."""
+    option = storage_option(url)
     commands = []
     if best_trials(storage, study.name, 1):
-        commands.append(hpo_command(_after(study), study.name, where))
+        found, confirmed = summary(storage, study.name), _is_confirmed(storage, study.name)
+        commands.append(hpo_command(_next_command(study, found, confirmed), study.name, option))
         file = "front.json" if len(study.search.all_minimized) > 1 else "best.json"
-        commands.append(hpo_command("export", study.name, f"{where} -o {file}".lstrip()))
-    commands.append(f"hpo dashboard {where}".rstrip())
+        export = f"{option}{' --confirmed' if confirmed else ''} -o {file}"
+        commands.append(hpo_command("export", study.name, export.lstrip()))
+    commands.append(f"hpo dashboard {option}".rstrip())
     return [printable(f"{'next:' if number == 0 else '':6}{each}") for number, each in enumerate(commands)]
 
 
-def _after(study: AnyStudy) -> str:
-    """Return the command that goes on from a search."""
+def _is_confirmed(storage: Storage, name: str) -> bool:
+    """Return whether a confirmation of the study is finished."""
+    return any(runs_left(each) == 0 for each in confirmations(storage, name))
+
+
+def _next_command(study: AnyStudy, found: StudySummary, confirmed: bool) -> str:
+    """Return the command that follows: confirm, then test, then report; compare for a grid."""
     if not isinstance(study, Study):
         return "plot"
-    whole = study.search.sampler == "grid" or not study.parameters  # there is nothing to be lucky with
-    return "compare" if whole else "confirm"
+    if study.search.sampler == "grid" or not study.parameters:  # no best of many noisy scores was selected
+        return "compare"
+    if not confirmed:
+        return "confirm"
+    tested = completed(evaluations_of(found.user_attrs)) or found.user_attrs.get(DATA, {}).get("test") == 0
+    return "report" if tested else "test"
 
 
-def outcome_line(study: AnyStudy, ended: StudyEnded) -> str:
-    """Return how the work on a study ended, and what to do where it has not come to its end."""
+def ended_line(study: AnyStudy, ended: StudyEnded) -> str:
+    """Return how the work on a study ended, and how to continue it unless it is finished."""
     counts = f"{ended.completed} completed, {ended.pruned} pruned, {ended.failed} failed in {ended.seconds:.1f} s"
     match ended.reason:
         case "interrupted":
-            return f"{study.name}: interrupted, {counts}; launch it again to go on"
+            return f"{study.name}: interrupted, {counts}; launch it again to continue"
         case "space exhausted":
-            return f"{study.name}: every point of the search space is done, {counts}"
+            return f"{study.name}: every configuration of the search space has been tried, {counts}"
         case "timeout":
-            return f"{study.name}: its time is over (search.timeout), {counts}"
+            return f"{study.name}: search.timeout has passed, {counts}"
         case "no improvement":
-            return f"{study.name}: nothing has improved for {study.search.patience} trials (search.patience), {counts}"
+            return f"{study.name}: no improvement in {study.search.patience} trials (search.patience), {counts}"
         case "paused" | "stopped":
-            return f"{study.name}: {ended.reason}, {counts}; go on with `{hpo_command('resume', study.name)}`"
+            return f"{study.name}: {ended.reason}, {counts}; continue with `{hpo_command('resume', study.name)}`"
         case "changed":
-            return f"{study.name}: changed by another process, {counts}; launch what it is now"
+            return f"{study.name}: changed by another process, {counts}; launch it again to continue with the change"
         case "deleted":
             return f"{study.name}: deleted by another process"
         case _:

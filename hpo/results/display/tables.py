@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.cells import cell_len
-
 from hpo.data import Listing
-from hpo.results.lookup import metrics_of, objective_of
 from hpo.results.ranking import METRIC_LABELS, score_text
-from hpo.results.states import states_line
+from hpo.results.study_facts import metrics_of, objective_of, states_line
 from hpo.search.study_records import DATA
 from hpo.storage import Storage, StudySummary, summaries
-from hpo.text import printable
+from hpo.text import columns
 
 
 def studies_table(storage: Storage) -> str:
@@ -26,7 +23,7 @@ def studies_table(storage: Storage) -> str:
     for study in sorted(summaries(storage), key=lambda study: study.name):
         activity = "-" if study.last_activity is None else f"{study.last_activity:%Y-%m-%d %H:%M:%S}"
         rows.append((study.name, _dataset(study.user_attrs), states_line(study.states), _best(study), activity))
-    return table(rows)
+    return columns(rows)
 
 
 def datasets_table(listings: Sequence[Listing]) -> str:
@@ -36,17 +33,7 @@ def datasets_table(listings: Sequence[Listing]) -> str:
         place = "-" if listing.place is None else str(listing.place)
         images = "-" if listing.train_images is None else f"{listing.train_images:,}"
         rows.append((listing.name, place, listing.kind, images, listing.note))
-    return table(rows)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows, the first of them the heading, as columns two spaces apart."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
+    return columns(rows)
 
 
 def _dataset(user_attrs: Mapping[str, Any]) -> str:

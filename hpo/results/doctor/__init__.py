@@ -1,1 +1,1 @@
-"""The checks of `hpo doctor`: storage, data sets, packages, devices and threads."""
+"""Checks of `hpo doctor`: storage, data sets, packages, devices and threads."""

@@ -1,25 +1,20 @@
-"""What a check of `hpo doctor` finds: a record, as a line of text or of JSON.
-
-Whatever it quotes, a finding is one line. Knows nothing of what is checked.
-"""
+"""Finding of a check of `hpo doctor`, as one line of text or of JSON."""
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from hpo.errors import HpoError
 from hpo.results.result import Output
-from hpo.storage import mask
 from hpo.text import json_line
 
-WIDTH = 18  # of the longest check's name
+WIDTH = 18  # of the longest name of a check
 
 
 class Verdict(StrEnum):
-    """How a check ended."""
+    """Result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -28,7 +23,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding(Output):
-    """What was checked, how it is, what was found, and what to do about it, "" where nothing is to be done."""
+    """Name of the check, its verdict, what was found, and the advice what to do; "" where nothing is to do."""
 
     check: str
     verdict: Verdict
@@ -36,7 +31,7 @@ class Finding(Output):
     advice: str = ""
 
     def tree(self) -> dict[str, Any]:
-        """Return the finding as a dictionary; `advice` is None where nothing is to be done."""
+        """Return the finding as a dictionary; `advice` is None where nothing is to do."""
         return {"check": self.check, "verdict": self.verdict, "found": self.found, "advice": self.advice or None}
 
     def lines(self) -> list[str]:
@@ -50,26 +45,21 @@ class Finding(Output):
 
 
 def ok(check: str, found: str) -> Finding:
-    """Return a finding that all is well."""
+    """Return a finding without a problem."""
     return Finding(check, Verdict.OK, found)
 
 
 def warning(check: str, found: str, advice: str = "") -> Finding:
-    """Return a finding that may cost time, and loses nothing."""
+    """Return a finding that may cost time but no results."""
     return Finding(check, Verdict.WARNING, found, advice)
 
 
 def problem(check: str, found: str, advice: str) -> Finding:
-    """Return a finding that is to be put right."""
+    """Return a finding that must be fixed."""
     return Finding(check, Verdict.PROBLEM, found, advice)
 
 
 def failed(check: str, error: HpoError | OSError) -> Finding:
-    """Return the finding that a check could not be made; errors say after a semicolon what to do."""
+    """Return the finding of a check that raised an error; an error text has its advice after a semicolon."""
     found, _, advice = str(error).partition("; ")
     return problem(check, found, advice)
-
-
-def option(url: str | None) -> str:
-    """Return the option that names the storage in a command, passwords masked; "" for the usual storage."""
-    return f" --storage {shlex.quote(mask(url))}" if url else ""

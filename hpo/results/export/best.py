@@ -21,12 +21,11 @@ from hpo.errors import HpoError
 from hpo.results.certificate import certificate_of
 from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import winner_tree
-from hpo.results.lookup import metrics_of
-from hpo.results.naming import followed
+from hpo.results.naming import with_suffix
 from hpo.results.ranking import score, values_of
 from hpo.results.selection import completed_trial, params_of
-from hpo.results.states import by_word
-from hpo.results.unranked import no_best
+from hpo.results.study_facts import counts_by_state, metrics_of
+from hpo.results.unranked import no_best_trial
 from hpo.search.study_records import CODE, CURVE, DATA, RUN, any_stored_study, precision_of, user_attrs_of
 from hpo.storage import IDENTITY, WORKER, Storage, StudySummary, best_trials, load_study, summary
 from hpo.studyfile import ObjectiveStudy, Study
@@ -59,7 +58,7 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
     else:
         trials = [storage.get_trial(each._trial_id) for each in best_trials(storage, stored._study_id)]
     if not trials:
-        raise no_best(storage, name, "there is nothing to export")
+        raise no_best_trial(storage, name, "there is nothing to export")
     study, attrs, found = any_stored_study(stored), user_attrs_of(stored), summary(storage, stored._study_id)
     if found.user_attrs.get(IDENTITY) != attrs.get(IDENTITY):
         raise HpoError(f"study {name!r} was deleted and created anew while it was read: export it again")
@@ -78,7 +77,7 @@ def _front(name: str, stored: optuna.Study, found: StudySummary, records: list[d
         "study": name,
         "metrics": list(metrics_of(found)),
         "directions": _directions(found),
-        "trials": by_word(found.states),
+        "trials": counts_by_state(found.states),
         "front": records,
         **provenance(),
     }
@@ -112,7 +111,7 @@ def _network_trial(
         "curve": curve,
         "precision": precision,
         "device": worker.get("device") or attrs[RUN]["device"],
-        "trials": by_word(found.states),
+        "trials": counts_by_state(found.states),
         "confirmed": None if confirmation is None else winner_tree(confirmation),
         "verified": certificate_of(attrs, study.name),
         "data": attrs[DATA],
@@ -137,7 +136,7 @@ def _objective_trial(
         "config": study.resolved(),
         "curve": reported_curve(trial),
         "user_attrs": trial.user_attrs,
-        "trials": by_word(found.states),
+        "trials": counts_by_state(found.states),
         **provenance(),
     }
 
@@ -164,7 +163,7 @@ def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict
         unused = unused_keys(section, values)  # a study file refuses keys that its kind does not use
         tree[section] = {key: value for key, value in values.items() if key not in unused}
     tree["training"]["precision"] = precision
-    tree["name"] = followed(study.name, SUFFIX)
+    tree["name"] = with_suffix(study.name, SUFFIX)
     tree["search"] |= {"trials": 1, "points": [], "repeats": 1, "start_from": []}
     tree["baseline"] = {}
     return tree

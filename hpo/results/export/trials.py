@@ -12,11 +12,10 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.results.export.best import reported_curve
-from hpo.results.lookup import metrics_of
 from hpo.results.ranking import score, values_of
 from hpo.results.selection import params_of
-from hpo.results.states import STATES
-from hpo.results.unranked import no_best
+from hpo.results.study_facts import STATES, metrics_of
+from hpo.results.unranked import no_best_trial
 from hpo.search.space import is_whole
 from hpo.search.study_records import CURVE, RUN, any_stored_study
 from hpo.storage import FAILURE_REASON, WORKER, Storage, TrialFields, best_trials, load_study, summary
@@ -42,7 +41,7 @@ def trial_records(
     else:
         trials = [storage.get_trial(trial._trial_id) for trial in best_trials(storage, name, top)]
     if not trials:
-        raise no_best(storage, name)
+        raise no_best_trial(storage, name)
     metrics = metrics_of(summary(storage, name))
     return (_record(study, metrics, str(run.get("precision", "auto")), trial) for trial in trials)
 

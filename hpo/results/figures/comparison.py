@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from hpo.errors import UsageError
-from hpo.results.compare.runs import Group, facets
+from hpo.results.compare.runs import Group, groups_by_value
 from hpo.results.figures.style import GREY, PALETTE, SCALE, TRAINING_DASH, VALIDATION_DASH, new_figure, plain, short
 
 MOST_COLOURS = 16
@@ -66,7 +66,7 @@ def _two_frames(groups: Sequence[Group], colours: dict[str, str]) -> go.Figure:
 
 
 def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Figure:
-    parts = facets(groups, by)
+    parts = groups_by_value(groups, by)
     columns = min(COLUMNS, len(parts))
     rows = math.ceil(len(parts) / columns)
     figure = _titled(groups, f"accuracy against epoch by {by.replace('_', ' ')}", FRAME_PIXELS + ROW_PIXELS * rows)

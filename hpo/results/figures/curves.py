@@ -24,8 +24,8 @@ from hpo.results.figures.style import (
     plain,
     short,
 )
-from hpo.results.lookup import VALUE
 from hpo.results.ranking import best_line, rank_label
+from hpo.results.study_facts import VALUE
 
 COLUMNS = 5
 ROW_PIXELS, FRAME_PIXELS = 190, 110

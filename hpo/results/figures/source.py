@@ -16,9 +16,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.results.lookup import VALUE, conditional_of, metrics_of
 from hpo.results.ranking import score
-from hpo.results.unranked import no_best, what_became
+from hpo.results.study_facts import VALUE, conditional_of, metrics_of
+from hpo.results.unranked import no_best_trial, trial_outcomes
 from hpo.search.space import contains
 from hpo.search.study_records import CURVE, Curve
 from hpo.storage import Storage, TrialFields, best_trials, summary
@@ -80,7 +80,7 @@ def read_source(storage: Storage, which: str | int, best: int = BEST, limit: int
     trials = storage.read_trials(study.study_id, -1, (), TrialFields(curves=False, user_attrs=False, system_attrs=None))
     ended = [trial for trial in trials if trial.state.is_finished()]
     if not ended:
-        raise no_best(storage, study.name, "there is nothing to draw")
+        raise no_best_trial(storage, study.name, "there is nothing to draw")
     ranked = best_trials(storage, study.study_id, best)
     ids = [trial._trial_id for trial in ranked]
     with_curves = storage.read_trials(
@@ -90,7 +90,7 @@ def read_source(storage: Storage, which: str | int, best: int = BEST, limit: int
         trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
     }
     conditional = conditional_of(study.user_attrs, [trial for trial in ended if trial.state == TrialState.COMPLETE])
-    became = "" if ranked else what_became(storage, study)
+    became = "" if ranked else trial_outcomes(storage, study)
     return Source(study.name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional, became)
 
 

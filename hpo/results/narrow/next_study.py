@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.files import write_atomically
-from hpo.results.naming import file_stem, followed
+from hpo.results.naming import file_stem, with_suffix
 from hpo.results.narrow.ranges import Best, Change, best_few, changes
 from hpo.results.ranking import METRIC_LABELS
-from hpo.results.unranked import no_best
+from hpo.results.unranked import no_best_trial
 from hpo.search.sampling.warm_start import completed, warm_start
 from hpo.search.study_records import stored_study, user_attrs_of
 from hpo.storage import Storage, load_study
@@ -43,7 +43,7 @@ def propose(storage: Storage, name: str, new_name: str | None = None) -> tuple[S
     before = warm_start(study, user_attrs_of(stored), storage)
     known = [*completed(storage, name), *before.trials]
     if not known:
-        raise no_best(storage, name, "there is nothing to narrow")
+        raise no_best_trial(storage, name, "there is nothing to narrow")
     best = best_few(study, known)
     found = changes(study, best.params)
     lines = [f"{problem}; its trials are left out" for problem in before.problems]
@@ -79,7 +79,7 @@ def next_name(study: Study) -> str:
     base, number = (match[1], int(match[2])) if match else ("", 0)
     if base not in study.search.start_from:
         base, number = study.name, 1
-    return followed(base, f"-{number + 1}")
+    return with_suffix(base, f"-{number + 1}")
 
 
 def write_study(study: AnyStudy, reasons: Sequence[str], path: Path | None = None) -> Path:

@@ -26,8 +26,8 @@ from fractions import Fraction
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.edges import Side, edge_of, number, wider_bound
-from hpo.results.ranking import configurations
+from hpo.results.edges import Side, bound_text, edge_of, wider_bound
+from hpo.results.ranking import ranked_configurations
 from hpo.search.space import Values, belongs, count, distributions, size, size_text
 from hpo.studyfile import Parameter, Range, Study
 
@@ -64,7 +64,7 @@ class Change:
         why = ""
         if self.moved_out is not None:
             edge = "upper" if self.moved_out == "high" else "lower"
-            best = f"{self.best:.1e}" if self.old.log and not self.parameter.integer else number(self.best)
+            best = f"{self.best:.1e}" if self.old.log and not self.parameter.integer else bound_text(self.best)
             why = f" (widened: the best, {best}, lies at the {edge} edge)"
         return f"{self.parameter.name}: {_shown(self.old)} -> {_shown(self.new)}{why}"
 
@@ -73,7 +73,7 @@ def best_few(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     """Return the best configurations inside the study's space. Raises HpoError where too few have completed."""
     space = distributions(study)
     inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and belongs(study, space, trial.params)]
-    ranked = configurations(study, inside)
+    ranked = ranked_configurations(study, inside)
     if len(ranked) < NEEDED:
         advice = "launch it with more --trials and --extend"
         if size(study) < NEEDED:
@@ -171,4 +171,4 @@ def _in_steps(parameter: Parameter, old: Range, values: Sequence[float]) -> Rang
 
 
 def _shown(searched: Range) -> str:
-    return f"{number(searched.low)}..{number(searched.high)}"
+    return f"{bound_text(searched.low)}..{bound_text(searched.high)}"

@@ -12,7 +12,7 @@ from hpo.errors import HpoError
 from hpo.results.certificate import VERIFIED, Certificate
 from hpo.results.ranking import score
 from hpo.results.reproduce.retrain import Repeated, Stored, repeat
-from hpo.results.unranked import no_best
+from hpo.results.unranked import no_best_trial
 from hpo.search.plan import plan_stored
 from hpo.search.space import config_of
 from hpo.search.study_records import CURVE, RUN, precision_of, stored_study, user_attrs_of
@@ -37,7 +37,7 @@ def verify(
     own = [trial for trial in complete if "seed" in trial.user_attrs]  # others than hpo may have added theirs
     trials = _chosen(storage, found._study_id, own, count)
     if not trials:
-        raise no_best(storage, name, "there is nothing to verify")
+        raise no_best_trial(storage, name, "there is nothing to verify")
     planned = plan_stored(study, found, device)
     precision = str(found.user_attrs[RUN]["precision"])
     given = [_stored(study, trial) for trial in trials]

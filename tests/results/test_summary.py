@@ -1,4 +1,4 @@
-"""The lines that end a launch."""
+"""The summary of a launch and the next commands."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import optuna
 from optuna.trial import TrialState
 from stored_studies import tree, trial
 
+from hpo.results.confirm.study import CONFIRMS
 from hpo.results.display.summary import next_lines, summary_lines
 from hpo.search.events import StudyEnded
-from hpo.storage import Storage
+from hpo.storage import Storage, identity
 from hpo.studyfile import Study, parse_study
 
 Store = Callable[..., optuna.Study]
@@ -44,11 +45,27 @@ def test_a_grid_is_to_be_compared(stored: Store, storage: Storage) -> None:
     assert next_lines(grid, storage, None)[0] == "next: hpo compare digits"
 
 
+def test_a_confirmed_study_is_tested_next_and_then_reported(stored: Store, storage: Storage) -> None:
+    original = stored([trial(0.9)])
+    confirms = stored([trial(0.8), trial(state=TrialState.RUNNING)], tree(search={"trials": 2}), name="digits-confirm")
+    record = {"study": "digits", "identity": identity(original.user_attrs, "digits"), "seeds": 2, "candidates": []}
+    confirms.set_user_attr(CONFIRMS, record)
+    assert next_lines(study(), storage, None)[0] == "next: hpo confirm digits"  # a run is left
+    running = confirms.get_trials(states=(TrialState.RUNNING,))[0]
+    storage.set_trial_state_values(running._trial_id, TrialState.COMPLETE, [0.7])
+    assert next_lines(study(), storage, None)[:2] == [
+        "next: hpo test digits",
+        "      hpo export digits --confirmed -o best.json",
+    ]
+    original.set_user_attr("hpo:data", {**original.user_attrs["hpo:data"], "test": 0})
+    assert next_lines(study(), storage, None)[0] == "next: hpo report digits"  # it has no test set
+
+
 def test_nothing_finished_leaves_nothing_to_rank(stored: Store, storage: Storage) -> None:
     stored([trial(0.9, state=TrialState.PRUNED)])
     interrupted = StudyEnded(reason="interrupted", completed=0, pruned=1, failed=0, seconds=2.5)
     assert summary_lines(study(), storage, interrupted) == [
-        "digits: interrupted, 0 completed, 1 pruned, 0 failed in 2.5 s; launch it again to go on"
+        "digits: interrupted, 0 completed, 1 pruned, 0 failed in 2.5 s; launch it again to continue"
     ]
     assert next_lines(study(), storage, None) == ["next: hpo dashboard"]
 
@@ -63,7 +80,7 @@ def test_a_search_that_ends_without_a_best_trial_says_why(stored: Store, storage
 def test_an_exhausted_space_is_said_to_be(stored: Store, storage: Storage) -> None:
     stored([trial(0.9)])
     exhausted = StudyEnded(reason="space exhausted", completed=1, pruned=0, failed=0, seconds=0.5)
-    assert "every point of the search space is done" in summary_lines(study(), storage, exhausted)[0]
+    assert "every configuration of the search space has been tried" in summary_lines(study(), storage, exhausted)[0]
 
 
 def test_commands_name_another_storage_without_its_password(stored: Store, storage: Storage) -> None:

@@ -1,0 +1,95 @@
+"""Facts about stored studies: metrics, objective, conditional parameters, trial states in words.
+
+A study that another program stored has no study file: its metrics are called `value`, and what depends on a study file
+is None. Opens existing storages, creates none, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.errors import StorageError, StudyFileError
+from hpo.search.study_records import STUDY
+from hpo.storage import Storage, StudySummary, open_storage
+from hpo.storage.location import locate
+from hpo.studyfile import parse_study
+from hpo.studyfile.conditions import WHEN
+
+VALUE = "value"
+"""The name of a metric that hpo does not know."""
+
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def open_existing(url: str | None) -> Storage:
+    """Open the storage at `url`. Raises StorageError for a file that does not exist: only a launch creates one."""
+    location = locate(url)
+    if location.file is not None and not location.file.exists():
+        raise StorageError(
+            f"{location.shown}: no such file; start a study with `hpo launch FILE`, or name another storage"
+        )
+    return open_storage(url)
+
+
+def file_value(user_attrs: Mapping[str, Any], *keys: str) -> Any:
+    """Return a value of the study's resolved file; None where the file or the key is missing."""
+    try:
+        value = json.loads(user_attrs[STUDY])
+        for key in keys:
+            value = value[key]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value
+
+
+def metrics_of(study: StudySummary) -> tuple[str, ...]:
+    """Return the names of the study's metrics; `value`, or `value 0`, `value 1`, where the study file names none."""
+    metric = file_value(study.user_attrs, "search", "metric")
+    if metric is not None:
+        return (metric,) if isinstance(metric, str) else tuple(map(str, metric))
+    count = len(study.directions)
+    return (VALUE,) if count == 1 else tuple(f"{VALUE} {number}" for number in range(count))
+
+
+def objective_of(user_attrs: Mapping[str, Any]) -> str | None:
+    """Return the reference to the study's objective function; None for other studies."""
+    reference = file_value(user_attrs, "objective")
+    return None if reference is None else str(reference)
+
+
+def conditional_of(user_attrs: Mapping[str, Any], completed: Sequence[FrozenTrial]) -> frozenset[str]:
+    """Return the conditional parameters of a study.
+
+    Without a network study's file, they are the parameters that some of the completed trials lack.
+    """
+    if file_value(user_attrs, "network") is None:
+        names = {name for trial in completed for name in trial.params}
+        return frozenset(name for name in names if any(name not in trial.params for trial in completed))
+    text = user_attrs.get(STUDY)
+    if not isinstance(text, str) or f'"{WHEN}"' not in text:
+        return frozenset()
+    try:
+        study = parse_study(json.loads(text), "")
+    except (StudyFileError, ValueError):
+        return frozenset()
+    return frozenset(parameter.name for parameter in study.parameters if parameter.when is not None)
+
+
+def counts_by_state(states: Mapping[TrialState, int]) -> dict[str, int]:
+    """Return the number of trials in each state, zeros included."""
+    return {word: states.get(state, 0) for state, word in STATES.items()}
+
+
+def states_line(states: Mapping[TrialState, int]) -> str:
+    """Return `62 complete, 2 pruned`, or `none` without trials."""
+    return ", ".join(f"{count} {word}" for word, count in counts_by_state(states).items() if count) or "none"
