@@ -99,7 +99,8 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             if len(members) == 1:
-                raise HpoError(f"a single network does not fit into the memory of {self._split.device}") from error
+                problem = f"a single network does not fit into the memory of {self._split.device}"
+                raise HpoError(f"{problem}: use a smaller network or batch size") from error
             together = True
         if not together:
             for member in members:

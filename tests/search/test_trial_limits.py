@@ -61,7 +61,7 @@ def test_a_network_that_no_memory_holds_fails_alone(storage: Storage) -> None:
     trials = load_study(storage, "tiny").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL"]
     assert [trial.user_attrs.get("reason") for trial in trials[1:]] == [
-        "a single network does not fit into the memory of cpu",
+        "a single network does not fit into the memory of cpu: use a smaller network or batch size",
         "network.hidden: makes a layer of at least 2^56 weights, too many for any machine",
     ]
 

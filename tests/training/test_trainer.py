@@ -154,7 +154,9 @@ def test_out_of_memory_halves_the_population() -> None:
     for number, curve in result["whole"].items():
         for ours, expected in zip(result["found"][number], curve, strict=True):
             assert ours == pytest.approx(expected, rel=1e-6)
-    assert result["alone"] == "a single network does not fit into the memory of cpu"
+    assert (
+        result["alone"] == "a single network does not fit into the memory of cpu: use a smaller network or batch size"
+    )
     assert result["chosen"] == ["float32", 1.0]
 
 
