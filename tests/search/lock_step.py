@@ -91,7 +91,7 @@ launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=t
         self.process.wait_unreaped(deadline())
 
 
-def silence(storage: Storage) -> None:
+def age_heartbeats(storage: Storage) -> None:
     """Let all heartbeats be as old as if nothing had been heard for an hour."""
     with storage.engine.begin() as connection:
         connection.execute(sa.text("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-1 hour')"))

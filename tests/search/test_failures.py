@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Sequence
 
 import pytest
 from deadlines import deadline
-from lock_step import silence
+from lock_step import age_heartbeats
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from tiny import check_whole, curves, params, search, states, study_of, trials_of
 
@@ -198,7 +198,7 @@ def test_the_fourth_death_is_the_last(storage: Storage) -> None:
     storage.claim([1, 2], 1)
     (lost,) = [running for running in running_trials(storage) if running.number == 0]
     assert lost.orphaned is None
-    silence(storage)
+    age_heartbeats(storage)
     lost = running_trials(storage)[0]
     assert lost.orphaned == "no heartbeat from process 1 on elsewhere for 60 s"
     assert requeue_orphaned(storage, [lost]) == (set(), {0})

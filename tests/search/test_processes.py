@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from lock_step import LockStep, silence
+from lock_step import LockStep, age_heartbeats
 from optuna.trial import FrozenTrial, TrialState
 from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, trials_of
 
@@ -146,7 +146,7 @@ def suspended(lock_step: Started, storage: Storage) -> LockStep:
     suspended = lock_step(STUDY, storage)
     suspended.wait_for("epoch_ended")
     suspended.process.send_signal(signal.SIGSTOP)
-    silence(storage)
+    age_heartbeats(storage)
     return suspended
 
 
@@ -234,11 +234,11 @@ def test_signs_of_life_are_shown_for_what_is_claimed(storage: Storage, monkeypat
     monkeypatch.setattr(storage, "refresh_heartbeats", lambda: (beat(), beaten.set()))
     waiting = [trial._trial_id for trial in study.get_trials(states=(TrialState.WAITING,))]
     storage.claim(waiting, 2)
-    silence(storage)
+    age_heartbeats(storage)
     with heartbeats(storage):
         assert beaten.wait(30)
     assert silent(storage) == 0
-    silence(storage)
+    age_heartbeats(storage)
     assert silent(storage) == 2
 
 

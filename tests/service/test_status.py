@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from at_work import columns, work_here
-from bodies import Body, silence
+from idle_processes import IdleProcess, age_heartbeats
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
@@ -158,19 +158,19 @@ def test_a_worker_at_work_is_shown_once(storage: Storage, far: Storage) -> None:
 
 
 def test_a_worker_whose_process_has_ended_is_lost(storage: Storage, far: Storage) -> None:
-    body = Body()
-    far.worker = body.worker("cpu")
+    idle_process = IdleProcess()
+    far.worker = idle_process.worker("cpu")
     with heartbeats(far):
         hold(far, put(storage), 2)
-        body.die()
+        idle_process.kill()
         (worker,) = status(storage).workers
-        assert worker.lost == f"process {body.process.pid} on {worker.host} ended"
+        assert worker.lost == f"process {idle_process.process.pid} on {worker.host} ended"
         assert worker.lost in status(storage).text()
 
 
 def test_a_silent_worker_that_holds_trials_is_lost(storage: Storage, far: Storage) -> None:
     ids = hold(far, put(storage), 2)
-    silence(storage, ids)
+    age_heartbeats(storage, ids)
     (worker,) = status(storage).workers
     assert worker.lost == "no heartbeat from process 7 on elsewhere for 60 s"
     assert worker.silent_s == pytest.approx(3600, abs=60)
@@ -188,15 +188,15 @@ def test_a_silent_worker_that_holds_nothing_is_lost_too(storage: Storage, far: S
 def test_only_one_study_and_its_workers(storage: Storage, far: Storage) -> None:
     one, other = put(storage, "one"), put(storage, "other")
     hold(far, one, 1)
-    body = Body()
+    idle_process = IdleProcess()
     try:
         second = open_storage(storage.location.full_url)
-        second.worker = body.worker()
+        second.worker = idle_process.worker()
         hold(second, other, 1)
         found = status(storage, "one")
         second.close()
     finally:
-        body.die()
+        idle_process.kill()
     assert [study.name for study in found.studies] == ["one"]
     assert [worker.pid for worker in found.workers] == [7]
     with pytest.raises(UnknownStudyError, match="did you mean 'one'"):
@@ -311,7 +311,7 @@ def test_a_priority_is_shown_as_it_was_given(storage: Storage, priority: int) ->
 
 def test_many_workers_and_studies(storage: Storage) -> None:
     ids = [put(storage, f"s{number}") for number in range(5)]
-    body = Body()
+    idle_process = IdleProcess()
     try:
         for pid, study_id in enumerate(ids * 4):
             holder = open_storage(storage.location.full_url)
@@ -319,7 +319,7 @@ def test_many_workers_and_studies(storage: Storage) -> None:
             hold(holder, study_id, 3)
             holder.close()
     finally:
-        body.die()
+        idle_process.kill()
     found = status(storage)
     assert len(found.workers) == 20
     assert sum(worker.population for worker in found.workers) == 60

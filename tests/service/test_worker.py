@@ -15,8 +15,8 @@ import optuna
 import pytest
 import torch
 from at_work import WorkerThread, notes, populations, work_here, worker_thread
-from bodies import Body, silence
 from deadlines import wait_for
+from idle_processes import IdleProcess, age_heartbeats
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tiny import check_whole, states, study_of, trials_of, write_mnist
@@ -84,17 +84,17 @@ def again(storage: Storage) -> Iterator[Callable[[], Storage]]:
 
 
 @pytest.fixture
-def body() -> Iterator[Callable[[], Body]]:
+def idle_process() -> Iterator[Callable[[], IdleProcess]]:
     """A process that lends a worker its identity."""
-    bodies: list[Body] = []
+    bodies: list[IdleProcess] = []
 
-    def make() -> Body:
-        bodies.append(Body())
+    def make() -> IdleProcess:
+        bodies.append(IdleProcess())
         return bodies[-1]
 
     yield make
     for each in bodies:
-        each.die()
+        each.kill()
 
 
 @pytest.fixture
@@ -178,13 +178,13 @@ def test_a_priority_that_changes_counts_from_the_next_population_on(storage: Sto
 
 
 def test_of_equals_the_one_that_fewest_work_on_goes_first(
-    storage: Storage, again: Callable[[], Storage], body: Callable[[], Body], quick: None
+    storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
 ) -> None:
     crowded = put(storage, "a")
     put(storage, "b", search={"trials": 8})
-    other = body()
+    other = idle_process()
     holding(again(), other.worker(), crowded, 3)
-    happened = work_here(storage, on_event=lambda study, event: other.die() if study == "a" else None)
+    happened = work_here(storage, on_event=lambda study, event: other.kill() if study == "a" else None)
     assert populations(happened)[:2] == ["b", "b"]
     check_whole_but_params(trials_of(storage, "a"), 6)
 
@@ -292,15 +292,15 @@ def test_a_stop_during_the_last_epoch_keeps_what_has_finished(storage: Storage) 
 
 
 def test_a_worker_until_idle_waits_for_trials_that_others_hold_and_takes_over_from_the_dead(
-    storage: Storage, again: Callable[[], Storage], body: Callable[[], Body], quick: None
+    storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
 ) -> None:
     study_id = put(storage)
-    other = body()
+    other = idle_process()
     holding(again(), other.worker(), study_id, 3)
     with worker_thread(storage, UNTIL_IDLE) as worker:
         wait_for(lambda: states(trials_of(storage)).count(TrialState.COMPLETE) == 3, lambda: worker.happened)
         assert endings(worker.happened) == []
-        other.die()
+        other.kill()
         worker.wait()
     check_whole_but_params(trials_of(storage), 6)
     assert endings(worker.happened) == [("tiny", "finished")]
@@ -308,13 +308,13 @@ def test_a_worker_until_idle_waits_for_trials_that_others_hold_and_takes_over_fr
 
 
 def test_several_workers_share_a_study_and_end_with_exactly_its_trials(
-    storage: Storage, again: Callable[[], Storage], body: Callable[[], Body], quick: None
+    storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
 ) -> None:
     put(storage, search={"trials": 20, "population": 2})
     put(storage, "b", search={"trials": 9, "population": 2})
     opened = [again() for _ in range(3)]
     for each in opened:
-        each.worker = body().worker()
+        each.worker = idle_process().worker()
     workers = [WorkerThread(each, UNTIL_IDLE) for each in opened]
     for worker in workers:
         worker.wait()
@@ -328,7 +328,7 @@ def test_several_workers_share_a_study_and_end_with_exactly_its_trials(
 def test_a_file_that_another_process_has_locked_for_long_is_waited_for(
     storage: Storage, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a backup, or a disk that hangs, may: a worker is not to die of it."""
+    """As a backup, or a disk that hangs, may: a worker is not to kill of it."""
     monkeypatch.setattr(connections, "BUSY_TIMEOUT_S", 0.05)
     put(storage, training={"epochs": 50})
     impatient = open_storage(storage.location.full_url)
@@ -639,7 +639,7 @@ def test_a_worker_alone_has_all_cores(storage: Storage, eight_cores: None) -> No
 def test_workers_of_a_machine_share_its_cores(
     storage: Storage,
     again: Callable[[], Storage],
-    body: Callable[[], Body],
+    idle_process: Callable[[], IdleProcess],
     eight_cores: None,
     others: int,
     share: int,
@@ -648,7 +648,7 @@ def test_workers_of_a_machine_share_its_cores(
     registered = []
     for _ in range(others):
         other = again()
-        other.worker = body().worker()
+        other.worker = idle_process().worker()
         registered.append(heartbeats(other))
         registered[-1].__enter__()
     try:
@@ -659,18 +659,18 @@ def test_workers_of_a_machine_share_its_cores(
 
 
 def test_who_has_gone_is_dead_silent_or_on_another_machine_takes_no_share(
-    storage: Storage, again: Callable[[], Storage], body: Callable[[], Body], eight_cores: None
+    storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], eight_cores: None
 ) -> None:
     put(storage)
     gone, dead, silent, elsewhere = (again() for _ in range(4))
     with heartbeats(gone):
         pass
-    dying = body()
+    dying = idle_process()
     dead.worker = dying.worker()
-    silent.worker = body().worker()
+    silent.worker = idle_process().worker()
     elsewhere.worker = Worker("elsewhere", 1, 0.0, "another place", machine="another machine")
     with heartbeats(dead), heartbeats(silent), heartbeats(elsewhere):
-        dying.die()
+        dying.kill()
         silence_in_registry(storage, silent.worker)
         assert threads_of(storage) == {8}
 
@@ -715,6 +715,6 @@ def test_silent_trials_are_taken_over_from_another_machine(
     held = holding(again(), far, study_id, 2)
     with worker_thread(storage, UNTIL_IDLE) as worker:
         wait_for(lambda: states(trials_of(storage)).count(TrialState.COMPLETE) == 4, lambda: worker.happened)
-        silence(storage, [trial._trial_id for trial in held])
+        age_heartbeats(storage, [trial._trial_id for trial in held])
         worker.wait()
     check_whole_but_params(trials_of(storage), 6)

@@ -1,7 +1,7 @@
-"""What the storage's tests share: a storage with nothing but its tables, and a study in it.
+"""Fixtures of the storage tests: blank storages on both databases, and a study.
 
-Every test that takes `url` or `storage` runs on both databases; those about one of them take `file_url`,
-`file_storage`, `server_url` and `server_storage`. Tests about how a storage is made take `new_url`: no tables there.
+A test with `url` or `storage` runs on SQLite and PostgreSQL; tests of one database use `file_url`, `file_storage`,
+`server_url` and `server_storage`. Tests of the creation of a storage use `new_url`, without tables.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from blanks import Blank, BlankDatabases
+from blank_storages import Blank, BlankDatabases
 from optuna.study import StudyDirection
 from postgresql_server import Server
 
@@ -31,7 +31,7 @@ def blank_database(server: Server) -> Blank:
 
 @pytest.fixture(scope="module", params=["blank_file", "blank_database"], ids=["sqlite", "postgresql"])
 def blank(request: pytest.FixtureRequest) -> Blank:
-    """Gives blank storages: for tests that need several at once."""
+    """Return blank storages, for tests that need several at the same time."""
     given: Blank = request.getfixturevalue(request.param)
     return given
 
@@ -54,13 +54,13 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def new_file_url(tmp_path: Path) -> str:
-    """Where there is no file yet."""
+    """Return the URL of a file that does not exist."""
     return f"sqlite:///{tmp_path}/hpo.db"
 
 
 @pytest.fixture
 def new_server_url(server: Server) -> Iterator[str]:
-    """A database without tables."""
+    """Yield the URL of a database without tables."""
     with server.database() as name:
         yield server.url(name)
 
@@ -77,7 +77,7 @@ def storage(url: str) -> Iterator[Storage]:
 
 @pytest.fixture
 def other(url: str) -> Iterator[Storage]:
-    """The storage as another process has it."""
+    """Yield the storage as another process would open it."""
     yield from opened(url)
 
 

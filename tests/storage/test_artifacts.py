@@ -1,4 +1,4 @@
-"""The files that trials keep: found by the attributes that name them, and forgotten. On both databases."""
+"""Records of checkpoint files: listed by the attributes that name them, and deleted. On both databases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpo.storage.artifacts import (
 
 
 def study_with(storage: Storage, name: str, numbers: set[int]) -> int:
-    """A study of four trials, of which these have files, one has the user's own, and one had one removed."""
+    """Create a study of four trials: these have checkpoints, one a user's artifact, one a removed artifact."""
     study_id = storage.create_study(name, [StudyDirection.MAXIMIZE], {})
     ids = {number: checkpoint_id(name, number) for number in range(4)}
     own = checkpoint_attrs("5f1e7f0a", "notes.txt")
@@ -39,7 +39,7 @@ def study_with(storage: Storage, name: str, numbers: set[int]) -> int:
     return study_id
 
 
-def test_the_files_of_a_study_are_found_and_no_others(storage: Storage) -> None:
+def test_checkpoint_files_are_those_of_the_study(storage: Storage) -> None:
     study_with(storage, "other", {0, 1, 2, 3})
     study_id = study_with(storage, "kept", {0, 2})
     files = checkpoint_files(storage, study_id)
@@ -54,7 +54,7 @@ def test_the_files_of_a_study_are_found_and_no_others(storage: Storage) -> None:
         assert file.artifact_id in named
 
 
-def test_those_that_are_forgotten_are_no_longer_named(storage: Storage, other: Storage) -> None:
+def test_deleted_records_are_not_listed(storage: Storage, other: Storage) -> None:
     study_id = study_with(storage, "kept", {0, 2, 3})
     delete_checkpoint_records(storage, checkpoint_files(storage, study_id)[:2])
     assert [file.number for file in checkpoint_files(other, study_id)] == [3]
@@ -64,14 +64,14 @@ def test_those_that_are_forgotten_are_no_longer_named(storage: Storage, other: S
     assert [file.number for file in checkpoint_files(storage, study_id)] == [3]
 
 
-def test_a_files_id_is_the_studys_and_the_trials_own() -> None:
+def test_a_checkpoint_id_depends_on_study_and_trial() -> None:
     own, numbers = [identity({"hpo:identity": each}, "x") for each in "ab"], (0, 1)
     ids = {checkpoint_id(each, number) for each in [*own, identity({}, "x"), identity({}, "y")] for number in numbers}
     assert len(ids) == 8
     assert checkpoint_id(identity({"hpo:identity": "a"}, "renamed"), 1) in ids
 
 
-def test_which_artifacts_other_studies_have(storage: Storage) -> None:
+def test_artifacts_of_other_studies(storage: Storage) -> None:
     one, other = study_with(storage, "one", {0, 1}), study_with(storage, "other", {3})
     storage.set_study_system_attr(one, "artifacts:of-study", json.dumps({"artifact_id": "of-study"}))
     storage.set_study_system_attr(one, f"dashboard:artifacts:{one}:old", json.dumps({"artifact_id": "old"}))
@@ -81,7 +81,7 @@ def test_which_artifacts_other_studies_have(storage: Storage) -> None:
     }  # fmt: skip
 
 
-def test_a_study_whose_files_cannot_be_removed_stays(
+def test_a_study_is_not_deleted_if_its_files_cannot_be_deleted(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

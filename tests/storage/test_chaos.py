@@ -1,4 +1,4 @@
-"""The chaos test: whatever is killed, suspended or restarted, a study ends with exactly its trials, each as it should.
+"""Chaos test: processes are killed and suspended, servers restarted; the study ends with exactly its trials.
 
 Sampled at random, a trial is what its number and the study's seed make of it. So all that chaos leaves is compared,
 trial by trial, with a search that nobody disturbed. `make chaos` runs it. The plan is drawn from
@@ -23,8 +23,8 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from chaos import Chaos, Size
-from lives import plain
 from optuna.trial import FrozenTrial, TrialState
+from optuna_records import plain
 
 from hpo.storage import Storage, load_study, open_storage
 
@@ -39,8 +39,8 @@ search = {{ sampler = "random", population = 4 }}
 """
 SIZE = Size(processes=8, trials=1500, kills=50, stops=10, restarts=5)
 MAX_DEATHS = 3
-TOLERANCE = 1e-6  # of a learning curve: a trial hardly depends on its company
-# All that may be on stderr.
+TOLERANCE = 1e-6  # of learning curves: a trial hardly depends on its population
+# The lines allowed on stderr.
 LINES = re.compile(
     r"postgresql://hpo@\S+ .+; trying again for up to 120 s"
     r"|the storage answers again, after \d+ s"
@@ -54,7 +54,7 @@ ENDED = re.compile(r"(process (\d+) on \S+) ended")
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[FrozenTrial]]:
-    """The trials of a study of so many that one process searched."""
+    """Return the trials of a study of this size that one process searched."""
 
     @cache
     def trials(count: int) -> list[FrozenTrial]:
@@ -76,7 +76,7 @@ def study_file(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_chaos_loses_and_doubles_nothing(
+def test_chaos_loses_and_duplicates_nothing(
     kind: str,
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -128,7 +128,7 @@ def attempts(trial: FrozenTrial) -> list[dict[str, Any]]:
 
 
 def check_processes(chaos: Chaos) -> None:
-    """Who was not killed has come to the end of the study, or found no server; nobody has printed a traceback."""
+    """Check that each process not killed reached the study's end, or lost its server, without a traceback."""
     for process in chaos.processes:
         assert [line for line in process.errors if not LINES.fullmatch(line)] == []
         told = sum(event["completed"] for event in process.events if event["event"] == "population_ended")
@@ -140,7 +140,7 @@ def check_processes(chaos: Chaos) -> None:
             last = process.events[-1]
             assert (last["event"], last["reason"]) == ("study_ended", "finished")
             assert last["completed"] + last["failed"] == chaos.size.trials
-            # Of these lines some are said only once.
+            # Some of these lines appear only once.
             assert any(line.startswith("chaos: finished") for line in process.errors)
 
 
@@ -154,7 +154,7 @@ def check_counts(storage: Storage, trials: Sequence[FrozenTrial], size: Size) ->
 
 
 def check_told(chaos: Chaos, trials: Sequence[FrozenTrial]) -> None:
-    """What a process said had ended is there, as its own; what nobody told, a killed process has stored just before."""
+    """Check that reported trials are stored by their process; unreported ones were stored by a process then killed."""
     tellers = {number: process for process in chaos.processes for number in process.told}
     assert Counter(number for process in chaos.processes for number in process.told) == Counter(list(tellers))
     killed = {process.pid for process in chaos.processes if process.killed}
@@ -167,7 +167,7 @@ def check_told(chaos: Chaos, trials: Sequence[FrozenTrial]) -> None:
 
 
 def check_attempts(chaos: Chaos, trials: Sequence[FrozenTrial]) -> None:
-    """Each attempt that ended early is explained; trials fail by too many of them, and by nothing else."""
+    """Check that each ended attempt has a reason, and that trials fail only by too many of them."""
     killed = {process.pid for process in chaos.processes if process.killed}
     suspended = {process.pid for process in chaos.processes if process.suspended}
     for trial in trials:
@@ -187,7 +187,7 @@ def check_attempts(chaos: Chaos, trials: Sequence[FrozenTrial]) -> None:
 
 
 def check_results(trials: Sequence[FrozenTrial], undisturbed: Sequence[FrozenTrial]) -> None:
-    """Each trial has the parameters and the seed that it would have had, and has learnt the same."""
+    """Check that each trial has the parameters, seed and learning curve of an undisturbed search."""
     assert [trial.params for trial in trials] == [trial.params for trial in undisturbed]
     assert [trial.user_attrs["seed"] for trial in trials] == [trial.user_attrs["seed"] for trial in undisturbed]
     for trial, other in zip(trials, undisturbed, strict=True):
@@ -207,7 +207,7 @@ def close(one: float, other: float) -> bool:
 
 
 def check_readable(storage: Storage, trials: Sequence[FrozenTrial]) -> None:
-    """The file is whole, and plain Optuna reads the study as hpo does."""
+    """Check that the file is undamaged, and that plain Optuna reads the study as hpo does."""
     if storage.location.file is not None:
         with closing(sqlite3.connect(storage.location.file)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -1,4 +1,4 @@
-"""A study copied between real databases: each of its rows arrives, nothing else changes, nothing is left half done."""
+"""Copies of a study between real databases: all rows are copied, nothing else changes, no copy is partial."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import optuna
 import psycopg
 import pytest
 import sqlalchemy as sa
-from blanks import Blank
+from blank_storages import Blank
 from deadlines import deadline, wait_for
 from forks import Fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lives import plain
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
@@ -27,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_dashboard import save_note
 from optuna_dashboard._note import get_note_from_system_attrs, save_note_with_version
 from optuna_dashboard.preferential._system_attrs import get_preferences, get_skipped_trial_ids, report_skip
+from optuna_records import plain
 from postgresql_server import Server
 from test_postgresql import Relay
 
@@ -47,7 +47,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 @pytest.fixture
 def storages(blank_file: Blank, blank_database: Blank) -> Iterator[Callable[[str], Storage]]:
-    """Make a storage of a kind, with a study that is not to be copied, so that no two storages count ids alike."""
+    """Create a storage with a study that is not copied, so that ids differ between storages."""
     blanks = {"sqlite": blank_file, "postgresql": blank_database}
     made = itertools.count(1)
     with ExitStack() as stack:
@@ -64,7 +64,7 @@ def storages(blank_file: Blank, blank_database: Blank) -> Iterator[Callable[[str
 
 @pytest.fixture(params=[KINDS, KINDS[::-1]], ids="-to-".join)
 def pair(request: pytest.FixtureRequest, storages: Callable[[str], Storage]) -> Pair:
-    """A storage, and another one: each kind is read from and written to."""
+    """Yield a source and a target, of all kinds."""
     source, target = request.param
     return storages(source), storages(target)
 
@@ -90,7 +90,7 @@ def trials_of_all_sorts() -> list[FrozenTrial]:
 
 
 def fill(storage: Storage, name: str = "digits") -> int:
-    """Store a study with a bit of everything; its trials' ids have others between them."""
+    """Store a study with rows of every kind, and trial ids with gaps."""
     study_id = storage.create_study(name, [MINIMIZE], {"hpo:study": '{"name": "digits"}', "x": [math.nan, "ü"]})
     other = storage.create_study(f"between {name}", [MAXIMIZE], {})
     for trial in trials_of_all_sorts():
@@ -108,7 +108,7 @@ def fill(storage: Storage, name: str = "digits") -> int:
 
 
 def rows(storage: Storage, name: str = "digits") -> Rows:
-    """Every row of a study in every table that Optuna has, with a trial's number for its id, and without other ids."""
+    """Return all rows of a study in all tables, with trial numbers in place of trial ids, and no other ids."""
     found: Rows = {}
     with read(storage.engine) as connection:
         study = sa.select(models.StudyModel.study_id).filter_by(study_name=name)
@@ -134,7 +134,7 @@ def rows(storage: Storage, name: str = "digits") -> Rows:
 
 
 def as_copied(found: Rows) -> Rows:
-    """What a copy holds of a study: running trials wait, without what their attempt has left."""
+    """Return the rows expected in a copy: running trials wait, without the data of their attempt."""
     running = {trial["number"] for trial in found["trials"] if trial["state"] == TrialState.RUNNING}
     waiting = {"state": TrialState.WAITING, "datetime_start": None}
     return found | {
@@ -156,7 +156,7 @@ def everything(storage: Storage) -> dict[str, Rows]:
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(KINDS, KINDS)), ids="-to-".join, indirect=True)
-def test_every_row_of_a_study_arrives_and_nothing_else_changes(pair: Pair) -> None:
+def test_every_row_of_a_study_is_copied_and_nothing_else_changes(pair: Pair) -> None:
     source, target = pair
     fill(source)
     before, there = everything(source), everything(target)
@@ -166,7 +166,7 @@ def test_every_row_of_a_study_arrives_and_nothing_else_changes(pair: Pair) -> No
     assert everything(target) == there | {"digits": as_copied(before["digits"])}
 
 
-def test_there_and_back_is_the_same(pair: Pair) -> None:
+def test_a_copy_of_a_copy_equals_the_source(pair: Pair) -> None:
     source, target = pair
     fill(source)
     copy_study(source, "digits", target)
@@ -174,7 +174,7 @@ def test_there_and_back_is_the_same(pair: Pair) -> None:
     assert rows(source, "back") == rows(target) == as_copied(rows(source))
 
 
-def test_what_is_written_meanwhile_is_not_copied(pair: Pair) -> None:
+def test_later_changes_of_the_source_are_not_copied(pair: Pair) -> None:
     source, target = pair
     study_id = fill(source)
     before = rows(source)
@@ -199,8 +199,8 @@ def test_a_copy_in_the_same_storage_has_another_name(storage: Storage) -> None:
     assert rows(storage, "again") == copied
 
 
-def test_studies_of_any_size_arrive(pair: Pair) -> None:
-    """Many objectives and no trial; more trials than one query asks for, and more rows than are held at once."""
+def test_studies_of_any_size_are_copied(pair: Pair) -> None:
+    """Many objectives and no trial; more trials than one query reads, and more rows than are in memory at once."""
     source, target = pair
     source.create_new_study([MINIMIZE, MAXIMIZE, MINIMIZE], "empty")
     assert copy_study(source, "empty", target) == CopyCounts(0, 0)
@@ -213,11 +213,11 @@ def test_studies_of_any_size_arrive(pair: Pair) -> None:
 
 names = itertools.count()
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
-# SQLite keeps -0.0 as 0.0, whoever writes it.
+# SQLite stores -0.0 as 0.0.
 numbers = st.floats().map(lambda value: value + 0.0)
 
 
-def test_odd_values_arrive_as_they_are(pair: Pair, times: int) -> None:
+def test_unusual_values_are_copied_unchanged(pair: Pair, times: int) -> None:
     source, target = pair
 
     @settings(max_examples=6 * times)
@@ -239,7 +239,7 @@ def test_odd_values_arrive_as_they_are(pair: Pair, times: int) -> None:
     arrive()
 
 
-def test_what_names_a_trial_by_its_id_names_the_copys(pair: Pair) -> None:
+def test_references_to_trial_ids_are_converted(pair: Pair) -> None:
     source, target = pair
     study_id = fill(source)
     ids = [trial._trial_id for trial in source.get_all_trials(study_id)]
@@ -264,7 +264,7 @@ def test_what_names_a_trial_by_its_id_names_the_copys(pair: Pair) -> None:
     assert copied.metric_names == ["val_loss"]
 
 
-def test_optuna_goes_on_with_the_copy(pair: Pair) -> None:
+def test_optuna_continues_with_the_copy(pair: Pair) -> None:
     source, target = pair
     fill(source)
     copy_study(source, "digits", target)
@@ -277,7 +277,7 @@ def test_optuna_goes_on_with_the_copy(pair: Pair) -> None:
         assert (new.number, new.state) == (7, TrialState.COMPLETE)
 
 
-def test_a_study_of_that_name_stays_as_it_is(pair: Pair) -> None:
+def test_an_existing_study_of_that_name_is_not_changed(pair: Pair) -> None:
     source, target = pair
     fill(source)
     target.create_study("digits", [MAXIMIZE], {"precious": 1})
@@ -289,7 +289,7 @@ def test_a_study_of_that_name_stays_as_it_is(pair: Pair) -> None:
     assert everything(target) == before | {"digits-2": as_copied(rows(source))}
 
 
-def test_one_file_by_two_urls_is_no_other_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_urls_of_one_file_are_the_same_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.db").symlink_to("hpo.db")
     storage = open_storage("sqlite:///hpo.db")
@@ -304,7 +304,7 @@ def test_one_file_by_two_urls_is_no_other_storage(tmp_path: Path, monkeypatch: p
     storage.close()
 
 
-def test_a_copy_of_no_study_leaves_the_target(pair: Pair) -> None:
+def test_copying_an_unknown_study_does_not_change_the_target(pair: Pair) -> None:
     source, target = pair
     before = everything(target)
     with pytest.raises(UnknownStudyError, match="no study named 'digits'"):
@@ -312,7 +312,9 @@ def test_a_copy_of_no_study_leaves_the_target(pair: Pair) -> None:
     assert everything(target) == before
 
 
-def test_what_the_server_cannot_keep_is_one_line_and_leaves_nothing(storages: Callable[[str], Storage]) -> None:
+def test_a_value_that_the_server_cannot_store_is_one_line_and_copies_nothing(
+    storages: Callable[[str], Storage],
+) -> None:
     source, target = storages("sqlite"), storages("postgresql")
     fill(source)
     (last,) = source.create_trials(source.get_study_id_from_name("digits"), [finished(0.5)])
@@ -328,7 +330,7 @@ def test_what_the_server_cannot_keep_is_one_line_and_leaves_nothing(storages: Ca
     assert everything(target) == before
 
 
-def test_a_server_that_restarts_in_the_middle_is_waited_for(server: Server, pair: Pair) -> None:
+def test_a_restart_of_the_server_during_a_copy_is_retried(server: Server, pair: Pair) -> None:
     source, target = pair
     fill(source)
     there, restarts = everything(target), iter([True])
@@ -344,7 +346,7 @@ def test_a_server_that_restarts_in_the_middle_is_waited_for(server: Server, pair
     assert everything(target) == there | {"digits": as_copied(rows(source))}
 
 
-def test_a_commit_whose_answer_was_lost_copies_once(storages: Callable[[str], Storage], server: Server) -> None:
+def test_a_commit_with_a_lost_answer_copies_once(storages: Callable[[str], Storage], server: Server) -> None:
     source, direct = storages("sqlite"), storages("postgresql")
     fill(source)
     there = everything(direct)
@@ -363,14 +365,14 @@ def test_a_commit_whose_answer_was_lost_copies_once(storages: Callable[[str], St
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_copy_killed_in_the_middle_leaves_nothing(kind: str, storages: Callable[[str], Storage]) -> None:
+def test_a_killed_copy_leaves_nothing(kind: str, storages: Callable[[str], Storage]) -> None:
     source, target = storages("postgresql"), storages(kind)
     fill(source)
     there = everything(target)
     command = ["copy", "digits", "--from", source.location.full_url, "--to", target.location.full_url]
     url = source.location.url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url) as connection:
-        # Read after all else, so the copy gets to there, and no further.
+        # The copy reads this value last, and fails there.
         connection.execute("LOCK TABLE study_system_attributes IN ACCESS EXCLUSIVE MODE")
         process = Fork(command)
         waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"

@@ -1,4 +1,4 @@
-"""Figures kept with a study: what the dashboard finds, whole whoever draws at once, and gone with the study."""
+"""Figures stored with a study: read by the dashboard, never mixed, deleted with the study."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FIGURE = go.Figure(go.Scatter(y=[float(each) for each in range(2000)], name='ü 
 
 
 def shown(storage: Storage, study_id: int) -> dict[str, str]:
-    """The figures as the dashboard reads them, by id."""
+    """Return the figures as the dashboard reads them, by id."""
     return get_plotly_graph_objects(storage.get_study_system_attrs(study_id))
 
 
-def test_the_dashboard_reads_what_its_own_call_would_have_kept(storage: Storage, study_id: int) -> None:
+def test_the_dashboard_reads_the_figures_as_its_own(storage: Storage, study_id: int) -> None:
     save_plotly_graph_object(load_study(storage, "digits"), FIGURE, graph_object_id="theirs")
     assert save_figures(storage, study_id, {"ours": FIGURE.to_json()}, 3)
     found = shown(storage, study_id)
@@ -27,7 +27,7 @@ def test_the_dashboard_reads_what_its_own_call_would_have_kept(storage: Storage,
     assert found["ours"] == found["theirs"] == FIGURE.to_json()
 
 
-def test_a_figure_takes_the_place_of_the_one_before(storage: Storage, study_id: int) -> None:
+def test_a_figure_replaces_the_earlier_one(storage: Storage, study_id: int) -> None:
     study = load_study(storage, "digits")
     for name in ("ours", "ours_2", "ourss"):  # thirty pieces each
         save_plotly_graph_object(study, FIGURE, graph_object_id=name)
@@ -39,7 +39,7 @@ def test_a_figure_takes_the_place_of_the_one_before(storage: Storage, study_id: 
     assert [key for key in attrs if key.startswith("dashboard:plot_data:ours:")] == ["dashboard:plot_data:ours:0"]
 
 
-def test_who_has_seen_fewer_trials_does_not_win(storage: Storage, other: Storage, study_id: int) -> None:
+def test_figures_of_fewer_trials_are_not_stored(storage: Storage, other: Storage, study_id: int) -> None:
     assert save_figures(storage, study_id, {"a": "of 5"}, 5)
     assert not save_figures(other, study_id, {"a": "of 4"}, 4)
     assert shown(storage, study_id) == {"a": "of 5"}
@@ -49,8 +49,8 @@ def test_who_has_seen_fewer_trials_does_not_win(storage: Storage, other: Storage
     assert drawn.trials == 5
 
 
-def test_two_that_draw_at_once_do_not_mix_theirs(storage: Storage, other: Storage, study_id: int) -> None:
-    """Each keeps a pair of figures again and again; whoever looks sees a pair of one of them."""
+def test_two_processes_that_store_figures_do_not_mix_them(storage: Storage, other: Storage, study_id: int) -> None:
+    """Each thread stores a pair of figures repeatedly; a reader always sees a pair of one thread."""
     texts = {mark: mark * 50_000 for mark in "ab"}
     begin, errors = threading.Barrier(3), []
 
@@ -77,7 +77,7 @@ def test_two_that_draw_at_once_do_not_mix_theirs(storage: Storage, other: Storag
     assert not errors
 
 
-def test_a_study_that_is_gone_has_no_figures(storage: Storage, study_id: int) -> None:
+def test_figures_of_a_deleted_study_are_not_stored(storage: Storage, study_id: int) -> None:
     save_figures(storage, study_id, {"a": "{}"}, 5)
     storage.delete_study(study_id)
     assert not save_figures(storage, study_id, {"a": "{}"}, 6)

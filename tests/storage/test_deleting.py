@@ -1,4 +1,4 @@
-"""Deleting a study: all of it goes, whoever works on it, nothing else does, and what comes late changes nothing."""
+"""Deletion of a study: nothing of it is left, nothing else is deleted, and late calls change nothing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,22 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from deadlines import deadline
-from lives import COMPLETE, FAIL, MAXIMIZE, RUNNING, WAITING, ids, lived_in, plain, row_counts, running, states, texts
 from optuna.storages import _CachedStorage
 from optuna.storages._rdb import models
+from optuna_records import (
+    COMPLETE,
+    FAIL,
+    MAXIMIZE,
+    RUNNING,
+    WAITING,
+    ids,
+    plain,
+    row_counts,
+    running,
+    states,
+    study_with_all_rows,
+    texts,
+)
 
 from hpo.errors import StudyClosedError
 from hpo.storage import (
@@ -33,9 +46,9 @@ from hpo.storage import (
 )
 from hpo.storage.connections import write
 
-# How long a thread that should wait for another is watched waiting.
+# How long the test checks that a thread waits for another.
 WATCHED_S = 0.5
-# A race is run so often that each order of two transactions occurs.
+# Enough repetitions for each order of two transactions to occur.
 ROUNDS = 10
 
 Way = Callable[[Storage, str], None]
@@ -52,7 +65,7 @@ def delete(request: pytest.FixtureRequest) -> Way:
 
 
 def everything(storage: Storage) -> dict[str, list[str]]:
-    """Every row of Optuna's tables, as text."""
+    """Return every row of Optuna's tables, as text."""
     with storage.engine.connect() as connection:
         return {
             table.name: sorted(map(repr, connection.execute(sa.select(table))))
@@ -60,31 +73,31 @@ def everything(storage: Storage) -> dict[str, list[str]]:
         }
 
 
-def test_nothing_of_a_study_is_left_and_the_others_are_as_they_were(
+def test_a_deleted_study_leaves_no_rows_and_others_are_not_changed(
     delete: Way, storage: Storage, other: Storage
 ) -> None:
-    lived_in(storage, "before")
+    study_with_all_rows(storage, "before")
     before_it = everything(storage)
-    doomed = lived_in(storage, "doomed")
+    doomed = study_with_all_rows(storage, "doomed")
     set_state(storage, doomed, StudyState.STOPPED, "enough")
     with_it = everything(storage)
     assert [name for name in with_it if with_it[name] == before_it[name]] == ["version_info"], "each table has some"
     delete(other, "doomed")
     assert everything(storage) == before_it
-    later = lived_in(storage, "later")
+    later = study_with_all_rows(storage, "later")
     delete(other, "before")
     assert study_names(storage) == ["later"]
     assert states(storage.get_all_trials(later)) == [COMPLETE, RUNNING]
 
 
-def test_every_table_of_optunas_is_empty_once_the_only_study_is_deleted(delete: Way, storage: Storage) -> None:
-    lived_in(storage, "digits")
+def test_all_tables_are_empty_after_the_only_study_is_deleted(delete: Way, storage: Storage) -> None:
+    study_with_all_rows(storage, "digits")
     assert len(row_counts(storage)) == len(models.BaseModel.metadata.sorted_tables)
     delete(storage, "digits")
     assert row_counts(storage).keys() == {"version_info"}
 
 
-def test_what_plain_optuna_made_of_several_objectives_is_deleted(delete: Way, storage: Storage) -> None:
+def test_a_study_of_plain_optuna_with_several_objectives_is_deleted(delete: Way, storage: Storage) -> None:
     study = optuna.create_study(storage=storage, study_name="plain", directions=["minimize", "maximize"])
     study.enqueue_trial({"x": 1})
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), trial.suggest_int("n", 1, 3)), n_trials=3)
@@ -96,8 +109,8 @@ def test_what_plain_optuna_made_of_several_objectives_is_deleted(delete: Way, st
     assert row_counts(storage).keys() == {"version_info"}
 
 
-def test_where_there_is_no_study_a_key_error_says_so(delete: Way, storage: Storage) -> None:
-    kept = lived_in(storage, "kept")
+def test_deleting_an_unknown_study_is_a_key_error(delete: Way, storage: Storage) -> None:
+    kept = study_with_all_rows(storage, "kept")
     before = everything(storage)
     with pytest.raises(KeyError):
         delete(storage, "never there")
@@ -106,16 +119,16 @@ def test_where_there_is_no_study_a_key_error_says_so(delete: Way, storage: Stora
     assert everything(storage) == before
 
 
-def test_a_study_that_is_deleted_twice_is_missed_the_second_time(storage: Storage, other: Storage) -> None:
-    study_id = lived_in(storage, "digits")
+def test_deleting_a_study_twice_is_a_key_error(storage: Storage, other: Storage) -> None:
+    study_id = study_with_all_rows(storage, "digits")
     other.delete_study(study_id)
     for each in (storage, other):
         with pytest.raises(KeyError):
             each.delete_study(study_id)
 
 
-def test_what_cannot_be_deleted_whole_is_not_deleted_at_all(file_storage: Storage) -> None:
-    study_id = lived_in(file_storage, "digits")
+def test_a_failed_deletion_deletes_nothing(file_storage: Storage) -> None:
+    study_id = study_with_all_rows(file_storage, "digits")
     before = everything(file_storage)
     with file_storage.engine.begin() as connection:
         connection.exec_driver_sql(
@@ -126,15 +139,15 @@ def test_what_cannot_be_deleted_whole_is_not_deleted_at_all(file_storage: Storag
     assert everything(file_storage) == before
 
 
-def test_the_name_is_free_again(delete: Way, storage: Storage, other: Storage) -> None:
-    lived_in(storage, "digits")
+def test_the_name_of_a_deleted_study_is_free(delete: Way, storage: Storage, other: Storage) -> None:
+    study_with_all_rows(storage, "digits")
     delete(other, "digits")
-    study_id = lived_in(storage, "digits")
+    study_id = study_with_all_rows(storage, "digits")
     assert texts(load_study(other, "digits").trials) == texts(storage.get_all_trials(study_id))
     assert len(load_study(other, "digits").trials) == 2
 
 
-def test_more_trials_than_a_database_takes_as_parameters_are_deleted(storage: Storage) -> None:
+def test_more_trials_than_a_query_takes_as_parameters_are_deleted(storage: Storage) -> None:
     with storage.engine.begin() as connection:
         insert = sa.insert(models.StudyModel).values(study_name="digits").returning(models.StudyModel.study_id)
         study_id = connection.execute(insert).scalar_one()
@@ -148,7 +161,7 @@ def test_more_trials_than_a_database_takes_as_parameters_are_deleted(storage: St
 
 
 def is_deleted(act: Callable[[], object]) -> bool:
-    """Whether it is told that the study was deleted."""
+    """Return whether the call raises that the study was deleted."""
     with pytest.raises(StudyClosedError) as caught:
         act()
     return caught.value.how == "deleted"
@@ -169,7 +182,7 @@ LATE: dict[str, Callable[[Storage, ClaimConditions, list[int]], Any]] = {
 
 
 @pytest.mark.parametrize("late", LATE)
-def test_a_worker_that_comes_late_changes_nothing(late: str, storage: Storage, other: Storage) -> None:
+def test_a_late_worker_changes_nothing_after_the_deletion(late: str, storage: Storage, other: Storage) -> None:
     conditions = ClaimConditions(storage.create_study("digits", [MAXIMIZE], {}), "digits", {})
     held = ids(storage.create_trials(conditions.study_id, [running(), running()], 0, conditions))
     storage.report(1, dict.fromkeys(held, 0.25))
@@ -201,11 +214,11 @@ def test_a_worker_that_comes_late_changes_nothing(late: str, storage: Storage, o
     ],
     ids=["set_study_attrs", "set_study_attr_if_absent", "create_trials", "read_trials"],
 )
-def test_a_call_for_a_deleted_study_misses_it_or_finds_nothing(
+def test_a_call_for_a_deleted_study_is_a_key_error_or_finds_nothing(
     late: Callable[[Storage, int], object], storage: Storage, other: Storage
 ) -> None:
-    """As Optuna's own calls do, and not with an error of the database."""
-    study_id = lived_in(storage, "digits")
+    """As Optuna's own calls, and not an error of the database."""
+    study_id = study_with_all_rows(storage, "digits")
     other.delete_study(study_id)
     before = everything(storage)
     try:
@@ -216,7 +229,7 @@ def test_a_call_for_a_deleted_study_misses_it_or_finds_nothing(
     assert everything(storage) == before
 
 
-def test_who_is_late_waits_for_the_deletion_and_finds_the_study_gone(storage: Storage, other: Storage) -> None:
+def test_a_call_during_the_deletion_waits_and_finds_no_study(storage: Storage, other: Storage) -> None:
     conditions = ClaimConditions(storage.create_study("digits", [MAXIMIZE], {"file": "1"}), "digits", {"file": "1"})
     held = ids(storage.create_trials(conditions.study_id, [running()], 0, conditions))
     with ThreadPoolExecutor(1) as pool:
@@ -232,7 +245,7 @@ def test_who_is_late_waits_for_the_deletion_and_finds_the_study_gone(storage: St
     assert storage.report(1, dict.fromkeys(held, 0.5)) == set(held)
 
 
-def test_whatever_happens_at_the_same_time_nothing_is_left(
+def test_concurrent_calls_leave_nothing_of_a_deleted_study(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     errors: list[BaseException] = []
@@ -243,7 +256,7 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
             call()
         except StudyClosedError:
             return
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test says so
+        except Exception as error:  # noqa: BLE001 - reported by the test
             errors.append(error)
 
     for round_ in range(ROUNDS):
@@ -270,8 +283,8 @@ def test_whatever_happens_at_the_same_time_nothing_is_left(
     assert caplog.text == ""
 
 
-def test_plain_optuna_sees_that_the_study_is_gone(storage: Storage, other: Storage) -> None:
-    lived_in(storage, "digits")
+def test_plain_optuna_sees_that_the_study_is_deleted(storage: Storage, other: Storage) -> None:
+    study_with_all_rows(storage, "digits")
     with plain(storage.location.full_url) as by_optuna:
         study = optuna.load_study(study_name="digits", storage=by_optuna)
         assert len(study.trials) == 2

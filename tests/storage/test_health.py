@@ -1,4 +1,4 @@
-"""What a storage says of its own health, on both databases; and that asking changes nothing."""
+"""Health checks of a storage on both databases; the checks change nothing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from deadlines import deadline
-from lives import COMPLETE, MAXIMIZE, RUNNING, WAITING, ids, running
 from optuna.trial import create_trial
+from optuna_records import COMPLETE, MAXIMIZE, RUNNING, WAITING, ids, running
 from postgresql_server import Server
 
 from hpo.errors import StorageError
@@ -49,7 +49,7 @@ def with_trials(url: str, count: int, study: str = "digits") -> Storage:
     return storage
 
 
-def test_what_answers_is_named_and_timed(url: str, ask: Asked) -> None:
+def test_connectivity_names_and_times_the_database(url: str, ask: Asked) -> None:
     answer = ask(url).connectivity()
     assert answer.kind in ("SQLite", "PostgreSQL")
     assert answer.kind.lower() == url.partition(":")[0]
@@ -64,7 +64,7 @@ def test_what_answers_is_named_and_timed(url: str, ask: Asked) -> None:
         assert abs(answer.skew_s) <= answer.round_trip_s / 2 + 0.01  # the same machine's clock
 
 
-def test_the_clock_of_a_server_is_compared_with_the_middle_of_the_way(
+def test_the_servers_clock_is_compared_with_the_middle_of_the_round_trip(
     server_url: str, ask: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert skew(100.0, 107.0, 104.0) == 5.0
@@ -75,7 +75,7 @@ def test_the_clock_of_a_server_is_compared_with_the_middle_of_the_way(
     assert abs(answer.skew_s - 40) <= answer.round_trip_s / 2 + 0.01
 
 
-def test_asking_makes_nothing_and_changes_nothing(new_file_url: str, tmp_path: Path, ask: Asked) -> None:
+def test_checks_create_and_change_nothing(new_file_url: str, tmp_path: Path, ask: Asked) -> None:
     file = tmp_path / "hpo.db"
     file.touch()
     assert ask(new_file_url).schema().revision == ""
@@ -93,7 +93,7 @@ def test_asking_makes_nothing_and_changes_nothing(new_file_url: str, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["hpo.db"]
 
 
-def test_asking_makes_no_tables_on_a_server(new_server_url: str, server: Server, ask: Asked) -> None:
+def test_checks_create_no_tables_on_a_server(new_server_url: str, server: Server, ask: Asked) -> None:
     assert ask(new_server_url).schema() == ask(new_server_url).schema()
     assert ask(new_server_url).schema().revision == ""
     database = new_server_url.rpartition("/")[2]
@@ -105,7 +105,7 @@ def everything(health: StorageHealth) -> None:
     health.numbering_problems(), health.running(), health.running_without_heartbeat()
 
 
-def test_who_asks_cannot_write(url: str, ask: Asked) -> None:
+def test_the_connection_of_checks_cannot_write(url: str, ask: Asked) -> None:
     with_trials(url, 1).close()
     health = ask(url)
     everything(health)
@@ -118,12 +118,12 @@ def test_who_asks_cannot_write(url: str, ask: Asked) -> None:
     assert health.numbering_problems() == (1, [])
 
 
-def test_whole_tables_are_whole(url: str, ask: Asked) -> None:
+def test_a_complete_schema_lacks_nothing(url: str, ask: Asked) -> None:
     schema = ask(url).schema()
     assert (schema.revision, schema.missing) == ("v3.2.0.a", ())
 
 
-def test_lacking_tables_and_columns_are_named(url: str, ask: Asked) -> None:
+def test_missing_tables_and_columns_are_named(url: str, ask: Asked) -> None:
     execute(url, "DROP TABLE trial_heartbeats", "ALTER TABLE trials DROP COLUMN datetime_complete")
     assert set(ask(url).schema().missing) == {"trial_heartbeats", "trials.datetime_complete"}
 
@@ -141,13 +141,13 @@ def root_page(file: Path, name: str) -> int:
 
 
 def overwrite(file: Path, name: str, start: int, content: bytes) -> None:
-    """Overwrite a part of the first page of a table or an index."""
+    """Overwrite bytes of the first page of a table or index."""
     at = (root_page(file, name) - 1) * PAGE + start
     whole = file.read_bytes()
     file.write_bytes(whole[:at] + content + whole[at + len(content) :])
 
 
-def test_a_whole_file_has_no_damage(file_url: str, ask: Asked) -> None:
+def test_an_undamaged_file_has_no_damage(file_url: str, ask: Asked) -> None:
     with_trials(file_url, 20).close()
     damage = ask(file_url).damage()
     assert damage is not None
@@ -172,7 +172,7 @@ def test_an_index_that_disagrees_with_its_table_is_found_in_a_file_of_moderate_s
 ) -> None:
     with_trials(file_url, 20).close()
     file = tmp_path / "hpo.db"
-    # The page's header counts its cells at offset 3: two of the twenty are forgotten.
+    # The page's header has the number of cells at offset 3: remove two of twenty.
     overwrite(file, "ix_trials_study_id", 3, b"\x00\x12")
     damage = ask(file_url).damage()
     assert damage is not None
@@ -184,9 +184,7 @@ def test_an_index_that_disagrees_with_its_table_is_found_in_a_file_of_moderate_s
     assert "wrong # of entries in index ix_trials_study_id" not in damage.problems
 
 
-def test_rows_that_belong_to_nothing_are_counted_and_deleted_by_the_statements(
-    file_url: str, tmp_path: Path, ask: Asked
-) -> None:
+def test_orphaned_rows_are_counted_and_deleted_by_the_sql(file_url: str, tmp_path: Path, ask: Asked) -> None:
     storage = with_trials(file_url, 5)
     storage.set_study_user_attr(storage.get_study_id_from_name("digits"), "key", 1)
     storage.close()
@@ -214,7 +212,7 @@ def test_a_server_has_no_file(server_url: str, ask: Asked) -> None:
     assert ask(server_url).file_state() is None
 
 
-def test_a_file_counts_its_log(file_url: str, tmp_path: Path, ask: Asked) -> None:
+def test_the_size_of_a_file_includes_its_log(file_url: str, tmp_path: Path, ask: Asked) -> None:
     storage = with_trials(file_url, 50)
     state = ask(file_url).file_state()
     assert state is not None
@@ -233,7 +231,7 @@ def test_connections_are_counted(server: Server, server_url: str, file_url: str,
             opened.enter_context(psycopg.connect(server_url))
         after = ask(server_url).connections()
     assert after is not None
-    assert after[0] >= before[0] + 8  # others may have gone in between
+    assert after[0] >= before[0] + 8  # other connections may have been closed
     assert after[1] == before[1] == 200 - 3
 
 
@@ -244,7 +242,7 @@ def test_trials_numbered_in_order_are_fine(url: str, ask: Asked) -> None:
     assert ask(url).numbering_problems() == (2, [])
 
 
-def test_doubled_missing_and_lost_numbers_are_found(url: str, ask: Asked) -> None:
+def test_duplicate_missing_and_null_numbers_are_found(url: str, ask: Asked) -> None:
     for study in ("double", "gap", "fine", "none", "far"):
         with_trials(url, 4, study).close()
     of = "WHERE study_id = (SELECT study_id FROM studies WHERE study_name = '{}') AND number = {}"
@@ -273,7 +271,7 @@ def test_doubled_missing_and_lost_numbers_are_found(url: str, ask: Asked) -> Non
     storage.close()
 
 
-def test_running_trials_are_told_with_and_without_a_heartbeat(url: str, ask: Asked) -> None:
+def test_running_trials_with_and_without_a_heartbeat_are_found(url: str, ask: Asked) -> None:
     storage = with_trials(url, 1)
     study_id = storage.get_study_id_from_name("digits")
     (watched,) = ids(storage.create_trials(study_id, [running()]))
@@ -311,7 +309,7 @@ def test_rows_that_cannot_be_read_are_one_line(url: str, ask: Asked, statement: 
     assert str(caught.value).isprintable()
 
 
-def test_the_doctor_finds_no_problem_where_there_is_none(url: str) -> None:
+def test_the_doctor_finds_no_problem_in_a_healthy_storage(url: str) -> None:
     with_trials(url, 3).close()
     found = {finding.check: finding.verdict.value for finding in storage_findings(url, fix=True)}
     of_one = {"integrity", "journal", "disk"} if url.startswith("sqlite") else {"connections"}
@@ -319,7 +317,7 @@ def test_the_doctor_finds_no_problem_where_there_is_none(url: str) -> None:
     assert found == dict.fromkeys(checks, "ok")
 
 
-def test_the_doctor_sends_lost_trials_back(url: str) -> None:
+def test_the_doctor_requeues_orphaned_trials(url: str) -> None:
     storage = with_trials(url, 1)
     study_id = storage.get_study_id_from_name("digits")
     storage.create_trials(study_id, [running(), running()])
@@ -333,7 +331,7 @@ def test_the_doctor_sends_lost_trials_back(url: str) -> None:
     storage.close()
 
 
-def test_a_question_that_the_database_does_not_understand_is_one_line(url: str, ask: Asked) -> None:
+def test_an_invalid_query_is_one_line(url: str, ask: Asked) -> None:
     with_trials(url, 1).close()
     execute(url, "ALTER TABLE trials RENAME COLUMN number TO numbered")
     with pytest.raises(StorageError, match=r"the database answered: .*number") as caught:
@@ -341,7 +339,7 @@ def test_a_question_that_the_database_does_not_understand_is_one_line(url: str, 
     assert str(caught.value).isprintable()
 
 
-def test_a_user_who_may_not_read_is_one_line(server: Server, server_url: str, ask: Asked) -> None:
+def test_a_user_without_permission_to_read_is_one_line(server: Server, server_url: str, ask: Asked) -> None:
     with_trials(server_url, 1).close()
     server.sql("CREATE ROLE bob LOGIN PASSWORD 's3cret'")
     health = ask(server_url.replace("hpo@", "bob:s3cret@"))
@@ -355,7 +353,7 @@ def test_a_user_who_may_not_read_is_one_line(server: Server, server_url: str, as
     assert "s3cret" not in str(caught.value)
 
 
-def test_what_cannot_be_reached_is_not_waited_for(ask: Asked, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreachable_server_is_not_retried(ask: Asked, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StorageError, match="Connection refused") as caught:
         ask("postgresql://me:s3cret@127.0.0.1:1/hpo").connectivity()
     assert caplog.text == "", "who waits says so"

@@ -1,4 +1,4 @@
-"""Signs of life: who counts as lost, what is taken back from it, and that who comes back in time keeps its trials."""
+"""Heartbeats: which trials are orphaned, how they are requeued, and that a late heartbeat protects a claim."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import forks
 import psutil
 import pytest
 import sqlalchemy as sa
-from bodies import Body, silence
 from deadlines import deadline, wait_for
 from forks import Fork
-from lives import COMPLETE, FAIL, MAXIMIZE, RUNNING, WAITING, ids, plain, running, states, texts
+from idle_processes import IdleProcess, age_heartbeats
+from optuna_records import COMPLETE, FAIL, MAXIMIZE, RUNNING, WAITING, ids, plain, running, states, texts
 from postgresql_server import Server
 
 from hpo.storage import (
@@ -44,10 +44,10 @@ from hpo.storage.workers import Worker, has_ended, this_worker
 
 
 @pytest.fixture
-def body() -> Iterator[Body]:
-    body = Body()
-    yield body
-    body.die()
+def idle_process() -> Iterator[IdleProcess]:
+    idle_process = IdleProcess()
+    yield idle_process
+    idle_process.kill()
 
 
 def created(storage: Storage, study_id: int, count: int = 1) -> list[int]:
@@ -59,14 +59,14 @@ def lost(storage: Storage) -> list[RunningTrial]:
 
 
 def beating(storage: Storage) -> dict[int, Any]:
-    """The heartbeats as they are stored, by the id of the trial."""
+    """Return the stored heartbeats by trial id."""
     with storage.engine.connect() as connection:
         found = connection.execute(sa.select(HEARTBEATS.c.trial_id, HEARTBEATS.c.heartbeat))
         return {row.trial_id: row.heartbeat for row in found}
 
 
 class Child:
-    """A process with a storage of its own that claims two trials, and then beats whenever it is told to."""
+    """A process that claims two trials in its own storage object, and sends heartbeats on command."""
 
     SCRIPT = """
 import sys
@@ -110,37 +110,37 @@ def child(storage: Storage, study_id: int) -> Iterator[Child]:
 # --- Processes ---
 
 
-def test_a_process_is_told_from_those_that_had_its_number(body: Body) -> None:
-    worker = body.worker("cuda:1")
+def test_a_process_is_distinguished_from_earlier_ones_with_its_pid(idle_process: IdleProcess) -> None:
+    worker = idle_process.worker("cuda:1")
     assert not has_ended(this_worker())
     assert not has_ended(worker)
     assert has_ended(replace(worker, started=worker.started - 3))
     assert has_ended(replace(worker, started=worker.started + 3))
     assert has_ended(replace(this_worker(), started=0.0))
     assert Worker.from_json(worker.to_json()) == worker
-    assert str(worker) == f"process {body.process.pid} on {worker.host}"
-    body.die()
+    assert str(worker) == f"process {idle_process.process.pid} on {worker.host}"
+    idle_process.kill()
     assert has_ended(worker)
 
 
-def test_a_process_that_nobody_has_reaped_has_ended(body: Body) -> None:
-    worker = body.worker()
-    body.process.kill()
+def test_a_zombie_process_has_ended(idle_process: IdleProcess) -> None:
+    worker = idle_process.worker()
+    idle_process.process.kill()
     wait_for(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_ZOMBIE)
     assert has_ended(worker)
 
 
-def test_of_another_place_nothing_is_known_by_looking(body: Body) -> None:
-    elsewhere = replace(body.worker(), place="elsewhere")
+def test_a_worker_in_another_place_cannot_be_looked_up(idle_process: IdleProcess) -> None:
+    elsewhere = replace(idle_process.worker(), place="elsewhere")
     assert not has_ended(elsewhere)
-    body.die()
+    idle_process.kill()
     assert not has_ended(elsewhere)
 
 
-# --- Who is lost ---
+# --- Orphaned trials ---
 
 
-def test_a_killed_process_is_lost_at_once_reaped_or_not(child: Child, storage: Storage) -> None:
+def test_trials_of_a_killed_process_are_orphaned_at_once(child: Child, storage: Storage) -> None:
     assert [(trial.number, trial.orphaned) for trial in running_trials(storage)] == [(0, None), (1, None)]
     child.process.send_signal(signal.SIGKILL)
     child.wait_to_be(psutil.STATUS_ZOMBIE)
@@ -152,10 +152,10 @@ def test_a_killed_process_is_lost_at_once_reaped_or_not(child: Child, storage: S
     assert [trial.orphaned for trial in running_trials(storage)] == [f"{worker} ended"] * 2
 
 
-def test_who_is_silent_for_a_minute_is_lost_and_who_is_not_is_not(storage: Storage, study_id: int) -> None:
+def test_trials_are_orphaned_after_a_minute_without_heartbeat(storage: Storage, study_id: int) -> None:
     silent, alive = created(storage, study_id, 2)
     assert lost(storage) == []
-    silence(storage, [silent])
+    age_heartbeats(storage, [silent])
     (found,) = lost(storage)
     assert (found.trial_id, found.number, found.study_id, found.worker) == (silent, 0, study_id, storage.worker)
     assert 3600 <= found.silent_s < 3700
@@ -165,40 +165,40 @@ def test_who_is_silent_for_a_minute_is_lost_and_who_is_not_is_not(storage: Stora
 
 
 @pytest.mark.parametrize(("silent_s", "is_lost"), [(30, False), (61, True)])
-def test_a_minute_is_a_minute(storage: Storage, study_id: int, silent_s: int, is_lost: bool) -> None:
+def test_the_heartbeat_timeout_is_one_minute(storage: Storage, study_id: int, silent_s: int, is_lost: bool) -> None:
     trial_ids = created(storage, study_id)
-    silence(storage, trial_ids, silent_s)
+    age_heartbeats(storage, trial_ids, silent_s)
     assert bool(lost(storage)) is is_lost
 
 
-def test_a_number_that_another_process_has_now_does_not_keep_a_trial(
-    storage: Storage, study_id: int, body: Body
-) -> None:
-    storage.worker = replace(body.worker(), started=body.started - 3)
+def test_a_reused_pid_does_not_protect_a_trial(storage: Storage, study_id: int, idle_process: IdleProcess) -> None:
+    storage.worker = replace(idle_process.worker(), started=idle_process.started - 3)
     created(storage, study_id)
-    storage.worker = body.worker()
+    storage.worker = idle_process.worker()
     created(storage, study_id)
     assert [trial.number for trial in lost(storage)] == [0]
 
 
-def test_a_worker_of_another_place_is_judged_by_its_silence_alone(storage: Storage, study_id: int, body: Body) -> None:
-    storage.worker = replace(body.worker(), place="elsewhere", host="far")
+def test_a_worker_in_another_place_is_judged_by_its_heartbeat_alone(
+    storage: Storage, study_id: int, idle_process: IdleProcess
+) -> None:
+    storage.worker = replace(idle_process.worker(), place="elsewhere", host="far")
     trial_ids = created(storage, study_id)
-    body.die()
+    idle_process.kill()
     assert lost(storage) == []
-    silence(storage, trial_ids)
+    age_heartbeats(storage, trial_ids)
     assert [trial.orphaned for trial in lost(storage)] == [
-        f"no heartbeat from process {body.process.pid} on far for 60 s"
+        f"no heartbeat from process {idle_process.process.pid} on far for 60 s"
     ]
 
 
-def test_a_suspended_process_that_is_back_in_time_keeps_its_trials(
+def test_a_suspended_process_that_continues_in_time_keeps_its_claims(
     child: Child, storage: Storage, study_id: int
 ) -> None:
     child.process.send_signal(signal.SIGSTOP)
     child.wait_to_be(psutil.STATUS_STOPPED)
     child.ask_to_beat()
-    silence(storage, ids(storage.get_all_trials(study_id)))
+    age_heartbeats(storage, ids(storage.get_all_trials(study_id)))
     assert [trial.number for trial in lost(storage)] == [0, 1]
     child.process.send_signal(signal.SIGCONT)
     child.hear("beaten")
@@ -207,21 +207,19 @@ def test_a_suspended_process_that_is_back_in_time_keeps_its_trials(
     assert states(storage.get_all_trials(study_id)) == [RUNNING, RUNNING]
 
 
-def test_only_trials_of_the_study_are_looked_at(storage: Storage, study_id: int) -> None:
+def test_only_trials_of_the_study_are_listed(storage: Storage, study_id: int) -> None:
     other_id = storage.create_study("other", storage.get_study_directions(study_id), {})
     (here,), (there,) = created(storage, study_id), created(storage, other_id)
     assert [trial.trial_id for trial in running_trials(storage, study_id)] == [here]
     assert [trial.trial_id for trial in running_trials(storage)] == [here, there]
 
 
-# --- What is taken back ---
+# --- Requeued trials ---
 
 
-def test_what_happened_to_a_trial_in_the_meantime_is_left_alone(
-    storage: Storage, other: Storage, study_id: int
-) -> None:
+def test_a_trial_that_changed_in_the_meantime_is_left_alone(storage: Storage, other: Storage, study_id: int) -> None:
     finished, queued, elsewhere, taken, again, silent = created(storage, study_id, 6)
-    silence(storage, [finished, queued, elsewhere, taken, again, silent])
+    age_heartbeats(storage, [finished, queued, elsewhere, taken, again, silent])
     seen = lost(other)
     assert len(seen) == 6
     storage.finish([TrialResult(finished, COMPLETE, (0.5,))])
@@ -236,26 +234,26 @@ def test_what_happened_to_a_trial_in_the_meantime_is_left_alone(
     assert requeue_orphaned(other, seen) == requeue_orphaned(other, []) == (set(), set())
 
 
-def test_who_shows_up_between_the_look_and_the_retake_keeps_its_trials(
-    storage: Storage, other: Storage, study_id: int
-) -> None:
+def test_a_heartbeat_before_the_requeue_protects_the_trial(storage: Storage, other: Storage, study_id: int) -> None:
     back, away = created(storage, study_id, 2)
-    silence(storage, [back, away])
+    age_heartbeats(storage, [back, away])
     seen = lost(other)
     assert [trial.trial_id for trial in seen] == [back, away]
     storage.refresh_heartbeats()
-    silence(storage, [away], 7200)
+    age_heartbeats(storage, [away], 7200)
     assert requeue_orphaned(other, seen) == ({1}, set())
     assert states(storage.get_all_trials(study_id)) == [RUNNING, WAITING]
     assert ATTEMPTS not in storage.get_trial(back).system_attrs
     assert storage.finish([TrialResult(back, COMPLETE, (0.5,)), TrialResult(away, COMPLETE, (0.5,))]) == {away}
 
 
-def test_each_attempt_is_kept_with_the_trial(storage: Storage, other: Storage, study_id: int, body: Body) -> None:
-    storage.worker = body.worker()
+def test_each_attempt_is_recorded_with_the_trial(
+    storage: Storage, other: Storage, study_id: int, idle_process: IdleProcess
+) -> None:
+    storage.worker = idle_process.worker()
     (trial_id,) = created(storage, study_id)
     storage.report(1, {trial_id: 0.5})
-    silence(storage, [trial_id])
+    age_heartbeats(storage, [trial_id])
     assert requeue_orphaned(other, lost(other)) == ({0}, set())
     waiting = storage.get_trial(trial_id)
     assert (waiting.state, waiting.datetime_start, waiting.intermediate_values) == (WAITING, None, {})
@@ -266,10 +264,10 @@ def test_each_attempt_is_kept_with_the_trial(storage: Storage, other: Storage, s
     raised = attempt_record("raised", "out of luck", storage.worker, "Traceback")
     storage.requeue([trial_id], {trial_id: {ATTEMPTS: [*waiting.system_attrs[ATTEMPTS], raised]}})
     storage.claim([trial_id], 1)
-    body.die()
+    idle_process.kill()
     assert requeue_orphaned(other, lost(other)) == ({0}, set())
     attempts = storage.get_trial(trial_id).system_attrs[ATTEMPTS]
-    worker = str(body.worker())
+    worker = str(idle_process.worker())
     assert [(each["ended"], each["reason"], each["worker"]) for each in attempts] == [
         ("died", f"no heartbeat from {worker} for 60 s", worker),
         ("raised", "out of luck", worker),
@@ -281,12 +279,14 @@ def test_each_attempt_is_kept_with_the_trial(storage: Storage, other: Storage, s
 
 def test_the_fourth_death_is_the_last(storage: Storage, other: Storage, study_id: int) -> None:
     deadly, alive = created(storage, study_id, 2)
-    raised = {deadly: {ATTEMPTS: [attempt_record("raised", "out of luck", None)] * 2}}  # which are no deaths
+    raised = {
+        deadly: {ATTEMPTS: [attempt_record("raised", "out of luck", None)] * 2}
+    }  # exceptions do not count as deaths
     storage.requeue([deadly], raised)
     for death in range(1, 5):
         assert ids(storage.claim([deadly], 1)) == [deadly]
         storage.report(1, {deadly: death / 10, alive: 0.5})
-        silence(storage, [deadly])
+        age_heartbeats(storage, [deadly])
         assert requeue_orphaned(other, lost(other)) == (({0}, set()) if death < 4 else (set(), {0}))
     failed = storage.get_trial(deadly)
     reason = f"its process died 4 times: no heartbeat from {storage.worker} for 60 s"
@@ -301,9 +301,9 @@ def test_the_fourth_death_is_the_last(storage: Storage, other: Storage, study_id
     assert texts([storage.get_trial(deadly)]) == texts([failed])
 
 
-def test_two_that_take_back_at_once_do_it_once(storage: Storage, other: Storage, study_id: int) -> None:
+def test_two_processes_that_requeue_a_trial_do_it_once(storage: Storage, other: Storage, study_id: int) -> None:
     trial_ids = created(storage, study_id, 8)
-    silence(storage, trial_ids)
+    age_heartbeats(storage, trial_ids)
     barrier = threading.Barrier(2)
     answers = []
 
@@ -321,19 +321,19 @@ def test_two_that_take_back_at_once_do_it_once(storage: Storage, other: Storage,
     assert [len(trial.system_attrs[ATTEMPTS]) for trial in storage.get_all_trials(study_id)] == [1] * 8
 
 
-# --- What plain Optuna runs ---
+# --- Trials of plain Optuna ---
 
 
-def test_what_plain_optuna_runs_is_neither_listed_nor_touched(storage: Storage, study_id: int, url: str) -> None:
+def test_trials_of_plain_optuna_are_neither_listed_nor_changed(storage: Storage, study_id: int, url: str) -> None:
     with plain(storage.location.full_url) as by_optuna:
         beaten, quiet = (load_study(by_optuna, "digits").ask()._trial_id for _ in range(2))
         by_optuna.record_heartbeat(beaten)
         ours, dying = created(storage, study_id, 2)
-        silence(storage, [beaten, ours, dying])
+        age_heartbeats(storage, [beaten, ours, dying])
         theirs, before = beating(storage)[beaten], by_optuna.get_all_trials(study_id)[:2]
         assert [trial.trial_id for trial in running_trials(storage)] == [ours, dying]
         storage.refresh_heartbeats()
-        silence(storage, [dying])
+        age_heartbeats(storage, [dying])
         assert requeue_orphaned(storage, lost(storage)) == ({3}, set())
         storage.finish([TrialResult(ours, COMPLETE, (0.5,))])
         assert beating(storage) == {beaten: theirs}
@@ -343,19 +343,17 @@ def test_what_plain_optuna_runs_is_neither_listed_nor_touched(storage: Storage, 
         assert beating(storage)[beaten] != theirs
 
 
-# --- Beats ---
+# --- Sending heartbeats ---
 
 
-def test_a_beat_is_one_statement_for_all_and_only_for_what_is_held(
-    storage: Storage, other: Storage, study_id: int
-) -> None:
+def test_heartbeats_are_one_statement_for_claimed_trials_only(storage: Storage, other: Storage, study_id: int) -> None:
     trial_ids = created(storage, study_id, 50)
     (foreign,) = created(other, study_id)
     gone, queued, *held = trial_ids
-    silence(other, [*trial_ids, foreign])
+    age_heartbeats(other, [*trial_ids, foreign])
     requeue_orphaned(other, [trial for trial in lost(other) if trial.trial_id in (gone, queued)])
     assert ids(other.claim([gone], 1)) == [gone]
-    silence(other, [gone])
+    age_heartbeats(other, [gone])
     with statements(storage) as seen:
         storage.refresh_heartbeats()
     assert [(statement.split()[:2], many) for statement, many in seen] == [(["UPDATE", "trial_heartbeats"], False)]
@@ -369,7 +367,7 @@ def test_a_beat_is_one_statement_for_all_and_only_for_what_is_held(
 
 @contextlib.contextmanager
 def statements(storage: Storage) -> Iterator[list[tuple[str, bool]]]:
-    """The statements that the storage sends, and whether each is sent many times; a transaction's bounds are none."""
+    """Return the SQL statements that the storage sends (no BEGIN, COMMIT), and whether each was sent repeatedly."""
     seen: list[tuple[str, bool]] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
@@ -383,7 +381,7 @@ def statements(storage: Storage) -> Iterator[list[tuple[str, bool]]]:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
-    """Beats in quick succession, and how many of them have failed so far."""
+    """Send heartbeats in quick succession, and count the failed ones."""
     module = importlib.import_module("hpo.storage.heartbeats")
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     caplog.set_level(logging.DEBUG, module.__name__)
@@ -396,25 +394,25 @@ def beaters() -> list[threading.Thread]:
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])
-def test_signs_of_life_are_shown_until_the_block_ends_however_it_does(
+def test_heartbeats_are_sent_until_the_block_ends(
     storage: Storage, study_id: int, ending: type[BaseException] | None
 ) -> None:
     trial_ids = created(storage, study_id, 2)
-    silence(storage, trial_ids)
+    age_heartbeats(storage, trial_ids)
     with pytest.raises(ending) if ending else contextlib.nullcontext(), heartbeats(storage):
         wait_for(lambda: not lost(storage))
         trial_ids += created(storage, study_id)
-        silence(storage, trial_ids)
+        age_heartbeats(storage, trial_ids)
         wait_for(lambda: not lost(storage))
         assert len(beaters()) == 1
         if ending:
             raise ending
     assert beaters() == []
-    silence(storage, trial_ids)
+    age_heartbeats(storage, trial_ids)
     assert len(lost(storage)) == 3
 
 
-def test_a_server_that_is_away_for_a_while_is_beaten_again(
+def test_heartbeats_continue_after_a_restart_of_the_server(
     server: Server, server_storage: Storage, often: Callable[[], int]
 ) -> None:
     study_id = server_storage.create_study("digits", [MAXIMIZE], {})
@@ -425,17 +423,17 @@ def test_a_server_that_is_away_for_a_while_is_beaten_again(
             wait_for(lambda: often() >= 2)
         finally:
             server.start()
-        silence(server_storage, trial_ids)
+        age_heartbeats(server_storage, trial_ids)
         wait_for(lambda: not lost(server_storage))
 
 
-def test_a_file_that_is_locked_for_a_while_is_beaten_again(
+def test_heartbeats_continue_after_a_lock_of_the_file(
     file_url: str, often: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "BUSY_TIMEOUT_S", 0.02)
     with closing(open_storage(file_url)) as storage:
         trial_ids = created(storage, storage.create_study("digits", [MAXIMIZE], {}))
-        silence(storage, trial_ids)
+        age_heartbeats(storage, trial_ids)
         with closing(sqlite3.connect(storage.location.file, isolation_level=None)) as lock, heartbeats(storage):
             lock.execute("PRAGMA busy_timeout = 30000")
             lock.execute("BEGIN IMMEDIATE")
@@ -445,7 +443,7 @@ def test_a_file_that_is_locked_for_a_while_is_beaten_again(
             wait_for(lambda: not lost(storage))
 
 
-def test_signs_of_life_do_not_keep_a_process_alive(storage: Storage) -> None:
+def test_the_heartbeat_thread_does_not_keep_a_process_alive(storage: Storage) -> None:
     script = (
         "import sys\nfrom hpo.storage import heartbeats, open_storage\n"
         "block = heartbeats(open_storage(sys.argv[1]))\nblock.__enter__()\nsys.block = block\n"
@@ -458,16 +456,16 @@ def test_signs_of_life_do_not_keep_a_process_alive(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("at", ["SELECT trials", "INSERT INTO trial_system_attributes", "DELETE FROM trial_heartbeats"])
-def test_what_is_taken_back_while_the_server_restarts_is_taken_back_once(
+def test_a_requeue_during_a_restart_of_the_server_happens_once(
     server: Server, server_storage: Storage, at: str
 ) -> None:
     study_id = server_storage.create_study("digits", [MAXIMIZE], {})
     often, once = created(server_storage, study_id, 2)
     for _ in range(3):
-        silence(server_storage, [often])
+        age_heartbeats(server_storage, [often])
         assert requeue_orphaned(server_storage, lost(server_storage)) == ({0}, set())
         assert ids(server_storage.claim([often], 1)) == [often]
-    silence(server_storage, [often, once])
+    age_heartbeats(server_storage, [often, once])
     seen, restarts = lost(server_storage), []
 
     def restart(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:

@@ -1,4 +1,4 @@
-"""Any interleaving of several workers' calls on a study: what is stored, and what each call answers, is the model's.
+"""Any interleaving of several workers' calls: the stored trials and all return values agree with a model.
 
 The model is what the storage promises, in plain dictionaries: who holds a trial is told by a token that each claim gets
 anew. Workers crash (their process is really killed), fall silent, come back, and take back what others left.
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from bodies import Body, silence
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,9 +25,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from lives import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, plain, running
+from idle_processes import IdleProcess, silence
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from optuna_records import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, plain, running
 
 from hpo.storage import (
     ATTEMPTS,
@@ -47,21 +47,21 @@ from hpo.storage.workers import Worker
 
 WORKERS = 3
 MAX_TRIALS = 12
-MAX_DEATHS = 3  # written out: the model does not take it from the code
+MAX_DEATHS = 3  # a literal, independent of the code
 PROBE_STEP = 99
 EXAMPLES, STEPS = 6, 25
 
 workers = st.integers(0, WORKERS - 1)
-numbers = st.floats(allow_nan=False, width=32).map(lambda value: value + 0.0)  # SQLite keeps no -0.0
+numbers = st.floats(allow_nan=False, width=32).map(lambda value: value + 0.0)  # SQLite stores -0.0 as 0.0
 reported = numbers | st.just(math.nan)
 
 
 @dataclass
 class Person:
-    """A worker: its storage, its process, and what the model says that it has claimed (trial id -> token)."""
+    """A worker: its storage, its process, and its claims according to the model (trial id -> token)."""
 
     storage: Storage
-    body: Body
+    body: IdleProcess
     worker: Worker
     dead: bool = False
     claims: dict[int, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Person:
 
 @dataclass(frozen=True)
 class View:
-    """A trial that somebody saw lost, and by which claim and after which sign of life."""
+    """An orphaned trial as a worker saw it, with the claim and the heartbeat of that time."""
 
     running: RunningTrial
     token: int
@@ -82,7 +82,7 @@ class View:
 
 @dataclass
 class Trial:
-    """A trial as it has to be. `holder` and `token` are who holds it by which claim, `beats` counts signs of life."""
+    """A trial of the model. `holder` has claimed it, by the claim `token`; `beats` counts heartbeats."""
 
     number: int
     lr: float
@@ -104,7 +104,7 @@ class Trial:
         return f"{self.holder} ended" if self.holder.dead else f"no heartbeat from {self.holder} for 60 s"
 
     def shown(self) -> dict[str, Any]:
-        """What a reader sees of it, in the form of `seen`."""
+        """Return the trial in the form of `seen`."""
         return {
             "number": self.number,
             "state": self.state.name,
@@ -136,15 +136,15 @@ def seen(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def happened(what: str, whether: object) -> None:
-    """For `--hypothesis-show-statistics`, which tells whether the rules still lead to what is rare."""
+    """Count an event for `--hypothesis-show-statistics`, which shows whether rare events still occur."""
     if whether:
         event(what)
 
 
 class Interleavings(RuleBasedStateMachine):
-    """A fresh study in a database that the examples share."""
+    """A new study in a database that the examples share."""
 
-    def __init__(self, looker: Storage, plainly: RDBStorage, url: str, idle: list[tuple[Storage, Body]]):
+    def __init__(self, looker: Storage, plainly: RDBStorage, url: str, idle: list[tuple[Storage, IdleProcess]]):
         super().__init__()
         self.looker, self.plainly, self.url, self.idle = looker, plainly, url, idle
         self.study_id = looker.create_new_study([MAXIMIZE])
@@ -156,22 +156,22 @@ class Interleavings(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         for _ in range(WORKERS):
-            storage, body = self.idle.pop() if self.idle else (open_storage(self.url), Body())
+            storage, body = self.idle.pop() if self.idle else (open_storage(self.url), IdleProcess())
             self.people.append(self.known(storage, body))
         self.create(0, [RUNNING, RUNNING, RUNNING, WAITING], 0)
 
-    def known(self, storage: Storage, body: Body) -> Person:
+    def known(self, storage: Storage, body: IdleProcess) -> Person:
         storage.worker = body.worker(f"device {next(self.tokens)}")
         return Person(storage, body, storage.worker)
 
-    # --- The model's words ---
+    # --- Terms of the model ---
 
     @property
     def held(self) -> dict[int, Trial]:
         return {trial_id: trial for trial_id, trial in self.trials.items() if trial.holder}
 
     def holds(self, person: Person, trial_id: int) -> bool:
-        """Whether the trial is held by the very claim that the person made."""
+        """Return whether the person's claim on the trial is still valid."""
         trial = self.trials[trial_id]
         return trial.holder is person and trial.token == person.claims.get(trial_id)
 
@@ -196,12 +196,12 @@ class Interleavings(RuleBasedStateMachine):
             person.claims.pop(trial_id, None)
 
     def some(self, data: st.DataObject, person: Person, most: int = 4) -> list[int]:
-        """Trials in any order: rather such as the person believes to hold."""
+        """Draw trials in any order, preferably those that the person has claimed."""
         pools = [pool for pool in (sorted(person.claims), sorted(self.trials)) if pool]
         pool = data.draw(st.sampled_from(pools)) if pools else []
         return data.draw(st.lists(st.sampled_from(pool), unique=True, min_size=1, max_size=most)) if pool else []
 
-    # --- What workers do ---
+    # --- Calls of workers ---
 
     @precondition(lambda self: len(self.trials) < MAX_TRIALS)
     @rule(
@@ -307,17 +307,17 @@ class Interleavings(RuleBasedStateMachine):
             key, value
         )
 
-    # --- What happens to them ---
+    # --- Failures ---
 
     @precondition(lambda self: self.held)
     @rule(who=workers)
     def crash(self, who: int) -> None:
-        """Its process is killed, and another one starts."""
+        """Kill the worker's process and start another."""
         person = self.people[who]
         person.dead = True
-        person.body.die()
-        person.storage._claims.clear()  # as the next process finds its own, which takes much longer to open
-        self.people[who] = self.known(person.storage, Body())
+        person.body.kill()
+        person.storage._claims.clear()  # as in a new process, whose storage would take much longer to open
+        self.people[who] = self.known(person.storage, IdleProcess())
 
     @precondition(lambda self: self.held)
     @rule(who=workers)
@@ -326,16 +326,16 @@ class Interleavings(RuleBasedStateMachine):
         silence(self.looker, of_it)
         for trial in of_it.values():
             trial.silent = True
-        # Who was silent, back and silent again while somebody hesitated may be taken back or not.
+        # A trial whose heartbeat expired, returned and expired again before the requeue may be requeued or not.
         for person in self.people:
             person.views = [v for v in person.views if v.running.trial_id not in of_it or self.still_so(v)]
 
-    # --- What they do about it ---
+    # --- Orphaned trials ---
 
     @precondition(lambda self: self.held)
     @rule(who=workers)
     def look_for_the_lost(self, who: int) -> None:
-        """As at the beginning of a population; what is done about it may come late."""
+        """List orphaned trials, as before a population; the requeue can follow much later."""
         person = self.people[who]
         found = running_trials(person.storage, self.study_id)
         held = self.held
@@ -353,7 +353,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(who=workers, look=st.booleans())
     def take_back(self, who: int, look: bool) -> None:
-        """What was seen lost, now or a while ago, goes back to the queue, or fails for good."""
+        """Requeue or fail trials that were orphaned, now or earlier."""
         person = self.people[who]
         if look or not person.views:
             self.look_for_the_lost(who)
@@ -376,12 +376,12 @@ class Interleavings(RuleBasedStateMachine):
         happened("given up", bool(failed))
         assert requeue_orphaned(person.storage, [view.running for view in person.views]) == (waiting, failed)
 
-    # --- What would be rare by chance ---
+    # --- Sequences that would be rare by chance ---
 
     @precondition(lambda self: self.held)
     @rule(by=workers, to=workers, late=st.sampled_from(["report", "finish", "requeue", "beat"]), data=st.data())
     def come_too_late(self, by: int, to: int, late: str, data: st.DataObject) -> None:
-        """One that was only slow loses its trials to another, or to itself, before its call arrives."""
+        """A slow worker loses its trials to another, or to itself, before its call."""
         who = self.a_holder(data)
         self.fall_silent(who)
         self.take_back(by, look=True)
@@ -404,7 +404,7 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(by=workers, back=st.sampled_from(["beats", "finishes", "crashes"]), data=st.data())
     def hesitate(self, by: int, back: str, data: st.DataObject) -> None:
-        """Before what was seen silent is taken back, it beats again, or ends its trials, or its process dies."""
+        """Before the requeue, the worker sends a heartbeat, ends its trials, or is killed."""
         who = self.a_holder(data)
         self.fall_silent(who)
         self.look_for_the_lost(by)
@@ -424,7 +424,7 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: any(trial.state == WAITING for trial in self.trials.values()))
     @rule(who=workers, times=st.integers(1, 4))
     def kill(self, who: int, times: int) -> None:
-        """The first trial in the queue kills whoever takes it: otherwise four deaths of one trial would be rare."""
+        """The first trial in the queue kills each worker that claims it: four deaths would be rare otherwise."""
         deadly = min(i for i, trial in self.trials.items() if trial.state == WAITING)
         for _ in range(times):
             if self.trials[deadly].state == WAITING:
@@ -435,7 +435,7 @@ class Interleavings(RuleBasedStateMachine):
                 self.crash(who)
                 self.take_back(who, look=True)
 
-    # --- What is so after each step ---
+    # --- Invariants ---
 
     @invariant()
     def everything_is_stored(self) -> None:
@@ -465,13 +465,13 @@ class Interleavings(RuleBasedStateMachine):
                 self.compare(self.plainly)
                 self.probe()
         finally:
-            # To open a storage takes longer than an example: who is alive goes on to the next one.
+            # Opening a storage takes longer than an example, so live workers are used again.
             for person in self.people:
                 person.storage.requeue(person.storage.claimed_ids)
                 self.idle.append((person.storage, person.body))
 
     def probe(self) -> None:
-        """Every worker tries to change every trial, and a storage opened now finds what that leaves."""
+        """Every worker tries to change every trial; a newly opened storage agrees with the model."""
         for person in self.people:
             lost = self.lost_to(person, self.trials)
             assert person.storage.report(PROBE_STEP, dict.fromkeys(self.trials, 0.5)) == lost
@@ -482,8 +482,8 @@ class Interleavings(RuleBasedStateMachine):
         fresh.close()
 
 
-def test_any_interleaving_leaves_and_answers_what_the_model_does(url: str, times: int) -> None:
-    idle: list[tuple[Storage, Body]] = []
+def test_any_interleaving_of_calls_agrees_with_the_model(url: str, times: int) -> None:
+    idle: list[tuple[Storage, IdleProcess]] = []
     looker = open_storage(url)
     tried = settings(max_examples=EXAMPLES * times, stateful_step_count=STEPS, print_blob=True)
     with plain(looker.location.full_url) as plainly:
@@ -493,4 +493,4 @@ def test_any_interleaving_leaves_and_answers_what_the_model_does(url: str, times
             looker.close()
             for storage, body in idle:
                 storage.close()
-                body.die()
+                body.kill()

@@ -1,4 +1,4 @@
-"""Storage URLs: what is meant, what is refused, and that a password is never shown."""
+"""Storage URLs: valid and invalid ones; passwords are never shown."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_url_without_a_password_is_shown_as_it_is() -> None:
         assert mask(url) == url
 
 
-def test_a_user_without_a_home_has_to_say_where_artifacts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_folder_must_name_the_artifact_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_DATA_HOME", "HPO_ARTIFACTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)

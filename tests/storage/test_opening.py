@@ -1,4 +1,4 @@
-"""Opening a storage: its settings, what cannot be opened, and many processes opening a new one at once."""
+"""Opening a storage: settings, errors, and many processes that open a new one at the same time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOBODY = 65534
 
 
 def refused(url: str) -> str:
-    """The one line with which the storage is refused."""
+    """Return the error message, one line, of opening the storage."""
     with pytest.raises(StorageError) as caught:
         open_storage(url)
     message = str(caught.value)
@@ -43,7 +43,7 @@ def pragma(storage: Storage, name: str) -> Any:
 
 
 def sql(url: str, *statements: str) -> list[Any]:
-    """Run the statements, and return the rows of the last."""
+    """Run SQL statements and return the rows of the last."""
     engine = sa.create_engine(locate(url).full_url, poolclass=sa.NullPool)
     with engine.begin() as connection:
         answers = [connection.exec_driver_sql(statement) for statement in statements]
@@ -121,7 +121,7 @@ def test_a_pickled_storage_opens_its_own_tuned_connections(file_storage: Storage
     other.close()
 
 
-def test_what_is_no_database_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("not a database, but long enough to be read as one\n" * 100)
     assert "is not an SQLite database" in refused(f"sqlite:///{tmp_path}/text.db")
     assert (tmp_path / "text.db").read_text().startswith("not a database")
@@ -149,7 +149,7 @@ def test_a_damaged_database_is_refused(file_url: str, tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def without_rights() -> Iterator[Path]:
-    """A folder of its own, and in the block no more rights than its permissions give: root would have them all."""
+    """Yield a folder, without the privileges of root, which would ignore its permissions."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         if os.geteuid() != 0:
@@ -166,7 +166,7 @@ def give_up_rights() -> None:
         os.seteuid(NOBODY)
 
 
-def test_what_is_read_only_is_refused_and_left_as_it_is() -> None:
+def test_a_read_only_file_is_refused_and_not_changed() -> None:
     with without_rights() as folder:
         open_storage(f"sqlite:///{folder}/hpo.db").close()
         (folder / "hpo.db").chmod(0o444)
@@ -182,7 +182,7 @@ def test_what_is_read_only_is_refused_and_left_as_it_is() -> None:
         assert (folder / "hpo.db").read_bytes() == before
 
 
-def test_another_schema_of_optuna_is_refused_and_left_as_it_is(url: str) -> None:
+def test_another_schema_of_optuna_is_refused_and_not_changed(url: str) -> None:
     cases = {
         "UPDATE alembic_version SET version_num = 'v2.6.0.a'": "older Optuna (schema v2.6.0.a, needed: v3.2.0.a)",
         "UPDATE alembic_version SET version_num = 'v9.0.0'": "newer Optuna (schema v9.0.0, needed: v3.2.0.a)",
@@ -194,7 +194,7 @@ def test_another_schema_of_optuna_is_refused_and_left_as_it_is(url: str) -> None
         assert "trial_heartbeats" not in tables(url)
 
 
-def test_tables_of_others_are_left_alone(new_url: str) -> None:
+def test_unrelated_tables_are_left_alone(new_url: str) -> None:
     sql(new_url, "CREATE TABLE notes (text VARCHAR)", "INSERT INTO notes VALUES ('mine')")
     open_storage(new_url).close()
     assert sql(new_url, "SELECT text FROM notes") == [("mine",)]
@@ -211,12 +211,12 @@ def test_a_locked_storage_is_one_line_after_the_wait(file_storage: Storage, file
             with pytest.raises(StorageError, match="locked by another process") as caught:
                 write()
             assert str(caught.value).isprintable()
-        # Reading, and opening a storage whose tables are there, need no lock.
+        # Reading, and opening a storage with tables, need no lock.
         assert file_storage.get_all_studies() == []
         open_storage(file_url).close()
 
 
-def test_several_queries_share_one_view(storage: Storage, url: str) -> None:
+def test_queries_of_a_read_transaction_see_the_same_state(storage: Storage, url: str) -> None:
     count = "SELECT count(*) FROM studies"
     other = open_storage(url)
     with read(storage.engine) as connection:
@@ -227,7 +227,7 @@ def test_several_queries_share_one_view(storage: Storage, url: str) -> None:
     other.close()
 
 
-def test_a_full_disk_is_one_line_and_what_was_stored_stays(file_storage: Storage) -> None:
+def test_a_full_disk_is_one_line_and_stored_data_is_not_lost(file_storage: Storage) -> None:
     study_id = file_storage.create_new_study([StudyDirection.MAXIMIZE], "digits")
     kept = file_storage.create_trials(study_id, [optuna.trial.create_trial(value=1.0)])
     pragma(file_storage, f"max_page_count = {pragma(file_storage, 'page_count')}")
@@ -240,7 +240,7 @@ def test_a_full_disk_is_one_line_and_what_was_stored_stays(file_storage: Storage
     assert file_storage.get_trial(kept[0]._trial_id).number == 0
 
 
-def test_optuna_says_nothing(new_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_optuna_logs_nothing(new_url: str, capfd: pytest.CaptureFixture[str]) -> None:
     storage = open_storage(new_url)
     storage.create_new_study([StudyDirection.MAXIMIZE], "quiet")
     storage.close()
@@ -258,7 +258,7 @@ for line in sys.stdin:
 """
 
 
-def test_processes_that_open_a_new_storage_at_once_all_find_it_whole(new_url: str) -> None:
+def test_processes_that_open_a_new_storage_at_once_find_all_tables(new_url: str) -> None:
     others = [f"{new_url}{i}" for i in range(3)] if new_url.startswith("sqlite") else []
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with contextlib.ExitStack() as stack:
@@ -273,7 +273,7 @@ def test_processes_that_open_a_new_storage_at_once_all_find_it_whole(new_url: st
             assert [process.stdout and process.stdout.readline() for process in processes] == ["0\n"] * 3
 
 
-def test_looking_for_a_storage_that_is_open_leaves_its_locks(file_storage: Storage, file_url: str) -> None:
+def test_locating_an_open_storage_keeps_its_locks(file_storage: Storage, file_url: str) -> None:
     """Closing any handle of a file ends the process's locks on it; another process would then delete the log."""
     file_storage.create_new_study([StudyDirection.MAXIMIZE], "digits")
     locate(file_url)

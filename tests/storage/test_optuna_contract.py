@@ -1,4 +1,4 @@
-"""hpo's storage keeps Optuna's contract: Optuna's own cases, and what its documentation promises besides.
+"""Optuna's contract for storages: Optuna's own test cases, and further promises of its documentation.
 
 The classes run the cases that Optuna ships for its own storages, all of them: none had to be left out. The functions
 are about what those cases leave open: threads, other processes' storages, who owns what was read, and what is deleted.
@@ -19,9 +19,16 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from blanks import Blank
+from blank_storages import Blank
 from deadlines import deadline
-from lives import (
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, _CachedStorage
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.testing.pytest_storages import StorageTestCase
+from optuna.trial import TrialState, create_trial
+from optuna_records import (
     COMPLETE,
     FAIL,
     MAXIMIZE,
@@ -30,30 +37,23 @@ from lives import (
     RUNNING,
     WAITING,
     ids,
-    lived_in,
     row_counts,
     running,
     states,
+    study_with_all_rows,
     texts,
 )
-from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, _CachedStorage
-from optuna.storages._rdb import models
-from optuna.study import StudyDirection
-from optuna.testing.pytest_storages import StorageTestCase
-from optuna.trial import TrialState, create_trial
 
 from hpo.storage import Storage, TrialResult, load_study, open_storage
 
-# How long a thread that should wait for another is watched waiting.
+# How long the test checks that a thread waits for another.
 WATCHED_S = 0.5
 REUSED = "SQLite gives the id of a deleted row to the next one, in plain Optuna's storage too"
 
 
 @pytest.fixture(scope="module")
 def emptied(blank: Blank) -> Iterator[Storage]:
-    """One storage for Optuna's many short cases, each of which finds it empty."""
+    """One storage for Optuna's many short cases, emptied before each."""
     with blank() as url:
         storage = open_storage(url)
         yield storage
@@ -76,7 +76,7 @@ class OptunaCases(StorageTestCase):
     @pytest.mark.filterwarnings("ignore:.*while still open:ResourceWarning")
     def test_pickle_storage(self, storage: BaseStorage) -> None:
         super().test_pickle_storage(storage)
-        gc.collect()  # the case forgets its copy of the storage without closing it
+        gc.collect()  # the case does not close its copy of the storage
 
 
 class TestStorage(OptunaCases):
@@ -85,7 +85,7 @@ class TestStorage(OptunaCases):
 
 @pytest.mark.slow
 class TestCachedStorage(OptunaCases):
-    """The storage behind the cache that Optuna puts before it in every study: the same calls as before it."""
+    """The storage behind the cache that Optuna uses in every study."""
 
     @pytest.fixture
     def storage(self, storage: Storage) -> _CachedStorage:
@@ -131,7 +131,7 @@ OF_A_TRIAL: dict[str, Callable[[BaseStorage, int], object]] = CHANGES | {
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["storage", "cached"])
-def test_what_is_unknown_is_a_key_error_and_changes_nothing(storage: Storage, study_id: int, cached: bool) -> None:
+def test_an_unknown_id_is_a_key_error_and_changes_nothing(storage: Storage, study_id: int, cached: bool) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
     before = row_counts(storage), texts(storage.get_all_trials(study_id))
     asked = _CachedStorage(storage) if cached else storage
@@ -154,7 +154,7 @@ def test_what_is_unknown_is_a_key_error_and_changes_nothing(storage: Storage, st
 
 
 @pytest.mark.parametrize("make", ["create_new_study", "create_study"])
-def test_a_name_is_given_once_to_threads_that_want_it_together(storage: Storage, make: str) -> None:
+def test_of_threads_that_create_a_study_one_gets_the_name(storage: Storage, make: str) -> None:
     threads = 4
     barrier = threading.Barrier(threads)
 
@@ -179,7 +179,7 @@ def test_a_name_is_given_once_to_threads_that_want_it_together(storage: Storage,
 
 
 @pytest.mark.parametrize("state", [COMPLETE, PRUNED, FAIL])
-def test_a_finished_trial_takes_no_change(storage: Storage, study_id: int, state: TrialState) -> None:
+def test_a_finished_trial_cannot_change(storage: Storage, study_id: int, state: TrialState) -> None:
     by_us, by_optuna = ids(storage.create_trials(study_id, [running(), running()]))
     value = None if state == FAIL else 0.5
     storage.report(1, {by_us: 0.5, by_optuna: 0.5})
@@ -199,7 +199,7 @@ def test_a_finished_trial_takes_no_change(storage: Storage, study_id: int, state
     assert texts(storage.get_all_trials(study_id)) == before
 
 
-def test_a_claim_answers_whether_it_was_made(storage: Storage, study_id: int) -> None:
+def test_a_claim_returns_whether_it_succeeded(storage: Storage, study_id: int) -> None:
     queued, trained = ids(storage.create_trials(study_id, [running(state=WAITING), running()]))
     started = storage.get_trial(trained).datetime_start
     assert storage.set_trial_state_values(queued, RUNNING)
@@ -207,7 +207,7 @@ def test_a_claim_answers_whether_it_was_made(storage: Storage, study_id: int) ->
     assert not storage.set_trial_state_values(trained, RUNNING)
     assert storage.get_trial(queued).datetime_start is not None
     assert storage.get_trial(trained).datetime_start == started
-    # One that Optuna claimed is not ours to end.
+    # A trial that Optuna claimed cannot be finished by hpo.
     assert storage.finish([TrialResult(queued, FAIL)]) == {queued}
     assert storage.set_trial_state_values(queued, COMPLETE, [0.5])
     assert storage.set_trial_state_values(trained, RUNNING, [0.1]) is False
@@ -217,7 +217,7 @@ def test_a_claim_answers_whether_it_was_made(storage: Storage, study_id: int) ->
 
 @contextmanager
 def held_before(storage: Storage, beginning: str) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Stop the first thread that is about to send such a statement: the events are that it is there, and may go on."""
+    """Stop the first thread before it sends such a statement. The events: it has stopped; it may continue."""
     there, go = threading.Event(), threading.Event()
 
     def stop(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -234,7 +234,7 @@ def held_before(storage: Storage, beginning: str) -> Iterator[tuple[threading.Ev
 
 
 def together(storage: Storage, other: Storage, beginning: str, call: Callable[[Storage], Any]) -> tuple[Any, Any]:
-    """The call by one process, stopped before a statement, and meanwhile by another as far as that gets."""
+    """Run the call in one process, stopped before a statement, and meanwhile in another."""
 
     def run(one: Storage) -> Any:
         try:
@@ -257,7 +257,7 @@ def together(storage: Storage, other: Storage, beginning: str, call: Callable[[S
         return first.result(deadline()), second.result(deadline())
 
 
-def test_a_waiting_trial_goes_to_one_of_two_processes(storage: Storage, other: Storage, study_id: int) -> None:
+def test_a_waiting_trial_is_claimed_by_one_of_two_processes(storage: Storage, other: Storage, study_id: int) -> None:
     (queued,) = ids(storage.create_trials(study_id, [running(state=WAITING)]))
     assert sorted(together(storage, other, "UPDATE trials", lambda s: s.set_trial_state_values(queued, RUNNING))) == [
         False,
@@ -265,9 +265,7 @@ def test_a_waiting_trial_goes_to_one_of_two_processes(storage: Storage, other: S
     ]
 
 
-def test_a_population_call_and_plain_optuna_do_not_both_get_a_trial(
-    storage: Storage, other: Storage, study_id: int
-) -> None:
+def test_a_trial_is_not_claimed_both_by_hpo_and_plain_optuna(storage: Storage, other: Storage, study_id: int) -> None:
     (queued,) = ids(storage.create_trials(study_id, [running(state=WAITING)]))
 
     def take(one: Storage) -> bool:
@@ -293,7 +291,7 @@ def test_a_trial_is_finished_by_one_of_two_processes(storage: Storage, other: St
 
 
 def test_trials_become_visible_in_the_order_of_their_ids(storage: Storage, other: Storage, study_id: int) -> None:
-    # A cache that has read up to an id never looks for smaller ones again.
+    # A cache that has read up to an id never reads smaller ones again.
     study = load_study(other, "digits")
     seen = []
 
@@ -307,15 +305,15 @@ def test_trials_become_visible_in_the_order_of_their_ids(storage: Storage, other
 
     (first, second) = together(storage, other, "INSERT INTO trial_user_attributes", create)
     assert first == [min(first + second)]
-    assert seen in ([0, 3], [1, 3])  # the first, where this thread was late
+    assert seen in ([0, 3], [1, 3])  # the first, if this thread was late
     assert ids(study.trials) == first + second
     assert [trial.number for trial in study.trials] == [0, 1, 2]
 
 
-# --- What was read stays as it was read ---
+# --- Trials that were read do not change ---
 
 
-def test_what_was_read_does_not_change_with_what_is_written(storage: Storage, study_id: int) -> None:
+def test_trials_that_were_read_do_not_change_with_later_writes(storage: Storage, study_id: int) -> None:
     (first, second) = ids(storage.create_trials(study_id, [running(user_attrs={"tags": ["a"]}), running()]))
     study = load_study(storage, "digits")
     cached = study._storage
@@ -340,7 +338,7 @@ def test_what_was_read_does_not_change_with_what_is_written(storage: Storage, st
     assert attrs == {}
 
 
-def test_what_a_reader_does_to_its_copies_stays_with_them(storage: Storage, study_id: int) -> None:
+def test_changes_of_copies_do_not_affect_the_storage(storage: Storage, study_id: int) -> None:
     choices = CategoricalDistribution(("relu", "tanh"))
     template = create_trial(
         value=0.5,
@@ -363,7 +361,7 @@ def test_what_a_reader_does_to_its_copies_stays_with_them(storage: Storage, stud
     assert texts(study.trials) == texts(storage.get_all_trials(study_id)) == before
 
 
-def test_a_created_trial_and_its_template_share_nothing_that_changes(storage: Storage, study_id: int) -> None:
+def test_a_created_trial_shares_no_mutable_state_with_its_template(storage: Storage, study_id: int) -> None:
     template = create_trial(value=0.5, user_attrs={"tags": ["a"]}, system_attrs={"x:y": {"z": [1]}})
     first, second = storage.create_trials(study_id, [template, template])
     before = texts([template, second])
@@ -373,7 +371,7 @@ def test_a_created_trial_and_its_template_share_nothing_that_changes(storage: St
     assert texts([template, second]) == before
 
 
-def test_trials_come_by_id_and_by_state(storage: Storage, study_id: int) -> None:
+def test_trials_are_read_by_id_and_by_state(storage: Storage, study_id: int) -> None:
     foreign = storage.create_new_study([MINIMIZE], "mnist")
     made = []
     for state in (WAITING, COMPLETE, RUNNING, FAIL, PRUNED, COMPLETE, WAITING):
@@ -397,7 +395,7 @@ def test_trials_come_by_id_and_by_state(storage: Storage, study_id: int) -> None
 
 
 class Only:
-    """A container as the contract asks for, and no more: neither a length nor an order."""
+    """A container with no more than the contract requires: no length and no order."""
 
     def __init__(self, member: TrialState) -> None:
         self.member = member
@@ -427,11 +425,11 @@ def test_the_best_trial_is_a_complete_one(storage: Storage, direction: StudyDire
 # --- Deleted studies ---
 
 
-def test_a_deleted_study_leaves_nothing_and_takes_nothing_else_along(storage: Storage) -> None:
-    kept = lived_in(storage, "kept")
+def test_a_deleted_study_leaves_nothing_and_deletes_nothing_else(storage: Storage) -> None:
+    kept = study_with_all_rows(storage, "kept")
     before, counts = texts(storage.get_all_trials(kept)), row_counts(storage)
     assert set(counts) == {table.name for table in models.BaseModel.metadata.sorted_tables}
-    gone = lived_in(storage, "gone")
+    gone = study_with_all_rows(storage, "gone")
     trial_ids = ids(storage.get_all_trials(gone))
     cached = load_study(storage, "gone")._storage
     cached.get_all_trials(gone)
@@ -461,7 +459,7 @@ def without_reused_ids(request: pytest.FixtureRequest, storage: Storage) -> None
 
 
 @pytest.mark.usefixtures("without_reused_ids")
-def test_ids_of_deleted_studies_and_trials_are_not_given_again(storage: Storage) -> None:
+def test_ids_of_deleted_studies_and_trials_are_not_reused(storage: Storage) -> None:
     studies, trials = set(), []
     for _ in range(3):
         study_id = storage.create_new_study([MAXIMIZE], "digits")
@@ -473,7 +471,7 @@ def test_ids_of_deleted_studies_and_trials_are_not_given_again(storage: Storage)
 
 
 @pytest.mark.usefixtures("without_reused_ids")
-def test_a_study_that_was_deleted_elsewhere_does_not_show_the_next_one(storage: Storage, other: Storage) -> None:
+def test_a_cached_deleted_study_does_not_show_the_next_one(storage: Storage, other: Storage) -> None:
     old = storage.create_new_study([MAXIMIZE], "digits")
     storage.create_trials(old, [create_trial(value=0.5)])
     study = load_study(storage, "digits")

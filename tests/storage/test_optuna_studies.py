@@ -1,4 +1,4 @@
-"""Optuna's studies on hpo's storage: heartbeats, threads, copies, samplers, and the cache over what goes past it."""
+"""Optuna's studies on hpo's storage: heartbeats, threads, copies, samplers, and the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ import sqlalchemy as sa
 from deadlines import deadline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lives import (
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.storages import BaseStorage, InMemoryStorage, fail_stale_trials
+from optuna.storages._heartbeat import is_heartbeat_enabled
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna_records import (
     COMPLETE,
     FAIL,
     LR,
@@ -28,21 +33,16 @@ from lives import (
     RUNNING,
     WAITING,
     ids,
-    lived_in,
     row_counts,
     running,
     states,
+    study_with_all_rows,
     texts,
 )
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
-from optuna.storages import BaseStorage, InMemoryStorage, fail_stale_trials
-from optuna.storages._heartbeat import is_heartbeat_enabled
-from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.storage import Storage, TrialResult, load_study, open_storage
 
-# --- Heartbeats, as Optuna has them ---
+# --- Optuna's heartbeats ---
 
 
 def age_heartbeats(storage: Storage, trial_ids: Sequence[int]) -> None:
@@ -73,7 +73,7 @@ def test_heartbeats_are_recorded_and_grow_old(storage: Storage, study_id: int) -
     assert storage.get_trial(never).state == RUNNING
 
 
-def test_plain_optuna_fails_and_repeats_a_trial_of_ours_that_is_silent(
+def test_plain_optuna_fails_and_retries_a_trial_of_hpo_without_heartbeat(
     storage: Storage, other: Storage, study_id: int
 ) -> None:
     silent, alive = ids(storage.create_trials(study_id, [running(1e-4), running()]))
@@ -95,7 +95,7 @@ def test_plain_optuna_fails_and_repeats_a_trial_of_ours_that_is_silent(
     assert states(study.trials) == [FAIL, COMPLETE, WAITING]
 
 
-def test_a_trial_sent_back_and_taken_up_again_is_not_silent(storage: Storage, other: Storage, study_id: int) -> None:
+def test_a_requeued_and_claimed_trial_has_a_new_heartbeat(storage: Storage, other: Storage, study_id: int) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
     storage.record_heartbeat(trial_id)
     age_heartbeats(storage, [trial_id])
@@ -145,7 +145,7 @@ def test_threads_that_optimize_share_the_work(storage: Storage, study_id: int) -
         assert trial.intermediate_values == {step: trial.params["lr"] * step for step in range(3)}
 
 
-def test_threads_ask_tell_and_add_to_one_study(storage: Storage, study_id: int) -> None:
+def test_threads_ask_tell_and_add_trials_to_one_study(storage: Storage, study_id: int) -> None:
     study = load_study(storage, "digits")
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     barrier = threading.Barrier(4)
@@ -213,7 +213,7 @@ def test_tell_by_number_and_only_once(storage: Storage, study_id: int) -> None:
 
 @pytest.mark.parametrize("to", ["same", "memory", "other"])
 def test_a_study_is_copied_whole(storage: Storage, tmp_path: Any, to: str) -> None:
-    study_id = lived_in(storage, "digits")
+    study_id = study_with_all_rows(storage, "digits")
     storage.create_trials(study_id, [running(state=WAITING), create_trial(state=FAIL), create_trial(value=math.inf)])
     target: BaseStorage = {
         "same": lambda: storage,
@@ -246,7 +246,7 @@ def with_no_id(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def test_summaries_names_and_deletion_by_name(storage: Storage) -> None:
-    lived_in(storage, "digits")
+    study_with_all_rows(storage, "digits")
     storage.create_new_study([MINIMIZE, MAXIMIZE], "two")
     storage.create_study("empty", [MINIMIZE], {})
     digits, two, empty = optuna.get_all_study_summaries(storage)
@@ -295,7 +295,7 @@ SAMPLERS: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_samplers_and_pruners_do_as_in_memory(file_storage: Storage) -> None:
     memory = InMemoryStorage()
-    memory.create_new_trial(memory.create_new_study([MINIMIZE]))  # it counts from 0, and some attributes hold ids
+    memory.create_new_trial(memory.create_new_study([MINIMIZE]))  # its ids start at 0, and some attributes contain ids
     for name, sampler in SAMPLERS.items():
         histories = []
         for kept in (memory, file_storage):
@@ -343,7 +343,7 @@ def test_a_storage_is_used_on_after_its_sessions_are_removed(storage: Storage, s
 
 
 @pytest.mark.filterwarnings("ignore:.*while still open:ResourceWarning")
-def test_a_storage_that_nobody_holds_goes_away(url: str) -> None:
+def test_an_unreferenced_storage_is_garbage_collected(url: str) -> None:
     storage = open_storage(url)
     assert storage.get_all_studies() == []
     engine = weakref.ref(storage.engine)
@@ -355,7 +355,7 @@ def test_a_storage_that_nobody_holds_goes_away(url: str) -> None:
     assert left is None
 
 
-# --- Optuna's cache over what goes past it ---
+# --- Optuna's cache and writes that bypass it ---
 
 
 def test_a_study_follows_a_trial_from_process_to_process(storage: Storage, other: Storage, study_id: int) -> None:
@@ -377,7 +377,7 @@ def test_a_study_follows_a_trial_from_process_to_process(storage: Storage, other
     assert seen() == (RUNNING, {})
     other.report(2, {trial_id: 0.5})
     assert seen() == (RUNNING, {2: 0.5})
-    # A later trial that has ended first does not hide this one.
+    # A later trial that ended earlier does not hide this one.
     other.finish([TrialResult(i, COMPLETE, (0.1,)) for i in ids(other.create_trials(study_id, [running()]))])
     assert seen() == (RUNNING, {2: 0.5})
     assert storage.finish([TrialResult(trial_id, FAIL)]) == {trial_id}
@@ -404,19 +404,19 @@ OPERATIONS = ["create", "queue", "add", "claim", "report", "finish", "requeue"] 
 
 @pytest.fixture
 def processes(storage: Storage, other: Storage) -> list[Storage]:
-    """One storage as two processes have it, for studies of any name."""
+    """Return one storage as opened by two processes, for studies of any name."""
     return [storage, other]
 
 
 def test_a_study_always_shows_what_is_stored(processes: list[Storage], times: int) -> None:
-    """Two processes do anything in any order: what studies that live on show is what one loaded now shows."""
+    """Two processes call anything in any order: existing studies show the same as one loaded now."""
 
     @settings(max_examples=5 * times)
     @given(seed=st.integers(0, 2**32 - 1), operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=20))
     def shown(seed: int, operations: list[str]) -> None:
         rng = random.Random(seed)
         study_id = processes[0].create_new_study([MAXIMIZE])
-        # The first looks after every operation, the second now and then, the third at the end.
+        # The first reads after every operation, the second sometimes, the third at the end.
         name = processes[0].get_study_name_from_id(study_id)
         watchers = [load_study(processes[k % 2], name) for k in range(3)]
         for study in watchers:
@@ -431,7 +431,7 @@ def test_a_study_always_shows_what_is_stored(processes: list[Storage], times: in
 
 
 def act(operation: str, storage: Storage, study: optuna.Study, study_id: int, some: list[int]) -> None:
-    """One operation, on trials that may or may not be in a state for it."""
+    """Run one operation on trials, whether or not their state allows it."""
     running_ones = [i for i in some if storage.get_trial(i).state == RUNNING]
     match operation:
         case "create":

@@ -1,4 +1,4 @@
-"""Whole-population calls: the rows are plain Optuna's, the states are kept, and processes do not disturb each other."""
+"""Calls for whole populations: rows as of plain Optuna, correct states, and independent processes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from blanks import Blank
+from blank_storages import Blank
 from forks import Fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lives import plain, texts
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna_records import plain, texts
 
 from hpo.storage import Storage, TrialFields, TrialResult, load_study, open_storage
 from hpo.storage.location import locate
@@ -50,7 +50,7 @@ def states(storage: Storage, study_id: int) -> list[TrialState]:
 
 
 def rows(url: str) -> dict[str, list[dict[str, Any]]]:
-    """Every row of every table. A time is kept only as whether it is there and how it is written."""
+    """Return every row of every table; of times only whether they exist, and their format."""
     engine = sa.create_engine(locate(url).full_url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         tables = sa.inspect(connection).get_table_names()
@@ -60,13 +60,13 @@ def rows(url: str) -> dict[str, list[dict[str, Any]]]:
         for column in row.keys() & {"datetime_start", "datetime_complete", "heartbeat"}:
             row[column] = row[column] and len(str(row[column]))
     if engine.dialect.name == "postgresql":
-        # There a row that was only changed has used up a number, too: the order is the same, the numbers have gaps.
+        # PostgreSQL uses up a number for an updated row, too: same order, numbers with gaps.
         for table in found.keys() - {"studies", "trials", "alembic_version"}:
             found[table] = [dict(list(row.items())[1:]) for row in found[table]]
     return found
 
 
-def test_a_population_leaves_the_rows_that_plain_optuna_leaves(blank: Blank) -> None:
+def test_a_population_writes_the_rows_that_plain_optuna_writes(blank: Blank) -> None:
     templates = [running(10**-k, user_attrs={"seed": k}, system_attrs={"x:y": [k]}) for k in range(3, 6)]
     curves = [[0.1, 0.5], [math.nan, math.inf], [-math.inf, 0.2]]
     endings = [(COMPLETE, (0.5,)), (FAIL, ()), (PRUNED, (math.inf,))]
@@ -95,12 +95,12 @@ def test_a_population_leaves_the_rows_that_plain_optuna_leaves(blank: Blank) -> 
                 theirs.set_trial_state_values(i, state, values or None)
             theirs.create_new_trial(study_id, running(state=WAITING))
         expected = rows(by_optuna)
-        expected["trial_heartbeats"] = []  # hpo forgets a trial's when it ends
+        expected["trial_heartbeats"] = []  # hpo deletes the heartbeat when a trial ends
         assert rows(by_us) == expected
 
 
 def plainly_created(storage: optuna.storages.RDBStorage, study_id: int, template: FrozenTrial) -> int:
-    """A trial that plain Optuna made; a running one with the worker that trains it, and with its sign of life."""
+    """Create a trial with plain Optuna; a running one also has a worker and a heartbeat."""
     if template.state != RUNNING:
         return storage.create_new_trial(study_id, template)
     template = copy_module.copy(template)
@@ -120,7 +120,7 @@ attrs = st.dictionaries(st.text(st.characters(codec="utf-8", exclude_characters=
 
 @st.composite
 def histories(draw: st.DrawFn) -> FrozenTrial:
-    """A trial in any state, with anything that a trial may have."""
+    """Draw a trial in any state, with any data."""
     state = draw(st.sampled_from(TrialState))
     names = draw(st.lists(st.sampled_from(sorted(SPACE)), unique=True))
     params = {"lr": draw(st.floats(1e-6, 1e-2)), "units": draw(st.integers(1, 10)) * 10, "activation": "relu"}
@@ -139,7 +139,7 @@ def histories(draw: st.DrawFn) -> FrozenTrial:
 
 
 def _no_negative_zero(value: float) -> float:
-    """SQLite keeps -0.0 as 0.0, whoever writes it."""
+    """SQLite stores -0.0 as 0.0."""
     return value + 0.0
 
 
@@ -171,7 +171,7 @@ def test_any_trials_are_written_and_read_as_plain_optuna_does(blank: Blank, time
         ours.close()
 
 
-def test_trials_are_numbered_on_from_those_there_are(storage: Storage, study_id: int) -> None:
+def test_new_trials_are_numbered_after_the_existing_ones(storage: Storage, study_id: int) -> None:
     other = storage.create_new_study([StudyDirection.MAXIMIZE], "other")
     storage.create_trials(other, [running()])
     storage.create_new_trial(study_id)
@@ -182,7 +182,7 @@ def test_trials_are_numbered_on_from_those_there_are(storage: Storage, study_id:
     assert storage.create_trials(study_id, []) == []
 
 
-def test_created_trials_are_what_the_storage_holds_and_not_their_templates(storage: Storage, study_id: int) -> None:
+def test_created_trials_equal_the_stored_ones_and_are_not_their_templates(storage: Storage, study_id: int) -> None:
     template = running()
     first, second = storage.create_trials(study_id, [template, template])
     assert [first, second] == storage.get_all_trials(study_id)
@@ -191,7 +191,7 @@ def test_created_trials_are_what_the_storage_holds_and_not_their_templates(stora
     assert not second.user_attrs
 
 
-def test_a_running_trial_without_a_start_starts_now_and_a_waiting_one_has_none(storage: Storage, study_id: int) -> None:
+def test_a_running_trial_without_a_start_time_starts_now(storage: Storage, study_id: int) -> None:
     unstarted = running()
     unstarted.datetime_start = None
     started, waiting = storage.create_trials(study_id, [unstarted, running(state=WAITING)])
@@ -208,7 +208,7 @@ def test_a_population_is_created_whole_or_not_at_all(storage: Storage, study_id:
         storage.create_trials(study_id + 1, [running()])
 
 
-def test_only_running_trials_take_reports_and_endings(storage: Storage, study_id: int) -> None:
+def test_only_running_trials_can_be_reported_and_finished(storage: Storage, study_id: int) -> None:
     a, b, waiting = ids(storage.create_trials(study_id, [running(), running(), running(state=WAITING)]))
     assert storage.finish([TrialResult(a, COMPLETE, (0.7,))]) == set()
     assert storage.report(1, {a: 0.1, b: 0.2, waiting: 0.3, 999: 0.4}) == {a, waiting, 999}
@@ -220,14 +220,14 @@ def test_only_running_trials_take_reports_and_endings(storage: Storage, study_id
     assert storage.report(1, {}) == storage.finish([]) == set()
 
 
-def test_a_step_reported_again_is_changed(storage: Storage, study_id: int) -> None:
+def test_a_step_reported_twice_is_updated(storage: Storage, study_id: int) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
     storage.report(1, {trial_id: math.nan})
     storage.report(1, {trial_id: 0.25})
     assert storage.get_trial(trial_id).intermediate_values == {1: 0.25}
 
 
-def test_a_requeued_trial_waits_with_its_parameters_and_nothing_else(storage: Storage, study_id: int) -> None:
+def test_a_requeued_trial_has_its_parameters_only(storage: Storage, study_id: int) -> None:
     kept, back, done = ids(storage.create_trials(study_id, [running(user_attrs={"seed": k}) for k in range(3)]))
     storage.report(1, {kept: 0.1, back: 0.2, done: 0.3})
     storage.finish([TrialResult(done, COMPLETE, (0.3,))])
@@ -255,7 +255,7 @@ def test_only_waiting_trials_are_claimed_first_ones_first(storage: Storage, stud
     assert storage.claimed_ids == {first, busy, second, third}
 
 
-def test_only_who_claimed_a_trial_can_change_it(storage: Storage, study_id: int, url: str) -> None:
+def test_only_the_process_that_claimed_a_trial_can_change_it(storage: Storage, study_id: int, url: str) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
     other = open_storage(url)
     assert other.report(1, {trial_id: 0.1}) == {trial_id}
@@ -272,7 +272,7 @@ def test_only_who_claimed_a_trial_can_change_it(storage: Storage, study_id: int,
     other.close()
 
 
-def test_a_number_that_another_process_took_is_not_given_again(storage: Storage, study_id: int, url: str) -> None:
+def test_a_number_used_by_another_process_is_not_used_again(storage: Storage, study_id: int, url: str) -> None:
     other = open_storage(url)
     assert len(storage.create_trials(study_id, [running(), running()], first=0)) == 2
     assert other.create_trials(study_id, [running()], first=0) == []
@@ -283,7 +283,7 @@ def test_a_number_that_another_process_took_is_not_given_again(storage: Storage,
     other.close()
 
 
-def test_the_first_to_settle_a_matter_settles_it(storage: Storage, study_id: int, url: str) -> None:
+def test_a_study_attribute_is_set_once(storage: Storage, study_id: int, url: str) -> None:
     other = open_storage(url)
     assert storage.set_study_attr_if_absent(study_id, "hpo:run", {"precision": "bfloat16"}) == {"precision": "bfloat16"}
     assert other.set_study_attr_if_absent(study_id, "hpo:run", {"precision": "float32"}) == {"precision": "bfloat16"}
@@ -292,7 +292,7 @@ def test_the_first_to_settle_a_matter_settles_it(storage: Storage, study_id: int
     other.close()
 
 
-def test_trials_are_read_in_parts_and_what_is_known_is_not_read_again(storage: Storage, study_id: int) -> None:
+def test_only_new_and_ended_trials_and_requested_fields_are_read(storage: Storage, study_id: int) -> None:
     a, b = ids(storage.create_trials(study_id, [running(user_attrs={"seed": 1}), running()]))
     storage.report(1, {a: 0.5})
     storage.finish([TrialResult(a, COMPLETE, (0.5,), {}, {"hpo:curve": CURVE, "rung_1": 2})])
@@ -307,23 +307,23 @@ def test_trials_are_read_in_parts_and_what_is_known_is_not_read_again(storage: S
     assert storage.read_trials(study_id, -1, (), TrialFields()) == storage.get_all_trials(study_id)
 
 
-def test_an_ending_that_could_not_be_read_back_is_refused() -> None:
+def test_a_result_that_could_not_be_read_back_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         TrialResult(1, COMPLETE, (0.5, math.nan))
     with pytest.raises(ValueError, match="needs a value"):
         TrialResult(1, COMPLETE)
-    with pytest.raises(ValueError, match="not the end"):
+    with pytest.raises(ValueError, match="not a final state"):
         TrialResult(1, WAITING)
 
 
-def test_a_trial_ends_once(storage: Storage, study_id: int) -> None:
+def test_two_results_of_one_trial_are_refused(storage: Storage, study_id: int) -> None:
     (trial_id,) = ids(storage.create_trials(study_id, [running()]))
-    with pytest.raises(ValueError, match="once"):
+    with pytest.raises(ValueError, match="two results of one trial"):
         storage.finish([TrialResult(trial_id, FAIL), TrialResult(trial_id, COMPLETE, (1.0,))])
     assert states(storage, study_id) == [RUNNING]
 
 
-def test_a_study_loaded_before_sees_what_was_written_past_it(storage: Storage, study_id: int) -> None:
+def test_a_loaded_study_sees_later_writes_of_the_storage(storage: Storage, study_id: int) -> None:
     study = load_study(storage, "digits")
     assert study.trials == []
     a, b = ids(storage.create_trials(study_id, [running(), running()]))
@@ -395,10 +395,10 @@ for _ in range(5):
 claimed = [trial._trial_id for _ in waiting for trial in storage.claim(waiting, 1)]
 print(json.dumps([numbers, claimed]))
 """
-"""One process's share: populations created, reported and finished, and a queue that all of them want."""
+"""Script of one process: create, report and finish populations, and claim from a common queue."""
 
 
-def test_processes_share_a_study_without_losing_or_doubling_anything(storage: Storage, study_id: int, url: str) -> None:
+def test_processes_share_a_study_without_lost_or_duplicate_trials(storage: Storage, study_id: int, url: str) -> None:
     waiting = ids(storage.create_trials(study_id, [running(state=WAITING) for _ in range(30)]))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with ExitStack() as stack:
@@ -407,7 +407,7 @@ def test_processes_share_a_study_without_losing_or_doubling_anything(storage: St
         assert [process.stdout and process.stdout.readline() for process in processes] == ["ready\n"] * 3
         for process in processes:
             assert process.stdin is not None
-            process.stdin.close()  # now all begin
+            process.stdin.close()  # now all processes start
         numbers, claimed = zip(*(json.loads(process.communicate()[0]) for process in processes), strict=True)
     assert sorted(number for of_one in numbers for number in of_one) == list(range(30, 150))
     assert sorted(trial_id for of_one in claimed for trial_id in of_one) == waiting

@@ -1,4 +1,4 @@
-"""What only a server has: passwords, TLS, permissions, restarts, and commits whose answer is lost on the way."""
+"""Database servers: passwords, TLS, permissions, restarts, and commits whose answer is lost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def with_password(url: str, password: str = IN_A_URL) -> str:
 
 
 def refused(url: str) -> str:
-    """The one line with which the storage is refused; neither it nor its traceback holds a password."""
+    """Return the error message, one line; neither it nor its traceback contains a password."""
     with pytest.raises(StorageError) as caught:
         open_storage(url)
     message = str(caught.value)
@@ -84,7 +84,7 @@ def test_a_password_is_neither_logged_nor_printed(
     assert "s3cret" not in caplog.text + "".join(capfd.readouterr())
 
 
-def test_what_cannot_be_connected_to_is_one_line(ann: str, server: Server, server_url: str) -> None:
+def test_a_failed_connection_is_one_line(ann: str, server: Server, server_url: str) -> None:
     assert "password authentication failed" in refused(with_password(ann, "s3cret-but-wrong"))
     assert 'database "nowhere" does not exist; check that the server runs' in refused(server.url("nowhere"))
     assert "Connection refused" in refused("postgresql://ann:s3cret@127.0.0.1:1/hpo")
@@ -96,7 +96,7 @@ def test_what_cannot_be_connected_to_is_one_line(ann: str, server: Server, serve
     open_storage(f"{server_url}?sslmode=disable&connect_timeout=5").close()
 
 
-def test_a_user_who_may_not_make_tables_is_told_so(ann: str, server: Server) -> None:
+def test_a_user_without_permission_to_create_tables_is_one_line(ann: str, server: Server) -> None:
     with server.database() as name:
         url = with_password(server.url(name, "ann"))
         assert "permission denied" in refused(url)
@@ -124,7 +124,7 @@ def test_a_connection_that_died_in_the_pool_is_replaced(server: Server, server_s
     assert [study.study_name for study in server_storage.get_all_studies()] == ["digits"]
 
 
-def test_restarts_in_the_middle_lose_and_double_nothing(server: Server, server_storage: Storage) -> None:
+def test_restarts_of_the_server_lose_and_duplicate_nothing(server: Server, server_storage: Storage) -> None:
     study_id = server_storage.create_study("digits", [MAXIMIZE], {})
     rounds, stop = [0], threading.Event()
 
@@ -157,7 +157,7 @@ def test_restarts_in_the_middle_lose_and_double_nothing(server: Server, server_s
     assert all(trial.intermediate_values == {1: 0.1, 2: 0.2} for trial in trials)
 
 
-def test_a_server_that_stays_away_is_one_line_in_the_end(
+def test_a_server_that_stays_unreachable_is_one_line(
     server: Server, server_storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     server_storage.retry_policy.timeout_s = 0.5
@@ -173,14 +173,14 @@ def test_a_server_that_stays_away_is_one_line_in_the_end(
 
 
 class Relay:
-    """Passes on what goes to a server and back; when it is armed, the answer to the next commit is lost.
+    """A relay between client and server; when armed, it drops the answer to the next commit.
 
     The connection breaks once the server has answered, so the transaction is kept, and the client cannot know.
     """
 
     def __init__(self, port: int) -> None:
         self.server, self.armed, self.lost = ("127.0.0.1", port), False, 0
-        self.meanwhile: Callable[[], object] = lambda: None  # called before the client learns of its loss
+        self.meanwhile: Callable[[], object] = lambda: None  # called before the client loses the connection
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self.threads = [threading.Thread(target=self._listen)]
@@ -244,13 +244,13 @@ Call = Callable[..., Any]
 
 
 def everything_lost(storage: Storage) -> list[RunningTrial]:
-    """The running trials as if their processes had ended."""
+    """Return the running trials as if their processes had ended."""
     return [dataclasses.replace(trial, orphaned="ended") for trial in running_trials(storage)]
 
 
 @pytest.fixture
 def losing(relay: Relay, server: Server, server_url: str) -> Iterator[tuple[Storage, Call]]:
-    """A storage, and a way to make a call on it whose commit is kept while its answer is lost."""
+    """Yield a storage, and a function that runs a call whose commit succeeds while its answer is lost."""
     storage = open_storage(server_url.replace(str(server.port), str(relay.port)))
 
     def call(method: Call, *arguments: Any) -> Any:
@@ -263,7 +263,7 @@ def losing(relay: Relay, server: Server, server_url: str) -> Iterator[tuple[Stor
     storage.close()
 
 
-def test_a_commit_whose_answer_was_lost_is_done_once(losing: tuple[Storage, Call]) -> None:
+def test_a_commit_with_a_lost_answer_takes_effect_once(losing: tuple[Storage, Call]) -> None:
     storage, call = losing
     study_id = call(storage.create_study, "digits", [MAXIMIZE], {"x": 1})
     assert storage.get_study_user_attrs(study_id) == {"x": 1}
@@ -284,7 +284,7 @@ def test_a_commit_whose_answer_was_lost_is_done_once(losing: tuple[Storage, Call
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "RUNNING", "RUNNING"]
 
 
-def test_what_was_taken_back_is_told_though_the_answer_was_lost(losing: tuple[Storage, Call]) -> None:
+def test_a_requeue_with_a_lost_answer_returns_its_trials(losing: tuple[Storage, Call]) -> None:
     storage, call = losing
     study_id = storage.create_study("digits", [MAXIMIZE], {})
     storage.create_trials(study_id, [running(), running()])
@@ -293,7 +293,7 @@ def test_what_was_taken_back_is_told_though_the_answer_was_lost(losing: tuple[St
     assert [len(trial.system_attrs["hpo:attempts"]) for trial in trials] == [1, 1]
 
 
-def test_what_others_did_since_the_lost_answer_is_left_alone(
+def test_later_changes_of_other_processes_survive_a_lost_answer(
     losing: tuple[Storage, Call], relay: Relay, server_url: str
 ) -> None:
     storage, call = losing

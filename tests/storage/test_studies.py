@@ -1,4 +1,4 @@
-"""Studies by name, what each holds, its best trials, and what reads a study beside hpo."""
+"""Studies by name: summaries, best trials, and other programs that read a study."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpo.storage import Storage, TrialResult, best_trials, load_study, rename_st
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
-MIDSUMMER = datetime(2026, 6, 21, 12)  # no clock is changed in the hours after
+MIDSUMMER = datetime(2026, 6, 21, 12)  # no daylight saving change in the hours after
 NAMES = map("study {}".format, itertools.count())
 
 
@@ -41,7 +41,7 @@ def unknown(storage: Storage, name: str) -> str:
 
 
 def trial(*values: float, state: TrialState = COMPLETE, start: int = 0, end: int = 0) -> FrozenTrial:
-    """A trial with everything that a trial can have, which started and ended so many minutes after midsummer's noon."""
+    """Return a trial with data of every kind, its start and end in minutes after midsummer's noon."""
     made = create_trial(
         state=state,
         values=values or None,
@@ -83,14 +83,14 @@ def studies(draw: st.DrawFn) -> tuple[list[StudyDirection], list[FrozenTrial]]:
     return directions, draw(st.lists(trials(len(directions)), max_size=12))
 
 
-def test_names_come_oldest_first(storage: Storage) -> None:
+def test_study_names_are_sorted_oldest_first(storage: Storage) -> None:
     assert study_names(storage) == []
     for name in ("mnist", "digits", "cifar"):
         storage.create_new_study([StudyDirection.MAXIMIZE], name)
     assert study_names(storage) == ["mnist", "digits", "cifar"]
 
 
-def test_a_study_is_renamed_unless_the_name_is_anothers(storage: Storage, study_id: int) -> None:
+def test_a_study_is_renamed_unless_another_has_the_name(storage: Storage, study_id: int) -> None:
     other = storage.create_new_study([MINIMIZE], "other")
     with pytest.raises(DuplicatedStudyError):
         rename_study(storage, other, "digits")
@@ -104,7 +104,7 @@ def test_a_study_is_renamed_unless_the_name_is_anothers(storage: Storage, study_
         best_trials(storage, other + 1, 1)
 
 
-def test_an_unknown_study_is_answered_with_the_nearest_name(storage: Storage, study_id: int) -> None:
+def test_an_unknown_study_error_suggests_the_nearest_name(storage: Storage, study_id: int) -> None:
     assert unknown(storage, "digit").endswith(": no study named 'digit' (did you mean 'digits'?)")
     assert unknown(storage, "a\nb").endswith(r": no study named 'a\nb'; the storage has 'digits'")
     for k in range(6):
@@ -112,17 +112,17 @@ def test_an_unknown_study_is_answered_with_the_nearest_name(storage: Storage, st
     assert unknown(storage, "mnist").endswith("'s3' and 2 more (see `hpo studies`)")
 
 
-def test_no_study_has_a_name_that_is_no_text(storage: Storage) -> None:
+def test_a_name_that_is_not_utf8_is_refused(storage: Storage) -> None:
     for find in (summary, load_study):
         with pytest.raises(StorageError, match=r"no '\\udcff': the name is not valid UTF-8; correct it"):
-            find(storage, "\udcff")  # as Python has it of a byte on a command line that is no UTF-8
+            find(storage, "\udcff")  # as Python decodes a byte of a command line that is not UTF-8
 
 
-def test_an_empty_storage_says_how_to_start(storage: Storage) -> None:
+def test_the_error_of_an_empty_storage_says_how_to_start(storage: Storage) -> None:
     assert unknown(storage, "digits").endswith("the storage has no study yet: start one with `hpo launch FILE`")
 
 
-def test_a_study_is_read_with_what_it_holds(storage: Storage, study_id: int) -> None:
+def test_a_summary_has_the_facts_of_its_study(storage: Storage, study_id: int) -> None:
     storage.set_study_user_attr(study_id, "hpo:study", "{}")
     study = load_study(storage, "digits")
     assert isinstance(study, optuna.Study)
@@ -164,7 +164,7 @@ def test_any_number_of_best_trials_can_be_asked_for(storage: Storage) -> None:
     assert numbers(storage, name, 10**30) == [1, 0]
 
 
-def test_the_trials_of_other_studies_count_there(storage: Storage) -> None:
+def test_trials_of_other_studies_do_not_count(storage: Storage) -> None:
     one, two = filled(storage, [trial(0.5)]), filled(storage, [trial(0.9), trial(state=FAIL)])
     assert [(found.name, found.best, found.states) for found in summaries(storage)] == [
         (one, 0.5, {COMPLETE: 1}),
@@ -261,7 +261,7 @@ def test_the_dashboard_reads_a_study(storage: Storage, study_id: int) -> None:
 
 
 def get(app: Any, path: str) -> Any:
-    """What a WSGI application answers to a GET."""
+    """Return the answer of a WSGI application to a GET request."""
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": "", "wsgi.input": io.BytesIO()}
     environ |= {
         "wsgi.errors": io.StringIO(),

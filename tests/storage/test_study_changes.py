@@ -1,4 +1,4 @@
-"""The queue: closed studies give out no trials, whoever asks, whenever; a pause leaves nothing of hpo's running."""
+"""Changes of a study: trials of a closed study cannot be claimed; a pause leaves no running trials of hpo."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from lives import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, row_counts, running, states
 from optuna.trial import TrialState
+from optuna_records import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, row_counts, running, states
 from postgresql_server import Server
 
 from hpo.errors import StudyClosedError
@@ -59,15 +59,15 @@ from hpo.storage.statements import delete_heartbeats, update_heartbeats
 
 OPEN, PAUSED, STOPPED, ENDED = StudyState
 FILE = "hpo:study"
-# How long a thread that should wait for another is watched waiting.
+# How long the test checks that a thread waits for another.
 WATCHED_S = 0.5
-# Races are run so often that each order of two transactions occurs.
+# Enough repetitions for each order of two transactions to occur.
 ROUNDS = 15
 EXAMPLES, STEPS = 4, 25
 
 
 def made(storage: Storage, file: str = "file", name: str = "digits") -> ClaimConditions:
-    """A new study, and the conditions of a process that knows it as it is."""
+    """Create a study; return the claim conditions of a process that has loaded it."""
     return ClaimConditions(storage.create_study(name, [MAXIMIZE], {FILE: file}), name, {FILE: file})
 
 
@@ -83,7 +83,7 @@ def attrs(storage: Storage, conditions: ClaimConditions) -> dict[str, Any]:
 
 
 def at_once(*calls: Callable[[], object]) -> list[object]:
-    """Make calls in threads that set out together; return their answers, or how the study was found closed."""
+    """Run calls in threads that start together; return their answers, or how the study was closed."""
     barrier = threading.Barrier(len(calls))
 
     def make(call: Callable[[], object]) -> object:
@@ -97,7 +97,7 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
         return [made.result(deadline()) for made in [pool.submit(make, call) for call in calls]]
 
 
-# --- What a state means ---
+# --- States ---
 
 
 def close(storage: Storage, conditions: ClaimConditions, how: str) -> None:
@@ -116,7 +116,7 @@ WAYS = ["paused", "stopped", "changed", "deleted"]
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_closed_study_gives_out_no_trial(how: str, storage: Storage, other: Storage) -> None:
+def test_trials_of_a_closed_study_cannot_be_claimed(how: str, storage: Storage, other: Storage) -> None:
     conditions = made(storage)
     waiting = ids(storage.create_trials(conditions.study_id, [running(state=WAITING)] * 2, conditions=conditions))
     close(other, conditions, how)
@@ -132,7 +132,7 @@ def test_a_closed_study_gives_out_no_trial(how: str, storage: Storage, other: St
 
 
 @pytest.mark.parametrize("state", [None, OPEN, ENDED])
-def test_an_open_study_and_one_that_ended_give_out_trials(state: StudyState | None, storage: Storage) -> None:
+def test_trials_of_an_open_or_ended_study_can_be_claimed(state: StudyState | None, storage: Storage) -> None:
     conditions = made(storage)
     if state is not None:
         set_state(storage, conditions.study_id, state)
@@ -141,7 +141,7 @@ def test_an_open_study_and_one_that_ended_give_out_trials(state: StudyState | No
     assert ids(storage.claim([first, second], 2, conditions)) == [second]
 
 
-def test_the_refusal_says_why_and_how_to_go_on(storage: Storage) -> None:
+def test_the_error_names_the_reason_and_how_to_resume(storage: Storage) -> None:
     conditions = made(storage)
     set_state(storage, conditions.study_id, PAUSED, "the cluster is needed")
     with pytest.raises(StudyClosedError) as caught:
@@ -149,13 +149,13 @@ def test_the_refusal_says_why_and_how_to_go_on(storage: Storage) -> None:
     assert str(caught.value) == ("study 'digits' is paused (the cluster is needed); go on with `hpo resume digits`")
 
 
-def test_a_priority_or_another_attribute_closes_nothing(storage: Storage) -> None:
+def test_other_attributes_do_not_affect_claims(storage: Storage) -> None:
     conditions = made(storage)
     storage.set_study_attrs(conditions.study_id, {PRIORITY: 5, "note": "x"})
     check_open(storage, conditions)
 
 
-def test_a_study_that_was_changed_and_changed_back_is_what_it_was(storage: Storage) -> None:
+def test_a_study_that_was_changed_back_meets_the_conditions(storage: Storage) -> None:
     conditions = made(storage)
     close(storage, conditions, "changed")
     storage.set_study_attrs(conditions.study_id, {FILE: "file"})
@@ -176,7 +176,7 @@ def test_each_study_has_a_state_of_its_own(storage: Storage) -> None:
     ]
 
 
-def test_a_pause_takes_back_what_workers_train_and_nothing_else(storage: Storage, other: Storage) -> None:
+def test_a_pause_requeues_trials_of_workers_only(storage: Storage, other: Storage) -> None:
     conditions, elsewhere = made(storage), made(storage, name="mnist")
     died = {ATTEMPTS: [attempt_record("died", "killed", storage.worker)]}
     templates = [running(10**-k, user_attrs={"seed": k}, system_attrs=died) for k in range(3, 7)]
@@ -206,7 +206,7 @@ def test_a_pause_takes_back_what_workers_train_and_nothing_else(storage: Storage
 
 
 def check_late_calls(storage: Storage, trial_ids: list[int], conditions: ClaimConditions) -> None:
-    """What a storage object had claimed, and lost, it cannot change, by whatever call comes first."""
+    """Check that a storage object cannot change trials whose claims it has lost, by any call."""
     claims = dict(storage._claims)
     before = repr(storage.get_all_trials(conditions.study_id)), row_counts(storage)
     late: list[Callable[[], set[int]]] = [
@@ -221,7 +221,7 @@ def check_late_calls(storage: Storage, trial_ids: list[int], conditions: ClaimCo
     assert (repr(storage.get_all_trials(conditions.study_id)), row_counts(storage)) == before
 
 
-def test_a_stop_lets_what_runs_be_finished(storage: Storage, other: Storage) -> None:
+def test_running_trials_of_a_stopped_study_can_be_finished(storage: Storage, other: Storage) -> None:
     conditions = made(storage)
     a, b = ids(storage.create_trials(conditions.study_id, [running(), running()], 0, conditions))
     assert set_state(other, conditions.study_id, STOPPED, "enough") == 0
@@ -233,7 +233,7 @@ def test_a_stop_lets_what_runs_be_finished(storage: Storage, other: Storage) -> 
 
 
 @pytest.mark.parametrize("how", ["paused", "stopped", "changed"])
-def test_an_end_is_not_noted_once_the_study_was_closed_or_changed(how: str, storage: Storage, other: Storage) -> None:
+def test_the_end_of_a_closed_or_changed_study_is_not_stored(how: str, storage: Storage, other: Storage) -> None:
     conditions = made(storage)
     close(other, conditions, how)
     before = attrs(storage, conditions)
@@ -242,7 +242,7 @@ def test_an_end_is_not_noted_once_the_study_was_closed_or_changed(how: str, stor
     assert attrs(storage, conditions) == before
 
 
-def test_an_end_is_noted_with_its_reason(storage: Storage) -> None:
+def test_the_end_of_a_study_is_stored_with_its_reason(storage: Storage) -> None:
     conditions = made(storage)
     end_study(storage, conditions, "timeout")
     assert attrs(storage, conditions) == {FILE: "file", STATE: "ended", STATE_REASON: "timeout"}
@@ -250,7 +250,7 @@ def test_an_end_is_noted_with_its_reason(storage: Storage) -> None:
 
 
 @pytest.mark.usefixtures("without_reused_ids")
-def test_nothing_is_kept_of_a_state_that_comes_after_the_study(storage: Storage, other: Storage) -> None:
+def test_the_state_of_a_deleted_study_is_not_stored(storage: Storage, other: Storage) -> None:
     conditions = made(storage)
     other.delete_study(conditions.study_id)
     before = row_counts(storage)
@@ -262,17 +262,15 @@ def test_nothing_is_kept_of_a_state_that_comes_after_the_study(storage: Storage,
 
 @pytest.fixture
 def without_reused_ids(storage: Storage) -> None:
-    """Let a study stand behind all others: SQLite gives only the id of the last row again."""
+    """Create a study with the highest id: SQLite reuses only the id of the last row."""
     storage.create_study("last", [MAXIMIZE], {})
 
 
-# --- Two at once ---
+# --- Concurrent calls ---
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_study_stays_open_until_the_trials_that_it_gives_out_are_stored(
-    how: str, storage: Storage, other: Storage
-) -> None:
+def test_a_study_cannot_close_during_a_claim(how: str, storage: Storage, other: Storage) -> None:
     conditions = made(storage)
     with ThreadPoolExecutor(1) as pool:
         with write(storage.engine) as connection:
@@ -284,7 +282,7 @@ def test_a_study_stays_open_until_the_trials_that_it_gives_out_are_stored(
     assert closed_by(lambda: check_open(storage, conditions)) == how
 
 
-def test_a_pause_at_the_same_time_leaves_nothing_running(
+def test_a_concurrent_pause_leaves_no_running_trials(
     storage: Storage, other: Storage, third: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     conditions = made(storage)
@@ -315,7 +313,7 @@ def third(url: str) -> Iterator[Storage]:
     storage.close()
 
 
-def test_a_pause_while_trials_are_reported_and_ended_leaves_each_in_one_state(
+def test_a_concurrent_pause_and_results_leave_each_trial_in_one_state(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     conditions = made(storage)
@@ -341,20 +339,20 @@ def test_a_pause_while_trials_are_reported_and_ended_leaves_each_in_one_state(
 
 
 def quietly(beat: Callable[[], None]) -> None:
-    """A sign of life is not tried again: what it meets is logged here, as a transaction's would be."""
+    """Send heartbeats and log an error, because heartbeats are not retried."""
     try:
         beat()
     except TransientError as error:
         logging.getLogger(__name__).warning("%s", error)
 
 
-def test_signs_of_life_and_a_pause_do_not_stand_in_each_others_way(
+def test_heartbeats_and_a_pause_do_not_deadlock(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     conditions = made(storage)
     trial_ids = ids(storage.create_trials(conditions.study_id, [running(state=WAITING) for _ in range(60)]))
     for round_ in range(ROUNDS):
-        # In several portions, and not in the order of their ids: so do the heartbeats lie on the disk.
+        # In several parts, and not in the order of ids: so the heartbeats are stored out of order.
         for start in range(3):
             order = trial_ids[start::3] if round_ % 2 else trial_ids[::-1][start::3]
             storage.claim(order, 60, conditions)
@@ -370,7 +368,7 @@ def test_signs_of_life_and_a_pause_do_not_stand_in_each_others_way(
     assert caplog.text == ""
 
 
-def test_signs_of_life_of_the_same_trials_do_not_wait_for_each_other(storage: Storage) -> None:
+def test_heartbeats_of_the_same_trials_do_not_deadlock(storage: Storage) -> None:
     conditions = made(storage)
     trial_ids = ids(storage.create_trials(conditions.study_id, [running(state=WAITING) for _ in range(240)]))
     for start in range(3):
@@ -390,7 +388,7 @@ def test_signs_of_life_of_the_same_trials_do_not_wait_for_each_other(storage: St
         assert connection.execute(sa.select(HEARTBEATS)).all() == []
 
 
-def test_processes_that_note_the_end_at_once_do_not_wait_for_each_other(
+def test_processes_that_end_a_study_at_once_do_not_deadlock(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     conditions = made(storage)
@@ -401,7 +399,7 @@ def test_processes_that_note_the_end_at_once_do_not_wait_for_each_other(
     assert caplog.text == ""
 
 
-def test_an_end_and_a_stop_at_once_leave_the_study_stopped_or_never_ended(
+def test_a_concurrent_end_and_stop_leave_the_study_stopped(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     conditions = made(storage)
@@ -416,12 +414,12 @@ def test_an_end_and_a_stop_at_once_leave_the_study_stopped_or_never_ended(
     assert caplog.text == ""
 
 
-# --- Any order of what processes do with studies ---
+# --- Any order of calls ---
 
 
 @dataclass
 class Trial:
-    """A trial as it has to be: `token` is the claim by which it runs, 0 for plain Optuna's."""
+    """A trial of the model: `token` is its claim, 0 if plain Optuna runs it."""
 
     number: int
     state: TrialState
@@ -431,7 +429,7 @@ class Trial:
 
 @dataclass
 class Person:
-    """A process: its storage, the conditions that it goes by, and its claims (trial id -> token)."""
+    """A process: its storage, its claim conditions, and its claims (trial id -> token)."""
 
     storage: Storage
     conditions: ClaimConditions
@@ -447,7 +445,7 @@ class Doors(RuleBasedStateMachine):
         super().__init__()
         self.storages = storages
         self.token = self.file = 0
-        self.conditions: ClaimConditions | None = None  # as the study is
+        self.conditions: ClaimConditions | None = None  # those of the present study
         self.state, self.why = OPEN, ""
         self.trials: dict[int, Trial] = {}
 
@@ -465,7 +463,7 @@ class Doors(RuleBasedStateMachine):
         self.state, self.why, self.trials = OPEN, "", {}
 
     def expected(self, person: Person) -> str | None:
-        """How the person finds the study closed."""
+        """Return how the study is closed for the person."""
         if self.conditions is None or self.conditions.study_id != person.conditions.study_id:
             return "deleted"
         if self.state in (PAUSED, STOPPED):
@@ -473,7 +471,7 @@ class Doors(RuleBasedStateMachine):
         return "changed" if self.conditions != person.conditions else None
 
     def passed(self, person: Person, call: Callable[[], Any]) -> Any:
-        """What the call answers, None where it has to be refused, and is."""
+        """Return the answer of the call, or None if the model and the call agree that it is refused."""
         how = self.expected(person)
         if how is None:
             return call()
@@ -496,7 +494,7 @@ class Doors(RuleBasedStateMachine):
         for trial_id in trial_ids:
             self.trials[trial_id].state, self.trials[trial_id].curve = WAITING, {}
 
-    # --- What processes do ---
+    # --- Calls of processes ---
 
     @rule(
         who=who, kinds=st.lists(st.sampled_from([RUNNING, WAITING]), max_size=3), off=st.sampled_from([0, 0, None, 1])
@@ -571,7 +569,7 @@ class Doors(RuleBasedStateMachine):
         if self.conditions is not None:
             self.people[who].conditions = self.conditions
 
-    # --- What happens to the study ---
+    # --- Changes of the study ---
 
     @precondition(lambda self: self.conditions is not None)
     @rule(by=who, state=st.sampled_from([OPEN, OPEN, PAUSED, STOPPED]), why=st.sampled_from(["", "enough"]))
@@ -632,16 +630,14 @@ class Doors(RuleBasedStateMachine):
             self.storages[0].delete_study(self.conditions.study_id)
 
 
-def test_any_order_of_claims_changes_and_closings_leaves_what_the_model_does(
-    storage: Storage, other: Storage, times: int
-) -> None:
+def test_any_order_of_claims_and_changes_agrees_with_the_model(storage: Storage, other: Storage, times: int) -> None:
     run_state_machine_as_test(
         lambda: Doors((storage, other)),
         settings=settings(max_examples=EXAMPLES * times, stateful_step_count=STEPS, print_blob=True),
     )
 
 
-# --- What is seen of the queue ---
+# --- Display of the queue ---
 
 
 def test_the_last_epoch_is_the_highest_step_of_each_trial(storage: Storage) -> None:
@@ -661,7 +657,7 @@ def test_the_last_epochs_of_more_trials_than_a_query_takes_are_found(storage: St
     assert last_epochs(storage, many) == dict.fromkeys(many, 4)
 
 
-def test_a_pace_counts_what_ended_within_the_window(storage: Storage) -> None:
+def test_a_rate_counts_trials_that_ended_within_the_window(storage: Storage) -> None:
     now = datetime.datetime.now()
 
     def ended(start_s: float, end_s: float, state: TrialState = COMPLETE) -> Any:
@@ -677,7 +673,7 @@ def test_a_pace_counts_what_ended_within_the_window(storage: Storage) -> None:
     storage.create_trials(idle, [ended(9000, 8000), running(), running(state=WAITING)])
     found = trial_rates(storage, 3600.0)
     assert found.keys() == {old, young}
-    # Between `now` and the call some seconds may pass: for the old one the oldest trial may have left the window.
+    # Some seconds can pass between `now` and the call: the oldest trial may have left the window.
     assert 34 / 3600 <= found[old] <= 36 / 3600
     assert 3 / (100 + deadline()) <= found[young] <= 3 / 100
 
@@ -687,7 +683,7 @@ def test_a_pace_counts_what_ended_within_the_window(storage: Storage) -> None:
 
 @pytest.fixture
 def away(server: Server, server_storage: Storage) -> Iterator[Storage]:
-    """A storage whose server is away until the test brings it back, or is over."""
+    """Yield a storage whose server is unreachable until the test restarts it."""
     server_storage.create_study("digits", [MAXIMIZE], {})
     server.stop()
     yield server_storage
@@ -698,7 +694,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_a_stop_cuts_the_wait_for_a_server_short(away: Storage, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stop_interrupts_the_wait_for_a_server(away: Storage, caplog: pytest.LogCaptureFixture) -> None:
     away.retry_policy.timeout_s = float("inf")
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(set_state, away, 1, PAUSED)
@@ -708,16 +704,16 @@ def test_a_stop_cuts_the_wait_for_a_server_short(away: Storage, caplog: pytest.L
         with pytest.raises(TransientError, match="Connection refused"):
             waits.result(deadline())
     (said,) = messages(caplog)
-    assert said.endswith("; trying again")  # for how long it does not say: there is no end to it
+    assert said.endswith("; trying again")  # without a limit, because the timeout is infinite
     with pytest.raises(TransientError):
-        summaries(away)  # once stopped, nothing is tried again
+        summaries(away)  # no retries after the stop
     assert messages(caplog) == [said]
     assert away.retry_policy.total_s > 0
 
 
 @pytest.fixture
 def brief_absence(server: Server, server_storage: Storage) -> Iterator[Callable[[], None]]:
-    """Takes the server away; the call brings it back, and so does the test's end."""
+    """Stop the server; the call, and the end of the test, restart it."""
     server.stop()
     back: list[bool] = []
 
@@ -730,13 +726,13 @@ def brief_absence(server: Server, server_storage: Storage) -> Iterator[Callable[
         server.start()
 
 
-def test_a_wait_is_told_at_first_and_every_minute_and_when_it_is_over(
+def test_a_wait_is_logged_at_its_start_every_minute_and_at_its_end(
     brief_absence: Callable[[], None],
     server_storage: Storage,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(retry, "REMIND_S", 0.01)  # stands for a minute
+    monkeypatch.setattr(retry, "REMIND_S", 0.01)  # in place of a minute
     spent = server_storage.retry_policy.total_s
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(summaries, server_storage)
@@ -750,15 +746,15 @@ def test_a_wait_is_told_at_first_and_every_minute_and_when_it_is_over(
     assert not any("\n" in said for said in messages(caplog))
 
 
-def test_what_is_taken_after_a_lost_answer_is_taken_through_the_gate_too(server_storage: Storage) -> None:
-    """The first claim was kept, its answer lost; before the second try another trial waits, and a stop is stored."""
+def test_a_claim_after_a_lost_answer_checks_the_conditions_too(server_storage: Storage) -> None:
+    """The first claim is committed, its answer lost; before the retry another trial waits, and a stop is stored."""
     conditions = made(server_storage)
     other = open_storage(server_storage.location.full_url)
     first, second = ids(server_storage.create_trials(conditions.study_id, [running(state=WAITING), running()]))
     tries = []
 
     def lose(connection: sa.Connection) -> None:
-        """Break the connection once the commit has been kept."""
+        """Break the connection after the commit."""
         if not tries:
             tries.append(connection)
             connection.connection.commit()

@@ -1,4 +1,4 @@
-"""Looks at the test set: each counts once it has seen something, and of many at once one does. On both databases."""
+"""Records of test evaluations: each counts once it has a result; of concurrent ones, one is the first."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def attrs(storage: Storage) -> dict[str, Any]:
     return load_study(storage, "seen").user_attrs
 
 
-def test_a_look_is_there_from_its_beginning_and_counts_from_its_end(storage: Storage, study: StudyRef) -> None:
+def test_an_evaluation_is_stored_at_its_start_and_counts_from_its_end(storage: Storage, study: StudyRef) -> None:
     begun = start_evaluation(storage, study, False, {"trial": 3})
     assert evaluations_of(attrs(storage)) == [begun]
     assert (begun["look"], begun["trial"], begun["result"]) == (None, 3, None)
@@ -43,7 +43,7 @@ def test_a_look_is_there_from_its_beginning_and_counts_from_its_end(storage: Sto
     assert attrs(storage)["other"] == 1
 
 
-def test_another_one_has_to_be_asked_for_and_counts(storage: Storage, study: StudyRef) -> None:
+def test_a_further_evaluation_needs_again_and_counts(storage: Storage, study: StudyRef) -> None:
     first, second = (start_evaluation(storage, study, False, {"trial": trial}) for trial in (3, 4))
     assert complete_evaluation(storage, study, second, False, {"accuracy": 0.25})["look"] == 1
     for late in (
@@ -67,7 +67,7 @@ def end(storage: Storage, study: StudyRef, begun: Evaluation, again: bool) -> Ev
     return complete_evaluation(storage, study, begun, again, {"accuracy": 0.5})
 
 
-def test_one_that_failed_says_why_and_is_none(storage: Storage, study: StudyRef) -> None:
+def test_a_failed_evaluation_has_a_reason_and_does_not_count(storage: Storage, study: StudyRef) -> None:
     fail_evaluation(storage, study, start_evaluation(storage, study, False, {"trial": 3}), "it is too large")
     (failed,) = evaluations_of(attrs(storage))
     assert (failed["look"], failed["result"], failed["failed"]) == (None, None, "it is too large")
@@ -75,7 +75,7 @@ def test_one_that_failed_says_why_and_is_none(storage: Storage, study: StudyRef)
     assert end(storage, study, start_evaluation(storage, study, False, {"trial": 3}), False)["look"] == 1
 
 
-def test_of_many_at_once_one_has_the_first(storage: Storage, other: Storage, study: StudyRef) -> None:
+def test_of_concurrent_evaluations_one_is_the_first(storage: Storage, other: Storage, study: StudyRef) -> None:
     def see(number: int) -> Evaluation | None:
         opened = (storage, other)[number % 2]
         try:
@@ -89,7 +89,7 @@ def test_of_many_at_once_one_has_the_first(storage: Storage, other: Storage, stu
     assert completed(evaluations_of(attrs(storage))) == ended
 
 
-def test_looks_that_are_asked_for_at_once_are_all_counted(storage: Storage, other: Storage, study: StudyRef) -> None:
+def test_concurrent_evaluations_with_again_all_count(storage: Storage, other: Storage, study: StudyRef) -> None:
     def see(number: int) -> int:
         opened = (storage, other)[number % 2]
         begun = start_evaluation(opened, study, True, {"trial": number})
@@ -101,13 +101,13 @@ def test_looks_that_are_asked_for_at_once_are_all_counted(storage: Storage, othe
     assert [look["look"] for look in evaluations_of(attrs(storage))] == list(range(1, 9))
 
 
-def test_a_study_that_has_been_deleted_has_none(storage: Storage, study: StudyRef) -> None:
+def test_a_deleted_study_cannot_be_evaluated(storage: Storage, study: StudyRef) -> None:
     storage.delete_study(study.study_id)
     with pytest.raises(HpoError, match="study 'seen' was deleted by another process; its test set was not evaluated"):
         start_evaluation(storage, study, False, {"trial": 0})
 
 
-def test_a_study_that_is_begun_anew_under_its_id_has_not_looked(storage: Storage, study: StudyRef) -> None:
+def test_another_study_with_the_id_gets_no_evaluation(storage: Storage, study: StudyRef) -> None:
     begun = start_evaluation(storage, study, False, {"trial": 0})
     storage.set_study_attrs(study.study_id, {IDENTITY: "another", TESTS: []})
     with pytest.raises(

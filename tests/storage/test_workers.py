@@ -1,4 +1,4 @@
-"""The registry: who works on a storage is in it from the first sign of life to the end, and nothing depends on it."""
+"""The registry of workers: a process is listed from its first heartbeat to its end; no search depends on it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from bodies import Body
 from deadlines import deadline, wait_for
-from lives import MAXIMIZE, ids, lived_in, plain, row_counts, running
+from idle_processes import IdleProcess
+from optuna_records import MAXIMIZE, ids, plain, row_counts, running, study_with_all_rows
 from postgresql_server import Server
 
 from hpo.storage import (
@@ -38,10 +38,10 @@ ELSEWHERE = Worker("elsewhere", 1, 0.0, "another machine", "cuda", "theirs")
 
 
 @pytest.fixture
-def body() -> Iterator[Body]:
-    body = Body()
-    yield body
-    body.die()
+def idle_process() -> Iterator[IdleProcess]:
+    idle_process = IdleProcess()
+    yield idle_process
+    idle_process.kill()
 
 
 def entered(storage: Storage, worker: Worker) -> None:
@@ -54,7 +54,7 @@ def workers(storage: Storage) -> list[Worker]:
 
 
 def age(storage: Storage, worker: Worker, **hours: int) -> None:
-    """Let a process have begun, or shown its last sign of life, so many hours earlier."""
+    """Make the registration or the last heartbeat of a process so many hours older."""
     for name, by in hours.items():
         column = WORKERS.c[name]
         earlier = {
@@ -65,28 +65,28 @@ def age(storage: Storage, worker: Worker, **hours: int) -> None:
             connection.execute(sa.update(WORKERS).where(WORKERS.c.worker_key == worker.key).values({name: earlier}))
 
 
-def test_a_storage_on_which_nobody_has_worked_has_no_processes(storage: Storage) -> None:
+def test_a_new_storage_has_no_registered_workers(storage: Storage) -> None:
     assert registered_workers(storage) == []
     assert "hpo_workers" not in sa.inspect(storage.engine).get_table_names(), "who looks does not write"
 
 
-def test_a_process_is_in_the_registry_while_it_shows_signs_of_life(storage: Storage, other: Storage) -> None:
+def test_a_process_is_registered_while_it_sends_heartbeats(storage: Storage, other: Storage) -> None:
     with heartbeats(storage):
         (found,) = registered_workers(other)
         assert found.worker == this_worker() == storage.worker
-        # The database's clock on SQLite has whole seconds.
+        # SQLite's clock has whole seconds.
         assert -1 <= found.silent_s <= found.age_s <= deadline()
     assert registered_workers(other) == []
 
 
-def test_a_process_is_in_the_registry_though_it_holds_no_trial(storage: Storage) -> None:
+def test_a_process_without_trials_is_registered(storage: Storage) -> None:
     with heartbeats(storage):
         assert running_trials(storage) == []
         assert workers(storage) == [storage.worker]
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("a defect"), KeyboardInterrupt(), SystemExit(1)])
-def test_a_process_leaves_whatever_ends_its_work(failure: BaseException, storage: Storage) -> None:
+def test_a_process_is_unregistered_however_its_work_ends(failure: BaseException, storage: Storage) -> None:
     def work() -> None:
         with heartbeats(storage):
             assert len(registered_workers(storage)) == 1
@@ -97,7 +97,7 @@ def test_a_process_leaves_whatever_ends_its_work(failure: BaseException, storage
     assert registered_workers(storage) == []
 
 
-def test_the_device_that_a_process_names_later_is_shown(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_set_later_is_registered(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "HEARTBEAT_S", 0.01)
     with heartbeats(storage):
         storage.set_device("cuda:3")
@@ -105,9 +105,7 @@ def test_the_device_that_a_process_names_later_is_shown(storage: Storage, monkey
         assert len(registered_workers(storage)) == 1
 
 
-def test_signs_of_life_keep_a_process_young_in_silence_and_old_in_age(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heartbeat_resets_the_silence_but_not_the_age(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("hpo.storage.heartbeats"), "HEARTBEAT_S", 0.01)
     with heartbeats(storage):
         age(storage, storage.worker, since=5, seen=2)
@@ -116,8 +114,8 @@ def test_signs_of_life_keep_a_process_young_in_silence_and_old_in_age(
     assert 5 * 3600 - 1 <= found.age_s <= 5 * 3600 + deadline()
 
 
-def test_processes_come_oldest_first_with_their_silence(storage: Storage, body: Body) -> None:
-    near, far = body.worker("cpu"), ELSEWHERE
+def test_registered_workers_are_sorted_oldest_first(storage: Storage, idle_process: IdleProcess) -> None:
+    near, far = idle_process.worker("cpu"), ELSEWHERE
     for worker in (near, far):
         entered(storage, worker)
     age(storage, near, since=1)
@@ -128,14 +126,14 @@ def test_processes_come_oldest_first_with_their_silence(storage: Storage, body: 
     assert [round(each.silent_s / 3600) for each in found] == [2, 0]
 
 
-def test_a_process_that_was_killed_is_not_shown_once_it_is_known(storage: Storage, body: Body) -> None:
-    entered(storage, body.worker())
-    assert workers(storage) == [body.worker()]
-    body.die()
+def test_a_killed_process_is_not_listed(storage: Storage, idle_process: IdleProcess) -> None:
+    entered(storage, idle_process.worker())
+    assert workers(storage) == [idle_process.worker()]
+    idle_process.kill()
     assert registered_workers(storage) == []
 
 
-def test_another_process_of_the_same_number_is_another(storage: Storage) -> None:
+def test_another_process_with_the_same_pid_is_another_worker(storage: Storage) -> None:
     earlier = replace(this_worker(), started=this_worker().started - 100)
     entered(storage, earlier)
     with heartbeats(storage):
@@ -145,7 +143,7 @@ def test_another_process_of_the_same_number_is_another(storage: Storage) -> None
         assert workers(storage) == [storage.worker]
 
 
-def test_who_comes_in_forgets_those_silent_for_a_day_and_nobody_else(storage: Storage) -> None:
+def test_registering_deletes_workers_without_heartbeat_for_a_day(storage: Storage) -> None:
     long_ago, lately = ELSEWHERE, replace(ELSEWHERE, pid=2)
     for worker in (long_ago, lately):
         entered(storage, worker)
@@ -156,7 +154,7 @@ def test_who_comes_in_forgets_those_silent_for_a_day_and_nobody_else(storage: St
         assert workers(storage) == [lately, storage.worker]
 
 
-def test_one_that_was_forgotten_and_is_back_is_shown_again(storage: Storage) -> None:
+def test_a_deleted_worker_is_registered_again_by_its_heartbeat(storage: Storage) -> None:
     with write(storage.engine) as connection:
         register_worker(connection, ELSEWHERE)
         unregister_worker(connection, ELSEWHERE)
@@ -164,7 +162,7 @@ def test_one_that_was_forgotten_and_is_back_is_shown_again(storage: Storage) -> 
     assert workers(storage) == [ELSEWHERE]
 
 
-def test_to_leave_twice_or_without_having_come_is_nothing(storage: Storage) -> None:
+def test_unregistering_an_unknown_worker_does_nothing(storage: Storage) -> None:
     entered(storage, ELSEWHERE)
     for _ in range(2):
         with write(storage.engine) as connection:
@@ -173,7 +171,7 @@ def test_to_leave_twice_or_without_having_come_is_nothing(storage: Storage) -> N
     assert registered_workers(storage) == []
 
 
-def test_many_that_come_at_once_make_one_table_and_are_all_in_it(
+def test_concurrent_registrations_create_one_table(
     storage: Storage, other: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     people = [replace(ELSEWHERE, pid=pid) for pid in range(8)]
@@ -189,7 +187,7 @@ def test_many_that_come_at_once_make_one_table_and_are_all_in_it(
     assert caplog.text == ""
 
 
-def test_two_pieces_of_work_in_one_process_show_it_until_the_last_is_over(storage: Storage, other: Storage) -> None:
+def test_a_process_is_registered_until_its_last_heartbeat_thread_ends(storage: Storage, other: Storage) -> None:
     with heartbeats(storage):
         with heartbeats(other):
             assert workers(storage) == [storage.worker]
@@ -197,9 +195,9 @@ def test_two_pieces_of_work_in_one_process_show_it_until_the_last_is_over(storag
     assert registered_workers(storage) == []
 
 
-def test_plain_optuna_is_not_disturbed_by_the_registry(storage: Storage) -> None:
+def test_the_registry_does_not_disturb_plain_optuna(storage: Storage) -> None:
     with heartbeats(storage):
-        lived_in(storage, "digits")
+        study_with_all_rows(storage, "digits")
         with plain(storage.location.full_url) as by_optuna:
             assert len(by_optuna.get_all_studies()) == 1
             by_optuna.delete_study(by_optuna.get_study_id_from_name("digits"))
@@ -214,7 +212,7 @@ def test_a_storage_with_a_registry_is_opened_again(storage: Storage) -> None:
         again.close()
 
 
-def test_a_deleted_study_leaves_the_registry_as_it_is(storage: Storage, other: Storage) -> None:
+def test_deleting_a_study_does_not_change_the_registry(storage: Storage, other: Storage) -> None:
     study_id = storage.create_study("digits", [MAXIMIZE], {})
     with heartbeats(storage):
         storage.create_trials(study_id, [running()])
@@ -222,8 +220,8 @@ def test_a_deleted_study_leaves_the_registry_as_it_is(storage: Storage, other: S
         assert workers(other) == [storage.worker]
 
 
-def test_who_may_change_rows_but_make_no_tables_can_work(server: Server, server_storage: Storage) -> None:
-    """The tables may be the administrator's: nothing depends on the registry."""
+def test_a_user_without_permission_to_create_tables_can_work(server: Server, server_storage: Storage) -> None:
+    """The tables can belong to an administrator: no search depends on the registry."""
     study_id = server_storage.create_study("digits", [MAXIMIZE], {})
     database = str(server_storage.engine.url.database)
     server.sql("CREATE ROLE bob LOGIN")
@@ -259,9 +257,7 @@ def opens(url: str) -> bool:
     return True
 
 
-def test_a_server_that_goes_away_at_the_end_does_not_hide_what_happened(
-    server: Server, server_storage: Storage
-) -> None:
+def test_a_lost_server_at_the_end_does_not_hide_an_exception(server: Server, server_storage: Storage) -> None:
     def work() -> None:
         with heartbeats(server_storage):
             server.stop()
@@ -275,5 +271,5 @@ def test_a_server_that_goes_away_at_the_end_does_not_hide_what_happened(
     assert [each.worker for each in registered_workers(server_storage)] == [server_storage.worker]
 
 
-def test_a_registered_process_says_who_it_is() -> None:
+def test_a_registered_worker_has_all_its_facts() -> None:
     assert str(RegisteredWorker(ELSEWHERE, 1.0, 0.0).worker) == "process 1 on elsewhere"

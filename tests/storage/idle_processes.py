@@ -1,6 +1,6 @@
-"""Processes that lend a worker their identity, and what tests do to signs of life.
+"""Idle processes that stand for workers, and heartbeats that tests make older.
 
-A body does nothing; it can be killed, so that whoever looks for the worker's process finds that it ended.
+An idle process can be killed, so that a worker with its identity has ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ EARLIER = {
 }
 
 
-class Body:
-    """A process that waits. It ends with the test's own, which holds the other end of its pipe."""
+class IdleProcess:
+    """A process that waits for its stdin, a pipe from the test process, to be closed."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
@@ -32,14 +32,14 @@ class Body:
     def worker(self, device: str = "") -> Worker:
         return replace(this_worker(), pid=self.process.pid, started=self.started, device=device)
 
-    def die(self) -> None:
-        """Be killed, and reaped."""
+    def kill(self) -> None:
+        """Kill the process and wait for its end."""
         self.process.kill()
         self.process.communicate()
 
 
-def silence(storage: Storage, trial_ids: Collection[int], seconds: int = HOUR_S) -> None:
-    """Let the last sign of life of trials be older than it is."""
+def age_heartbeats(storage: Storage, trial_ids: Collection[int], seconds: int = HOUR_S) -> None:
+    """Make the heartbeats of trials `seconds` older."""
     earlier = EARLIER[storage.engine.dialect.name]
     update = sa.text(f"UPDATE trial_heartbeats SET heartbeat = {earlier} WHERE trial_id IN :ids")
     with storage.engine.begin() as connection:

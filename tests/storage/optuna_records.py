@@ -1,4 +1,4 @@
-"""Trials and studies for the tests of Optuna's contract, and how they are compared."""
+"""Trials and studies for tests, as Optuna's records, and their comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LR = FloatDistribution(1e-6, 1e-2, log=True)
 
 @contextmanager
 def plain(url: str) -> Iterator[RDBStorage]:
-    """Plain Optuna's storage, where the tables are made already."""
+    """Open a storage with existing tables as plain Optuna does."""
     storage = RDBStorage(locate(url).full_url, skip_compatibility_check=True, skip_table_creation=True)
     yield storage
     storage.remove_session()
@@ -44,14 +44,14 @@ def states(trials: Sequence[FrozenTrial]) -> list[TrialState]:
 
 
 def texts(trials: Sequence[FrozenTrial]) -> list[str]:
-    """The trials as they compare: NaN is not equal to itself, and the order of a dictionary means nothing."""
+    """Return trials as comparable text: NaN is not equal to itself, and the order of dictionaries does not matter."""
     return [
         repr({k: sorted(v.items()) if isinstance(v, dict) else v for k, v in vars(trial).items()}) for trial in trials
     ]
 
 
 def row_counts(storage: RDBStorage) -> dict[str, int]:
-    """How many rows each table has, of those that have any."""
+    """Return the number of rows of each table that has rows."""
     with storage.engine.connect() as connection:
         counts = {
             table.name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
@@ -60,8 +60,8 @@ def row_counts(storage: RDBStorage) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def lived_in(storage: Storage, name: str) -> int:
-    """A study with a row in every table."""
+def study_with_all_rows(storage: Storage, name: str) -> int:
+    """Create a study with a row in every table; return its id."""
     study_id = storage.create_study(name, [MAXIMIZE], {"hpo:study": "{}"})
     storage.set_study_system_attr(study_id, "x:y", 1)
     template = running(user_attrs={"seed": 1}, system_attrs={"x:y": [1]})

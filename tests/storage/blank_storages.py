@@ -1,7 +1,7 @@
-"""Storages that have their tables and nothing in them: to make the tables takes longer than most tests.
+"""Blank storages, with tables but no rows: creating the tables would take longer than most tests.
 
-A file is a copy of one (see conftest.py). A database is emptied after its use and then used again; one of which a test
-changed more than rows, or which has grown large, is dropped.
+A blank file is a copy (see conftest.py). A database is emptied after its use and used again; it is dropped if a test
+has changed more than rows, or if it has grown large.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from postgresql_server import Server
 from hpo.storage import open_storage
 
 Blank = Callable[[], AbstractContextManager[str]]
-"""Gives the URL of a blank storage, for the block."""
+"""A context manager with the URL of a blank storage."""
 
-LARGEST = 2_000_000  # bytes of a database's rows, deleted ones included: they would be searched by each test
+LARGEST = 2_000_000  # bytes of a database's rows, deleted ones included, which every query would scan
 ROWS_OF = [table.name for table in models.BaseModel.metadata.sorted_tables if table.name != "version_info"]
 ALONE = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
 OURS = "SELECT {} FROM pg_class WHERE relnamespace = 'public'::regnamespace"
@@ -28,7 +28,7 @@ SIZE, TABLES, SEQUENCES = (
     f"{OURS.format('relname')} AND relkind = 'r'",
     f"{OURS.format('relname')} AND relkind = 'S'",
 )
-# What tests may change besides rows: columns, rights, constraints, triggers, functions, settings.
+# Columns, permissions, constraints, triggers, functions and settings, which tests can change.
 SHAPE = """
 SELECT (SELECT array_agg((relname, relacl, attname, atttypid::regtype)::text ORDER BY relname, attnum) FROM pg_class c
             JOIN pg_attribute ON attrelid = c.oid WHERE relnamespace = 'public'::regnamespace AND attnum > 0),
@@ -41,7 +41,7 @@ VERSIONS = "SELECT (SELECT array_agg(a::text) FROM alembic_version a), (SELECT a
 
 
 class BlankDatabases:
-    """Gives databases of a server; as many are made as are used at the same time."""
+    """Blank databases of a server. As many are created as are used at the same time."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -65,7 +65,7 @@ class BlankDatabases:
             with psycopg.connect(self.server.url(name)) as connection:
                 self._made_as = [connection.execute(query).fetchone() for query in (SHAPE, VERSIONS)]
                 sequences = [sequence for (sequence,) in connection.execute(SEQUENCES)]
-            # The order of the tables does not matter where foreign keys are not checked.
+            # Any order of tables, because foreign keys are not checked.
             self._empty = "SET session_replication_role = replica; BEGIN;"
             self._empty += "".join(f"DELETE FROM {table};" for table in ROWS_OF)
             self._empty += "".join(f"SELECT setval('{sequence}', 1, false);" for sequence in sequences)
@@ -73,14 +73,14 @@ class BlankDatabases:
         return name
 
     def _emptied(self, name: str) -> bool:
-        """Whether the database is as it was made, after all rows, and tables that are not Optuna's, were removed."""
+        """Delete all rows, and tables that are not Optuna's; return whether the database is as it was created."""
         with psycopg.connect(self.server.url(name), autocommit=True) as connection:
             connection.execute(ALONE, [name])
             for (table,) in connection.execute(TABLES).fetchall():
                 if table not in [*ROWS_OF, "version_info", "alembic_version"]:
                     connection.execute(f"DROP TABLE {table}".encode())
             (size,) = connection.execute(SIZE).fetchone() or (0,)
-            # Where the shape is another one, the tables of versions may not be there.
+            # If the shape differs, the tables of versions may not exist.
             as_made = all(
                 connection.execute(query).fetchone() == made
                 for query, made in zip((SHAPE, VERSIONS), self._made_as, strict=True)
