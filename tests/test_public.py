@@ -1,4 +1,4 @@
-"""What `import hpo` offers: it is what is documented, has types and docstrings, and loads nothing before it is used."""
+"""The public names of hpo: documented, typed, with docstrings, and imported on first use only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = [name for name in hpo.__all__ if name != "__version__"]
 HEAVY = {"torch", "optuna", "numpy", "scipy", "sqlalchemy", "sklearn", "plotly", "rich", "IPython"}
 SCRIPT = '''\
-"""A user's program, for mypy alone."""
+"""A user's program, checked by mypy only."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ try:
 except hpo.StudyFileError as error:
     print(error.key, error.problem)
 '''
-"""An ignore that nothing needs is an error, so the wrong lines have to be found wrong."""
+"""mypy reports unneeded ignores, so the invalid lines have to be errors."""
 SETTINGS = """\
 [mypy]
 strict = True
@@ -78,7 +78,7 @@ strict = True
 follow_imports = skip
 ignore_missing_imports = True
 """
-"""As `mypy --strict`, but for large packages that are not looked through: that takes a minute."""
+"""`mypy --strict` without following imports of large packages, which takes a minute."""
 
 
 def documented() -> set[str]:
@@ -87,7 +87,7 @@ def documented() -> set[str]:
 
 
 def imported_for_types() -> set[str]:
-    """The names that type checkers see."""
+    """Return the names that type checkers see."""
     tree = ast.parse(Path(hpo.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     return {
@@ -96,7 +96,7 @@ def imported_for_types() -> set[str]:
 
 
 def calls() -> list[tuple[str, Any]]:
-    """Public functions, and public methods and properties of public classes but exceptions."""
+    """Return public functions, and public methods and properties of public classes other than exceptions."""
     found: list[tuple[str, Any]] = []
     for name in NAMES:
         value = getattr(hpo, name)
@@ -112,7 +112,7 @@ def calls() -> list[tuple[str, Any]]:
     return found
 
 
-def test_what_is_public_is_what_is_documented() -> None:
+def test_the_public_names_are_the_documented_names() -> None:
     assert set(hpo.__all__) == documented()
     assert set(hpo.__all__) <= set(dir(hpo))
     assert list(hpo.__all__) == sorted(set(hpo.__all__))
@@ -123,17 +123,17 @@ def test_every_error_is_public() -> None:
     assert known <= set(hpo.__all__)
 
 
-def test_type_checkers_see_what_is_public() -> None:
+def test_type_checkers_see_the_public_names() -> None:
     assert imported_for_types() - {"import_module"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_public_name_is_there_and_says_what_it_is(name: str) -> None:
+def test_a_public_name_has_a_docstring(name: str) -> None:
     assert inspect.getdoc(getattr(hpo, name))
 
 
 @pytest.mark.parametrize(("name", "call"), calls())
-def test_a_public_call_says_what_it_does_and_takes(name: str, call: Any) -> None:
+def test_a_public_call_has_a_docstring_and_types(name: str, call: Any) -> None:
     assert inspect.getdoc(call), name
     assert call.__annotations__.keys() >= {*inspect.signature(call).parameters, "return"} - {"self", "cls"}
 
@@ -151,7 +151,7 @@ def test_another_name_is_an_attribute_error() -> None:
         ("import hpo; hpo.read('studies/digits.toml'), hpo.launch, hpo.load, hpo.StoredStudy", HEAVY),
     ],
 )
-def test_nothing_is_loaded_before_it_is_used(code: str, unwanted: set[str]) -> None:
+def test_nothing_is_imported_before_it_is_used(code: str, unwanted: set[str]) -> None:
     code += "; import sys; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not set(loaded.stdout.split()) & unwanted

@@ -1,7 +1,7 @@
-"""Studies as Python objects: made of sections, read from a file, or taken from a dictionary.
+"""Studies as Python objects: built from sections, read from a file, or parsed from a dictionary.
 
-However a study is made, the same check is made at once, and what is wrong is said in the same sentence:
-`hpo.Study: optimizer.lr.low: must be above 0 (got -1)`. Knows nothing of storages.
+Every study is checked when it is built, with the same error messages as a file:
+`hpo.Study: optimizer.lr.low: must be above 0 (got -1)`. This module uses no storage.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Table: TypeAlias = Mapping[str, Any]
 
 
 class Study(Keywords):
-    """A checked study: what a study file says, whole.
+    """A checked study, with the contents of a study file.
 
-    `resolved()` is the whole as a tree for JSON, every default filled in, and `str()` the text of a study file. Two
-    studies are equal where they say the same, wherever they come from. A section is one of `hpo`'s own, or a dictionary
-    with its keys; `objective`, such as "my_objective.py:objective", takes the place of all of them but `search`.
-    `folder` is where the files that it refers to are looked for, by default the current one.
+    `resolved()` is the resolved file as a tree for JSON, and `str()` the text of a study file. Studies with the same
+    resolved file are equal. A section is an object such as `hpo.Network`, or a dictionary with its keys. An objective
+    study has `objective`, such as "my_objective.py:objective", and `search`, and no other section. Paths to user code
+    and data are relative to `folder`, by default the current folder.
 
-    Raises StudyFileError for the first thing that is wrong, in the order of the arguments.
+    Raises StudyFileError for the first invalid key, in the order of the arguments.
     """
 
     checked: studyfile.AnyStudy
-    """The study as the rest of hpo has it."""
+    """The parsed study that other packages of hpo use."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Study(Keywords):
 
     @classmethod
     def of(cls, checked: studyfile.AnyStudy) -> Self:
-        """Return a study that has been checked, as one of this class."""
+        """Return the study with this parsed study."""
         study = cls.__new__(cls)
         study.checked = checked
         return study
@@ -71,27 +71,27 @@ class Study(Keywords):
     def __eq__(self, other: object) -> bool:
         return self.checked == other.checked if isinstance(other, Study) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # lists among its values have none either
+    __hash__ = None  # type: ignore[assignment]  # a study contains lists, which have no hash
 
     def __repr__(self) -> str:
         return f"<study {self.name!r} of {self.checked.source}>"
 
     @property
     def name(self) -> str:
-        """Its name in the storage."""
+        """The study's name in the storage."""
         return self.checked.name
 
     @property
     def description(self) -> str:
-        """What the dashboard shows as its note."""
+        """The description, which the dashboard shows as a note."""
         return self.checked.description
 
     def resolved(self) -> dict[str, Any]:
-        """Return the whole as a tree for JSON, every default filled in; keys that no trial uses are left out."""
-        return copy.deepcopy(self.checked.resolved())  # whoever changes it changes no study
+        """Return the resolved file as a tree for JSON: every default filled in, without keys that no trial uses."""
+        return copy.deepcopy(self.checked.resolved())  # a caller may change it
 
     def __str__(self) -> str:
-        """Return the text of a study file that says the same; what has its default is left out."""
+        """Return the text of an equal study file, without keys at their defaults."""
         from hpo.studyfile.writing import study_text
 
         return study_text(self.checked)
@@ -108,7 +108,7 @@ class Study(Keywords):
 
 
 Source: TypeAlias = Study | str | os.PathLike[str] | Mapping[str, Any]
-"""What names a study: one that is made, a file's path, or a dictionary with the keys of a study file."""
+"""A study, the path of its file, or a dictionary with the keys of a study file."""
 
 
 def read(
@@ -121,8 +121,8 @@ def read(
 ) -> Study:
     """Return the study of a file (TOML, or JSON as `hpo export` writes it), of a dictionary, or of another study.
 
-    `overrides` change single keys, as `--set` does: `["optimizer.lr.high=0.1"]`. `trials`, `name` and `population`
-    take the place of what is said of them there. Raises StudyFileError for the first thing that is wrong.
+    `overrides` replace single keys, like `--set`: `["optimizer.lr.high=0.1"]`. `trials`, `name` and `population`
+    replace the keys of these names. Raises StudyFileError for the first invalid key.
     """
     changes = {"trials": trials, "name": name, "population": population}
     if isinstance(source, Study):

@@ -1,4 +1,4 @@
-"""A folder to work in, and a small study that is searched there once for a module's tests."""
+"""Fixtures of the Python API: a folder to work in, and a small study, searched once a module."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> hpo.StoredStudy:
-    """The study, searched."""
+    """Return the searched study."""
     file = tmp_path_factory.mktemp("found") / "found.db"
     return hpo.launch(tree(), storage=f"sqlite:///{file}", device="cpu", progress="quiet")

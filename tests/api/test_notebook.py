@@ -1,4 +1,4 @@
-"""A launch in a real notebook's kernel: what its front end is told to show, and what "interrupt" does."""
+"""A launch in a real notebook's kernel: live lines in the front end, and "interrupt"."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Messages = list[dict[str, Any]]
 
 
 class Notebook:
-    """A kernel in a folder."""
+    """A notebook's kernel in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
 
     def run(self, code: str, on_message: Callable[[dict[str, Any]], None] = lambda message: None) -> Messages:
-        """Run a cell; return the messages to the front end that are output."""
-        asked = self.client.execute(code)
+        """Run a cell; return its messages to the front end."""
+        request = self.client.execute(code)
         messages: Messages = []
         ends = time.monotonic() + deadline()
         while time.monotonic() < ends:
             message = self.client.get_iopub_msg(timeout=deadline())
-            if message["parent_header"].get("msg_id") != asked:
+            if message["parent_header"].get("msg_id") != request:
                 continue
             if message["content"].get("execution_state") == "idle":
                 return messages
@@ -43,9 +43,9 @@ class Notebook:
 
 @pytest.fixture
 def notebook(folder: Path) -> Iterator[Notebook]:
-    opened = Notebook(folder)
-    yield opened
-    opened.close()
+    notebook = Notebook(folder)
+    yield notebook
+    notebook.close()
 
 
 def of_kind(messages: Messages, kind: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Studies as Python objects: the same keys, the same checks and the same sentences as in a file."""
+"""Studies as Python objects: the same keys, checks and error messages as of a study file."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def kinds_of_file(section: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_has_the_keys_of_a_study_file_and_takes_the_same_values(section: str) -> None:
-    """A key that is added to the models is added to `hpo/api/sections.py`, and what it may be is."""
+    """A key of the models must be in `hpo/api/sections.py`, with the same types."""
     hints = typing.get_type_hints(CLASSES[section])
     assert ("when" in hints) == (section in SEARCHABLE)
     hints.pop("when", None)
@@ -129,7 +129,7 @@ def test_a_section_has_the_keys_of_a_study_file_and_takes_the_same_values(sectio
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_has_the_defaults_of_a_study_file(section: str) -> None:
-    """As a signature shows them. A required key that a case may leave out is None."""
+    """The signatures have the defaults of the models; None for a required key that conditional tables may omit."""
     expected = defaults_of(sections(ObjectiveStudySettings).get(section)) | defaults_of(SECTIONS[section])
     known = {each.name: each for each in dataclasses.fields(CLASSES[section])}
     made = CLASSES[section](**{name: None for name, each in known.items() if name in ("dataset", "trials")})
@@ -169,7 +169,7 @@ def test_a_study_has_the_tables_of_a_study_file() -> None:
     assert inspect.signature(hpo.Study).parameters.keys() - {"folder"} == known
 
 
-def test_a_study_is_the_one_that_a_file_says() -> None:
+def test_a_study_equals_the_one_of_its_file() -> None:
     Path("whole.toml").write_text(FILE)
     study = whole(
         network=hpo.Network(
@@ -208,23 +208,23 @@ def test_a_study_can_be_written_and_read() -> None:
     assert hpo.read("whole.toml", ["optimizer.lr.high=0.5"], trials=9, name="other") != study
 
 
-def test_a_study_keeps_what_it_was_given_and_gives_copies() -> None:
+def test_a_study_copies_its_arguments_and_its_tree() -> None:
     sizes = [8, 8]
     points: list[dict[str, Any]] = [{"lr": 0.1, "hidden": [4]}]
     network = hpo.Network(kind="mlp", hidden=hpo.Choices([sizes, [4]]))
     study = whole(network=network, search=hpo.Search(trials=4, points=points), baseline=dict(points[0]))
-    said = study.resolved()
-    assert said["network"]["hidden"] == {"choices": [[8, 8], [4]]}
+    resolved = study.resolved()
+    assert resolved["network"]["hidden"] == {"choices": [[8, 8], [4]]}
     sizes.append(8)
     points[0]["hidden"].append(4)
     changed = study.resolved()
     changed["network"]["hidden"]["choices"][0].append(8)
     changed["search"]["points"][0]["hidden"].append(4)
     changed["baseline"]["hidden"].append(4)
-    assert study.resolved() == said
+    assert study.resolved() == resolved
 
 
-def test_a_study_may_have_an_objective_of_its_own() -> None:
+def test_a_study_can_have_an_objective_function() -> None:
     Path("mine.py").write_text("def score(trial):\n    return trial.suggest_float('x', -1, 1)\n")
     search = hpo.Search(trials=3, direction="maximize")
     study = hpo.Study(name="mine", objective="mine.py:score", search=search)
@@ -265,12 +265,12 @@ def test_a_study_may_have_an_objective_of_its_own() -> None:
         ({"name": " x"}, "name: must not begin or end with a space"),
     ],
 )
-def test_what_is_wrong_is_said_as_of_a_file(given: dict[str, Any], problem: str) -> None:
+def test_an_invalid_value_has_the_error_of_a_file(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(hpo.StudyFileError, match=rf"^hpo\.Study: {re.escape(problem)}"):
         whole(**given)
 
 
-def test_what_is_wrong_with_a_dictionary_names_it() -> None:
+def test_an_error_in_a_dictionary_names_the_key() -> None:
     with pytest.raises(hpo.StudyFileError, match=r"^study: search\.trials: must be at least 1 \(got 0\)$"):
         hpo.read(tree(search={"trials": 0}))
     with pytest.raises(hpo.StudyFileError, match=r"^nothing\.toml: no such file$"):
@@ -279,7 +279,7 @@ def test_what_is_wrong_with_a_dictionary_names_it() -> None:
         hpo.read(tree(), trials=0)
 
 
-def test_a_study_says_what_a_launch_would_search() -> None:
-    said = hpo.read(tree()).check("cpu")
-    assert "lr: 0.001 to 1, log scale" in said
-    assert "4 members" in said
+def test_the_check_has_the_search_space() -> None:
+    report = hpo.read(tree()).check("cpu")
+    assert "lr: 0.001 to 1, log scale" in report
+    assert "4 members" in report

@@ -1,4 +1,4 @@
-"""The installed command, run and watched by the end-to-end tests."""
+"""A running `hpo` process for the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from forks import Fork
 
 HPO = Path(sys.executable).with_name("hpo")
 PIPE_BYTES = 4096
-LINE_BYTES = 200  # more than a line of an epoch has
+LINE_BYTES = 200  # an event of an epoch is shorter
 
 
 class Outcome(NamedTuple):
-    """What a command left: its status, and what it printed."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -28,10 +28,10 @@ class Outcome(NamedTuple):
 
 
 class Running:
-    """A command that runs in its own process, with pipes for its output.
+    """A command in its own process, with pipes for its output.
 
-    The pipes are small and read byte by byte: a command that writes a line an epoch cannot get further ahead of its
-    reader than some fifty epochs, however slow the machine is.
+    The pipes are small and read byte by byte, so a command that writes a line an epoch is at most some fifty epochs
+    ahead of its reader, however slow the machine is.
     """
 
     def __init__(self, folder: Path, args: tuple[str, ...], environment: dict[str, str], script: str = "") -> None:
@@ -42,7 +42,7 @@ class Running:
             fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def line(self) -> str:
-        """The next line of stdout; "" at its end."""
+        """Return the next line of stdout; "" at its end."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode()
 
@@ -55,7 +55,7 @@ class Running:
         raise AssertionError(f"no {name} before the end: {self.outcome()}")
 
     def wait_until_blocked(self) -> None:
-        """Wait until the command has filled the pipe, so that its next line has to wait for a reader."""
+        """Wait until the command has filled the pipe, so that its next line blocks."""
         assert self.process.stdout is not None
         stdout, unread = self.process.stdout, bytearray(4)
 
@@ -67,11 +67,11 @@ class Running:
         wait_for(is_full)
 
     def outcome(self) -> Outcome:
-        """Wait for the end; return the status and what was not yet read."""
+        """Wait for the end; return the status and the output not read yet."""
         out, err = self.process.communicate(deadline())
         return Outcome(self.process.returncode, out.decode(), err.decode())
 
     def end(self) -> None:
-        """Kill what is still running, and close its pipes."""
+        """Kill the process, and close its pipes."""
         with self.process:
             self.process.kill()

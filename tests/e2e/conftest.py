@@ -21,7 +21,7 @@ from hpo.training.stack import Stack
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that commands run in, with `tiny.toml`."""
+    """Return the folder that commands run in, with `tiny.toml`."""
     (tmp_path / "tiny.toml").write_text(TINY)
     monkeypatch.chdir(tmp_path)
     for name in ("HPO_STORAGE", "HPO_DATA_DIR", "FORCE_COLOR"):
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Train on one thread, here and in processes: on a busy machine, threads of so small networks wait long."""
+    """Train on one thread, here and in processes: on a busy machine, threads of small networks are slow."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as environment:
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def hpo(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a command in this process, as the installed script does."""
+    """Return a function that runs a command in this process, as the installed script does."""
 
     def run(*args: str) -> Outcome:
         status = main(args)
@@ -53,12 +53,12 @@ def hpo(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outco
 
 
 @pytest.fixture(scope="session")
-def left_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The storage that quiet commands leave, which run once a session."""
+def storage_after(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that runs quiet commands, once a session, and returns their storage."""
 
     @cache
     def run(*commands: str) -> Path:
-        made = tmp_path_factory.mktemp("left")
+        made = tmp_path_factory.mktemp("storage")
         (made / "tiny.toml").write_text(TINY)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(made)
@@ -70,25 +70,31 @@ def left_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def after(left_by: Callable[..., Path], folder: Path) -> Callable[..., None]:
-    """Have the storage as these commands leave it: they are not run again for each test."""
+def after(storage_after: Callable[..., Path], folder: Path) -> Callable[..., None]:
+    """Return a function that copies the storage of these commands, which are not run again for each test."""
 
     def copy(*commands: str) -> None:
-        with closing(sqlite3.connect(left_by(*commands))) as made, closing(sqlite3.connect(folder / "hpo.db")) as own:
-            made.backup(own)  # and not a copy of the file: this process may still have it open
+        with (
+            closing(sqlite3.connect(storage_after(*commands))) as made,
+            closing(sqlite3.connect(folder / "hpo.db")) as own,
+        ):
+            made.backup(own)  # not a copy of the file, which this process may still have open
 
     return copy
 
 
 @pytest.fixture
 def launched(after: Callable[..., None]) -> None:
-    """The study of `tiny.toml`, searched."""
+    """Launch the study of `tiny.toml`."""
     after("launch tiny.toml --quiet")
 
 
 @pytest.fixture
 def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have this process get a signal as an epoch begins, counted from 1 over all populations of the next command."""
+    """Return a function that sends this process a signal at the start of an epoch.
+
+    Epochs are counted from 1 over all populations of the next command.
+    """
     train = Stack.epoch
 
     def arrange(count: int, number: signal.Signals = signal.SIGINT) -> None:
@@ -106,7 +112,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def process(folder: Path) -> Iterator[Callable[..., Running]]:
-    """Start a command, or a script, as a process of its own; whatever still runs at the end is killed."""
+    """Return a function that starts a command, or a script, as a process, killed at the end of the test."""
     started: list[Running] = []
 
     def start(*args: str, script: str = "", **environment: str) -> Running:

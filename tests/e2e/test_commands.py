@@ -1,4 +1,4 @@
-"""Every command that reads a storage or a file: what it prints, where, and with which status."""
+"""The commands that read a storage or a file: output, errors and exit status."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COPY = ["copy", "tiny", "--to", "sqlite:///copy.db"]
 
 @pytest.fixture
 def stored(folder: Path) -> None:
-    """The study of `tiny.toml` with three trials, as a launch would have left it."""
+    """Store the study of `tiny.toml` with three trials, as a launch stores it."""
     study = read_study("tiny.toml")
     storage = open_storage(None)
     made = optuna.create_study(storage=storage, study_name="tiny", direction="maximize")
@@ -74,7 +74,7 @@ def test_top_of_an_unknown_study_suggests_the_nearest(hpo: Run, stored: None) ->
     assert outcome == (1, "", "hpo: sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)\n")
 
 
-def test_a_folder_that_was_deleted(hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_folder_is_one_line(hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "gone").mkdir()
     monkeypatch.chdir(folder / "gone")
     (folder / "gone").rmdir()
@@ -90,7 +90,7 @@ def test_studies(hpo: Run, stored: None) -> None:
 
 
 @pytest.mark.parametrize("args", [["studies"], ["top", "tiny"], ["export", "tiny"], ["dashboard", "--port", "0"], COPY])
-def test_asking_makes_no_storage(hpo: Run, folder: Path, args: list[str]) -> None:
+def test_reading_creates_no_storage(hpo: Run, folder: Path, args: list[str]) -> None:
     outcome = hpo(*args)
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.startswith("hpo: sqlite:///hpo.db: no such file; ")
@@ -98,7 +98,7 @@ def test_asking_makes_no_storage(hpo: Run, folder: Path, args: list[str]) -> Non
     assert not list(folder.glob("*.db"))
 
 
-def test_storage_is_an_option_or_in_the_environment(
+def test_the_storage_is_an_option_or_a_variable(
     hpo: Run, stored: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "hpo.db").rename(folder / "other.db")
@@ -107,7 +107,7 @@ def test_storage_is_an_option_or_in_the_environment(
     assert hpo("top", "tiny", "-n", "1").out == BEST + "\n"
 
 
-def test_a_storage_that_is_none_is_one_line_without_its_password(hpo: Run) -> None:
+def test_an_unknown_storage_is_one_line_without_its_password(hpo: Run) -> None:
     outcome = hpo("studies", "--storage", "mysql://me:secret@host/hpo")
     assert (outcome.status, outcome.out) == (1, "")
     assert "unknown kind of storage 'mysql'" in outcome.err
@@ -130,7 +130,7 @@ def test_export_to_a_file(hpo: Run, stored: None, folder: Path) -> None:
     assert exported["value"] == 0.75
 
 
-def test_export_to_where_nothing_can_be_written(hpo: Run, stored: None) -> None:
+def test_export_to_a_missing_folder(hpo: Run, stored: None) -> None:
     outcome = hpo("export", "tiny", "-o", "missing/best.json")
     assert outcome == (1, "", "hpo: missing/best.json: cannot be written (No such file or directory)\n")
 
@@ -149,29 +149,29 @@ def test_copy(hpo: Run, stored: None) -> None:
     assert hpo("top", "tiny", "-n", "1", "--storage", "sqlite:///copy.db").out == BEST + "\n"
     back = hpo("copy", "tiny", "--from", "sqlite:///copy.db", "--to", "sqlite:///hpo.db", "--name", "back")
     assert back == (0, "tiny: 3 trials copied to sqlite:///hpo.db as 'back'\n", "")
-    # The study file inside goes by the new name, too.
+    # The study file inside has the new name, too.
     assert json.loads(hpo("export", "back").out)["config"]["name"].startswith("back")
 
 
-def test_a_copy_of_a_study_that_runs(hpo: Run, stored: None) -> None:
+def test_a_copy_of_a_running_study(hpo: Run, stored: None) -> None:
     optuna.load_study(storage=open_storage(None), study_name="tiny").ask()
     assert hpo(*COPY).out == "tiny: 4 trials copied to sqlite:///copy.db, 1 of them running, which waits there\n"
     assert "3 complete, 1 waiting" in hpo("studies", "--storage", "sqlite:///copy.db").out
 
 
 def test_a_copy_overwrites_nothing(hpo: Run, stored: None) -> None:
-    says = "a study named 'tiny' exists already, and is not changed; give the copy another name with --name"
-    assert hpo("copy", "tiny", "--to", "sqlite:///./hpo.db") == (1, "", f"hpo: sqlite:///./hpo.db: {says}\n")
+    message = "a study named 'tiny' exists already, and is not changed; give the copy another name with --name"
+    assert hpo("copy", "tiny", "--to", "sqlite:///./hpo.db") == (1, "", f"hpo: sqlite:///./hpo.db: {message}\n")
     assert hpo("top", "tiny", "-n", "1").out == BEST + "\n"
 
 
-def test_a_copy_of_an_unknown_study_makes_no_file(hpo: Run, stored: None, folder: Path) -> None:
+def test_a_copy_of_an_unknown_study_creates_no_file(hpo: Run, stored: None, folder: Path) -> None:
     outcome = hpo("copy", "tinny", "--to", "sqlite:///copy.db")
     assert outcome == (1, "", "hpo: sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)\n")
     assert not (folder / "copy.db").exists()
 
 
-def test_a_copy_to_where_no_storage_is_hides_the_password(hpo: Run, stored: None) -> None:
+def test_an_unreachable_target_hides_the_password(hpo: Run, stored: None) -> None:
     outcome = hpo("copy", "tiny", "--to", "postgresql://me:secret@127.0.0.1:1/hpo")
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.startswith("hpo: postgresql://me:***@127.0.0.1:1/hpo: ")
@@ -179,13 +179,13 @@ def test_a_copy_to_where_no_storage_is_hides_the_password(hpo: Run, stored: None
     assert outcome.err.count("\n") == 1
 
 
-def test_a_copy_by_a_name_that_no_study_file_can_have(hpo: Run, stored: None) -> None:
+def test_a_copy_under_an_invalid_name(hpo: Run, stored: None) -> None:
     outcome = hpo(*COPY, "--name", " ")
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err.startswith("hpo: study 'tiny': name: ")
 
 
-def test_debug_shows_the_traceback_too(hpo: Run) -> None:
+def test_debug_shows_the_traceback(hpo: Run) -> None:
     outcome = hpo("--debug", "studies")
     assert outcome.status == 1
     assert outcome.err.startswith("Traceback (most recent call last):")
@@ -226,14 +226,14 @@ def test_check_prints_the_resolved_file_if_asked(hpo: Run) -> None:
     assert "batch_norm = false" in outcome.out
 
 
-def test_check_of_a_wrong_file(hpo: Run) -> None:
+def test_check_of_an_invalid_file(hpo: Run) -> None:
     outcome = hpo("check", "tiny.toml", "--set", "optimizer.lr.low=0")
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err.startswith("hpo: tiny.toml: --set optimizer.lr.low: must be above 0 when log = true (got 0)")
     assert outcome.err.count("\n") == 1
 
 
-def test_check_of_no_file(hpo: Run) -> None:
+def test_check_of_a_missing_file(hpo: Run) -> None:
     assert hpo("check", "none.toml") == (2, "", "hpo: none.toml: no such file\n")
 
 
@@ -259,7 +259,7 @@ def test_study_names_complete_in_the_shell(process: Start, stored: None) -> None
         assert outcome == (0, "tiny\n", "")
 
 
-def test_a_reader_that_has_gone_is_no_error(stored: None, folder: Path) -> None:
+def test_a_closed_pipe_is_no_error(stored: None, folder: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with Fork(["top", "tiny"], stdout=writing, stderr=subprocess.PIPE, cwd=folder) as process:
@@ -268,8 +268,8 @@ def test_a_reader_that_has_gone_is_no_error(stored: None, folder: Path) -> None:
     assert process.returncode == 1
 
 
-NAMED = "探索-é🎯"
-IN_ASCII = json.dumps(NAMED)[1:-1]
+UNICODE_NAME = "探索-é🎯"
+ESCAPED_NAME = json.dumps(UNICODE_NAME)[1:-1]
 
 
 @pytest.mark.parametrize(
@@ -277,34 +277,34 @@ IN_ASCII = json.dumps(NAMED)[1:-1]
     [
         ("studies",),
         ("status",),
-        ("status", NAMED, "--json"),
-        ("export", NAMED),
-        ("export", NAMED, "--all"),
-        ("export", NAMED, "--format", "toml"),
-        ("compare", NAMED, "--json"),
-        ("pause", NAMED),
-        ("report", NAMED, "-o", f"{NAMED}.html"),
-        ("copy", NAMED, "--from", "sqlite:///copy.db", "--to", "sqlite:///another.db"),
+        ("status", UNICODE_NAME, "--json"),
+        ("export", UNICODE_NAME),
+        ("export", UNICODE_NAME, "--all"),
+        ("export", UNICODE_NAME, "--format", "toml"),
+        ("compare", UNICODE_NAME, "--json"),
+        ("pause", UNICODE_NAME),
+        ("report", UNICODE_NAME, "-o", f"{UNICODE_NAME}.html"),
+        ("copy", UNICODE_NAME, "--from", "sqlite:///copy.db", "--to", "sqlite:///another.db"),
     ],
 )
-def test_a_terminal_that_lacks_letters_gets_them_as_json_escapes_them(
+def test_unencodable_characters_are_json_escapes(
     command: tuple[str, ...], hpo: Run, stored: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert hpo(*COPY, "--name", NAMED).status == 0
+    assert hpo(*COPY, "--name", UNICODE_NAME).status == 0
     monkeypatch.setenv("HPO_STORAGE", "sqlite:///copy.db")
     if command[0] == "copy":
         monkeypatch.delenv("HPO_STORAGE")
-    written = io.BytesIO()
-    with monkeypatch.context() as patched, io.TextIOWrapper(written, encoding="ascii") as terminal:
+    output = io.BytesIO()
+    with monkeypatch.context() as patched, io.TextIOWrapper(output, encoding="ascii") as terminal:
         patched.setattr(sys, "stdout", terminal)
         assert package_main(command) == 0
-        out = written.getvalue().decode("ascii")
-    assert IN_ASCII in out
-    if "--json" in command or command == ("export", NAMED):
-        assert NAMED in str(json.loads(out))
+        out = output.getvalue().decode("ascii")
+    assert ESCAPED_NAME in out
+    if "--json" in command or command == ("export", UNICODE_NAME):
+        assert UNICODE_NAME in str(json.loads(out))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_one_line(stored: None, folder: Path) -> None:
     with (
         open("/dev/full", "w") as full,
@@ -317,7 +317,7 @@ def test_a_full_disk_is_one_line(stored: None, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "said"),
+    ("error", "message"),
     [
         (OSError(errno.EMFILE, "Too many open files", "x.db"), "too many open files: raise the limit with `ulimit -n`"),
         (MemoryError(), "out of memory: free some"),
@@ -328,13 +328,13 @@ def test_a_full_disk_is_one_line(stored: None, folder: Path) -> None:
     ],
     ids=str,
 )
-def test_what_the_machine_lacks_is_no_defect(
-    hpo: Run, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+def test_a_lack_of_resources_is_no_defect(
+    hpo: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    def lacking(*_: object, **__: object) -> None:
-        raise raised
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setattr(package, "load", lacking)
+    monkeypatch.setattr(package, "load", fail)
     status, out, err = hpo("top", "tiny")
     assert (status, out) == (1, "")
-    assert err.startswith(f"hpo: {said}")
+    assert err.startswith(f"hpo: {message}")

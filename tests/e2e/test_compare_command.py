@@ -1,4 +1,4 @@
-"""hpo compare as a user has it: real training of a small grid, its table, its JSON, its figure, and what goes wrong."""
+"""`hpo compare` of a small trained grid: table, JSON, figure and errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from command import Outcome
 
 Run = Callable[..., Outcome]
 
-
 GRID = "launch tiny.toml --quiet --set search.sampler=grid --set search.repeats=2 --set optimizer.lr=0.3"
 
 
 @pytest.fixture
 def trained(after: Callable[..., None]) -> None:
-    """Two dropout rates, each under two seeds, as the study `tiny`; and the same without dropout as `plain`."""
+    """Train two dropout rates, each under two seeds, as the study `tiny`; and no dropout as `plain`."""
     after(
         f"{GRID} --trials 4 --set 'network.dropout={{ choices = [0.0, 0.9] }}'",
         f"{GRID} --trials 2 --set network.dropout=0.0 --name plain",
@@ -36,7 +35,7 @@ def test_a_grid_is_compared_by_its_configurations(hpo: Run, trained: None, folde
     assert "plotly.js v" in page
 
 
-def test_equal_training_under_equal_seeds_is_no_difference(hpo: Run, trained: None) -> None:
+def test_equal_configurations_under_equal_seeds_do_not_differ(hpo: Run, trained: None) -> None:
     """`plain` is the first configuration of `tiny`: the seeds are the same, and so are the curves."""
     outcome = hpo("compare", "plain", "tiny", "--json")
     assert (outcome.status, outcome.err) == (0, "")
@@ -54,17 +53,17 @@ def test_equal_training_under_equal_seeds_is_no_difference(hpo: Run, trained: No
     assert dropped["test"]["difference"]["n"] == 2
 
 
-def test_configurations_may_be_chosen_by_a_trial_and_compared_apart(hpo: Run, trained: None) -> None:
-    chosen = hpo("compare", "tiny#3", "plain")
-    assert chosen.status == 0
-    assert "tiny: dropout: 0.9" in chosen.out
-    apart = hpo("compare", "tiny", "--by", "dropout")
-    assert "difference" in apart.out
-    assert "[" not in apart.out  # each is the only one of its rate
+def test_configurations_can_be_selected_by_trial_and_compared_by_parameter(hpo: Run, trained: None) -> None:
+    selected = hpo("compare", "tiny#3", "plain")
+    assert selected.status == 0
+    assert "tiny: dropout: 0.9" in selected.out
+    by_dropout = hpo("compare", "tiny", "--by", "dropout")
+    assert "difference" in by_dropout.out
+    assert "[" not in by_dropout.out  # each rate has one configuration
 
 
 @pytest.mark.parametrize(
-    ("args", "status", "said"),
+    ("args", "status", "message"),
     [
         (["tinny"], 1, "sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)"),
         (["tiny", "tiny"], 2, "tiny: the same configuration as tiny; name each configuration once"),
@@ -74,9 +73,9 @@ def test_configurations_may_be_chosen_by_a_trial_and_compared_apart(hpo: Run, tr
         ([], 2, "Missing argument 'NAME...' (see hpo compare --help)"),
     ],
 )
-def test_what_goes_wrong_is_one_line(hpo: Run, trained: None, args: list[str], status: int, said: str) -> None:
+def test_an_error_is_one_line(hpo: Run, trained: None, args: list[str], status: int, message: str) -> None:
     outcome = hpo("compare", *args)
-    assert (outcome.status, outcome.err) == (status, f"hpo: {said}\n")
+    assert (outcome.status, outcome.err) == (status, f"hpo: {message}\n")
     if status == 2:
         assert outcome.out == ""
 
@@ -87,7 +86,7 @@ def test_the_activations_of_a_study_are_drawn_without_its_trials(hpo: Run, train
     assert "hidden 1" in (folder / "tiny-activations.html").read_text(encoding="utf-8")
 
 
-def test_comparing_makes_no_storage(hpo: Run, folder: Path) -> None:
+def test_comparing_creates_no_storage(hpo: Run, folder: Path) -> None:
     outcome = hpo("compare", "tiny")
     assert outcome.status == 1
     assert "sqlite:///hpo.db: no such file" in outcome.err

@@ -1,4 +1,4 @@
-"""`hpo confirm` as a user types it: its table, its JSON, what it refuses, and Ctrl-C."""
+"""`hpo confirm`: table, JSON, errors, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_search_is_confirmed(hpo: Run, launched: None) -> None:
         (["tiny"], 1, "study 'tiny': no finished trial yet, so there is nothing to confirm"),
     ],
 )
-def test_what_cannot_be_confirmed(hpo: Run, args: list[str], status: int, message: str) -> None:
+def test_an_error_is_one_line(hpo: Run, args: list[str], status: int, message: str) -> None:
     assert hpo("submit", "tiny.toml").status == 0
     outcome = hpo("confirm", *args)
     assert (outcome.status, outcome.out) == (status, "")
@@ -47,7 +47,7 @@ def test_what_cannot_be_confirmed(hpo: Run, args: list[str], status: int, messag
     assert outcome.err.count("\n") == 1
 
 
-def test_ctrl_c_hands_back_what_is_unfinished_and_the_same_command_goes_on(
+def test_ctrl_c_requeues_unfinished_trials_and_the_same_command_continues(
     hpo: Run, launched: None, signal_at: Callable[..., None]
 ) -> None:
     confirm = ("confirm", "tiny", "--top", "1", "--seeds", "2")

@@ -1,4 +1,4 @@
-"""`hpo doctor`: one line a check on stdout, what is wrong in one line on stderr, and the status."""
+"""`hpo doctor`: one line a check on stdout, the number of problems on stderr, and the exit status."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Start = Callable[..., Running]
 
 
 def lines(outcome: Outcome) -> dict[str, str]:
-    """Each check's verdict, finding and advice, by its name; a check has one line."""
+    """Return the verdict, finding and advice of each check by name; assert that a check has one line."""
     found = [line.split("  ", 1) for line in outcome.out.splitlines()]
     assert len({check for check, _ in found}) == len(found)
     return {check: rest.strip() for check, rest in found}
 
 
-def killed(process: Start) -> None:
-    """A launch whose process was killed in the middle of its first population."""
+def launch_and_kill(process: Start) -> None:
+    """Start a launch, and kill its process during the first population."""
     running = process("launch", "tiny.toml", "--json", "--set", "training.epochs=1000")
     running.wait_for("epoch_ended")
     running.process.kill()
     running.process.wait()
 
 
-def test_where_nothing_is_yet_all_is_well_and_nothing_is_made(hpo: Run, folder: Path) -> None:
+def test_an_empty_folder_has_no_problem_and_nothing_is_created(hpo: Run, folder: Path) -> None:
     outcome = hpo("doctor")
     assert (outcome.status, outcome.err) == (0, "")
     found = lines(outcome)
@@ -45,7 +45,7 @@ def test_where_nothing_is_yet_all_is_well_and_nothing_is_made(hpo: Run, folder: 
     assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
 
 
-def test_a_sound_storage(hpo: Run) -> None:
+def test_a_valid_storage_has_no_problem(hpo: Run) -> None:
     open_storage(None).close()
     outcome = hpo("doctor")
     assert (outcome.status, outcome.err) == (0, "")
@@ -54,7 +54,7 @@ def test_a_sound_storage(hpo: Run) -> None:
 
 
 def test_trials_of_a_killed_process_are_found_fixed_and_trained_again(hpo: Run, process: Start) -> None:
-    killed(process)
+    launch_and_kill(process)
     outcome = hpo("doctor")
     assert (outcome.status, outcome.err) == (1, "hpo: 1 problem found\n")
     found = lines(outcome)["running trials"]
@@ -71,7 +71,7 @@ def test_trials_of_a_killed_process_are_found_fixed_and_trained_again(hpo: Run, 
     assert lines(again)["running trials"] == "ok       none"
 
 
-def test_trials_of_a_process_that_lives_are_left_alone(hpo: Run, process: Start) -> None:
+def test_trials_of_a_live_process_are_not_requeued(hpo: Run, process: Start) -> None:
     running = process("launch", "tiny.toml", "--json", "--set", "training.epochs=1000")
     running.wait_for("epoch_ended")
     outcome = hpo("doctor", "--fix")
@@ -80,8 +80,8 @@ def test_trials_of_a_process_that_lives_are_left_alone(hpo: Run, process: Start)
     assert "4 running" in hpo("studies").out
 
 
-def test_json_is_an_object_a_check(hpo: Run, process: Start) -> None:
-    killed(process)
+def test_json_is_one_object_a_check(hpo: Run, process: Start) -> None:
+    launch_and_kill(process)
     outcome = hpo("doctor", "--json")
     assert (outcome.status, outcome.err) == (1, "hpo: 1 problem found\n")
     found = [json.loads(line) for line in outcome.out.splitlines()]
@@ -91,7 +91,7 @@ def test_json_is_an_object_a_check(hpo: Run, process: Start) -> None:
     assert "torch" in {each["check"] for each in found}
 
 
-def test_a_damaged_file_is_a_problem_and_the_other_checks_are_made(hpo: Run, folder: Path) -> None:
+def test_a_damaged_file_is_a_problem_and_the_other_checks_run(hpo: Run, folder: Path) -> None:
     open_storage(None).close()
     file = folder / "hpo.db"
     with contextlib.closing(sqlite3.connect(file)) as connection:
@@ -114,7 +114,7 @@ def test_a_damaged_file_is_a_problem_and_the_other_checks_are_made(hpo: Run, fol
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
         ("postgresql://me:secret@127.0.0.1:1/hpo", "postgresql://me:***@127.0.0.1:1/hpo: "),
         ("sqlite:///other.db", "sqlite:///other.db: no such file; name another storage"),
@@ -123,18 +123,18 @@ def test_a_damaged_file_is_a_problem_and_the_other_checks_are_made(hpo: Run, fol
         ("sqlite:///none/hpo.db", "sqlite:///none/hpo.db: the folder"),
     ],
 )
-def test_a_storage_that_cannot_be_opened_is_one_problem(hpo: Run, folder: Path, url: str, says: str) -> None:
+def test_a_storage_that_cannot_be_opened_is_one_problem(hpo: Run, folder: Path, url: str, message: str) -> None:
     outcome = hpo("doctor", "--storage", url, "--fix")
     assert (outcome.status, outcome.err) == (1, "hpo: 1 problem found\n")
     found = lines(outcome)
-    assert found["storage"].startswith(f"problem  {says}")
+    assert found["storage"].startswith(f"problem  {message}")
     assert "; " in found["storage"]
     assert "secret" not in outcome.out
     assert {"data digits", "torch", "threads"} <= set(found)
     assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
 
 
-def test_a_wrong_folder_of_data_is_a_problem(hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_data_folder_is_a_problem(hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(folder / "none"))
     outcome = hpo("doctor")
     assert (outcome.status, outcome.err) == (1, "hpo: 1 problem found\n")

@@ -26,9 +26,7 @@ def test_importing_the_command_and_help_load_nothing_heavy() -> None:
 
 def test_showing_exporting_and_pausing_studies_load_no_torch() -> None:
     rooms = ["hpo.service.status", "hpo.service.queue_control"]
-    rooms += [
-        f"hpo.results.{room}" for room in ("compare.table", "display.summary", "display.progress", "export.document")
-    ]
+    rooms += [f"hpo.results.{room}" for room in ("compare.table", "display.summary", "display.progress", "export.text")]
     code = f"import sys, {', '.join(rooms)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(loaded.stdout.split()) & {"torch", "sklearn", "plotly"}

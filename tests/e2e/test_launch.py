@@ -1,4 +1,4 @@
-"""A study from its file to its best trial: run whole, interrupted and gone on with, exported and run again."""
+"""`hpo launch`: whole runs, interrupted and continued runs, exports that are launched again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_launch_trains_every_trial_and_names_the_best(hpo: Run) -> None:
     assert hpo("top", "tiny", "-n", "5").out.splitlines() == [line for line in lines if line.startswith("Best-")]
 
 
-def test_a_launch_of_which_every_trial_fails_says_why_and_no_command_advises_it_again(hpo: Run) -> None:
+def test_a_launch_whose_trials_all_fail_reports_the_reason_and_no_command_suggests_it_again(hpo: Run) -> None:
     diverging = ("--set", "optimizer.lr.low=1e30", "--set", "optimizer.lr.high=1e35")
     why = "study 'tiny': no trial to rank: 6 failed (diverged: train_loss is "
     help_ = "it has ended, and a launch trains nothing more: fix that, and launch it under another --name\n"
@@ -72,7 +72,7 @@ def test_a_launch_of_which_every_trial_fails_says_why_and_no_command_advises_it_
     assert "no trial to rank: 6 failed (diverged: train_loss is " in Path("report.html").read_text(encoding="utf-8")
 
 
-def test_quiet_says_nothing(hpo: Run) -> None:
+def test_quiet_prints_nothing(hpo: Run) -> None:
     narrow = ("--set", "optimizer.lr=0.1", "--trials", "2")
     assert hpo("launch", "tiny.toml", "--quiet", *narrow) == (0, "", "")
     assert states("tiny") == {"COMPLETE": 2}
@@ -100,14 +100,14 @@ def test_options_override_the_file(hpo: Run) -> None:
     assert states("other") == {"COMPLETE": 3}
 
 
-def test_a_finished_study_launched_again_has_nothing_to_do(hpo: Run, launched: None) -> None:
+def test_a_finished_study_is_not_trained_again(hpo: Run, launched: None) -> None:
     outcome = hpo("launch", "tiny.toml")
     assert outcome.status == 0
     assert "Best-1 " in outcome.err
     assert states("tiny") == {"COMPLETE": 6}
 
 
-def test_a_changed_file_is_refused_and_extended_on_purpose(hpo: Run, launched: None) -> None:
+def test_a_changed_file_is_refused_without_extend(hpo: Run, launched: None) -> None:
     wider = ("--set", "optimizer.lr.high=0.9", "--trials", "8")
     outcome = hpo("launch", "tiny.toml", *wider)
     assert (outcome.status, outcome.out) == (2, "")
@@ -130,9 +130,7 @@ def test_a_changed_file_is_refused_and_extended_on_purpose(hpo: Run, launched: N
         (["tiny.toml", "--storage", "sqlite:///missing/hpo.db"], 1, "sqlite:///missing/hpo.db: "),
     ],
 )
-def test_what_cannot_be_launched_is_one_line(
-    hpo: Run, folder: Path, args: list[str], status: int, problem: str
-) -> None:
+def test_an_error_is_one_line(hpo: Run, folder: Path, args: list[str], status: int, problem: str) -> None:
     outcome = hpo("launch", *args)
     assert (outcome.status, outcome.out) == (status, "")
     assert outcome.err.startswith(f"hpo: {problem}")
@@ -140,7 +138,7 @@ def test_what_cannot_be_launched_is_one_line(
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_study_goes_on_to_exactly_its_trials(
+def test_an_interrupted_study_continues_to_the_same_trials(
     hpo: Run, signal_at: Callable[..., None], signum: signal.Signals, status: int
 ) -> None:
     signal_at(3, signum)  # in the second population
@@ -160,19 +158,19 @@ def test_an_interrupted_study_goes_on_to_exactly_its_trials(
     assert states("tiny") == {"COMPLETE": 12}
 
 
-def test_a_second_signal_ends_at_once(process: Start) -> None:
+def test_a_second_signal_exits_at_once(process: Start) -> None:
     running = process("launch", "tiny.toml", "--json", *LONG)
-    running.wait_until_blocked()  # from here on the epoch in hand cannot end: nobody reads its event
+    running.wait_until_blocked()  # from here on the current epoch cannot end: nobody reads its event
     while running.process.poll() is None:
         running.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.process.wait(0.5)
     outcome = running.outcome()
-    assert outcome.status in (130, -signal.SIGINT)  # the latter where a third signal came before the end
+    assert outcome.status in (130, -signal.SIGINT)  # the latter if a third signal arrived before the end
     assert "Traceback" not in outcome.err
 
 
-def test_a_reader_of_events_that_goes_away_ends_the_launch(process: Start) -> None:
+def test_a_closed_pipe_of_events_stops_the_launch(process: Start) -> None:
     running = process("launch", "tiny.toml", "--json", *LONG)
     running.wait_for("epoch_ended")
     assert running.process.stdout is not None
@@ -198,7 +196,7 @@ def test_the_export_is_launched_as_a_study_of_one_trial(hpo: Run, launched: None
     assert again["config"]["optimizer"] == exported["config"]["optimizer"]
 
 
-def test_a_study_of_searched_kinds_and_lists_comes_back_whole(hpo: Run) -> None:
+def test_an_export_of_searched_kinds_and_lists_is_launched(hpo: Run) -> None:
     searched = (
         "--set",
         'optimizer.kind={choices = ["sgd", "momentum", "adam"]}',
@@ -216,7 +214,7 @@ def test_a_study_of_searched_kinds_and_lists_comes_back_whole(hpo: Run) -> None:
     assert states("tiny-best") == {"COMPLETE": 1}
 
 
-def test_a_copy_is_gone_on_with_where_it_is(hpo: Run, launched: None) -> None:
+def test_a_copy_is_continued_in_its_storage(hpo: Run, launched: None) -> None:
     assert hpo("copy", "tiny", "--to", "sqlite:///copy.db", "--name", "next").status == 0
     again = ("launch", "tiny.toml", "--name", "next", "--storage", "sqlite:///copy.db")
     assert "next: finished, 6 completed" in hpo(*again).err

@@ -1,4 +1,4 @@
-"""`hpo narrow`: the next study's file, rounds of searching, and what is refused."""
+"""`hpo narrow`: the next study's file, rounds, and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpo.studyfile import read_study
 Run = Callable[..., Outcome]
 
 
-def test_it_writes_the_next_study_which_can_be_launched(hpo: Run, launched: None, folder: Path) -> None:
+def test_the_next_study_is_written_and_can_be_launched(hpo: Run, launched: None, folder: Path) -> None:
     outcome = hpo("narrow", "tiny")
     assert (outcome.status, outcome.out) == (0, "tiny-2.toml\n")
     first, *changes = outcome.err.splitlines()
@@ -32,7 +32,7 @@ def test_it_writes_the_next_study_which_can_be_launched(hpo: Run, launched: None
     assert read_study("third.toml").name == "tiny-3"
 
 
-def test_rounds_search_and_compare_and_go_on_after_ctrl_c(
+def test_rounds_are_searched_and_compared_and_continue_after_ctrl_c(
     hpo: Run, launched: None, folder: Path, signal_at: Callable[..., None]
 ) -> None:
     rounds = ("narrow", "tiny", "--rounds", "2", "--name", "round", "--device", "cpu")
@@ -64,9 +64,7 @@ def test_rounds_search_and_compare_and_go_on_after_ctrl_c(
         (["tiny", "--rounds", "1", "--device", "abacus"], 1, "study 'tiny': has 2 different"),
     ],
 )
-def test_what_cannot_be_narrowed_is_one_line(
-    hpo: Run, after: Callable[..., None], args: list[str], status: int, problem: str
-) -> None:
+def test_an_error_is_one_line(hpo: Run, after: Callable[..., None], args: list[str], status: int, problem: str) -> None:
     after("launch tiny.toml --quiet --trials 2")
     outcome = hpo("narrow", *args)
     assert (outcome.status, outcome.out) == (status, "")
@@ -74,7 +72,7 @@ def test_what_cannot_be_narrowed_is_one_line(
     assert outcome.err.count("\n") == 1
 
 
-def test_a_study_that_starts_from_nothing_is_refused(hpo: Run) -> None:
+def test_a_study_that_starts_from_a_missing_study_is_refused(hpo: Run) -> None:
     outcome = hpo("launch", "tiny.toml", "--set", 'search.start_from=["earlier"]')
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err == (

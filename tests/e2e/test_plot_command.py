@@ -1,4 +1,4 @@
-"""`hpo plot` as a user has it: a launch, and then its figures as files."""
+"""`hpo plot`: figures of a launched study as files, and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_launched_study_is_plotted(hpo: Run, launched: None, folder: Path) -> 
     assert "2 best trials" in (folder / "there/tiny-curves.html").read_text()
 
 
-def test_every_kind_is_named_where_one_looks_for_it(hpo: Run) -> None:
+def test_every_kind_is_in_the_help_and_the_documentation(hpo: Run) -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "figures.md").read_text()
     shown = hpo("plot", "--help").out
     for kind in [*KINDS, ACTIVATIONS]:
@@ -32,7 +32,7 @@ def test_every_kind_is_named_where_one_looks_for_it(hpo: Run) -> None:
         assert f"| `{kind}` |" in page
 
 
-def test_what_cannot_be_plotted_is_one_line(
+def test_an_error_is_one_line(
     hpo: Run, after: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert hpo("plot", "tiny").err.startswith("hpo: sqlite:///hpo.db: no such file")

@@ -1,6 +1,6 @@
-"""No command but `hpo test` opens a file of the test set: each is run in a process whose every opened file is noted.
+"""Sealed test set: no command but `hpo test` opens its files.
 
-A command that is not listed here fails the test, until somebody has thought about it.
+Every command runs in a process that records each file it opens. A command that is not listed here fails the test.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "op
 
 import zipfile
 
-class Noted(zipfile.ZipFile):
-    # Arrays of a file of numpy.savez are members that are opened one by one.
+class RecordedZip(zipfile.ZipFile):
+    # The arrays of a numpy.savez file are members, opened one by one.
     def open(self, name, *args, **kwargs):
         opened.append(f"{self.filename or self.fp.name}:{getattr(name, 'filename', name)}")
         return super().open(name, *args, **kwargs)
 
-zipfile.ZipFile = Noted
+zipfile.ZipFile = RecordedZip
 
 from hpo.cli import main
 
-class Visited(io.StringIO):
-    # Whoever says that it serves a page is visited, and then asked to end.
+class Visitor(io.StringIO):
+    # Visits the dashboard whose address is printed, and then stops it.
     def write(self, text):
         if found := re.match("http://[^ ]+", text):
             threading.Thread(target=visit, args=[found[0]]).start()
@@ -50,7 +50,7 @@ def visit(url):
         urllib.request.urlopen(f"{url.rstrip('/')}/{path}").read()
     os.kill(os.getpid(), signal.SIGTERM)
 
-told, sys.stdout = sys.stdout, Visited()
+results, sys.stdout = sys.stdout, Visitor()
 for words in json.loads(sys.argv[1]):
     opened.clear()
     try:
@@ -58,7 +58,7 @@ for words in json.loads(sys.argv[1]):
     except SystemExit as ended:
         status = ended.code
     sealed = [path for path in opened if "t10k" in path or "_test.npy" in path or "/test/" in path]
-    print(json.dumps([words, status, sealed]), file=told, flush=True)
+    print(json.dumps([words, status, sealed]), file=results, flush=True)
 """
 
 STUDY = """\
@@ -70,11 +70,11 @@ training = { epochs = 2, batch_size = 40, precision = "float32", keep = "best", 
 search = { trials = 6, sampler = "random", population = 4 }
 """
 
-OWN = """\
+USER_DATA = """\
 launch {name}.toml --device cpu --quiet
 test {name} --device cpu
 """
-"""A search and a look, once more for each kind of the user's own images."""
+"""A search and a test for each kind of user data."""
 
 COMMANDS = """\
 version
@@ -113,12 +113,12 @@ report tiny -o report.html
 export tiny --confirmed
 """
 
-NOT_ALWAYS_0 = {"doctor", "dashboard"}
-"""What these end with depends on the machine, or on how they are ended."""
+ANY_STATUS = {"doctor", "dashboard"}
+"""Commands whose exit status depends on the machine, or on the signal that stops them."""
 
 
 def known_commands(command: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every command of the command line, by its words."""
+    """Yield every command of the command line as its words."""
     inner = getattr(command or get_command(app), "commands", None)
     if inner is None:
         yield words
@@ -127,13 +127,13 @@ def known_commands(command: Any = None, words: tuple[str, ...] = ()) -> Iterator
         yield from known_commands(each, (*words, name))
 
 
-def followed(folder: Path, commands: list[list[str]]) -> list[tuple[list[str], set[str]]]:
-    """Run the commands in one process; return the sealed files, or members of one, that each has opened."""
+def sealed_files_opened(folder: Path, commands: list[list[str]]) -> list[tuple[list[str], set[str]]]:
+    """Run the commands in one process; return the sealed files, or members of a file, that each opened."""
     environment = {**os.environ, "HPO_DATA_DIR": str(folder / "data")}
     done = forks.run([json.dumps(commands)], script=RUN, cwd=folder, env=environment)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [words for words, _, _ in found] == commands, done.stderr
-    failed = [words for words, status, _ in found if status != 0 and words[0] not in NOT_ALWAYS_0]
+    failed = [words for words, status, _ in found if status != 0 and words[0] not in ANY_STATUS]
     assert not failed, done.stderr
     return [(words, set(opened)) for words, _, opened in found]
 
@@ -146,7 +146,7 @@ def test_only_hpo_test_opens_test_files(folder: Path) -> None:
         (folder / "data" / "sealed" / f"train-{name}").rename(folder / "data" / "mnist" / f"t10k-{name}")
     np.save(folder / "images.npy", np.zeros((3, 28, 28), np.uint8))
     commands = [shlex.split(line) for line in COMMANDS.splitlines()]
-    found = followed(folder, commands)
+    found = sealed_files_opened(folder, commands)
     run = {words for words in known_commands() if any(words == tuple(each[: len(words)]) for each in commands)}
     assert run == set(known_commands())
     sealed = {str(folder / "data" / "mnist" / f"t10k-{name}") for name in ("images-idx3-ubyte", "labels-idx1-ubyte")}
@@ -154,21 +154,21 @@ def test_only_hpo_test_opens_test_files(folder: Path) -> None:
         assert opened == (sealed if words[0] == "test" else set()), words
 
 
-def test_only_hpo_test_opens_test_images_of_the_users_own(folder: Path) -> None:
+def test_only_hpo_test_opens_the_test_set_of_user_data(folder: Path) -> None:
     x, y = np.random.default_rng(0).integers(0, 256, (60, 4, 3), dtype=np.uint8), np.arange(60) % 2
     np.savez(folder / "images.npz", x=x[:50], y=y[:50], x_test=x[50:], y_test=y[50:])
     for index, (image, label) in enumerate(zip(x, y, strict=True)):
-        place = folder / "pictures" / ("test" if index >= 50 else "train") / str(label)
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{index}.png")
-    own = {"arrays": "npz:images.npz", "pictures": "folder:pictures"}
-    for name, dataset in own.items():
+        target = folder / "pictures" / ("test" if index >= 50 else "train") / str(label)
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(target / f"{index}.png")
+    data = {"arrays": "npz:images.npz", "pictures": "folder:pictures"}
+    for name, dataset in data.items():
         written = STUDY.replace("tiny", name).replace('"mnist", train_size = 60', f'"{dataset}"')
         (folder / f"{name}.toml").write_text(written.replace("trials = 6", "trials = 2").replace("[8]", "[2]"))
-    commands = [shlex.split(line) for name in own for line in OWN.format(name=name).splitlines()]
+    commands = [shlex.split(line) for name in data for line in USER_DATA.format(name=name).splitlines()]
     sealed = {
         "arrays": {f"{folder / 'images.npz'}:{name}_test.npy" for name in "xy"},
         "pictures": {str(path) for path in (folder / "pictures" / "test").glob("*/*.png")},
     }
-    for words, opened in followed(folder, commands):
+    for words, opened in sealed_files_opened(folder, commands):
         assert opened == (sealed[words[1]] if words[0] == "test" else set()), words

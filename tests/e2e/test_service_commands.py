@@ -1,4 +1,4 @@
-"""Every command of the service: what it prints, where, with which status, and what it leaves."""
+"""The commands of the service: output, exit status, and the state of the queue after them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from hpo.storage import load_study, open_storage, study_names
 Run = Callable[..., Outcome]
 Start = Callable[..., Running]
 
-AGAIN_S = 5.0
+REPEAT_S = 5.0
 QUICK = ("--set", "training.epochs=1")
 NO_STUDY = "hpo: sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)\n"
 
 
 @pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """A worker in this process sets up its log, which would go on into what pytest has captured."""
+def restored_log() -> Iterator[None]:
+    """Restore the log after a worker in this process has set it up."""
     handlers, level, propagate = list(LOGGER.handlers), LOGGER.level, LOGGER.propagate
     yield
     LOGGER.handlers, LOGGER.propagate = handlers, propagate
@@ -58,25 +58,25 @@ def names() -> list[str]:
         storage.close()
 
 
-def look(hpo: Run, *args: str) -> Any:
+def status_json(hpo: Run, *args: str) -> Any:
     outcome = hpo("status", "--json", *args)
     assert (outcome.status, outcome.err) == (0, "")
     return json.loads(outcome.out)
 
 
-def plain(name: str = "plain") -> None:
+def create_plain_study(name: str = "plain") -> None:
     storage = open_storage(None)
     optuna.create_study(storage=storage, study_name=name).ask()
     storage.close()
 
 
-# A study's way through the queue.
+# The queue.
 
 
 def test_a_study_is_submitted_worked_on_and_shown(hpo: Run) -> None:
     submitted = hpo("submit", "tiny.toml", "--priority", "-2", *QUICK)
     assert submitted == (0, "tiny: in the queue, 6 trials left\n", "")
-    assert [(study["name"], study["state"], study["priority"]) for study in look(hpo)["studies"]] == [
+    assert [(study["name"], study["state"], study["priority"]) for study in status_json(hpo)["studies"]] == [
         ("tiny", "open", -2)
     ]
     worked = hpo("work", "--until-idle", "--threads", "1")
@@ -102,7 +102,7 @@ def test_several_files_are_submitted_in_their_order(hpo: Run, folder: Path) -> N
     assert names() == ["tiny", "other"]
 
 
-def test_nothing_is_submitted_where_one_file_is_wrong(hpo: Run, folder: Path) -> None:
+def test_nothing_is_submitted_if_one_file_is_invalid(hpo: Run, folder: Path) -> None:
     (folder / "wrong.toml").write_text((folder / "tiny.toml").read_text().replace("epochs = 2", "epochs = 0"))
     outcome = hpo("submit", "tiny.toml", "wrong.toml")
     assert (outcome.status, outcome.out) == (2, "")
@@ -111,7 +111,7 @@ def test_nothing_is_submitted_where_one_file_is_wrong(hpo: Run, folder: Path) ->
     assert not (folder / "hpo.db").exists() or names() == []
 
 
-def test_nothing_is_submitted_where_the_images_of_one_file_are_missing(
+def test_nothing_is_submitted_if_the_data_of_one_file_are_missing(
     hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(folder / "none"))
@@ -133,14 +133,14 @@ def test_nothing_is_submitted_where_the_images_of_one_file_are_missing(
         (["tiny.toml", "--storage", "sqlite:///missing/hpo.db"], 1, "sqlite:///missing/hpo.db: "),
     ],
 )
-def test_what_cannot_be_submitted_is_one_line(hpo: Run, args: list[str], status: int, problem: str) -> None:
+def test_an_error_of_submit_is_one_line(hpo: Run, args: list[str], status: int, problem: str) -> None:
     outcome = hpo("submit", *args)
     assert (outcome.status, outcome.out) == (status, "")
     assert outcome.err.startswith(f"hpo: {problem}")
     assert outcome.err.count("\n") == 1
 
 
-def test_a_changed_file_is_not_submitted_unless_it_is_to_extend_the_study(hpo: Run) -> None:
+def test_a_changed_file_is_refused_without_extend(hpo: Run) -> None:
     hpo("submit", "tiny.toml")
     outcome = hpo("submit", "tiny.toml", "--trials", "8")
     assert (outcome.status, outcome.out) == (2, "")
@@ -152,8 +152,10 @@ def test_a_changed_file_is_not_submitted_unless_it_is_to_extend_the_study(hpo: R
 # Workers.
 
 
-def test_a_worker_with_nothing_to_do_ends_until_idle(hpo: Run) -> None:
-    assert hpo("work", "--until-idle").err.startswith("hpo: sqlite:///hpo.db: no such file"), "it makes none"
+def test_a_worker_exits_when_idle(hpo: Run) -> None:
+    assert hpo("work", "--until-idle").err.startswith("hpo: sqlite:///hpo.db: no such file"), (
+        "a worker creates no storage"
+    )
     open_storage("sqlite:///hpo.db").close()
     outcome = hpo("work", "--until-idle")
     assert (outcome.status, outcome.out) == (0, "")
@@ -163,7 +165,7 @@ def test_a_worker_with_nothing_to_do_ends_until_idle(hpo: Run) -> None:
     ]
 
 
-def test_a_worker_only_for_some_studies(hpo: Run) -> None:
+def test_a_worker_trains_only_the_named_studies(hpo: Run) -> None:
     for name in ("a", "b"):
         hpo("submit", "tiny.toml", "--name", name, *QUICK)
     assert hpo("work", "b", "--until-idle", "--device", "cpu", "--threads", "1").status == 0
@@ -184,19 +186,19 @@ def test_a_worker_only_for_some_studies(hpo: Run) -> None:
         (["--storage", "mysql://me:secret@host/hpo"], 1, "unknown kind of storage 'mysql'"),
     ],
 )
-def test_what_a_worker_cannot_begin_with_is_one_line(hpo: Run, args: list[str], status: int, problem: str) -> None:
+def test_an_error_of_work_is_one_line(hpo: Run, args: list[str], status: int, problem: str) -> None:
     hpo("submit", "tiny.toml")
     outcome = hpo("work", *args)
     assert (outcome.status, outcome.out) == (status, "")
-    said = [line for line in outcome.err.splitlines() if line.startswith("hpo: ")]
-    assert len(said) == 1
-    assert problem.strip() in said[0]
+    errors = [line for line in outcome.err.splitlines() if line.startswith("hpo: ")]
+    assert len(errors) == 1
+    assert problem.strip() in errors[0]
     assert "secret" not in outcome.err
     assert "Traceback" not in outcome.err
 
 
-def test_a_study_that_was_not_made_by_hpo_is_not_waited_for(hpo: Run) -> None:
-    plain()
+def test_a_study_of_plain_optuna_is_refused_by_a_worker(hpo: Run) -> None:
+    create_plain_study()
     outcome = hpo("work", "plain", "--until-idle")
     assert (outcome.status, outcome.out) == (1, "")
     assert "was not created by hpo" in outcome.err
@@ -208,19 +210,19 @@ def test_a_metrics_port_in_use_is_one_line(hpo: Run) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         outcome = hpo("work", "--until-idle", "--metrics-port", str(port))
-    says = f"hpo: 127.0.0.1:{port}: the port is in use; choose another with --metrics-port\n"
-    assert outcome == (1, "", says)
+    message = f"hpo: 127.0.0.1:{port}: the port is in use; choose another with --metrics-port\n"
+    assert outcome == (1, "", message)
 
 
 def test_the_error_that_ends_a_worker_is_json_in_a_json_log(hpo: Run) -> None:
     open_storage(None).close()
     outcome = hpo("work", "nobody", "--log-format", "json")
     assert (outcome.status, outcome.out) == (1, "")
-    said = [json.loads(line) for line in outcome.err.splitlines()]
-    assert "no study named 'nobody'" in said[-1]["message"]
+    events = [json.loads(line) for line in outcome.err.splitlines()]
+    assert "no study named 'nobody'" in events[-1]["message"]
 
 
-def test_a_worker_that_could_not_train_a_study_here_says_so_at_its_end(
+def test_a_worker_that_cannot_train_a_study_reports_it_at_its_end(
     hpo: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hpo("submit", "tiny.toml", *QUICK)
@@ -234,14 +236,14 @@ def test_a_worker_that_could_not_train_a_study_here_says_so_at_its_end(
     assert "Traceback" not in outcome.err
 
 
-# Control.
+# Queue control.
 
 
 def test_a_study_is_paused_resumed_stopped_and_deleted(hpo: Run) -> None:
     hpo("submit", "tiny.toml")
     paused = "tiny: paused, 0 trials requeued; go on with `hpo resume tiny`\n"
     assert hpo("pause", "tiny") == (0, paused, "")
-    assert look(hpo, "tiny")["studies"][0]["state"] == "paused"
+    assert status_json(hpo, "tiny")["studies"][0]["state"] == "paused"
     assert hpo("work", "--until-idle").status == 0
     assert states("tiny") == []
     refused = hpo("launch", "tiny.toml")
@@ -256,13 +258,13 @@ def test_a_study_is_paused_resumed_stopped_and_deleted(hpo: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "stop", "delete", "status"])
-def test_a_command_for_a_study_that_nobody_knows_is_one_line(hpo: Run, command: str) -> None:
+def test_an_unknown_study_is_one_line(hpo: Run, command: str) -> None:
     hpo("submit", "tiny.toml")
     assert hpo(command, "tinny") == (1, "", NO_STUDY)
 
 
 @pytest.mark.parametrize("args", [["pause", "x"], ["resume", "x"], ["stop", "x"], ["delete", "x", "--yes"], ["status"]])
-def test_asking_makes_no_storage(hpo: Run, folder: Path, args: list[str]) -> None:
+def test_queue_control_creates_no_storage(hpo: Run, folder: Path, args: list[str]) -> None:
     outcome = hpo(*args)
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.startswith("hpo: sqlite:///hpo.db: no such file")
@@ -272,18 +274,18 @@ def test_asking_makes_no_storage(hpo: Run, folder: Path, args: list[str]) -> Non
 
 @pytest.mark.parametrize("command", ["pause", "resume", "stop"])
 def test_a_command_for_a_study_of_plain_optuna_is_one_line(hpo: Run, command: str) -> None:
-    plain()
+    create_plain_study()
     outcome = hpo(command, "plain")
-    says = "hpo: study 'plain' was not created by hpo, or its stored study file is invalid: no worker can train it\n"
-    assert outcome == (1, "", says)
+    message = "hpo: study 'plain' was not created by hpo, or its stored study file is invalid: no worker can train it\n"
+    assert outcome == (1, "", message)
 
 
 @pytest.mark.parametrize("command", ["pause", "stop"])
-def test_a_study_that_has_ended_is_neither_paused_nor_stopped(hpo: Run, launched: None, command: str) -> None:
+def test_an_ended_study_can_be_neither_paused_nor_stopped(hpo: Run, launched: None, command: str) -> None:
     assert hpo(command, "tiny") == (1, "", f"hpo: study 'tiny' already ended (finished); cannot {command} it\n")
 
 
-def test_nothing_is_deleted_where_nobody_is_there_to_ask(hpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_deleted_without_a_terminal_to_ask_on(hpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     hpo("submit", "tiny.toml")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     outcome = hpo("delete", "tiny")
@@ -293,7 +295,7 @@ def test_nothing_is_deleted_where_nobody_is_there_to_ask(hpo: Run, monkeypatch: 
 
 
 class Terminal(io.StringIO):
-    """What somebody types."""
+    """A terminal on which an answer is typed."""
 
     def isatty(self) -> bool:
         return True
@@ -316,37 +318,37 @@ from hpo.cli import main
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 sys.exit(main(sys.argv[1:]))
 """
-"""`hpo` to which Ctrl-C on its terminal is a signal."""
+"""The `hpo` command with a controlling terminal, on which Ctrl-C is a signal."""
 
 
 @pytest.mark.parametrize(("answer", "status", "left"), [("y\n", 0, []), ("\x03", 130, ["tiny"])])
-def test_on_a_terminal_it_asks_before_it_deletes(hpo: Run, answer: str, status: int, left: list[str]) -> None:
+def test_delete_asks_on_a_terminal(hpo: Run, answer: str, status: int, left: list[str]) -> None:
     hpo("submit", "tiny.toml")
     terminal, other_end = os.openpty()
     streams = {"stdin": other_end, "stdout": other_end, "stderr": other_end}
     with Fork(["delete", "tiny"], script=CONTROLS_ITS_TERMINAL, start_new_session=True, **streams) as child:
         os.close(other_end)
-        said, next_answer = b"", 0.0
+        output, next_answer = b"", 0.0
         ends = time.monotonic() + deadline()
         try:
             while child.poll() is None:
-                assert time.monotonic() < ends, said
+                assert time.monotonic() < ends, output
                 if select.select([terminal], [], [], 0.5)[0]:
-                    with contextlib.suppress(OSError):  # how Linux tells that nobody has it open any more
-                        said += os.read(terminal, 1000)
-                if b"[y/N]:" in said and time.monotonic() > next_answer:
-                    # A Ctrl-C that comes just before Python begins to read is noticed at the next one only.
+                    with contextlib.suppress(OSError):  # on Linux: the other end is closed
+                        output += os.read(terminal, 1000)
+                if b"[y/N]:" in output and time.monotonic() > next_answer:
+                    # Python misses a Ctrl-C that arrives just before it starts to read.
                     os.write(terminal, answer.encode())
-                    next_answer = time.monotonic() + AGAIN_S
+                    next_answer = time.monotonic() + REPEAT_S
         finally:
             child.kill()
             os.close(terminal)
-    assert b"Delete study 'tiny' with 0 trials?" in said
-    assert child.returncode == status, said
+    assert b"Delete study 'tiny' with 0 trials?" in output
+    assert child.returncode == status, output
     assert names() == left
 
 
-def test_a_launch_ends_at_once_when_its_study_is_paused(process: Start, hpo: Run) -> None:
+def test_a_launch_ends_when_its_study_is_paused(process: Start, hpo: Run) -> None:
     running = process("launch", "tiny.toml", "--json", "--set", "training.epochs=100000")
     running.wait_for("epoch_ended")
     paused = hpo("pause", "tiny")
@@ -365,7 +367,7 @@ def test_a_launch_ends_at_once_when_its_study_is_paused(process: Start, hpo: Run
 def test_the_status_of_one_study(hpo: Run) -> None:
     for name in ("a", "b"):
         hpo("submit", "tiny.toml", "--name", name)
-    assert [study["name"] for study in look(hpo, "b")["studies"]] == ["b"]
+    assert [study["name"] for study in status_json(hpo, "b")["studies"]] == ["b"]
     shown = hpo("status", "b").out
     assert shown.splitlines()[1].startswith("b ")
     assert "\na " not in shown
@@ -382,7 +384,7 @@ def test_the_status_is_watched_until_ctrl_c(process: Start, hpo: Run) -> None:
     assert outcome.err == ""
 
 
-def test_a_reader_of_the_status_that_goes_away_is_no_error(process: Start, hpo: Run) -> None:
+def test_a_closed_pipe_of_the_status_is_no_error(process: Start, hpo: Run) -> None:
     hpo("submit", "tiny.toml")
     running = process("status", "--watch")
     assert running.line().startswith("study")
@@ -393,11 +395,11 @@ def test_a_reader_of_the_status_that_goes_away_is_no_error(process: Start, hpo: 
     assert running.process.stderr.read() == b""
 
 
-# Ray's address, which may be left out.
+# The optional address of --ray.
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("given", "parsed"),
     [
         (["launch", "a.toml", "--ray"], ["launch", "a.toml", "--ray", "local"]),
         (["launch", "--ray", "a.toml"], ["launch", "--ray", "local", "a.toml"]),
@@ -413,8 +415,8 @@ def test_a_reader_of_the_status_that_goes_away_is_no_error(process: Start, hpo: 
         (["top", "tiny"], ["top", "tiny"]),
     ],
 )
-def test_ray_has_an_address_or_means_a_cluster_of_its_own(given: list[str], meant: list[str]) -> None:
-    assert with_ray_address(given) == meant
+def test_ray_without_an_address_means_a_local_cluster(given: list[str], parsed: list[str]) -> None:
+    assert with_ray_address(given) == parsed
 
 
 @pytest.mark.parametrize(
@@ -427,9 +429,7 @@ def test_ray_has_an_address_or_means_a_cluster_of_its_own(given: list[str], mean
         (["--workers", "0"], "Invalid value for '--workers'"),
     ],
 )
-def test_options_of_a_launch_that_do_not_go_together_are_one_line(
-    hpo: Run, folder: Path, args: list[str], problem: str
-) -> None:
+def test_contradicting_options_of_launch_are_one_line(hpo: Run, folder: Path, args: list[str], problem: str) -> None:
     outcome = hpo("launch", "tiny.toml", *args)
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err.startswith(f"hpo: {problem}")

@@ -1,7 +1,7 @@
-"""Files that somebody else wrote, under fuzz: study files, exports and folders of networks.
+"""Fuzz tests of untrusted files: study files, exports and model folders.
 
-Each mutation is taken or refused in one printable line, soon and in little memory, and in one process: what one file
-does is not felt by the next. Networks are trained where the file asks for little.
+Every mutation is accepted, or refused in one printable line, within limits of time and memory. All run in one process,
+so that no file may affect the next. Networks are trained where the study is small.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_any_study
 from hpo.training.networks.weights import read_weights
 
-MOST_S = 20
-"""Seconds of this process's own time that a file may take."""
+MAX_S = 20
+"""CPU seconds that a file may take."""
 
-MOST_BYTES = 2**30
-"""Bytes by which all files together may make this process larger."""
+MAX_BYTES = 2**30
+"""Bytes by which all files together may enlarge this process."""
 
 quick = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 thorough = settings(quick, max_examples=1000)
@@ -113,11 +113,11 @@ def mutated(tree: Any, data: st.DataObject) -> Any:
     return tree
 
 
-def written(tree: Any, data: st.DataObject, path: Path) -> None:
-    """Write the tree as JSON or TOML, now and then with a change in the text itself."""
+def write_mutation(tree: Any, data: st.DataObject, path: Path) -> None:
+    """Write the tree as JSON or TOML, sometimes with a change in the text itself."""
     try:
         text = json.dumps(tree) if path.suffix == ".json" else tomli_w.dumps(without_nulls(tree))
-    except (TypeError, ValueError):  # TOML has no such thing
+    except (TypeError, ValueError):  # TOML has no such value
         text = json.dumps(tree)
     content = text.encode(errors="surrogatepass")
     if data.draw(st.integers(0, 3)) == 0:
@@ -133,30 +133,30 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(each) for each in value if each is not None] if isinstance(value, list) else value
 
 
-def mannered(run: Callable[[], object]) -> None:
-    """Run, for so long at most, and let through what is refused in one line."""
+def assert_accepted_or_refused(run: Callable[[], object]) -> None:
+    """Run within the time limit; accept an HpoError of one printable line."""
 
-    def ran_out(*_: object) -> None:
-        raise AssertionError(f"took more than {MOST_S} s")
+    def timeout(*_: object) -> None:
+        raise AssertionError(f"took more than {MAX_S} s")
 
-    before = signal.signal(signal.SIGPROF, ran_out)
-    signal.setitimer(signal.ITIMER_PROF, MOST_S)
+    before = signal.signal(signal.SIGPROF, timeout)
+    signal.setitimer(signal.ITIMER_PROF, MAX_S)
     try:
         run()
     except HpoError as error:
-        said = str(error)
-        assert said
-        assert said.isprintable()
-        assert len(said) < 12_000
+        message = str(error)
+        assert message
+        assert message.isprintable()
+        assert len(message) < 12_000
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with images, a study, its storage, its export in two forms, and its tested network."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder with images, a study, its storage, its export and its model folder."""
+    folder = tmp_path_factory.mktemp("files")
     draw = np.random.default_rng(0)
     x, y = draw.integers(0, 256, (60, 4, 4), dtype=np.uint8), np.arange(60) % 2
     np.savez(folder / "images.npz", x=x[:50], y=y[:50], x_test=x[50:], y_test=y[50:])
@@ -175,11 +175,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         found.test(device="cpu", folder=folder / "model", say=lambda text: None)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         yield folder
-        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_BYTES
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MAX_BYTES
 
 
 def is_small(study: Any) -> bool:
-    """Whether all that it can train is little."""
+    """Return whether every network that the study can train is small."""
     if not isinstance(study, Study):
         return False
     network, training = study.first_settings.network, study.first_settings.training
@@ -188,8 +188,8 @@ def is_small(study: Any) -> bool:
     return max(sizes) <= 8 and searched <= {("optimizer", "lr"), ("network", "dropout"), ("network", "kind")}
 
 
-def checked(path: Path) -> None:
-    """As `hpo check`, and `hpo launch` where that is soon done."""
+def check_and_launch(path: Path) -> None:
+    """Run `hpo check`, and `hpo launch` for a small study."""
     study = hpo.read(path)
     study.check("cpu")
     if is_small(study.checked):
@@ -200,40 +200,40 @@ def checked(path: Path) -> None:
 NUMBERS = itertools.count()
 
 
-def fuzz_a_study_file(place: Path, data: st.DataObject) -> None:
-    path = place / data.draw(st.sampled_from(["a.json", "a.toml"]))
+def fuzz_a_study_file(files: Path, data: st.DataObject) -> None:
+    path = files / data.draw(st.sampled_from(["a.json", "a.toml"]))
     base = data.draw(
         st.sampled_from([STUDY, {"name": "own", "objective": "own.py:objective", "search": {"trials": 2}}])
     )
-    written(mutated(base, data), data, path)
-    mannered(lambda: checked(path))
+    write_mutation(mutated(base, data), data, path)
+    assert_accepted_or_refused(lambda: check_and_launch(path))
 
 
-def fuzz_an_export(place: Path, data: st.DataObject) -> None:
-    path = place / data.draw(st.sampled_from(["b.json", "b.toml"]))
-    best = json.loads((place / "best.json").read_text())
+def fuzz_an_export(files: Path, data: st.DataObject) -> None:
+    path = files / data.draw(st.sampled_from(["b.json", "b.toml"]))
+    best = json.loads((files / "best.json").read_text())
     front = {"schema": "hpo.front/1", "study": "tiny", "metrics": ["val_loss", "parameters"], "front": [best]}
     objective = {"schema": "hpo.objective/1", "study": "own", "objective": "own.py:objective", "params": {"x": 0.5}}
-    written(mutated(data.draw(st.sampled_from([best, best, best, front, objective])), data), data, path)
-    mannered(lambda: checked(path))
-    mannered(lambda: hpo.replay(path, device="cpu"))
+    write_mutation(mutated(data.draw(st.sampled_from([best, best, best, front, objective])), data), data, path)
+    assert_accepted_or_refused(lambda: check_and_launch(path))
+    assert_accepted_or_refused(lambda: hpo.replay(path, device="cpu"))
 
 
-def fuzz_what_is_enqueued(place: Path, data: st.DataObject) -> None:
-    path = place / "asked.json"
-    written(mutated({"network.kind": "mlp", "lr": 0.01, "dropout": 0.1}, data), data, path)
+def fuzz_enqueued_values(files: Path, data: st.DataObject) -> None:
+    path = files / "enqueued.json"
+    write_mutation(mutated({"network.kind": "mlp", "lr": 0.01, "dropout": 0.1}, data), data, path)
     text = path.read_text(errors="replace")
-    study = parse_any_study({**STUDY, "search": {"trials": 5}}, "study.json", place)
-    with closing(open_storage(f"sqlite:///{place}/hpo.db")) as storage:
-        mannered(lambda: network_values(study, [text], storage))
+    study = parse_any_study({**STUDY, "search": {"trials": 5}}, "study.json", files)
+    with closing(open_storage(f"sqlite:///{files}/hpo.db")) as storage:
+        assert_accepted_or_refused(lambda: network_values(study, [text], storage))
 
 
-def fuzz_a_card(place: Path, data: st.DataObject) -> None:
-    card = place / "model" / "card.json"
+def fuzz_a_card(files: Path, data: st.DataObject) -> None:
+    card = files / "model" / "card.json"
     good = card.read_bytes()
     try:
-        written(mutated(json.loads(good), data), data, card)
-        mannered(lambda: str(hpo.predict(place / "model", place / "images.npy", device="cpu")))
+        write_mutation(mutated(json.loads(good), data), data, card)
+        assert_accepted_or_refused(lambda: str(hpo.predict(files / "model", files / "images.npy", device="cpu")))
     finally:
         card.write_bytes(good)
 
@@ -241,10 +241,10 @@ def fuzz_a_card(place: Path, data: st.DataObject) -> None:
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool, torch.float8_e4m3fn]
 
 
-def fuzz_weights(place: Path, data: st.DataObject) -> None:
-    """The card knows the weights as they are then: it is whoever made them that is not trusted."""
-    card, file = place / "model" / "card.json", place / "model" / "weights.safetensors"
-    good, kept = card.read_bytes(), file.read_bytes()
+def fuzz_weights(files: Path, data: st.DataObject) -> None:
+    """The card has the checksum of the fuzzed weights: their author is not trusted."""
+    card, file = files / "model" / "card.json", files / "model" / "weights.safetensors"
+    good, weights = card.read_bytes(), file.read_bytes()
     state, _ = read_weights(file)
     try:
         name = data.draw(st.sampled_from(sorted(state)))
@@ -269,18 +269,18 @@ def fuzz_weights(place: Path, data: st.DataObject) -> None:
         known = json.loads(good)
         known["weights"]["sha256"] = sha256(file)
         card.write_text(json.dumps(known))
-        mannered(lambda: str(hpo.predict(place / "model", place / "images.npy", device="cpu")))
+        assert_accepted_or_refused(lambda: str(hpo.predict(files / "model", files / "images.npy", device="cpu")))
     finally:
         card.write_bytes(good)
-        file.write_bytes(kept)
+        file.write_bytes(weights)
 
 
-FUZZED = [fuzz_a_study_file, fuzz_an_export, fuzz_what_is_enqueued, fuzz_a_card, fuzz_weights]
+FUZZED = [fuzz_a_study_file, fuzz_an_export, fuzz_enqueued_values, fuzz_a_card, fuzz_weights]
 
 
 @pytest.fixture(autouse=True)
-def little_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def train_small_studies_only(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
     train = replaying.repeat
     monkeypatch.setattr(replaying, "repeat", lambda study, *more: train(study, *more) if is_small(study) else [])
 
@@ -288,13 +288,13 @@ def little_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("fuzz", FUZZED)
 @quick
 @given(data=st.data())
-def test_whatever_a_file_says_is_taken_or_refused(place: Path, fuzz: Callable[..., None], data: st.DataObject) -> None:
-    fuzz(place, data)
+def test_a_mutated_file_is_accepted_or_refused(files: Path, fuzz: Callable[..., None], data: st.DataObject) -> None:
+    fuzz(files, data)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fuzz", FUZZED)
 @thorough
 @given(data=st.data())
-def test_thousands_of_files(place: Path, fuzz: Callable[..., None], data: st.DataObject) -> None:
-    fuzz(place, data)
+def test_thousands_of_mutated_files(files: Path, fuzz: Callable[..., None], data: st.DataObject) -> None:
+    fuzz(files, data)

@@ -1,4 +1,4 @@
-"""`hpo test` and `hpo predict` as a user types them."""
+"""`hpo test` and `hpo predict`: result, folder, predictions, errors and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: Non
     assert (outcome.status, outcome.err) == (0, "")
     heading, *rows = outcome.out.splitlines()
     assert heading == "image,class,probability"
-    right = [int(row.split(",")[1]) for row in rows] == sealed_digits().labels
-    assert right.mean() == result["test"]["accuracy"]
+    correct = [int(row.split(",")[1]) for row in rows] == sealed_digits().labels
+    assert correct.mean() == result["test"]["accuracy"]
     assert hpo("predict", "tiny-test", "images.npy", "-o", "answers.csv") == (0, "", "")
     assert (folder / "answers.csv").read_text() == outcome.out
 
@@ -59,7 +59,7 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: Non
 
 
 @pytest.mark.parametrize(
-    ("args", "status", "said"),
+    ("args", "status", "message"),
     [
         (["test", "tiny"], 1, "hpo: sqlite:///hpo.db: no such file; "),
         (["test"], 2, "hpo: Missing argument 'NAME'"),
@@ -68,14 +68,14 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: Non
         (["predict", "nowhere"], 2, "hpo: Missing argument 'IMAGES.npy'"),
     ],
 )
-def test_what_goes_wrong_is_one_line(hpo: Run, args: list[str], status: int, said: str) -> None:
+def test_an_error_is_one_line(hpo: Run, args: list[str], status: int, message: str) -> None:
     outcome = hpo(*args)
     assert (outcome.status, outcome.out) == (status, "")
-    assert outcome.err.startswith(said)
+    assert outcome.err.startswith(message)
     assert outcome.err.count("\n") == 1
 
 
-def test_ctrl_c_while_it_trains_leaves_the_test_set_unseen(hpo: Run, process: Start, folder: Path) -> None:
+def test_ctrl_c_during_training_does_not_count_as_a_test(hpo: Run, process: Start, folder: Path) -> None:
     hpo("submit", "tiny.toml", "--set", "training.epochs=1000000", "--trials", "1")
     storage = open_storage(None)
     stored = optuna.load_study(study_name="tiny", storage=storage)

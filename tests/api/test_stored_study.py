@@ -1,4 +1,4 @@
-"""A study that was searched, in hand: its trials and curves, and what is done with it after a search."""
+"""A stored study: trials, curves, exports, confirmation, narrowing, test, queue control."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hpo.storage import open_storage, rename_study, study_names
 RUNS = "sqlite:///runs.db"
 
 
-def test_a_launch_returns_what_the_storage_has(found: hpo.StoredStudy) -> None:
+def test_a_launch_returns_the_stored_study(found: hpo.StoredStudy) -> None:
     assert found.ended is not None
     assert (found.ended.reason, found.ended.completed, found.interrupted) == ("finished", 6, False)
     assert found.study == hpo.read(tree())
@@ -73,7 +73,7 @@ def test_curves_are_arrays_of_trials_and_epochs(found: hpo.StoredStudy) -> None:
     assert [trial.value for trial in found.trials()] == curves["val_accuracy"][:, -1].tolist()
 
 
-def test_where_a_trial_was_not_trained_its_curve_has_no_number() -> None:
+def test_a_curve_is_nan_after_the_end_of_its_trial() -> None:
     study = hpo.read(tree(name="pruned", training={"epochs": 3}, search={"pruner": "median", "trials": 12}))
     found = hpo.launch(study, storage=RUNS, device="cpu", progress="quiet")
     accuracy = found.curves()["val_accuracy"]
@@ -82,7 +82,7 @@ def test_where_a_trial_was_not_trained_its_curve_has_no_number() -> None:
     assert {trial.state for trial in found.trials()} == {"complete", "pruned"}
 
 
-def test_what_is_exported_and_drawn(found: hpo.StoredStudy) -> None:
+def test_a_study_is_exported_and_drawn(found: hpo.StoredStudy) -> None:
     exported = found.export()
     jsonschema.validate(exported, schema("best"))
     assert exported["trial"] == found.best.number
@@ -114,9 +114,9 @@ def test_from_a_search_to_a_result(found: hpo.StoredStudy) -> None:
     assert verified.found["trials"][0]["trial"] == found.best.number
     Path("best.json").write_text(found.export_text())
     assert hpo.replay("best.json", device="cpu").found.runs[0].difference == pytest.approx(0, abs=1e-9)
-    said: list[str] = []
-    tested = found.test(device="cpu", say=said.append)
-    assert said
+    lines: list[str] = []
+    tested = found.test(device="cpu", say=lines.append)
+    assert lines
     assert tested.found.folder == Path("tiny-test")
     assert tested.found.result == tested.to_json()
     np.save("images.npy", np.zeros((3, 8, 8)))
@@ -131,19 +131,19 @@ def test_the_next_study_is_proposed_and_searched(found: hpo.StoredStudy) -> None
     proposal = found.narrow()
     assert hpo.read(proposal.write()) == proposal.study
     assert proposal.write() == Path("tiny-2.toml")
-    said: list[str] = []
-    (second,) = found.rounds(1, device="cpu", progress="quiet", say=said.append)
+    lines: list[str] = []
+    (second,) = found.rounds(1, device="cpu", progress="quiet", say=lines.append)
     assert (second.name, second.interrupted) == ("tiny-2", False)
     assert second.study == proposal.study
-    assert said[0].startswith("tiny-2: best val acc ")
+    assert lines[0].startswith("tiny-2: best val acc ")
     assert [study.name for study in hpo.studies(storage=RUNS)] == ["tiny", "tiny-2"]
 
 
-def test_a_study_in_the_queue_is_steered_and_deleted() -> None:
-    told: list[str] = []
+def test_a_study_in_the_queue_is_paused_resumed_stopped_and_deleted() -> None:
+    lines: list[str] = []
     other = tree(name="other")
-    first, second = hpo.submit([tree(), other], storage=RUNS, on_stored=lambda study: told.append(study.queue_line()))
-    assert told == ["tiny: in the queue, 6 trials left", "other: in the queue, 6 trials left"]
+    first, second = hpo.submit([tree(), other], storage=RUNS, on_stored=lambda study: lines.append(study.queue_line()))
+    assert lines == ["tiny: in the queue, 6 trials left", "other: in the queue, 6 trials left"]
     assert first.pause().startswith("tiny: paused")
     assert hpo.status("tiny", storage=RUNS).studies[0].state == "paused"
     assert first.resume().startswith("tiny: open")
@@ -158,7 +158,7 @@ def test_a_study_in_the_queue_is_steered_and_deleted() -> None:
         first.best  # noqa: B018
 
 
-def test_a_study_that_is_deleted_meanwhile_ends_its_launch() -> None:
+def test_deleting_a_study_ends_its_launch() -> None:
     def on_event(event: Event) -> None:
         if isinstance(event, PopulationStarted):
             hpo.load("tiny", storage=RUNS).delete()
@@ -170,7 +170,7 @@ def test_a_study_that_is_deleted_meanwhile_ends_its_launch() -> None:
 
 
 @pytest.mark.parametrize("workers", [None, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_study_that_is_renamed_meanwhile_is_searched_to_its_end(workers: int | None) -> None:
+def test_a_study_that_is_renamed_during_a_launch_is_searched_to_its_end(workers: int | None) -> None:
     def on_event(event: Event) -> None:
         with closing(open_storage(RUNS)) as storage:
             if isinstance(event, PopulationStarted | WorkersSeen) and study_names(storage) == ["tiny"]:
@@ -189,7 +189,7 @@ def test_a_study_that_is_renamed_meanwhile_is_searched_to_its_end(workers: int |
     assert (exported["study"], exported["config"]["name"]) == ("renamed", "renamed-best")
 
 
-def test_what_is_not_there() -> None:
+def test_a_missing_storage_and_a_missing_study() -> None:
     with pytest.raises(hpo.StorageError, match="no such file"):
         hpo.load("tiny", storage=RUNS)
     open_storage(RUNS).close()
@@ -197,7 +197,7 @@ def test_what_is_not_there() -> None:
         hpo.load("tiny", storage=RUNS)
 
 
-def test_a_function_gets_the_events_and_trials_that_are_asked_for_come_first(
+def test_a_function_gets_the_events_and_enqueued_trials_come_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     events: list[Event] = []

@@ -1,4 +1,4 @@
-"""Ctrl-C in a program: the first one ends a search in order, the second at once."""
+"""Ctrl-C in a program: the first one stops a search gracefully, the second at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def press_twice(event: Event) -> None:
     press(event)
 
 
-def test_ctrl_c_ends_a_search_in_order_and_the_same_call_goes_on() -> None:
+def test_ctrl_c_stops_a_search_and_the_same_call_continues() -> None:
     found = hpo.launch(tree(), storage=RUNS, device="cpu", progress=press)
     assert found.interrupted
     assert found.ended is not None
@@ -36,14 +36,14 @@ def test_ctrl_c_ends_a_search_in_order_and_the_same_call_goes_on() -> None:
     assert len(hpo.load("tiny", storage=RUNS).trials()) == 6
 
 
-def test_a_second_ctrl_c_ends_it_at_once() -> None:
+def test_a_second_ctrl_c_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         hpo.launch(tree(), storage=RUNS, device="cpu", progress=press_twice)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert hpo.load("tiny", storage=RUNS).status.counts["running"] == 0
 
 
-def test_what_keeps_nothing_says_so() -> None:
+def test_a_stop_without_a_result_raises() -> None:
     found = hpo.launch(tree(), storage=RUNS, device="cpu", progress="quiet")
     with pytest.raises(hpo.InterruptionError, match="tiny-confirm: interrupted; confirm 'tiny' again to go on"):
         found.confirm(top=1, seeds=2, device="cpu", progress=press)
@@ -55,25 +55,25 @@ def test_what_keeps_nothing_says_so() -> None:
     assert second.interrupted
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_who_has_a_way_of_their_own_keeps_it(own: bool) -> None:
-    stop = threading.Event() if own else None
-    handler = signal.default_int_handler if own else lambda number, frame: None
+@pytest.mark.parametrize("own_event", [True, False])
+def test_the_callers_event_or_handler_stays_in_use(own_event: bool) -> None:
+    stop = threading.Event() if own_event else None
+    handler = signal.default_int_handler if own_event else lambda number, frame: None
     before = signal.signal(signal.SIGINT, handler)
     try:
-        with stop_event(stop) as asked:
+        with stop_event(stop) as event:
             assert signal.getsignal(signal.SIGINT) is handler
-            assert asked is stop or not own
+            assert event is stop or not own_event
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_another_thread_leaves_signals_alone() -> None:
+def test_another_thread_handles_no_signals() -> None:
     entered: list[threading.Event] = []
 
     def enter() -> None:
-        with stop_event(None) as asked:
-            entered.append(asked)
+        with stop_event(None) as event:
+            entered.append(event)
 
     thread = threading.Thread(target=enter)
     thread.start()

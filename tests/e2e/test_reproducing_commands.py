@@ -1,4 +1,4 @@
-"""`hpo verify`, `hpo replay`, `hpo report` and the forms of `hpo export` as a user types them."""
+"""`hpo verify`, `hpo replay`, `hpo report`, and the file formats of `hpo export`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from command import Outcome
 Run = Callable[..., Outcome]
 
 
-def test_a_study_is_verified_and_its_export_says_so(hpo: Run, launched: None) -> None:
+def test_a_study_is_verified_and_its_export_has_the_certificate(hpo: Run, launched: None) -> None:
     outcome = hpo("verify", "tiny", "--trials", "2")
     assert (outcome.status, outcome.err) == (0, "")
     *trials, last = outcome.out.splitlines()
@@ -34,10 +34,10 @@ def test_an_export_is_replayed(hpo: Run, launched: None, folder: Path, form: str
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.startswith("val acc 0.")
     (run,) = json.loads(hpo("replay", file, "--json").out)["runs"]
-    assert abs(run["difference"]) <= 1 / 40  # of 40 validation images one may fall on the other side
+    assert abs(run["difference"]) <= 1 / 40  # one of 40 validation examples may be classified differently
 
 
-def test_all_trials_as_lines_and_as_a_table(hpo: Run, launched: None) -> None:
+def test_all_trials_are_exported_as_lines_and_as_a_table(hpo: Run, launched: None) -> None:
     lines = hpo("export", "tiny", "--all").out.splitlines()
     assert [json.loads(line)["number"] for line in lines] == list(range(6))
     table = list(csv.DictReader(io.StringIO(hpo("export", "tiny", "--top", "3", "--format", "csv").out)))
@@ -45,7 +45,7 @@ def test_all_trials_as_lines_and_as_a_table(hpo: Run, launched: None) -> None:
     assert {"number", "value", "lr", "dropout"} <= table[0].keys()
 
 
-def test_a_report_is_a_page(hpo: Run, launched: None, folder: Path) -> None:
+def test_a_report_is_written(hpo: Run, launched: None, folder: Path) -> None:
     assert hpo("report", "tiny") == (0, "tiny-report.html\n", "")
     assert hpo("report", "tiny", "-o", "r.html") == (0, "r.html\n", "")
     assert "best validation accuracy in the search" in (folder / "r.html").read_text()
@@ -65,7 +65,7 @@ def test_a_report_is_a_page(hpo: Run, launched: None, folder: Path) -> None:
         (["report", "tiny", "-o", "missing/r.html"], 1, "missing/r.html: cannot be written"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(hpo: Run, launched: None, args: list[str], status: int, message: str) -> None:
+def test_an_error_is_one_line(hpo: Run, launched: None, args: list[str], status: int, message: str) -> None:
     outcome = hpo(*args)
     assert (outcome.status, outcome.out) == (status, "")
     assert message in outcome.err

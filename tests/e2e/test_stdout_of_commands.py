@@ -1,4 +1,4 @@
-"""Code of the user's own that prints: in no command does that come between what the command says."""
+"""Stdout of commands whose user code prints: it has the command's own output only."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ COMMANDS: list[tuple[list[str], Callable[[str], Any]]] = [
 ]
 
 
-def test_stdout_is_for_what_the_command_says(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """In this process, where the file is imported once, and each of its descriptors is read."""
+def test_stdout_has_the_output_of_the_command_only(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Run in this process, which imports the user code once; capture its file descriptors."""
     (folder / "own.py").write_text(MODULE)
     network = '[network]\nmodule = "own.py:Net"'
     before, _, after = (folder / "tiny.toml").read_text().partition("[network]")

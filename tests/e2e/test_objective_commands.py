@@ -1,4 +1,4 @@
-"""The user's own objective at the command line: launched, shared, killed, interrupted, exported, drawn."""
+"""An objective study at the command line: launched, shared, killed, interrupted, exported, drawn."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ PLAIN = """
 from helper import scored
 
 def objective(trial):
-    print("said")
+    print("printed")
     x = trial.suggest_float("x", 0, 1)
     trial.report(scored(x), 3)
-    trial.set_user_attr("seen", True)
+    trial.set_user_attr("checked", True)
     return scored(x)
 """
 HELPER = "def scored(x):\n    return 1 - x\n"
@@ -50,16 +50,16 @@ def states(folder: Path) -> list[str]:
         return [state for (state,) in connection.execute("SELECT state FROM trials ORDER BY number")]
 
 
-def test_a_study_of_an_objective_is_searched_shown_exported_and_drawn(hpo: Run, folder: Path) -> None:
+def test_an_objective_study_is_searched_shown_exported_and_drawn(hpo: Run, folder: Path) -> None:
     write(folder)
     launched = hpo("launch", "own.toml", "--json")
     assert launched.status == 0, launched.err
     events = [json.loads(line) for line in launched.out.splitlines()]
     assert (events[0]["objective"], events[0]["trials"]) == ("code/objective.py:objective", 4)
-    assert "said" in launched.err
-    closing = launched.err.splitlines()
-    assert any(line.startswith("Best-1 (trial ") for line in closing)
-    assert "next: hpo plot own" in closing
+    assert "printed" in launched.err
+    lines = launched.err.splitlines()
+    assert any(line.startswith("Best-1 (trial ") for line in lines)
+    assert "next: hpo plot own" in lines
 
     assert hpo("top", "own", "-n", "1").out.startswith("Best-1 (trial ")
     assert "code/objective.py:objective" in hpo("studies").out
@@ -69,7 +69,7 @@ def test_a_study_of_an_objective_is_searched_shown_exported_and_drawn(hpo: Run, 
     jsonschema.validate(exported, schema("objective"))
     assert exported["value"] == 1 - exported["params"]["x"]
     assert exported["curve"] == {"step": [3], "value": [exported["value"]]}
-    assert exported["user_attrs"] == {"seen": True}
+    assert exported["user_attrs"] == {"checked": True}
     assert exported["code"]["folder"] == str(folder)
     assert exported["code"]["files"].keys() == {"code/helper.py", "code/objective.py"}
     rows = [json.loads(line) for line in hpo("export", "own", "--all").out.splitlines()]
@@ -85,7 +85,7 @@ def test_a_study_of_an_objective_is_searched_shown_exported_and_drawn(hpo: Run, 
     assert "trial 3: completed with " in plain.err
 
 
-def test_what_needs_a_network_of_hpo_says_so_in_a_line(hpo: Run, folder: Path) -> None:
+def test_a_command_for_network_studies_is_refused_in_one_line(hpo: Run, folder: Path) -> None:
     write(folder)
     assert hpo("launch", "own.toml", "--quiet", "--trials", "1").status == 0
     for command in ("confirm", "narrow", "compare", "report", "verify", "test"):
@@ -97,7 +97,7 @@ def test_what_needs_a_network_of_hpo_says_so_in_a_line(hpo: Run, folder: Path) -
         )
 
 
-def test_a_warning_of_the_functions_own_is_heard_once_as_in_any_script(process: Start, folder: Path) -> None:
+def test_a_warning_of_the_function_is_printed_once(process: Start, folder: Path) -> None:
     code = "import warnings\ndef objective(trial):\n    warnings.warn('careful')\n    return 1.0\n"
     write(folder, code)
     outcome = process("launch", "own.toml").outcome()
@@ -106,7 +106,7 @@ def test_a_warning_of_the_functions_own_is_heard_once_as_in_any_script(process: 
     assert states(folder) == ["COMPLETE"] * 4
 
 
-def test_what_an_export_of_an_objective_is_not_for(hpo: Run, folder: Path) -> None:
+def test_an_export_of_an_objective_study_can_be_neither_launched_nor_replayed(hpo: Run, folder: Path) -> None:
     write(folder)
     hpo("launch", "own.toml", "--quiet", "--trials", "1")
     hpo("export", "own", "-o", "best.json")
@@ -123,11 +123,11 @@ def test_what_an_export_of_an_objective_is_not_for(hpo: Run, folder: Path) -> No
     )
 
 
-def test_a_file_of_an_objective_is_checked_and_submitted(hpo: Run, folder: Path) -> None:
+def test_an_objective_study_is_checked_and_submitted(hpo: Run, folder: Path) -> None:
     write(folder)
-    checked = hpo("check", "own.toml")
+    checked = hpo("check", "own.toml", "--all")
     assert checked.status == 0
-    assert '"pruner": "median"' in checked.out
+    assert 'pruner = "median"' in checked.out
     assert "code/helper.py: SHA-256 " in checked.out
     assert hpo("submit", "own.toml").out == "own: in the queue, 4 trials left\n"
     assert hpo("work", "--until-idle").status == 0
@@ -140,8 +140,8 @@ from pathlib import Path
 
 def objective(trial):
     x = trial.suggest_float("x", 0, 1)
-    os.write(1, b"said\\n")
-    child = multiprocessing.get_context("fork").Process(target=int)  # as a DataLoader has them
+    os.write(1, b"printed\\n")
+    child = multiprocessing.get_context("fork").Process(target=int)  # as a DataLoader has
     child.start()
     child.join()
     if trial.number == 1 and not Path("killed").exists():
@@ -159,10 +159,10 @@ from hpo.service.crew import local as local_crew
 local_crew.SPAWN = multiprocessing.get_context("fork")
 sys.exit(main(sys.argv[1:]))
 """
-"""`hpo` whose workers start in milliseconds."""
+"""The `hpo` command with workers that start in milliseconds."""
 
 
-def test_workers_share_an_objective_and_take_over_from_one_that_dies(process: Start, folder: Path, hpo: Run) -> None:
+def test_workers_share_an_objective_and_retrain_trials_of_a_dead_worker(process: Start, folder: Path, hpo: Run) -> None:
     write(folder, KILLED)
     launched = process("launch", "own.toml", "--workers", "2", "--json", script=WORKERS_ARE_FORKS).outcome()
     assert launched.status == 0, launched.err
@@ -209,7 +209,7 @@ def test_a_second_ctrl_c_ends_an_objective_that_never_reports(process: Start, fo
     running = process("launch", "own.toml", "--json")
     running.wait_for("population_started")
     while running.process.poll() is None:
-        # The first may come before the function, the second before the first is heard.
+        # The first signal may arrive before the function runs, the second before the first is handled.
         running.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.process.wait(0.2)
