@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
+import optuna_dashboard
 import pytest
 from deadlines import deadline
 from forks import Fork
@@ -95,7 +96,7 @@ def test_this_machines_own_address_needs_no_password(stored: Store, served: Serv
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "0"])
 def test_any_other_address_needs_one(storage: Storage, served: Serve, tmp_path: Path, host: str) -> None:
-    with pytest.raises(UsageError, match="so it needs a password: set HPO_DASHBOARD_PASSWORD, or name a file with --"):
+    with pytest.raises(UsageError, match="so it needs a password: set HPO_DASHBOARD_PASSWORD, or use --password-file"):
         serve(storage, tmp_path, host, 0, print)
     for options in ({"password": b"secret"}, {"insecure": True}):
         port = urlsplit(served(host, **options)).port
@@ -144,14 +145,14 @@ def test_no_password_and_a_password_contradict_each_other(monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="HPO_DASHBOARD_PASSWORD: is empty"):
         read_password(None)
     monkeypatch.setenv(VARIABLE, "secret")
-    with pytest.raises(UsageError, match="leave one of them out"):
+    with pytest.raises(UsageError, match="remove one of them"):
         read_password(None, insecure=True)
 
 
 def test_names_are_names() -> None:
     check_names(["hpo.example.org", "10.0.0.5", "::1"])
     for name in ("http://hpo.example.org", "hpo:8080", "", "*"):
-        with pytest.raises(UsageError, match=r"--allow-host '.*': not a name"):
+        with pytest.raises(UsageError, match=r"--allow-host '.*': not a host name"):
             check_names([name])
 
 
@@ -160,7 +161,7 @@ def test_names_are_names() -> None:
     [
         (["--host", "0.0.0.0"], "0.0.0.0: other machines can reach this address"),
         (["--password-file", "none"], "none: the password cannot be read (No such file or directory)"),
-        (["--allow-host", "a:1"], "--allow-host 'a:1': not a name"),
+        (["--allow-host", "a:1"], "--allow-host 'a:1': not a host name"),
     ],
 )
 def test_the_command_refuses_in_one_line(

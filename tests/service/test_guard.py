@@ -17,7 +17,7 @@ from waitress.server import create_server
 
 from hpo.service.dashboard.guard import (
     FILE_POLICY,
-    FORGOTTEN_AFTER_S,
+    FORGET_AFTER_S,
     LONGEST_WAIT_S,
     PAGE_POLICY,
     Guard,
@@ -246,7 +246,7 @@ def test_old_failures_are_forgotten(site: Make) -> None:
     for _ in range(5):
         at.send("GET", "/", basic("wrong"))
         clock.now += LONGEST_WAIT_S
-    clock.now += FORGOTTEN_AFTER_S
+    clock.now += FORGET_AFTER_S
     at.send("GET", "/", basic("wrong"))
     assert at.send("GET", "/", basic("wrong")).headers["retry-after"] == ["1"]
 

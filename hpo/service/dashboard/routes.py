@@ -1,11 +1,10 @@
-"""What a request may ask of optuna-dashboard, checked before its own code sees it; and each error an answer.
+"""Checks of requests to optuna-dashboard's routes, and an HTTP status for each error.
 
-Its own code takes what it gets: a study or trial that is not there, a body that is no object and an artifact of another
-study end in "internal server error", some of them half done. Promises: a request for what is not there is a 404, one
-that says something else than it should a 400, one that comes too late a 409, one that the storage or the folder of
-artifacts cannot take a 503, and none of them changes anything; a study is renamed in place, so that it stays the study
-that it is; no artifact is removed that another study has as well. Holds for every route that has these names in its
-path and its body, those of later versions among them.
+optuna-dashboard does not check requests: a missing study or trial, a body that is no object or an artifact of another
+study ends in "internal server error", sometimes after half of the change. Here a missing thing is a 404, an
+invalid request a 400, one for an ended trial a 409, an error of the storage or the folder of artifacts a 503, and none
+of them changes anything. A study is renamed in place, and no artifact is removed that another study has too. The checks
+go by the names in a route's path and body, so they cover routes of later versions too.
 """
 
 from __future__ import annotations
@@ -32,15 +31,23 @@ from hpo.studyfile import name_problem
 LIST, RENAME = "/api/studies", "/api/studies/<study_id:int>/rename"
 MIGRATE = "/incompatible-rdb-schema"
 LARGEST_ID = 2**31 - 1
-MOST_CHARACTERS = 512
-"""Of a user attribute's key, as Optuna's tables have it."""
-WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What the dashboard's own code raises for values that it does not expect."""
+MAX_KEY_LENGTH = 512
+"""Most characters of a user attribute's key in Optuna's tables."""
+INVALID_VALUE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""Errors that optuna-dashboard's code raises for values that it does not expect."""
 log = logging.getLogger(__name__)
 
 
 class Routes:
-    """A plugin of bottle, which the dashboard is made with: it stands between each route and its code."""
+    """Plugin of bottle, optuna-dashboard's web framework: it wraps the code of each route."""
 
     name, api = "hpo", 2
 
@@ -48,7 +55,7 @@ class Routes:
         self._storage, self._app = storage, app
 
     def apply(self, callback: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        """Return what answers a route's requests in the place of its own code."""
+        """Return a function that checks a request, calls the route's code, and turns its errors into responses."""
         view = self._rename if route.rule == RENAME else inspect.unwrap(callback)
         in_json = view is not callback
 
@@ -59,32 +66,32 @@ class Routes:
                     bottle.response.content_type = "application/json"
                 return view(**ids)
             except bottle.HTTPError as error:
-                return _said(f"{error.status_code} {error.status_line.partition(' ')[2]}", str(error.body))
-            except bottle.HTTPResponse:  # a page elsewhere, a file
+                return _error(f"{error.status_code} {error.status_line.partition(' ')[2]}", str(error.body))
+            except bottle.HTTPResponse:  # a redirect or a file
                 raise
             except Refusal as refusal:
-                return _said(refusal.status, str(refusal))
+                return _error(refusal.status, str(refusal))
             except ArtifactNotFound:
-                return _said("404 Not Found", "the file is not in the folder of artifacts")
+                return _error("404 Not Found", "the file is missing in the folder of artifacts")
             except UpdateFinishedTrialError:
-                return _said("409 Conflict", "the trial has ended, and is not changed any more")
+                return _error("409 Conflict", "the trial has ended and cannot be changed")
             except DuplicatedStudyError:
-                return _said("400 Bad Request", "Study name already exists.")
+                return _error("400 Bad Request", "Study name already exists.")
             except StorageError as error:
-                return _said("503 Service Unavailable", str(error))
-            except OSError as error:  # a full disk, a folder that is read-only
+                return _error("503 Service Unavailable", str(error))
+            except OSError as error:  # a full disk or a read-only folder
                 log.warning("%s %s: %s", route.method, bottle.request.path, error)
-                return _said("503 Service Unavailable", f"the folder of artifacts cannot be used: {error.strerror}")
-            except WRONG as error:
+                return _error("503 Service Unavailable", f"the folder of artifacts cannot be used: {error.strerror}")
+            except INVALID_VALUE_ERRORS as error:
                 log.warning("%s %s: %s", route.method, bottle.request.path, error)
-                return _said("400 Bad Request", f"the request cannot be answered: {error}")
+                return _error("400 Bad Request", f"the request cannot be answered: {error}")
 
         return answer
 
     def _check(self, route: Any, ids: Mapping[str, Any]) -> None:
-        """Refuse a request for what is not there, or one whose body is not what it should be."""
+        """Raise Refusal for a missing study, trial or artifact, or an invalid body."""
         study_id, trial_id, artifact_id = (ids.get(key) for key in ("study_id", "trial_id", "artifact_id"))
-        if study_id is not None and not self._is_there(study_id):
+        if study_id is not None and not self._has_study(study_id):
             raise Refusal("404 Not Found", f"study_id={study_id} is not found")
         if trial_id is not None:
             found = study_id_of(self._storage, trial_id) if 0 <= trial_id <= LARGEST_ID else None
@@ -94,8 +101,8 @@ class Routes:
         if route.method in READING:
             return
         if route.rule == MIGRATE:
-            raise Refusal("403 Forbidden", "tables of another version are not changed here: see `hpo doctor`")
-        if artifact_id is not None and not self._names(study_id, trial_id, artifact_id):
+            raise Refusal("403 Forbidden", "the dashboard does not migrate tables of another version: see `hpo doctor`")
+        if artifact_id is not None and not self._has_artifact(study_id, trial_id, artifact_id):
             raise Refusal("404 Not Found", "Artifact is not found.")
         if route.method == "DELETE" and bottle.request.content_length <= 0:
             return
@@ -106,16 +113,16 @@ class Routes:
             and study_id is not None
             and len(body["values"]) != len(self._storage.get_study_directions(study_id))
         ):
-            raise Refusal("400 Bad Request", "values: has to hold a number for each objective of the study")
+            raise Refusal("400 Bad Request", "values: must contain a number for each objective of the study")
 
-    def _is_there(self, study_id: int) -> bool:
+    def _has_study(self, study_id: int) -> bool:
         try:
             return 0 <= study_id <= LARGEST_ID and bool(self._storage.get_study_name_from_id(study_id))
         except KeyError:
             return False
 
-    def _names(self, study_id: Any, trial_id: int | None, artifact_id: str) -> bool:
-        """Whether the artifact belongs to the study, or to the trial where there is one."""
+    def _has_artifact(self, study_id: Any, trial_id: int | None, artifact_id: str) -> bool:
+        """Return whether the artifact belongs to the trial, or to the study if `trial_id` is None."""
         attrs = dict(self._storage.get_study_system_attrs(study_id))
         key = ARTIFACT + artifact_id
         if trial_id is not None:
@@ -124,7 +131,7 @@ class Routes:
         return attrs.get(key) not in (None, json.loads(REMOVED_ARTIFACT))
 
     def _rename(self, study_id: int) -> dict[str, Any]:
-        """Rename a study, where optuna-dashboard makes a copy of that name and deletes the study."""
+        """Rename a study in place. optuna-dashboard would copy it and delete the original."""
         name = bottle.request.json.get("study_name")
         if name is None:
             raise Refusal("400 Bad Request", "You need to set study_name")
@@ -135,41 +142,41 @@ class Routes:
         return next(each for each in studies if each["study_id"] == study_id)
 
 
-def _said(status: str, reason: str) -> str:
+def _error(status: str, reason: str) -> str:
     bottle.response.status = status
     bottle.response.content_type = "application/json"
     return json.dumps({"reason": reason})
 
 
 def _check_body(body: Any) -> None:
-    """Refuse a body that is no object, or in which something that the dashboard knows is not what it should be."""
+    """Raise Refusal for a body that is no object or has an invalid value under a known key."""
     if not isinstance(body, dict):
-        raise Refusal("400 Bad Request", "the body has to be a JSON object, sent as application/json")
+        raise Refusal("400 Bad Request", "the body must be a JSON object, sent as application/json")
     for key, value in body.items():
         if key in EXPECTED and (problem := EXPECTED[key](value)):
             raise Refusal("400 Bad Request", f"{key}: {problem}")
 
 
-def _a(kind: type, what: str) -> Callable[[Any], str | None]:
-    return lambda value: None if isinstance(value, kind) and not isinstance(value, bool) else f"has to be {what}"
+def _of_type(kind: type, what: str) -> Callable[[Any], str | None]:
+    return lambda value: None if isinstance(value, kind) and not isinstance(value, bool) else f"must be {what}"
 
 
 def _list_of(kind: type, what: str) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
-        fine = isinstance(value, list) and all(isinstance(each, kind) for each in value)
-        return None if fine else f"has to be a list of {what}"
+        valid = isinstance(value, list) and all(isinstance(each, kind) for each in value)
+        return None if valid else f"must be a list of {what}"
 
     return check
 
 
 def _numbers(value: Any) -> str | None:
-    fine = isinstance(value, list) and all(isinstance(each, int | float) and not math.isnan(each) for each in value)
-    return None if fine else "has to be a list of numbers"
+    valid = isinstance(value, list) and all(isinstance(each, int | float) and not math.isnan(each) for each in value)
+    return None if valid else "must be a list of numbers"
 
 
 def _attrs(value: Any) -> str | None:
-    fine = isinstance(value, dict) and all(len(key) <= MOST_CHARACTERS and "\0" not in key for key in value)
-    return None if fine else f"has to be an object with keys of at most {MOST_CHARACTERS} characters"
+    valid = isinstance(value, dict) and all(len(key) <= MAX_KEY_LENGTH and "\0" not in key for key in value)
+    return None if valid else f"must be an object with keys of at most {MAX_KEY_LENGTH} characters"
 
 
 def _file(value: Any) -> str | None:
@@ -178,22 +185,22 @@ def _file(value: Any) -> str | None:
         base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         comma = ""
-    return None if comma and head.startswith("data:") else "has to be a data: URL in base64"
+    return None if comma and head.startswith("data:") else "must be a data: URL in base64"
 
 
 EXPECTED: dict[str, Callable[[Any], str | None]] = {
     "study_name": name_problem,
     "directions": _list_of(str, "minimize and maximize"),
-    "version": _a(int, "a number"),
-    "body": _a(str, "a text"),
+    "version": _of_type(int, "a number"),
+    "body": _of_type(str, "a text"),
     "user_attrs": _attrs,
-    "state": _a(str, "a text"),
+    "state": _of_type(str, "a text"),
     "values": _numbers,
-    "mode": _a(str, "a text"),
+    "mode": _of_type(str, "a text"),
     "candidates": _list_of(int, "trials"),
-    "clicked": _a(int, "a trial"),
-    "output_type": _a(str, "a text"),
+    "clicked": _of_type(int, "a trial"),
+    "output_type": _of_type(str, "a text"),
     "file": _file,
-    "filename": _a(str, "a text"),
+    "filename": _of_type(str, "a text"),
 }
-"""What is wrong with a value of that name, None for nothing."""
+"""Key of a body -> function that returns the problem of its value, or None."""
