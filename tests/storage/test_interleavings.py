@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from idle_processes import IdleProcess, silence
+from idle_processes import IdleProcess, age_heartbeats
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from optuna_records import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, plain, running
@@ -323,7 +323,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule(who=workers)
     def fall_silent(self, who: int) -> None:
         of_it = {trial_id: trial for trial_id, trial in self.trials.items() if trial.holder is self.people[who]}
-        silence(self.looker, of_it)
+        age_heartbeats(self.looker, of_it)
         for trial in of_it.values():
             trial.silent = True
         # A trial whose heartbeat expired, returned and expired again before the requeue may be requeued or not.
