@@ -15,7 +15,7 @@ from hpo.storage.claim_conditions import (
     state_of,
 )
 from hpo.storage.copying import CopyCounts, copy_study
-from hpo.storage.dashboard_figures import FiguresRecord, figures_record, save_figures
+from hpo.storage.dashboard_figures import figures_record, save_figures
 from hpo.storage.heartbeats import (
     ATTEMPTS,
     FAILURE_REASON,
@@ -56,7 +56,6 @@ __all__ = [
     "WORKER",
     "ClaimConditions",
     "CopyCounts",
-    "FiguresRecord",
     "RegisteredWorker",
     "RunningTrial",
     "Storage",

@@ -143,7 +143,7 @@ def explain_errors(engine: Engine, shown: str) -> None:
     def explain(context: ExceptionContext) -> None:
         error, cause = context.sqlalchemy_exception, context.original_exception
         if isinstance(cause, UnicodeEncodeError):  # for instance bytes of a command line that are not UTF-8
-            raise StorageError(f"{shown}: no {cause.object!r}: the name is not valid UTF-8; correct it") from cause
+            raise StorageError(f"{shown}: {cause.object!r} is not valid UTF-8; correct it") from cause
         # A pooled connection was found dead before its use: the pool opens another one.
         if context.is_pre_ping or not isinstance(error, sa.exc.DBAPIError):
             return
@@ -178,7 +178,7 @@ def _raise_error(shown: str, error: BaseException) -> NoReturn:
         if name.startswith(prefix):
             kind = TransientError if prefix == "SQLITE_BUSY" else StorageError
             raise kind(f"{shown}: {problem}") from error
-    raise StorageError(f"{shown}: the database answered: {error_line(error)}") from error
+    raise StorageError(f"{shown}: database error: {error_line(error)}") from error
 
 
 def error_line(error: BaseException) -> str:

@@ -49,7 +49,7 @@ from hpo.storage.storage import Storage
 
 # Small enough for the rows of long learning curves to fit in memory.
 TRIALS_AT_ONCE = 100
-OF_TRIALS = (PARAMS, VALUES, INTERMEDIATE, USER_ATTRS, SYSTEM_ATTRS)
+COPIED_TABLES = (PARAMS, VALUES, INTERMEDIATE, USER_ATTRS, SYSTEM_ATTRS)
 # Keys of study system attributes that contain a trial id: notes, artifacts and skipped trials of the dashboard.
 TRIAL_ID_IN_KEY = re.compile(r"(dashboard:(?:artifacts:)?|preference:skip_trial:)(\d+)(?=:|$)")
 # Keys of study system attributes with a list of trial ids: the parents of a generation of Optuna's genetic samplers.
@@ -153,7 +153,7 @@ class _Copy:
             del row["trial_id"]
         insert = sa.insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
         added = dict(zip(trial_ids, self.target.execute(insert, rows).scalars(), strict=True))
-        for table in OF_TRIALS:
+        for table in COPIED_TABLES:
             self.rows(table, "trial_id", added)
         running = [added[trial_id] for trial_id in trial_ids if by_id[trial_id]["state"] == TrialState.RUNNING]
         if running:

@@ -224,7 +224,7 @@ class StorageHealth:
             with read(self.engine) as connection:
                 yield connection
         except sa.exc.DBAPIError as error:  # errors that connections.py does not convert, such as missing permissions
-            raise StorageError(f"{self.shown}: the database answered: {error_line(error.orig or error)}") from error
+            raise StorageError(f"{self.shown}: database error: {error_line(error.orig or error)}") from error
         except (ValueError, TypeError, LookupError) as error:  # invalid values in rows
             raise StorageError(
                 f"{self.shown}: some rows cannot be read ({error_line(error)}); restore a backup"

@@ -324,7 +324,7 @@ def test_a_value_that_the_server_cannot_store_is_one_line_and_copies_nothing(
             f"VALUES ({last._trial_id}, {2**31}, 0.5, 'FINITE')"
         )
     before = everything(target)
-    with pytest.raises(StorageError, match=r"the database answered: .*out of range") as caught:
+    with pytest.raises(StorageError, match=r"database error: .*out of range") as caught:
         copy_study(source, "digits", target)
     assert str(caught.value).isprintable()
     assert everything(target) == before

@@ -334,7 +334,7 @@ def test_the_doctor_requeues_orphaned_trials(url: str) -> None:
 def test_an_invalid_query_is_one_line(url: str, ask: Asked) -> None:
     with_trials(url, 1).close()
     execute(url, "ALTER TABLE trials RENAME COLUMN number TO numbered")
-    with pytest.raises(StorageError, match=r"the database answered: .*number") as caught:
+    with pytest.raises(StorageError, match=r"database error: .*number") as caught:
         ask(url).numbering_problems()
     assert str(caught.value).isprintable()
 

@@ -114,7 +114,7 @@ def test_an_unknown_study_error_suggests_the_nearest_name(storage: Storage, stud
 
 def test_a_name_that_is_not_utf8_is_refused(storage: Storage) -> None:
     for find in (summary, load_study):
-        with pytest.raises(StorageError, match=r"no '\\udcff': the name is not valid UTF-8; correct it"):
+        with pytest.raises(StorageError, match=r"'\\udcff' is not valid UTF-8; correct it"):
             find(storage, "\udcff")  # as Python decodes a byte of a command line that is not UTF-8
 
 
