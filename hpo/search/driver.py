@@ -32,7 +32,7 @@ from hpo.search.study_records import (
     record_data_folder,
     user_attrs_of,
 )
-from hpo.storage import Storage, StudySummary, check_open
+from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.training.device_split import DeviceSplit
 from hpo.training.devices import describe_device
@@ -46,7 +46,7 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Driver(ABC):
-    """One study on this machine. The class attributes are those of a study about which hpo knows nothing more."""
+    """One study on this machine. The methods here are those of a study about which hpo knows nothing more."""
 
     study: AnyStudy
     plan: AnyPlan
@@ -100,25 +100,44 @@ class Driver(ABC):
     ) -> list[FrozenTrial]:
         """Return waiting trials with these values, to follow the stored `trials`."""
 
-    @abstractmethod
     def started(self, before: StudySummary, device: str, precision: str) -> StudyStarted:
         """Return the event of the start of a launch; `before` is the stored study at that moment."""
+        return StudyStarted(
+            self.study.name,
+            self.study.search.trials,
+            *trial_counts(before),
+            device=device,
+            precision=precision,
+            best=before.best,
+            minimized=self.study.search.minimized,
+            **self._sizes(),
+        )
 
-    @abstractmethod
     def search(
         self,
         stored: optuna.Study,
         storage: Storage,
-        *,
-        before: StudySummary,
         on_event: Listener,
         stop: threading.Event,
         recent_errors: list[str],
     ) -> Search:
         """Return this process's search of the stored study, after the event that it starts.
 
-        Workers agree here on the study's precision and start time. Raises StudyClosedError unless the study is open.
+        The search appends the errors of its populations to `recent_errors`. Workers agree here on the study's precision
+        and start time. Raises StudyClosedError unless the study is open.
         """
+        conditions = claim_conditions(self.study, stored)
+        check_open(storage, conditions)
+        arguments = {"study": self.study, "code": self.code, "claim_conditions": conditions, "stop": stop}
+        return self._search(stored, storage, on_event, recent_errors=recent_errors, **arguments)
+
+    @abstractmethod
+    def _sizes(self) -> dict[str, Any]:
+        """Return the fields of StudyStarted that differ by kind of study."""
+
+    @abstractmethod
+    def _search(self, stored: optuna.Study, storage: Storage, on_event: Listener, **arguments: Any) -> Search:
+        """Agree with other workers on how to run the study, report its start, and return the search."""
 
 
 @dataclass(frozen=True)
@@ -131,27 +150,22 @@ class NetworkDriver(Driver):
 
     @property
     def split(self) -> Split:
-        """The data."""
         return self.plan.split
 
     @property
     def warning(self) -> str:
-        """A line on what the data lack, or ""."""
         return self.plan.split.warning
 
     @property
     def epochs(self) -> int | None:
-        """The epochs of every trial; None where trials differ."""
         epochs = set(self.study.possible_values(("training", "epochs")).values())
         return epochs.pop() if len(epochs) == 1 else None
 
     @property
     def repeats_configurations(self) -> bool:
-        """Whether two trials may have the same parameters."""
         return self.study.search.repeat
 
     def precisions(self, chosen: str) -> str:
-        """Return the precisions of the trials in words; `chosen` is the one that "auto" stands for."""
         return precisions(self.study, chosen)
 
     def check_new(self, storage: Storage, changed_code: bool) -> None:
@@ -175,53 +189,26 @@ class NetworkDriver(Driver):
         before = warm_start(self.study, user_attrs_of(stored), storage).trials
         return network_trials(self.study, given, trials, before)
 
-    def started(self, before: StudySummary, device: str, precision: str) -> StudyStarted:
-        """Return the event of the start of a launch; `before` is the stored study at that moment."""
-        return StudyStarted(
-            self.study.name,
-            self.study.search.trials,
-            *trial_counts(before),
-            population=self.plan.population,
-            device=device,
-            precision=precision,
-            parameters=self.plan.size.parameters,
-            images=len(self.split.train),
-            best=before.best,
-            minimized=self.study.search.minimized,
-        )
+    def _sizes(self) -> dict[str, Any]:
+        parameters, examples = self.plan.size.parameters, len(self.split.train)
+        return {"population": self.plan.population, "parameters": parameters, "images": examples}
 
-    def search(
-        self,
-        stored: optuna.Study,
-        storage: Storage,
-        *,
-        before: StudySummary,
-        on_event: Listener,
-        stop: threading.Event,
-        recent_errors: list[str],
-    ) -> Search:
-        """Return this process's search, with the data on its device."""
-        study, conditions = self.study, claim_conditions(self.study, stored)
-        check_open(storage, conditions)
-        device = describe_device(self.plan.device)
-        split = to_planned_device(study, self.plan)
+    def _search(self, stored: optuna.Study, storage: Storage, on_event: Listener, **arguments: Any) -> Search:
+        device, before = describe_device(self.plan.device), summary(storage, stored._study_id)
+        split = to_planned_device(self.study, self.plan)
         storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
         on_event(self.started(before, device, self.precisions(precision)))
-        trainer = Trainer(split, precision, lambda text: on_event(Note(text, "warning")), study.search.trial_timeout)
+        timeout_s = self.study.search.trial_timeout
         return PopulationSearch(
-            study=study,
             stored=stored,
-            claim_conditions=conditions,
-            began=began,
             storage=storage,
-            population=self.plan.population,
             on_event=on_event,
-            stop=stop,
-            recent_errors=recent_errors,
-            code=self.code,
-            trainer=trainer,
+            began=began,
+            population=self.plan.population,
+            trainer=Trainer(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s),
             before=self._warm_start(stored, storage, on_event),
+            **arguments,
         )
 
     def _warm_start(self, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
@@ -264,51 +251,15 @@ class ObjectiveDriver(Driver):
         """Return waiting trials whose `suggest` calls return these values."""
         return objective_trials(given)
 
-    def started(self, before: StudySummary, device: str, precision: str) -> StudyStarted:
-        """Return the event of the start of a launch; `before` is the stored study at that moment."""
-        return StudyStarted(
-            self.study.name,
-            self.study.search.trials,
-            *trial_counts(before),
-            population=1,
-            device=device,
-            precision="",
-            parameters=0,
-            images=0,
-            objective=self.study.objective,
-            best=before.best,
-            minimized=self.study.search.minimized,
-        )
+    def _sizes(self) -> dict[str, Any]:
+        return {"population": 1, "parameters": 0, "images": 0, "objective": self.study.objective}
 
-    def search(
-        self,
-        stored: optuna.Study,
-        storage: Storage,
-        *,
-        before: StudySummary,
-        on_event: Listener,
-        stop: threading.Event,
-        recent_errors: list[str],
-    ) -> Search:
-        """Return this process's search."""
-        conditions = claim_conditions(self.study, stored)
-        check_open(storage, conditions)
+    def _search(self, stored: optuna.Study, storage: Storage, on_event: Listener, **arguments: Any) -> Search:
         storage.set_device("")
         _, began = agree_on_run(stored, storage)
-        on_event(self.started(before, "", ""))
-        return ObjectiveSearch(
-            study=self.study,
-            stored=stored,
-            claim_conditions=conditions,
-            began=began,
-            storage=storage,
-            population=1,
-            on_event=on_event,
-            stop=stop,
-            recent_errors=recent_errors,
-            code=self.code,
-            function=self.plan.function,
-        )
+        on_event(self.started(summary(storage, stored._study_id), "", ""))
+        shared = {"stored": stored, "storage": storage, "on_event": on_event, "began": began, **arguments}
+        return ObjectiveSearch(population=1, function=self.plan.function, **shared)
 
 
 def driver_of(study: AnyStudy, device: str) -> Driver:

@@ -61,7 +61,7 @@ def join(
     stored = load_study(storage, name)
     errors = [] if recent_errors is None else recent_errors
     driver = driver_of_stored(any_stored_study(stored), stored, device, changed_code=changed_code)
-    return _search(driver, stored, storage, on_event, stop, errors)
+    return driver.search(stored, storage, on_event, stop, errors)
 
 
 def launch(
@@ -86,7 +86,7 @@ def launch(
         stored = _store(driver, storage, options)
         warn(driver, on_event)
         with heartbeats(storage):
-            reason = _search(driver, stored, storage, on_event, stop, []).run()
+            reason = driver.search(stored, storage, on_event, stop, []).run()
     on_event(ended(study, stored._study_id, storage, reason, time.perf_counter() - start, on_event))
     return current_name(study, stored._study_id, storage)
 
@@ -137,15 +137,3 @@ def _store(driver: Driver, storage: Storage, options: LaunchOptions) -> optuna.S
     if options.priority is not None:
         storage.set_study_attrs(stored._study_id, {PRIORITY: options.priority})
     return stored
-
-
-def _search(
-    driver: Driver,
-    stored: optuna.Study,
-    storage: Storage,
-    on_event: Listener,
-    stop: threading.Event,
-    recent_errors: list[str],
-) -> Search:
-    before = summary(storage, stored._study_id)
-    return driver.search(stored, storage, before=before, on_event=on_event, stop=stop, recent_errors=recent_errors)
