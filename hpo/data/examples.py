@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo.text import first_few
+
 MAX_NAMES = 5
 """Maximum number of class names in one message."""
 
@@ -110,7 +112,7 @@ class Split:
 
 def describe_classes(names: Sequence[str]) -> str:
     """Return words for classes in a message, with the first few names."""
-    listed = ", ".join([*(f"'{name}'" for name in names[:MAX_NAMES]), *(["..."] if len(names) > MAX_NAMES else [])])
+    listed = first_few([f"'{name}'" for name in names], MAX_NAMES)
     return f"class {listed}" if len(names) == 1 else f"{len(names)} classes ({listed})"
 
 

@@ -40,9 +40,11 @@ from hpo.storage.rows import (
     utc,
 )
 from hpo.storage.storage import Storage
+from hpo.text import first_few
 
 # The largest trial id, as a limit without effect: a database refuses a much larger one.
 MAX_TRIALS = 2**31 - 1
+MOST_NAMES = 5  # of studies in one message
 RANKED = TrialFields(curves=False, system_attrs=None)
 # Objective values that can be ranked: Optuna stores infinity without a number.
 ANY_FINITE = (VALUES.c.trial_id == TRIALS.c.trial_id) & (
@@ -264,10 +266,6 @@ def _unknown(storage: Storage, name: str | int) -> UnknownStudyError:
     if not names:
         advice = "; the storage has no study yet: start one with `hpo launch FILE`"
     else:
-        advice = nearest(name, names) or f"; the storage has {_few(names)}"
+        more = " (see `hpo studies`)" if len(names) > MOST_NAMES else ""
+        advice = nearest(name, names) or f"; the storage has {first_few(list(map(repr, names)), MOST_NAMES)}{more}"
     return UnknownStudyError(f"{storage.shown}: no study named {name!r}{advice}")
-
-
-def _few(names: list[str], shown: int = 5) -> str:
-    listed = ", ".join(repr(name) for name in names[:shown])
-    return listed if len(names) <= shown else f"{listed} and {len(names) - shown} more (see `hpo studies`)"

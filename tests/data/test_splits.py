@@ -205,7 +205,11 @@ def test_classes_without_a_validation_example_are_named(mnist: Path, validation:
     split = load_split(study_of("mnist", validation=validation))
     absent = [f"'{label}'" for label in range(10) if label not in split.validation.labels]
     assert len(absent) == how_many
-    which = f"{how_many} classes ({', '.join(absent[:5])}, ...)" if how_many > 1 else f"class {''.join(absent)}"
+    which = (
+        f"{how_many} classes ({', '.join(absent[:5])} and {how_many - 5} more)"
+        if how_many > 1
+        else f"class {''.join(absent)}"
+    )
     said = f"mnist: no validation example of {which}; try another data.split_seed or a larger data.validation"
     assert split.warning == (said if absent else "")
 
