@@ -1,7 +1,7 @@
-"""The certificate that a study's trials are what they would be alone: some of them, trained again outside a population.
+"""Certificates of `hpo verify`: how far the curves of stored trials differ when each is trained again alone.
 
-It is kept with the study, and its export and report carry it. It states the largest differences that were seen, and
-judges nothing. Knows nothing of how it is made, so that an export does not wait for torch.
+A certificate is stored with its study, and exports and reports contain it. It states the largest differences and does
+not judge them. Imports no torch; `reproduce/verify.py` makes certificates.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from hpo.results.ranking import METRIC_LABELS
 from hpo.results.result import Result
 
 VERIFIED = "hpo:verified"
-"""The attribute that holds a study's certificate."""
+"""The study attribute with the certificate."""
 
 Certificate = dict[str, Any]
 
 
 def certificate_of(user_attrs: Mapping[str, Any], name: str) -> Certificate | None:
-    """Return the certificate that is kept with the study, under the name that it has now; None where it has none."""
+    """Return the certificate of a study under its present name; None where it has none."""
     found: Certificate | None = user_attrs.get(VERIFIED)
     return None if found is None else found | {"study": name}
 
@@ -32,23 +32,20 @@ class VerificationResult(Result[Certificate]):
         return self.found
 
     def lines(self) -> list[str]:
-        """Return a line for each trial, and one for the largest difference."""
-        return verified_lines(self.found)
+        """Return a line for each trial, and one for the largest difference of a score."""
+        certificate = self.found
+        label = METRIC_LABELS[certificate["metric"]]
+        mixed = "," in certificate["precision"]
+        rows = [
+            f"trial {each['trial']}{', ' + each['precision'] if mixed else ''}: {label} {each['score']:.6g} alone, "
+            f"{each['stored']:.6g} stored; largest difference in any epoch: {largest_text(each['largest'])}"
+            for each in certificate["trials"]
+        ]
+        trials = f"{len(rows)} trials, each trained again alone" if len(rows) > 1 else "1 trial, trained again alone"
+        head = f"{certificate['study']}: {trials} on {certificate['device']} in {certificate['precision']}"
+        return [*rows, f"{head}; the largest difference of a score is {certificate['score']:.2g}"]
 
 
-def verified_lines(certificate: Certificate) -> list[str]:
-    """Return what a certificate says."""
-    label = METRIC_LABELS[certificate["metric"]]
-    mixed = "," in certificate["precision"]
-    rows = [
-        f"trial {each['trial']}{', ' + each['precision'] if mixed else ''}: {label} {each['score']:.6g} alone, "
-        f"{each['stored']:.6g} stored; largest difference in any epoch: {_listed(each['largest'])}"
-        for each in certificate["trials"]
-    ]
-    trained = f"{len(rows)} trials, each trained again alone" if len(rows) > 1 else "1 trial, trained again alone"
-    whole = f"{certificate['study']}: {trained} on {certificate['device']} in {certificate['precision']}"
-    return [*rows, f"{whole}; the largest difference of a score is {certificate['score']:.2g}"]
-
-
-def _listed(largest: dict[str, float]) -> str:
+def largest_text(largest: Mapping[str, float]) -> str:
+    """Return `train_loss 0, val_loss 1e-09`: the largest difference of each metric."""
     return ", ".join(f"{metric} {value:.2g}" for metric, value in largest.items())

@@ -1,7 +1,7 @@
-"""A study's report: one page that needs no network, with what was searched, found, confirmed and tested.
+"""`hpo report`: one HTML page with a study's search space, results, figures, confirmation, verification and test.
 
-It says what is missing as plainly as what is there, and how to repeat all of it. Whatever a user wrote into names and
-descriptions is text on the page and never markup. Reads studies, and writes nothing.
+The page needs no network. It states what has not been done, and the commands that reproduce the results. Names and
+descriptions from users are text on the page, never markup. Reads studies and changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpo.errors import HpoError
-from hpo.results.certificate import certificate_of, verified_lines
+from hpo.results.certificate import VerificationResult, certificate_of
 from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import CONFIRMATION_HEADING, conclusions, confirmation_rows
 from hpo.results.figures.kinds import draw
@@ -37,21 +37,21 @@ from hpo.studyfile.writing import study_text
 from hpo.text import hpo_command
 from hpo.versions import versions
 
-WHEN = {"last": "after the last epoch", "best": "after its best epoch"}
+SCORED = {"last": "after the last epoch", "best": "after its best epoch"}
 
-POINTS = 2000
-"""Trials that a figure has at most, evenly spread: a page with more of them takes long to open."""
+MAX_POINTS = 2000
+"""Largest number of trials in a figure, evenly spread: a page with more of them opens slowly."""
 
 
 def report(storage: Storage, name: str) -> str:
-    """Return the page of the study of that name. Raises HpoError where no trial has ended."""
-    study, held = stored_study(load_study(storage, name)), summary(storage, name)
-    source = read_source(storage, name, limit=POINTS)
-    certificate = certificate_of(held.user_attrs, name)
+    """Return the HTML page of a study. Raises HpoError where no trial has ended."""
+    study, found = stored_study(load_study(storage, name)), summary(storage, name)
+    source = read_source(storage, name, limit=MAX_POINTS)
+    certificate = certificate_of(found.user_attrs, name)
     confirmation, unconfirmed = None, ""
     try:
         confirmation = find_confirmation(storage, name)
-    except HpoError as error:  # one that has begun and is not finished: the page says so
+    except HpoError as error:  # a confirmation that is not finished: the page states that
         unconfirmed = str(error)
     text = resources.files("hpo.results").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -59,18 +59,18 @@ def report(storage: Storage, name: str) -> str:
         study=study,
         command=lambda verb: hpo_command(verb, name),
         labels=[METRIC_LABELS[metric] for metric in study.search.metrics],
-        short=_short(study, held, source, confirmation),
+        summary=_summary_lines(study, found, source, confirmation),
         space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
-        facts=_facts(study, held, storage),
+        facts=_facts(study, found, storage),
         ranked=_ranked(source),
         figures=[_figure(figure) for figure in draw(source).values()],
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own script
-        confirmation=None if confirmation is None else _confirmed(confirmation),
+        confirmation=None if confirmation is None else _confirmation(confirmation),
         unconfirmed=unconfirmed,
-        verified=[] if certificate is None else verified_lines(certificate),
-        tested=evaluation_lines(evaluations_of(held.user_attrs)),
-        by_class=_by_class(evaluations_of(held.user_attrs)),
-        sealed=held.user_attrs[DATA]["test"] != 0,
+        verified=[] if certificate is None else VerificationResult(certificate).lines(),
+        tested=evaluation_lines(evaluations_of(found.user_attrs)),
+        by_class=_by_class(evaluations_of(found.user_attrs)),
+        sealed=found.user_attrs[DATA]["test"] != 0,
         commands=_commands(study, confirmation),
         file=f"{file_stem(name)}.toml",
         study_text=study_text(study),
@@ -79,8 +79,8 @@ def report(storage: Storage, name: str) -> str:
     )
 
 
-def _short(study: Study, held: StudySummary, source: Source, confirmation: Confirmation | None) -> list[str]:
-    lines = [f"{states_line(held.states)} of {study.search.trials} trials"]
+def _summary_lines(study: Study, found: StudySummary, source: Source, confirmation: Confirmation | None) -> list[str]:
+    lines = [f"{states_line(found.states)} of {study.search.trials} trials"]
     if source.best:
         best = source.best[0]
         lines.append(f"best {source.score} in the search: {score(best):.4f} (trial {best.number})")
@@ -91,38 +91,34 @@ def _short(study: Study, held: StudySummary, source: Source, confirmation: Confi
     return lines
 
 
-def _facts(study: Study, held: StudySummary, storage: Storage) -> list[tuple[str, str]]:
-    data, run = held.user_attrs[DATA], held.user_attrs.get(RUN, {})
-    test = data["test"]  # None where only opening the file would tell
+def _facts(study: Study, found: StudySummary, storage: Storage) -> list[tuple[str, str]]:
+    data, run = found.user_attrs[DATA], found.user_attrs.get(RUN, {})
+    test = data["test"]  # None where the number is unknown without opening the file
     sealed = "an unknown number of" if test is None else f"{test:,}" if test else "no"
-    images = f"{data['train']:,} training and {data['validation']:,} validation images, {sealed} sealed test images"
+    sizes = f"{data['train']:,} training and {data['validation']:,} validation examples, {sealed} sealed test examples"
     search, limit = study.search, study.search.limits.parameters
-    code = held.user_attrs.get(CODE, NO_CODE)["files"]
+    code = found.user_attrs.get(CODE, NO_CODE)["files"]
     return [
-        ("data", f"{data['name']}: {images}"),
+        ("data", f"{data['name']}: {sizes}"),
         *([("classes", f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
-        ("SHA-256 of the images", data["sha256"]),
+        ("SHA-256 of the data", data["sha256"]),
         ("SHA-256 of the split", data["split_sha256"]),
         *((f"SHA-256 of {file}", digest) for file, digest in code.items()),
         ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
-        *(
-            [("limit", f"{limit:,} parameters; trials with more are not trained, and counted as pruned")]
-            if limit
-            else []
-        ),
-        ("scored by", f"{', '.join(map(in_words, search.metrics))}, {WHEN[search.score]}"),
-        *([("starts from", _start(study, held.user_attrs, storage))] if search.start_from else []),
+        *([("limit", f"{limit:,} parameters; larger networks are pruned without training")] if limit else []),
+        ("scored by", f"{', '.join(map(in_words, search.metrics))}, {SCORED[search.score]}"),
+        *([("starts from", _start(study, found.user_attrs, storage))] if search.start_from else []),
         ("seed", str(search.seed)),
-        ("began", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
+        ("started", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
         ("precision", precisions(study, str(run.get("precision", "auto")))),
     ]
 
 
 def _start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> str:
-    """Return which studies' trials the search has known from its beginning, as far as they are there today."""
+    """Return the studies that the search starts from, and those of them that are not available."""
     before = warm_start(study, attrs, storage)
     known = [f"{', '.join(before.names)} ({len(before.trials)} completed trials)"] if before.names else []
-    return "; ".join([*known, *(f"left out today: {problem}" for problem in before.problems)])
+    return "; ".join([*known, *(f"not available: {problem}" for problem in before.problems)])
 
 
 def _ranked(source: Source) -> list[tuple[str, ...]]:
@@ -139,10 +135,10 @@ def _ranked(source: Source) -> list[tuple[str, ...]]:
 
 def _figure(figure: go.Figure) -> Markup:
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
-    return Markup(drawn)  # noqa: S704 - the figures' own texts have gone through `plain`
+    return Markup(drawn)  # noqa: S704 - texts of figures have been escaped by `plain`
 
 
-def _confirmed(found: Confirmation) -> Mapping[str, Any]:
+def _confirmation(found: Confirmation) -> Mapping[str, Any]:
     metric = METRIC_LABELS[found.study.search.first_metric]
     return {
         "heading": [cell.format(metric=metric) for cell in CONFIRMATION_HEADING],
@@ -151,9 +147,9 @@ def _confirmed(found: Confirmation) -> Mapping[str, Any]:
     }
 
 
-def _by_class(had: Sequence[Evaluation]) -> list[tuple[str, ...]]:
-    """Return how many test images each class has, and how many of them were right, in the last look with a result."""
-    classes: list[dict[str, Any]] = next((look["result"]["classes"] for look in reversed(completed(had))), [])
+def _by_class(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+    """Return each class with its test examples and accuracy, from the last test evaluation with a result."""
+    classes: list[dict[str, Any]] = next((each["result"]["classes"] for each in reversed(completed(evaluations))), [])
     return [
         (
             str(each.get("name", each["class"])),

@@ -155,7 +155,7 @@ def test_copy(hpo: Run, stored: None) -> None:
 
 def test_a_copy_of_a_running_study(hpo: Run, stored: None) -> None:
     optuna.load_study(storage=open_storage(None), study_name="tiny").ask()
-    assert hpo(*COPY).out == "tiny: 4 trials copied to sqlite:///copy.db, 1 of them running, which waits there\n"
+    assert hpo(*COPY).out == "tiny: 4 trials copied to sqlite:///copy.db, 1 of them running: waiting in the copy\n"
     assert "3 complete, 1 waiting" in hpo("studies", "--storage", "sqlite:///copy.db").out
 
 

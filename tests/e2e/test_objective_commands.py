@@ -112,7 +112,7 @@ def test_an_export_of_an_objective_study_can_be_neither_launched_nor_replayed(hp
     hpo("export", "own", "-o", "best.json")
     again = hpo("launch", "best.json")
     assert (again.status, again.err.count("\n")) == (2, 1)
-    assert "is the export of an objective's trial" in again.err
+    assert "is the export of an objective study" in again.err
     replayed = hpo("replay", "best.json")
     assert (replayed.status, replayed.err.count("\n")) == (2, 1)
     assert "call 'code/objective.py:objective' with its params" in replayed.err

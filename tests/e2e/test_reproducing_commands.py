@@ -56,7 +56,7 @@ def test_a_report_is_written(hpo: Run, launched: None, folder: Path) -> None:
     [
         (["verify", "tinny"], 1, "no study named 'tinny' (did you mean 'tiny'?)"),
         (["verify", "tiny", "--device", "tpu"], 2, "tpu"),
-        (["replay", "tiny.toml"], 2, "tiny.toml: is no export; `hpo export NAME -o best.json` writes one"),
+        (["replay", "tiny.toml"], 2, "tiny.toml: is not an export: write one with `hpo export NAME -o best.json`"),
         (["replay", "missing.json"], 2, "missing.json: no such file"),
         (["export", "tiny", "--confirmed"], 1, "study 'tiny' has not been confirmed: run `hpo confirm` first"),
         (["export", "tiny", "--all", "--format", "toml"], 2, "--format toml holds one trial"),

@@ -434,7 +434,7 @@ def test_a_copy_has_its_confirmations_and_goes_on_with_them(
     verify(storage, "tiny", 1, "cpu", threading.Event(), pytest.fail)
     called = new_name or "tiny"
     line = copy_line(storage, "tiny", f"sqlite:///{tmp_path}/copy.db", new_name)
-    assert f"; its confirmations, too: '{called}-confirm'; its files of weights stay in {tmp_path}" in line
+    assert f"; with its confirmations '{called}-confirm'; its checkpoints stay in {tmp_path}" in line
     copy = open_storage(f"sqlite:///{tmp_path}/copy.db")
     found = find_confirmation(copy, called)
     assert found is not None
@@ -450,7 +450,7 @@ def test_a_copy_says_what_it_starts_from(storage: Storage, tmp_path: Path) -> No
     search(study_of(search={"trials": 1}), storage)
     search(study_of(name="next", search={"trials": 1, "start_from": ["tiny"]}), storage)
     line = copy_line(storage, "next", f"sqlite:///{tmp_path}/copy.db", None)
-    assert line.endswith("; it starts from 'tiny', which does not travel with it")
+    assert line.endswith("; not copied: 'tiny', which it starts from")
 
 
 def test_another_study_of_the_same_name_has_not_been_confirmed(storage: Storage) -> None:

@@ -71,7 +71,7 @@ def test_the_names_of_classes_travel(storage: Storage, home: Path) -> None:
     search(study_in(home), storage)
     names = ["100", "a<b", "sea, lake"]
     assert load_study(storage, "tiny").user_attrs[DATA]["classes"] == names
-    assert "9 sealed test images" in report(storage, "tiny")
+    assert "9 sealed test examples" in report(storage, "tiny")
     result = see(storage)
     jsonschema.validate(result, schema("test"))
     assert [(each["name"], each["images"]) for each in result["test"]["classes"]] == [(name, 3) for name in names]
@@ -158,8 +158,8 @@ def test_data_without_test_images_is_searched_and_refused_a_look(storage: Storag
     np.savez(home / "images.npz", x=X, y=Y)
     search(study_in(home), storage)
     page = report(storage, "tiny")
-    assert "no sealed test images" in page
-    assert "This data set has no sealed test images." in page
+    assert "no sealed test examples" in page
+    assert "This data set has no sealed test set." in page
     jsonschema.validate(export(storage, "tiny"), schema("best"))
     with pytest.raises(DataError, match=r"images\.npz: has no test set \(arrays x_test and y_test\)$"):
         see(storage)

@@ -58,11 +58,11 @@ def test_a_page_of_a_search_that_nobody_has_confirmed(stored: Store, storage: St
         "2 complete, 1 pruned, 1 failed of 8 trials",
         "best validation accuracy in the search: 0.8750 (trial 1)",
         "lr 1e-06 to 0.1, log scale",
-        "1,150 training and 287 validation images, 360 sealed test images",
+        "1,150 training and 287 validation examples, 360 sealed test examples",
         "0" * 64,
         "Not confirmed",
         "Not verified",
-        "nobody has looked at it",
+        "has not been evaluated on it",
         "hpo export digits -o best.json",
         "hpo replay best.json",
     ):
@@ -76,12 +76,12 @@ def test_the_sealed_test_images_are_counted_as_far_as_they_are_known(
 ) -> None:
     made = stored([trial(0.5)])
     made.set_user_attr("hpo:data", {**made.user_attrs["hpo:data"], "test": test})
-    assert f"{said} sealed test images" in report(storage, "digits")
+    assert f"{said} sealed test examples" in report(storage, "digits")
 
 
 def test_a_limit_is_said(stored: Store, storage: Storage) -> None:
     stored([trial(0.5)], tree(search={"limits": {"parameters": 8000}}))
-    assert "limit 8,000 parameters; trials with more are not trained" in Page(report(storage, "digits")).text
+    assert "limit 8,000 parameters; larger networks are pruned without training" in Page(report(storage, "digits")).text
 
 
 def test_a_page_of_a_confirmed_and_verified_search(storage: Storage) -> None:
@@ -105,7 +105,7 @@ def test_what_a_study_starts_from_is_named(stored: Store, storage: Storage) -> N
     stored([trial(0.5), trial(0.7), trial(state=TrialState.FAIL)], name="<first>")
     stored([trial(0.9)], tree(search={"start_from": ["<first>", "lost"]}))
     found = Page(report(storage, "digits")).text
-    assert "starts from <first> (2 completed trials); left out today: " in found
+    assert "starts from <first> (2 completed trials); not available: " in found
     assert "no study named 'lost'" in found
 
 

@@ -1,6 +1,7 @@
-"""Repeating a trial from its export alone: the file, the data set, and nothing else.
+"""`hpo replay`: train an exported trial again from its file and the data set alone, without a storage.
 
-The export says which images, which settings and which seed; the result says how far it is from what was exported.
+The export contains the configuration, the seed and the hashes of the data; the result states how far the scores and
+curves are from the exported ones.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pydantic import AllowInfNan, BeforeValidator, Field, ValidationError
 
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, UsageError
+from hpo.results.certificate import largest_text
 from hpo.results.export.best import VERSION
 from hpo.results.final_test.model_card import CodeRecord, FileModel
 from hpo.results.ranking import METRIC_LABELS
-from hpo.results.reproduce.retrain import Repeated, Stored, repeat
+from hpo.results.reproduce.retrain import Retrained, StoredTrial, retrain
 from hpo.results.result import Result
 from hpo.search.plan import plan
 from hpo.search.study_records import Curve
@@ -34,14 +36,14 @@ Number = Annotated[float, AllowInfNan(True), BeforeValidator(decode_non_finite)]
 
 
 class _Confirmed(FileModel):
-    """What is read of the numbers of a confirmation."""
+    """The seeds and scores of an exported confirmation."""
 
     seeds: list[Natural] = Field(min_length=1)
     scores: list[Number]
 
 
 class _Exported(FileModel):
-    """What is read of an export; the curve came with the second version."""
+    """The keys of an export that a replay needs; version 1 has no curve."""
 
     config: dict[str, Any]
     seed: Natural
@@ -52,31 +54,34 @@ class _Exported(FileModel):
     curve: dict[str, list[Number]] = Field(default_factory=dict)
 
 
-DIGITS = 9  # of a version; of thousands of them Python makes no number
+MAX_VERSION_DIGITS = 9
+"""A limit, because int() refuses thousands of digits."""
 
 AnyModel = TypeVar("AnyModel", bound=FileModel)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A study of the exported trial, and how it came out: once, or for a confirmed one under each of its seeds."""
+    """A replay: the study of the exported trial, and its run, or one run for each seed of a confirmed trial."""
 
     study: Study
-    runs: tuple[Repeated, ...]
+    runs: tuple[Retrained, ...]
 
 
 def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], None]) -> Replay:
-    """Train what an export describes.
+    """Train the trial of an export again.
 
-    Raises UsageError for a file that is no export, DataError and HpoError where the images are missing or others, and
-    InterruptionError where `stop` is set.
+    Raises UsageError for a file that is not an export, DataError and HpoError where the data are missing or different,
+    and InterruptionError where `stop` is set.
     """
-    tree = _read(path)
+    tree = _read_export(path)
     exported = _checked(_Exported, tree, path)
     study = parse_study(exported.config, str(path), base_folder(tree, path))
     study = _located(study, exported.code, path)
     if study.parameters:
-        raise UsageError(f"{path}: config: still searches {study.parameters[0].name}, so it is no trial's")
+        raise UsageError(
+            f"{path}: config: still searches {study.parameters[0].name}: a trial has one value for every key"
+        )
     planned = plan(study, device)
     _check_data(study, planned.split, exported.data)
     config = study.config({})
@@ -88,18 +93,18 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
     if "confirmed" in tree:
         seeds = {seed: (score, {}) for seed, score in _confirmed(tree["confirmed"], path).items()}
     trials = [
-        Stored(Member(number, config, seed), score, curve)
+        StoredTrial(Member(number, config, seed), score, curve)
         for number, (seed, (score, curve)) in enumerate(seeds.items())
     ]
-    return Replay(study, tuple(repeat(study, planned, exported.precision, trials, stop, say)))
+    return Replay(study, tuple(retrain(study, planned, exported.precision, trials, stop, say)))
 
 
 def _located(study: Study, code: CodeRecord | None, path: Path) -> Study:
-    """Return the study with the folder that its code is in: that of the export, its own, or the current one."""
+    """Return the study with the folder of its code: that of the export, the original one, or the current one."""
     if not study.references:
         return study
     if code is None:
-        raise UsageError(f"{path}: code: missing: it does not say which code its network is")
+        raise UsageError(f"{path}: code: missing: the export of a user-defined network needs the record of its code")
     try:
         folder = find_unchanged_code(study.references, code.model_dump(), path.absolute().parent, study.folder)
         return replace(study, folder=folder)
@@ -126,30 +131,30 @@ class ReplayResult(Result[Replay]):
         lines = []
         for run in tree["runs"]:
             line = f"{label} {run['score']:.6g}, exported {run['exported']:.6g}, difference {run['difference']:.2g}"
-            differences = ", ".join(f"{metric} {value:.2g}" for metric, value in run["largest"].items())
-            lines.append(f"{line}; largest in any epoch: {differences}" if differences else line)
+            largest = largest_text(run["largest"])
+            lines.append(f"{line}; largest in any epoch: {largest}" if largest else line)
         return lines
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_export(path: Path) -> dict[str, Any]:
     tree = read_tree(path)
     name = str(tree.get("schema")) if isinstance(tree, dict) else ""
     if name.startswith(OBJECTIVE_EXPORT):
         raise UsageError(
-            f"{path}: is the export of an objective's trial: call {format_value(tree.get('objective'))} with its params"
+            f"{path}: is the export of an objective study: call {format_value(tree.get('objective'))} with its params"
         )
     version = name.removeprefix(EXPORT)
     if not name.startswith(EXPORT) or not version.isdecimal():
-        raise UsageError(f"{path}: is no export; `hpo export NAME -o best.json` writes one")
-    if len(version) > DIGITS or int(version) > VERSION:
+        raise UsageError(f"{path}: is not an export: write one with `hpo export NAME -o best.json`")
+    if len(version) > MAX_VERSION_DIGITS or int(version) > VERSION:
         raise UsageError(
-            f"{path}: is written by a newer hpo ({truncate(name)}); this one reads up to {EXPORT}{VERSION}"
+            f"{path}: was written by a newer hpo ({truncate(name)}): this version reads up to {EXPORT}{VERSION}"
         )
     return {key: value for key, value in tree.items() if value is not None}
 
 
 def _confirmed(tree: Any, path: Path) -> dict[int, float]:
-    """Return the scores of a confirmed trial's runs, by seed."""
+    """Return the scores of a confirmation by seed."""
     confirmed = _checked(_Confirmed, tree, path, "confirmed")
     if len(confirmed.scores) != len(confirmed.seeds):
         raise UsageError(f"{path}: confirmed.scores: must have a score for each of the seeds")
@@ -157,11 +162,11 @@ def _confirmed(tree: Any, path: Path) -> dict[int, float]:
 
 
 def _checked(model: type[AnyModel], tree: Any, path: Path, *above: str) -> AnyModel:
-    """Return what is read of an export; raise UsageError for the first thing that cannot be."""
+    """Return the model of an export. Raises UsageError for the first invalid key."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        place = error.errors(include_url=False)[0]["loc"]  # whole, for there is no union here
+        place = error.errors(include_url=False)[0]["loc"]  # the whole path: the models have no unions
         fault = next(iter(validation_problems(error, model, tree).values()))
         raise UsageError(f"{path}: {dotted_key((*above, *place))}: {fault.text}") from error
 
@@ -170,6 +175,6 @@ def _check_data(study: Study, split: Split, exported: Mapping[str, Any]) -> None
     known = {"sha256": split.content_sha256, "split_sha256": split.split_sha256}
     if any(exported.get(key) != value for key, value in known.items()):
         raise HpoError(
-            f"{study.source}: the images of {split.dataset} here are not those that it was trained on "
-            "(their SHA-256 differs); bring those, for with others it is another trial"
+            f"{study.source}: the data of {split.dataset} here are not those of the exported trial (their SHA-256 "
+            "differs): restore the original data"
         )

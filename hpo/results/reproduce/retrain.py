@@ -1,7 +1,7 @@
-"""Training trials once more, alone, and how far the curves then differ from those that were stored.
+"""Train stored trials again, each alone, and compare their learning curves with the stored ones.
 
-A trial depends on its settings, its seed and the split, not on its company: so it can be repeated from what is kept
-with it. What remains are roundings in another order, which a long training may enlarge. Stores nothing.
+A trial depends on its configuration, its seed and the split, not on the other members of its population, so it can be
+trained again from what is stored. Rounding errors can differ, and a long training may amplify them. Stores nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hpo.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Repeated:
-    """A trial's number, the score it had and has now, and the largest difference of each metric over its epochs."""
+class Retrained:
+    """A trial trained again: its stored and its new score, and the largest difference of each metric in any epoch."""
 
     number: int
     stored: float
@@ -29,30 +29,30 @@ class Repeated:
 
     @property
     def difference(self) -> float:
-        """The new score less the stored one."""
+        """The new score minus the stored one."""
         return self.score - self.stored
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What is known of a trial that is to be repeated; the curve is empty where nobody kept it."""
+class StoredTrial:
+    """A trial to train again; `curve` is empty where it was not stored."""
 
     member: Member
     score: float
     curve: Curve
 
 
-def repeat(
+def retrain(
     study: Study,
     planned: NetworkPlan,
     precision: str,
-    trials: Sequence[Stored],
+    trials: Sequence[StoredTrial],
     stop: threading.Event,
     say: Callable[[str], None],
-) -> list[Repeated]:
+) -> list[Retrained]:
     """Train each trial alone, in a population of one.
 
-    Raises HpoError for one that fails now, and InterruptionError where `stop` is set before the last is done.
+    Raises HpoError for a trial that fails now, and InterruptionError where `stop` is set before the end.
     """
     trainer = Trainer(to_planned_device(study, planned), precision, say)
     found = []
@@ -60,19 +60,20 @@ def repeat(
         number = trial.member.number
         outcome = trainer.run([trial.member], metric=study.search.first_metric, stop=stop)[number]
         if outcome.failed is not None:
-            what = f"study '{study.name}': trial {number}"
-            raise HpoError(f"{what} was stored as complete, and fails now: {outcome.failed}")
+            raise HpoError(
+                f"study '{study.name}': trial {number} is stored as complete, but fails now: {outcome.failed}"
+            )
         score = score_of(study, outcome.curve)
         before, now = epochs_of(trial.curve), epochs_of(outcome.curve)
-        if before and before != now:  # where rounding makes an epoch better than the best before it, or no better
-            how = f"ends after {now} epochs, and was stored with {before} (training.patience)"
-            say(f"trial {number}: {how}; the epochs that both have are compared")
-        found.append(Repeated(number, trial.score, score, largest_differences(trial.curve, outcome.curve)))
+        if before and before != now:  # rounding can decide whether an epoch is better than the best one so far
+            difference = f"ends after {now} epochs, but is stored with {before} (training.patience)"
+            say(f"trial {number} {difference}; their common epochs are compared")
+        found.append(Retrained(number, trial.score, score, largest_differences(trial.curve, outcome.curve)))
     return found
 
 
 def score_of(study: Study, curve: Curve) -> float:
-    """Return a curve's score: its last value of the study's metric, or its best one, as the study says."""
+    """Return the score of a curve: the last or the best value of the study's metric, as `search.score` says."""
     values = curve[study.search.first_metric]
     if study.search.score == "last":
         return values[-1]
@@ -80,12 +81,12 @@ def score_of(study: Study, curve: Curve) -> float:
 
 
 def epochs_of(curve: Curve) -> int:
-    """Return how many epochs a curve has."""
+    """Return the number of epochs of a curve."""
     return max(map(len, curve.values()), default=0)
 
 
 def largest_differences(stored: Curve, curve: Curve) -> dict[str, float]:
-    """Return the largest difference of each metric that both curves have, in any epoch that both have."""
+    """Return the largest difference of each common metric in any common epoch."""
     common = [metric for metric in curve if metric in stored]
     return {
         metric: max((abs(a - b) for a, b in zip(stored[metric], curve[metric], strict=False)), default=0.0)

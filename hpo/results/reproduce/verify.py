@@ -1,4 +1,4 @@
-"""The certificate of a study is made here: some of its trials are trained again, each alone, outside a population."""
+"""`hpo verify`: train some trials of a study again, each alone, and store the certificate with the study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.certificate import VERIFIED, Certificate
 from hpo.results.ranking import score
-from hpo.results.reproduce.retrain import Repeated, Stored, repeat
+from hpo.results.reproduce.retrain import Retrained, StoredTrial, retrain
 from hpo.results.unranked import no_best_trial
 from hpo.search.plan import plan_stored
 from hpo.search.space import config_of
@@ -27,63 +27,65 @@ from hpo.versions import versions
 def verify(
     storage: Storage, name: str, count: int, device: str, stop: threading.Event, say: Callable[[str], None]
 ) -> Certificate:
-    """Train `count` of the study's completed trials again, the best and others at even distances, and keep the result.
+    """Train `count` completed trials again, the best one and others evenly spread; store and return the certificate.
 
-    Raises HpoError where no trial has completed, and InterruptionError, with nothing kept, where `stop` is set.
+    Raises HpoError where no trial has completed, and InterruptionError, with nothing stored, where `stop` is set.
     """
-    found = load_study(storage, name)
-    study, identity = stored_study(found), user_attrs_of(found).get(IDENTITY)
-    complete = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    own = [trial for trial in complete if "seed" in trial.user_attrs]  # others than hpo may have added theirs
-    trials = _chosen(storage, found._study_id, own, count)
-    if not trials:
+    stored = load_study(storage, name)
+    study, identity = stored_study(stored), user_attrs_of(stored).get(IDENTITY)
+    complete = stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    with_seed = [trial for trial in complete if "seed" in trial.user_attrs]  # without trials of other programs
+    selected = _spread(storage, stored._study_id, with_seed, count)
+    if not selected:
         raise no_best_trial(storage, name, "there is nothing to verify")
-    planned = plan_stored(study, found, device)
-    precision = str(found.user_attrs[RUN]["precision"])
-    given = [_stored(study, trial) for trial in trials]
-    repeated = repeat(study, planned, precision, given, stop, say)
-    trained_in = {each.member.number: precision_of(each.member.config, precision) for each in given}
-    certificate = _certificate(study, repeated, describe_device(planned.device), trained_in)
+    planned = plan_stored(study, stored, device)
+    precision = str(stored.user_attrs[RUN]["precision"])
+    trials = [_stored(study, trial) for trial in selected]
+    retrained = retrain(study, planned, precision, trials, stop, say)
+    precisions = {each.member.number: precision_of(each.member.config, precision) for each in trials}
+    certificate = _certificate(study, retrained, describe_device(planned.device), precisions)
     try:
-        storage.set_study_attrs(found._study_id, {VERIFIED: certificate}, identity=identity)
+        storage.set_study_attrs(stored._study_id, {VERIFIED: certificate}, identity=identity)
     except KeyError as error:
-        raise HpoError(f"study '{name}': was deleted meanwhile, so its certificate is kept nowhere") from error
+        raise HpoError(f"study '{name}' was deleted by another process: its certificate is not stored") from error
     return certificate
 
 
-def _chosen(storage: Storage, study_id: int, complete: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
-    """Return the best trial, and as many others as are still asked for, evenly spread over the study."""
+def _spread(storage: Storage, study_id: int, complete: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
+    """Return the best trial and others evenly spread over the study, `count` in all."""
     best = {trial.number for trial in best_trials(storage, study_id, 1)} & {trial.number for trial in complete}
     others = [trial for trial in complete if trial.number not in best]
-    wanted = min(count - len(best), len(others))
-    spread = {others[index * len(others) // wanted].number for index in range(wanted)}
+    missing = min(count - len(best), len(others))
+    spread = {others[index * len(others) // missing].number for index in range(missing)}
     return [trial for trial in complete if trial.number in best | spread]
 
 
-def _stored(study: Study, trial: FrozenTrial) -> Stored:
+def _stored(study: Study, trial: FrozenTrial) -> StoredTrial:
     member = Member(trial.number, config_of(study, trial.params), trial.user_attrs["seed"])
-    return Stored(member, score(trial), trial.system_attrs.get(CURVE, {}))
+    return StoredTrial(member, score(trial), trial.system_attrs.get(CURVE, {}))
 
 
-def _certificate(study: Study, repeated: Sequence[Repeated], device: str, trained_in: Mapping[int, str]) -> Certificate:
-    metrics = dict.fromkeys(metric for each in repeated for metric in each.largest)
+def _certificate(
+    study: Study, retrained: Sequence[Retrained], device: str, precisions: Mapping[int, str]
+) -> Certificate:
+    metrics = dict.fromkeys(metric for each in retrained for metric in each.largest)
     return {
         "study": study.name,
         "metric": study.search.first_metric,
         "at": utc_text(datetime.now(UTC)),
         "device": device,
-        "precision": ", ".join(dict.fromkeys(trained_in.values())),
-        "score": max(abs(each.difference) for each in repeated),
-        "largest": {metric: max(each.largest.get(metric, 0.0) for each in repeated) for metric in metrics},
+        "precision": ", ".join(dict.fromkeys(precisions.values())),
+        "score": max(abs(each.difference) for each in retrained),
+        "largest": {metric: max(each.largest.get(metric, 0.0) for each in retrained) for metric in metrics},
         "trials": [
             {
                 "trial": each.number,
-                "precision": trained_in[each.number],
+                "precision": precisions[each.number],
                 "stored": each.stored,
                 "score": each.score,
                 "largest": dict(each.largest),
             }
-            for each in repeated
+            for each in retrained
         ],
         "versions": versions(),
     }

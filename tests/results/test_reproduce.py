@@ -15,7 +15,7 @@ from stored_studies import trial
 from tiny import search, study_of, trials_of, write_mnist
 
 from hpo.errors import DataError, HpoError, InterruptionError, StudyFileError, UsageError
-from hpo.results.certificate import VERIFIED, verified_lines
+from hpo.results.certificate import VERIFIED, VerificationResult
 from hpo.results.confirm.study import create_confirming_study
 from hpo.results.export import best as exporting
 from hpo.results.export.best import export
@@ -55,7 +55,7 @@ def test_a_trial_alone_has_the_curve_that_it_had_in_its_population(searched: Sto
     assert max(certificate["largest"].values()) <= CLOSE
     assert load_study(searched, "tiny").user_attrs[VERIFIED] == certificate
     assert export(searched, "tiny")["verified"] == certificate
-    *_, last = verified_lines(certificate)
+    *_, last = VerificationResult(certificate).lines()
     assert last.startswith("tiny: 5 trials, each trained again alone on cpu in float64; the largest difference")
 
 
@@ -71,7 +71,7 @@ def test_the_certificate_says_which_precision_each_trial_was_trained_in(storage:
     certificate = verified(storage)
     assert certificate["precision"] == "float32, bfloat16"
     assert [each["precision"] for each in certificate["trials"]] == [t.params["precision"] for t in trials_of(storage)]
-    first, second, last = verified_lines(certificate)
+    first, second, last = VerificationResult(certificate).lines()
     assert first.startswith("trial 0, float32: val acc ")
     assert second.startswith("trial 1, bfloat16: val acc ")
     assert "trained again alone on cpu in float32, bfloat16; " in last
@@ -134,7 +134,7 @@ def test_a_curve_of_another_length_is_compared_as_far_as_both_go_and_said(search
     said: list[str] = []
     certificate = verify(searched, "tiny", 7, "cpu", threading.Event(), said.append)
     (line,) = said
-    assert line.startswith("trial 3: ends after 3 epochs, and was stored with 2 (training.patience)")
+    assert line.startswith("trial 3 ends after 3 epochs, but is stored with 2 (training.patience)")
     assert max(certificate["largest"].values()) <= CLOSE
 
 
@@ -171,7 +171,7 @@ def test_a_study_that_is_deleted_meanwhile_is_one_line(searched: Storage, monkey
         return {}
 
     monkeypatch.setattr(verification, "_certificate", certified)
-    with pytest.raises(HpoError, match="study 'tiny': was deleted meanwhile"):
+    with pytest.raises(HpoError, match="study 'tiny' was deleted by another process"):
         verified(searched, 1)
 
 
@@ -186,7 +186,7 @@ def test_a_study_that_is_begun_anew_meanwhile_gets_no_certificate(
 ) -> None:
     before = load_study(searched, "tiny")._study_id
     monkeypatch.setattr(verification, "_certificate", lambda *anything: [begun_anew(searched), {}][1])
-    with pytest.raises(HpoError, match="study 'tiny': was deleted meanwhile"):
+    with pytest.raises(HpoError, match="study 'tiny' was deleted by another process"):
         verified(searched, 1)
     assert load_study(searched, "tiny")._study_id == before
     assert VERIFIED not in load_study(searched, "tiny").user_attrs
@@ -236,9 +236,9 @@ def test_an_export_of_the_first_version_is_repeated_without_a_curve(searched: St
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: {**e, "schema": "hpo.best/3"}, r"is written by a newer hpo \(hpo.best/3\)"),
-        (lambda e: e["config"], "is no export; `hpo export NAME -o best.json` writes one"),
-        (lambda e: [e], "is no export"),
+        (lambda e: {**e, "schema": "hpo.best/3"}, r"was written by a newer hpo \(hpo.best/3\)"),
+        (lambda e: e["config"], "is not an export: write one with `hpo export NAME -o best.json`"),
+        (lambda e: [e], "is not an export"),
         (lambda e: {key: value for key, value in e.items() if key != "seed"}, "seed: missing"),
         (lambda e: {**e, "seed": "7"}, r"seed: must be a whole number \(got '7'\)"),
         (lambda e: {**e, "seed": 2**64}, "seed: must be at most"),
@@ -282,7 +282,7 @@ def test_other_images_are_another_trial(storage: Storage, tmp_path: Path, monkey
     exported = json.loads(path.read_text())
     exported["data"]["sha256"] = "0" * 64
     path.write_text(json.dumps(exported))
-    with pytest.raises(HpoError, match="the images of mnist here are not those that it was trained on"):
+    with pytest.raises(HpoError, match="the data of mnist here are not those of the exported trial"):
         replayed(path)
     shutil.rmtree(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -297,7 +297,7 @@ def test_a_trial_that_fails_now_is_one_line(storage: Storage) -> None:
     params = {"lr": 1e200}
     space = {"lr": optuna.distributions.CategoricalDistribution([1e200])}
     stored.add_trial(trial(0.9, params=params, distributions=dict(space)))
-    with pytest.raises(HpoError, match="trial 1 was stored as complete, and fails now: diverged"):
+    with pytest.raises(HpoError, match="trial 1 is stored as complete, but fails now: diverged"):
         verified(storage)
 
 
