@@ -44,7 +44,7 @@ def select(storage: Storage, name: str, trial: int | None = None) -> Selection:
     """
     study = stored_study(load_study(storage, name))
     if trial is not None:
-        return _selection(study, completed_trial(storage, name, trial), "asked for by its number")
+        return _selection(study, completed_trial(storage, name, trial), "selected by its number")
     confirmation = find_confirmation(storage, name)
     if confirmation is not None and confirmation.winner.candidate.trial is not None:
         number = confirmation.winner.candidate.trial

@@ -38,6 +38,7 @@ from hpo.storage import (
     running_trials,
 )
 from hpo.studyfile import AnyStudy
+from hpo.text import first_few
 
 POLL_S = 1.0
 """Seconds between two reads of the storage while a worker waits for the trials of others."""
@@ -321,8 +322,7 @@ class Search(ABC):
 def trials_text(numbers: Sequence[int] | set[int] | Mapping[int, Any]) -> str:
     """Return `trial 3` or `trials 3, 4, 5`; of many, the first few."""
     ordered = sorted(numbers)
-    listed = ", ".join(map(str, ordered[:5])) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
-    return f"trial{'s' if len(ordered) > 1 else ''} {listed}"
+    return f"trial{'s' if len(ordered) > 1 else ''} {first_few(ordered, 5)}"
 
 
 def _trains_alone(trial: FrozenTrial) -> bool:

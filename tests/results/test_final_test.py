@@ -1,4 +1,4 @@
-"""The one look at the test set: what it finds, that nothing hides it, and that what is wrong is seen before it."""
+"""The test evaluation: its result and record, and errors that are found before the test set is evaluated."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def lines_of(result: dict[str, Any], folder: Path = Path()) -> list[str]:
     return SealedTestResult(hpo.Tested(result, folder)).lines()
 
 
-def see(storage: Storage, **wanted: Any) -> dict[str, Any]:
-    """Look at the test set of the study, and check what does not depend on it."""
+def evaluated(storage: Storage, **wanted: Any) -> dict[str, Any]:
+    """Evaluate the study on its test set, and check the files of the result."""
     result, folder = evaluate_test_set(
         storage, "tiny", EvaluationOptions(device="cpu", **wanted), threading.Event(), lambda text: None
     )
@@ -72,7 +72,7 @@ def see(storage: Storage, **wanted: Any) -> dict[str, Any]:
     return result
 
 
-def looks_of(storage: Storage) -> list[dict[str, Any]]:
+def evaluations_in(storage: Storage) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = load_study(storage, "tiny").user_attrs.get(TESTS, [])
     return found
 
@@ -88,7 +88,7 @@ def whole(study: Study) -> DeviceSplit:
 
 
 def probabilities(study: Study, number: int, storage: Storage, path: Path) -> torch.Tensor:
-    """What a plain module with the weights of that file says of the test images."""
+    """Probabilities of a plain module with the weights of that file for the test set."""
     config = study.config(trials_of(storage)[number].params)
     module = build(config.network, (1, 8, 8), 10, seed=0).double()
     module.load_state_dict(read_weights(path)[0])
@@ -97,7 +97,7 @@ def probabilities(study: Study, number: int, storage: Storage, path: Path) -> to
 
 
 def test_the_best_trial_is_trained_on_all_images_and_tested_once(storage: Storage, searched: Study) -> None:
-    result = see(storage)
+    result = evaluated(storage)
     best = best_trials(storage, "tiny", 1)[0]
     labels = sealed_digits().labels
     found = probabilities(searched, best.number, storage, Path("tiny-test") / WEIGHTS_FILE)
@@ -119,7 +119,7 @@ def test_the_best_trial_is_trained_on_all_images_and_tested_once(storage: Storag
         state = epoch.states([0])[0]
     ours, _ = read_weights(Path("tiny-test") / WEIGHTS_FILE)
     assert all(torch.allclose(ours[name], value) for name, value in state.items())
-    (kept,) = looks_of(storage)
+    (kept,) = evaluations_in(storage)
     assert kept["result"]["accuracy"] == test["accuracy"]
     assert kept["result"]["confusion"] == test["confusion"]
     assert kept["result"]["sha256"] == sealed_digits().content_sha256
@@ -134,25 +134,27 @@ def test_all_kept_images_are_those_that_the_shuffle_begins_with(storage: Storage
     assert np.concatenate([validation, training]).tolist() == order[:150].tolist()
 
 
-def test_a_second_look_is_asked_for_and_marked(storage: Storage, searched: Study, tmp_path: Path) -> None:
-    first = see(storage)
+def test_a_second_evaluation_needs_again_and_states_its_number(
+    storage: Storage, searched: Study, tmp_path: Path
+) -> None:
+    first = evaluated(storage)
     refused = rf"'tiny' has been evaluated on its test set once .*accuracy {first['test']['accuracy']:.4f}\).* --again"
     with pytest.raises(HpoError, match=refused):
-        see(storage)
+        evaluated(storage)
     other = 0 if first["trial"] else 1
-    second = see(storage, again=True, trial=other)
+    second = evaluated(storage, again=True, trial=other)
     assert (second["look"], second["looks"], second["trial"]) == (2, 2, other)
     assert any(line.startswith("evaluation 2 on this test set") for line in lines_of(second))
-    third = see(storage, again=True)
+    third = evaluated(storage, again=True)
     assert {**third, "look": 1, "looks": 1, "created": ""} == {**first, "created": ""}  # the same network
-    assert [each["trial"] for each in looks_of(storage)] == [first["trial"], other, first["trial"]]
+    assert [each["trial"] for each in evaluations_in(storage)] == [first["trial"], other, first["trial"]]
     assert {path.name for path in tmp_path.glob("tiny-test*")} == {"tiny-test", "tiny-test-2", "tiny-test-3"}
     page = report(storage, "tiny")
     assert f"trial {other}: accuracy {second['test']['accuracy']:.4f}" in page
     assert "evaluation 3, " in page
     # Neither an extension nor a copy forgets.
     search(study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}}, search={"trials": 8}), storage, extend=True)
-    assert len(looks_of(storage)) == 3
+    assert len(evaluations_in(storage)) == 3
     copy_line(storage, "tiny", storage.location.full_url, "other")
     with pytest.raises(HpoError, match="study 'other' has been evaluated on its test set 3 times"):
         evaluate_test_set(storage, "other", EvaluationOptions(device="cpu"), threading.Event(), lambda text: None)
@@ -169,34 +171,34 @@ CUT_OFF: list[tuple[BaseException, str]] = [
 
 
 @pytest.mark.parametrize(("error", "told"), CUT_OFF, ids=["killed", "raised", "refused"])
-def test_a_look_that_saw_nothing_is_kept_and_does_not_count(
+def test_an_evaluation_without_a_result_is_recorded_and_does_not_count(
     error: BaseException, told: str, storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = evaluate.evaluate_network
 
     def fail(network: Any, images: SealedExamples, *args: Any) -> Any:
         if images.content_sha256 == sealed_digits().content_sha256:
-            assert [each["result"] for each in looks_of(storage)] == [None]
+            assert [each["result"] for each in evaluations_in(storage)] == [None]
             raise error
         return real(network, images, *args)
 
     monkeypatch.setattr(evaluate, "evaluate_network", fail)
     with pytest.raises((SystemExit, HpoError)) as caught:
-        see(storage)
+        evaluated(storage)
     monkeypatch.setattr(evaluate, "evaluate_network", real)
     assert isinstance(error, SystemExit) or "no test result was seen, so this evaluation does not count" in str(
         caught.value
     )
     assert "\n" not in str(caught.value)
     assert not list(Path().glob("*tiny-test*"))
-    result = see(storage)
+    result = evaluated(storage)
     assert (result["look"], result["looks"]) == (1, 1)
-    said = evaluation_lines(looks_of(storage))
+    said = evaluation_lines(evaluations_in(storage))
     assert re.match(told, said[0])
     assert said[1].startswith("evaluation 1, ")
 
 
-def test_what_a_look_saw_is_not_shown_before_it_is_kept(
+def test_a_result_is_not_shown_before_it_is_stored(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*args: Any) -> None:
@@ -206,12 +208,12 @@ def test_what_a_look_saw_is_not_shown_before_it_is_kept(
     with pytest.raises(
         StorageError, match="has gone; the test result is not shown, and the evaluation counts only if it was stored"
     ):
-        see(storage)
+        evaluated(storage)
     monkeypatch.setattr(evaluate, "complete_evaluation", complete_evaluation)
-    assert see(storage)["look"] == 1
+    assert evaluated(storage)["look"] == 1
 
 
-def test_a_folder_that_fails_after_the_look_is_said_with_what_was_seen(
+def test_a_folder_that_fails_after_the_evaluation_is_an_error_with_the_accuracy(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, left = evaluate.write_files, 0
@@ -224,34 +226,34 @@ def test_a_folder_that_fails_after_the_look_is_said_with_what_was_seen(
         real(*args)
 
     monkeypatch.setattr(evaluate, "write_files", full)
-    refuse(storage, r"No space left on device\)$")  # all that a look leaves is written once before it
+    refuse(storage, r"No space left on device\)$")  # all files are written once before the evaluation
     left = 1
     with pytest.raises(
         HpoError, match=r"No space left on device\); the test set was evaluated, .* \(accuracy 0\.\d{4}\)"
     ):
-        see(storage)
-    assert looks_of(storage)[0]["result"]["accuracy"] > 0
+        evaluated(storage)
+    assert evaluations_in(storage)[0]["result"]["accuracy"] > 0
     assert not list(Path().glob("*tiny-test*"))
 
 
-def test_of_two_at_once_one_has_the_first_look(storage: Storage, searched: Study) -> None:
+def test_of_two_processes_one_has_the_first_evaluation(storage: Storage, searched: Study) -> None:
     def other(text: str) -> None:
         if "epoch 1/" in text:
-            see(storage, folder=Path("faster"))
+            evaluated(storage, folder=Path("faster"))
 
     with pytest.raises(HpoError, match="has been evaluated on its test set once"):
         evaluate_test_set(
             storage, "tiny", EvaluationOptions(device="cpu", folder=Path("slower")), threading.Event(), other
         )
-    assert len(looks_of(storage)) == 1
+    assert len(evaluations_in(storage)) == 1
     assert not Path("slower").exists()
 
 
-def test_a_stop_while_it_trains_is_no_look(storage: Storage, searched: Study) -> None:
+def test_a_stop_while_it_trains_is_not_an_evaluation(storage: Storage, searched: Study) -> None:
     stop = threading.Event()
     with pytest.raises(InterruptionError):
         evaluate_test_set(storage, "tiny", EvaluationOptions(device="cpu"), stop, lambda text: stop.set())
-    assert looks_of(storage) == []
+    assert evaluations_in(storage) == []
     assert not list(Path().glob("*tiny-test*")) + list(Path().glob(".hpo-*"))
 
 
@@ -262,7 +264,7 @@ def test_an_error_names_the_folder_that_was_asked_for() -> None:
 
 
 def test_random_subnetworks_are_compared_with_the_network(storage: Storage, searched: Study) -> None:
-    result = see(storage, subnetworks=30)
+    result = evaluated(storage, subnetworks=30)
     sub, test = result["subnetworks"], result["test"]
     assert sub["count"] == 30
     assert 0 < sub["difference"] < 0.2
@@ -272,16 +274,16 @@ def test_random_subnetworks_are_compared_with_the_network(storage: Storage, sear
 
 
 def refuse(storage: Storage, said: str, **wanted: Any) -> None:
-    """It is refused with that line, and the test set is as unseen as before."""
-    before = looks_of(storage)
+    """It is refused with that line, and no evaluation is recorded."""
+    before = evaluations_in(storage)
     with pytest.raises(HpoError, match=said) as caught:
-        see(storage, **wanted)
+        evaluated(storage, **wanted)
     assert "\n" not in str(caught.value)
-    assert looks_of(storage) == before
+    assert evaluations_in(storage) == before
     assert not list(Path().glob(".hpo-*"))
 
 
-def test_what_cannot_be_tested_is_refused_before_the_look(storage: Storage, searched: Study) -> None:
+def test_what_cannot_be_tested_is_refused_before_the_evaluation(storage: Storage, searched: Study) -> None:
     refuse(storage, "has no trial 17", trial=17)
     Path("full").mkdir()
     Path("full/file").touch()
@@ -289,10 +291,10 @@ def test_what_cannot_be_tested_is_refused_before_the_look(storage: Storage, sear
     refuse(storage, "no/such: the folder .*no does not exist", folder=Path("no/such"))
     refuse(storage, "trial . has no checkpoint", from_checkpoint=True)
     Path("empty").mkdir()
-    see(storage, folder=Path("empty"))
+    evaluated(storage, folder=Path("empty"))
 
 
-def test_a_network_that_fails_on_training_images_is_not_trained_for_a_look(
+def test_a_network_that_fails_on_training_examples_is_not_trained(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any) -> None:
@@ -336,7 +338,7 @@ def test_with_the_best_epochs_score_it_trains_for_as_many(storage: Storage) -> N
     search(study_of(**{**tree, "search": {**tree["search"], "score": "best"}}), storage)
     best = best_trials(storage, "tiny", 1)[0]
     assert best.user_attrs["score_epoch"] < 8
-    assert see(storage)["weights"]["epochs"] == best.user_attrs["score_epoch"]
+    assert evaluated(storage)["weights"]["epochs"] == best.user_attrs["score_epoch"]
 
 
 def test_whom_patience_ended_is_trained_for_as_long_under_its_own_schedule(storage: Storage) -> None:
@@ -347,7 +349,7 @@ def test_whom_patience_ended_is_trained_for_as_long_under_its_own_schedule(stora
     best = best_trials(storage, "tiny", 1)[0]
     epochs = len(trials_of(storage)[best.number].system_attrs[CURVE]["val_loss"])
     assert 2 < epochs < 12
-    result = see(storage)
+    result = evaluated(storage)
     assert result["weights"]["epochs"] == epochs
     patient = study_of(training={"epochs": 12}, optimizer=optimizer).config(best.params)
     member = Member(0, patient, derive_seed("test", study.search.seed, best.number))
@@ -378,12 +380,12 @@ def test_data_that_is_missing_or_another_is_refused(storage: Storage, mnist: Pat
     labels.write_bytes(content)
     refuse(storage, "the data of mnist are not those that the study was created with")
     write_mnist(mnist)
-    see(storage)
+    evaluated(storage)
     labels.write_bytes(content[:-1] + b"\x00")
     refuse(storage, "the test set is not that of test evaluation 1", again=True)
 
 
-def test_test_images_that_cannot_be_used_are_seen_before_the_look(storage: Storage, mnist: Path) -> None:
+def test_an_invalid_test_set_is_found_before_the_evaluation(storage: Storage, mnist: Path) -> None:
     search(study_of(data={"dataset": "mnist", "train_size": 50}), storage)
     for name, wrong, said in [
         ("t10k-labels-idx1-ubyte", b"\x0a", "t10k-labels-idx1-ubyte: label 10 of image 19 is above 9"),
@@ -393,14 +395,14 @@ def test_test_images_that_cannot_be_used_are_seen_before_the_look(storage: Stora
         (mnist / name).write_bytes(content[:-1] + wrong)
         refuse(storage, said)
         (mnist / name).write_bytes(content)
-    assert see(storage)["look"] == 1
+    assert evaluated(storage)["look"] == 1
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_checkpoint_is_tested_as_the_search_kept_it(keep: str, storage: Storage) -> None:
     study = study_of(network=DROPS, training={"epochs": 6, "keep": keep}, optimizer={"lr": {**LR, "low": 0.5}})
     search(study, storage)
-    result = see(storage, from_checkpoint=True)
+    result = evaluated(storage, from_checkpoint=True)
     trial = trials_of(storage)[result["trial"]]
     losses = trial.system_attrs[CURVE]["val_loss"]
     epoch = losses.index(min(losses)) + 1 if keep == "best" else 6
@@ -432,4 +434,4 @@ def test_a_checkpoint_that_is_not_the_trials_is_refused(storage: Storage) -> Non
     paths[best.number].unlink()
     refuse(storage, r"does not exist here; .* wrote it: name its folder in HPO_ARTIFACTS", from_checkpoint=True)
     paths[best.number].write_bytes(content)
-    see(storage, from_checkpoint=True)
+    evaluated(storage, from_checkpoint=True)

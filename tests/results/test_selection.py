@@ -30,17 +30,17 @@ def test_without_a_confirmation_it_is_the_best_trial(storage: Storage, stored: S
     assert selected.why == "the best trial of the search, not confirmed"
 
 
-def test_a_trial_is_chosen_by_its_number(storage: Storage, stored: Stored) -> None:
+def test_a_trial_is_selected_by_its_number(storage: Storage, stored: Stored) -> None:
     stored([trial(0.5), trial(0.75), trial(state=TrialState.FAIL)])
     assert select(storage, "digits", 0).trial == 0
-    assert select(storage, "digits", 0).why == "asked for by its number"
+    assert select(storage, "digits", 0).why == "selected by its number"
     with pytest.raises(HpoError, match="trial 2 is failed: select a complete one"):
         select(storage, "digits", 2)
     with pytest.raises(HpoError, match="has no trial 3: `hpo top` lists the best"):
         select(storage, "digits", 3)
 
 
-def test_nothing_is_chosen_where_nothing_has_finished(storage: Storage, stored: Stored) -> None:
+def test_nothing_is_selected_where_nothing_has_finished(storage: Storage, stored: Stored) -> None:
     stored([trial(state=TrialState.RUNNING)])
     with pytest.raises(HpoError, match="no finished trial yet"):
         select(storage, "digits")
@@ -63,7 +63,7 @@ def test_parameters_are_what_the_study_file_means(storage: Storage, stored: Stor
     assert select(storage, "digits").config.network.hidden == [4, 4]
 
 
-def test_the_winner_of_a_confirmation_is_chosen(storage: Storage, stored: Stored) -> None:
+def test_the_winner_of_a_confirmation_is_selected(storage: Storage, stored: Stored) -> None:
     """The search's second best, whose runs under fresh seeds are the best."""
     params = [{"lr": lr, "dropout": 0.25} for lr in (1e-3, 1e-2)]
     made = stored([trial(score, params=each) for score, each in zip((0.75, 0.7), params, strict=True)])
