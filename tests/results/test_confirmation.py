@@ -1,4 +1,4 @@
-"""Confirming a study: which configurations are trained again, and what their runs say; stored scores, and real runs."""
+"""Confirmations: the configurations that are trained again, the numbers, and the conclusions."""
 
 from __future__ import annotations
 

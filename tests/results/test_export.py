@@ -1,4 +1,4 @@
-"""The export: its schema, its configuration, and the file it is written to."""
+"""Exports of one trial: their schema, their configuration, and their files."""
 
 from __future__ import annotations
 

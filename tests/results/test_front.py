@@ -1,4 +1,4 @@
-"""The Pareto front of a study of several metrics, wherever results are shown."""
+"""The Pareto front of a study with several metrics, in every kind of result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hpo predict: what it says is what was tested, and whatever is not a folder of hpo test or an image is one line."""
+"""`hpo predict`: its predictions equal those of the test, and invalid folders and images are errors of one line."""
 
 from __future__ import annotations
 

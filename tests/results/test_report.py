@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing else, says what is there and what is not, and takes text for text."""
+"""Reports: the page needs no network, states what is missing, and shows text from users as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which configuration is chosen: the confirmed winner, else the best trial, or the one that is asked for."""
+"""The selected configuration: the confirmed winner, else the best trial, or the trial of a given number."""
 
 from __future__ import annotations
 

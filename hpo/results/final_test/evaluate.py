@@ -109,7 +109,7 @@ def evaluate_test_set(
 
         with network_errors(study, selected, "training examples"):
             dry_run = evaluate_network(network, sample, names, few, trained.seed)
-        write_result(1, dry_run)  # the disk has room for the files of the result
+        write_result(1, dry_run)  # fails now if the disk is full
         target = StudyRef(stored._study_id, name, attrs.get(IDENTITY))
         origin = {"trial": selected.trial, "from_checkpoint": options.from_checkpoint}
         evaluation = _recorded(storage, target, options.again, origin, evaluate)

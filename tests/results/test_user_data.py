@@ -1,4 +1,4 @@
-"""A study of the user's own images, from its launch to a report: found from anywhere, named, and known by content."""
+"""A study of user data, from its launch to its report: paths, class names, and hashes of the content."""
 
 from __future__ import annotations
 
