@@ -25,7 +25,7 @@ from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source
 from hpo.results.final_test.result import evaluation_lines
 from hpo.results.naming import file_stem
-from hpo.results.ranking import METRIC_LABELS, params_line, score, score_text
+from hpo.results.ranking import METRIC_LABELS, params_line, rank_label, score, score_text
 from hpo.results.study_facts import states_line
 from hpo.search.check import parameter_line
 from hpo.search.sampling.warm_start import warm_start
@@ -83,9 +83,10 @@ def _summary_lines(study: Study, found: StudySummary, source: Source, confirmati
     lines = [f"{states_line(found.states)} of {study.search.trials} trials"]
     if source.best:
         best = source.best[0]
-        lines.append(f"best {source.score} in the search: {score(best):.4f} (trial {best.number})")
+        label = rank_label(1, best.number, source.metrics)
+        lines.append(f"{label}: {source.score} {score(best):.4f} in the search")
     else:
-        lines.append(f"no trial to rank: {source.became}")
+        lines.append(f"no trial to rank: {source.outcomes}")
     if confirmation is not None:
         lines += conclusions(confirmation)
     return lines
@@ -124,8 +125,7 @@ def _start(study: Study, attrs: Mapping[str, Any], storage: Storage) -> str:
 def _ranked(source: Source) -> list[tuple[str, ...]]:
     return [
         (
-            str(rank),
-            str(trial.number),
+            rank_label(rank, trial.number, source.metrics),
             *map(score_text, source.metrics, trial.values),
             params_line(trial.params, trial.distributions),
         )

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
 from hpo.results.confirm.result import find_confirmation
-from hpo.results.ranking import score
+from hpo.results.ranking import rank_label, score
 from hpo.results.study_facts import STATES
 from hpo.results.unranked import no_best_trial
 from hpo.search.space import decode
@@ -44,17 +44,17 @@ def select(storage: Storage, name: str, trial: int | None = None) -> Selection:
     """
     study = stored_study(load_study(storage, name))
     if trial is not None:
-        return _selection(study, completed_trial(storage, name, trial), "selected by its number")
+        return _selection(study, completed_trial(storage, name, trial), f"trial {trial}, selected by its number")
     confirmation = find_confirmation(storage, name)
     if confirmation is not None and confirmation.winner.candidate.trial is not None:
-        number = confirmation.winner.candidate.trial
-        why = f"the winner of its confirmation over {confirmation.seeds} seeds"
-        return _selection(study, completed_trial(storage, name, number), why)
+        winner = confirmation.winner.candidate
+        why = f"{winner.title} of the search, the winner of its confirmation over {confirmation.seeds} seeds"
+        return _selection(study, completed_trial(storage, name, confirmation.winner.candidate.trial), why)
     best = best_trials(storage, name, 1)
     if not best:
         raise no_best_trial(storage, name, "there is nothing to select")
-    several = f", by its first metric, {study.search.first_metric}" if len(study.search.metrics) > 1 else ""
-    why = f"the best trial of the search{several}, not confirmed"
+    several = f" by its first metric, {study.search.first_metric}," if len(study.search.metrics) > 1 else ","
+    why = f"{rank_label(1, best[0].number, study.search.metrics)} of the search{several} not confirmed"
     return _selection(study, storage.get_trial(best[0]._trial_id), why)
 
 

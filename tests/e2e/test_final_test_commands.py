@@ -30,7 +30,7 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: Non
     first, second, third, last = outcome.out.splitlines()
     assert first.startswith("tiny: test accuracy 0.")
     assert first.endswith("on 359 examples")
-    assert "the best trial of the search, not confirmed; trained on 200 examples, epoch 2" in second
+    assert ") of the search, not confirmed; trained on 200 examples, epoch 2" in second
     assert third.startswith("mean of 5 random sub-networks: accuracy 0.")
     assert last == "folder: tiny-test"
     assert "tiny: epoch 2/2, training loss " in outcome.err

@@ -104,7 +104,7 @@ def test_what_a_launch_says_is_the_front(searched: list[FrozenTrial], storage: S
 def test_the_first_metric_chooses(searched: list[FrozenTrial], storage: Storage) -> None:
     found = select(storage, "tiny")
     assert (found.trial, found.score) == (searched[0].number, searched[0].values[0])
-    assert found.why == "the best trial of the search, by its first metric, val_accuracy, not confirmed"
+    assert found.why == f"Front-1 (trial {found.trial}) of the search by its first metric, val_accuracy, not confirmed"
 
 
 def test_nothing_is_narrowed(searched: list[FrozenTrial], storage: Storage) -> None:

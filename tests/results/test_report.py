@@ -56,7 +56,7 @@ def test_a_page_of_a_search_that_nobody_has_confirmed(stored: Store, storage: St
     assert "@media print" in page
     for words in (
         "2 complete, 1 pruned, 1 failed of 8 trials",
-        "best validation accuracy in the search: 0.8750 (trial 1)",
+        "Best-1 (trial 1): validation accuracy 0.8750 in the search",
         "lr 1e-06 to 0.1, log scale",
         "1,150 training and 287 validation examples, 360 sealed test examples",
         "0" * 64,

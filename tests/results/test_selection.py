@@ -27,13 +27,13 @@ def test_without_a_confirmation_it_is_the_best_trial(storage: Storage, stored: S
     assert (selected.trial, selected.score, selected.epochs) == (1, 0.75, 3)
     assert selected.params == {"lr": 1e-3, "dropout": 0.25}
     assert selected.config.optimizer.lr == 1e-3
-    assert selected.why == "the best trial of the search, not confirmed"
+    assert selected.why == f"Best-1 (trial {selected.trial}) of the search, not confirmed"
 
 
 def test_a_trial_is_selected_by_its_number(storage: Storage, stored: Stored) -> None:
     stored([trial(0.5), trial(0.75), trial(state=TrialState.FAIL)])
     assert select(storage, "digits", 0).trial == 0
-    assert select(storage, "digits", 0).why == "selected by its number"
+    assert select(storage, "digits", 0).why == "trial 0, selected by its number"
     with pytest.raises(HpoError, match="trial 2 is failed: select a complete one"):
         select(storage, "digits", 2)
     with pytest.raises(HpoError, match="has no trial 3: `hpo top` lists the best"):
@@ -80,4 +80,6 @@ def test_the_winner_of_a_confirmation_is_selected(storage: Storage, stored: Stor
     load_study(storage, study.name).add_trials([*runs, *baseline])
     selected = select(storage, "digits")
     assert (selected.trial, selected.score) == (1, 0.7)
-    assert selected.why == "the winner of its confirmation over 2 seeds"
+    assert selected.why.endswith(
+        f" (trial {selected.trial}) of the search, the winner of its confirmation over 2 seeds"
+    )

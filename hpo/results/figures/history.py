@@ -21,7 +21,7 @@ def history(source: Source) -> go.Figure:
     completed, pruned = source.ended(TrialState.COMPLETE), source.ended(TrialState.PRUNED)
     title = f"{plain(source.name)}: {plain(source.score)} of each trial"
     if not completed and not pruned:
-        return message(title, f"No trial has completed with a score: {plain(source.became)}.")
+        return message(title, f"No trial has completed with a score: {plain(source.outcomes)}.")
     figure = new_figure(title)
     best = _improvements(completed, source.maximized)
     best = spread(best, source.limit, best[-1:])

@@ -32,7 +32,7 @@ def front(source: Source) -> go.Figure:
         t.number: t for t in source.trials if t.state == TrialState.COMPLETE and all(map(math.isfinite, t.values))
     }
     if not scored:
-        return message(title, f"No trial has completed with a score: {plain(source.became)}.")
+        return message(title, f"No trial has completed with a score: {plain(source.outcomes)}.")
     directions = source.directions
     best = best_first({number: losses(trial.values, directions) for number, trial in scored.items()})
     on_front = [scored[number] for number in best]

@@ -1,9 +1,7 @@
-"""What figures are drawn from: a study's trials that have ended, read once for all of them.
+"""Source of the figures: the finished trials of a study, read once for all figures.
 
-Of all trials what ranks them is read, and learning curves only of the best, so that 20,000 trials take less than a
-second. A study that another program stored in the same tables can be drawn too, and one of the user's own objective;
-their learning curves are what their trials reported.
-Knows nothing of plotly.
+Learning curves are read for the best trials only, so that 20,000 trials take less than a second. For objective studies
+and studies of other programs, the learning curves are the intermediate values of the trials. Knows nothing of plotly.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from hpo.storage.studies import MAX_TRIALS
 
 BEST = 20
 STEP = "step"
-"""Beside VALUE the part of a curve that was reported to Optuna."""
+"""The key of the steps in a curve of intermediate values; VALUE is the key of the values."""
 SCORES = {
     "val_accuracy": "validation accuracy",
     "val_loss": "validation loss",
@@ -36,11 +34,11 @@ SCORES = {
 
 @dataclass(frozen=True)
 class Source:
-    """A study's completed, pruned and failed trials, by number, and its best ones with their curves, best first.
+    """Completed, pruned and failed trials of a study by number; the best trials, best first, with learning curves.
 
-    `metrics` are what the trials are scored by, `directions` what is better of each. `limit` is how many points a
-    figure may have that has one a trial; None for all. `conditional` are the parameters that not every trial has.
-    `became` says what became of the trials where none of them is among the best, else "".
+    `limit` is the largest number of points in a figure with one point for each trial; None for all trials.
+    `conditional` are the conditional parameters. `outcomes` is the text of `trial_outcomes` where no trial is ranked,
+    else "".
     """
 
     name: str
@@ -51,31 +49,31 @@ class Source:
     curves: Mapping[int, Curve] = field(default_factory=dict)
     limit: int | None = None
     conditional: frozenset[str] = frozenset()
-    became: str = ""
+    outcomes: str = ""
 
     @property
     def metric(self) -> str:
-        """The first metric, which all figures are of but the front."""
+        """The first metric, which every figure except the Pareto front shows."""
         return self.metrics[0]
 
     @property
     def maximized(self) -> bool:
-        """Whether more of the first metric is better."""
+        """True where a larger value of the first metric is better."""
         return self.directions[0] == StudyDirection.MAXIMIZE
 
     @property
     def score(self) -> str:
-        """What the trials are scored by, in words."""
+        """The name of the first metric for people."""
         return in_words(self.metric)
 
     def ended(self, state: TrialState) -> list[FrozenTrial]:
-        """Return the trials that ended in this state; completed and pruned ones that have a finite value."""
+        """Return the trials in this state; completed and pruned ones only with a finite score."""
         found = [trial for trial in self.trials if trial.state == state]
         return found if state == TrialState.FAIL else [trial for trial in found if is_scored(trial)]
 
 
 def read_source(storage: Storage, which: str | int, best: int = BEST, limit: int | None = None) -> Source:
-    """Read what the figures of the study of that name or id need. Raises HpoError where no trial has ended."""
+    """Read the source of a study given by name or id. Raises HpoError where no trial has finished."""
     study = summary(storage, which)
     trials = storage.read_trials(study.study_id, -1, (), TrialFields(curves=False, user_attrs=False, system_attrs=None))
     ended = [trial for trial in trials if trial.state.is_finished()]
@@ -90,62 +88,64 @@ def read_source(storage: Storage, which: str | int, best: int = BEST, limit: int
         trial.number: curve for trial in with_curves if (curve := trial.system_attrs.get(CURVE) or _reported(trial))
     }
     conditional = conditional_of(study.user_attrs, [trial for trial in ended if trial.state == TrialState.COMPLETE])
-    became = "" if ranked else trial_outcomes(storage, study)
-    return Source(study.name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional, became)
+    outcomes = "" if ranked else trial_outcomes(storage, study)
+    return Source(study.name, metrics_of(study), study.directions, ended, ranked, curves, limit, conditional, outcomes)
 
 
 def _reported(trial: FrozenTrial) -> Curve:
-    """Return what a trial has told Optuna on its way: the curve of one that hpo's networks do not train."""
+    """Return the finite intermediate values of a trial as a learning curve."""
     values = {step: value for step, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)}
     return {STEP: list(map(float, values)), VALUE: list(values.values())} if values else {}
 
 
 def is_scored(trial: FrozenTrial) -> bool:
-    """Whether the trial has a value that can be drawn."""
+    """Return whether the trial has a finite score."""
     return trial.values is not None and math.isfinite(score(trial))
 
 
 def in_words(metric: str) -> str:
-    """Return what a metric is, in words."""
+    """Return the name of a metric for people."""
     return SCORES.get(metric, metric)
 
 
 def label(parameter: str) -> str:
-    """Return a parameter's name as figures write it."""
+    """Return the label of a parameter."""
     return parameter.replace("_", " ")
 
 
 def space(trials: Iterable[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """Return the search space that holds them all: a study's ranges may have been changed on its way.
+    """Return the smallest search space that contains all trials, whose ranges may differ.
 
-    Where a parameter's kind or scale has changed, what it is now counts.
+    Where the kind or scale of a parameter has changed, the last one counts.
     """
     found: dict[str, list[BaseDistribution]] = {}
     for trial in trials:
         for name, distribution in trial.distributions.items():
-            seen = found.setdefault(name, [])
-            if seen[-1:] != [distribution]:  # as lists, which ask first whether it is the same object, as it mostly is
-                seen.append(distribution)
+            known = found.setdefault(name, [])
+            if known[-1:] != [distribution]:  # comparing lists is faster: it tests identity first
+                known.append(distribution)
     return {name: _joined(distributions) for name, distributions in found.items()}
 
 
 def lies_in(
     trial: FrozenTrial, searched: Mapping[str, BaseDistribution], conditional: Container[str] = frozenset()
 ) -> bool:
-    """Whether a trial has all these parameters, and values of this kind: one from before a change may not.
+    """Return whether a trial has a value of the right kind for each parameter; conditional ones may be missing.
 
-    It need not have conditional ones.
+    Trials from before a change of the study may not.
     """
     values = {name: trial.params[name] for name in searched if name in trial.params}
-    wanted = {name: each for name, each in searched.items() if name in values or name not in conditional}
-    return contains(wanted, values)
+    required = {name: each for name, each in searched.items() if name in values or name not in conditional}
+    return contains(required, values)
 
 
-def spread(trials: Sequence[FrozenTrial], limit: int | None, kept: Iterable[FrozenTrial] = ()) -> list[FrozenTrial]:
-    """Return so many of the trials, evenly spread over the study, and `kept` in any case."""
+def spread(trials: Sequence[FrozenTrial], limit: int | None, always: Iterable[FrozenTrial] = ()) -> list[FrozenTrial]:
+    """Return up to `limit` trials, evenly spread over the study, and those in `always`."""
     if limit is None or len(trials) <= limit:
         return list(trials)
-    numbers = {trial.number for trial in kept} | {trials[index * len(trials) // limit].number for index in range(limit)}
+    numbers = {trial.number for trial in always} | {
+        trials[index * len(trials) // limit].number for index in range(limit)
+    }
     return [trial for trial in trials if trial.number in numbers]
 
 
@@ -161,4 +161,4 @@ def _joined(distributions: Sequence[BaseDistribution]) -> BaseDistribution:
     if isinstance(last, IntDistribution):
         whole = [each for each in distributions if isinstance(each, IntDistribution) and each.log == last.log]
         return IntDistribution(min(each.low for each in whole), max(each.high for each in whole), log=last.log)
-    raise TypeError(f"no distribution of Optuna's: {last!r}")
+    raise TypeError(f"unknown distribution: {last!r}")

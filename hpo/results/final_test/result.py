@@ -106,8 +106,7 @@ class SealedTestResult(Result[Tested]):
         trained = "a checkpoint of" if weights["from_checkpoint"] else "trained on"
         lines = [
             f"{result['study']}: test {_scores_text(scores)}, on {scores['images']:,} examples",
-            f"trial {result['trial']}, {result['why']}; {trained} {weights['images']:,} examples, "
-            f"epoch {weights['epochs']}",
+            f"{result['why']}; {trained} {weights['images']:,} examples, epoch {weights['epochs']}",
         ]
         if (sub := result["subnetworks"]) is not None:
             mean, single = sub["mean"], sub["single"]
