@@ -17,7 +17,7 @@ def test_the_next_study_is_written_and_can_be_launched(hpo: Run, launched: None,
     outcome = hpo("narrow", "tiny")
     assert (outcome.status, outcome.out) == (0, "tiny-2.toml\n")
     first, *changes = outcome.err.splitlines()
-    assert first.startswith("tiny: around the best 3 of 6 different trials (val acc 0.")
+    assert first.startswith("tiny: around the best 3 of 6 different configurations (val acc 0.")
     assert changes
     text = (folder / "tiny-2.toml").read_text()
     assert text.startswith("".join(f"# {line}\n" for line in outcome.err.splitlines()))
@@ -55,7 +55,7 @@ def test_rounds_are_searched_and_compared_and_continue_after_ctrl_c(
 @pytest.mark.parametrize(
     ("args", "status", "problem"),
     [
-        (["tiny"], 1, "study 'tiny': has 2 different completed trials, and to narrow its ranges takes 6; launch it "),
+        (["tiny"], 1, "study 'tiny': has 2 different completed configurations, and narrowing needs 6; launch it "),
         (["tinny"], 1, "sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)"),
         (["tiny", "--rounds", "2", "-o", "x.toml"], 2, "--output: cannot be combined with --rounds"),
         (["tiny", "--device", "cpu"], 2, "--device: needs --rounds"),

@@ -108,7 +108,7 @@ def test_the_first_metric_chooses(searched: list[FrozenTrial], storage: Storage)
 
 
 def test_nothing_is_narrowed(searched: list[FrozenTrial], storage: Storage) -> None:
-    with pytest.raises(HpoError, match="study 'tiny': has several metrics, and what is best by one is not by the"):
+    with pytest.raises(HpoError, match="study 'tiny': has several metrics, whose best trials differ"):
         propose(storage, "tiny")
 
 

@@ -13,8 +13,8 @@ from stored_studies import tree
 
 from hpo.errors import HpoError
 from hpo.results.edges import edge_of
-from hpo.results.narrow.next_study import following
-from hpo.results.narrow.ranges import best_few, changes
+from hpo.results.narrow.next_study import changed_study
+from hpo.results.narrow.ranges import best_configurations, changes
 from hpo.search.space import candidate, check_space, count, distributions
 from hpo.studyfile import Choices, Parameter, Range, Study, parse_study
 
@@ -41,7 +41,7 @@ def trials_at(study: Study, points: list[dict[str, Any]], values: list[float] | 
 
 def lines(study: Study, *lrs: float, name: str = "lr") -> list[str]:
     """What becomes of the range around these, of a study of which they are the best."""
-    few = best_few(study, trials_at(study, [{name: lr} for lr in lrs])).params
+    few = best_configurations(study, trials_at(study, [{name: lr} for lr in lrs])).params
     return [change.line() for change in changes(study, few)]
 
 
@@ -59,10 +59,10 @@ def test_a_range_within_a_decade_shrinks_to_half_decades() -> None:
 
 def test_the_best_at_an_edge_widens_that_side_and_says_so() -> None:
     assert lines(lr_study(), 9.3e-3, 5e-3, 2e-3, *FILLER) == [
-        "lr: 1e-06..0.01 -> 0.001..0.1 (widened: the best, 9.3e-03, lies at the upper edge)"
+        "lr: 1e-06..0.01 -> 0.001..0.1 (widened: the best value, 9.3e-03, lies at the upper edge)"
     ]
     assert lines(lr_study(), 1.2e-6, 2e-6, 3e-6, 1e-3, 2e-3, 3e-3) == [
-        "lr: 1e-06..0.01 -> 1e-07..1e-05 (widened: the best, 1.2e-06, lies at the lower edge)"
+        "lr: 1e-06..0.01 -> 1e-07..1e-05 (widened: the best value, 1.2e-06, lies at the lower edge)"
     ]
 
 
@@ -100,7 +100,7 @@ def test_the_best_tenth_decides_at_least_three_and_at_most_twenty() -> None:
     study = lr_study()
     for trials, few in ((6, 3), (30, 3), (31, 4), (100, 10), (400, 20)):
         points = [{"lr": 1e-6 * 1.02**place} for place in range(trials)]
-        best = best_few(study, trials_at(study, points))
+        best = best_configurations(study, trials_at(study, points))
         assert best.of == trials
         assert best.params == points[:few]
 
@@ -108,7 +108,7 @@ def test_the_best_tenth_decides_at_least_three_and_at_most_twenty() -> None:
 def test_the_loss_is_best_where_it_is_lowest() -> None:
     study = lr_study(metric="val_loss")
     points = [{"lr": 10.0**-place} for place in (2, 3, 4, 5, 6)] + [{"lr": 2e-3}]
-    best = best_few(study, trials_at(study, points))
+    best = best_configurations(study, trials_at(study, points))
     assert best.params == points[:-4:-1]
     assert best.threshold == pytest.approx(0.87)
 
@@ -116,7 +116,7 @@ def test_the_loss_is_best_where_it_is_lowest() -> None:
 def test_a_configuration_counts_once_by_its_mean() -> None:
     study = lr_study()
     points = [{"lr": lr} for lr in (1e-3, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3)]
-    best = best_few(study, trials_at(study, points, [0.99, 0.01, 0.8, 0.7, 0.6, 0.5, 0.4]))
+    best = best_configurations(study, trials_at(study, points, [0.99, 0.01, 0.8, 0.7, 0.6, 0.5, 0.4]))
     assert best.of == 6
     assert [params["lr"] for params in best.params] == [2e-3, 3e-3, 4e-3]
 
@@ -130,16 +130,18 @@ def test_only_completed_trials_inside_the_ranges_count() -> None:
         for state, value in ((TrialState.PRUNED, 0.97), (TrialState.FAIL, None), (TrialState.COMPLETE, math.inf))
     ]
     inside = trials_at(study, [{"lr": 1e-3 + 1e-4 * place} for place in range(5)])
-    with pytest.raises(HpoError, match=r"^study 'digits': has 5 different completed trials, and to narrow .* takes 6"):
-        best_few(study, [*outside, *others, *inside])
+    with pytest.raises(
+        HpoError, match=r"^study 'digits': has 5 different completed configurations, and narrowing needs 6"
+    ):
+        best_configurations(study, [*outside, *others, *inside])
     more = trials_at(study, [{"lr": 9e-3}], [0.1])
-    assert best_few(study, [*outside, *others, *inside, *more]).of == 6
+    assert best_configurations(study, [*outside, *others, *inside, *more]).of == 6
 
 
 def test_of_a_space_with_too_few_trials_no_more_are_asked_for() -> None:
     study = lr_study({"low": 0.1, "high": 0.3, "step": 0.1})
-    with pytest.raises(HpoError, match="takes 6; its space holds 3 different trials, so try them all"):
-        best_few(study, trials_at(study, [{"lr": 0.1}, {"lr": 0.2}]))
+    with pytest.raises(HpoError, match="needs 6; its space holds 3 different trials, so try all of them"):
+        best_configurations(study, trials_at(study, [{"lr": 0.1}, {"lr": 0.2}]))
 
 
 def test_choices_stay_and_a_study_of_choices_has_nothing_to_narrow() -> None:
@@ -203,7 +205,7 @@ def test_whatever_the_best_are_the_next_study_is_sound(times: int) -> None:
             {p.name: value_of(p, share) for p, share in zip(study.parameters, shares, strict=True)} for shares in rows
         ]
         found = changes(study, few)
-        after = following(study, found, "digits-2", ["digits"])
+        after = changed_study(study, found, "digits-2", ["digits"])
         check_space(after)
         assert parse_study(after.resolved(), "again.toml") == after
         assert changes(study, few) == found

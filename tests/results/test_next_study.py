@@ -52,7 +52,7 @@ def test_the_next_study_is_the_old_one_with_other_ranges(stored: Store, storage:
     )
     assert study == parse_study({**expected, "name": "digits-2"}, "x.toml")
     assert lines == (
-        "digits: around the best 3 of 6 different trials (val acc 0.8800 or more)",
+        "digits: around the best 3 of 6 different configurations (val acc 0.8800 or more)",
         "dropout: 0..0.6 -> 0.24..0.36",
         "lr: 1e-06..0.1 -> 0.0001..0.001",
     )
@@ -64,13 +64,13 @@ def test_what_the_old_one_started_from_counts_and_is_started_from_again(stored: 
     stored(trials_at(SPREAD), tree(search={"start_from": ["first"]}), name="second")
     study, lines = propose(storage, "second")
     assert study.search.start_from == ["second", "first"]
-    assert lines[0] == "second: around the best 3 of 9 different trials (val acc 0.9700 or more)"
-    assert "lr: 1e-06..0.1 -> 0.01..1 (widened: the best, 8.0e-02, lies at the upper edge)" in lines
+    assert lines[0] == "second: around the best 3 of 9 different configurations (val acc 0.9700 or more)"
+    assert "lr: 1e-06..0.1 -> 0.01..1 (widened: the best value, 8.0e-02, lies at the upper edge)" in lines
     storage.delete_study(load_study(storage, "first")._study_id)
     study, lines = propose(storage, "second")
     assert study.search.start_from == ["second"]
-    assert lines[0].endswith("no study named 'first'; the storage has 'second'; its trials are left out")
-    assert lines[1] == "second: around the best 3 of 6 different trials (val acc 0.8800 or more)"
+    assert lines[0].endswith("no study named 'first'; the storage has 'second'; its trials are not used")
+    assert lines[1] == "second: around the best 3 of 6 different configurations (val acc 0.8800 or more)"
 
 
 def test_points_have_been_tried_and_the_baseline_stays(stored: Store, storage: Storage) -> None:
@@ -98,7 +98,7 @@ def test_where_nothing_changes_it_says_so(stored: Store, storage: Storage) -> No
         trial(0.9 - lr, params={"lr": lr}, distributions={"lr": LR}) for lr in (2e-6, 1e-4, 5e-2, 6e-2, 7e-2, 8e-2)
     ]
     stored(spread, written)
-    assert propose(storage, "digits")[1][1:] == ("every range stays as it is: the best lie all over it",)
+    assert propose(storage, "digits")[1][1:] == ("every range stays as it is: the best trials lie all over it",)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_another_name_can_be_given_but_not_the_old_one(stored: Store, storage: S
 
 def test_what_cannot_be_narrowed_is_one_line(stored: Store, storage: Storage) -> None:
     stored(trials_at(SPREAD[:5]))
-    with pytest.raises(HpoError, match="study 'digits': has 5 different completed trials"):
+    with pytest.raises(HpoError, match="study 'digits': has 5 different completed configurations"):
         propose(storage, "digits")
     with pytest.raises(UnknownStudyError, match="no study named 'digit'"):
         propose(storage, "digit")
@@ -162,11 +162,11 @@ def test_a_file_that_says_the_same_is_left_and_another_refused(stored: Store, st
     assert write_study(study, lines, path) == path
     assert path.read_text() == before
     path.write_text(before.replace("trials = 8", "trials = 9"))
-    with pytest.raises(HpoError, match=r"here.toml: is there already and says something else; give another .* -o$"):
+    with pytest.raises(HpoError, match=r"here.toml: exists and contains something else; name another file with -o$"):
         write_study(study, lines, path)
     assert "trials = 9" in path.read_text()
     (folder / "digits-2.toml").write_text("no TOML")
-    with pytest.raises(HpoError, match=r"^digits-2.toml: is there already"):
+    with pytest.raises(HpoError, match=r"^digits-2.toml: exists and contains something else"):
         write_study(study, lines)
 
 

@@ -21,7 +21,7 @@ from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.model_folder import CARD_FILE
 from hpo.results.final_test.predict import predictions
 from hpo.results.final_test.result import SealedTestResult
-from hpo.results.narrow.next_study import following, write_study
+from hpo.results.narrow.next_study import changed_study, write_study
 from hpo.results.report import report
 from hpo.results.reproduce.replay import replay
 from hpo.search.check import check_report
@@ -115,7 +115,7 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     plan(read_study("best.json"), "cpu")
     plan(create_confirming_study(storage, "tiny", 1, 2), "cpu")
     # What narrowing writes finds them from its own folder.
-    again = following(study, [], "tiny-2", ["tiny"])
+    again = changed_study(study, [], "tiny-2", ["tiny"])
     path = write_study(again, ())
     assert 'dataset = "npz:../home/images.npz"' in path.read_text()
     assert write_study(again, ()) == path
