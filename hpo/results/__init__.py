@@ -1,4 +1,4 @@
-"""What comes out of a search: progress while it runs, the ranking, the table of studies, the export.
+"""Results of studies: export, confirmation, test evaluation, verification, comparison, figures, progress displays.
 
-It reads what `search` and `storage` left behind and shows it; nothing here changes a study.
+One room for each task. Most modules only read studies; those that store something say so.
 """

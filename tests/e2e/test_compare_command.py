@@ -68,7 +68,7 @@ def test_configurations_can_be_selected_by_trial_and_compared_by_parameter(hpo: 
         (["tinny"], 1, "sqlite:///hpo.db: no study named 'tinny' (did you mean 'tiny'?)"),
         (["tiny", "tiny"], 2, "tiny: the same configuration as tiny; name each configuration once"),
         (["tiny", "--by", "lr"], 2, "--by: 'lr' is not searched; searched parameters: dropout"),
-        (["tiny", "-o", "tiny.pdf"], 2, "tiny.pdf: a figure's file is named .html or .png"),
+        (["tiny", "-o", "tiny.pdf"], 2, "tiny.pdf: use a name that ends in .html or .png"),
         (["tiny", "-o", "missing/tiny.html"], 1, "missing/tiny.html: cannot be written (No such file or directory)"),
         ([], 2, "Missing argument 'NAME...' (see hpo compare --help)"),
     ],

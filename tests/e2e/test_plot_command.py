@@ -48,7 +48,7 @@ def test_an_error_is_one_line(
     outcome = hpo("plot", "tiny", "--format", "png", "-o", "there")
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err == (
-        "hpo: PNG: needs Chrome or Chromium, and none is there: `apt install chromium`, or `plotly_get_chrome`; "
-        "one that is not on PATH goes into BROWSER_PATH; a page (.html, --format html) needs none\n"
+        "hpo: PNG: no Chrome or Chromium found: `apt install chromium`, or `plotly_get_chrome`; set BROWSER_PATH for a "
+        "browser that is not on PATH, or use .html (--format html), which needs no browser\n"
     )
     assert not (folder / "there").exists()

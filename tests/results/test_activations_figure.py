@@ -14,7 +14,7 @@ from tiny import write_mnist
 
 from hpo.data import load_split
 from hpo.errors import HpoError
-from hpo.results.figures.activations import fresh_networks, histograms
+from hpo.results.figures.activations import histograms, initial_networks
 from hpo.results.figures.files import plot
 from hpo.storage import Storage
 from hpo.studyfile import parse_study
@@ -37,7 +37,7 @@ def study(storage: Storage, stored: Store) -> Callable[..., None]:
 
 
 def figure_of(storage: Storage) -> go.Figure:
-    return histograms("digits", fresh_networks(storage, "digits"))
+    return histograms("digits", initial_networks(storage, "digits"))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_each_initial_weight_has_a_row(
 
 def test_bars_are_shares_and_the_numbers_stand_beside_them(storage: Storage, study: Callable[..., None]) -> None:
     study(init={"choices": [0.01, "he"]})
-    networks = fresh_networks(storage, "digits")
+    networks = initial_networks(storage, "digits")
     figure = histograms("digits", networks)
     assert all(sum(bars.y) == pytest.approx(1, abs=1e-3) for bars in figure.data)
     assert {axis.range for axis in figure.select_xaxes()} == {figure.layout.xaxis.range}
@@ -101,11 +101,11 @@ def test_training_files_are_enough(
     write_mnist(tmp_path / "mnist", count=300)  # there is no test file
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
     study("mnist")
-    (network,) = fresh_networks(storage, "digits")
+    (network,) = initial_networks(storage, "digits")
     assert network.outputs["hidden 1"].shape == (240, 30)
 
 
 def test_other_images_than_the_studys_are_refused(storage: Storage, stored: Store) -> None:
     stored([])
     with pytest.raises(HpoError, match="the data of digits are not those that the study was created with"):
-        fresh_networks(storage, "digits")
+        initial_networks(storage, "digits")

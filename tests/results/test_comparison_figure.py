@@ -118,7 +118,7 @@ def test_what_never_completed_is_named(storage: Storage, stored: Store) -> None:
 def test_colours_have_a_limit_and_frames_have_not(storage: Storage, stored: Store) -> None:
     runs = [run({"batch_size": n}, {"batch_size": SIZES}, val=[0.5]) for n in range(1, 18)]
     stored(runs, file(False, batch_size=RANGE))
-    with pytest.raises(UsageError, match=r"^17 configurations .* takes 16: .* --by PARAMETER, or .* 'digits#16'"):
+    with pytest.raises(UsageError, match=r"^17 configurations .* limit is 16: .* --by PARAMETER, or .* 'digits#16'"):
         drawn(storage)
     assert len(drawn(storage, by="batch_size").layout.annotations) == 17
     sixteen = drawn(storage, *(f"digits#{number}" for number in range(16)))

@@ -91,7 +91,7 @@ def test_no_two_studies_share_a_file_and_none_leaves_its_folder() -> None:
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(HpoError, match=r"taken: cannot be made \(File exists\)"):
+    with pytest.raises(HpoError, match=r"taken: cannot be created \(File exists\)"):
         save({"curves": go.Figure()}, "digits", tmp_path / "taken", "html")
     (tmp_path / "digits-curves.html").mkdir()
     with pytest.raises(HpoError, match=r"digits-curves.html: cannot be written"):

@@ -20,7 +20,7 @@ from hpo.results.figures.curves import curves
 from hpo.results.figures.history import history
 from hpo.results.figures.importances import FEWEST, importances, parameter_importances
 from hpo.results.figures.kinds import KINDS, check_kinds, draw
-from hpo.results.figures.landscape import KEPT, landscape
+from hpo.results.figures.landscape import ALWAYS_DRAWN, landscape
 from hpo.results.figures.source import Source, read_source
 from hpo.storage import Storage
 
@@ -218,9 +218,9 @@ def _choice(*choices: str) -> CategoricalDistribution:
 def test_of_many_trials_as_many_are_drawn_as_there_may_be_and_the_best_among_them() -> None:
     many = spread_out(3000)
     figures = [landscape(source(many, SPACE, limit=500)), history(source(many, SPACE, limit=500))]
-    assert 500 <= len(named(figures[0], "completed").x) <= 500 + KEPT
-    top = sorted(value for value, _, _ in many)[-KEPT:]
-    assert named(figures[0], "completed").marker.color[-KEPT:] == pytest.approx(top, abs=1e-4)
+    assert 500 <= len(named(figures[0], "completed").x) <= 500 + ALWAYS_DRAWN
+    top = sorted(value for value, _, _ in many)[-ALWAYS_DRAWN:]
+    assert named(figures[0], "completed").marker.color[-ALWAYS_DRAWN:] == pytest.approx(top, abs=1e-4)
     best = named(figures[1], "best so far")  # where each trial was better than all before it
     assert 500 <= len(best.x) <= 502
     assert best.y[-1] == pytest.approx(top[-1], abs=1e-4)

@@ -1,7 +1,7 @@
-"""The tables of `hpo studies` and `hpo data list`: plain text in columns, the same on a terminal and in a pipe.
+"""Tables of `hpo studies` and `hpo data list`: the same text on a terminal and in a pipe.
 
-Nothing is cut off to fit a width, and no character of a name can move the cursor. A study that another program wrote
-into the same storage has a row too, without what only hpo knows of it.
+No cell is truncated, and no character of a name can move the cursor. Studies of other programs have a row too, without
+the facts that only hpo stores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hpo.text import columns
 
 
 def studies_table(storage: Storage) -> str:
-    """Return one row a study: name, data set or objective, trials by state, best value, last activity."""
+    """Return one row for each study: name, data set or objective, trials by state, best value, last activity."""
     rows = [("study", "data set", "trials", "best", "last activity")]
     for study in sorted(summaries(storage), key=lambda study: study.name):
         activity = "-" if study.last_activity is None else f"{study.last_activity:%Y-%m-%d %H:%M:%S}"

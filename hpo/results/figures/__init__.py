@@ -1,4 +1,4 @@
-"""Figures of studies: plotly's, drawn from what the storage holds, the same in a file and in the dashboard.
+"""Figures of studies, drawn with plotly: one module for each figure, the same in files and in the dashboard.
 
-A module a figure; `style` is what they look alike by. Nothing here writes a file or changes a study.
+`kinds` lists them, `source` reads their data, `style` defines their look, `files` writes them. No study is changed.
 """

@@ -1,8 +1,8 @@
-"""Histograms of what goes through a study's network before training: a column a layer, a row for each initial weight.
+"""Histograms of the activations before training: one column for each layer, one row for each initialization.
 
-Where `init` is searched, each choice has a row, or the ends and the middle of a range; all other settings are at their
-first value, as in the study file. The images are training images, and the weights those that the study's first trial
-would begin with. A figure of the storage's study files, not of its trials: it loads the images, and trains nothing.
+Where `init` is searched, each choice has a row, or both ends and the middle of a range; all other settings have their
+first value of the study file. The inputs are training examples, and the weights those of the study's first trial at its
+start. A figure of the storage's study files, not of its trials: it loads the data and trains nothing.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from hpo.storage import Storage, load_study
 from hpo.studyfile import Choices, Study
 from hpo.training.networks.activations import BOUNDS, LayerOutputs, OutputStatistics, layer_outputs, output_statistics
 
-IMAGES = 1000
+EXAMPLES = 1000
 BINS = 50
 WIDEST = 5.0
-"""Where an activation without bounds exceeds this, the rest is counted in the last bin."""
+"""Larger outputs of an unbounded activation are counted in the last bin."""
 
-OUTLIERS = 0.5  # percent of the outputs on either side that an axis need not reach
+OUTLIERS = 0.5  # percent of the outputs on either side that may lie beyond the axis
 ROW_PIXELS, FRAME_PIXELS = 150, 130
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """The outputs of a network with these initial weights, layer by layer."""
+class InitialNetwork:
+    """The outputs of an untrained network, layer by layer."""
 
     init: Any
     activation: str
@@ -44,14 +44,14 @@ class Fresh:
 
     @property
     def spreads(self) -> dict[str, OutputStatistics]:
-        """How each layer's outputs spread."""
+        """Statistics of each layer's outputs."""
         return {layer: output_statistics(values, self.activation) for layer, values in self.outputs.items()}
 
 
-def fresh_networks(storage: Storage, name: str) -> list[Fresh]:
-    """Return a network of the study for each of its initial weights; none where they are made by the user's own code.
+def initial_networks(storage: Storage, name: str) -> list[InitialNetwork]:
+    """Return a network for each initialization of the study; none for a user-defined network.
 
-    Raises HpoError where the images have changed.
+    Raises HpoError where the data have changed.
     """
     stored = load_study(storage, name)
     study = stored_study(stored)
@@ -59,20 +59,23 @@ def fresh_networks(storage: Storage, name: str) -> list[Fresh]:
         return []
     split = load_split(study)
     check_data(study, split, stored)
-    images = split.train.pixels[:IMAGES]
+    inputs = split.train.pixels[:EXAMPLES]
     settings = [study.first_settings.network.model_copy(update={"init": init}) for init in _inits(study)]
     seed = trial_seed(study, 0)
-    return [Fresh(each.init, each.activation, layer_outputs(each, images, split.classes, seed)) for each in settings]
+    return [
+        InitialNetwork(each.init, each.activation, layer_outputs(each, inputs, split.classes, seed))
+        for each in settings
+    ]
 
 
-def histograms(name: str, networks: Sequence[Fresh]) -> go.Figure:
-    """Return the figure. All frames have the same axes; the bin of zero may reach beyond its frame.
+def histograms(name: str, networks: Sequence[InitialNetwork]) -> go.Figure:
+    """Return the figure. All frames have the same axes; the bin that contains zero may exceed its frame.
 
-    The outermost bins hold what lies beyond them, too.
+    Values beyond the axis are counted in the outermost bins.
     """
     title = f"{plain(name)}: activations before training"
     if not networks:
-        return message(title, "The network is a module of the study's own, which makes its own initial weights.")
+        return message(title, "The network is user-defined and sets its own initial weights.")
     layers = list(networks[0].outputs)
     if not layers:
         return message(title, "The network has no hidden layer.")
@@ -80,7 +83,7 @@ def histograms(name: str, networks: Sequence[Fresh]) -> go.Figure:
     edges = np.linspace(low, high, BINS + 1)
     shares = [{layer: _shares(values, edges) for layer, values in network.outputs.items()} for network in networks]
     rows = len(networks)
-    how = "share of the outputs, over training images; sd: standard deviation"
+    how = "fraction of the outputs, over training examples; sd: standard deviation"
     figure = new_figure(f"{title}<br><sup>{how}</sup>")
     shared: dict[str, Any] = {"shared_xaxes": "all", "shared_yaxes": "all"}
     spacing = {"horizontal_spacing": 0.015, "vertical_spacing": 0.12 / rows}
@@ -108,7 +111,7 @@ def _inits(study: Study) -> list[Any]:
     return [study.first_settings.network.init]
 
 
-def _range(networks: Sequence[Fresh]) -> tuple[float, float]:
+def _range(networks: Sequence[InitialNetwork]) -> tuple[float, float]:
     bounds = BOUNDS.get(networks[0].activation)
     if bounds is not None and np.isfinite(bounds).all():
         return bounds
@@ -118,7 +121,7 @@ def _range(networks: Sequence[Fresh]) -> tuple[float, float]:
 
 
 def _shares(values: NDArray[np.float32], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of the outputs in each bin, those beyond the outermost edges in the outermost bins."""
+    """Return the fraction of the outputs in each bin; values beyond the edges count in the outermost bins."""
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return counts / values.size
 
@@ -131,12 +134,12 @@ def _top(shares: Sequence[Mapping[str, NDArray[np.float64]]], edges: NDArray[np.
 
 def _bars(heights: NDArray[np.float64], edges: NDArray[np.float64], found: OutputStatistics) -> dict[str, Any]:
     saturated = "" if found.saturated is None else f", saturated {found.saturated:.1%}"
-    said = f"mean {found.mean:.4g}, sd {found.sd:.4g}, zeros {found.zeros:.1%}{saturated}"
+    statistics = f"mean {found.mean:.4g}, sd {found.sd:.4g}, zeros {found.zeros:.1%}{saturated}"
     return {
         "x": short((edges[:-1] + edges[1:]) / 2),
         "y": short(heights),
         "marker": {"color": BLUE, "line": {"width": 0}},
-        "hovertemplate": f"%{{y:.2%}} around %{{x:.3g}}<br>{said}<extra></extra>",
+        "hovertemplate": f"%{{y:.2%}} around %{{x:.3g}}<br>{statistics}<extra></extra>",
     }
 
 
@@ -144,5 +147,5 @@ def _write(figure: go.Figure, found: OutputStatistics, row: int, column: int) ->
     lines = [f"sd {found.sd:.2g}", f"zero {found.zeros:.0%}"]
     lines += [] if found.saturated is None else [f"saturated {found.saturated:.0%}"]
     place = {"xref": "x domain", "yref": "y domain", "x": 0.97, "y": 0.95, "xanchor": "right", "yanchor": "top"}
-    said = {"text": "<br>".join(lines), "align": "right", "font": {"size": 10, "color": GREY}, "showarrow": False}
-    figure.add_annotation(place | said, row=row, col=column)
+    text = {"text": "<br>".join(lines), "align": "right", "font": {"size": 10, "color": GREY}, "showarrow": False}
+    figure.add_annotation(place | text, row=row, col=column)

@@ -1,8 +1,8 @@
-"""Groups of runs beside each other: accuracy and loss against epoch, one colour a group.
+"""Figure of groups of runs: accuracy and loss against the epoch, one colour for each group.
 
 Validation is solid, training dashed; each line is the mean of the group's runs, with a band from the lowest to the
-highest of them. With a parameter to separate by, each of its values has a frame of its own with the accuracies. All
-frames with one measure have the same axes. Knows nothing of storages.
+highest run. With `by`, each value of that parameter has a frame with its accuracies. Frames of the same measure have
+the same axes. Knows nothing of storages.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MOST_COLOURS = 16
 COLUMNS = 4
 ROW_PIXELS, FRAME_PIXELS, PLAIN_PIXELS = 210, 130, 520
 DECADES = 2
-"""A loss that spans more is drawn on a log axis."""
+"""Losses over a wider span have a log axis."""
 
-MOST_POWERS = 8  # of ten, that have a tick
+MOST_POWERS = 8  # powers of ten with a tick
 
 LONGEST_BESIDE = 36
-"""Characters of a label that leave the frames room beside it; longer ones are listed below them."""
+"""The longest label, in characters, with which the legend is beside the frames; otherwise it is below them."""
 
 LABEL_PIXELS = 30
 
@@ -39,12 +39,12 @@ HOW = "validation solid, training dashed; bands from the lowest to the highest r
 
 
 def comparison(groups: Sequence[Group], by: str | None = None) -> go.Figure:
-    """Return the figure. Raises UsageError where it would need more colours than can be told apart."""
+    """Return the figure. Raises UsageError for more groups than there are distinguishable colours."""
     labels = list(dict.fromkeys(group.label(by) for group in groups))
     if len(labels) > MOST_COLOURS:
         raise UsageError(
-            f"{len(labels)} configurations are too many for a figure, which takes {MOST_COLOURS}: give each value of a "
-            "parameter its own frame with --by PARAMETER, or choose configurations by a trial of each, such as "
+            f"{len(labels)} configurations are too many for a figure, the limit is {MOST_COLOURS}: draw a frame for "
+            "each value of a parameter with --by PARAMETER, or select configurations by a trial of each, such as "
             f"'{groups[0].study}#{groups[-1].numbers[0]}'"
         )
     colours = dict(zip(labels, _colours(len(labels)), strict=True))
@@ -81,8 +81,8 @@ def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Fig
             figure.add_traces(_traces(group, label, "accuracy", colours[label]), row + 1, column + 1)
         for line, group in enumerate(group for group in part if not group.runs):
             place = {"xref": "x domain", "yref": "y domain", "x": 0.03, "y": 0.97 - 0.12 * line, "yanchor": "top"}
-            said = {"text": plain(f"{group.label(by)}: no run completed"), "font": {"size": 10, "color": GREY}}
-            figure.add_annotation(place | said, showarrow=False, row=row + 1, col=column + 1)
+            text = {"text": plain(f"{group.label(by)}: no run completed"), "font": {"size": 10, "color": GREY}}
+            figure.add_annotation(place | text, showarrow=False, row=row + 1, col=column + 1)
         if index + columns >= len(parts):
             figure.update_xaxes(title_text="epoch", showticklabels=True, row=row + 1, col=column + 1)
     figure.update_annotations(selector={"yanchor": "bottom"}, font_size=11)
@@ -134,15 +134,15 @@ def _loss_axis(groups: Sequence[Group]) -> dict[str, Any]:
     if not log:
         return {"rangemode": "tozero"}
     decades = math.log10(values.max() / values.min())
-    # Powers of ten alone: plotly's own ticks between them are as many, and their bare 2 and 5 read as numbers.
+    # powers of ten only: plotly labels the ticks between them with a bare 2 and 5
     return {"type": "log", "exponentformat": "power", "dtick": math.ceil(decades / MOST_POWERS)}
 
 
 def _colours(count: int) -> list[str]:
-    """Return distinct colours, or where there are not enough of them as many in the order of a scale."""
+    """Return `count` distinct colours: of the palette, or if it is too small, of a colour scale."""
     if count <= len(PALETTE):
         return list(PALETTE[:count])
-    places = np.linspace(0, 0.93, count)  # the brightest is hardly seen on white
+    places = np.linspace(0, 0.93, count)  # the brightest is hardly visible on white
     parts = plotly.colors.sample_colorscale(SCALE, places, colortype="tuple")
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in parts]
 
@@ -154,7 +154,7 @@ def _titled(groups: Sequence[Group], what: str, height: int) -> go.Figure:
 
 
 def _legend(figure: go.Figure, labels: Sequence[str], colours: dict[str, str], without: Sequence[str]) -> go.Figure:
-    """Name the colours once, however many frames there are; below the frames where names are long."""
+    """Add one legend for all frames, below them where labels are long."""
     for label in labels:
         name = f"{label}: no run completed" if label in without else label
         line = {"color": colours[label], "width": 2.5}

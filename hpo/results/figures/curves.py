@@ -1,7 +1,7 @@
-"""The learning curves of the best trials, each in a frame of its own, five in a row.
+"""Learning curves of the best trials, one frame for each, five in a row.
 
-Validation is solid, training dashed. Accuracies are drawn from 0 to 1, losses from 0 on; all frames have the same axes,
-so that they can be compared at a glance. Of a study whose trials hpo's networks do not train, it is what they reported.
+Validation is solid, training dashed. Accuracies are drawn from 0 to 1, losses from 0 on; all frames have the same axes.
+For objective studies and studies of other programs, the curves are the reported intermediate values.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from hpo.results.study_facts import VALUE
 
 COLUMNS = 5
 ROW_PIXELS, FRAME_PIXELS = 190, 110
-"""A figure with a row has their sum as its height."""
+"""Their sum is the height of a figure with one row."""
 
 GAP_X, GAP_Y = 0.15, 0.3
-"""The room between two frames, as parts of a frame with its room."""
+"""The space between two frames, as a fraction of a frame with its space."""
 
 HOVER_CHARACTERS = 60
 LINES = (("train", "training", VERMILLION, TRAINING_DASH), ("val", "validation", BLUE, VALIDATION_DASH))
@@ -68,7 +68,7 @@ def curves(source: Source) -> go.Figure:
 
 
 def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list[dict[str, Any]]:
-    """Return the curves of a frame; all that is known of the trial stands beside whichever is pointed at."""
+    """Return the curves of a frame; their hover text has the trial's rank, scores and parameters."""
     parts = best_line(index + 1, trial, source.metrics).split(" | ", 2)
     known = "<br>".join(plain(line) for part in parts for line in textwrap.wrap(part, HOVER_CHARACTERS))
     traces = []
@@ -81,8 +81,8 @@ def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list
                 "mode": "lines" if len(values) > 1 else "markers",
                 "x": curve.get(STEP) or list(range(1, len(values) + 1)),
                 "y": short(values),
-                "xaxis": f"x{_own(index)}",
-                "yaxis": f"y{_own(index)}",
+                "xaxis": f"x{_axis_suffix(index)}",
+                "yaxis": f"y{_axis_suffix(index)}",
                 "name": label,
                 "legendgroup": label,
                 "showlegend": index == 0,
@@ -96,9 +96,9 @@ def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list
 
 
 def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict[str, Any]:
-    """Return the two axes of a frame; only those at the grid's left and lower sides say what they are."""
+    """Return the two axes of a frame; only those on the left and lower side of the grid have titles."""
     row, column = divmod(index, columns)
-    own = _own(index)
+    suffix = _axis_suffix(index)
     width, height = 1 / (columns - GAP_X), 1 / (rows - GAP_Y)
     left, top = column * width, 1 - row * height
     lowest = index + columns >= count
@@ -106,28 +106,28 @@ def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict
     scales = {"accuracy": {"range": [0, 1], "dtick": 0.25}, "loss": {"rangemode": "tozero", "nticks": 5}}
     x = {
         "domain": [left, left + width * (1 - GAP_X)],
-        "anchor": f"y{own}",
+        "anchor": f"y{suffix}",
         "showticklabels": lowest,
         "nticks": 5,
         "title": {"text": at if lowest else "", "font": {"size": 11}, "standoff": 5},
     }
     y = {
         "domain": [max(0.0, top - height * (1 - GAP_Y)), top],
-        "anchor": f"x{own}",
+        "anchor": f"x{suffix}",
         "showticklabels": column == 0,
         **scales.get(measure, {"nticks": 5}),
     }
     small = {"tickfont": {"size": 10}}
     shared = {"x": {"matches": "x"}, "y": {"matches": "y"}} if index else {"x": {}, "y": {}}
-    return {f"xaxis{own}": x | small | shared["x"], f"yaxis{own}": y | small | shared["y"]}
+    return {f"xaxis{suffix}": x | small | shared["x"], f"yaxis{suffix}": y | small | shared["y"]}
 
 
 def _title(index: int, text: str) -> dict[str, Any]:
-    own = _own(index)
-    place = {"xref": f"x{own} domain", "yref": f"y{own} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
+    suffix = _axis_suffix(index)
+    place = {"xref": f"x{suffix} domain", "yref": f"y{suffix} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
     return {"text": text, "showarrow": False, "font": {"size": 11}, **place}
 
 
-def _own(index: int) -> str:
-    """Return what a frame's axes are called after x and y."""
+def _axis_suffix(index: int) -> str:
+    """Return the suffix of the names of a frame's axes."""
     return str(index + 1) if index else ""

@@ -1,6 +1,6 @@
-"""Figures as files: pages that open anywhere without a network, or images.
+"""Figure files: HTML pages that need no network, or PNG images.
 
-All figures are drawn before the first is written, and each file is there whole or not at all.
+All figures are drawn before the first file is written; each file is written atomically.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ from hpo.storage import Storage
 def plot(
     storage: Storage, name: str, folder: Path, kinds: Sequence[str] = (), best: int = BEST, form: str = "html"
 ) -> list[Path]:
-    """Write the figures of the study of that name; return the files. `form` is html or png."""
+    """Write the figures of a study as `form`, html or png; return the files."""
     return save(figures(storage, name, kinds, best), name, folder, form)
 
 
 def figures(storage: Storage, name: str, kinds: Sequence[str] = (), best: int = BEST) -> dict[str, go.Figure]:
-    """Return the figures of the study of that name by kind, without `kinds` all that are of its trials.
+    """Return the figures of a study by kind; without `kinds`, all figures of its trials.
 
-    `best` is how many learning curves are drawn.
+    `best` is the number of learning curves.
     """
     check_kinds(kinds)
     of_trials = [kind for kind in kinds if kind != ACTIVATIONS]
     drawn = draw(read_source(storage, name, best), of_trials) if of_trials or not kinds else {}
     if ACTIVATIONS in kinds:
-        from hpo.results.figures.activations import fresh_networks, histograms  # loads torch, which no other kind needs
+        from hpo.results.figures.activations import (  # loads torch, which no other kind needs
+            histograms,
+            initial_networks,
+        )
 
-        drawn[ACTIVATIONS] = histograms(name, fresh_networks(storage, name))
+        drawn[ACTIVATIONS] = histograms(name, initial_networks(storage, name))
     return drawn
 
 
 def save(figures: Mapping[str, go.Figure], name: str, folder: Path, form: str) -> list[Path]:
-    """Write figures, by kind, to `NAME-KIND.FORM` in the folder, which is made if need be; return the files."""
+    """Write the figures to `NAME-KIND.FORM` in the folder, which is created if needed; return the files."""
     paths = [folder / f"{file_stem(name)}-{kind}.{form}" for kind in figures]
     contents: Sequence[str | bytes]
     if form == "png":
@@ -58,25 +61,25 @@ def save(figures: Mapping[str, go.Figure], name: str, folder: Path, form: str) -
         for path, content in zip(paths, contents, strict=True):
             write_atomically(content, path)
     except (OSError, HpoError) as error:
-        with contextlib.suppress(OSError):  # the first that holds a figure, or was never made
+        with contextlib.suppress(OSError):  # a folder with a figure, or one that was not created
             for each in made:
                 each.rmdir()
         if isinstance(error, HpoError):
             raise
-        raise HpoError(f"{folder}: cannot be made ({error.strerror or error})") from error
+        raise HpoError(f"{folder}: cannot be created ({error.strerror or error})") from error
     return paths
 
 
 def form_of(path: Path) -> str:
-    """Return what a figure's file shall hold, by its name. Raises UsageError for any but .html and .png."""
+    """Return the format of a figure file, html or png, by its name. Raises UsageError for other names."""
     form = path.suffix.lower().removeprefix(".")
     if form not in ("html", "png"):
-        raise UsageError(f"{path}: a figure's file is named .html or .png")
+        raise UsageError(f"{path}: use a name that ends in .html or .png")
     return form
 
 
 def save_as(figure: go.Figure, title: str, path: Path) -> None:
-    """Write one figure to the file of that name, which says in which form."""
+    """Write one figure to a file, in the format of its name."""
     if form_of(path) == "png":
         from hpo.results.figures.png import pngs
 
@@ -86,7 +89,7 @@ def save_as(figure: go.Figure, title: str, path: Path) -> None:
 
 
 def page(figure: go.Figure, title: str) -> str:
-    """Return a page of HTML that holds the figure, and plotly.js with it."""
+    """Return an HTML page with the figure and plotly.js."""
     drawn = figure.to_html(
         full_html=False, include_plotlyjs=True, default_height="96vh", config={"displaylogo": False, "responsive": True}
     )

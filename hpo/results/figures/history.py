@@ -1,7 +1,7 @@
-"""The score of each trial against its number, and the best score so far.
+"""Score of each trial against its number, with the best score so far.
 
-Losses are drawn on a log axis, where they are all above 0. A pruned trial stands at its last value, which is that of
-fewer epochs, and is no best.
+Losses above 0 have a log axis. A pruned trial is drawn at its last value, which is from fewer epochs and never the
+best.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpo.results.ranking import score
 
 
 def history(source: Source) -> go.Figure:
-    """Return the scores in the order of the trials."""
+    """Return the figure of the scores in the order of the trial numbers."""
     completed, pruned = source.ended(TrialState.COMPLETE), source.ended(TrialState.PRUNED)
     title = f"{plain(source.name)}: {plain(source.score)} of each trial"
     if not completed and not pruned:
@@ -43,7 +43,7 @@ def history(source: Source) -> go.Figure:
 
 
 def _improvements(completed: list[FrozenTrial], maximized: bool) -> list[FrozenTrial]:
-    """Return the trials that were better than all before them."""
+    """Return the trials that were better than all earlier ones."""
     found: list[FrozenTrial] = []
     for trial in completed:
         if not found or (score(trial) > score(found[-1]) if maximized else score(trial) < score(found[-1])):

@@ -1,7 +1,7 @@
-"""How much of the difference between good and other trials each parameter makes: PED-ANOVA, as Optuna computes it.
+"""Importance of each parameter by PED-ANOVA, as Optuna computes it.
 
-It asks which parameters the best tenth of the completed trials has otherwise than all of them, and takes a moment even
-for a long study. A tenth of few trials says nothing; then the figure says so.
+PED-ANOVA compares the parameters of the best tenth of the completed trials with those of all; it is fast for long
+studies too. With too few trials the figure is a message.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hpo.results.figures.style import BLUE, message, new_figure, plain, short
 from hpo.results.ranking import score
 from hpo.search.sampling.in_memory_study import InMemoryStudy, in_memory_trial
 
-BEST_PART = 0.1
+BEST_FRACTION = 0.1
 FEWEST = 20
-"""Completed trials below which no importances are drawn: their best tenth would be a single one."""
+"""The number of completed trials from which importances are drawn; of fewer, the best tenth is one or two trials."""
 
 
 def importances(source: Source) -> go.Figure:
-    """Return a bar a parameter, the most important one at the top."""
+    """Return a bar for each parameter, the most important one at the top."""
     title = f"{plain(source.name)}: importance of the parameters"
     parts = parameter_importances(source)
     if isinstance(parts, str):
@@ -46,27 +46,27 @@ def importances(source: Source) -> go.Figure:
 
 
 def parameter_importances(source: Source) -> dict[str, float] | str:
-    """Return each searched parameter's part of the whole, the most important first; or why there are none, a sentence.
+    """Return the importance of each searched parameter, the largest first, or the reason why there is none.
 
-    Trials that have not all that is searched are of before it was changed, and are left out; a conditional parameter is
-    one that a trial need not have.
+    Trials without all searched parameters are left out: they are from before a change of the study. Conditional
+    parameters may be missing.
     """
     completed = source.ended(TrialState.COMPLETE)
     searched = {name: each for name, each in space(completed).items() if not each.single()}
     completed = [trial for trial in completed if lies_in(trial, searched, source.conditional)]
-    if why := _why_none(source, searched, completed):
-        return why
+    if reason := _no_importances(source, searched, completed):
+        return reason
     mirror = InMemoryStudy()
     study = optuna.create_study(direction="maximize" if source.maximized else "minimize", storage=mirror)
     for number, trial in enumerate(completed):
         params = {name: value for name, value in trial.params.items() if name in searched}
         mirror.put(in_memory_trial(number, TrialState.COMPLETE, params, searched, [score(trial)]))
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_PART)
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_FRACTION)
     return get_param_importances(study, evaluator=evaluator, params=list(searched))
 
 
-def _why_none(source: Source, searched: Collection[str], completed: Sequence[FrozenTrial]) -> str | None:
-    """Return in a sentence why a study's parameters have no importances, None where they have."""
+def _no_importances(source: Source, searched: Collection[str], completed: Sequence[FrozenTrial]) -> str | None:
+    """Return the reason why there are no importances, as a sentence; None where there are."""
     if not searched:
         return "No parameter is searched."
     if len(searched) == 1:
@@ -74,6 +74,6 @@ def _why_none(source: Source, searched: Collection[str], completed: Sequence[Fro
     if len(completed) < FEWEST:
         return f"Importances take {FEWEST} completed trials; there are {len(completed)}."
     ranked = sorted(map(score, completed), reverse=source.maximized)
-    if ranked[math.ceil(BEST_PART * len(ranked)) - 1] == ranked[-1]:
+    if ranked[math.ceil(BEST_FRACTION * len(ranked)) - 1] == ranked[-1]:
         return "Too many trials have the same score to tell a best tenth."
     return None

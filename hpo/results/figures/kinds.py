@@ -1,4 +1,4 @@
-"""The kinds of figures by name, in the order in which they are shown."""
+"""Kinds of figures by name, in the order of display."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpo.results.figures.source import Source
 Draw = Callable[[Source], go.Figure]
 
 FRONT = "front"
-"""The kind that only a study of several metrics has anything to show in: without being asked for, only there."""
+"""The kind for studies of several metrics; by default it is drawn for those only."""
 
 KINDS: Mapping[str, Draw] = {
     FRONT: front,
@@ -26,10 +26,10 @@ KINDS: Mapping[str, Draw] = {
     "history": history,
     "importances": importances,
 }
-"""Each of them can draw any study, if only to say why there is nothing to see."""
+"""Each kind can draw every study; without data the figure is a message."""
 
 ACTIVATIONS = "activations"
-"""The kind that is drawn on request only: it is of the network before training, and needs the images."""
+"""The kind that is drawn on request only: it shows the network before training and needs the data."""
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -41,6 +41,6 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def draw(source: Source, kinds: Sequence[str] = ()) -> dict[str, go.Figure]:
-    """Return a study's figures of these kinds, without any all that have something to show in it."""
-    wanted = kinds or [kind for kind in KINDS if kind != FRONT or len(source.metrics) > 1]
-    return {kind: KINDS[kind](source) for kind in dict.fromkeys(wanted)}
+    """Return the figures of these kinds; without `kinds`, all that apply to the study."""
+    drawn = kinds or [kind for kind in KINDS if kind != FRONT or len(source.metrics) > 1]
+    return {kind: KINDS[kind](source) for kind in dict.fromkeys(drawn)}

@@ -1,9 +1,9 @@
-"""The landscape of a search: where in its space trials scored what.
+"""Landscape of a search: the scores of the trials over two parameters.
 
-The axes are learning rate and weight decay where both are searched, else the two most important numbers that are
-searched; where there is one, or nothing but choices, the score stands against it. An axis is logarithmic where its
-range is. Pruned and failed trials have symbols of their own: their scores cannot be compared, or do not exist. A few
-hopeless scores do not take all the colours: the worst tenth has the last one.
+The axes are learning rate and weight decay where both are searched, else the two most important numeric parameters;
+with one numeric parameter, or choices only, the second axis is the score. An axis is logarithmic where its range is.
+Pruned and failed trials have their own symbols, as their scores cannot be compared or do not exist. The worst tenth of
+the scores shares one colour.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from hpo.results.figures.importances import parameter_importances
 from hpo.results.figures.source import Source, label, lies_in, space, spread
 from hpo.results.figures.style import FAILED, PRUNED, SCALE, message, new_figure, plain, short
 from hpo.results.ranking import score
+from hpo.text import join_and
 
 USUAL = ("lr", "weight_decay")
-KEPT = 100
-"""The best trials are drawn in any case where not all can be."""
+ALWAYS_DRAWN = 100
+"""The number of best trials that are always drawn, where not all trials can be."""
 
 MANY = 2000
-"""Points beyond which they are drawn smaller."""
+"""The number of points from which they are drawn smaller."""
 
 
 def landscape(source: Source) -> go.Figure:
-    """Return the trials as points of the search space, coloured by their scores."""
+    """Return the figure of the trials as points in the search space, coloured by score."""
     axes = _axes(source)
     if not axes:
         return message(f"{plain(source.name)}: landscape", "No parameter is searched.")
     within = {state: [trial for trial in source.ended(state) if lies_in(trial, axes)] for state in TrialState}
     ranked = sorted(within[TrialState.COMPLETE], key=score, reverse=source.maximized)
-    completed = spread(ranked[::-1], source.limit, ranked[:KEPT])  # the best ones last, which is above the others
+    completed = spread(ranked[::-1], source.limit, ranked[:ALWAYS_DRAWN])  # the best ones last, so that they are on top
     worst = score(ranked[-1]) if ranked else 0.0
     failed, pruned = (spread(within[state], source.limit) for state in (TrialState.FAIL, TrialState.PRUNED))
-    figure = new_figure(f"{plain(source.name)}: {plain(source.score)} by {_named(axes)}{_of_which(source, axes)}")
+    figure = new_figure(f"{plain(source.name)}: {plain(source.score)} by {_names(axes)}{_restriction(source, axes)}")
     parts = [
         (failed, "failed", FAILED),
         (pruned, "pruned", PRUNED),
@@ -54,25 +55,25 @@ def landscape(source: Source) -> go.Figure:
     return figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"})
 
 
-def _named(names: Iterable[str]) -> str:
-    return " and ".join(plain(label(name)) for name in names)
+def _names(parameters: Iterable[str]) -> str:
+    return join_and([plain(label(name)) for name in parameters])
 
 
-def _of_which(source: Source, axes: Iterable[str]) -> str:
-    """Return whose landscape it is where not every trial has a place in it."""
+def _restriction(source: Source, axes: Iterable[str]) -> str:
+    """Return the part of the title about trials without a conditional parameter, which are not drawn."""
     partial = [name for name in axes if name in source.conditional]
-    return f", of the trials with {_named(partial)}" if partial else ""
+    return f", of the trials with {_names(partial)}" if partial else ""
 
 
 def _axes(source: Source) -> dict[str, BaseDistribution]:
-    """Return the one or two parameters that are the figure's axes; none where nothing is searched."""
+    """Return the one or two parameters of the axes; none where no parameter is searched."""
     searched = {name: each for name, each in space(source.trials).items() if not each.single()}
     if all(name in searched and _is_number(searched[name]) for name in USUAL):
         return {name: searched[name] for name in USUAL}
     parts = parameter_importances(source)
     ranked = [] if isinstance(parts, str) else list(parts)
     ranked += [name for name in searched if name not in ranked]
-    ranked.sort(key=lambda name: name in source.conditional)  # axes that every trial has a place on come first
+    ranked.sort(key=lambda name: name in source.conditional)  # unconditional parameters first
     numbers = [name for name in ranked if _is_number(searched[name])]
     return {name: searched[name] for name in numbers[:2] or ranked[:1]}
 
@@ -80,7 +81,7 @@ def _axes(source: Source) -> dict[str, BaseDistribution]:
 def _points(
     source: Source, axes: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial], how: str, worst: float
 ) -> dict[str, Any]:
-    """Return where trials stand; where scores are an axis, failed ones, which have none, stand where the worst does."""
+    """Return the coordinates of trials; on a score axis failed trials, which have no score, are drawn at the worst."""
     columns = [_values(trials, name, each) for name, each in axes.items()]
     if len(columns) == 1:
         columns.append(short(worst if how == "failed" else score(trial) for trial in trials))
@@ -96,7 +97,7 @@ def _points(
 
 
 def _coloured(source: Source, trials: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Return markers from the best score's colour to that of the worst tenth."""
+    """Return markers coloured by score; the colour scale ends at the worst tenth."""
     if not ranked:
         return {}
     ends = score(ranked[0]), score(ranked[math.ceil(0.9 * len(ranked)) - 1])

@@ -1,7 +1,7 @@
-"""The Pareto front of several metrics: each of the others against the first, a frame each.
+"""Pareto front of several metrics: one frame for each further metric against the first one.
 
-Every completed trial is a point; those to which no other is preferable stand out. Of two metrics a line says what can
-be had of the first for whatever is asked of the other. The number of parameters is drawn on a log axis.
+Every completed trial is a point; those on the front are highlighted. For two metrics a line connects the front. The
+number of parameters has a log axis.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HOVER_CHARACTERS = 200
 
 
 def front(source: Source) -> go.Figure:
-    """Return the trials by their metrics, those on the front marked."""
+    """Return the figure of the trials by their metrics, with the front highlighted."""
     if len(source.metrics) == 1:
         title = f"{plain(source.name)}: Pareto front"
         return message(title, "Trials are scored by one metric, so there is one best.")
@@ -48,7 +48,7 @@ def front(source: Source) -> go.Figure:
 def _add(
     figure: go.Figure, source: Source, column: int, others: Sequence[FrozenTrial], best: Sequence[FrozenTrial]
 ) -> None:
-    """Add the frame of one of the other metrics, by its place among the metrics."""
+    """Add the frame of a metric, given by its index."""
     metric, mode = source.metrics[column], "lines+markers" if len(source.metrics) == 2 else "markers"
     ends = {"color": VERMILLION, "size": 9}, {"color": GREY, "size": 6, "opacity": 0.5}
     drawn = (("on the front", best, mode, ends[0]), ("others", others, "markers", ends[1]))
@@ -62,7 +62,7 @@ def _add(
             legendgroup=label,
             marker=marker,
             line={"color": VERMILLION, "width": 1, "shape": "vh"},
-            customdata=[_told(trial, source.metrics) for trial in trials],
+            customdata=[_hover_text(trial, source.metrics) for trial in trials],
             hovertemplate="%{customdata}<extra></extra>",
             row=1,
             col=column,
@@ -72,6 +72,6 @@ def _add(
     figure.update_yaxes(title={"text": plain(source.score)} if column == 1 else None, row=1, col=column)
 
 
-def _told(trial: FrozenTrial, metrics: Sequence[str]) -> str:
+def _hover_text(trial: FrozenTrial, metrics: Sequence[str]) -> str:
     params = params_line(trial.params, trial.distributions)[:HOVER_CHARACTERS]
     return f"trial {trial.number}: {plain(scores_line(trial, metrics))}<br>{plain(params)}"

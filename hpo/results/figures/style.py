@@ -1,8 +1,8 @@
-"""What all figures look alike by: their colours, lines and frame, and how a figure says that there is nothing to draw.
+"""Style of all figures: colours, lines, frame, and the message of a figure without data.
 
-The colours are those of Okabe and Ito, which people who cannot tell red from green can tell apart. Validation is solid
-and training dashed, in every figure. Numbers are plain lists of few digits, so that a figure is small as JSON, and any
-plotly.js can read it. Knows nothing of studies.
+The colours are those of Okabe and Ito, which colour-blind people can distinguish. Validation is solid and training
+dashed in every figure. Numbers are plain lists with few digits, so that a figure is small as JSON and every plotly.js
+can read it. Knows nothing of studies.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import plotly.graph_objects as go
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-"""One colour a study, a parameter or a class, where several share a figure."""
+"""Colours of studies, parameters or classes in one figure."""
 
 GREY, INK, GRID = "#8A8A8A", "#222222", "#E5E5E5"
 SCALE = "Viridis"
-"""From bad, dark, to good, bright: for a figure that colours points by their score."""
+"""The colour scale for scores, from bad (dark) to good (bright)."""
 
 PRUNED = {"symbol": "triangle-down-open", "color": GREY, "size": 7}
 FAILED = {"symbol": "x-thin-open", "color": VERMILLION, "size": 8}
-"""Markers of trials that have no score to compare with others'."""
+"""Markers of trials without a comparable score."""
 
 VALIDATION_DASH, TRAINING_DASH = "solid", "dash"
 
@@ -50,32 +50,32 @@ TEMPLATE: dict[str, Any] = {
         "hoverlabel": {"align": "left"},
     }
 }
-"""The frame of a figure, in the place of plotly's own, which would make each figure's JSON ten times as long."""
+"""The template of all figures; plotly's own would make the JSON ten times as long."""
 
-WIDEST = 100  # characters in a line of a sentence
+LINE_WIDTH = 100  # characters in a line of a message
 
 
 def new_figure(title: str) -> go.Figure:
-    """Return an empty figure of this look; what is to be shown as it is written goes through `plain` before."""
+    """Return an empty figure in this style; escape user text in the title with `plain`."""
     return go.Figure(layout={"template": TEMPLATE, "title": {"text": title}})
 
 
 def message(title: str, sentence: str) -> go.Figure:
-    """Return a figure that says in one sentence, in as many lines as it takes, why there is nothing to draw."""
+    """Return a figure with only a sentence: the reason why there is nothing to draw."""
     figure = new_figure(title)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     centre = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
-    lines = "<br>".join(textwrap.wrap(sentence, WIDEST))
+    lines = "<br>".join(textwrap.wrap(sentence, LINE_WIDTH))
     figure.add_annotation(text=lines, showarrow=False, font={"size": 15, "color": GREY}, **centre)
     return figure
 
 
 def plain(text: str) -> str:
-    """Return the text as plotly shows it letter by letter: it takes `<b>` for bold, and names may hold anything."""
+    """Return text escaped for plotly, which reads `<b>` as bold: names may contain any characters."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def short(values: Iterable[float], digits: int = 5) -> list[float]:
-    """Return the numbers with so many significant digits, more than anybody can see."""
+    """Return the numbers with few significant digits."""
     return [float(f"{value:.{digits}g}") for value in values]
