@@ -35,7 +35,7 @@ PRIORITY = "hpo:priority"
 
 
 class StudyState(StrEnum):
-    """The state of a study. Workers claim trials of an open study only; a stopped one finishes its running trials."""
+    """The state of a study. A pause requeues running trials; a stopped study finishes them; an ended one is done."""
 
     OPEN = "open"
     PAUSED = "paused"
@@ -63,8 +63,8 @@ def state_of(user_attrs: Mapping[str, Any]) -> StudyState:
 class ClaimConditions:
     """The conditions under which a worker may claim trials of a study.
 
-    The study with this id exists, is open, and has the expected user attributes, its identity among them. `name` is the
-    study's name when the worker loaded it.
+    The study with this id exists, is neither paused nor stopped, and has the expected user attributes, its identity
+    among them. `name` is the study's name when the worker loaded it.
     """
 
     study_id: int

@@ -1,4 +1,4 @@
-"""Workers: the identity of a process, whether it is still alive, and the registry of a storage's processes.
+"""Workers: identity and liveness of processes, and the registry of a storage's workers.
 
 A worker on the same machine (or in the same container), since its last start, can be looked up among the processes; a
 worker elsewhere is judged by its heartbeats. The registry is a table of hpo, next to Optuna's tables, with a row for
