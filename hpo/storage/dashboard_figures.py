@@ -8,7 +8,6 @@ figure is one piece, which the dashboard reads as well. This module knows nothin
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.storage.retry import read_transaction, write_transaction
 from hpo.storage.rows import STUDY_SYSTEM_ATTRS
-from hpo.storage.statements import lock_study, upsert
+from hpo.storage.statements import lock_study, read_study_attr, set_study_attrs
 from hpo.storage.storage import Storage
 
 PLOT_DATA = "dashboard:plot_data:"
@@ -55,9 +54,7 @@ def save_figures(storage: Storage, study_id: int, figures: Mapping[str, str], tr
         if last is not None and last.trials > trials:
             return False
         values = {f"{PLOT_DATA}{figure}:0": text for figure, text in figures.items()}
-        rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in values.items()]
-        rows.append({"study_id": study_id, "key": DRAWN, "value_json": json.dumps(asdict(now))})
-        upsert(connection, STUDY_SYSTEM_ATTRS, rows)
+        set_study_attrs(connection, study_id, {**values, DRAWN: asdict(now)}, STUDY_SYSTEM_ATTRS)
         key = STUDY_SYSTEM_ATTRS.c.key
         prefixes = [key.startswith(f"{PLOT_DATA}{figure}:", autoescape=True) for figure in figures]
         old_pieces = sa.delete(STUDY_SYSTEM_ATTRS).where(sa.or_(*prefixes), key.not_in(list(values)))
@@ -68,6 +65,5 @@ def save_figures(storage: Storage, study_id: int, figures: Mapping[str, str], tr
 
 
 def _last(connection: Connection, study_id: int) -> FiguresRecord | None:
-    query = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).filter_by(study_id=study_id, key=DRAWN)
-    text = connection.execute(query).scalar()
-    return None if text is None else FiguresRecord(**json.loads(text))
+    record = read_study_attr(connection, study_id, DRAWN, STUDY_SYSTEM_ATTRS)
+    return None if record is None else FiguresRecord(**record)

@@ -172,18 +172,8 @@ def read_running(connection: Connection, study_id: int | None = None) -> list[Ru
     for row in connection.execute(select.where(condition).order_by(TRIALS.c.trial_id)):
         worker = None if row.value_json is None else Worker.from_json(json.loads(row.value_json))
         silent_s = (now - row.heartbeat).total_seconds()
-        found.append(
-            RunningTrial(
-                row.trial_id,
-                row.number,
-                row.study_id,
-                row.datetime_start,
-                row.heartbeat,
-                worker,
-                silent_s,
-                orphaned(worker, silent_s),
-            )
-        )
+        ids, times = (row.trial_id, row.number, row.study_id), (row.datetime_start, row.heartbeat)
+        found.append(RunningTrial(*ids, *times, worker, silent_s, orphaned(worker, silent_s)))
     return found
 
 

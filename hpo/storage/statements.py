@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -65,6 +66,20 @@ def lock_study(connection: Connection, study_id: int, share: bool = False) -> bo
     """
     study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
     return connection.execute(study.with_for_update(read=share)).first() is not None
+
+
+def read_study_attr(connection: Connection, study_id: int, key: str, table: sa.Table = STUDY_ATTRS) -> Any:
+    """Return the value of a study attribute, None if it is not set."""
+    query = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == key)
+    return json.loads(connection.execute(query).scalar() or "null")
+
+
+def set_study_attrs(
+    connection: Connection, study_id: int, attrs: Mapping[str, Any], table: sa.Table = STUDY_ATTRS
+) -> None:
+    """Set attributes of a study."""
+    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    upsert(connection, table, rows)
 
 
 def insert_trials(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> None:

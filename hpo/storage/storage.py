@@ -70,7 +70,9 @@ from hpo.storage.statements import (
     insert_trials,
     lock_claimed,
     lock_study,
+    read_study_attr,
     requeue_trials,
+    set_study_attrs,
     update_heartbeats,
     update_trials,
     upsert,
@@ -151,7 +153,7 @@ class Storage(RDBStorage):
                 for number, direction in enumerate(directions)
             ]
             connection.execute(sa.insert(DIRECTIONS), objectives)
-            _set_study_attrs(connection, study_id, user_attrs)
+            set_study_attrs(connection, study_id, user_attrs)
             return study_id
 
         return write_transaction(self.engine, work)
@@ -171,10 +173,10 @@ class Storage(RDBStorage):
 
         def work(connection: Connection, uncertain: bool) -> None:
             _lock(connection, study_id)
-            if identity is not None and _identity(connection, study_id) != identity:
+            if identity is not None and read_study_attr(connection, study_id, IDENTITY) != identity:
                 raise KeyError(models.NOT_FOUND_MSG)
             more = check(connection) if check is not None else {}
-            _set_study_attrs(connection, study_id, {**user_attrs, **more})
+            set_study_attrs(connection, study_id, {**user_attrs, **more})
 
         write_transaction(self.engine, work)
 
@@ -188,8 +190,7 @@ class Storage(RDBStorage):
             _lock(connection, study_id)
             row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
             connection.execute(dialect(connection).insert(STUDY_ATTRS).values(row).on_conflict_do_nothing())
-            stored = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=key)
-            return json.loads(connection.execute(stored).scalar_one())
+            return read_study_attr(connection, study_id, key)
 
         return write_transaction(self.engine, work)
 
@@ -476,16 +477,6 @@ class Storage(RDBStorage):
 def _lock(connection: Connection, study_id: int) -> None:
     if not lock_study(connection, study_id):
         raise KeyError(models.NOT_FOUND_MSG)
-
-
-def _identity(connection: Connection, study_id: int) -> Any:
-    found = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=IDENTITY)
-    return json.loads(connection.execute(found).scalar() or "null")
-
-
-def _set_study_attrs(connection: Connection, study_id: int, attrs: Mapping[str, Any]) -> None:
-    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-    upsert(connection, STUDY_ATTRS, rows)
 
 
 def _ended_at(connection: Connection, trial_ids: Collection[int], time: datetime.datetime) -> set[int]:

@@ -7,7 +7,6 @@ Knows the names of study attributes, not the content of a study file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +19,8 @@ from hpo.errors import StudyBusyError, StudyClosedError
 from hpo.storage.claim_conditions import STATE, STATE_REASON, ClaimConditions, StudyState
 from hpo.storage.heartbeats import read_running
 from hpo.storage.retry import write_transaction
-from hpo.storage.rows import STUDIES, STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
-from hpo.storage.statements import WORKER, lock_study, requeue_trials, upsert
+from hpo.storage.rows import STUDIES, SYSTEM_ATTRS, TRIALS
+from hpo.storage.statements import WORKER, lock_study, read_study_attr, requeue_trials, set_study_attrs
 from hpo.storage.storage import Storage
 from hpo.text import hpo_command
 
@@ -67,8 +66,7 @@ def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Ma
                     f"study '{name}' is being searched by {trial.worker}, so its settings cannot change now; "
                     f"wait for it, or `{hpo_command('pause', name)}` first"
                 )
-        stored = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=STATE)
-        ended = connection.execute(stored).scalar() == f'"{StudyState.ENDED}"'
+        ended = read_study_attr(connection, study_id, STATE) == StudyState.ENDED
         return {STATE: StudyState.OPEN, STATE_REASON: ""} if ended else {}
 
     storage.set_study_attrs(study_id, user_attrs, check_idle)
@@ -94,9 +92,7 @@ def rename_study(storage: Storage, study_id: int, name: str) -> None:
 def _set_state(connection: Connection, study_id: int, state: StudyState, reason: str) -> int:
     if not lock_study(connection, study_id):
         return 0  # the study was deleted: nothing to store
-    attrs = {STATE: state.value, STATE_REASON: " ".join(reason.split())}
-    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-    upsert(connection, STUDY_ATTRS, rows)
+    set_study_attrs(connection, study_id, {STATE: state.value, STATE_REASON: " ".join(reason.split())})
     if state != StudyState.PAUSED:
         return 0
     has_worker = sa.exists().where(SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRS.c.key == WORKER)

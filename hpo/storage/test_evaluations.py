@@ -9,17 +9,15 @@ with --again. A failed evaluation stores the reason. This module knows nothing o
 from __future__ import annotations
 
 import datetime
-import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hpo.errors import HpoError
-from hpo.storage.rows import STUDY_ATTRS
+from hpo.storage.statements import read_study_attr
 from hpo.storage.storage import Storage
 
 TESTS = "hpo:tests"
@@ -117,16 +115,9 @@ def _change(
     storage: Storage, study: StudyRef, change: Callable[[list[Evaluation]], list[Evaluation]], outcome: str
 ) -> None:
     def changed(connection: Connection) -> Mapping[str, Any]:
-        return {TESTS: change(_stored(connection, study.study_id))}
+        return {TESTS: change(read_study_attr(connection, study.study_id, TESTS) or [])}
 
     try:
         storage.set_study_attrs(study.study_id, {}, changed, study.identity)
     except KeyError as error:
         raise HpoError(f"study '{study.name}' was deleted by another process; {outcome}") from error
-
-
-def _stored(connection: Connection, study_id: int) -> list[Evaluation]:
-    query = sa.select(STUDY_ATTRS.c.value_json).filter_by(study_id=study_id, key=TESTS)
-    text = connection.execute(query).scalar()
-    evaluations: list[Evaluation] = [] if text is None else json.loads(text)
-    return evaluations
