@@ -59,7 +59,7 @@ def test_trials_of_a_killed_process_are_found_fixed_and_trained_again(hpo: Run, 
     assert (outcome.status, outcome.err) == (1, "hpo: 1 problem found\n")
     found = lines(outcome)["running trials"]
     assert found.startswith("problem  4 of 4 orphaned, the worker is dead: trials 0, 1, 2, 3 of 'tiny' (process ")
-    assert found.endswith("send them back to the queue with `hpo doctor --fix`, or launch the study again")
+    assert found.endswith("requeue them with `hpo doctor --fix`, or launch the study again")
     assert "4 running" in hpo("studies").out
     assert lines(hpo("doctor"))["running trials"] == found
     fixed = hpo("doctor", "--fix")

@@ -48,7 +48,7 @@ LINES = re.compile(
     r"|chaos: finished, \d+ completed, 0 pruned, \d+ failed in .+ s"
     r"|Best-\d \(trial \d+\) \| val acc: .+|warning: the best .+|(next:)? +hpo (confirm|export|dashboard) .+"
 )
-NO_LIFE = re.compile(r"no heartbeat from (process (\d+) on \S+) for 60 s")
+NO_HEARTBEAT = re.compile(r"no heartbeat from (process (\d+) on \S+) for 60 s")
 ENDED = re.compile(r"(process (\d+) on \S+) ended")
 
 
@@ -114,7 +114,7 @@ def summary(chaos: Chaos, database: str, trials: Sequence[FrozenTrial]) -> str:
         "starts that found no server": len(away),
         "trials trained again": sum(bool(attempts(trial)) for trial in trials),
         "attempts that died": sum(ENDED.fullmatch(reason) is not None for reason in ends),
-        "attempts given away": sum(NO_LIFE.fullmatch(reason) is not None for reason in ends),
+        "attempts given away": sum(NO_HEARTBEAT.fullmatch(reason) is not None for reason in ends),
         "trials failed by deaths": sum(trial.state == TrialState.FAIL for trial in trials),
         "complete, but killed before it was told": len(trials) - sum(len(each.told) for each in chaos.processes),
     }
@@ -173,7 +173,7 @@ def check_attempts(chaos: Chaos, trials: Sequence[FrozenTrial]) -> None:
     for trial in trials:
         for attempt in attempts(trial):
             assert attempt["ended"] == "died"
-            ended, silent = ENDED.fullmatch(attempt["reason"]), NO_LIFE.fullmatch(attempt["reason"])
+            ended, silent = ENDED.fullmatch(attempt["reason"]), NO_HEARTBEAT.fullmatch(attempt["reason"])
             found = ended or silent
             assert found is not None
             assert attempt["worker"] == found[1]
