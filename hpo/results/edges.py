@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from optuna.trial import FrozenTrial
@@ -53,8 +52,7 @@ def wider_bound(study: Study, parameter: Parameter, searched: Range, best: Value
     if edge is None:
         return None
     for bound in _bounds(searched, edge, parameter.integer):
-        wider = replace(searched, high=bound) if edge == "high" else replace(searched, low=bound)
-        tree = replaced(study.resolved(), parameter.path, wider.tree())
+        tree = replaced(study.resolved(), parameter.path, {**searched.tree(), edge: bound})
         try:
             extended = parse_study(tree, study.source, study.folder)
             check_space(extended)

@@ -384,7 +384,7 @@ def _searched(table: Mapping[str, Any], values: list[Any], integer: bool) -> Ran
     number: type[float] = int if integer else float
     low, high = map(number, values)
     step = table.get("step")
-    return Range(low, high, table.get("log", False), step if step is None else number(step))
+    return Range.converted(low, high, table.get("log", False), step if step is None else number(step))
 
 
 def _alternatives(words: Iterable[str]) -> str:

@@ -10,13 +10,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from hpo.studyfile.conditions import Condition, setting_path
 from hpo.studyfile.keys import SEARCHABLE, open_tables, setting_paths
-from hpo.studyfile.messages import format_value, unknown_key_text, validation_problems
+from hpo.studyfile.messages import dotted_key, format_value, study_file_error, unknown_key_text, validation_problems
 from hpo.studyfile.models import Settings
 from hpo.studyfile.trees import Path, equal_json, value_at
 from hpo.studyfile.values import MAX_CHOICES, MAX_INT
@@ -30,6 +30,17 @@ class Range:
     high: float
     log: bool = False
     step: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("hpo.Range", self.tree())
+
+    @classmethod
+    def converted(cls, low: float, high: float, log: bool, step: float | None) -> Self:
+        """Return a range that was checked before its numbers were converted, which may make them equal."""
+        made = cls.__new__(cls)
+        for key, value in (("low", low), ("high", high), ("log", log), ("step", step)):
+            object.__setattr__(made, key, value)
+        return made
 
     def tree(self) -> dict[str, Any]:
         """Return the table for a study file."""
@@ -45,6 +56,7 @@ class Choices:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", tuple(self.choices))
+        _check("hpo.Choices", self.tree())
 
     def tree(self) -> dict[str, Any]:
         """Return the table for a study file."""
@@ -59,6 +71,12 @@ class Choices:
                 other = self.choices[before]
                 stored = "" if equal_json(other, choice) else f" = {format_value(other)} when stored"
                 yield ("choices", index), f"is the same as choices.{before}{stored} (got {format_value(choice)})"
+
+
+def _check(source: str, table: dict[str, Any]) -> None:
+    """Raise StudyFileError for the first problem of a range or choices that were built in Python."""
+    for path, problem in table_problems(table).items():
+        raise study_file_error(source, dotted_key(path), problem)
 
 
 def encode_choice(choice: Any) -> Any:

@@ -243,7 +243,7 @@ def test_a_study_can_have_an_objective_function() -> None:
     ("given", "problem"),
     [
         ({"optimizer": hpo.Optimizer(lr=-1)}, "optimizer.lr: must be above 0 (got -1)"),
-        ({"optimizer": hpo.Optimizer(lr=hpo.Range(1, 0.1))}, "optimizer.lr.low: must be below high = 0.1 (got 1)"),
+        ({"optimizer": hpo.Optimizer(lr=hpo.Range(-1, 1))}, "optimizer.lr.low: must be above 0 (got -1)"),
         ({"network": hpo.Network(kind="mpl")}, "network.kind: "),  # type: ignore[arg-type]
         ({"optimizer": hpo.Optimizer(kind="sgd")}, "optimizer.lr: missing"),
         (
@@ -268,6 +268,22 @@ def test_a_study_can_have_an_objective_function() -> None:
 def test_an_invalid_value_has_the_error_of_a_file(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(hpo.StudyFileError, match=rf"^hpo\.Study: {re.escape(problem)}"):
         whole(**given)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: hpo.Range(1, 0), "hpo.Range: low: must be below high = 0 (got 1)"),
+        (lambda: hpo.Range(0, 1, log=True), "hpo.Range: low: must be above 0 when log = true (got 0)"),
+        (lambda: hpo.Range(1, 2, step=3), "hpo.Range: step: must be at most high - low (got 3)"),
+        (lambda: hpo.Range(0, float("inf")), "hpo.Range: high: must be a finite number (got inf)"),
+        (lambda: hpo.Range(True, 2), "hpo.Range: low: must be a number (got true)"),
+        (lambda: hpo.Choices([]), "hpo.Choices: choices: must not be empty (got [])"),
+    ],
+)
+def test_a_range_is_checked_when_it_is_made(make: Callable[[], object], problem: str) -> None:
+    with pytest.raises(hpo.StudyFileError, match=f"^{re.escape(problem)}$"):
+        make()
 
 
 def test_an_error_in_a_dictionary_names_the_key() -> None:

@@ -135,7 +135,7 @@ def _in_decades(
     highs = [outer.high, *(mark for mark in reversed(marks) if mark >= max(values) and widened != "high")]
     while True:
         low, high = lows[-1], highs[-1]
-        edge = edge_of(Range(low, high, log=True), values[0])
+        edge = edge_of(Range(low, high, log=True), values[0]) if low < high else None
         if (edge == "low" or low >= high) and len(lows) > 1:
             lows.pop()
         elif (edge == "high" or low >= high) and len(highs) > 1:
