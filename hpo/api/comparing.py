@@ -36,7 +36,7 @@ class Comparison(Output):
         return comparison_tree(self.rows)
 
     def lines(self) -> list[str]:
-        """Return the table, what its columns mean, and what it leaves out."""
+        """Return the lines of the table and of its notes."""
         from hpo.results.compare.table import text
 
         return text(self.rows).split("\n")

@@ -70,11 +70,11 @@ def launch(
     )
     with stop_event(stop) as stop:
         opened = open_storage(storage)
-        with display(progress, stop) as shown:
-            name = search(parsed.checked, opened, options, on_event=shown, stop=stop)
-        stored = StoredStudy(opened, name, shown.ended, shown.interrupted, parsed)
-        for line in stored.summary_lines() if shown.prints_notes else ():
-            shown.line(line)
+        with display(progress, stop) as progress_display:
+            name = search(parsed.checked, opened, options, on_event=progress_display, stop=stop)
+        stored = StoredStudy(opened, name, progress_display.ended, progress_display.interrupted, parsed)
+        for line in stored.summary_lines() if progress_display.prints_notes else ():
+            progress_display.line(line)
     if stored.ended is not None and stored.ended.all_failed:
         raise no_best_trial(opened, name)
     return stored

@@ -126,11 +126,11 @@ def read(
     """
     changes = {"trials": trials, "name": name, "population": population}
     if isinstance(source, Study):
-        tree, said, folder = source.resolved(), source.checked.source, source.checked.folder
+        tree, source_name, folder = source.resolved(), source.checked.source, source.checked.folder
     elif isinstance(source, Mapping):
-        tree, said, folder = plain(source), "study", Path.cwd()
+        tree, source_name, folder = plain(source), "study", Path.cwd()
     else:
-        said = os.fspath(source)
-        tree = read_tree(said)
-        folder = base_folder(tree, Path(said))
-    return Study.of(study_from_tree(tree, said, folder, overrides, **changes))
+        source_name = os.fspath(source)
+        tree = read_tree(source_name)
+        folder = base_folder(tree, Path(source_name))
+    return Study.of(study_from_tree(tree, source_name, folder, overrides, **changes))

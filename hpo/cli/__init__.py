@@ -1,9 +1,9 @@
 """The `hpo` command: each command parses its options, makes one call of `hpo`, and prints the result.
 
-    search.py           launch, check, narrow
-    results.py          what reads a stored study or retrains its trials: top, confirm, test, export ...
+    search.py           searches in this process: launch, check, narrow
+    results.py          results of a stored study: top, confirm, test, export ...
     service.py          the queue and its workers: submit, work, status, pause ...
-    machine.py          doctor, data, version
+    machine.py          this machine: doctor, data, version
 
 Results are printed on stdout, everything else on stderr. Help takes no noticeable time: torch, Optuna, NumPy and the
 database are imported by the commands that need them, never at the top of a module here.

@@ -19,7 +19,7 @@ from hpo.errors import HpoError
 
 
 class Command(TyperCommand):
-    """A command whose stdout holds its result only: what the user's own code prints goes to stderr."""
+    """A command whose stdout holds its result only: what user code prints goes to stderr."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -98,8 +98,8 @@ StorageUrl = Annotated[
 ]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(version: bool) -> None:
+    if version:
         print_version()
         raise typer.Exit
 

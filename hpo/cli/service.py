@@ -68,7 +68,7 @@ def submit(
     )
 
 
-@command(cls=TyperCommand)  # nothing is printed on stdout, so what the user's code prints there may stay there
+@command(cls=TyperCommand)  # the command prints nothing on stdout, so user code may use it
 def work(
     names: Annotated[
         list[str] | None,

@@ -44,7 +44,7 @@ def _network_report(study: Study, device: str) -> list[str]:
         f"of {shape}, {split.classes} classes",
         *([f"warning: {split.warning}"] if split.warning else []),
         f"network: {member.parameters:,} parameters{first}",
-        f"population: {population} members, {_megabytes(population * member.member_bytes)} "
+        f"population: {population} member{'s' * (population > 1)}, {_megabytes(population * member.member_bytes)} "
         f"of {_megabytes(device_memory(where))} on {describe_device(where)}",
         f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
     ]
