@@ -1,4 +1,4 @@
-"""A storage with a study, and the dashboard served on it by a thread of this process."""
+"""Fixtures: storages with studies, and the dashboard served from a thread of this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPACE = {"lr": FloatDistribution(1e-6, 1e-1, log=True), "dropout": FloatDistribu
 
 @pytest.fixture(scope="session")
 def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with nothing in it, to be copied: making one takes longer than some tests."""
+    """Create an empty storage once, for copies: creating one takes longer than some tests."""
     file = tmp_path_factory.mktemp("blank") / "blank.db"
     open_storage(f"sqlite:///{file}").close()
     return file
@@ -37,7 +37,7 @@ def storage(tmp_path: Path, blank: Path) -> Iterator[Storage]:
 
 @pytest.fixture
 def server_storage(server: DatabaseServer) -> Iterator[Storage]:
-    """A storage of the PostgreSQL server that all tests share."""
+    """Create a storage on the PostgreSQL server that all tests share."""
     with server.database() as name:
         opened = open_storage(server.url(name))
         yield opened
@@ -46,7 +46,7 @@ def server_storage(server: DatabaseServer) -> Iterator[Storage]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Any]]:
-    """Start a command as a process of its own; whatever still runs at the end is killed."""
+    """Start a command as a process, which is killed at the end of the test."""
     from at_work import processes
 
     with processes() as started:
@@ -55,7 +55,7 @@ def start() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def stored(storage: Storage) -> Callable[..., optuna.Study]:
-    """Store a study with so many trials, each with a learning curve, and what tells that hpo made it."""
+    """Store a study of hpo with `count` trials, each with a learning curve."""
 
     def store(trials: int = 12, name: str = "digits") -> optuna.Study:
         made = optuna.create_study(storage=storage, study_name=name, direction="maximize")

@@ -1,4 +1,4 @@
-"""A real Ray cluster of several nodes on this machine, in processes of its own, whose nodes can be killed.
+"""Ray cluster of several nodes on this machine, as processes that tests can kill.
 
 Each node is a raylet with workers of its own, as on a machine of its own. All listen on 127.0.0.1 only; no dashboard.
 Run as a program, this module starts the cluster and serves it: a line a node, and another node for each line it reads.
@@ -84,7 +84,7 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(nodes: int, cpus: int) -> Iterator[RayCluster]:
-    """A cluster for the time of a block."""
+    """Run a cluster during a block."""
     cluster = RayCluster(nodes, cpus)
     try:
         yield cluster
@@ -93,7 +93,7 @@ def ray_cluster(nodes: int, cpus: int) -> Iterator[RayCluster]:
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
-    """Wait until none of the processes lives; one that nobody has waited for does not."""
+    """Wait until the processes have ended; zombies count as ended."""
     wait_for(lambda: not any(map(lives, processes)), lambda: [each for each in processes if lives(each)])
 
 
@@ -105,7 +105,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def serve(cpus: int, folder: str) -> None:
-    """Start the head, and a node for each line of stdin; end them all at its end."""
+    """Start the head, and a node for each line of stdin; end all nodes at the end of stdin."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()

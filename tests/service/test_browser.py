@@ -1,4 +1,4 @@
-"""The dashboard in Chromium: what a person sees, and what another site's page can do through that person's browser."""
+"""Tests of the dashboard in Chromium: its pages, and attacks by another site's page in the same browser."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def complaints() -> list[str]:
-    """What the page's console says in warning: refused scripts, failed requests."""
+    """Return the console's warnings: refused scripts, failed requests."""
     return []
 
 
@@ -67,7 +67,7 @@ def page(browser: Any, complaints: list[str]) -> Iterator[Any]:
 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
-    """A page of another site: the same machine, another port."""
+    """Serve a page of another site: the same machine, another port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -158,7 +158,7 @@ def test_a_wrong_password_shows_nothing(browser: Any, served: Serve, stored: Sto
 
 
 def delete_in_the_page(page: Any) -> int:
-    """Delete the study as a person does, from the list; return the server's status."""
+    """Delete the study in the list, with the mouse; return the HTTP status."""
     page.get_by_text("digits").first.wait_for()
     page.get_by_role("button", name="delete study").first.click()
     with page.expect_response(lambda answer: answer.request.method == "DELETE") as answer:
@@ -252,7 +252,7 @@ EVIL_FILES = {
 
 
 def evil_study(storage: Storage, tmp_path: Path) -> tuple[optuna.Study, list[str]]:
-    """A study with script wherever its page shows something of it, and the paths of its artifacts."""
+    """Store a study with a script in each text that its page shows; return the paths of its artifacts."""
     study = optuna.create_study(storage=storage, study_name=f"digits{EVIL}", directions=["maximize"])
     study.set_user_attr(EVIL, EVIL)
     storage.set_study_system_attr(study._study_id, "study:metric_names", [EVIL])

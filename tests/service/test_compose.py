@@ -56,7 +56,7 @@ BIN = Path(sys.executable).parent
 
 
 def parsed(name: str, variables: dict[str, str] | None = None) -> dict[str, Any]:
-    """A Compose file; with `variables` in their places, where these are given."""
+    """Return a Compose file, with its variables replaced if `variables` are given."""
     text = (ROOT / name).read_text()
     if variables is not None:
         text = VARIABLE.sub(lambda found: variables[found[1]] if found[2] == ":?" else found[3], text)
@@ -286,7 +286,7 @@ def passwords(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 class PasswordServer(Server):
-    """A server as the container makes it: with its arguments to initdb, and a password for everybody."""
+    """Server with the container's arguments to initdb and a password for every user."""
 
     def __init__(self, folder: Path, passwords: dict[str, str]) -> None:
         self.password_file = folder / "password"
@@ -316,7 +316,7 @@ def server(passwords: dict[str, str]) -> Iterator[PasswordServer]:
 
 
 class Stack:
-    """The services of docker-compose.yml as processes: their commands and environments, on this machine's ports."""
+    """Services of docker-compose.yml as processes, with their commands and environments."""
 
     def __init__(self, server: PasswordServer, passwords: dict[str, str], folder: Path) -> None:
         self.server, self.passwords = server, passwords
@@ -405,7 +405,7 @@ class Stack:
 
 
 def free_ports(number: int) -> list[str]:
-    """Ports that nobody listens on: taken together, so that they differ."""
+    """Return different free ports."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [str(taken.getsockname()[1]) for taken in sockets]
     for taken in sockets:
@@ -415,7 +415,7 @@ def free_ports(number: int) -> list[str]:
 
 @pytest.fixture
 def stack(server: PasswordServer, passwords: dict[str, str], tmp_path: Path) -> Iterator[Stack]:
-    """The stack after `make env` and the first start of an empty postgres volume."""
+    """Start the stack after `make env`, with an empty postgres volume."""
     stack = Stack(server, passwords, tmp_path)
     stack.administer("psql", "-v", "ON_ERROR_STOP=1", "-f", str(ROOT / "docker/roles.sql"), capture_output=True)
     yield stack
@@ -478,7 +478,7 @@ def test_a_cuda_worker_without_a_gpu_trains_nothing_and_says_so(stack: Stack) ->
 
 
 def shown(service: str, entrypoint: str = "") -> list[str]:
-    """What the page runs in a container of the service, as it shows it."""
+    """Return the commands that the page shows for a container of the service."""
     words = rf"(?: -T| --rm)*{f' --entrypoint {entrypoint}' if entrypoint else ''}"
     return [
         str(line) for line in re.findall(rf"\bdocker compose (?:exec|run){words} {service} (.*)$", PAGE, re.MULTILINE)

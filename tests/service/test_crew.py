@@ -1,4 +1,4 @@
-"""`hpo launch --workers N` for real: its workers are killed, stopped and left alone, and the study comes to its end."""
+"""Tests of `hpo launch --workers N` with real processes: killed workers, stops, a killed launch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
-from at_work import Process, ThreadCrew
 from deadlines import wait_for
 from optuna.trial import TrialState
 from ray_cluster import wait_until_gone
 from tiny import check_whole, search, states, study_of, trials_of, write_mnist
+from worker_threads import Process, ThreadCrew
 
 import hpo
 from hpo.errors import StudyClosedError, UsageError
@@ -52,7 +52,7 @@ local_crew.SPAWN = multiprocessing.get_context(sys.argv[1])  # forks of a proces
 local_crew.RESTART_AFTER_S, local_crew.STOP_S = map(float, sys.argv[2:4])
 sys.exit(main(sys.argv[4:]))
 """
-"""`hpo` whose workers start by a method, are young for a time, and have a time for an epoch after a stop."""
+"""`hpo` with a start method for its workers, and with RESTART_AFTER_S and STOP_S as arguments."""
 
 FIRM = """
 from multiprocessing.process import BaseProcess
@@ -66,7 +66,7 @@ def join(process, timeout=None):
 
 BaseProcess.join = join
 """
-"""A crew that hardly waits for a suspended worker, and for others as long as ever."""
+"""Crew that waits for a suspended worker only shortly."""
 
 IMAGES_GO = """
 import os
@@ -80,7 +80,7 @@ def without_images(crew):
 
 LocalCrew.__enter__ = without_images
 """
-"""Images that are there when the study is checked, and not when its workers look for them."""
+"""Images that are deleted after the study is checked, before its workers load them."""
 
 HELD = """
 import os, time
@@ -95,7 +95,7 @@ def epoch(stack, number):
 
 Stack.epoch = epoch
 """
-"""Workers whose epochs wait until there is a file: what a test does to them comes in the middle of one."""
+"""Workers whose epochs wait for a file, so that a test can act during an epoch."""
 
 FOR_EVER_S = 1e6
 
@@ -109,13 +109,13 @@ pytestmark = pytest.mark.usefixtures("one_thread", "looks_often")
 
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch of this process sees what its worker does, however fast that is."""
+    """Poll often enough to see the progress of a fast worker."""
     monkeypatch.setattr(crew, "POLL_S", 0.02)
 
 
 @pytest.fixture
 def launch(start: Start, storage: Storage, tmp_path: Path) -> Start:
-    """Launch a study by two workers, which are young for so long."""
+    """Launch a study with two workers and this RESTART_AFTER_S."""
 
     def begin(
         study: Study, *args: str, by: str = "fork", young: float = FOR_EVER_S, script: str = "", **environment: str
@@ -129,7 +129,7 @@ def launch(start: Start, storage: Storage, tmp_path: Path) -> Start:
 
 
 def workers_at_work(storage: Storage, count: int) -> list[psutil.Process]:
-    """Wait until so many processes hold trials, and return them."""
+    """Wait until `count` processes have claimed trials, and return them."""
 
     def look() -> set[int] | None:
         pids = {trial.worker.pid for trial in running_trials(storage) if trial.worker and not trial.orphaned}
@@ -139,7 +139,7 @@ def workers_at_work(storage: Storage, count: int) -> list[psutil.Process]:
 
 
 def suspend(processes: Sequence[psutil.Process], storage: Storage) -> None:
-    """Suspend processes while none of them is writing: it would keep the others from the database, too."""
+    """Suspend processes while none of them is writing, which would block the database."""
     assert storage.location.file is not None
     with closing(sqlite3.connect(storage.location.file, timeout=60.0, isolation_level=None)) as lock:
         lock.execute("BEGIN IMMEDIATE")
@@ -148,7 +148,7 @@ def suspend(processes: Sequence[psutil.Process], storage: Storage) -> None:
 
 
 @pytest.mark.slow
-def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage: Storage) -> None:
+def test_a_launch_in_a_pipe_prints_the_progress_of_its_workers(launch: Start, storage: Storage) -> None:
     running = launch(SHORT, by="spawn")
     assert running.status() == 0
     check_whole(trials_of(storage), 12)
@@ -161,7 +161,7 @@ def test_a_launch_in_a_pipe_tells_how_far_its_workers_are(launch: Start, storage
     assert drawn.trials == 12
 
 
-def test_workers_share_a_study_the_killed_have_successors_and_the_launch_tells_what_they_do(
+def test_workers_share_a_study_killed_ones_are_restarted_and_the_launch_shows_progress(
     launch: Start, storage: Storage, tmp_path: Path
 ) -> None:
     running = launch(SHORT, "--json", young=0.0, script=HELD, GO=str(tmp_path / "go"))
@@ -188,7 +188,7 @@ def test_workers_share_a_study_the_killed_have_successors_and_the_launch_tells_w
     assert running.err[0].startswith("tiny: finished, 12 completed")
 
 
-def test_young_workers_that_are_killed_are_missed_and_without_the_last_the_launch_fails(
+def test_workers_killed_at_their_start_are_not_restarted_and_without_any_the_launch_fails(
     launch: Start, storage: Storage
 ) -> None:
     running = launch(ENDLESS)
@@ -205,7 +205,7 @@ def test_young_workers_that_are_killed_are_missed_and_without_the_last_the_launc
     assert all(trial.orphaned for trial in running_trials(storage))
 
 
-def test_ctrl_c_hands_back_what_is_unfinished_and_kills_who_hangs(launch: Start, storage: Storage) -> None:
+def test_ctrl_c_requeues_unfinished_trials_and_kills_hanging_workers(launch: Start, storage: Storage) -> None:
     running = launch(ENDLESS, script=FIRM)
     hanging, other = workers_at_work(storage, 2)
     suspend([hanging], storage)
@@ -246,7 +246,7 @@ def test_workers_whose_launch_was_killed_stop_by_themselves(launch: Start, stora
 
 
 def launch_here(study: Study, storage: Storage, act: Callable[[], object] = lambda: None) -> list[Event]:
-    """Launch with a worker in a thread, act when it is first seen to have trials, and return the events."""
+    """Launch with a worker in a thread, act when it has claimed trials, and return the events."""
     events: list[Event] = []
     left = [act]
 
@@ -283,7 +283,7 @@ def test_a_study_with_all_its_trials_is_launched_again_without_training(storage:
     assert (events[-1].reason, events[-1].completed) == ("finished", 12)
 
 
-def test_a_study_of_precision_auto_is_announced_with_what_it_is_trained_in(storage: Storage) -> None:
+def test_precision_auto_is_announced_as_the_precision_that_is_used(storage: Storage) -> None:
     study = study_of(training={"precision": "auto"}, search={"trials": 2})
     events = launch_here(study, storage)
     assert isinstance(events[0], StudyStarted)
@@ -292,7 +292,7 @@ def test_a_study_of_precision_auto_is_announced_with_what_it_is_trained_in(stora
 
 @pytest.mark.parametrize("state", [StudyState.PAUSED, StudyState.STOPPED])
 @pytest.mark.parametrize("begin", [search, launch_here], ids=["alone", "crew"])
-def test_a_launch_of_a_study_that_is_closed_is_refused(
+def test_launching_a_closed_study_is_refused(
     storage: Storage, begin: Callable[[Study, Storage], object], state: StudyState
 ) -> None:
     submit(SHORT, storage)
@@ -302,7 +302,7 @@ def test_a_launch_of_a_study_that_is_closed_is_refused(
     assert trials_of(storage) == []
 
 
-def test_what_is_wrong_in_every_worker_is_said_once(launch: Start, storage: Storage, tmp_path: Path) -> None:
+def test_an_error_of_every_worker_is_printed_once(launch: Start, storage: Storage, tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_mnist(data / "mnist")
     study = study_of(data={"dataset": "mnist", "train_size": 40})
@@ -323,7 +323,7 @@ def test_what_is_wrong_in_every_worker_is_said_once(launch: Start, storage: Stor
         ({"device": "cpu", "ray": "local"}, "--device: Ray chooses"),
     ],
 )
-def test_what_does_not_go_together_is_refused_before_anything_is_stored(
+def test_conflicting_options_are_refused_before_anything_is_stored(
     storage: Storage, options: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(UsageError, match=f"^{problem}"):

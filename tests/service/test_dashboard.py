@@ -1,4 +1,4 @@
-"""The dashboard's server on a real socket: where it listens, what it needs for that, what it answers, how it ends."""
+"""Tests of the dashboard's server on a real socket: address, password, responses, shutdown."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def studies(url: str, **headers: str) -> list[str]:
 
 
 def curves(url: str) -> list[int]:
-    """How many epochs of each trial of the first study are sent."""
+    """Return the number of epochs that are sent of each trial of the first study."""
     return [len(each["intermediate_values"]) for each in json.loads(ask(url, "/api/studies/1")[2])["trials"]]
 
 
-def test_it_answers_with_the_studies_once_it_says_where(stored: Store, served: Serve) -> None:
+def test_it_serves_the_studies_once_it_announces_its_address(stored: Store, served: Serve) -> None:
     stored()
     url = served()
     assert url.startswith("http://127.0.0.1:")
@@ -82,7 +82,7 @@ def test_a_busy_port_is_one_line(storage: Storage, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "a" * 300])
-def test_an_address_that_is_not_here_is_one_line(storage: Storage, tmp_path: Path, host: str) -> None:
+def test_a_foreign_address_is_one_line(storage: Storage, tmp_path: Path, host: str) -> None:
     with pytest.raises(HpoError, match="cannot listen there") as caught:
         serve(storage, tmp_path, host, 0, print, insecure=True)
     assert "\n" not in str(caught.value)
@@ -103,7 +103,7 @@ def test_any_other_address_needs_one(storage: Storage, served: Serve, tmp_path: 
         assert ask(f"http://127.0.0.1:{port}", "/api/studies")[0] == (401 if "password" in options else 200)
 
 
-def test_a_password_is_asked_for_on_the_own_address_too(stored: Store, served: Serve) -> None:
+def test_a_password_is_required_on_loopback_too(stored: Store, served: Serve) -> None:
     stored()
     url = served(password=b"secret")
     assert ask(url, "/api/studies")[0] == 401
@@ -114,7 +114,7 @@ def test_a_password_is_asked_for_on_the_own_address_too(stored: Store, served: S
     ("content", "password"),
     [(b"secret", b"secret"), (b"secret\n", b"secret"), (b" a b \r\n", b" a b "), (b"\xff", b"\xff")],
 )
-def test_a_file_holds_the_password(
+def test_the_password_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, password: bytes
 ) -> None:
     monkeypatch.setenv(VARIABLE, "another")
@@ -122,14 +122,14 @@ def test_a_file_holds_the_password(
     assert read_password(tmp_path / "file") == password
 
 
-def test_the_environment_holds_it_where_no_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_password_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_password(None) is None
     monkeypatch.setenv(VARIABLE, "wörd")
     assert read_password(None) == "wörd".encode()
 
 
 @pytest.mark.parametrize(("content", "problem"), [(b"", "is empty"), (b"\n", "is empty"), (b"a\nb\n", "several lines")])
-def test_a_file_that_holds_none(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_a_file_without_a_valid_password(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path))}/file: .*{problem}"):
         read_password(tmp_path / "file")
@@ -139,7 +139,7 @@ def test_a_file_that_holds_none(tmp_path: Path, content: bytes, problem: str) ->
         read_password(tmp_path)
 
 
-def test_no_password_and_a_password_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insecure_and_a_password_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
     assert read_password(None, insecure=True) is None
     with pytest.raises(UsageError, match="HPO_DASHBOARD_PASSWORD: is empty"):
@@ -149,7 +149,7 @@ def test_no_password_and_a_password_contradict_each_other(monkeypatch: pytest.Mo
         read_password(None, insecure=True)
 
 
-def test_names_are_names() -> None:
+def test_invalid_host_names_are_refused() -> None:
     check_names(["hpo.example.org", "10.0.0.5", "::1"])
     for name in ("http://hpo.example.org", "hpo:8080", "", "*"):
         with pytest.raises(UsageError, match=r"--allow-host '.*': not a host name"):
@@ -174,7 +174,7 @@ def test_the_command_refuses_in_one_line(
     assert err.count("\n") == 1
 
 
-def test_sigterm_ends_it_while_it_answers(stored: Store, storage: Storage, tmp_path: Path) -> None:
+def test_sigterm_ends_it_during_a_response(stored: Store, storage: Storage, tmp_path: Path) -> None:
     stored()
     command = ["dashboard", "--port", "0", "--storage", storage.shown, "--read-only"]
     with Fork(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -217,7 +217,7 @@ def test_notes_can_be_written(stored: Store, served: Serve) -> None:
     assert json.loads(ask(url, f"/api/studies/{study._study_id}")[2])["note"]["body"] == "changed"
 
 
-def test_artifacts_are_shown_and_run_nothing(stored: Store, served: Serve, tmp_path: Path) -> None:
+def test_artifacts_are_shown_and_run_no_script(stored: Store, served: Serve, tmp_path: Path) -> None:
     study = stored(3)
     url = served()
     assert not (tmp_path / "artifacts").exists()
@@ -251,7 +251,7 @@ def test_uploading_an_artifact_makes_the_folder(stored: Store, served: Serve, tm
 
 @pytest.fixture
 def soon_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study is long beyond ten trials, and the curves of four are sent."""
+    """Make ten trials the limit of a long study, with four curves sent."""
     for name, count in (("LONG", 10), ("BEST", 2), ("LATEST", 2)):
         monkeypatch.setattr(f"hpo.service.dashboard.view.{name}", count)
 
@@ -267,7 +267,7 @@ def test_of_a_long_study_the_best_and_the_latest_curves_are_sent(soon_long: None
     assert [each["values"] for each in sent["trials"][16:]] == [[0.58], [0.585], [0.99], [0.98], [0.1], [0.2]]
 
 
-def test_a_study_that_is_not_long_is_sent_whole(soon_long: None, stored: Store, served: Serve) -> None:
+def test_a_short_study_is_sent_with_all_curves(soon_long: None, stored: Store, served: Serve) -> None:
     stored(10)
     assert curves(served()) == [EPOCHS] * 10
 
@@ -283,7 +283,7 @@ def test_renaming_a_long_study_keeps_every_curve(
     assert all(len(trial.intermediate_values) == EPOCHS for trial in renamed.get_trials(deepcopy=False))
 
 
-def test_a_study_of_another_program_is_sent_whole(
+def test_a_study_of_another_program_is_sent_with_all_curves(
     soon_long: None, storage: Storage, stored: Store, served: Serve
 ) -> None:
     study = stored(12)
@@ -300,7 +300,7 @@ def test_the_patch_fits_the_pinned_version() -> None:
     assert patched_script() is not None
 
 
-def test_the_script_is_the_packages_own_but_for_the_curves(served: Serve) -> None:
+def test_the_script_is_served_patched(served: Serve) -> None:
     url = served()
     status, headers, body = ask(url, "/static/bundle.js")
     assert status == 200

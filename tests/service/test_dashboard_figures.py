@@ -1,4 +1,4 @@
-"""The dashboard's figures follow a search: how often they are drawn, by whom, and what a failure comes to."""
+"""Tests of the figures in the dashboard: when they are updated, by which processes, and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDED = StudyEnded("finished", 6, 0, 0, 1.0)
 
 
 def figures(storage: Storage, name: str = "tiny") -> dict[str, Any]:
-    """What the dashboard would show, by id."""
+    """Return the figures that the dashboard shows, by id."""
     attrs = storage.get_study_system_attrs(storage.get_study_id_from_name(name))
     return {figure: json.loads(text) for figure, text in get_plotly_graph_objects(attrs).items()}
 
@@ -39,7 +39,7 @@ def drawn_trials(storage: Storage, name: str = "tiny") -> int | None:
 
 
 class Clock:
-    """The clocks of the module under test, which go on as the test says."""
+    """Clocks of the module under test, set by the test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -64,7 +64,7 @@ def run(storage: Storage) -> list[Event]:
     return events
 
 
-def test_a_launch_leaves_all_figures(storage: Storage) -> None:
+def test_a_launch_draws_all_figures(storage: Storage) -> None:
     events = run(storage)
     assert isinstance(events[-1], StudyEnded)
     found = figures(storage)
@@ -76,7 +76,7 @@ def test_a_launch_leaves_all_figures(storage: Storage) -> None:
     assert len(next(each for each in found["hpo-history"]["data"] if each["name"] == "completed")["x"]) == 6
 
 
-def test_workers_leave_them_too(storage: Storage) -> None:
+def test_workers_draw_the_figures_too(storage: Storage) -> None:
     submit(study_of(), storage)
     events: list[tuple[str, Event]] = []
     work(
@@ -112,7 +112,7 @@ def test_figures_are_drawn_after_a_population_once_a_minute(storage: Storage, cl
     other.close()
 
 
-def test_drawing_takes_a_small_part_of_the_time(
+def test_drawing_takes_a_small_fraction_of_the_time(
     storage: Storage, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(storage)
@@ -137,7 +137,7 @@ def test_nothing_is_drawn_without_a_finished_trial(storage: Storage) -> None:
     assert figures(storage) == {}
 
 
-def test_what_goes_wrong_is_a_warning_and_said_once(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_one_warning(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*given: object, **options: object) -> None:
         raise ValueError("no such\ncurve")
 

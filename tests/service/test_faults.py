@@ -1,4 +1,4 @@
-"""Four workers on a real PostgreSQL: processes are killed and suspended, the server restarts, and nothing is lost."""
+"""Test of four workers on PostgreSQL while processes are killed and suspended and the server restarts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 import sqlalchemy as sa
-from at_work import Process
 from deadlines import wait_for
 from optuna.trial import TrialState
 from postgresql_server import Server
 from tiny import are_close, check_whole, curves, search, study_of, trials_of
+from worker_threads import Process
 
 from hpo.search.launch import submit
 from hpo.storage import ATTEMPTS, Storage, open_storage, registered_workers, running_trials
@@ -31,12 +31,12 @@ def storage(server_storage: Storage) -> Storage:
 
 
 def holders(storage: Storage) -> Counter[int]:
-    """How many trials each process holds, by its number."""
+    """Return the number of trials that each process has claimed."""
     return Counter(trial.worker.pid for trial in running_trials(storage) if trial.worker is not None)
 
 
 def suspend_with_trials(worker: Process, storage: Storage) -> None:
-    """Suspend a worker at a moment at which it holds trials."""
+    """Suspend a worker while it has claimed trials."""
 
     def suspended() -> bool:
         worker.signal(signal.SIGSTOP)
@@ -50,7 +50,7 @@ def suspend_with_trials(worker: Process, storage: Storage) -> None:
 
 
 @pytest.mark.slow
-def test_four_workers_outlive_kills_a_suspension_and_a_restart_of_the_server(
+def test_four_workers_survive_kills_a_suspension_and_a_server_restart(
     storage: Storage, server: Server, start: Callable[..., Process], tmp_path: Path
 ) -> None:
     submit(STUDY, storage)

@@ -1,4 +1,4 @@
-"""The guard before a small application, on a real socket: what goes through, and what each refusal says.
+"""Tests of the guard in front of a small application on a real socket: accepted and refused requests.
 
 The requests are written byte by byte, because no client library would send most of them.
 """
@@ -32,7 +32,7 @@ Header = tuple[str, str]
 
 
 class Answer:
-    """What came back: status, headers by their names in lower case, body."""
+    """Response: status, headers by lower-case name, body."""
 
     def __init__(self, raw: bytes) -> None:
         head, _, self.body = raw.partition(b"\r\n\r\n")
@@ -45,7 +45,7 @@ class Answer:
 
 
 class Site:
-    """A guarded application that counts the requests that reach it, and where it listens."""
+    """Guarded application that counts the requests that reach it."""
 
     def __init__(self, guard: Callable[[Any], Guard]) -> None:
         self.reached: list[tuple[str, str]] = []
@@ -88,7 +88,7 @@ class Site:
 
 @pytest.fixture
 def site() -> Iterator[Callable[..., Site]]:
-    """Serve an application behind a guard; by default as `hpo dashboard` does on 127.0.0.1."""
+    """Serve an application behind a guard, by default as `hpo dashboard` on 127.0.0.1."""
     made: list[Site] = []
 
     def make(hosts: Hosts | None = None, login: Login | None = None, **options: Any) -> Site:
@@ -101,7 +101,7 @@ def site() -> Iterator[Callable[..., Site]]:
 
 
 class Clock:
-    """A time that moves when the test says so."""
+    """Clock that is set by the test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -122,7 +122,7 @@ Make = Callable[..., Site]
     ["localhost", "LOCALHOST:8080", "localhost.", "127.0.0.1", "127.0.0.1:1", "127.8.9.1:80", "[::1]", "[::1]:65535",
      "[0:0:0:0:0:0:0:1]", "hpo.example.org", "HPO.Example.ORG.:443"],
 )  # fmt: skip
-def test_a_name_of_this_server_goes_through(site: Make, host: str) -> None:
+def test_a_name_of_this_server_is_accepted(site: Make, host: str) -> None:
     at = site(Hosts("127.0.0.1", ["hpo.example.org"]))
     assert at.send(host=host).status == 200
 
@@ -133,7 +133,7 @@ def test_a_name_of_this_server_goes_through(site: Make, host: str) -> None:
      "[2001:db8::1]", "sub.hpo.example.org", "hpo.example.org.evil.example", "0x7f000001", "2130706433", "127.1",
      "localhost..", "a" * 1000],
 )  # fmt: skip
-def test_any_other_name_is_refused_and_told_the_option(site: Make, host: str) -> None:
+def test_any_other_name_is_refused_with_the_option_to_allow_it(site: Make, host: str) -> None:
     at = site(Hosts("127.0.0.1", ["hpo.example.org"]))
     answer = at.send(host=host)
     assert answer.status == 421
@@ -147,7 +147,7 @@ def test_any_other_name_is_refused_and_told_the_option(site: Make, host: str) ->
      "localhost:", "localhost:x", "localhost:123456", "localhost:80:80", "[::1", "::1", "[localhost]", "[]",
      "loc alhost", "http://localhost", "localhost#", "localhost?", "lo\xe7alhost", "-", ".", "[::1%25eth0]", "*"],
 )  # fmt: skip
-def test_a_host_that_is_none_is_refused(site: Make, host: str | None) -> None:
+def test_an_invalid_host_is_refused(site: Make, host: str | None) -> None:
     at = site()
     answer = at.send(host=host)
     assert answer.status == 400
@@ -171,7 +171,7 @@ def test_the_host_header_counts_and_no_other_name(site: Make) -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.7"])
-def test_a_server_for_others_goes_by_addresses_and_its_own_name(site: Make, address: str) -> None:
+def test_a_public_server_accepts_addresses_and_its_own_name(site: Make, address: str) -> None:
     at = site(Hosts(address))
     own = socket.gethostname()
     for host in ("192.0.2.7:8080", "10.1.2.3", "[2001:db8::1]:80", "localhost:9000", own, own.upper()):
@@ -185,18 +185,18 @@ def test_a_server_for_others_goes_by_addresses_and_its_own_name(site: Make, addr
     [("HPO.example.org", "hpo.example.org"), ("::1", "::1"), ("[::1]", "::1"), ("10.0.0.5", "10.0.0.5"),
      ("host:80", None), ("http://host", None), ("host/", None), ("", None), ("*.example.org", None), ("a b", None)],
 )  # fmt: skip
-def test_what_a_name_is(text: str, name: str | None) -> None:
+def test_host_names(text: str, name: str | None) -> None:
     assert host_name(text) == name
 
 
-def test_the_password_opens_whatever_the_user_is_called(site: Make) -> None:
+def test_the_password_is_accepted_with_any_user_name(site: Make) -> None:
     at = site(login=Login(PASSWORD.encode()))
     for user in ("", "me", "ümlaut"):
         assert at.send("GET", "/", basic(PASSWORD, user)).status == 200
     assert at.send("GET", "/", ("Authorization", basic(PASSWORD)[1].replace("Basic", "bAsIc  "))).status == 200
 
 
-def test_without_a_password_the_browser_is_asked_for_one_and_nobody_has_to_wait(site: Make) -> None:
+def test_a_request_without_a_password_is_challenged_and_not_counted(site: Make) -> None:
     at = site(login=Login(PASSWORD.encode()))
     for _ in range(20):
         answer = at.send()
@@ -214,13 +214,13 @@ def test_without_a_password_the_browser_is_asked_for_one_and_nobody_has_to_wait(
      basic("")[1], basic(PASSWORD + " ")[1], basic(PASSWORD.upper())[1], basic(PASSWORD[:-1])[1],
      basic(PASSWORD)[1] + ", " + basic(PASSWORD)[1]],
 )  # fmt: skip
-def test_whatever_else_is_sent_opens_nothing(site: Make, value: str) -> None:
+def test_other_credentials_are_refused(site: Make, value: str) -> None:
     at = site(login=Login(PASSWORD.encode()))
     assert at.send("GET", "/", ("Authorization", value)).status == 401
     assert at.reached == []
 
 
-def test_waits_grow_and_end(site: Make) -> None:
+def test_waits_double_up_to_a_limit(site: Make) -> None:
     clock = Clock()
     at = site(login=Login(PASSWORD.encode(), clock))
     waits = []
@@ -240,7 +240,7 @@ def test_waits_grow_and_end(site: Make) -> None:
     assert at.reached == [("GET", "/")]
 
 
-def test_old_failures_are_forgotten(site: Make) -> None:
+def test_old_wrong_passwords_are_forgotten(site: Make) -> None:
     clock = Clock()
     at = site(login=Login(PASSWORD.encode(), clock))
     for _ in range(5):
@@ -251,7 +251,7 @@ def test_old_failures_are_forgotten(site: Make) -> None:
     assert at.send("GET", "/", basic("wrong")).headers["retry-after"] == ["1"]
 
 
-def test_guesses_at_the_same_moment_are_one(site: Make) -> None:
+def test_simultaneous_guesses_count_as_one(site: Make) -> None:
     at = site(login=Login(PASSWORD.encode(), Clock()))
     statuses: list[int] = []
     threads = [
@@ -264,7 +264,7 @@ def test_guesses_at_the_same_moment_are_one(site: Make) -> None:
     assert sorted(statuses) == [401] + [429] * 11
 
 
-def test_who_has_logged_in_is_not_locked_out_by_others_at_the_same_address(site: Make) -> None:
+def test_wrong_passwords_of_others_at_the_address_do_not_lock_out_a_logged_in_browser(site: Make) -> None:
     at = site(login=Login(PASSWORD.encode(), Clock()))
     (cookie,) = at.send("GET", "/", basic(PASSWORD)).headers["set-cookie"]
     assert {"HttpOnly", "SameSite=Strict"} <= set(cookie.split("; "))
@@ -283,20 +283,20 @@ def test_who_has_logged_in_is_not_locked_out_by_others_at_the_same_address(site:
 @pytest.mark.parametrize(
     "change", [lambda c: c + "0", lambda c: c.replace(".", "0."), lambda c: "hpo_client=.", lambda c: "hpo_client=\xe7"]
 )
-def test_a_cookie_that_was_made_up_makes_nobody_known(site: Make, change: Callable[[str], str]) -> None:
+def test_a_forged_cookie_is_ignored(site: Make, change: Callable[[str], str]) -> None:
     at = site(login=Login(PASSWORD.encode(), Clock()))
     (cookie,) = at.send("GET", "/", basic(PASSWORD)).headers["set-cookie"]
     at.send("GET", "/", basic("wrong"))
     assert at.send("GET", "/", basic(PASSWORD), ("Cookie", change(cookie.partition(";")[0]))).status == 429
 
 
-def test_a_header_of_a_proxy_makes_no_new_client(site: Make) -> None:
+def test_proxy_headers_do_not_change_the_client(site: Make) -> None:
     at = site(login=Login(PASSWORD.encode(), Clock()))
     at.send("GET", "/", basic("wrong"), ("X-Forwarded-For", "192.0.2.1"))
     assert at.send("GET", "/", basic("wrong"), ("X-Forwarded-For", "192.0.2.2")).status == 429
 
 
-def test_neighbours_in_ipv6_are_one_client() -> None:
+def test_an_ipv6_network_is_one_client() -> None:
     login = Login(PASSWORD.encode(), Clock())
 
     def status(address: str) -> str:
@@ -311,7 +311,7 @@ def test_neighbours_in_ipv6_are_one_client() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_read_only_refuses_every_method_but_two(site: Make, method: str) -> None:
+def test_read_only_refuses_all_methods_but_get_and_head(site: Make, method: str) -> None:
     at = site(read_only=True)
     answer = at.send(method, "/", ("Sec-Fetch-Site", "same-origin"))
     assert answer.status == 403
@@ -322,7 +322,7 @@ def test_read_only_refuses_every_method_but_two(site: Make, method: str) -> None
     assert at.reached == [("GET", "/"), ("HEAD", "/")]
 
 
-def test_a_method_in_small_letters_is_no_way_round(site: Make) -> None:
+def test_a_method_in_lower_case_is_refused_too(site: Make) -> None:
     at = site(read_only=True)
     assert at.send("delete").status in (400, 403)
     assert at.reached == []
@@ -373,7 +373,7 @@ def test_a_write_from_another_site_is_refused(site: Make, method: str, header: H
         ([("Content-Type", "application/json"), ("Referer", "http://evil.example/")], 200),
     ],
 )
-def test_where_a_post_may_come_from(site: Make, headers: list[Header], status: int) -> None:
+def test_origins_of_a_post(site: Make, headers: list[Header], status: int) -> None:
     at = site()
     assert at.send("POST", "/", *headers, host="localhost:8080").status == status
     assert len(at.reached) == (status == 200)
@@ -398,7 +398,7 @@ def test_a_script_may_write_and_anyone_may_read(site: Make) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "host"), [("GET", "/", "localhost"), ("DELETE", "/", "localhost"), ("GET", "/", "evil.example")]
 )
-def test_every_answer_carries_the_headers(site: Make, method: str, path: str, host: str) -> None:
+def test_every_response_has_the_security_headers(site: Make, method: str, path: str, host: str) -> None:
     answer = site(read_only=True).send(method, path, host=host)
     assert answer.headers["x-content-type-options"] == ["nosniff"]
     assert answer.headers["x-frame-options"] == ["DENY"]
@@ -418,7 +418,7 @@ def test_the_applications_own_policy_stays_and_its_address_does_not(site: Make) 
 
 
 @pytest.mark.parametrize("path", ["/files/1/a", "//files/1/a", "/%66iles/1/a", "/files/"])
-def test_a_file_that_was_uploaded_runs_nothing(site: Make, path: str) -> None:
+def test_an_uploaded_file_runs_no_script(site: Make, path: str) -> None:
     answer = site(files=["/files/"]).send("GET", path)
     assert FILE_POLICY in answer.headers["content-security-policy"]
     assert answer.headers["content-disposition"] == ["attachment"]

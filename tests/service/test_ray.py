@@ -1,4 +1,4 @@
-"""Workers on Ray, on a real cluster of three nodes and on clusters of their own: nodes and processes are killed."""
+"""Tests of workers on Ray, on a cluster of three nodes and on local clusters: killed nodes and processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ENDLESS = study_of(training={"epochs": 100_000}, search={"trials": 8})
 
 
 def to(said: list[str]) -> Callable[[Event], None]:
-    """What adds the text of each note to a list."""
+    """Return a listener that appends the text of each note to a list."""
 
     def add(event: Event) -> None:
         assert isinstance(event, Note)
@@ -62,7 +62,7 @@ def long_lived() -> Iterator[RayCluster]:
 
 @pytest.fixture
 def cluster(long_lived: RayCluster, monkeypatch: pytest.MonkeyPatch) -> RayCluster:
-    """The cluster with all of its nodes, whatever tests before have done to it."""
+    """Return the cluster, after adding the nodes that earlier tests have killed."""
     while len(long_lived.nodes) < 3:
         long_lived.add()
     monkeypatch.setattr(ray_crew, "LOCATE_S", 0.1)
@@ -75,7 +75,7 @@ def url(server: Server, server_storage: Storage) -> str:
 
 
 def at_work(crew: RayCrew, storage: Storage) -> Callable[[], list[int]]:
-    """Look for the processes that hold trials."""
+    """Return a function that finds the processes with claimed trials."""
 
     def look() -> list[int]:
         assert crew.check()
@@ -85,12 +85,12 @@ def at_work(crew: RayCrew, storage: Storage) -> Callable[[], list[int]]:
 
 
 def follow(crew: RayCrew) -> None:
-    """Until all workers have ended."""
+    """Wait until all workers have ended."""
     wait_for(lambda: not crew.check())
 
 
 @pytest.mark.slow
-def test_a_node_is_killed_in_the_middle_and_the_study_ends_with_exactly_its_trials(
+def test_after_a_node_is_killed_the_study_still_ends_with_exactly_its_trials(
     cluster: RayCluster, server_storage: Storage, url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     submit(STUDY, server_storage)
@@ -116,7 +116,7 @@ def test_a_node_is_killed_in_the_middle_and_the_study_ends_with_exactly_its_tria
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_killed_is_started_again(cluster: RayCluster, server_storage: Storage, url: str) -> None:
+def test_a_killed_worker_is_restarted(cluster: RayCluster, server_storage: Storage, url: str) -> None:
     submit(STUDY, server_storage)
     said: list[str] = []
     with RayCrew(url, "tiny", 1, cluster.address, 0, to(said)) as crew:
@@ -134,7 +134,7 @@ def test_a_worker_that_was_killed_is_started_again(cluster: RayCluster, server_s
 
 
 @pytest.mark.slow
-def test_an_objective_of_the_users_own_runs_there(
+def test_an_objective_function_runs_on_ray(
     cluster: RayCluster, server_storage: Storage, url: str, tmp_path: Path
 ) -> None:
     submit(objective_study(tmp_path, pruner="none"), server_storage)
@@ -145,9 +145,7 @@ def test_an_objective_of_the_users_own_runs_there(
 
 
 @pytest.mark.slow
-def test_who_leaves_the_crew_gets_the_trials_back_in_the_queue(
-    cluster: RayCluster, server_storage: Storage, url: str
-) -> None:
+def test_leaving_the_crew_requeues_the_trials(cluster: RayCluster, server_storage: Storage, url: str) -> None:
     submit(ENDLESS, server_storage)
     with RayCrew(url, "tiny", 2, cluster.address, 0, print) as crew:
         look = at_work(crew, server_storage)
@@ -159,7 +157,7 @@ def test_who_leaves_the_crew_gets_the_trials_back_in_the_queue(
 
 
 @pytest.mark.slow
-def test_a_worker_that_nobody_places_waits_and_is_gone_with_the_crew(
+def test_a_worker_without_room_waits_and_ends_with_the_crew(
     cluster: RayCluster, server_storage: Storage, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_crew, "WAIT_WARNING_S", 0.5)
@@ -172,7 +170,7 @@ def test_a_worker_that_nobody_places_waits_and_is_gone_with_the_crew(
 
 
 @pytest.mark.slow
-def test_the_password_of_the_environment_goes_to_the_workers_and_nowhere_else(
+def test_pgpassword_is_sent_to_the_workers_only(
     cluster: RayCluster, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     password = "not-to-be-seen-anywhere"
@@ -195,7 +193,7 @@ def test_the_password_of_the_environment_goes_to_the_workers_and_nowhere_else(
 
 @pytest.fixture
 def three_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster as far as what it says of its nodes."""
+    """Replace Ray's list of nodes."""
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}] * 3
     cluster = SimpleNamespace(nodes=lambda: nodes)
     monkeypatch.setattr(ray_crew, "connected", lambda address, cpus: nullcontext(cluster))
@@ -210,13 +208,13 @@ def test_sqlite_is_refused_where_there_is_more_than_one_node(three_nodes: None) 
         RayCrew("sqlite:///hpo.db", "tiny", 2, "auto", 0, print).__enter__()
 
 
-def test_a_share_of_a_gpu_that_no_node_has_is_refused(three_nodes: None) -> None:
+def test_more_gpus_per_worker_than_any_node_has_are_refused(three_nodes: None) -> None:
     with pytest.raises(HpoError, match=r"no node .* room for a worker of 1 CPU and 0.25 GPU \(it has 3 nodes with 6 C"):
         RayCrew("postgresql://me@host/hpo", "tiny", 2, "auto", 0.25, print).__enter__()
 
 
 @pytest.mark.parametrize("share", [-1, 1.5, float("nan"), float("inf")])
-def test_a_share_of_a_gpu_is_a_part_of_one_or_whole_ones(share: float) -> None:
+def test_gpus_per_worker_are_a_fraction_or_a_whole_number(share: float) -> None:
     with pytest.raises(UsageError, match=r"^--gpus-per-worker .* fraction of a GPU, such as 0.25, or a whole number$"):
         RayCrew("sqlite:///hpo.db", "tiny", 2, None, share, print)
 
@@ -234,14 +232,12 @@ def test_a_share_of_a_gpu_is_a_part_of_one_or_whole_ones(share: float) -> None:
         ({"CPU": 16.0, "GPU": 5.0}, 1, 2, 2),
     ],
 )
-def test_a_part_of_a_gpu_is_a_part_of_one_and_the_same(
-    resources: dict[str, float], cpus: int, gpus: float, room: int
-) -> None:
+def test_a_fraction_of_a_gpu_is_of_one_gpu(resources: dict[str, float], cpus: int, gpus: float, room: int) -> None:
     assert ray_crew._fits(resources, cpus, gpus) == room
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_all_workers_is_one_line(cluster: RayCluster, server_storage: Storage, url: str) -> None:
+def test_an_error_of_all_workers_is_one_line(cluster: RayCluster, server_storage: Storage, url: str) -> None:
     said: list[str] = []
     with (
         pytest.raises(HpoError, match=r"^node \S+: postgresql://\S+: no study named 'nobody'[^\n]*$"),
@@ -287,7 +283,7 @@ except HpoError as error:
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., Fork]]:
-    """A crew in a process of its own, which has not imported Ray before, and which takes signals as hpo does."""
+    """Start a crew in a new process that has not imported Ray and handles signals as hpo does."""
     with ExitStack() as started:
 
         def begin(url: str, address: str = "", workers: int = 1, **environment: str) -> Fork:
@@ -308,7 +304,7 @@ def launch() -> Iterator[Callable[..., Fork]]:
 
 
 def ended(process: Fork) -> tuple[int | None, str, str]:
-    """Wait for the end; return the status, stdout and stderr."""
+    """Wait for the process to end; return status, stdout and stderr."""
     out, err = process.communicate(deadline(120))
     return process.returncode, out, err
 
@@ -326,9 +322,7 @@ def folders() -> set[Path]:
     return set(Path("/tmp").glob("hpo-ray-*"))
 
 
-def test_a_cluster_for_the_call_works_on_a_file_and_leaves_nothing(
-    launch: Launch, storage: Storage, tmp_path: Path
-) -> None:
+def test_a_local_cluster_uses_a_file_and_leaves_nothing(launch: Launch, storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(OWN_NET)
     written = tree()
     written["network"] = {"module": "nets.py:Net"}
@@ -343,7 +337,7 @@ def test_a_cluster_for_the_call_works_on_a_file_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_ctrl_c_hands_back_the_trials_and_ends_the_cluster(launch: Launch, storage: Storage) -> None:
+def test_ctrl_c_requeues_the_trials_and_ends_the_cluster(launch: Launch, storage: Storage) -> None:
     submit(ENDLESS, storage)
     process = launch(storage.location.full_url)
     wait_for(lambda: running_trials(storage))

@@ -1,4 +1,4 @@
-"""Every route of optuna-dashboard, asked by everybody in every way: nothing changes that should not, nothing breaks.
+"""Tests of every route of optuna-dashboard with valid and invalid requests, allowed and refused ones.
 
 The routes are those that the installed version has, so a later one's are tried as well.
 """
@@ -49,7 +49,7 @@ BODIES: list[Any] = [
     {"state": "complete", "values": [float("nan")], "mode": "ChooseWorst", "candidates": ["x"], "clicked": "x"},
     {"state": "running", "values": "1", "user_attrs": {"k" * 1000: 1}, "output_type": "page", "last_response": 7},
 ]
-"""What no route takes, or takes only of a study, a trial or an artifact that is not there."""
+"""Bodies that no route accepts, or only for a missing study, trial or artifact."""
 
 Serve = Callable[..., str]
 Everything = tuple[dict[str, list[Any]], dict[str, bytes]]
@@ -73,7 +73,7 @@ def ask(url: str, method: str, path: str, body: Any = None, **headers: str) -> t
 
 
 def paths(ids: Mapping[str, object], methods: Collection[str] = METHODS) -> list[str]:
-    """Every route of the installed dashboard that has one of the methods, with these ids in its rule's gaps."""
+    """Return the installed dashboard's routes with one of these methods, with these ids in the path."""
     routes = optuna_dashboard.wsgi(optuna.storages.InMemoryStorage()).routes
     rules = {route.rule for route in routes if route.method in methods}
     return sorted({re.sub(r"<(\w*)[^>]*>+", lambda found: str(ids.get(found[1], "x")), rule) for rule in rules})
@@ -81,7 +81,7 @@ def paths(ids: Mapping[str, object], methods: Collection[str] = METHODS) -> list
 
 @pytest.fixture
 def study(stored: Callable[..., optuna.Study], storage: Storage, tmp_path: Path) -> optuna.Study:
-    """A study with everything that the dashboard keeps with one: a note, artifacts, a trial that runs."""
+    """Store a study with a note, artifacts and a running trial."""
     made = stored(3)
     save_note(made, SECRET)
     running = made.ask({"lr": optuna.distributions.FloatDistribution(1e-6, 1e-1, log=True)})
@@ -93,7 +93,7 @@ def study(stored: Callable[..., optuna.Study], storage: Storage, tmp_path: Path)
 
 
 def of_study(study: optuna.Study) -> str:
-    """The id of the study's own artifact."""
+    """Return the id of the study's artifact."""
     attrs = study._storage.get_study_system_attrs(study._study_id)
     return next(key.removeprefix("artifacts:") for key in attrs if key.startswith("artifacts:"))
 
@@ -104,14 +104,14 @@ def ids_of(study: optuna.Study) -> dict[str, object]:
 
 
 def every_answer(url: str, study: optuna.Study, headers: Mapping[str, str]) -> Iterator[tuple[str, str, int, bytes]]:
-    """Ask every route by every method; yield method, path, status and body."""
+    """Request every route with every method; yield method, path, status and body."""
     for path in paths(ids_of(study)):
         for method in METHODS:
             yield method, path, *ask(url, method, path, {} if method == "POST" else None, **headers)
 
 
 def everything(storage: Storage, folder: Path) -> Everything:
-    """Every row of the storage, and every file of the folder of artifacts."""
+    """Return every row of the storage and every file of the folder of artifacts."""
     with storage.engine.connect() as connection:
         tables = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
         rows = {name: sorted(map(repr, connection.exec_driver_sql(f"SELECT * FROM {name}"))) for name in tables}
@@ -128,7 +128,7 @@ def everything(storage: Storage, folder: Path) -> Everything:
     ],
     ids=["no login", "a wrong login", "another host", "another host behind a proxy"],
 )
-def test_who_may_not_ask_sees_and_changes_nothing(
+def test_refused_requests_read_and_change_nothing(
     served: Serve,
     study: optuna.Study,
     storage: Storage,
@@ -154,7 +154,7 @@ def test_who_may_not_ask_sees_and_changes_nothing(
     ],
     ids=["read-only", "another site's page", "another site"],
 )
-def test_who_may_only_read_changes_nothing(
+def test_a_read_only_server_changes_nothing(
     served: Serve,
     study: optuna.Study,
     storage: Storage,
@@ -172,13 +172,13 @@ def test_who_may_only_read_changes_nothing(
 
 @pytest.fixture
 def settled(study: optuna.Study, served: Serve, storage: Storage, tmp_path: Path) -> Iterator[str]:
-    """A dashboard that anybody here may use; nothing has changed at the end."""
+    """Serve a dashboard without a password; check at the end that nothing has changed."""
     before = everything(storage, tmp_path / "artifacts")
     yield served()
     assert everything(storage, tmp_path / "artifacts") == before
 
 
-def test_what_is_not_there_is_not_found(settled: str, study: optuna.Study) -> None:
+def test_missing_things_are_not_found(settled: str, study: optuna.Study) -> None:
     ids = ids_of(study)
     for missing in ("study_id", "trial_id", "artifact_id"):
         for wrong in (999, -1, 10**30, "00000000-0000-0000-0000-000000000000"):
@@ -202,7 +202,7 @@ def test_a_trial_and_an_artifact_of_another_study_are_not_found(
     storage.delete_study(other)
 
 
-def test_no_body_breaks_a_route_or_is_half_done(settled: str, study: optuna.Study) -> None:
+def test_no_body_causes_a_server_error_or_half_a_change(settled: str, study: optuna.Study) -> None:
     for body in BODIES:
         for path in paths({**ids_of(study), "study_id": 1}, ("POST", "PUT")):
             for method in ("POST", "PUT"):
@@ -210,7 +210,7 @@ def test_no_body_breaks_a_route_or_is_half_done(settled: str, study: optuna.Stud
                 assert status in (400, 403, 404, 405, 409, 413), (method, path, body, answer)
 
 
-def test_no_query_and_no_header_breaks_a_route(settled: str, study: optuna.Study) -> None:
+def test_no_query_or_header_causes_a_server_error(settled: str, study: optuna.Study) -> None:
     for query in ("after=x", "after=-1", "after=" + "9" * 5000, "trial_ids=x", "trial_ids=" + "9" * 40, "%ff=%00"):
         for path in paths(ids_of(study)):
             assert ask(settled, "GET", f"{path}?{query}")[0] < 500, path
@@ -265,7 +265,7 @@ def test_a_file_that_another_study_has_stays(
     assert os.listdir(tmp_path / "artifacts") == []
 
 
-def test_a_folder_of_artifacts_that_cannot_be_used_is_said(settled: str, study: optuna.Study, tmp_path: Path) -> None:
+def test_an_unusable_folder_of_artifacts_is_reported(settled: str, study: optuna.Study, tmp_path: Path) -> None:
     path = f"/api/artifacts/{study._study_id}"
     (tmp_path / "artifacts").rename(tmp_path / "away")
     (tmp_path / "artifacts").touch()
@@ -285,7 +285,7 @@ def test_a_folder_of_artifacts_that_cannot_be_used_is_said(settled: str, study: 
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
-def test_what_is_no_file_is_no_artifact(served: Serve, study: optuna.Study, tmp_path: Path, kind: str) -> None:
+def test_only_files_are_artifacts(served: Serve, study: optuna.Study, tmp_path: Path, kind: str) -> None:
     artifact, place = of_study(study), tmp_path / "artifacts" / of_study(study)
     place.unlink()
     (tmp_path / "private").write_text("nobody's business")

@@ -1,4 +1,4 @@
-"""The server's limits on real sockets: who holds connections, sends slowly, sends much or reads nothing."""
+"""Tests of the server's limits on real sockets: idle connections, slow and large requests, slow readers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def whole(connection: socket.socket) -> bytes:
 
 
 class Site:
-    """A small application behind a guard and the limits, and what reached it."""
+    """Small application behind a guard and the limits, with a record of its requests."""
 
     def __init__(self) -> None:
         self.reached: list[str] = []
@@ -90,7 +90,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def crowd() -> Iterator[contextlib.ExitStack]:
-    """What closes many sockets at the end, and lets this process, with the server in it, open them."""
+    """Return a stack that closes many sockets, after raising this process's limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)) if hard >= 0 else 4096, hard))
     with contextlib.ExitStack() as stack:
@@ -100,20 +100,20 @@ def crowd() -> Iterator[contextlib.ExitStack]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds are one."""
+    """Shorten all time limits to one second."""
     monkeypatch.setattr(server, "REQUEST_S", 1)
     monkeypatch.setattr(server, "STALLED_S", 1)
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Wait for what comes; whether the other side has closed the connection without an answer."""
+    """Return whether the server closes the connection without a response."""
     try:
         return connection.recv(1) == b""
     except ConnectionError:
         return True
 
 
-def test_connections_that_send_nothing_keep_nobody_out(
+def test_idle_connections_do_not_block_others(
     crowd: contextlib.ExitStack,
     stored: Callable[..., optuna.Study],
     served: Callable[..., str],
@@ -133,7 +133,7 @@ def test_connections_that_send_nothing_keep_nobody_out(
     assert all(map(is_closed, idle))
 
 
-def test_where_no_place_is_free_those_that_wait_make_room(
+def test_a_full_server_closes_idle_connections_early(
     crowd: contextlib.ExitStack, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "REQUEST_S", 10 * deadline())
@@ -152,7 +152,7 @@ BEGUN = [
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_byte_now_and_then_is_no_request(site: Site) -> None:
+def test_a_slow_request_is_cut_off(site: Site) -> None:
     ends = time.monotonic() + deadline()
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(site.connect(begun)) for begun in BEGUN]
@@ -168,7 +168,7 @@ def test_a_byte_now_and_then_is_no_request(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_body_that_keeps_coming_has_its_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_steadily_arriving_body_gets_more_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SLOWEST_BODY", 10)
     head = "POST / HTTP/1.1", AUTHORIZED, "Content-Type: a/b", "Content-Length: 200", "Connection: close"
     with site.connect(*head) as connection:
@@ -192,7 +192,7 @@ def test_a_body_that_keeps_coming_has_its_time(site: Site, monkeypatch: pytest.M
         (["Content-Length: 9" + "9" * 5000, AUTHORIZED], 400),
     ],
 )
-def test_what_is_refused_is_refused_before_its_body_comes(site: Site, lines: list[str], status: int) -> None:
+def test_refusals_come_before_the_body(site: Site, lines: list[str], status: int) -> None:
     with site.connect("POST / HTTP/1.1", "Content-Type: application/json", *lines) as connection:
         answer = whole(connection)
     assert int(answer.split()[1]) == status
@@ -206,7 +206,7 @@ def test_headers_have_a_limit(site: Site) -> None:
     assert site.reached == []
 
 
-def test_bodies_have_room_for_a_few_of_the_largest(site: Site) -> None:
+def test_the_total_size_of_bodies_is_limited(site: Site) -> None:
     head = "POST / HTTP/1.1", AUTHORIZED, "Content-Type: a/b", f"Content-Length: {LARGEST - 1}", "Expect: 100-continue"
     with contextlib.ExitStack() as stack:
         for _ in range(server.BODIES_AT_ONCE):
@@ -248,7 +248,7 @@ def test_a_connection_that_ends_leaves_no_file_open(site: Site, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("impatient")
-def test_who_reads_nothing_holds_no_thread_and_is_cut_off(site: Site) -> None:
+def test_a_client_that_reads_nothing_occupies_no_thread_and_is_cut_off(site: Site) -> None:
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(site.connect("GET /large HTTP/1.1", AUTHORIZED)) for _ in range(2 * THREADS)]
         assert site.page().endswith(b"page")

@@ -1,4 +1,4 @@
-"""What `hpo status` finds in a storage, as tables and JSON: studies in every state, workers at work, idle and lost."""
+"""Tests of `hpo status`, as tables and JSON: studies in every state; busy, idle and dead workers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import optuna
 import pytest
-from at_work import columns, work_here
 from idle_processes import IdleProcess, age_heartbeats
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from rich.cells import cell_len
 from tiny import study_of
+from worker_threads import columns, work_here
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.launch import submit
@@ -32,7 +32,7 @@ FAR = Worker("elsewhere", 7, 0.0, "another place", "cuda:1 (NVIDIA H100)", "anot
 
 @pytest.fixture
 def far(storage: Storage) -> Iterator[Storage]:
-    """The same storage, as a worker of another machine has it."""
+    """Open the same storage as a worker of another machine."""
     opened = open_storage(storage.location.full_url)
     opened.worker = FAR
     yield opened
@@ -45,13 +45,13 @@ def put(storage: Storage, name: str = "tiny", **changes: Any) -> int:
 
 
 def hold(storage: Storage, study_id: int, count: int) -> list[int]:
-    """Let the storage's worker hold so many new trials; return their ids."""
+    """Claim `count` new trials for the storage's worker; return their ids."""
     template = create_trial(state=TrialState.RUNNING, params={"lr": 0.1}, distributions=LR, user_attrs={"seed": 1})
     return [trial._trial_id for trial in storage.create_trials(study_id, [template] * count)]
 
 
 def rows(text: str) -> list[dict[str, str]]:
-    """The lines of both tables, by heading."""
+    """Return the rows of both tables, by heading."""
     found = []
     for table in text.split("\n\n"):
         heading, *lines = table.splitlines()
@@ -70,7 +70,7 @@ def test_a_storage_without_anything(storage: Storage) -> None:
     assert "hpo work" in found.text().splitlines()[-1]
 
 
-def test_a_study_of_which_nothing_has_run(storage: Storage) -> None:
+def test_a_study_without_trials(storage: Storage) -> None:
     put(storage)
     (study,) = as_json(status(storage))["studies"]
     assert study == {
@@ -90,7 +90,7 @@ def test_a_study_of_which_nothing_has_run(storage: Storage) -> None:
     }  # fmt: skip
 
 
-def test_a_study_in_hand_has_its_worker_its_pace_and_the_time_left(storage: Storage, far: Storage) -> None:
+def test_a_running_study_has_a_worker_a_pace_and_time_left(storage: Storage, far: Storage) -> None:
     study_id = put(storage, search={"trials": 10})
     ids = hold(far, study_id, 5)
     far.report(1, {ids[0]: 0.1, ids[1]: 0.2})
@@ -134,7 +134,7 @@ def test_the_pace_is_of_the_last_minutes_only(storage: Storage) -> None:
     assert status(storage).studies[0].per_second == pytest.approx(3 / 300, rel=0.01)
 
 
-def test_a_study_that_runs_beyond_its_trials_has_no_time_left_below_none(storage: Storage, far: Storage) -> None:
+def test_time_left_is_never_negative(storage: Storage, far: Storage) -> None:
     study_id = put(storage, search={"trials": 1})
     ids = hold(far, study_id, 3)
     far.finish([TrialResult(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in ids[:2]])
@@ -149,7 +149,7 @@ def test_an_idle_worker_has_no_study(storage: Storage, far: Storage) -> None:
     assert status(storage).workers == ()
 
 
-def test_a_worker_at_work_is_shown_once(storage: Storage, far: Storage) -> None:
+def test_a_busy_worker_is_shown_once(storage: Storage, far: Storage) -> None:
     study_id = put(storage)
     with heartbeats(far):
         hold(far, study_id, 4)
@@ -168,7 +168,7 @@ def test_a_worker_whose_process_has_ended_is_lost(storage: Storage, far: Storage
         assert worker.lost in status(storage).text()
 
 
-def test_a_silent_worker_that_holds_trials_is_lost(storage: Storage, far: Storage) -> None:
+def test_a_silent_worker_with_claimed_trials_is_lost(storage: Storage, far: Storage) -> None:
     ids = hold(far, put(storage), 2)
     age_heartbeats(storage, ids)
     (worker,) = status(storage).workers
@@ -176,7 +176,7 @@ def test_a_silent_worker_that_holds_trials_is_lost(storage: Storage, far: Storag
     assert worker.silent_s == pytest.approx(3600, abs=60)
 
 
-def test_a_silent_worker_that_holds_nothing_is_lost_too(storage: Storage, far: Storage) -> None:
+def test_a_silent_idle_worker_is_lost_too(storage: Storage, far: Storage) -> None:
     with heartbeats(far):
         with storage.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE hpo_workers SET seen = datetime(seen, '-1 hour')")
@@ -222,14 +222,12 @@ def test_the_states_of_studies_and_why(storage: Storage) -> None:
     assert [row["state"] for row in rows(text) if row.get("study") == "done"] == ["finished"]
 
 
-def test_the_table_says_why_a_study_was_stopped(storage: Storage) -> None:
+def test_the_table_shows_why_a_study_was_stopped(storage: Storage) -> None:
     set_state(storage, put(storage), StudyState.STOPPED, "training raised the same: Oops")
     assert "training raised the same: Oops" in status(storage).text()
 
 
-def test_where_lines_are_few_the_studies_that_have_ended_make_room_for_the_workers(
-    storage: Storage, far: Storage
-) -> None:
+def test_if_lines_are_few_finished_studies_are_left_out(storage: Storage, far: Storage) -> None:
     for name in ("done", "over"):
         set_state(storage, put(storage, name), StudyState.ENDED, "finished")
     hold(far, put(storage, "going"), 2)
@@ -241,13 +239,13 @@ def test_where_lines_are_few_the_studies_that_have_ended_make_room_for_the_worke
     assert short.splitlines()[-1].startswith(f"{FAR.host}:{FAR.pid}")
 
 
-def test_a_study_whose_end_nobody_lived_to_note_has_ended(storage: Storage, far: Storage) -> None:
+def test_a_study_whose_end_was_not_stored_has_ended(storage: Storage, far: Storage) -> None:
     study_id = put(storage, search={"trials": 2})
     far.finish([TrialResult(trial_id, TrialState.COMPLETE, (0.5,)) for trial_id in hold(far, study_id, 2)])
     assert (status(storage).studies[0].state, status(storage).studies[0].why) == ("ended", "finished")
 
 
-def test_values_without_a_number_are_none(storage: Storage, far: Storage) -> None:
+def test_missing_values_are_none(storage: Storage, far: Storage) -> None:
     study_id = put(storage)
     ids = hold(far, study_id, 2)
     far.finish([TrialResult(ids[0], TrialState.COMPLETE, (float("inf"),)), TrialResult(ids[1], TrialState.FAIL)])
@@ -256,7 +254,7 @@ def test_values_without_a_number_are_none(storage: Storage, far: Storage) -> Non
     assert study["counts"]["failed"] == 1
 
 
-def test_plain_optunas_studies_and_trials_in_the_same_storage(storage: Storage, far: Storage) -> None:
+def test_plain_optuna_studies_and_trials_in_the_same_storage(storage: Storage, far: Storage) -> None:
     plain = optuna.create_study(storage=storage, study_name="plain", directions=["minimize", "maximize"])
     plain.ask()
     storage.record_heartbeat(plain.ask()._trial_id)
@@ -281,7 +279,7 @@ def test_a_state_that_this_version_does_not_know_does_not_hide_the_others(storag
     assert "tiny" in [study.name for study in status(storage).studies]
 
 
-def test_names_that_are_not_printable_cannot_move_the_cursor(storage: Storage, far: Storage) -> None:
+def test_names_print_no_control_characters(storage: Storage, far: Storage) -> None:
     name = "up\x1b[1A\x07 and\nback \N{RIGHT-TO-LEFT OVERRIDE}"
     text = json.dumps(study_of().resolved())
     study_id = storage.create_study(name, [StudyDirection.MAXIMIZE], {"hpo:study": text})

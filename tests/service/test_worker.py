@@ -1,4 +1,4 @@
-"""A worker takes what the queue has trials left of: in which order, what it leaves to others, and what stops it."""
+"""Tests of a worker: the order of studies, studies that it skips, stops, and changes of a running study."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from at_work import WorkerThread, notes, populations, work_here, worker_thread
 from deadlines import wait_for
 from idle_processes import IdleProcess, age_heartbeats
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tiny import check_whole, states, study_of, trials_of, write_mnist
+from worker_threads import WorkerThread, notes, populations, work_here, worker_thread
 
 from hpo.errors import DataError, UnknownStudyError, UsageError
 from hpo.search import driver as drivers
@@ -28,7 +28,7 @@ from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
 from hpo.service import queue_control as control
 from hpo.service import worker as working
-from hpo.service.dashboard import figures as drawing
+from hpo.service.dashboard import figures
 from hpo.service.status import status
 from hpo.service.worker import WorkerOptions, work
 from hpo.storage import (
@@ -51,15 +51,15 @@ from hpo.training.stack import Member
 
 UNTIL_STOPPED = WorkerOptions(device="cpu", threads=1)
 UNTIL_IDLE = WorkerOptions(device="cpu", threads=1, until_idle=True)
-REFRESH = drawing.refresh
+UPDATE_FIGURES = figures.update_figures
 TRIES = 50
-"""More often than any search of these tests asks for trials in vain."""
+"""More polls than any search of these tests makes."""
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing them takes longer than training these studies; test_dashboard_figures.py is about them."""
-    monkeypatch.setattr(drawing, "refresh", lambda *_: None)
+    """Switch the figures off, which take longer than training these studies: see test_dashboard_figures.py."""
+    monkeypatch.setattr(figures, "update_figures", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def threads_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def again(storage: Storage) -> Iterator[Callable[[], Storage]]:
-    """Open the same storage once more, as another process would."""
+    """Open the same storage again, as another process does."""
     opened: list[Storage] = []
 
     def another() -> Storage:
@@ -85,7 +85,7 @@ def again(storage: Storage) -> Iterator[Callable[[], Storage]]:
 
 @pytest.fixture
 def idle_process() -> Iterator[Callable[[], IdleProcess]]:
-    """A process that lends a worker its identity."""
+    """Start a process whose identity a worker of the test uses."""
     bodies: list[IdleProcess] = []
 
     def make() -> IdleProcess:
@@ -109,7 +109,7 @@ def put(storage: Storage, name: str = "tiny", priority: int | None = None, **cha
 
 
 def holding(storage: Storage, worker: Worker, study_id: int, count: int) -> list[FrozenTrial]:
-    """Let a worker hold so many new trials."""
+    """Claim `count` new trials for a worker."""
     storage.worker = worker
     template = optuna.trial.create_trial(
         state=TrialState.RUNNING,
@@ -138,7 +138,7 @@ def endings(happened: Sequence[tuple[str, Event]]) -> list[tuple[str, str]]:
 # Which study, and when.
 
 
-def test_the_most_urgent_study_goes_first_and_equals_take_turns(storage: Storage) -> None:
+def test_the_highest_priority_goes_first_and_equals_take_turns(storage: Storage) -> None:
     for name, priority in (("a", 0), ("b", None), ("urgent", 5), ("last", -1)):
         put(storage, name, priority)
     happened = work_here(storage)
@@ -149,7 +149,7 @@ def test_the_most_urgent_study_goes_first_and_equals_take_turns(storage: Storage
 
 
 @pytest.mark.parametrize(("room", "entered"), [(working.CACHED_BYTES, 1), (0, 3)], ids=["room", "none"])
-def test_many_studies_in_turn_are_entered_once_as_long_as_their_images_have_room(
+def test_searches_are_cached_while_their_data_fits(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, room: int, entered: int
 ) -> None:
     monkeypatch.setattr(working, "CACHED_BYTES", room)
@@ -162,7 +162,7 @@ def test_many_studies_in_turn_are_entered_once_as_long_as_their_images_have_room
     assert starts == dict.fromkeys(names, entered)  # without room: for each population, and to note the end
 
 
-def test_an_urgent_study_that_comes_later_goes_before_the_rest_of_the_one_in_hand(storage: Storage) -> None:
+def test_a_later_study_with_higher_priority_interrupts_another(storage: Storage) -> None:
     put(storage, "a", search={"trials": 12})
     happened = work_here(storage, on_event=at_first(EpochEnded, "a", lambda: put(storage, "b", 1)))
     assert populations(happened) == ["a", "b", "b", "a", "a"]
@@ -177,7 +177,7 @@ def test_a_priority_that_changes_counts_from_the_next_population_on(storage: Sto
     assert populations(happened) == ["a", "a", "b", "b"]
 
 
-def test_of_equals_the_one_that_fewest_work_on_goes_first(
+def test_of_equals_the_one_with_the_fewest_workers_goes_first(
     storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
 ) -> None:
     crowded = put(storage, "a")
@@ -202,10 +202,8 @@ def test_only_the_studies_that_are_named(storage: Storage) -> None:
     assert trials_of(storage, "b") == []
 
 
-def test_a_study_that_was_named_is_worked_on_whatever_it_is_called_by_then(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(drawing, "refresh", REFRESH)
+def test_a_named_study_is_trained_after_it_was_renamed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "update_figures", UPDATE_FIGURES)
     study_id = put(storage, "a")
     rename = at_first(PopulationStarted, "a", lambda: rename_study(storage, study_id, "renamed"))
     happened = work_here(storage, WorkerOptions(("a",), "cpu", 1, until_idle=True), rename)
@@ -215,7 +213,7 @@ def test_a_study_that_was_named_is_worked_on_whatever_it_is_called_by_then(
     assert figures_record(storage, study_id) is not None
 
 
-def test_a_study_that_nobody_knows_is_refused_before_anything_is_trained(storage: Storage) -> None:
+def test_an_unknown_study_is_refused_before_training(storage: Storage) -> None:
     put(storage, "tiny")
     with pytest.raises(UnknownStudyError, match="did you mean 'tiny'"):
         work(
@@ -227,12 +225,12 @@ def test_a_study_that_nobody_knows_is_refused_before_anything_is_trained(storage
     assert trials_of(storage) == []
 
 
-def test_a_device_that_is_not_there_is_refused_before_any_study(storage: Storage) -> None:
+def test_a_missing_device_is_refused_before_training(storage: Storage) -> None:
     with pytest.raises(UsageError, match="--device cudaa"):
         work_here(storage, WorkerOptions(device="cudaa", threads=1, until_idle=True))
 
 
-def test_what_plain_optuna_made_is_left_alone(storage: Storage) -> None:
+def test_plain_optuna_studies_are_not_trained(storage: Storage) -> None:
     plain = optuna.create_study(storage=storage, study_name="plain")
     plain.ask()
     plain.enqueue_trial({"x": 1.0})
@@ -262,7 +260,7 @@ def ended(trials: Sequence[FrozenTrial]) -> list[bool]:
 # Waiting, and being told to stop.
 
 
-def test_a_worker_waits_for_work_and_takes_up_what_comes(storage: Storage, quick: None) -> None:
+def test_a_worker_waits_for_studies(storage: Storage, quick: None) -> None:
     with worker_thread(storage, UNTIL_STOPPED) as worker:
         put(storage, "a")
         wait_for(lambda: ("a", "finished") in endings(worker.happened), lambda: worker.happened)
@@ -272,7 +270,7 @@ def test_a_worker_waits_for_work_and_takes_up_what_comes(storage: Storage, quick
     check_whole(trials_of(storage, "b"), 6)
 
 
-def test_a_stop_ends_the_epoch_in_hand_and_sends_back_the_rest(storage: Storage) -> None:
+def test_a_stop_ends_the_current_epoch_and_requeues_the_trials(storage: Storage) -> None:
     put(storage, training={"epochs": 500})
     stop = threading.Event()
     happened = work_here(storage, UNTIL_STOPPED, at_first(EpochEnded, "tiny", stop.set), stop)
@@ -281,7 +279,7 @@ def test_a_stop_ends_the_epoch_in_hand_and_sends_back_the_rest(storage: Storage)
     assert (running_trials(storage), storage.claimed_ids) == ([], set())
 
 
-def test_a_stop_during_the_last_epoch_keeps_what_has_finished(storage: Storage) -> None:
+def test_a_stop_during_the_last_epoch_keeps_the_finished_trials(storage: Storage) -> None:
     put(storage)
     stop = threading.Event()
     at_the_end = at_first(PopulationEnded, "tiny", stop.set)
@@ -291,7 +289,7 @@ def test_a_stop_during_the_last_epoch_keeps_what_has_finished(storage: Storage) 
     check_whole(trials_of(storage), 6)
 
 
-def test_a_worker_until_idle_waits_for_trials_that_others_hold_and_takes_over_from_the_dead(
+def test_a_worker_until_idle_waits_for_other_workers_and_takes_over_from_dead_ones(
     storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
 ) -> None:
     study_id = put(storage)
@@ -325,10 +323,8 @@ def test_several_workers_share_a_study_and_end_with_exactly_its_trials(
     assert state_of(summary(storage, "tiny").user_attrs) == StudyState.ENDED
 
 
-def test_a_file_that_another_process_has_locked_for_long_is_waited_for(
-    storage: Storage, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a backup, or a disk that hangs, may: a worker is not to kill of it."""
+def test_a_worker_waits_for_a_locked_file(storage: Storage, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backup or a hanging disk may lock it; the worker must survive."""
     monkeypatch.setattr(connections, "BUSY_TIMEOUT_S", 0.05)
     put(storage, training={"epochs": 50})
     impatient = open_storage(storage.location.full_url)
@@ -357,16 +353,14 @@ def is_locked_by(connection: sqlite3.Connection) -> bool:
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with MNIST's training files, as this machine has them; another name for it takes them away."""
+    """Create a folder with MNIST's training files; renaming it makes them missing."""
     write_mnist(tmp_path / "data" / "mnist")
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "data" / "mnist"
 
 
-def test_a_study_whose_images_are_missing_is_left_to_others_and_the_rest_goes_on(
-    storage: Storage, images: Path
-) -> None:
+def test_a_study_without_its_images_is_skipped_and_others_are_trained(storage: Storage, images: Path) -> None:
     put(storage, "a", 1, data={"dataset": "mnist", "train_size": 40})
     put(storage, "b")
     images.rename(images.with_name("gone"))
@@ -380,7 +374,7 @@ def test_a_study_whose_images_are_missing_is_left_to_others_and_the_rest_goes_on
     assert state_of(summary(storage, "a").user_attrs) == StudyState.OPEN
 
 
-def test_a_study_that_was_left_to_others_is_tried_again_later(
+def test_a_skipped_study_is_tried_again_later(
     storage: Storage, images: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(working, "SKIP_S", 0.05)
@@ -393,7 +387,7 @@ def test_a_study_that_was_left_to_others_is_tried_again_later(
     check_whole(trials_of(storage), 6)
 
 
-def test_other_images_than_the_study_began_with_are_not_trained_on(storage: Storage, images: Path) -> None:
+def test_changed_images_are_not_trained_on(storage: Storage, images: Path) -> None:
     put(storage, data={"dataset": "mnist", "train_size": 40})
     write_mnist(images, seed=1)
     with pytest.raises(Exception, match="not those that the study was created with"):
@@ -402,14 +396,14 @@ def test_other_images_than_the_study_began_with_are_not_trained_on(storage: Stor
 
 
 class Raising(trainer.Trainer):
-    """Raises the same in the first epoch of every population."""
+    """Trainer that raises the same error in the first epoch of every population."""
 
     def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
         yield from ()
         raise RuntimeError("the network's own\nmistake")
 
 
-def test_a_study_whose_training_raises_thrice_is_stopped_for_all_with_the_reason_and_the_rest_goes_on(
+def test_a_study_whose_training_raises_three_times_is_stopped_with_the_reason(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(storage, "bad", 1, data={"train_size": 150}, search={"trials": 40})
@@ -436,7 +430,7 @@ def test_a_study_whose_training_raises_thrice_is_stopped_for_all_with_the_reason
 # What changes under a worker's hands.
 
 
-def test_a_study_that_is_extended_while_a_worker_waits_is_taken_up_as_it_is_now(storage: Storage, quick: None) -> None:
+def test_a_study_extended_while_a_worker_waits_is_trained_as_changed(storage: Storage, quick: None) -> None:
     put(storage)
     wider = study_of(optimizer={"lr": {"low": 2.0, "high": 4.0, "log": True}}, search={"trials": 9})
     with worker_thread(storage, UNTIL_STOPPED) as worker:
@@ -449,9 +443,7 @@ def test_a_study_that_is_extended_while_a_worker_waits_is_taken_up_as_it_is_now(
     assert all(trial.params["lr"] >= 2.0 for trial in trials[6:])
 
 
-def test_a_study_that_is_changed_while_its_search_is_at_hand_is_taken_up_as_it_is_now(
-    storage: Storage, quick: None
-) -> None:
+def test_a_study_changed_while_its_search_is_cached_is_trained_as_changed(storage: Storage, quick: None) -> None:
     study_id = put(storage, search={"trials": 8})
     wider = study_of(optimizer={"lr": {"low": 2.0, "high": 4.0, "log": True}}, search={"trials": 8})
 
@@ -468,7 +460,7 @@ def test_a_study_that_is_changed_while_its_search_is_at_hand_is_taken_up_as_it_i
     assert endings(happened) == [("tiny", "finished")]
 
 
-def test_a_paused_study_gives_its_trials_back_and_the_worker_goes_on_with_others(storage: Storage) -> None:
+def test_pausing_requeues_the_trials_and_the_worker_trains_others(storage: Storage) -> None:
     put(storage, "a", 1, training={"epochs": 400})
     put(storage, "b")
     happened = work_here(storage, on_event=at_first(EpochEnded, "a", lambda: control.pause(storage, "a")))
@@ -479,7 +471,7 @@ def test_a_paused_study_gives_its_trials_back_and_the_worker_goes_on_with_others
 
 
 @pytest.mark.parametrize("closing", [control.pause, control.delete])
-def test_what_is_said_of_trials_that_a_user_took_away_does_not_blame_another_process(
+def test_the_note_of_trials_that_a_user_requeued_blames_no_other_process(
     storage: Storage, closing: Callable[[Storage, str], str]
 ) -> None:
     put(storage, training={"epochs": 400})
@@ -487,7 +479,7 @@ def test_what_is_said_of_trials_that_a_user_took_away_does_not_blame_another_pro
     assert not [note for note in notes(happened) if "given to another process" in note]
 
 
-def test_a_stopped_study_is_finished_in_what_runs_and_gives_out_nothing_new(storage: Storage) -> None:
+def test_stopping_finishes_the_running_trials_and_starts_none(storage: Storage) -> None:
     put(storage, search={"trials": 12})
     work_here(storage, on_event=at_first(EpochEnded, "tiny", lambda: control.stop(storage, "tiny")))
     assert states(trials_of(storage)) == [TrialState.COMPLETE] * 4
@@ -496,7 +488,7 @@ def test_a_stopped_study_is_finished_in_what_runs_and_gives_out_nothing_new(stor
     check_whole(trials_of(storage), 12)
 
 
-def test_a_study_that_is_deleted_while_it_is_trained_is_let_go_and_the_rest_goes_on(storage: Storage) -> None:
+def test_a_study_deleted_during_training_is_dropped_and_others_are_trained(storage: Storage) -> None:
     put(storage, "a", 1, training={"epochs": 400})
     put(storage, "b")
     happened = work_here(storage, on_event=at_first(EpochEnded, "a", lambda: control.delete(storage, "a")))
@@ -506,9 +498,7 @@ def test_a_study_that_is_deleted_while_it_is_trained_is_let_go_and_the_rest_goes
     check_whole(trials_of(storage, "b"), 6)
 
 
-def test_a_study_that_is_deleted_between_two_populations_is_let_go(
-    storage: Storage, again: Callable[[], Storage]
-) -> None:
+def test_a_study_deleted_between_two_populations_is_dropped(storage: Storage, again: Callable[[], Storage]) -> None:
     put(storage, "a", 1)
     put(storage, "b")
     other = again()
@@ -516,7 +506,7 @@ def test_a_study_that_is_deleted_between_two_populations_is_let_go(
     check_whole(trials_of(storage, "b"), 6)
 
 
-def test_a_study_that_is_deleted_while_a_worker_turns_to_it_is_no_error(
+def test_a_study_deleted_while_its_search_begins_is_no_error(
     storage: Storage, again: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(storage, "a", 1)
@@ -534,7 +524,7 @@ def test_a_study_that_is_deleted_while_a_worker_turns_to_it_is_no_error(
     check_whole(trials_of(storage, "b"), 6)
 
 
-def test_a_study_that_is_closed_and_then_deleted_while_a_worker_turns_to_it_is_no_error(
+def test_a_study_closed_and_deleted_while_its_search_begins_is_no_error(
     storage: Storage, again: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(storage, "a", 1, search={"trials": 8})
@@ -581,7 +571,7 @@ def test_a_study_that_is_deleted_and_submitted_anew_is_trained_as_a_new_one(
 # A study's own limits.
 
 
-def test_a_study_whose_time_is_over_ends_and_the_rest_goes_on(storage: Storage) -> None:
+def test_a_study_past_its_timeout_ends_and_others_are_trained(storage: Storage) -> None:
     put(storage, "a", 1, search={"timeout": 1e-3})
     put(storage, "b")
     happened = work_here(storage)
@@ -618,7 +608,7 @@ def eight_cores() -> None:
 
 
 def threads_of(storage: Storage, threads: int | None = None) -> set[int]:
-    """How many threads a worker's populations have."""
+    """Return the number of threads of a worker's populations."""
     seen: set[int] = set()
 
     def look(study: str, event: Event) -> None:
@@ -658,7 +648,7 @@ def test_workers_of_a_machine_share_its_cores(
             each.__exit__(None, None, None)
 
 
-def test_who_has_gone_is_dead_silent_or_on_another_machine_takes_no_share(
+def test_ended_dead_silent_and_remote_workers_get_no_share_of_the_cores(
     storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], eight_cores: None
 ) -> None:
     put(storage)
@@ -676,26 +666,26 @@ def test_who_has_gone_is_dead_silent_or_on_another_machine_takes_no_share(
 
 
 def silence_in_registry(storage: Storage, worker: Worker) -> None:
-    """Let a process have shown its last sign of life an hour ago."""
+    """Set a process's last heartbeat to an hour ago."""
     with storage.engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE hpo_workers SET seen = datetime(seen, '-1 hour') WHERE worker_key = ?", (worker.key,)
         )
 
 
-def test_a_number_of_threads_that_was_asked_for_is_kept(storage: Storage, eight_cores: None) -> None:
+def test_a_given_number_of_threads_is_used(storage: Storage, eight_cores: None) -> None:
     put(storage)
     assert threads_of(storage, 3) == {3}
 
 
-def test_a_worker_is_known_as_long_as_it_works_and_no_longer(storage: Storage, quick: None) -> None:
+def test_a_worker_is_registered_only_while_it_works(storage: Storage, quick: None) -> None:
     with worker_thread(storage, UNTIL_STOPPED):
         (known,) = wait_for(lambda: status(storage).workers)
         assert (known.study, known.population, known.lost) == ("", 0, "")
     assert status(storage).workers == ()
 
 
-def test_what_is_stored_by_worker_is_what_it_reported(storage: Storage) -> None:
+def test_a_worker_reports_what_it_stored(storage: Storage) -> None:
     put(storage)
     happened = work_here(storage)
     ends = Counter[str]()
@@ -707,7 +697,7 @@ def test_what_is_stored_by_worker_is_what_it_reported(storage: Storage) -> None:
     assert {word: count for word, count in counts.items() if count} == dict(+ends)
 
 
-def test_silent_trials_are_taken_over_from_another_machine(
+def test_trials_of_a_silent_worker_of_another_machine_are_taken_over(
     storage: Storage, again: Callable[[], Storage], quick: None
 ) -> None:
     study_id = put(storage)

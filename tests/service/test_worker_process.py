@@ -1,4 +1,4 @@
-"""`hpo work` as a process: how it ends, what it logs and measures, and a server that is not there or goes away."""
+"""Tests of `hpo work` as a process: shutdown, log, metrics, and a database server that restarts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import signal
 import urllib.request
 from collections.abc import Callable
 
-from at_work import Process
 from deadlines import wait_for
 from optuna.trial import TrialState
 from postgresql_server import Server
 from prometheus_client.parser import text_string_to_metric_families
 from tiny import check_whole, states, study_of, trials_of
+from worker_threads import Process
 
 from hpo.search.launch import submit
 from hpo.service.status import status
@@ -41,7 +41,7 @@ process.STOP_S = float(sys.argv[1])
 Stack.epoch = lambda stack, epoch: threading.Event().wait()
 sys.exit(main(sys.argv[2:]))
 """
-"""`hpo work` whose first epoch takes for ever, and which says when it has heard a signal: two at once are one."""
+"""`hpo work` with an endless first epoch; it prints when it receives a signal, since two at once count as one."""
 
 FOR_EVER_S = 1e6
 
@@ -52,7 +52,7 @@ def work(start: Start, storage: Storage, *args: str, **options: str) -> Process:
 
 
 def scrape(url: str) -> dict[tuple[str, str, str], float]:
-    """What the worker tells Prometheus: (sample, study, state) -> value."""
+    """Return the worker's metrics: (sample, study, state) -> value."""
     with urllib.request.urlopen(url, timeout=30) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {
@@ -62,7 +62,7 @@ def scrape(url: str) -> dict[tuple[str, str, str], float]:
     }
 
 
-def test_a_worker_is_told_to_stop_in_the_middle_of_an_epoch(start: Start, storage: Storage) -> None:
+def test_a_worker_is_stopped_during_an_epoch(start: Start, storage: Storage) -> None:
     submit(study_of(**ENDLESS), storage)
     worker = work(start, storage)
     worker.said("population of 4 begins, trials 0-3")
@@ -77,7 +77,7 @@ def test_a_worker_is_told_to_stop_in_the_middle_of_an_epoch(start: Start, storag
     assert status(storage).workers == ()
 
 
-def test_an_epoch_that_takes_too_long_after_a_stop_is_given_up(start: Start, storage: Storage) -> None:
+def test_an_epoch_that_exceeds_the_shutdown_timeout_is_aborted(start: Start, storage: Storage) -> None:
     submit(study_of(), storage)
     worker = work(lambda *args: start("0.5", *args, script=HANGING), storage)
     worker.said("population of 4 begins")
@@ -88,9 +88,7 @@ def test_an_epoch_that_takes_too_long_after_a_stop_is_given_up(start: Start, sto
     assert running_trials(storage) == []
 
 
-def test_an_epoch_that_takes_too_long_is_given_up_though_the_server_is_away(
-    start: Start, server: Server, server_storage: Storage
-) -> None:
+def test_it_is_aborted_even_without_a_server(start: Start, server: Server, server_storage: Storage) -> None:
     submit(study_of(), server_storage)
     worker = work(lambda *args: start("0.5", *args, script=HANGING), server_storage)
     worker.said("population of 4 begins")
@@ -103,7 +101,7 @@ def test_an_epoch_that_takes_too_long_is_given_up_though_the_server_is_away(
     assert "Traceback" not in "\n".join(worker.err)
 
 
-def test_a_second_signal_ends_a_worker_at_once_and_hands_back_its_trials(start: Start, storage: Storage) -> None:
+def test_a_second_signal_ends_a_worker_at_once_and_requeues_its_trials(start: Start, storage: Storage) -> None:
     submit(study_of(), storage)
     worker = work(lambda *args: start(str(FOR_EVER_S), *args, script=HANGING), storage)
     worker.said("population of 4 begins")
@@ -118,7 +116,7 @@ def test_a_second_signal_ends_a_worker_at_once_and_hands_back_its_trials(start: 
 def test_a_worker_outlives_its_server_logs_json_and_counts_what_the_storage_has(
     start: Start, server: Server, server_storage: Storage
 ) -> None:
-    """One that starts before its server does, and goes on though that crashes."""
+    """The worker starts before its server and continues after the server has crashed."""
     submit(study_of(name="first"), server_storage)
     server.stop()
     try:
@@ -164,7 +162,7 @@ def test_a_worker_outlives_its_server_logs_json_and_counts_what_the_storage_has(
     assert sorted(trained) == sorted([*range(6)] * 2)  # as they begin, and as they end
 
 
-def test_every_line_of_a_json_log_is_json_whatever_the_libraries_have_to_say(start: Start, storage: Storage) -> None:
+def test_every_line_of_a_json_log_is_json_even_from_libraries(start: Start, storage: Storage) -> None:
     two = {"weight_decay": {"low": 1e-6, "high": 1e-2, "log": True}}
     for sampler in ("cmaes", "qmc", "gp", "tpe"):
         search = {"sampler": sampler, "pruner": "hyperband", "trials": 8}

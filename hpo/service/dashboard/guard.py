@@ -257,8 +257,8 @@ def _same_origin(environ: WSGIEnvironment) -> bool:
         return origin.startswith(("http://", "https://")) and _host_and_port(origin) == _host_and_port(
             f"{origin.partition(':')[0]}://{environ['HTTP_HOST']}"
         )
-    # Browsers send Origin with every write: without it, the client is a script or curl, or a browser too old for it,
-    # which another site could make send a form.
+    # Browsers send Origin with every write. Without it, the client is a script or curl, or an old browser that another
+    # site could make send a form.
     kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     return kind not in FORM_TYPES and not (kind == "" and environ["REQUEST_METHOD"] == "POST")
 

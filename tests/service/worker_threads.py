@@ -1,4 +1,4 @@
-"""Workers for the tests of the service: in a thread of this process, or as processes of their own, with their logs."""
+"""Workers for tests: in this thread, in another thread, or as a process whose output is read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def work_here(
 
 
 class WorkerThread:
-    """A worker in a thread of its own; `happened` grows while it works."""
+    """Worker in another thread; it appends its events to `happened`."""
 
     def __init__(self, storage: Storage, options: WorkerOptions) -> None:
         self.happened: Happened = []
@@ -56,7 +56,7 @@ class WorkerThread:
             self.error = error
 
     def end(self) -> None:
-        """Tell it to stop, wait for its end, and raise what it raised."""
+        """Stop the worker, wait for its end, and raise its error."""
         self.stop.set()
         self.wait()
 
@@ -64,11 +64,11 @@ class WorkerThread:
         return self._thread.is_alive()
 
     def join(self, seconds: float) -> None:
-        """Wait for its end, but not for longer than that."""
+        """Wait at most `seconds` for its end."""
         self._thread.join(seconds)
 
     def wait(self) -> None:
-        """Wait for its end, and raise what it raised."""
+        """Wait for its end, and raise its error."""
         self._thread.join(deadline())
         assert not self._thread.is_alive(), "the worker does not end"
         if self.error is not None:
@@ -76,7 +76,7 @@ class WorkerThread:
 
 
 class ThreadCrew:
-    """A crew of workers in threads of this process, each with the storage as another process has it."""
+    """Crew of workers in threads of this process, each with its own connection to the storage."""
 
     def __init__(self, storage: Storage, options: WorkerOptions, workers: int = 1) -> None:
         self._url, self._options, self._count = storage.location.full_url, options, workers
@@ -100,7 +100,7 @@ class ThreadCrew:
 
 @contextmanager
 def worker_thread(storage: Storage, options: WorkerOptions) -> Iterator[WorkerThread]:
-    """A worker for the time of a block."""
+    """Run a worker during a block."""
     worker = WorkerThread(storage, options)
     try:
         yield worker
@@ -109,7 +109,7 @@ def worker_thread(storage: Storage, options: WorkerOptions) -> Iterator[WorkerTh
 
 
 def populations(happened: Happened) -> list[str]:
-    """The studies of the populations, one after the other."""
+    """Return the studies of the populations, in order."""
     return [study for study, event in happened if isinstance(event, PopulationStarted)]
 
 
@@ -118,7 +118,7 @@ def notes(happened: Happened) -> list[str]:
 
 
 class Process:
-    """A command that runs, whose output is read as it comes: `out` and `err` are what it has said so far."""
+    """Running command; `out` and `err` are the lines of its output so far."""
 
     def __init__(self, *args: str, script: str = "", **environment: str) -> None:
         self.process = Fork(

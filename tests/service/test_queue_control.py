@@ -7,10 +7,10 @@ from typing import Any
 
 import optuna
 import pytest
-from at_work import work_here
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 from tiny import check_whole, search, states, study_of, trials_of
+from worker_threads import work_here
 
 from hpo.errors import HpoError, StudyBusyError, UnknownStudyError, UsageError
 from hpo.search.options import LaunchOptions
@@ -168,7 +168,7 @@ def test_resuming_a_study_whose_limit_is_reached_does_not_pretend_that_it_goes_o
 
 
 @pytest.mark.parametrize("change", [*CHANGES, control.delete, control.question])
-def test_a_study_that_nobody_knows(storage: Storage, change: Any) -> None:
+def test_an_unknown_study_is_refused(storage: Storage, change: Any) -> None:
     submit(storage)
     with pytest.raises(UnknownStudyError, match=r"no study named 'tinny'.*did you mean 'tiny'"):
         change(storage, "tinny")
@@ -183,7 +183,7 @@ def test_plain_optuna_studies_are_refused(storage: Storage, change: Any) -> None
     assert summary(storage, "plain") == before
 
 
-def test_plain_optunas_studies_can_be_deleted(storage: Storage) -> None:
+def test_plain_optuna_studies_can_be_deleted(storage: Storage) -> None:
     optuna.create_study(storage=storage, study_name="plain").ask()
     assert control.question(storage, "plain") == "Delete study 'plain' with 1 trial, 1 of them running?"
     assert control.delete(storage, "plain") == "plain: deleted, with 1 trial"
@@ -203,7 +203,7 @@ def test_a_deleted_study_is_gone_and_its_worker_cannot_bring_it_back(storage: St
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0
 
 
-def test_what_is_said_quotes_a_name_for_the_shell_and_moves_no_cursor(storage: Storage) -> None:
+def test_messages_quote_a_name_for_the_shell_and_print_no_control_characters(storage: Storage) -> None:
     submit(storage, name="it's two words")
     assert control.pause(storage, "it's two words").endswith("""`hpo resume 'it'"'"'s two words'`""")
     evil = "up\x1b[1A"
@@ -212,7 +212,7 @@ def test_what_is_said_quotes_a_name_for_the_shell_and_moves_no_cursor(storage: S
     assert control.delete(storage, evil).isprintable()
 
 
-def test_what_is_said_of_a_closed_study_quotes_its_name_for_the_shell(storage: Storage) -> None:
+def test_errors_of_a_closed_study_quote_its_name_for_the_shell(storage: Storage) -> None:
     submit(storage, name="two words")
     control.pause(storage, "two words")
     with pytest.raises(HpoError, match="hpo resume 'two words'"):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from at_work import ThreadCrew
 from rich.console import Console
 from tiny import StopAfter, check_whole, params, search, study_of, trials_of
+from worker_threads import ThreadCrew
 
 from hpo.errors import HpoError
 from hpo.results.display.progress import PlainProgress
@@ -71,7 +71,7 @@ def rounds(
     return not searched[-1].interrupted, said
 
 
-def test_each_round_narrows_and_searches_what_the_one_before_left(new_storage: Callable[[], Storage]) -> None:
+def test_each_round_narrows_and_searches_the_study_of_the_round_before(new_storage: Callable[[], Storage]) -> None:
     storage = new_storage()
     ended, said = rounds(storage)
     assert ended
