@@ -21,7 +21,8 @@ from hpo.search.events import (
     WorkerSeen,
     WorkersSeen,
 )
-from hpo.service.logs import LOGGER, event_logger, ranges, start_log
+from hpo.service.logs import LOGGER, event_logger, start_log
+from hpo.text import number_ranges
 
 WORKER = "vm:4711"
 STARTED = StudyStarted("tiny", 8, 1, 0, 0, 4, "cpu", "float32", 1234, 120)
@@ -133,4 +134,4 @@ def test_what_the_rest_of_hpo_logs_goes_the_same_way(stream: io.StringIO, form: 
     [((), ""), ((3,), "3"), ((0, 1, 2, 3), "0-3"), ((7, 0, 1), "0-1, 7"), ((5, 3, 1), "1, 3, 5"), ((2, 1), "1-2")],
 )
 def test_numbers_are_given_as_ranges(numbers: tuple[int, ...], text: str) -> None:
-    assert ranges(numbers) == text
+    assert number_ranges(numbers) == text
