@@ -87,7 +87,7 @@ class RayCrew:
         self._dead_nodes: set[str] = set()
         self._wait_warned = False
         self._resources = contextlib.ExitStack()
-        self._killed = False
+        self._kill_now = False
         _check_gpus(gpus_per_worker)
 
     def __enter__(self) -> Self:
@@ -104,7 +104,7 @@ class RayCrew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._killed = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)
+        self._kill_now = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)
         self._resources.close()
 
     def check(self) -> int:
@@ -229,7 +229,7 @@ class RayCrew:
         """Stop the workers after the current epoch, kill them after the shutdown timeout, or at once on a signal."""
         from hpo.service.worker_process import REQUEUE_S, STOP_S
 
-        slots = [slot for slot in self._slots if not slot.over and not self._killed]
+        slots = [slot for slot in self._slots if not slot.over and not self._kill_now]
         stops = {slot.actor.stop.remote(): slot for slot in slots}
         replied = ray.wait(list(stops), num_returns=len(stops), timeout=REPLY_S)[0] if stops else []
         works = [stops[call].work for call in replied]
@@ -318,9 +318,8 @@ def work_on_this_node(
         # A restarted worker waits for the storage, whose server may be restarting too.
         storage = wait_for_storage(url, stop) if here.was_current_actor_reconstructed else open_storage(url)
         if storage is not None:
-            start_log(
-                sys.stdout, "text", f"{storage.worker.host}:{storage.worker.pid}"
-            )  # stdout goes to Ray's logs on the node
+            # Ray stores stdout in its logs on the node.
+            start_log(sys.stdout, "text", f"{storage.worker.host}:{storage.worker.pid}")
             work(storage, WorkerOptions((study,), device, threads, until_idle=True), listen, stop)
             storage.close()
     except HpoError as error:

@@ -123,7 +123,7 @@ class LimitedChannel(HTTPChannel):
         return not self.requests and now - self.since > timeout_s + arrived / SLOWEST_BODY
 
     def service(self) -> None:
-        """Response a request, then wait for the next one."""
+        """Answer a request, then wait for the next one."""
         super().service()
         self.since = time.time()
 
