@@ -1,4 +1,4 @@
 """Service: workers of the queue, launches by several processes or on Ray, and the dashboard's server.
 
-No process holds a state of its own: everything is in the storage, and each can be killed at any time.
+All state is in the storage, so each process can be killed at any time.
 """
