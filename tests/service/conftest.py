@@ -47,7 +47,7 @@ def server_storage(server: DatabaseServer) -> Iterator[Storage]:
 @pytest.fixture
 def start() -> Iterator[Callable[..., Any]]:
     """Start a command as a process, which is killed at the end of the test."""
-    from at_work import processes
+    from worker_threads import processes
 
     with processes() as started:
         yield started
