@@ -1,4 +1,4 @@
-"""Which hyperparameters next: the space, samplers and pruners by name, and the loop that asks, trains and tells.
+"""Search: sample configurations, claim and train trials, prune them and store their results.
 
-Knows Optuna, and nothing of layers or SQL.
+Uses Optuna; knows neither layers nor SQL.
 """

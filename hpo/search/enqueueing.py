@@ -34,7 +34,7 @@ ENQUEUED = "hpo:enqueued"
 """The system attribute of an enqueued trial: the values that the user gave."""
 
 FIXED = "fixed_params"
-"""The same attribute of Optuna's `enqueue_trial`."""
+"""The system attribute that Optuna's `enqueue_trial` writes."""
 
 
 def network_values(study: Study, texts: Sequence[str], storage: Storage) -> list[Values]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """How to launch or submit a study. The defaults are those of `hpo launch` and `hpo submit`.
+    """Options of a launch or a submission. The defaults are those of `hpo launch` and `hpo submit`.
 
     device: auto, cpu, cuda, cuda:1 or mps. `submit` plans on the CPU whatever it is.
     workers: the number of processes that share the search; None for this process alone.

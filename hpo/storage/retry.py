@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RetryPolicy:
-    """How long failed transactions of an engine are retried: for `timeout_s` seconds, and not once `stop` is set.
+    """The time limit for retries of an engine's transactions: `timeout_s` seconds, and not once `stop` is set.
 
     `total_s` is the time spent in transactions so far, waits included.
     """

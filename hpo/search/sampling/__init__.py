@@ -1,1 +1,1 @@
-"""Optuna's samplers and pruners by name, and the study as they see it."""
+"""Sampling and pruning: Optuna's samplers and pruners by name, and the in-memory study that they read."""
