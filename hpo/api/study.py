@@ -102,7 +102,7 @@ class Study(Keywords):
         With `resolved` the text of the resolved file follows. Raises what a launch raises before it trains:
         StudyFileError, UsageError and DataError.
         """
-        from hpo.search.check import check_report
+        from hpo.results.display.check import check_report
 
         return check_report(self.checked, device, resolved)
 

@@ -24,11 +24,11 @@ from hpo.results.confirm.result import Confirmation, find_confirmation, read_con
 from hpo.results.confirm.study import CONFIRMS, create_confirming_study
 from hpo.results.confirm.text import ConfirmationResult, conclusions, confirmation_rows
 from hpo.results.copy import copy_line
+from hpo.results.display.check import parameter_line
 from hpo.results.display.progress import QuietProgress
 from hpo.results.export.best import export
 from hpo.results.reproduce.verify import verify
 from hpo.search import driver as drivers
-from hpo.search.check import parameter_line
 from hpo.search.options import LaunchOptions
 from hpo.service.confirming import confirm
 from hpo.storage import IDENTITY, Storage, StudyState, load_study, open_storage, rename_study, set_state, study_names

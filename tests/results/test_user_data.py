@@ -15,6 +15,7 @@ from tiny import search, tree, trials_of
 
 from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.results.confirm.study import create_confirming_study
+from hpo.results.display.check import check_report
 from hpo.results.export.best import export
 from hpo.results.export.text import export_text
 from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
@@ -24,7 +25,6 @@ from hpo.results.final_test.result import SealedTestResult
 from hpo.results.narrow.next_study import changed_study, write_study
 from hpo.results.report import report
 from hpo.results.reproduce.replay import replay
-from hpo.search.check import check_report
 from hpo.search.events import Note
 from hpo.search.launch import join
 from hpo.search.plan import plan

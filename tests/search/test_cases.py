@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from tiny import after_epochs, check_like, check_whole, search, study_of, trials_of
 
 from hpo.errors import StudyFileError, UsageError
-from hpo.search.check import parameter_line
+from hpo.results.display.check import parameter_line
 from hpo.search.points import baseline, check_points, points
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
 from hpo.search.sampling.samplers import check_search, max_epochs

@@ -18,7 +18,7 @@ import json, os, sys, threading
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 
-from hpo.search.check import check_report
+from hpo.results.display.check import check_report
 from hpo.search.launch import launch
 from hpo.search.options import LaunchOptions
 from hpo.storage import open_storage

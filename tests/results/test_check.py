@@ -11,7 +11,7 @@ import pytest
 from tiny import DECAY, study_of
 
 from hpo.errors import HpoError, StudyFileError, UsageError
-from hpo.search.check import check_report
+from hpo.results.display.check import check_report
 from hpo.studyfile import parse_study
 
 
