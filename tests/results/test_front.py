@@ -114,7 +114,7 @@ def test_nothing_is_narrowed(searched: list[FrozenTrial], storage: Storage) -> N
 
 def test_a_report_shows_the_front(searched: list[FrozenTrial], storage: Storage) -> None:
     page = report(storage, "tiny")
-    assert "<h2>The Pareto front</h2>" in page
+    assert "<h2>Pareto front</h2>" in page
     assert f"<td>{searched[0].values[0]:.4f}</td><td>{searched[0].values[1]:,.0f}</td>" in page
     assert "validation accuracy, parameters, after the last epoch" in page
 
