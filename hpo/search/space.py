@@ -52,8 +52,8 @@ def config_of(study: Study, values: Mapping[str, Any]) -> Config:
 def decode(parameter: Parameter, stored: Any) -> Any:
     """Return the study file's value of a stored value: a list where a choice is, or was, a list."""
     for choice in parameter.searched.choices if isinstance(parameter.searched, Choices) else ():
-        kept = encode_choice(choice)
-        if type(kept) is type(stored) and kept == stored:
+        encoded = encode_choice(choice)
+        if type(encoded) is type(stored) and encoded == stored:
             return copy.deepcopy(choice)  # a caller that changes the list must not change the study
     if isinstance(stored, str) and stored.startswith("["):
         try:

@@ -118,7 +118,7 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
     trials = stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     own = [trial for trial in trials if trial.state == TrialState.FAIL or "seed" in trial.user_attrs]
     runs = _runs(study, candidates, own)
-    kept = {each.candidate.label for each in runs}
+    found_labels = {each.candidate.label for each in runs}
     sign = 1.0 if study.search.minimized else -1.0
     ranked = sorted(runs, key=lambda each: (each.failed > 0, sign * each.estimate.mean))
     searched = [each for each in ranked if each.candidate.score is not None]
@@ -140,7 +140,7 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
         winner=winner,
         gain=gains[0] if gains else None,
         others={each.candidate.title: other for each, other in zip(searched[1:], others, strict=True)},
-        lost=tuple(candidate for candidate in candidates if candidate.label not in kept),
+        lost=tuple(candidate for candidate in candidates if candidate.label not in found_labels),
     )
 
 
