@@ -32,7 +32,7 @@ def test_the_report_has_the_space_the_sizes_and_the_resolved_file() -> None:
         "  weight_decay: 1e-06 to 0.01, log scale",
         "  batch_size: 20 to 60, step 20, whole numbers",
         "  epochs: 2 to 4, log scale, whole numbers",
-        "data: digits, 120 training and 30 validation examples of 1 x 8 x 8, 10 classes",
+        "data: digits, 120 training and 30 validation examples of 1 x 8 x 8 pixels, 10 classes",
         f"network: {64 * 8 + 8 + 8 * 10 + 10} parameters (at the first value of each range)",
         "population: 4 members, ",
         "trials: 6 of at most 4 epochs",
