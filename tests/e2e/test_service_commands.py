@@ -422,8 +422,8 @@ def test_ray_without_an_address_means_a_local_cluster(given: list[str], parsed: 
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        (["--gpus-per-worker", "0.5"], "--gpus-per-worker: goes with --ray; "),
-        (["--gpus-per-worker", "0.5", "--workers", "2"], "--gpus-per-worker: goes with --ray; "),
+        (["--gpus-per-worker", "0.5"], "--gpus-per-worker: works with --ray only; "),
+        (["--gpus-per-worker", "0.5", "--workers", "2"], "--gpus-per-worker: works with --ray only; "),
         (["--gpus-per-worker", "-1", "--ray"], "Invalid value for '--gpus-per-worker'"),
         (["--ray", "--device", "cpu"], "--device: Ray chooses where its workers train; "),
         (["--workers", "0"], "Invalid value for '--workers'"),
