@@ -38,9 +38,9 @@ from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import config_of
 from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_study
-from hpo.training.device_split import DeviceSplit, to_device
+from hpo.training.auto_precision import choose_precision
+from hpo.training.device_data import DeviceSplit, to_device
 from hpo.training.population import train
-from hpo.training.precision import choose_precision
 from hpo.training.seeds import member_seed
 from hpo.training.stack import Member
 

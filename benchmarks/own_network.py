@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from hpo.search.plan import plan, to_planned_device
 from hpo.studyfile import Choices, Parameter, Study, read_study
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.networks.builtin import build
 from hpo.training.population import train
 from hpo.training.randomness import batch_order

@@ -25,7 +25,7 @@ from hpo.errors import HpoError
 from hpo.search.points import trial_seed
 from hpo.search.space import combination, config_of, size
 from hpo.studyfile import Study, read_study
-from hpo.training.device_split import to_device
+from hpo.training.device_data import to_device
 from hpo.training.networks.builtin import build
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from hpo.results.doctor.finding import Finding
     from hpo.results.final_test.predict import Predictions
     from hpo.results.final_test.result import Tested
+    from hpo.results.output import Result
     from hpo.results.reproduce.replay import Replay
-    from hpo.results.result import Result
     from hpo.search import events
     from hpo.service.status import Status
     from hpo.studyfile.searched import Choices, Range
@@ -79,7 +79,7 @@ _NAMES_BY_MODULE = {
     "hpo.results.final_test.predict": ["Predictions"],
     "hpo.results.final_test.result": ["Tested"],
     "hpo.results.reproduce.replay": ["Replay"],
-    "hpo.results.result": ["Result"],
+    "hpo.results.output": ["Result"],
     "hpo.service.status": ["Status"],
     "hpo.studyfile.searched": ["Choices", "Range"],
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hpo.api.stored_study import open_existing
-from hpo.results.result import Output
+from hpo.results.output import Output
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

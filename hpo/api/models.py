@@ -11,8 +11,8 @@ from hpo.api.interruption import stop_event
 
 if TYPE_CHECKING:
     from hpo.results.final_test.predict import Predictions
+    from hpo.results.output import Result
     from hpo.results.reproduce.replay import Replay
-    from hpo.results.result import Result
 
 
 def replay(

@@ -54,7 +54,7 @@ def launch(
     """
     parsed = read(study)
 
-    from hpo.results.unranked import no_best_trial
+    from hpo.results.no_best_trial import no_best_trial
     from hpo.search.options import LaunchOptions
     from hpo.service.launching import launch as search
     from hpo.storage import open_storage

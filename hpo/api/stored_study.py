@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hpo.results.certificate import Certificate
     from hpo.results.confirm.result import Confirmation
     from hpo.results.final_test.result import Tested
-    from hpo.results.result import Result
+    from hpo.results.output import Result
     from hpo.search.events import StudyEnded
     from hpo.service.status import StudyStatus
     from hpo.storage import Storage
@@ -215,7 +215,7 @@ class StoredStudy:
     def write_report(self, path: str | Path | None = None) -> Path:
         """Write the report, by default to `NAME-report.html` in the current folder; return the file."""
         from hpo.files import write_atomically
-        from hpo.results.naming import file_stem
+        from hpo.results.derived_names import file_stem
 
         target = Path(f"{file_stem(self.name)}-report.html") if path is None else Path(path)
         write_atomically(self.report(), target)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hpo.results.output import Result
 from hpo.results.ranking import METRIC_LABELS
-from hpo.results.result import Result
 
 VERIFIED = "hpo:verified"
 """The study attribute with the certificate."""

@@ -1,4 +1,4 @@
-"""Edges of searched ranges: the edge at which a value lies, a wider bound, and a warning with the option that sets it.
+"""Warn where a best value lies at an edge of its range, and suggest a wider range.
 
 A bound that is offered is one that a launch accepts and with which the best trial could be trained. Of an argument of a
 user-defined network only the range is known: a range within 0 and 1 stays there, and no range changes its sign. Knows

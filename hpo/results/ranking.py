@@ -15,8 +15,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.study_facts import metrics_of
-from hpo.results.unranked import no_best_trial
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
 from hpo.storage.studies import MAX_TRIALS

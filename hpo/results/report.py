@@ -21,11 +21,11 @@ from hpo.errors import HpoError
 from hpo.results.certificate import VerificationResult, certificate_of
 from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import CONFIRMATION_HEADING, conclusions, confirmation_rows
+from hpo.results.derived_names import file_stem
 from hpo.results.display.check import parameter_line
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source
 from hpo.results.final_test.result import evaluation_lines
-from hpo.results.naming import file_stem
 from hpo.results.ranking import METRIC_LABELS, params_line, rank_label, score, score_text
 from hpo.results.study_facts import states_line
 from hpo.search.sampling.warm_start import warm_start

@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
 from hpo.results.confirm.result import find_confirmation
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import rank_label, score
 from hpo.results.study_facts import STATES
-from hpo.results.unranked import no_best_trial
 from hpo.search.space import decode
 from hpo.search.study_records import CURVE, stored_study
 from hpo.storage import Storage, best_trials, load_study

@@ -1,4 +1,4 @@
-"""Checkpoints: the weights of the best trials as artifacts, `[training] keep` and `keep_trials`.
+"""Save the weights of the best trials as artifacts (`[training] keep`, `keep_trials`); not for resuming training.
 
 A trial that completes among the best is stored with the name of its checkpoint; checkpoints of trials that are no
 longer among the best are removed after every population. Where files cannot be written or removed, the search warns
@@ -29,7 +29,7 @@ from hpo.storage.artifacts import (
 )
 from hpo.storage.pareto import best_first, directions, losses
 from hpo.studyfile import Study
-from hpo.training.networks.weights import State, weights_to_bytes
+from hpo.training.networks.weights_file import State, weights_to_bytes
 from hpo.training.population import EpochResult
 
 WEIGHTS = "hpo.weights/1"

@@ -1,4 +1,4 @@
-"""Comparability: the changes of a study file, data or code after which old and new trials may still be ranked together.
+"""Comparability: which changes of study file or data keep old and new trials comparable.
 
 `--extend` and `search.start_from` use the same rule: ranges, choices and a few keys may differ, everything else that
 is fixed must be the same.

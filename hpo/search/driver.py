@@ -1,4 +1,4 @@
-"""Drivers: what submit, launch and join do differently for network studies and for objective studies.
+"""Two implementations of submit, launch and join: one for network studies, one for objective studies.
 
 A driver is made of a study and its plan on this machine, so that every error of file, code, data and device is found
 before anything is stored.
@@ -34,9 +34,9 @@ from hpo.search.study_records import (
 )
 from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
-from hpo.training.device_split import DeviceSplit
+from hpo.training.auto_precision import choose_precision
+from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import describe_device
-from hpo.training.precision import choose_precision
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
 from hpo.usercode import UserCode

@@ -1,4 +1,4 @@
-"""The Optuna study that an objective function sees: in memory, with the running trial's writes stored at once.
+"""The in-memory Optuna study of an objective study; the running trial's writes are stored at once.
 
 Samplers, pruners, checks and attributes are Optuna's own. Parameters, reports and attributes of the running trial are
 written to the storage under the trial's claim; a sampler's own attributes stay in memory. Trials of other workers come

@@ -1,4 +1,4 @@
-"""The search of an objective study: the objective function is called with one trial after the other.
+"""The search of an objective study: trials run one after the other in the objective function.
 
 A trial ends as in Optuna: the returned number is its value; `TrialPruned` prunes it; any other exception, `sys.exit`
 among them, fails it and is stored with it. Three failures of the same kind in a row end the search.

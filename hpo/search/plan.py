@@ -1,4 +1,4 @@
-"""The plan of a study on this machine: its code, and for networks device, data, network size and population.
+"""Plan a study on this machine: code, device, data, network size and population, with every error found early.
 
 Every error of the study file, the data, the code or the device is found here, before anything is stored; a launch and
 `hpo check` begin with a plan. A stored study is planned with the data and code that it was created with.
@@ -22,7 +22,7 @@ from hpo.search.space import Values, config_of
 from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.messages import dotted_key
-from hpo.training.device_split import DeviceSplit, example_shape, to_device
+from hpo.training.device_data import DeviceSplit, example_shape, to_device
 from hpo.training.devices import describe_device, find_device, is_out_of_memory
 from hpo.training.grouping import PROOF_EXAMPLES, two_networks, why_not_stackable
 from hpo.training.networks.builtin import build

@@ -1,4 +1,4 @@
-"""The training of one population: its learning curves, pruning, and the end of each member.
+"""Train one population: store its learning curves, prune, and complete or fail each trial.
 
 Promises: an epoch is stored before the next begins; a member that has ended, or whose claim was lost to another worker,
 is dropped before the next epoch; an exception raised by the training fails the members and does not leave this module.

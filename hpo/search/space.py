@@ -1,4 +1,4 @@
-"""The search space of a study: as Optuna's distributions, and as a finite set where it is one.
+"""The search space of a study, as Optuna's distributions and, where it is finite, as numbered configurations.
 
 A range with a step contains the numbers that its decimals say (0.1, 0.2, 0.3, never 0.30000000000000004), so that equal
 trials have equal parameters, however they were sampled.

@@ -206,7 +206,7 @@ def _create(
         return None
     stored = load_study(storage, study.name)
     if isinstance(study, Study):  # an objective's value has no name
-        from hpo.training.global_state import WARNINGS_LOCK  # imports torch, which reading a study does not need
+        from hpo.training.global_locks import WARNINGS_LOCK  # imports torch, which reading a study does not need
 
         with WARNINGS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)

@@ -1,4 +1,4 @@
-"""Rounds of narrowing: each round narrows the ranges around the best trials of the study before, and searches them.
+"""Search and narrow in turn: each round searches the ranges narrowed from the round before.
 
 A round is an ordinary study: it can be interrupted, watched and shared. Repeating the command continues the rounds and
 trains no trial twice: a stored study with the round's name is reused if it equals the proposed one, or else an error.
@@ -14,8 +14,8 @@ from hpo.errors import HpoError
 from hpo.results.display.progress import QuietProgress
 from hpo.results.display.summary import ended_line
 from hpo.results.narrow.next_study import propose
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import METRIC_LABELS, score
-from hpo.results.unranked import no_best_trial
 from hpo.search.events import StudyEnded
 from hpo.search.options import LaunchOptions
 from hpo.search.study_records import stored_study

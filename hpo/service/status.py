@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from hpo.errors import StorageError
 from hpo.results.display.progress import duration, pace
-from hpo.results.result import Output
+from hpo.results.output import Output
 from hpo.results.study_facts import counts_by_state
 from hpo.search.study_records import STUDY, foreign_study_error, trial_target
 from hpo.storage import (

@@ -22,7 +22,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError, StorageError, StudyClosedError, TrainingError, UnknownStudyError
-from hpo.results.unranked import no_best_trial
+from hpo.results.no_best_trial import no_best_trial
 from hpo.search.events import Note, Reason
 from hpo.search.launch import ended, join
 from hpo.search.loop import Search

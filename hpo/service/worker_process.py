@@ -1,4 +1,4 @@
-"""Worker process: waits for its storage, writes a log, serves metrics, and stops within a shutdown timeout."""
+"""Main function of a worker process: wait for the storage, log, serve metrics, stop with a timeout."""
 
 from __future__ import annotations
 

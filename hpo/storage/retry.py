@@ -1,4 +1,4 @@
-"""Whole transactions that are retried when the connection to the database server is lost.
+"""Retry a transaction where the connection to the database server is lost.
 
 Promises: a write is committed once, or the TransientError of the last attempt says why it may not be; attempts end when
 the engine's `RetryPolicy` ends. The server's answer to a commit can be lost with the connection. So the function that

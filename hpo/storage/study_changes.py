@@ -1,4 +1,4 @@
-"""Changes of a study: its state, name and settings.
+"""Change a study's state (pause, resume, stop), its name or its settings.
 
 A pause requeues the running trials: their workers find after the epoch that they have lost their claims. Settings
 change only while no worker trains trials under the previous ones; the name can change at any time.

@@ -1,4 +1,4 @@
-"""Check a study's tree: `parse_study` returns a valid study or raises one error.
+"""Validate the tree of a study file: return a study, or raise one error.
 
 Fixed and searched values are checked alike. The models validate the tree with the first candidate of each searched
 value (low, or the first choice) in its place. Then they validate each other candidate, with all other values at their

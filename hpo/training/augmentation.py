@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpo.studyfile import TrainingSettings
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.randomness import augmentation_numbers
 
 

@@ -9,7 +9,7 @@ import torch
 
 from hpo.errors import UsageError
 from hpo.text import printable
-from hpo.training.global_state import WARNINGS_LOCK
+from hpo.training.global_locks import WARNINGS_LOCK
 
 CHECK_SIZE = 64
 """Rows and columns of the matrices that `check_device` multiplies."""

@@ -1,4 +1,4 @@
-"""Predict log-probabilities with a trained network and with random sub-networks of its dropout layers.
+"""Log-probabilities of a trained network, as a whole or averaged over random dropout masks.
 
 A sub-network is the network under one dropout mask per dropout layer and call, the same for all examples: dropout
 trains very many such networks, which share their weights (N. Srivastava et al., "Dropout: A Simple Way to Prevent

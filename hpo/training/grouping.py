@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hpo.errors import HpoError
 from hpo.studyfile import Config, NetworkSettings
 from hpo.studyfile.keys import unsearchable_keys
-from hpo.training.device_split import DeviceSplit, Shape
+from hpo.training.device_data import DeviceSplit, Shape
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import check_trainable
 from hpo.training.stack import Member

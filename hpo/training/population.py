@@ -28,9 +28,9 @@ from multiprocessing.pool import ThreadPool
 
 import torch
 
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.networks.builtin import build
-from hpo.training.networks.weights import State
+from hpo.training.networks.weights_file import State
 from hpo.training.size import device_memory, measure_network, member_size
 from hpo.training.stack import DTYPES, Member, MemberMetrics, Stack
 

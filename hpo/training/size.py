@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hpo.studyfile import Config, NetworkSettings
-from hpo.training.device_split import Shape
-from hpo.training.global_state import GLOBAL_STATE_LOCK
+from hpo.training.device_data import Shape
+from hpo.training.global_locks import GLOBAL_STATE_LOCK
 from hpo.training.networks.builtin import build, built_in_layers
 from hpo.training.optimizers import RULES
 from hpo.training.stack import DTYPES

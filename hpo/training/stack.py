@@ -1,4 +1,4 @@
-"""Train one stack: the members' network and optimizer, one epoch at a time.
+"""Train one stack, the members that run as one tensor program, one epoch at a time.
 
 An epoch synchronizes with the device once, at its end. Other stacks and threads play no role here.
 """
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from hpo.studyfile import Config
 from hpo.training.augmentation import epoch_images
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import widest_float
 from hpo.training.networks.user_defined import checked_output, with_output_check
-from hpo.training.networks.weights import State
+from hpo.training.networks.weights_file import State
 from hpo.training.optimizers import Optimizer
 from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.stacking.dropout import Dropout

@@ -1,4 +1,4 @@
-"""Train members of any settings on one split: grouping, memory limits, precision, early stopping.
+"""Train trials of any settings on one split: group them by architecture, fit populations to memory, train.
 
 `Trainer.train` is the generator of a population (see `population.train`). It trains in smaller populations where memory
 is too small, and replaces `precision = "auto"` by the fastest precision. `Trainer.run` trains members that are not
@@ -17,10 +17,10 @@ import torch
 from hpo.errors import HpoError, InterruptionError
 from hpo.studyfile import Config
 from hpo.studyfile.models import is_minimized
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import is_out_of_memory
 from hpo.training.grouping import Grouping
-from hpo.training.networks.weights import State
+from hpo.training.networks.weights_file import State
 from hpo.training.population import EpochResult, train
 from hpo.training.size import count_parameters
 from hpo.training.stack import Member

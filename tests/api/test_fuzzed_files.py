@@ -31,7 +31,7 @@ from hpo.results.reproduce import replay as replaying
 from hpo.search.enqueueing import network_values
 from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_any_study
-from hpo.training.networks.weights import read_weights
+from hpo.training.networks.weights_file import read_weights
 
 MAX_S = 20
 """CPU seconds that a file may take."""

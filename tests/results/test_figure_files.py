@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial
 from stored_studies import trial
 
 from hpo.errors import HpoError, UsageError
+from hpo.results.derived_names import file_stem
 from hpo.results.figures.files import plot, save
-from hpo.results.naming import file_stem
 from hpo.storage import Storage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -33,9 +33,9 @@ from hpo.storage import Storage, best_trials, load_study
 from hpo.storage.artifacts import artifact_folder
 from hpo.storage.test_evaluations import TESTS, complete_evaluation
 from hpo.studyfile import Study
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.networks.builtin import build
-from hpo.training.networks.weights import read_weights
+from hpo.training.networks.weights_file import read_weights
 from hpo.training.population import train
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member

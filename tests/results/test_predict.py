@@ -25,7 +25,7 @@ from hpo.results.final_test.model_card import CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, sha256
 from hpo.results.final_test.predict import predictions
 from hpo.storage import open_storage
-from hpo.training.networks.weights import read_weights, weights_to_bytes
+from hpo.training.networks.weights_file import read_weights, weights_to_bytes
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from stored_studies import OWN, tree, trial
 
-from hpo.results.unranked import no_best_trial
+from hpo.results.no_best_trial import no_best_trial
 from hpo.storage import Storage, StudyState, set_state
 
 Store = Callable[..., optuna.Study]

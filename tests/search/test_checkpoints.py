@@ -24,8 +24,8 @@ from hpo.service.queue_control import delete
 from hpo.storage import Storage, best_trials, identity, load_study, open_storage, rename_study, study_names
 from hpo.storage.artifacts import CHECKPOINT_NAMES, artifact_folder, checkpoint_files, checkpoint_id
 from hpo.studyfile import Study, parse_study
-from hpo.training.device_split import example_shape
-from hpo.training.networks.weights import load_network, read_weights
+from hpo.training.device_data import example_shape
+from hpo.training.networks.weights_file import load_network, read_weights
 
 ROUGH = {"low": 0.5, "high": 30.0, "log": True}
 """Learning rates at which the lowest validation loss is often not the last epoch's."""

@@ -26,7 +26,7 @@ from hpo.search.space import combination, config_of, size
 from hpo.search.study_records import CURVE
 from hpo.storage import Storage, best_trials
 from hpo.studyfile import Study, read_study
-from hpo.training.device_split import DeviceSplit, to_device
+from hpo.training.device_data import DeviceSplit, to_device
 from hpo.training.networks.builtin import build
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer

@@ -32,7 +32,7 @@ from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import config_of
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study
-from hpo.training.device_split import to_device
+from hpo.training.device_data import to_device
 from hpo.training.population import train
 from hpo.training.stack import Member
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch_reference import config
 
-from hpo.training.networks.activations import layer_outputs, output_statistics
+from hpo.training.networks.activation_statistics import layer_outputs, output_statistics
 from hpo.training.networks.builtin import build
 
 

@@ -10,7 +10,7 @@ from torch_reference import config, curves, made_images, member, plain_images
 
 from hpo.studyfile import TrainingSettings
 from hpo.training.augmentation import epoch_images
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 
 SPLIT = made_images(train=400, shape=(3, 6, 9))
 ALL = torch.arange(400)

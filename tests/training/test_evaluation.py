@@ -14,7 +14,7 @@ from torch_reference import config, made_images
 from hpo.errors import HpoError
 from hpo.training.evaluation import log_probabilities, subnetwork_log_probabilities
 from hpo.training.networks.builtin import build
-from hpo.training.networks.weights import TYPES, load_network, read_weights, weights_to_bytes
+from hpo.training.networks.weights_file import TYPES, load_network, read_weights, weights_to_bytes
 from hpo.training.stack import EVALUATION_BATCH
 
 SPLIT = made_images(train=10, validation=EVALUATION_BATCH + 30)

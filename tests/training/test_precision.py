@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch_reference import config, made_images, member
 
-from hpo.training.precision import MIN_SPEEDUP, choose_precision
+from hpo.training.auto_precision import MIN_SPEEDUP, choose_precision
 
 
 @pytest.mark.parametrize("more", [{}, {"batch_size": 1}, {"lr": 1e30}, {"batch_size": 1000}, {"epochs": 1}])

@@ -15,12 +15,12 @@ from torch_reference import config, curves, made_images, member
 
 from hpo.errors import HpoError, SettingError
 from hpo.studyfile import Config, NetworkSettings
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.evaluation import log_probabilities
 from hpo.training.grouping import why_not_stackable
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import check_reproducible, check_trainable
-from hpo.training.networks.weights import load_network
+from hpo.training.networks.weights_file import load_network
 from hpo.training.population import train
 from hpo.training.stack import EVALUATION_BATCH, Member
 from hpo.training.trainer import Trainer

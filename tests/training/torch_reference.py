@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, StepLR
 
 from hpo.studyfile import Config, OptimizerSettings, TrainingSettings
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.networks.builtin import build
 from hpo.training.population import train
 from hpo.training.randomness import augmentation_numbers, batch_order, dropout_keys

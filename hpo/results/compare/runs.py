@@ -19,8 +19,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import UsageError, nearest
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import by_configuration, params_line, score
-from hpo.results.unranked import no_best_trial
 from hpo.search.space import decode, identity
 from hpo.search.study_records import CURVE, DATA, stored_study
 from hpo.storage import FAILURE_REASON, Storage, TrialFields, load_study, study_names, summary

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import HpoError
 from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.results.confirm.study import CONFIRMS, Candidate, confirmations, original_name
+from hpo.results.no_best_trial import trial_outcomes
 from hpo.results.ranking import by_configuration, score
-from hpo.results.unranked import trial_outcomes
 from hpo.search.space import settings
 from hpo.search.study_records import stored_study, trial_target
 from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of, summary

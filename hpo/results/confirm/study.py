@@ -1,4 +1,4 @@
-"""Confirming studies: the best configurations of a study and its baseline, as points to train under fresh seeds.
+"""Create the study that `hpo confirm` trains: the best configurations and the baseline under fresh seeds.
 
 The best of many noisy scores is partly luck; scores under fresh seeds show how much. A confirming study is an ordinary
 study in the same storage, so it can be launched, watched, interrupted and shared like any other. An attribute of it
@@ -14,9 +14,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError, UsageError
-from hpo.results.naming import with_suffix
+from hpo.results.derived_names import with_suffix
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import ranked_configurations
-from hpo.results.unranked import no_best_trial
 from hpo.search.comparability import same_data
 from hpo.search.points import baseline
 from hpo.search.space import Values, decode, holds, is_whole, settings

@@ -11,8 +11,8 @@ from typing import Any
 
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
 from hpo.results.confirm.result import Confirmation, ConfirmedConfiguration, Difference
+from hpo.results.output import Result
 from hpo.results.ranking import METRIC_LABELS, params_line
-from hpo.results.result import Result
 from hpo.search.space import distributions
 from hpo.text import columns, join_and
 

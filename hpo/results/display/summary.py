@@ -8,9 +8,9 @@ from __future__ import annotations
 from hpo.results.confirm.result import runs_left
 from hpo.results.confirm.study import confirmations
 from hpo.results.edges import edge_warnings
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import best_line
 from hpo.results.study_facts import metrics_of
-from hpo.results.unranked import no_best_trial
 from hpo.search.events import StudyEnded
 from hpo.search.study_records import DATA
 from hpo.storage import Storage, StudySummary, best_trials, storage_option, summary

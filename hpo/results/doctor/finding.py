@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from hpo.errors import HpoError
-from hpo.results.result import Output
+from hpo.results.output import Output
 from hpo.text import json_line
 
 WIDTH = 18  # of the longest name of a check

@@ -1,4 +1,4 @@
-"""Findings from the facts about a storage: ok, warning or problem, what was found, and what to do.
+"""Turn storage measurements into findings: ok, warning or problem, with advice.
 
 Pure functions, one a check. Commands in the advice can be pasted into a shell, except for masked passwords.
 """

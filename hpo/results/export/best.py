@@ -21,11 +21,11 @@ from hpo.errors import HpoError
 from hpo.results.certificate import certificate_of
 from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import winner_tree
-from hpo.results.naming import with_suffix
+from hpo.results.derived_names import with_suffix
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score, values_of
 from hpo.results.selection import completed_trial, params_of
 from hpo.results.study_facts import counts_by_state, metrics_of
-from hpo.results.unranked import no_best_trial
 from hpo.search.study_records import CODE, CURVE, DATA, RUN, any_stored_study, precision_of, user_attrs_of
 from hpo.storage import IDENTITY, WORKER, Storage, StudySummary, best_trials, load_study, summary
 from hpo.studyfile import ObjectiveStudy, Study

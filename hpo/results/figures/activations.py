@@ -23,7 +23,13 @@ from hpo.search.space import decode
 from hpo.search.study_records import check_data, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Choices, Study
-from hpo.training.networks.activations import BOUNDS, LayerOutputs, OutputStatistics, layer_outputs, output_statistics
+from hpo.training.networks.activation_statistics import (
+    BOUNDS,
+    LayerOutputs,
+    OutputStatistics,
+    layer_outputs,
+    output_statistics,
+)
 
 EXAMPLES = 1000
 BINS = 50

@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 
 from hpo.errors import HpoError, UsageError
 from hpo.files import write_atomically
+from hpo.results.derived_names import file_stem
 from hpo.results.figures.kinds import ACTIVATIONS, check_kinds, draw
 from hpo.results.figures.source import BEST, read_source
-from hpo.results.naming import file_stem
 from hpo.storage import Storage
 
 

@@ -14,9 +14,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.results.no_best_trial import no_best_trial, trial_outcomes
 from hpo.results.ranking import score
 from hpo.results.study_facts import VALUE, conditional_of, metrics_of
-from hpo.results.unranked import no_best_trial, trial_outcomes
 from hpo.search.space import contains
 from hpo.search.study_records import CURVE, Curve
 from hpo.storage import Storage, TrialFields, best_trials, summary

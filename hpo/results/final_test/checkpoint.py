@@ -1,4 +1,4 @@
-"""The network to test, read from the checkpoint of the selected trial.
+"""Read the selected trial's checkpoint, and check that it belongs to that trial.
 
 A checkpoint is accepted only if it belongs to the trial: its epoch and validation loss must be in the trial's stored
 learning curve.
@@ -17,7 +17,7 @@ from hpo.search.plan import NetworkPlan
 from hpo.search.study_records import CURVE, RUN, precision_of, user_attrs_of
 from hpo.storage import WORKER, Storage
 from hpo.storage.artifacts import ARTIFACTS_VARIABLE, artifact_folder, checkpoint_files
-from hpo.training.networks.weights import State, read_weights
+from hpo.training.networks.weights_file import State, read_weights
 
 
 @dataclass(frozen=True)

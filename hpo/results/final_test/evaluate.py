@@ -21,11 +21,11 @@ from torch import nn
 from hpo.data import Examples, SealedExamples, check_test, load_test
 from hpo.errors import HpoError, StorageError
 from hpo.files import write_atomically
+from hpo.results.derived_names import file_stem
 from hpo.results.final_test.checkpoint import Trained, read_checkpoint
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, check_free, new_folder, sha256
 from hpo.results.final_test.result import Tested, result_tree, write_files
 from hpo.results.final_test.scores import check_untrained, evaluate_network, network_errors, training_sample
-from hpo.results.naming import file_stem
 from hpo.results.selection import Selection, select
 from hpo.search.plan import NetworkPlan, plan_stored, to_planned_device
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
@@ -41,9 +41,9 @@ from hpo.storage.test_evaluations import (
     start_evaluation,
 )
 from hpo.studyfile import Study
-from hpo.training.device_split import example_shape
+from hpo.training.device_data import example_shape
 from hpo.training.devices import describe_device
-from hpo.training.networks.weights import load_network, read_weights, weights_to_bytes
+from hpo.training.networks.weights_file import load_network, read_weights, weights_to_bytes
 from hpo.training.population import EpochResult
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member

@@ -1,4 +1,4 @@
-"""Reader of model cards, `hpo.card/1`: the description of the network whose weights are beside the card.
+"""Read and check a model card, `hpo.card/1`: the description of the network beside its weights.
 
 A card may come from anywhere: it is checked before a network is built from it. A damaged or too large card is an
 HpoError of one line.
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
 from hpo.studyfile.messages import format_value
-from hpo.training.device_split import Shape
+from hpo.training.device_data import Shape
 from hpo.untrusted_files import parse_json, read_limited
 
 CARD = "hpo.card/1"

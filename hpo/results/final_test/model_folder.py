@@ -1,4 +1,4 @@
-"""Model folders: write one completely or not at all, and read the network of one.
+"""Write the folder of a tested network whole or not at all, and load its network.
 
     weights.safetensors   the weights, never a pickle
     card.json             hpo.card/1: configuration, input format, data, versions, SHA-256 of the weights
@@ -24,9 +24,9 @@ from hpo.errors import CodeError, HpoError
 from hpo.files import UMASK, temporary_path
 from hpo.results.final_test.model_card import CARD_FILE, damaged_card, read_card
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_split import Shape
+from hpo.training.device_data import Shape
 from hpo.training.networks.builtin import build_uninitialized
-from hpo.training.networks.weights import MAX_ELEMENT_BYTES, load_network, max_weights_bytes, read_weights
+from hpo.training.networks.weights_file import MAX_ELEMENT_BYTES, load_network, max_weights_bytes, read_weights
 from hpo.training.size import device_memory, measure_network, network_size
 from hpo.untrusted_files import open_regular_file
 from hpo.usercode import find_unchanged_code, one_line_error

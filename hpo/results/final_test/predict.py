@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hpo.errors import HpoError
 from hpo.results.final_test.model_folder import Model, read_model
-from hpo.results.result import Output
+from hpo.results.output import Output
 from hpo.training.devices import find_device, is_out_of_memory
 from hpo.training.evaluation import log_probabilities
 from hpo.untrusted_files import open_regular_file

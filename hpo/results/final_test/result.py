@@ -17,7 +17,7 @@ from hpo.results.figures.files import page
 from hpo.results.final_test.checkpoint import Trained
 from hpo.results.final_test.model_card import CARD, CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE
-from hpo.results.result import Result
+from hpo.results.output import Result
 from hpo.results.selection import Selection
 from hpo.storage.test_evaluations import Evaluation
 from hpo.studyfile import Study

@@ -23,7 +23,7 @@ from hpo.results.compare.statistics import CONFIDENCE, wilson
 from hpo.results.selection import Selection
 from hpo.search.plan import NetworkPlan
 from hpo.studyfile import Study
-from hpo.training.device_split import example_shape
+from hpo.training.device_data import example_shape
 from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
 from hpo.training.networks.builtin import build
 from hpo.training.stack import EVALUATION_BATCH

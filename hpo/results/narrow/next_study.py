@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.files import write_atomically
-from hpo.results.naming import file_stem, with_suffix
+from hpo.results.derived_names import file_stem, with_suffix
 from hpo.results.narrow.ranges import Best, Change, best_configurations, changes
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import METRIC_LABELS
-from hpo.results.unranked import no_best_trial
 from hpo.search.sampling.warm_start import completed, warm_start
 from hpo.search.study_records import stored_study, user_attrs_of
 from hpo.storage import Storage, load_study

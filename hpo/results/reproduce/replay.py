@@ -19,9 +19,9 @@ from hpo.errors import CodeError, HpoError, UsageError
 from hpo.results.certificate import largest_text
 from hpo.results.export.best import VERSION
 from hpo.results.final_test.model_card import CodeRecord, FileModel
+from hpo.results.output import Result
 from hpo.results.ranking import METRIC_LABELS
 from hpo.results.reproduce.retrain import Retrained, StoredTrial, retrain
-from hpo.results.result import Result
 from hpo.search.plan import plan
 from hpo.search.study_records import Curve
 from hpo.studyfile import Study, parse_study

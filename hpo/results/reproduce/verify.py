@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
 from hpo.results.certificate import VERIFIED, Certificate
+from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score
 from hpo.results.reproduce.retrain import Retrained, StoredTrial, retrain
-from hpo.results.unranked import no_best_trial
 from hpo.search.plan import plan_stored
 from hpo.search.space import config_of
 from hpo.search.study_records import CURVE, RUN, precision_of, stored_study, user_attrs_of

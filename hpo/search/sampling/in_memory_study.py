@@ -1,4 +1,4 @@
-"""One study in memory for Optuna's samplers and pruners: an Optuna storage whose trials can be replaced.
+"""An Optuna storage for one study in memory, whose trials can be replaced.
 
 A trial's id is its number. Trials are not copied when they are put in, and the caller must not change them afterwards.
 There is no best trial, because no sampler and no pruner of hpo reads it. `get_all_trials` returns first the trials of

@@ -1,4 +1,4 @@
-"""Optuna's pruners, made fast for long histories.
+"""Incremental pruners: Optuna's median and hyperband, made fast for long histories.
 
 They decide the same as Optuna's. Optuna's pruners read all trials for every member and epoch; these read each trial
 once. Each instance serves one study with one objective value.

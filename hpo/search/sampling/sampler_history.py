@@ -1,4 +1,4 @@
-"""The Optuna study that samplers and pruners of a network study see: in memory, with this worker's trials as running.
+"""The in-memory Optuna study that samplers and pruners of a network study read.
 
 All members of a population are sampled from this study, so that each takes the others into account, and known trials
 are not read from the storage again. Trials of other workers come in by `sync`; until then they count as running. Trials

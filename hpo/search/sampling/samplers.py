@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners by the names that study files use.
+"""Create the sampler and the pruner that a study file names.
 
 A sampler is created for every trial with a seed of its own: a trial's parameters depend on the study's seed, the
 trial's number and the history, but not on how many trials the same process has sampled before.
@@ -31,7 +31,7 @@ from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import check_space, groups
 from hpo.studyfile import Study
 from hpo.studyfile.messages import dotted_key
-from hpo.training.global_state import WARNINGS_LOCK
+from hpo.training.global_locks import WARNINGS_LOCK
 from hpo.training.seeds import derive_seed
 
 GENERATION = "NSGAIISampler:generation"

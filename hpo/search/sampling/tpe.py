@@ -1,4 +1,4 @@
-"""Optuna's TPE (Bergstra et al. 2011), made fast for long histories.
+"""Incremental TPE (Bergstra et al. 2011): Optuna's, made fast for long histories.
 
 It proposes the same as Optuna's sampler with the same seed and history. Optuna's sorts all trials and converts their
 parameters to numbers for every proposal; here that is done once a trial (`Observations`). Estimators and candidates are

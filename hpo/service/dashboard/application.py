@@ -18,8 +18,8 @@ import bottle  # type: ignore[import-untyped]
 import optuna_dashboard
 
 from hpo.service.dashboard.guard import READING
-from hpo.service.dashboard.routes import Routes
-from hpo.service.dashboard.view import View
+from hpo.service.dashboard.request_checks import Routes
+from hpo.service.dashboard.thinned_storage import View
 from hpo.storage.artifacts import ArtifactFolder, artifacts_of_other_studies
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hpo.errors import SettingError
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_split import Shape
-from hpo.training.global_state import seeded
+from hpo.training.device_data import Shape
+from hpo.training.global_locks import seeded
 from hpo.training.networks.user_defined import construct
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -19,8 +19,8 @@ from torch.nn.parameter import is_lazy
 
 from hpo.errors import CodeError, SettingError, nearest
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_split import Shape
-from hpo.training.global_state import seeded
+from hpo.training.device_data import Shape
+from hpo.training.global_locks import seeded
 from hpo.usercode import load_reference
 
 MODULE = "network.module"

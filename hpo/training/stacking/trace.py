@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from hpo.errors import HpoError
-from hpo.training.global_state import GLOBAL_STATE_LOCK
+from hpo.training.global_locks import GLOBAL_STATE_LOCK
 from hpo.training.stacking.supported import ADVICE, DROPOUT_LAYERS, METADATA_ARITHMETIC, TENSOR_METADATA
 
 

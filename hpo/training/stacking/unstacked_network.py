@@ -1,4 +1,4 @@
-"""Run one member's module unstacked: the forward is torch's, the backward autograd's.
+"""One member's network in plain torch, where it cannot be stacked.
 
 Optimizers and metrics are those of stacks. The random numbers that the forward draws from the global generators of
 torch, Python or NumPy depend on the member's seed, the epoch and the step; other users of these generators are not
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
-from hpo.training.global_state import seeded
+from hpo.training.global_locks import seeded
 from hpo.training.networks.user_defined import in_type
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_split import Shape
+from hpo.training.device_data import Shape
 from hpo.training.networks.builtin import build_uninitialized
 from hpo.training.networks.user_defined import in_type, with_output_check
 from hpo.untrusted_files import open_regular_file, parse_json

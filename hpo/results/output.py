@@ -1,4 +1,4 @@
-"""Results of commands: each has its numbers as a tree for JSON, and its text for people.
+"""Base classes of command output: a tree for JSON, and lines of text.
 
 A subclass of `Output` defines `tree` and `lines`; everything that prints or returns a result uses `str()`, `json_text`
 and `to_json` of it. Every line of text is printable, whatever names the result contains. Nothing is computed here.

@@ -1,4 +1,4 @@
-"""View of a storage for the dashboard: all trials of a long study, but only some of their learning curves.
+"""A storage for the dashboard that omits most learning curves of long studies.
 
 optuna-dashboard sends all trials to the browser and draws a line for each learning curve. A browser can draw
 hundreds of lines; with the curves of 20,000 trials the page never opens. So in a study of more than `LONG` trials, only

@@ -1,4 +1,4 @@
-"""Checks of requests to optuna-dashboard's routes, and an HTTP status for each error.
+"""Check requests to optuna-dashboard's routes, and answer each error with an HTTP status.
 
 optuna-dashboard does not check requests: a missing study or trial, a body that is no object or an artifact of another
 study ends in "internal server error", sometimes after half of the change. Here a missing thing is a 404, an

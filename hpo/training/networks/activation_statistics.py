@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_split import example_shape
+from hpo.training.device_data import example_shape
 from hpo.training.networks.builtin import ACTIVATIONS, build
 
 BOUNDS: dict[str, tuple[float, float]] = {

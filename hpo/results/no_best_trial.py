@@ -1,4 +1,4 @@
-"""The error for a study without a ranked trial: trials by state with the most frequent reason, and what to do.
+"""The error for a study without a completed trial: states of its trials, the most frequent reason, advice.
 
 A trial is ranked when it has completed with finite values. The advice never is a launch that would train nothing. Reads
 studies and changes nothing.

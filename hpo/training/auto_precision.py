@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from hpo.training.device_split import DeviceSplit
+from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import is_out_of_memory
 from hpo.training.population import EpochResult, train
 from hpo.training.stack import Member
