@@ -281,8 +281,8 @@ FUZZED = [fuzz_a_study_file, fuzz_an_export, fuzz_enqueued_values, fuzz_a_card, 
 @pytest.fixture(autouse=True)
 def train_small_studies_only(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
-    train = replaying.repeat
-    monkeypatch.setattr(replaying, "repeat", lambda study, *more: train(study, *more) if is_small(study) else [])
+    train = replaying.retrain
+    monkeypatch.setattr(replaying, "retrain", lambda study, *more: train(study, *more) if is_small(study) else [])
 
 
 @pytest.mark.parametrize("fuzz", FUZZED)
