@@ -139,7 +139,7 @@ def test_images_may_be_moved_but_not_changed(storage: Storage, home: Path, tmp_p
     with pytest.raises(HpoError, match="are not those that the study was created with"):
         see(storage)
     Path("best.json").write_text(export_text(storage, "tiny"))
-    with pytest.raises(HpoError, match=r"are not those that it was trained on \(their SHA-256 differs\)"):
+    with pytest.raises(HpoError, match=r"are not those of the exported trial \(their SHA-256 differs\)"):
         replay(Path("best.json"), "cpu", threading.Event(), pytest.fail)
 
 

@@ -201,8 +201,8 @@ def three_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sqlite_is_refused_where_there_is_more_than_one_node(three_nodes: None) -> None:
     line = (
-        "sqlite:///hpo.db: an SQLite file cannot be shared by 3 nodes of the Ray cluster; use a server that all of "
-        "them reach, --storage postgresql://USER@HOST/DATABASE"
+        "sqlite:///hpo.db: an SQLite file cannot be shared by 3 nodes of the Ray cluster; use a database server that "
+        "all of them reach, --storage postgresql://USER@HOST/DATABASE"
     )
     with pytest.raises(HpoError, match=f"^{re.escape(line)}$"):
         RayCrew("sqlite:///hpo.db", "tiny", 2, "auto", 0, print).__enter__()
