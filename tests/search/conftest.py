@@ -1,4 +1,4 @@
-"""What the search's tests share: storages in fresh SQLite files."""
+"""Fixtures of the search tests: empty storages, an uninterrupted study, launches in child processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hpo.studyfile import Study
 
 @pytest.fixture(autouse=True)
 def _on_one_thread(one_thread: None) -> None:
-    """All of these tests train."""
+    """Limit every search test to one thread: all of them train."""
 
 
 @pytest.fixture
 def new_storage(tmp_path: Path, blank_db: Path) -> Iterator[Callable[[], Storage]]:
-    """Open another storage, empty, at every call."""
+    """Return a function that opens a new empty storage."""
     opened: list[Storage] = []
 
     def make() -> Storage:
@@ -42,7 +42,7 @@ def storage(new_storage: Callable[[], Storage]) -> Storage:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Sequence[FrozenTrial]:
-    """The trials of `STUDY`, of a search that nobody disturbed."""
+    """Return the trials of `STUDY` after a search without interruption."""
     storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('whole')}/hpo.db")
     search(STUDY, storage)
     trials = trials_of(storage)
@@ -52,6 +52,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Sequence[FrozenTr
 
 @pytest.fixture
 def lock_step() -> Iterator[Callable[[Study, Storage], LockStep]]:
+    """Return a function that starts a launch in lock step with the test; kill these launches afterwards."""
     started: list[LockStep] = []
 
     def start(study: Study, storage: Storage) -> LockStep:
@@ -59,5 +60,5 @@ def lock_step() -> Iterator[Callable[[Study, Storage], LockStep]]:
         return started[-1]
 
     yield start
-    for each in started:
-        each.end()
+    for process in started:
+        process.end()

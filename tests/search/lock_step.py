@@ -1,4 +1,4 @@
-"""A launch in a process of its own that goes on when a test says so, and what a test does to such processes."""
+"""A launch in a child process that pauses after each event until the test continues it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpo.studyfile import Study
 
 
 class LockStep:
-    """A launch in a process of its own, which waits after each event until it is told to go on."""
+    """A launch in a child process, which waits after each event until the test continues it."""
 
     SCRIPT = """
 import json, sys, threading
@@ -27,12 +27,12 @@ from hpo.search.options import LaunchOptions
 from hpo.storage import open_storage
 from hpo.studyfile import parse_study
 
-def tell(event):
+def report(event):
     print(json.dumps(event.to_json()), flush=True)
     sys.stdin.readline()
 
 study = parse_study(json.loads(sys.argv[1]), "studies/tiny.toml")
-launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=tell, stop=threading.Event())
+launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=report, stop=threading.Event())
 """
 
     def __init__(self, study: Study, storage: Storage) -> None:
@@ -40,40 +40,40 @@ launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=t
         self.process = Fork(args, script=self.SCRIPT, stdin=PIPE, stdout=PIPE)
         self._deadline = threading.Timer(deadline(), self.process.kill)
         self._deadline.start()
-        self._waits = False
+        self._waiting = False
 
     def wait_for(self, name: str) -> None:
-        """Let it go on up to the next event of that name, and leave it waiting there."""
+        """Continue the launch up to the next event of this name, and leave the launch waiting there."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        if self._waits:
-            self._tell()
+        if self._waiting:
+            self._continue()
         while line := self.process.stdout.readline():
-            self._waits = True
+            self._waiting = True
             if json.loads(line)["event"] == name:
                 return
-            self._tell()
+            self._continue()
         raise AssertionError(f"the process ended, or the deadline passed, before {name}")
 
-    def _tell(self) -> None:
+    def _continue(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self._waits = False
+        self._waiting = False
 
     def go_on(self) -> None:
-        """Let it go on, and wait no more."""
+        """Continue the launch without further waiting."""
         assert self.process.stdin is not None
         if not self.process.stdin.closed:
             self.process.stdin.close()
 
     def finish(self) -> int:
-        """Let it go on to its end; return its status."""
+        """Continue the launch to its end; return the exit status."""
         self.finish_with_output()
         return self.process.returncode
 
     def finish_with_output(self) -> list[dict[str, Any]]:
-        """Let it go on to its end; return the events that are left."""
+        """Continue the launch to its end; return the remaining events."""
         self.go_on()
         assert self.process.stdout is not None
         output = self.process.stdout.read()
@@ -81,17 +81,18 @@ launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=t
         return [json.loads(line) for line in output.splitlines()]
 
     def end(self) -> None:
+        """Kill the process and cancel its deadline."""
         self._deadline.cancel()
         with self.process:
             self.process.kill()
 
     def kill(self) -> None:
-        """Kill it, and leave it in the table of processes, as happens in many containers: nobody reaps it."""
+        """Kill the process and leave it unreaped in the process table, as happens in many containers."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait_unreaped(deadline())
 
 
 def age_heartbeats(storage: Storage) -> None:
-    """Let all heartbeats be as old as if nothing had been heard for an hour."""
+    """Set all heartbeats back by an hour."""
     with storage.engine.begin() as connection:
         connection.execute(sa.text("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-1 hour')"))

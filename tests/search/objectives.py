@@ -1,4 +1,4 @@
-"""Objectives as users write them, and what is wrong with those that are not: files that tests give to studies."""
+"""An objective function as users write it, and studies of objective functions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def objective(trial):
             raise optuna.TrialPruned()
     return x**2 + shift
 """
-"""Of x in [-10, 10], with a parameter that only one kind has; its trials differ from the first step on."""
+"""An objective function of x in [-10, 10] with a conditional parameter; its trials differ from the first step on."""
 
 
 def objective_study(folder: Path, code: str = PLAIN, **search: Any) -> ObjectiveStudy:
-    """A study of `objective.py:objective`, which holds this code."""
+    """Write the code to `objective.py`; return a study of `objective.py:objective`."""
     (folder / "objective.py").write_text(code)
     tree = {"name": "own", "objective": "objective.py:objective", "search": {"trials": 4, **search}}
     study = parse_any_study(tree, "own.toml", folder)

@@ -1,4 +1,4 @@
-"""A study small enough to be searched hundreds of times, and what a test wants to know of it afterwards."""
+"""A study small enough to be searched hundreds of times, and helpers that search it and compare its trials."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ DROPOUT = {"low": 0.0, "high": 0.5, "step": 0.1}
 
 
 def tree(**changes: dict[str, Any] | str) -> dict[str, Any]:
-    """A study file's tree that searches the learning rate, with some sections' keys replaced."""
-    written: dict[str, Any] = {
+    """Return the tree of a study file that searches the learning rate, with some keys of its sections replaced."""
+    study_tree: dict[str, Any] = {
         "name": "tiny",
         "description": "a study of the tests",
         "data": {"dataset": "digits", "train_size": 150},
@@ -39,8 +39,8 @@ def tree(**changes: dict[str, Any] | str) -> dict[str, Any]:
         "search": {"trials": 6, "sampler": "random", "population": 4},
     }
     for section, values in changes.items():
-        written[section] = {**written.get(section, {}), **values} if isinstance(values, dict) else values
-    return written
+        study_tree[section] = {**study_tree.get(section, {}), **values} if isinstance(values, dict) else values
+    return study_tree
 
 
 def study_of(**changes: dict[str, Any] | str) -> Study:
@@ -52,7 +52,7 @@ STUDY = study_of(
     training={"epochs": 3},
     search={"trials": 10, "population": 4},
 )
-"""A study of two shapes and three populations: what disturbs it shows in its trials or their curves."""
+"""A study of two architectures and three populations: a disturbance shows in its trials or their learning curves."""
 
 
 def sealed_digits() -> SealedExamples:
@@ -67,26 +67,26 @@ def search(
     device: str = "cpu",
     **options: Any,
 ) -> list[Event]:
-    """Launch the study and return its events; the first one that `stop_at` picks asks for a stop."""
+    """Launch the study and return its events; stop at the first event for which `stop_at` is true."""
     events: list[Event] = []
     stop = threading.Event()
 
-    def take(event: Event) -> None:
+    def record(event: Event) -> None:
         events.append(event)
         json.dumps(event.to_json(), allow_nan=False)
         if stop_at is not None and stop_at(event):
             stop.set()
 
-    launch(study, storage, LaunchOptions(device=device, **options), on_event=take, stop=stop)
+    launch(study, storage, LaunchOptions(device=device, **options), on_event=record, stop=stop)
     return events
 
 
 class StopAfter(threading.Event):
-    """Is set from the time on at which it was looked at so often."""
+    """A stop event that counts as set after `checks` calls of `is_set`."""
 
-    def __init__(self, looks: float) -> None:
+    def __init__(self, checks: float) -> None:
         super().__init__()
-        self.left = looks
+        self.left = checks
 
     def is_set(self) -> bool:
         self.left -= 1
@@ -94,7 +94,7 @@ class StopAfter(threading.Event):
 
 
 def after_epochs(count: int) -> Callable[[Event], bool]:
-    """Pick the event that ends the `count`-th epoch of the launch, whichever population trains it."""
+    """Return a condition that is true at the end of the `count`-th epoch of the launch, over all populations."""
     left = itertools.count(count - 1, -1)
     return lambda event: isinstance(event, EpochEnded) and next(left) == 0
 
@@ -116,7 +116,7 @@ def curves(trials: Iterable[FrozenTrial]) -> list[dict[str, list[float]]]:
 
 
 def are_close(some: Sequence[dict[str, list[float]]], others: Sequence[dict[str, list[float]]]) -> bool:
-    """Whether curves agree to the tolerance within which a trial does not depend on its company."""
+    """Return whether learning curves agree within the tolerance for trials of different populations."""
     assert len(some) == len(others)
     return all(
         one.keys() == other.keys()
@@ -130,21 +130,21 @@ def are_close(some: Sequence[dict[str, list[float]]], others: Sequence[dict[str,
 
 
 def check_whole(trials: Sequence[FrozenTrial], count: int) -> None:
-    """A finished study has `count` finished trials, numbered without gaps, no two of them with the same parameters."""
+    """Check that the study has `count` finished trials, numbered without gaps, each with other parameters."""
     assert [trial.number for trial in trials] == list(range(count))
     assert all(trial.state.is_finished() for trial in trials)
     assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == count
 
 
 def check_like(trials: Sequence[FrozenTrial], uninterrupted: Sequence[FrozenTrial]) -> None:
-    """The trials are those of a search that nobody disturbed, and they have learnt the same."""
+    """Check that parameters and learning curves are those of a search without interruption."""
     check_whole(trials, len(uninterrupted))
     assert params(trials) == params(uninterrupted)
     assert are_close(curves(trials), curves(uninterrupted))
 
 
 def write_mnist(folder: Path, seed: int = 0, count: int = 60) -> None:
-    """MNIST's training files, of random pixels and all ten labels."""
+    """Write the training files of MNIST, with random pixels and all ten labels."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 28, 28), dtype=np.uint8)
     labels = (np.arange(count) % 10).astype(np.uint8)
