@@ -1,4 +1,4 @@
-"""Conditional spaces in a search: trials that lack what does not apply to them, chosen by any sampler."""
+"""Conditional parameters in a search: grids, samplers, points, the baseline, extension and start_from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOG = {"low": 1e-3, "high": 0.1, "log": True}
 
 
 def of_kinds(search: dict[str, Any] | None = None, **optimizer: Any) -> Study:
-    """A study whose optimizers are searched differently."""
+    """Return a study with different conditional parameters for each optimizer."""
     cases = {
         "momentum": {"momentum": {"low": 0.5, "high": 0.9}, "lr": {"low": 1e-3, "high": 0.1, "log": True}},
         "adam": {"beta1": {"low": 0.8, "high": 0.95}, "beta2": {"choices": [0.99, 0.999]}},
@@ -52,7 +52,7 @@ def of_kinds(search: dict[str, Any] | None = None, **optimizer: Any) -> Study:
 
 @st.composite
 def finite(draw: st.DrawFn) -> Study:
-    """Studies of finite spaces, with conditions on one key or two."""
+    """Draw a study with a finite search space and conditions on one or two keys."""
     cases = {
         kind: {key: STEPS for key in draw(st.lists(st.sampled_from(keys), unique=True))}
         for kind, keys in {"sgd": ["lr", "clip"], "momentum": ["momentum"], "adam": ["lr", "beta1", "beta2"]}.items()
@@ -69,17 +69,18 @@ def finite(draw: st.DrawFn) -> Study:
 
 @settings(max_examples=30)
 @given(finite())
-def test_the_combinations_of_a_finite_space_are_all_different_and_all_there(study: Study) -> None:
+def test_finite_space_lists_every_configuration_once(study: Study) -> None:
     found = [combination(study, index) for index in range(int(size(study)))]
     assert len({identity(values) for values in found}) == len(found)
     assert all(belongs(study, distributions(study), values) for values in found)
     kinds = {kind: sum(values["optimizer.kind"] == kind for values in found) for kind in ("sgd", "momentum", "adam")}
-    for kind, held in kinds.items():  # without and with batch norm, which has a dropout of its own
-        own = [each for each in study.applicable_parameters({"optimizer.kind": kind}) if each.setting[0] == "optimizer"]
-        assert held == 3 ** (len(own) - 1) * (1 + 3)
+    for kind, count in kinds.items():  # without batch norm, and with it and its conditional dropout
+        parameters = study.applicable_parameters({"optimizer.kind": kind})
+        of_optimizer = [each for each in parameters if each.setting[0] == "optimizer"]
+        assert count == 3 ** (len(of_optimizer) - 1) * (1 + 3)
 
 
-def test_a_grid_is_trained_whole_each_combination_once(storage: Storage) -> None:
+def test_grid_trains_each_configuration_once(storage: Storage) -> None:
     study = study_of(
         optimizer={
             "kind": {"choices": ["sgd", "adam"]},
@@ -98,60 +99,58 @@ def test_a_grid_is_trained_whole_each_combination_once(storage: Storage) -> None
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", pytest.param("gp", marks=pytest.mark.slow), "cmaes", "qmc"])
-def test_every_sampler_gives_each_trial_what_applies_to_it(storage: Storage, sampler: str) -> None:
-    count = 14 if sampler == "gp" else 24  # gp takes its time
+def test_every_sampler_samples_only_applicable_parameters(storage: Storage, sampler: str) -> None:
+    count = 14 if sampler == "gp" else 24  # gp is slow
     search(of_kinds({"sampler": sampler, "trials": count}), storage)
     study, trials = of_kinds(), trials_of(storage)
     check_whole(trials, count)
     assert all(belongs(study, distributions(study), trial.params) for trial in trials)
     assert {trial.params["optimizer.kind"] for trial in trials} == {"sgd", "momentum", "adam"}
     conditional = [value for trial in trials for name, value in trial.params.items() if name in ("momentum", "beta1")]
-    assert len(set(conditional)) == len(conditional)  # drawn anew for each
+    assert len(set(conditional)) == len(conditional)  # sampled for each trial
 
 
-@pytest.mark.parametrize("sampler", ["random", "qmc"])  # what TPE proposes depends on what has ended before
-def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not(
-    new_storage: Callable[[], Storage], sampler: str
-) -> None:
-    study, disturbed, whole = of_kinds({"sampler": sampler, "trials": 18}), new_storage(), new_storage()
-    search(study, whole)
-    search(study, disturbed, stop_at=after_epochs(2))
-    search(study, disturbed)
-    check_like(trials_of(disturbed), trials_of(whole))
+@pytest.mark.parametrize("sampler", ["random", "qmc"])  # TPE's proposals depend on the trials that have ended
+def test_interrupted_search_resumes_to_the_same_trials(new_storage: Callable[[], Storage], sampler: str) -> None:
+    study, interrupted, uninterrupted = of_kinds({"sampler": sampler, "trials": 18}), new_storage(), new_storage()
+    search(study, uninterrupted)
+    search(study, interrupted, stop_at=after_epochs(2))
+    search(study, interrupted)
+    check_like(trials_of(interrupted), trials_of(uninterrupted))
 
 
-def drawn(draw: random.Random, space: Mapping[str, Any]) -> dict[str, Any]:
-    """Any values of a space."""
+def random_values(draw: random.Random, space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return random values of the parameters in a space."""
     return {
         name: draw.choice(each.choices) if hasattr(each, "choices") else draw.uniform(each.low, each.high)
         for name, each in space.items()
     }
 
 
-def test_tpe_samples_a_condition_as_optuna_does_for_a_group_of_parameters() -> None:
+def test_tpe_samples_conditional_parameters_like_optuna() -> None:
     study = of_kinds()
     space, draw, mirror = distributions(study), random.Random(3), InMemoryStudy()
     trials = optuna.create_study(storage=mirror, direction=StudyDirection.MAXIMIZE)
     observations = Observations(space, trials)
     for number in range(60):
-        values = drawn(draw, groups(study, {})[0])
+        values = random_values(draw, groups(study, {})[0])
         for group in groups(study, values)[1:]:
-            values |= drawn(draw, group)
-        held = {name: space[name] for name in values}
+            values |= random_values(draw, group)
+        trial_space = {name: space[name] for name in values}
         state = TrialState.RUNNING if number > 55 else TrialState.COMPLETE
         value = None if state == TrialState.RUNNING else draw.random()
-        mirror.create_new_trial(STUDY, create_trial(state=state, value=value, params=values, distributions=held))
+        mirror.create_new_trial(STUDY, create_trial(state=state, value=value, params=values, distributions=trial_space))
         observations.add(mirror.get_trial(number))
-    asking = mirror.get_trial(mirror.create_new_trial(STUDY))
+    trial = mirror.get_trial(mirror.create_new_trial(STUDY))
     for kind in ("sgd", "momentum", "adam"):
         for group in groups(study, {"optimizer.kind": kind}):
-            ours = IncrementalTPESampler(7, observations).sample_relative(trials, asking, group)
-            theirs = TPESampler(seed=7, multivariate=True, constant_liar=True).sample_relative(trials, asking, group)
+            ours = IncrementalTPESampler(7, observations).sample_relative(trials, trial, group)
+            theirs = TPESampler(seed=7, multivariate=True, constant_liar=True).sample_relative(trials, trial, group)
             assert ours == theirs
             assert ours.keys() == group.keys()
 
 
-def test_tpe_learns_a_condition_from_the_trials_that_it_holds_for() -> None:
+def test_tpe_learns_conditional_parameters_from_applicable_trials() -> None:
     study = of_kinds()
     space = distributions(study)
     observations = Observations(space, optuna.create_study(direction="maximize"))
@@ -168,8 +167,8 @@ def test_tpe_learns_a_condition_from_the_trials_that_it_holds_for() -> None:
         }
         sgd = {"optimizer.kind": "sgd", "dropout": 0.1, "lr": 0.01, "weight_decay": 1e-4}
         values, score = (adam, -abs(beta1 - 0.9)) if number % 2 else (sgd, -1.0)
-        held = {name: space[name] for name in values}
-        trial = create_trial(state=TrialState.COMPLETE, value=score, params=values, distributions=held)
+        trial_space = {name: space[name] for name in values}
+        trial = create_trial(state=TrialState.COMPLETE, value=score, params=values, distributions=trial_space)
         trial.number = number
         observations.add(trial)
     group = next(each for each in groups(study, {"optimizer.kind": "adam"}) if "beta1" in each)
@@ -182,23 +181,23 @@ def test_tpe_learns_a_condition_from_the_trials_that_it_holds_for() -> None:
     assert abs(np.mean(proposed) - 0.9) < 0.01
 
 
-def test_points_and_the_baseline_have_what_applies_to_them() -> None:
-    own = {"dropout": 0.1, "weight_decay": 1e-4}
-    study = of_kinds({"points": [{**own, "optimizer.kind": "sgd", "lr": 0.01}]})
+def test_points_and_baseline_have_only_applicable_parameters() -> None:
+    common = {"dropout": 0.1, "weight_decay": 1e-4}
+    study = of_kinds({"points": [{**common, "optimizer.kind": "sgd", "lr": 0.01}]})
     check_points(study)
-    assert points(study) == [{**own, "optimizer.kind": "sgd", "lr": 0.01}]
+    assert points(study) == [{**common, "optimizer.kind": "sgd", "lr": 0.01}]
     assert set(baseline(study)) == {"optimizer.kind", "dropout", "weight_decay", "lr"}
     momentum = of_kinds({}).resolved() | {"baseline": {"optimizer.kind": "momentum", "momentum": 0.9}}
     found = baseline(parse_study(momentum, ""))
     assert found["momentum"] == 0.9
     assert found["lr.momentum"] == pytest.approx(0.01)
     assert "lr" not in found
-    outside = of_kinds({"points": [{**own, "optimizer.kind": "adam", "lr": 0.01, "beta1": 0.5, "beta2": 0.99}]})
+    outside = of_kinds({"points": [{**common, "optimizer.kind": "adam", "lr": 0.01, "beta1": 0.5, "beta2": 0.99}]})
     with pytest.raises(StudyFileError, match=r"search\.points\.0\.beta1: lies outside the range"):
         check_points(outside)
 
 
-def test_a_trial_is_whole_with_what_applies_and_nothing_else() -> None:
+def test_configuration_needs_exactly_the_applicable_parameters() -> None:
     study = of_kinds()
     space = distributions(study)
     sgd = {"optimizer.kind": "sgd", "dropout": 0.1, "lr": 0.01, "weight_decay": 1e-4}
@@ -206,10 +205,11 @@ def test_a_trial_is_whole_with_what_applies_and_nothing_else() -> None:
     assert belongs(study, space, sgd)
     assert not is_whole(study, {**sgd, "optimizer.kind": "adam"})
     assert not belongs(study, space, {**sgd, "momentum": 0.6})
-    assert not belongs(study, space, {**sgd, "optimizer.kind": "momentum", "momentum": 0.6})  # its lr is another
+    # The learning rate of "momentum" is another parameter.
+    assert not belongs(study, space, {**sgd, "optimizer.kind": "momentum", "momentum": 0.6})
 
 
-def test_cmaes_needs_two_numbers_that_every_trial_has() -> None:
+def test_cmaes_needs_two_unconditional_numbers() -> None:
     study = of_kinds(
         {"sampler": "cmaes"}, weight_decay=0.0, lr=0.1, when={"kind": {"adam": {"beta1": STEPS, "beta2": STEPS}}}
     )
@@ -217,7 +217,7 @@ def test_cmaes_needs_two_numbers_that_every_trial_has() -> None:
         check_search(study)
 
 
-def test_settings_of_a_case_count_where_the_whole_study_is_looked_at() -> None:
+def test_max_epochs_and_parameter_lines_include_conditional_parameters() -> None:
     study = study_of(
         network={"hidden": {"choices": [[100], [100, 100]]}},
         training={
@@ -229,7 +229,7 @@ def test_settings_of_a_case_count_where_the_whole_study_is_looked_at() -> None:
     assert parameter_line(study.parameters[-1]) == "epochs: 5 to 9, whole numbers, where batch_size is 30"
 
 
-def test_a_study_is_extended_by_a_choice_with_a_case_of_its_own(storage: Storage) -> None:
+def test_study_is_extended_by_a_choice_with_conditional_parameters(storage: Storage) -> None:
     kinds: dict[str, Any] = {"kind": {"choices": ["sgd", "adam"]}, "when": {"kind": {"adam": {"beta1": STEPS}}}}
     short = {"trials": 4, "sampler": "tpe"}
     search(study_of(optimizer=kinds, training={"epochs": 1}, search=short), storage)
@@ -246,7 +246,7 @@ def test_a_study_is_extended_by_a_choice_with_a_case_of_its_own(storage: Storage
         search(study_of(optimizer=fixed, training={"epochs": 1}, search={**short, "trials": 13}), storage, extend=True)
 
 
-def test_a_study_that_starts_from_another_knows_its_conditional_trials(storage: Storage) -> None:
+def test_start_from_skips_known_conditional_trials(storage: Storage) -> None:
     kinds: dict[str, Any] = {
         "kind": {"choices": ["sgd", "adam"]},
         "lr": 0.1,
