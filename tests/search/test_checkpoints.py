@@ -1,4 +1,4 @@
-"""Weights of the best trials: whose are kept, that they are what the curves say, and that no others lie about."""
+"""Checkpoints of the best trials: which are stored, their match with the learning curves, and removal of others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny import search, states, study_of, tree, trials_of
 
 from hpo.data import load_split
 from hpo.results.copy import copy_line
-from hpo.search import checkpoints as keeping_module
+from hpo.search import checkpoints
 from hpo.search.checkpoints import WEIGHTS
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded
 from hpo.search.population_run import CURVE
@@ -31,7 +31,7 @@ ROUGH = {"low": 0.5, "high": 30.0, "log": True}
 """Learning rates at which the lowest validation loss is often not the last epoch's."""
 
 
-def keeping(keep: str, most: int = 3, trials: int = 8, name: str = "tiny", **search: object) -> Study:
+def study_with_checkpoints(keep: str, most: int = 3, trials: int = 8, name: str = "tiny", **search: object) -> Study:
     return study_of(
         name=name,
         network={"hidden": {"choices": [[8], [5, 5]]}, "dropout": 0.2, "batch_norm": True},
@@ -51,25 +51,25 @@ def files(storage: Storage) -> set[str]:
     return set(os.listdir(folder)) if folder.exists() else set()
 
 
-def check_kept(study: Study, storage: Storage) -> None:
-    """The files are those of the best trials, each with the validation loss that its trial's curve has."""
-    study_id, own = stored_study(storage, study.name)
+def check_checkpoints(study: Study, storage: Storage) -> None:
+    """Check that the files are those of the best trials, each with the validation loss of its learning curve."""
+    study_id, own_id = stored_study(storage, study.name)
     settings, split = study.first_settings.training, load_split(study)
     best = [trial.number for trial in best_trials(storage, study.name, settings.keep_trials)]
     assert len(best) == min(settings.keep_trials, len(trials_of(storage, study.name)))
-    kept = checkpoint_files(storage, study_id)
-    assert sorted(file.number for file in kept) == sorted(best)
-    assert {file.artifact_id for file in kept} == {checkpoint_id(own, number) for number in best}
+    stored = checkpoint_files(storage, study_id)
+    assert sorted(file.number for file in stored) == sorted(best)
+    assert {file.artifact_id for file in stored} == {checkpoint_id(own_id, number) for number in best}
     trials = trials_of(storage, study.name)
-    for file in kept:
+    for file in stored:
         trial, path = trials[file.number], artifact_folder(storage.location) / file.artifact_id
         (meta,) = get_all_artifact_meta(trial, storage=storage)
         assert (meta.artifact_id, meta.filename) == (file.artifact_id, CHECKPOINT_NAMES[settings.keep])
-        state, about = read_weights(path)
+        state, metadata = read_weights(path)
         losses = trial.system_attrs[CURVE]["val_loss"]
         epoch = losses.index(min(losses)) + 1 if settings.keep == "best" else len(losses)
-        assert (about["schema"], about["trial"], about["epoch"]) == (WEIGHTS, str(trial.number), str(epoch))
-        assert float(about["val_loss"]) == losses[epoch - 1]
+        assert (metadata["schema"], metadata["trial"], metadata["epoch"]) == (WEIGHTS, str(trial.number), str(epoch))
+        assert float(metadata["val_loss"]) == losses[epoch - 1]
         shape = example_shape(split.validation.pixels.shape)
         network = load_network(path, state, config_of(study, trial.params).network, shape, split.classes)
         with torch.no_grad():
@@ -79,48 +79,48 @@ def check_kept(study: Study, storage: Storage) -> None:
 
 
 @pytest.mark.parametrize(("keep", "metric"), [("best", "val_loss"), ("last", "val_accuracy")])
-def test_the_best_trials_keep_their_weights_and_nobody_else(keep: str, metric: str, storage: Storage) -> None:
-    study = keeping(keep, metric=metric)
+def test_only_best_trials_have_checkpoints(keep: str, metric: str, storage: Storage) -> None:
+    study = study_with_checkpoints(keep, metric=metric)
     search(study, storage)
-    check_kept(study, storage)
+    check_checkpoints(study, storage)
     before = files(storage)
     assert len(before) == 3
     lowest = [losses.index(min(losses)) for t in trials_of(storage) for losses in [t.system_attrs[CURVE]["val_loss"]]]
     assert min(lowest) < 4  # "best" and "last" are not the same here
-    more = keeping(keep, metric=metric, trials=20)
+    more = study_with_checkpoints(keep, metric=metric, trials=20)
     search(more, storage, extend=True)
-    check_kept(more, storage)
+    check_checkpoints(more, storage)
     assert len(files(storage)) == 3
     assert files(storage) != before
 
 
-def test_by_default_nothing_is_written(storage: Storage) -> None:
+def test_no_checkpoints_by_default(storage: Storage) -> None:
     search(study_of(), storage)
     assert not artifact_folder(storage.location).exists()
 
 
-def test_what_is_kept_may_be_changed_later(storage: Storage) -> None:
-    search(keeping("best", most=4), storage)
-    fewer = keeping("best", most=2, trials=9)
+def test_extension_can_change_the_number_of_checkpoints(storage: Storage) -> None:
+    search(study_with_checkpoints("best", most=4), storage)
+    fewer = study_with_checkpoints("best", most=2, trials=9)
     search(fewer, storage, extend=True)
-    check_kept(fewer, storage)
+    check_checkpoints(fewer, storage)
     assert len(files(storage)) == 2
-    search(keeping("none", trials=10), storage, extend=True)
+    search(study_with_checkpoints("none", trials=10), storage, extend=True)
     assert len(files(storage)) == 2
 
 
-def test_what_a_dead_process_left_is_overwritten_or_removed(storage: Storage) -> None:
-    """A process may die between the writing of files and the ending of their trials."""
-    study = keeping("best")
+def test_files_of_a_dead_process_are_overwritten_or_removed(storage: Storage) -> None:
+    """A process may die after it writes the files and before it ends their trials."""
+    study = study_with_checkpoints("best")
     stop_at_once: Callable[[Event], bool] = lambda event: isinstance(event, EpochEnded)  # noqa: E731
     search(study, storage, stop_at=stop_at_once)
-    _, own = stored_study(storage)
+    _, own_id = stored_study(storage)
     folder = artifact_folder(storage.location)
     folder.mkdir()
     for number in range(4):
-        (folder / checkpoint_id(own, number)).write_bytes(b"cut short")
+        (folder / checkpoint_id(own_id, number)).write_bytes(b"cut short")
     search(study, storage)
-    check_kept(study, storage)
+    check_checkpoints(study, storage)
     assert len(files(storage)) == 3
 
 
@@ -133,29 +133,29 @@ def test_what_a_dead_process_left_is_overwritten_or_removed(storage: Storage) ->
         ("checkpoint_files", 1, False),
     ],
 )
-def test_processes_that_share_a_study_keep_its_best(
+def test_processes_that_share_a_study_store_the_best_trials(
     function: str, call: int, before: bool, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process trains the rest of the study while one is busy with the files of its first population."""
-    study, real, calls = keeping("best", trials=20), getattr(keeping_module, function), itertools.count(1)
+    """A second process trains other trials while the first one writes the files of its first population."""
+    study, real, calls = study_with_checkpoints("best", trials=20), getattr(checkpoints, function), itertools.count(1)
     other = open_storage(storage.location.full_url)
 
-    def theirs_are_done(event: Event) -> bool:
+    def others_are_done(event: Event) -> bool:
         return isinstance(event, PopulationEnded) and len(best_trials(other, "tiny", 20)) >= 16
 
     def interrupted(*args: object) -> object:
-        theirs = next(calls) == call
-        if theirs and before:
-            search(study, other, stop_at=theirs_are_done)
+        at_call = next(calls) == call
+        if at_call and before:
+            search(study, other, stop_at=others_are_done)
         found = real(*args)
-        if theirs and not before:
-            search(study, other, stop_at=theirs_are_done)
+        if at_call and not before:
+            search(study, other, stop_at=others_are_done)
         return found
 
-    monkeypatch.setattr(keeping_module, function, interrupted)
+    monkeypatch.setattr(checkpoints, function, interrupted)
     search(study, storage)
     other.close()
-    check_kept(study, storage)
+    check_checkpoints(study, storage)
     assert len(files(storage)) == 3
 
 
@@ -194,42 +194,40 @@ class Extra(Transposed):
 
 
 @pytest.mark.parametrize(
-    ("net", "refused"),
+    ("net", "error"),
     [
         ("Transposed", None),
         ("Sparse", "'own' has type torch.float64, torch.sparse_coo, which no weights file stores; use another type"),
         ("Extra", "'_extra_state' is a dict: a weights file stores tensors only"),
     ],
 )
-def test_whatever_a_module_holds_is_kept_or_one_warning(
-    net: str, refused: str | None, storage: Storage, tmp_path: Path
+def test_module_state_is_stored_or_gives_one_warning(
+    net: str, error: str | None, storage: Storage, tmp_path: Path
 ) -> None:
     (tmp_path / "net.py").write_text(ODD_NETS)
-    given = tree(
+    study_tree = tree(
         network={"module": f"net.py:{net}"},
         training={"epochs": 1, "keep": "best"},
         search={"trials": 2},
     )
-    del given["network"]["kind"], given["network"]["hidden"]
-    events = search(parse_study(given, "tiny.toml", tmp_path), storage)
+    del study_tree["network"]["kind"], study_tree["network"]["hidden"]
+    events = search(parse_study(study_tree, "tiny.toml", tmp_path), storage)
     assert states(trials_of(storage)) == [TrialState.COMPLETE] * 2
-    kept = [event.text for event in events if isinstance(event, Note) and "weights" in event.text]
-    if refused is None:
-        assert kept == []
+    warnings = [event.text for event in events if isinstance(event, Note) and "weights" in event.text]
+    if error is None:
+        assert warnings == []
         state, _ = read_weights(artifact_folder(storage.location) / sorted(files(storage))[0])
         assert torch.equal(state["own"], torch.arange(6.0).reshape(2, 3).t().double())
     else:
         assert files(storage) == set()
-        assert len(kept) == 1
-        assert f"({refused}): the search continues without them" in kept[0]
+        assert len(warnings) == 1
+        assert f"({error}): the search continues without them" in warnings[0]
 
 
-def test_a_folder_that_cannot_be_written_is_one_warning(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_folder_gives_one_warning(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HPO_ARTIFACTS", str(tmp_path / "file" / "folder"))
-    events = search(keeping("best"), storage)
+    events = search(study_with_checkpoints("best"), storage)
     warnings = [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
     assert len(warnings) == 1
     assert f"checkpoints cannot be written in {tmp_path}/file/folder (Not a directory)" in warnings[0]
@@ -237,24 +235,24 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
     assert checkpoint_files(storage, stored_study(storage)[0]) == []
 
 
-def test_a_copy_leaves_the_files_of_the_study_that_it_is_a_copy_of(storage: Storage) -> None:
-    study = keeping("last", metric="val_loss")
+def test_copy_leaves_the_files_of_the_original_study(storage: Storage) -> None:
+    study = study_with_checkpoints("last", metric="val_loss")
     search(study, storage)
     copy_line(storage, "tiny", storage.location.full_url, "other")
-    longer = keeping("last", trials=20, name="other", metric="val_loss")
+    longer = study_with_checkpoints("last", trials=20, name="other", metric="val_loss")
     search(longer, storage, extend=True)
-    check_kept(study, storage)
-    own = {checkpoint_id(stored_study(storage, "other")[1], number) for number in range(20)}
-    assert 0 < len(files(storage) & own) <= 3
+    check_checkpoints(study, storage)
+    of_copy = {checkpoint_id(stored_study(storage, "other")[1], number) for number in range(20)}
+    assert 0 < len(files(storage) & of_copy) <= 3
     delete(storage, "other")
-    check_kept(study, storage)
+    check_checkpoints(study, storage)
     assert len(files(storage)) == 3
     delete(storage, "tiny")
     assert files(storage) == set()
 
 
-def test_a_renamed_study_goes_on_with_its_own_files(storage: Storage) -> None:
-    study = keeping("last", metric="val_loss")
+def test_renamed_study_continues_with_its_own_files(storage: Storage) -> None:
+    study = study_with_checkpoints("last", metric="val_loss")
 
     def rename(event: Event) -> bool:
         if isinstance(event, PopulationEnded) and study_names(storage) == ["tiny"]:
@@ -262,9 +260,9 @@ def test_a_renamed_study_goes_on_with_its_own_files(storage: Storage) -> None:
         return False
 
     search(study, storage, stop_at=rename)
-    longer = keeping("last", trials=12, name="renamed", metric="val_loss")
+    longer = study_with_checkpoints("last", trials=12, name="renamed", metric="val_loss")
     search(longer, storage, extend=True)
-    check_kept(longer, storage)
+    check_checkpoints(longer, storage)
     assert len(files(storage)) == 3
     delete(storage, "renamed")
     assert files(storage) == set()

@@ -1,4 +1,4 @@
-"""Trials that end because they have stopped getting better: complete, with shorter curves, whatever else goes on."""
+"""Early stopping by training.patience: trials complete with shorter learning curves, alone or with a pruner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from test_checkpoints import check_kept
+from test_checkpoints import check_checkpoints
 from tiny import after_epochs, check_like, check_whole, curves, search, states, study_of, trials_of
 
 from hpo.results.compare.runs import groups
@@ -28,7 +28,7 @@ RATES = {"low": 0.5, "high": 20.0, "log": True}
 
 
 def impatient(lr: Any = RATES, training: dict[str, Any] | None = None, **changes: Any) -> Study:
-    """A study in which losses go up and down, and trials differ in their patience."""
+    """Return a study with fluctuating losses and trials of different patience."""
     return study_of(
         network={"batch_norm": True, "dropout": 0.2},
         optimizer={"lr": lr, "schedule": "cosine", "clip": 1.0},
@@ -44,8 +44,8 @@ def impatient(lr: Any = RATES, training: dict[str, Any] | None = None, **changes
     )
 
 
-def end_of(values: list[float], patience: int) -> int:
-    """The epoch in which a loss has not been below its lowest for so long."""
+def early_stopping_epoch(values: list[float], patience: int) -> int:
+    """Return the epoch at which early stopping with this patience ends a learning curve."""
     for epoch in range(1, len(values) + 1):
         if epoch - 1 - values.index(min(values[:epoch])) >= patience:
             return epoch
@@ -53,7 +53,7 @@ def end_of(values: list[float], patience: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> list[FrozenTrial]:
+def uninterrupted_trials(tmp_path_factory: pytest.TempPathFactory) -> list[FrozenTrial]:
     storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('patience')}/hpo.db")
     search(impatient(), storage)
     trials = trials_of(storage)
@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[FrozenTrial]:
 
 
 @pytest.mark.parametrize("score", ["last", "best"])
-def test_a_trial_without_a_better_epoch_completes_early_with_its_score(score: str, storage: Storage) -> None:
+def test_trial_without_improvement_completes_early_with_its_score(score: str, storage: Storage) -> None:
     events = search(impatient(score=score), storage)
     trials = trials_of(storage)
     check_whole(trials, 12)
@@ -70,7 +70,7 @@ def test_a_trial_without_a_better_epoch_completes_early_with_its_score(score: st
     lengths = []
     for trial, curve in zip(trials, curves(trials), strict=True):
         losses = curve["val_loss"]
-        assert len(losses) == end_of(losses, trial.params["training.patience"])
+        assert len(losses) == early_stopping_epoch(losses, trial.params["training.patience"])
         assert {len(values) for values in curve.values()} == {len(losses)}
         assert trial.intermediate_values == dict(enumerate(losses, start=1))
         assert trial.value == (min(losses) if score == "best" else losses[-1])
@@ -84,23 +84,23 @@ def test_a_trial_without_a_better_epoch_completes_early_with_its_score(score: st
 
 
 @pytest.mark.parametrize("epochs", [2, 9])
-def test_a_search_that_was_stopped_goes_on_to_the_same_trials(
-    epochs: int, whole: list[FrozenTrial], storage: Storage
+def test_stopped_search_resumes_to_the_same_trials(
+    epochs: int, uninterrupted_trials: list[FrozenTrial], storage: Storage
 ) -> None:
     search(impatient(), storage, stop_at=after_epochs(epochs))
     assert any(not trial.state.is_finished() for trial in trials_of(storage))
     search(impatient(population=3), storage, extend=True)
-    check_like(trials_of(storage), whole)
+    check_like(trials_of(storage), uninterrupted_trials)
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_with_a_pruner_a_trial_ends_by_whichever_is_first(pruner: str, storage: Storage) -> None:
+def test_trial_ends_by_pruner_or_patience_whichever_is_first(pruner: str, storage: Storage) -> None:
     search(impatient(pruner=pruner, trials=24), storage)
     trials = trials_of(storage)
     check_whole(trials, 24)
     for trial, curve in zip(trials, curves(trials), strict=True):
         losses = curve["val_loss"]
-        end = end_of(losses, trial.params["training.patience"])
+        end = early_stopping_epoch(losses, trial.params["training.patience"])
         assert len(losses) == end if trial.state == TrialState.COMPLETE else len(losses) < EPOCHS
         assert trial.value == losses[-1]
     assert TrialState.PRUNED in states(trials)
@@ -108,15 +108,15 @@ def test_with_a_pruner_a_trial_ends_by_whichever_is_first(pruner: str, storage: 
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_weights_are_kept_of_those_that_end_early_too(keep: str, storage: Storage) -> None:
+def test_checkpoints_of_early_stopped_trials_are_stored(keep: str, storage: Storage) -> None:
     study = impatient(training={"keep": keep, "keep_trials": 8, "patience": 1})
     search(study, storage)
-    check_kept(study, storage)
-    kept = sorted(trials_of(storage), key=lambda trial: trial.value or 0.0)[:8]
-    assert len({len(trial.intermediate_values) for trial in kept}) > 1
+    check_checkpoints(study, storage)
+    best = sorted(trials_of(storage), key=lambda trial: trial.value or 0.0)[:8]
+    assert len({len(trial.intermediate_values) for trial in best}) > 1
 
 
-def test_a_trial_trained_again_alone_ends_where_it_did(storage: Storage, tmp_path: Path) -> None:
+def test_retrained_trial_ends_at_the_same_epoch(storage: Storage, tmp_path: Path) -> None:
     search(impatient(), storage)
     certificate = verify(storage, "tiny", 12, "cpu", threading.Event(), pytest.fail)
     assert len(certificate["trials"]) == 12
@@ -129,7 +129,7 @@ def test_a_trial_trained_again_alone_ends_where_it_did(storage: Storage, tmp_pat
     assert max(run.largest.values()) <= 1e-9
 
 
-def test_runs_of_several_lengths_are_compared(storage: Storage) -> None:
+def test_compare_extends_shorter_learning_curves(storage: Storage) -> None:
     study = impatient(lr=8.0, training={"patience": 1, "shift": 0}, trials=6, repeats=6)
     search(study, storage)
     (group,) = groups(storage, ["tiny"])
