@@ -1,4 +1,4 @@
-"""A study that is paused, stopped, changed or deleted while it is searched: its processes end, and nothing is lost."""
+"""Studies that are paused, stopped, changed or deleted during a search: processes end, and no trial is lost."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ OPEN, PAUSED, STOPPED, ENDED = StudyState
 ELSEWHERE = Worker("elsewhere", 1, 0.0, "another machine")
 
 LONGER = study_of(**{**STUDY.resolved(), "search": {**STUDY.resolved()["search"], "trials": 12}})
-"""`STUDY`, asking for two trials more."""
+"""`STUDY` with two more trials."""
 
 Close = Callable[[Storage], object]
 
 
 @pytest.fixture
 def other(storage: Storage) -> Iterator[Storage]:
-    """The storage as another process has it."""
+    """Open the storage a second time, as another process does."""
     other = open_storage(storage.location.full_url)
     yield other
     other.close()
@@ -58,8 +58,8 @@ def set_to(state: StudyState) -> Close:
     return lambda storage: set_state(storage, summary(storage, "tiny").study_id, state)
 
 
-def changed(storage: Storage) -> None:
-    """What a user does to change a study that is searched."""
+def change_study(storage: Storage) -> None:
+    """Pause the study, extend it by two trials and resume it."""
     set_to(PAUSED)(storage)
     submit(LONGER, storage, LaunchOptions(extend=True))
     set_to(OPEN)(storage)
@@ -68,21 +68,21 @@ def changed(storage: Storage) -> None:
 CLOSE: dict[str, Close] = {
     "paused": set_to(PAUSED),
     "stopped": set_to(STOPPED),
-    "changed": changed,
+    "changed": change_study,
     "deleted": lambda storage: storage.delete_study(summary(storage, "tiny").study_id),
 }
 
 
 def once(when: Callable[[Event], bool], act: Callable[[], object]) -> Callable[[Event], bool]:
-    """Act at the first event picked, and ask for no stop."""
+    """Return a condition that calls `act` at the first event for which `when` is true, and never asks for a stop."""
     left = [act]
 
-    def take(event: Event) -> bool:
+    def on_event(event: Event) -> bool:
         if left and when(event):
             left.pop()()
         return False
 
-    return take
+    return on_event
 
 
 def kind(of: type[Event]) -> Callable[[Event], bool]:
@@ -102,12 +102,12 @@ def notes(events: Sequence[Event]) -> str:
     return "\n".join(event.text for event in events if isinstance(event, Note))
 
 
-# --- While it is searched ---
+# --- During the search ---
 
 
 @pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("how", CLOSE)
-def test_a_study_closed_in_an_epoch_ends_the_work_on_it_and_loses_nothing(
+def test_study_closed_in_an_epoch_ends_the_launch_and_loses_no_trial(
     how: str, epochs: int, uninterrupted: list[FrozenTrial], storage: Storage, other: Storage
 ) -> None:
     before: list[FrozenTrial] = []
@@ -125,7 +125,7 @@ def test_a_study_closed_in_an_epoch_ends_the_work_on_it_and_loses_nothing(
         trials = trials_of(storage)
         assert TrialState.RUNNING not in states(trials)
         assert [trial.number for trial in trials] == list(range(len(trials)))
-        # A stop lets all that runs be finished, in both shapes; all else leaves what had ended before.
+        # A stop lets the running trials of both architectures finish; other ways requeue them.
         expected = [TrialState.COMPLETE] * 4 if how == "stopped" else ended_or_waiting(before)
         assert states(trials) == expected
         set_to(OPEN)(other)
@@ -143,7 +143,7 @@ def ended_or_waiting(trials: Sequence[FrozenTrial]) -> list[TrialState]:
 
 @pytest.mark.parametrize("when", [StudyStarted, PopulationStarted, PopulationEnded])
 @pytest.mark.parametrize("how", CLOSE)
-def test_a_study_closed_between_epochs_ends_the_work_on_it(
+def test_study_closed_between_epochs_ends_the_launch(
     how: str, when: type[Event], storage: Storage, other: Storage
 ) -> None:
     events = search(STUDY, storage, stop_at=once(kind(when), lambda: CLOSE[how](other)))
@@ -152,7 +152,7 @@ def test_a_study_closed_between_epochs_ends_the_work_on_it(
         assert TrialState.RUNNING not in states(trials_of(storage))
 
 
-def test_a_study_paused_and_resumed_within_an_epoch_goes_on(
+def test_study_paused_and_resumed_within_an_epoch_continues(
     uninterrupted: list[FrozenTrial], storage: Storage, other: Storage
 ) -> None:
     def act() -> None:
@@ -166,14 +166,14 @@ def test_a_study_paused_and_resumed_within_an_epoch_goes_on(
 
 
 @pytest.mark.parametrize("how", ["paused", "stopped", "deleted"])
-def test_a_process_that_waits_for_others_sees_that_the_study_is_closed(
+def test_waiting_process_ends_when_the_study_is_closed(
     how: str, storage: Storage, other: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "POLL_S", 0.01)
-    all_held(other, storage)
+    run_all_trials_elsewhere(other, storage)
 
     class Stop(threading.Event):
-        """Asked to wait, it has nothing to do: now the study is closed."""
+        """A stop event that closes the study when the launch waits for other processes."""
 
         def wait(self, timeout: float | None = None) -> bool:
             if "tiny" in study_names(other) and STATE not in attrs(other):
@@ -186,8 +186,8 @@ def test_a_process_that_waits_for_others_sees_that_the_study_is_closed(
     assert not any(isinstance(event, PopulationStarted) for event in events)
 
 
-def all_held(other: Storage, storage: Storage) -> list[int]:
-    """Let a process on another machine hold all the trials of `STUDY`; return their ids."""
+def run_all_trials_elsewhere(other: Storage, storage: Storage) -> list[int]:
+    """Create all trials of `STUDY` as RUNNING on another machine; return their ids."""
     search(STUDY, storage, stop_at=kind(StudyStarted))
     other.worker = ELSEWHERE
     space = distributions(STUDY)
@@ -202,7 +202,7 @@ def all_held(other: Storage, storage: Storage) -> list[int]:
 
 
 @pytest.mark.parametrize("how", ["changed", "deleted"])
-def test_a_study_closed_when_its_last_trials_have_just_ended_did_not_finish(
+def test_study_changed_or_deleted_after_its_last_trials_is_not_finished(
     how: str, storage: Storage, other: Storage
 ) -> None:
     study = study_of(search={"trials": 4})
@@ -217,30 +217,28 @@ def test_a_study_closed_when_its_last_trials_have_just_ended_did_not_finish(
 
 
 @pytest.mark.parametrize("how", ["paused", "stopped"])
-def test_a_study_closed_when_its_last_trials_have_just_ended_stays_closed(
-    how: str, storage: Storage, other: Storage
-) -> None:
+def test_study_paused_or_stopped_after_its_last_trials_stays_closed(how: str, storage: Storage, other: Storage) -> None:
     search(study_of(search={"trials": 4}), storage, stop_at=once(kind(PopulationEnded), lambda: CLOSE[how](other)))
     assert attrs(storage)[STATE] == how
     check_whole(trials_of(storage), 4)
 
 
-def test_a_process_is_not_told_that_others_took_what_a_pause_took(storage: Storage, other: Storage) -> None:
+def test_pause_gives_no_note_of_another_process(storage: Storage, other: Storage) -> None:
     events = search(STUDY, storage, stop_at=once(after_epochs(1), lambda: CLOSE["paused"](other)))
     assert "another process" not in notes(events)
 
 
-def test_a_study_that_is_deleted_and_begun_anew_is_another_study(
+def test_study_deleted_and_submitted_again_is_a_new_study(
     uninterrupted: list[FrozenTrial], storage: Storage, other: Storage
 ) -> None:
-    """SQLite gives the new one the id of the old one, and its file may be the same."""
+    """SQLite reuses the id of the deleted study for the new one, and both may have the same study file."""
 
-    def anew() -> None:
+    def delete_and_submit() -> None:
         CLOSE["deleted"](other)
         submit(STUDY, other)
 
     events: list[Event] = []
-    act = once(after_epochs(4), anew)
+    act = once(after_epochs(4), delete_and_submit)
     searching = threading.Thread(
         target=lambda: events.extend(search(STUDY, storage, stop_at=act)), name="searching", daemon=True
     )
@@ -248,16 +246,16 @@ def test_a_study_that_is_deleted_and_begun_anew_is_another_study(
     searching.join(deadline(15))
     ended = not searching.is_alive()
     if not ended:
-        CLOSE["deleted"](other)  # or it would never end
+        CLOSE["deleted"](other)  # without this the thread would never end
         searching.join(deadline())
-    assert ended, "it looks for a free number for ever"
+    assert ended, "the search never stops looking for a free trial number"
     if reason(events) != "finished":
         assert reason(events) == "deleted"
         search(STUDY, storage)
     check_like(trials_of(storage), uninterrupted)
 
 
-def test_a_study_deleted_while_its_precision_is_measured_is_one_line(storage: Storage, other: Storage) -> None:
+def test_study_deleted_during_precision_measurement_is_an_error(storage: Storage, other: Storage) -> None:
     study = study_of(training={"precision": "auto"})
     act = once(
         lambda event: isinstance(event, Note) and event.text.startswith("precision: "), lambda: CLOSE["deleted"](other)
@@ -267,37 +265,37 @@ def test_a_study_deleted_while_its_precision_is_measured_is_one_line(storage: St
     assert study_names(storage) == []
 
 
-def test_trials_of_plain_optuna_run_on_through_a_pause(storage: Storage, other: Storage) -> None:
+def test_pause_does_not_end_trials_of_plain_optuna(storage: Storage, other: Storage) -> None:
     search(STUDY, storage, stop_at=kind(StudyStarted))
-    asked = load_study(other, "tiny").ask()
+    trial = load_study(other, "tiny").ask()
     search(STUDY, storage, stop_at=once(after_epochs(1), lambda: CLOSE["paused"](other)))
-    assert trials_of(storage)[asked.number].state == TrialState.RUNNING
-    load_study(other, "tiny").tell(asked, 0.5)
-    assert trials_of(storage)[asked.number].value == 0.5
+    assert trials_of(storage)[trial.number].state == TrialState.RUNNING
+    load_study(other, "tiny").tell(trial, 0.5)
+    assert trials_of(storage)[trial.number].value == 0.5
 
 
-# --- Before it is searched, and afterwards ---
+# --- Before and after the search ---
 
 
 @pytest.mark.parametrize("how", ["paused", "stopped"])
-def test_a_closed_study_refuses_a_launch_in_one_line(how: str, storage: Storage) -> None:
+def test_launch_of_a_closed_study_is_an_error(how: str, storage: Storage) -> None:
     search(STUDY, storage, stop_at=after_epochs(4))
     CLOSE[how](storage)
     before = repr(trials_of(storage)), attrs(storage)
-    for refused in (lambda: search(STUDY, storage), lambda: joined(storage)):
+    for launch_or_join in (lambda: search(STUDY, storage), lambda: join_study(storage)):
         with pytest.raises(StudyClosedError, match=f"^study 'tiny' is {how}; go on with `hpo resume tiny`$") as caught:
-            refused()
+            launch_or_join()
         assert caught.value.how == how
         assert isinstance(caught.value, HpoError)
         assert caught.value.exit_status == 1
     assert (repr(trials_of(storage)), attrs(storage)) == before
 
 
-def joined(storage: Storage, stop: threading.Event | None = None) -> loop.Search:
+def join_study(storage: Storage, stop: threading.Event | None = None) -> loop.Search:
     return join("tiny", storage, device="cpu", on_event=lambda event: None, stop=stop or threading.Event())
 
 
-def test_the_end_of_a_study_is_stored_with_its_reason_and_a_launch_changes_nothing(storage: Storage) -> None:
+def test_end_is_stored_with_its_reason_and_a_second_launch_changes_nothing(storage: Storage) -> None:
     study = study_of(search={"trials": 4})
     for _ in range(2):
         assert reason(search(study, storage)) == "finished"
@@ -306,7 +304,7 @@ def test_the_end_of_a_study_is_stored_with_its_reason_and_a_launch_changes_nothi
         check_whole(trials_of(storage), 4)
 
 
-def test_an_extension_reopens_a_study_that_has_ended(storage: Storage) -> None:
+def test_extension_reopens_a_finished_study(storage: Storage) -> None:
     search(study_of(search={"trials": 4}), storage)
     submit(study_of(search={"trials": 6}), storage, LaunchOptions(extend=True))
     assert [each.name for each in open_summaries(storage)] == ["tiny"]
@@ -316,7 +314,7 @@ def test_an_extension_reopens_a_study_that_has_ended(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("state", [PAUSED, STOPPED])
-def test_an_extension_does_not_reopen_what_a_user_closed(state: StudyState, storage: Storage) -> None:
+def test_extension_does_not_reopen_a_paused_or_stopped_study(state: StudyState, storage: Storage) -> None:
     search(study_of(search={"trials": 4}), storage)
     set_to(state)(storage)
     submit(study_of(search={"trials": 6}), storage, LaunchOptions(extend=True))
@@ -326,8 +324,8 @@ def test_an_extension_does_not_reopen_what_a_user_closed(state: StudyState, stor
     check_whole(trials_of(storage), 6)
 
 
-class Slow(Storage):
-    """A storage whose changes are stored after what another process does meanwhile."""
+class SlowStorage(Storage):
+    """A storage that calls `meanwhile` before it stores study attributes, as if another process acted in between."""
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
@@ -336,101 +334,101 @@ class Slow(Storage):
         super().set_study_attrs(study_id, user_attrs, also)
 
 
-def extended_meanwhile(study: Study, storage: Storage, meanwhile: Callable[[], object]) -> None:
-    """Extend the study while another process does something to it."""
-    slow = Slow(storage.location)
-    Slow.meanwhile = staticmethod(meanwhile)
+def extend_during(study: Study, storage: Storage, meanwhile: Callable[[], object]) -> None:
+    """Extend the study; call `meanwhile` just before the extension is stored."""
+    slow = SlowStorage(storage.location)
+    SlowStorage.meanwhile = staticmethod(meanwhile)
     try:
         submit(study, slow, LaunchOptions(extend=True))
     finally:
-        Slow.meanwhile = staticmethod(lambda: None)
+        SlowStorage.meanwhile = staticmethod(lambda: None)
         slow.close()
 
 
-def test_a_study_that_ends_while_it_is_extended_is_open(storage: Storage) -> None:
+def test_study_that_ends_during_its_extension_is_open(storage: Storage) -> None:
     search(study_of(search={"trials": 4}), storage)
     set_to(OPEN)(storage)
     stored = load_study(storage, "tiny")
     conditions = ClaimConditions(stored._study_id, "tiny", {"hpo:study": stored.user_attrs["hpo:study"]})
-    extended_meanwhile(study_of(search={"trials": 6}), storage, lambda: end_study(storage, conditions, "finished"))
-    assert [each.name for each in open_summaries(storage)] == ["tiny"], "it asks for two trials more"
+    extend_during(study_of(search={"trials": 6}), storage, lambda: end_study(storage, conditions, "finished"))
+    assert [each.name for each in open_summaries(storage)] == ["tiny"], "two more trials are to be trained"
 
 
-def test_a_study_is_not_extended_once_another_process_has_taken_trials(storage: Storage, other: Storage) -> None:
+def test_extension_is_refused_after_another_process_claimed_trials(storage: Storage, other: Storage) -> None:
     search(STUDY, storage, stop_at=after_epochs(1))
     stored = load_study(other, "tiny")
     waiting = [trial._trial_id for trial in stored.trials]
     conditions = ClaimConditions(stored._study_id, "tiny", {"hpo:study": stored.user_attrs["hpo:study"]})
-    taken: list[FrozenTrial] = []
+    claimed: list[FrozenTrial] = []
     with pytest.raises(HpoError, match="is being searched by process"):
-        extended_meanwhile(LONGER, storage, lambda: taken.extend(other.claim(waiting, 2, conditions)))
-    assert len(taken) == 2
+        extend_during(LONGER, storage, lambda: claimed.extend(other.claim(waiting, 2, conditions)))
+    assert len(claimed) == 2
 
 
-def test_a_submitted_study_waits_with_its_priority_for_whoever_joins(storage: Storage) -> None:
+def test_submitted_study_waits_with_its_priority_for_a_worker(storage: Storage) -> None:
     submit(study_of(search={"trials": 4}), storage, LaunchOptions(priority=7))
     submit(study_of(search={"trials": 4}), storage)
     assert attrs(storage)[PRIORITY] == 7
     assert trials_of(storage) == []
-    found = joined(storage)
-    assert [found.step(), found.step(), found.end_if_done()] == [True, False, "finished"]
+    study_search = join_study(storage)
+    assert [study_search.step(), study_search.step(), study_search.end_if_done()] == [True, False, "finished"]
     check_whole(trials_of(storage), 4)
 
 
-def test_steps_find_the_study_closed_as_a_run_does(storage: Storage, other: Storage) -> None:
+def test_step_raises_when_the_study_is_closed(storage: Storage, other: Storage) -> None:
     submit(STUDY, storage)
-    found = joined(storage)
-    assert found.step()
+    study_search = join_study(storage)
+    assert study_search.step()
     for how in ("paused", "stopped"):
         CLOSE[how](other)
         with pytest.raises(StudyClosedError) as caught:
-            found.step()
+            study_search.step()
         assert caught.value.how == how
         set_to(OPEN)(other)
         assert storage.claimed_ids == set()
-    assert found.step(), "what was asked for and not stored is asked for again"
-    changed(other)
+    assert study_search.step(), "configurations that were sampled but not stored are sampled again"
+    change_study(other)
     with pytest.raises(StudyClosedError, match="changed by another process"):
-        found.step()
+        study_search.step()
     CLOSE["deleted"](other)
     with pytest.raises(StudyClosedError, match="deleted"):
-        found.step()
+        study_search.step()
 
 
-def test_two_processes_that_both_see_the_end_store_it_once(storage: Storage, other: Storage) -> None:
+def test_two_processes_may_both_end_a_study(storage: Storage, other: Storage) -> None:
     study = study_of(search={"trials": 4})
     submit(study, storage)
-    first, second = joined(storage), joined(other)
+    first, second = join_study(storage), join_study(other)
     assert first.step()
     assert not second.step()
     assert [first.end_if_done(), second.end_if_done()] == ["finished", "finished"]
     assert attrs(storage)[STATE_REASON] == "finished"
 
 
-def test_a_process_with_an_older_file_is_refused_before_it_trains(storage: Storage, other: Storage) -> None:
+def test_process_with_an_older_study_file_is_refused_before_training(storage: Storage, other: Storage) -> None:
     submit(STUDY, storage)
     old = load_study(storage, "tiny")
-    split = joined(storage)
-    changed(other)
+    outdated = join_study(storage)
+    change_study(other)
     with pytest.raises(StudyClosedError, match="changed by another process"):
-        split.step()
+        outdated.step()
     assert trials_of(storage) == []
     assert old.user_attrs["hpo:study"] == attrs(other)["hpo:study"]
 
 
-class Raising(trainer.Trainer):
-    """Raises the same in every population."""
+class RaisingTrainer(trainer.Trainer):
+    """A trainer that raises the same exception in every population."""
 
     def train(self, members: Any) -> Any:
         raise ZeroDivisionError("out of luck")
         yield
 
 
-def test_training_that_raises_the_same_again_and_again_ends_the_launch_and_keeps_the_rest(
+def test_three_equal_exceptions_end_the_launch_and_requeue_other_trials(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(drivers, "Trainer", Raising)
+        patched.setattr(drivers, "Trainer", RaisingTrainer)
         with pytest.raises(
             TrainingError, match=r"raised the same exception in 3 populations in a row .*ZeroDivisionError.*: launch"
         ):
@@ -443,12 +441,12 @@ def test_training_that_raises_the_same_again_and_again_ends_the_launch_and_keeps
     check_whole(trials_of(storage), 6)
 
 
-def test_a_study_is_closed_while_two_search_it_and_both_end(storage: Storage, other: Storage) -> None:
+def test_pause_ends_both_of_two_searches(storage: Storage, other: Storage) -> None:
     study = study_of(search={"trials": 40, "population": 2})
     submit(study, storage)
     reasons: list[str] = []
     third = open_storage(storage.location.full_url)
-    searches = [joined(each) for each in (storage, third)]
+    searches = [join_study(each) for each in (storage, third)]
     threads = [threading.Thread(target=lambda each=each: reasons.append(each.run())) for each in searches]
     for thread in threads:
         thread.start()
