@@ -1,4 +1,4 @@
-"""Trials that a user asks for by their values: `--enqueue`."""
+"""Enqueued trials: `--enqueue` and Optuna's `enqueue_trial`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-def searched(**search: Any) -> Study:
+def conditional_study(**search: Any) -> Study:
     return study_of(
         optimizer=CASES, training={"epochs": 1, "batch_size": {"low": 20, "high": 60, "step": 20}},
         network={"dropout": {"low": 0.0, "high": 0.4, "step": 0.1}}, search=search,
@@ -36,11 +36,11 @@ def searched(**search: Any) -> Study:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc"])
-def test_what_is_asked_for_is_trained_first_and_once(storage: Storage, sampler: str) -> None:
-    study = searched(sampler=sampler)
-    asked = ['{"lr": 0.01}', '{"lr": 0.02, "optimizer.kind": "adam", "beta1": 0.6}']
-    submit(study, storage, LaunchOptions(enqueue=asked))
-    submit(study, storage, LaunchOptions(enqueue=asked[:1]))
+def test_enqueued_trials_are_trained_first_and_once(storage: Storage, sampler: str) -> None:
+    study = conditional_study(sampler=sampler)
+    enqueued = ['{"lr": 0.01}', '{"lr": 0.02, "optimizer.kind": "adam", "beta1": 0.6}']
+    submit(study, storage, LaunchOptions(enqueue=enqueued))
+    submit(study, storage, LaunchOptions(enqueue=enqueued[:1]))
     assert states(trials_of(storage)) == [TrialState.WAITING] * 2
     search(study, storage)
     trials = trials_of(storage)
@@ -52,31 +52,32 @@ def test_what_is_asked_for_is_trained_first_and_once(storage: Storage, sampler: 
     assert len({trial.user_attrs["seed"] for trial in trials}) == 6
 
 
-def test_a_study_that_is_searched_takes_them_up_next(storage: Storage) -> None:
-    search(searched(trials=4), storage)
-    more = searched(trials=6)
+def test_extension_trains_enqueued_trials_next(storage: Storage) -> None:
+    search(conditional_study(trials=4), storage)
+    more = conditional_study(trials=6)
     with pytest.raises(
         UsageError, match=r"--enqueue: study 'tiny' has 4 of its 4 trials, and these make 5; give --trials 5"
     ):
-        submit(searched(trials=4), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
+        submit(conditional_study(trials=4), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
     submit(more, storage, LaunchOptions(extend=True, enqueue=['{"lr": 0.01}']))
     search(more, storage)
     trials = trials_of(storage)
     check_whole(trials, 6)
     assert trials[4].params["lr"] == 0.01
     same = json.dumps({name: value for name, value in trials[0].params.items()})
-    submit(searched(trials=7), storage, LaunchOptions(extend=True, enqueue=[same]))  # has been trained: nothing to do
+    # The same configuration is already trained: no new trial.
+    submit(conditional_study(trials=7), storage, LaunchOptions(extend=True, enqueue=[same]))
     assert len(trials_of(storage)) == 6
 
 
-def test_a_paused_study_takes_none(storage: Storage) -> None:
-    submit(searched(), storage)
+def test_enqueue_in_a_paused_study_is_refused(storage: Storage) -> None:
+    submit(conditional_study(), storage)
     set_state(storage, summary(storage, "tiny").study_id, StudyState.PAUSED)
     with pytest.raises(StudyClosedError, match="paused"):
-        submit(searched(), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
+        submit(conditional_study(), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
 
 
-REFUSED = [
+INVALID_VALUES = [
     ("{lr: 1}", "is not JSON"),
     ("[1]", "must be a JSON object of values by parameter"),
     ("{}", "must be a JSON object of values by parameter"),
@@ -95,13 +96,13 @@ REFUSED = [
 ]
 
 
-def test_what_no_trial_can_have_is_refused_before_anything_is_stored(storage: Storage) -> None:
-    for text, problem in REFUSED:
+def test_invalid_values_are_refused_before_the_study_is_stored(storage: Storage) -> None:
+    for text, problem in INVALID_VALUES:
         with pytest.raises(UsageError, match=problem) as caught:
-            network_values(searched(), ['{"lr": 0.01}', text], storage)
+            network_values(conditional_study(), ['{"lr": 0.01}', text], storage)
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="lr cannot be 7"):
-        submit(searched(), storage, LaunchOptions(enqueue=['{"lr": 7}']))
+        submit(conditional_study(), storage, LaunchOptions(enqueue=['{"lr": 7}']))
     assert study_names(storage) == []
 
 
@@ -113,7 +114,7 @@ CHOICES = study_of(
 )
 
 
-def test_what_is_equal_to_a_choice_or_stored_as_one_is_not_the_choice(storage: Storage) -> None:
+def test_value_equal_to_a_choice_or_to_its_stored_text_is_invalid(storage: Storage) -> None:
     with pytest.raises(UsageError, match=r"hidden cannot be '\[8\]': it is one of \[8\], \[4, 4\]$"):
         network_values(CHOICES, ['{"hidden": "[8]"}'], storage)
     with pytest.raises(UsageError, match=r"batch_norm cannot be 1: it is one of true, false$"):
@@ -123,19 +124,19 @@ def test_what_is_equal_to_a_choice_or_stored_as_one_is_not_the_choice(storage: S
     ]
 
 
-def test_other_programs_may_name_a_list_by_the_text_that_optuna_shows(storage: Storage) -> None:
+def test_optuna_may_enqueue_a_list_by_its_stored_text(storage: Storage) -> None:
     submit(CHOICES, storage)
-    outside = optuna.load_study(study_name="tiny", storage=storage.location.full_url)
-    outside.enqueue_trial({"hidden": "[4, 4]", "batch_norm": True})
+    optuna_study = optuna.load_study(study_name="tiny", storage=storage.location.full_url)
+    optuna_study.enqueue_trial({"hidden": "[4, 4]", "batch_norm": True})
     search(CHOICES, storage)
     (trial,) = trials_of(storage)
     assert (trial.state, trial.params) == (TrialState.COMPLETE, {"hidden": "[4, 4]", "batch_norm": True})
 
 
-def test_what_does_not_go_with_it_is_refused(storage: Storage) -> None:
-    own = {"lr": 0.5}
+def test_enqueue_with_repeats_or_points_left_is_refused(storage: Storage) -> None:
+    point = {"lr": 0.5}
     with pytest.raises(UsageError, match=r"1 of search\.points have to run first"):
-        submit(study_of(search={"points": [own]}), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
+        submit(study_of(search={"points": [point]}), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
     with pytest.raises(UsageError, match=r"not possible with search\.repeats"):
         submit(study_of(search={"repeats": 2}), storage, LaunchOptions(enqueue=['{"lr": 0.01}']))
     with pytest.raises(UsageError, match="has 0 of its 6 trials, and these make 7; give --trials 7"):
@@ -146,15 +147,15 @@ def test_what_does_not_go_with_it_is_refused(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "qmc", "grid", "nsga2"])
-def test_what_others_have_enqueued_is_trained_or_fails_with_the_reason(storage: Storage, sampler: str) -> None:
-    searched_choices = {"lr": {"choices": [0.01, 0.02, 0.03, 0.04]}, "weight_decay": {"choices": [0.0, 0.01]}}
+def test_trials_enqueued_by_optuna_are_trained_or_fail_with_a_reason(storage: Storage, sampler: str) -> None:
+    optimizer = {"lr": {"choices": [0.01, 0.02, 0.03, 0.04]}, "weight_decay": {"choices": [0.0, 0.01]}}
     pruner = "none" if sampler == "nsga2" else "median"
-    study = study_of(optimizer=searched_choices, search={"trials": 5, "sampler": sampler, "pruner": pruner})
+    study = study_of(optimizer=optimizer, search={"trials": 5, "sampler": sampler, "pruner": pruner})
     submit(study, storage)
-    outside = optuna.load_study(study_name="tiny", storage=storage.location.full_url)
-    outside.enqueue_trial({"lr": 0.02}, user_attrs={"memo": "mine"})
-    outside.enqueue_trial({"lr": 7})
-    outside.enqueue_trial({})
+    optuna_study = optuna.load_study(study_name="tiny", storage=storage.location.full_url)
+    optuna_study.enqueue_trial({"lr": 0.02}, user_attrs={"memo": "mine"})
+    optuna_study.enqueue_trial({"lr": 7})
+    optuna_study.enqueue_trial({})
     search(study, storage)
     trials = trials_of(storage)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 3]
@@ -166,7 +167,7 @@ def test_what_others_have_enqueued_is_trained_or_fails_with_the_reason(storage: 
     assert len({json.dumps(trial.params) for trial in complete}) == 4
 
 
-def test_one_that_goes_back_to_the_queue_keeps_what_it_got(storage: Storage) -> None:
+def test_enqueued_trial_has_the_same_parameters_after_a_requeue(storage: Storage) -> None:
     study = study_of(search={"trials": 3})
     submit(study, storage)
     optuna.load_study(study_name="tiny", storage=storage.location.full_url).enqueue_trial({"lr": 0.125})
@@ -178,7 +179,7 @@ def test_one_that_goes_back_to_the_queue_keeps_what_it_got(storage: Storage) -> 
     assert trials_of(storage)[0].params == {"lr": 0.125}
 
 
-def test_repeats_refuse_it(storage: Storage) -> None:
+def test_trial_enqueued_by_optuna_fails_in_a_study_with_repeats(storage: Storage) -> None:
     study = study_of(search={"trials": 3, "repeats": 2})
     submit(study, storage)
     optuna.load_study(study_name="tiny", storage=storage.location.full_url).enqueue_trial({"lr": 0.125})
@@ -191,8 +192,8 @@ def test_repeats_refuse_it(storage: Storage) -> None:
     assert states(others) == [TrialState.COMPLETE] * 2
 
 
-def test_an_objective_is_given_what_is_asked_for(storage: Storage, tmp_path: Path) -> None:
-    """As by Optuna's `enqueue_trial`, whose own trials are taken as well."""
+def test_objective_function_gets_enqueued_values(storage: Storage, tmp_path: Path) -> None:
+    """`--enqueue` works like Optuna's `enqueue_trial`, and trials enqueued by Optuna are trained as well."""
     study = objective_study(tmp_path, trials=6, pruner="none")
     submit(
         study,
@@ -201,7 +202,7 @@ def test_an_objective_is_given_what_is_asked_for(storage: Storage, tmp_path: Pat
     )
     optuna.load_study(study_name="own", storage=storage.location.full_url).enqueue_trial({"x": 2.5}, {"memo": 1})
     with pytest.warns(UserWarning, match="Fixed parameter x with value 40 is out of range"):
-        events = search(study, storage, device="auto", enqueue=['{"x": 1.5}'])  # which is there
+        events = search(study, storage, device="auto", enqueue=['{"x": 1.5}'])  # already enqueued
     trials = trials_of(storage, "own")
     assert [trial.params.get("x") for trial in trials[:2]] == [1.5, 40]
     assert trials[0].system_attrs[FIXED] == {"x": 1.5}

@@ -1,4 +1,4 @@
-"""Trials that raise, hang or kill: each is tried again within its limits, alone, and fails without its company."""
+"""Trials that raise, hang or kill their process: retries alone, retry limits, and failure without other members."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from hpo.training.population import EpochResult
 from hpo.training.stack import Member, MemberMetrics, Stack
 
 STUDY = study_of(search={"trials": 6, "population": 4})
-GONE = Worker("elsewhere", 1, 0.0, "another machine")
+DEAD_WORKER = Worker("elsewhere", 1, 0.0, "another machine")
 
 
-class Raising(trainer.Trainer):
-    """Trains, but for trials that raise in their second epoch, and take their population with them."""
+class RaisingTrainer(trainer.Trainer):
+    """A trainer that raises in the second epoch of each population with a bad trial, at most `times` times."""
 
     bad: Collection[int] = ()
     times = 99
@@ -48,10 +48,10 @@ class Raising(trainer.Trainer):
 
 
 @pytest.fixture
-def raising(monkeypatch: pytest.MonkeyPatch) -> type[Raising]:
-    """The objective of the launches to come, for a test to say which trials are bad."""
+def raising(monkeypatch: pytest.MonkeyPatch) -> type[RaisingTrainer]:
+    """Replace the trainer by one that raises; the test sets which trials are bad."""
 
-    class FailingTrainer(Raising):
+    class FailingTrainer(RaisingTrainer):
         pass
 
     monkeypatch.setattr(drivers, "Trainer", FailingTrainer)
@@ -66,12 +66,12 @@ def warnings(events: list[Event]) -> list[str]:
     return [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
 
 
-def test_one_that_always_raises_fails_alone_and_its_company_does_not(raising: type[Raising], storage: Storage) -> None:
+def test_trial_that_always_raises_fails_alone(raising: type[RaisingTrainer], storage: Storage) -> None:
     raising.bad = {1}
     events = search(STUDY, storage)
     trials = trials_of(storage)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 4]
-    # Those that were tried before come first, each alone.
+    # Requeued trials come first, each alone.
     assert populations(events) == [(0, 1, 2, 3), (0,), (1,), (2,), (3,), (4, 5)]
     assert trials[1].user_attrs["reason"] == "RuntimeError: the network's own mistake"
     ends = trials[1].system_attrs["hpo:attempts"]
@@ -86,8 +86,8 @@ def test_one_that_always_raises_fails_alone_and_its_company_does_not(raising: ty
     )
 
 
-def test_what_raised_once_has_the_result_that_it_would_have_had(
-    raising: type[Raising], storage: Storage, new_storage: object
+def test_retried_trial_has_the_same_result(
+    raising: type[RaisingTrainer], storage: Storage, new_storage: object
 ) -> None:
     raising.bad, raising.times = {0, 5}, 1
     search(STUDY, storage)
@@ -95,21 +95,21 @@ def test_what_raised_once_has_the_result_that_it_would_have_had(
     check_whole(trials, 6)
     assert states(trials) == [TrialState.COMPLETE] * 6
     raising.bad = ()
-    undisturbed = new_storage()  # type: ignore[operator]
-    search(STUDY, undisturbed)
-    assert params(trials) == params(trials_of(undisturbed))
-    assert [curve.keys() for curve in curves(trials)] == [curve.keys() for curve in curves(trials_of(undisturbed))]
-    assert [trial.value for trial in trials] == pytest.approx([trial.value for trial in trials_of(undisturbed)])
+    uninterrupted = new_storage()  # type: ignore[operator]
+    search(STUDY, uninterrupted)
+    assert params(trials) == params(trials_of(uninterrupted))
+    assert [curve.keys() for curve in curves(trials)] == [curve.keys() for curve in curves(trials_of(uninterrupted))]
+    assert [trial.value for trial in trials] == pytest.approx([trial.value for trial in trials_of(uninterrupted)])
 
 
-def test_without_retries_whatever_raises_fails(raising: type[Raising], storage: Storage) -> None:
+def test_without_retries_a_raising_population_fails(raising: type[RaisingTrainer], storage: Storage) -> None:
     raising.bad, raising.times = {2}, 1
     search(study_of(search={"trials": 6, "population": 4, "retries": 0}), storage)
     assert [trial.state.name for trial in trials_of(storage)] == [*["FAIL"] * 4, *["COMPLETE"] * 2]
 
 
-def test_training_that_always_raises_ends_the_search_and_keeps_the_rest(
-    raising: type[Raising], storage: Storage
+def test_training_that_always_raises_ends_the_search_and_requeues_other_trials(
+    raising: type[RaisingTrainer], storage: Storage
 ) -> None:
     raising.bad = range(100)
     with pytest.raises(
@@ -124,14 +124,14 @@ def test_training_that_always_raises_ends_the_search_and_keeps_the_rest(
     assert states(trials).count(TrialState.FAIL) == 2
 
 
-def test_an_error_that_a_user_can_act_on_is_not_tried_again(raising: type[Raising], storage: Storage) -> None:
+def test_hpo_error_is_not_retried(raising: type[RaisingTrainer], storage: Storage) -> None:
     raising.bad, raising.error = {1}, HpoError("a single network does not fit into the memory")
     events = search(STUDY, storage)
     assert [trial.state.name for trial in trials_of(storage)] == [*["FAIL"] * 4, *["COMPLETE"] * 2]
     assert populations(events) == [(0, 1, 2, 3), (4, 5)]
 
 
-def test_a_trial_that_takes_too_long_fails_with_the_reason_and_the_study_goes_on(storage: Storage) -> None:
+def test_trial_beyond_its_timeout_fails_and_the_study_continues(storage: Storage) -> None:
     study = study_of(search={"trials": 5, "population": 4, "trial_timeout": 1e-9})
     events = search(study, storage)
     trials = trials_of(storage)
@@ -142,12 +142,12 @@ def test_a_trial_that_takes_too_long_fails_with_the_reason_and_the_study_goes_on
     assert populations(events) == [(0, 1, 2, 3), (0,), (1,), (2,), (3,), (4,), (4,)]
 
 
-def test_a_limit_beyond_what_a_clock_counts_is_none(storage: Storage) -> None:
+def test_timeout_too_large_for_a_clock_means_no_timeout(storage: Storage) -> None:
     search(study_of(search={"trials": 1, "trial_timeout": 1e300}), storage)
     assert states(trials_of(storage)) == [TrialState.COMPLETE]
 
 
-def test_a_trial_that_hangs_is_left_behind(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_trial_fails_after_its_timeout(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     released, epoch, limit = threading.Event(), Stack.epoch, round(deadline(1))
 
     def hang(stack: Stack, number: int) -> MemberMetrics:
@@ -165,10 +165,10 @@ def test_a_trial_that_hangs_is_left_behind(storage: Storage, monkeypatch: pytest
     assert trials[1].user_attrs["reason"] == f"took longer than search.trial_timeout, {limit} s (epoch 2)"
 
 
-def left_by_the_dead(study: Study, storage: Storage, deaths: int, count: int) -> list[FrozenTrial]:
-    """Let trials wait that have died so many times."""
+def create_trials_of_dead_workers(study: Study, storage: Storage, deaths: int, count: int) -> list[FrozenTrial]:
+    """Create WAITING trials whose worker has died `deaths` times."""
     search(study, storage, stop_at=lambda event: isinstance(event, StudyStarted))
-    attrs = {"hpo:attempts": [attempt_record("died", "gone", GONE) for _ in range(deaths)]}
+    attrs = {"hpo:attempts": [attempt_record("died", "gone", DEAD_WORKER) for _ in range(deaths)]}
     waiting = [
         create_trial(
             state=TrialState.WAITING,
@@ -182,34 +182,34 @@ def left_by_the_dead(study: Study, storage: Storage, deaths: int, count: int) ->
     return storage.create_trials(load_study(storage, "tiny")._study_id, waiting)
 
 
-@pytest.mark.parametrize(("deaths", "company"), [(1, [(0, 1, 2, 3), (4, 5)]), (2, [(0,), (1,), (2,), (3, 4, 5)])])
-def test_what_may_have_killed_its_process_twice_trains_alone(
-    deaths: int, company: list[tuple[int, ...]], storage: Storage
+@pytest.mark.parametrize(("deaths", "expected"), [(1, [(0, 1, 2, 3), (4, 5)]), (2, [(0,), (1,), (2,), (3, 4, 5)])])
+def test_trial_with_two_dead_workers_is_trained_alone(
+    deaths: int, expected: list[tuple[int, ...]], storage: Storage
 ) -> None:
-    left_by_the_dead(STUDY, storage, deaths, 3)
+    create_trials_of_dead_workers(STUDY, storage, deaths, 3)
     events = search(STUDY, storage)
     check_whole(trials_of(storage), 6)
-    assert populations(events) == company
+    assert populations(events) == expected
 
 
-def test_the_fourth_death_is_the_last(storage: Storage) -> None:
-    left_by_the_dead(STUDY, storage, 3, 2)
-    storage.worker = GONE
+def test_trial_fails_after_four_dead_workers(storage: Storage) -> None:
+    create_trials_of_dead_workers(STUDY, storage, 3, 2)
+    storage.worker = DEAD_WORKER
     storage.claim([1, 2], 1)
-    (lost,) = [running for running in running_trials(storage) if running.number == 0]
-    assert lost.orphaned is None
+    (orphan,) = [running for running in running_trials(storage) if running.number == 0]
+    assert orphan.orphaned is None
     age_heartbeats(storage)
-    lost = running_trials(storage)[0]
-    assert lost.orphaned == "no heartbeat from process 1 on elsewhere for 60 s"
-    assert requeue_orphaned(storage, [lost]) == (set(), {0})
+    orphan = running_trials(storage)[0]
+    assert orphan.orphaned == "no heartbeat from process 1 on elsewhere for 60 s"
+    assert requeue_orphaned(storage, [orphan]) == (set(), {0})
     search(STUDY, storage)
     trials = trials_of(storage)
     check_whole(trials, 6)
     assert states(trials) == [TrialState.FAIL, *[TrialState.COMPLETE] * 5]
-    assert trials[0].user_attrs["reason"] == f"its process died 4 times: {lost.orphaned}"
+    assert trials[0].user_attrs["reason"] == f"its process died 4 times: {orphan.orphaned}"
 
 
-def test_a_waiting_trial_that_is_not_of_this_space_fails_and_says_why(storage: Storage) -> None:
+def test_enqueued_trial_outside_the_search_space_fails_with_a_reason(storage: Storage) -> None:
     search(STUDY, storage, stop_at=lambda event: isinstance(event, StudyStarted))
     load_study(storage, "tiny").enqueue_trial({"learning_rate": 0.1})
     search(STUDY, storage)
