@@ -1,4 +1,4 @@
-"""Stops and exceptions: what had finished is kept, the rest waits, and nothing is left running."""
+"""Stops and exceptions: finished trials stay, other trials are requeued, and no trial stays RUNNING."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hpo.storage import Storage, StudyState, load_study, state_of, summary
 NewStorage = Callable[[], Storage]
 
 
-def check_untouched(trials: list[FrozenTrial]) -> None:
-    """Trials that wait have kept their parameters and seed, and nothing of what they had reached."""
+def check_requeued(trials: list[FrozenTrial]) -> None:
+    """Check that the trials are WAITING with their parameters and seed, and without results."""
     for trial in trials:
         assert trial.state == TrialState.WAITING
         assert (trial.intermediate_values, trial.datetime_start, trial.value) == ({}, None, None)
@@ -28,7 +28,7 @@ def check_untouched(trials: list[FrozenTrial]) -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 8])
-def test_a_stop_ends_after_the_epoch_and_the_next_launch_goes_on(
+def test_stop_ends_after_the_epoch_and_the_next_launch_resumes(
     epochs: int, uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
     events = search(STUDY, storage, stop_at=after_epochs(epochs))
@@ -41,7 +41,7 @@ def test_a_stop_ends_after_the_epoch_and_the_next_launch_goes_on(
     trials = trials_of(storage)
     finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     assert ended.completed == len(finished)
-    check_untouched([trial for trial in trials if trial not in finished])
+    check_requeued([trial for trial in trials if trial not in finished])
 
     search(STUDY, storage)
     trials = trials_of(storage)
@@ -49,7 +49,7 @@ def test_a_stop_ends_after_the_epoch_and_the_next_launch_goes_on(
     assert [trial.value for trial in trials[: len(finished)]] == [trial.value for trial in trials][: len(finished)]
 
 
-def test_many_stops_lose_nothing(uninterrupted: list[FrozenTrial], storage: Storage) -> None:
+def test_several_stops_lose_no_trial(uninterrupted: list[FrozenTrial], storage: Storage) -> None:
     for population in (4, 8, 1, 3):
         study = study_of(
             network=STUDY.resolved()["network"],
@@ -61,23 +61,23 @@ def test_many_stops_lose_nothing(uninterrupted: list[FrozenTrial], storage: Stor
     check_like(trials_of(storage), uninterrupted)
 
 
-def test_a_stop_before_the_first_epoch_trains_nothing(storage: Storage) -> None:
+def test_stop_before_the_first_epoch_trains_nothing(storage: Storage) -> None:
     events = search(STUDY, storage, stop_at=lambda event: isinstance(event, StudyStarted))
     assert isinstance(events[-1], StudyEnded)
     assert events[-1].reason == "interrupted"
     assert trials_of(storage) == []
 
 
-@pytest.mark.parametrize("looks", range(9))
-def test_a_stop_at_any_moment_leaves_the_study_open(looks: int, storage: Storage) -> None:
+@pytest.mark.parametrize("checks", range(9))
+def test_stop_at_any_check_leaves_the_study_open(checks: int, storage: Storage) -> None:
     events: list[Event] = []
-    launch(study_of(), storage, LaunchOptions(device="cpu"), on_event=events.append, stop=StopAfter(looks))
+    launch(study_of(), storage, LaunchOptions(device="cpu"), on_event=events.append, stop=StopAfter(checks))
     (ended,) = (event for event in events if isinstance(event, StudyEnded))
     assert ended.reason == "interrupted"
     assert state_of(summary(storage, "tiny").user_attrs) == StudyState.OPEN
 
 
-def test_a_stop_in_the_very_last_epoch_comes_too_late(storage: Storage) -> None:
+def test_stop_in_the_last_epoch_still_finishes_the_study(storage: Storage) -> None:
     study = study_of(search={"trials": 4})
     events = search(study, storage, stop_at=after_epochs(2))
     assert isinstance(events[-1], StudyEnded)
@@ -96,7 +96,7 @@ def test_a_stop_in_the_very_last_epoch_comes_too_late(storage: Storage) -> None:
         (StudyEnded, KeyboardInterrupt()),
     ],
 )
-def test_an_exception_leaves_nothing_running(kind: type[Event], failure: BaseException, storage: Storage) -> None:
+def test_exception_leaves_no_trial_running(kind: type[Event], failure: BaseException, storage: Storage) -> None:
     study = study_of(search={"trials": 6, "population": 4}, training={"epochs": 1})
 
     def fail(event: Event) -> None:
@@ -110,7 +110,7 @@ def test_an_exception_leaves_nothing_running(kind: type[Event], failure: BaseExc
     check_whole(trials_of(storage), 6)
 
 
-def test_what_is_claimed_goes_back_when_new_trials_cannot_be_stored(storage: Storage) -> None:
+def test_claimed_trials_are_requeued_when_new_trials_cannot_be_stored(storage: Storage) -> None:
     search(study_of(), storage, stop_at=after_epochs(1))
     stored = load_study(storage, "tiny")
     assert states(stored.trials) == [TrialState.WAITING] * 4

@@ -1,4 +1,4 @@
-"""A study's own limits: after its time, or too many trials that were no better, nothing begins any more."""
+"""Limits of a study: search.timeout and search.patience end it before all its trials are trained."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
 
 
 def limited(study: Study, **limits: float) -> Study:
-    written = study.resolved()
-    return parse_study({**written, "search": {**written["search"], **limits}}, "studies/tiny.toml")
+    resolved = study.resolved()
+    return parse_study({**resolved, "search": {**resolved["search"], **limits}}, "studies/tiny.toml")
 
 
 def reason(events: Sequence[Event]) -> str:
@@ -59,26 +59,26 @@ def attrs(storage: Storage) -> dict[str, Any]:
     return load_study(storage, "tiny").user_attrs
 
 
-def begun_earlier(storage: Storage, seconds: float) -> None:
-    """Let the study have begun so long ago."""
+def set_age(storage: Storage, seconds: float) -> None:
+    """Set the start of the study to so many seconds ago."""
     began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
     run = {**attrs(storage)["hpo:run"], "began": began.isoformat(timespec="seconds")}
     storage.set_study_attrs(summary(storage, "tiny").study_id, {"hpo:run": run})
 
 
-def joined(storage: Storage, on_event: Any = lambda event: None) -> Search:
+def join_study(storage: Storage, on_event: Any = lambda event: None) -> Search:
     return join("tiny", storage, device="cpu", on_event=on_event, stop=threading.Event())
 
 
 # --- Time ---
 
 
-def test_after_its_time_nothing_begins_and_what_waits_stays_waiting(
+def test_after_its_timeout_no_trial_starts_and_waiting_trials_stay_waiting(
     uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
     study = limited(STUDY, timeout=HOUR_S)
     assert reason(search(study, storage, stop_at=after_epochs(4))) == "interrupted"
-    begun_earlier(storage, HOUR_S + 1)
+    set_age(storage, HOUR_S + 1)
     before = trials_of(storage)
     assert states(before) == [COMPLETE] + [WAITING] * 3
     events = search(study, storage)
@@ -96,73 +96,73 @@ def test_after_its_time_nothing_begins_and_what_waits_stays_waiting(
     assert attrs(storage)[STATE_REASON] == "finished"
 
 
-def test_what_runs_when_the_time_is_over_is_finished(storage: Storage) -> None:
+def test_running_trials_are_finished_after_the_timeout(storage: Storage) -> None:
     submit(limited(STUDY, timeout=HOUR_S), storage)
 
-    def take(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, EpochEnded):
-            found.began -= datetime.timedelta(hours=2)
+            study_search.began -= datetime.timedelta(hours=2)
 
-    found = joined(storage, take)
-    assert found.step()
+    study_search = join_study(storage, on_event)
+    assert study_search.step()
     assert states(trials_of(storage)) == [COMPLETE] * 4
-    assert not found.step()
-    assert found.end_if_done() == "timeout"
+    assert not study_search.step()
+    assert study_search.end_if_done() == "timeout"
     assert states(trials_of(storage)) == [COMPLETE] * 4
 
 
-def test_the_time_runs_from_the_first_launch_pauses_and_restarts_included(storage: Storage) -> None:
+def test_timeout_counts_from_the_first_launch_including_pauses(storage: Storage) -> None:
     study = limited(STUDY, timeout=HOUR_S)
     submit(study, storage)
-    assert "hpo:run" not in attrs(storage), "while nobody works on it, its time has not begun"
+    assert "hpo:run" not in attrs(storage), "the time of a study starts with its first launch, not with its submission"
     search(study, storage, stop_at=after_epochs(1))
     began = attrs(storage)["hpo:run"]["began"]
     set_state(storage, summary(storage, "tiny").study_id, StudyState.PAUSED)
     set_state(storage, summary(storage, "tiny").study_id, StudyState.OPEN)
     search(study, storage, stop_at=after_epochs(1))
     assert attrs(storage)["hpo:run"]["began"] == began
-    begun_earlier(storage, HOUR_S + 1)
+    set_age(storage, HOUR_S + 1)
     assert reason(search(study, storage)) == "timeout"
 
 
-def test_a_study_that_has_its_trials_is_finished_however_old_it_is(storage: Storage) -> None:
+def test_study_with_all_its_trials_is_finished_even_after_its_timeout(storage: Storage) -> None:
     study = limited(study_of(search={"trials": 4}), timeout=HOUR_S)
     assert reason(search(study, storage)) == "finished"
-    begun_earlier(storage, 2 * HOUR_S)
+    set_age(storage, 2 * HOUR_S)
     assert reason(search(study, storage)) == "finished"
     assert attrs(storage)[STATE_REASON] == "finished"
 
 
-def test_a_study_ends_when_others_have_finished_what_they_train(storage: Storage) -> None:
+def test_study_ends_after_running_trials_of_other_processes(storage: Storage) -> None:
     study = limited(STUDY, timeout=HOUR_S)
     submit(study, storage)
-    found = joined(storage)
-    found.began -= datetime.timedelta(hours=2)
+    study_search = join_study(storage)
+    study_search.began -= datetime.timedelta(hours=2)
     other = open_storage(storage.location.full_url)
     other.worker = ELSEWHERE
-    template = create_trial(
+    running = create_trial(
         state=RUNNING, params={"dropout": 0.1, "hidden": "[8]", "lr": 0.1}, distributions=distributions(study)
     )
-    waits = create_trial(state=WAITING, params=template.params, distributions=template.distributions)
-    held, _ = other.create_trials(load_study(other, "tiny")._study_id, [template, waits])
-    assert not found.step()
-    assert found.end_if_done() is None
+    waiting = create_trial(state=WAITING, params=running.params, distributions=running.distributions)
+    created, _ = other.create_trials(load_study(other, "tiny")._study_id, [running, waiting])
+    assert not study_search.step()
+    assert study_search.end_if_done() is None
     assert STATE not in attrs(storage)
-    other.requeue([held._trial_id])
-    assert not found.step()
-    assert found.end_if_done() == "timeout"
+    other.requeue([created._trial_id])
+    assert not study_search.step()
+    assert study_search.end_if_done() == "timeout"
     assert states(trials_of(storage)) == [WAITING, WAITING]
     other.close()
 
 
 @pytest.mark.parametrize("key", ["timeout", "patience"])
 @pytest.mark.parametrize("value", [0, -1, "soon", True, float("nan"), float("inf")])
-def test_a_limit_that_means_nothing_is_refused_by_name(key: str, value: object) -> None:
+def test_invalid_limit_is_refused_with_its_key(key: str, value: object) -> None:
     with pytest.raises(StudyFileError, match=rf"^studies/tiny.toml: search.{key}: "):
         parse_study(tree(search={key: value}), "studies/tiny.toml")
 
 
-def test_limits_are_not_set_unless_the_file_sets_them() -> None:
+def test_limits_have_no_default() -> None:
     found = study_of().resolved()["search"]
     assert (found.get("timeout"), found.get("patience")) == (None, None)
 
@@ -171,7 +171,7 @@ def test_limits_are_not_set_unless_the_file_sets_them() -> None:
 
 
 def trials_since_best(trials: Sequence[FrozenTrial], minimize: bool) -> int:
-    """Written out: the trials that count behind the first that none is better than."""
+    """Count the completed and pruned trials after the first best trial, as a reference for `SamplerHistory`."""
     best = -1
     for trial in trials:
         if trial.state != COMPLETE:
@@ -198,7 +198,7 @@ def histories(draw: st.DrawFn) -> list[FrozenTrial]:
 
 @settings(max_examples=60)
 @given(trials=histories(), metric=st.sampled_from(["val_loss", "val_accuracy"]), known=st.integers(0, 12))
-def test_completed_and_pruned_trials_behind_the_best_are_counted(
+def test_completed_and_pruned_trials_since_the_best_are_counted(
     trials: list[FrozenTrial], metric: str, known: int
 ) -> None:
     study = study_of(search={"metric": metric})
@@ -210,7 +210,7 @@ def test_completed_and_pruned_trials_behind_the_best_are_counted(
 
 @pytest.mark.parametrize("metric", ["val_loss", "val_accuracy"])
 @pytest.mark.parametrize(("population", "patience"), [(1, 2), (3, 2)])
-def test_a_study_ends_after_as_many_trials_that_were_no_better(
+def test_study_ends_after_patience_trials_without_improvement(
     population: int, patience: int, metric: str, storage: Storage
 ) -> None:
     study = study_of(
@@ -219,15 +219,15 @@ def test_a_study_ends_after_as_many_trials_that_were_no_better(
     events = search(study, storage)
     trials = trials_of(storage)
     check_whole(trials, len(trials))
-    # It looked before each population, and nowhere but at the end was it enough.
-    looked = range(population, len(trials) + 1, population)
-    enough = [count for count in looked if trials_since_best(trials[:count], metric == "val_loss") >= patience]
-    assert enough == ([len(trials)] if len(trials) < 12 else enough[:1])
-    assert reason(events) == ("no improvement" if len(trials) < 12 else "finished") or enough
+    # The search checks patience before each population; only the last check may exceed it.
+    checked = range(population, len(trials) + 1, population)
+    exceeded = [count for count in checked if trials_since_best(trials[:count], metric == "val_loss") >= patience]
+    assert exceeded == ([len(trials)] if len(trials) < 12 else exceeded[:1])
+    assert reason(events) == ("no improvement" if len(trials) < 12 else "finished") or exceeded
     assert attrs(storage)[STATE_REASON] == reason(events)
 
 
-def test_patience_can_be_raised_and_the_study_goes_on(storage: Storage) -> None:
+def test_extension_with_more_patience_continues_the_study(storage: Storage) -> None:
     def study(patience: int | None) -> Study:
         search = {"trials": 12, "population": 1, **({} if patience is None else {"patience": patience})}
         return study_of(training={"epochs": 1}, search=search)
@@ -244,8 +244,8 @@ def test_patience_can_be_raised_and_the_study_goes_on(storage: Storage) -> None:
     assert trials_of(storage)[: len(first)] == first
 
 
-def test_failed_trials_do_not_try_patience(storage: Storage) -> None:
-    """Trials whose loss is not finite fail: none of them is a trial that was no better."""
+def test_failed_trials_do_not_count_for_patience(storage: Storage) -> None:
+    """Trials without a finite loss fail; patience counts completed and pruned trials only."""
     study = study_of(
         optimizer={"lr": {"low": 1e30, "high": 1e35, "log": True}},
         training={"epochs": 1, "precision": "float32"},
