@@ -1,4 +1,4 @@
-"""The loop: what is asked is trained right, every epoch is stored, members are pruned and fail alone, events add up."""
+"""The search loop: training, learning curves, pruning, failures of single members, events and precision."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NewStorage = Callable[[], Storage]
 
 
 def check_events(events: Sequence[Event], trials: Sequence[FrozenTrial]) -> None:
-    """Populations follow one another, each with its epochs and counts; the counts add up to what is stored."""
+    """Check the order of population and epoch events, and their counts against the states of the stored trials."""
     events = [event for event in events if not isinstance(event, Note)]
     started, ended = events[0], events[-1]
     assert isinstance(started, StudyStarted)
@@ -60,9 +60,9 @@ def check_events(events: Sequence[Event], trials: Sequence[FrozenTrial]) -> None
         else:
             assert isinstance(event, PopulationEnded)
             assert population is not None
-            gone = event.completed + event.pruned + event.failed
-            untrainable = epoch == 0 and event.failed == left
-            assert gone == len(population.members) - (0 if untrainable else left)
+            ended_members = event.completed + event.pruned + event.failed
+            not_trainable = epoch == 0 and event.failed == left
+            assert ended_members == len(population.members) - (0 if not_trainable else left)
             completed, pruned, failed = completed + event.completed, pruned + event.pruned, failed + event.failed
             population = None
     assert (ended.completed, ended.pruned, ended.failed) == (completed, pruned, failed)
@@ -74,8 +74,8 @@ def check_events(events: Sequence[Event], trials: Sequence[FrozenTrial]) -> None
     ]
 
 
-def alone(study: Study, trial: FrozenTrial) -> dict[str, list[float]]:
-    """The curve that the trial's parameters and seed give when nothing else is trained."""
+def train_alone(study: Study, trial: FrozenTrial) -> dict[str, list[float]]:
+    """Train the trial's parameters and seed without other members; return the learning curve."""
     split = to_device(load_split(study), study.data.split_seed, torch.device("cpu"))
     member = Member(trial.number, config_of(study, trial.params), trial.user_attrs["seed"])
     curve: dict[str, list[float]] = {}
@@ -85,7 +85,7 @@ def alone(study: Study, trial: FrozenTrial) -> dict[str, list[float]]:
     return curve
 
 
-def test_mixed_shapes_are_grouped_and_every_trial_is_trained_as_its_parameters_say(storage: Storage) -> None:
+def test_trials_are_grouped_by_architecture_and_trained_by_their_parameters(storage: Storage) -> None:
     study = study_of(
         network={"hidden": {"choices": [[8], [6, 4], []]}, "dropout": {"low": 0.0, "high": 0.4}},
         optimizer={"kind": {"choices": ["sgd", "momentum", "adam"]}, "momentum": {"low": 0.5, "high": 0.95}},
@@ -99,7 +99,7 @@ def test_mixed_shapes_are_grouped_and_every_trial_is_trained_as_its_parameters_s
     for trial in trials:
         epochs = trial.params["epochs"]
         assert list(trial.intermediate_values) == list(range(1, epochs + 1))
-        assert are_close(curves([trial]), [alone(study, trial)])
+        assert are_close(curves([trial]), [train_alone(study, trial)])
         assert isinstance(trial.params["batch_size"], int)
         assert trial.params["batch_size"] in (30, 45, 60)
         assert isinstance(json.loads(trial.params["hidden"]), list)
@@ -114,7 +114,7 @@ def test_mixed_shapes_are_grouped_and_every_trial_is_trained_as_its_parameters_s
 
 @pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
 @pytest.mark.parametrize("score", ["last", "best"])
-def test_the_value_is_the_last_or_the_best_of_the_metric(metric: str, score: str, storage: Storage) -> None:
+def test_score_is_the_last_or_best_value_of_the_metric(metric: str, score: str, storage: Storage) -> None:
     study = study_of(
         optimizer={"lr": {"low": 0.5, "high": 3.0}},
         training={"epochs": 4},
@@ -136,29 +136,29 @@ def test_the_value_is_the_last_or_the_best_of_the_metric(metric: str, score: str
             assert "score_epoch" not in trial.user_attrs
     if score == "best":
         assert any(trial.user_attrs["score_epoch"] < 4 for trial in stored.trials)
-    seen = [event.best for event in events if isinstance(event, EpochEnded)]
-    assert seen[-1] == stored.best_value, "what is shown last is what is ranked first"
+    best_values = [event.best for event in events if isinstance(event, EpochEnded)]
+    assert best_values[-1] == stored.best_value, "the last event shows the best value of the study"
     (ended,) = [event for event in events if isinstance(event, PopulationEnded)]
     assert ended.best == stored.best_value
 
 
-def test_a_member_that_diverges_fails_alone_and_is_counted(new_storage: NewStorage) -> None:
-    def study(wild: float) -> Study:
+def test_diverging_member_fails_alone_and_is_counted(new_storage: NewStorage) -> None:
+    def study(weight_decay: float) -> Study:
         return study_of(
             network={"hidden": {"choices": [[8], [8, 8]]}},
-            optimizer={"lr": 0.5, "weight_decay": {"choices": [0.0, wild, 1e-3]}},
+            optimizer={"lr": 0.5, "weight_decay": {"choices": [0.0, weight_decay, 1e-3]}},
             training={"epochs": 4},
             search={"sampler": "grid", "population": 4},
         )
 
-    mixed, tame = new_storage(), new_storage()
-    events = search(study(1e40), mixed)
-    search(study(1e-6), tame)
-    trials = trials_of(mixed)
+    diverging, stable = new_storage(), new_storage()
+    events = search(study(1e40), diverging)
+    search(study(1e-6), stable)
+    trials = trials_of(diverging)
     check_whole(trials, 6)
     check_events(events, trials)
     assert {trial.params["weight_decay"] for trial in trials if trial.state == TrialState.FAIL} == {1e40}
-    for trial, other in zip(trials, trials_of(tame), strict=True):
+    for trial, other in zip(trials, trials_of(stable), strict=True):
         if trial.params["weight_decay"] < 1:
             assert trial.state == TrialState.COMPLETE
             assert are_close(curves([trial]), curves([other]))
@@ -172,14 +172,14 @@ def test_a_member_that_diverges_fails_alone_and_is_counted(new_storage: NewStora
     assert (events[-1].reason, events[-1].failed) == ("finished", 2)
 
 
-def test_a_study_whose_trials_all_fail_ends(storage: Storage) -> None:
+def test_study_with_failed_trials_only_ends(storage: Storage) -> None:
     events = search(study_of(optimizer={"lr": {"low": 1e200, "high": 1e201}}), storage)
     check_events(events, trials_of(storage))
     assert states(trials_of(storage)) == [TrialState.FAIL] * 6
     assert {event.best for event in events if isinstance(event, EpochEnded | PopulationEnded)} == {None}
 
 
-def test_a_shape_that_cannot_be_trained_fails_with_the_reason_and_the_others_go_on(storage: Storage) -> None:
+def test_invalid_architecture_fails_with_a_reason_and_others_are_trained(storage: Storage) -> None:
     study = study_of(
         network={"kind": "cnn", "conv": [2], "hidden": [], "kernel": {"choices": [3, 9]}},
         search={"trials": 6, "population": 6},
@@ -195,7 +195,7 @@ def test_a_shape_that_cannot_be_trained_fails_with_the_reason_and_the_others_go_
     assert any(isinstance(event, Note) and event.level == "warning" for event in events)
 
 
-def pruning(pruner: str, **changes: object) -> Study:
+def study_with_pruner(pruner: str, **changes: object) -> Study:
     return study_of(
         network={"dropout": {"low": 0.0, "high": 0.4}},
         optimizer={"lr": {"low": 1e-4, "high": 1.0, "log": True}},
@@ -206,8 +206,8 @@ def pruning(pruner: str, **changes: object) -> Study:
 
 @pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_pruned_trials_keep_their_last_value_and_their_curve(pruner: str, metric: str, storage: Storage) -> None:
-    events = search(pruning(pruner, metric=metric, score="best"), storage)
+def test_pruned_trials_have_their_last_value_and_learning_curve(pruner: str, metric: str, storage: Storage) -> None:
+    events = search(study_with_pruner(pruner, metric=metric, score="best"), storage)
     trials = trials_of(storage)
     check_whole(trials, 16)
     check_events(events, trials)
@@ -222,31 +222,31 @@ def test_pruned_trials_keep_their_last_value_and_their_curve(pruner: str, metric
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_a_pruner_goes_on_where_it_was(pruner: str, new_storage: NewStorage) -> None:
-    whole, interrupted = new_storage(), new_storage()
-    search(pruning(pruner), whole)
-    search(pruning(pruner), interrupted, stop_at=after_epochs(4))
+def test_pruner_decides_the_same_after_an_interruption(pruner: str, new_storage: NewStorage) -> None:
+    uninterrupted, interrupted = new_storage(), new_storage()
+    search(study_with_pruner(pruner), uninterrupted)
+    search(study_with_pruner(pruner), interrupted, stop_at=after_epochs(4))
     assert len(trials_of(interrupted)) == 8
-    search(pruning(pruner), interrupted)
-    assert states(trials_of(interrupted)) == states(trials_of(whole))
-    assert are_close(curves(trials_of(interrupted)), curves(trials_of(whole)))
+    search(study_with_pruner(pruner), interrupted)
+    assert states(trials_of(interrupted)) == states(trials_of(uninterrupted))
+    assert are_close(curves(trials_of(interrupted)), curves(trials_of(uninterrupted)))
 
 
-def test_without_a_pruner_nothing_is_pruned(storage: Storage) -> None:
-    search(pruning("none"), storage)
+def test_without_a_pruner_no_trial_is_pruned(storage: Storage) -> None:
+    search(study_with_pruner("none"), storage)
     assert states(trials_of(storage)) == [TrialState.COMPLETE] * 16
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_hyperband_judges_when_all_members_have_reported(order: int) -> None:
+def test_hyperband_prunes_after_all_members_have_reported(order: int) -> None:
     history = SamplerHistory(study_of(training={"epochs": 2}, search={"pruner": "hyperband"}), [])
     numbers = [number for number, _ in history.ask(9)][::order]
     history.report(1, {number: 0.1 * rank for rank, number in enumerate(numbers)})
     assert history.prune(sorted(numbers)) == set(numbers[:6])
 
 
-def test_what_has_left_a_population_is_trained_no_more() -> None:
-    study = pruning("none")
+def test_members_dropped_from_a_population_are_not_trained() -> None:
+    study = study_with_pruner("none")
     split = to_device(load_split(study), 0, torch.device("cpu"))
     members = [Member(number, config_of(study, {"lr": 0.1, "dropout": 0.0}), number) for number in range(3)]
     epochs = train(members, split, "float64")
@@ -255,7 +255,7 @@ def test_what_has_left_a_population_is_trained_no_more() -> None:
     epochs.close()
 
 
-def test_the_precision_that_auto_found_is_recorded_and_kept(new_storage: NewStorage) -> None:
+def test_precision_chosen_by_auto_is_stored_and_reused(new_storage: NewStorage) -> None:
     study = study_of(training={"epochs": 1, "precision": "auto"}, search={"trials": 4})
     storage = new_storage()
     note, started, *_ = search(study, storage, stop_at=after_epochs(1))
@@ -267,15 +267,15 @@ def test_the_precision_that_auto_found_is_recorded_and_kept(new_storage: NewStor
     assert (run["precision"], run["device"]) == (started.precision, "cpu")
     other = "float32" if started.precision == "bfloat16" else "bfloat16"
     load_study(storage, "tiny").set_user_attr("hpo:run", {**run, "precision": other})
-    again, *_ = search(study, storage)
-    assert isinstance(again, StudyStarted)
-    assert again.precision == other
-    fixed = new_storage()
-    search(study_of(), fixed)
-    assert load_study(fixed, "tiny").user_attrs["hpo:run"]["precision"] == "float64"
+    restarted, *_ = search(study, storage)
+    assert isinstance(restarted, StudyStarted)
+    assert restarted.precision == other
+    float64_storage = new_storage()
+    search(study_of(), float64_storage)
+    assert load_study(float64_storage, "tiny").user_attrs["hpo:run"]["precision"] == "float64"
 
 
-def test_a_storage_that_fails_is_no_reason_to_fail_trials(storage: Storage) -> None:
+def test_storage_error_requeues_trials(storage: Storage) -> None:
     def fail(event: Event) -> None:
         if isinstance(event, EpochEnded):
             raise StorageError("hpo.db: the disk is full")
@@ -295,23 +295,23 @@ def test_events_are_json(storage: Storage) -> None:
     assert params(trials_of(storage))[0].keys() == {"lr", "weight_decay"}
 
 
-def test_cmaes_goes_on_from_the_trials_that_a_launch_finds(storage: Storage) -> None:
+def test_cmaes_continues_from_stored_trials(storage: Storage) -> None:
     options = {"sampler": "cmaes", "population": 4}
     search(study_of(optimizer={"weight_decay": DECAY}, search={**options, "trials": 12}), storage)
     study = study_of(optimizer={"weight_decay": DECAY}, search={**options, "trials": 16})
-    asked = SamplerHistory(study, trials_of(storage)).ask(4)
+    expected = SamplerHistory(study, trials_of(storage)).ask(4)
     search(study, storage, extend=True)
-    assert [trial.params for trial in trials_of(storage)[12:]] == [values for _, values in asked]
-    # What a sampler that knows nothing of the twelve would ask for is something else.
-    assert [values for _, values in SamplerHistory(study).ask(16)[12:]] != [values for _, values in asked]
+    assert [trial.params for trial in trials_of(storage)[12:]] == [values for _, values in expected]
+    # A sampler without the twelve stored trials samples other configurations.
+    assert [values for _, values in SamplerHistory(study).ask(16)[12:]] != [values for _, values in expected]
 
 
-def test_a_stop_is_heard_while_trials_are_asked_for() -> None:
+def test_stop_ends_the_sampling_of_trials() -> None:
     assert len(SamplerHistory(study_of()).ask(6, StopAfter(2).is_set)) == 2
 
 
-def test_a_storage_that_has_lost_trials_ends_the_search(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No number would ever be the next one's: the search has to end rather than go round for ever."""
+def test_missing_trials_in_the_storage_end_the_search(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the created trials no next number is free: the search must end instead of looping forever."""
     monkeypatch.setattr(storage, "create_trials", lambda *args: [])
     with pytest.raises(HpoError, match="study 'tiny': trials are missing in its storage"):
         search(study_of(), storage)
