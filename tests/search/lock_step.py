@@ -61,7 +61,7 @@ launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=r
         self.process.stdin.flush()
         self._waiting = False
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Continue the launch without further waiting."""
         assert self.process.stdin is not None
         if not self.process.stdin.closed:
@@ -74,7 +74,7 @@ launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=r
 
     def finish_with_output(self) -> list[dict[str, Any]]:
         """Continue the launch to its end; return the remaining events."""
-        self.go_on()
+        self.resume()
         assert self.process.stdout is not None
         output = self.process.stdout.read()
         self.process.wait()

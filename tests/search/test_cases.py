@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from tiny import after_epochs, check_like, check_whole, search, study_of, trials_of
+from tiny import after_epochs, check_same_trials, check_whole, search, study_of, trials_of
 
 from hpo.errors import StudyFileError, UsageError
 from hpo.results.display.check import parameter_line
@@ -116,7 +116,7 @@ def test_interrupted_search_resumes_to_the_same_trials(new_storage: Callable[[],
     search(study, uninterrupted)
     search(study, interrupted, stop_at=after_epochs(2))
     search(study, interrupted)
-    check_like(trials_of(interrupted), trials_of(uninterrupted))
+    check_same_trials(trials_of(interrupted), trials_of(uninterrupted))
 
 
 def random_values(draw: random.Random, space: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,10 +144,10 @@ def test_tpe_samples_conditional_parameters_like_optuna() -> None:
     trial = mirror.get_trial(mirror.create_new_trial(STUDY))
     for kind in ("sgd", "momentum", "adam"):
         for group in groups(study, {"optimizer.kind": kind}):
-            ours = IncrementalTPESampler(7, observations).sample_relative(trials, trial, group)
-            theirs = TPESampler(seed=7, multivariate=True, constant_liar=True).sample_relative(trials, trial, group)
-            assert ours == theirs
-            assert ours.keys() == group.keys()
+            values = IncrementalTPESampler(7, observations).sample_relative(trials, trial, group)
+            expected = TPESampler(seed=7, multivariate=True, constant_liar=True).sample_relative(trials, trial, group)
+            assert values == expected
+            assert values.keys() == group.keys()
 
 
 def test_tpe_learns_conditional_parameters_from_applicable_trials() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from deadlines import deadline, wait_for
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, trials_of
+from tiny import STUDY, after_epochs, check_same_trials, check_whole, search, states, study_of, trials_of
 
 from hpo.errors import HpoError, StudyClosedError, TrainingError
 from hpo.search import driver as drivers
@@ -132,7 +132,7 @@ def test_study_closed_in_an_epoch_ends_the_launch_and_loses_no_trial(
     events = search(LONGER if how == "changed" else STUDY, storage)
     assert reason(events) == "finished"
     trials = trials_of(storage)
-    check_like(trials[:10], uninterrupted)
+    check_same_trials(trials[:10], uninterrupted)
     check_whole(trials, 12 if how == "changed" else 10)
     assert not any("hpo:attempts" in trial.system_attrs for trial in trials)
 
@@ -161,7 +161,7 @@ def test_study_paused_and_resumed_within_an_epoch_continues(
 
     events = search(STUDY, storage, stop_at=once(after_epochs(1), act))
     assert reason(events) == "finished"
-    check_like(trials_of(storage), uninterrupted)
+    check_same_trials(trials_of(storage), uninterrupted)
     assert not any("hpo:attempts" in trial.system_attrs for trial in trials_of(storage))
 
 
@@ -252,7 +252,7 @@ def test_study_deleted_and_submitted_again_is_a_new_study(
     if reason(events) != "finished":
         assert reason(events) == "deleted"
         search(STUDY, storage)
-    check_like(trials_of(storage), uninterrupted)
+    check_same_trials(trials_of(storage), uninterrupted)
 
 
 def test_study_deleted_during_precision_measurement_is_an_error(storage: Storage, other: Storage) -> None:
@@ -386,7 +386,7 @@ def test_step_raises_when_the_study_is_closed(storage: Storage, other: Storage) 
         assert caught.value.how == how
         set_to(OPEN)(other)
         assert storage.claimed_ids == set()
-    assert study_search.step(), "configurations that were sampled but not stored are sampled again"
+    assert study_search.step(), "sampled configurations that were not stored must be sampled again"
     change_study(other)
     with pytest.raises(StudyClosedError, match="changed by another process"):
         study_search.step()

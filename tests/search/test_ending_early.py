@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from test_checkpoints import check_checkpoints
-from tiny import after_epochs, check_like, check_whole, curves, search, states, study_of, trials_of
+from tiny import after_epochs, check_same_trials, check_whole, curves, search, states, study_of, trials_of
 
 from hpo.results.compare.runs import groups
 from hpo.results.compare.table import summarize
@@ -90,7 +90,7 @@ def test_stopped_search_resumes_to_the_same_trials(
     search(impatient(), storage, stop_at=after_epochs(epochs))
     assert any(not trial.state.is_finished() for trial in trials_of(storage))
     search(impatient(population=3), storage, extend=True)
-    check_like(trials_of(storage), uninterrupted_trials)
+    check_same_trials(trials_of(storage), uninterrupted_trials)
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])

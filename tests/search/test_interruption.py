@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from tiny import STUDY, StopAfter, after_epochs, check_like, check_whole, search, states, study_of, trials_of
+from tiny import STUDY, StopAfter, after_epochs, check_same_trials, check_whole, search, states, study_of, trials_of
 
 from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
@@ -45,7 +45,7 @@ def test_stop_ends_after_the_epoch_and_the_next_launch_resumes(
 
     search(STUDY, storage)
     trials = trials_of(storage)
-    check_like(trials, uninterrupted)
+    check_same_trials(trials, uninterrupted)
     assert [trial.value for trial in trials[: len(finished)]] == [trial.value for trial in trials][: len(finished)]
 
 
@@ -58,7 +58,7 @@ def test_several_stops_lose_no_trial(uninterrupted: list[FrozenTrial], storage: 
         )
         search(study, storage, extend=True, stop_at=after_epochs(4))
     search(study, storage)
-    check_like(trials_of(storage), uninterrupted)
+    check_same_trials(trials_of(storage), uninterrupted)
 
 
 def test_stop_before_the_first_epoch_trains_nothing(storage: Storage) -> None:

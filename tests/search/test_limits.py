@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, tree, trials_of
+from tiny import STUDY, after_epochs, check_same_trials, check_whole, search, states, study_of, tree, trials_of
 
 from hpo.errors import StudyFileError
 from hpo.search.events import EpochEnded, Event, PopulationStarted, StudyEnded
@@ -92,7 +92,7 @@ def test_after_its_timeout_no_trial_starts_and_waiting_trials_stay_waiting(
     submit(longer, storage, LaunchOptions(extend=True))
     assert [each.name for each in open_summaries(storage)] == ["tiny"]
     assert reason(search(longer, storage)) == "finished"
-    check_like(trials_of(storage), uninterrupted)
+    check_same_trials(trials_of(storage), uninterrupted)
     assert attrs(storage)[STATE_REASON] == "finished"
 
 

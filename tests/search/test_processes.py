@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from lock_step import LockStep, age_heartbeats
 from optuna.trial import FrozenTrial, TrialState
-from tiny import STUDY, after_epochs, check_like, check_whole, search, states, study_of, trials_of
+from tiny import STUDY, after_epochs, check_same_trials, check_whole, search, states, study_of, trials_of
 
 from hpo.errors import StudyBusyError
 from hpo.search import driver as drivers
@@ -40,7 +40,7 @@ def test_what_a_killed_process_left_is_trained_again_at_once(
     running.kill()
     events = search(STUDY, storage)
     assert "4 orphaned trials requeued: the worker that trained them is dead" in notes(events)
-    check_like(trials_of(storage), uninterrupted)
+    check_same_trials(trials_of(storage), uninterrupted)
     attempts = [trial.system_attrs.get("hpo:attempts", []) for trial in trials_of(storage)]
     assert [len(of_one) for of_one in attempts] == [1] * 4 + [0] * 6
     assert attempts[0][0]["ended"] == "died"
@@ -53,13 +53,13 @@ def test_a_process_joins_one_that_searches_and_they_share_the_trials(
     first = lock_step(STUDY, storage)
     first.wait_for("epoch_ended")
 
-    def go_on(event: Event) -> None:
+    def resume(event: Event) -> None:
         if isinstance(event, EpochEnded):
-            first.go_on()
+            first.resume()
 
-    launch(STUDY, storage, LaunchOptions(device="cpu"), on_event=go_on, stop=threading.Event())
+    launch(STUDY, storage, LaunchOptions(device="cpu"), on_event=resume, stop=threading.Event())
     assert first.finish() == 0
-    check_like(trials_of(storage), uninterrupted)
+    check_same_trials(trials_of(storage), uninterrupted)
     workers = Counter(trial.system_attrs["hpo:worker"]["pid"] for trial in trials_of(storage))
     assert workers[first.process.pid] >= 4
     assert len(workers) == 2
@@ -106,7 +106,7 @@ def test_a_process_with_nothing_to_do_waits_and_takes_over_from_one_that_dies(
     launch(STUDY, storage, LaunchOptions(device="cpu"), on_event=events.append, stop=Stop())
     assert first.process.returncode == -signal.SIGKILL
     assert "4 orphaned trials requeued" in notes(events)
-    check_like(trials_of(storage), uninterrupted)
+    check_same_trials(trials_of(storage), uninterrupted)
 
 
 def test_a_process_waits_for_trials_that_others_created_while_it_looked(
@@ -129,7 +129,7 @@ def test_a_process_waits_for_trials_that_others_created_while_it_looked(
         """Asked to wait, it lets the other process go on."""
 
         def wait(self, timeout: float | None = None) -> bool:
-            other.go_on()
+            other.resume()
             return super().wait(timeout)
 
     monkeypatch.setattr(drivers, "PopulationSearch", Late)
@@ -156,7 +156,7 @@ def test_a_late_process_cannot_change_what_was_given_away(
     events = search(STUDY, storage)
     assert "4 orphaned trials requeued" in notes(events)
     before = trials_of(storage)
-    check_like(before, uninterrupted)
+    check_same_trials(before, uninterrupted)
     suspended.process.send_signal(signal.SIGCONT)
     output = suspended.finish_with_output()
     warnings = [event["text"] for event in output if event["event"] == "note" and event["level"] == "warning"]
@@ -172,7 +172,7 @@ def test_a_process_that_was_silent_and_is_back_in_time_keeps_its_trials(
 ) -> None:
     suspended.process.send_signal(signal.SIGCONT)
     assert suspended.finish() == 0
-    check_like(trials_of(storage), uninterrupted)
+    check_same_trials(trials_of(storage), uninterrupted)
     assert not any("hpo:attempts" in trial.system_attrs for trial in trials_of(storage))
 
 

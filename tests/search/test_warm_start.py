@@ -149,7 +149,7 @@ def test_two_processes_share_what_is_left_exactly(lock_step: Started, storage: S
     def take(event: Event) -> None:
         events.append(event)
         if isinstance(event, EpochEnded):
-            first.go_on()
+            first.resume()
 
     launch(following, storage, LaunchOptions(device="cpu"), on_event=take, stop=threading.Event())
     assert first.finish() == 0

@@ -136,7 +136,7 @@ def check_whole(trials: Sequence[FrozenTrial], count: int) -> None:
     assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == count
 
 
-def check_like(trials: Sequence[FrozenTrial], uninterrupted: Sequence[FrozenTrial]) -> None:
+def check_same_trials(trials: Sequence[FrozenTrial], uninterrupted: Sequence[FrozenTrial]) -> None:
     """Check that parameters and learning curves are those of a search without interruption."""
     check_whole(trials, len(uninterrupted))
     assert params(trials) == params(uninterrupted)
