@@ -1,4 +1,4 @@
-"""Studies of several metrics: what their trials are scored by, which samplers know the whole front, what is refused."""
+"""Multi-objective studies: values of trials, samplers that learn from the Pareto front, invalid settings."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PARAMETERS = {"[4]": 310, "[8]": 610, "[16]": 1210}  # 64 inputs, 10 classes: 75
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 
 
-def several(*metrics: str, epochs: int = 2, keep: str = "none", **own: Any) -> Study:
-    """A study that searches the network's size beside the learning rate."""
-    wanted = {"metric": list(metrics), "sampler": "tpe", "trials": 12, **own}
-    return study_of(network=SIZES, training={"epochs": epochs, "keep": keep}, search=wanted)
+def multi_metric_study(*metrics: str, epochs: int = 2, keep: str = "none", **search_keys: Any) -> Study:
+    """Return a study that searches the size of the network and the learning rate."""
+    search_table = {"metric": list(metrics), "sampler": "tpe", "trials": 12, **search_keys}
+    return study_of(network=SIZES, training={"epochs": epochs, "keep": keep}, search=search_table)
 
 
 def test_a_trial_has_a_value_for_each_metric(storage: Storage) -> None:
-    search(several("val_accuracy", "val_loss", "parameters", "seconds_per_epoch"), storage)
+    search(multi_metric_study("val_accuracy", "val_loss", "parameters", "seconds_per_epoch"), storage)
     stored = load_study(storage, "tiny")
     assert stored.directions == [MAXIMIZE, MINIMIZE, MINIMIZE, MINIMIZE]
     assert stored.metric_names == ["val_accuracy", "val_loss", "parameters", "seconds_per_epoch"]
@@ -52,8 +52,8 @@ def test_a_trial_has_a_value_for_each_metric(storage: Storage) -> None:
         assert list(trial.intermediate_values.values()) == curve["val_accuracy"]
 
 
-def test_the_other_metrics_are_those_of_the_epoch_that_is_best_by_the_first(storage: Storage) -> None:
-    search(several("val_loss", "val_accuracy", epochs=5, score="best"), storage)
+def test_all_metrics_come_from_the_best_epoch_of_the_first_metric(storage: Storage) -> None:
+    search(multi_metric_study("val_loss", "val_accuracy", epochs=5, score="best"), storage)
     epochs = set()
     for trial in trials_of(storage):
         curve = trial.system_attrs[CURVE]
@@ -61,29 +61,31 @@ def test_the_other_metrics_are_those_of_the_epoch_that_is_best_by_the_first(stor
         assert trial.values == [curve["val_loss"][best], curve["val_accuracy"][best]]
         assert trial.user_attrs["score_epoch"] == best + 1
         epochs.add(best)
-    assert len(epochs) > 1  # or the last epoch would have done
+    assert len(epochs) > 1  # otherwise the last epoch would pass as well
 
 
 @pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "nsga2"])
-def test_a_search_goes_on_where_it_was(storage: Storage, sampler: str) -> None:
-    study = several("val_loss", "parameters", sampler=sampler, trials=16)
+def test_an_interrupted_search_resumes(storage: Storage, sampler: str) -> None:
+    study = multi_metric_study("val_loss", "parameters", sampler=sampler, trials=16)
     search(study, storage, stop_at=after_epochs(3))
     search(study, storage)
     check_whole(trials_of(storage), 16)
     best = best_trials(storage, "tiny", 99)
-    assert [trial.number for trial in load_study(storage, "tiny").best_trials] == sorted(b.number for b in best)
+    assert [trial.number for trial in load_study(storage, "tiny").best_trials] == sorted(trial.number for trial in best)
 
 
 def test_grid_scores_every_combination_by_all_metrics(storage: Storage) -> None:
     lrs = {"choices": [0.01, 0.1]}
-    own = {"metric": ["val_loss", "parameters"], "sampler": "grid", "trials": 6}
-    search(study_of(network=SIZES, optimizer={"lr": lrs}, search=own), storage)
+    search_table = {"metric": ["val_loss", "parameters"], "sampler": "grid", "trials": 6}
+    search(study_of(network=SIZES, optimizer={"lr": lrs}, search=search_table), storage)
     assert sorted(trial.values[1] for trial in trials_of(storage)) == sorted([*PARAMETERS.values()] * 2)
 
 
-def test_nsga2_breeds_generations_also_after_a_restart(storage: Storage) -> None:
+def test_nsga2_continues_its_generations_after_a_restart(storage: Storage) -> None:
     points = [{"lr": 0.5, "hidden": [16]}]
-    study = several("val_loss", "parameters", sampler="nsga2", trials=110, population=8, epochs=1, points=points)
+    study = multi_metric_study(
+        "val_loss", "parameters", sampler="nsga2", trials=110, population=8, epochs=1, points=points
+    )
     search(study, storage, stop_at=after_epochs(25))
     before = len(trials_of(storage))
     search(study, storage)
@@ -91,9 +93,9 @@ def test_nsga2_breeds_generations_also_after_a_restart(storage: Storage) -> None
     generations = [trial.system_attrs[GENERATION] for trial in trials]
     assert 50 < before < 110
     assert set(generations) == {0, 1}
-    assert generations[0] == 0  # a point of the file, which nothing was bred for
-    assert generations.count(0) < 50 + 3 * 8  # a generation is full at 50; what ran then, as random as it, counts too
-    # Children inherit from the best half: they lie nearer to the front than chance does.
+    assert generations[0] == 0  # a point of the study file has no parents
+    assert generations.count(0) < 50 + 3 * 8  # 50 trials, and random trials that ran when it was full
+    # Children inherit from the best half, so they are nearer to the front than random trials.
     first, second = ([t for t, g in zip(trials, generations, strict=True) if g == n] for n in (0, 1))
     assert _mean_loss(second) < _mean_loss(first)
 
@@ -102,15 +104,15 @@ def _mean_loss(trials: list[FrozenTrial]) -> float:
     return sum(trial.values[0] for trial in trials) / len(trials)
 
 
-def test_weights_are_kept_of_the_trials_on_the_front(storage: Storage) -> None:
-    search(several("val_loss", "parameters", keep="last"), storage)
+def test_checkpoints_are_stored_for_the_trials_on_the_front(storage: Storage) -> None:
+    search(multi_metric_study("val_loss", "parameters", keep="last"), storage)
     best = {trial.number for trial in best_trials(storage, "tiny", 5)}
     study_id = load_study(storage, "tiny")._study_id
     assert {file.number for file in checkpoint_files(storage, study_id)} == best
 
 
 @pytest.mark.parametrize(
-    ("own", "problem"),
+    ("search_keys", "problem"),
     [
         ({"metric": ["val_loss"]}, r"search\.metric: must be one metric, or a list of different metrics"),
         ({"metric": ["val_loss", "val_loss"]}, r"search\.metric: must be one metric, or a list of different metrics"),
@@ -121,12 +123,12 @@ def test_weights_are_kept_of_the_trials_on_the_front(storage: Storage) -> None:
         ({"metric": ["val_loss", "parameters"], "sampler": "cmaes"}, r"search\.sampler: cmaes supports one metric"),
     ],
 )
-def test_what_cannot_be_several_is_refused(own: dict[str, Any], problem: str) -> None:
+def test_invalid_settings_of_several_metrics_are_refused(search_keys: dict[str, Any], problem: str) -> None:
     with pytest.raises(StudyFileError, match=problem):
-        check_search(study_of(optimizer={"weight_decay": {"low": 0.0, "high": 0.1}}, search=own))
+        check_search(study_of(optimizer={"weight_decay": {"low": 0.0, "high": 0.1}}, search=search_keys))
 
 
-def ended(*values: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
+def ended_trial(*values: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
     return create_trial(state=state, values=values or None)
 
 
@@ -134,14 +136,14 @@ def ended(*values: float, state: TrialState = TrialState.COMPLETE) -> FrozenTria
     ("trials", "directions", "since"),
     [
         ([], [MINIMIZE], 0),
-        ([ended(0.5), ended(0.4), ended(0.4), ended(0.6)], [MINIMIZE], 2),
-        ([ended(0.5), ended(0.4), ended(0.6, state=TrialState.PRUNED)], [MAXIMIZE], 2),
-        ([ended(0.5, 9), ended(0.4, 8), ended(0.6, 9), ended(0.5, 9)], [MAXIMIZE, MINIMIZE], 1),
-        ([ended(0.5, 9), ended(0.4, 8), ended(0.4, 8), ended(0.3, 8)], [MAXIMIZE, MINIMIZE], 2),
-        ([ended(0.5, 9), ended(math.inf, 9), ended(state=TrialState.FAIL)], [MINIMIZE, MINIMIZE], 1),
+        ([ended_trial(0.5), ended_trial(0.4), ended_trial(0.4), ended_trial(0.6)], [MINIMIZE], 2),
+        ([ended_trial(0.5), ended_trial(0.4), ended_trial(0.6, state=TrialState.PRUNED)], [MAXIMIZE], 2),
+        ([ended_trial(0.5, 9), ended_trial(0.4, 8), ended_trial(0.6, 9), ended_trial(0.5, 9)], [MAXIMIZE, MINIMIZE], 1),
+        ([ended_trial(0.5, 9), ended_trial(0.4, 8), ended_trial(0.4, 8), ended_trial(0.3, 8)], [MAXIMIZE, MINIMIZE], 2),
+        ([ended_trial(0.5, 9), ended_trial(math.inf, 9), ended_trial(state=TrialState.FAIL)], [MINIMIZE, MINIMIZE], 1),
     ],
 )
-def test_an_improvement_is_what_brings_something_new(
+def test_trials_since_best_counts_trials_without_improvement(
     trials: list[FrozenTrial], directions: list[StudyDirection], since: int
 ) -> None:
     for number, trial in enumerate(trials):
@@ -149,7 +151,7 @@ def test_an_improvement_is_what_brings_something_new(
     assert trials_since_best(trials, directions) == since
 
 
-TWO = """
+TWO_VALUES = """
 def objective(trial):
     x = trial.suggest_float("x", -2, 2)
     return x**2, (x - 1) ** 2
@@ -157,8 +159,8 @@ def objective(trial):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
-def test_an_objective_may_return_several_values(storage: Storage, tmp_path: Path, sampler: str) -> None:
-    study = objective_study(tmp_path, TWO, direction=["minimize", "minimize"], sampler=sampler, trials=12)
+def test_an_objective_may_return_two_values(storage: Storage, tmp_path: Path, sampler: str) -> None:
+    study = objective_study(tmp_path, TWO_VALUES, direction=["minimize", "minimize"], sampler=sampler, trials=12)
     search(study, storage)
     front = load_study(storage, "own").best_trials
     lines = top_lines(storage, "own", 99)
@@ -166,23 +168,23 @@ def test_an_objective_may_return_several_values(storage: Storage, tmp_path: Path
     assert lines[0].startswith(f"Front-1 (trial {min(front, key=lambda trial: trial.values).number}) | value 0: ")
     exported = export(storage, "own")
     jsonschema.validate(exported, schema("front"))
-    for each in exported["front"]:
-        jsonschema.validate(each, schema("objective"))
-        assert each["values"] == {"value 0": each["value"], "value 1": pytest.approx((each["params"]["x"] - 1) ** 2)}
+    for entry in exported["front"]:
+        jsonschema.validate(entry, schema("objective"))
+        assert entry["values"] == {"value 0": entry["value"], "value 1": pytest.approx((entry["params"]["x"] - 1) ** 2)}
 
 
 def test_an_objective_that_returns_another_number_of_values_fails(storage: Storage, tmp_path: Path) -> None:
-    study = objective_study(tmp_path, TWO, direction=["minimize"] * 3, trials=2)
+    study = objective_study(tmp_path, TWO_VALUES, direction=["minimize"] * 3, trials=2)
     search(study, storage)
     assert {trial.state for trial in load_study(storage, "own").trials} == {TrialState.FAIL}
 
 
-def test_cmaes_is_refused_for_an_objective_of_several_values(tmp_path: Path) -> None:
+def test_cmaes_is_refused_for_an_objective_of_two_values(tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match=r"search\.sampler: cmaes optimizes one direction only"):
-        objective_study(tmp_path, TWO, direction=["minimize", "maximize"], sampler="cmaes")
+        objective_study(tmp_path, TWO_VALUES, direction=["minimize", "maximize"], sampler="cmaes")
 
 
-def test_a_study_of_plain_optuna_has_a_front_too(storage: Storage) -> None:
+def test_a_study_created_by_optuna_has_a_front(storage: Storage) -> None:
     plain = optuna.create_study(storage=storage, study_name="plain", directions=["minimize", "maximize"])
     for values in ((1.0, 2.0), (2.0, 3.0), (2.0, 1.0)):
         plain.add_trial(create_trial(values=values))
