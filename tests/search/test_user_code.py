@@ -1,4 +1,4 @@
-"""Studies of the user's own modules: searched as any other, refused before anything is stored, and what errors do."""
+"""User-defined networks: search, stored code, changed code, invalid networks, and errors in user code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from hpo.studyfile import Study, parse_study, read_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CODE_OF_NETS = """
+NETWORK_CODE = """
 import torch.nn.functional as F
 from torch import nn
 
@@ -84,9 +84,9 @@ class Squeezed(Net):
 
 
 class Growing(Net):
-    def __init__(self, shape, classes, width, wider=[]):
-        super().__init__(shape, classes, width + len(wider))
-        wider.append(1)
+    def __init__(self, shape, classes, width, previous=[]):
+        super().__init__(shape, classes, width + len(previous))
+        previous.append(1)
 """
 PARTS = """
 import math
@@ -109,23 +109,25 @@ ARGS = {"width": 4, "dropout": {"low": 0.0, "high": 0.4}}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "nets.py").write_text(CODE_OF_NETS)
+    (tmp_path / "nets.py").write_text(NETWORK_CODE)
     (tmp_path / "parts.py").write_text(PARTS)
     return tmp_path
 
 
-def own(folder: Path, net: str = "Net", args: dict[str, Any] | None = None, **changes: dict[str, Any] | str) -> Study:
-    written = tree(**changes)
-    written["network"] = {"module": f"nets.py:{net}", "args": ARGS if args is None else args}
-    return parse_study(written, "studies/tiny.toml", folder)
+def network_study(
+    folder: Path, net: str = "Net", args: dict[str, Any] | None = None, **changes: dict[str, Any] | str
+) -> Study:
+    file_tree = tree(**changes)
+    file_tree["network"] = {"module": f"nets.py:{net}", "args": ARGS if args is None else args}
+    return parse_study(file_tree, "studies/tiny.toml", folder)
 
 
 def notes(events: list[Any]) -> list[str]:
     return [event.text for event in events if isinstance(event, Note)]
 
 
-def test_a_study_of_a_module_trains_populations_and_keeps_its_code(folder: Path, storage: Storage) -> None:
-    events = search(own(folder), storage)
+def test_user_defined_networks_train_in_populations_and_their_code_is_stored(folder: Path, storage: Storage) -> None:
+    events = search(network_study(folder), storage)
     assert [len(event.members) for event in events if isinstance(event, PopulationStarted)] == [4, 2]
     assert notes(events) == []
     trials = trials_of(storage)
@@ -137,13 +139,13 @@ def test_a_study_of_a_module_trains_populations_and_keeps_its_code(folder: Path,
     assert stored_study(load_study(storage, "tiny")).folder == folder.resolve()
 
 
-def test_a_module_that_cannot_be_stacked_trains_one_at_a_time(folder: Path, storage: Storage) -> None:
-    study = own(folder, "Branching", search={"trials": 3, "population": "auto"})
+def test_a_network_that_cannot_be_stacked_trains_alone(folder: Path, storage: Storage) -> None:
+    study = network_study(folder, "Branching", search={"trials": 3, "population": "auto"})
     events = search(study, storage)
     assert next(event.population for event in events if isinstance(event, StudyStarted)) == 1
     assert [len(event.members) for event in events if isinstance(event, PopulationStarted)] == [1, 1, 1]
-    (said,) = notes(events)
-    assert said.startswith("nets.py:Branching: Branching cannot be stacked")
+    (note,) = notes(events)
+    assert note.startswith("nets.py:Branching: Branching cannot be stacked")
     assert states(trials_of(storage)) == [TrialState.COMPLETE] * 3
 
 
@@ -172,11 +174,11 @@ def test_a_module_that_cannot_be_stacked_trains_one_at_a_time(folder: Path, stor
         ("Nett", {"width": 4}, "network.module: nets.py has no 'Nett' (did you mean 'Net'?)"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
+def test_an_invalid_network_is_refused_before_anything_is_stored(
     folder: Path, storage: Storage, name: str, args: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(StudyFileError) as caught:
-        search(own(folder, name, args), storage)
+        search(network_study(folder, name, args), storage)
     assert str(caught.value).startswith(f"studies/tiny.toml: {line}")
     assert "\n" not in str(caught.value)
     assert study_names(storage) == []
@@ -201,10 +203,10 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
         ),
     ],
 )
-def test_a_module_is_tried_on_a_batch_of_one_where_its_study_has_one(
+def test_a_network_is_checked_on_a_batch_of_one_if_the_study_has_one(
     folder: Path, net: str, changes: dict[str, Any], line: str | None
 ) -> None:
-    study = own(folder, net, {"width": 4}, **changes)
+    study = network_study(folder, net, {"width": 4}, **changes)
     if line is None:
         assert plan(study, "cpu").stacked
         return
@@ -213,24 +215,24 @@ def test_a_module_is_tried_on_a_batch_of_one_where_its_study_has_one(
     assert str(caught.value).startswith(f"studies/tiny.toml: network.module: nets.py:{line}")
 
 
-def test_a_module_that_raises_fails_its_trials_in_a_study_with_limits(folder: Path, storage: Storage) -> None:
+def test_a_constructor_that_raises_fails_its_trials_in_a_study_with_limits(folder: Path, storage: Storage) -> None:
     args = {"width": {"choices": [4, 8]}}
     limits = {"limits": {"parameters": 1000}, "trials": 2, "sampler": "grid", "retries": 0}
-    search(own(folder, "Picky", args, optimizer={"lr": 0.1}, search=limits), storage)
+    search(network_study(folder, "Picky", args, optimizer={"lr": 0.1}, search=limits), storage)
     failed, complete = sorted(trials_of(storage), key=lambda trial: trial.state == TrialState.COMPLETE)
     assert complete.state == TrialState.COMPLETE
     assert failed.user_attrs[FAILURE_REASON] == "ValueError: a width of 8 (nets.py, line 40, in __init__)"
 
 
-def test_an_error_of_a_module_fails_its_trials_and_three_of_a_kind_stop_the_study(
-    folder: Path, storage: Storage
-) -> None:
-    """Each says another number; that makes no other kind."""
+def test_an_error_fails_its_trial_and_three_alike_stop_the_study(folder: Path, storage: Storage) -> None:
+    """Errors that differ only in a number are alike."""
     args = {"width": 4, "dropout": {"choices": [0.0, 0.1, 0.2, 0.3]}}
-    study = own(folder, "Raising", args, optimizer={"lr": 0.1}, search={"trials": 4, "sampler": "grid", "retries": 0})
+    study = network_study(
+        folder, "Raising", args, optimizer={"lr": 0.1}, search={"trials": 4, "sampler": "grid", "retries": 0}
+    )
     events: list[Any] = []
-    said = r"in 3 populations in a row \(ValueError: a rate of 0\.\d \(nets\.py, line 28, in forward\)\)"
-    with pytest.raises(TrainingError, match=said):
+    message = r"in 3 populations in a row \(ValueError: a rate of 0\.\d \(nets\.py, line 28, in forward\)\)"
+    with pytest.raises(TrainingError, match=message):
         search(study, storage, stop_at=lambda event: bool(events.append(event)))
     trials = trials_of(storage)
     assert sorted(states(trials)) == [TrialState.COMPLETE, *[TrialState.FAIL] * 3]
@@ -242,31 +244,31 @@ def test_an_error_of_a_module_fails_its_trials_and_three_of_a_kind_stop_the_stud
     assert attempt["traceback"].strip() in "\n".join(notes(events))
 
 
-def test_whole_ranges_are_whole_as_they_are_written(folder: Path) -> None:
-    study = own(folder, args={"width": {"low": 4, "high": 6}, "dropout": {"low": 0, "high": 0.5}})
+def test_a_range_of_integers_is_an_integer_parameter(folder: Path) -> None:
+    study = network_study(folder, args={"width": {"low": 4, "high": 6}, "dropout": {"low": 0, "high": 0.5}})
     assert [parameter.integer for parameter in study.parameters] == [True, False, False]
     assert plan(study, "cpu").population == 4
 
 
-def test_hpos_own_networks_and_a_module_can_be_searched_side_by_side(folder: Path, storage: Storage) -> None:
-    written = tree(optimizer={"lr": LR}, search={"trials": 4, "sampler": "random"})
-    written["network"] = {"kind": {"choices": ["mlp", "module"]}, "module": "nets.py:Net", "args": {"width": 4}}
-    search(parse_study(written, "studies/tiny.toml", folder), storage)
+def test_built_in_and_user_defined_networks_are_searched_together(folder: Path, storage: Storage) -> None:
+    file_tree = tree(optimizer={"lr": LR}, search={"trials": 4, "sampler": "random"})
+    file_tree["network"] = {"kind": {"choices": ["mlp", "module"]}, "module": "nets.py:Net", "args": {"width": 4}}
+    search(parse_study(file_tree, "studies/tiny.toml", folder), storage)
     trials = trials_of(storage)
     assert {trial.params["network.kind"] for trial in trials} == {"mlp", "module"}
     assert states(trials) == [TrialState.COMPLETE] * 4
     assert study_of().references == {}
 
 
-def edit(folder: Path) -> None:
+def change_code(folder: Path) -> None:
     (folder / "parts.py").write_text(PARTS.replace("nn.ReLU()", "nn.Tanh()"))
 
 
-def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Storage) -> None:
-    study = own(folder, search={"trials": 2})
+def test_changed_code_is_refused_unless_it_is_accepted(folder: Path, storage: Storage) -> None:
+    study = network_study(folder, search={"trials": 2})
     search(study, storage)
-    more = own(folder, search={"trials": 4})
-    edit(folder)
+    more = network_study(folder, search={"trials": 4})
+    change_code(folder)
     changed = r"^study 'tiny': parts\.py in .* has changed since the study was created .*--changed-code$"
     with pytest.raises(CodeError, match=changed):
         search(more, storage, extend=True)
@@ -280,25 +282,25 @@ def test_other_code_is_refused_unless_it_is_allowed(folder: Path, storage: Stora
     assert states(trials_of(storage)) == [TrialState.COMPLETE] * 4
     assert [file for file, content in after[CODE]["files"].items() if before["files"][file] != content] == ["parts.py"]
     assert after[CHANGES][-1]["changed"] == ["search.trials: 2 -> 4", "parts.py: other contents"]
-    search(more, storage)  # it is the study's code now
+    search(more, storage)  # the changed code is the stored code now
 
 
-def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: Storage) -> None:
-    """Wherever its own file is; else it is refused, or has other code count as its own for good."""
-    search(own(folder, search={"trials": 3}), storage)
+def test_a_study_starts_only_from_studies_of_the_same_code(folder: Path, storage: Storage) -> None:
+    """The study file may be in another folder. A launch with `changed_code` accepts other code for good."""
+    search(network_study(folder, search={"trials": 3}), storage)
     following = {"trials": 1, "start_from": ["tiny"]}
     (folder / "further").mkdir()
-    written = tree(name="further", search=following)
-    written["network"] = {"module": "../nets.py:Net", "args": ARGS}
-    assert notes(search(parse_study(written, "further/further.toml", folder / "further"), storage)) == []
+    file_tree = tree(name="further", search=following)
+    file_tree["network"] = {"module": "../nets.py:Net", "args": ARGS}
+    assert notes(search(parse_study(file_tree, "further/further.toml", folder / "further"), storage)) == []
 
     refused = "studies/tiny.toml: search.start_from: the trials of 'tiny' are not comparable with these: "
     other = "its network code differs ({}); restore the code, remove 'tiny' from start_from, or accept the difference "
     with pytest.raises(StudyFileError) as caught:
-        search(own(folder, "Branching", name="next", search=following), storage)
+        search(network_study(folder, "Branching", name="next", search=following), storage)
     assert str(caught.value).startswith(refused + other.format("nets.py:Net, nets.py:Branching"))
-    edit(folder)
-    changed = own(folder, name="next", search=following)
+    change_code(folder)
+    changed = network_study(folder, name="next", search=following)
     with pytest.raises(StudyFileError) as caught:
         search(changed, storage)
     assert str(caught.value).startswith(refused + other.format("parts.py") + "with --changed-code")
@@ -313,66 +315,66 @@ def test_a_study_starts_from_networks_of_the_same_code(folder: Path, storage: St
     assert other.format("parts.py, nets.py") in problem or other.format("nets.py, parts.py") in problem
 
 
-def test_the_next_study_may_be_written_elsewhere(folder: Path, storage: Storage) -> None:
-    """It finds the code and the images of the one before, starts from it, and can be narrowed in turn."""
+def test_the_next_study_may_be_written_to_another_folder(folder: Path, storage: Storage) -> None:
+    """The next study finds the code and data of the first one, starts from it, and can be narrowed itself."""
     (folder / "my_data.py").write_text(DATA)
-    study = own(folder, data={"dataset": "my_data.py:load"}, search={"trials": 8})
+    study = network_study(folder, data={"dataset": "my_data.py:load"}, search={"trials": 8})
     search(study, storage)
-    there = tmp_path_of(folder, "there")
-    path = write_study(*propose(storage, "tiny"), there / "next.toml")
-    assert write_study(*propose(storage, "tiny"), path) == path  # it says so already
-    written = read_study(path)
-    assert written.references == {"../my_data.py:load": "data.dataset", "../nets.py:Net": "network.module"}
-    assert notes(search(written, storage)) == []
+    other_folder = new_folder(folder, "there")
+    path = write_study(*propose(storage, "tiny"), other_folder / "next.toml")
+    assert write_study(*propose(storage, "tiny"), path) == path  # an equal file is no error
+    next_study = read_study(path)
+    assert next_study.references == {"../my_data.py:load": "data.dataset", "../nets.py:Net": "network.module"}
+    assert notes(search(next_study, storage)) == []
     (folder / "narrowed").mkdir()
     further = read_study(write_study(*propose(storage, "tiny-2"), folder / "narrowed" / "further.toml"))
     assert further.search.start_from == ["tiny-2", "tiny"]
     assert list(plan(further, "cpu").code.files) == ["../my_data.py", "../nets.py", "../parts.py"]
 
-    either = tree(name="either", search={"trials": 8})
-    either["network"] = {"module": {"choices": ["nets.py:Net", "nets.py:Branching"]}, "args": {"width": 4}}
-    search(parse_study(either, "either.toml", folder), storage)
+    file_tree = tree(name="either", search={"trials": 8})
+    file_tree["network"] = {"module": {"choices": ["nets.py:Net", "nets.py:Branching"]}, "args": {"width": 4}}
+    search(parse_study(file_tree, "either.toml", folder), storage)
     with pytest.raises(HpoError, match=r"^network\.module: is searched among files in .*: write the next study there"):
-        write_study(*propose(storage, "either"), there / "either.toml")
+        write_study(*propose(storage, "either"), other_folder / "either.toml")
     assert read_study(write_study(*propose(storage, "either"), folder / "either.toml")).folder == folder
 
 
-def test_every_module_that_a_trial_may_have_is_kept(folder: Path, storage: Storage) -> None:
+def test_every_searched_module_is_stored_with_the_study(folder: Path, storage: Storage) -> None:
     (folder / "others.py").write_text("from nets import Net\n")
-    written = tree(search={"trials": 1})
-    either = {"module": {"choices": ["nets.py:Net", "others.py:Net"]}, "args": {"width": 4}}
-    within = {
+    file_tree = tree(search={"trials": 1})
+    two_modules = {"module": {"choices": ["nets.py:Net", "others.py:Net"]}, "args": {"width": 4}}
+    conditional = {
         "kind": {"choices": ["mlp", "module"]},
-        "when": {"kind": {"module": {**either, "module": "others.py:Net"}}},
+        "when": {"kind": {"module": {**two_modules, "module": "others.py:Net"}}},
     }
-    for network in (either, within):
-        study = parse_study({**written, "network": network}, "studies/tiny.toml", folder)
+    for network in (two_modules, conditional):
+        study = parse_study({**file_tree, "network": network}, "studies/tiny.toml", folder)
         assert list(plan(study, "cpu").code.files) == ["nets.py", "others.py", "parts.py"]
 
 
-def test_a_search_does_not_go_on_with_what_another_study_has_imported_since(folder: Path, storage: Storage) -> None:
-    study = own(folder, search={"trials": 4, "population": 2})
+def test_a_search_stops_if_another_study_has_imported_changed_code(folder: Path, storage: Storage) -> None:
+    study = network_study(folder, search={"trials": 4, "population": 2})
     submit(study, storage)
-    begun = join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
+    population_search = join("tiny", storage, device="cpu", on_event=lambda event: None, stop=threading.Event())
     with heartbeats(storage):
-        assert begun.step()
-        edit(folder)
+        assert population_search.step()
+        change_code(folder)
         assert plan(study, "cpu").code.changed_since(user_attrs_of(load_study(storage, "tiny"))[CODE]) == ["parts.py"]
         with pytest.raises(StudyClosedError, match="its code has changed on this machine"):
-            begun.step()
+            population_search.step()
 
 
-def test_what_follows_a_search_goes_on_with_its_code(
+def test_commands_after_a_search_use_the_code_of_the_study(
     folder: Path, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module of its own that no stack knows, with dropout and own images, in all that trains or reads it again."""
-    monkeypatch.chdir(tmp_path_of(tmp_path, "elsewhere"))
-    stop, said = threading.Event(), list[str]()
+    """A network with dropout that cannot be stacked, on user data, in each command that trains or loads it."""
+    monkeypatch.chdir(new_folder(tmp_path, "elsewhere"))
+    stop, messages = threading.Event(), list[str]()
     (folder / "my_data.py").write_text(DATA)
     data = {"dataset": "my_data.py:load"}
-    study = own(folder, "Branching", data=data, search={"trials": 3}, training={"keep": "best"})
+    study = network_study(folder, "Branching", data=data, search={"trials": 3}, training={"keep": "best"})
     search(study, storage)
-    assert verify(storage, "tiny", 2, "cpu", stop, said.append)["score"] == 0
+    assert verify(storage, "tiny", 2, "cpu", stop, messages.append)["score"] == 0
     confirming = create_confirming_study(storage, "tiny", 1, 1)
     assert confirming.folder == folder.resolve()
     assert user_attrs_of(load_study(storage, confirming.name))[CODE] == user_attrs_of(load_study(storage, "tiny"))[CODE]
@@ -383,21 +385,21 @@ def test_what_follows_a_search_goes_on_with_its_code(
     assert list(exported["code"]["files"]) == ["my_data.py", "nets.py", "parts.py"]
     path = Path("best.json")
     path.write_text(json.dumps(exported))
-    (run,) = replay(path, "cpu", stop, said.append).runs
+    (run,) = replay(path, "cpu", stop, messages.append).runs
     assert run.difference == 0
     result, model = evaluate_test_set(
-        storage, "tiny", EvaluationOptions(subnetworks=3, device="cpu"), stop, said.append
+        storage, "tiny", EvaluationOptions(subnetworks=3, device="cpu"), stop, messages.append
     )
     jsonschema.validate(result, schema("test"))
     images = np.zeros((2, 64))
     np.save("images.npy", images)
     first = str(predictions(model, Path("images.npy"), "cpu"))
-    _, kept_one = evaluate_test_set(
-        storage, "tiny", EvaluationOptions(again=True, from_checkpoint=True, device="cpu"), stop, said.append
+    _, checkpoint_model = evaluate_test_set(
+        storage, "tiny", EvaluationOptions(again=True, from_checkpoint=True, device="cpu"), stop, messages.append
     )
-    assert json.loads((kept_one / "card.json").read_text())["code"] == exported["code"]
+    assert json.loads((checkpoint_model / "card.json").read_text())["code"] == exported["code"]
 
-    moved = tmp_path_of(tmp_path, "moved")
+    moved = new_folder(tmp_path, "moved")
     for file in ("nets.py", "parts.py"):
         (folder / file).rename(moved / file)
     (folder / "my_data.py").unlink()
@@ -405,28 +407,28 @@ def test_what_follows_a_search_goes_on_with_its_code(
     assert "SHA-256 of nets.py" in report(storage, "tiny")
     (moved / "my_data.py").write_text(DATA)
     shutil.copy(path, moved / "beside.json")
-    (run,) = replay(moved / "beside.json", "cpu", stop, said.append).runs
+    (run,) = replay(moved / "beside.json", "cpu", stop, messages.append).runs
     assert run.difference == 0
-    (moved / "my_data.py").unlink()  # which no network is made of
-    nowhere = r"needs nets\.py, which is neither in .* nor in the current folder$"
-    with pytest.raises(CodeError, match=rf"^best\.json: {nowhere.replace('nets', 'my_data')}"):
-        replay(path, "cpu", stop, said.append)
-    there = r"needs my_data\.py, which is neither in .* nor in the current folder; copy the file there, or work"
-    with pytest.raises(CodeError, match=rf"^study 'tiny': {there}"):
-        verify(storage, "tiny", 1, "cpu", stop, said.append)
-    with pytest.raises(CodeError, match=rf"card\.json: its network {nowhere}"):
+    (moved / "my_data.py").unlink()  # the network does not need the data
+    missing_network = r"needs nets\.py, which is neither in .* nor in the current folder$"
+    with pytest.raises(CodeError, match=rf"^best\.json: {missing_network.replace('nets', 'my_data')}"):
+        replay(path, "cpu", stop, messages.append)
+    missing = r"needs my_data\.py, which is neither in .* nor in the current folder; copy the file there, or work"
+    with pytest.raises(CodeError, match=rf"^study 'tiny': {missing}"):
+        verify(storage, "tiny", 1, "cpu", stop, messages.append)
+    with pytest.raises(CodeError, match=rf"card\.json: its network {missing_network}"):
         predictions(model, Path("images.npy"), "cpu")
     shutil.copytree(moved, model, dirs_exist_ok=True)
     assert str(predictions(model, Path("images.npy"), "cpu")) == first
     (moved / "my_data.py").write_text(DATA)
     shutil.copytree(moved, Path.cwd(), dirs_exist_ok=True)
-    edit(Path.cwd())
+    change_code(Path.cwd())
     with pytest.raises(CodeError, match=r"best\.json: needs parts\.py unchanged, but in .* the SHA-256 differs"):
-        replay(path, "cpu", stop, said.append)
+        replay(path, "cpu", stop, messages.append)
     with pytest.raises(CodeError, match=r"^study 'tiny': parts\.py in .* has changed since the study was created"):
-        verify(storage, "tiny", 1, "cpu", stop, said.append)
+        verify(storage, "tiny", 1, "cpu", stop, messages.append)
 
 
-def tmp_path_of(tmp_path: Path, name: str) -> Path:
+def new_folder(tmp_path: Path, name: str) -> Path:
     (tmp_path / name).mkdir()
     return tmp_path / name
