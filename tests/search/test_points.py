@@ -1,4 +1,4 @@
-"""What a study file says of single trials: points that come first, repeats under shared seeds, the baseline."""
+"""Points that are tried first, repeats under shared seeds, and the baseline."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def seeds(storage: Storage) -> list[int]:
     return [trial.user_attrs["seed"] for trial in trials_of(storage)]
 
 
-def test_points_come_first_in_their_order_and_the_sampler_goes_on(storage: Storage) -> None:
+def test_points_are_tried_first_in_order_then_the_sampler_proposes(storage: Storage) -> None:
     search(study_of(search={"trials": 4, "points": POINTS, "population": 3}), storage)
-    found = [trial.params["lr"] for trial in trials_of(storage)]
-    assert found[:2] == [0.5, 0.01]
-    assert len(set(found)) == 4
+    values = [trial.params["lr"] for trial in trials_of(storage)]
+    assert values[:2] == [0.5, 0.01]
+    assert len(set(values)) == 4
 
 
-def test_points_and_no_more_are_a_study_too(storage: Storage) -> None:
+def test_a_study_may_have_only_points(storage: Storage) -> None:
     *_, ended = search(study_of(search={"trials": 2, "points": POINTS}), storage)
     assert isinstance(ended, StudyEnded)
     assert ended.reason == "finished"
     assert params(trials_of(storage)) == POINTS
 
 
-def test_a_point_keeps_what_its_kind_does_not_use(storage: Storage) -> None:
-    """The default momentum lies outside the range: a point that trains with sgd has its own all the same."""
+def test_a_point_stores_values_that_its_optimizer_does_not_use(storage: Storage) -> None:
+    """The momentum of a point is stored although sgd does not use it; the default momentum is outside the range."""
     optimizer = {"kind": {"choices": ["sgd", "momentum"]}, "momentum": {"low": 0.1, "high": 0.5}}
-    given = [{"optimizer.kind": "sgd", "lr": 0.1, "momentum": each} for each in (0.2, 0.3)]
-    search(study_of(optimizer=optimizer, search={"trials": 2, "points": given}), storage)
-    assert params(trials_of(storage)) == given
+    given_points = [{"optimizer.kind": "sgd", "lr": 0.1, "momentum": each} for each in (0.2, 0.3)]
+    search(study_of(optimizer=optimizer, search={"trials": 2, "points": given_points}), storage)
+    assert params(trials_of(storage)) == given_points
     assert baseline(study_of(optimizer=optimizer))["momentum"] == pytest.approx(0.3)
 
 
-def test_a_point_of_a_finite_space_is_not_tried_again(storage: Storage) -> None:
+def test_a_point_of_a_finite_space_is_tried_once(storage: Storage) -> None:
     study = study_of(
         optimizer={"lr": {"choices": [0.1, 0.2, 0.3]}},
         search={"trials": 9, "sampler": "grid", "points": [{"lr": 0.3}]},
@@ -62,7 +62,7 @@ def test_a_point_of_a_finite_space_is_not_tried_again(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "grid", "qmc"])
-def test_each_configuration_is_trained_under_the_same_seeds(storage: Storage, sampler: str) -> None:
+def test_repeats_of_each_configuration_have_the_same_seeds(storage: Storage, sampler: str) -> None:
     lr = {"choices": [0.1, 0.3]} if sampler == "grid" else {"low": 1e-3, "high": 1.0, "log": True}
     study = study_of(optimizer={"lr": lr}, search={"trials": 6, "sampler": sampler, "repeats": 3, "population": 4})
     search(study, storage)
@@ -75,14 +75,14 @@ def test_each_configuration_is_trained_under_the_same_seeds(storage: Storage, sa
     assert len({str(curve) for curve in curves(trials_of(storage))}) == 6
 
 
-def test_a_grid_ends_when_each_combination_has_all_of_its_repeats(storage: Storage) -> None:
+def test_a_grid_ends_when_each_combination_has_all_its_repeats(storage: Storage) -> None:
     study = study_of(optimizer={"lr": {"choices": [0.1, 0.2]}}, search={"trials": 50, "sampler": "grid", "repeats": 3})
     *_, ended = search(study, storage)
     assert isinstance(ended, StudyEnded)
     assert (ended.reason, ended.completed) == ("space exhausted", 6)
 
 
-def test_a_study_without_anything_searched_is_repeated(storage: Storage) -> None:
+def test_a_study_without_searched_parameters_is_repeated(storage: Storage) -> None:
     *_, ended = search(study_of(optimizer={"lr": 0.1}, search={"trials": 4, "repeats": 4}), storage)
     assert isinstance(ended, StudyEnded)
     assert (ended.reason, ended.completed) == ("finished", 4)
@@ -99,7 +99,7 @@ def test_an_interruption_changes_neither_configurations_nor_repeats(
     )
     undisturbed = open_storage(f"sqlite:///{tmp_path}/undisturbed.db")
     search(study, undisturbed)
-    for epochs in (1, 2, 1):  # each in the midst of a configuration's repeats
+    for epochs in (1, 2, 1):  # each stops between the repeats of a configuration
         search(study, storage, stop_at=after_epochs(epochs))
     search(study, storage)
     assert params(trials_of(storage)) == params(trials_of(undisturbed))
@@ -120,7 +120,7 @@ def test_an_interruption_changes_neither_configurations_nor_repeats(
         ([0.1], "search.points.0: must be a table (got 0.1)"),
     ],
 )
-def test_a_point_that_cannot_be_tried_is_refused(points: list[Any], message: str) -> None:
+def test_an_invalid_point_is_refused(points: list[Any], message: str) -> None:
     with pytest.raises(StudyFileError) as refused:
         check_search(study_of(search={"points": points}))
     assert message in str(refused.value)
@@ -136,21 +136,21 @@ def test_a_point_that_cannot_be_tried_is_refused(points: list[Any], message: str
         ({"low": 0, "high": 2}, True, "search.points.0.a: lies outside the range (got true)"),
     ],
 )
-def test_what_is_equal_to_a_choice_or_stored_as_one_is_no_point(args: Any, point: Any, message: str) -> None:
+def test_a_point_must_be_a_choice_of_the_same_type(args: Any, point: Any, message: str) -> None:
     network = {"module": "net.py:Net", "args": {"a": args}}
-    given = {**tree(optimizer={"lr": 0.1}, search={"points": [{"a": point}]}), "network": network}
+    file_tree = {**tree(optimizer={"lr": 0.1}, search={"points": [{"a": point}]}), "network": network}
     with pytest.raises(StudyFileError) as refused:
-        check_search(parse_study(given, "tiny.toml"))
+        check_search(parse_study(file_tree, "tiny.toml"))
     assert message in str(refused.value)
 
 
-def test_a_point_is_of_the_kind_of_its_range() -> None:
+def test_a_point_gets_the_type_of_its_range() -> None:
     network = {"module": "net.py:Net", "args": {"a": {"low": 0, "high": 4}, "b": {"low": 0.0, "high": 4.0}}}
-    given = {**tree(optimizer={"lr": 0.1}, search={"points": [{"a": 3.0, "b": 3}]}), "network": network}
-    assert repr(points(parse_study(given, "tiny.toml"))) == "[{'a': 3, 'b': 3.0}]"
+    file_tree = {**tree(optimizer={"lr": 0.1}, search={"points": [{"a": 3.0, "b": 3}]}), "network": network}
+    assert repr(points(parse_study(file_tree, "tiny.toml"))) == "[{'a': 3, 'b': 3.0}]"
 
 
-def test_points_of_lists_and_words(storage: Storage) -> None:
+def test_points_may_have_lists_and_booleans(storage: Storage) -> None:
     study = study_of(
         network={"hidden": {"choices": [[8], [4, 4]]}, "batch_norm": {"choices": [True, False]}},
         optimizer={"lr": 0.1},
@@ -160,21 +160,21 @@ def test_points_of_lists_and_words(storage: Storage) -> None:
     assert params(trials_of(storage))[0] == {"hidden": "[4, 4]", "batch_norm": False}
 
 
-def with_baseline(given: Any, **changes: Any) -> dict[str, Any]:
+def baseline_of(given: Any, **changes: Any) -> dict[str, Any]:
     study = parse_study({**study_of(**changes).resolved(), "baseline": given}, "studies/tiny.toml")
     return baseline(study)
 
 
-def test_the_baseline_is_what_the_file_says_or_the_middle_of_the_range() -> None:
+def test_the_baseline_is_the_value_in_the_file_or_the_middle_of_the_range() -> None:
     changes: dict[str, Any] = {
         "network": {"dropout": {"low": 0.0, "high": 0.5, "step": 0.1}, "batch_norm": {"choices": [True, False]}},
         "training": {"epochs": {"low": 1, "high": 4}, "batch_size": {"low": 10, "high": 1000, "log": True}},
     }
-    found = with_baseline({}, **changes)
-    assert found.pop("lr") == pytest.approx(math.sqrt(1e-3 * 1.0))
-    assert found == {"dropout": 0.2, "batch_norm": True, "epochs": 2, "batch_size": 100}
-    assert with_baseline({"lr": 3, "epochs": 9}, **changes)["lr"] == 3.0  # outside the range: it is not searched
-    assert with_baseline({"epochs": 9}, **changes)["epochs"] == 9
+    values = baseline_of({}, **changes)
+    assert values.pop("lr") == pytest.approx(math.sqrt(1e-3 * 1.0))
+    assert values == {"dropout": 0.2, "batch_norm": True, "epochs": 2, "batch_size": 100}
+    assert baseline_of({"lr": 3, "epochs": 9}, **changes)["lr"] == 3.0  # may lie outside the range
+    assert baseline_of({"epochs": 9}, **changes)["epochs"] == 9
 
 
 @given(low=st.floats(1e-8, 1), factor=st.floats(1.001, 1e6), log=st.booleans())
@@ -192,26 +192,26 @@ def test_the_middle_of_a_range_lies_inside(low: float, factor: float, log: bool)
         (0.1, "baseline: must be a table (got 0.1)"),
     ],
 )
-def test_a_baseline_that_cannot_be_trained_is_refused(given: Any, message: str) -> None:
+def test_an_invalid_baseline_is_refused(given: Any, message: str) -> None:
     with pytest.raises(StudyFileError) as refused:
-        with_baseline(given)
+        baseline_of(given)
     assert message in str(refused.value)
 
 
-TWO_PLACES = "must be one number or a list of 2, one for each dropout layer (got [0.1])"
+TWO_LAYERS = "must be one number or a list of 2, one for each dropout layer (got [0.1])"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"hidden": [5, 5], "dropout": [0.1]}, f"dropout: {TWO_PLACES}"),
+        ({"hidden": [5, 5], "dropout": [0.1]}, f"dropout: {TWO_LAYERS}"),
         ({"hidden": [5], "dropout": [0.1, 0.2]}, "dropout: must be one number or a list of 1"),
         ({"hidden": [5, 5], "dropout": [0.1, 0.2]}, ""),
         ({"dropout": [0.1]}, ""),
     ],
 )
 @pytest.mark.parametrize("place", ["baseline", "search.points.0"])
-def test_values_that_do_not_go_together_are_refused_with_the_file(place: str, given: Any, message: str) -> None:
+def test_conflicting_values_are_refused_when_the_file_is_read(place: str, given: Any, message: str) -> None:
     network = {"hidden": {"choices": [[8], [5, 5]]}, "dropout": {"choices": [0.0, 0.5]}}
     tree = study_of(network=network, optimizer={"lr": 0.1}, search={"trials": 2}).resolved()
     tree = {**tree, "baseline": given} if place == "baseline" else tree
@@ -223,10 +223,10 @@ def test_values_that_do_not_go_together_are_refused_with_the_file(place: str, gi
         parse_study(tree, "studies/tiny.toml")
 
 
-def test_a_baseline_that_does_not_go_with_a_fixed_value_is_refused() -> None:
+def test_a_baseline_that_conflicts_with_a_fixed_value_is_refused() -> None:
     network = {"hidden": {"choices": [[8], [5]]}, "dropout": [0.1]}
     with pytest.raises(StudyFileError, match=re.escape("baseline: conflicts with network.dropout, which must be")):
-        with_baseline({"hidden": [5, 5]}, network=network)
+        baseline_of({"hidden": [5, 5]}, network=network)
 
 
 def test_a_baseline_may_be_added_to_a_stored_study(storage: Storage, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_baseline_may_be_added_to_a_stored_study(storage: Storage, tmp_path: P
     assert len(trials_of(storage)) == 6
 
 
-def test_a_baseline_is_written_in_toml(tmp_path: Path) -> None:
+def test_a_toml_file_may_have_points_repeats_and_a_baseline(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     path.write_text(
         'name = "s"\n[data]\ndataset = "digits"\n[network]\nkind = "mlp"\n'
