@@ -1,4 +1,4 @@
-"""Several processes on one study: its trials are exactly those asked for, whoever is killed, silent or late."""
+"""Several processes on one study: trials stay complete and unique when a process is killed, suspended or resumed."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from hpo.search.population_search import PopulationSearch
 from hpo.storage import Storage, heartbeats, load_study
 from hpo.studyfile import Study
 
-Started = Callable[[Study, Storage], LockStep]
+StartLockStep = Callable[[Study, Storage], LockStep]
 
 
 def notes(events: list[Event]) -> str:
     return "\n".join(event.text for event in events if isinstance(event, Note))
 
 
-def test_what_a_killed_process_left_is_trained_again_at_once(
-    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage
+def test_trials_of_a_killed_process_are_requeued_at_once(
+    lock_step: StartLockStep, uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
     running = lock_step(STUDY, storage)
     running.wait_for("epoch_ended")
@@ -42,13 +42,13 @@ def test_what_a_killed_process_left_is_trained_again_at_once(
     assert "4 orphaned trials requeued: the worker that trained them is dead" in notes(events)
     check_same_trials(trials_of(storage), uninterrupted)
     attempts = [trial.system_attrs.get("hpo:attempts", []) for trial in trials_of(storage)]
-    assert [len(of_one) for of_one in attempts] == [1] * 4 + [0] * 6
+    assert [len(each) for each in attempts] == [1] * 4 + [0] * 6
     assert attempts[0][0]["ended"] == "died"
     assert f"process {running.process.pid} on " in attempts[0][0]["reason"]
 
 
-def test_a_process_joins_one_that_searches_and_they_share_the_trials(
-    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage
+def test_a_second_process_joins_a_search_and_shares_its_trials(
+    lock_step: StartLockStep, uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
     first = lock_step(STUDY, storage)
     first.wait_for("epoch_ended")
@@ -65,36 +65,36 @@ def test_a_process_joins_one_that_searches_and_they_share_the_trials(
     assert len(workers) == 2
 
 
-def test_each_process_learns_what_the_others_have_done(lock_step: Started, storage: Storage) -> None:
+def test_each_process_counts_the_trials_of_the_others(lock_step: StartLockStep, storage: Storage) -> None:
     study = study_of(search={"trials": 20, "population": 2})
     first = lock_step(study, storage)
     first.wait_for("epoch_ended")
     events: list[Event] = []
 
-    def take(event: Event) -> None:
+    def record(event: Event) -> None:
         if isinstance(event, PopulationStarted) and not any(isinstance(each, PopulationStarted) for each in events):
             first.wait_for("population_ended")
         events.append(event)
 
-    launch(study, storage, LaunchOptions(device="cpu"), on_event=take, stop=threading.Event())
+    launch(study, storage, LaunchOptions(device="cpu"), on_event=record, stop=threading.Event())
     assert first.finish() == 0
     check_whole(trials_of(storage), 20)
-    done = sum(len(event.members) for event in events if isinstance(event, PopulationStarted))
-    others = sum(event.completed for event in events if isinstance(event, OthersEnded))
-    assert (done, others) == (18, 2)
+    own_trials = sum(len(event.members) for event in events if isinstance(event, PopulationStarted))
+    other_trials = sum(event.completed for event in events if isinstance(event, OthersEnded))
+    assert (own_trials, other_trials) == (18, 2)
     assert isinstance(events[-1], StudyEnded)
     assert (events[-1].reason, events[-1].completed) == ("finished", 20)
 
 
-def test_a_process_with_nothing_to_do_waits_and_takes_over_from_one_that_dies(
-    lock_step: Started, uninterrupted: list[FrozenTrial], storage: Storage, monkeypatch: pytest.MonkeyPatch
+def test_an_idle_process_waits_and_takes_over_from_a_dead_one(
+    lock_step: StartLockStep, uninterrupted: list[FrozenTrial], storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "POLL_S", 0.01)
     first = lock_step(STUDY, storage)
     first.wait_for("epoch_ended")
 
     class Stop(threading.Event):
-        """Asked to wait, it has nothing to do: now the other process dies."""
+        """A search waits when it is idle: kill the other process at that moment."""
 
         def wait(self, timeout: float | None = None) -> bool:
             if first.process.returncode is None:
@@ -109,16 +109,16 @@ def test_a_process_with_nothing_to_do_waits_and_takes_over_from_one_that_dies(
     check_same_trials(trials_of(storage), uninterrupted)
 
 
-def test_a_process_waits_for_trials_that_others_created_while_it_looked(
-    lock_step: Started, storage: Storage, monkeypatch: pytest.MonkeyPatch
+def test_a_process_waits_for_trials_that_another_creates_meanwhile(
+    lock_step: StartLockStep, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "POLL_S", 0.01)
     study = study_of(search={"trials": 4})
     other = lock_step(study, storage)
     other.wait_for("study_started")
 
-    class Late(PopulationSearch):
-        """When it has looked who runs what, another process creates all trials there are to be."""
+    class DelayedSearch(PopulationSearch):
+        """Let the other process create all trials after this one has checked for orphaned trials."""
 
         def _retake(self) -> None:
             super()._retake()
@@ -126,13 +126,13 @@ def test_a_process_waits_for_trials_that_others_created_while_it_looked(
                 other.wait_for("population_started")
 
     class Stop(threading.Event):
-        """Asked to wait, it lets the other process go on."""
+        """Let the other process continue when this one waits."""
 
         def wait(self, timeout: float | None = None) -> bool:
             other.resume()
             return super().wait(timeout)
 
-    monkeypatch.setattr(drivers, "PopulationSearch", Late)
+    monkeypatch.setattr(drivers, "PopulationSearch", DelayedSearch)
     events: list[Event] = []
     launch(study, storage, LaunchOptions(device="cpu"), on_event=events.append, stop=Stop())
     assert isinstance(events[-1], StudyEnded)
@@ -141,8 +141,8 @@ def test_a_process_waits_for_trials_that_others_created_while_it_looked(
 
 
 @pytest.fixture
-def suspended(lock_step: Started, storage: Storage) -> LockStep:
-    """A process that was suspended after its first epoch, and counts as silent by now."""
+def suspended(lock_step: StartLockStep, storage: Storage) -> LockStep:
+    """Return a process suspended after its first epoch, with expired heartbeats."""
     suspended = lock_step(STUDY, storage)
     suspended.wait_for("epoch_ended")
     suspended.process.send_signal(signal.SIGSTOP)
@@ -150,7 +150,7 @@ def suspended(lock_step: Started, storage: Storage) -> LockStep:
     return suspended
 
 
-def test_a_late_process_cannot_change_what_was_given_away(
+def test_a_resumed_process_cannot_change_requeued_trials(
     suspended: LockStep, uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
     events = search(STUDY, storage)
@@ -160,14 +160,14 @@ def test_a_late_process_cannot_change_what_was_given_away(
     suspended.process.send_signal(signal.SIGCONT)
     output = suspended.finish_with_output()
     warnings = [event["text"] for event in output if event["event"] == "note" and event["level"] == "warning"]
-    dropped = ": claim lost to another worker; the results are discarded"
-    assert all(warning.endswith(dropped) for warning in warnings)
+    lost_claim = ": claim lost to another worker; the results are discarded"
+    assert all(warning.endswith(lost_claim) for warning in warnings)
     assert "".join(warnings).count("0") == 1
     assert suspended.process.returncode == 0
     assert trials_of(storage) == before
 
 
-def test_a_process_that_was_silent_and_is_back_in_time_keeps_its_trials(
+def test_a_process_that_resumes_before_a_requeue_continues_its_trials(
     suspended: LockStep, uninterrupted: list[FrozenTrial], storage: Storage
 ) -> None:
     suspended.process.send_signal(signal.SIGCONT)
@@ -176,7 +176,7 @@ def test_a_process_that_was_silent_and_is_back_in_time_keeps_its_trials(
     assert not any("hpo:attempts" in trial.system_attrs for trial in trials_of(storage))
 
 
-def test_a_finite_space_is_shared_without_doubles(lock_step: Started, storage: Storage) -> None:
+def test_processes_share_a_finite_space_without_duplicates(lock_step: StartLockStep, storage: Storage) -> None:
     for sampler in ("grid", "random", "qmc"):
         study = study_of(
             name=sampler,
@@ -194,7 +194,7 @@ def test_a_finite_space_is_shared_without_doubles(lock_step: Started, storage: S
         check_whole(trials_of(storage, sampler), 20)
 
 
-def test_a_study_that_is_searched_cannot_be_changed(lock_step: Started, storage: Storage) -> None:
+def test_a_study_cannot_be_extended_during_a_search(lock_step: StartLockStep, storage: Storage) -> None:
     running = lock_step(STUDY, storage)
     running.wait_for("epoch_ended")
     changed = study_of(**{**STUDY.resolved(), "search": {**STUDY.resolved()["search"], "trials": 11}})
@@ -207,7 +207,7 @@ def test_a_study_that_is_searched_cannot_be_changed(lock_step: Started, storage:
     check_whole(trials_of(storage), 11)
 
 
-def test_processes_that_start_at_once_agree_on_study_and_precision(lock_step: Started, storage: Storage) -> None:
+def test_processes_that_start_together_agree_on_study_and_precision(lock_step: StartLockStep, storage: Storage) -> None:
     study = study_of(training={"epochs": 1, "precision": "auto"}, search={"trials": 12})
     started = [lock_step(study, storage) for _ in range(3)]
     assert [each.finish() for each in started] == [0, 0, 0]
@@ -215,34 +215,34 @@ def test_processes_that_start_at_once_agree_on_study_and_precision(lock_step: St
     assert load_study(storage, "tiny").user_attrs["hpo:run"]["precision"] in ("float32", "bfloat16")
 
 
-def test_a_trial_in_the_hands_of_plain_optuna_is_not_waited_for(storage: Storage) -> None:
+def test_a_search_does_not_wait_for_running_trials_of_optuna(storage: Storage) -> None:
     search(STUDY, storage, stop_at=lambda event: isinstance(event, StudyStarted))
-    asked = load_study(storage, "tiny").ask()
+    optuna_trial = load_study(storage, "tiny").ask()
     events = search(STUDY, storage)
     assert isinstance(events[-1], StudyEnded)
     trials = trials_of(storage)
     assert len(trials) == 10
-    assert trials[asked.number].state == TrialState.RUNNING
+    assert trials[optuna_trial.number].state == TrialState.RUNNING
 
 
-def test_signs_of_life_are_shown_for_what_is_claimed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claimed_trials_get_heartbeats(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     search(STUDY, storage, stop_at=after_epochs(1))
     study = load_study(storage, "tiny")
-    beaten = threading.Event()
-    beat = storage.refresh_heartbeats
+    refreshed = threading.Event()
+    refresh = storage.refresh_heartbeats
     monkeypatch.setattr(sys.modules["hpo.storage.heartbeats"], "HEARTBEAT_S", 0.01)
-    monkeypatch.setattr(storage, "refresh_heartbeats", lambda: (beat(), beaten.set()))
+    monkeypatch.setattr(storage, "refresh_heartbeats", lambda: (refresh(), refreshed.set()))
     waiting = [trial._trial_id for trial in study.get_trials(states=(TrialState.WAITING,))]
     storage.claim(waiting, 2)
     age_heartbeats(storage)
     with heartbeats(storage):
-        assert beaten.wait(30)
-    assert silent(storage) == 0
+        assert refreshed.wait(30)
+    assert count_silent(storage) == 0
     age_heartbeats(storage)
-    assert silent(storage) == 2
+    assert count_silent(storage) == 2
 
 
-def silent(storage: Storage) -> int:
+def count_silent(storage: Storage) -> int:
     from hpo.storage import running_trials
 
     return sum(trial.silent_s > 60 for trial in running_trials(storage))

@@ -1,4 +1,4 @@
-"""A search never opens a test file: watched from inside a real process, with the files there and without."""
+"""Sealed test set: an audit hook in a real process shows that a search opens no test file."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ print(json.dumps([path for path in opened if path.startswith(os.environ["HPO_DAT
 """
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_test_files_are_not_opened_and_need_not_be_there(there: bool, storage: Storage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("present", [True, False])
+def test_a_search_needs_no_test_files_and_opens_none(present: bool, storage: Storage, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "mnist"
     write_mnist(folder)
-    if there:
+    if present:
         for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
             (folder / name).write_bytes(b"sealed")
     study = study_of(data={"dataset": "mnist", "train_size": 50}, training={"epochs": 1})
-    done = run(
+    process = run(
         [json.dumps(study.resolved()), storage.location.full_url],
         script=SCRIPT,
         env={**os.environ, "HPO_DATA_DIR": str(tmp_path / "data")},
     )
-    assert done.returncode == 0, done.stderr
-    opened = {Path(path).name for path in json.loads(done.stdout.splitlines()[-1])}
+    assert process.returncode == 0, process.stderr
+    opened = {Path(path).name for path in json.loads(process.stdout.splitlines()[-1])}
     assert opened == {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"}
     check_whole(trials_of(storage), 6)
