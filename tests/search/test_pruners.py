@@ -1,4 +1,4 @@
-"""The lean pruners decide what Optuna's own decide, at every epoch of every member."""
+"""Comparison of the incremental pruners with Optuna's: the same decision at every epoch of every member."""
 
 from __future__ import annotations
 
@@ -19,46 +19,52 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 EPOCHS = 27
 
 
-def decisions(theirs: BasePruner, ours: BasePruner, direction: StudyDirection, draw: random.Random) -> list[bool]:
-    """Search in populations; check that both decide alike, and return what they decided."""
-    mirrors = InMemoryStudy(), InMemoryStudy()  # hyperband writes into the trials that it judges
+def compare_decisions(
+    optuna_pruner: BasePruner, hpo_pruner: BasePruner, direction: StudyDirection, rng: random.Random
+) -> list[bool]:
+    """Search in populations, check that both pruners decide the same, and return the decisions."""
+    mirrors = InMemoryStudy(), InMemoryStudy()  # two, because hyperband writes into the trials
     studies = [optuna.create_study(study_name="s", storage=mirror, direction=direction) for mirror in mirrors]
-    decided = []
+    decisions = []
     for _ in range(6):
         members = {mirror.create_new_trial(STUDY) for mirror in mirrors for _ in range(5)}
-        qualities = {number: draw.random() for number in members}
+        qualities = {number: rng.random() for number in members}
         for epoch in range(1, EPOCHS + 1):
             for number in sorted(members):
-                value = draw.choice([qualities[number], draw.random(), 0.5])
-                answers = []
-                for mirror, study, pruner in zip(mirrors, studies, (theirs, ours), strict=True):
+                value = rng.choice([qualities[number], rng.random(), 0.5])
+                results = []
+                for mirror, study, pruner in zip(mirrors, studies, (optuna_pruner, hpo_pruner), strict=True):
                     mirror.set_trial_intermediate_value(number, epoch, value)
-                    answers.append(pruner.prune(study, mirror.get_trial(number)))
-                assert answers[0] == answers[1]
-                decided += answers[:1]
-                ends = TrialState.PRUNED if answers[0] else TrialState.FAIL if draw.random() < 0.01 else None
+                    results.append(pruner.prune(study, mirror.get_trial(number)))
+                assert results[0] == results[1]
+                decisions += results[:1]
+                end_state = TrialState.PRUNED if results[0] else TrialState.FAIL if rng.random() < 0.01 else None
                 if epoch == EPOCHS:
-                    ends = TrialState.COMPLETE
-                if ends is not None:
+                    end_state = TrialState.COMPLETE
+                if end_state is not None:
                     members.remove(number)
                     for mirror in mirrors:
-                        mirror.set_trial_state_values(number, ends, [value] if ends == TrialState.COMPLETE else None)
-                    if isinstance(ours, IncrementalMedianPruner):
-                        ours.add(mirrors[1].get_trial(number))
-    return decided
+                        mirror.set_trial_state_values(
+                            number, end_state, [value] if end_state == TrialState.COMPLETE else None
+                        )
+                    if isinstance(hpo_pruner, IncrementalMedianPruner):
+                        hpo_pruner.add(mirrors[1].get_trial(number))
+    return decisions
 
 
 @pytest.mark.parametrize("direction", [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE])
 @pytest.mark.parametrize("kind", ["median", "hyperband"])
-def test_the_decisions_are_those_of_optuna(kind: str, direction: StudyDirection) -> None:
+def test_pruners_decide_as_in_optuna(kind: str, direction: StudyDirection) -> None:
     @settings(max_examples=15)
     @given(st.integers(0, 2**32))
-    def alike(seed: int) -> None:
+    def check(seed: int) -> None:
         if kind == "median":
-            decided = decisions(MedianPruner(), IncrementalMedianPruner(), direction, random.Random(seed))
+            decisions = compare_decisions(MedianPruner(), IncrementalMedianPruner(), direction, random.Random(seed))
         else:
-            theirs = HyperbandPruner(min_resource=1, max_resource=EPOCHS, reduction_factor=3)
-            decided = decisions(theirs, IncrementalHyperbandPruner(EPOCHS), direction, random.Random(seed))
-        assert {True, False} == set(decided)
+            optuna_pruner = HyperbandPruner(min_resource=1, max_resource=EPOCHS, reduction_factor=3)
+            decisions = compare_decisions(
+                optuna_pruner, IncrementalHyperbandPruner(EPOCHS), direction, random.Random(seed)
+            )
+        assert {True, False} == set(decisions)
 
-    alike()
+    check()

@@ -1,4 +1,4 @@
-"""Every sampler and pruner by name, in real searches: seeded, without repeats, and learning from what they are told."""
+"""Every sampler in real searches: seeds, interruptions, learning from trials, finite search spaces."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from hpo.storage import Storage
 from hpo.studyfile import Study
 
 NewStorage = Callable[[], Storage]
-COSTLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("gp", "cmaes", "nsga2")]
-SAMPLERS = ["random", "tpe", *COSTLY, "qmc", "grid"]
-PAST_STARTUP = 12  # trials: tpe and gp choose at random until 10 are complete
+SLOW_SAMPLERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("gp", "cmaes", "nsga2")]
+SAMPLERS = ["random", "tpe", *SLOW_SAMPLERS, "qmc", "grid"]
+PAST_STARTUP = 12  # trials: tpe and gp sample at random until 10 are complete
 
 
-def mixed(sampler: str, **changes: Any) -> Study:
-    """A study that searches numbers of every kind; for grid, those of which there is an end."""
+def mixed_study(sampler: str, **changes: Any) -> Study:
+    """Return a study with parameters of every kind; for grid, all of them finite."""
     lr = {"low": 0.1, "high": 0.5, "step": 0.1} if sampler == "grid" else {"low": 1e-3, "high": 1.0, "log": True}
     decay = {"choices": [1e-6, 1e-3]} if sampler == "grid" else DECAY
     return study_of(
@@ -49,8 +49,8 @@ def mixed(sampler: str, **changes: Any) -> Study:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_same_study_twice_gives_the_same_trials_and_curves(sampler: str, new_storage: NewStorage) -> None:
-    study, storages = mixed(sampler), (new_storage(), new_storage())
+def test_a_study_gives_the_same_trials_and_curves_twice(sampler: str, new_storage: NewStorage) -> None:
+    study, storages = mixed_study(sampler), (new_storage(), new_storage())
     for storage in storages:
         search(study, storage)
     first, second = map(trials_of, storages)
@@ -58,21 +58,21 @@ def test_the_same_study_twice_gives_the_same_trials_and_curves(sampler: str, new
     assert params(first) == params(second)
     assert curves(first) == curves(second)
     other = new_storage()
-    search(mixed(sampler, seed=1), other)
+    search(mixed_study(sampler, seed=1), other)
     assert sampler == "grid" or params(trials_of(other)) != params(first)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_goes_on_after_an_interruption(sampler: str, storage: Storage) -> None:
-    study = mixed(sampler, trials=17)
-    search(study, storage, stop_at=after_epochs(5))  # past the ten trials that cmaes wants before it starts from them
+def test_every_sampler_continues_after_an_interruption(sampler: str, storage: Storage) -> None:
+    study = mixed_study(sampler, trials=17)
+    search(study, storage, stop_at=after_epochs(5))  # more than the ten complete trials that cmaes starts from
     assert sum(state == TrialState.COMPLETE for state in states(trials_of(storage))) >= 10
     search(study, storage)
     check_whole(trials_of(storage), 17)
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc"])
-def test_a_sequence_goes_on_where_it_was(sampler: str, new_storage: NewStorage) -> None:
+def test_an_interruption_does_not_change_the_sequence_of_trials(sampler: str, new_storage: NewStorage) -> None:
     study = study_of(optimizer={"weight_decay": DECAY}, training={"epochs": 2}, search={"sampler": sampler})
     whole, interrupted = new_storage(), new_storage()
     search(study, whole)
@@ -83,8 +83,8 @@ def test_a_sequence_goes_on_where_it_was(sampler: str, new_storage: NewStorage) 
     assert are_close(curves(trials_of(interrupted)), curves(trials_of(whole)))
 
 
-def test_random_trials_and_their_curves_are_the_same_in_any_population(new_storage: NewStorage) -> None:
-    found = []
+def test_random_trials_and_curves_are_the_same_in_every_population_size(new_storage: NewStorage) -> None:
+    all_trials = []
     for population in (8, 32, 1):
         storage = new_storage()
         count = 33 if population > 1 else 5
@@ -95,26 +95,26 @@ def test_random_trials_and_their_curves_are_the_same_in_any_population(new_stora
             ),
             storage,
         )
-        found.append(trials_of(storage))
-    of_8, of_32, alone = found
-    assert params(of_8) == params(of_32)
-    assert params(alone) == params(of_8)[:5]
-    assert are_close(curves(of_8), curves(of_32))
-    assert are_close(curves(alone), curves(of_8)[:5])
-    assert [trial.user_attrs["seed"] for trial in of_8] == [trial.user_attrs["seed"] for trial in of_32]
+        all_trials.append(trials_of(storage))
+    trials_of_8, trials_of_32, trials_of_1 = all_trials
+    assert params(trials_of_8) == params(trials_of_32)
+    assert params(trials_of_1) == params(trials_of_8)[:5]
+    assert are_close(curves(trials_of_8), curves(trials_of_32))
+    assert are_close(curves(trials_of_1), curves(trials_of_8)[:5])
+    assert [trial.user_attrs["seed"] for trial in trials_of_8] == [trial.user_attrs["seed"] for trial in trials_of_32]
 
 
 def test_log_ranges_are_sampled_on_a_log_scale() -> None:
     study = study_of(optimizer={"lr": {"low": 1e-6, "high": 1e-2, "log": True}, "weight_decay": DECAY})
-    asked = [values for _, values in SamplerHistory(study, []).ask(400)]
+    proposed = [values for _, values in SamplerHistory(study, []).ask(400)]
     for name, low, high in (("lr", 1e-6, 1e-2), ("weight_decay", 1e-6, 1e-2)):
-        places = sorted(math.log(values[name] / low) / math.log(high / low) for values in asked)
+        places = sorted(math.log(values[name] / low) / math.log(high / low) for values in proposed)
         for quarter in (1, 2, 3):
             assert abs(places[100 * quarter] - quarter / 4) < 0.1
 
 
-def asked_after_learning(study: Study, trials: int, population: int = 4) -> list[float]:
-    """What is asked for when lr = 0.1 with weight_decay = 1e-4 is best, as decades from there, trial by trial."""
+def distances_after_learning(study: Study, trials: int, population: int = 4) -> list[float]:
+    """Return the distance, in decades, of each proposed trial from the best point lr = 0.1, weight_decay = 1e-4."""
     history = SamplerHistory(study, [])
     distances = []
     for _ in range(trials // population):
@@ -129,24 +129,24 @@ def asked_after_learning(study: Study, trials: int, population: int = 4) -> list
 @pytest.mark.parametrize(
     ("sampler", "trials"), [("tpe", 60), ("gp", 20), pytest.param("cmaes", 100, marks=pytest.mark.slow)]
 )
-def test_samplers_learn_from_what_they_are_told(sampler: str, trials: int) -> None:
+def test_samplers_learn_from_completed_trials(sampler: str, trials: int) -> None:
     wide = {"lr": {"low": 1e-5, "high": 1.0, "log": True}, "weight_decay": {"low": 1e-8, "high": 1.0, "log": True}}
-    learnt = asked_after_learning(study_of(optimizer=wide, search={"sampler": sampler}), trials)
-    chance = asked_after_learning(study_of(optimizer=wide, search={"sampler": "random"}), trials)
-    assert sum(learnt[-8:]) < 0.5 * sum(chance[-8:])
+    learned = distances_after_learning(study_of(optimizer=wide, search={"sampler": sampler}), trials)
+    chance = distances_after_learning(study_of(optimizer=wide, search={"sampler": "random"}), trials)
+    assert sum(learned[-8:]) < 0.5 * sum(chance[-8:])
 
 
-def test_members_of_a_population_keep_off_each_other() -> None:
+def test_members_of_a_population_have_different_values() -> None:
     study = study_of(optimizer={"weight_decay": DECAY}, search={"sampler": "tpe"})
     history = SamplerHistory(study, [])
     for number, values in history.ask(12):
         history.tell(number, TrialState.COMPLETE, [values["lr"]])
-    asked = history.ask(16)
-    assert len({values["lr"] for _, values in asked}) == 16
+    proposed = history.ask(16)
+    assert len({values["lr"] for _, values in proposed}) == 16
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
-def test_a_finite_space_is_enumerated_ends_early_and_says_so(sampler: str, storage: Storage) -> None:
+def test_an_exhausted_finite_space_ends_the_study_with_a_note(sampler: str, storage: Storage) -> None:
     study = study_of(
         network={"dropout": {"low": 0.0, "high": 0.7, "step": 0.1}},
         optimizer={"lr": 0.1, "weight_decay": {"low": 0.0, "high": 0.01, "step": 0.01}},
@@ -163,7 +163,7 @@ def test_a_finite_space_is_enumerated_ends_early_and_says_so(sampler: str, stora
     assert {trial.params["dropout"] for trial in trials_of(storage)} == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7}
 
 
-def test_repeat_trains_parameters_again_under_other_seeds(storage: Storage) -> None:
+def test_repeat_trains_equal_configurations_under_other_seeds(storage: Storage) -> None:
     study = study_of(
         network={"dropout": {"choices": [0.0, 0.4]}}, optimizer={"lr": 0.1}, search={"trials": 5, "repeat": True}
     )
@@ -175,7 +175,7 @@ def test_repeat_trains_parameters_again_under_other_seeds(storage: Storage) -> N
     assert events[-1].reason == "finished"
 
 
-def test_grid_goes_through_all_of_the_space_in_order(storage: Storage) -> None:
+def test_grid_tries_the_whole_space_in_order(storage: Storage) -> None:
     study = study_of(
         network={"hidden": {"choices": [[8], [4, 4]]}},
         optimizer={"lr": {"low": 0.1, "high": 0.35, "step": 0.1}},
@@ -191,7 +191,7 @@ def test_grid_goes_through_all_of_the_space_in_order(storage: Storage) -> None:
     ]
 
 
-def test_grid_with_repeats_begins_anew_also_after_an_interruption(storage: Storage) -> None:
+def test_grid_with_repeat_restarts_also_after_an_interruption(storage: Storage) -> None:
     study = study_of(
         optimizer={"lr": {"choices": [0.1, 0.2, 0.3]}},
         training={"epochs": 1},
@@ -203,16 +203,16 @@ def test_grid_with_repeats_begins_anew_also_after_an_interruption(storage: Stora
     assert [trial.params["lr"] for trial in trials_of(storage)] == [0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.1]
 
 
-def test_a_study_with_nothing_searched_trains_one_trial(storage: Storage) -> None:
+def test_a_study_without_searched_parameters_trains_one_trial(storage: Storage) -> None:
     events = search(study_of(optimizer={"lr": 0.1}, search={"trials": 3, "sampler": "tpe"}), storage)
     check_whole(trials_of(storage), 1)
     assert any(isinstance(event, Note) and "holds only 1 different trial" in event.text for event in events)
 
 
-def test_a_single_choice_is_taken_without_a_word(storage: Storage) -> None:
-    said: list[logging.LogRecord] = []
+def test_a_single_choice_logs_no_warning(storage: Storage) -> None:
+    logged: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = said.append  # type: ignore[method-assign]
+    handler.emit = logged.append  # type: ignore[method-assign]
     logging.getLogger("optuna").addHandler(handler)
     try:
         study = study_of(
@@ -224,11 +224,11 @@ def test_a_single_choice_is_taken_without_a_word(storage: Storage) -> None:
     finally:
         logging.getLogger("optuna").removeHandler(handler)
     assert {trial.params["activation"] for trial in trials_of(storage)} == {"tanh"}
-    assert said == []
+    assert logged == []
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "qmc"])
-def test_the_largest_seed_will_do(sampler: str) -> None:
+def test_the_largest_seed_is_valid(sampler: str) -> None:
     study = study_of(optimizer={"weight_decay": DECAY}, search={"sampler": sampler, "seed": 2**63 - 1})
     assert len(SamplerHistory(study, []).ask(2)) == 2
 
@@ -247,7 +247,7 @@ def test_the_largest_seed_will_do(sampler: str) -> None:
         ),
     ],
 )
-def test_a_precision_that_is_found_for_all_trials_is_no_choice(training: dict[str, Any], key: str) -> None:
+def test_auto_precision_cannot_be_one_of_several_choices(training: dict[str, Any], key: str) -> None:
     with pytest.raises(StudyFileError) as caught:
         check_search(study_of(training=training))
     assert caught.value.key == key
@@ -255,7 +255,7 @@ def test_a_precision_that_is_found_for_all_trials_is_no_choice(training: dict[st
 
 
 @pytest.mark.parametrize("other", [0.1, {"choices": [0.1, 0.2]}])
-def test_cmaes_wants_two_numbers(other: Any, storage: Storage) -> None:
+def test_cmaes_needs_two_numeric_parameters(other: Any, storage: Storage) -> None:
     study = study_of(optimizer={"lr": other, "weight_decay": DECAY}, search={"sampler": "cmaes"})
     with pytest.raises(StudyFileError, match=r"^studies/tiny.toml: search.sampler: cmaes needs at least two"):
         check_search(study)
