@@ -1,4 +1,4 @@
-"""The search space: Optuna's distributions, the finite set it sometimes is, and the way of a value there and back."""
+"""Search space: Optuna distributions, finite spaces, and the encoding and decoding of values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def integer_ranges(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def stepped_ranges(draw: st.DrawFn) -> dict[str, Any]:
-    """Ranges as people write them, and any others; the step need not divide them."""
+    """Draw ranges of short decimals and of any floats; the step need not divide the range."""
     if draw(st.booleans()):
         digits = draw(st.integers(1, 6))
         low, width = draw(SMALL), draw(SMALL)
@@ -72,7 +72,7 @@ def choices(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
 
 @st.composite
 def studies(draw: st.DrawFn) -> Study:
-    """Studies that search values of every type."""
+    """Draw studies that search values of every type."""
     lr = stepped_ranges() | float_ranges() | choices(st.sampled_from([0.1, 0.25, 1.0, 2.0]))
     network: dict[str, Any] = {
         "hidden": draw(choices(st.lists(st.integers(1, 9), max_size=3))),
@@ -85,15 +85,15 @@ def studies(draw: st.DrawFn) -> Study:
             optimizer={"lr": draw(lr)},
             training={"batch_size": draw(integer_ranges())},
         )
-    except StudyFileError as error:  # a step that floats round to more than the range
+    except StudyFileError as error:  # rounding made the step larger than the range
         assume(error.key != "optimizer.lr.step")
         raise
-    assume(is_kept(study))
+    assume(is_valid(study))
     return study
 
 
-def is_kept(study: Study) -> bool:
-    """Whether the study passes the check that a launch makes."""
+def is_valid(study: Study) -> bool:
+    """Return True if a launch accepts the search space of the study."""
     try:
         check_space(study)
     except StudyFileError:
@@ -102,7 +102,7 @@ def is_kept(study: Study) -> bool:
 
 
 @given(studies(), st.integers(0, 2**32 - 1))
-def test_what_a_sampler_chooses_is_in_the_space_and_comes_back_whole(study: Study, seed: int) -> None:
+def test_sampled_values_are_in_the_space_and_survive_storage(study: Study, seed: int) -> None:
     space = distributions(study)
     sampler = RandomSampler(seed=seed)
     values = {
@@ -113,13 +113,15 @@ def test_what_a_sampler_chooses_is_in_the_space_and_comes_back_whole(study: Stud
         for parameter in study.parameters
     }
     assert contains(space, values)
-    kept = {name: distribution_to_json(distribution) for name, distribution in space.items()}
+    texts = {name: distribution_to_json(distribution) for name, distribution in space.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read = {name: json_to_distribution(text) for name, text in kept.items()}
-    stored = {name: read[name].to_external_repr(space[name].to_internal_repr(value)) for name, value in values.items()}
+        stored_space = {name: json_to_distribution(text) for name, text in texts.items()}
+    stored = {
+        name: stored_space[name].to_external_repr(space[name].to_internal_repr(value)) for name, value in values.items()
+    }
     assert identity(stored) == identity(values)
-    assert contains(read, stored)
+    assert contains(stored_space, stored)
     config = config_of(study, stored)
     if "hidden" in values:
         assert config.network.hidden == json.loads(values["hidden"])
@@ -127,56 +129,56 @@ def test_what_a_sampler_chooses_is_in_the_space_and_comes_back_whole(study: Stud
 
 
 @given(studies(), st.data())
-def test_every_candidate_is_in_the_space_once(study: Study, data: st.DataObject) -> None:
+def test_candidates_are_in_the_space_and_distinct(study: Study, data: st.DataObject) -> None:
     space = distributions(study)
     for parameter in study.parameters:
-        held = count(parameter)
-        if held is None:
+        number = count(parameter)
+        if number is None:
             continue
-        places = sorted(data.draw(st.sets(st.integers(0, held - 1), max_size=5)) | {0, held - 1})
+        places = sorted(data.draw(st.sets(st.integers(0, number - 1), max_size=5)) | {0, number - 1})
         values = [candidate(parameter, place) for place in places]
         assert len({identity({"": value}) for value in values}) == len(places)
         for value in values:
             assert contains({parameter.name: space[parameter.name]}, {parameter.name: value})
             assert snapped(parameter, value) == value
             assert type(snapped(parameter, value)) is type(value)
-        beyond = {parameter.name: candidate(parameter, held)} if "choices" not in parameter.searched.tree() else {}
+        beyond = {parameter.name: candidate(parameter, number)} if "choices" not in parameter.searched.tree() else {}
         assert not contains({parameter.name: space[parameter.name]}, beyond)
 
 
 @given(choices(st.lists(st.integers(1, 9), max_size=3) | st.booleans() | st.sampled_from(["he", 1, 2.5])))
-def test_a_choice_is_stored_and_read_back_as_it_was(table: dict[str, Any]) -> None:
+def test_a_choice_is_decoded_with_its_type(table: dict[str, Any]) -> None:
     parameter = Parameter("x", ("network", "x"), Choices(tuple(table["choices"])), integer=False)
     for choice in table["choices"]:
-        back = decode(parameter, encode_choice(choice))
-        assert back == choice
-        assert type(back) is type(choice)
+        decoded = decode(parameter, encode_choice(choice))
+        assert decoded == choice
+        assert type(decoded) is type(choice)
 
 
-def test_a_list_that_is_no_longer_a_choice_is_still_read_as_a_list() -> None:
+def test_a_stored_list_is_decoded_also_if_it_is_no_choice_now() -> None:
     study = study_of(network={"hidden": {"choices": [[8], [4, 4]]}})
     assert decode(study.parameters[0], "[16, 16]") == [16, 16]
 
 
-def test_what_is_read_back_is_not_the_studys_own() -> None:
+def test_a_decoded_list_is_a_copy() -> None:
     study = study_of(network={"hidden": {"choices": [[8], [4, 4]]}})
     decode(study.parameters[0], "[8]").append(9)
     config_of(study, {"hidden": "[8]", "lr": 0.1}).network.hidden.append(9)
     assert config_of(study, {"hidden": "[8]", "lr": 0.1}).network.hidden == [8]
 
 
-def of_choices(*given: Any) -> Study:
+def study_of_choices(*given: Any) -> Study:
     network = {"module": "net.py:Net", "args": {"a": {"choices": list(given)}}}
     return parse_study({**tree(), "network": network}, "tiny.toml")
 
 
 @pytest.mark.parametrize("text", ["[CLS]", "[8,16]", "[" * 100_000])
-def test_a_text_that_no_list_is_stored_as_stays_a_text(text: str) -> None:
-    assert decode(of_choices(1).parameters[0], text) == text
+def test_a_string_that_is_no_encoded_list_stays_a_string(text: str) -> None:
+    assert decode(study_of_choices(1).parameters[0], text) == text
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "message"),
     [
         ([True, 2], [1, 2], None),
         ([[8], [4]], [[4]], None),
@@ -186,14 +188,14 @@ def test_a_text_that_no_list_is_stored_as_stays_a_text(text: str) -> None:
         ([[8]], ["[8]"], "network.args.a: the choice [8] of trials would be taken for '[8]'"),
     ],
 )
-def test_choices_that_another_study_would_misread_are_named(
-    before: list[Any], after: list[Any], told: str | None
+def test_choices_that_another_study_would_misread_are_reported(
+    before: list[Any], after: list[Any], message: str | None
 ) -> None:
-    assert misread(of_choices(*before), of_choices(*after)) == told
+    assert misread(study_of_choices(*before), study_of_choices(*after)) == message
 
 
 @pytest.mark.parametrize(
-    ("searched", "takes_it", "refuses"),
+    ("searched", "accepted", "refused"),
     [
         ({"choices": [True, 0, 2.0]}, [True, 0, 2.0], [1, 1.0, False, 0.0, 2]),
         ({"choices": [[8], "[16]"]}, [[8], "[16]"], ["[8]", [16], [8.0], [True]]),
@@ -201,36 +203,36 @@ def test_choices_that_another_study_would_misread_are_named(
         ({"low": 0.0, "high": 9.0}, [1, 0.5], [True, -1, "1", math.nan]),
     ],
 )
-def test_what_is_equal_to_a_value_is_not_the_value(
-    searched: dict[str, Any], takes_it: list[Any], refuses: list[Any]
+def test_equal_values_of_another_type_are_not_accepted(
+    searched: dict[str, Any], accepted: list[Any], refused: list[Any]
 ) -> None:
     network = {"module": "net.py:Net", "args": {"a": searched}}
     (parameter, _) = parse_study({**tree(), "network": network}, "tiny.toml").parameters
-    assert [value for value in takes_it if not takes(parameter, value)] == []
-    assert [value for value in refuses if takes(parameter, value)] == []
+    assert [value for value in accepted if not takes(parameter, value)] == []
+    assert [value for value in refused if takes(parameter, value)] == []
 
 
-def test_combinations_are_all_there_in_order_the_last_parameter_fastest() -> None:
+def test_combinations_are_in_order_with_the_last_parameter_fastest() -> None:
     study = study_of(
         network={"hidden": {"choices": [[8], []]}, "dropout": {"low": 0.1, "high": 0.35, "step": 0.1}},
         optimizer={"lr": 0.1},
         training={"batch_size": {"low": 10, "high": 25, "step": 10}},
     )
-    all_of_them = [combination(study, index) for index in range(int(size(study)))]
-    assert [tuple(values.values()) for values in all_of_them] == [
+    combinations = [combination(study, index) for index in range(int(size(study)))]
+    assert [tuple(values.values()) for values in combinations] == [
         (hidden, dropout, batch) for hidden in ("[8]", "[]") for dropout in (0.1, 0.2, 0.3) for batch in (10, 20)
     ]
-    assert [list(values) for values in all_of_them[:1]] == [["hidden", "dropout", "batch_size"]]
+    assert [list(values) for values in combinations[:1]] == [["hidden", "dropout", "batch_size"]]
 
 
-def test_a_study_with_nothing_searched_has_one_trial() -> None:
+def test_a_study_without_searched_parameters_has_one_trial() -> None:
     study = study_of(optimizer={"lr": 0.1})
     assert size(study) == 1
     assert combination(study, 0) == {}
     assert size_text(study) == "1 different trial"
 
 
-def test_vast_spaces_cost_nothing_to_count() -> None:
+def test_vast_spaces_are_counted_fast() -> None:
     study = study_of(
         network={"hidden": [{"low": 1, "high": 2**53}] * 25}, training={"batch_size": {"low": 1, "high": 10**9}}
     )
@@ -251,13 +253,13 @@ def test_vast_spaces_cost_nothing_to_count() -> None:
         ({"training": {"batch_size": {"low": 1, "high": 2**53 + 1}}}, "training.batch_size.high"),
     ],
 )
-def test_a_range_that_optuna_could_not_keep_is_refused(changes: dict[str, Any], key: str) -> None:
+def test_a_range_that_optuna_cannot_store_is_refused(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(StudyFileError) as caught:
         check_space(study_of(**changes))
     assert caught.value.key == key
 
 
-def test_contains_tells_types_apart_and_wants_every_parameter() -> None:
+def test_contains_compares_types_and_needs_every_parameter() -> None:
     space = distributions(study_of(network={"batch_norm": {"choices": [True, False]}}))
     assert contains(space, {"lr": 0.1, "batch_norm": True})
     assert not contains(space, {"lr": 0.1, "batch_norm": 1})
