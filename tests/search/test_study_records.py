@@ -1,4 +1,4 @@
-"""What is kept with a study, and what may change between two launches of it."""
+"""Stored attributes of a study, and the changes that `--extend` allows between two launches."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from hpo.storage import Storage, load_study, rename_study
 from hpo.studyfile import Study, parse_study
 
 NewStorage = Callable[[], Storage]
-CHOICES = {"choices": [0.1, 0.2]}
+TWO_RATES = {"choices": [0.1, 0.2]}
 
 
-def test_a_new_study_is_kept_with_its_file_data_and_run(storage: Storage) -> None:
+def test_a_new_study_stores_its_resolved_file_data_record_and_run_settings(storage: Storage) -> None:
     study = study_of()
     search(study, storage)
     stored = optuna.load_study(study_name="tiny", storage=storage)
@@ -46,13 +46,13 @@ def test_a_new_study_is_kept_with_its_file_data_and_run(storage: Storage) -> Non
     assert abs(datetime.datetime.now(datetime.UTC) - began) < datetime.timedelta(minutes=1)
     assert attrs["hpo:run"] == {"device": "cpu", "precision": "float64"}
     assert stored.metric_names == ["val_accuracy"]
-    assert "a study of the tests" in storage.get_study_system_attrs(stored._study_id).values()  # the dashboard's note
+    assert "a study of the tests" in storage.get_study_system_attrs(stored._study_id).values()  # note in the dashboard
     assert all(isinstance(trial.user_attrs["seed"], int) for trial in stored.trials)
     assert len({trial.user_attrs["seed"] for trial in stored.trials}) == 6
     json.dumps([stored.user_attrs, [t.user_attrs for t in stored.trials]], allow_nan=False)
 
 
-def test_a_renamed_study_goes_on_and_is_extended_under_its_name(storage: Storage) -> None:
+def test_a_renamed_study_resumes_and_is_extended_under_its_new_name(storage: Storage) -> None:
     search(study_of(), storage, stop_at=after_epochs(1))
     rename_study(storage, load_study(storage, "tiny")._study_id, "renamed")
     search(study_of(name="renamed"), storage)
@@ -75,7 +75,7 @@ def test_a_renamed_study_goes_on_and_is_extended_under_its_name(storage: Storage
         ({"network": {"hidden": [9]}}, "network.hidden: [8] -> [9]"),
     ],
 )
-def test_a_changed_file_is_refused_naming_what_differs(
+def test_a_changed_study_file_is_refused_with_its_differences(
     changes: dict[str, Any], difference: str, storage: Storage
 ) -> None:
     search(study_of(), storage, stop_at=after_epochs(1))
@@ -110,7 +110,7 @@ def test_a_changed_file_is_refused_naming_what_differs(
         ({"optimizer": {"kind": "adam"}}, {"optimizer": {"kind": "adam", "eps": 0.1}}, "optimizer.eps: not set -> 0.1"),
         (
             {"optimizer": {"kind": {"choices": ["sgd"]}}},
-            {"optimizer": {"kind": {"choices": ["sgd", "momentum"]}, "momentum": CHOICES}},
+            {"optimizer": {"kind": {"choices": ["sgd", "momentum"]}, "momentum": TWO_RATES}},
             "optimizer.momentum: not set -> ",
         ),
         (
@@ -120,7 +120,7 @@ def test_a_changed_file_is_refused_naming_what_differs(
         ),
     ],
 )
-def test_what_would_make_trials_incomparable_cannot_be_extended(
+def test_changes_that_make_trials_incomparable_are_refused(
     before: dict[str, Any], after: dict[str, Any], difference: str, storage: Storage
 ) -> None:
     search(study_of(**before), storage, stop_at=after_epochs(1))
@@ -135,8 +135,8 @@ def test_what_would_make_trials_incomparable_cannot_be_extended(
     [
         ({}, {"optimizer": {"lr": {"low": 1e-4, "high": 2.0, "log": True}}}),
         ({}, {"search": {"sampler": "tpe", "pruner": "median", "population": 3}, "description": "now with tpe"}),
-        ({"optimizer": {"lr": CHOICES}}, {"optimizer": {"lr": {"choices": [0.4, 0.2, 0.1]}}}),
-        ({"optimizer": {"lr": CHOICES}}, {"optimizer": {"lr": {"low": 0.1, "high": 0.9}}}),
+        ({"optimizer": {"lr": TWO_RATES}}, {"optimizer": {"lr": {"choices": [0.4, 0.2, 0.1]}}}),
+        ({"optimizer": {"lr": TWO_RATES}}, {"optimizer": {"lr": {"low": 0.1, "high": 0.9}}}),
         (
             {"network": {"hidden": {"choices": [[8], [4, 4]]}}},
             {"network": {"hidden": {"choices": [[8], [4, 4], [2]]}}},
@@ -155,17 +155,17 @@ def test_what_would_make_trials_incomparable_cannot_be_extended(
         ),
     ],
 )
-def test_an_extended_study_goes_on_and_the_change_is_recorded(
+def test_an_extended_study_resumes_and_stores_the_change(
     before: dict[str, Any], after: dict[str, Any], storage: Storage
 ) -> None:
-    search(study_of(**before), storage, stop_at=after_epochs(3))  # four trials done and two that wait
+    search(study_of(**before), storage, stop_at=after_epochs(3))  # four trials complete, two waiting
     earlier = trials_of(storage)
     after = {**after, "search": {"trials": 9, **after.get("search", {})}}
     study = study_of(**after)
     events = search(study, storage, extend=True)
     trials = trials_of(storage)
     assert TrialState.RUNNING not in states(trials)
-    if not any(isinstance(event, Note) for event in events):  # else the space, without those outside it, was exhausted
+    if not any(isinstance(event, Note) for event in events):  # a note means that the new space is exhausted
         assert len(trials) == 9
     assert params(trials)[: len(earlier)] == params(earlier)
     assert all(state == TrialState.COMPLETE for state in states(trials)) or study.search.pruner != "none"
@@ -180,26 +180,28 @@ def test_an_extended_study_goes_on_and_the_change_is_recorded(
     assert trials_of(storage) == trials
 
 
-def test_choices_that_would_be_misread_are_not_exchanged(storage: Storage, tmp_path: Path) -> None:
-    """Neither in the study itself nor in one that starts from it: the trial of a text would be taken for a list's."""
+def test_choices_that_would_be_misread_are_refused(storage: Storage, tmp_path: Path) -> None:
+    """Neither the study nor one that starts from it may read the trial of a string as that of a list."""
     (tmp_path / "net.py").write_text(
         "from torch import nn\n\ndef net(classes, a):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
     )
 
-    def of_choices(*choices: Any, **changes: Any) -> Study:
+    def study_of_choices(*choices: Any, **changes: Any) -> Study:
         network = {"module": "net.py:net", "args": {"a": {"choices": list(choices)}}}
         return parse_study({**tree(**changes), "network": network}, "tiny.toml", tmp_path)
 
-    submit(of_choices("[8]", "x"), storage)
-    wrong = "network.args.a: the choice '[8]' of trials would be taken for [8]"
-    with pytest.raises(UsageError, match=re.escape(f"tiny.toml: {wrong}; start another study with --name")):
-        submit(of_choices([8], "x"), storage, LaunchOptions(extend=True))
-    with pytest.raises(StudyFileError, match=re.escape(f"the trials of 'tiny' are not comparable with these: {wrong}")):
-        submit(of_choices([8], "x", name="next", search={"start_from": ["tiny"]}), storage)
-    submit(of_choices("[8]", "x", "y"), storage, LaunchOptions(extend=True))
+    submit(study_of_choices("[8]", "x"), storage)
+    misread = "network.args.a: the choice '[8]' of trials would be taken for [8]"
+    with pytest.raises(UsageError, match=re.escape(f"tiny.toml: {misread}; start another study with --name")):
+        submit(study_of_choices([8], "x"), storage, LaunchOptions(extend=True))
+    with pytest.raises(
+        StudyFileError, match=re.escape(f"the trials of 'tiny' are not comparable with these: {misread}")
+    ):
+        submit(study_of_choices([8], "x", name="next", search={"start_from": ["tiny"]}), storage)
+    submit(study_of_choices("[8]", "x", "y"), storage, LaunchOptions(extend=True))
 
 
-def test_trials_outside_the_new_space_do_not_count_as_part_of_it(storage: Storage) -> None:
+def test_trials_outside_the_new_space_do_not_count_for_it(storage: Storage) -> None:
     def study(low: int, trials: int) -> Any:
         steps = {"low": low, "high": low + 20, "step": 10}
         return study_of(optimizer={"lr": 0.1}, training={"batch_size": steps}, search={"trials": trials})
@@ -209,24 +211,24 @@ def test_trials_outside_the_new_space_do_not_count_as_part_of_it(storage: Storag
     assert sorted(trial.params["batch_size"] for trial in trials_of(storage)) == [20, 25, 30, 35, 40, 45]
 
 
-def test_samplers_learn_from_old_trials_inside_the_new_space_only(storage: Storage) -> None:
+def test_samplers_learn_only_from_trials_inside_the_new_space(storage: Storage) -> None:
     old = study_of(training={"epochs": 1}, search={"trials": 12, "population": 12})
     search(old, storage)
     trials = trials_of(storage)
 
-    def asked(study: Any, *, forget: bool) -> list[Any]:
+    def proposals(study: Any, *, forget: bool) -> list[Any]:
         for trial in trials:
             trial.state = TrialState.FAIL if forget else TrialState.COMPLETE
         return [values for _, values in SamplerHistory(study, trials).ask(4)]
 
     tpe = {"sampler": "tpe", "trials": 20}
-    around = study_of(optimizer={"lr": {"low": 1e-4, "high": 2.0, "log": True}}, search=tpe)
-    assert asked(around, forget=False) != asked(around, forget=True)
-    elsewhere = study_of(optimizer={"lr": {"low": 1.5, "high": 2.0, "log": True}}, search=tpe)
-    assert asked(elsewhere, forget=False) == asked(elsewhere, forget=True)
+    wider = study_of(optimizer={"lr": {"low": 1e-4, "high": 2.0, "log": True}}, search=tpe)
+    assert proposals(wider, forget=False) != proposals(wider, forget=True)
+    disjoint = study_of(optimizer={"lr": {"low": 1.5, "high": 2.0, "log": True}}, search=tpe)
+    assert proposals(disjoint, forget=False) == proposals(disjoint, forget=True)
 
 
-def test_a_trial_that_waits_outside_the_new_space_is_trained_but_not_judged(storage: Storage) -> None:
+def test_a_waiting_trial_outside_the_new_space_is_trained_and_not_pruned(storage: Storage) -> None:
     search(study_of(), storage, stop_at=after_epochs(1))
     study = study_of(
         optimizer={"lr": {"low": 1.5, "high": 2.0, "log": True}}, search={"pruner": "hyperband", "trials": 8}
@@ -236,7 +238,7 @@ def test_a_trial_that_waits_outside_the_new_space_is_trained_but_not_judged(stor
     assert states(trials_of(storage))[:4] == [TrialState.COMPLETE] * 4
 
 
-def test_other_images_are_refused_and_a_missing_test_file_is_not(
+def test_changed_training_data_are_refused_and_a_missing_test_file_is_not(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
@@ -257,17 +259,17 @@ def test_other_images_are_refused_and_a_missing_test_file_is_not(
     check_whole(trials_of(storage), 6)
 
 
-def test_nothing_is_stored_when_file_data_or_device_is_wrong(
+def test_nothing_is_stored_if_the_file_data_or_device_is_invalid(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
-    wrong: list[tuple[type[HpoError], dict[str, Any]]] = [
+    invalid: list[tuple[type[HpoError], dict[str, Any]]] = [
         (StudyFileError, {"data": {"train_size": 2000}}),
         (StudyFileError, {"data": {"train_size": 20, "validation": 0.9}}),
         (StudyFileError, {"training": {"batch_size": {"low": 1, "high": 2**60}}}),
         (HpoError, {"network": {"kind": "cnn"}}),
     ]
-    for error, changes in wrong:
+    for error, changes in invalid:
         with pytest.raises(error):
             search(study_of(**changes), storage)
     write_mnist(tmp_path / "mnist")
@@ -280,7 +282,7 @@ def test_nothing_is_stored_when_file_data_or_device_is_wrong(
     assert storage.get_all_studies() == []
 
 
-def test_a_study_that_hpo_did_not_make_is_refused(storage: Storage) -> None:
+def test_a_study_created_without_hpo_is_refused(storage: Storage) -> None:
     optuna.create_study(study_name="tiny", storage=storage)
     with pytest.raises(HpoError, match="study 'tiny' was not created by hpo"):
         search(study_of(), storage)
