@@ -1,4 +1,4 @@
-"""The lean TPE proposes what Optuna's own does: the same good trials, the same densities, the same proposals."""
+"""Comparison of the incremental TPE sampler with Optuna's: good trials, densities and proposals are equal."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ SPACE: dict[str, BaseDistribution] = {
     "units": IntDistribution(8, 512, log=True),
     "activation": CategoricalDistribution(["relu", "tanh", "sigmoid"]),
 }
-TWO = {name: SPACE[name] for name in ("lr", "dropout")}
-MISSING = float("nan")
+TWO_PARAMETERS = {name: SPACE[name] for name in ("lr", "dropout")}
+NAN = float("nan")
 VALUES = st.sampled_from([0.0, -0.0, 0.5, 0.25, 1.0, -1.0, float("inf"), -float("inf")])  # few, so many are equal
-ENDED = st.one_of(
+OUTCOMES = st.one_of(
     st.builds(lambda value: (TrialState.COMPLETE, value, {}), VALUES),
     st.builds(
         lambda reports: (TrialState.PRUNED, None, reports),
-        st.dictionaries(st.integers(1, 3), VALUES | st.just(MISSING), max_size=2),
+        st.dictionaries(st.integers(1, 3), VALUES | st.just(NAN), max_size=2),
     ),
     st.just((TrialState.RUNNING, None, {})),
     st.just((TrialState.FAIL, None, {})),
 )
 
 
-def sampled(draw: random.Random, space: dict[str, BaseDistribution]) -> dict[str, Any]:
-    """Values drawn uniformly, on the log scale where the distribution has one."""
+def random_values(rng: random.Random, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    """Return values drawn uniformly, on a log scale for log distributions."""
     values: dict[str, Any] = {}
     for name, distribution in space.items():
         match distribution:
             case CategoricalDistribution():
-                values[name] = draw.choice(distribution.choices)
+                values[name] = rng.choice(distribution.choices)
             case FloatDistribution(log=True):
-                value = float(np.exp(draw.uniform(np.log(distribution.low), np.log(distribution.high))))
+                value = float(np.exp(rng.uniform(np.log(distribution.low), np.log(distribution.high))))
                 values[name] = min(max(value, distribution.low), distribution.high)
             case FloatDistribution(step=None):
-                values[name] = draw.uniform(distribution.low, distribution.high)
+                values[name] = rng.uniform(distribution.low, distribution.high)
             case FloatDistribution() | IntDistribution():
                 assert distribution.step is not None
-                steps = draw.randint(0, round((distribution.high - distribution.low) / distribution.step))
+                steps = rng.randint(0, round((distribution.high - distribution.low) / distribution.step))
                 values[name] = distribution.low + steps * distribution.step
     return values
 
@@ -70,103 +70,120 @@ def in_memory(*directions: StudyDirection) -> tuple[Study, InMemoryStudy]:
     return optuna.create_study(storage=mirror, directions=directions), mirror
 
 
-def noted(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], study: Study) -> Observations:
+def observations_of(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], study: Study) -> Observations:
     observations = Observations(space, study)
     for trial in trials:
         observations.add(trial)
     return observations
 
 
-@given(st.lists(ENDED, max_size=60), st.sampled_from(DIRECTIONS), st.randoms(use_true_random=False))
-def test_the_good_trials_are_those_of_optuna(
-    ends: list[tuple[TrialState, float | None, dict[int, float]]], direction: StudyDirection, draw: random.Random
+@given(st.lists(OUTCOMES, max_size=60), st.sampled_from(DIRECTIONS), st.randoms(use_true_random=False))
+def test_good_and_bad_trials_are_split_as_in_optuna(
+    outcomes: list[tuple[TrialState, float | None, dict[int, float]]], direction: StudyDirection, rng: random.Random
 ) -> None:
     study, mirror = in_memory(direction)
-    for state, value, reports in ends:
+    for state, value, reports in outcomes:
         mirror.create_new_trial(
             STUDY,
             create_trial(
-                state=state, value=value, params=sampled(draw, TWO), distributions=TWO, intermediate_values=reports
+                state=state,
+                value=value,
+                params=random_values(rng, TWO_PARAMETERS),
+                distributions=TWO_PARAMETERS,
+                intermediate_values=reports,
             ),
         )
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
     ended = sum(trial.state != TrialState.RUNNING for trial in trials)
     expected = _split_trials(study, trials, default_gamma(ended))
-    found = noted(study.get_trials(deepcopy=False), TWO, study).split(TWO)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert {name: list(column) for name, column in ours.items()} == {
-            name: [trial.params[name] for trial in theirs] for name in TWO
+    good_and_bad = observations_of(study.get_trials(deepcopy=False), TWO_PARAMETERS, study).split(TWO_PARAMETERS)
+    for hpo_values, optuna_trials in zip(good_and_bad, expected, strict=True):
+        assert {name: list(column) for name, column in hpo_values.items()} == {
+            name: [trial.params[name] for trial in optuna_trials] for name in TWO_PARAMETERS
         }
 
 
 @settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 80), st.sets(st.sampled_from(sorted(SPACE)), min_size=1))
-def test_the_densities_are_those_of_optuna(seed: int, trials: int, names: set[str]) -> None:
+def test_densities_are_equal_to_those_of_optuna(seed: int, trials: int, names: set[str]) -> None:
     space = {name: SPACE[name] for name in sorted(names)}
-    draw = random.Random(seed)
-    rows = [sampled(draw, space) for _ in range(trials)]
+    rng = random.Random(seed)
+    rows = [random_values(rng, space) for _ in range(trials)]
     observed = {name: np.array([space[name].to_internal_repr(row[name]) for row in rows]) for name in space}
     sampler = TPESampler(seed=seed)
     estimator = _ParzenEstimator(observed, space, sampler._parzen_estimator_parameters)
     wide = _ParzenEstimator({name: np.array([]) for name in space}, space, sampler._parzen_estimator_parameters)
-    for source in (estimator, wide):  # candidates near the kernels, and far from them
+    for source in (estimator, wide):  # candidates near the kernels and far away
         candidates = source.sample(np.random.RandomState(seed % 2**31), 24)
-        theirs = estimator.log_pdf(candidates)
-        ours = log_density(estimator._mixture_distribution, estimator._transform(candidates))
-        # Optuna's own normal integrals are good to 1e-7.
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+        optuna_values = estimator.log_pdf(candidates)
+        hpo_values = log_density(estimator._mixture_distribution, estimator._transform(candidates))
+        # Optuna's normal integrals have an error of up to 1e-7.
+        np.testing.assert_allclose(hpo_values, optuna_values, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("space", "directions"),
-    [(TWO, DIRECTIONS[:1]), (TWO, (*DIRECTIONS, DIRECTIONS[1])), (SPACE, DIRECTIONS[1:]), (SPACE, DIRECTIONS)],
+    [
+        (TWO_PARAMETERS, DIRECTIONS[:1]),
+        (TWO_PARAMETERS, (*DIRECTIONS, DIRECTIONS[1])),
+        (SPACE, DIRECTIONS[1:]),
+        (SPACE, DIRECTIONS),
+    ],
     ids=["floats", "floats-three-objectives", "all-kinds", "all-kinds-two-objectives"],
 )
-def test_the_proposals_are_those_of_optuna(
+def test_proposals_are_equal_to_those_of_optuna(
     space: dict[str, BaseDistribution], directions: Sequence[StudyDirection]
 ) -> None:
-    """A search in populations, with members that complete, are pruned, fail, or run for longer."""
+    """Search in populations, with members that complete, are pruned, fail or continue to run."""
     study, mirror = in_memory(*directions)
     observations = Observations(space, study)
-    draw = random.Random(1)
+    rng = random.Random(1)
     running: list[int] = []
     for number in range(80):
         study._thread_local.cached_all_trials = None
         trial = mirror.get_trial(mirror.create_new_trial(STUDY))
-        ours = IncrementalTPESampler(number, observations).sample_relative(study, trial, space)
-        theirs = TPESampler(seed=number, multivariate=True, constant_liar=True).sample_relative(study, trial, space)
-        assert ours == theirs
-        assert bool(ours) == (observations.ended >= 10)
-        for name, value in (ours or sampled(draw, space)).items():
+        hpo_values = IncrementalTPESampler(number, observations).sample_relative(study, trial, space)
+        optuna_values = TPESampler(seed=number, multivariate=True, constant_liar=True).sample_relative(
+            study, trial, space
+        )
+        assert hpo_values == optuna_values
+        assert bool(hpo_values) == (observations.ended >= 10)
+        for name, value in (hpo_values or random_values(rng, space)).items():
             mirror.set_trial_param(number, name, space[name].to_internal_repr(value), space[name])
         observations.add(mirror.get_trial(number))
         running.append(number)
         if len(running) == 8:
-            draw.shuffle(running)
+            rng.shuffle(running)
             for done in running[2:]:
                 lr = float(mirror.get_trial(done).params["lr"])
-                end = draw.choice([TrialState.COMPLETE] * 3 + [TrialState.PRUNED, TrialState.FAIL])
-                if len(directions) == 1:  # nothing is reported of several objectives
-                    mirror.set_trial_intermediate_value(done, draw.randint(1, 3), lr)
-                elif end == TrialState.PRUNED:  # but some trials exceed a limit
+                end = rng.choice([TrialState.COMPLETE] * 3 + [TrialState.PRUNED, TrialState.FAIL])
+                if len(directions) == 1:  # trials of several objectives report nothing
+                    mirror.set_trial_intermediate_value(done, rng.randint(1, 3), lr)
+                elif end == TrialState.PRUNED:  # some trials exceed a limit
                     mirror.set_trial_system_attr(done, "constraints:x", lr)
-                values = [abs(np.log10(lr) + place + 2) for place in range(len(directions))]
+                values = [abs(np.log10(lr) + index + 2) for index in range(len(directions))]
                 mirror.set_trial_state_values(done, end, values if end == TrialState.COMPLETE else None)
                 observations.add(mirror.get_trial(done))
             del running[2:]
 
 
-def test_what_is_forgotten_was_never_there() -> None:
-    draw = random.Random(2)
+def test_forgotten_trials_do_not_change_the_split() -> None:
+    rng = random.Random(2)
     trials = []
     for number in range(100):
         state = TrialState.COMPLETE if number < 70 else TrialState.RUNNING
-        value = draw.random() if number < 70 else None
-        trials.append(create_trial(state=state, value=value, params=sampled(draw, TWO), distributions=TWO))
+        value = rng.random() if number < 70 else None
+        trials.append(
+            create_trial(
+                state=state, value=value, params=random_values(rng, TWO_PARAMETERS), distributions=TWO_PARAMETERS
+            )
+        )
         trials[-1].number = number
     study, _ = in_memory(StudyDirection.MAXIMIZE)
-    observations = noted(trials, TWO, study)
+    observations = observations_of(trials, TWO_PARAMETERS, study)
     observations.forget(80)
-    expected = noted(trials[:80], TWO, study)
-    for ours, theirs in zip(observations.split(TWO), expected.split(TWO), strict=True):
-        assert {name: list(column) for name, column in ours.items()} == {n: list(c) for n, c in theirs.items()}
+    expected = observations_of(trials[:80], TWO_PARAMETERS, study)
+    for part, expected_part in zip(observations.split(TWO_PARAMETERS), expected.split(TWO_PARAMETERS), strict=True):
+        assert {name: list(column) for name, column in part.items()} == {
+            name: list(column) for name, column in expected_part.items()
+        }

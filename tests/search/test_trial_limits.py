@@ -1,4 +1,4 @@
-"""What no trial may exceed, `[search.limits]`: trials that would are infeasible ones, and are not trained."""
+"""Limits of trials (`[search.limits]`): trials that exceed a limit are infeasible and not trained."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hpo.search.space import Values, distributions
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Study
 
-SIZES = {"hidden": {"choices": [[4], [100]]}}
-LIMIT = 2000  # parameters: a hidden layer of 4 units has 310 of them, one of 100 has 7,510
+LAYERS = {"hidden": {"choices": [[4], [100]]}}
+LIMIT = 2000  # parameters: 310 with a hidden layer of 4 units, 7,510 with one of 100
 
 
-def limited(**changes: Any) -> Study:
-    """A study whose larger networks exceed its limit."""
-    own = {"limits": {"parameters": LIMIT}, "sampler": "tpe", "trials": 16, **changes}
-    return study_of(network=SIZES, training={"epochs": 1}, search=own)
+def limited_study(**changes: Any) -> Study:
+    """Return a study whose larger networks exceed its limit."""
+    search_table = {"limits": {"parameters": LIMIT}, "sampler": "tpe", "trials": 16, **changes}
+    return study_of(network=LAYERS, training={"epochs": 1}, search=search_table)
 
 
 @pytest.mark.parametrize("pruner", ["none", "hyperband"])
-def test_larger_networks_are_not_trained(storage: Storage, pruner: str) -> None:
-    events = search(limited(pruner=pruner), storage)
+def test_networks_over_the_limit_are_not_trained(storage: Storage, pruner: str) -> None:
+    events = search(limited_study(pruner=pruner), storage)
     trials = trials_of(storage)
     check_whole(trials, 16)
     large = [trial for trial in trials if trial.params["hidden"] == "[100]"]
@@ -50,8 +50,8 @@ def test_larger_networks_are_not_trained(storage: Storage, pruner: str) -> None:
     assert load_study(storage, "tiny").best_trial.number == best[0].number
 
 
-def test_a_network_that_no_memory_holds_fails_alone(storage: Storage) -> None:
-    """It is refused before its memory is taken, which a system may promise and not have."""
+def test_a_network_that_does_not_fit_into_memory_fails_alone(storage: Storage) -> None:
+    """The network is refused before allocation: a system may grant more memory than it has."""
     study = study_of(
         optimizer={"lr": 0.1},
         network={"hidden": {"choices": [[4], [10**6, 10**6], [2**50]]}},
@@ -66,8 +66,8 @@ def test_a_network_that_no_memory_holds_fails_alone(storage: Storage) -> None:
     ]
 
 
-def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
-    space = distributions(limited())
+def test_tpe_learns_to_stay_within_the_limit() -> None:
+    space = distributions(limited_study())
     observations = Observations(space, optuna.create_study(direction="maximize"))
     for number in range(40):
         state = TrialState.PRUNED if number % 2 else TrialState.COMPLETE
@@ -77,25 +77,25 @@ def test_tpe_keeps_within_the_limit_as_it_learns() -> None:
         trial = create_trial(state=state, value=value, params=params, distributions=space, system_attrs=attrs)
         trial.number = number
         observations.add(trial)
-    found = [IncrementalTPESampler(seed, observations)._sample(None, None, space) for seed in range(20)]  # type: ignore[arg-type]
-    assert [values["hidden"] for values in found].count("[4]") >= 18  # chance would be ten
+    proposed = [IncrementalTPESampler(seed, observations)._sample(None, None, space) for seed in range(20)]  # type: ignore[arg-type]
+    assert [values["hidden"] for values in proposed].count("[4]") >= 18  # a random sampler gives about ten
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
-def test_a_study_without_a_limit_can_be_started_from(storage: Storage, sampler: str) -> None:
-    """Its trials have no constraints of their own, and these samplers want them of all or of none."""
-    search(study_of(name="before", network=SIZES, training={"epochs": 1}, search={"trials": 14}), storage)
-    search(limited(start_from=["before"], sampler=sampler, trials=4), storage)
+def test_a_study_with_a_limit_can_start_from_one_without(storage: Storage, sampler: str) -> None:
+    """Trials of the other study have no constraints, but these samplers need them for all trials or none."""
+    search(study_of(name="before", network=LAYERS, training={"epochs": 1}, search={"trials": 14}), storage)
+    search(limited_study(start_from=["before"], sampler=sampler, trials=4), storage)
     trials = trials_of(storage)
     check_whole(trials, 4)
     assert {trial.params["hidden"] for trial in trials if trial.state == TrialState.COMPLETE} == {"[4]"}
 
 
-def test_what_exceeds_the_limit_is_no_example_wherever_it_was_good() -> None:
+def test_infeasible_trials_of_another_study_are_no_good_examples() -> None:
     def excess(values: Values) -> dict[str, float]:
         return {"constraints:parameters": 5510.0 if values["hidden"] == "[100]" else -1690.0}
 
-    study = limited()
+    study = limited_study()
     known = []
     for number in range(40):
         params = {"hidden": "[100]" if number % 2 else "[4]", "lr": 0.01 + number / 1000}
@@ -104,16 +104,16 @@ def test_what_exceeds_the_limit_is_no_example_wherever_it_was_good() -> None:
         [values["hidden"] for _, values in SamplerHistory(study, (), known, *constraints).ask(20)].count("[100]")
         for constraints in ([excess], [])
     ]
-    assert large[0] <= 5 < 13 <= large[1]  # chance would be ten
+    assert large[0] <= 5 < 13 <= large[1]  # a random sampler gives about ten
 
 
-def test_infeasible_trials_rank_as_in_optuna() -> None:
+def test_infeasible_trials_are_ranked_as_in_optuna() -> None:
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     observations = Observations(space, optuna.create_study(direction="maximize"))
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    ends = [(TrialState.PRUNED, None, 50.0), (TrialState.PRUNED, None, 5.0), (TrialState.PRUNED, None, -1.0)]
-    ends += [(TrialState.COMPLETE, 0.1, -1.0), (TrialState.COMPLETE, 0.9, 3.0)]
-    for number, (state, value, excess) in enumerate(ends):
+    outcomes = [(TrialState.PRUNED, None, 50.0), (TrialState.PRUNED, None, 5.0), (TrialState.PRUNED, None, -1.0)]
+    outcomes += [(TrialState.COMPLETE, 0.1, -1.0), (TrialState.COMPLETE, 0.9, 3.0)]
+    for number, (state, value, excess) in enumerate(outcomes):
         attrs = {"constraints:parameters": excess}
         study.add_trial(
             create_trial(state=state, value=value, params={"x": number / 10}, distributions=space, system_attrs=attrs)
@@ -124,13 +124,13 @@ def test_infeasible_trials_rank_as_in_optuna() -> None:
         assert {trial.number for trial in below} == {merit[-1] for merit in observations._best[:count]}
 
 
-def test_a_limit_that_nothing_can_meet_is_refused(storage: Storage) -> None:
+def test_a_limit_below_every_network_is_refused(storage: Storage) -> None:
     study = study_of(network={"hidden": [100]}, search={"limits": {"parameters": LIMIT}})
     with pytest.raises(StudyFileError, match="is below the 7,510 parameters that every network of this study has"):
         search(study, storage)
 
 
-def test_a_limit_is_a_number_and_stays_what_it_was(storage: Storage) -> None:
+def test_a_limit_must_be_a_number_and_cannot_change(storage: Storage) -> None:
     for limits, problem in (
         ({"parameters": 0}, r"search\.limits\.parameters: must be at least 1 \(got 0\)"),
         ({"parameter": 9}, r"search\.limits\.parameter: unknown key \(did you mean 'parameters'\?\)"),
@@ -138,7 +138,7 @@ def test_a_limit_is_a_number_and_stays_what_it_was(storage: Storage) -> None:
         ({"low": 1, "high": 9}, r"search\.limits\.low: unknown key"),
     ):
         with pytest.raises(StudyFileError, match=problem):
-            limited(limits=limits)
-    search(limited(trials=2), storage)
+            limited_study(limits=limits)
+    search(limited_study(trials=2), storage)
     with pytest.raises(UsageError, match=r"search\.limits\.parameters: 2000 -> 10"):
-        search(limited(trials=3, limits={"parameters": 10}), storage, extend=True)
+        search(limited_study(trials=3, limits={"parameters": 10}), storage, extend=True)
