@@ -1,12 +1,12 @@
-"""A server that starts Python processes in milliseconds: forks of itself, after it has imported what `hpo` imports.
+"""Server that starts Python processes in milliseconds: forks of itself, after it has imported torch and `hpo`.
 
-A message on its socket is a line of JSON, and so is the answer. `start` comes with the three standard streams of the
-process as file descriptors, and is answered by its number; `reap` by the status of a process that has ended, and null
-before that: until somebody asks, it is a zombie, as a killed process is in many containers. At the end of the socket,
-which also the death of whoever asks brings about, everything that still runs is killed.
+Requests and answers on the socket are JSON. `start` brings the three standard streams of the process as file
+descriptors; its answer is the process ID. The answer of `reap` is the exit status of a process that has ended, else
+null. Until `reap`, an ended process is a zombie, like a killed process in many containers. When the socket closes,
+also because the client died, the server kills all processes that still run.
 
-A process does what `hpo ARGS` does or, with a script, `python -c SCRIPT ARGS`, except that OMP_NUM_THREADS is 1 and
-that Python's own variables (PYTHONPATH, PYTHONIOENCODING, ...) are those of the server.
+A process runs `hpo ARGS` or, with a script, `python -c SCRIPT ARGS`, but with OMP_NUM_THREADS=1 and with the server's
+values of Python's own variables (PYTHONPATH, PYTHONIOENCODING, ...).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ import hpo.service.launching
 import hpo.service.worker_process  # noqa: F401
 from hpo.cli import main
 
-LONGEST = 2**20  # bytes of a request
+LONGEST_REQUEST = 2**20  # bytes
 
 
 def serve(connection: socket.socket) -> int:
-    """Answer requests; in a process that was started, do its work and return its status."""
-    gc.freeze()  # otherwise each process copies most of the memory, when it first looks for garbage and when it ends
+    """Answer requests until the socket closes; in a fork, run its command and return the exit status."""
+    gc.freeze()  # else each fork copies most of the memory in its garbage collections
     running: set[int] = set()
     while True:
-        message, streams, _, _ = socket.recv_fds(connection, LONGEST, 3)
+        message, streams, _, _ = socket.recv_fds(connection, LONGEST_REQUEST, 3)
         if not message:
             break
         request = json.loads(message)
@@ -51,7 +51,7 @@ def serve(connection: socket.socket) -> int:
             answer = os.fork()
             if answer == 0:
                 connection.close()
-                return work(streams, **request["process"])
+                return run_command(streams, **request["process"])
             running.add(answer)
             for stream in streams:
                 os.close(stream)
@@ -61,21 +61,22 @@ def serve(connection: socket.socket) -> int:
     return 0
 
 
-def work(
+def run_command(
     streams: list[int], args: list[str], script: str, folder: str, environment: dict[str, str], new_session: bool
 ) -> Any:
+    """Run the command of a fork; return its exit status."""
     if new_session:
         os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    # Those of the server believe that they can seek where its own stdout was a file.
+    # The server's stream objects seek if its own stdout was a file.
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    # What multiprocessing starts imports the main module, if it has a file.
+    # Child processes of multiprocessing import the main module if it has a file.
     sys.modules["__main__"] = types.ModuleType("__main__")
     if not script:
         sys.argv = ["hpo", *args]

@@ -1,6 +1,6 @@
-"""Processes that are forks of a server which has loaded torch and `hpo` already: they start in milliseconds.
+"""Processes that start in milliseconds: forks of a server that has imported torch and `hpo` already.
 
-Use them where a process is the point (it is killed, suspended, sent signals, or beside others), and not how it begins.
+Use them in tests that kill, suspend, signal or combine processes, not in tests of how a process starts.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from typing import IO, Any, Self
 
 from deadlines import deadline
 
-LONGEST = 2**16  # bytes of an answer
+LONGEST_ANSWER = 2**16  # bytes
 
 
 class ForkServer:
-    """The server's process (see fork_server.py). When this process ends, so do the forks, whatever happens."""
+    """The process of the server (see fork_server.py). When this process ends, the server kills all forks."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket, passed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = Lock()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno())],
+            [sys.executable, Path(__file__).with_name("fork_server.py"), str(passed.fileno())],
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[passed.fileno()],
             env={**environment, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C in the terminal is for the tests
+            start_new_session=True,  # Ctrl-C in the terminal must stop only the tests
         )
-        theirs.close()
+        passed.close()
 
-    def ask(self, streams: Sequence[int] = (), **request: Any) -> Any:
+    def request(self, streams: Sequence[int] = (), **message: Any) -> Any:
         with self._lock:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], streams)
-            return json.loads(self._socket.recv(LONGEST))
+            socket.send_fds(self._socket, [json.dumps(message).encode()], streams)
+            return json.loads(self._socket.recv(LONGEST_ANSWER))
 
     def close(self) -> None:
         self._socket.close()
@@ -54,16 +54,16 @@ class ForkServer:
 
 @cache
 def fork_server() -> ForkServer:
-    """The server of this process, which starts with the first fork."""
+    """Return the server of this process; the first call starts it."""
     server = ForkServer()
     atexit.register(server.close)
     return server
 
 
 class Fork:
-    """A process of the fork server: what `subprocess.Popen` offers, as far as tests use it.
+    """A process of the fork server, with the part of the interface of `subprocess.Popen` that tests use.
 
-    `stdin`, `stdout` and `stderr` take what Popen takes; pipes are of text, or without `text` of bytes and unbuffered.
+    `stdin`, `stdout` and `stderr` are as in Popen. Pipes carry text, or unbuffered bytes where `text` is false.
     """
 
     def __init__(
@@ -81,21 +81,21 @@ class Fork:
     ) -> None:
         self.args = args
         self.returncode: int | None = None
-        ours: list[IO[Any] | None] = []
-        theirs: list[int] = []
-        with open(os.devnull, "r+b") as nothing:
-            for number, wanted in enumerate((stdin, stdout, stderr)):
-                mine: IO[Any] | None = None
-                if wanted == subprocess.PIPE:
-                    reading, writing = os.pipe()
-                    mode, fd, other = ("w", writing, reading) if number == 0 else ("r", reading, writing)
-                    mine = os.fdopen(fd, mode) if text else os.fdopen(fd, f"{mode}b", buffering=0)
-                    theirs.append(other)
+        own_ends: list[IO[Any] | None] = []
+        passed: list[int] = []
+        with open(os.devnull, "r+b") as null:
+            for number, stream in enumerate((stdin, stdout, stderr)):
+                pipe: IO[Any] | None = None
+                if stream == subprocess.PIPE:
+                    read_end, write_end = os.pipe()
+                    mode, fd, passed_end = ("w", write_end, read_end) if number == 0 else ("r", read_end, write_end)
+                    pipe = os.fdopen(fd, mode) if text else os.fdopen(fd, f"{mode}b", buffering=0)
+                    passed.append(passed_end)
                 else:
-                    file = number if wanted is None else nothing if wanted == subprocess.DEVNULL else wanted
-                    theirs.append(os.dup(file if isinstance(file, int) else file.fileno()))
-                ours.append(mine)
-            self.stdin, self.stdout, self.stderr = ours
+                    file = number if stream is None else null if stream == subprocess.DEVNULL else stream
+                    passed.append(os.dup(file if isinstance(file, int) else file.fileno()))
+                own_ends.append(pipe)
+            self.stdin, self.stdout, self.stderr = own_ends
             process = {
                 "args": [str(word) for word in args],
                 "script": script,
@@ -103,8 +103,8 @@ class Fork:
                 "environment": dict(os.environ if env is None else env),
                 "new_session": start_new_session,
             }
-            self.pid: int = fork_server().ask(theirs, do="start", process=process)
-        for fd in theirs:
+            self.pid: int = fork_server().request(passed, do="start", process=process)
+        for fd in passed:
             os.close(fd)
         self._ended = os.pidfd_open(self.pid)
 
@@ -119,25 +119,25 @@ class Fork:
         os.close(self._ended)
 
     def poll(self) -> int | None:
-        """Return the status, -N for signal N, or None while it runs."""
+        """Return the exit status (-N for signal N), or None while the process runs."""
         if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
-            self.returncode = fork_server().ask(do="reap", pid=self.pid)
+            self.returncode = fork_server().request(do="reap", pid=self.pid)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end; return the status, or raise TimeoutExpired."""
+        """Wait for the end of the process; return its exit status, or raise TimeoutExpired."""
         self.wait_unreaped(timeout)
         status = self.poll()
         assert status is not None
         return status
 
     def wait_unreaped(self, timeout: float | None = None) -> None:
-        """Wait for the end, and leave a zombie behind, as happens in many containers: nobody asks for the status."""
+        """Wait for the end without reading the exit status, which leaves a zombie, as in many containers."""
         if self.returncode is None and not select.select([self._ended], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
 
     def communicate(self, timeout: float | None = None) -> tuple[Any, Any]:
-        """Read what stdout and stderr still have, and wait for the end."""
+        """Read the rest of stdout and stderr, and wait for the end."""
         if self.stdin is not None:
             self.stdin.close()
         with ThreadPoolExecutor(2) as pool:
@@ -168,7 +168,7 @@ class Fork:
 
 
 def run(args: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run(..., capture_output=True, text=True)` does, by a fork; its deadline is a generous one."""
+    """Do as `subprocess.run(..., capture_output=True, text=True)`, but in a fork and with a generous deadline."""
     with Fork(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         out, err = process.communicate(deadline(120))
     assert process.returncode is not None
