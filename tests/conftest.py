@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real PostgreSQL, a file with tables, and how much to try."""
+"""Fixtures of several test folders: a PostgreSQL server, an empty storage file, numbers of threads and examples."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from postgresql_server import Server
 
 from hpo.storage import open_storage
 
-# An example that is slow on a noisy machine is no failure.
+# A slow example is no failure: the machine may be busy.
 settings.register_profile("noisy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("noisy")
 
-# A shell ignores SIGINT for what it puts into the background, and all processes that tests start would inherit that.
+# A shell ignores SIGINT in its background processes, and the processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported by now stays: each search for garbage would go through all of it, a tenth of all time."""
+    """Exclude the imported modules from garbage collection, which takes a tenth of the time otherwise."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
@@ -32,7 +32,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    # Not in pytest's folder, which belongs to its user alone.
+    """Start a PostgreSQL server for all tests."""
+    # Not in pytest's folder, which only its user can read.
     with tempfile.TemporaryDirectory(prefix="hpo-postgresql-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         server = Server(Path(folder))
@@ -42,7 +43,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def blank_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a storage's tables and nothing in them: to copy it is quicker than to make them."""
+    """Return an SQLite file with empty tables: copying it is faster than creating the tables."""
     file = tmp_path_factory.mktemp("blank") / "hpo.db"
     open_storage(f"sqlite:///{file}").close()
     return file
@@ -50,7 +51,7 @@ def blank_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Networks this small train fastest on one thread, above all where other processes want the cores."""
+    """Limit torch to one thread: small networks train fastest that way, also beside other processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -59,5 +60,5 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=[1, pytest.param(5, marks=pytest.mark.slow)], ids=["few", "many"])
 def times(request: pytest.FixtureRequest) -> int:
-    """How many times as many examples to try as are tried before each commit."""
+    """Return the factor for the number of examples: 1 before each commit, 5 in the slow tests."""
     return int(request.param)

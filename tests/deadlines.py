@@ -1,7 +1,7 @@
-"""How long tests wait for processes, threads and servers before they fail: in seconds of this machine, on this day.
+"""Deadlines of tests that wait for processes, threads and servers, scaled to the speed of the machine.
 
-A deadline ends a test that hangs. It is not a measurement: nothing may fail because the machine is slow, or busy with
-something else. So deadlines are generous, and they grow with the time that a fixed piece of work takes here and now.
+A deadline ends a test that hangs. It measures nothing: no test may fail because the machine is slow or busy. So
+deadlines are generous, and they grow with the time that a fixed task takes on this machine.
 """
 
 from __future__ import annotations
@@ -13,31 +13,33 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
-QUIET_S = 0.15
-"""What the piece of work takes on a quiet machine of 2020 or later."""
+IDLE_S = 0.15
+"""Duration of the fixed task on an idle machine of 2020 or later."""
 
 POLL_S = 0.01
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 @cache
 def slowness() -> float:
-    """How many times slower than a quiet machine this one is, and at least 1; measured once a process."""
-    began = time.monotonic()
-    for _ in range(3):  # a process that starts and imports: what most waits are for
+    """Return the factor by which this machine is slower than an idle one, at least 1; measured once a process."""
+    start = time.monotonic()
+    for _ in range(3):  # a process that starts and imports, as in most waits
         subprocess.run([sys.executable, "-c", "import json, asyncio, unittest"], check=True)
-    return max(1.0, (time.monotonic() - began) / (3 * QUIET_S))
+    return max(1.0, (time.monotonic() - start) / (3 * IDLE_S))
 
 
 def deadline(seconds: float = 60.0) -> float:
-    """Return a deadline of so many seconds of a quiet machine, in seconds of this one."""
+    """Return a deadline in seconds of this machine, from seconds of an idle one."""
     return seconds * slowness()
 
 
-def wait_for(what: Callable[[], Found | None], why: Callable[[], object] = lambda: "", seconds: float = 60.0) -> Found:
-    """Return the first answer that is true; fail after a deadline, and say why."""
-    ends = time.monotonic() + deadline(seconds)
-    while not (found := what()):
-        assert time.monotonic() < ends, why()
+def wait_for(
+    condition: Callable[[], Value | None], message: Callable[[], object] = lambda: "", seconds: float = 60.0
+) -> Value:
+    """Return the first true value of the condition; fail with the message after the deadline."""
+    end = time.monotonic() + deadline(seconds)
+    while not (value := condition()):
+        assert time.monotonic() < end, message()
         time.sleep(POLL_S)
-    return found
+    return value

@@ -1,4 +1,4 @@
-"""The JSON Schemas of exported files, by name: best, best-1, front, objective, test."""
+"""JSON Schemas of exported files by name: best, best-1, front, objective, test."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ FOLDER = Path(hpo.__file__).parent / "results" / "schemas"
 
 
 def schema(name: str) -> dict[str, Any]:
-    """Return a schema as a tree."""
+    """Return the schema as a dictionary."""
     tree: dict[str, Any] = json.loads((FOLDER / f"{name}.schema.json").read_text(encoding="utf-8"))
     return tree
