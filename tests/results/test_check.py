@@ -15,7 +15,7 @@ from hpo.results.display.check import check_report
 from hpo.studyfile import parse_study
 
 
-def test_the_report_has_the_space_the_sizes_and_the_resolved_file() -> None:
+def test_the_report_lists_search_space_sizes_and_resolved_file() -> None:
     study = study_of(
         network={"hidden": {"choices": [[8], [4, 4]]}, "dropout": {"low": 0.0, "high": 0.5, "step": 0.1}},
         optimizer={"weight_decay": DECAY},
@@ -49,12 +49,12 @@ def test_the_resolved_file_of_a_json_file_is_json() -> None:
     assert json.loads(resolved) == study.resolved()
 
 
-def test_finite_spaces_are_counted() -> None:
+def test_the_trials_of_finite_search_spaces_are_counted() -> None:
     assert "search space (1 different trial):" in check_report(study_of(optimizer={"lr": 0.1}), "cpu")
-    twelve = study_of(optimizer={"lr": {"choices": [0.1, 0.2, 0.4]}}, training={"batch_size": {"low": 7, "high": 10}})
-    assert "search space (12 different trials):" in check_report(twelve, "cpu")
-    many = study_of(optimizer={"lr": 0.1}, network={"hidden": [{"low": 1, "high": 50}] * 200})
-    assert "search space (more than 1,000,000,000,000,000 different trials):" in check_report(many, "cpu")
+    finite = study_of(optimizer={"lr": {"choices": [0.1, 0.2, 0.4]}}, training={"batch_size": {"low": 7, "high": 10}})
+    assert "search space (12 different trials):" in check_report(finite, "cpu")
+    vast = study_of(optimizer={"lr": 0.1}, network={"hidden": [{"low": 1, "high": 50}] * 200})
+    assert "search space (more than 1,000,000,000,000,000 different trials):" in check_report(vast, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_finite_spaces_are_counted() -> None:
         ({"training": {"shift": {"choices": [0, 2, 9]}}}, StudyFileError),
     ],
 )
-def test_what_a_launch_refuses_is_refused_here(changes: dict[str, Any], error: type[HpoError]) -> None:
+def test_check_refuses_the_same_studies_as_a_launch(changes: dict[str, Any], error: type[HpoError]) -> None:
     with pytest.raises(error):
         check_report(study_of(**changes), "cpu")
     with pytest.raises(UsageError):
