@@ -52,11 +52,11 @@ def test_a_sampler_learns_from_known_trials_as_from_its_own(sampler: str) -> Non
     failed = numbered(
         [create_trial(state=TrialState.FAIL, params=t.params, distributions=t.distributions) for t in known]
     )
-    own = SamplerHistory(study, known).ask(5)
-    before = SamplerHistory(study, failed, known).ask(5)
-    without = SamplerHistory(study, failed).ask(5)
-    assert before == own
-    assert [values for _, values in before] != [values for _, values in without]
+    from_own = SamplerHistory(study, known).ask(5)
+    from_known = SamplerHistory(study, failed, known).ask(5)
+    from_none = SamplerHistory(study, failed).ask(5)
+    assert from_known == from_own
+    assert [values for _, values in from_known] != [values for _, values in from_none]
 
 
 def test_known_trials_do_not_count_and_do_not_affect_the_pruner() -> None:
