@@ -253,7 +253,7 @@ def test_uploading_an_artifact_makes_the_folder(stored: Store, served: Serve, tm
 def soon_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make ten trials the limit of a long study, with four curves sent."""
     for name, count in (("LONG", 10), ("BEST", 2), ("LATEST", 2)):
-        monkeypatch.setattr(f"hpo.service.dashboard.view.{name}", count)
+        monkeypatch.setattr(f"hpo.service.dashboard.thinned_storage.{name}", count)
 
 
 def test_of_a_long_study_the_best_and_the_latest_curves_are_sent(soon_long: None, stored: Store, served: Serve) -> None:
