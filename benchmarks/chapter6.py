@@ -125,9 +125,10 @@ def plain_loop(
         accuracy = 0.0
         for epoch in range(EPOCHS):
             model.train()
-            for batch in torch.randperm(len(split.train)).split(BATCH):
+            for batch in torch.split(torch.randperm(len(split.train)), BATCH):
                 optimizer.zero_grad()
-                F.cross_entropy(model(split.train[batch]), split.train_labels[batch]).backward()
+                loss = F.cross_entropy(model(split.train[batch]), split.train_labels[batch])
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             model.eval()
             with torch.no_grad():
@@ -206,7 +207,7 @@ def compare(dataset: str, images: Split, batch_norm: bool, trials: int, rounds: 
     for precision in dict.fromkeys(("float32", auto)):
         named = study_of(dataset, batch_norm, trials, precision)
         contestants[f"hpo, {precision}{' (auto)' if precision == auto else ''}"] = (
-            lambda named=named, precision=precision: run_hpo(named, split, members, precision)
+            lambda named=named, precision=precision: run_hpo(named, split, members, precision)  # type: ignore[misc]
         )
     results: dict[str, list[Seconds]] = {name: [] for name in contestants}
     rates: list[float] = []

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import optuna
 import optuna_dashboard
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Request, sync_playwright
 from storage import NAME, fill
 
 LIST_S, STUDY_S = 3.0, 10.0
@@ -46,7 +46,7 @@ LONGEST_TASKS = """() => {
 
 @contextmanager
 def serving(url: str) -> Iterator[str]:
-    command = [Path(sys.executable).with_name("hpo"), "dashboard", "--port", "0", "--storage", url]
+    command = [str(Path(sys.executable).with_name("hpo")), "dashboard", "--port", "0", "--storage", url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -71,7 +71,11 @@ def opened(address: str) -> dict[str, float]:
         page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
         page.add_init_script(f"({LONGEST_TASKS})()")
         answers: dict[str, float] = {}
-        page.on("requestfinished", lambda request: answers.setdefault(request.url, time.perf_counter() - start))
+
+        def finished(request: Request) -> None:
+            answers.setdefault(request.url, time.perf_counter() - start)
+
+        page.on("requestfinished", finished)
         start = time.perf_counter()
         page.goto(f"{address}dashboard/studies/1")
         page.wait_for_function(DRAWN, arg=GRAPHS, timeout=1000 * GIVEN_UP_S)
@@ -129,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

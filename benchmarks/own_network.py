@@ -64,7 +64,8 @@ def plain_torch(members: list[Member], split: DeviceSplit) -> Iterator[None]:
             order = batch_order(split.seed, epoch, len(split.train_labels)).to(split.device)
             for batch in torch.split(order, member.config.training.batch_size):
                 optimizer.zero_grad()
-                F.cross_entropy(model(split.train[batch]), split.train_labels[batch]).backward()
+                loss = F.cross_entropy(model(split.train[batch]), split.train_labels[batch])
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             model.eval()
             with torch.no_grad():
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="changes")
     given = parser.parse_args()
     study = read_study(given.file, [*given.changes, f"training.epochs={given.rounds + 1}"])
+    assert isinstance(study, Study), "the benchmark needs a network study"
     planned = plan(study, given.device)
     split = to_planned_device(study, planned).in_type(DTYPES["float32"])
     print(

@@ -26,7 +26,6 @@ import psutil
 import scipy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy, in_memory_trial
@@ -66,7 +65,7 @@ def measure(space: dict[str, BaseDistribution], trials: int, seed: int) -> tuple
     draw = random.Random(seed)
     mirror = InMemoryStudy()
     study = optuna.create_study(storage=mirror, direction="maximize")
-    observations = Observations(space, StudyDirection.MAXIMIZE)
+    observations = Observations(space, study)
     for number in range(trials):
         mirror.put(in_memory_trial(number, TrialState.COMPLETE, drawn(draw, space), space, [draw.random()]))
         observations.add(mirror.get_trial(number))

@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -53,19 +53,18 @@ from hpo.data import load_split
 from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, PopulationEnded
 from hpo.search.options import LaunchOptions
-from hpo.search.population_run import CURVE
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import distributions
-from hpo.search.study_records import agree_on_run, open_study
-from hpo.storage import ClaimConditions, Storage, TrialResult, load_study, open_storage
+from hpo.search.study_records import CURVE, agree_on_run, open_study
+from hpo.storage import ClaimConditions, Storage, TrialResult, load_study, open_storage, running_trials
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
 from hpo.training.population import EpochResult
 from hpo.training.seeds import member_seed
 from hpo.training.stack import METRICS, Member
 from hpo.training.trainer import Trainer
-from hpo.usercode import import_code
+from hpo.usercode import UserCode, import_code
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))
 from postgresql_server import Server
@@ -77,15 +76,15 @@ PLAIN_SHARE = 8
 """hpo runs so many trials for each of plain Optuna's, which takes long."""
 
 STORAGE_CALLS = ("create", "report", "finish", "read", "claim", "beat")
-TIMED = {
+TIMED: dict[str, list[tuple[Any, str]]] = {
     "sampler": [(SamplerHistory, "ask")],
-    "pruner": [(SamplerHistory, "judge")],
+    "pruner": [(SamplerHistory, "prune")],
     "create": [(Storage, "create_trials")],
     "report": [(Storage, "report")],
     "finish": [(Storage, "finish")],
     "read": [(Storage, "read_trials"), (loop, "running_trials"), (loop, "requeue_orphaned")],
     "claim": [(Storage, "claim"), (Storage, "requeue")],
-    "beat": [(Storage, "beat")],
+    "beat": [(Storage, "refresh_heartbeats")],
 }
 Parts = dict[str, float]
 """Part -> milliseconds a trial."""
@@ -97,7 +96,7 @@ class Clock:
     def __init__(self) -> None:
         self.accounts: list[Parts] = []
         self.opening_s = 0.0
-        self._spent: Counter[str] = Counter()
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self._start = self._since = time.perf_counter()
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,9 +120,6 @@ class Clock:
         self.accounts.append(spent)
         self._spent.clear()
         self._since = now
-
-
-running_trials = loop.running_trials
 
 
 class Free(Trainer):
@@ -299,6 +295,7 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
             on_event=on_event,
             stop=stop,
             trainer=trainer,
+            code=UserCode(Path(), {}),
         )
         assert search.run() == "finished", "the search did not come to its end"
     storage.close()
@@ -358,7 +355,7 @@ def in_fresh_process(function: Callable[..., None], *arguments: Any) -> Any:
 def command_s(command: str, url: str) -> float:
     """Return the seconds of a command as a process."""
     program = Path(sys.executable).with_name("hpo")
-    arguments = [program, command, *([] if command == "studies" else [NAME]), "--storage", url]
+    arguments = [str(program), command, *([] if command == "studies" else [NAME]), "--storage", url]
     start = time.perf_counter()
     subprocess.run(arguments, check=True, capture_output=True)
     return time.perf_counter() - start

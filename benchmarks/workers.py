@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
@@ -35,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))
 from postgresql_server import Server
 
 ROOT = Path(__file__).parents[1]
-HPO = Path(sys.executable).with_name("hpo")
+HPO = str(Path(sys.executable).with_name("hpo"))
 CREWS = {
     "1 process": ["--workers", "1"],
     "2 processes": ["--workers", "2"],
@@ -47,7 +48,7 @@ EPOCHS, POPULATION, WRITING_S = 50, 32, 8.0
 EPOCH_S = 0.1
 """Seconds of an epoch in the calculation: what 32 members of the chapter-6 network take on two cores."""
 
-SPACE = {
+SPACE: dict[str, BaseDistribution] = {
     "lr": optuna.distributions.FloatDistribution(1e-6, 1e-1, log=True),
     "weight_decay": optuna.distributions.FloatDistribution(1e-8, 1e-2, log=True),
 }

@@ -83,6 +83,9 @@ if __name__ == "__main__":
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for a launch")
     given = parser.parse_args()
     try:
-        put_back(read_study(given.study, given.set))
+        study = read_study(given.study, given.set)
+        if not isinstance(study, Study):
+            sys.exit(f"{given.study}: has an objective function; this demo needs a network study")
+        put_back(study)
     except HpoError as error:
         sys.exit(str(error))

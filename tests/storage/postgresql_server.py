@@ -97,19 +97,19 @@ class Server:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def create(self) -> str:
-        """Create an empty database and return its name."""
+    def create(self, template: str = "template0") -> str:
+        """Create a database, empty or a copy of another, and return its name."""
         name = f"t{next(self._names)}"
-        self.sql(f"CREATE DATABASE {name} TEMPLATE template0")
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
     def drop(self, name: str) -> None:
         self.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """Yield the name of an empty database."""
-        name = self.create()
+    def database(self, template: str = "template0") -> Iterator[str]:
+        """Yield the name of a database, empty or a copy of another."""
+        name = self.create(template)
         yield name
         self.drop(name)
 
