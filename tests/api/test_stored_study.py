@@ -48,7 +48,6 @@ def test_the_best_come_first(found: hpo.StoredStudy) -> None:
 
 
 def test_trials_are_rows_of_a_dataframe(found: hpo.StoredStudy) -> None:
-    pytest.importorskip("pandas")
     table = found.trials_dataframe()
     assert [*table.columns] == [
         *("number", "value", "datetime_start", "datetime_complete", "duration", "params_lr", "seed", "epochs", "state")
