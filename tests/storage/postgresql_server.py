@@ -114,7 +114,7 @@ class Server:
         self.drop(name)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [self.bin / program, "-D", self.data, *arguments]
+        command: list[str | Path] = [self.bin / program, "-D", self.data, *arguments]
         # No pipes: the server keeps them open, so reading them would wait for the server's end.
         with self.log.with_suffix(".commands").open("a") as output:
             subprocess.run(command, check=True, stdout=output, stderr=output, cwd="/", timeout=120, **self.as_user)
