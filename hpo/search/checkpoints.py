@@ -17,6 +17,7 @@ from typing import Any
 
 from hpo.errors import HpoError
 from hpo.search.events import Event, Note
+from hpo.search.study_records import directions
 from hpo.storage import ClaimConditions, Storage, best_trials, identity
 from hpo.storage.artifacts import (
     CHECKPOINT_NAMES,
@@ -27,7 +28,7 @@ from hpo.storage.artifacts import (
     checkpoint_id,
     delete_checkpoint_records,
 )
-from hpo.storage.pareto import best_first, directions, losses
+from hpo.storage.pareto import best_first, losses
 from hpo.studyfile import Study
 from hpo.training.networks.weights_file import State, weights_to_bytes
 from hpo.training.population import EpochResult

@@ -16,7 +16,15 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.data import Split
-from hpo.search.enqueueing import ENQUEUED, FIXED, network_trials, network_values, objective_trials, objective_values
+from hpo.search.enqueueing import (
+    ENQUEUED,
+    FIXED,
+    TrialMaker,
+    network_trials,
+    network_values,
+    objective_trials,
+    objective_values,
+)
 from hpo.search.events import Event, Note, StudyStarted
 from hpo.search.loop import Search
 from hpo.search.objective_search import ObjectiveSearch
@@ -95,10 +103,8 @@ class Driver(ABC):
         """Parse enqueued trials, each as JSON. Raises UsageError for values outside the search space."""
 
     @abstractmethod
-    def enqueued_trials(
-        self, given: Sequence[Values], trials: Sequence[FrozenTrial], stored: optuna.Study, storage: Storage
-    ) -> list[FrozenTrial]:
-        """Return waiting trials with these values, to follow the stored `trials`."""
+    def trial_maker(self, stored: optuna.Study, storage: Storage) -> TrialMaker:
+        """Return a function that makes waiting trials of enqueued values, to follow the stored trials."""
 
     def started(self, before: StudySummary, device: str, precision: str) -> StudyStarted:
         """Return the event of the start of a launch; `before` is the stored study at that moment."""
@@ -182,12 +188,10 @@ class NetworkDriver(Driver):
         """Parse enqueued trials, each as JSON. Raises UsageError for values outside the search space."""
         return network_values(self.study, texts, storage)
 
-    def enqueued_trials(
-        self, given: Sequence[Values], trials: Sequence[FrozenTrial], stored: optuna.Study, storage: Storage
-    ) -> list[FrozenTrial]:
-        """Return waiting trials with these values, and sampled ones for the parameters left open."""
+    def trial_maker(self, stored: optuna.Study, storage: Storage) -> TrialMaker:
+        """Return a function that samples the parameters that enqueued values leave open."""
         before = warm_start(self.study, user_attrs_of(stored), storage).trials
-        return network_trials(self.study, given, trials, before)
+        return lambda given, trials: network_trials(self.study, given, trials, before)
 
     def _sizes(self) -> dict[str, Any]:
         parameters, examples = self.plan.size.parameters, len(self.split.train)
@@ -245,11 +249,9 @@ class ObjectiveDriver(Driver):
         """Parse enqueued trials, each as JSON. Raises UsageError for text that is no JSON object."""
         return objective_values(self.study, texts)
 
-    def enqueued_trials(
-        self, given: Sequence[Values], trials: Sequence[FrozenTrial], stored: optuna.Study, storage: Storage
-    ) -> list[FrozenTrial]:
-        """Return waiting trials whose `suggest` calls return these values."""
-        return objective_trials(given)
+    def trial_maker(self, stored: optuna.Study, storage: Storage) -> TrialMaker:
+        """Return a function that makes trials whose `suggest` calls return the enqueued values."""
+        return lambda given, trials: objective_trials(given)
 
     def _sizes(self) -> dict[str, Any]:
         return {"population": 1, "parameters": 0, "images": 0, "objective": self.study.objective}
@@ -258,8 +260,15 @@ class ObjectiveDriver(Driver):
         storage.set_device("")
         _, began = agree_on_run(stored, storage)
         on_event(self.started(summary(storage, stored._study_id), "", ""))
-        shared = {"stored": stored, "storage": storage, "on_event": on_event, "began": began, **arguments}
-        return ObjectiveSearch(population=1, function=self.plan.function, **shared)
+        return ObjectiveSearch(
+            stored=stored,
+            storage=storage,
+            on_event=on_event,
+            began=began,
+            population=1,
+            function=self.plan.function,
+            **arguments,
+        )
 
 
 def driver_of(study: AnyStudy, device: str) -> Driver:

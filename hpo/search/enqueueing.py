@@ -36,6 +36,9 @@ ENQUEUED = "hpo:enqueued"
 FIXED = "fixed_params"
 """The system attribute that Optuna's `enqueue_trial` writes."""
 
+TrialMaker = Callable[[Sequence[Values], Sequence[FrozenTrial]], list[FrozenTrial]]
+"""Makes waiting trials of enqueued values, to follow the study's stored trials."""
+
 
 def network_values(study: Study, texts: Sequence[str], storage: Storage) -> list[Values]:
     """Return the enqueued values of a network study, as Optuna stores them; raise UsageError for invalid ones."""
@@ -86,7 +89,7 @@ def objective_trials(given: Sequence[Values]) -> list[FrozenTrial]:
 def store_enqueued(
     study: AnyStudy,
     given: Sequence[Values],
-    make_trials: Callable[[list[Values], list[FrozenTrial]], list[FrozenTrial]],
+    make_trials: TrialMaker,
     storage: Storage,
     conditions: ClaimConditions,
     *,

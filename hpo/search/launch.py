@@ -128,7 +128,7 @@ def _store(driver: Driver, storage: Storage, options: LaunchOptions) -> optuna.S
         store_enqueued(
             study,
             enqueued,
-            lambda given, trials: driver.enqueued_trials(given, trials, stored, storage),
+            driver.trial_maker(stored, storage),
             storage,
             claim_conditions(study, stored),
             key=driver.enqueued_key,

@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
 from hpo.search.sampling.sampler_history import RUNG
 from hpo.search.sampling.samplers import objective_pruner
-from hpo.storage.pareto import directions, trials_since_best
+from hpo.search.study_records import directions
+from hpo.storage.pareto import trials_since_best
 from hpo.studyfile import ObjectiveStudy
 
 SAMPLER_ATTRIBUTES = ("tpe:", "gp:", "cma:", "sepcma:", "cmawm:", "x_for_tell")

@@ -19,13 +19,13 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.study import StudyDirection
 
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError
 from hpo.search.comparability import check_change, same_data
 from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.storage import IDENTITY, PRIORITY, ClaimConditions, Storage, change_idle_study, identity, load_study, summary
-from hpo.storage.pareto import directions
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.values import CURRENT_FOLDER
 from hpo.text import hpo_command
@@ -42,6 +42,12 @@ CURVE = "hpo:curve"
 """The system attribute of a trial with its learning curve: metric -> one value an epoch."""
 
 Curve = dict[str, list[float]]
+
+
+def directions(study: AnyStudy) -> list[StudyDirection]:
+    """Return the direction of each of a study's objectives."""
+    minimized = study.search.all_minimized
+    return [StudyDirection.MINIMIZE if each else StudyDirection.MAXIMIZE for each in minimized]
 
 
 def open_study(

@@ -13,7 +13,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals import is_pareto_front
-from hpo.studyfile import AnyStudy
 
 Losses = tuple[float, ...]
 """One value for each objective; lower is better."""
@@ -34,12 +33,6 @@ def best_first(trials: Mapping[int, Losses]) -> list[int]:
         on_front = is_pareto_front(np.array(list(trials.values())), assume_unique_lexsorted=False)
         numbers = [number for number, is_on in zip(numbers, on_front, strict=True) if is_on]
     return sorted(numbers, key=lambda number: (*trials[number], number))
-
-
-def directions(study: AnyStudy) -> list[StudyDirection]:
-    """Return the direction of each of a study's objectives."""
-    minimized = study.search.all_minimized
-    return [StudyDirection.MINIMIZE if each else StudyDirection.MAXIMIZE for each in minimized]
 
 
 def trials_since_best(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> int:

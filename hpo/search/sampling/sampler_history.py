@@ -39,7 +39,8 @@ from hpo.search.space import (
     size,
     snapped,
 )
-from hpo.storage.pareto import directions, trials_since_best
+from hpo.search.study_records import directions
+from hpo.storage.pareto import trials_since_best
 from hpo.studyfile import Study
 from hpo.training.seeds import derive_seed
 
