@@ -97,22 +97,54 @@ class _Part:
     step: int
 
 
+@dataclass(frozen=True)
+class FrozenOptimizer:
+    """One member's optimizer state by parameter: its state tensors, such as moments, and the number of its updates."""
+
+    states: list[dict[str, Tensor]]
+    steps: dict[str, int]
+
+
 class Optimizer:
     """One kind of optimizer over the parameter blocks of K members.
 
-    `settings` has one entry per member; all have the same `kind`.
+    `settings` has one entry per member; all have the same `kind`. `frozen` are the members' states to continue from;
+    their step counts are equal, because members of one architecture at the same epoch have made the same steps.
     """
 
-    def __init__(self, blocks: ParameterBlocks, settings: Sequence[OptimizerSettings]) -> None:
+    def __init__(
+        self, blocks: ParameterBlocks, settings: Sequence[OptimizerSettings], frozen: Sequence[FrozenOptimizer] = ()
+    ) -> None:
         self._kind = settings[0].kind
         self._rule, states = RULES[self._kind]
         first = blocks.blocks[0].master
         self._blocks = blocks
         self._states = [[torch.zeros_like(block.master) for _ in range(states)] for block in blocks.blocks]
         self._by_parameter = False  # True once a parameter lacked a gradient: each then counts its own steps
-        self._parts = self._make_parts([0] * len(blocks.blocks))
+        steps = [0] * len(blocks.blocks)
+        if frozen:
+            self._load_states(frozen)
+            self._by_parameter = True
+            names = {slot: name for name, slot in blocks.slots.items()}
+            steps = [frozen[0].steps[names[slot]] for block in blocks.blocks for _, slot in block.parameters]
+            if len(set(steps)) == 1:
+                self._by_parameter, steps = False, steps[: len(blocks.blocks)]
+        self._parts = self._make_parts(steps)
         self._scratch = torch.empty(0, dtype=first.dtype, device=first.device)
         self._apply_settings(list(settings))
+
+    def _load_states(self, frozen: Sequence[FrozenOptimizer]) -> None:
+        for index, states in enumerate(zip(*(each.states for each in frozen), strict=True)):
+            joined = self._blocks.join({name: torch.stack([state[name] for state in states]) for name in states[0]})
+            for of_block, value in zip(self._states, joined, strict=True):
+                of_block[index].copy_(value)
+
+    def freeze(self, member: int) -> FrozenOptimizer:
+        """Return a copy, on the CPU, of the state of one member, by index."""
+        split = [self._blocks.split(states) for states in zip(*self._states, strict=True)]
+        states = [{name: value[member].clone().cpu() for name, value in each.items()} for each in split]
+        steps = {slot: part.step for part in self._parts for slot in part.slots}
+        return FrozenOptimizer(states, {name: steps[slot] for name, slot in self._blocks.slots.items()})
 
     def _apply_settings(self, settings: list[OptimizerSettings]) -> None:
         self._settings = settings

@@ -25,17 +25,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
+from typing import TypeVar
 
 import torch
 
 from hpo.training.device_data import DeviceSplit
 from hpo.training.networks.builtin import build
+from hpo.training.networks.user_defined import in_type, load_values
 from hpo.training.networks.weights_file import State
 from hpo.training.size import device_memory, measure_network, member_size
-from hpo.training.stack import DTYPES, Member, MemberMetrics, Stack
+from hpo.training.stack import DTYPES, Member, MemberMetrics, MemberState, Stack
 
 MIN_STEP_FLOPS_PER_THREAD = 100_000_000
 """Floating-point operations in a step from which a further thread pays: about a millisecond."""
+
+
+T = TypeVar("T")
 
 
 class TrialTimeout(Exception):
@@ -52,20 +57,24 @@ class EpochResult:
     without label smoothing, so that losses can be compared. `val_loss` and `val_accuracy` are those of the whole
     validation split after the epoch. Losses are in nats, accuracies are fractions.
 
-    `states(numbers)` returns copies of the weights after the epoch, by number, of members that trained in it. Call it
-    before the generator continues; afterwards, and for other numbers, it raises KeyError.
+    `states(numbers)` returns copies of the weights after the epoch, by number, of members that trained in it;
+    `freeze(numbers)` returns their whole states. Call them before the generator continues; afterwards, and for other
+    numbers, they raise KeyError.
     """
 
     epoch: int
     metrics: MemberMetrics
     failed: dict[int, str]
     states: Callable[[Collection[int]], dict[int, State]] = field(repr=False, compare=False)
+    freeze: Callable[[Collection[int]], dict[int, MemberState]] = field(repr=False, compare=False)
 
 
 def train(
     members: Sequence[Member], split: DeviceSplit, precision: str, timeout_s: float | None = None, stacked: bool = True
 ) -> Generator[EpochResult, Collection[int], None]:
-    """Train members of one group (see hpo/training/grouping.py), and yield an `EpochResult` per epoch, from epoch 1.
+    """Train members of one group (see hpo/training/grouping.py), and yield an `EpochResult` per epoch.
+
+    The first epoch is the one after the members' states, or epoch 1.
 
     Send the numbers of the members to drop from the next epoch on. The generator ends after the last epoch, or when no
     member remains. A member whose loss is not finite is reported in `failed` once and dropped.
@@ -79,7 +88,7 @@ def train(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     stacks, threads = _make_stacks(members, split, precision, stacked)
     with _parallel_epochs(len(stacks), threads) as run:
-        for epoch in range(1, members[0].config.training.epochs + 1):
+        for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
             values: MemberMetrics = {}
             left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:
@@ -90,7 +99,8 @@ def train(
             failed = {n: _failure_reason(epoch, metrics) for n, metrics in values.items() if not _is_finite(metrics)}
             finite = {number: metrics for number, metrics in values.items() if number not in failed}
             trained = list(stacks)
-            dropped = yield EpochResult(epoch, finite, failed, partial(_states, trained))
+            states, frozen = partial(_by_number, trained, Stack.states), partial(_by_number, trained, Stack.freeze)
+            dropped = yield EpochResult(epoch, finite, failed, states, frozen)
             trained.clear()  # a result that is stored somewhere must not keep the stacks alive
             for stack in stacks:
                 stack.remove({*failed, *(dropped or ())})
@@ -99,8 +109,10 @@ def train(
                 return
 
 
-def _states(stacks: Sequence[Stack], numbers: Collection[int]) -> dict[int, State]:
-    found = {number: state for stack in stacks for number, state in stack.states(numbers).items()}
+def _by_number(
+    stacks: Sequence[Stack], read: Callable[[Stack, Collection[int]], dict[int, T]], numbers: Collection[int]
+) -> dict[int, T]:
+    found = {number: state for stack in stacks for number, state in read(stack, numbers).items()}
     if missing := set(numbers) - found.keys():
         raise KeyError(f"no weights of trials {sorted(missing)}: they were dropped, or the next epoch has begun")
     return found
@@ -121,6 +133,9 @@ def _make_stacks(
     cores = torch.get_num_threads() if split.device.type == "cpu" else 1
     threads = max(1, min(cores, step * len(members) // MIN_STEP_FLOPS_PER_THREAD))
     count = min(threads, len(members))
+    for member, module in zip(members, modules, strict=True):
+        if member.state is not None:
+            load_values(in_type(module, DTYPES[precision]), member.state.network)
     typed = split.in_type(DTYPES[precision])  # once for all stacks: the split may be large
     bounds = [len(members) * part // count for part in range(count + 1)]
     stacks = [Stack(members[start:end], modules[start:end], typed, stacked) for start, end in pairwise(bounds)]

@@ -5,8 +5,9 @@ An epoch synchronizes with the device once, at its end. Other stacks and threads
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import widest_float
 from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights_file import State
-from hpo.training.optimizers import Optimizer
+from hpo.training.optimizers import FrozenOptimizer, Optimizer
 from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.stacked_network import StackedNetwork
@@ -35,25 +36,56 @@ MemberMetrics = dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
+class MemberState:
+    """State of a member after an epoch, on the CPU: its training continues from this state as if it had never paused.
+
+    `network` has the values of parameters and buffers, for bfloat16 the float32 master values. Nothing else changes
+    during training: random numbers depend on seed and epoch (hpo/training/randomness.py).
+    """
+
+    epoch: int
+    network: State
+    optimizer: FrozenOptimizer
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors in bytes."""
+        tensors = [self.network, *self.optimizer.states]
+        return sum(each.nbytes for part in tensors for each in part.values() if isinstance(each, Tensor))
+
+
+@dataclass(frozen=True)
 class Member:
-    """One trial inside a population: its number, its settings and the seed of its random numbers."""
+    """One trial inside a population: its number, its settings and the seed of its random numbers.
+
+    A member with a state continues after the state's epoch; one without starts with epoch 1.
+    """
 
     number: int
     config: Config
     seed: int
+    state: MemberState | None = field(default=None, repr=False)
+
+    @property
+    def epoch(self) -> int:
+        """The epochs that the member has trained."""
+        return 0 if self.state is None else self.state.epoch
 
 
 class Stack:
     """Members of one architecture that train together, on the device and in the type of the split's examples.
 
-    `modules` are the members' networks. With `stacked` False there is one member, whose module runs unstacked.
-    `numbers` are the trial numbers of the members that remain.
+    `modules` are the members' networks, with the values of the members' states. With `stacked` False there is one
+    member, whose module runs unstacked. All members have trained the same number of epochs, `epochs_trained`. `numbers`
+    are the trial numbers of the members that remain.
     """
 
     def __init__(
         self, members: Sequence[Member], modules: Sequence[nn.Module], split: DeviceSplit, stacked: bool = True
     ) -> None:
         first = members[0].config
+        self.epochs_trained = members[0].epoch
+        assert all(member.epoch == self.epochs_trained for member in members), "a stack has members of one epoch"
         self.numbers = [member.number for member in members]
         self._seeds = [member.seed for member in members]
         self._smoothings = [member.config.training.label_smoothing for member in members]
@@ -67,7 +99,11 @@ class Stack:
             self._network = UnstackedNetwork(
                 with_output_check(modules[0], split.classes, first.network), split.train.dtype
             )
-        self._optimizer = Optimizer(self._network.blocks, [member.config.optimizer for member in members])
+        self._optimizer = Optimizer(
+            self._network.blocks,
+            [member.config.optimizer for member in members],
+            [member.state.optimizer for member in members if member.state is not None],
+        )
         self._training, self._settings = first.training, first.network
 
     def epoch(self, epoch: int) -> MemberMetrics:
@@ -76,6 +112,7 @@ class Stack:
         Raises SettingError where the network's output has the wrong shape or type.
         """
         trained = self._train_epoch(epoch)
+        self.epochs_trained = epoch
         evaluated = self._evaluate()
         table = torch.cat([trained, evaluated]).cpu().tolist()
         return {
@@ -98,13 +135,17 @@ class Stack:
 
     def states(self, numbers: Collection[int]) -> dict[int, State]:
         """Return copies, on the CPU, of the weights of those members of this stack that are in `numbers`."""
+        indices = {number: index for index, number in enumerate(self.numbers) if number in numbers}
+        return {number: _on_cpu(self._network.state_dict(index)) for number, index in indices.items()}
+
+    def freeze(self, numbers: Collection[int]) -> dict[int, MemberState]:
+        """Return the states of those members of this stack that are in `numbers`."""
+        indices = {number: index for index, number in enumerate(self.numbers) if number in numbers}
         return {
-            number: {
-                name: value.cpu() if isinstance(value, Tensor) else value
-                for name, value in self._network.state_dict(index).items()
-            }
-            for index, number in enumerate(self.numbers)
-            if number in numbers
+            number: MemberState(
+                self.epochs_trained, _on_cpu(self._network.values(index)), self._optimizer.freeze(index)
+            )
+            for number, index in indices.items()
         }
 
     def _train_epoch(self, epoch: int) -> Tensor:
@@ -152,6 +193,10 @@ class Stack:
             _, loss, correct = _losses(self._outputs(batch, training=False), batch_labels)
             totals += torch.stack([loss.sum(1), correct])
         return totals / len(labels)
+
+
+def _on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def _losses(logits: Tensor, labels: Tensor, smoothing: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

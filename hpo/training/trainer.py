@@ -68,16 +68,19 @@ class Trainer:
         return self._parameters[key]
 
     def groups(self, members: Sequence[Member]) -> list[list[Member]]:
-        """Return the members in groups that can train as one population, ordered by their numbers."""
-        groups: dict[str, list[Member]] = {}
+        """Return the members in groups that can train as one population, ordered by their numbers.
+
+        The members of a group have trained the same number of epochs.
+        """
+        groups: dict[tuple[str, int], list[Member]] = {}
         for member in sorted(members, key=lambda member: member.number):
-            groups.setdefault(self._grouping.key(member), []).append(member)
+            groups.setdefault((self._grouping.key(member), member.epoch), []).append(member)
         return list(groups.values())
 
     def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
         """Train members of one group: see `population.train`. Where memory is too small, train them half by half.
 
-        The epochs of each half begin at 1 again, with the metrics of the members of that half only. Raises HpoError
+        The epochs of each half begin anew, with the metrics of the members of that half only. Raises HpoError
         where a single member does not fit into memory, and the errors of `population.train`.
         """
         limit = self._max_members or len(members)

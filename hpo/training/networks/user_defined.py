@@ -124,6 +124,25 @@ def in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return network.double() if dtype == torch.float64 else network.float()
 
 
+def values_of(network: nn.Module) -> dict[str, Any]:
+    """Return copies of all that training may change in a module: its state and its non-persistent buffers."""
+    return copied_values({**dict(network.named_buffers()), **network.state_dict()})
+
+
+def copied_values(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a module's state, whose extra state may be no tensor."""
+    return {n: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for n, v in state.items()}
+
+
+def load_values(network: nn.Module, values: Mapping[str, Any]) -> None:
+    """Load the values that `values_of` returned into a module of the same architecture."""
+    state = network.state_dict()
+    network.load_state_dict({name: value for name, value in values.items() if name in state})
+    for name, buffer in network.named_buffers():
+        if name in values and name not in state:
+            buffer.copy_(values[name])
+
+
 def checked_output(out: object, examples: int, classes: int, settings: NetworkSettings) -> Tensor:
     """Return the output of a network for a batch; raise SettingError unless it is a float tensor [B, classes]."""
     name = settings.module or f"the {settings.kind}"

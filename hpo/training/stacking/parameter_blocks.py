@@ -14,7 +14,7 @@ differ in this: a stack is one graph for all of them, and modules with data-depe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,25 +69,19 @@ class ParameterBlocks:
         self._shapes = {name: value.shape[1:] for name, value in values.items()}
         self._weights = [name for name, shape in self._shapes.items() if len(shape) > 1]
         self._vectors = [name for name, shape in self._shapes.items() if len(shape) <= 1]
-        parts = [(_flat(values[name]), True) for name in self._weights]
-        if self._vectors:
-            parts.append((torch.cat([_flat(values[name]) for name in self._vectors], 1), False))
         self._compute = compute
-        self._make_blocks(parts)
+        self._make_blocks(self.join(values))
 
-    def _make_blocks(self, parts: list[tuple[Tensor, bool]]) -> None:
+    def _make_blocks(self, masters: Sequence[Tensor]) -> None:
         self.blocks = []
-        for master, decayed in parts:
+        for number, master in enumerate(masters):
             compute = master if master.dtype == self._compute else master.to(self._compute)
-            self.blocks.append(Block(master, compute, torch.zeros_like(compute), decayed))
-        self.slots = dict(zip(self._weights, (self._slot(b, 0, n) for b, n in self._zip_weights()), strict=True))
+            self.blocks.append(Block(master, compute, torch.zeros_like(compute), number < len(self._weights)))
+        self.slots = {n: self._slot(block, 0, n) for block, n in zip(self.blocks, self._weights, strict=False)}
         offset = 0
         for name in self._vectors:
             self.slots[name] = self._slot(self.blocks[-1], offset, name)
             offset += math.prod(self._shapes[name])
-
-    def _zip_weights(self) -> list[tuple[Block, str]]:
-        return list(zip(self.blocks, self._weights, strict=False))
 
     def _slot(self, block: Block, offset: int, name: str) -> ParameterSlot:
         shape = self._shapes[name]
@@ -114,15 +108,24 @@ class ParameterBlocks:
 
     def select(self, members: Tensor) -> None:
         """Reduce the blocks to these members: ascending indices, [n] int64. Makes new slots: layers must bind again."""
-        self._make_blocks([(block.master[members], block.decayed) for block in self.blocks])
+        self._make_blocks([block.master[members] for block in self.blocks])
 
     def master_values(self) -> dict[str, Tensor]:
         """Return the master values of every parameter, name -> [K, *shape]."""
-        values = {name: _shaped(block.master, self._shapes[name]) for block, name in self._zip_weights()}
+        return self.split([block.master for block in self.blocks])
+
+    def join(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return a tensor of each parameter, name -> [K, *shape], as one tensor a block, [K, elements]."""
+        joined = [_flat(values[name]) for name in self._weights]
+        return [*joined, torch.cat([_flat(values[name]) for name in self._vectors], 1)] if self._vectors else joined
+
+    def split(self, joined: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return one tensor a block, [K, elements], as views of each parameter, name -> [K, *shape]."""
+        values = {name: _shaped(joined[number], self._shapes[name]) for number, name in enumerate(self._weights)}
         offset = 0
         for name in self._vectors:
             size = math.prod(self._shapes[name])
-            values[name] = _shaped(self.blocks[-1].master[:, offset : offset + size], self._shapes[name])
+            values[name] = _shaped(joined[-1][:, offset : offset + size], self._shapes[name])
             offset += size
         return values
 

@@ -108,6 +108,10 @@ class StackedNetwork:
             values.update({self._names[name]: value for name, value in layer.buffers().items()})
         return {name: values[first_name][member].clone() for name, first_name in self._names.items()}
 
+    def values(self, member: int) -> dict[str, Tensor]:
+        """Return a copy of all that training may change in one member: here its state."""
+        return self.state_dict(member)
+
     def _bind(self) -> None:
         all_slots = self.blocks.slots
         slots = {name: all_slots[first] for name, first in self._names.items() if first in all_slots}

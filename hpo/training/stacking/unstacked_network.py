@@ -7,7 +7,6 @@ affected. For bfloat16, parameters stay in float32 and torch's autocast chooses 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from hpo.errors import HpoError
 from hpo.training.global_locks import seeded
-from hpo.training.networks.user_defined import in_type
+from hpo.training.networks.user_defined import copied_values, in_type, values_of
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
 
 
@@ -80,8 +79,11 @@ class UnstackedNetwork:
 
     def state_dict(self, member: int) -> dict[str, Tensor]:
         """Return a copy of the module's state. `member` is ignored."""
-        state = self._module.state_dict()  # extra state may be no tensor
-        return {n: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for n, v in state.items()}
+        return copied_values(self._module.state_dict())
+
+    def values(self, member: int) -> dict[str, Tensor]:
+        """Return a copy of all that training may change in the module. `member` is ignored."""
+        return values_of(self._module)
 
 
 def _move_gradient(slot: ParameterSlot, parameter: Tensor) -> None:

@@ -1,0 +1,52 @@
+"""Frozen members: trials whose training is paused after an epoch, with all that it needs to continue.
+
+A frozen member continues in any stack of members that have trained the same number of epochs, and gets the learning
+curve that it would have had without the pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from hpo.search.checkpoints import Checkpoint
+from hpo.search.study_records import Curve
+from hpo.training.stack import MemberState
+
+
+@dataclass(frozen=True)
+class FrozenMember:
+    """A trial's training so far: the member's state, its learning curve, and its share of each epoch's time in seconds.
+
+    `best` are the weights of its best epoch so far, where `training.keep` needs them.
+    """
+
+    state: MemberState
+    curve: Curve
+    seconds: list[float]
+    best: Checkpoint | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epochs that the member has trained."""
+        return self.state.epoch
+
+
+class FrozenMembers:
+    """The frozen members of one worker, by trial number."""
+
+    def __init__(self) -> None:
+        self._members: dict[int, FrozenMember] = {}
+
+    @property
+    def epochs(self) -> dict[int, int]:
+        """The epochs that each member has trained, by number."""
+        return {number: member.epoch for number, member in self._members.items()}
+
+    def put(self, members: Mapping[int, FrozenMember]) -> None:
+        """Add members."""
+        self._members |= members
+
+    def take(self, numbers: Collection[int]) -> dict[int, FrozenMember]:
+        """Remove members and return them; those whose state cannot be read any more are missing in the result."""
+        return {number: self._members.pop(number) for number in numbers if number in self._members}
