@@ -29,7 +29,7 @@ from hpo.storage.heartbeats import (
 )
 from hpo.storage.location import mask, storage_option
 from hpo.storage.rows import TrialFields, TrialResult
-from hpo.storage.statements import WORKER
+from hpo.storage.statements import FROZEN, RUNG, WORKER
 from hpo.storage.storage import Storage, open_storage
 from hpo.storage.studies import (
     StudySummary,
@@ -49,8 +49,10 @@ from hpo.storage.workers import RegisteredWorker, Worker
 __all__ = [
     "ATTEMPTS",
     "FAILURE_REASON",
+    "FROZEN",
     "IDENTITY",
     "PRIORITY",
+    "RUNG",
     "STATE",
     "STATE_REASON",
     "WORKER",

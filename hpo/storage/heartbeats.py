@@ -28,6 +28,7 @@ from hpo.storage.connections import TransientError, write
 from hpo.storage.retry import read_transaction, write_transaction
 from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
 from hpo.storage.statements import (
+    FROZEN,
     WORKER,
     delete_heartbeats,
     lock_claimed,
@@ -69,7 +70,8 @@ class RunningTrial:
     """A running trial that has a heartbeat; one without a worker is run by plain Optuna.
 
     `claimed_at` and `heartbeat_at` (the last heartbeat, by the database's clock) are in UTC; `silent_s` is the time
-    since that heartbeat, `orphaned` the reason why its worker counts as dead, or None.
+    since that heartbeat, `orphaned` the reason why its worker counts as dead, or None. `frozen` are the epochs that a
+    frozen trial has trained, or None.
     """
 
     trial_id: int
@@ -80,6 +82,7 @@ class RunningTrial:
     worker: Worker | None
     silent_s: float
     orphaned: str | None
+    frozen: int | None = None
 
 
 @contextmanager
@@ -152,10 +155,12 @@ def read_running(connection: Connection, study_id: int | None = None) -> list[Ru
     condition = TRIALS.c.state == TrialState.RUNNING
     if study_id is not None:
         condition &= TRIALS.c.study_id == study_id
+    workers, frozen = SYSTEM_ATTRS.alias(), SYSTEM_ATTRS.alias()
     select = (
-        sa.select(TRIALS, HEARTBEATS.c.heartbeat, SYSTEM_ATTRS.c.value_json)
+        sa.select(TRIALS, HEARTBEATS.c.heartbeat, workers.c.value_json, frozen.c.value_json.label("frozen"))
         .join(HEARTBEATS, HEARTBEATS.c.trial_id == TRIALS.c.trial_id)
-        .outerjoin(SYSTEM_ATTRS, (SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id) & (SYSTEM_ATTRS.c.key == WORKER))
+        .outerjoin(workers, (workers.c.trial_id == TRIALS.c.trial_id) & (workers.c.key == WORKER))
+        .outerjoin(frozen, (frozen.c.trial_id == TRIALS.c.trial_id) & (frozen.c.key == FROZEN))
     )
 
     ended = functools.cache(has_ended)  # looking up a process is slow, and a worker has many trials
@@ -173,7 +178,8 @@ def read_running(connection: Connection, study_id: int | None = None) -> list[Ru
         worker = None if row.value_json is None else Worker.from_json(json.loads(row.value_json))
         silent_s = (now - row.heartbeat).total_seconds()
         ids, times = (row.trial_id, row.number, row.study_id), (row.datetime_start, row.heartbeat)
-        found.append(RunningTrial(*ids, *times, worker, silent_s, orphaned(worker, silent_s)))
+        epochs = None if row.frozen is None else int(json.loads(row.frozen))
+        found.append(RunningTrial(*ids, *times, worker, silent_s, orphaned(worker, silent_s), epochs))
     return found
 
 
@@ -190,7 +196,8 @@ def count_unfinished(storage: Storage, study_id: int, waiting: bool = True) -> i
 def requeue_orphaned(storage: Storage, orphans: Iterable[RunningTrial]) -> tuple[set[int], set[int]]:
     """Requeue orphaned trials, or fail those that have died too often; return the numbers of both.
 
-    A trial that has sent a heartbeat in the meantime is left alone.
+    A trial that has sent a heartbeat in the meantime is left alone. The death of its worker does not count against a
+    frozen trial, which was not being trained.
     """
     claims = {trial.trial_id: trial for trial in orphans}
     now = utc(datetime.datetime.now())
@@ -205,7 +212,9 @@ def requeue_orphaned(storage: Storage, orphans: Iterable[RunningTrial]) -> tuple
         mine -= _alive_again(connection, {trial_id: claims[trial_id].heartbeat_at for trial_id in mine})
         earlier = _attempts(connection, mine)
         attempts, reasons = [], []
-        for trial_id in mine:
+        frozen = {trial_id for trial_id in mine if claims[trial_id].frozen is not None}
+        waiting.update(frozen)
+        for trial_id in mine - frozen:
             reason = claims[trial_id].orphaned or "given up"
             of_trial = [*earlier.get(trial_id, []), attempt_record("died", reason, claims[trial_id].worker)]
             attempts += attr_rows(trial_id, {ATTEMPTS: of_trial})

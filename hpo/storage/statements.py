@@ -40,6 +40,12 @@ from hpo.storage.rows import (
 WORKER = "hpo:worker"
 """The system attribute of a trial with the worker that trains it, or trained it last."""
 
+RUNG = "hpo:rung:"
+"""Prefix of the system attributes of a trial with its values at the rungs of successive halving, one a metric."""
+
+FROZEN = f"{RUNG}frozen"
+"""The system attribute of a trial that is frozen: its training is paused. The value is the epochs it has trained."""
+
 Claims = Mapping[int, datetime.datetime]
 """Trial id -> start time in UTC."""
 
@@ -138,7 +144,7 @@ def requeue_trials(connection: Connection, trial_ids: Collection[int]) -> None:
     ids = list(trial_ids)
     update_trials(connection, ids, state=TrialState.WAITING, datetime_start=None)
     connection.execute(sa.delete(INTERMEDIATE).where(INTERMEDIATE.c.trial_id.in_(ids)))
-    connection.execute(sa.delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id.in_(ids), SYSTEM_ATTRS.c.key == WORKER))
+    delete_system_attrs(connection, ids, WORKER, FROZEN)
     delete_heartbeats(connection, ids)
 
 
@@ -157,6 +163,12 @@ def _begin_heartbeats(connection: Connection, trial_ids: Collection[int]) -> Non
     if trial_ids:
         insert = sa.insert(HEARTBEATS).values(heartbeat=utc_now(connection))
         connection.execute(insert, [{"trial_id": trial_id} for trial_id in trial_ids])
+
+
+def delete_system_attrs(connection: Connection, trial_ids: Collection[int], *keys: str) -> None:
+    """Delete these system attributes of the trials."""
+    a = SYSTEM_ATTRS.c
+    connection.execute(sa.delete(SYSTEM_ATTRS).where(a.trial_id.in_(list(trial_ids)), a.key.in_(keys)))
 
 
 def utc_now(connection: Connection) -> sa.ColumnElement[datetime.datetime]:

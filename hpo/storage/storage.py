@@ -15,7 +15,7 @@ import copy
 import datetime
 import json
 import logging
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,6 @@ import optuna
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
@@ -32,10 +31,10 @@ from hpo.optuna_internals import models
 from hpo.storage.claim_conditions import IDENTITY, ClaimConditions
 from hpo.storage.connections import TransientError, engine_options, error_line, explain_errors, prepare, write
 from hpo.storage.location import Location, locate
+from hpo.storage.optuna_methods import OptunaMethods
 from hpo.storage.retry import (
     RETRY_S,
     RetryPolicy,
-    call_with_retries,
     read_transaction,
     set_retry_policy,
     write_transaction,
@@ -43,8 +42,6 @@ from hpo.storage.retry import (
 from hpo.storage.rows import (
     DIRECTIONS,
     INTERMEDIATE,
-    OF_STUDIES,
-    OF_TRIALS,
     PARAMS,
     STUDIES,
     STUDY_ATTRS,
@@ -62,10 +59,13 @@ from hpo.storage.rows import (
     value_row,
 )
 from hpo.storage.statements import (
+    FROZEN,
+    RUNG,
     WORKER,
     are_stored,
     claim_trials,
     delete_heartbeats,
+    delete_system_attrs,
     dialect,
     insert_trials,
     lock_claimed,
@@ -88,7 +88,7 @@ def open_storage(url: str | None = None) -> Storage:
     return Storage(locate(url))
 
 
-class Storage(RDBStorage):
+class Storage(OptunaMethods):
     """A storage at one location, as the module's docstring describes it.
 
     `shown` is the URL without password, `worker` the process that claims trials through this object, `retry_policy` the
@@ -235,11 +235,12 @@ class Storage(RDBStorage):
         return created
 
     def claim(
-        self, trial_ids: Collection[int], count: int, conditions: ClaimConditions | None = None
+        self, trial_ids: Collection[int], count: int, conditions: ClaimConditions | None = None, frozen: bool = False
     ) -> list[FrozenTrial]:
         """Set up to `count` of the trials from WAITING to RUNNING, in the order of ids; no other process gets them.
 
-        Raises StudyClosedError if their study does not meet the `conditions`.
+        With `frozen`, claim trials that another process has frozen instead: that process loses its claims. Raises
+        StudyClosedError if their study does not meet the `conditions`.
         """
         now = utc(datetime.datetime.now())
         worker = self.worker.to_json()
@@ -252,8 +253,16 @@ class Storage(RDBStorage):
                     return read_trials(connection, TRIALS.c.trial_id.in_(ids))
             if conditions is not None:
                 conditions.check(connection)
-            waiting = sa.select(TRIALS.c.trial_id).where(among, TRIALS.c.state == TrialState.WAITING)
-            first = waiting.order_by(TRIALS.c.trial_id).limit(count).with_for_update(skip_locked=True)
+            frozen_ones = sa.select(SYSTEM_ATTRS.c.trial_id).where(SYSTEM_ATTRS.c.key == FROZEN)
+            running = (TRIALS.c.state == TrialState.RUNNING) & TRIALS.c.trial_id.in_(frozen_ones)
+            free = running if frozen else TRIALS.c.state == TrialState.WAITING
+            first = (
+                sa.select(TRIALS.c.trial_id)
+                .where(among, free)
+                .order_by(TRIALS.c.trial_id)
+                .limit(count)
+                .with_for_update(skip_locked=True)
+            )
             new = list(connection.execute(first).scalars())
             claim_trials(connection, new, now, worker)
             return read_trials(connection, TRIALS.c.trial_id.in_(new))
@@ -264,13 +273,48 @@ class Storage(RDBStorage):
 
     def report(self, step: int, values: Mapping[int, float]) -> set[int]:
         """Store the metric of each trial (by id) at a step; return the ids of the trials that are no longer claimed."""
-        claims = self._claims_of(values)
+        return self.report_curves({trial_id: {step: value} for trial_id, value in values.items()})
+
+    def report_curves(self, curves: Mapping[int, Mapping[int, float]]) -> set[int]:
+        """Store the metric of each trial (by id) at several steps; return the ids of those no longer claimed."""
+        claims = self._claims_of(curves)
 
         def work(connection: Connection, uncertain: bool) -> set[int]:
             ours = lock_claimed(connection, claims)
-            rows = [intermediate_row(trial_id, step, values[trial_id]) for trial_id in values if trial_id in ours]
+            by_id = {trial_id: curve for trial_id, curve in curves.items() if trial_id in ours}
+            rows = [intermediate_row(i, step, value) for i, curve in by_id.items() for step, value in curve.items()]
             upsert(connection, INTERMEDIATE, rows)
-            return set(values) - ours
+            return set(curves) - ours
+
+        return self._without_claims(write_transaction(self.engine, work))
+
+    def freeze(self, frozen: Mapping[int, tuple[int, Sequence[float]]]) -> set[int]:
+        """Mark claimed trials (by id) as frozen at a rung; return the ids of those no longer claimed.
+
+        A value is the rung's epoch with the trial's values there, one a metric; without values, the epoch is no rung.
+        The claims and heartbeats of frozen trials stay as they are.
+        """
+        attrs = {
+            i: {FROZEN: epoch, **({f"{RUNG}{epoch}": list(values)} if values else {})}
+            for i, (epoch, values) in frozen.items()
+        }
+        claims = self._claims_of(attrs)
+
+        def work(connection: Connection, uncertain: bool) -> set[int]:
+            ours = lock_claimed(connection, claims)
+            upsert(connection, SYSTEM_ATTRS, [row for i in attrs if i in ours for row in attr_rows(i, attrs[i])])
+            return set(attrs) - ours
+
+        return self._without_claims(write_transaction(self.engine, work))
+
+    def thaw(self, trial_ids: Collection[int]) -> set[int]:
+        """Mark claimed trials as no longer frozen; return the ids of those no longer claimed."""
+        claims = self._claims_of(trial_ids)
+
+        def work(connection: Connection, uncertain: bool) -> set[int]:
+            ours = lock_claimed(connection, claims)
+            delete_system_attrs(connection, ours, FROZEN)
+            return set(trial_ids) - ours
 
         return self._without_claims(write_transaction(self.engine, work))
 
@@ -317,6 +361,7 @@ class Storage(RDBStorage):
                 ended = [result.trial_id for result in stored if result.state == state]
                 update_trials(connection, ended, state=state, datetime_complete=now)
             delete_heartbeats(connection, ours)
+            delete_system_attrs(connection, ours, FROZEN)
             # The end time, to the microsecond, identifies the results of an earlier run.
             before = _ended_at(connection, ids - ours, now) if uncertain else set()
             return ids - ours - before
@@ -375,86 +420,11 @@ class Storage(RDBStorage):
 
         return read_transaction(self.engine, work)
 
-    def delete_study(self, study_id: int) -> None:
-        """Delete a study with all its trials in one transaction. Raises KeyError if there is none, as Optuna does.
-
-        Optuna's own method reads each row before it deletes it: minutes for thousands of learning curves.
-        """
-        trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-
-        def work(connection: Connection, uncertain: bool) -> bool:
-            if not lock_study(connection, study_id):
-                return uncertain
-            # Processes that have claimed trials wait for this lock, and then find that the trials are gone.
-            connection.execute(trials.order_by(TRIALS.c.trial_id).with_for_update())
-            for table in OF_TRIALS:
-                connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
-            for table in (TRIALS, *OF_STUDIES, STUDIES):
-                connection.execute(sa.delete(table).where(table.c.study_id == study_id))
-            return True
-
-        if not write_transaction(self.engine, work):
-            raise KeyError(models.NOT_FOUND_MSG)
-
-    # Optuna runs these queries in a session of its own, without retries.
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        """Return the id of a study. Raises KeyError if there is none, as Optuna does."""
-        return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_id_from_name(study_name))
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        """Return the name of a study. Raises KeyError if there is none, as Optuna does."""
-        return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_name_from_id(study_id))
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """Return the directions of a study. Raises KeyError if there is none, as Optuna does."""
-        return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_directions(study_id))
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """Return the user attributes of a study. Raises KeyError if there is none, as Optuna does."""
-        return call_with_retries(self.retry_policy, lambda: super(Storage, self).get_study_user_attrs(study_id))
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Set the state and values of a trial as Optuna does; on SQLite, too, only one of two processes succeeds."""
-        if self.location.file is not None:
-            # Start a write transaction, in which Optuna then reads and changes the state (in this thread's session).
-            try:
-                self.scoped_session().connection().exec_driver_sql("BEGIN IMMEDIATE")
-            except BaseException:
-                self.remove_session()
-                raise
-        return super().set_trial_state_values(trial_id, state, values)
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return one trial. Raises KeyError if there is none, as Optuna does."""
-        trials = read_transaction(
-            self.engine, lambda connection: read_trials(connection, TRIALS.c.trial_id == trial_id)
-        )
-        if not trials:
-            raise KeyError(models.NOT_FOUND_MSG)
-        return trials[0]
-
-    def _get_trials(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: set[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        # Optuna reads all trials of a study through this method: its cache asks for the trials that were unfinished,
-        # and for those after the last finished one. Optuna's own version builds an ORM object for every row.
-        of_study = TRIALS.c.study_id == study_id
-        if states is not None:
-            of_study &= TRIALS.c.state.in_([state for state in TrialState if state in states])
-        known = sorted(trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than)
-
-        def work(connection: Connection) -> list[FrozenTrial]:
-            if connection.execute(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)).first() is None:
-                raise KeyError(models.NOT_FOUND_MSG)
-            old = read_trials(connection, of_study & TRIALS.c.trial_id.in_(known)) if known else []
-            return old + read_trials(connection, of_study & (TRIALS.c.trial_id > trial_id_greater_than))
-
-        return read_transaction(self.engine, work)
+    def read_unfinished(self, trial_ids: Collection[int], fields: TrialFields) -> list[FrozenTrial]:
+        """Return those of the trials that have not ended, by id."""
+        unfinished = TRIALS.c.state.in_([state for state in TrialState if not state.is_finished()])
+        condition = TRIALS.c.trial_id.in_(list(trial_ids)) & unfinished
+        return read_transaction(self.engine, lambda connection: read_trials(connection, condition, fields))
 
     def _numbered(self, template: FrozenTrial, number: int, now: datetime.datetime) -> FrozenTrial:
         """Return a deep copy of the template as a trial with this number and no id yet."""
