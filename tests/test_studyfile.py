@@ -138,6 +138,7 @@ class TestReading:
                 "shift": 0,
                 "keep": "none",
                 "keep_trials": 5,
+                "checkpoint": "auto",
             },
             "search": {
                 "trials": 3,
@@ -471,6 +472,7 @@ class TestErrors:
             ("name", {"choices": ["a", "b"]}, ": cannot be searched: only values in [network], [optimizer], [training"),
             ("training__keep", {"choices": ["best"]}, ": cannot be searched: it is the same for all trials (got {"),
             ("training__keep_trials", {"low": 1}, ": cannot be searched: it is the same for all trials (got {"),
+            ("training__checkpoint", {"low": 1}, ": cannot be searched: it is the same for all trials (got {"),
         ],
     )
     def test_searched_values(self, key: str, value: Any, expected: str) -> None:

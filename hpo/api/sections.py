@@ -136,6 +136,7 @@ class Training(Section):
     patience: Int | None = None
     keep: Literal["none", "best", "last"] = "none"
     keep_trials: int = 5
+    checkpoint: Literal["auto", "none"] | int = "auto"
     when: Mapping[str, Mapping[Any, Training]] | None = None
 
 

@@ -20,7 +20,7 @@ EXTENDABLE_KEYS = (
     "description",
     "baseline",
     "data.dataset",  # where the data are; their SHA-256 tells whether they are the same
-    *(f"training.{key}" for key in ("keep", "keep_trials")),
+    *(f"training.{key}" for key in ("keep", "keep_trials", "checkpoint")),
     *(
         f"search.{key}"
         for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout", "timeout", "patience")

@@ -11,20 +11,26 @@ from dataclasses import dataclass
 
 from hpo.search.checkpoints import Checkpoint
 from hpo.search.study_records import Curve
-from hpo.training.stack import MemberState
+from hpo.training.stack import Member, MemberState
 
 
 @dataclass(frozen=True)
 class FrozenMember:
-    """A trial's training so far: the member's state, its learning curve, and its share of each epoch's time in seconds.
+    """A trial's training so far: the member with its state, its learning curve, and its share of each epoch's seconds.
 
     `best` are the weights of its best epoch so far, where `training.keep` needs them.
     """
 
-    state: MemberState
+    member: Member
     curve: Curve
     seconds: list[float]
     best: Checkpoint | None = None
+
+    @property
+    def state(self) -> MemberState:
+        """The member's state."""
+        assert self.member.state is not None, "a frozen member has a state"
+        return self.member.state
 
     @property
     def epoch(self) -> int:

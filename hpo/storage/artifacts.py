@@ -8,7 +8,8 @@ Checkpoint files are artifacts as `optuna.artifacts` writes them, so the dashboa
 a system attribute of the trial that names it. The file's id is derived from study and trial. So a repeated attempt
 overwrites the file of the previous one, and a copy of a study has files of its own. A file is written before its trial
 ends, and its attribute with the trial's result; a file is deleted before its attribute. So a file without an attribute
-is overwritten or deleted later, whenever a process dies. This module knows nothing of the content of files.
+is overwritten or deleted later, whenever a process dies. Files with training states have no attributes: their ids are
+derived likewise. This module knows nothing of the content of files.
 """
 
 from __future__ import annotations
@@ -116,6 +117,11 @@ def checkpoint_id(identity: str, number: int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{identity}/{number}"))
 
 
+def state_file_id(identity: str, number: int) -> str:
+    """Return the id of the file with a trial's training state, which no attribute names."""
+    return str(uuid.uuid5(_NAMESPACE, f"{identity}/{number}/state"))
+
+
 def checkpoint_attrs(artifact_id: str, filename: str) -> dict[str, Any]:
     """Return the system attribute that names a file, to be stored with the trial's result."""
     meta = ArtifactMeta(artifact_id, filename, "application/octet-stream", None)
@@ -156,18 +162,32 @@ def delete_checkpoint_records(storage: Storage, files: Iterable[CheckpointFile])
 
 
 def delete_checkpoint_files(storage: Storage, study: StudySummary) -> None:
-    """Delete the checkpoint files of a study, before the study itself."""
+    """Delete the checkpoint files and the training states of a study, before the study itself."""
     study_identity = identity(study.user_attrs, study.name)
-    for file in checkpoint_files(storage, study.study_id):
+    checkpoints = [checkpoint_id(study_identity, file.number) for file in checkpoint_files(storage, study.study_id)]
+    states = {state_file_id(study_identity, number) for number in range(sum(study.states.values()))}
+    try:
         folder = artifact_folder(storage.location)
-        try:
-            ArtifactFolder(folder).remove(checkpoint_id(study_identity, file.number))
-        except OSError as error:
-            raise StorageError(
-                f"{folder}: the weights of study '{study.name}' cannot be deleted ({error.strerror or error}), so the "
-                "study is not deleted; make the folder writable, or name another one in "
-                f"{ARTIFACTS_VARIABLE} to leave the weights there"
-            ) from error
+    except StorageError:
+        if checkpoints:
+            raise
+        return
+    try:
+        for artifact_id in [*checkpoints, *sorted(states & _names_in(folder))]:
+            ArtifactFolder(folder).remove(artifact_id)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: the weights of study '{study.name}' cannot be deleted ({error.strerror or error}), so the "
+            "study is not deleted; make the folder writable, or name another one in "
+            f"{ARTIFACTS_VARIABLE} to leave the weights there"
+        ) from error
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def artifacts_of_other_studies(storage: Storage, study_id: int) -> set[str]:

@@ -195,6 +195,12 @@ class TrainingSettings(Settings):
     patience: Positive | None = None
     keep: Annotated[Literal["none", "best", "last"], NotSearchable()] = "none"
     keep_trials: Annotated[Positive, NotSearchable()] = 5
+    checkpoint: Annotated[
+        Annotated[Literal["auto", "none"], Tag("word")] | Annotated[Positive, Tag("number")],
+        number_or(str, "word"),
+        Field(description="auto, none or a whole number"),
+        NotSearchable(),
+    ] = "auto"
 
 
 class LimitSettings(Settings):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -40,7 +41,7 @@ HEADER_BYTES = 2**20
 """Upper bound of the size of a header without the entries of tensors."""
 
 
-def weights_to_bytes(state: State, about: Mapping[str, str]) -> bytes:
+def weights_to_bytes(state: State, about: Mapping[str, Any]) -> bytes:
     """Return the weights and the metadata `about` as a safetensors file; equal weights give equal bytes.
 
     Raises HpoError for a value that such a file cannot store: a sparse tensor, an unsupported type, or no tensor.

@@ -1,0 +1,214 @@
+"""Training checkpoints of one study (`[training] checkpoint`): files from which the training of a trial continues.
+
+The folder of artifacts has one file a trial, the last one, until the trial ends. The file is named by the study's
+identity and the trial's number, and no attribute names it, so the dashboard does not list it. It is written whole or
+not at all. A trial whose file is missing or cannot be used starts again at epoch 1: no error of a file ends a search.
+
+The fingerprint in a file is the SHA-256 of everything that the learning curve of a trial depends on: configuration,
+seed, data, code and precision. A changed number of epochs changes it only where the schedule depends on that number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from hpo.data import Split
+from hpo.errors import HpoError, StorageError
+from hpo.search.events import Event, Note
+from hpo.search.frozen_members import FrozenMember
+from hpo.search.state_file import StateMetadata, max_state_bytes, read_metadata, read_state, state_to_bytes
+from hpo.search.study_records import precision_of
+from hpo.storage import ClaimConditions, Storage, identity
+from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id
+from hpo.studyfile import Config, Study
+from hpo.training.device_data import example_shape
+from hpo.training.stack import Member
+from hpo.training.state_layout import state_layout
+from hpo.usercode import UserCode
+
+MAX_TIME_FRACTION = 0.02
+"""With `checkpoint = "auto"`, the largest fraction of the time that is spent on writing."""
+
+FIRST_WRITE_S = 1.0
+"""With `checkpoint = "auto"`, seconds before the first write of a process, whose duration is not known yet."""
+
+IRRELEVANT_KEYS = ("keep", "keep_trials", "checkpoint", "patience")
+"""Keys of `[training]` that do not affect a trial's learning curve, except its end."""
+
+_CONSEQUENCE = "a trial that is interrupted starts again at epoch 1"
+
+
+class TrainingCheckpoints:
+    """Writes, reads and removes the training checkpoints of one study, in one worker.
+
+    `code` is the study's code and `split` its data, `precision` the one that "auto" stands for. `clock` returns a
+    time in seconds.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        conditions: ClaimConditions,
+        storage: Storage,
+        say: Callable[[Event], None],
+        *,
+        code: UserCode,
+        split: Split,
+        precision: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._setting = study.first_settings.training.checkpoint
+        self._say, self._clock, self._precision = say, clock, precision
+        self._identity = identity(conditions.expected_attrs, study.name)
+        self._folder: Path | None = None
+        try:
+            self._folder = artifact_folder(storage.location)
+        except StorageError as error:
+            self._no_folder = str(error)
+        self._shape, self._classes = example_shape(split.train.pixels.shape), split.classes
+        self._data = {
+            "code": dict(code.files),
+            "sha256": split.content_sha256,
+            "split_sha256": split.split_sha256,
+            "split_seed": study.data.split_seed,
+        }
+        self._warned: set[str] = set()
+        self._due_at = clock() + FIRST_WRITE_S
+
+    def is_due(self, epoch: int, at_rung: bool) -> bool:
+        """Return whether the members of a population are to be written after this epoch."""
+        match self._setting:
+            case "none":
+                return False
+            case "auto":
+                return self._clock() >= self._due_at
+            case every:
+                return at_rung or epoch % int(every) == 0
+
+    def write(self, members: Mapping[int, FrozenMember]) -> set[int]:
+        """Write the files of these members, by trial number; return the trials whose files were written.
+
+        Each file replaces the trial's last one. Warns once where files cannot be written.
+        """
+        start = self._clock()
+        written = {number for number, member in sorted(members.items()) if self._write(number, member)}
+        end = self._clock()
+        self._due_at = max(self._due_at, end) + (end - start) / MAX_TIME_FRACTION
+        return written
+
+    def read(self, member: Member) -> FrozenMember | None:
+        """Return the member frozen as in its file; None where it has no file that can be used.
+
+        Notes a file that is damaged, or is not of this member's training, as a warning, and removes it.
+        """
+        number = member.number
+        precision = precision_of(member.config, self._precision)
+        try:
+            layout = state_layout(member.config, self._shape, self._classes, precision)
+        except Exception:  # noqa: BLE001 - training builds the same network, and fails the trial
+            return None
+        try:
+            content = self._read(number, max_state_bytes(layout, member.config.training.epochs))
+            if content is None:
+                return None
+            about = read_metadata(content)
+            self._check(about, member)
+            return read_state(content, about, member, layout)
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror or error})"
+        except ValueError as error:
+            problem = str(error)
+        damaged = f"its training checkpoint {self._file(number)} {problem}"
+        self._say(Note(f"trial {number}: {damaged}; the trial starts again at epoch 1", "warning"))
+        self.remove({number})
+        return None
+
+    def exists(self, number: int) -> bool:
+        """Return whether there is a file of a trial; whether it can be used is known once it is read."""
+        file = self._file(number)
+        return file is not None and file.is_file()
+
+    def remove(self, numbers: Collection[int]) -> None:
+        """Remove the files of these trials, where there are any. Warns once where files cannot be removed."""
+        for file in map(self._file, numbers):
+            if file is None:
+                return
+            try:
+                ArtifactFolder(file.parent).remove(file.name)
+            except NotADirectoryError:  # no file can be there
+                return
+            except OSError as error:
+                why = error.strerror or str(error)
+                self._warn("removed", f"training checkpoints cannot be removed in {file.parent} ({why})")
+
+    def _file(self, number: int) -> Path | None:
+        """Return the path of a trial's file; None where this user has no folder of artifacts."""
+        return None if self._folder is None else self._folder / state_file_id(self._identity, number)
+
+    def _write(self, number: int, member: FrozenMember) -> bool:
+        file = self._file(number)
+        if file is None:
+            self._warn("written", f"training checkpoints cannot be written ({self._no_folder}): {_CONSEQUENCE}")
+            return False
+        try:
+            content = state_to_bytes(member, self._identity, self._fingerprint(member.member))
+        except HpoError as error:
+            self._warn("stored", f"training checkpoints cannot store these networks ({error}): {_CONSEQUENCE}")
+            return False
+        try:
+            ArtifactFolder(file.parent).write(file.name, io.BytesIO(content))
+        except OSError as error:
+            why = error.strerror or str(error)
+            self._warn("written", f"training checkpoints cannot be written in {file.parent} ({why}): {_CONSEQUENCE}")
+            return False
+        return True
+
+    def _read(self, number: int, max_bytes: int) -> bytes | None:
+        """Return the content of a trial's file; None where there is none. Raises ValueError for a larger file."""
+        file = self._file(number)
+        try:
+            if file is None:
+                return None
+            with ArtifactFolder(file.parent).open_reader(file.name) as stream:
+                content = stream.read(max_bytes + 1)
+        except ArtifactNotFound:
+            return None
+        if len(content) > max_bytes:
+            raise ValueError(f"is larger than a state of this trial, {max_bytes:,} bytes")
+        return content
+
+    def _check(self, about: StateMetadata, member: Member) -> None:
+        """Raise ValueError unless the file is one of this member's training, which can continue."""
+        if about.identity != self._identity:
+            raise ValueError("is a file of another study")
+        if about.trial != member.number:
+            raise ValueError(f"is a file of trial {about.trial}")
+        if about.fingerprint != self._fingerprint(member):
+            raise ValueError("was written with another seed, configuration, code, data or precision")
+        if about.epoch >= member.config.training.epochs:
+            raise ValueError(f"is of epoch {about.epoch}, and the trial has {member.config.training.epochs} epochs")
+
+    def _fingerprint(self, member: Member) -> str:
+        settings = {"config": _curve_settings(member.config), "seed": member.seed, **self._data}
+        settings["precision"] = precision_of(member.config, self._precision)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._say(Note(text, "warning"))
+        self._warned.add(kind)
+
+
+def _curve_settings(config: Config) -> dict[str, object]:
+    """Return the settings that a trial's learning curve depends on, without its precision."""
+    training: set[str] = {*IRRELEVANT_KEYS, "precision"}
+    if config.optimizer.schedule != "cosine":
+        training.add("epochs")
+    return config.model_dump(mode="json", exclude={"training": training})
