@@ -18,13 +18,15 @@ from hpo.training.stack import Member, MemberState
 class FrozenMember:
     """A trial's training so far: the member with its state, its learning curve, and its share of each epoch's seconds.
 
-    `best` are the weights of its best epoch so far, where `training.keep` needs them.
+    `best` are the weights of its best epoch so far, where `training.keep` needs them. `elapsed_s` is the time in which
+    its populations trained so far, in seconds, for `search.trial_timeout`.
     """
 
     member: Member
     curve: Curve
     seconds: list[float]
     best: Checkpoint | None = None
+    elapsed_s: float = 0.0
 
     @property
     def state(self) -> MemberState:

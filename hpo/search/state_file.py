@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import safetensors
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import torch as tensors
 
 from hpo.search.checkpoints import Checkpoint
@@ -60,7 +60,8 @@ class StateMetadata(_Strict):
     fingerprint: str
     epoch: int = Field(ge=1)
     curve: dict[str, list[Number]]
-    seconds: list[float]
+    seconds: list[FiniteFloat]
+    elapsed_s: FiniteFloat = Field(ge=0)
     best: BestEpoch | None
     moments: int = Field(ge=0, le=9)
     steps: dict[str, Annotated[int, Field(ge=0)]]
@@ -94,6 +95,7 @@ def state_to_bytes(frozen: FrozenMember, identity: str, fingerprint: str) -> byt
         "epoch": frozen.epoch,
         "curve": frozen.curve,
         "seconds": frozen.seconds,
+        "elapsed_s": frozen.elapsed_s,
         "best": None if best is None else {"epoch": best.epoch, "val_loss": best.val_loss},
         "moments": len(optimizer.states),
         "steps": optimizer.steps,
@@ -146,7 +148,7 @@ def read_state(content: bytes, about: StateMetadata, member: Member, layout: Sta
     state = MemberState(about.epoch, parts["network"], optimizer)
     layout.check(state, parts.get("best"))
     best = None if about.best is None else Checkpoint(about.best.epoch, about.best.val_loss, parts["best"])
-    return FrozenMember(replace(member, state=state), about.curve, about.seconds, best)
+    return FrozenMember(replace(member, state=state), about.curve, about.seconds, best, about.elapsed_s)
 
 
 def _header_end(content: bytes) -> int:

@@ -82,6 +82,11 @@ class TrainingCheckpoints:
         self._warned: set[str] = set()
         self._due_at = clock() + FIRST_WRITE_S
 
+    @property
+    def enabled(self) -> bool:
+        """Return whether training states are written at all."""
+        return self._setting != "none"
+
     def is_due(self, epoch: int, at_rung: bool) -> bool:
         """Return whether the members of a population are to be written after this epoch."""
         match self._setting:

@@ -107,6 +107,7 @@ class Bench:
                 curves[number],
                 [0.1 * number] * epoch,
                 Checkpoint(epoch, curves[number]["val_loss"][-1], weights[number]) if best else None,
+                12.5 + number,
             )
             for number, member in members.items()
         }
@@ -132,7 +133,7 @@ def plain(frozen: FrozenMember) -> Any:
         }
         for each in parts
     ]
-    numbers = repr([sorted(frozen.curve.items()), frozen.seconds])
+    numbers = repr([sorted(frozen.curve.items()), frozen.seconds, frozen.elapsed_s])
     of_best = best and (best.epoch, repr(best.val_loss))
     return state.epoch, sorted(state.optimizer.steps.items()), tensors, numbers, of_best
 
@@ -409,6 +410,7 @@ def rewritten(content: bytes, change: Callable[[dict[str, Any]], None]) -> bytes
         (lambda about: about.update(epoch=3), "its learning curve has another number of epochs or other metrics"),
         (lambda about: about["curve"].pop("val_loss"), "its learning curve has another number of epochs"),
         (lambda about: about["curve"]["val_loss"].append("Infinite"), "its metadata: 'curve.val_loss.2'"),
+        (lambda about: about.update(elapsed_s="NaN"), "its metadata: 'elapsed_s'"),
         (lambda about: about["seconds"].pop(), "its learning curve has another number of epochs"),
         (lambda about: about["best"].update(epoch=3), "its best epoch is not one of its epochs"),
         (lambda about: about.update(best=None), "it has a tensor of no known part ('best/"),
@@ -581,6 +583,7 @@ def due(setting: Any, storage: Storage) -> Bench:
 
 def test_checkpoints_are_due_after_a_number_of_epochs_and_at_rungs(storage: Storage) -> None:
     checkpoints = due(3, storage).checkpoints
+    assert checkpoints.enabled
     assert [epoch for epoch in range(1, 10) if checkpoints.is_due(epoch, at_rung=False)] == [3, 6, 9]
     assert checkpoints.is_due(1, at_rung=True)
 
@@ -588,6 +591,7 @@ def test_checkpoints_are_due_after_a_number_of_epochs_and_at_rungs(storage: Stor
 def test_no_checkpoint_is_due_with_none(storage: Storage) -> None:
     bench = due("none", storage)
     bench.clock.now = 1e9
+    assert not bench.checkpoints.enabled
     assert not any(bench.checkpoints.is_due(epoch, at_rung) for epoch in range(1, 9) for at_rung in (False, True))
 
 
