@@ -151,7 +151,10 @@ class Search(Section):
     trials: int
     direction: Direction | Sequence[Direction] = "minimize"
     sampler: Sampler = "tpe"
-    pruner: Literal["none", "median", "hyperband"] = "none"
+    pruner: Literal["none", "median", "hyperband", "halving"] = "none"
+    rung: int = 3
+    factor: int = 3
+    random_share: float = 0.1
     metric: Literal["val_accuracy", "val_loss"] | Sequence[Metric] = "val_accuracy"
     score: Literal["last", "best"] = "last"
     population: int | Literal["auto"] = "auto"

@@ -11,7 +11,7 @@ removes old ones afterwards, so that of two workers that end trials at the same 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,11 +113,14 @@ class CheckpointWriter:
 
 
 class PopulationCheckpoints:
-    """The best weights so far of one population's members, on the CPU. The last epoch's are read when needed."""
+    """The best weights so far of one population's members, on the CPU. The last epoch's are read when needed.
 
-    def __init__(self, writer: CheckpointWriter) -> None:
+    `best` are those of members that continue, by number.
+    """
+
+    def __init__(self, writer: CheckpointWriter, best: Mapping[int, Checkpoint]) -> None:
         self._writer = writer
-        self._best: dict[int, Checkpoint] = {}
+        self._start, self._best = best, dict(best)
         self._completed: Set[int] = set()
         self._written: Set[int] = set()
 
@@ -126,9 +129,19 @@ class PopulationCheckpoints:
         if self._writer.keep != "best":
             return
         losses = {number: result.metrics[number]["val_loss"] for number in numbers}
-        # A population that ran out of memory restarts.
-        improved = [n for n, loss in losses.items() if result.epoch == 1 or loss < self._best[n].val_loss]
+        improved = [n for n, loss in losses.items() if n not in self._best or loss < self._best[n].val_loss]
         self._best |= _checkpoints(result, improved)
+
+    def restart(self, numbers: Iterable[int]) -> None:
+        """Return to the weights at the start: a population that ran out of memory restarts."""
+        for number in numbers:
+            self._best.pop(number, None)
+            if number in self._start:
+                self._best[number] = self._start[number]
+
+    def best(self, number: int) -> Checkpoint | None:
+        """Return a member's best weights so far, where they are needed."""
+        return self._best.get(number)
 
     def write(self, result: EpochResult, scores: Mapping[int, Sequence[float]]) -> dict[int, dict[str, Any]]:
         """Write the checkpoints of the best of the completing trials; return their system attributes by number."""

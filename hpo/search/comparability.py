@@ -23,7 +23,19 @@ EXTENDABLE_KEYS = (
     *(f"training.{key}" for key in ("keep", "keep_trials", "checkpoint")),
     *(
         f"search.{key}"
-        for key in ("trials", "sampler", "pruner", "population", "retries", "trial_timeout", "timeout", "patience")
+        for key in (
+            "trials",
+            "sampler",
+            "pruner",
+            "rung",
+            "factor",
+            "random_share",
+            "population",
+            "retries",
+            "trial_timeout",
+            "timeout",
+            "patience",
+        )
     ),
 )
 """Keys of a network study that `--extend` may change, besides ranges and choices."""

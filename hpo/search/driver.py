@@ -6,6 +6,7 @@ before anything is stored.
 
 from __future__ import annotations
 
+import functools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -26,10 +27,12 @@ from hpo.search.enqueueing import (
     objective_values,
 )
 from hpo.search.events import Event, Note, StudyStarted
+from hpo.search.halving_search import HalvingSearch
 from hpo.search.loop import Search
 from hpo.search.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
 from hpo.search.population_search import PopulationSearch
+from hpo.search.sampling.pruners import halving_of
 from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
 from hpo.search.space import Values
 from hpo.search.study_records import (
@@ -40,6 +43,7 @@ from hpo.search.study_records import (
     record_data_folder,
     user_attrs_of,
 )
+from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.training.auto_precision import choose_precision
@@ -204,13 +208,25 @@ class NetworkDriver(Driver):
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
         on_event(self.started(before, device, self.precisions(precision)))
         timeout_s = self.study.search.trial_timeout
-        return PopulationSearch(
+        checkpoints = TrainingCheckpoints(
+            self.study,
+            arguments["claim_conditions"],
+            storage,
+            on_event,
+            code=self.code,
+            split=self.split,
+            precision=precision,
+        )
+        halving = halving_of(self.study)
+        search = PopulationSearch if halving is None else functools.partial(HalvingSearch, halving=halving)
+        return search(
             stored=stored,
             storage=storage,
             on_event=on_event,
             began=began,
             population=self.plan.population,
             trainer=Trainer(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s),
+            checkpoints=checkpoints,
             before=self._warm_start(stored, storage, on_event),
             **arguments,
         )

@@ -55,7 +55,7 @@ class StudyStarted(Event):
 
 @dataclass(frozen=True)
 class PopulationStarted(Event):
-    """These trials (by number) start training together, for so many epochs; None where the number is unknown."""
+    """These trials (by number) start training together, up to this epoch; None where the epoch is unknown."""
 
     members: tuple[int, ...]
     epochs: int | None
@@ -76,7 +76,7 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True)
 class PopulationEnded(Event):
-    """A population has ended and is stored; `best` is its best score."""
+    """A population has ended and is stored; `best` is its best score. `frozen` members may continue later."""
 
     members: tuple[int, ...]
     completed: int
@@ -84,6 +84,7 @@ class PopulationEnded(Event):
     failed: int
     best: float | None
     seconds: float
+    frozen: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,20 @@ class TrialsLeftOut(Event):
 
     members: tuple[int, ...]
     why: str
+
+
+@dataclass(frozen=True)
+class TrialsNotPromoted(Event):
+    """These frozen trials (by number) cannot be promoted from their rung any more: they end as pruned."""
+
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FrozenTrials(Event):
+    """The frozen trials of this process: the number of trials at each epoch, as pairs of epoch and number."""
+
+    counts: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,10 @@ class Search(ABC):
     def _train(self) -> None:
         """Train the running trials."""
 
+    def _thaw(self, partly: bool) -> bool:
+        """Add frozen trials to the running ones, a whole population of them unless `partly`; return whether any."""
+        return False
+
     @property
     @abstractmethod
     def _parts(self) -> TrialFields:
@@ -131,6 +135,8 @@ class Search(ABC):
                     self.stop.wait(POLL_S)
         except StudyClosedError as closed:
             return closed.how
+        finally:
+            self.close()
         return (self.end_if_done() if self._missing <= 0 else None) or "interrupted"  # a stop may come too late
 
     def step(self) -> bool:
@@ -149,6 +155,9 @@ class Search(ABC):
             self.storage.requeue(trial._trial_id for trial in self._running.values())
             self._running = {}
         return claimed
+
+    def close(self) -> None:  # noqa: B027 - nothing to requeue
+        """Requeue the trials that the search still claims. To be called when the search is not continued."""
 
     def end_if_done(self) -> Reason | None:
         """Store the end of the study and return its reason; None while another worker's trials may still be requeued.
@@ -188,20 +197,31 @@ class Search(ABC):
         return None
 
     def _claim_trials(self) -> None:
-        """Claim waiting trials first, then create new ones, up to one population."""
+        """Claim waiting trials first, then create new ones, up to one population. Frozen ones come before new ones.
+
+        A part of a population of frozen trials is trained only where there is nothing else to train.
+        """
         self._requeue_orphaned()
         self._sync()
-        if self._limit_reached:
-            return
+        goes_on = self._limit_reached is None
+        if goes_on:
+            self._claim_waiting()
+        alone = any(map(trains_alone, self._running.values()))
+        if goes_on and not alone and (self._running or not self._thaw(partly=False)):
+            new = self._create(self.population - len(self._running))
+            self._running |= {trial.number: trial for trial in new}
+        if not self._running:
+            self._thaw(partly=True)
+
+    def _claim_waiting(self) -> bool:
+        """Claim up to a population of waiting trials; return whether there were any."""
         waiting = self.storage.claim(
             self.history.unfinished - self.storage.claimed_ids, self.population, self.claim_conditions
         )
         self._running = {trial.number: trial for trial in waiting}
         self._separate_trials_that_train_alone(waiting)
         self.history.restart(self._running.values())
-        if not any(map(_trains_alone, self._running.values())):
-            new = self._create(self.population - len(self._running))
-            self._running |= {trial.number: trial for trial in new}
+        return bool(waiting)
 
     def _requeue_orphaned(self) -> None:
         """Requeue trials whose worker is dead; fail those that were orphaned too often."""
@@ -218,6 +238,7 @@ class Search(ABC):
         """Read the trials that other workers have created or ended."""
         news = self._read(self.history.last, self.history.unfinished - self.storage.claimed_ids)
         self.history.sync(news)
+        self._learn(news)
         states = [trial.state for trial in news]
         counts = [states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
         if any(counts):
@@ -225,6 +246,9 @@ class Search(ABC):
             best = (min if self.study.search.minimized else max)(filter(math.isfinite, values), default=None)
             completed, pruned, failed = counts
             self.on_event(OthersEnded(completed, pruned, failed, best))
+
+    def _learn(self, trials: Sequence[FrozenTrial]) -> None:  # noqa: B027 - nothing to learn
+        """Use what trials have that were read from the storage, besides the history."""
 
     def _catch_up(self) -> None:
         """Read the trials of another worker that stored its trials first, under the same numbers.
@@ -243,7 +267,7 @@ class Search(ABC):
 
     def _separate_trials_that_train_alone(self, claimed: Sequence[FrozenTrial]) -> None:
         """Requeue the trials that must train alone; keep one of them where nothing else is claimed."""
-        alone = [trial for trial in claimed if _trains_alone(trial)]
+        alone = [trial for trial in claimed if trains_alone(trial)]
         later = alone if len(alone) < len(claimed) else alone[1:]
         self.storage.requeue(trial._trial_id for trial in later)
         for trial in later:
@@ -325,7 +349,7 @@ def trials_text(numbers: Sequence[int] | set[int] | Mapping[int, Any]) -> str:
     return f"trial{'s' if len(ordered) > 1 else ''} {first_few(ordered, 5)}"
 
 
-def _trains_alone(trial: FrozenTrial) -> bool:
-    """Whether a trial trains alone: its training raised an exception, or its worker died more than once."""
+def trains_alone(trial: FrozenTrial) -> bool:
+    """Return whether a trial trains alone: its training raised an exception, or its worker died more than once."""
     ends = [each["ended"] for each in trial.system_attrs.get(ATTEMPTS, [])]
     return "raised" in ends or ends.count("died") > DEATHS_BEFORE_ALONE

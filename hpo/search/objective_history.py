@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
-from hpo.search.sampling.sampler_history import RUNG
+from hpo.search.sampling.sampler_history import HYPERBAND_RUNG
 from hpo.search.sampling.samplers import objective_pruner
 from hpo.search.study_records import directions
 from hpo.storage.pareto import trials_since_best
@@ -143,7 +143,7 @@ class ObjectiveHistory:
         running.values, running.intermediate_values = None, {}
         running.params, running.distributions = dict(trial.params), dict(trial.distributions)
         running.user_attrs = dict(trial.user_attrs)
-        running.system_attrs = {k: v for k, v in trial.system_attrs.items() if not k.startswith(RUNG)}
+        running.system_attrs = {k: v for k, v in trial.system_attrs.items() if not k.startswith(HYPERBAND_RUNG)}
         self._in_memory.put(running)
 
     def report(self, epoch: int, values: Mapping[int, float]) -> None:

@@ -1,4 +1,4 @@
-"""Train one population: store its learning curves, prune, and complete or fail each trial.
+"""Train one population up to an epoch: store its learning curves, and freeze, prune, complete or fail each trial.
 
 Promises: an epoch is stored before the next begins; a member that has ended, or whose claim was lost to another worker,
 is dropped before the next epoch; an exception raised by the training fails the members and does not leave this module.
@@ -6,11 +6,10 @@ is dropped before the next epoch; an exception raised by the training fails the 
 
 from __future__ import annotations
 
-import statistics
 import time
 import traceback
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optuna.trial import TrialState
@@ -18,9 +17,12 @@ from optuna.trial import TrialState
 from hpo.errors import HpoError
 from hpo.search.checkpoints import CheckpointWriter, PopulationCheckpoints
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
+from hpo.search.frozen_members import FrozenMember
 from hpo.search.loop import Search
 from hpo.search.sampling.sampler_history import SamplerHistory
+from hpo.search.scoring import objective_values, score_epoch
 from hpo.search.study_records import CURVE, Curve
+from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import ATTEMPTS, FAILURE_REASON, TrialResult
 from hpo.studyfile import Study
 from hpo.studyfile.models import is_minimized
@@ -29,9 +31,15 @@ from hpo.training.stack import Member
 from hpo.training.trainer import Trainer, has_stopped_improving
 from hpo.usercode import LONGEST_TRACEBACK, error_kind, one_line_error, user_traceback
 
+Freeze = Callable[[Mapping[int, FrozenMember]], set[int]]
+"""Freezes members; returns those whose claim was lost."""
+
 
 class PopulationRun:
-    """The training of one population of a search. `error_line` is the exception that training raised, in one line."""
+    """The training of one population of a search. `error_line` is the exception that training raised, in one line.
+
+    `frozen` has the training so far of members that continue. `checkpoints` writes the members' states.
+    """
 
     def __init__(
         self,
@@ -41,33 +49,47 @@ class PopulationRun:
         history: SamplerHistory,
         writer: CheckpointWriter | None,
         members: list[Member],
+        *,
+        frozen: Mapping[int, FrozenMember],
+        checkpoints: TrainingCheckpoints,
     ) -> None:
         self._search, self._study, self._trainer, self._history = search, study, trainer, history
-        self._members = members
+        self._members, self._frozen, self._training_checkpoints = members, frozen, checkpoints
+        self._freeze: Freeze | None = None
         self._metrics = study.search.metrics
         self._metric = study.search.first_metric
         self._epochs = members[0].config.training.epochs
-        self._configs = {member.number: member.config for member in members}
+        self._until = self._epochs
+        self._start, self._started_at = members[0].epoch, time.perf_counter()
+        self._spent_s = max((member.elapsed_s for member in frozen.values()), default=0.0)
+        self._by_number = {member.number: member for member in members}
         self._patience = {member.number: member.config.training.patience for member in members}
-        self._curves: dict[int, Curve] = {}
+        self._curves: dict[int, Curve] = {number: member.curve for number, member in frozen.items()}
+        self._frozen_count = 0
         self._states: list[TrialState] = []
         self._dropped: set[int] = set()
         self._scores: list[float] = []
-        self._seconds: dict[int, list[float]] = defaultdict(list)  # a member's share of each epoch's time
+        self._seconds: dict[int, list[float]] = {}  # a member's share of each epoch's time
         self._error_kind: str | None = None
         self.error_line = ""
-        self._checkpoints = None if writer is None else PopulationCheckpoints(writer)
+        best = {number: member.best for number, member in frozen.items() if member.best is not None}
+        self._checkpoints = None if writer is None else PopulationCheckpoints(writer, best)
+
+    def freeze_at(self, epoch: int, freeze: Freeze) -> None:
+        """Freeze the members that have not ended after an epoch, instead of training until they end."""
+        self._until, self._freeze = epoch, freeze
 
     def train(self) -> str | None:
         """Train until all members have ended or a stop is requested; return the kind of exception raised, if any."""
-        search, start = self._search, time.perf_counter()
-        search.on_event(PopulationStarted(tuple(member.number for member in self._members), self._epochs))
-        epochs = self._trainer.train(self._members)
+        search = self._search
+        search.on_event(PopulationStarted(tuple(member.number for member in self._members), self._until))
+        epochs = self._trainer.train(self._members, self._spent_s)
         try:
             result = self._advance(lambda: next(epochs))
             while result is not None:
                 self._epoch_ended(result)
                 if search.stop.is_set():
+                    self._write_states(result, self._remaining)
                     break
                 result = self._advance(lambda: epochs.send(set(self._dropped)))
         finally:
@@ -79,7 +101,8 @@ class PopulationRun:
                 pruned=self._states.count(TrialState.PRUNED),
                 failed=self._states.count(TrialState.FAIL),
                 best=self._best(self._scores) if self._scores else None,
-                seconds=time.perf_counter() - start,
+                seconds=time.perf_counter() - self._started_at,
+                frozen=self._frozen_count,
             )
         )
         return self._error_kind
@@ -106,8 +129,8 @@ class PopulationRun:
     def _record_time(self, result: EpochResult, seconds: float) -> None:
         trained = [*result.metrics, *result.failed]
         for number in trained:
-            if result.epoch == 1:  # a population that ran out of memory restarts with fewer members a stack
-                self._seconds[number] = []
+            if self._is_first(result):  # a population that ran out of memory restarts with fewer members a stack
+                self._seconds[number] = list(self._frozen[number].seconds) if number in self._frozen else []
             self._seconds[number].append(seconds / len(trained))
 
     def _kind(self, error: Exception) -> str:
@@ -125,17 +148,25 @@ class PopulationRun:
     def _remaining(self) -> list[int]:
         return [member.number for member in self._members if member.number not in self._dropped]
 
+    def _is_first(self, result: EpochResult) -> bool:
+        return result.epoch == self._start + 1
+
     def _epoch_ended(self, result: EpochResult) -> None:
         """Store an epoch's metrics, and the members that ended with it."""
         epoch, search = result.epoch, self._search
         metrics = {number: values for number, values in result.metrics.items() if number not in self._dropped}
+        if self._is_first(result):  # a population that ran out of memory restarts: so do its members' curves
+            for number, values in metrics.items():
+                before = self._frozen[number].curve if number in self._frozen else {}
+                self._curves[number] = {name: list(before.get(name, ())) for name in values}
+            if self._checkpoints is not None:
+                self._checkpoints.restart(metrics)
         for number, values in metrics.items():
-            # A population that ran out of memory restarts: so do its members' curves.
-            curve = self._curves[number] = self._curves[number] if epoch > 1 else defaultdict(list)
             for name, value in values.items():
-                curve[name].append(value)
+                self._curves[number][name].append(value)
         scores = {number: values[self._metric] for number, values in metrics.items()}
-        self._dropped |= search.report(epoch, scores)
+        lost = search.report(epoch, scores)
+        self._dropped |= lost
         scores = {number: score for number, score in scores.items() if number not in self._dropped}
         if self._checkpoints is not None:
             self._checkpoints.epoch_ended(result, scores)
@@ -148,9 +179,39 @@ class PopulationRun:
         endings += [(number, self._pruned(number)) for number in sorted(pruned)]
         endings += self._completed(result, done) if done else []
         self._end(endings)
+        self._save(result, lost)
         reached = [*self._scores, *(self._score(number) for number in scores)]
         best = self._best(reached) if reached else None
-        search.on_event(EpochEnded(epoch, self._epochs, len(self._remaining), best))
+        left = len(self._remaining) + (self._frozen_count if epoch == self._until else 0)
+        search.on_event(EpochEnded(epoch, self._until, left, best))
+
+    def _save(self, result: EpochResult, lost: Collection[int]) -> None:
+        """Freeze the remaining members at the last epoch of this population, and write the states that are due.
+
+        Members whose claim was lost are written too: where a pause requeued them, they continue from that state.
+        """
+        if self._freeze and result.epoch == self._until and self._remaining:
+            frozen = self._freezable(result, self._remaining)
+            self._frozen_count += len(frozen.keys() - self._freeze(frozen))
+            self._dropped |= frozen.keys()
+        elif self._remaining and self._training_checkpoints.is_due(result.epoch, at_rung=False):
+            self._write_states(result, self._remaining)
+        self._write_states(result, lost)
+
+    def _write_states(self, result: EpochResult, numbers: Collection[int]) -> None:
+        if numbers and self._training_checkpoints.enabled:
+            self._training_checkpoints.write(self._freezable(result, numbers))
+
+    def _freezable(self, result: EpochResult, numbers: Collection[int]) -> dict[int, FrozenMember]:
+        """Return these members with their training so far."""
+        elapsed_s = self._spent_s + time.perf_counter() - self._started_at
+        best = self._checkpoints.best if self._checkpoints is not None else lambda number: None
+        return {
+            n: FrozenMember(
+                replace(self._by_number[n], state=state), self._curves[n], self._seconds[n], best(n), elapsed_s
+            )
+            for n, state in result.freeze(numbers).items()
+        }
 
     def _has_ended(self, epoch: int, number: int) -> bool:
         """Return whether a trial is complete: after its last epoch, or by early stopping."""
@@ -167,7 +228,7 @@ class PopulationRun:
 
     def _complete(self, number: int, values: tuple[float, ...], files: dict[str, Any] | None) -> TrialResult:
         scored_by_best = self._study.search.score == "best"
-        attrs = {"score_epoch": self._score_epoch(number)} if scored_by_best else {}
+        attrs = {"score_epoch": score_epoch(self._study, self._curves[number])} if scored_by_best else {}
         return self._ending(number, TrialState.COMPLETE, values, attrs, files)
 
     def _pruned(self, number: int) -> TrialResult:
@@ -182,31 +243,18 @@ class PopulationRun:
         attrs: dict[str, Any] | None = None,
         files: dict[str, Any] | None = None,
     ) -> TrialResult:
-        system_attrs = {CURVE: dict(self._curves[number]), **self._history.attrs(number), **(files or {})}
-        return TrialResult(self._search.trial_id(number), state, values, attrs or {}, system_attrs)
-
-    def _score_epoch(self, number: int) -> int:
-        """Return the epoch whose value is a member's score so far: the last, or the best."""
-        values = self._curves[number][self._metric]
-        return values.index(self._best(values)) + 1 if self._study.search.score == "best" else len(values)
-
-    def _score(self, number: int) -> float:
-        """Return a member's score so far."""
-        return self._curves[number][self._metric][self._score_epoch(number) - 1]
+        more = {**self._history.attrs(number), **(files or {})}
+        return ending(self._search.trial_id(number), state, values, self._curves[number], more, attrs or {})
 
     def _values(self, number: int) -> tuple[float, ...]:
         """Return a member's objective values so far, one a metric."""
-        return tuple(self._value(number, metric) for metric in self._metrics)
+        config = self._by_number[number].config
+        return objective_values(self._study, self._trainer, config, self._curves[number], self._seconds[number])
 
-    def _value(self, number: int, metric: str) -> float:
-        match metric:
-            case "parameters":
-                return float(self._trainer.parameters(self._configs[number]))
-            case "seconds_per_epoch":  # the first epoch also builds the stack
-                seconds = self._seconds[number]
-                return statistics.median(seconds[1:] or seconds)
-            case _:
-                return self._curves[number][metric][self._score_epoch(number) - 1]
+    def _score(self, number: int) -> float:
+        """Return a member's score so far."""
+        curve = self._curves[number]
+        return curve[self._metric][score_epoch(self._study, curve) - 1]
 
     def _failure(self, number: int, reason: str) -> TrialResult:
         attrs = {CURVE: dict(self._curves.get(number, {}))}
@@ -236,9 +284,23 @@ class PopulationRun:
     def _end(self, endings: list[tuple[int, TrialResult]]) -> None:
         lost = self._search.end(endings)
         self._states += [ending.state for number, ending in endings if number not in lost]
+        ended = {number for number, _ in endings} - lost
         self._dropped |= {number for number, _ in endings}
         if self._checkpoints is not None:
-            self._checkpoints.ended({number for number, _ in endings} - lost)
+            self._checkpoints.ended(ended)
+        self._training_checkpoints.remove(ended)
 
     def _best(self, values: Iterable[float]) -> float:
         return (min if is_minimized(self._metric) else max)(values)
+
+
+def ending(
+    trial_id: int,
+    state: TrialState,
+    values: tuple[float, ...],
+    curve: Curve,
+    system_attrs: Mapping[str, Any],
+    user_attrs: Mapping[str, Any] | None = None,
+) -> TrialResult:
+    """Return the result of a trial that completed or was pruned."""
+    return TrialResult(trial_id, state, values, user_attrs or {}, {CURVE: dict(curve), **system_attrs})

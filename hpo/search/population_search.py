@@ -5,7 +5,7 @@ The trainer trains members; the storage takes their results. Nothing here knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -14,12 +14,14 @@ from hpo.errors import StudyClosedError, UsageError
 from hpo.search.checkpoints import CheckpointWriter
 from hpo.search.enqueueing import FIXED, checked
 from hpo.search.events import TrialsFailed, TrialsLeftOut
+from hpo.search.frozen_members import FrozenMember
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.population_run import PopulationRun
-from hpo.search.sampling.sampler_history import CONSTRAINT, RUNG, SamplerHistory
+from hpo.search.sampling.sampler_history import CONSTRAINT, HYPERBAND_RUNG, SamplerHistory
 from hpo.search.sampling.samplers import GENERATION
 from hpo.search.space import Values, config_of, decode, distributions
+from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import FAILURE_REASON, TrialFields, TrialResult
 from hpo.studyfile import Config, Study
 from hpo.training.stack import Member
@@ -29,17 +31,24 @@ from hpo.usercode import UserCode, is_imported
 
 @dataclass(kw_only=True)
 class PopulationSearch(Search):
-    """The search of a network study; `before` are completed trials of the studies in `search.start_from`."""
+    """The search of a network study; `before` are completed trials of the studies in `search.start_from`.
+
+    `checkpoints` writes and reads the states of trials in training.
+    """
 
     study: Study
     trainer: Trainer
     code: UserCode
+    checkpoints: TrainingCheckpoints
     before: Sequence[FrozenTrial] = ()
     history: SamplerHistory = field(init=False)
     writer: CheckpointWriter | None = field(init=False)
+    _progress: dict[int, FrozenMember] = field(init=False, default_factory=dict)  # of running trials that continue
 
     def __post_init__(self) -> None:
-        self.history = SamplerHistory(self.study, self._read(-1, ()), self.before, self._constraints)
+        trials = self._read(-1, ())
+        self.history = SamplerHistory(self.study, trials, self.before, self._constraints)
+        self._learn(trials)
         keeps = self.study.first_settings.training.keep != "none"
         self.writer = (
             CheckpointWriter(self.study, self.claim_conditions, self.storage, self.on_event) if keeps else None
@@ -53,11 +62,16 @@ class PopulationSearch(Search):
     @property
     def _parts(self) -> TrialFields:
         """The parts of trials that the sampler and the pruner read."""
-        pruner, sampler = self.study.search.pruner, self.study.search.sampler
-        keys = [RUNG] * (pruner == "hyperband") + [CONSTRAINT] * (self._limit_of_parameters is not None)
-        keys += [GENERATION] * (sampler == "nsga2")
+        keys = self._attribute_keys
         attrs = None if not keys else keys[0] if len(keys) == 1 else ""
-        return TrialFields(pruner != "none", user_attrs=False, system_attrs=attrs)
+        return TrialFields(self.study.search.pruner != "none", user_attrs=False, system_attrs=attrs)
+
+    @property
+    def _attribute_keys(self) -> list[str]:
+        """The prefixes of the system attributes that the sampler and the pruner read."""
+        keys = [HYPERBAND_RUNG] * (self.study.search.pruner == "hyperband")
+        keys += [CONSTRAINT] * (self._limit_of_parameters is not None)
+        return keys + [GENERATION] * (self.study.search.sampler == "nsga2")
 
     @property
     def _limit_of_parameters(self) -> int | None:
@@ -92,11 +106,58 @@ class PopulationSearch(Search):
         """Train the running trials, one population for each architecture."""
         if not is_imported(self.code):  # another study in this process has imported changed files since
             raise StudyClosedError(f"study '{self.study.name}': its code has changed on this machine", "changed")
-        for group in self.trainer.groups(self._members()):
-            if self.stop.is_set():
-                return
-            run = PopulationRun(self, self.study, self.trainer, self.history, self.writer, group)
-            self._check_repeated_error(run.train(), run.error_line)
+        try:
+            for group in self.trainer.groups(self._members()):
+                if self.stop.is_set():
+                    return
+                run = self._population_run(group)
+                self._check_repeated_error(run.train(), run.error_line)
+        finally:
+            self._progress.clear()
+
+    def _population_run(self, group: list[Member]) -> PopulationRun:
+        """Return the training of one population until its members end."""
+        return PopulationRun(
+            self,
+            self.study,
+            self.trainer,
+            self.history,
+            self.writer,
+            group,
+            frozen={number: self._progress[number] for number in self._numbers(group) & self._progress.keys()},
+            checkpoints=self.checkpoints,
+        )
+
+    @staticmethod
+    def _numbers(group: Iterable[Member]) -> set[int]:
+        return {member.number for member in group}
+
+    def _claim_waiting(self) -> bool:
+        """Claim waiting trials. Those whose state can be read continue, with their learning curves up to that epoch."""
+        claimed = super()._claim_waiting()
+        self._continue()
+        return claimed
+
+    def _continue(self) -> None:
+        """Read the states of running trials, and restore their learning curves."""
+        for trial in self._running.values():
+            if trial.params and (progress := self.checkpoints.read(self._member(trial))) is not None:
+                self._progress[trial.number] = progress
+        metric = self.study.search.first_metric
+        curves = {number: dict(enumerate(each.curve[metric], 1)) for number, each in self._progress.items()}
+        lost = self.storage.report_curves({self.trial_id(number): curve for number, curve in curves.items()})
+        for number in self._drop_lost_claims(lost):
+            del self._progress[number], curves[number]
+        for number, curve in curves.items():
+            for epoch, value in curve.items():
+                self.history.report(epoch, {number: value})
+
+    def _member(self, trial: FrozenTrial) -> Member:
+        """Return a trial as a member. Raises UsageError for parameters outside the search space."""
+        number = trial.number
+        if number in self._progress:
+            return self._progress[number].member
+        return Member(number, config_of(self.study, trial.params), trial_seed(self.study, number))
 
     def _members(self) -> list[Member]:
         """Return the running trials as members; fail those whose parameters are outside the search space.
@@ -108,13 +169,11 @@ class PopulationSearch(Search):
             try:
                 if FIXED in trial.system_attrs and not trial.params and not self._add_parameters(trial):
                     continue
-                config = config_of(self.study, trial.params)
+                members.append(self._member(trial))
             except UsageError as error:
                 endings.append(
                     (number, TrialResult(trial._trial_id, TrialState.FAIL, (), {FAILURE_REASON: str(error)}))
                 )
-                continue
-            members.append(Member(number, config, trial_seed(self.study, number)))
         members = self._within_limits(members)
         lost = self.end(endings)
         for number, ending in endings:

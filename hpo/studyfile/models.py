@@ -223,7 +223,10 @@ class SearchSettings(Settings):
 
     trials: Positive
     sampler: Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"] = "tpe"
-    pruner: Literal["none", "median", "hyperband"] = "none"
+    pruner: Literal["none", "median", "hyperband", "halving"] = "none"
+    rung: Positive = 3
+    factor: Annotated[int, Field(ge=2)] = 3
+    random_share: Fraction = 0.1
     metric: Annotated[
         Annotated[Literal["val_accuracy", "val_loss"], Tag("word")]
         | Annotated[list[Literal["val_accuracy", "val_loss", "parameters", "seconds_per_epoch"]], Tag("list")],

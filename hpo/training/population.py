@@ -70,7 +70,12 @@ class EpochResult:
 
 
 def train(
-    members: Sequence[Member], split: DeviceSplit, precision: str, timeout_s: float | None = None, stacked: bool = True
+    members: Sequence[Member],
+    split: DeviceSplit,
+    precision: str,
+    timeout_s: float | None = None,
+    stacked: bool = True,
+    spent_s: float = 0,
 ) -> Generator[EpochResult, Collection[int], None]:
     """Train members of one group (see hpo/training/grouping.py), and yield an `EpochResult` per epoch.
 
@@ -79,13 +84,13 @@ def train(
     Send the numbers of the members to drop from the next epoch on. The generator ends after the last epoch, or when no
     member remains. A member whose loss is not finite is reported in `failed` once and dropped.
 
-    `precision` is a key of `DTYPES`. `timeout_s` limits the time of all epochs, in seconds. With `stacked` False, the
-    one member's module runs unstacked.
+    `precision` is a key of `DTYPES`. `timeout_s` limits the time of all epochs, in seconds, of which earlier
+    populations of the members have taken `spent_s`. With `stacked` False, the one member's module runs unstacked.
 
     Raises TrialTimeout for an epoch that ends, or hangs, after the timeout, CannotStackError for modules that cannot be
     stacked, and MemoryError for members that need more memory than the device has.
     """
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
     stacks, threads = _make_stacks(members, split, precision, stacked)
     with _parallel_epochs(len(stacks), threads) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):

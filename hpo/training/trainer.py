@@ -39,6 +39,10 @@ class Outcome:
     state: State | None = field(default=None, repr=False)
 
 
+GroupKey = tuple[str, int]
+"""Architecture and epoch that the members of a population share."""
+
+
 class Trainer:
     """Trains members on one split, on the device of the split.
 
@@ -72,26 +76,32 @@ class Trainer:
 
         The members of a group have trained the same number of epochs.
         """
-        groups: dict[tuple[str, int], list[Member]] = {}
+        groups: dict[GroupKey, list[Member]] = {}
         for member in sorted(members, key=lambda member: member.number):
-            groups.setdefault((self._grouping.key(member), member.epoch), []).append(member)
+            groups.setdefault(self.group_key(member), []).append(member)
         return list(groups.values())
 
-    def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
+    def group_key(self, member: Member) -> GroupKey:
+        """Return a key that is equal for members that can train as one population."""
+        return self._grouping.key(member), member.epoch
+
+    def train(self, members: Sequence[Member], spent_s: float = 0) -> Generator[EpochResult, Collection[int], None]:
         """Train members of one group: see `population.train`. Where memory is too small, train them half by half.
 
-        The epochs of each half begin anew, with the metrics of the members of that half only. Raises HpoError
-        where a single member does not fit into memory, and the errors of `population.train`.
+        The epochs of each half begin anew, with the metrics of the members of that half only. `spent_s` is the part of
+        the timeout that earlier populations of the members have taken, in seconds. Raises HpoError where a single
+        member does not fit into memory, and the errors of `population.train`.
         """
         limit = self._max_members or len(members)
         if limit < len(members):
             for start in range(0, len(members), limit):  # a part that is still too large is halved again
-                yield from self.train(members[start : start + limit])
+                yield from self.train(members[start : start + limit], spent_s)
             return
         precision = members[0].config.training.precision
         try:
             used = self._auto if precision == "auto" else precision
-            yield from train(members, self._split, used, self._timeout_s, self._grouping.can_stack(members[0]))
+            stacked = self._grouping.can_stack(members[0])
+            yield from train(members, self._split, used, self._timeout_s, stacked, spent_s)
             return
         except CannotStackError as error:  # these members cannot be stacked, although two such modules could
             if len(members) == 1 or members[0].config.network.kind != "module":
@@ -107,7 +117,7 @@ class Trainer:
             together = True
         if not together:
             for member in members:
-                yield from self.train([member])
+                yield from self.train([member], spent_s)
             return
         # Outside the handler: its traceback would keep the population's tensors alive.
         if self._max_members is None:
@@ -115,7 +125,7 @@ class Trainer:
         self._max_members = len(members) // 2
         if self._split.device.type == "cuda":
             torch.cuda.empty_cache()
-        yield from self.train(members)
+        yield from self.train(members, spent_s)
 
     def run(
         self,

@@ -116,7 +116,7 @@ def test_files_of_a_dead_process_are_overwritten_or_removed(storage: Storage) ->
     search(study, storage, stop_at=stop_at_once)
     _, own_id = stored_study(storage)
     folder = artifact_folder(storage.location)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for number in range(4):
         (folder / checkpoint_id(own_id, number)).write_bytes(b"cut short")
     search(study, storage)

@@ -419,7 +419,7 @@ def test_process_with_an_older_study_file_is_refused_before_training(storage: St
 class RaisingTrainer(trainer.Trainer):
     """A trainer that raises the same exception in every population."""
 
-    def train(self, members: Any) -> Any:
+    def train(self, members: Any, spent_s: float = 0) -> Any:
         raise ZeroDivisionError("out of luck")
         yield
 

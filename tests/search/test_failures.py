@@ -34,7 +34,7 @@ class RaisingTrainer(trainer.Trainer):
     times = 99
     error: Exception = RuntimeError("the network's own\nmistake")
 
-    def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
+    def train(self, members: Sequence[Member], spent_s: float = 0) -> Generator[EpochResult, Collection[int], None]:
         epochs = super().train(members)
         dropped = yield next(epochs)
         if type(self).times > 0 and {member.number for member in members} & set(self.bad):

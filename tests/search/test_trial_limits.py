@@ -121,7 +121,7 @@ def test_infeasible_trials_are_ranked_as_in_optuna() -> None:
         observations.add(study.trials[-1])
     for count in range(6):
         below, _ = _split_trials(study, study.trials, count)
-        assert {trial.number for trial in below} == {merit[-1] for merit in observations._best[:count]}
+        assert {trial.number for trial in below} == {merit[-1] for merit in observations._best_first[:count]}
 
 
 def test_a_limit_below_every_network_is_refused(storage: Storage) -> None:

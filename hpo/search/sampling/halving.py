@@ -55,7 +55,7 @@ class Halving:
         count = -(-len(ranked) // self.factor) if final else len(ranked) // self.factor
         if count == 0:
             return []
-        best = max(1, round(count * (1 - self.random)))
+        best = self._best(count)
         return ranked[:best] + [number for number in ranked[best:] if self._is_drawn(rung, number)]
 
     def hopeless(self, rung: int, losses: Mapping[int, Losses], expected: int) -> set[int]:
@@ -63,8 +63,12 @@ class Halving:
 
         `expected` is the largest number of configurations that may reach the rung in the end.
         """
-        best = -(-expected // self.factor)
+        best = self._best(-(-expected // self.factor))
         return {number for number in best_first(losses)[best:] if not self._is_drawn(rung, number)}
+
+    def _best(self, count: int) -> int:
+        """Return how many of `count` configurations to promote are the best ones; the others are drawn."""
+        return max(1, round(count * (1 - self.random)))
 
     def _is_drawn(self, rung: int, number: int) -> bool:
         """Return whether a configuration is promoted although it is not among the best.

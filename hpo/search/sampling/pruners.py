@@ -15,6 +15,19 @@ from optuna.pruners import HyperbandPruner, MedianPruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.search.sampling.halving import Halving
+from hpo.studyfile import Study
+
+
+def halving_of(study: Study) -> Halving | None:
+    """Return the settings of successive halving, where it is the study's pruner. No rung lies inside the warm-up."""
+    search = study.search
+    if search.pruner != "halving":
+        return None
+    warmup = max(map(float, study.possible_values(("optimizer", "warmup")).values()))
+    first = max(search.rung, math.ceil(warmup) + 1 if warmup else 0)
+    return Halving(first, search.factor, search.random_share, search.seed)
+
 
 class IncrementalMedianPruner(MedianPruner):
     """Prune a member whose best value so far is worse than the median of completed trials at its epoch."""

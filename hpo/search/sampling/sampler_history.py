@@ -26,13 +26,14 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.search.points import points
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy, in_memory_trial
 from hpo.search.sampling.pruners import IncrementalMedianPruner
-from hpo.search.sampling.samplers import GENERATION, joint_space, make_pruner, make_sampler
+from hpo.search.sampling.samplers import GENERATION, joint_space, make_pruner, make_sampler, max_epochs
 from hpo.search.sampling.tpe import Observations
 from hpo.search.space import (
     Values,
     belongs,
     candidate,
     combination,
+    config_of,
     distributions,
     groups,
     identity,
@@ -40,7 +41,7 @@ from hpo.search.space import (
     snapped,
 )
 from hpo.search.study_records import directions
-from hpo.storage.pareto import trials_since_best
+from hpo.storage.pareto import Losses, trials_since_best
 from hpo.studyfile import Study
 from hpo.training.seeds import derive_seed
 
@@ -53,7 +54,7 @@ SAMPLER_ATTEMPTS = 3
 RANDOM_ATTEMPTS = 50
 """Attempts of random sampling, before a finite space is searched for the first unused configuration."""
 
-RUNG = "completed_rung_"
+HYPERBAND_RUNG = "completed_rung_"
 """Prefix of the attributes with the values that a trial reached at hyperband's rungs."""
 
 
@@ -79,6 +80,7 @@ class SamplerHistory:
         self._in_memory = InMemoryStudy(before)
         self._study = optuna.create_study(study_name=study.name, directions=directions(study), storage=self._in_memory)
         self._pruner = make_pruner(study)
+        self._epochs_differ = len(set(study.possible_values(("training", "epochs")).values())) > 1
         self._size = size(study)
         self._observations = Observations(self._space, self._study, len(before))
         for trial in before:
@@ -126,6 +128,11 @@ class SamplerHistory:
     def count(self) -> int:
         """The number of trials."""
         return self._in_memory.count
+
+    @property
+    def unfinished_numbers(self) -> set[int]:
+        """The numbers of the trials that have not ended."""
+        return set(self._ids)
 
     @property
     def unfinished(self) -> set[int]:
@@ -378,6 +385,18 @@ class SamplerHistory:
                 self._pruner.prune(self._study, trial)
         return {number for number, trial in members.items() if self._pruner.prune(self._study, trial)}
 
+    def freeze(self, number: int, epoch: int, reached: Losses) -> None:
+        """Add what a frozen trial has reached, for the sampler: a running trial that counts as one pruned there."""
+        if number not in self._outside_space:
+            self._observations.freeze(number, epoch, reached)
+
+    def last_epoch(self, number: int) -> int:
+        """Return the last epoch of a trial by its configuration."""
+        if not self._epochs_differ:
+            return max_epochs(self._study_file)
+        params = self._in_memory.get_trial(number).params
+        return config_of(self._study_file, params).training.epochs if params else max_epochs(self._study_file)
+
     def set_constraints(self, number: int, constraints: Mapping[str, float]) -> None:
         """Set a trial's constraint values; above 0 it violates a limit."""
         if number not in self._outside_space:
@@ -398,4 +417,4 @@ class SamplerHistory:
 
 def stored_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes to store: rungs, constraints and generations, but not CMA-ES's pickles."""
-    return {key: value for key, value in attrs.items() if key.startswith((RUNG, CONSTRAINT, GENERATION))}
+    return {key: value for key, value in attrs.items() if key.startswith((HYPERBAND_RUNG, CONSTRAINT, GENERATION))}

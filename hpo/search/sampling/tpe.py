@@ -12,6 +12,7 @@ Optuna. With several objective values, Optuna's own function decides which trial
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -31,17 +32,16 @@ from hpo.optuna_internals import (
     default_gamma_multiobjective,
     split_trials,
 )
+from hpo.search.sampling.halving import best_first
+from hpo.storage.pareto import Losses
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 LOG_SQRT_2PI = 0.5 * float(np.log(2 * np.pi))
 
-MOST_GOOD = 25
-"""The maximum number of good trials of Optuna's TPE, for one objective value."""
-
 Merit = tuple[int, float, float, int]
-"""The sort key of trials that have ended: the best first, equal ones by number."""
+"""The sort key of trials that have ended or were frozen: the best first, equal ones by number."""
 
 
 class Observations:
@@ -59,13 +59,11 @@ class Observations:
         self._before = before
         self._numbers = np.empty((64, len(space)))  # one row a trial, by number; those of search.start_from first
         self._known = np.zeros(64, bool)  # which rows are used: running trials, and ended ones that did not fail
-        self._best: list[Merit] = []  # with one objective value
-        self._all: dict[int, FrozenTrial] = {}  # with several objective values: trials that have ended
-        self._good: tuple[int, list[int]] = (
-            0,
-            [],
-        )  # likewise: the number of ended trials, and the good ones among them
-        self.ended = 0
+        self._merits: dict[int, Merit] = {}  # of ended and frozen trials, by number
+        self._best_first: list[Merit] = []  # sorted
+        self._reached: dict[int, Losses] = {}  # by trials that were frozen, at their last step
+        self._completed: dict[int, FrozenTrial] = {}  # with several objective values
+        self._good: list[int] | None = None  # likewise: the good trials, where they are known
 
     def add(self, trial: FrozenTrial) -> None:
         """Add a trial that runs now or has ended; a failed trial is ignored."""
@@ -75,18 +73,39 @@ class Observations:
             self._known = np.concatenate([self._known, np.zeros_like(self._known)])
         self._known[place] = trial.state != TrialState.FAIL
         if trial.state == TrialState.FAIL:
+            self._unrank(trial.number)
             return
         self._numbers[place] = [
             each.to_internal_repr(trial.params[name]) if name in trial.params else math.nan
             for name, each in self._space.items()
         ]
-        if trial.state != TrialState.RUNNING:
-            self.ended += 1
-            if self.several:
-                self._all[trial.number] = trial
-            else:
-                bisect.insort(self._best, self._merit(trial))
-                del self._best[MOST_GOOD:]
+        if trial.state == TrialState.RUNNING or (trial.state == TrialState.PRUNED and trial.number in self._reached):
+            return
+        if self.several and trial.state == TrialState.COMPLETE:
+            self._completed[trial.number] = trial
+        self._rank(trial.number, self._merit(trial))
+
+    def freeze(self, number: int, step: int, reached: Losses) -> None:
+        """Add what a running trial has reached at a step: it counts like a trial that was pruned there."""
+        self._reached[number] = reached
+        self._rank(number, (1, -step, 0.0 if self.several else reached[0], number))
+
+    @property
+    def ended(self) -> int:
+        """The number of trials that have ended or reached a step where they were frozen."""
+        return len(self._merits)
+
+    def _rank(self, number: int, merit: Merit) -> None:
+        self._unrank(number)
+        self._merits[number] = merit
+        bisect.insort(self._best_first, merit)
+        self._good = None
+
+    def _unrank(self, number: int) -> None:
+        if (merit := self._merits.pop(number, None)) is not None:
+            del self._best_first[bisect.bisect_left(self._best_first, merit)]
+            self._completed.pop(number, None)
+            self._good = None
 
     def forget(self, first: int) -> None:
         """Remove the running trials from this number on."""
@@ -102,12 +121,26 @@ class Observations:
     def _good_ones(self) -> list[int]:
         """Return the numbers of the good trials."""
         if not self.several:
-            return [merit[-1] for merit in self._best[: default_gamma(self.ended)]]
-        if self._good[0] != self.ended:  # once for a population
-            trials = [self._all[number] for number in sorted(self._all)]
-            good, _ = split_trials(self._study, trials, default_gamma_multiobjective(self.ended))
-            self._good = self.ended, [trial.number for trial in good]
-        return self._good[1]
+            return [merit[-1] for merit in self._best_first[: default_gamma(self.ended)]]
+        if self._good is None:  # once for a population
+            self._good = self._good_of_several(default_gamma_multiobjective(self.ended))
+        return self._good
+
+    def _good_of_several(self, count: int) -> list[int]:
+        """Return the good trials of several objective values: completed ones first, then those with more steps.
+
+        Optuna splits the completed ones. It cannot compare pruned trials by several values: they are ranked by
+        non-domination here.
+        """
+        feasible = [self._completed[number] for number in sorted(self._completed) if self._merits[number][0] == 0]
+        good = [trial.number for trial in split_trials(self._study, feasible, count)[0]]
+        if len(good) < count:
+            others = [merit for merit in self._best_first if merit[0] > 0]
+            for _, equal in itertools.groupby(others, key=lambda merit: merit[:2]):
+                numbers = [number for *_, number in equal]
+                reached = {number: self._reached[number] for number in numbers if number in self._reached}
+                good += best_first(reached) + [number for number in numbers if number not in reached]
+        return good[:count]
 
     def _columns(self, which: list[int] | np.ndarray, names: Collection[str]) -> dict[str, np.ndarray]:
         columns = [column for column, name in enumerate(self._space) if name in names]
@@ -124,8 +157,8 @@ class Observations:
         if excess > 0:
             return 2, excess, 0.0, trial.number
         if trial.state == TrialState.COMPLETE:
-            assert trial.value is not None, "a completed trial has a value"
-            return 0, self._sign * trial.value, 0.0, trial.number
+            assert trial.values is not None, "a completed trial has a value"
+            return 0, 0.0 if self.several else self._sign * trial.values[0], 0.0, trial.number
         if not trial.intermediate_values:
             return 1, 1.0, 0.0, trial.number
         step, value = max(trial.intermediate_values.items())

@@ -1,0 +1,233 @@
+"""The search of a network study with successive halving: populations train from rung to rung.
+
+A population trains up to the next rung; its members are then frozen: their trials stay RUNNING, claimed by this worker.
+Of all trials that have reached a rung, also those of other workers, the best are promoted: thawed in whole populations
+of members at the same epoch. New configurations are sampled while no rung has a whole population to promote, so that
+stacks stay full. Trials that cannot be promoted any more end as pruned. A worker with nothing left to train takes over
+promoted trials that another worker has frozen, where it can read their states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.search.events import FrozenTrials, TrialsNotPromoted
+from hpo.search.frozen_members import FrozenMember, FrozenMembers
+from hpo.search.loop import trains_alone
+from hpo.search.population_run import PopulationRun, ending
+from hpo.search.population_search import PopulationSearch
+from hpo.search.rungs import Judgement, Rungs, Unfinished
+from hpo.search.sampling.halving import Halving
+from hpo.search.scoring import objective_values
+from hpo.search.study_records import directions
+from hpo.storage import FROZEN, RUNG, WORKER, TrialFields
+from hpo.training.stack import Member
+from hpo.training.trainer import GroupKey
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """A frozen trial of this worker, with what it shares with the members of its next population."""
+
+    trial: FrozenTrial
+    group: GroupKey
+
+    @property
+    def epoch(self) -> int:
+        """The rung at which the trial is frozen."""
+        return self.group[1]
+
+
+@dataclass(kw_only=True)
+class HalvingSearch(PopulationSearch):
+    """The search of a network study by successive halving."""
+
+    halving: Halving
+    _members_frozen: FrozenMembers = field(init=False)
+    _frozen: dict[int, _Frozen] = field(init=False, default_factory=dict)
+    _rungs: Rungs = field(init=False)
+    _others: dict[int, FrozenTrial] = field(init=False, default_factory=dict)  # other workers' unfinished trials
+
+    def __post_init__(self) -> None:
+        self._rungs = Rungs(self.halving, directions(self.study), self.study.search.repeats)
+        self._members_frozen = FrozenMembers(self.checkpoints)
+        super().__post_init__()
+
+    @property
+    def _attribute_keys(self) -> list[str]:
+        return [*super()._attribute_keys, RUNG]
+
+    def close(self) -> None:
+        """Requeue the frozen trials, after their states are written: any worker can then continue them."""
+        if self._frozen:
+            self._members_frozen.write()
+            self.storage.requeue(each.trial._trial_id for each in self._frozen.values())
+            self._forget(list(self._frozen))
+
+    def _population_run(self, group: list[Member]) -> PopulationRun:
+        """Return the training of one population up to the next rung."""
+        run = super()._population_run(group)
+        run.freeze_at(self.halving.next_stop(group[0].epoch, group[0].config.training.epochs), self._freeze)
+        return run
+
+    def _sync(self) -> None:
+        """Read the trials that other workers have created or ended, and the values that their trials have reached."""
+        super()._sync()
+        fields = TrialFields(curves=False, user_attrs=False, system_attrs="hpo:")
+        others = self.storage.read_unfinished(self.history.unfinished - self.storage.claimed_ids, fields)
+        self._others = {trial.number: trial for trial in others}
+        self._learn(others)
+
+    def _learn(self, trials: Sequence[FrozenTrial]) -> None:
+        """Add the values that trials have reached at rungs, for the judgements and for the sampler."""
+        self._tell_sampler(self._rungs.add_stored(trials))
+
+    def _tell_sampler(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if reached := self._rungs.reached(number):
+                self.history.freeze(number, *reached)
+
+    def _claim_waiting(self) -> bool:
+        """Claim waiting trials. Those that continue from a rung are frozen at once."""
+        while super()._claim_waiting():
+            at_rung = {
+                number: member
+                for number, member in self._progress.items()
+                if member.epoch in self.halving.rungs(member.member.config.training.epochs)
+            }
+            self._learn([self._running[number] for number in at_rung])
+            self._freeze(at_rung)
+            for number in at_rung:
+                self._progress.pop(number, None)
+            if self._running:
+                return True
+        return False
+
+    def _freeze(self, members: Mapping[int, FrozenMember]) -> set[int]:
+        """Freeze members at a rung; return the numbers of those whose claim was lost."""
+        values = {
+            number: objective_values(self.study, self.trainer, each.member.config, each.curve, each.seconds)
+            for number, each in members.items()
+        }
+        lost = self._drop_lost_claims(
+            self.storage.freeze({self.trial_id(n): (each.epoch, values[n]) for n, each in members.items()})
+        )
+        stored = {number: member for number, member in members.items() if number not in lost}
+        for number, each in stored.items():
+            self._rungs.add(number, each.epoch, values[number])
+            self._frozen[number] = _Frozen(self._running.pop(number), self.trainer.group_key(each.member))
+        self._tell_sampler(stored)
+        self._members_frozen.put(stored)
+        if any(self.checkpoints.is_due(each.epoch, at_rung=True) for each in stored.values()):
+            self._members_frozen.write()
+        self._frozen_changed()
+        return lost
+
+    def _thaw(self, partly: bool) -> bool:
+        """Promote a population of frozen trials, from the highest rung that has one; return whether there was one.
+
+        With `partly`, promote what there is, from the lowest rung: so all trials reach a rung before it is judged.
+        """
+        judged = self._judge()
+        for rung in sorted(judged, reverse=not partly):
+            while chosen := self._population_at(rung, judged[rung].promoted, partly):
+                self._thaw_trials(chosen)
+                if self._running:
+                    return True
+        return partly and self._take_over(judged)
+
+    def _judge(self) -> dict[int, Judgement]:
+        """Return the judgement of each rung, after the trials that cannot be promoted any more have ended."""
+        while True:
+            judged = self._rungs.judge(self._unfinished())
+            hopeless = {n for n, each in self._frozen.items() if n in judged[each.epoch].hopeless}
+            if not hopeless:
+                return judged
+            self._end_frozen(hopeless)
+
+    def _unfinished(self) -> Unfinished:
+        """Return the trials that may still reach a rung. Once a limit is reached, no waiting or new trial may."""
+        goes_on = self._limit_reached is None and not self.history.exhausted()
+        lasts = {
+            number: self.history.last_epoch(number)
+            for number in self.history.unfinished_numbers
+            if number not in self._others or self._is_trained(self._others[number], goes_on)
+        }
+        to_ask = max(0, -(-self._missing // self.study.search.repeats)) if goes_on else 0
+        return Unfinished(lasts, to_ask, self.history.count)
+
+    @staticmethod
+    def _is_trained(other: FrozenTrial, goes_on: bool) -> bool:
+        """Return whether a worker trains an unfinished trial, or will train it."""
+        return WORKER in other.system_attrs if other.state == TrialState.RUNNING else goes_on
+
+    def _population_at(self, rung: int, promoted: Sequence[int], partly: bool) -> list[int]:
+        """Return frozen trials of a rung that can train together: a whole population, or with `partly` any number."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for number in promoted:
+            frozen = self._frozen.get(number)
+            if frozen is not None and frozen.epoch == rung:
+                alone = number if trains_alone(frozen.trial) else None
+                groups.setdefault((frozen.group, alone), []).append(number)
+        largest = max(groups.values(), key=len, default=[])
+        return largest[: self.population] if partly or len(largest) >= self.population else []
+
+    def _thaw_trials(self, numbers: Sequence[int]) -> None:
+        """Make frozen trials running ones; those whose state cannot be read any more start again."""
+        trials = {number: self._frozen[number].trial for number in numbers}
+        lost = self.storage.thaw({trial._trial_id for trial in trials.values()})
+        members = self._members_frozen.take(numbers)
+        self._forget(numbers)
+        for number, trial in trials.items():
+            if trial._trial_id not in lost:
+                self._running[number] = trial
+                if number in members:
+                    self._progress[number] = members[number]
+        self.history.restart(trial for number, trial in self._running.items() if number not in members)
+        self._frozen_changed()
+
+    def _take_over(self, judged: Mapping[int, Judgement]) -> bool:
+        """Claim promoted trials that other workers have frozen, where their states can be read here."""
+        for rung in sorted(judged):
+            ids = {
+                self._others[number]._trial_id
+                for number in judged[rung].promoted
+                if number in self._others
+                and self._others[number].system_attrs.get(FROZEN) == rung
+                and self.checkpoints.exists(number)
+            }
+            claimed = self.storage.claim(ids, self.population, self.claim_conditions, frozen=True)
+            self._running = {trial.number: trial for trial in claimed}
+            self._continue()
+            self._drop_lost_claims(self.storage.thaw({trial._trial_id for trial in self._running.values()}))
+            if self._running:
+                return True
+        return False
+
+    def _end_frozen(self, numbers: Collection[int]) -> None:
+        """End frozen trials as pruned, with their last values."""
+        self._running |= {number: self._frozen[number].trial for number in numbers}
+        metric = self.study.search.first_metric
+        curves = {number: self._members_frozen.curve(number) for number in numbers}
+        endings = [
+            (n, ending(self.trial_id(n), TrialState.PRUNED, (curve[metric][-1],), curve, self.history.attrs(n)))
+            for n, curve in curves.items()
+        ]
+        lost = self.end(endings)
+        self._forget(numbers)
+        self.checkpoints.remove(set(numbers) - lost)
+        if ended := tuple(sorted(set(numbers) - lost)):
+            self.on_event(TrialsNotPromoted(ended))
+        self._frozen_changed()
+
+    def _forget(self, numbers: Iterable[int]) -> None:
+        for number in list(numbers):
+            self._frozen.pop(number, None)
+            self._members_frozen.drop(number)
+
+    def _frozen_changed(self) -> None:
+        epochs = sorted(each.epoch for each in self._frozen.values())
+        self.on_event(FrozenTrials(tuple((epoch, epochs.count(epoch)) for epoch in dict.fromkeys(epochs))))
