@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.events import FrozenTrials, TrialsNotPromoted
-from hpo.search.frozen_members import FrozenMember, FrozenMembers
+from hpo.search.frozen_member import FrozenMember
+from hpo.search.frozen_members import FrozenMembers
 from hpo.search.loop import trains_alone
 from hpo.search.population_run import PopulationRun, ending
 from hpo.search.population_search import PopulationSearch

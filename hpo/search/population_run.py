@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from hpo.errors import HpoError
 from hpo.search.checkpoints import CheckpointWriter, PopulationCheckpoints
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
-from hpo.search.frozen_members import FrozenMember
+from hpo.search.frozen_member import FrozenMember
 from hpo.search.loop import Search
 from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.scoring import objective_values, score_epoch

@@ -14,7 +14,7 @@ from hpo.errors import StudyClosedError, UsageError
 from hpo.search.checkpoints import CheckpointWriter
 from hpo.search.enqueueing import FIXED, checked
 from hpo.search.events import TrialsFailed, TrialsLeftOut
-from hpo.search.frozen_members import FrozenMember
+from hpo.search.frozen_member import FrozenMember
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.population_run import PopulationRun

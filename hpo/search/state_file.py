@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from safetensors import torch as tensors
 
 from hpo.search.checkpoints import Checkpoint
-from hpo.search.frozen_members import FrozenMember
+from hpo.search.frozen_member import FrozenMember
 from hpo.text import decode_non_finite, encode_non_finite
 from hpo.training.networks.weights_file import ABOUT, State, weights_to_bytes
 from hpo.training.optimizers import FrozenOptimizer

@@ -22,7 +22,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from hpo.data import Split
 from hpo.errors import HpoError, StorageError
 from hpo.search.events import Event, Note
-from hpo.search.frozen_members import FrozenMember
+from hpo.search.frozen_member import FrozenMember
 from hpo.search.state_file import StateMetadata, max_state_bytes, read_metadata, read_state, state_to_bytes
 from hpo.search.study_records import precision_of
 from hpo.storage import ClaimConditions, Storage, identity

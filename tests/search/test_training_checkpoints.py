@@ -25,7 +25,7 @@ from hpo.data import load_split
 from hpo.results.copy import copy_line
 from hpo.search.checkpoints import Checkpoint
 from hpo.search.events import Event, Note
-from hpo.search.frozen_members import FrozenMember
+from hpo.search.frozen_member import FrozenMember
 from hpo.search.space import config_of
 from hpo.search.study_records import claim_conditions, open_study
 from hpo.search.training_checkpoints import MAX_TIME_FRACTION, TrainingCheckpoints
