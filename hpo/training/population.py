@@ -139,8 +139,9 @@ def _make_stacks(
     threads = max(1, min(cores, step * len(members) // MIN_STEP_FLOPS_PER_THREAD))
     count = min(threads, len(members))
     for member, module in zip(members, modules, strict=True):
+        in_type(module, DTYPES[precision])
         if member.state is not None:
-            load_values(in_type(module, DTYPES[precision]), member.state.network)
+            load_values(module, member.state.network)
     typed = split.in_type(DTYPES[precision])  # once for all stacks: the split may be large
     bounds = [len(members) * part // count for part in range(count + 1)]
     stacks = [Stack(members[start:end], modules[start:end], typed, stacked) for start, end in pairwise(bounds)]

@@ -126,7 +126,7 @@ def in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def values_of(network: nn.Module) -> dict[str, Any]:
     """Return copies of all that training may change in a module: its state and its non-persistent buffers."""
-    return copied_values({**dict(network.named_buffers()), **network.state_dict()})
+    return copied_values({**dict(network.named_buffers(remove_duplicate=False)), **network.state_dict()})
 
 
 def copied_values(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,12 +135,18 @@ def copied_values(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_values(network: nn.Module, values: Mapping[str, Any]) -> None:
-    """Load the values that `values_of` returned into a module of the same architecture."""
+    """Load copies of the values that `values_of` returned into a module of the same architecture and type."""
+    device = next(network.parameters()).device
+    values = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in copied_values(values).items()}
+    for path, module in network.named_modules():
+        for name, buffer in module._buffers.items():
+            value = values.get(f"{path}.{name}" if path else name, buffer)
+            if buffer is None or (buffer.dtype, buffer.shape) != (value.dtype, value.shape):
+                setattr(module, name, value)  # a forward may replace a buffer by one of another type or shape
+            else:
+                buffer.copy_(value)
     state = network.state_dict()
     network.load_state_dict({name: value for name, value in values.items() if name in state})
-    for name, buffer in network.named_buffers():
-        if name in values and name not in state:
-            buffer.copy_(values[name])
 
 
 def checked_output(out: object, examples: int, classes: int, settings: NetworkSettings) -> Tensor:

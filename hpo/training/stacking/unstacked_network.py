@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpo.errors import HpoError
 from hpo.training.global_locks import seeded
-from hpo.training.networks.user_defined import copied_values, in_type, values_of
+from hpo.training.networks.user_defined import copied_values, values_of
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
 
 
@@ -34,13 +34,14 @@ class ForwardSeed:
 class UnstackedNetwork:
     """A module with the interface of a StackedNetwork of one member. The module is changed: pass a copy to keep it.
 
-    `compute` is the type to compute in: float32, float64 or, through autocast, bfloat16.
+    `compute` is the type to compute in: float32, float64 or, through autocast, bfloat16. The module's parameters have
+    this type, or float32 for bfloat16.
     """
 
     def __init__(self, module: nn.Module, compute: torch.dtype) -> None:
         self._type = torch.float64 if compute == torch.float64 else torch.float32
         self._autocast_type = compute if compute != self._type else None
-        self._module = in_type(module, self._type)
+        self._module = module
         trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.blocks = ParameterBlocks(
             {name: value.detach().unsqueeze(0) for name, value in trained.items()}, self._type
