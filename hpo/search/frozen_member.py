@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hpo.search.checkpoints import Checkpoint
 from hpo.search.study_records import Curve
 from hpo.training.stack import Member, MemberState
@@ -37,3 +39,9 @@ class FrozenMember:
     def epoch(self) -> int:
         """The epochs that the member has trained."""
         return self.state.epoch
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors in bytes."""
+        best = {} if self.best is None else self.best.state
+        return self.state.nbytes + sum(value.nbytes for value in best.values() if isinstance(value, Tensor))

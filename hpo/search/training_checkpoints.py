@@ -80,6 +80,7 @@ class TrainingCheckpoints:
             "split_seed": study.data.split_seed,
         }
         self._warned: set[str] = set()
+        self._written: dict[int, int] = {}  # trial number -> epoch of the file that this object wrote
         self._due_at = clock() + FIRST_WRITE_S
 
     @property
@@ -98,15 +99,20 @@ class TrainingCheckpoints:
                 return at_rung or epoch % int(every) == 0
 
     def write(self, members: Mapping[int, FrozenMember]) -> set[int]:
-        """Write the files of these members, by trial number; return the trials whose files were written.
+        """Write the files of these members, by trial number; return the trials that have a file of their epoch now.
 
-        Each file replaces the trial's last one. Warns once where files cannot be written.
+        Each file replaces the trial's last one; a file of the same epoch is not written again. Warns once where files
+        cannot be written.
         """
         start = self._clock()
-        written = {number for number, member in sorted(members.items()) if self._write(number, member)}
+        missing = {number for number, member in members.items() if not self._is_written(number, member.epoch)}
+        for number in sorted(missing):
+            if self._write(number, members[number]):
+                self._written[number] = members[number].epoch
+                missing.remove(number)
         end = self._clock()
         self._due_at = max(self._due_at, end) + (end - start) / MAX_TIME_FRACTION
-        return written
+        return members.keys() - missing
 
     def read(self, member: Member) -> FrozenMember | None:
         """Return the member frozen as in its file; None where it has no file that can be used.
@@ -142,13 +148,15 @@ class TrainingCheckpoints:
 
     def remove(self, numbers: Collection[int]) -> None:
         """Remove the files of these trials, where there are any. Warns once where files cannot be removed."""
-        for file in map(self._file, numbers):
+        for number in numbers:
+            self._written.pop(number, None)
+            file = self._file(number)
             if file is None:
-                return
+                continue
             try:
                 ArtifactFolder(file.parent).remove(file.name)
             except NotADirectoryError:  # no file can be there
-                return
+                continue
             except OSError as error:
                 why = error.strerror or str(error)
                 self._warn("removed", f"training checkpoints cannot be removed in {file.parent} ({why})")
@@ -156,6 +164,9 @@ class TrainingCheckpoints:
     def _file(self, number: int) -> Path | None:
         """Return the path of a trial's file; None where this user has no folder of artifacts."""
         return None if self._folder is None else self._folder / state_file_id(self._identity, number)
+
+    def _is_written(self, number: int, epoch: int) -> bool:
+        return self._written.get(number) == epoch and self.exists(number)
 
     def _write(self, number: int, member: FrozenMember) -> bool:
         file = self._file(number)

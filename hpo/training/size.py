@@ -25,6 +25,9 @@ MAX_AUTO_POPULATION = {"cpu": 32, "cuda": 256, "mps": 64}
 MEMORY_FRACTION = 0.25
 """Fraction of the device's memory that `population = "auto"` uses."""
 
+FROZEN_MEMORY_FRACTION = 0.25
+"""Fraction of the available host memory for the states of frozen members; further states are in files."""
+
 
 @dataclass(frozen=True)
 class MemberSize:

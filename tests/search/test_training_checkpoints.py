@@ -12,130 +12,32 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.artifacts import get_all_artifact_meta
-from tiny import study_of, tree
+from training_states import NETS, Bench, Clock, module_study, plain, restarted, study_with
 
 from hpo.data import load_split
 from hpo.results.copy import copy_line
-from hpo.search.checkpoints import Checkpoint
-from hpo.search.events import Event, Note
 from hpo.search.frozen_member import FrozenMember
-from hpo.search.space import config_of
-from hpo.search.study_records import claim_conditions, open_study
 from hpo.search.training_checkpoints import MAX_TIME_FRACTION, TrainingCheckpoints
 from hpo.service.queue_control import delete
 from hpo.storage import Storage, identity, load_study, summary
-from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id
-from hpo.studyfile import Study, parse_study
-from hpo.training.device_data import to_device
+from hpo.storage.artifacts import ArtifactFolder, state_file_id
+from hpo.studyfile import parse_study
 from hpo.training.stack import METRICS, Member
-from hpo.training.trainer import Trainer
 from hpo.usercode import import_code
 
 CONSEQUENCE = "; the trial starts again at epoch 1"
 
 
-def study_with(name: str = "tiny", **changes: dict[str, Any]) -> Study:
-    changes = {"optimizer": {"kind": "adam", "lr": 0.01}, "training": {"epochs": 5}, **changes}
-    return study_of(name=name, **changes)
-
-
-class Clock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Bench:
-    """A stored study with the training checkpoints of a worker, whose notes are in `notes`."""
-
-    def __init__(self, study: Study, storage: Storage, precision: str = "float64") -> None:
-        self.study, self.storage, self.clock = study, storage, Clock()
-        self.split, self.code = load_split(study), import_code(study.references, study.folder)
-        self.notes: list[str] = []
-        stored = open_study(study, self.split, self.code, storage)
-        self.checkpoints = TrainingCheckpoints(
-            study,
-            claim_conditions(study, stored),
-            storage,
-            self._say,
-            code=self.code,
-            split=self.split,
-            precision=precision,
-            clock=self.clock,
-        )
-        self.trainer = Trainer(
-            to_device(self.split, study.data.split_seed, torch.device("cpu")), precision, lambda text: None
-        )
-
-    def _say(self, event: Event) -> None:
-        assert isinstance(event, Note)
-        assert event.level == "warning"
-        self.notes.append(event.text)
-
-    def member(self, number: int, seed: int = 3, **values: Any) -> Member:
-        return Member(number, config_of(self.study, values), seed)
-
-    def frozen(self, *numbers: int, epoch: int = 2, best: bool = False) -> dict[int, FrozenMember]:
-        """Return members frozen after an epoch of training."""
-        members = {number: self.member(number, seed=number) for number in numbers}
-        curves: dict[int, dict[str, list[float]]] = {number: {metric: [] for metric in METRICS} for number in numbers}
-        epochs = self.trainer.train(list(members.values()))
-        result = next(epochs)
-        while True:
-            for number, curve in curves.items():
-                for metric, value in result.metrics[number].items():
-                    curve[metric].append(value)
-            if result.epoch == epoch:
-                break
-            result = epochs.send(())
-        states, weights = result.freeze(numbers), result.states(numbers)
-        epochs.close()
-        return {
-            number: FrozenMember(
-                replace(member, state=states[number]),
-                curves[number],
-                [0.1 * number] * epoch,
-                Checkpoint(epoch, curves[number]["val_loss"][-1], weights[number]) if best else None,
-                12.5 + number,
-            )
-            for number, member in members.items()
-        }
-
-    def path(self, number: int) -> Path:
-        own = identity(load_study(self.storage, self.study.name).user_attrs, self.study.name)
-        return artifact_folder(self.storage.location) / state_file_id(own, number)
-
-
 @pytest.fixture
 def bench(storage: Storage) -> Bench:
     return Bench(study_with(), storage)
-
-
-def plain(frozen: FrozenMember) -> Any:
-    """Return everything that training continues with, tensors as type, shape and bytes, as values to compare."""
-    state, best = frozen.state, frozen.best
-    parts = [state.network, *state.optimizer.states, *([best.state] if best else [])]
-    tensors = [
-        {
-            name: (v.dtype, v.shape, v.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            for name, v in each.items()
-        }
-        for each in parts
-    ]
-    numbers = repr([sorted(frozen.curve.items()), frozen.seconds, frozen.elapsed_s])
-    of_best = best and (best.epoch, repr(best.val_loss))
-    return state.epoch, sorted(state.optimizer.steps.items()), tensors, numbers, of_best
 
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
@@ -182,53 +84,6 @@ def test_a_trial_continues_from_its_file_with_the_curve_that_it_has_alone(bench:
         assert curve == pytest.approx(whole.curve[metric], rel=1e-9)
 
 
-NETS = """
-import torch
-from torch import nn
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
-        self.second.weight = self.first.weight
-        self.last = nn.Linear(64, 10)
-        self.last.bias.requires_grad = False
-        self.register_buffer("scale", torch.ones(()), persistent=False)
-        self.register_buffer("empty", torch.ones(0, 3))
-
-    def forward(self, x):
-        return self.last(torch.relu(self.second(torch.relu(self.first(x.flatten(1)))))) * self.scale
-
-
-class Changing(nn.Module):  # cannot be stacked
-    def __init__(self):
-        super().__init__()
-        self.last, self.unused = nn.Linear(64, 10), nn.Linear(2, 2)
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("transposed", torch.arange(6.0).reshape(2, 3).t())
-
-    def forward(self, x):
-        self.calls += 1
-        return self.last(x.flatten(1)) * (1.0 if x.sum() > -1e9 else 0.0)
-
-
-class Extra(Changing):
-    def get_extra_state(self):
-        return {"no": "tensor"}
-
-    def set_extra_state(self, state):
-        pass
-"""
-
-
-def module_study(net: str, folder: Path) -> Study:
-    (folder / "net.py").write_text(NETS)
-    study_tree = tree(optimizer={"kind": "adam", "lr": 0.01}, training={"epochs": 5})
-    study_tree["network"] = {"module": f"net.py:{net}"}
-    return parse_study(study_tree, "tiny.toml", folder)
-
-
 @pytest.mark.parametrize("net", ["Tied", "Changing"])
 def test_states_of_user_defined_networks_come_back(net: str, storage: Storage, tmp_path: Path) -> None:
     bench = Bench(module_study(net, tmp_path), storage)
@@ -257,6 +112,7 @@ def test_curves_keep_every_float(bench: Bench) -> None:
     odd = [math.nan, -math.inf, math.inf, -0.0, 5e-324, 0.1 + 0.2]
     for first in odd:
         member = replace(frozen, curve={**frozen.curve, "val_loss": [first, 1 / 3]})
+        bench.checkpoints.remove({1})
         bench.checkpoints.write({1: member})
         read = bench.checkpoints.read(bench.member(1, seed=1))
         assert read is not None
@@ -351,19 +207,9 @@ def test_a_file_of_another_training_is_refused(storage: Storage, tmp_path: Path)
     refused(Bench(base.renamed("other"), storage), member, "is a file of another study")
     other_seed = parse_study({**base.resolved(), "data": {**base.resolved()["data"], "split_seed": 1}}, "t", tmp_path)
     for key, value in {"split": load_split(other_seed), "study": other_seed}.items():
-        refused(_with(bench, **{key: value}), member, differs)
+        refused(restarted(bench, **{key: value}), member, differs)
     (tmp_path / "net.py").write_text(f"{NETS}\n")
-    refused(_with(bench, code=import_code(base.references, tmp_path)), member, differs)
-
-
-def _with(bench: Bench, **changes: Any) -> Bench:
-    """Return the same study with other data or code, which a worker would refuse to train."""
-    other = object.__new__(Bench)
-    other.__dict__ |= {**bench.__dict__, "notes": []}
-    conditions = claim_conditions(bench.study, load_study(bench.storage, bench.study.name))
-    arguments = {"study": bench.study, "split": bench.split, "code": bench.code, "precision": "float64", **changes}
-    other.checkpoints = TrainingCheckpoints(conditions=conditions, storage=bench.storage, say=other._say, **arguments)
-    return other
+    refused(restarted(bench, code=import_code(base.references, tmp_path)), member, differs)
 
 
 def test_the_number_of_epochs_matters_with_a_cosine_schedule_only(storage: Storage) -> None:
@@ -381,7 +227,7 @@ def test_precision_auto_is_the_precision_that_was_chosen(storage: Storage) -> No
     bench = Bench(study, storage, "float32")
     bench.checkpoints.write(bench.frozen(1))
     assert bench.checkpoints.read(bench.member(1, seed=1)) is not None
-    assert _with(bench, precision="bfloat16").checkpoints.read(bench.member(1, seed=1)) is None
+    assert restarted(bench, precision="bfloat16").checkpoints.read(bench.member(1, seed=1)) is None
     bench.checkpoints.write(bench.frozen(1))
     fixed = study_with(training={"epochs": 5, "precision": "float32"}).first_config
     assert bench.checkpoints.read(Member(1, fixed, 1)) is not None
@@ -605,7 +451,7 @@ def test_auto_costs_at_most_two_percent_of_the_time(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, costs: list[float], epoch_s: float, writes: int
 ) -> None:
     """The time before a write pays for all earlier ones, also for those that a lack of memory caused."""
-    bench = _with(bench, clock=(clock := Clock()))
+    bench = restarted(bench, clock=(clock := Clock()))
     spent = 0.0
 
     def slow(self: TrainingCheckpoints, number: int, member: FrozenMember) -> bool:
@@ -614,7 +460,7 @@ def test_auto_costs_at_most_two_percent_of_the_time(
         spent += costs[-1]
         return True
 
-    member: Any = None
+    member: Any = SimpleNamespace(epoch=1)
     assert not bench.checkpoints.is_due(1, at_rung=True)
     with monkeypatch.context() as patch:
         patch.setattr(TrainingCheckpoints, "_write", slow)
