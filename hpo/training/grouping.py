@@ -3,7 +3,8 @@
 The architecture of a built-in network follows from its settings. A user-defined module is built and traced, because
 any argument may change its architecture. Before the first module of an architecture is trained, two such modules are
 trained for one step both stacked and alone, and compared (hpo/training/stacking/proof.py). Modules that cannot be
-stacked train one at a time, after one warning with the reason.
+stacked train one at a time, after one warning with the reason. A second warning follows where such a module changes in
+training in a way that its frozen state does not include.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hpo.studyfile import Config, NetworkSettings
 from hpo.studyfile.keys import unsearchable_keys
 from hpo.training.device_data import DeviceSplit, Shape
 from hpo.training.networks.builtin import build
-from hpo.training.networks.user_defined import check_trainable
+from hpo.training.networks.user_defined import check_trainable, in_type, why_not_freezable
 from hpo.training.stack import Member
 from hpo.training.stacking.proof import prove
 from hpo.training.stacking.trace import CannotStackError, architecture_of
@@ -77,6 +78,7 @@ class Grouping:
         self._split, self._warn = split, warn
         self._architectures: dict[str, str] = {}  # arguments -> architecture
         self._reasons: dict[str, str | None] = {}  # architecture -> why it cannot be stacked
+        self._warnings: set[str] = set()
         self._raised: dict[int, Exception] = {}  # trial number -> the exception that its module raised
 
     def key(self, member: Member) -> str:
@@ -112,16 +114,23 @@ class Grouping:
             if architecture not in self._reasons:
                 reason = why_not_stackable(modules, self._split.train)
                 if reason is not None:
+                    examples = self._split.train[:PROOF_EXAMPLES].cpu().float()
                     # Raises the module's own error, if it fails unstacked as well.
-                    check_trainable(modules[0], settings, self._split.train[:PROOF_EXAMPLES].cpu().float(), classes)
-                    self._warn_once(str(settings.module), reason)
+                    check_trainable(modules[0], settings, examples, classes)
+                    self._warn_once(f"{settings.module}: {reason}; its trials train one at a time")
+                    fresh = in_type(build(settings, shape, classes, member.seed), examples.dtype)
+                    if problem := why_not_freezable(modules[0], fresh, examples):
+                        self._warn_once(
+                            f"{settings.module}: a frozen trial may not continue as without a pause: {problem}"
+                        )
                 self._reasons[architecture] = reason
             self._architectures[arguments] = architecture
         return self._architectures[arguments]
 
-    def _warn_once(self, module: str, reason: str) -> None:
-        if reason not in self._reasons.values():
-            self._warn(f"{module}: {reason}; its trials train one at a time")
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.add(text)
+            self._warn(text)
 
 
 def _first_line(error: Exception) -> str:

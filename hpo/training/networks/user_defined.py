@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -147,6 +149,42 @@ def load_values(network: nn.Module, values: Mapping[str, Any]) -> None:
                 buffer.copy_(value)
     state = network.state_dict()
     network.load_state_dict({name: value for name, value in values.items() if name in state})
+
+
+def why_not_freezable(network: nn.Module, fresh: nn.Module, examples: Tensor) -> str | None:
+    """Return the reason why a frozen trial may not continue as it would without the pause, or None if none is found.
+
+    `network` has trained on the examples. Its values are loaded into `fresh`, a new module of the same settings, seed
+    and type. The plain attributes of both, which are numbers, strings and collections of them, and the outputs of both
+    must then be equal.
+    """
+    try:
+        load_values(fresh, values_of(network))
+    except Exception as error:  # noqa: BLE001 - the user's module may not support it
+        return f"its state cannot be loaded into a new module ({type(error).__name__}: {error})"
+    loaded = _plain_attributes(fresh)
+    changed = [name for name, value in _plain_attributes(network).items() if value != loaded.get(name)]
+    if changed:
+        return f"training changes its attribute '{changed[0]}'; make it a buffer"
+    for training in (True, False):
+        outputs = []
+        for module in (network, fresh):
+            with seeded(0, examples.device), torch.no_grad():
+                outputs.append(module.train(training)(examples.clone()))
+        if not torch.allclose(*outputs, rtol=1e-4, atol=1e-4, equal_nan=True):
+            return "training changes more than its parameters and buffers; make all that it changes a buffer"
+    return None
+
+
+def _plain_attributes(network: nn.Module) -> dict[str, str]:
+    """Return, as JSON, those attributes of the module and its layers that JSON can represent."""
+    found = {}
+    of_any_module = vars(nn.Module()).keys()
+    for path, module in network.named_modules():
+        for name in vars(module).keys() - of_any_module:
+            with suppress(TypeError, ValueError):
+                found[f"{path}.{name}" if path else name] = json.dumps(vars(module)[name])
+    return found
 
 
 def checked_output(out: object, examples: int, classes: int, settings: NetworkSettings) -> Tensor:
