@@ -68,7 +68,7 @@ def lines_of(commands: list[list[str]]) -> Iterator[tuple[float, str]]:
         running = [subprocess.Popen(each, stdout=merged, text=True) for each in commands]
         for process in running:
             if process.wait():
-                raise SystemExit(f"{process.args} failed")
+                raise SystemExit("a search failed")
         seconds = time.perf_counter() - start
         merged.seek(0)
         for line in merged:
@@ -199,7 +199,7 @@ def table(runs: dict[str, list[Run]]) -> Iterator[str]:
     target = statistics.median(each.best for each in runs["plain Optuna x2"])
     plain = statistics.median(each.seconds_to(target) for each in runs["plain Optuna x2"])
     yield f"target: {target:.4f}, the median of the scores at which the plain loop ends"
-    yield "| search | seconds to the target: quartiles | times as fast | reached | seconds in all | best score, median |"
+    yield "| search | seconds to the target: quartiles | times as fast | reached | seconds in all | best, median |"
     yield "|---|---|---|---|---|---|"
     for name, of_name in runs.items():
         times = sorted(each.seconds_to(target) for each in of_name)

@@ -57,6 +57,7 @@ from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import distributions
 from hpo.search.study_records import CURVE, agree_on_run, open_study
+from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import ClaimConditions, Storage, TrialResult, load_study, open_storage, running_trials
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
@@ -129,7 +130,7 @@ class Free(Trainer):
         super().__init__(None, "float32", print)  # type: ignore[arg-type]
         self._clock = clock
 
-    def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
+    def train(self, members: Sequence[Member], spent_s: float = 0) -> Generator[EpochResult, Collection[int], None]:
         left = {m.number: curve(m.config.optimizer.lr, m.config.optimizer.weight_decay, m.number) for m in members}
         for epoch in range(1, EPOCHS + 1):
             result = self._clock.timed("training", epoch_of)(left, epoch)
@@ -141,7 +142,7 @@ class Free(Trainer):
 
 def epoch_of(curves: dict[int, dict[str, list[float]]], epoch: int) -> EpochResult:
     metrics = {n: {name: values[epoch - 1] for name, values in each.items()} for n, each in curves.items()}
-    return EpochResult(epoch, metrics, {}, lambda numbers: {})
+    return EpochResult(epoch, metrics, {}, lambda numbers: {}, lambda numbers: {})
 
 
 def curve(lr: float, weight_decay: float, number: int) -> dict[str, list[float]]:
@@ -164,7 +165,7 @@ def study_of(sampler: str, pruner: str, trials: int) -> Study:
                 "lr": {"low": LR[0], "high": LR[1], "log": True},
                 "weight_decay": {"low": DECAY[0], "high": DECAY[1], "log": True},
             },
-            "training": {"epochs": EPOCHS, "batch_size": 100},
+            "training": {"epochs": EPOCHS, "batch_size": 100, "checkpoint": "none"},
             "search": {"trials": trials, "sampler": sampler, "pruner": pruner, "population": POPULATION},
         },
         "the storage benchmark",
@@ -284,7 +285,10 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
                 patches.enter_context(mock.patch.object(owner, name, clock.timed(part, getattr(owner, name))))
         clock._start = clock._since = time.perf_counter()
         conditions, now = ClaimConditions(found._study_id, NAME, {}), datetime.datetime.now(datetime.UTC)
-        trainer, stop = Free(clock), threading.Event()
+        trainer, stop, code = Free(clock), threading.Event(), UserCode(Path(), {})
+        checkpoints = TrainingCheckpoints(
+            study, conditions, storage, on_event, code=code, split=load_split(study), precision="float32"
+        )
         search = PopulationSearch(
             study=study,
             stored=found,
@@ -295,7 +299,8 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
             on_event=on_event,
             stop=stop,
             trainer=trainer,
-            code=UserCode(Path(), {}),
+            code=code,
+            checkpoints=checkpoints,
         )
         assert search.run() == "finished", "the search did not come to its end"
     storage.close()

@@ -143,7 +143,10 @@ class TestReading:
             "search": {
                 "trials": 3,
                 "sampler": "tpe",
-                "pruner": "none",
+                "pruner": "auto",
+                "rung": 3,
+                "factor": 3,
+                "random_share": 0.1,
                 "metric": "val_accuracy",
                 "score": "last",
                 "population": "auto",
@@ -383,7 +386,10 @@ class TestErrors:
                 {"search__sampler": "tpee"},
                 "search.sampler: unknown sampler 'tpee' (did you mean 'tpe'?); known: random, ",
             ),
-            ({"search__pruner": "x"}, "search.pruner: unknown pruner 'x'; known: none, median, hyperband"),
+            (
+                {"search__pruner": "x"},
+                "search.pruner: unknown pruner 'x'; known: auto, none, median, hyperband, halving",
+            ),
             ({"search__metric": "val_acuracy"}, "search.metric: unknown metric 'val_acuracy' (did you mean 'val_acc"),
             (
                 {"network__init": "hee"},

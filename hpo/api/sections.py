@@ -151,7 +151,7 @@ class Search(Section):
     trials: int
     direction: Direction | Sequence[Direction] = "minimize"
     sampler: Sampler = "tpe"
-    pruner: Literal["none", "median", "hyperband", "halving"] = "none"
+    pruner: Literal["auto", "none", "median", "hyperband", "halving"] = "auto"
     rung: int = 3
     factor: int = 3
     random_share: float = 0.1

@@ -86,7 +86,7 @@ def _remedy(study: StudySummary, most: TrialState) -> str:
     helps = {
         "prune less in its objective function": has_objective,
         "raise search.limits": file_value(attrs, "search", "limits", "parameters") is not None,
-        "give --set search.pruner=none": file_value(attrs, "search", "pruner") != "none",
+        "give --set search.pruner=none": file_value(attrs, "search", "pruner") not in ("auto", "none"),
     }
     remedies = [remedy for remedy, applies in helps.items() if applies]
     return " or ".join(remedies) if most == TrialState.PRUNED and remedies else "fix that"

@@ -32,11 +32,12 @@ from hpo.search.loop import Search
 from hpo.search.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
 from hpo.search.population_search import PopulationSearch
-from hpo.search.sampling.pruners import halving_of
+from hpo.search.sampling.pruners import choose_pruner, halving_of
 from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
 from hpo.search.space import Values
 from hpo.search.study_records import (
     RUN,
+    agree_on_pruner,
     agree_on_run,
     claim_conditions,
     precisions,
@@ -207,6 +208,7 @@ class NetworkDriver(Driver):
         storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
         on_event(self.started(before, device, self.precisions(precision)))
+        pruner = self._pruner(stored, storage, on_event)
         timeout_s = self.study.search.trial_timeout
         checkpoints = TrainingCheckpoints(
             self.study,
@@ -217,8 +219,11 @@ class NetworkDriver(Driver):
             split=self.split,
             precision=precision,
         )
-        halving = halving_of(self.study)
-        search = PopulationSearch if halving is None else functools.partial(HalvingSearch, halving=halving)
+        search = (
+            functools.partial(HalvingSearch, halving=halving_of(self.study))
+            if pruner == "halving"
+            else PopulationSearch
+        )
         return search(
             stored=stored,
             storage=storage,
@@ -230,6 +235,15 @@ class NetworkDriver(Driver):
             before=self._warm_start(stored, storage, on_event),
             **arguments,
         )
+
+    def _pruner(self, stored: optuna.Study, storage: Storage, on_event: Listener) -> str:
+        """Return the pruner; the first worker chooses the one of "auto", and it is stored with the study."""
+        choice = choose_pruner(self.study)
+        if not choice.why:
+            return choice.name
+        pruner = agree_on_pruner(stored, storage, choice.name)
+        on_event(Note(f"pruner: {pruner}" + (f" ({choice.why})" if pruner == choice.name else "")))
+        return pruner
 
     def _warm_start(self, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
         """Return the trials of `search.start_from`, after a warning for each study that cannot be used any more."""

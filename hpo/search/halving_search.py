@@ -58,6 +58,10 @@ class HalvingSearch(PopulationSearch):
         super().__post_init__()
 
     @property
+    def _reads_curves(self) -> bool:
+        return True
+
+    @property
     def _attribute_keys(self) -> list[str]:
         return [*super()._attribute_keys, RUNG]
 

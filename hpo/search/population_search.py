@@ -64,7 +64,12 @@ class PopulationSearch(Search):
         """The parts of trials that the sampler and the pruner read."""
         keys = self._attribute_keys
         attrs = None if not keys else keys[0] if len(keys) == 1 else ""
-        return TrialFields(self.study.search.pruner != "none", user_attrs=False, system_attrs=attrs)
+        return TrialFields(self._reads_curves, user_attrs=False, system_attrs=attrs)
+
+    @property
+    def _reads_curves(self) -> bool:
+        """Whether the pruner or the sampler reads learning curves of pruned trials."""
+        return self.study.search.pruner in ("median", "hyperband")
 
     @property
     def _attribute_keys(self) -> list[str]:

@@ -33,6 +33,9 @@ from hpo.usercode import UserCode, find_code_folder
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
 
+PRUNER = "hpo:pruner"
+"""The user attribute with the pruner that `pruner = "auto"` stands for."""
+
 STARTS_FROM = "hpo:starts_from"
 """The user attribute with the studies of `search.start_from`: name in the file -> identity, because names change."""
 
@@ -186,6 +189,12 @@ def agree_on_run(
     with _unless_deleted(stored.study_name):
         agreed = storage.set_study_attr_if_absent(stored._study_id, RUN, run)
     return str(agreed.get("precision", "")), datetime.datetime.fromisoformat(agreed["began"])
+
+
+def agree_on_pruner(stored: optuna.Study, storage: Storage, pruner: str) -> str:
+    """Store the pruner that "auto" stands for unless another worker has; return the stored one."""
+    with _unless_deleted(stored.study_name):
+        return str(storage.set_study_attr_if_absent(stored._study_id, PRUNER, pruner))
 
 
 def precision_of(config: Config, run: str) -> str:

@@ -223,7 +223,7 @@ class SearchSettings(Settings):
 
     trials: Positive
     sampler: Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"] = "tpe"
-    pruner: Literal["none", "median", "hyperband", "halving"] = "none"
+    pruner: Literal["auto", "none", "median", "hyperband", "halving"] = "auto"
     rung: Positive = 3
     factor: Annotated[int, Field(ge=2)] = 3
     random_share: Fraction = 0.1

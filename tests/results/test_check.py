@@ -25,7 +25,7 @@ def test_the_report_lists_search_space_sizes_and_resolved_file() -> None:
     assert report.startswith("studies/tiny.toml: valid\n\nsearch space (infinitely many trials):\n")
     for line in (
         'sampler = "random"',
-        'pruner = "none"',
+        'pruner = "auto"',
         "  hidden: one of [8], [4, 4]",
         "  dropout: 0 to 0.5, step 0.1",
         "  lr: 0.001 to 1, log scale",

@@ -185,6 +185,7 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
     search = {key: tree["search"][key] for key in ("metric", "score", "retries")}
     tree["search"] = {
         **search,
+        "pruner": "none",
         "trials": trials,
         "sampler": "random",  # samples nothing: every trial is a point
         "points": points,

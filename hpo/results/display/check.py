@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from hpo.search.plan import plan
+from hpo.search.sampling.pruners import choose_pruner, halving_of
 from hpo.search.sampling.samplers import max_epochs
 from hpo.search.space import few_digits, size_text
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
@@ -48,7 +49,16 @@ def _network_report(study: Study, device: str) -> list[str]:
         f"population: {population} member{'s' * (population > 1)}, {_megabytes(population * member.member_bytes)} "
         f"of {_megabytes(device_memory(where))} on {describe_device(where)}",
         f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
+        _pruner_line(study),
     ]
+
+
+def _pruner_line(study: Study) -> str:
+    """Return the pruner and the rungs of successive halving: `pruner: halving (auto: 100 trials of 50 epochs), ...`."""
+    choice = choose_pruner(study)
+    rungs = halving_of(study).rungs(max_epochs(study)) if choice.name == "halving" else []
+    at = f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else ""
+    return f"pruner: {choice.name}{f' (auto: {choice.why})' if choice.why else ''}{at}"
 
 
 def _objective_report(study: ObjectiveStudy, device: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 import optuna
@@ -19,14 +20,49 @@ from hpo.search.sampling.halving import Halving
 from hpo.studyfile import Study
 
 
-def halving_of(study: Study) -> Halving | None:
-    """Return the settings of successive halving, where it is the study's pruner. No rung lies inside the warm-up."""
+@dataclass(frozen=True)
+class PrunerChoice:
+    """The pruner of a study, and the reason where `pruner = "auto"` chose it."""
+
+    name: str
+    why: str = ""
+
+
+def choose_pruner(study: Study) -> PrunerChoice:
+    """Return the study's pruner; "auto" is successive halving where it pays, else none."""
     search = study.search
-    if search.pruner != "halving":
-        return None
+    if search.pruner != "auto":
+        return PrunerChoice(search.pruner)
+    least = min(map(int, study.possible_values(("training", "epochs")).values()))
+    first, planned = halving_of(study).first, search.trials // search.repeats
+    if len(search.metrics) > 1:
+        return PrunerChoice("none", "several metrics")
+    if search.sampler == "grid":
+        return PrunerChoice("none", "grid compares all combinations")
+    if search.sampler not in LEARNS_FROM_PRUNED:
+        return PrunerChoice("none", f"{search.sampler} learns from completed trials only")
+    if search.repeats > 1 or len(search.points) >= planned:
+        return PrunerChoice("none", "the trials repeat or compare given configurations")
+    if least < MIN_RUNGS * first or planned < MIN_TRIALS:
+        limits = f"halving pays from {MIN_RUNGS * first} epochs and {MIN_TRIALS} trials"
+        return PrunerChoice("none", f"{planned} trials of {least} epochs; {limits}")
+    return PrunerChoice("halving", f"{planned} trials of {least} epochs")
+
+
+def halving_of(study: Study) -> Halving:
+    """Return the settings of successive halving. No rung lies inside the warm-up."""
+    search = study.search
     warmup = max(map(float, study.possible_values(("optimizer", "warmup")).values()))
     first = max(search.rung, math.ceil(warmup) + 1 if warmup else 0)
     return Halving(first, search.factor, search.random_share, search.seed)
+
+
+LEARNS_FROM_PRUNED = ("random", "tpe", "qmc")
+"""Samplers that lose nothing where most trials are pruned: they learn from pruned trials, or do not learn."""
+
+MIN_RUNGS, MIN_TRIALS = 4, 32
+"""Successive halving pays from so many times the epochs of the first rung, and from so many configurations
+(docs/explanation/benchmarks.md)."""
 
 
 class IncrementalMedianPruner(MedianPruner):

@@ -62,8 +62,8 @@ def check_search(study: Study) -> None:
 
 def _check_several(study: Study) -> None:
     search = study.search
-    if search.pruner != "none":
-        one = "median and hyperband compare trials by one metric; use none, or a single metric"
+    if search.pruner in ("median", "hyperband"):
+        one = "median and hyperband compare trials by one metric; use halving or none, or a single metric"
         raise study.error("search.pruner", one)
     if search.sampler == "cmaes":
         raise study.error("search.sampler", "cmaes supports one metric only; use tpe, nsga2, gp, qmc, random or grid")

@@ -171,7 +171,7 @@ def why_not_freezable(network: nn.Module, fresh: nn.Module, examples: Tensor) ->
         for module in (network, fresh):
             with seeded(0, examples.device), torch.no_grad():
                 outputs.append(module.train(training)(examples.clone()))
-        if not torch.allclose(*outputs, rtol=1e-4, atol=1e-4, equal_nan=True):
+        if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-4, equal_nan=True):
             return "training changes more than its parameters and buffers; make all that it changes a buffer"
     return None
 
