@@ -95,8 +95,8 @@ def check(
 ) -> None:
     """Validate a study file and summarize it.
 
-    The summary has the search space, the data, the number of parameters of a network, and how many trials train at once
-    in how much memory.
+    The summary has the search space, the data, the number of parameters of a network, how many trials train at once in
+    how much memory, and the size of a frozen one.
     """
     print_line(hpo.read(file, overrides or ()).check(resolved=resolved))
 

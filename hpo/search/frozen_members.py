@@ -10,7 +10,7 @@ import psutil
 from hpo.search.frozen_member import FrozenMember
 from hpo.search.study_records import Curve
 from hpo.search.training_checkpoints import TrainingCheckpoints
-from hpo.training.size import FROZEN_MEMORY_FRACTION
+from hpo.training.size import frozen_memory
 from hpo.training.stack import Member
 
 
@@ -26,14 +26,15 @@ class _InFile:
 class FrozenMembers:
     """The frozen members of one worker, by trial number. `checkpoints` writes and reads their states.
 
-    The states of members beyond `max_bytes` are in files only: by default, beyond a fraction of the memory available
-    now. A state leaves the memory after its file was written; with `checkpoint = "none"`, none does.
+    The states of members beyond `max_bytes` are in files only. The default is a fraction of the memory, and no more
+    than half of what is available now. A state leaves the memory after its file was written; with
+    `checkpoint = "none"`, none does.
     """
 
     def __init__(self, checkpoints: TrainingCheckpoints, max_bytes: int | None = None) -> None:
-        available = psutil.virtual_memory().available
         self._checkpoints = checkpoints
-        self._max_bytes = int(available * FROZEN_MEMORY_FRACTION) if max_bytes is None else max_bytes
+        fits = min(frozen_memory(), psutil.virtual_memory().available // 2)
+        self._max_bytes = fits if max_bytes is None else max_bytes
         self._members: dict[int, FrozenMember] = {}
         self._bytes: dict[int, int] = {}
         self._in_files: dict[int, _InFile] = {}

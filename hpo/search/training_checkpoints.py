@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -193,12 +194,12 @@ class TrainingCheckpoints:
             if file is None:
                 return None
             with ArtifactFolder(file.parent).open_reader(file.name) as stream:
-                content = stream.read(max_bytes + 1)
+                size = os.fstat(stream.fileno()).st_size
+                if size > max_bytes:
+                    raise ValueError(f"is larger than a state of this trial, {max_bytes:,} bytes")
+                return stream.read(size)
         except ArtifactNotFound:
             return None
-        if len(content) > max_bytes:
-            raise ValueError(f"is larger than a state of this trial, {max_bytes:,} bytes")
-        return content
 
     def _check(self, about: StateMetadata, member: Member) -> None:
         """Raise ValueError unless the file is one of this member's training, which can continue."""

@@ -26,7 +26,7 @@ MEMORY_FRACTION = 0.25
 """Fraction of the device's memory that `population = "auto"` uses."""
 
 FROZEN_MEMORY_FRACTION = 0.25
-"""Fraction of the available host memory for the states of frozen members; further states are in files."""
+"""Fraction of the host memory for the states of frozen members; further states are in files."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class MemberSize:
     """Parameters of one network, and the memory in bytes that one member needs in training.
 
     `member_bytes` is an estimate for the member's batch size. `least_bytes` is a lower bound, for batches of one
-    example: with less memory, training is impossible.
+    example: with less memory, training is impossible. `frozen_bytes` is an estimate for the state of a frozen member.
     """
 
     parameters: int
     member_bytes: int
     least_bytes: int
+    frozen_bytes: int
 
 
 def member_size(config: Config, shape: Shape, classes: int, precision: str) -> MemberSize:
@@ -48,11 +49,17 @@ def member_size(config: Config, shape: Shape, classes: int, precision: str) -> M
     compute = DTYPES[precision].itemsize
     master = max(compute, 4)
     copies = 0 if compute == master else compute
-    per_parameter = master * (1 + RULES[config.optimizer.kind][1]) + copies + compute
-    parameters = network.parameters * per_parameter
+    stored = master * (1 + RULES[config.optimizer.kind][1])
+    parameters = network.parameters * (stored + copies + compute)
+    best = master if config.training.keep == "best" else 0
     # Each activation once for the backward pass, and about as much again for its gradient and temporaries.
     activations = 2 * network.activations * config.training.batch_size * compute
-    return MemberSize(network.parameters, parameters + activations, parameters + network.activations * compute)
+    return MemberSize(
+        parameters=network.parameters,
+        member_bytes=parameters + activations,
+        least_bytes=parameters + network.activations * compute,
+        frozen_bytes=network.parameters * (stored + best),
+    )
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,11 @@ def population_size(setting: int | str, trials: int, member_bytes: int, device: 
         return setting
     fits = int(device_memory(device) * MEMORY_FRACTION) // member_bytes
     return max(1, min(-(-trials // 4), MAX_AUTO_POPULATION[device.type], fits))
+
+
+def frozen_memory() -> int:
+    """Return the largest host memory for the states of frozen members, in bytes."""
+    return int(psutil.virtual_memory().total * FROZEN_MEMORY_FRACTION)
 
 
 def device_memory(device: torch.device) -> int:

@@ -16,10 +16,13 @@ from torch import Tensor
 from hpo.studyfile import Config
 from hpo.training.device_data import Shape
 from hpo.training.networks.builtin import build_uninitialized
-from hpo.training.networks.user_defined import in_type, values_of
+from hpo.training.networks.user_defined import in_type
 from hpo.training.networks.weights_file import HEADER_BYTES, HEADER_BYTES_PER_TENSOR, State
 from hpo.training.optimizers import RULES
 from hpo.training.stack import DTYPES, MemberState
+
+MAX_BUFFER_BYTES = 2**30
+"""Upper limit of the buffers of a user-defined network, whose forward may replace them by larger ones."""
 
 Tensors = Mapping[str, tuple[torch.Size, torch.dtype]]
 """Tensor's name -> its shape and type."""
@@ -29,35 +32,34 @@ Tensors = Mapping[str, tuple[torch.Size, torch.dtype]]
 class StateLayout:
     """The tensors of a member's state.
 
-    `weights` are those of the module's state, `parameters` those that are trained; a state of the network has the
-    weights, and may have the `buffers` that are not part of a module's state. The optimizer has `moments` state tensors
-    for each parameter.
+    A network has the tensors `fixed`, and may have those named in `free`, of any shape and type: the buffers of a
+    user-defined network. The optimizer has `moments` state tensors for each of the `trained` parameters.
     """
 
-    weights: Tensors
-    buffers: Tensors
-    parameters: Tensors
+    fixed: Tensors
+    free: frozenset[str]
+    trained: Tensors
     moments: int
 
     @property
     def max_bytes(self) -> int:
         """Upper limit of the size of a file of this state and the weights of the best epoch, without its curve."""
-        parts = [*2 * [self.weights], self.buffers, *self.moments * [self.parameters]]
-        return HEADER_BYTES + sum(
+        sizes = [
             HEADER_BYTES_PER_TENSOR + len(name) + math.prod(shape) * dtype.itemsize
-            for part in parts
+            for part in [*2 * [self.fixed], *self.moments * [self.trained]]
             for name, (shape, dtype) in part.items()
-        )
+        ]
+        return HEADER_BYTES + sum(sizes) + (2 * MAX_BUFFER_BYTES if self.free else 0)
 
     def check(self, state: MemberState, best: State | None) -> None:
         """Raise ValueError unless state and best weights, where there are any, have this layout."""
-        _check("network", state.network, self.weights, self.buffers)
-        if len(state.optimizer.states) != self.moments or state.optimizer.steps.keys() != self.parameters.keys():
+        _check("network", state.network, self.fixed, self.free)
+        if len(state.optimizer.states) != self.moments or state.optimizer.steps.keys() != self.trained.keys():
             raise ValueError("its optimizer state is that of another optimizer")
         for moments in state.optimizer.states:
-            _check("optimizer", moments, self.parameters, {})
+            _check("optimizer", moments, self.trained)
         if best is not None:
-            _check("best weights", best, self.weights, {})
+            _check("best weights", best, self.fixed, self.free)
 
 
 def state_layout(config: Config, shape: Shape, classes: int, precision: str) -> StateLayout:
@@ -66,20 +68,24 @@ def state_layout(config: Config, shape: Shape, classes: int, precision: str) -> 
     Raises what the construction of the network raises.
     """
     network = in_type(build_uninitialized(config.network, shape, classes), DTYPES[precision])
-    weights = _tensors(network.state_dict())
-    others = {name: each for name, each in _tensors(values_of(network)).items() if name not in weights}
-    parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    return StateLayout(weights, others, _tensors(parameters), RULES[config.optimizer.kind][1])
+    weights = network.state_dict()
+    fixed, free = weights, frozenset[str]()
+    if config.network.kind == "module":
+        fixed = dict(network.named_parameters(remove_duplicate=False))
+        buffers = {f"{path}.{name}" if path else name for path, m in network.named_modules() for name in m._buffers}
+        free = frozenset({*weights, *buffers} - fixed.keys())
+    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    return StateLayout(_tensors(fixed), free, _tensors(trained), RULES[config.optimizer.kind][1])
 
 
 def _tensors(values: Mapping[str, Any]) -> Tensors:
     return {name: (value.shape, value.dtype) for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def _check(part: str, values: State, required: Tensors, optional: Tensors) -> None:
-    found, possible = _tensors(values), {**optional, **required}
-    if not required.keys() <= found.keys() <= possible.keys():
+def _check(part: str, values: State, fixed: Tensors, free: frozenset[str] = frozenset()) -> None:
+    found = _tensors(values)
+    if not fixed.keys() <= found.keys() <= fixed.keys() | free:
         raise ValueError(f"its {part} has other tensors than the described network")
-    for name, tensor in found.items():
-        if tensor != possible[name]:
+    for name, tensor in fixed.items():
+        if found[name] != tensor:
             raise ValueError(f"its {part} has another shape or type than the described network ({name[:60]!r})")

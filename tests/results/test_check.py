@@ -35,6 +35,7 @@ def test_the_report_lists_search_space_sizes_and_resolved_file() -> None:
         "data: digits, 120 training and 30 validation examples of 1 x 8 x 8 pixels, 10 classes",
         f"network: {64 * 8 + 8 + 8 * 10 + 10} parameters (at the first value of each range)",
         "population: 4 members, ",
+        "frozen member: 5 KiB; ",
         "trials: 6 of at most 4 epochs",
     ):
         assert line in report

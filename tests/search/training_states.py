@@ -142,9 +142,11 @@ class Changing(nn.Module):  # cannot be stacked
         self.last, self.unused = nn.Linear(64, 10), nn.Linear(2, 2)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("transposed", torch.arange(6.0).reshape(2, 3).t())
+        self.register_buffer("grows", None)
 
     def forward(self, x):
         self.calls += 1
+        self.grows = torch.ones(int(self.calls), dtype=torch.int32)
         return self.last(x.flatten(1)) * (1.0 if x.sum() > -1e9 else 0.0)
 
 

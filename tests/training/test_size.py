@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from hpo.training.size import (
     network_size,
     population_size,
 )
+from hpo.training.state_layout import state_layout
 
 CPU = torch.device("cpu")
 
@@ -66,6 +68,17 @@ def test_member_size_grows_with_optimizer_state_types_and_batches() -> None:
     assert size("bfloat16", batch_size=1000) < size("float32", batch_size=1000)
     assert size() < size(batch_size=64) < size(batch_size=64, hidden=[100, 100])
     assert all(size(kind=kind) >= size() for kind in KINDS)
+
+
+@pytest.mark.parametrize("keep", ["none", "best"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_of_a_frozen_member_is_that_of_its_tensors(kind: str, precision: str, keep: str) -> None:
+    settings = config(optimizer={"kind": kind}, training={"keep": keep})
+    layout = state_layout(settings, (1, 8, 8), 10, precision)
+    parts = [layout.fixed, *layout.moments * [layout.trained], *[layout.fixed] * (keep == "best")]
+    tensors = sum(math.prod(shape) * dtype.itemsize for part in parts for shape, dtype in part.values())
+    assert member_size(settings, (1, 8, 8), 10, precision).frozen_bytes == tensors
 
 
 def test_a_configured_population_size_is_used() -> None:

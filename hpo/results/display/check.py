@@ -15,7 +15,7 @@ from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
 from hpo.studyfile.writing import study_text
 from hpo.text import json_text, printable_lines
 from hpo.training.devices import describe_device
-from hpo.training.size import device_memory
+from hpo.training.size import device_memory, frozen_memory
 
 
 def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False) -> str:
@@ -48,6 +48,8 @@ def _network_report(study: Study, device: str) -> list[str]:
         f"network: {member.parameters:,} parameters{first}",
         f"population: {population} member{'s' * (population > 1)}, {_megabytes(population * member.member_bytes)} "
         f"of {_megabytes(device_memory(where))} on {describe_device(where)}",
+        f"frozen member: {_size(member.frozen_bytes)}; "
+        f"at most {frozen_memory() // member.frozen_bytes:,} fit into memory",
         f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
         _pruner_line(study),
     ]
@@ -85,3 +87,7 @@ def _range_line(parameter: Parameter) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
+
+
+def _size(count: int) -> str:
+    return _megabytes(count) if count >= 2**20 else f"{count / 2**10:,.0f} KiB"
