@@ -203,7 +203,9 @@ class PopulationRun:
             self._training_checkpoints.write(self._freezable(result, numbers))
 
     def _freezable(self, result: EpochResult, numbers: Collection[int]) -> dict[int, FrozenMember]:
-        """Return these members with their training so far."""
+        """Return these members with their training so far; none where their networks cannot be frozen."""
+        if not self._trainer.can_freeze(self._members[0]):
+            return {}
         elapsed_s = self._spent_s + time.perf_counter() - self._started_at
         best = self._checkpoints.best if self._checkpoints is not None else lambda number: None
         return {

@@ -3,8 +3,8 @@
 The architecture of a built-in network follows from its settings. A user-defined module is built and traced, because
 any argument may change its architecture. Before the first module of an architecture is trained, two such modules are
 trained for one step both stacked and alone, and compared (hpo/training/stacking/proof.py). Modules that cannot be
-stacked train one at a time, after one warning with the reason. A second warning follows where such a module changes in
-training in a way that its frozen state does not include.
+stacked train one at a time, after one warning with the reason. A second warning follows where training changes such a
+module in a way that a state does not include: its members cannot be frozen.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Grouping:
         self._split, self._warn = split, warn
         self._architectures: dict[str, str] = {}  # arguments -> architecture
         self._reasons: dict[str, str | None] = {}  # architecture -> why it cannot be stacked
+        self._not_freezable: set[str] = set()  # architectures
         self._warnings: set[str] = set()
         self._raised: dict[int, Exception] = {}  # trial number -> the exception that its module raised
 
@@ -103,6 +104,10 @@ class Grouping:
             raise self._raised.pop(member.number)
         return member.config.network.kind != "module" or self._reasons[self._architecture(member)] is None
 
+    def can_freeze(self, member: Member) -> bool:
+        """Return whether the member's state after an epoch is all that its training needs to continue."""
+        return member.config.network.kind != "module" or self._architecture(member) not in self._not_freezable
+
     def _architecture(self, member: Member) -> str:
         """Return the architecture of the member's module, after checking once whether it can be stacked."""
         settings = member.config.network
@@ -120,9 +125,8 @@ class Grouping:
                     self._warn_once(f"{settings.module}: {reason}; its trials train one at a time")
                     fresh = in_type(build(settings, shape, classes, member.seed), examples.dtype)
                     if problem := why_not_freezable(modules[0], fresh, examples):
-                        self._warn_once(
-                            f"{settings.module}: a frozen trial may not continue as without a pause: {problem}"
-                        )
+                        self._warn_once(f"{settings.module}: {problem}; its trials train without a pause")
+                        self._not_freezable.add(architecture)
                 self._reasons[architecture] = reason
             self._architectures[arguments] = architecture
         return self._architectures[arguments]

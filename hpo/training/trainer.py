@@ -85,6 +85,10 @@ class Trainer:
         """Return a key that is equal for members that can train as one population."""
         return self._grouping.key(member), member.epoch
 
+    def can_freeze(self, member: Member) -> bool:
+        """Return whether the member can continue from its state after an epoch as it would without the pause."""
+        return self._grouping.can_freeze(member)
+
     def train(self, members: Sequence[Member], spent_s: float = 0) -> Generator[EpochResult, Collection[int], None]:
         """Train members of one group: see `population.train`. Where memory is too small, train them half by half.
 

@@ -534,30 +534,38 @@ def test_a_member_that_has_trained_all_epochs_trains_no_more() -> None:
     assert list(train([replace(one, state=alone(one).state)], SPLIT, "float64")) == []
 
 
-def warnings_of(folder: Path, name: str) -> list[str]:
-    """Return the warnings for a network, without the one that it cannot be stacked."""
+def freezing_of(folder: Path, name: str) -> tuple[bool, list[str]]:
+    """Return whether a network can be frozen, and the warnings besides the one that it cannot be stacked."""
     warnings: list[str] = []
-    Trainer(SPLIT, "float64", warnings.append).groups([own(0, folder, name, config())])
-    return [text for text in warnings if not text.endswith("one at a time")]
+    trainer, one = Trainer(SPLIT, "float64", warnings.append), own(0, folder, name, config())
+    trainer.groups([one])
+    return trainer.can_freeze(one), [text for text in warnings if not text.endswith("one at a time")]
 
 
-@pytest.mark.parametrize("name", [*UNSTACKED, "Caching"])
-def test_no_warning_for_a_network_that_can_be_frozen(folder: Path, name: str) -> None:
-    assert warnings_of(folder, name) == []
-
-
-MORE = "training changes more than its parameters and buffers; make all that it changes a buffer"
+@pytest.mark.parametrize("name", [*UNSTACKED, "Caching", "Stackable"])
+def test_networks_that_can_be_frozen(folder: Path, name: str) -> None:
+    assert freezing_of(folder, name) == (True, [])
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"),
+    ("name", "loses"),
     [
-        ("Counting", "training changes its attribute 'calls'; make it a buffer"),
-        ("Remembering", MORE),
-        ("Seeded", MORE),
-        ("Saving", "its state cannot be loaded into a new module (RuntimeError: "),
+        ("Counting", "its attribute 'calls'; make it a buffer"),
+        ("Remembering", "what training changes besides parameters and buffers; make it a buffer"),
+        ("Seeded", "what training changes besides parameters and buffers; make it a buffer"),
     ],
 )
-def test_a_warning_for_a_network_that_cannot_be_frozen(folder: Path, name: str, problem: str) -> None:
-    (text,) = warnings_of(folder, name)
-    assert text.startswith(f"nets.py:{name}: a frozen trial may not continue as without a pause: {problem}")
+def test_a_network_that_changes_more_than_its_state_is_not_frozen(folder: Path, name: str, loses: str) -> None:
+    text = f"nets.py:{name}: a frozen trial would lose {loses}; its trials train without a pause"
+    assert freezing_of(folder, name) == (False, [text])
+
+
+def test_a_network_whose_state_cannot_be_loaded_is_not_frozen(folder: Path) -> None:
+    can_freeze, (text,) = freezing_of(folder, "Saving")
+    assert not can_freeze
+    problem = (
+        'RuntimeError: Error(s) in loading state_dict for Saving: Unexpected key(s) in state_dict: "_extra_state".'
+    )
+    assert (
+        text == f"nets.py:Saving: a frozen trial's state cannot be loaded ({problem}); its trials train without a pause"
+    )

@@ -161,18 +161,18 @@ def why_not_freezable(network: nn.Module, fresh: nn.Module, examples: Tensor) ->
     try:
         load_values(fresh, values_of(network))
     except Exception as error:  # noqa: BLE001 - the user's module may not support it
-        return f"its state cannot be loaded into a new module ({type(error).__name__}: {error})"
+        return f"a frozen trial's state cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())})"
     loaded = _plain_attributes(fresh)
     changed = [name for name, value in _plain_attributes(network).items() if value != loaded.get(name)]
     if changed:
-        return f"training changes its attribute '{changed[0]}'; make it a buffer"
+        return f"a frozen trial would lose its attribute '{changed[0]}'; make it a buffer"
     for training in (True, False):
         outputs = []
         for module in (network, fresh):
             with seeded(0, examples.device), torch.no_grad():
                 outputs.append(module.train(training)(examples.clone()))
         if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-4, equal_nan=True):
-            return "training changes more than its parameters and buffers; make all that it changes a buffer"
+            return "a frozen trial would lose what training changes besides parameters and buffers; make it a buffer"
     return None
 
 
