@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.errors import StudyClosedError
 from hpo.search.events import FrozenTrials, TrialsNotPromoted
 from hpo.search.frozen_member import FrozenMember
 from hpo.search.frozen_members import FrozenMembers
@@ -35,6 +36,7 @@ class _Frozen:
 
     trial: FrozenTrial
     group: GroupKey
+    values: tuple[float, ...]
 
     @property
     def epoch(self) -> int:
@@ -50,6 +52,7 @@ class HalvingSearch(PopulationSearch):
     _members_frozen: FrozenMembers = field(init=False)
     _frozen: dict[int, _Frozen] = field(init=False, default_factory=dict)
     _rungs: Rungs = field(init=False)
+    _is_stopped: bool = field(init=False, default=False)
     _others: dict[int, FrozenTrial] = field(init=False, default_factory=dict)  # other workers' unfinished trials
 
     def __post_init__(self) -> None:
@@ -69,8 +72,23 @@ class HalvingSearch(PopulationSearch):
         """Requeue the frozen trials, after their states are written: any worker can then continue them."""
         if self._frozen:
             self._members_frozen.write()
-            self.storage.requeue(each.trial._trial_id for each in self._frozen.values())
+            ids = {each.trial._trial_id: number for number, each in self._frozen.items()}
+            lost = self.storage.requeue(ids)
+            waiting = {trial._trial_id for trial in self.storage.read_unfinished(lost, self._parts)}
+            self.checkpoints.remove({ids[trial_id] for trial_id in lost - waiting})  # ended, or their study is deleted
             self._forget(list(self._frozen))
+
+    def _claim_trials(self) -> None:
+        """Claim, create or thaw trials. Of a study that is stopped, the frozen trials continue, and no other starts."""
+        self._is_stopped = False
+        try:
+            super()._claim_trials()
+        except StudyClosedError as closed:
+            if closed.how != "stopped" or not self._frozen:
+                raise
+            self._is_stopped = True
+            if not self._running:
+                self._thaw(partly=True)
 
     def _population_run(self, group: list[Member]) -> PopulationRun:
         """Return the training of one population up to the next rung."""
@@ -123,7 +141,9 @@ class HalvingSearch(PopulationSearch):
         stored = {number: member for number, member in members.items() if number not in lost}
         for number, each in stored.items():
             self._rungs.add(number, each.epoch, values[number])
-            self._frozen[number] = _Frozen(self._running.pop(number), self.trainer.group_key(each.member))
+            self._frozen[number] = _Frozen(
+                self._running.pop(number), self.trainer.group_key(each.member), values[number]
+            )
         self._tell_sampler(stored)
         self._members_frozen.put(stored)
         if any(self.checkpoints.is_due(each.epoch, at_rung=True) for each in stored.values()):
@@ -142,27 +162,33 @@ class HalvingSearch(PopulationSearch):
                 self._thaw_trials(chosen)
                 if self._running:
                     return True
-        return partly and self._take_over(judged)
+        return partly and not self._is_stopped and self._take_over(judged)
 
     def _judge(self) -> dict[int, Judgement]:
         """Return the judgement of each rung, after the trials that cannot be promoted any more have ended."""
-        while True:
-            judged = self._rungs.judge(self._unfinished())
-            hopeless = {n for n, each in self._frozen.items() if n in judged[each.epoch].hopeless}
-            if not hopeless:
-                return judged
+        judged = self._rungs.judge(self._unfinished())
+        if hopeless := {n for n, each in self._frozen.items() if n in judged[each.epoch].hopeless}:
             self._end_frozen(hopeless)
+        return judged
 
     def _unfinished(self) -> Unfinished:
-        """Return the trials that may still reach a rung. Once a limit is reached, no waiting or new trial may."""
-        goes_on = self._limit_reached is None and not self.history.exhausted()
+        """Return the trials that may still reach a rung: after a stop or a limit, no waiting or new trial."""
+        goes_on = self._limit_reached is None and not self._is_stopped
         lasts = {
             number: self.history.last_epoch(number)
             for number in self.history.unfinished_numbers
             if number not in self._others or self._is_trained(self._others[number], goes_on)
         }
-        to_ask = max(0, -(-self._missing // self.study.search.repeats)) if goes_on else 0
-        return Unfinished(lasts, to_ask, self.history.count)
+        at_rung = {number: each.epoch for number, each in self._frozen.items()}
+        at_rung |= {number: rung for number, other in self._others.items() if (rung := self._rung_of(other))}
+        to_ask = max(0, -(-self._missing // self.study.search.repeats)) if goes_on and self.history.can_ask else 0
+        return Unfinished(lasts, to_ask, self.history.count, at_rung)
+
+    def _rung_of(self, other: FrozenTrial) -> int | None:
+        """Return the rung at which another worker's trial is frozen, or which a waiting trial has reached."""
+        if other.state == TrialState.WAITING and (reached := self._rungs.reached(other.number)) is not None:
+            return reached[0]
+        return other.system_attrs.get(FROZEN)
 
     @staticmethod
     def _is_trained(other: FrozenTrial, goes_on: bool) -> bool:
@@ -206,6 +232,8 @@ class HalvingSearch(PopulationSearch):
             }
             claimed = self.storage.claim(ids, self.population, self.claim_conditions, frozen=True)
             self._running = {trial.number: trial for trial in claimed}
+            self._separate_trials_that_train_alone(claimed)
+            self.history.restart(self._running.values())
             self._continue()
             self._drop_lost_claims(self.storage.thaw({trial._trial_id for trial in self._running.values()}))
             if self._running:
@@ -213,12 +241,11 @@ class HalvingSearch(PopulationSearch):
         return False
 
     def _end_frozen(self, numbers: Collection[int]) -> None:
-        """End frozen trials as pruned, with their last values."""
+        """End frozen trials as pruned."""
         self._running |= {number: self._frozen[number].trial for number in numbers}
-        metric = self.study.search.first_metric
         curves = {number: self._members_frozen.curve(number) for number in numbers}
         endings = [
-            (n, ending(self.trial_id(n), TrialState.PRUNED, (curve[metric][-1],), curve, self.history.attrs(n)))
+            (n, ending(self.trial_id(n), TrialState.PRUNED, self._pruned_values(n), curve, self.history.attrs(n)))
             for n, curve in curves.items()
         ]
         lost = self.end(endings)
@@ -227,6 +254,11 @@ class HalvingSearch(PopulationSearch):
         if ended := tuple(sorted(set(numbers) - lost)):
             self.on_event(TrialsNotPromoted(ended))
         self._frozen_changed()
+
+    def _pruned_values(self, number: int) -> tuple[float, ...]:
+        """Return the last value of a frozen trial, as Optuna's pruned trials have; of several metrics all values."""
+        values = self._frozen[number].values
+        return values if len(values) > 1 else (self._members_frozen.curve(number)[self.study.search.first_metric][-1],)
 
     def _forget(self, numbers: Iterable[int]) -> None:
         for number in list(numbers):

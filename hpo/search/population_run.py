@@ -89,7 +89,7 @@ class PopulationRun:
             while result is not None:
                 self._epoch_ended(result)
                 if search.stop.is_set():
-                    self._write_states(result, self._remaining)
+                    self._write_states(result, self._in_training(result))
                     break
                 result = self._advance(lambda: epochs.send(set(self._dropped)))
         finally:
@@ -148,6 +148,13 @@ class PopulationRun:
     def _remaining(self) -> list[int]:
         return [member.number for member in self._members if member.number not in self._dropped]
 
+    def _in_training(self, result: EpochResult) -> list[int]:
+        """Return the remaining members that have trained in an epoch: where memory is short, a part of the population.
+
+        The other parts train afterwards.
+        """
+        return [number for number in result.metrics if number not in self._dropped]
+
     def _is_first(self, result: EpochResult) -> bool:
         return result.epoch == self._start + 1
 
@@ -190,12 +197,13 @@ class PopulationRun:
 
         Members whose claim was lost are written too: where a pause requeued them, they continue from that state.
         """
-        if self._freeze and result.epoch == self._until and self._remaining:
-            frozen = self._freezable(result, self._remaining)
+        trained = self._in_training(result)
+        if self._freeze and result.epoch == self._until and trained:
+            frozen = self._freezable(result, trained)
             self._frozen_count += len(frozen.keys() - self._freeze(frozen))
             self._dropped |= frozen.keys()
-        elif self._remaining and self._training_checkpoints.is_due(result.epoch, at_rung=False):
-            self._write_states(result, self._remaining)
+        elif trained and self._training_checkpoints.is_due(result.epoch, at_rung=False):
+            self._write_states(result, trained)
         self._write_states(result, lost)
 
     def _write_states(self, result: EpochResult, numbers: Collection[int]) -> None:

@@ -5,7 +5,7 @@ The trainer trains members; the storage takes their results. Nothing here knows 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -108,7 +108,10 @@ class PopulationSearch(Search):
         return []
 
     def _train(self) -> None:
-        """Train the running trials, one population for each architecture."""
+        """Train the running trials, one population for each architecture and epoch.
+
+        Writes the states of trials that a stop keeps from continuing.
+        """
         if not is_imported(self.code):  # another study in this process has imported changed files since
             raise StudyClosedError(f"study '{self.study.name}': its code has changed on this machine", "changed")
         try:
@@ -118,6 +121,8 @@ class PopulationSearch(Search):
                 run = self._population_run(group)
                 self._check_repeated_error(run.train(), run.error_line)
         finally:
+            if self.checkpoints.enabled and self._progress:
+                self.checkpoints.write({n: each for n, each in self._progress.items() if n in self._running})
             self._progress.clear()
 
     def _population_run(self, group: list[Member]) -> PopulationRun:
@@ -129,13 +134,9 @@ class PopulationSearch(Search):
             self.history,
             self.writer,
             group,
-            frozen={number: self._progress[number] for number in self._numbers(group) & self._progress.keys()},
+            frozen={member.number: self._progress.pop(member.number) for member in group if member.state is not None},
             checkpoints=self.checkpoints,
         )
-
-    @staticmethod
-    def _numbers(group: Iterable[Member]) -> set[int]:
-        return {member.number for member in group}
 
     def _claim_waiting(self) -> bool:
         """Claim waiting trials. Those whose state can be read continue, with their learning curves up to that epoch."""
@@ -145,6 +146,7 @@ class PopulationSearch(Search):
 
     def _continue(self) -> None:
         """Read the states of running trials, and restore their learning curves."""
+        self._progress.clear()
         for trial in self._running.values():
             if trial.params and (progress := self.checkpoints.read(self._member(trial))) is not None:
                 self._progress[trial.number] = progress

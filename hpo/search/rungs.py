@@ -6,6 +6,7 @@ Values of other workers' trials count like those of this worker. Which trials ar
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +24,13 @@ from hpo.storage.pareto import Losses, losses
 class Unfinished:
     """The trials that may still reach a rung: the last epoch of each by number, and the configurations not yet asked.
 
-    `count` is the number of the study's trials.
+    `count` is the number of the study's trials. `at_rung` has the rung of each trial that is frozen or waiting there.
     """
 
     last_epochs: Mapping[int, int]
     to_ask: int
     count: int
+    at_rung: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,25 +64,44 @@ class Rungs:
         return (max(rungs), self._losses[max(rungs)][number]) if rungs else None
 
     def judge(self, unfinished: Unfinished) -> dict[int, Judgement]:
-        """Return the judgement of every rung, ascending."""
+        """Return the judgement of every rung that a trial has reached, ascending."""
         judged: dict[int, Judgement] = {}
-        before: int | None = None  # the configurations that may reach the rung below in the end
-        for rung in sorted(self._losses):
-            pending = self._pending(rung, unfinished)
+        most: float = math.inf  # the configurations that can be promoted from the rung below
+        stay: set[int] = set()  # the trials that cannot be promoted from a rung below
+        new = range(unfinished.count // self.repeats, unfinished.count // self.repeats + unfinished.to_ask)
+        for rung in sorted(filter(self.halving.is_rung, self._losses)):
+            pending = self._pending(rung, unfinished) - stay
             reached = self._configurations(rung, pending, unfinished)
-            awaited = len({number // self.repeats for number in pending}) + unfinished.to_ask
-            most = len(reached) + awaited
-            if before is not None:
-                most = max(len(reached), min(most, -(-before // self.halving.factor)))
-            promoted = self.halving.promoted(rung, reached, final=awaited == 0)
-            hopeless = self.halving.hopeless(rung, reached, most)
-            judged[rung] = Judgement(self._numbers(rung, promoted), frozenset(self._numbers(rung, hopeless)))
-            before = most
+            awaited = {number // self.repeats for number in pending} | set(new)
+            expected = max(len(reached), int(min(most, len(reached.keys() | awaited))))
+            hopeless = self.halving.hopeless(rung, reached, expected)
+            continued = self._continued(rung, unfinished)
+            promoted = self.halving.promoted(rung, reached, final=not awaited)
+            promoted += [configuration for configuration in continued if configuration not in promoted]
+            judged[rung] = Judgement(
+                self._numbers(rung, promoted), frozenset(self._numbers(rung, hopeless - continued.keys()))
+            )
+            stay |= {number for number in judged[rung].hopeless if unfinished.at_rung.get(number) == rung}
+            most = self.halving.most_promoted(rung, reached.keys() | awaited, expected)
+            most += len(hopeless & continued.keys())
         return judged
 
+    def _continued(self, rung: int, unfinished: Unfinished) -> dict[int, None]:
+        """Return the configurations with a trial that was promoted from a rung: their other trials are promoted too."""
+        later = self._reached_from(rung + 1)
+        return {
+            number // self.repeats: None
+            for number in self._losses[rung]
+            if number in later or (number in unfinished.last_epochs and number not in unfinished.at_rung)
+        }
+
+    def _reached_from(self, epoch: int) -> set[int]:
+        """Return the trials that have reached a rung at an epoch or after it."""
+        return {number for rung, reached in self._losses.items() if rung >= epoch for number in reached}
+
     def _pending(self, rung: int, unfinished: Unfinished) -> set[int]:
-        """Return the trials that have not reached a rung and may still do so."""
-        reached = self._losses[rung]
+        """Return the trials that have not reached a rung, nor a later one, and may still do so."""
+        reached = self._reached_from(rung)
         return {n for n, last in unfinished.last_epochs.items() if last > rung and n not in reached}
 
     def _configurations(self, rung: int, pending: set[int], unfinished: Unfinished) -> dict[int, Losses]:

@@ -11,7 +11,7 @@ Pure functions of numbers: storage, frozen members and training play no role her
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,10 @@ class Halving:
         """Return the first rung above an epoch, or the last epoch where there is no such rung."""
         return next((rung for rung in self.rungs(epochs) if rung > epoch), epochs)
 
+    def is_rung(self, epoch: int) -> bool:
+        """Return whether an epoch is a rung."""
+        return epoch in self.rungs(epoch + 1)
+
     def promoted(self, rung: int, losses: Mapping[int, Losses], final: bool) -> list[int]:
         """Return the configurations to promote from a rung, the best first.
 
@@ -65,6 +69,10 @@ class Halving:
         """
         best = self._best(-(-expected // self.factor))
         return {number for number in best_first(losses)[best:] if not self._is_drawn(rung, number)}
+
+    def most_promoted(self, rung: int, numbers: Collection[int], expected: int) -> int:
+        """Return how many configurations may be promoted, if `expected` of these `numbers` reach the rung."""
+        return self._best(-(-expected // self.factor)) + sum(self._is_drawn(rung, number) for number in numbers)
 
     def _best(self, count: int) -> int:
         """Return how many of `count` configurations to promote are the best ones; the others are drawn."""

@@ -167,7 +167,9 @@ class SamplerHistory:
 
     def _put(self, trial: FrozenTrial) -> None:
         if trial.state == TrialState.FAIL or trial.number in self._outside_space:
-            self._in_memory.put(in_memory_trial(trial.number, TrialState.FAIL, {}, {}))
+            failed = in_memory_trial(trial.number, TrialState.FAIL, {}, {})
+            self._in_memory.put(failed)
+            self._observations.add(failed)
             return
         attrs: Mapping[str, Any] = stored_attrs(trial.system_attrs)
         if trial.state == TrialState.COMPLETE:
@@ -207,13 +209,24 @@ class SamplerHistory:
 
     @property
     def trials_since_best(self) -> int:
-        """See `hpo.storage.pareto.trials_since_best`; trials of `search.start_from` do not count."""
-        trials = self._study.get_trials(deepcopy=False)
-        return trials_since_best([trial for trial in trials if trial.number >= 0], self._study.directions)
+        """See `hpo.storage.pareto.trials_since_best`; trials of `search.start_from` do not count.
+
+        With successive halving, which prunes many trials before the first completes, none count before that.
+        """
+        trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.number >= 0]
+        has_best = any(trial.state == TrialState.COMPLETE for trial in trials)
+        if self._study_file.search.pruner == "halving" and not has_best:
+            return 0
+        return trials_since_best(trials, self._study.directions)
 
     def exhausted(self) -> bool:
         """Return whether every configuration of a finite space is used."""
         return not self._study_file.search.repeat and len(self._used) >= self._size
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a configuration for another trial."""
+        return self._is_fixed(self.count) or not self.exhausted()
 
     def ask(self, count: int, enough: Callable[[], bool] = lambda: False) -> list[tuple[int, Values]]:
         """Return up to `count` new trials, (number, values) each; fewer where a finite space is exhausted, or `enough`.
@@ -224,7 +237,7 @@ class SamplerHistory:
         asked: list[tuple[int, Values]] = []
         self._drop_cached_trials()
         self._before_ask = self._in_memory.get_study_system_attrs(STUDY), self._sampled_count
-        while len(asked) < count and not enough() and (self._is_fixed(self.count) or not self.exhausted()):
+        while len(asked) < count and not enough() and self.can_ask:
             trial = self._in_memory.get_trial(self._in_memory.create_new_trial(STUDY))
             values = self._repeated_values(trial.number)
             if values is None:
@@ -386,8 +399,9 @@ class SamplerHistory:
         return {number for number, trial in members.items() if self._pruner.prune(self._study, trial)}
 
     def freeze(self, number: int, epoch: int, reached: Losses) -> None:
-        """Add what a frozen trial has reached, for the sampler: a running trial that counts as one pruned there."""
-        if number not in self._outside_space:
+        """Add what a trial has reached, for the sampler: one that runs counts as pruned there, a completed one not."""
+        ended = number not in self._ids and self._in_memory.get_trial(number).state != TrialState.PRUNED
+        if number not in self._outside_space and not ended:
             self._observations.freeze(number, epoch, reached)
 
     def last_epoch(self, number: int) -> int:
