@@ -33,6 +33,7 @@ from hpo.storage import (
     TrialResult,
     attempt_record,
     count_unfinished,
+    deaths_without_progress,
     end_study,
     requeue_orphaned,
     running_trials,
@@ -47,7 +48,7 @@ RAISES_IN_A_ROW = 3
 """Consecutive populations that fail with the same exception before the search ends with an error."""
 
 DEATHS_BEFORE_ALONE = 1
-"""Deaths of its worker after which a trial trains alone: a trial that kills its process then kills no other trial."""
+"""Deaths of its worker without progress after which a trial trains alone: it then kills no other trial."""
 
 
 class TrialHistory(Protocol):
@@ -350,6 +351,7 @@ def trials_text(numbers: Sequence[int] | set[int] | Mapping[int, Any]) -> str:
 
 
 def trains_alone(trial: FrozenTrial) -> bool:
-    """Return whether a trial trains alone: its training raised an exception, or its worker died more than once."""
-    ends = [each["ended"] for each in trial.system_attrs.get(ATTEMPTS, [])]
-    return "raised" in ends or ends.count("died") > DEATHS_BEFORE_ALONE
+    """Return whether a trial trains alone: its training raised an exception, or its worker died twice at one epoch."""
+    attempts = trial.system_attrs.get(ATTEMPTS, [])
+    raised = any(each["ended"] == "raised" for each in attempts)
+    return raised or deaths_without_progress(attempts) > DEATHS_BEFORE_ALONE

@@ -1,9 +1,10 @@
 """Heartbeats: running trials send time stamps; trials of dead workers are requeued or fail.
 
 Promises: a trial whose process has ended, or has sent no heartbeat for HEARTBEAT_TIMEOUT_S, is requeued with its
-parameters at most MAX_DEATHS times, and then fails with the reason; each ended attempt is recorded (`ATTEMPTS`). A
-process that was only slow finds that it has lost its claim, and cannot overwrite the results of another worker.
-Trials that plain Optuna runs are left alone, with a heartbeat or without.
+parameters; each ended attempt is recorded (`ATTEMPTS`). A trial fails with the reason once its process has died more
+than MAX_DEATHS times while the trial made no progress: a trial that reaches a higher epoch than in all its earlier
+attempts is not what kills its process. A process that was only slow finds that it has lost its claim, and cannot
+overwrite the results of another worker. Trials that plain Optuna runs are left alone, with a heartbeat or without.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sqlalchemy.engine import Connection
 from hpo.errors import StorageError
 from hpo.storage.connections import TransientError, write
 from hpo.storage.retry import read_transaction, write_transaction
-from hpo.storage.rows import HEARTBEATS, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
+from hpo.storage.rows import HEARTBEATS, INTERMEDIATE, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
 from hpo.storage.statements import (
     FROZEN,
     WORKER,
@@ -51,9 +52,10 @@ from hpo.storage.workers import (
 HEARTBEAT_S = 10.0
 HEARTBEAT_TIMEOUT_S = 60.0
 MAX_DEATHS = 3
+"""Deaths of its process without progress after which a trial is still requeued."""
 
 ATTEMPTS = "hpo:attempts"
-"""The system attribute of a trial with the list of its earlier attempts: how each ended, and why."""
+"""The system attribute of a trial with the list of its earlier attempts: how and why each ended, at which epoch."""
 
 FAILURE_REASON = "reason"
 """The user attribute of a failed trial with the reason."""
@@ -211,14 +213,16 @@ def requeue_orphaned(storage: Storage, orphans: Iterable[RunningTrial]) -> tuple
         mine = lock_claimed(connection, {trial_id: trial.claimed_at for trial_id, trial in claims.items()})
         mine -= _alive_again(connection, {trial_id: claims[trial_id].heartbeat_at for trial_id in mine})
         earlier = _attempts(connection, mine)
+        epochs = _epochs(connection, mine)
         attempts, reasons = [], []
         frozen = {trial_id for trial_id in mine if claims[trial_id].frozen is not None}
         waiting.update(frozen)
         for trial_id in mine - frozen:
             reason = claims[trial_id].orphaned or "given up"
-            of_trial = [*earlier.get(trial_id, []), attempt_record("died", reason, claims[trial_id].worker)]
+            death = {**attempt_record("died", reason, claims[trial_id].worker), "epoch": epochs.get(trial_id, 0)}
+            of_trial = [*earlier.get(trial_id, []), death]
             attempts += attr_rows(trial_id, {ATTEMPTS: of_trial})
-            deaths = sum(each["ended"] == "died" for each in of_trial)
+            deaths = deaths_without_progress(of_trial)
             if deaths <= MAX_DEATHS:
                 waiting.add(trial_id)
             else:
@@ -247,6 +251,22 @@ def _attempts(connection: Connection, trial_ids: Iterable[int]) -> dict[int, lis
         select.where(SYSTEM_ATTRS.c.key == ATTEMPTS, SYSTEM_ATTRS.c.trial_id.in_(list(trial_ids)))
     )
     return {trial_id: json.loads(text) for trial_id, text in found}
+
+
+def _epochs(connection: Connection, trial_ids: Iterable[int]) -> dict[int, int]:
+    """Return the last epoch that each trial has reported; trials without one are missing."""
+    last = sa.select(INTERMEDIATE.c.trial_id, sa.func.max(INTERMEDIATE.c.step)).group_by(INTERMEDIATE.c.trial_id)
+    found = connection.execute(last.where(INTERMEDIATE.c.trial_id.in_(list(trial_ids))))
+    return {trial_id: int(epoch) for trial_id, epoch in found}
+
+
+def deaths_without_progress(attempts: Iterable[Mapping[str, Any]]) -> int:
+    """Return the number of deaths from the first one at the highest epoch on, from the records of a trial's attempts.
+
+    Before a trial's training continues from a checkpoint, its process can die at a lower epoch: that is no progress.
+    """
+    epochs = [each.get("epoch", 0) for each in attempts if each["ended"] == "died"]
+    return len(epochs) - epochs.index(max(epochs)) if epochs else 0
 
 
 def attempt_record(

@@ -301,6 +301,18 @@ def test_the_fourth_death_is_the_last(storage: Storage, other: Storage, study_id
     assert texts([storage.get_trial(deadly)]) == texts([failed])
 
 
+def test_only_deaths_without_progress_count(storage: Storage, other: Storage, study_id: int) -> None:
+    (trial_id,) = created(storage, study_id, 1)
+    storage.requeue([trial_id])
+    for death, last in enumerate(epochs := [1, 2, 3, 0, 3, 4, 4, 4, 2]):
+        storage.claim([trial_id], 1)
+        storage.report_curves({trial_id: dict.fromkeys(range(1, last + 1), 0.5)})
+        age_heartbeats(storage, [trial_id])
+        assert requeue_orphaned(other, lost(other)) == ((set(), {0}) if death == 8 else ({0}, set()))
+    attempts = storage.get_trial(trial_id).system_attrs[ATTEMPTS]
+    assert [each["epoch"] for each in attempts] == epochs
+
+
 def test_two_processes_that_requeue_a_trial_do_it_once(storage: Storage, other: Storage, study_id: int) -> None:
     trial_ids = created(storage, study_id, 8)
     age_heartbeats(storage, trial_ids)

@@ -91,7 +91,7 @@ class Trial:
     system_attrs: dict[str, Any] = field(default_factory=dict)
     curve: dict[int, float] = field(default_factory=dict)
     value: float | None = None
-    attempts: list[tuple[str, str, str]] = field(default_factory=list)
+    attempts: list[tuple[str, str, str, int | None]] = field(default_factory=list)
     holder: Person | None = None
     token: int = 0
     silent: bool = False
@@ -129,10 +129,20 @@ def seen(trial: FrozenTrial) -> dict[str, Any]:
         "value": trial.value,
         "user_attrs": trial.user_attrs,
         "system_attrs": trial.system_attrs,
-        "attempts": [(each["ended"], each["reason"], each["worker"]) for each in attempts],
+        "attempts": [(each["ended"], each["reason"], each["worker"], each.get("epoch")) for each in attempts],
         "started": trial.datetime_start is not None,
         "ended": trial.datetime_complete is not None,
     }
+
+
+def without_progress(trial: Trial) -> int:
+    """Return the number of deaths since the trial was further than ever before."""
+    highest, deaths = -1, 0
+    for ended, _, _, epoch in trial.attempts:
+        if ended == "died" and epoch is not None:
+            deaths = 1 if epoch > highest else deaths + 1
+            highest = max(highest, epoch)
+    return deaths
 
 
 def happened(what: str, whether: object) -> None:
@@ -276,7 +286,7 @@ class Interleavings(RuleBasedStateMachine):
         for trial_id in set(some) - lost:
             self.let_go(trial_id, WAITING)
             if raised:
-                self.trials[trial_id].attempts.append(("raised", "out of luck", str(person)))
+                self.trials[trial_id].attempts.append(("raised", "out of luck", str(person), None))
 
     @rule(who=workers, count=st.integers(0, 4), data=st.data())
     def claim(self, who: int, count: int, data: st.DataObject) -> None:
@@ -363,8 +373,8 @@ class Interleavings(RuleBasedStateMachine):
             happened("came too late", not self.still_so(view))
             if not self.still_so(view):
                 continue
-            trial.attempts.append(("died", reason, str(trial.holder)))
-            deaths = [ended for ended, *_ in trial.attempts].count("died")
+            trial.attempts.append(("died", reason, str(trial.holder), max(trial.curve, default=0)))
+            deaths = without_progress(trial)
             if deaths <= MAX_DEATHS:
                 self.let_go(view.running.trial_id, WAITING)
                 waiting.add(trial.number)
@@ -444,7 +454,7 @@ class Interleavings(RuleBasedStateMachine):
         with self.looker.engine.connect() as connection:
             beating = sa.select(HEARTBEATS.c.trial_id).join(TRIALS).where(TRIALS.c.study_id == self.study_id)
             assert Counter(connection.execute(beating).scalars()) == Counter(list(self.held))
-        died = [[ended for ended, *_ in trial.attempts].count("died") for trial in self.trials.values()]
+        died = list(map(without_progress, self.trials.values()))
         assert all(deaths <= MAX_DEATHS + 1 for deaths in died)
         given_up = [trial for trial, deaths in zip(self.trials.values(), died, strict=True) if deaths > MAX_DEATHS]
         assert all(

@@ -1,0 +1,165 @@
+"""Killed, interrupted and paused searches: trials continue from their checkpoints, with unchanged learning curves.
+
+In float64 a curve is that of an uninterrupted search to a relative error of 1e-9. A population's epoch is announced
+after its checkpoints are written, so no announced epoch is trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+
+import pytest
+from deadlines import deadline
+from forks import Fork
+from optuna.trial import FrozenTrial, TrialState
+from postgresql_server import Server
+from tiny import search, study_of, trials_of
+
+from hpo.search.population_run import CURVE
+from hpo.storage import Storage, open_storage, running_trials
+from hpo.storage.artifacts import artifact_folder
+from hpo.studyfile import Study
+
+KILLS = 4  # 20 in the slow tests
+EPOCHS = 10
+TRIALS = 12
+PRECISION = 1e-9
+
+LAUNCH = """
+import json, sys, threading
+from hpo.search.launch import launch
+from hpo.search.options import LaunchOptions
+from hpo.storage import open_storage
+from hpo.studyfile import parse_study
+
+def report(event):
+    print(json.dumps(event.to_json()), flush=True)
+
+study = parse_study(json.loads(sys.argv[1]), "studies/tiny.toml")
+launch(study, open_storage(sys.argv[2]), LaunchOptions(device="cpu"), on_event=report, stop=threading.Event())
+"""
+
+
+def study_with(pruner: str, checkpoint: str | int = 1, **training: Any) -> Study:
+    """Return a study whose curves depend on moments, step counts, buffers, random numbers and batches."""
+    return study_of(
+        network={"hidden": {"choices": [[8], [6, 6]]}, "batch_norm": True, "dropout": {"low": 0.0, "high": 0.4}},
+        optimizer={"kind": "adam"},
+        training={"epochs": EPOCHS, "batch_size": 30, "checkpoint": checkpoint, **training},
+        search={"trials": TRIALS, "pruner": pruner},
+    )
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Sequence[FrozenTrial]:
+    """Return the trials of the study after a search without interruption and without pruning."""
+    with closing(open_storage(f"sqlite:///{tmp_path_factory.mktemp('whole')}/hpo.db")) as storage:
+        search(study_with("none"), storage)
+        return trials_of(storage)
+
+
+class Launch:
+    """A launch in a child process, and the events that it has printed."""
+
+    def __init__(self, study: Study, storage: Storage) -> None:
+        self.events: list[dict[str, Any]] = []
+        args = [json.dumps(study.resolved()), storage.location.full_url]
+        self._process = Fork(args, script=LAUNCH, stdout=PIPE)
+
+    def epochs(self, count: int) -> bool:
+        """Read events until `count` epochs have ended; return False if the launch ended before."""
+        assert self._process.stdout is not None
+        while count and (line := self._process.stdout.readline()):
+            self.events.append(json.loads(line))
+            count -= self.events[-1]["event"] == "epoch_ended"
+        return not count
+
+    def end(self, sent: signal.Signals | None = None) -> int:
+        """Send a signal to the process, read its last events, and return its exit status."""
+        if sent is not None:
+            self._process.send_signal(sent)
+        output, _ = self._process.communicate(deadline())
+        whole_lines = output.rpartition("\n")[0].splitlines()  # a killed process can leave an incomplete line
+        self.events += [json.loads(line) for line in whole_lines]
+        with self._process:
+            return self._process.wait()
+
+
+def announced(launches: Sequence[Launch]) -> Counter[tuple[int, int]]:
+    """Return how often each epoch of each trial has been announced, by number and epoch."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for launch in launches:
+        members: list[int] = []
+        for event in launch.events:
+            if event["event"] == "population_started":
+                members = event["members"]
+            elif event["event"] == "epoch_ended":
+                counts.update((number, event["epoch"]) for number in members)
+    return counts
+
+
+def check_continued(storage: Storage, whole: Sequence[FrozenTrial], *, pruned: bool) -> None:
+    """Check that each trial has ended with the curve of an uninterrupted search, and has left no file."""
+    trials = trials_of(storage)
+    assert [trial.number for trial in trials] == list(range(len(whole)))
+    for trial, other in zip(trials, whole, strict=True):
+        assert trial.state in {TrialState.COMPLETE, *([TrialState.PRUNED] if pruned else [])}
+        curve, expected = trial.system_attrs[CURVE], other.system_attrs[CURVE]
+        assert trial.params == other.params
+        assert curve.keys() == expected.keys()
+        epochs = len(curve["val_accuracy"])
+        assert epochs == EPOCHS or trial.state == TrialState.PRUNED
+        for metric, values in curve.items():
+            assert values == pytest.approx(expected[metric][:epochs], rel=PRECISION), f"trial {trial.number}, {metric}"
+        assert trial.intermediate_values == dict(enumerate(curve["val_accuracy"], 1))
+    assert any(trial.state == TrialState.COMPLETE for trial in trials)
+    assert running_trials(storage) == []
+    assert files(storage) == []
+
+
+def files(storage: Storage) -> list[str]:
+    folder = artifact_folder(storage.location)
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+@pytest.fixture
+def server_storage(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    monkeypatch.setenv("HPO_ARTIFACTS", str(tmp_path / "artifacts"))
+    with server.database() as name, closing(open_storage(server.url(name))) as storage:
+        yield storage
+
+
+@pytest.mark.parametrize("pruner", ["none", "halving"])
+@pytest.mark.parametrize("kind", ["storage", pytest.param("server_storage", marks=pytest.mark.slow)])
+def test_a_search_killed_at_random_moments_trains_no_announced_epoch_again(
+    pruner: str,
+    kind: str,
+    times: int,
+    request: pytest.FixtureRequest,
+    whole: Sequence[FrozenTrial],
+    pytestconfig: pytest.Config,
+) -> None:
+    seed: int = pytestconfig.getoption("randomly_seed", default=0)
+    print(f"--randomly-seed={seed} draws these kills again")
+    draw, study, launches = random.Random(seed), study_with(pruner), list[Launch]()
+    storage: Storage = request.getfixturevalue(kind)
+    kills = 0
+    while kills < KILLS * times:
+        launches.append(Launch(study, storage))
+        if launches[-1].epochs(draw.choice([0, 1, 2])):  # few, so that the study outlives all kills
+            time.sleep(draw.uniform(0, 0.02))
+        kills += launches[-1].end(signal.SIGKILL) == -signal.SIGKILL
+    launches.append(Launch(study, storage))
+    assert launches[-1].end() == 0
+    check_continued(storage, whole, pruned=pruner == "halving")
+    assert set(announced(launches).values()) == {1}
