@@ -414,7 +414,7 @@ def members_of(draw: st.DrawFn) -> tuple[str, list[dict[str, Any]]]:
     return name, [{**shared, **each, "epochs": EPOCHS} for each in draw(st.lists(one, min_size=2, max_size=3))]
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(
     case=members_of(),
     random=st.randoms(use_true_random=False),
