@@ -534,6 +534,16 @@ def test_a_member_that_has_trained_all_epochs_trains_no_more() -> None:
     assert list(train([replace(one, state=alone(one).state)], SPLIT, "float64")) == []
 
 
+def test_a_state_is_a_copy() -> None:
+    """Training that goes on after a freeze does not change the state."""
+    one, runs = member(0, config(epochs=2, optimizer={"kind": "adam"})), [Run(), Run()]
+    epochs = train([one], SPLIT, "float64")
+    runs[0].add(next(epochs), 0)
+    next(epochs)
+    runs[1].add(next(train([one], SPLIT, "float64")), 0)
+    assert_same_run(*runs)
+
+
 def freezing_of(folder: Path, name: str) -> tuple[bool, list[str]]:
     """Return whether a network can be frozen, and the warnings besides the one that it cannot be stacked."""
     warnings: list[str] = []
