@@ -31,7 +31,7 @@ from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id
 from hpo.studyfile import Config, Study
 from hpo.training.device_data import example_shape
 from hpo.training.stack import Member
-from hpo.training.state_layout import state_layout
+from hpo.training.state_layout import StateLayout, state_layout
 from hpo.usercode import UserCode
 
 MAX_TIME_FRACTION = 0.02
@@ -81,6 +81,7 @@ class TrainingCheckpoints:
             "split_seed": study.data.split_seed,
         }
         self._warned: set[str] = set()
+        self._layouts: dict[str, StateLayout] = {}
         self._written: dict[int, int] = {}  # trial number -> epoch of the file that this object wrote
         self._due_at = clock() + FIRST_WRITE_S
 
@@ -121,9 +122,10 @@ class TrainingCheckpoints:
         Notes a file that is damaged, or is not of this member's training, as a warning, and removes it.
         """
         number = member.number
-        precision = precision_of(member.config, self._precision)
+        if not self.exists(number):
+            return None
         try:
-            layout = state_layout(member.config, self._shape, self._classes, precision)
+            layout = self._layout(member.config)
         except Exception:  # noqa: BLE001 - training builds the same network, and fails the trial
             return None
         try:
@@ -145,7 +147,7 @@ class TrainingCheckpoints:
     def exists(self, number: int) -> bool:
         """Return whether there is a file of a trial; whether it can be used is known once it is read."""
         file = self._file(number)
-        return file is not None and file.is_file()
+        return file is not None and os.path.isfile(file)  # False also in a folder that this user may not read
 
     def remove(self, numbers: Collection[int]) -> None:
         """Remove the files of these trials, where there are any. Warns once where files cannot be removed."""
@@ -200,6 +202,14 @@ class TrainingCheckpoints:
                 return stream.read(size)
         except ArtifactNotFound:
             return None
+
+    def _layout(self, config: Config) -> StateLayout:
+        precision = precision_of(config, self._precision)
+        network = config.network.model_dump_json(exclude={"activation", "init", "dropout"})  # these change no shape
+        key = f"{network} {config.optimizer.kind} {precision}"
+        if key not in self._layouts:
+            self._layouts[key] = state_layout(config, self._shape, self._classes, precision)
+        return self._layouts[key]
 
     def _check(self, about: StateMetadata, member: Member) -> None:
         """Raise ValueError unless the file is one of this member's training, which can continue."""
