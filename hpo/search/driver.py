@@ -207,8 +207,8 @@ class NetworkDriver(Driver):
         split = to_planned_device(self.study, self.plan)
         storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
-        on_event(self.started(before, device, self.precisions(precision)))
         pruner = self._pruner(stored, storage, on_event)
+        on_event(self.started(before, device, self.precisions(precision)))
         timeout_s = self.study.search.trial_timeout
         checkpoints = TrainingCheckpoints(
             self.study,

@@ -290,7 +290,7 @@ def test_events_are_json(storage: Storage) -> None:
     names = [event.to_json()["event"] for event in events]
     epochs = ["epoch_ended"] * 2
     population = ["population_started", *epochs, "population_ended"]
-    assert names == ["study_started", "note", *population, *population, "study_ended"]
+    assert names == ["note", "study_started", *population, *population, "study_ended"]
     assert events[2].to_json() == {"event": "population_started", "members": [0, 1, 2, 3], "epochs": 2}
     assert params(trials_of(storage))[0].keys() == {"lr", "weight_decay"}
 

@@ -211,13 +211,11 @@ class SamplerHistory:
     def trials_since_best(self) -> int:
         """See `hpo.storage.pareto.trials_since_best`; trials of `search.start_from` do not count.
 
-        With successive halving, which prunes many trials before the first completes, none count before that.
+        Before the first trial completes none counts: successive halving prunes many trials before that.
         """
         trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.number >= 0]
         has_best = any(trial.state == TrialState.COMPLETE for trial in trials)
-        if self._study_file.search.pruner == "halving" and not has_best:
-            return 0
-        return trials_since_best(trials, self._study.directions)
+        return trials_since_best(trials, self._study.directions) if has_best else 0
 
     def exhausted(self) -> bool:
         """Return whether every configuration of a finite space is used."""
