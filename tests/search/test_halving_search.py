@@ -1,0 +1,549 @@
+"""Successive halving in a search: every key keeps its meaning, frozen trials are neither lost nor trained twice."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+from tiny import curves, params, search, states, study_of, trials_of
+
+from hpo.errors import TrainingError
+from hpo.search import driver as drivers
+from hpo.search import loop
+from hpo.search.events import Event, FrozenTrials, Note, StudyEnded, TrialsNotPromoted
+from hpo.search.halving_search import HalvingSearch
+from hpo.search.launch import join, submit
+from hpo.search.sampling.pruners import halving_of
+from hpo.search.space import config_of
+from hpo.search.study_records import CURVE
+from hpo.storage import (
+    FROZEN,
+    RUNG,
+    Storage,
+    StudyState,
+    open_storage,
+    running_trials,
+    set_state,
+    summary,
+)
+from hpo.storage.artifacts import artifact_folder
+from hpo.studyfile import Study
+from hpo.training import trainer
+from hpo.training.population import EpochResult
+from hpo.training.stack import Member
+
+COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.FAIL,
+    TrialState.RUNNING,
+    TrialState.WAITING,
+)
+EPOCHS = 5
+SIZES = {"hidden": {"choices": [[8], [5, 5]]}}
+
+
+def halving_study(**changes: dict[str, Any]) -> Study:
+    """Return a study of 12 trials with rungs at 1, 2 and 4 of 5 epochs, without promotions at random."""
+    halving = {"pruner": "halving", "rung": 1, "factor": 2, "random_share": 0.0, "trials": 12}
+    changes["search"] = {**halving, **changes.get("search", {})}
+    changes["training"] = {"epochs": EPOCHS, **changes.get("training", {})}
+    return study_of(**changes)
+
+
+STUDY = halving_study()
+
+
+class RecordingTrainer(trainer.Trainer):
+    """A trainer that records which epochs of which trials it trains.
+
+    It calls `before` with the trials and each epoch. The trials of `diverging` fail at those epochs.
+    """
+
+    trained: ClassVar[Counter[tuple[int, int]]]
+    populations: ClassVar[list[tuple[int, ...]]]
+    diverging: ClassVar[dict[int, int]]
+    before: Callable[[Collection[int], int], None]
+
+    def train(self, members: Sequence[Member], spent_s: float = 0) -> Generator[EpochResult, Collection[int], None]:
+        epochs = super().train(members, spent_s)
+        left = {member.number for member in members}
+        self.populations.append(tuple(sorted(left)))
+        dropped: Collection[int] | None = None
+        for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
+            type(self).before(left, epoch)
+            result = next(epochs) if dropped is None else epochs.send(dropped)
+            self.trained.update((number, epoch) for number in result.metrics)
+            failed = {number: "diverged" for number in left if self.diverging.get(number) == epoch}
+            metrics = {number: values for number, values in result.metrics.items() if number not in failed}
+            dropped = {*(yield replace(result, metrics=metrics, failed=result.failed | failed)), *failed}
+            left -= {*dropped, *result.failed}
+            if not left:
+                return
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> type[RecordingTrainer]:
+    """Replace the trainer by one that records the epochs it trains."""
+
+    class FreshTrainer(RecordingTrainer):
+        @staticmethod
+        def before(numbers: Collection[int], epoch: int) -> None:
+            pass
+
+    FreshTrainer.trained, FreshTrainer.populations, FreshTrainer.diverging = Counter(), [], {}
+    monkeypatch.setattr(drivers, "Trainer", FreshTrainer)
+    monkeypatch.setattr(loop, "POLL_S", 0.01)
+    return FreshTrainer
+
+
+@pytest.fixture
+def other(storage: Storage) -> Iterator[Storage]:
+    """Open the storage a second time, as another process does."""
+    other = open_storage(storage.location.full_url)
+    yield other
+    other.close()
+
+
+@pytest.fixture(scope="session")
+def unpruned(tmp_path_factory: pytest.TempPathFactory) -> Sequence[FrozenTrial]:
+    """Return the trials of `STUDY` after a search without a pruner."""
+    storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('unpruned')}/hpo.db")
+    search(halving_study(search={"pruner": "none"}), storage)
+    trials = trials_of(storage)
+    storage.close()
+    return trials
+
+
+def rungs_of(trial: FrozenTrial) -> list[int]:
+    keys = [key.removeprefix(RUNG) for key in trial.system_attrs if key.startswith(RUNG)]
+    return sorted(map(int, keys))
+
+
+def numbers_at_rungs(trials: Sequence[FrozenTrial]) -> list[int]:
+    """Return how many trials have reached each rung, ascending."""
+    counts = Counter(rung for trial in trials for rung in rungs_of(trial))
+    return [counts[rung] for rung in sorted(counts)]
+
+
+def files(storage: Storage) -> list[str]:
+    folder = artifact_folder(storage.location)
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+def check_ended(storage: Storage, study: Study) -> list[FrozenTrial]:
+    """Check that the study has all its trials, each ended at its rung or last epoch, and no file; return the trials."""
+    trials, halving = trials_of(storage), halving_of(study)
+    assert halving is not None
+    assert [trial.number for trial in trials] == list(range(study.search.trials))
+    for trial in trials:
+        assert trial.state.is_finished()
+        assert FROZEN not in trial.system_attrs
+        if trial.state == FAIL:
+            continue
+        epochs = config_of(study, trial.params).training.epochs
+        length = len(trial.system_attrs[CURVE]["val_loss"])
+        assert list(trial.intermediate_values) == list(range(1, length + 1))
+        assert rungs_of(trial) == [rung for rung in halving.rungs(epochs) if rung <= length - (trial.state == COMPLETE)]
+        if trial.state == PRUNED:
+            assert length == rungs_of(trial)[-1]
+        elif study.first_settings.training.patience is None:
+            assert length == epochs
+    assert running_trials(storage) == []
+    assert files(storage) == []
+    return trials
+
+
+def check_curves(trials: Sequence[FrozenTrial], others: Sequence[FrozenTrial]) -> None:
+    """Check that the trials have the same parameters, and curves that begin alike."""
+    assert params(trials) == params(others)
+    for curve, whole in zip(curves(trials), curves(others), strict=True):
+        for metric, values in curve.items():
+            assert values == pytest.approx(whole[metric][: len(values)], rel=1e-9)
+
+
+def reason(events: Sequence[Event]) -> str:
+    assert isinstance(events[-1], StudyEnded)
+    return events[-1].reason
+
+
+def notes(events: Sequence[Event]) -> str:
+    return "\n".join(event.text for event in events if isinstance(event, Note))
+
+
+def set_study_state(storage: Storage, state: StudyState) -> None:
+    set_state(storage, summary(storage, "tiny").study_id, state)
+
+
+def join_study(storage: Storage, on_event: Callable[[Event], None] = lambda event: None) -> HalvingSearch:
+    joined = join("tiny", storage, device="cpu", on_event=on_event, stop=threading.Event())
+    assert isinstance(joined, HalvingSearch)
+    return joined
+
+
+def are_frozen(at_least: int = 1) -> Callable[[Event], bool]:
+    """Return a condition that is true at the first event with so many frozen trials."""
+    return lambda event: isinstance(event, FrozenTrials) and sum(count for _, count in event.counts) >= at_least
+
+
+# --- Rungs ---
+
+
+def test_half_of_the_trials_are_promoted_from_each_rung(
+    recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    events = search(halving_study(search={"population": 12}), storage)
+    trials = check_ended(storage, STUDY)
+    assert reason(events) == "finished"
+    assert numbers_at_rungs(trials) == [12, 6, 3]
+    assert states(trials).count(COMPLETE) == 2
+    check_curves(trials, unpruned)
+    # Each rung's best trials were promoted.
+    for rung, count in ((1, 6), (2, 3), (4, 2)):
+        there = [trial for trial in trials if rung in rungs_of(trial)]
+        best = sorted(there, key=lambda trial: (-trial.intermediate_values[rung], trial.number))[:count]
+        assert {trial.number for trial in best} == {trial.number for trial in there if len(curve_of(trial)) > rung}
+    assert max(recording.trained.values()) == 1
+    assert sum(recording.trained.values()) == 12 + 6 + 2 * 3 + 2
+    pruned = {number for event in events if isinstance(event, TrialsNotPromoted) for number in event.members}
+    assert pruned == {trial.number for trial in trials if trial.state == PRUNED}
+    for trial in trials:
+        assert trial.value == curve_of(trial)[-1]
+
+
+def curve_of(trial: FrozenTrial, metric: str = "val_accuracy") -> list[float]:
+    values: list[float] = trial.system_attrs[CURVE][metric]
+    return values
+
+
+@pytest.mark.parametrize("population", [1, 5, 100])
+def test_populations_of_any_size(
+    population: int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    search(halving_study(search={"population": population}), storage)
+    trials = check_ended(storage, STUDY)
+    check_curves(trials, unpruned)
+    assert max(recording.trained.values()) == 1
+    assert max(map(len, recording.populations)) <= population
+    # Trials that were promoted before better ones came may exceed the fraction.
+    first, second, third = numbers_at_rungs(trials)
+    assert first == 12
+    assert 6 <= second <= 9
+    assert 3 <= third <= 6
+
+
+def test_trials_drawn_at_random_are_promoted_too(storage: Storage) -> None:
+    study = halving_study(search={"trials": 24, "population": 24, "random_share": 0.5})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    ranked = sorted(trials, key=lambda trial: -trial.intermediate_values[1])
+    promoted = [trial for trial in trials if len(rungs_of(trial)) > 1]
+    assert all(trial in promoted for trial in ranked[:6])
+    assert any(trial in promoted for trial in ranked[12:])
+
+
+def test_a_study_of_one_trial_completes_it(storage: Storage) -> None:
+    study = halving_study(search={"trials": 1})
+    search(study, storage)
+    assert states(check_ended(storage, study)) == [COMPLETE]
+
+
+def test_no_rung_lies_below_the_last_epoch(storage: Storage) -> None:
+    study = halving_study(search={"rung": EPOCHS, "trials": 5})
+    search(study, storage)
+    assert states(check_ended(storage, study)) == [COMPLETE] * 5
+
+
+# --- Metrics and scores ---
+
+
+def test_val_loss_is_minimized(storage: Storage) -> None:
+    study = halving_study(search={"metric": "val_loss", "population": 12})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert numbers_at_rungs(trials) == [12, 6, 3]
+    promoted = sorted(curve_of(trial, "val_loss")[0] for trial in trials if len(rungs_of(trial)) > 1)
+    assert promoted == sorted(curve_of(trial, "val_loss")[0] for trial in trials)[:6]
+    assert all(trial.system_attrs[f"{RUNG}1"] == [curve_of(trial, "val_loss")[0]] for trial in trials)
+
+
+def test_trials_are_ranked_by_their_best_epoch_so_far(storage: Storage) -> None:
+    # Learning rates at which the loss jumps: the best epoch is often not the last one.
+    lr = {"low": 1.0, "high": 10.0, "log": True}
+    study = halving_study(
+        optimizer={"lr": lr}, search={"score": "best", "metric": "val_loss", "rung": 3, "population": 12}
+    )
+    search(study, storage)
+    trials = [trial for trial in check_ended(storage, study) if trial.state != FAIL]
+    assert all(trial.system_attrs[f"{RUNG}3"] == [min(curve_of(trial, "val_loss")[:3])] for trial in trials)
+    assert any(min(curve_of(trial, "val_loss")[:3]) < curve_of(trial, "val_loss")[2] for trial in trials)
+    for trial in trials:  # a pruned trial has its last value, as in Optuna
+        loss = curve_of(trial, "val_loss")
+        assert trial.value == (min(loss) if trial.state == COMPLETE else loss[-1])
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_several_metrics_are_ranked_by_non_domination(sampler: str, storage: Storage) -> None:
+    metrics = ["val_loss", "parameters", "seconds_per_epoch"]
+    hidden = {"choices": [[4], [8], [16]]}
+    study = halving_study(network={"hidden": hidden}, search={"metric": metrics, "sampler": sampler, "trials": 16})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert all(len(trial.values) == 3 for trial in trials)
+    assert any(trial.state == PRUNED for trial in trials)
+    for trial in trials:
+        loss, parameters, seconds = trial.values
+        assert (loss, parameters) == (
+            curve_of(trial, "val_loss")[-1],
+            {"[4]": 310, "[8]": 610, "[16]": 1210}[trial.params["hidden"]],
+        )
+        assert seconds > 0
+
+
+def test_a_trial_that_no_other_dominates_is_promoted(storage: Storage) -> None:
+    study = halving_study(network={"hidden": {"choices": [[4], [16]]}}, search={"metric": ["val_loss", "parameters"]})
+    search(
+        halving_study(
+            network={"hidden": {"choices": [[4], [16]]}},
+            search={"metric": ["val_loss", "parameters"], "population": 12},
+        ),
+        storage,
+    )
+    trials = check_ended(storage, study)
+    points = {trial.number: trial.system_attrs[f"{RUNG}1"] for trial in trials}
+    front = [
+        number
+        for number, (loss, size) in points.items()
+        if not any(a <= loss and b <= size and (a, b) != (loss, size) for a, b in points.values())
+    ]
+    assert 0 < len(front) <= 6
+    assert all(len(rungs_of(trials[number])) > 1 for number in front)
+
+
+# --- Training settings ---
+
+
+def test_early_stopping_before_a_rung_completes_a_trial(storage: Storage) -> None:
+    lr = {"low": 1.0, "high": 20.0, "log": True}
+    study = halving_study(optimizer={"lr": lr}, training={"epochs": 12, "patience": 2}, search={"rung": 3})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    early = [trial for trial in trials if trial.state == COMPLETE and len(curve_of(trial)) < 12]
+    assert early
+    assert any(trial.state == PRUNED for trial in trials)
+    for trial in trials:
+        accuracy = curve_of(trial)
+        since_best = len(accuracy) - 1 - accuracy.index(max(accuracy))
+        assert (since_best == 2) if trial in early else since_best < 2 or trial.state == COMPLETE
+
+
+def test_searched_epochs_end_trials_before_their_rungs(recording: type[RecordingTrainer], storage: Storage) -> None:
+    study = halving_study(training={"epochs": {"choices": [1, 3, 5]}}, search={"trials": 15})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert {trial.params["epochs"] for trial in trials} == {1, 3, 5}
+    assert all(trial.state == COMPLETE for trial in trials if trial.params["epochs"] == 1)
+    assert {len(curve_of(trial)) for trial in trials if trial.state == COMPLETE} == {1, 3, 5}
+    assert max(recording.trained.values()) == 1
+
+
+def test_architectures_and_batch_sizes_are_judged_together(
+    recording: type[RecordingTrainer], storage: Storage, new_storage: Callable[[], Storage]
+) -> None:
+    changes: dict[str, Any] = {"network": SIZES, "training": {"batch_size": {"choices": [50, 60]}}}
+    study = halving_study(**changes, search={"trials": 14})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert max(recording.trained.values()) == 1
+    unpruned = new_storage()
+    search(halving_study(**changes, search={"trials": 14, "pruner": "none"}), unpruned)
+    check_curves(trials, trials_of(unpruned))
+    for numbers in recording.populations:
+        assert len({(trials[number].params["hidden"], trials[number].params["batch_size"]) for number in numbers}) == 1
+
+
+def test_no_rung_lies_within_the_warm_up(storage: Storage) -> None:
+    study = halving_study(optimizer={"warmup": 2.5})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert {rung for trial in trials for rung in rungs_of(trial)} == {4}
+
+
+# --- Limits and failures ---
+
+
+def limited(**limits: float) -> Study:
+    return halving_study(search={**limits, "trials": 40})
+
+
+def test_after_the_timeout_frozen_trials_continue_and_no_trial_is_sampled(
+    recording: type[RecordingTrainer], storage: Storage
+) -> None:
+    submit(limited(timeout=3600.0), storage)
+    joined = join_study(storage)
+    joined.step()
+    joined.step()
+    count = len(trials_of(storage))
+    assert states(trials_of(storage)).count(RUNNING) > 0
+    joined.began -= datetime.timedelta(hours=2)
+    while joined.step():
+        pass
+    assert joined.end_if_done() == "timeout"
+    trials = trials_of(storage)
+    assert len(trials) == count < 40
+    assert all(trial.state in (COMPLETE, PRUNED) for trial in trials)
+    assert COMPLETE in states(trials)
+    assert max(recording.trained.values()) == 1
+
+
+def test_patience_counts_from_the_first_trial_that_completes(storage: Storage) -> None:
+    # Without a completed trial nothing is a best trial yet, however many were pruned.
+    events = search(limited(patience=1), storage)
+    trials = trials_of(storage)
+    assert reason(events) == "no improvement"
+    assert len(trials) < 40
+    assert all(trial.state in (COMPLETE, PRUNED) for trial in trials)
+    best = max((trial for trial in trials if trial.state == COMPLETE), key=lambda trial: (trial.value, -trial.number))
+    assert any(trial.number > best.number for trial in trials)
+
+
+def test_the_time_of_a_trial_is_that_of_all_its_populations(
+    recording: type[RecordingTrainer], storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: dict[int, list[float]] = {}
+    train = RecordingTrainer.train
+
+    def spy(self: RecordingTrainer, members: Sequence[Member], spent_s: float = 0) -> Any:
+        spent.setdefault(members[0].epoch, []).append(spent_s)
+        return train(self, members, spent_s)
+
+    monkeypatch.setattr(recording, "train", spy)
+    study = halving_study(search={"trial_timeout": 1e6})
+    search(study, storage)
+    check_ended(storage, study)
+    assert set(spent[0]) == {0.0}
+    assert 0 < min(spent[1]) <= max(spent[1]) < min(spent[2]) + max(spent[1])
+    assert min(spent[4]) > min(spent[1])
+
+
+def test_a_trial_beyond_its_timeout_fails_in_a_later_population(
+    recording: type[RecordingTrainer], storage: Storage
+) -> None:
+    recorded = recording.train
+
+    def slow(self: RecordingTrainer, members: Sequence[Member], spent_s: float = 0) -> Any:
+        # The first populations took almost all of the time.
+        return recorded(self, members, spent_s + (3600 if members[0].epoch == 2 else 0))
+
+    recording.train = slow  # type: ignore[method-assign]
+    study = halving_study(search={"trial_timeout": 3600.0, "retries": 1})
+    search(study, storage)
+    trials = trials_of(storage)
+    assert len(trials) == 12
+    failed = [trial for trial in trials if trial.state == FAIL]
+    assert failed
+    assert all(trial.user_attrs["reason"].startswith("took longer than search.trial_timeout") for trial in failed)
+    assert all(rungs_of(trial) == [1, 2] for trial in failed)
+    assert {state for state in states(trials) if state != FAIL} == {PRUNED}
+
+
+class MistakeError(Exception):
+    """An exception of a user's network."""
+
+
+def test_a_population_that_raises_at_a_later_rung_continues_alone(
+    recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    raised: list[list[int]] = []
+
+    def once(numbers: Collection[int], epoch: int) -> None:
+        if epoch == 3 and not raised:
+            raised.append(sorted(numbers))
+            raise MistakeError
+
+    recording.before = staticmethod(once)
+    events = search(STUDY, storage)
+    trials = check_ended(storage, STUDY)
+    check_curves(trials, unpruned)
+    assert "requeued, to be trained alone" in notes(events)
+    retried = [trial for trial in trials if "hpo:attempts" in trial.system_attrs]
+    assert [trial.number for trial in retried] == raised[0]
+    assert FAIL not in states(trials)
+    alone = [numbers for numbers in recording.populations if set(numbers) & set(raised[0])]
+    after = alone[alone.index(tuple(raised[0])) + 1 :]
+    assert after
+    assert all(len(numbers) == 1 for numbers in after)
+
+
+def test_a_trial_that_always_raises_at_a_later_rung_fails_alone(
+    recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    best = max(unpruned, key=lambda trial: trial.intermediate_values[1]).number
+
+    def always(numbers: Collection[int], epoch: int) -> None:
+        if epoch == 2 and best in numbers:
+            raise MistakeError
+
+    recording.before = staticmethod(always)
+    search(STUDY, storage)
+    trials = check_ended(storage, STUDY)
+    assert [trial.number for trial in trials if trial.state == FAIL] == [best]
+    assert len(trials[best].system_attrs["hpo:attempts"]) == 2
+    assert COMPLETE in states(trials)
+
+
+def test_training_that_always_raises_ends_the_search_and_requeues_frozen_trials(
+    recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    def always(numbers: Collection[int], epoch: int) -> None:
+        if epoch == 2:
+            raise MistakeError
+
+    recording.before = staticmethod(always)
+    with pytest.raises(TrainingError, match="same exception in 3 populations in a row"):
+        search(STUDY, storage)
+    assert RUNNING not in states(trials_of(storage))
+    recording.before = staticmethod(lambda numbers, epoch: None)
+    search(STUDY, storage)
+    trials = check_ended(storage, STUDY)
+    check_curves([t for t in trials if t.state != FAIL], [unpruned[t.number] for t in trials if t.state != FAIL])
+
+
+def test_trials_above_the_limit_of_parameters_are_left_out(storage: Storage) -> None:
+    hidden = {"choices": [[4], [8], [16]]}
+    study = halving_study(network={"hidden": hidden}, search={"limits": {"parameters": 700}, "trials": 15})
+    search(study, storage)
+    trials = trials_of(storage)
+    assert len(trials) == 15
+    over = [trial for trial in trials if trial.params["hidden"] == "[16]"]
+    assert over
+    assert all(trial.state == PRUNED and not trial.intermediate_values for trial in over)
+    assert COMPLETE in states(trials)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+def test_members_that_diverge_fail(
+    epoch: int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    best = sorted(unpruned, key=lambda trial: -trial.intermediate_values[1])[:2]
+    recording.diverging |= {trial.number: epoch for trial in best}
+    search(STUDY, storage)
+    trials = check_ended(storage, STUDY)
+    assert {trial.number for trial in trials if trial.state == FAIL} == {trial.number for trial in best}
+    assert COMPLETE in states(trials)
+    assert max(recording.trained.values()) == 1
+
+
+def test_a_study_whose_trials_all_fail_ends(storage: Storage) -> None:
+    lr = {"low": 1e30, "high": 1e35, "log": True}
+    study = halving_study(optimizer={"lr": lr}, training={"precision": "float32"})
+    events = search(study, storage)
+    assert reason(events) == "finished"
+    assert states(check_ended(storage, study)) == [FAIL] * 12
