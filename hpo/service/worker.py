@@ -4,11 +4,13 @@ The study with the highest priority comes first; among equals the one with the f
 study that cannot be trained on this machine (its data is missing, its networks do not fit) is skipped for `SKIP_S`
 seconds. A study whose training raises the same error in several populations in a row is stopped, with the reason. After
 a stop the worker finishes the current epoch and requeues the unfinished trials. All state is in the storage: the cached
-searches only save reading it again.
+searches only save reading it again, but for the training states of frozen trials. A search that is dropped from the
+cache writes these to files and requeues the trials.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -120,15 +122,20 @@ class _Worker:
     _cores: int = field(default_factory=torch.get_num_threads)
 
     def run(self) -> None:
-        while not self.stop.is_set():
-            studies = self._studies()
-            running = self._running(studies)
-            if study := self._next(studies, running):
-                self._train_population(study)
-            elif self.options.until_idle and not any(self._has_trials(study, running) for study in studies):
-                return
-            else:
-                self.stop.wait(POLL_S)
+        try:
+            while not self.stop.is_set():
+                studies = self._studies()
+                running = self._running(studies)
+                if study := self._next(studies, running):
+                    self._train_population(study)
+                elif self.options.until_idle and not any(self._has_trials(study, running) for study in studies):
+                    return
+                else:
+                    self.stop.wait(POLL_S)
+        finally:
+            with contextlib.ExitStack() as closing:  # closes all of them, also where closing one raises
+                for key in list(self._searches):
+                    closing.callback(self._drop, key)
 
     def _studies(self) -> list[StudySummary]:
         """Return the open studies that this worker may train; forget all others."""
@@ -137,7 +144,9 @@ class _Worker:
         self.named |= {_key(study) for study in found if study.name in names}
         found = [study for study in found if not names or _key(study) in self.named]
         keys = set(map(_key, found))
-        for by_study in (self.untrainable, self._searches, self._skipped_until, self._turns, self._recent_errors):
+        for key in self._searches.keys() - keys:
+            self._drop(key)
+        for by_study in (self.untrainable, self._skipped_until, self._turns, self._recent_errors):
             for key in by_study.keys() - keys:
                 del by_study[key]
         return found
@@ -164,17 +173,19 @@ class _Worker:
         )
 
     def _next(self, studies: Sequence[StudySummary], running: Sequence[RunningTrial]) -> StudySummary | None:
-        """Return the next study of those that have trials to claim, or whose end is not stored yet."""
-        workers = Counter(
-            study_id for study_id, _ in {(each.study_id, each.worker) for each in running if not each.orphaned}
-        )
-        lost = Counter(trial.study_id for trial in running if trial.orphaned)
+        """Return the next study of those that have trials to claim, or whose end is not stored yet.
+
+        A study with frozen trials counts as one of them: its search knows whether some of them can be promoted.
+        """
+        trained = [trial for trial in running if trial.frozen is None and not trial.orphaned]
+        workers = Counter(study_id for study_id, _ in {(trial.study_id, trial.worker) for trial in trained})
+        to_claim = {trial.study_id for trial in running if trial.frozen is not None or trial.orphaned}
         now = time.monotonic()
         self._skipped_until = {key: until for key, until in self._skipped_until.items() if until > now}
 
         def is_due(study: StudySummary) -> bool:
             waiting = study.states.get(TrialState.WAITING, 0)
-            return bool(_missing(study) > 0 or waiting or lost[study.study_id] or not workers[study.study_id])
+            return bool(_missing(study) > 0 or waiting or study.study_id in to_claim or not workers[study.study_id])
 
         def turn(study: StudySummary) -> tuple[float, int, int]:
             priority = study.user_attrs.get(PRIORITY, 0)
@@ -201,16 +212,16 @@ class _Worker:
             if cached := self._searches.get(key):
                 self._leave(study, cached[1], closed.how, cached[0])
         except UnknownStudyError:  # deleted meanwhile
-            self._searches.pop(key, None)
+            self._drop(key)
         except TrainingError as error:
             set_state(self.storage, study.study_id, StudyState.STOPPED, error.raised)
-            self._searches.pop(key, None)
+            self._drop(key)
             self._note(name, f"{error.raised}; the study is stopped, go on with `{hpo_command('resume', name)}`")
         except StorageError:
             raise
         except HpoError as error:
             self._skipped_until[key] = time.monotonic() + SKIP_S
-            self._searches.pop(key, None)
+            self._drop(key)
             self.untrainable[key] = error.with_traceback(None)  # its frames would keep the data in memory
             if not self.options.until_idle or len(self.options.names) != 1:  # else the error at the end is enough
                 self._note(name, f"{error}; this worker skips the study for {SKIP_S:.0f} s")
@@ -222,10 +233,12 @@ class _Worker:
 
     def _search(self, study: StudySummary) -> tuple[float, Search]:
         """Return the cached search of the study, and its start; begin a new one if the study has changed."""
-        cached = self._searches.pop(_key(study), None)
-        if cached is None or not self._is_current(cached[1], study):
+        key = _key(study)
+        if key in self._searches and not self._is_current(self._searches[key][1], study):
+            self._drop(key)
+        if key not in self._searches:
             while sum(search.idle_bytes for _, search in self._searches.values()) > CACHED_BYTES:
-                self._searches.popitem(last=False)
+                self._drop(next(iter(self._searches)))
             say = functools.partial(self.on_event, study.name)
             search = join(
                 study.name,
@@ -233,15 +246,20 @@ class _Worker:
                 device=self.options.device,
                 on_event=say,
                 stop=self.stop,
-                recent_errors=self._recent_errors.setdefault(_key(study), []),
+                recent_errors=self._recent_errors.setdefault(key, []),
                 changed_code=self.options.changed_code,
             )
-            cached = time.perf_counter(), search
-        self._searches[_key(study)] = cached
-        return cached
+            self._searches[key] = time.perf_counter(), search
+        self._searches.move_to_end(key)
+        return self._searches[key]
+
+    def _drop(self, key: Key) -> None:
+        """Drop a search from the cache, if it is there: its frozen trials are requeued."""
+        if cached := self._searches.pop(key, None):
+            cached[1].close()
 
     def _leave(self, study: StudySummary, search: Search, reason: Reason, start: float) -> None:
-        del self._searches[_key(study)]
+        self._drop(_key(study))
         if reason != "changed":  # a changed study is not over: a new search of it begins
             say = functools.partial(self.on_event, study.name)
             done = ended(search.study, study.study_id, self.storage, reason, time.perf_counter() - start, say)
