@@ -80,7 +80,7 @@ def report(storage: Storage, name: str) -> str:
 
 
 def _summary_lines(study: Study, found: StudySummary, source: Source, confirmation: Confirmation | None) -> list[str]:
-    lines = [f"{states_line(found.states)} of {study.search.trials} trials"]
+    lines = [f"{states_line(found.states, found.frozen)} of {study.search.trials} trials"]
     if source.best:
         best = source.best[0]
         label = rank_label(1, best.number, source.metrics)

@@ -90,6 +90,30 @@ def counts_by_state(states: Mapping[TrialState, int]) -> dict[str, int]:
     return {word: states.get(state, 0) for state, word in STATES.items()}
 
 
-def states_line(states: Mapping[TrialState, int]) -> str:
-    """Return `62 complete, 2 pruned`, or `none` without trials."""
-    return ", ".join(f"{count} {word}" for word, count in counts_by_state(states).items() if count) or "none"
+def frozen_text(frozen: Mapping[int, int]) -> str:
+    """Return `33 frozen at epoch 3, 5 at epoch 9`, from the number of frozen trials at each epoch; "" for none."""
+    return epochs_text(frozen).replace(" at ", " frozen at ", 1)
+
+
+def epochs_text(frozen: Mapping[int, int]) -> str:
+    """Return `33 at epoch 3, 5 at epoch 9`."""
+    return ", ".join(f"{count} at epoch {epoch}" for epoch, count in sorted(frozen.items()))
+
+
+def states_line(states: Mapping[TrialState, int], frozen: Mapping[int, int] | None = None) -> str:
+    """Return `62 complete, 2 pruned`, or `none` without trials; see `counts_line`."""
+    return counts_line(counts_by_state(states), frozen or {})
+
+
+def counts_line(counts: Mapping[str, int], frozen: Mapping[int, int]) -> str:
+    """Return `8 pruned, 16 running, 33 frozen at epoch 3`, or `none` without trials.
+
+    The running trials that are `frozen`, by epoch, are shown apart from the others.
+    """
+    parts = []
+    for word, count in counts.items():
+        is_running = word == STATES[TrialState.RUNNING]
+        shown = count - sum(frozen.values()) if is_running else count
+        parts += [f"{shown} {word}"] if shown > 0 else []
+        parts += [frozen_text(frozen)] if is_running and frozen else []
+    return ", ".join(parts) or "none"

@@ -33,9 +33,11 @@ from hpo.search.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.pruners import choose_pruner, halving_of
+from hpo.search.sampling.samplers import max_epochs
 from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
 from hpo.search.space import Values
 from hpo.search.study_records import (
+    PRUNER,
     RUN,
     agree_on_pruner,
     agree_on_run,
@@ -121,7 +123,7 @@ class Driver(ABC):
             precision=precision,
             best=before.best,
             minimized=self.study.search.minimized,
-            **self._sizes(),
+            **self._sizes(before),
         )
 
     def search(
@@ -143,8 +145,8 @@ class Driver(ABC):
         return self._search(stored, storage, on_event, recent_errors=recent_errors, **arguments)
 
     @abstractmethod
-    def _sizes(self) -> dict[str, Any]:
-        """Return the fields of StudyStarted that differ by kind of study."""
+    def _sizes(self, before: StudySummary) -> dict[str, Any]:
+        """Return the fields of StudyStarted that differ by kind of study; `before` is the stored study."""
 
     @abstractmethod
     def _search(self, stored: optuna.Study, storage: Storage, on_event: Listener, **arguments: Any) -> Search:
@@ -198,9 +200,16 @@ class NetworkDriver(Driver):
         before = warm_start(self.study, user_attrs_of(stored), storage).trials
         return lambda given, trials: network_trials(self.study, given, trials, before)
 
-    def _sizes(self) -> dict[str, Any]:
-        parameters, examples = self.plan.size.parameters, len(self.split.train)
-        return {"population": self.plan.population, "parameters": parameters, "images": examples}
+    def _sizes(self, before: StudySummary) -> dict[str, Any]:
+        choice = choose_pruner(self.study)
+        pruner = before.user_attrs.get(PRUNER, choice.name) if choice.why else choice.name
+        epochs = halving_of(self.study).expected_epochs(max_epochs(self.study)) if pruner == "halving" else None
+        return {
+            "population": self.plan.population,
+            "parameters": self.plan.size.parameters,
+            "images": len(self.split.train),
+            "expected_epochs": epochs,
+        }
 
     def _search(self, stored: optuna.Study, storage: Storage, on_event: Listener, **arguments: Any) -> Search:
         device, before = describe_device(self.plan.device), summary(storage, stored._study_id)
@@ -283,7 +292,7 @@ class ObjectiveDriver(Driver):
         """Return a function that makes trials whose `suggest` calls return the enqueued values."""
         return lambda given, trials: objective_trials(given)
 
-    def _sizes(self) -> dict[str, Any]:
+    def _sizes(self, before: StudySummary) -> dict[str, Any]:
         return {"population": 1, "parameters": 0, "images": 0, "objective": self.study.objective}
 
     def _search(self, stored: optuna.Study, storage: Storage, on_event: Listener, **arguments: Any) -> Search:

@@ -35,7 +35,8 @@ class StudyStarted(Event):
 
     `images` is the number of training examples, `parameters` that of one network. A study with an `objective` function
     has neither, nor a device and a precision. `best` is the best score of a completed trial so far,
-    and `minimized` is true where a lower score is better.
+    and `minimized` is true where a lower score is better. `expected_epochs` are those that a trial trains on average
+    with successive halving, None with other pruners.
     """
 
     study: str
@@ -51,6 +52,7 @@ class StudyStarted(Event):
     objective: str | None = None
     best: float | None = None
     minimized: bool = False
+    expected_epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True)
 class PopulationEnded(Event):
-    """A population has ended and is stored; `best` is its best score. `frozen` members may continue later."""
+    """A population has ended and is stored; `best` is its best score.
+
+    `frozen` members have trained up to epoch `frozen_at` and may continue later.
+    """
 
     members: tuple[int, ...]
     completed: int
@@ -85,6 +90,7 @@ class PopulationEnded(Event):
     best: float | None
     seconds: float
     frozen: int = 0
+    frozen_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class TrialsNotPromoted(Event):
 
 @dataclass(frozen=True)
 class FrozenTrials(Event):
-    """The frozen trials of this process: the number of trials at each epoch, as pairs of epoch and number."""
+    """The frozen trials of this process, or of all workers of a launch: pairs of an epoch and a number of trials."""
 
     counts: tuple[tuple[int, int], ...]
 
@@ -129,12 +135,13 @@ class OthersEnded(Event):
 
 @dataclass(frozen=True)
 class WorkerSeen:
-    """A worker of the study, the number of members that it trains, and their last epoch."""
+    """A worker of the study: the members that it trains and their last epoch, and its number of frozen trials."""
 
     worker: str
     device: str
     members: int
     epoch: int
+    frozen: int = 0
 
 
 @dataclass(frozen=True)

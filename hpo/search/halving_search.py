@@ -77,6 +77,7 @@ class HalvingSearch(PopulationSearch):
             waiting = {trial._trial_id for trial in self.storage.read_unfinished(lost, self._parts)}
             self.checkpoints.remove({ids[trial_id] for trial_id in lost - waiting})  # ended, or their study is deleted
             self._forget(list(self._frozen))
+            self._frozen_changed()
 
     def _claim_trials(self) -> None:
         """Claim, create or thaw trials. Of a study that is stopped, the frozen trials continue, and no other starts."""

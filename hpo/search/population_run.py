@@ -103,6 +103,7 @@ class PopulationRun:
                 best=self._best(self._scores) if self._scores else None,
                 seconds=time.perf_counter() - self._started_at,
                 frozen=self._frozen_count,
+                frozen_at=self._until if self._frozen_count else None,
             )
         )
         return self._error_kind

@@ -11,7 +11,14 @@ import logging
 from collections.abc import Callable
 from typing import IO, Any
 
-from hpo.results.display.progress import failure_line, labelled, not_trained_line, population_line, start_line
+from hpo.results.display.progress import (
+    failure_line,
+    labelled,
+    not_promoted_line,
+    not_trained_line,
+    population_line,
+    start_line,
+)
 from hpo.search.events import (
     Event,
     Note,
@@ -21,6 +28,7 @@ from hpo.search.events import (
     StudyStarted,
     TrialsFailed,
     TrialsLeftOut,
+    TrialsNotPromoted,
 )
 from hpo.text import json_line, number_ranges, printable
 
@@ -55,6 +63,8 @@ def sentence(event: Event) -> str | None:
             return failure_line(event)
         case TrialsLeftOut():
             return not_trained_line(event)
+        case TrialsNotPromoted():
+            return not_promoted_line(event)
         case StudyEnded():
             counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
             return f"{event.reason}, {counts}"

@@ -4,6 +4,7 @@ hpo_trials_total{study,state}     trials that this worker ended: complete, prune
 hpo_epochs_total{study}           epochs of populations
 hpo_images_total{study}           training examples, counted once for every member: its rate is examples a second
 hpo_population_size               members in training now
+hpo_frozen_trials{study,epoch}    trials that are frozen at a rung of successive halving now
 hpo_storage_seconds_total         seconds in the storage's transactions, including waiting for it
 """
 
@@ -21,11 +22,13 @@ from hpo.errors import HpoError
 from hpo.search.events import (
     EpochEnded,
     Event,
+    FrozenTrials,
     PopulationEnded,
     PopulationStarted,
     StudyStarted,
     TrialsFailed,
     TrialsLeftOut,
+    TrialsNotPromoted,
 )
 from hpo.storage import Storage
 
@@ -43,7 +46,11 @@ class Metrics:
             "hpo_images", "Training examples, once for every member.", ["study"], registry=self.registry
         )
         self._size = Gauge("hpo_population_size", "Members in training.", registry=self.registry)
+        self._frozen = Gauge(
+            "hpo_frozen_trials", "Trials that are frozen at a rung.", ["study", "epoch"], registry=self.registry
+        )
         self._examples: dict[str, int] = {}  # study -> training examples
+        self._rungs: dict[str, set[int]] = {}  # study -> epochs with a gauge
         self._members = 0
 
     def __call__(self, study: str, event: Event) -> None:
@@ -65,12 +72,20 @@ class Metrics:
                     ("complete", "pruned", "failed"), (event.completed, event.pruned, event.failed), strict=True
                 ):
                     self._trials.labels(study, state).inc(count)
-            case TrialsLeftOut():
+            case FrozenTrials():
+                self._set_frozen(study, dict(event.counts))
+            case TrialsLeftOut() | TrialsNotPromoted():
                 self._trials.labels(study, "pruned").inc(len(event.members))
             case TrialsFailed():
                 self._trials.labels(study, "failed").inc(len(event.members))
             case _:
                 pass
+
+    def _set_frozen(self, study: str, counts: dict[int, int]) -> None:
+        rungs = self._rungs.setdefault(study, set())
+        rungs.update(counts)
+        for epoch in rungs:
+            self._frozen.labels(study, epoch).set(counts.get(epoch, 0))
 
     def count_storage_time(self, storage: Storage) -> None:
         """Add the seconds spent in the storage's transactions to the metrics."""

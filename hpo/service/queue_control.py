@@ -58,8 +58,10 @@ def stop(storage: Storage, name: str) -> str:
     """Stop the study: running trials are finished, and no trial starts."""
     study = _unfinished_study(storage, name, "stop")
     set_state(storage, study.study_id, StudyState.STOPPED)
-    running = len(running_trials(storage, study.study_id))
-    return printable(f"{name}: stopped, {_trials(running)} still running; go on with `{hpo_command('resume', name)}`")
+    trials = running_trials(storage, study.study_id)
+    frozen = sum(trial.frozen is not None for trial in trials)
+    running = f"{_trials(len(trials) - frozen)} still running{f', {frozen} frozen' if frozen else ''}"
+    return printable(f"{name}: stopped, {running}; go on with `{hpo_command('resume', name)}`")
 
 
 def resume(storage: Storage, name: str) -> str:
@@ -88,8 +90,10 @@ def delete(storage: Storage, name: str) -> str:
 def question(storage: Storage, name: str) -> str:
     """Return the question to ask the user before a study is deleted."""
     study = summary(storage, name)
-    running = study.states.get(TrialState.RUNNING, 0)
-    of_them = f", {running} of them running" if running else ""
+    frozen = sum(study.frozen.values())
+    counts = {"running": study.states.get(TrialState.RUNNING, 0) - frozen, "frozen": frozen}
+    parts = [f"{count} of them {word}" for word, count in counts.items() if count > 0]
+    of_them = "".join(f", {part}" for part in parts)
     return printable(f"Delete study '{name}' with {_trials(sum(study.states.values()))}{of_them}?")
 
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from hpo.errors import StorageError
 from hpo.results.display.progress import duration, pace
 from hpo.results.output import Output
-from hpo.results.study_facts import counts_by_state
+from hpo.results.study_facts import counts_by_state, counts_line
 from hpo.search.study_records import STUDY, foreign_study_error, trial_target
 from hpo.storage import (
     PRIORITY,
@@ -45,6 +45,7 @@ UNREADABLE = "unreadable"
 class StudyStatus:
     """Status of a study: `trials` is the number that it asks for, `counts` the number of its trials in each state.
 
+    `frozen` is the number of trials that are frozen, by the epochs that they have trained; `running` counts them too.
     If the study file or the state cannot be read, `trials` is None and `state` "unreadable". `per_second` (trials) and
     `left_s` (seconds left at that pace) are None if no trial has ended in the last `PACE_S` seconds.
     """
@@ -58,12 +59,14 @@ class StudyStatus:
     best: float | None
     per_second: float | None
     left_s: float | None
+    frozen: Mapping[int, int]
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
     """Status of a worker: `study` is "" if it has claimed no trial, `epoch` the last epoch that its members have ended.
 
+    `population` is the number of trials that it trains, `frozen` the number of frozen trials that it has claimed.
     `silent_s` is the age of its last heartbeat, `lost` the reason why it counts as dead, or "".
     """
 
@@ -75,6 +78,7 @@ class WorkerStatus:
     epoch: int
     silent_s: float
     lost: str
+    frozen: int
 
 
 @dataclass(frozen=True)
@@ -128,17 +132,19 @@ def status(storage: Storage, which: str | int | None = None) -> Status:
 def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:
     """Return the storage's workers, idle ones too, and every process with a claimed trial; `names`: id -> name."""
     running = running_trials(storage)
-    epochs = last_epochs(storage, [trial.trial_id for trial in running])
+    epochs = last_epochs(storage, [trial.trial_id for trial in running if trial.frozen is None])
     claimed: dict[tuple[str, int], list[RunningTrial]] = {}
     for trial in running:
         if trial.worker is not None and trial.study_id in names:
             claimed.setdefault((trial.worker.key, trial.study_id), []).append(trial)
     found = []
     for (_, study_id), trials in claimed.items():
-        reached = max(epochs.get(trial.trial_id, 0) for trial in trials)
+        trained = [trial for trial in trials if trial.frozen is None]
+        reached = max((epochs.get(trial.trial_id, 0) for trial in trained), default=0)
         first = trials[0]
         assert first.worker is not None
-        found.append(_worker(first.worker, names[study_id], len(trials), reached, first.silent_s, first.orphaned or ""))
+        counts = len(trained), reached, first.silent_s, first.orphaned or "", len(trials) - len(trained)
+        found.append(_worker(first.worker, names[study_id], *counts))
     busy = {key for key, _ in claimed}
     for each in (each for each in registered_workers(storage) if each.worker.key not in busy):
         lost = f"silent for {duration(each.silent_s)}" if each.silent_s > HEARTBEAT_TIMEOUT_S else ""
@@ -146,8 +152,10 @@ def workers(storage: Storage, names: Mapping[int, str]) -> list[WorkerStatus]:
     return found
 
 
-def _worker(worker: Worker, study: str, population: int, epoch: int, silent_s: float, lost: str) -> WorkerStatus:
-    return WorkerStatus(worker.host, worker.pid, worker.device, study, population, epoch, silent_s, lost)
+def _worker(
+    worker: Worker, study: str, population: int, epoch: int, silent_s: float, lost: str, frozen: int = 0
+) -> WorkerStatus:
+    return WorkerStatus(worker.host, worker.pid, worker.device, study, population, epoch, silent_s, lost, frozen)
 
 
 def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
@@ -168,6 +176,7 @@ def _study(study: StudySummary, per_second: float | None) -> StudyStatus:
         best=study.best,
         per_second=per_second,
         left_s=max(0, (trials or 0) - done) / per_second if runs and per_second else None,
+        frozen=study.frozen,
     )
 
 
@@ -186,7 +195,7 @@ def _is_closed(study: StudyStatus) -> bool:
 
 
 def _study_row(study: StudyStatus) -> tuple[str, ...]:
-    states = ", ".join(f"{count} {word}" for word, count in study.counts.items() if count) or "none"
+    states = counts_line(study.counts, study.frozen)
     return (
         study.name,
         study.state if study.state != StudyState.ENDED else study.why or "ended",
@@ -199,7 +208,8 @@ def _study_row(study: StudyStatus) -> tuple[str, ...]:
 
 
 def _worker_row(worker: WorkerStatus) -> tuple[str, ...]:
-    population = f"{worker.population} members, epoch {worker.epoch}" if worker.population else "-"
+    parts = [f"{worker.population} members, epoch {worker.epoch}"] if worker.population else []
+    population = ", ".join(parts + ([f"{worker.frozen} frozen"] if worker.frozen else [])) or "-"
     heartbeat = worker.lost or f"{duration(max(0.0, worker.silent_s))} ago"
     name = f"{worker.host}:{worker.pid}"
     return name, worker.device or "-", worker.study or "-", population, heartbeat

@@ -12,7 +12,7 @@ import datetime
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -32,6 +32,7 @@ from hpo.storage.rows import (
     INTERMEDIATE,
     STUDIES,
     STUDY_ATTRS,
+    SYSTEM_ATTRS,
     TRIALS,
     VALUES,
     TrialFields,
@@ -39,6 +40,7 @@ from hpo.storage.rows import (
     read_trials,
     utc,
 )
+from hpo.storage.statements import FROZEN
 from hpo.storage.storage import Storage
 from hpo.text import first_few
 
@@ -57,7 +59,8 @@ FINITE = ANY_FINITE & (VALUES.c.objective == 0)
 class StudySummary:
     """The key facts of a study.
 
-    `states` counts the trials of each state that occurs. `best` is the best finite value of the first objective among
+    `states` counts the trials of each state that occurs, `frozen` the running trials that are frozen, by the epochs
+    that they have trained. `best` is the best finite value of the first objective among
     completed trials, or None. `last_activity` is the time of the last start or end of a trial, or None.
     """
 
@@ -68,6 +71,7 @@ class StudySummary:
     states: Mapping[TrialState, int]
     best: float | None
     last_activity: datetime.datetime | None
+    frozen: Mapping[int, int] = field(default_factory=dict)
 
 
 def study_names(storage: Storage) -> list[str]:
@@ -215,6 +219,10 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
     totals: defaultdict[int, dict[TrialState, sa.Row[Any]]] = defaultdict(dict)
     for row in connection.execute(_totals(ids)):
         totals[row.study_id][row.state] = row
+    frozen: defaultdict[int, dict[int, int]] = defaultdict(dict)
+    if any(TrialState.RUNNING in of_study for of_study in totals.values()):
+        for study_id, epoch, trials in connection.execute(_frozen(ids)):
+            frozen[study_id][int(json.loads(epoch))] = trials
     return [
         StudySummary(
             study_id=row.study_id,
@@ -224,6 +232,7 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
             states={state: total.trials for state, total in totals[row.study_id].items()},
             best=_best(directions[row.study_id], totals[row.study_id].get(TrialState.COMPLETE)),
             last_activity=_latest(totals[row.study_id].values()),
+            frozen=dict(sorted(frozen[row.study_id].items())),
         )
         for row in studies
     ]
@@ -241,6 +250,14 @@ def _totals(study_ids: sa.Select[tuple[int]]) -> sa.Select[Any]:
     by = (TRIALS.c.study_id, TRIALS.c.state)
     of_studies = sa.select(*by, *columns).where(TRIALS.c.study_id.in_(study_ids))
     return of_studies.select_from(TRIALS.outerjoin(VALUES, FINITE)).group_by(*by)
+
+
+def _frozen(study_ids: sa.Select[tuple[int]]) -> sa.Select[Any]:
+    """Return the query with a row for each study and epoch at which trials are frozen: the epoch as JSON."""
+    by = (TRIALS.c.study_id, SYSTEM_ATTRS.c.value_json)
+    frozen = sa.select(*by, sa.func.count()).join(SYSTEM_ATTRS, SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id)
+    of_studies = TRIALS.c.study_id.in_(study_ids) & (TRIALS.c.state == TrialState.RUNNING)
+    return frozen.where(of_studies, SYSTEM_ATTRS.c.key == FROZEN).group_by(*by)
 
 
 def _best(directions: Sequence[StudyDirection], complete: sa.Row[Any] | None) -> float | None:

@@ -15,12 +15,16 @@ from hpo.results.display.progress import JsonProgress, LiveProgress, PlainProgre
 from hpo.search.events import (
     EpochEnded,
     Event,
+    FrozenTrials,
     Note,
     OthersEnded,
     PopulationEnded,
     PopulationStarted,
     StudyEnded,
     StudyStarted,
+    TrialsNotPromoted,
+    WorkerSeen,
+    WorkersSeen,
 )
 
 STARTED = StudyStarted(
@@ -46,6 +50,27 @@ EVENTS: list[Event] = [
     PopulationStarted(members=(4, 5, 6, 7), epochs=2),
     PopulationEnded(members=(4, 5, 6, 7), completed=2, pruned=1, failed=1, best=None, seconds=90.0),
     StudyEnded(reason="finished", completed=5, pruned=2, failed=1, seconds=91.5),
+]
+
+
+HALVING = StudyStarted(**{**vars(STARTED), "expected_epochs": 4.0})
+"""Of 8 trials 4 reach epoch 1 together, are frozen, and 1 of them goes on to epoch 3; each epoch takes 2 seconds."""
+HALVING_EVENTS: list[Event] = [
+    HALVING,
+    PopulationStarted(members=(0, 1, 2, 3), epochs=1),
+    EpochEnded(epoch=1, epochs=1, left=3, best=0.5),
+    FrozenTrials(counts=((1, 3),)),
+    PopulationEnded(
+        members=(0, 1, 2, 3), completed=0, pruned=0, failed=1, best=None, seconds=1.5, frozen=3, frozen_at=1
+    ),
+    TrialsNotPromoted(members=(1, 2)),
+    FrozenTrials(counts=((1, 1),)),
+    FrozenTrials(counts=()),
+    PopulationStarted(members=(3,), epochs=3),
+    EpochEnded(epoch=2, epochs=3, left=1, best=0.5),
+    EpochEnded(epoch=3, epochs=3, left=1, best=0.5),
+    FrozenTrials(counts=((3, 1),)),
+    PopulationEnded(members=(3,), completed=0, pruned=0, failed=0, best=None, seconds=3.0, frozen=1, frozen_at=3),
 ]
 
 
@@ -123,6 +148,55 @@ def test_a_slow_study_is_paced_by_the_minute() -> None:
     clock = iter([0.0, 0.0, 60.0])
     text = shown(PlainProgress(console(), lambda: next(clock)), events)
     assert text.endswith("1/4000 trials, 0 pruned, 0 failed, 1.0 trials/min, 66 h 39 min left\n")
+
+
+def test_plain_shows_frozen_trials_and_the_pace_of_epochs() -> None:
+    assert shown(PlainProgress(console(), Clock()), HALVING_EVENTS).splitlines()[1:] == [
+        "population: 3 frozen at epoch 1, 1 failed in 1.5 s; "
+        "1/8 trials, 0 pruned, 1 failed, 3 frozen at epoch 1, 0.5 trials/s, 14 s left",
+        "population: 1 frozen at epoch 3 in 3.0 s; "
+        "3/8 trials, 2 pruned, 1 failed, 1 frozen at epoch 3, 0.4 trials/s, 17 s left",
+    ]
+
+
+def test_the_time_left_is_not_shown_once_more_epochs_than_expected_are_trained() -> None:
+    started = StudyStarted(**{**vars(HALVING), "trials": 4, "expected_epochs": 1.0})
+    line = shown(PlainProgress(console(), Clock()), [started, *HALVING_EVENTS[1:]]).splitlines()[-1]
+    assert line.endswith("3/4 trials, 2 pruned, 1 failed, 1 frozen at epoch 3, 1.5 trials/s")
+
+
+def test_trials_that_others_end_count_in_the_pace_of_halving() -> None:
+    others = OthersEnded(completed=1, pruned=2, failed=0)
+    display = PlainProgress(console(), Clock())
+    shown(display, [HALVING, WorkersSeen(workers=(), epochs=9), others])
+    assert display.tally.line() == "3/8 trials, 2 pruned, 0 failed, 0.8 trials/s, 6.7 s left"
+
+
+def test_live_shows_frozen_trials_on_a_line_of_their_own() -> None:
+    display = LiveProgress(console(terminal=True), Clock())
+    shown(display, HALVING_EVENTS)
+    population, study, frozen = display.bars.tasks
+    assert population.fields["text"] == "epoch 3 of 3, 1 of 1 members left, best so far 0.5000"
+    assert study.fields["text"] == "3/8 trials, 2 pruned, 1 failed, 0.1 trials/s, 1 min 01 s left"
+    assert study.completed == 1.5  # 6 epochs of 4 that are expected
+    assert (frozen.fields["text"], frozen.completed, frozen.total) == ("1 at epoch 3", 1, 8)
+    assert frozen.visible
+    display(FrozenTrials(counts=()))
+    assert not frozen.visible
+
+
+def test_live_shows_the_frozen_trials_of_a_crew() -> None:
+    display = LiveProgress(console(terminal=True), Clock())
+    seen = WorkersSeen(
+        workers=(WorkerSeen("vm:1", "cpu", 2, 4, frozen=5), WorkerSeen("vm:2", "cpu", 0, 0, 3)), epochs=9
+    )
+    shown(display, [HALVING, FrozenTrials(counts=((1, 8),)), seen])
+    assert [task.fields["text"] for task in display.bars.tasks if task.visible] == [
+        "0/8 trials, 0 pruned, 0 failed",
+        "8 at epoch 1",
+        "epoch 4 of 9, 2 members, 5 frozen on cpu",
+        "3 frozen on cpu",
+    ]
 
 
 def test_live_shows_the_population_and_the_study() -> None:

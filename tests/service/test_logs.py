@@ -12,12 +12,14 @@ import pytest
 from hpo.search.events import (
     EpochEnded,
     Event,
+    FrozenTrials,
     Note,
     OthersEnded,
     PopulationEnded,
     PopulationStarted,
     StudyEnded,
     StudyStarted,
+    TrialsNotPromoted,
     WorkerSeen,
     WorkersSeen,
 )
@@ -34,11 +36,17 @@ SAID: list[tuple[Event, str]] = [
         "population: 1 completed, 1 pruned, 0 failed in 1.2 s, its best 0.5",
     ),
     (PopulationEnded((0,), 0, 0, 1, None, 61), "population: 0 completed, 0 pruned, 1 failed in 1 min 01 s, trials 0"),
+    (
+        PopulationEnded((0, 1, 2), 0, 0, 1, None, 2.0, frozen=2, frozen_at=3),
+        "population: 2 frozen at epoch 3, 1 failed in 2.0 s, trials 0-2",
+    ),
+    (TrialsNotPromoted((4, 7, 5)), "3 trials not promoted from a rung, pruned: trials 4-5, 7"),
     (Note("2 orphaned trials requeued: the worker that trained them is dead"), "2 orphaned trials requeued"),
     (StudyEnded("finished", 8, 0, 0, 3.5), "finished, 8 completed, 0 pruned, 0 failed"),
 ]
 SILENT: list[Event] = [
     EpochEnded(1, 9, 2, 0.5),
+    FrozenTrials(((3, 2),)),
     OthersEnded(1, 0, 0),
     WorkersSeen((WorkerSeen("vm:1", "cpu", 4, 1),), 9),
 ]

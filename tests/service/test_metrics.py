@@ -14,12 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tiny import states, study_of, trials_of
 
 from hpo.errors import HpoError
-from hpo.search.events import EpochEnded, Event, PopulationStarted
+from hpo.search.events import EpochEnded, Event, PopulationEnded, PopulationStarted
 from hpo.search.launch import submit
 from hpo.service import queue_control as control
 from hpo.service.metrics import Metrics
 from hpo.service.worker import WorkerOptions, work
-from hpo.storage import Storage, load_study
+from hpo.storage import Storage, load_study, summary
 
 Samples = dict[tuple[str, str, str], float]
 
@@ -86,6 +86,37 @@ def test_they_add_up_to_what_the_storage_has(storage: Storage) -> None:
     assert found["hpo_population_size", "", ""] == 0
     assert found["hpo_storage_seconds_total", "", ""] == pytest.approx(storage.retry_policy.total_s, rel=0.5)
     assert found["hpo_storage_seconds_total", "", ""] > 0
+
+
+def test_frozen_trials_are_counted_by_epoch_and_pruned_ones_once(storage: Storage) -> None:
+    submit(study_of(training={"epochs": 4}, search={"trials": 12, "pruner": "halving", "rung": 1}), storage)
+    metrics = Metrics()
+    url = served(metrics)
+    checked = []
+
+    def listen(study: str, event: Event) -> None:
+        metrics(study, event)
+        if isinstance(event, PopulationStarted | PopulationEnded):
+            stored = summary(storage, study).frozen
+            families = metrics.registry.collect()
+            gauges = {
+                int(sample.labels["epoch"]): int(sample.value)
+                for family in families
+                if family.name == "hpo_frozen_trials"
+                for sample in family.samples
+                if sample.value
+            }
+            assert gauges == stored
+            checked.append(stored)
+
+    work(storage, WorkerOptions(device="cpu", threads=1, until_idle=True), listen, threading.Event())
+    found = samples(url)
+    trials = states(trials_of(storage))
+    assert found["hpo_trials_total", "tiny", "complete"] == trials.count(TrialState.COMPLETE) > 0
+    assert found["hpo_trials_total", "tiny", "pruned"] == trials.count(TrialState.PRUNED) > 0
+    assert len(trials) == 12
+    assert {1: 4} in checked
+    assert found["hpo_frozen_trials", "tiny", ""] == 0
 
 
 def test_a_trial_that_is_not_of_the_studys_space_fails_and_counts(storage: Storage) -> None:

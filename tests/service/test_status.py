@@ -19,6 +19,7 @@ from tiny import study_of
 from worker_threads import columns, work_here
 
 from hpo.errors import HpoError, UnknownStudyError
+from hpo.results.display.tables import studies_table
 from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
 from hpo.service import queue_control as control
@@ -83,6 +84,7 @@ def test_a_study_without_trials(storage: Storage) -> None:
         "best": None,
         "per_second": None,
         "left_s": None,
+        "frozen": {},
     }
     (row,) = rows(status(storage).text().split("\n\n")[0])
     assert row == {
@@ -106,7 +108,7 @@ def test_a_running_study_has_a_worker_a_pace_and_time_left(storage: Storage, far
     assert 0 <= worker.pop("silent_s") < 60
     assert worker == {
         "host": "elsewhere", "pid": 7, "device": "cuda:1 (NVIDIA H100)", "study": "tiny", "population": 3, "epoch": 7,
-        "lost": "",
+        "lost": "", "frozen": 0,
     }  # fmt: skip
     study_row, worker_row = rows(status(storage).text())
     assert study_row["trials"] == "1 complete, 1 pruned, 3 running of 10"
@@ -114,6 +116,37 @@ def test_a_running_study_has_a_worker_a_pace_and_time_left(storage: Storage, far
     assert worker_row["worker"] == "elsewhere:7"
     assert worker_row["population"] == "3 members, epoch 7"
     assert re.fullmatch(r"\d+(\.\d)? s ago", worker_row["last heartbeat"])
+
+
+def test_frozen_trials_are_shown_by_epoch_and_are_no_members(storage: Storage, far: Storage) -> None:
+    study_id = put(storage, search={"trials": 10})
+    ids = hold(far, study_id, 8)
+    far.report(9, dict.fromkeys(ids[2:], 0.5))
+    far.report(4, dict.fromkeys(ids[:2], 0.5))
+    far.freeze({trial_id: (3, [0.5]) for trial_id in ids[4:]} | {ids[2]: (9, [0.5]), ids[3]: (27, [])})
+    far.thaw([ids[3]])
+    far.finish([TrialResult(ids[7], TrialState.PRUNED, (0.1,))])
+    assert summary(storage, "tiny").frozen == {3: 3, 9: 1}
+    found = as_json(status(storage))
+    (study,) = found["studies"]
+    assert study["frozen"] == {"3": 3, "9": 1}
+    assert study["counts"]["running"] == 7
+    (worker,) = found["workers"]
+    assert (worker["population"], worker["epoch"], worker["frozen"]) == (3, 9, 4)
+    study_row, worker_row = rows(status(storage).text())
+    assert study_row["trials"] == "1 pruned, 3 running, 3 frozen at epoch 3, 1 at epoch 9 of 10"
+    assert worker_row["population"] == "3 members, epoch 9, 4 frozen"
+    assert "1 pruned, 3 running, 3 frozen at epoch 3, 1 at epoch 9" in studies_table(storage)
+    far.freeze({trial_id: (27, []) for trial_id in ids[:2]} | {ids[3]: (27, [])})
+    study_row, worker_row = rows(status(storage).text())
+    assert study_row["trials"] == "1 pruned, 3 frozen at epoch 3, 1 at epoch 9, 3 at epoch 27 of 10"
+    assert worker_row["population"] == "7 frozen"
+    assert (
+        control.stop(storage, "tiny") == "tiny: stopped, 0 trials still running, 7 frozen; go on with `hpo resume tiny`"
+    )
+    assert control.question(storage, "tiny") == "Delete study 'tiny' with 8 trials, 7 of them frozen?"
+    assert control.pause(storage, "tiny") == "tiny: paused, 7 trials requeued; go on with `hpo resume tiny`"
+    assert status(storage).studies[0].frozen == {}
 
 
 def test_the_pace_is_of_the_last_minutes_only(storage: Storage) -> None:

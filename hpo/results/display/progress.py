@@ -24,9 +24,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from hpo import stdout
+from hpo.results.study_facts import epochs_text, frozen_text
 from hpo.search.events import (
     EpochEnded,
     Event,
+    FrozenTrials,
     Note,
     OthersEnded,
     PopulationEnded,
@@ -35,9 +37,10 @@ from hpo.search.events import (
     StudyStarted,
     TrialsFailed,
     TrialsLeftOut,
+    TrialsNotPromoted,
     WorkersSeen,
 )
-from hpo.text import json_line, printable
+from hpo.text import json_line, number_ranges, printable
 
 TEXT_WIDTH = 74  # columns of the live lines without their bars
 
@@ -126,12 +129,21 @@ class JsonProgress(QuietProgress):
 
 
 class Tally:
-    """Counts of a running study, its best score so far, its pace, and the time left at that pace."""
+    """Counts of a running study, its best score so far, its pace, and the time left at that pace.
+
+    With successive halving, trials end late and after few epochs or many. The pace is then that of epochs, and a trial
+    is worth the epochs that a trial trains on average.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.trials = self.completed = self.pruned = self.failed = 0
         self.before = 0  # trials that an earlier launch has finished
+        self.elsewhere = 0  # trials that other processes have ended since
+        self.frozen: dict[int, int] = {}  # epoch -> trials
+        self.expected_epochs: float | None = None
+        self.training = 0  # members of the present population
+        self.trained = 0  # epochs of all members
         self.best: float | None = None
         self.minimized = False
         self.started = clock()
@@ -140,11 +152,22 @@ class Tally:
         """Set the counts and the best score that the study starts with."""
         self.trials, self.completed, self.pruned, self.failed = event.trials, event.finished, event.pruned, event.failed
         self.best, self.minimized = event.best, event.minimized
-        self.before = self.done
+        self.before, self.expected_epochs = self.done, event.expected_epochs
         self.started = self.clock()
+
+    def start_population(self, event: PopulationStarted) -> None:
+        """Set the number of members in training."""
+        self.training = len(event.members)
+
+    def add_epoch(self, event: EpochEnded) -> None:
+        """Add an epoch of the members in training."""
+        self.trained += self.training
+        self.training = event.left
 
     def add(self, event: PopulationEnded | OthersEnded) -> None:
         """Add the counts of a population that has ended, or of trials that other processes ended."""
+        if isinstance(event, OthersEnded):
+            self.elsewhere += event.completed + event.pruned + event.failed
         self.completed += event.completed
         self.pruned += event.pruned
         self.failed += event.failed
@@ -160,16 +183,25 @@ class Tally:
         """Number of completed, pruned and failed trials."""
         return self.completed + self.pruned + self.failed
 
-    def line(self, under_way: float = 0.0) -> str:
+    def progress(self, under_way: float) -> float:
+        """Return the work of this launch so far, in trials; `under_way` is the progress of running trials."""
+        if self.expected_epochs is None:
+            return self.done - self.before + under_way
+        return self.elsewhere + self.trained / self.expected_epochs
+
+    def line(self, under_way: float = 0.0, with_frozen: bool = True) -> str:
         """Return the study's counts and pace; `under_way` is the progress of running trials, in trials."""
-        elapsed = self.clock() - self.started
-        finished = self.done - self.before + under_way
-        counts = f"{self.done}/{self.trials} trials, {self.pruned} pruned, {self.failed} failed"
-        if finished <= 0 or elapsed <= 0:
-            return counts
-        per_second = finished / elapsed
-        left = max(0.0, self.trials - self.done - under_way) / per_second
-        return f"{counts}, {pace(per_second)}, {duration(left)} left"
+        elapsed, progress = self.clock() - self.started, self.progress(under_way)
+        line = f"{self.done}/{self.trials} trials, {self.pruned} pruned, {self.failed} failed"
+        if with_frozen and self.frozen:
+            line += f", {frozen_text(self.frozen)}"
+        if progress <= 0 or elapsed <= 0:
+            return line
+        per_second = progress / elapsed
+        line += f", {pace(per_second)}"
+        left = max(0.0, self.trials - self.before - progress)
+        # More trials than on average may have been promoted: then the time left is unknown.
+        return f"{line}, {duration(left / per_second)} left" if left > 0 or self.done >= self.trials else line
 
 
 class PlainProgress(QuietProgress):
@@ -192,6 +224,12 @@ class PlainProgress(QuietProgress):
                 self.line(start_line(event))
             case Note():
                 self.line(f"warning: {event.text}" if event.level == "warning" else event.text)
+            case PopulationStarted():
+                self.tally.start_population(event)
+            case EpochEnded():
+                self.tally.add_epoch(event)
+            case FrozenTrials():
+                self.tally.frozen = dict(event.counts)
             case PopulationEnded():
                 self.tally.add(event)
                 ended = objective_trial_line(event) if self.objective else population_line(event)
@@ -206,6 +244,8 @@ class PlainProgress(QuietProgress):
             case TrialsLeftOut():
                 self.tally.pruned += len(event.members)
                 self.line(not_trained_line(event))
+            case TrialsNotPromoted():
+                self.tally.pruned += len(event.members)
             case WorkersSeen():
                 self.only_workers = True
             case _:
@@ -226,6 +266,7 @@ class LiveProgress(PlainProgress):
         )
         self.population: TaskID = self.bars.add_task("population", total=None, text="starting")
         self.study: TaskID = self.bars.add_task("study", total=None, text="")
+        self.frozen: TaskID | None = None
         self.members = 0
         self.workers: dict[str, TaskID] = {}
 
@@ -242,6 +283,7 @@ class LiveProgress(PlainProgress):
         """Redraw the line that the event changes."""
         match event:
             case PopulationStarted():
+                self.tally.start_population(event)
                 self.members = len(event.members)
                 at = "nothing reported yet" if event.epochs is None else f"epoch 0 of {event.epochs}"
                 text = f"{at}, {self.members} members"
@@ -250,12 +292,19 @@ class LiveProgress(PlainProgress):
                 value = "-" if event.best is None else f"{event.best:.4f}"
                 self.bars.update(self.population, text=f"step {event.epoch}: {value}")
             case EpochEnded():
+                self.tally.add_epoch(event)
                 text = f"epoch {event.epoch} of {event.epochs}, {event.left} of {self.members} members left"
                 text += labelled("best so far", self.tally.better(event.best))
                 self.bars.update(self.population, completed=event.epoch, text=text)
                 self._show_study(event.left * event.epoch / event.epochs if event.epochs else 0.0)
             case PopulationEnded() | OthersEnded():
                 self.tally.add(event)
+                self._show_study(0.0)
+            case FrozenTrials():
+                super().show(event)
+                self._show_frozen()
+            case TrialsNotPromoted():
+                super().show(event)
                 self._show_study(0.0)
             case StudyStarted():
                 super().show(event)
@@ -275,7 +324,8 @@ class LiveProgress(PlainProgress):
             if seen.worker not in self.workers:
                 self.workers[seen.worker] = self.bars.add_task(printable(seen.worker), total=event.epochs, text="")
             at = f"step {seen.epoch}" if event.epochs is None else f"epoch {seen.epoch} of {event.epochs}"
-            text = f"{at}, {seen.members} members" if seen.members else "no trials"
+            parts = [f"{at}, {seen.members} members"] if seen.members else []
+            text = ", ".join(parts + ([f"{seen.frozen} frozen"] if seen.frozen else [])) or "no trials"
             where = f" on {seen.device}" if seen.device else ""
             self.bars.update(self.workers[seen.worker], completed=seen.epoch, text=text + where)
         reached = sum(seen.members * seen.epoch for seen in event.workers)
@@ -283,7 +333,17 @@ class LiveProgress(PlainProgress):
 
     def _show_study(self, under_way: float) -> None:
         tally = self.tally
-        self.bars.update(self.study, total=tally.trials, completed=tally.done + under_way, text=tally.line(under_way))
+        done = tally.done if tally.done >= tally.trials else tally.before + tally.progress(under_way)
+        text = tally.line(under_way, with_frozen=False)
+        self.bars.update(self.study, total=tally.trials, completed=min(done, tally.trials), text=text)
+
+    def _show_frozen(self) -> None:
+        """Show a line with the frozen trials while there are any; its bar is their fraction of all trials."""
+        frozen, total = self.tally.frozen, self.tally.trials
+        if self.frozen is None:
+            self.frozen = self.bars.add_task("frozen", total=total, text="")
+        count, text = sum(frozen.values()), epochs_text(frozen)
+        self.bars.update(self.frozen, total=total, completed=count, visible=bool(frozen), text=text)
 
 
 def progress_on(console: Console) -> PlainProgress:
@@ -315,14 +375,22 @@ def not_trained_line(event: TrialsLeftOut) -> str:
     return f"{_numbered(event.members)} not trained: {event.why}"
 
 
+def not_promoted_line(event: TrialsNotPromoted) -> str:
+    """Return the number of frozen trials that ended as pruned, and their numbers."""
+    trials = f"{len(event.members)} trial{'s' if len(event.members) > 1 else ''}"
+    return f"{trials} not promoted from a rung, pruned: trials {number_ranges(event.members)}"
+
+
 def _numbered(numbers: Sequence[int]) -> str:
     return f"{'trials' if len(numbers) > 1 else 'trial'} {', '.join(map(str, numbers))}"
 
 
 def population_line(event: PopulationEnded) -> str:
-    """Return the counts of a population that has ended, and its duration."""
-    counts = f"{event.completed} completed, {event.pruned} pruned, {event.failed} failed"
-    return f"population: {counts} in {duration(event.seconds)}"
+    """Return the counts of a population that has ended or is frozen, and its duration."""
+    counts = {"completed": event.completed, "pruned": event.pruned, "failed": event.failed}
+    if event.frozen:
+        counts = {f"frozen at epoch {event.frozen_at}": event.frozen, **{w: n for w, n in counts.items() if n}}
+    return f"population: {', '.join(f'{n} {word}' for word, n in counts.items())} in {duration(event.seconds)}"
 
 
 def objective_trial_line(event: PopulationEnded) -> str:

@@ -22,7 +22,9 @@ def studies_table(storage: Storage) -> str:
     rows = [("study", "data set", "trials", "best", "last activity")]
     for study in sorted(summaries(storage), key=lambda study: study.name):
         activity = "-" if study.last_activity is None else f"{study.last_activity:%Y-%m-%d %H:%M:%S}"
-        rows.append((study.name, _dataset(study.user_attrs), states_line(study.states), _best(study), activity))
+        rows.append(
+            (study.name, _dataset(study.user_attrs), states_line(study.states, study.frozen), _best(study), activity)
+        )
     return columns(rows)
 
 

@@ -11,6 +11,7 @@ Pure functions of numbers: storage, frozen members and training play no role her
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,11 @@ class Halving:
     def is_rung(self, epoch: int) -> bool:
         """Return whether an epoch is a rung."""
         return epoch in self.rungs(epoch + 1)
+
+    def expected_epochs(self, epochs: int) -> float:
+        """Return the epochs that a trial trains on average, where one in `factor` is promoted from each rung."""
+        stops = [0, *self.rungs(epochs), epochs]
+        return sum((end - start) / float(self.factor) ** k for k, (start, end) in enumerate(itertools.pairwise(stops)))
 
     def promoted(self, rung: int, losses: Mapping[int, Losses], final: bool) -> list[int]:
         """Return the configurations to promote from a rung, the best first.

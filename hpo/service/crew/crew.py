@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.driver import Driver, trial_counts
-from hpo.search.events import Event, OthersEnded, Reason, WorkerSeen, WorkersSeen
+from hpo.search.events import Event, FrozenTrials, OthersEnded, Reason, WorkerSeen, WorkersSeen
 from hpo.search.launch import check_joinable, current_name, ended, submit, warn
 from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.service.status import StudyStatus, WorkerStatus, status
@@ -84,6 +84,7 @@ def _follow(
     before: tuple[int, int, int],
 ) -> Reason:
     """Report the workers' progress until they have ended, or a stop; return the reason of the end."""
+    frozen: Mapping[int, int] = {}
     while True:
         at_work = crew.check()  # before the storage is read: then an ended crew's last results are read too
         try:
@@ -96,6 +97,9 @@ def _follow(
             completed, pruned, failed = (new - old for new, old in zip(counts, before, strict=True))
             on_event(OthersEnded(completed, pruned, failed, state.best))
             before = counts
+        if state.frozen != frozen:
+            frozen = state.frozen
+            on_event(FrozenTrials(tuple(frozen.items())))
         on_event(WorkersSeen(tuple(map(_progress, now.workers)), driver.epochs))
         reason = _reason(state)
         if reason is not None and not at_work:
@@ -120,4 +124,5 @@ def _reason(study: StudyStatus) -> Reason | None:
 
 
 def _progress(worker: WorkerStatus) -> WorkerSeen:
-    return WorkerSeen(f"{worker.host}:{worker.pid}", worker.device, worker.population, worker.epoch)
+    name = f"{worker.host}:{worker.pid}"
+    return WorkerSeen(name, worker.device, worker.population, worker.epoch, worker.frozen)
