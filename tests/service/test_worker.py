@@ -398,7 +398,7 @@ def test_changed_images_are_not_trained_on(storage: Storage, images: Path) -> No
 class Raising(trainer.Trainer):
     """Trainer that raises the same error in the first epoch of every population."""
 
-    def train(self, members: Sequence[Member]) -> Generator[EpochResult, Collection[int], None]:
+    def train(self, members: Sequence[Member], spent_s: float = 0.0) -> Generator[EpochResult, Collection[int], None]:
         yield from ()
         raise RuntimeError("the network's own\nmistake")
 
