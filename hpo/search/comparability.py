@@ -1,7 +1,7 @@
 """Comparability: which changes of study file or data keep old and new trials comparable.
 
 `--extend` and `search.start_from` use the same rule: ranges, choices and a few keys may differ, everything else that
-is fixed must be the same.
+is fixed must be the same. `--extend` may also raise a fixed number of epochs, where no schedule depends on it.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ EXTENDABLE_KEYS_OF_OBJECTIVES = (
 """Keys of an objective study that `--extend` may change; its ranges are in its code."""
 
 
+EPOCHS, SCHEDULE = ("training", "epochs"), ("optimizer", "schedule")
+
+
 def check_change(study: AnyStudy, stored: AnyStudy, extend: bool) -> None:
     """Raise UsageError where a study's file differs from the stored one, unless `extend` allows the difference."""
     differences = differing_keys(stored, study)
@@ -56,7 +59,10 @@ def check_change(study: AnyStudy, stored: AnyStudy, extend: bool) -> None:
             "start another study with --name, or continue with the change with --extend"
         )
     if isinstance(study, Study) and isinstance(stored, Study):
-        incompatible, allowed = incomparable(stored, study, EXTENDABLE_KEYS), ("ranges", "choices", *EXTENDABLE_KEYS)
+        _check_epochs(study, stored)
+        free = (*EXTENDABLE_KEYS, ".".join(EPOCHS)) if raises_epochs(stored, study) else EXTENDABLE_KEYS
+        incompatible = incomparable(stored, study, free)
+        allowed = ("ranges", "choices", "training.epochs (upwards)", *EXTENDABLE_KEYS)
         if problem := misread(stored, study):
             raise UsageError(f"{study.source}: {problem}; start another study with --name")
     else:
@@ -66,6 +72,39 @@ def check_change(study: AnyStudy, stored: AnyStudy, extend: bool) -> None:
         raise UsageError(
             f"{study.source}: {difference}: --extend can change {', '.join(allowed)}; with this change old and new "
             "trials would not be comparable, so start another study with --name"
+        )
+
+
+def raises_epochs(old: Study, new: Study) -> bool:
+    """Return whether both studies have a fixed number of epochs, and the new one a higher number."""
+    before, after = _fixed_epochs(old), _fixed_epochs(new)
+    return before is not None and after is not None and after > before
+
+
+def _fixed_epochs(study: Study) -> int | None:
+    """Return the number of epochs of every trial; None where it is searched, or conditional."""
+    epochs = study.definitions(EPOCHS)
+    fixed = epochs[EPOCHS] if epochs.keys() == {EPOCHS} else None
+    return fixed if isinstance(fixed, int) else None
+
+
+def _check_epochs(study: Study, stored: Study) -> None:
+    """Raise UsageError for a lower number of epochs, and for another number where a schedule depends on it."""
+    before, after = _fixed_epochs(stored), _fixed_epochs(study)
+    if before is None or after is None or before == after:
+        return
+    difference = f"{study.source}: training.epochs: {before} -> {after}"
+    if after < before:
+        raise UsageError(
+            f"{difference}: --extend can only raise the number of epochs, because trials have been trained for "
+            f"{before} epochs; start another study with --name"
+        )
+    schedules = [value for each in (stored, study) for value in each.possible_values(SCHEDULE).values()]
+    if "cosine" in schedules:
+        raise UsageError(
+            f"{difference}: the cosine schedule (optimizer.schedule) depends on the number of epochs, so trials of "
+            f"{before} epochs cannot continue to epoch {after}, and old and new trials would not be comparable; start "
+            "another study with --name"
         )
 
 

@@ -93,12 +93,22 @@ def test_a_changed_study_file_is_refused_with_its_differences(
     check_whole(trials_of(storage, "other"), changes.get("search", {}).get("trials", 6))
 
 
+COSINE = {"optimizer": {"schedule": "cosine"}}
+MAYBE_COSINE = {"optimizer": {"schedule": {"choices": ["constant", "cosine"]}}}
+NOT_COSINE = {"optimizer": {"schedule": {"choices": ["constant", "step"]}}}
+DEPENDS = "the cosine schedule (optimizer.schedule) depends on the number of epochs"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "difference"),
     [
         ({}, {"data": {"split_seed": 1}}, "data.split_seed: 0 -> 1"),
         ({}, {"data": {"train_size": 160}}, "data.train_size: 150 -> 160"),
-        ({}, {"training": {"epochs": 3}}, "training.epochs: 2 -> 3"),
+        ({}, {"training": {"epochs": 1}}, "training.epochs: 2 -> 1: --extend can only raise the number of epochs"),
+        ({}, {"training": {"epochs": {"choices": [2, 3]}}}, "training.epochs: 2 -> { choices = [2, 3] }"),
+        (COSINE, {**COSINE, "training": {"epochs": 3}}, f"training.epochs: 2 -> 3: {DEPENDS}"),
+        (MAYBE_COSINE, {**MAYBE_COSINE, "training": {"epochs": 3}}, f"training.epochs: 2 -> 3: {DEPENDS}"),
+        (MAYBE_COSINE, {**NOT_COSINE, "training": {"epochs": 3}}, f"training.epochs: 2 -> 3: {DEPENDS}"),
         ({}, {"training": {"precision": "float32"}}, "training.precision: 'float64' -> 'float32'"),
         ({}, {"search": {"metric": "val_loss"}}, "search.metric: 'val_accuracy' -> 'val_loss'"),
         ({}, {"search": {"score": "best"}}, "search.score: 'last' -> 'best'"),
@@ -134,6 +144,7 @@ def test_changes_that_make_trials_incomparable_are_refused(
     ("before", "after"),
     [
         ({}, {"optimizer": {"lr": {"low": 1e-4, "high": 2.0, "log": True}}}),
+        ({}, {"training": {"epochs": 3}}),
         ({}, {"search": {"sampler": "tpe", "pruner": "median", "population": 3}, "description": "now with tpe"}),
         ({"optimizer": {"lr": TWO_RATES}}, {"optimizer": {"lr": {"choices": [0.4, 0.2, 0.1]}}}),
         ({"optimizer": {"lr": TWO_RATES}}, {"optimizer": {"lr": {"low": 0.1, "high": 0.9}}}),
