@@ -1,7 +1,8 @@
-"""Save the weights of the best trials as artifacts (`[training] keep`, `keep_trials`); not for resuming training.
+"""Save the weights of the best trials as artifacts (`[training] keep`, `keep_trials`).
 
 A trial that completes among the best is stored with the name of its checkpoint; checkpoints of trials that are no
-longer among the best are removed after every population. Where files cannot be written or removed, the search warns
+longer among the best are removed after every population, together with their training states, which
+training_checkpoints.py writes with `keep = "last"`. Where files cannot be written or removed, the search warns
 once and continues: no trial is lost.
 
 Several workers leave the checkpoints of the best trials and no others: each writes its files before its trials end, and
@@ -27,6 +28,7 @@ from hpo.storage.artifacts import (
     checkpoint_files,
     checkpoint_id,
     delete_checkpoint_records,
+    state_file_id,
 )
 from hpo.storage.pareto import best_first, losses
 from hpo.studyfile import Study
@@ -85,16 +87,23 @@ class CheckpointWriter:
             return {}
         return checkpoint_attrs(artifact_id, CHECKPOINT_NAMES[self.keep])
 
-    def remove_old(self, without: Collection[int]) -> None:
-        """Remove checkpoints not among the best, and those of earlier attempts at trials `without` a checkpoint."""
+    def remove_old(self, completed: Collection[int], written: Collection[int]) -> None:
+        """Remove checkpoints and training states of trials that are not among the best.
+
+        `completed` are the trials that this process has just ended, `written` those of them with a new checkpoint. The
+        others have checkpoints of earlier attempts at most.
+        """
         ended = [file for file in checkpoint_files(self._storage, self._study_id) if file.state.is_finished()]
         # Read after the files: a trial that another worker ends in between is in neither list.
         best = {trial.number for trial in best_trials(self._storage, self._study_id, self._most)}
         out = [file for file in ended if file.number not in best]
+        not_best = {file.number for file in out} | (set(completed) - best)
         try:
             # By the study's own ids: trials of a copied study name the files of the original.
-            for number in {file.number for file in out} | set(without):
+            for number in not_best | (set(completed) - set(written)):
                 self._folder.remove(checkpoint_id(self._identity, number))
+            for number in not_best:
+                self._folder.remove(state_file_id(self._identity, number))
         except OSError as error:
             self._warn("removed", error)
             return
@@ -152,13 +161,18 @@ class PopulationCheckpoints:
         self._written = {number for number, attrs in files.items() if attrs}
         return files
 
+    @property
+    def written(self) -> Set[int]:
+        """The completing trials whose checkpoints of the last epoch have just been written."""
+        return self._written if self._writer.keep == "last" else frozenset()
+
     def ended(self, numbers: Collection[int]) -> None:
         """Forget members that have ended, and remove checkpoints that are no longer among the best."""
         for number in numbers:
             self._best.pop(number, None)
         if completed := self._completed & set(numbers):
-            self._writer.remove_old(completed - self._written)
-        self._completed = set()
+            self._writer.remove_old(completed, self._written)
+        self._completed, self._written = set(), set()
 
 
 def _checkpoints(result: EpochResult, numbers: Collection[int]) -> dict[int, Checkpoint]:

@@ -26,9 +26,10 @@ from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import ATTEMPTS, FAILURE_REASON, TrialResult
 from hpo.studyfile import Study
 from hpo.studyfile.models import is_minimized
+from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
-from hpo.training.trainer import Trainer, has_stopped_improving
+from hpo.training.trainer import Trainer
 from hpo.usercode import LONGEST_TRACEBACK, error_kind, one_line_error, user_traceback
 
 Freeze = Callable[[Mapping[int, FrozenMember]], set[int]]
@@ -186,7 +187,7 @@ class PopulationRun:
         endings = [(number, self._failure(number, reason)) for number, reason in failed.items()]
         endings += [(number, self._pruned(number)) for number in sorted(pruned)]
         endings += self._completed(result, done) if done else []
-        self._end(endings)
+        self._end(endings, result)
         self._save(result, lost)
         reached = [*self._scores, *(self._score(number) for number in scores)]
         best = self._best(reached) if reached else None
@@ -226,9 +227,10 @@ class PopulationRun:
 
     def _has_ended(self, epoch: int, number: int) -> bool:
         """Return whether a trial is complete: after its last epoch, or by early stopping."""
-        return epoch == self._epochs or has_stopped_improving(
-            self._patience[number], self._curves[number][self._metric], self._metric
-        )
+        return epoch == self._epochs or self._stops_early(number)
+
+    def _stops_early(self, number: int) -> bool:
+        return has_stopped_improving(self._patience[number], self._curves[number][self._metric], self._metric)
 
     def _completed(self, result: EpochResult, numbers: Iterable[int]) -> list[tuple[int, TrialResult]]:
         """Return the endings of trials that complete, with the file names of checkpoints."""
@@ -292,14 +294,26 @@ class PopulationRun:
             self._search.on_event(Note(f"{count} failed: {reason}{traceback_text}", "warning"))
         self._end(endings)
 
-    def _end(self, endings: list[tuple[int, TrialResult]]) -> None:
+    def _end(self, endings: list[tuple[int, TrialResult]], result: EpochResult | None = None) -> None:
+        """Store the endings of trials; `result` is the epoch that they ended with, where they were trained."""
         lost = self._search.end(endings)
         self._states += [ending.state for number, ending in endings if number not in lost]
         ended = {number for number, _ in endings} - lost
         self._dropped |= {number for number, _ in endings}
+        extendable = self._extendable(result.epoch, ended) if result is not None else set()
+        self._training_checkpoints.remove(ended - extendable)
+        # Written once the trial is complete, so that no other trial finds a state without epochs left to train, and
+        # before the states of trials that are not among the best are removed.
+        if result is not None:
+            self._write_states(result, extendable)
         if self._checkpoints is not None:
             self._checkpoints.ended(ended)
-        self._training_checkpoints.remove(ended)
+
+    def _extendable(self, epoch: int, ended: Collection[int]) -> set[int]:
+        """Return the trials that complete with their last epoch and a checkpoint of it: an extension continues them."""
+        if self._checkpoints is None or epoch < self._epochs or not self._training_checkpoints.enabled:
+            return set()
+        return {number for number in self._checkpoints.written & set(ended) if not self._stops_early(number)}
 
     def _best(self, values: Iterable[float]) -> float:
         return (min if is_minimized(self._metric) else max)(values)

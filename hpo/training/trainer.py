@@ -16,9 +16,9 @@ import torch
 
 from hpo.errors import HpoError, InterruptionError
 from hpo.studyfile import Config
-from hpo.studyfile.models import is_minimized
 from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import is_out_of_memory
+from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.grouping import Grouping
 from hpo.training.networks.weights_file import State
 from hpo.training.population import EpochResult, train
@@ -173,18 +173,6 @@ class Trainer:
                         _raise_if_stopped(stop)
                     result = _send(epochs, ended)
         return outcomes
-
-
-def has_stopped_improving(patience: int | None, values: Sequence[float], metric: str) -> bool:
-    """Return whether early stopping ends a trial: the last `patience` of its metric's values improve on no earlier one.
-
-    `values` has one value per epoch. The decision depends on the trial's own learning curve only, so a trial ends in
-    the same epoch alone as in a population. Without patience (None) there is no early stopping.
-    """
-    if patience is None or len(values) <= patience:
-        return False
-    best = min if is_minimized(metric) else max
-    return best(values) == best(values[:-patience])
 
 
 def _record(result: EpochResult, outcomes: dict[int, Outcome], ended: Collection[int]) -> dict[int, Outcome]:

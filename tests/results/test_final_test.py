@@ -422,7 +422,8 @@ def test_a_checkpoint_that_is_not_the_trials_is_refused(storage: Storage) -> Non
     study = study_of(training={"keep": "last", "keep_trials": 2})
     search(study, storage)
     best, second = best_trials(storage, "tiny", 2)
-    paths = {int(read_weights(path)[1]["trial"]): path for path in artifact_folder(storage.location).iterdir()}
+    abouts = {path: read_weights(path)[1] for path in artifact_folder(storage.location).iterdir()}
+    paths = {int(about["trial"]): path for path, about in abouts.items() if about["schema"] == "hpo.weights/1"}
     content = paths[best.number].read_bytes()
     damages: list[tuple[bytes, str]] = [
         (paths[second.number].read_bytes(), "is not the checkpoint of trial"),

@@ -22,13 +22,17 @@ from hpo.search.population_run import CURVE
 from hpo.search.space import config_of
 from hpo.service.queue_control import delete
 from hpo.storage import Storage, best_trials, identity, load_study, open_storage, rename_study, study_names
-from hpo.storage.artifacts import CHECKPOINT_NAMES, artifact_folder, checkpoint_files, checkpoint_id
+from hpo.storage.artifacts import CHECKPOINT_NAMES, artifact_folder, checkpoint_files, checkpoint_id, state_file_id
 from hpo.studyfile import Study, parse_study
 from hpo.training.device_data import example_shape
+from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.networks.weights_file import load_network, read_weights
 
 ROUGH = {"low": 0.5, "high": 30.0, "log": True}
 """Learning rates at which the lowest validation loss is often not the last epoch's."""
+
+
+FILE_IDS = (checkpoint_id, state_file_id)
 
 
 def study_with_checkpoints(keep: str, most: int = 3, trials: int = 8, name: str = "tiny", **search: object) -> Study:
@@ -52,7 +56,10 @@ def files(storage: Storage) -> set[str]:
 
 
 def check_checkpoints(study: Study, storage: Storage) -> None:
-    """Check that the files are those of the best trials, each with the validation loss of its learning curve."""
+    """Check that the files are those of the best trials, each with the validation loss of its learning curve.
+
+    With `keep = "last"` those that have not ended early have a training state, too.
+    """
     study_id, own_id = stored_study(storage, study.name)
     settings, split = study.first_settings.training, load_split(study)
     best = [trial.number for trial in best_trials(storage, study.name, settings.keep_trials)]
@@ -76,6 +83,13 @@ def check_checkpoints(study: Study, storage: Storage) -> None:
             scores = network(torch.from_numpy(split.validation.pixels).double())
         loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(split.validation.labels))
         assert loss.item() == pytest.approx(losses[epoch - 1], rel=1e-9)
+    metric, continue_later = study.search.first_metric, set()
+    for number in best if settings.keep == "last" else ():
+        curve = trials[number].system_attrs[CURVE][metric]
+        if not has_stopped_improving(config_of(study, trials[number].params).training.patience, curve, metric):
+            continue_later.add(number)
+    with_state = {trial.number for trial in trials if state_file_id(own_id, trial.number) in files(storage)}
+    assert with_state == continue_later
 
 
 @pytest.mark.parametrize(("keep", "metric"), [("best", "val_loss"), ("last", "val_accuracy")])
@@ -83,15 +97,20 @@ def test_only_best_trials_have_checkpoints(keep: str, metric: str, storage: Stor
     study = study_with_checkpoints(keep, metric=metric)
     search(study, storage)
     check_checkpoints(study, storage)
-    before = files(storage)
-    assert len(before) == 3
+    before, count = files(storage), {"best": 3, "last": 6}[keep]  # with training states
+    assert len(before) == count
     lowest = [losses.index(min(losses)) for t in trials_of(storage) for losses in [t.system_attrs[CURVE]["val_loss"]]]
     assert min(lowest) < 4  # "best" and "last" are not the same here
     more = study_with_checkpoints(keep, metric=metric, trials=20)
     search(more, storage, extend=True)
     check_checkpoints(more, storage)
-    assert len(files(storage)) == 3
+    assert len(files(storage)) == count
     assert files(storage) != before
+
+
+def test_no_training_state_is_written_without_training_checkpoints(storage: Storage) -> None:
+    search(study_of(training={"keep": "last", "keep_trials": 2, "checkpoint": "none"}), storage)
+    assert len(files(storage)) == 2
 
 
 def test_no_checkpoints_by_default(storage: Storage) -> None:
@@ -229,6 +248,7 @@ def test_unwritable_folder_gives_one_warning(storage: Storage, tmp_path: Path, m
     monkeypatch.setenv("HPO_ARTIFACTS", str(tmp_path / "file" / "folder"))
     events = search(study_with_checkpoints("best"), storage)
     warnings = [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
+    warnings = [text for text in warnings if not text.startswith("training checkpoints")]  # due after a second
     assert len(warnings) == 1
     assert f"checkpoints cannot be written in {tmp_path}/file/folder (Not a directory)" in warnings[0]
     assert all(trial.state.name == "COMPLETE" for trial in trials_of(storage))
@@ -242,11 +262,11 @@ def test_copy_leaves_the_files_of_the_original_study(storage: Storage) -> None:
     longer = study_with_checkpoints("last", trials=20, name="other", metric="val_loss")
     search(longer, storage, extend=True)
     check_checkpoints(study, storage)
-    of_copy = {checkpoint_id(stored_study(storage, "other")[1], number) for number in range(20)}
-    assert 0 < len(files(storage) & of_copy) <= 3
+    of_copy = {make_id(stored_study(storage, "other")[1], n) for n in range(20) for make_id in FILE_IDS}
+    assert 0 < len(files(storage) & of_copy) <= 6
     delete(storage, "other")
     check_checkpoints(study, storage)
-    assert len(files(storage)) == 3
+    assert len(files(storage)) == 6
     delete(storage, "tiny")
     assert files(storage) == set()
 
@@ -263,6 +283,6 @@ def test_renamed_study_continues_with_its_own_files(storage: Storage) -> None:
     longer = study_with_checkpoints("last", trials=12, name="renamed", metric="val_loss")
     search(longer, storage, extend=True)
     check_checkpoints(longer, storage)
-    assert len(files(storage)) == 3
+    assert len(files(storage)) == 6
     delete(storage, "renamed")
     assert files(storage) == set()
