@@ -26,6 +26,7 @@ from hpo.search.enqueueing import (
     objective_trials,
     objective_values,
 )
+from hpo.search.epoch_extension import EpochExtension, epoch_extension
 from hpo.search.events import Event, Note, StudyStarted
 from hpo.search.halving_search import HalvingSearch
 from hpo.search.loop import Search
@@ -99,6 +100,10 @@ class Driver(ABC):
 
     def check_new(self, storage: Storage, changed_code: bool) -> None:  # noqa: B027 - nothing to check
         """Raise StudyFileError for a new study that the storage rules out."""
+
+    def epoch_extension(self, stored: optuna.Study, storage: Storage) -> EpochExtension:
+        """Return the completed trials of the stored study that continue, where this one has more epochs."""
+        return EpochExtension()
 
     def update_stored(  # noqa: B027 - nothing to update
         self, stored: optuna.Study, storage: Storage, changed_code: bool
@@ -184,6 +189,10 @@ class NetworkDriver(Driver):
     def check_new(self, storage: Storage, changed_code: bool) -> None:
         """Raise StudyFileError for a new study whose `search.start_from` names a study that is not comparable."""
         check_start(self.study, self.split, self.code, storage, changed_code)
+
+    def epoch_extension(self, stored: optuna.Study, storage: Storage) -> EpochExtension:
+        """Return the completed trials of the stored study that continue, where this one has more epochs."""
+        return epoch_extension(self.study, stored, storage, self.split, self.code)
 
     def update_stored(self, stored: optuna.Study, storage: Storage, changed_code: bool) -> None:
         """Store the present folder of the data, and that changed code of `search.start_from` is accepted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import optuna
 
@@ -25,15 +26,21 @@ from hpo.studyfile import AnyStudy, Study
 
 
 def submit(
-    study: AnyStudy, storage: Storage, options: LaunchOptions = DEFAULTS, *, driver: Driver | None = None
+    study: AnyStudy,
+    storage: Storage,
+    options: LaunchOptions = DEFAULTS,
+    *,
+    driver: Driver | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Driver:
     """Store the study, for workers to train; return its driver. A stored study is left as it is, or extended.
 
-    Give the driver on this machine's CPU where it is made already. Raises UsageError or StudyFileError (the file, or
-    a file that differs from the stored one), DataError, CodeError and StudyBusyError before anything is stored.
+    `say` is called with a line on the trials that an extension continues. Give the driver on this machine's CPU where
+    it is made already. Raises UsageError or StudyFileError (the file, or a file that differs from the stored one),
+    DataError, CodeError and StudyBusyError before anything is stored.
     """
     driver = driver or driver_of(study, "cpu")
-    _store(driver, storage, options)
+    _store(driver, storage, options, say)
     return driver
 
 
@@ -83,7 +90,7 @@ def launch(
     start = time.perf_counter()
     with storage.retry_policy.override(stop):
         driver = driver_of(study, options.device)
-        stored = _store(driver, storage, options)
+        stored = _store(driver, storage, options, lambda text: on_event(Note(text)))
         warn(driver, on_event)
         with heartbeats(storage):
             reason = driver.search(stored, storage, on_event, stop, []).run()
@@ -117,12 +124,15 @@ def current_name(study: AnyStudy, study_id: int, storage: Storage) -> str:
         return study.name
 
 
-def _store(driver: Driver, storage: Storage, options: LaunchOptions) -> optuna.Study:
+def _store(driver: Driver, storage: Storage, options: LaunchOptions, say: Callable[[str], None]) -> optuna.Study:
     study = driver.study
     driver.check_new(storage, options.changed_code)
     enqueued = driver.enqueued_values(options.enqueue, storage)
     stored = open_study(study, driver.split, driver.code, storage, options)
-    record_change(stored, study, driver.code, storage)
+    extension = driver.epoch_extension(stored, storage)
+    record_change(stored, study, driver.code, storage, extension.reopened)
+    if extension.note:
+        say(extension.note)
     driver.update_stored(stored, storage, options.changed_code)
     if enqueued:
         store_enqueued(

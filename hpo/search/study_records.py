@@ -20,15 +20,28 @@ from typing import Any
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.data import Split
 from hpo.errors import CodeError, HpoError, StudyClosedError, UnknownStudyError
 from hpo.search.comparability import check_change, same_data
 from hpo.search.options import DEFAULTS, LaunchOptions
-from hpo.storage import IDENTITY, PRIORITY, ClaimConditions, Storage, change_idle_study, identity, load_study, summary
+from hpo.search.space import config_of
+from hpo.storage import (
+    IDENTITY,
+    PRIORITY,
+    ClaimConditions,
+    ReopenedTrials,
+    Storage,
+    change_idle_study,
+    identity,
+    load_study,
+    summary,
+)
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
 from hpo.studyfile.values import CURRENT_FOLDER
 from hpo.text import hpo_command
+from hpo.training.early_stopping import has_stopped_improving
 from hpo.usercode import UserCode, find_code_folder
 
 STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run", "hpo:changes"
@@ -77,8 +90,12 @@ def open_study(
     return stored
 
 
-def record_change(stored: optuna.Study, study: AnyStudy, code: UserCode, storage: Storage) -> None:
+def record_change(
+    stored: optuna.Study, study: AnyStudy, code: UserCode, storage: Storage, reopened: ReopenedTrials | None = None
+) -> None:
     """Store the study's changed file and code, and a record of the change. `open_study` has checked that it is allowed.
+
+    In the same transaction, completed trials are `reopened`.
 
     Raises StudyBusyError where another worker is training trials of the study.
     """
@@ -93,7 +110,8 @@ def record_change(stored: optuna.Study, study: AnyStudy, code: UserCode, storage
     }
     changes = [*user_attrs_of(stored).get(CHANGES, []), change]
     with _unless_deleted(study.name):
-        change_idle_study(storage, stored._study_id, study.name, {CHANGES: changes, STUDY: _text(study), **_code(code)})
+        attrs = {CHANGES: changes, STUDY: _text(study), **_code(code)}
+        change_idle_study(storage, stored._study_id, study.name, attrs, reopened)
         _note(stored, study)
 
 
@@ -195,6 +213,25 @@ def agree_on_pruner(stored: optuna.Study, storage: Storage, pruner: str) -> str:
     """Store the pruner that "auto" stands for unless another worker has; return the stored one."""
     with _unless_deleted(stored.study_name):
         return str(storage.set_study_attr_if_absent(stored._study_id, PRUNER, pruner))
+
+
+def epochs_trained(trial: FrozenTrial) -> int:
+    """Return the number of epochs in a stored trial's learning curve."""
+    return max(map(len, trial.system_attrs.get(CURVE, {}).values()), default=0)
+
+
+def config_as_trained(study: Study, trial: FrozenTrial) -> Config:
+    """Return the settings that a stored trial was trained with.
+
+    A completed trial may have fewer epochs than the study, whose number of epochs `--extend` can raise; early stopping
+    is no such case.
+    """
+    config, metric = config_of(study, trial.params), study.search.first_metric
+    epochs, curve = epochs_trained(trial), trial.system_attrs.get(CURVE, {}).get(metric, ())
+    ended_early = has_stopped_improving(config.training.patience, curve, metric)
+    if trial.state != TrialState.COMPLETE or ended_early or not 0 < epochs < config.training.epochs:
+        return config
+    return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
 
 
 def precision_of(config: Config, run: str) -> str:

@@ -122,19 +122,8 @@ class TrainingCheckpoints:
         Notes a file that is damaged, or is not of this member's training, as a warning, and removes it.
         """
         number = member.number
-        if not self.exists(number):
-            return None
         try:
-            layout = self._layout(member.config)
-        except Exception:  # noqa: BLE001 - training builds the same network, and fails the trial
-            return None
-        try:
-            content = self._read(number, max_state_bytes(layout, member.config.training.epochs))
-            if content is None:
-                return None
-            about = read_metadata(content)
-            self._check(about, member)
-            return read_state(content, about, member, layout)
+            return self._state(member)
         except OSError as error:
             problem = f"cannot be read ({error.strerror or error})"
         except ValueError as error:
@@ -143,6 +132,13 @@ class TrainingCheckpoints:
         self._say(Note(f"trial {number}: {damaged}; the trial starts again at epoch 1", "warning"))
         self.remove({number})
         return None
+
+    def is_valid(self, member: Member) -> bool:
+        """Return whether a member has a file that `read` can use. Removes no file and notes nothing."""
+        try:
+            return self._state(member) is not None
+        except (OSError, ValueError):
+            return False
 
     def exists(self, number: int) -> bool:
         """Return whether there is a file of a trial; whether it can be used is known once it is read."""
@@ -188,6 +184,21 @@ class TrainingCheckpoints:
             self._warn("written", f"training checkpoints cannot be written in {file.parent} ({why}): {_CONSEQUENCE}")
             return False
         return True
+
+    def _state(self, member: Member) -> FrozenMember | None:
+        """Return the member frozen as in its file; None without one. Raises OSError, or ValueError with the problem."""
+        if not self.exists(member.number):
+            return None
+        try:
+            layout = self._layout(member.config)
+        except Exception:  # noqa: BLE001 - training builds the same network, and fails the trial
+            return None
+        content = self._read(member.number, max_state_bytes(layout, member.config.training.epochs))
+        if content is None:
+            return None
+        about = read_metadata(content)
+        self._check(about, member)
+        return read_state(content, about, member, layout)
 
     def _read(self, number: int, max_bytes: int) -> bytes | None:
         """Return the content of a trial's file; None where there is none. Raises ValueError for a larger file."""

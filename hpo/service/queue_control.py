@@ -24,14 +24,15 @@ def submit_all(
 ) -> Iterator[str]:
     """Put studies into the queue; yield the name of each as soon as it is stored. Raises what `submit` raises.
 
-    All files and their data are checked before the first study is stored. `say` is called with each warning.
+    All files and their data are checked before the first study is stored. `say` is called with each warning, and with
+    a line on the trials that an extension of the number of epochs continues.
     """
     from hpo.search.driver import driver_of  # imports torch, which the other commands do not need
     from hpo.search.launch import submit
 
     drivers = [driver_of(study, "cpu") for study in studies]
     for driver in drivers:
-        submit(driver.study, storage, options, driver=driver)
+        submit(driver.study, storage, options, driver=driver, say=say)
         if driver.warning:
             say(driver.warning)
         yield driver.study.name

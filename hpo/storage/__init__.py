@@ -44,7 +44,14 @@ from hpo.storage.studies import (
     summary,
     trial_rates,
 )
-from hpo.storage.study_changes import change_idle_study, check_open, end_study, rename_study, set_state
+from hpo.storage.study_changes import (
+    ReopenedTrials,
+    change_idle_study,
+    check_open,
+    end_study,
+    rename_study,
+    set_state,
+)
 from hpo.storage.workers import RegisteredWorker, Worker
 
 __all__ = [
@@ -60,6 +67,7 @@ __all__ = [
     "ClaimConditions",
     "CopyCounts",
     "RegisteredWorker",
+    "ReopenedTrials",
     "RunningTrial",
     "Storage",
     "StudyState",

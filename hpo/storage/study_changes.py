@@ -7,7 +7,8 @@ Knows the names of study attributes, not the content of a study file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,8 +20,15 @@ from hpo.errors import StudyBusyError, StudyClosedError
 from hpo.storage.claim_conditions import STATE, STATE_REASON, ClaimConditions, StudyState
 from hpo.storage.heartbeats import read_running
 from hpo.storage.retry import write_transaction
-from hpo.storage.rows import STUDIES, SYSTEM_ATTRS, TRIALS
-from hpo.storage.statements import WORKER, lock_study, read_study_attr, requeue_trials, set_study_attrs
+from hpo.storage.rows import STUDIES, SYSTEM_ATTRS, TRIALS, USER_ATTRS, VALUES
+from hpo.storage.statements import (
+    WORKER,
+    lock_study,
+    read_study_attr,
+    requeue_trials,
+    set_study_attrs,
+    update_trials,
+)
 from hpo.storage.storage import Storage
 from hpo.text import hpo_command
 
@@ -53,23 +61,38 @@ def end_study(storage: Storage, conditions: ClaimConditions, reason: str) -> Non
     write_transaction(storage.engine, work)
 
 
-def change_idle_study(storage: Storage, study_id: int, name: str, user_attrs: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class ReopenedTrials:
+    """Completed trials to set to WAITING, with the names of the attributes that are part of their results."""
+
+    trial_ids: Sequence[int]
+    system_attrs: Sequence[str]
+    user_attrs: Sequence[str]
+
+
+def change_idle_study(
+    storage: Storage, study_id: int, name: str, user_attrs: Mapping[str, Any], reopened: ReopenedTrials | None = None
+) -> None:
     """Set user attributes of a study without running trials, and reopen it if it has ended.
+
+    Completed trials that are `reopened` become WAITING in the same transaction, without their results.
 
     Raises StudyBusyError if a live worker runs trials of the study, and KeyError if there is no such study.
     """
 
-    def check_idle(connection: Connection) -> dict[str, Any]:
+    def check_and_reopen(connection: Connection) -> dict[str, Any]:
         for trial in read_running(connection, study_id):
             if trial.worker is not None and not trial.orphaned:
                 raise StudyBusyError(
                     f"study '{name}' is being searched by {trial.worker}, so its settings cannot change now; "
                     f"wait for it, or `{hpo_command('pause', name)}` first"
                 )
+        if reopened is not None:
+            _reopen_trials(connection, study_id, reopened)
         ended = read_study_attr(connection, study_id, STATE) == StudyState.ENDED
         return {STATE: StudyState.OPEN, STATE_REASON: ""} if ended else {}
 
-    storage.set_study_attrs(study_id, user_attrs, check_idle)
+    storage.set_study_attrs(study_id, user_attrs, check_and_reopen)
 
 
 def rename_study(storage: Storage, study_id: int, name: str) -> None:
@@ -87,6 +110,20 @@ def rename_study(storage: Storage, study_id: int, name: str) -> None:
             raise KeyError(f"no study with id {study_id}")
 
     write_transaction(storage.engine, work)
+
+
+def _reopen_trials(connection: Connection, study_id: int, reopened: ReopenedTrials) -> None:
+    complete = sa.select(TRIALS.c.trial_id).where(
+        TRIALS.c.study_id == study_id,
+        TRIALS.c.trial_id.in_(list(reopened.trial_ids)),
+        TRIALS.c.state == TrialState.COMPLETE,
+    )
+    ids = connection.execute(complete.order_by(TRIALS.c.trial_id).with_for_update()).scalars().all()
+    requeue_trials(connection, ids)
+    update_trials(connection, ids, datetime_complete=None)
+    connection.execute(sa.delete(VALUES).where(VALUES.c.trial_id.in_(ids)))
+    for table, keys in ((SYSTEM_ATTRS, reopened.system_attrs), (USER_ATTRS, reopened.user_attrs)):
+        connection.execute(sa.delete(table).where(table.c.trial_id.in_(ids), table.c.key.in_(keys)))
 
 
 def _set_state(connection: Connection, study_id: int, state: StudyState, reason: str) -> int:

@@ -258,7 +258,7 @@ def test_members_dropped_from_a_population_are_not_trained() -> None:
 def test_precision_chosen_by_auto_is_stored_and_reused(new_storage: NewStorage) -> None:
     study = study_of(training={"epochs": 1, "precision": "auto"}, search={"trials": 4})
     storage = new_storage()
-    note, started, *_ = search(study, storage, stop_at=after_epochs(1))
+    note, _, started, *_ = search(study, storage, stop_at=after_epochs(1))
     assert isinstance(note, Note)
     assert "bfloat16 trains" in note.text
     assert isinstance(started, StudyStarted)
@@ -267,7 +267,7 @@ def test_precision_chosen_by_auto_is_stored_and_reused(new_storage: NewStorage) 
     assert (run["precision"], run["device"]) == (started.precision, "cpu")
     other = "float32" if started.precision == "bfloat16" else "bfloat16"
     load_study(storage, "tiny").set_user_attr("hpo:run", {**run, "precision": other})
-    restarted, *_ = search(study, storage)
+    _, restarted, *_ = search(study, storage)
     assert isinstance(restarted, StudyStarted)
     assert restarted.precision == other
     float64_storage = new_storage()

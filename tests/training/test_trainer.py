@@ -19,10 +19,10 @@ from torch_reference import config, curves, made_images, member
 
 from hpo.errors import InterruptionError
 from hpo.training.devices import is_out_of_memory
+from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.networks.builtin import build
 from hpo.training.population import EpochResult
 from hpo.training.stack import Member
-from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.trainer import Outcome, Trainer
 
 SPLIT = made_images()

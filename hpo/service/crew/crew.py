@@ -14,7 +14,7 @@ from typing import Protocol, Self, cast
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.search.driver import Driver, trial_counts
-from hpo.search.events import Event, FrozenTrials, OthersEnded, Reason, WorkerSeen, WorkersSeen
+from hpo.search.events import Event, FrozenTrials, Note, OthersEnded, Reason, WorkerSeen, WorkersSeen
 from hpo.search.launch import check_joinable, current_name, ended, submit, warn
 from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.service.status import StudyStatus, WorkerStatus, status
@@ -60,7 +60,7 @@ def launch_with(
     before the study does.
     """
     start = time.perf_counter()
-    driver = submit(study, storage, options)
+    driver = submit(study, storage, options, say=lambda text: on_event(Note(text)))
     study_id = check_joinable(study, storage)
     warn(driver, on_event)
     before = summary(storage, study_id)

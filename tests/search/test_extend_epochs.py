@@ -1,0 +1,250 @@
+"""`--extend` with more epochs: completed trials continue from their training states, or keep their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lock_step import LockStep
+from optuna.trial import TrialState
+from postgresql_server import Server
+from tiny import after_epochs, search, states, study_of, trials_of
+
+from hpo.errors import StudyBusyError, UsageError
+from hpo.search.events import Event, Note
+from hpo.search.launch import submit
+from hpo.search.loop import Search
+from hpo.search.options import LaunchOptions
+from hpo.search.population_run import CURVE
+from hpo.storage import Storage, best_trials, identity, load_study, open_storage
+from hpo.storage.artifacts import artifact_folder, state_file_id
+from hpo.studyfile import Study
+from hpo.training.early_stopping import has_stopped_improving
+
+Trained = list[tuple[int, int]]
+
+
+def study_with(epochs: int, name: str = "tiny", keep_trials: int = 3, **changes: dict[str, Any]) -> Study:
+    training, keys = changes.pop("training", {}), changes.pop("search", {})
+    return study_of(
+        name=name,
+        network={"dropout": 0.2, "batch_norm": True},
+        training={"epochs": epochs, "keep": "last", "keep_trials": keep_trials, **training},
+        search={"trials": 6, "metric": "val_loss", **keys},
+        **{"optimizer": {"kind": "adam", "lr": {"low": 1e-3, "high": 0.1, "log": True}}, **changes},
+    )
+
+
+def notes(events: Collection[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+def curves_of(storage: Storage, name: str = "tiny") -> dict[int, dict[str, list[float]]]:
+    complete = [trial for trial in trials_of(storage, name) if trial.state == TrialState.COMPLETE]
+    return {trial.number: trial.system_attrs[CURVE] for trial in complete}
+
+
+def check_curves(
+    found: Mapping[int, Mapping[str, list[float]]], expected: Mapping[int, Mapping[str, list[float]]]
+) -> None:
+    for number, curve in found.items():
+        for metric, values in curve.items():
+            assert values == pytest.approx(expected[number][metric], rel=1e-9, abs=1e-12)
+
+
+def state_file(storage: Storage, number: int) -> Path:
+    own_id = identity(load_study(storage, "tiny").user_attrs, "tiny")
+    return artifact_folder(storage.location) / state_file_id(own_id, number)
+
+
+def with_states(storage: Storage) -> set[int]:
+    return {trial.number for trial in trials_of(storage) if state_file(storage, trial.number).exists()}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Return a list of the trained epochs, each with its trial's number."""
+    epochs, real = Trained(), Search.report
+
+    def report(self: Search, epoch: int, scores: Mapping[int, float]) -> set[int]:
+        epochs.extend((number, epoch) for number in scores)
+        return real(self, epoch, scores)
+
+    monkeypatch.setattr(Search, "report", report)
+    return epochs
+
+
+def test_the_best_trials_continue_and_the_others_stay(storage: Storage, trained: Trained) -> None:
+    search(study_with(3), storage)
+    before, first = curves_of(storage), {trial.number for trial in best_trials(storage, "tiny", 3)}
+    assert with_states(storage) == first
+    events = search(study_with(6), storage, extend=True)
+    assert notes(events) == ["3 completed trials continue from epoch 3; 3 without a training state stay at 3 epochs"]
+    assert sorted(trained) == sorted((n, e) for n in range(6) for e in range(1, 7 if n in first else 4))
+    trials = trials_of(storage)
+    assert states(trials) == [TrialState.COMPLETE] * 6
+    for trial in trials:
+        losses = trial.system_attrs[CURVE]["val_loss"]
+        assert trial.value == losses[-1]
+        assert trial.intermediate_values == dict(enumerate(losses, 1))
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+    search(study_with(6, name="whole"), storage)
+    found, whole = curves_of(storage), curves_of(storage, "whole")
+    check_curves({number: found[number] for number in first}, whole)
+    assert {number: found[number] for number in found.keys() - first} == {
+        number: before[number] for number in before.keys() - first
+    }
+    best = {trial.number for trial in best_trials(storage, "tiny", 3)}
+    assert with_states(storage) == {number for number in best if len(found[number]["val_loss"]) == 6}
+    (change,) = load_study(storage, "tiny").user_attrs["hpo:changes"]
+    assert change["changed"] == ["training.epochs: 3 -> 6"]
+
+
+def test_trials_continue_after_every_extension(storage: Storage, trained: Trained) -> None:
+    for epochs, trials in ((2, 4), (3, 6), (5, 6)):
+        search(study_with(epochs, keep_trials=6, search={"trials": trials}), storage, extend=True)
+    assert sorted(trained) == sorted((number, epoch) for number in range(6) for epoch in range(1, 6))
+    search(study_with(5, name="whole"), storage)
+    check_curves(curves_of(storage), curves_of(storage, "whole"))
+
+
+def test_unfinished_trials_continue_to_the_new_last_epoch(storage: Storage, trained: Trained) -> None:
+    search(study_with(4, training={"checkpoint": 1, "keep": "none"}), storage, stop_at=after_epochs(2))
+    assert TrialState.COMPLETE not in states(trials_of(storage))
+    events = search(study_with(6, training={"checkpoint": 1, "keep": "none"}), storage, extend=True)
+    assert notes(events) == []
+    assert sorted(trained) == sorted((number, epoch) for number in range(6) for epoch in range(1, 7))
+    search(study_with(6, name="whole"), storage)
+    check_curves(curves_of(storage), curves_of(storage, "whole"))
+
+
+def test_trials_that_ended_early_stay_ended(storage: Storage, trained: Trained) -> None:
+    rough = {"optimizer": {"lr": {"low": 0.1, "high": 30.0, "log": True}}}
+    training = {"patience": 2}
+    search(study_with(4, keep_trials=6, training=training, **rough), storage)
+    before = curves_of(storage)
+    early = {n for n, curve in before.items() if has_stopped_improving(2, curve["val_loss"], "val_loss")}
+    assert early
+    assert len(early) < 6
+    assert any(len(before[number]["val_loss"]) == 4 for number in early)  # also at the last epoch
+    events = search(study_with(8, keep_trials=6, training=training, **rough), storage, extend=True)
+    assert notes(events) == [
+        f"{6 - len(early)} completed trials continue from epoch 4; {len(early)} ended early (training.patience)".replace(
+            "1 completed trials continue", "1 completed trial continues"
+        )
+    ]
+    found = curves_of(storage)
+    assert {number: found[number] for number in early} == {number: before[number] for number in early}
+    search(study_with(8, name="whole", training=training, **rough), storage)
+    check_curves(found, curves_of(storage, "whole"))
+    assert len(trained) == len(set(trained[: -sum(len(c["val_loss"]) for c in found.values())])) * 2
+
+
+def test_a_damaged_state_leaves_its_trial_as_it_is(storage: Storage) -> None:
+    search(study_with(3), storage)
+    number = best_trials(storage, "tiny", 1)[0].number
+    file, before = state_file(storage, number), curves_of(storage)
+    file.write_bytes(file.read_bytes()[:-9])
+    events = search(study_with(4), storage, extend=True)
+    assert notes(events) == ["2 completed trials continue from epoch 3; 4 without a training state stay at 3 epochs"]
+    assert curves_of(storage)[number] == before[number]
+
+
+def test_without_states_all_completed_trials_stay(storage: Storage, trained: Trained) -> None:
+    search(study_with(2, training={"keep": "none"}), storage)
+    trials = trials_of(storage)
+    longer = study_with(4, training={"keep": "none"}, search={"trials": 7})
+    assert notes(search(longer, storage, extend=True)) == [
+        "6 completed trials without a training state stay at 2 epochs"
+    ]
+    assert trials_of(storage)[:6] == trials
+    assert len(curves_of(storage)[6]["val_loss"]) == 4
+
+
+def test_the_best_epoch_of_a_continued_trial_is_set_again(storage: Storage) -> None:
+    best = {"search": {"score": "best"}}
+    search(study_with(2, **best), storage)
+    submit(study_with(5, **best), storage, LaunchOptions(extend=True))
+    waiting = [trial for trial in trials_of(storage) if trial.state == TrialState.WAITING]
+    assert len(waiting) == 3
+    for trial in waiting:
+        assert trial.values is None
+        assert trial.intermediate_values == {}
+        assert trial.datetime_complete is None
+        assert "score_epoch" not in trial.user_attrs
+        assert CURVE not in trial.system_attrs
+    search(study_with(5, **best), storage)
+    for trial in trials_of(storage):
+        losses = trial.system_attrs[CURVE]["val_loss"]
+        assert trial.value == min(losses) == losses[trial.user_attrs["score_epoch"] - 1]
+
+
+def test_a_submission_says_which_trials_continue(storage: Storage) -> None:
+    search(study_with(2), storage)
+    said: list[str] = []
+    submit(study_with(3), storage, LaunchOptions(extend=True), say=said.append)
+    assert said == ["3 completed trials continue from epoch 2; 3 without a training state stay at 2 epochs"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reached"), [({"timeout": 0.001}, "timeout = 0.001"), ({"patience": 1}, "patience = 1")]
+)
+def test_a_limit_that_is_reached_is_refused(limits: dict[str, Any], reached: str, storage: Storage) -> None:
+    search(study_with(2), storage)
+    before = trials_of(storage)
+    keeps = study_with(3, search=limits)
+    with pytest.raises(UsageError, match=f"training.epochs: search.{reached} has been reached, so completed trials"):
+        search(keeps, storage, extend=True)
+    assert trials_of(storage) == before
+
+
+def test_a_live_worker_refuses_the_extension(lock_step: Callable[[Study, Storage], LockStep], storage: Storage) -> None:
+    search(study_with(2), storage)
+    running = lock_step(study_with(2, search={"trials": 6}), storage)
+    running.finish()
+    submit(study_with(2, search={"trials": 8}), storage, LaunchOptions(extend=True))
+    running = lock_step(study_with(2, search={"trials": 8}), storage)
+    running.wait_for("epoch_ended")
+    before = curves_of(storage)
+    with pytest.raises(StudyBusyError, match="is being searched by process"):
+        search(study_with(3, search={"trials": 8}), storage, extend=True)
+    assert curves_of(storage) == before
+    running.kill()
+
+
+def test_trials_continue_on_a_server(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HPO_ARTIFACTS", str(tmp_path / "artifacts"))
+    with server.database() as name:
+        storage = open_storage(server.url(name))
+        search(study_with(2, keep_trials=6), storage)
+        events = search(study_with(4, keep_trials=6), storage, extend=True)
+        assert notes(events) == ["6 completed trials continue from epoch 2"]
+        search(study_with(4, name="whole"), storage)
+        check_curves(curves_of(storage), curves_of(storage, "whole"))
+        storage.close()
+
+
+def test_continued_trials_train_to_the_new_rungs_of_halving(storage: Storage, trained: Trained) -> None:
+    keys = {"search": {"pruner": "halving", "rung": 1, "factor": 2, "trials": 12, "population": 4}}
+    search(study_with(3, keep_trials=6, **keys), storage)
+    complete = set(curves_of(storage))
+    assert with_states(storage) == complete
+    assert len(complete) > 1
+    pruned = [trial for trial in trials_of(storage) if trial.state == TrialState.PRUNED]
+    trained.clear()
+    search(study_with(9, keep_trials=6, **keys), storage, extend=True)
+    trials = trials_of(storage)
+    assert all(trial.state.is_finished() for trial in trials)
+    assert [trials[trial.number] for trial in pruned] == pruned
+    assert {number for number, _ in trained} == complete
+    assert len(trained) == len(set(trained))
+    assert {epoch for _, epoch in trained} == set(range(4, 10))
+    for number in complete:  # new rungs at the epochs 4 and 8
+        assert "hpo:rung:4" in trials[number].system_attrs
+        assert len(trials[number].system_attrs[CURVE]["val_loss"]) in (4, 8, 9)
+    search(study_with(9, name="whole", search={"trials": 12}), storage)
+    check_curves(curves_of(storage), curves_of(storage, "whole"))
+    assert curves_of(storage)
