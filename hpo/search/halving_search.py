@@ -211,6 +211,7 @@ class HalvingSearch(PopulationSearch):
         """Make frozen trials running ones; those whose state cannot be read any more start again."""
         trials = {number: self._frozen[number].trial for number in numbers}
         lost = self.storage.thaw({trial._trial_id for trial in trials.values()})
+        self._write_requeued([number for number, trial in trials.items() if trial._trial_id in lost])
         members = self._members_frozen.take(numbers)
         self._forget(numbers)
         for number, trial in trials.items():
@@ -250,11 +251,20 @@ class HalvingSearch(PopulationSearch):
             for n, curve in curves.items()
         ]
         lost = self.end(endings)
+        self._write_requeued(lost)
         self._forget(numbers)
         self.checkpoints.remove(set(numbers) - lost)
         if ended := tuple(sorted(set(numbers) - lost)):
             self.on_event(TrialsNotPromoted(ended))
         self._frozen_changed()
+
+    def _write_requeued(self, lost: Collection[int]) -> None:
+        """Write the states of frozen trials whose claims were lost, and which wait, as after a pause: they continue."""
+        members = self._members_frozen.take(lost)
+        trials = self.storage.read_unfinished({self._frozen[number].trial._trial_id for number in lost}, self._parts)
+        waiting = {trial.number for trial in trials if trial.state == TrialState.WAITING}
+        if self.checkpoints.enabled and waiting:
+            self.checkpoints.write({number: member for number, member in members.items() if number in waiting})
 
     def _pruned_values(self, number: int) -> tuple[float, ...]:
         """Return the last value of a frozen trial, as Optuna's pruned trials have; of several metrics all values."""

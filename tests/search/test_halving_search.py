@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import threading
 from collections import Counter
@@ -10,30 +11,37 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import optuna
 import pytest
+from lock_step import age_heartbeats
 from optuna.trial import FrozenTrial, TrialState
-from tiny import curves, params, search, states, study_of, trials_of
+from tiny import DECAY, LR, StopAfter, after_epochs, curves, params, search, states, study_of, trials_of
 
 from hpo.errors import TrainingError
 from hpo.search import driver as drivers
 from hpo.search import loop
-from hpo.search.events import Event, FrozenTrials, Note, StudyEnded, TrialsNotPromoted
+from hpo.search.events import Event, FrozenTrials, Note, PopulationStarted, StudyEnded, TrialsNotPromoted
 from hpo.search.halving_search import HalvingSearch
-from hpo.search.launch import join, submit
+from hpo.search.launch import join, launch, submit
+from hpo.search.options import LaunchOptions
 from hpo.search.sampling.pruners import halving_of
 from hpo.search.space import config_of
 from hpo.search.study_records import CURVE
+from hpo.service.queue_control import delete
 from hpo.storage import (
     FROZEN,
     RUNG,
     Storage,
     StudyState,
     open_storage,
+    requeue_orphaned,
     running_trials,
     set_state,
+    study_names,
     summary,
 )
 from hpo.storage.artifacts import artifact_folder
+from hpo.storage.workers import Worker
 from hpo.studyfile import Study
 from hpo.training import trainer
 from hpo.training.population import EpochResult
@@ -547,3 +555,389 @@ def test_a_study_whose_trials_all_fail_ends(storage: Storage) -> None:
     events = search(study, storage)
     assert reason(events) == "finished"
     assert states(check_ended(storage, study)) == [FAIL] * 12
+
+
+# --- Search spaces, samplers, other trials ---
+
+
+def test_repeats_are_promoted_together_by_their_mean(recording: type[RecordingTrainer], storage: Storage) -> None:
+    study = halving_study(search={"repeats": 2, "trials": 16, "population": 16, "metric": "val_loss"})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    pairs = list(zip(trials[::2], trials[1::2], strict=True))
+    assert all(rungs_of(one) == rungs_of(two) for one, two in pairs)
+    assert numbers_at_rungs(trials) == [16, 8, 4]
+    means = sorted(pairs, key=lambda pair: sum(curve_of(trial, "val_loss")[0] for trial in pair))
+    assert {pair[0].number for pair in means[:4]} == {one.number for one, _ in pairs if len(rungs_of(one)) > 1}
+    assert max(recording.trained.values()) == 1
+
+
+def test_repeats_that_fail_do_not_count(recording: type[RecordingTrainer], storage: Storage) -> None:
+    recording.diverging |= {0: 1, 5: 1, 6: 2}
+    study = halving_study(search={"repeats": 2, "trials": 16, "population": 3})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert {trial.number for trial in trials if trial.state == FAIL} >= {0, 5}
+    for one, two in zip(trials[::2], trials[1::2], strict=True):
+        assert FAIL in (one.state, two.state) or rungs_of(one) == rungs_of(two)
+    assert COMPLETE in states(trials)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc", "gp"])
+def test_samplers_of_one_metric(sampler: str, storage: Storage) -> None:
+    changes: dict[str, Any] = {"optimizer": {"lr": LR, "weight_decay": DECAY}, "training": {"epochs": 3}}
+    study = halving_study(**changes, search={"sampler": sampler, "trials": 16})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert len({trial.params["lr"] for trial in trials}) == 16
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_a_finite_space_is_exhausted(sampler: str, storage: Storage) -> None:
+    study = halving_study(optimizer={"lr": {"choices": [0.01, 0.03, 0.1, 0.3, 1.0]}}, search={"sampler": sampler})
+    events = search(study, storage)
+    assert reason(events) == "space exhausted"
+    trials = trials_of(storage)
+    assert {trial.params["lr"] for trial in trials} == {0.01, 0.03, 0.1, 0.3, 1.0}
+    assert numbers_at_rungs(trials)[0] == len(trials) == 5
+    assert all(trial.state in (COMPLETE, PRUNED) for trial in trials)
+    assert COMPLETE in states(trials)
+
+
+def test_configurations_may_repeat_and_points_come_first(storage: Storage) -> None:
+    lr = {"choices": [0.01, 0.1, 1.0]}
+    study = halving_study(optimizer={"lr": lr}, search={"repeat": True, "points": [{"lr": 1.0}, {"lr": 0.1}]})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert [trial.params["lr"] for trial in trials[:2]] == [1.0, 0.1]
+
+
+def test_repeats_of_the_last_configuration_of_a_finite_space_are_awaited(storage: Storage) -> None:
+    study = halving_study(
+        optimizer={"lr": {"choices": [0.01, 0.1, 1.0]}}, search={"repeats": 3, "trials": 12, "population": 2}
+    )
+    assert reason(search(study, storage)) == "space exhausted"
+    trials = trials_of(storage)
+    assert len(trials) == 9
+    for start in range(0, 9, 3):
+        assert len({tuple(rungs_of(trial)) for trial in trials[start : start + 3]}) == 1
+
+
+def test_a_study_starts_from_another_one(storage: Storage) -> None:
+    search(halving_study(), storage)
+    sampled = {"sampler": "tpe", "start_from": ["tiny"], "trials": 8}
+    study = study_of(name="next", training={"epochs": EPOCHS}, search={**STUDY.resolved()["search"], **sampled})
+    search(study, storage)
+    trials = trials_of(storage, "next")
+    assert len(trials) == 8
+    assert numbers_at_rungs(trials)[0] == 8
+    assert all(trial.state in (COMPLETE, PRUNED) for trial in trials)
+
+
+def test_enqueued_trials_climb_the_rungs(storage: Storage) -> None:
+    submit(STUDY, storage, LaunchOptions(enqueue=['{"lr": 0.9}', '{"lr": 0.5}']))
+    plain = optuna.load_study(study_name="tiny", storage=storage.location.full_url)
+    plain.enqueue_trial({"lr": 0.8})
+    plain.enqueue_trial({"lr": 7.0})
+    plain.enqueue_trial({})
+    search(STUDY, storage)
+    trials = check_ended(storage, STUDY)
+    assert [trial.params.get("lr") for trial in trials[:3]] == [0.9, 0.5, 0.8]
+    assert [trial.number for trial in trials if trial.state == FAIL] == [3]
+    assert numbers_at_rungs(trials)[0] == 11
+
+
+def test_running_trials_of_plain_optuna_do_not_hold_up_the_end(storage: Storage) -> None:
+    submit(STUDY, storage)
+    plain = optuna.load_study(study_name="tiny", storage=storage.location.full_url)
+    asked = plain.ask({"lr": optuna.distributions.FloatDistribution(1e-3, 1.0, log=True)})
+    search(STUDY, storage)
+    trials = trials_of(storage)
+    assert trials[asked.number].state == RUNNING
+    rest = [trial for trial in trials if trial.number != asked.number]
+    assert len(rest) == 11
+    assert all(trial.state in (COMPLETE, PRUNED) for trial in rest)
+    assert numbers_at_rungs(rest)[0] == 11
+
+
+# --- Extension ---
+
+
+def test_trials_of_an_extension_are_judged_with_the_earlier_ones(
+    recording: type[RecordingTrainer], storage: Storage
+) -> None:
+    search(STUDY, storage)
+    before = check_ended(storage, STUDY)
+    longer = halving_study(search={"trials": 24, "population": 12})
+    search(longer, storage, extend=True)
+    trials = check_ended(storage, longer)
+    assert trials[:12] == before
+    assert max(recording.trained.values()) == 1
+    # Only new trials among the best half of all are promoted.
+    ranked = sorted(trials, key=lambda trial: (-trial.intermediate_values[1], trial.number))
+    new = {trial.number for trial in ranked[:12] if trial.number >= 12}
+    assert {trial.number for trial in trials[12:] if len(rungs_of(trial)) > 1} == new
+
+
+@pytest.mark.parametrize("pruner", ["none", "hyperband"])
+def test_the_pruner_changes_from_one_launch_to_the_next(
+    pruner: str, recording: type[RecordingTrainer], storage: Storage
+) -> None:
+    for trials, name in ((6, pruner), (12, "halving"), (16, pruner), (20, "halving")):
+        study = halving_study(search={"trials": trials, "pruner": name})
+        assert reason(search(study, storage, extend=True)) == "finished"
+    trials = trials_of(storage)
+    assert [bool(rungs_of(trial)) for trial in trials] == [False] * 6 + [True] * 6 + [False] * 4 + [True] * 4
+    assert all(trial.state in (COMPLETE, PRUNED) for trial in trials)
+    assert max(recording.trained.values()) == 1
+    assert files(storage) == []
+
+
+@pytest.mark.parametrize("change", [{"pruner": "none"}, {"pruner": "hyperband"}, {"rung": 2}, {"rung": 1, "factor": 4}])
+def test_unfinished_trials_continue_under_another_pruner_or_at_other_rungs(
+    change: dict[str, Any], recording: type[RecordingTrainer], storage: Storage
+) -> None:
+    search(STUDY, storage, stop_at=are_frozen(8))
+    assert WAITING in states(trials_of(storage))
+    changed = halving_study(search=change)
+    search(changed, storage, extend=True, stop_at=after_epochs(4))
+    search(STUDY, storage, extend=True)
+    trials = trials_of(storage)
+    assert len(trials) == 12
+    assert all(trial.state in (COMPLETE, PRUNED) for trial in trials)
+    assert max(recording.trained.values()) == 1
+    assert files(storage) == []
+
+
+# --- Pause, stop, death ---
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4, 6, 7])
+def test_an_interrupted_search_continues_without_training_an_epoch_again(
+    epochs: int,
+    recording: type[RecordingTrainer],
+    storage: Storage,
+    other: Storage,
+    unpruned: Sequence[FrozenTrial],
+) -> None:
+    assert reason(search(STUDY, storage, stop_at=after_epochs(epochs))) == "interrupted"
+    assert not {RUNNING, FAIL} & set(states(trials_of(storage)))
+    assert FROZEN not in {key for trial in trials_of(storage) for key in trial.system_attrs}
+    search(STUDY, other)
+    check_curves(check_ended(storage, STUDY), unpruned)
+    assert max(recording.trained.values()) == 1
+
+
+@pytest.mark.parametrize("condition", [are_frozen(), are_frozen(8), lambda event: isinstance(event, PopulationStarted)])
+def test_a_search_stopped_between_populations_continues(
+    condition: Callable[[Event], bool],
+    recording: type[RecordingTrainer],
+    storage: Storage,
+    unpruned: Sequence[FrozenTrial],
+) -> None:
+    for _ in range(4):
+        seen = itertools.count()
+        search(STUDY, storage, stop_at=lambda event, seen=seen: condition(event) and next(seen) == 2)  # type: ignore[misc]
+        assert RUNNING not in states(trials_of(storage))
+    search(STUDY, storage)
+    check_curves(check_ended(storage, STUDY), unpruned)
+    assert max(recording.trained.values()) == 1
+
+
+@pytest.mark.parametrize("checks", [12, 17, 22, 27])
+def test_a_stop_at_any_moment_loses_no_state(
+    checks: int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    for left in range(checks, checks + 5):
+        stop = StopAfter(left)
+        launch(STUDY, storage, LaunchOptions(device="cpu"), on_event=lambda event: None, stop=stop)
+        assert RUNNING not in states(trials_of(storage))
+    search(STUDY, storage)
+    check_curves(check_ended(storage, STUDY), unpruned)
+    assert max(recording.trained.values()) == 1
+
+
+def test_without_checkpoints_frozen_trials_start_again(
+    recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    study = halving_study(training={"checkpoint": "none"})
+    search(study, storage, stop_at=are_frozen(8))
+    assert files(storage) == []
+    search(study, storage)
+    check_curves(check_ended(storage, study), unpruned)
+    assert max(recording.trained.values()) == 2
+
+
+@pytest.mark.parametrize("condition", [are_frozen(8), after_epochs(4)])
+def test_a_paused_study_continues_from_the_states(
+    condition: Callable[[Event], bool],
+    recording: type[RecordingTrainer],
+    storage: Storage,
+    other: Storage,
+    unpruned: Sequence[FrozenTrial],
+) -> None:
+    def pause(event: Event) -> bool:
+        if condition(event):
+            set_study_state(other, StudyState.PAUSED)
+        return False
+
+    assert reason(search(STUDY, storage, stop_at=pause)) == "paused"
+    assert RUNNING not in states(trials_of(storage))
+    set_study_state(other, StudyState.OPEN)
+    search(STUDY, other)
+    check_curves(check_ended(storage, STUDY), unpruned)
+    assert max(recording.trained.values()) == 1
+
+
+def test_a_study_paused_and_resumed_within_an_epoch_continues(
+    recording: type[RecordingTrainer], storage: Storage, other: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    paused = after_epochs(4)
+
+    def pause(event: Event) -> bool:
+        if paused(event):
+            set_study_state(other, StudyState.PAUSED)
+            set_study_state(other, StudyState.OPEN)
+        return False
+
+    assert reason(search(STUDY, storage, stop_at=pause)) == "finished"
+    check_curves(check_ended(storage, STUDY), unpruned)
+
+
+def test_the_frozen_trials_of_a_stopped_study_continue(
+    recording: type[RecordingTrainer], storage: Storage, other: Storage
+) -> None:
+    condition = are_frozen(8)
+
+    def stop(event: Event) -> bool:
+        if condition(event):
+            set_study_state(other, StudyState.STOPPED)
+        return False
+
+    study = halving_study(search={"trials": 40})
+    assert reason(search(study, storage, stop_at=stop)) == "stopped"
+    trials = trials_of(storage)
+    assert len(trials) < 40
+    assert all(trial.state in (COMPLETE, PRUNED) for trial in trials)
+    assert COMPLETE in states(trials)
+    set_study_state(other, StudyState.OPEN)
+    search(study, storage)
+    assert max(recording.trained.values()) == 1
+    check_ended(storage, study)
+
+
+@pytest.mark.parametrize("condition", [are_frozen(8), after_epochs(4)])
+def test_a_study_deleted_while_trials_are_frozen_leaves_nothing(
+    condition: Callable[[Event], bool], storage: Storage, other: Storage
+) -> None:
+    def remove(event: Event) -> bool:
+        if condition(event):
+            delete(other, "tiny")
+        return False
+
+    assert reason(search(STUDY, storage, stop_at=remove)) == "deleted"
+    assert study_names(storage) == []
+    assert files(storage) == []
+
+
+def test_frozen_trials_of_a_dead_worker_continue_without_a_count_against_them(
+    recording: type[RecordingTrainer], storage: Storage, other: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    study = halving_study(training={"checkpoint": 1})
+    submit(study, storage)
+    dead = join_study(other)
+    other.worker = Worker("elsewhere", 1, 0.0, "another machine")
+    for _ in range(3):
+        dead.step()
+    frozen = {trial.number for trial in running_trials(storage) if trial.frozen}
+    assert len(frozen) >= 5
+    age_heartbeats(storage)
+    events = search(study, storage)
+    assert f"{len(frozen)} orphaned trials requeued: the worker that trained them is dead" in notes(events)
+    trials = check_ended(storage, study)
+    check_curves(trials, unpruned)
+    assert not any("hpo:attempts" in trial.system_attrs for trial in trials)
+    assert max(recording.trained.values()) == 1
+
+
+# --- Several workers ---
+
+
+def run_in_turns(searches: Sequence[HalvingSearch]) -> None:
+    """Let the searches take turns until the study has ended."""
+    for _ in range(200):
+        worked = [each.step() for each in searches]
+        if not any(worked) and any([each.end_if_done() for each in searches]):
+            return
+    raise AssertionError(f"the study does not end: {states(trials_of(searches[0].storage))}")
+
+
+@pytest.mark.parametrize("checkpoint", ["none", 1])
+def test_two_workers_share_the_rungs(
+    checkpoint: str | int,
+    recording: type[RecordingTrainer],
+    storage: Storage,
+    other: Storage,
+    unpruned: Sequence[FrozenTrial],
+) -> None:
+    study = halving_study(training={"checkpoint": checkpoint})
+    submit(study, storage)
+    run_in_turns([join_study(storage), join_study(other)])
+    trials = check_ended(storage, study)
+    check_curves(trials, unpruned)
+    first, second, third = numbers_at_rungs(trials)
+    assert (first, 6 <= second <= 9, 3 <= third <= 6) == (12, True, True)
+    assert max(recording.trained.values()) == 1
+    # The best trial of all at the first rung is promoted, whichever worker it is of.
+    best = max(trials, key=lambda trial: (trial.intermediate_values[1], -trial.number))
+    assert len(rungs_of(best)) > 1
+
+
+def test_a_worker_takes_over_the_promoted_trials_of_another(
+    recording: type[RecordingTrainer], storage: Storage, other: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    study = halving_study(training={"checkpoint": 1})
+    submit(study, storage)
+    busy, free = join_study(storage), join_study(other)
+    for _ in range(3):
+        busy.step()
+    while free.step():
+        pass
+    assert free.end_if_done() is None
+    frozen = [trial for trial in running_trials(storage) if trial.frozen]
+    assert {trial.number for trial in frozen} <= set(busy._frozen)
+    run_in_turns([free, busy])
+    check_curves(check_ended(storage, study), unpruned)
+    assert max(recording.trained.values()) == 1
+
+
+def test_trials_that_another_process_requeues_continue_there(
+    recording: type[RecordingTrainer], storage: Storage, other: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    study = halving_study(training={"checkpoint": 1})
+    submit(study, storage)
+    slow, second = join_study(storage), join_study(other)
+    slow.step()
+    slow.step()
+    assert slow._frozen
+    requeued = [trial for trial in running_trials(storage) if trial.number % 2]
+    assert requeue_orphaned(other, requeued)[0] == {trial.number for trial in requeued}
+    run_in_turns([second, slow])
+    check_curves(check_ended(storage, study), unpruned)
+    assert max(recording.trained.values()) == 1
+    slow.close()
+    assert files(storage) == []
+
+
+def test_a_worker_that_lost_its_frozen_trials_leaves_no_files(storage: Storage, other: Storage) -> None:
+    study = halving_study(training={"checkpoint": 1})
+    submit(study, storage)
+    slow = join_study(storage)
+    slow.step()
+    slow.step()
+    assert requeue_orphaned(other, running_trials(other))[0]
+    search(study, other)
+    check_ended(storage, study)
+    slow.close()
+    check_ended(storage, study)
+    assert not slow.step()
