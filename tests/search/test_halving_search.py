@@ -941,3 +941,15 @@ def test_a_worker_that_lost_its_frozen_trials_leaves_no_files(storage: Storage, 
     slow.close()
     check_ended(storage, study)
     assert not slow.step()
+
+
+def test_the_sampler_of_a_later_launch_knows_completed_trials_as_such(storage: Storage) -> None:
+    study = halving_study(search={"sampler": "tpe", "trials": 24})
+    search(study, storage)
+    trials = check_ended(storage, study)
+    # A tenth of the trials, rounded up, is good: completed ones come first, although all have passed rungs.
+    best = sorted((trial for trial in trials if trial.state == COMPLETE), key=lambda trial: -trial.value)[:3]
+    assert len(best) == 3
+    good, others = join_study(storage).history._observations.split(["lr"])
+    assert sorted(good["lr"]) == sorted(trial.params["lr"] for trial in best)
+    assert len(others["lr"]) == 21

@@ -103,6 +103,67 @@ def test_good_and_bad_trials_are_split_as_in_optuna(
         }
 
 
+FROZEN_OUTCOMES = st.tuples(
+    st.dictionaries(st.sampled_from([1, 3, 9]), VALUES, max_size=3),  # the rungs that a trial has reached
+    st.sampled_from([TrialState.RUNNING, TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL]),
+    VALUES,
+)
+
+
+@given(st.lists(FROZEN_OUTCOMES, max_size=60), st.sampled_from(DIRECTIONS), st.randoms(use_true_random=False))
+def test_frozen_trials_are_split_as_pruned_ones_in_optuna(
+    outcomes: list[tuple[dict[int, float], TrialState, float]], direction: StudyDirection, rng: random.Random
+) -> None:
+    study, mirror = in_memory(direction)
+    observations = Observations(TWO_PARAMETERS, study)
+    sign = 1 if direction == StudyDirection.MINIMIZE else -1
+    for number, (reached, state, value) in enumerate(outcomes):
+        values = random_values(rng, TWO_PARAMETERS)
+        shared: dict[str, Any] = {"params": values, "distributions": TWO_PARAMETERS}
+        trial = create_trial(state=TrialState.RUNNING, **shared)
+        trial.number = number
+        observations.add(trial)
+        for step in sorted(reached):
+            observations.freeze(number, step, (sign * reached[step],))
+        as_in_optuna = TrialState.PRUNED if reached and state == TrialState.RUNNING else state
+        result = value if state == TrialState.COMPLETE else None
+        mirror.create_new_trial(
+            STUDY, create_trial(state=as_in_optuna, value=result, intermediate_values=reached, **shared)
+        )
+        if state != TrialState.RUNNING:
+            ended = create_trial(state=state, value=result, intermediate_values=reached, **shared)
+            ended.number = number
+            observations.add(ended)
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
+    ended_count = sum(trial.state != TrialState.RUNNING for trial in trials)
+    assert observations.ended == ended_count
+    expected = _split_trials(study, trials, default_gamma(ended_count))
+    for hpo_values, optuna_trials in zip(observations.split(TWO_PARAMETERS), expected, strict=True):
+        assert {name: list(column) for name, column in hpo_values.items()} == {
+            name: [trial.params[name] for trial in optuna_trials] for name in TWO_PARAMETERS
+        }
+
+
+def test_frozen_trials_of_several_objectives_come_after_completed_ones_by_step_and_domination() -> None:
+    study, _ = in_memory(*DIRECTIONS)
+    observations = Observations(TWO_PARAMETERS, study)
+    for number in range(30):
+        values = {"lr": 1e-3, "dropout": number / 100}
+        shared: dict[str, Any] = {"params": values, "distributions": TWO_PARAMETERS}
+        completed = {0: [0.5, 0.5], 1: [9.0, 0.1]}
+        state = TrialState.COMPLETE if number in completed else TrialState.RUNNING
+        trial = create_trial(state=state, values=completed.get(number), **shared)
+        trial.number = number
+        observations.add(trial)
+        if number >= 25:  # the losses of trial 29 dominate all others at step 9
+            observations.freeze(number, 9, (50.0 - number, 50.0 - number))
+        elif number >= 2:
+            observations.freeze(number, 3, (0.0, 0.0))
+    good, others = observations.split(["dropout"])
+    assert list(good["dropout"]) == [0.0, 0.01, 0.29]  # a tenth of 30
+    assert len(others["dropout"]) == 27
+
+
 @settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 80), st.sets(st.sampled_from(sorted(SPACE)), min_size=1))
 def test_densities_are_equal_to_those_of_optuna(seed: int, trials: int, names: set[str]) -> None:
