@@ -261,8 +261,7 @@ class HalvingSearch(PopulationSearch):
     def _write_requeued(self, lost: Collection[int]) -> None:
         """Write the states of frozen trials whose claims were lost, and which wait, as after a pause: they continue."""
         members = self._members_frozen.take(lost)
-        trials = self.storage.read_unfinished({self._frozen[number].trial._trial_id for number in lost}, self._parts)
-        waiting = {trial.number for trial in trials if trial.state == TrialState.WAITING}
+        waiting = self.waiting_among({self._frozen[number].trial._trial_id for number in lost}) if lost else set()
         if self.checkpoints.enabled and waiting:
             self.checkpoints.write({number: member for number, member in members.items() if number in waiting})
 

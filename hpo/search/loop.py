@@ -320,6 +320,14 @@ class Search(ABC):
             self.on_event(Note(f"{trials_text(requeued)}: {reason}; requeued, to be trained alone", "warning"))
         return [number for number in numbers if number not in requeued]
 
+    def waiting_among(self, trial_ids: Collection[int]) -> set[int]:
+        """Return the numbers of the trials that wait, among those whose claims were lost: a pause has requeued them.
+
+        The others have ended, train elsewhere or were deleted.
+        """
+        trials = self.storage.read_unfinished(trial_ids, TrialFields(False, user_attrs=False, system_attrs=None))
+        return {trial.number for trial in trials if trial.state == TrialState.WAITING}
+
     def trial_id(self, number: int) -> int:
         """Return the storage id of a running trial."""
         return self._running[number]._trial_id

@@ -63,6 +63,7 @@ class PopulationRun:
         self._until = self._epochs
         self._start, self._started_at = members[0].epoch, time.perf_counter()
         self._spent_s = max((member.elapsed_s for member in frozen.values()), default=0.0)
+        self._ids = {member.number: search.trial_id(member.number) for member in members}
         self._by_number = {member.number: member for member in members}
         self._patience = {member.number: member.config.training.patience for member in members}
         self._curves: dict[int, Curve] = {number: member.curve for number, member in frozen.items()}
@@ -197,7 +198,7 @@ class PopulationRun:
     def _save(self, result: EpochResult, lost: Collection[int]) -> None:
         """Freeze the remaining members at the last epoch of this population, and write the states that are due.
 
-        Members whose claim was lost are written too: where a pause requeued them, they continue from that state.
+        Members that a pause has requeued are written too: they continue from that state.
         """
         trained = self._in_training(result)
         if self._freeze and result.epoch == self._until and trained:
@@ -206,7 +207,8 @@ class PopulationRun:
             self._dropped |= frozen.keys()
         elif trained and self._training_checkpoints.is_due(result.epoch, at_rung=False):
             self._write_states(result, trained)
-        self._write_states(result, lost)
+        if lost:
+            self._write_states(result, self._search.waiting_among({self._ids[number] for number in lost}))
 
     def _write_states(self, result: EpochResult, numbers: Collection[int]) -> None:
         if numbers and self._training_checkpoints.enabled:

@@ -826,16 +826,16 @@ def test_the_frozen_trials_of_a_stopped_study_continue(
     check_ended(storage, study)
 
 
-@pytest.mark.parametrize("condition", [are_frozen(8), after_epochs(4)])
+@pytest.mark.parametrize(("rung", "condition"), [(1, are_frozen(8)), (1, after_epochs(4)), (3, after_epochs(5))])
 def test_a_study_deleted_while_trials_are_frozen_leaves_nothing(
-    condition: Callable[[Event], bool], storage: Storage, other: Storage
+    rung: int, condition: Callable[[Event], bool], storage: Storage, other: Storage
 ) -> None:
     def remove(event: Event) -> bool:
         if condition(event):
             delete(other, "tiny")
         return False
 
-    assert reason(search(STUDY, storage, stop_at=remove)) == "deleted"
+    assert reason(search(halving_study(search={"rung": rung}), storage, stop_at=remove)) == "deleted"
     assert study_names(storage) == []
     assert files(storage) == []
 
