@@ -43,6 +43,7 @@ from hpo.storage import (
     requeue_orphaned,
     running_trials,
     set_state,
+    state_of,
     summary,
 )
 from hpo.storage.connections import TransientError
@@ -138,11 +139,15 @@ class _Worker:
                     closing.callback(self._drop, key)
 
     def _studies(self) -> list[StudySummary]:
-        """Return the open studies that this worker may train; forget all others."""
+        """Return the studies that this worker may train: open ones, and stopped ones with its frozen trials.
+
+        Forget all others.
+        """
         names = self.options.names
         found = [study for study in open_summaries(self.storage) if trial_target(study.user_attrs) is not None]
         self.named |= {_key(study) for study in found if study.name in names}
         found = [study for study in found if not names or _key(study) in self.named]
+        found += [study for key in self._searches.keys() - set(map(_key, found)) if (study := self._stopped(key))]
         keys = set(map(_key, found))
         for key in self._searches.keys() - keys:
             self._drop(key)
@@ -150,6 +155,15 @@ class _Worker:
             for key in by_study.keys() - keys:
                 del by_study[key]
         return found
+
+    def _stopped(self, key: Key) -> StudySummary | None:
+        """Return a stopped study of which this worker has frozen trials, which are finished; None for any other."""
+        with contextlib.suppress(UnknownStudyError):
+            study = summary(self.storage, key[0])
+            if _key(study) == key and study.frozen and state_of(study.user_attrs) == StudyState.STOPPED:
+                frozen = {trial.trial_id for trial in running_trials(self.storage, key[0]) if trial.frozen is not None}
+                return study if frozen & self.storage.claimed_ids else None
+        return None
 
     def _running(self, studies: Sequence[StudySummary]) -> list[RunningTrial]:
         """Return the running trials of open studies; requeue the orphaned trials of closed ones."""

@@ -176,6 +176,19 @@ def test_a_pause_requeues_frozen_trials_and_they_go_on_from_their_states(storage
     check_curves(storage)
 
 
+def test_a_stopped_study_finishes_its_frozen_trials_and_starts_no_other(storage: Storage) -> None:
+    put(storage)
+    put(storage, "other", -1, search={"trials": 4})
+    happened = work_here(storage, on_event=once(freezes(8), lambda: control.stop(storage, "tiny")))
+    found = trials_of(storage)
+    assert len(found) == 8
+    assert set(states(found)) == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert sum(pruned_and_completed(happened)) == 8
+    assert state_of(summary(storage, "tiny").user_attrs) == StudyState.STOPPED
+    assert storage.claimed_ids == set()
+    check_ended(storage, "other", 4)
+
+
 def test_a_stopped_worker_requeues_its_frozen_trials_for_another(
     storage: Storage, again: Callable[[], Storage]
 ) -> None:
