@@ -16,12 +16,14 @@ from optuna.samplers._tpe.probability_distributions import (
 from optuna.samplers._tpe.sampler import _split_trials as split_trials
 from optuna.samplers._tpe.sampler import default_gamma, default_gamma_multiobjective
 from optuna.storages._rdb import models
+from optuna.study._frozen import FrozenStudy
 from optuna.study._multi_objective import _fast_non_domination_rank as non_domination_rank
 from optuna.study._multi_objective import _is_pareto_front as is_pareto_front
 from optuna.study._tell import _tell_with_warning as tell_with_warning
 
 __all__ = [
     "BatchedCategoricalDistributions",
+    "FrozenStudy",
     "MixtureOfProductDistribution",
     "default_gamma",
     "default_gamma_multiobjective",

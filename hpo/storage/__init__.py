@@ -35,6 +35,7 @@ from hpo.storage.storage import Storage, open_storage
 from hpo.storage.studies import (
     StudySummary,
     best_trials,
+    frozen_counts,
     last_epochs,
     load_study,
     open_summaries,
@@ -84,6 +85,7 @@ __all__ = [
     "deaths_without_progress",
     "end_study",
     "figures_record",
+    "frozen_counts",
     "heartbeats",
     "identity",
     "last_epochs",

@@ -109,6 +109,11 @@ def open_summaries(storage: Storage) -> list[StudySummary]:
     )
 
 
+def frozen_counts(storage: Storage) -> dict[int, dict[int, int]]:
+    """Return the number of frozen trials at each epoch, of each study that has any."""
+    return read_transaction(storage.engine, lambda connection: _frozen(connection, sa.select(STUDIES.c.study_id)))
+
+
 def trial_rates(storage: Storage, window_s: float) -> dict[int, float]:
     """Return the finished trials per second of each study during the last `window_s` seconds.
 
@@ -219,10 +224,8 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
     totals: defaultdict[int, dict[TrialState, sa.Row[Any]]] = defaultdict(dict)
     for row in connection.execute(_totals(ids)):
         totals[row.study_id][row.state] = row
-    frozen: defaultdict[int, dict[int, int]] = defaultdict(dict)
-    if any(TrialState.RUNNING in of_study for of_study in totals.values()):
-        for study_id, epoch, trials in connection.execute(_frozen(ids)):
-            frozen[study_id][int(json.loads(epoch))] = trials
+    is_running = any(TrialState.RUNNING in of_study for of_study in totals.values())
+    frozen = _frozen(connection, ids) if is_running else {}
     return [
         StudySummary(
             study_id=row.study_id,
@@ -232,7 +235,7 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
             states={state: total.trials for state, total in totals[row.study_id].items()},
             best=_best(directions[row.study_id], totals[row.study_id].get(TrialState.COMPLETE)),
             last_activity=_latest(totals[row.study_id].values()),
-            frozen=dict(sorted(frozen[row.study_id].items())),
+            frozen=frozen.get(row.study_id, {}),
         )
         for row in studies
     ]
@@ -252,12 +255,16 @@ def _totals(study_ids: sa.Select[tuple[int]]) -> sa.Select[Any]:
     return of_studies.select_from(TRIALS.outerjoin(VALUES, FINITE)).group_by(*by)
 
 
-def _frozen(study_ids: sa.Select[tuple[int]]) -> sa.Select[Any]:
-    """Return the query with a row for each study and epoch at which trials are frozen: the epoch as JSON."""
+def _frozen(connection: Connection, study_ids: sa.Select[tuple[int]]) -> dict[int, dict[int, int]]:
+    """Return the number of frozen trials at each epoch, ascending, of each study that has any."""
     by = (TRIALS.c.study_id, SYSTEM_ATTRS.c.value_json)
     frozen = sa.select(*by, sa.func.count()).join(SYSTEM_ATTRS, SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id)
     of_studies = TRIALS.c.study_id.in_(study_ids) & (TRIALS.c.state == TrialState.RUNNING)
-    return frozen.where(of_studies, SYSTEM_ATTRS.c.key == FROZEN).group_by(*by)
+    rows = connection.execute(frozen.where(of_studies, SYSTEM_ATTRS.c.key == FROZEN).group_by(*by))
+    found: defaultdict[int, dict[int, int]] = defaultdict(dict)
+    for study_id, epoch, count in sorted((study_id, int(json.loads(text)), count) for study_id, text, count in rows):
+        found[study_id][epoch] = count
+    return found
 
 
 def _best(directions: Sequence[StudyDirection], complete: sa.Row[Any] | None) -> float | None:

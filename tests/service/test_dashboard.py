@@ -327,3 +327,25 @@ def test_an_artifact_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [each.name for each in (tmp_path / "a" / "b").iterdir()] == ["one"]
     store.remove("one")
     store.remove("one")
+
+
+def test_the_page_of_a_study_shows_how_many_trials_are_frozen_at_which_epoch(
+    stored: Store, storage: Storage, served: Serve
+) -> None:
+    """A frozen trial is a running one with a learning curve, on its own page too."""
+    study_id = stored(2)._study_id
+    template = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
+    ids = [trial._trial_id for trial in storage.create_trials(study_id, [template] * 4)]
+    storage.report_curves({trial_id: {1: 0.5, 2: 0.75} for trial_id in ids})
+    storage.freeze({ids[0]: (9, [0.5]), ids[1]: (3, [0.5]), ids[2]: (3, [0.5])})
+    url = served()
+    status, _, body = ask(url, f"/api/studies/{study_id}")
+    assert status == 200
+    study = json.loads(body)
+    assert study["user_attrs"][0] == {"key": "frozen trials", "value": "2 at epoch 3, 1 at epoch 9"}
+    frozen = study["trials"][2]
+    assert (frozen["state"], len(frozen["intermediate_values"])) == ("Running", 2)
+    assert "values" not in frozen
+    assert "frozen trials" not in storage.get_study_user_attrs(study_id)
+    storage.thaw(ids)
+    assert b"frozen trials" not in ask(url, f"/api/studies/{study_id}")[2]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from hpo.errors import UnknownStudyError
-from hpo.search.events import Event, Note, PopulationEnded, StudyEnded, StudyStarted
+from hpo.search.events import Event, Note, PopulationEnded, StudyEnded, StudyStarted, TrialsNotPromoted
 from hpo.storage import Storage, figures_record, save_figures, summary
 
 REFRESH_S = 60.0
@@ -38,7 +38,7 @@ class FigureUpdater:
             case StudyStarted():
                 self._ids[study] = summary(self._storage, study).study_id
                 self._due.setdefault(study, time.monotonic() + REFRESH_S)
-            case PopulationEnded() if time.monotonic() >= self._due.get(study, 0.0):
+            case PopulationEnded() | TrialsNotPromoted() if time.monotonic() >= self._due.get(study, 0.0):
                 self._update(study, REFRESH_S)
             case StudyEnded():
                 self._update(study, 0.0)

@@ -3,6 +3,9 @@
 optuna-dashboard sends all trials to the browser and draws a line for each learning curve. A browser can draw
 hundreds of lines; with the curves of 20,000 trials the page never opens. So in a study of more than `LONG` trials, only
 the best and the latest trials have their curves. Requests that change something get all curves.
+
+The page of a study shows its user attributes. A study with frozen trials gets one more, with their numbers; it is not
+stored.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from collections.abc import Container, Iterator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.optuna_internals import FrozenStudy
+from hpo.results.study_facts import epochs_text
 from hpo.search.study_records import STUDY
-from hpo.storage import Storage, TrialFields
+from hpo.storage import Storage, TrialFields, frozen_counts
 from hpo.storage.location import Location
 
 LONG = 1000
@@ -26,10 +31,12 @@ BEST, LATEST = 100, 100
 CACHE_S = 5.0
 """Seconds for which trials are cached: a page requests them twice, for itself and for the parameter importances."""
 ARTIFACTS = "artifacts:"
+FROZEN_TRIALS = "frozen trials"
+"""The user attribute with the number of frozen trials at each epoch, as text."""
 
 
 class View(Storage):
-    """Storage that leaves out most curves of long studies in the threads that are `reading`."""
+    """Storage that leaves out most curves of long studies, and counts frozen trials, in threads that are `reading`."""
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
@@ -45,6 +52,16 @@ class View(Storage):
             yield
         finally:
             self._thread.reading = False
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Return all studies, in a reading thread with the number of frozen trials."""
+        studies = super().get_all_studies()
+        if getattr(self._thread, "reading", False):
+            counts = frozen_counts(self)
+            for study in studies:
+                if frozen := counts.get(study._study_id):
+                    study.user_attrs = {FROZEN_TRIALS: epochs_text(frozen), **study.user_attrs}
+        return studies
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
