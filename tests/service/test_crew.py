@@ -14,13 +14,14 @@ from typing import Any
 import psutil
 import pytest
 from deadlines import wait_for
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray_cluster import wait_until_gone
 from tiny import check_whole, search, states, study_of, trials_of, write_mnist
 from worker_threads import Process, ThreadCrew
 
 import hpo
 from hpo.errors import StudyClosedError, UsageError
+from hpo.results.reproduce.verify import verify
 from hpo.search.events import Event, StudyEnded, StudyStarted, WorkersSeen
 from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
@@ -39,7 +40,7 @@ from hpo.storage import (
     study_names,
     summary,
 )
-from hpo.studyfile import Study
+from hpo.studyfile import Study, parse_study
 
 Start = Callable[..., Process]
 
@@ -281,6 +282,47 @@ def test_a_study_with_all_its_trials_is_launched_again_without_training(storage:
     assert (events[0].finished, events[0].trials) == (12, 12)
     assert isinstance(events[-1], StudyEnded)
     assert (events[-1].reason, events[-1].completed) == ("finished", 12)
+
+
+def test_two_workers_share_the_rungs_of_halving_and_the_launch_shows_frozen_trials(
+    launch: Start, storage: Storage
+) -> None:
+    study = study_of(
+        training={"epochs": 5}, search={"trials": 16, "population": 2, "pruner": "halving", "rung": 1, "factor": 2}
+    )
+    running = launch(study, "--json")
+    assert running.status() == 0
+    found = trials_of(storage)
+    check_whole(found, 16)
+    assert set(states(found)) == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert any(event["counts"] for event in running.events("frozen_trials"))
+    assert running.events("frozen_trials")[-1]["counts"] == []
+    seen = [worker for event in running.events("workers_seen") for worker in event["workers"]]
+    assert any(worker["frozen"] for worker in seen)
+    assert max(worker["members"] for worker in seen) <= 2
+    ended = running.events("others_ended")
+    assert sum(event["completed"] + event["pruned"] for event in ended) == 16
+    (last,) = running.events("study_ended")
+    assert (last["reason"], last["completed"], last["pruned"]) == ("finished", *counts_of(found))
+    certificate = verify(storage, "tiny", 16, "cpu", threading.Event(), lambda text: None)
+    assert len(certificate["trials"]) == last["completed"]
+    assert max(certificate["largest"].values()) < 1e-9
+    unpruned = {trial.number: trial for trial in alone(study, storage)}
+    complete = [trial for trial in found if trial.state == TrialState.COMPLETE]
+    assert [trial.value for trial in complete] == [unpruned[trial.number].value for trial in complete]
+
+
+def counts_of(trials: Sequence[FrozenTrial]) -> tuple[int, int]:
+    """Return the numbers of completed and pruned trials."""
+    return states(trials).count(TrialState.COMPLETE), states(trials).count(TrialState.PRUNED)
+
+
+def alone(study: Study, storage: Storage) -> list[FrozenTrial]:
+    """Launch the study without workers and without a pruner, under another name; return its trials."""
+    unpruned = study.resolved()
+    unpruned["name"], unpruned["search"]["pruner"] = "alone", "none"
+    search(parse_study(unpruned, "alone.toml"), storage)
+    return trials_of(storage, "alone")
 
 
 def test_precision_auto_is_announced_as_the_precision_that_is_used(storage: Storage) -> None:
