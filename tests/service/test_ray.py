@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -28,6 +29,7 @@ from typer.main import get_command
 
 from hpo.cli import app
 from hpo.errors import HpoError, UsageError
+from hpo.results.reproduce.verify import verify
 from hpo.search.events import Event, Note
 from hpo.search.launch import submit
 from hpo.service.crew import ray as ray_crew
@@ -113,6 +115,24 @@ def test_after_a_node_is_killed_the_study_still_ends_with_exactly_its_trials(
     assert said[0] == "Ray: 3 nodes with 6 CPUs; 3 workers of 1 CPU"
     assert any(line.endswith("died; its workers restart on nodes with room") for line in said)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_workers_on_several_nodes_share_the_rungs_of_halving(
+    cluster: RayCluster, server_storage: Storage, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_ARTIFACTS", str(tmp_path))
+    halving = {"trials": 24, "population": 2, "pruner": "halving", "rung": 1}
+    submit(study_of(training={"epochs": 5}, search=halving), server_storage)
+    with RayCrew(url, "tiny", 3, cluster.address, 0, to([])) as crew:
+        follow(crew)
+    trials = trials_of(server_storage)
+    check_whole(trials, 24)
+    assert set(states(trials)) == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert running_trials(server_storage) == []
+    certificate = verify(server_storage, "tiny", 24, "cpu", threading.Event(), lambda text: None)
+    assert len(certificate["trials"]) == states(trials).count(TrialState.COMPLETE)
+    assert max(certificate["largest"].values()) < 1e-9
 
 
 @pytest.mark.slow
