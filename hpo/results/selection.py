@@ -16,7 +16,7 @@ from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import rank_label, score
 from hpo.results.study_facts import STATES
 from hpo.search.space import decode
-from hpo.search.study_records import CURVE, stored_study
+from hpo.search.study_records import config_as_trained, epochs_trained, stored_study, with_epochs
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Config, Study
 
@@ -26,7 +26,8 @@ class Selection:
     """A selected configuration: its trial, its parameters in study file values, and the reason for the selection.
 
     `epochs` is the number of epochs to train it for: those of the trial, or with `score = "best"` up to its best epoch.
-    `score` is the score of the trial.
+    A confirmed winner is trained for the epochs of its confirmation, where the trial did not end early. `score` is the
+    score of the trial.
     """
 
     trial: int
@@ -46,10 +47,10 @@ def select(storage: Storage, name: str, trial: int | None = None) -> Selection:
     if trial is not None:
         return _selection(study, completed_trial(storage, name, trial), f"trial {trial}, selected by its number")
     confirmation = find_confirmation(storage, name)
-    if confirmation is not None and confirmation.winner.candidate.trial is not None:
-        winner = confirmation.winner.candidate
+    if confirmation is not None and (winner := confirmation.winner.candidate).trial is not None:
         why = f"{winner.title} of the search, the winner of its confirmation over {confirmation.seeds} seeds"
-        return _selection(study, completed_trial(storage, name, confirmation.winner.candidate.trial), why)
+        trial_of_winner = completed_trial(storage, name, winner.trial)
+        return _selection(study, trial_of_winner, why, confirmation.winner_epochs)
     best = best_trials(storage, name, 1)
     if not best:
         raise no_best_trial(storage, name, "there is nothing to select")
@@ -58,12 +59,15 @@ def select(storage: Storage, name: str, trial: int | None = None) -> Selection:
     return _selection(study, storage.get_trial(best[0]._trial_id), why)
 
 
-def _selection(study: Study, trial: FrozenTrial, why: str) -> Selection:
-    params = params_of(study, trial)
-    config = study.config(params)
+def _selection(study: Study, trial: FrozenTrial, why: str, confirmed_epochs: int | None = None) -> Selection:
+    params, config = params_of(study, trial), config_as_trained(study, trial)
     best_epoch = trial.user_attrs.get("score_epoch") if study.search.score == "best" else None
-    trained = max(map(len, trial.system_attrs.get(CURVE, {}).values()), default=config.training.epochs)
-    return Selection(trial.number, score(trial), params, config, best_epoch or trained, why)
+    trained = epochs_trained(trial) or config.training.epochs
+    if confirmed_epochs is not None:
+        trained = confirmed_epochs if trained == config.training.epochs else min(trained, confirmed_epochs)
+        config = with_epochs(config, confirmed_epochs)
+    epochs = min(best_epoch or trained, config.training.epochs)
+    return Selection(trial.number, score(trial), params, config, epochs, why)
 
 
 def completed_trial(storage: Storage, name: str, number: int) -> FrozenTrial:

@@ -231,6 +231,11 @@ def config_as_trained(study: Study, trial: FrozenTrial) -> Config:
     ended_early = has_stopped_improving(config.training.patience, curve, metric)
     if trial.state != TrialState.COMPLETE or ended_early or not 0 < epochs < config.training.epochs:
         return config
+    return with_epochs(config, epochs)
+
+
+def with_epochs(config: Config, epochs: int) -> Config:
+    """Return the settings with another number of epochs."""
     return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
 
 

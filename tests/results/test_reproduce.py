@@ -130,11 +130,11 @@ def test_a_curve_that_is_not_the_trials_is_seen(searched: Storage) -> None:
 
 
 def test_a_curve_of_another_length_is_compared_as_far_as_both_go_and_said(searched: Storage) -> None:
-    changed_curve(searched, 3, lambda curve: [values.pop() for values in curve.values()])
+    changed_curve(searched, 3, lambda curve: [values.append(values[-1]) for values in curve.values()])
     said: list[str] = []
     certificate = verify(searched, "tiny", 7, "cpu", threading.Event(), said.append)
     (line,) = said
-    assert line.startswith("trial 3 ends after 3 epochs, but is stored with 2 (training.patience)")
+    assert line.startswith("trial 3 ends after 3 epochs, but is stored with 4 (training.patience)")
     assert max(certificate["largest"].values()) <= CLOSE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from postgresql_server import Server
 from tiny import after_epochs, search, states, study_of, trials_of
 
 from hpo.errors import StudyBusyError, UsageError
+from hpo.results.confirm.study import create_confirming_study
+from hpo.results.export.best import export
+from hpo.results.export.text import export_text
+from hpo.results.reproduce.replay import replay
+from hpo.results.reproduce.verify import verify
+from hpo.results.selection import select
 from hpo.search.events import Event, Note
 from hpo.search.launch import submit
 from hpo.search.loop import Search
@@ -122,24 +129,27 @@ def test_unfinished_trials_continue_to_the_new_last_epoch(storage: Storage, trai
     check_curves(curves_of(storage), curves_of(storage, "whole"))
 
 
-def test_trials_that_ended_early_stay_ended(storage: Storage, trained: Trained) -> None:
-    rough = {"optimizer": {"lr": {"low": 0.1, "high": 30.0, "log": True}}}
-    training = {"patience": 2}
-    search(study_with(4, keep_trials=6, training=training, **rough), storage)
+@pytest.mark.parametrize(("seed", "epochs"), [(2, 4), (3, 3)])
+def test_trials_that_ended_early_stay_ended(seed: int, epochs: int, storage: Storage, trained: Trained) -> None:
+    """Patience that ends a trial at the last epoch would end it there with any number of epochs."""
+    given: dict[str, Any] = {
+        "optimizer": {"kind": "adam", "lr": {"low": 0.05, "high": 3.0, "log": True}},
+        "training": {"patience": 2},
+        "search": {"seed": seed},
+    }
+    search(study_with(4, keep_trials=6, **given), storage)
     before = curves_of(storage)
     early = {n for n, curve in before.items() if has_stopped_improving(2, curve["val_loss"], "val_loss")}
-    assert early
-    assert len(early) < 6
-    assert any(len(before[number]["val_loss"]) == 4 for number in early)  # also at the last epoch
-    events = search(study_with(8, keep_trials=6, training=training, **rough), storage, extend=True)
-    left = 6 - len(early)
-    continuing = "1 completed trial continues" if left == 1 else f"{left} completed trials continue"
-    assert notes(events) == [f"{continuing} from epoch 4; {len(early)} ended early (training.patience)"]
+    assert {len(before[number]["val_loss"]) for number in early} == {epochs}
+    trained.clear()
+    events = search(study_with(8, keep_trials=6, **given), storage, extend=True)
+    text = f"{6 - len(early)} completed trials continue from epoch 4; {len(early)} ended early (training.patience)"
+    assert notes(events) == [text]
     found = curves_of(storage)
     assert {number: found[number] for number in early} == {number: before[number] for number in early}
-    search(study_with(8, name="whole", training=training, **rough), storage)
+    assert {epoch for _, epoch in trained} == {5, 6, 7, 8}
+    search(study_with(8, name="whole", **given), storage)
     check_curves(found, curves_of(storage, "whole"))
-    assert len(trained) == len(set(trained[: -sum(len(c["val_loss"]) for c in found.values())])) * 2
 
 
 def test_a_damaged_state_leaves_its_trial_as_it_is(storage: Storage) -> None:
@@ -192,18 +202,15 @@ def test_a_submission_says_which_trials_continue(storage: Storage) -> None:
     ("limits", "reached"), [({"timeout": 0.001}, "timeout = 0.001"), ({"patience": 1}, "patience = 1")]
 )
 def test_a_limit_that_is_reached_is_refused(limits: dict[str, Any], reached: str, storage: Storage) -> None:
-    search(study_with(2), storage)
+    search(study_with(2, keep_trials=1, search={"seed": 1}), storage)
     before = trials_of(storage)
-    keeps = study_with(3, search=limits)
     with pytest.raises(UsageError, match=f"training.epochs: search.{reached} has been reached, so completed trials"):
-        search(keeps, storage, extend=True)
+        search(study_with(3, keep_trials=1, search={**limits, "seed": 1}), storage, extend=True)
     assert trials_of(storage) == before
 
 
 def test_a_live_worker_refuses_the_extension(lock_step: Callable[[Study, Storage], LockStep], storage: Storage) -> None:
     search(study_with(2), storage)
-    running = lock_step(study_with(2, search={"trials": 6}), storage)
-    running.finish()
     submit(study_with(2, search={"trials": 8}), storage, LaunchOptions(extend=True))
     running = lock_step(study_with(2, search={"trials": 8}), storage)
     running.wait_for("epoch_ended")
@@ -212,6 +219,42 @@ def test_a_live_worker_refuses_the_extension(lock_step: Callable[[Study, Storage
         search(study_with(3, search={"trials": 8}), storage, extend=True)
     assert curves_of(storage) == before
     running.kill()
+
+
+def test_results_of_trials_with_fewer_epochs_than_the_study(storage: Storage, tmp_path: Path) -> None:
+    """Verify, export, replay and the selected configuration have the epochs that each trial was trained for."""
+    search(study_with(2), storage)
+    first = {trial.number for trial in best_trials(storage, "tiny", 3)}
+    search(study_with(4), storage, extend=True)
+    certificate = verify(storage, "tiny", 6, "cpu", threading.Event(), pytest.fail)
+    assert len(certificate["trials"]) == 6
+    assert max(certificate["largest"].values()) <= 1e-9
+    for number in (min(first), min(set(range(6)) - first)):
+        epochs = 4 if number in first else 2
+        exported = export(storage, "tiny", trial=number)
+        assert exported["epochs"] == exported["config"]["training"]["epochs"] == epochs
+        (tmp_path / "trial.json").write_text(export_text(storage, "tiny", trial=number))
+        (run,) = replay(tmp_path / "trial.json", "cpu", threading.Event(), pytest.fail).runs
+        assert abs(run.difference) <= 1e-9
+        assert max(run.largest.values()) <= 1e-9
+        selected = select(storage, "tiny", number)
+        assert selected.epochs == selected.config.training.epochs == epochs
+
+
+def test_a_confirmation_trains_the_epochs_of_the_study(storage: Storage, tmp_path: Path) -> None:
+    """The winner is exported, replayed and selected with the epochs of its confirmation."""
+    study = study_with(2, training={"keep": "none"})
+    search(study, storage)
+    search(study_with(3, training={"keep": "none"}), storage, extend=True)
+    confirming = create_confirming_study(storage, "tiny", 2, 2)
+    search(confirming, storage)
+    assert {len(curve["val_loss"]) for curve in curves_of(storage, confirming.name).values()} == {3}
+    assert select(storage, "tiny").epochs == 3
+    exported = export(storage, "tiny", confirmed=True)
+    assert (exported["epochs"], exported["config"]["training"]["epochs"]) == (2, 3)
+    (tmp_path / "winner.json").write_text(export_text(storage, "tiny", confirmed=True))
+    runs = replay(tmp_path / "winner.json", "cpu", threading.Event(), pytest.fail).runs
+    assert [abs(run.difference) <= 1e-9 for run in runs] == [True, True]
 
 
 def test_trials_continue_on_a_server(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

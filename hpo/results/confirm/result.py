@@ -17,7 +17,7 @@ from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, pai
 from hpo.results.confirm.study import CONFIRMS, Candidate, confirmations, original_name
 from hpo.results.no_best_trial import trial_outcomes
 from hpo.results.ranking import by_configuration, score
-from hpo.search.space import settings
+from hpo.search.space import config_of, settings
 from hpo.search.study_records import stored_study, trial_target
 from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of, summary
 from hpo.studyfile import Study
@@ -68,6 +68,11 @@ class Confirmation:
     gain: Difference | None
     others: Mapping[str, Difference]
     lost: tuple[Candidate, ...]
+
+    @property
+    def winner_epochs(self) -> int:
+        """The number of epochs of the winner's runs: that of the original study when it was confirmed."""
+        return config_of(self.study, self.winner.candidate.params).training.epochs
 
     @property
     def baseline(self) -> ConfirmedConfiguration | None:

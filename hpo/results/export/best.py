@@ -4,9 +4,10 @@
     hpo.objective/1  a trial of an objective study (objective.schema.json)
     hpo.front/1      several such objects: the Pareto front of a study with several metrics (front.schema.json)
 
-In `hpo.best/2`, `config` is a study file of that trial alone. The object is enough for `hpo replay`: it contains the
-seed, the versions and the hashes of data and code. An objective study's parameters are for the user's code, whose
-hashes are in `code`. Exporting changes nothing in the storage.
+In `hpo.best/2`, `config` is a study file of that trial alone, with the epochs that it, or its confirmation, was trained
+for. The object is enough for `hpo replay`: it contains the seed, the versions and the hashes of data and code. An
+objective study's parameters are for the user's code, whose hashes are in `code`. Exporting changes nothing in the
+storage.
 """
 
 from __future__ import annotations
@@ -26,9 +27,19 @@ from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score, values_of
 from hpo.results.selection import completed_trial, params_of
 from hpo.results.study_facts import counts_by_state, metrics_of
-from hpo.search.study_records import CODE, CURVE, DATA, RUN, any_stored_study, precision_of, user_attrs_of
+from hpo.search.study_records import (
+    CODE,
+    CURVE,
+    DATA,
+    RUN,
+    any_stored_study,
+    config_as_trained,
+    precision_of,
+    user_attrs_of,
+    with_epochs,
+)
 from hpo.storage import IDENTITY, WORKER, Storage, StudySummary, best_trials, load_study, summary
-from hpo.studyfile import ObjectiveStudy, Study
+from hpo.studyfile import Config, ObjectiveStudy, Study
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.text import encode_non_finite
 from hpo.versions import provenance
@@ -92,7 +103,9 @@ def _network_trial(
             "one with --trial"
         )
     params = params_of(study, trial)
-    config = study.config(params)
+    config = config_as_trained(study, trial)
+    if confirmation is not None:
+        config = with_epochs(config, confirmation.winner_epochs)
     precision = precision_of(config, attrs[RUN]["precision"])
     curve = trial.system_attrs.get(CURVE, {})
     worker = trial.system_attrs.get(WORKER, {})  # processes may train on several devices
@@ -105,7 +118,7 @@ def _network_trial(
         "value": score(trial),
         **values_of(study.search.metrics, trial),
         "params": params,
-        "config": best_config(study, params, precision),
+        "config": best_config(study, config, precision),
         "epochs": len(curve.get(study.search.first_metric, ())) or config.training.epochs,
         "seed": trial.user_attrs["seed"],
         "curve": curve,
@@ -151,12 +164,11 @@ def reported_curve(trial: FrozenTrial) -> dict[str, list[Any]]:
     return {"step": steps, "value": [trial.intermediate_values[step] for step in steps]} if steps else {}
 
 
-def best_config(study: Study, params: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Return the resolved study file of one configuration: these values in the place of the search space.
+def best_config(study: Study, config: Config, precision: str) -> dict[str, Any]:
+    """Return the resolved study file of one configuration: its values in the place of the search space.
 
     `precision` replaces "auto", so that a replay on another device trains in the same one.
     """
-    config = study.config(params)
     tree = study.resolved()
     for section in SEARCHABLE:
         values = getattr(config, section).model_dump(exclude_none=True)

@@ -58,7 +58,7 @@ def result_tree(
         "metric": study.search.first_metric,
         "score": selected.score,
         "params": selected.params,
-        "config": best_config(study, selected.params, trained.precision),
+        "config": best_config(study, selected.config, trained.precision),
         "weights": {
             "file": WEIGHTS_FILE,
             "sha256": weights_sha256,

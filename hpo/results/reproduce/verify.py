@@ -14,8 +14,7 @@ from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score
 from hpo.results.reproduce.retrain import Retrained, StoredTrial, retrain
 from hpo.search.plan import plan_stored
-from hpo.search.space import config_of
-from hpo.search.study_records import CURVE, RUN, precision_of, stored_study, user_attrs_of
+from hpo.search.study_records import CURVE, RUN, config_as_trained, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
 from hpo.text import utc_text
@@ -61,7 +60,7 @@ def _spread(storage: Storage, study_id: int, complete: Sequence[FrozenTrial], co
 
 
 def _stored(study: Study, trial: FrozenTrial) -> StoredTrial:
-    member = Member(trial.number, config_of(study, trial.params), trial.user_attrs["seed"])
+    member = Member(trial.number, config_as_trained(study, trial), trial.user_attrs["seed"])
     return StoredTrial(member, score(trial), trial.system_attrs.get(CURVE, {}))
 
 
