@@ -31,17 +31,19 @@ from optuna.trial import TrialState
 from optuna_records import COMPLETE, FAIL, MAXIMIZE, PRUNED, RUNNING, WAITING, ids, row_counts, running, states
 from postgresql_server import Server
 
-from hpo.errors import StudyClosedError
+from hpo.errors import StudyBusyError, StudyClosedError
 from hpo.storage import (
     ATTEMPTS,
     PRIORITY,
     STATE,
     STATE_REASON,
     ClaimConditions,
+    ReopenedTrials,
     Storage,
     StudyState,
     TrialResult,
     attempt_record,
+    change_idle_study,
     check_open,
     end_study,
     last_epochs,
@@ -772,3 +774,40 @@ def test_a_claim_after_a_lost_answer_checks_the_conditions_too(server_storage: S
         other.close()
     assert second not in claimed
     assert len(tries) == 1
+
+
+def test_reopened_trials_lose_their_results_and_nothing_else(storage: Storage) -> None:
+    """Completed trials become waiting in the transaction that changes the study, and no other trials do."""
+    study_id = made(storage).study_id
+    study = optuna.load_study(study_name="digits", storage=storage)
+    for state in (COMPLETE, COMPLETE, PRUNED, COMPLETE):
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=0.5,
+                params={"lr": 0.1},
+                distributions={"lr": optuna.distributions.FloatDistribution(0.0, 1.0)},
+                user_attrs={"seed": 7, "score_epoch": 2},
+                system_attrs={"hpo:curve": {"val_loss": [1.0, 0.5]}, "hpo:rung:1": [1.0]},
+                intermediate_values={1: 1.0, 2: 0.5},
+            )
+        )
+    end_study(storage, ClaimConditions(study_id, "digits", {}), "finished")
+    before = storage.get_all_trials(study_id)
+    claimed = storage.create_trials(study_id, [running()])[0]._trial_id
+    reopened = ReopenedTrials([trial._trial_id for trial in before[1:]], ["hpo:curve"], ["score_epoch"])
+    with pytest.raises(StudyBusyError, match="digits"):
+        change_idle_study(storage, study_id, "digits", {"hpo:study": "new"}, reopened)
+    assert storage.get_all_trials(study_id)[:4] == before
+    storage.finish([TrialResult(claimed, FAIL)])
+    change_idle_study(storage, study_id, "digits", {"hpo:study": "new"}, reopened)
+    first, second, pruned, last, _ = storage.get_all_trials(study_id)
+    assert (first, pruned) == (before[0], before[2])
+    for trial in (second, last):
+        assert trial.state == WAITING
+        assert (trial.values, trial.intermediate_values) == (None, {})
+        assert (trial.datetime_start, trial.datetime_complete) == (None, None)
+        assert (trial.params, trial.user_attrs) == ({"lr": 0.1}, {"seed": 7})
+        assert trial.system_attrs == {"hpo:rung:1": [1.0]}
+    attrs = storage.get_study_user_attrs(study_id)
+    assert (attrs["hpo:study"], attrs[STATE]) == ("new", OPEN)
