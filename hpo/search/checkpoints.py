@@ -87,6 +87,10 @@ class CheckpointWriter:
             return {}
         return checkpoint_attrs(artifact_id, CHECKPOINT_NAMES[self.keep])
 
+    def best(self) -> set[int]:
+        """Return the numbers of the completed trials whose checkpoints remain."""
+        return {trial.number for trial in best_trials(self._storage, self._study_id, self._most)}
+
     def remove_old(self, completed: Collection[int], written: Collection[int]) -> None:
         """Remove checkpoints and training states of trials that are not among the best.
 
@@ -94,8 +98,7 @@ class CheckpointWriter:
         others have checkpoints of earlier attempts at most.
         """
         ended = [file for file in checkpoint_files(self._storage, self._study_id) if file.state.is_finished()]
-        # Read after the files: a trial that another worker ends in between is in neither list.
-        best = {trial.number for trial in best_trials(self._storage, self._study_id, self._most)}
+        best = self.best()  # read after the files: a trial that another worker ends in between is in neither list
         out = [file for file in ended if file.number not in best]
         not_best = {file.number for file in out} | (set(completed) - best)
         try:

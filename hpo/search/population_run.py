@@ -203,8 +203,10 @@ class PopulationRun:
         trained = self._in_training(result)
         if self._freeze and result.epoch == self._until and trained:
             frozen = self._freezable(result, trained)
-            self._frozen_count += len(frozen.keys() - self._freeze(frozen))
+            lost_at_rung = self._freeze(frozen)
+            self._frozen_count += len(frozen.keys() - lost_at_rung)
             self._dropped |= frozen.keys()
+            lost = {*lost, *lost_at_rung}
         elif trained and self._training_checkpoints.is_due(result.epoch, at_rung=False):
             self._write_states(result, trained)
         if lost:

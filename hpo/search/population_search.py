@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.errors import StudyClosedError, UsageError
 from hpo.search.checkpoints import CheckpointWriter
 from hpo.search.enqueueing import FIXED, checked
-from hpo.search.events import TrialsFailed, TrialsLeftOut
+from hpo.search.events import Reason, TrialsFailed, TrialsLeftOut
 from hpo.search.frozen_member import FrozenMember
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
@@ -124,6 +124,14 @@ class PopulationSearch(Search):
             if self.checkpoints.enabled and self._progress:
                 self.checkpoints.write({n: each for n, each in self._progress.items() if n in self._running})
             self._progress.clear()
+
+    def end_if_done(self) -> Reason | None:
+        """Store the end of the study, and remove the training states that killed workers left of trials that ended."""
+        reason = super().end_if_done()
+        if reason is not None:
+            extendable = self.writer.best() if self.writer is not None and self.writer.keep == "last" else set()
+            self.checkpoints.remove(set(range(self.history.count)) - self.history.unfinished_numbers - extendable)
+        return reason
 
     def _population_run(self, group: list[Member]) -> PopulationRun:
         """Return the training of one population until its members end."""
