@@ -297,7 +297,7 @@ def test_trials_are_ranked_by_their_best_epoch_so_far(storage: Storage) -> None:
         assert trial.value == (min(loss) if trial.state == COMPLETE else loss[-1])
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_several_metrics_are_ranked_by_non_domination(sampler: str, storage: Storage) -> None:
     metrics = ["val_loss", "parameters", "seconds_per_epoch"]
     hidden = {"choices": [[4], [8], [16]]}
@@ -683,8 +683,8 @@ def test_trials_of_an_extension_are_judged_with_the_earlier_ones(
 def test_the_pruner_changes_from_one_launch_to_the_next(
     pruner: str, recording: type[RecordingTrainer], storage: Storage
 ) -> None:
-    for trials, name in ((6, pruner), (12, "halving"), (16, pruner), (20, "halving")):
-        study = halving_study(search={"trials": trials, "pruner": name})
+    for count, name in ((6, pruner), (12, "halving"), (16, pruner), (20, "halving")):
+        study = halving_study(search={"trials": count, "pruner": name})
         assert reason(search(study, storage, extend=True)) == "finished"
     trials = trials_of(storage)
     assert [bool(rungs_of(trial)) for trial in trials] == [False] * 6 + [True] * 6 + [False] * 4 + [True] * 4
@@ -735,7 +735,7 @@ def test_a_search_stopped_between_populations_continues(
     storage: Storage,
     unpruned: Sequence[FrozenTrial],
 ) -> None:
-    for _ in range(4):
+    for _ in range(2):
         seen = itertools.count()
         search(STUDY, storage, stop_at=lambda event, seen=seen: condition(event) and next(seen) == 2)  # type: ignore[misc]
         assert RUNNING not in states(trials_of(storage))
@@ -744,7 +744,7 @@ def test_a_search_stopped_between_populations_continues(
     assert max(recording.trained.values()) == 1
 
 
-@pytest.mark.parametrize("checks", [12, 17, 22, 27])
+@pytest.mark.parametrize("checks", [12, 22])
 def test_a_stop_at_any_moment_loses_no_state(
     checks: int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
 ) -> None:
@@ -948,7 +948,7 @@ def test_the_sampler_of_a_later_launch_knows_completed_trials_as_such(storage: S
     search(study, storage)
     trials = check_ended(storage, study)
     # A tenth of the trials, rounded up, is good: completed ones come first, although all have passed rungs.
-    best = sorted((trial for trial in trials if trial.state == COMPLETE), key=lambda trial: -trial.value)[:3]
+    best = sorted((trial for trial in trials if trial.state == COMPLETE), key=lambda trial: -curve_of(trial)[-1])[:3]
     assert len(best) == 3
     good, others = join_study(storage).history._observations.split(["lr"])
     assert sorted(good["lr"]) == sorted(trial.params["lr"] for trial in best)

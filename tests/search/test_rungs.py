@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -130,8 +131,12 @@ class Study:
             if turn % 2:
                 workers[turn // 2 % len(workers)].sync()
             workers[turn // 2 % len(workers)].step()
-        while any([worker.sync() or worker.step() for worker in workers]):
-            pass
+        worked = True
+        while worked:
+            worked = False
+            for worker in workers:
+                worker.sync()
+                worked |= worker.step()
 
 
 HALVINGS = st.builds(Halving, st.integers(1, 4), st.integers(2, 4), st.sampled_from([0.0, 0.1, 0.5]), st.integers(0, 9))
@@ -182,7 +187,7 @@ def test_a_rung_that_all_have_reached_promotes_its_fraction(halving: Halving, co
         assert expected <= len(judged.promoted) < expected + 1
 
 
-def judged_with(unfinished: Unfinished, values: dict[int, dict[int, float]], repeats: int = 1) -> dict[int, object]:
+def judged_with(unfinished: Unfinished, values: dict[int, dict[int, float]], repeats: int = 1) -> dict[int, Any]:
     rungs = Rungs(Halving(3, 3, 0.0, 0), MINIMIZE, repeats)
     for rung, losses in values.items():
         for number, loss in losses.items():
