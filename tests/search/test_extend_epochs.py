@@ -24,7 +24,7 @@ from hpo.search.events import Event, Note
 from hpo.search.launch import submit
 from hpo.search.loop import Search
 from hpo.search.options import LaunchOptions
-from hpo.search.population_run import CURVE
+from hpo.search.study_records import CURVE
 from hpo.storage import Storage, best_trials, identity, load_study, open_storage
 from hpo.storage.artifacts import artifact_folder, state_file_id
 from hpo.studyfile import Study
@@ -174,7 +174,7 @@ def test_without_states_all_completed_trials_stay(storage: Storage, trained: Tra
 
 
 def test_the_best_epoch_of_a_continued_trial_is_set_again(storage: Storage) -> None:
-    best = {"search": {"score": "best"}}
+    best: dict[str, Any] = {"search": {"score": "best"}}
     search(study_with(2, **best), storage)
     submit(study_with(5, **best), storage, LaunchOptions(extend=True))
     waiting = [trial for trial in trials_of(storage) if trial.state == TrialState.WAITING]
@@ -270,7 +270,7 @@ def test_trials_continue_on_a_server(server: Server, monkeypatch: pytest.MonkeyP
 
 
 def test_continued_trials_train_to_the_new_rungs_of_halving(storage: Storage, trained: Trained) -> None:
-    keys = {"search": {"pruner": "halving", "rung": 1, "factor": 2, "trials": 12, "population": 4}}
+    keys: dict[str, Any] = {"search": {"pruner": "halving", "rung": 1, "factor": 2, "trials": 12, "population": 4}}
     search(study_with(3, keep_trials=6, **keys), storage)
     complete = set(curves_of(storage))
     assert with_states(storage) == complete
