@@ -36,16 +36,18 @@ def best_first(trials: Mapping[int, Losses]) -> list[int]:
 
 
 def trials_since_best(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> int:
-    """Return the number of completed and pruned trials after the last improvement.
+    """Return the number of completed and pruned trials after the last improvement, 0 before the first completed trial.
 
     With one objective the last improvement is the first trial with the best value; with several it is the last trial
     that added a new point to the Pareto front.
     """
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     values = {t.number: losses(t.values, directions) for t in ended if t.state == TrialState.COMPLETE}
+    if not values:
+        return 0
     best = best_first(values)
     firsts: dict[tuple[float, ...], int] = {}
     for number in sorted(best) if len(directions) > 1 else best[:1]:
         firsts.setdefault(values[number], number)
-    last = max(firsts.values(), default=-1)
+    last = max(firsts.values())
     return sum(trial.number > last for trial in ended)

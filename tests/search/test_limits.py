@@ -171,14 +171,14 @@ def test_limits_have_no_default() -> None:
 
 
 def trials_since_best(trials: Sequence[FrozenTrial], minimize: bool) -> int:
-    """Count the completed and pruned trials after the first best trial, as a reference for `SamplerHistory`."""
+    """Count the completed and pruned trials after the first best trial; 0 where no trial has completed."""
     best = -1
     for trial in trials:
         if trial.state != COMPLETE:
             continue
         if best < 0 or (trial.value < trials[best].value if minimize else trial.value > trials[best].value):
             best = trial.number
-    return sum(trial.state in (COMPLETE, PRUNED) for trial in trials[best + 1 :])
+    return sum(trial.state in (COMPLETE, PRUNED) for trial in trials[best + 1 :]) if best >= 0 else 0
 
 
 @st.composite

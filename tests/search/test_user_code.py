@@ -123,7 +123,7 @@ def network_study(
 
 
 def notes(events: list[Any]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Note)]
+    return [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
 
 
 def test_user_defined_networks_train_in_populations_and_their_code_is_stored(folder: Path, storage: Storage) -> None:

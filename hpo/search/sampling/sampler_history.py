@@ -209,13 +209,9 @@ class SamplerHistory:
 
     @property
     def trials_since_best(self) -> int:
-        """See `hpo.storage.pareto.trials_since_best`; trials of `search.start_from` do not count.
-
-        Before the first trial completes none counts: successive halving prunes many trials before that.
-        """
-        trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.number >= 0]
-        has_best = any(trial.state == TrialState.COMPLETE for trial in trials)
-        return trials_since_best(trials, self._study.directions) if has_best else 0
+        """See `hpo.storage.pareto.trials_since_best`; trials of `search.start_from` do not count."""
+        trials = self._study.get_trials(deepcopy=False)
+        return trials_since_best([trial for trial in trials if trial.number >= 0], self._study.directions)
 
     def exhausted(self) -> bool:
         """Return whether every configuration of a finite space is used."""
