@@ -7,11 +7,11 @@ Values of other workers' trials count like those of this worker. Which trials ar
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
@@ -77,7 +77,7 @@ class Rungs:
             hopeless = self.halving.hopeless(rung, reached, expected)
             continued = self._continued(rung, unfinished)
             promoted = self.halving.promoted(rung, reached, final=not awaited)
-            promoted += [configuration for configuration in continued if configuration not in promoted]
+            promoted = list(dict.fromkeys([*promoted, *continued]))
             judged[rung] = Judgement(
                 self._numbers(rung, promoted), frozenset(self._numbers(rung, hopeless - continued.keys()))
             )
@@ -113,7 +113,7 @@ class Rungs:
         if unfinished.to_ask and unfinished.count % self.repeats:
             incomplete.add(unfinished.count // self.repeats)  # its other repeats are not asked yet
         return {
-            configuration: tuple(np.mean(each, axis=0).tolist())
+            configuration: each[0] if len(each) == 1 else tuple(map(statistics.fmean, zip(*each, strict=True)))
             for configuration, each in grouped.items()
             if configuration not in incomplete
         }

@@ -11,6 +11,7 @@ Pure functions of numbers: storage, frozen members and training play no role her
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -90,7 +91,13 @@ class Halving:
         The probability makes the expected share of such promotions `random`.
         """
         others = self.factor - (1 - self.random)  # for each promoted configuration
-        return derive_seed("promotion", self.seed, rung, number) / 2**53 < self.random / others
+        return _draw(self.seed, rung, number) < self.random / others
+
+
+@functools.cache  # a rung is judged before every population, and a hash takes microseconds
+def _draw(seed: int, rung: int, number: int) -> float:
+    """Return a number between 0 and 1 that seed, rung and configuration determine."""
+    return derive_seed("promotion", seed, rung, number) / 2**53
 
 
 def best_first(losses: Mapping[int, Losses]) -> list[int]:
