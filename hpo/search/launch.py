@@ -20,7 +20,13 @@ from hpo.search.events import Note, Reason, StudyEnded
 from hpo.search.loop import Search
 from hpo.search.options import DEFAULTS, LaunchOptions
 from hpo.search.space import size_text
-from hpo.search.study_records import any_stored_study, claim_conditions, open_study, record_change
+from hpo.search.study_records import (
+    any_stored_study,
+    claim_conditions,
+    open_study,
+    record_change,
+    with_stored_pruner,
+)
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import AnyStudy, Study
 
@@ -39,7 +45,7 @@ def submit(
     it is made already. Raises UsageError or StudyFileError (the file, or a file that differs from the stored one),
     DataError, CodeError and StudyBusyError before anything is stored.
     """
-    driver = driver or driver_of(study, "cpu")
+    driver = driver or driver_of(with_stored_pruner(study, storage), "cpu")
     _store(driver, storage, options, say)
     return driver
 
@@ -89,7 +95,7 @@ def launch(
     """
     start = time.perf_counter()
     with storage.retry_policy.override(stop):
-        driver = driver_of(study, options.device)
+        driver = driver_of(with_stored_pruner(study, storage), options.device)
         stored = _store(driver, storage, options, lambda text: on_event(Note(text)))
         warn(driver, on_event)
         with heartbeats(storage):

@@ -66,6 +66,20 @@ def directions(study: AnyStudy) -> list[StudyDirection]:
     return [StudyDirection.MINIMIZE if each else StudyDirection.MAXIMIZE for each in minimized]
 
 
+def with_stored_pruner(study: AnyStudy, storage: Storage) -> AnyStudy:
+    """Return the study without a pruner where its file names none and the stored study has none.
+
+    Studies of versions whose default was "none" so continue with an unchanged file.
+    """
+    if not isinstance(study, Study) or "pruner" in study.search.model_fields_set:
+        return study
+    try:
+        stored = any_stored_study(load_study(storage, study.name))
+    except UnknownStudyError:
+        return study
+    return study.with_pruner("none") if isinstance(stored, Study) and stored.search.pruner == "none" else study
+
+
 def open_study(
     study: AnyStudy, split: Split | None, code: UserCode, storage: Storage, options: LaunchOptions = DEFAULTS
 ) -> optuna.Study:

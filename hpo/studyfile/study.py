@@ -46,6 +46,14 @@ class Study:
         settings = self.first_settings.model_copy(update={"name": name})
         return replace(self, first_settings=settings, unconditional={**self.unconditional, "name": name})
 
+    def with_pruner(self, pruner: str) -> Study:
+        """Return the study with another pruner."""
+        search = self.search.model_copy(update={"pruner": pruner})
+        settings = self.first_settings.model_copy(update={"search": search})
+        return replace(
+            self, first_settings=settings, unconditional=replaced(self.unconditional, ("search", "pruner"), pruner)
+        )
+
     @property
     def description(self) -> str:
         """The study's note in the dashboard."""
