@@ -4,7 +4,7 @@ BIN = .venv/bin
 .DEFAULT_GOAL := demo
 # The tests start hundreds of processes; without compiled files each of them would compile hpo again.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test test-all chaos lint docs bench bench-storage bench-dashboard bench-workers service-demo env clean
+.PHONY: demo test test-all chaos lint docs bench bench-storage bench-dashboard bench-workers bench-search service-demo env clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -65,6 +65,10 @@ env:
 
 bench-workers: .venv/installed-test
 	$(BIN)/python benchmarks/workers.py
+
+# Simulated on the tables of curves in benchmarks/tables; benchmarks/curve_tables.py trains them again.
+bench-search: .venv/installed-test
+	$(BIN)/python benchmarks/search_quality.py
 
 clean:
 	rm -rf .venv build *.egg-info
