@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +23,34 @@ from hpo.storage.pareto import Losses
 from hpo.training.seeds import derive_seed
 
 
+def best_first(losses: Mapping[int, Losses]) -> list[int]:
+    """Return the numbers, the best first: by loss or non-domination rank, equal ones by number."""
+    numbers = sorted(losses)
+    if not numbers:
+        return []
+    values = np.array([losses[number] for number in numbers])
+    ranks = values[:, 0] if values.shape[1] == 1 else non_domination_rank(values)
+    return [numbers[index] for index in np.argsort(ranks, kind="stable")]
+
+
+Ranker = Callable[[Mapping[int, Losses]], list[int]]
+"""Returns the numbers of configurations, the best first, from what they reached at a rung."""
+
+
 @dataclass(frozen=True)
 class Halving:
     """Settings of successive halving.
 
     `first` is the epoch of the first rung; each further rung is `factor` times as high. One in `factor` configurations
-    is promoted, a fraction `random` of the promoted drawn at random with `seed`.
+    is promoted, a fraction `random` of the promoted drawn at random with `seed`. The best are those that `rank` puts
+    first.
     """
 
     first: int
     factor: int
     random: float
     seed: int
+    rank: Ranker = best_first
 
     def rungs(self, epochs: int) -> list[int]:
         """Return the rungs below the last epoch, ascending."""
@@ -62,7 +78,7 @@ class Halving:
         `losses` are the values of all configurations that have reached the rung, by number, also of those promoted
         before. `final` says that no other will reach the rung: then the number to promote is rounded up, not down.
         """
-        ranked = best_first(losses)
+        ranked = self.rank(losses)
         count = -(-len(ranked) // self.factor) if final else len(ranked) // self.factor
         if count == 0:
             return []
@@ -75,7 +91,7 @@ class Halving:
         `expected` is the largest number of configurations that may reach the rung in the end.
         """
         best = self._best(-(-expected // self.factor))
-        return {number for number in best_first(losses)[best:] if not self._is_drawn(rung, number)}
+        return {number for number in self.rank(losses)[best:] if not self._is_drawn(rung, number)}
 
     def most_promoted(self, rung: int, numbers: Collection[int], expected: int) -> int:
         """Return how many configurations may be promoted, if `expected` of these `numbers` reach the rung."""
@@ -98,13 +114,3 @@ class Halving:
 def _draw(seed: int, rung: int, number: int) -> float:
     """Return a number between 0 and 1 that seed, rung and configuration determine."""
     return derive_seed("promotion", seed, rung, number) / 2**53
-
-
-def best_first(losses: Mapping[int, Losses]) -> list[int]:
-    """Return the numbers, the best first: by loss or non-domination rank, equal ones by number."""
-    numbers = sorted(losses)
-    if not numbers:
-        return []
-    values = np.array([losses[number] for number in numbers])
-    ranks = values[:, 0] if values.shape[1] == 1 else non_domination_rank(values)
-    return [numbers[index] for index in np.argsort(ranks, kind="stable")]
