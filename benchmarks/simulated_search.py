@@ -57,7 +57,7 @@ class Table:
     @property
     def epochs(self) -> int:
         """The number of epochs of a complete curve."""
-        return self.curves.shape[1]
+        return int(self.curves.shape[1])
 
     @property
     def final(self) -> Array:
@@ -151,7 +151,7 @@ class Sampler:
         return len(self.rows) - 1
 
     def _propose(self) -> Array:
-        point: Array = self.random.random_sample(self.table.points.shape[1])
+        point: Array = self.random.random_sample((self.table.points.shape[1],))
         return point
 
     def tell(self, number: int, epoch: int, value: float) -> None:
@@ -222,7 +222,8 @@ class Kernels:
         kernel = random.choice(len(self._weights), count, p=self._weights)
         low, high = self._low[kernel], self._high[kernel]
         uniform = low + random.random_sample(low.shape) * (high - low)
-        return np.clip(self._mu[kernel] + self._sigma[kernel] * ndtri(uniform), 0, 1)
+        found: Array = np.clip(self._mu[kernel] + self._sigma[kernel] * ndtri(uniform), 0, 1)
+        return found
 
     def log_density(self, points: Array) -> Array:
         """Return the logarithm of the density at each point."""
