@@ -33,7 +33,7 @@ from hpo.search.loop import Search
 from hpo.search.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
 from hpo.search.population_search import PopulationSearch
-from hpo.search.sampling.pruners import choose_pruner, halving_of
+from hpo.search.sampling.pruners import PrunerChoice, choose_pruner, halving_of
 from hpo.search.sampling.samplers import max_epochs
 from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
 from hpo.search.space import Values
@@ -225,8 +225,10 @@ class NetworkDriver(Driver):
         split = to_planned_device(self.study, self.plan)
         storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
-        pruner = self._pruner(stored, storage, on_event)
+        choice = self._pruner(stored, storage)
         on_event(self.started(before, device, self.precisions(precision)))
+        if choice.why:
+            on_event(Note(f"pruner: {choice.name} ({choice.why})"))
         timeout_s = self.study.search.trial_timeout
         checkpoints = TrainingCheckpoints(
             self.study,
@@ -239,7 +241,7 @@ class NetworkDriver(Driver):
         )
         search = (
             functools.partial(HalvingSearch, halving=halving_of(self.study))
-            if pruner == "halving"
+            if choice.name == "halving"
             else PopulationSearch
         )
         return search(
@@ -254,14 +256,13 @@ class NetworkDriver(Driver):
             **arguments,
         )
 
-    def _pruner(self, stored: optuna.Study, storage: Storage, on_event: Listener) -> str:
+    def _pruner(self, stored: optuna.Study, storage: Storage) -> PrunerChoice:
         """Return the pruner; the first worker chooses the one of "auto", and it is stored with the study."""
         choice = choose_pruner(self.study)
         if not choice.why:
-            return choice.name
-        pruner = agree_on_pruner(stored, storage, choice.name)
-        on_event(Note(f"pruner: {pruner}" + (f" ({choice.why})" if pruner == choice.name else "")))
-        return pruner
+            return choice
+        name = agree_on_pruner(stored, storage, choice.name)
+        return choice if name == choice.name else PrunerChoice(name, "chosen when the study began")
 
     def _warm_start(self, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
         """Return the trials of `search.start_from`, after a warning for each study that cannot be used any more."""

@@ -258,7 +258,7 @@ def test_members_dropped_from_a_population_are_not_trained() -> None:
 def test_precision_chosen_by_auto_is_stored_and_reused(new_storage: NewStorage) -> None:
     study = study_of(training={"epochs": 1, "precision": "auto"}, search={"trials": 4})
     storage = new_storage()
-    note, _, started, *_ = search(study, storage, stop_at=after_epochs(1))
+    note, started, *_ = search(study, storage, stop_at=after_epochs(1))
     assert isinstance(note, Note)
     assert "bfloat16 trains" in note.text
     assert isinstance(started, StudyStarted)
@@ -267,7 +267,7 @@ def test_precision_chosen_by_auto_is_stored_and_reused(new_storage: NewStorage) 
     assert (run["precision"], run["device"]) == (started.precision, "cpu")
     other = "float32" if started.precision == "bfloat16" else "bfloat16"
     load_study(storage, "tiny").set_user_attr("hpo:run", {**run, "precision": other})
-    _, restarted, *_ = search(study, storage)
+    restarted, *_ = search(study, storage)
     assert isinstance(restarted, StudyStarted)
     assert restarted.precision == other
     float64_storage = new_storage()
@@ -290,7 +290,7 @@ def test_events_are_json(storage: Storage) -> None:
     names = [event.to_json()["event"] for event in events]
     epochs = ["epoch_ended"] * 2
     population = ["population_started", *epochs, "population_ended"]
-    assert names == ["note", "study_started", *population, *population, "study_ended"]
+    assert names == ["study_started", "note", *population, *population, "study_ended"]
     assert events[2].to_json() == {"event": "population_started", "members": [0, 1, 2, 3], "epochs": 2}
     assert params(trials_of(storage))[0].keys() == {"lr", "weight_decay"}
 
