@@ -26,7 +26,8 @@ test: .venv/installed-test
 test-all: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist loadfile -m ""
 
-# Fifty kills and five restarts of the server, a minute on each database; CHAOS=--randomly-seed=N repeats a plan.
+# Fifty kills and five restarts of the server, on both databases, without and with successive halving;
+# CHAOS=--randomly-seed=N repeats a plan.
 chaos: .venv/installed-test
 	$(BIN)/pytest tests/storage/test_chaos.py -m slow -s $(CHAOS)
 

@@ -1,8 +1,8 @@
 """Processes that search one study while they are killed, suspended and disconnected from the server at random.
 
 A seed determines the plan. Times are counted in lines of output, not in seconds: a disturbance is due after a number of
-ended trials, and then waits for some more lines of its process. How the lines of the processes interleave depends on
-the machine, so a seed repeats the plan, not the race.
+epochs of populations, and then waits for some more lines of its process. How the lines of the processes interleave
+depends on the machine, so a seed repeats the plan, not the race.
 """
 
 from __future__ import annotations
@@ -32,16 +32,21 @@ MOST_POLLS = 10
 STARTING_POLLS = 60
 GIVEN_AWAY_S = 3.0  # how long a suspended process may block the others
 LOCK_S = 0.2
-DUE_BEFORE = 0.7  # of the trials have ended; later there is nothing to disturb
+DUE_BEFORE = 0.7  # of the epochs have ended; later there is nothing to disturb
 DROPPED = re.compile(r"trials? ([\d, ]+): claim lost to another worker")
 
 
 @dataclass(frozen=True)
 class Size:
-    """The amount of chaos: kills, suspensions and server restarts, spread over the study's trials."""
+    """The amount of chaos: kills, suspensions and server restarts, spread over the epochs of a study's populations.
+
+    `epochs` is the number of these epochs without disturbance, `last_epoch` that of a trial.
+    """
 
     processes: int
     trials: int
+    epochs: int
+    last_epoch: int
     kills: int
     stops: int
     restarts: int
@@ -50,8 +55,8 @@ class Size:
 class Process:
     """A launch and its output so far."""
 
-    def __init__(self, args: Sequence[str], out: Path, err: Path) -> None:
-        self.out, self.err = out, err
+    def __init__(self, args: Sequence[str], out: Path, err: Path, last_epoch: int) -> None:
+        self.out, self.err, self.last_epoch = out, err, last_epoch
         with out.open("a") as stdout, err.open("a") as stderr:
             self.fork = Fork(args, stdout=stdout, stderr=stderr, cwd=out.parent)
         self.pid = self.fork.pid
@@ -59,7 +64,9 @@ class Process:
         self.status: int | None = None
         self.suspended = False
         self.events: list[dict[str, Any]] = []
-        self.told: list[int] = []
+        self.epochs = 0
+        self.completed: list[int] = []
+        self.pruned: list[int] = []
         self._members: set[int] = set()
         self._read = 0
 
@@ -74,15 +81,28 @@ class Process:
                 self._add(json.loads(line))
 
     def _add(self, event: dict[str, Any]) -> None:
-        """Record an event; trials have ended with their last epoch, unless another process has claimed them."""
+        """Record an event; trials have ended with their last epoch, unless another process has claimed them.
+
+        Trials at a rung are not in training; those that are not promoted end there.
+        """
         self.events.append(event)
         if event["event"] == "population_started":
             self._members = set(event["members"])
         elif event["event"] == "note":
             self._members -= dropped(event["text"])
-        elif event["event"] == "epoch_ended" and event["epoch"] == event["epochs"]:
-            self.told += sorted(self._members)
-            self._members = set()
+        elif event["event"] == "trials_not_promoted":
+            self.pruned += event["members"]
+        elif event["event"] == "epoch_ended":
+            self.epochs += 1
+            if event["epoch"] == self.last_epoch:
+                self.completed += sorted(self._members)
+            if event["epoch"] == event["epochs"]:
+                self._members = set()
+
+    @property
+    def ended(self) -> list[int]:
+        """The trials that this process has ended, according to its output."""
+        return self.completed + self.pruned
 
     @property
     def errors(self) -> list[str]:
@@ -139,7 +159,7 @@ class Chaos:
             for _ in range(self.size.kills // 5):
                 self._kill_at_start()
             for due, disturb in self._plan():
-                self._wait(lambda due=due: self.told >= due)
+                self._wait(lambda due=due: self.epochs >= due)
                 disturb()
             self._wait(lambda: not any(process.runs for process in self.processes))
         finally:
@@ -153,12 +173,12 @@ class Chaos:
         disturbances = [self._kill] * (self.size.kills - at_start - 2 * twice) + [self._kill_twice] * twice
         disturbances += [self._suspend] * self.size.stops + [self._restart] * self.size.restarts
         self._random.shuffle(disturbances)
-        last = DUE_BEFORE * self.size.trials
+        last = DUE_BEFORE * self.size.epochs
         return list(zip(sorted(self._random.uniform(0, last) for _ in disturbances), disturbances, strict=True))
 
     @property
-    def told(self) -> int:
-        return sum(len(process.told) for process in self.processes)
+    def epochs(self) -> int:
+        return sum(process.epochs for process in self.processes)
 
     @property
     def kills(self) -> int:
@@ -168,7 +188,7 @@ class Chaos:
         number = len(self.processes)
         out, err = (self.file.with_name(f"{number}.{name}") for name in ("out", "err"))
         args = ("launch", str(self.file), "--trials", str(self.size.trials), "--storage", self.url, "--json")
-        self.processes.append(Process(args, out, err))
+        self.processes.append(Process(args, out, err, self.size.last_epoch))
 
     def _poll(self) -> None:
         """Read the output, record ended processes, and restart those that found no server at their start."""
@@ -192,7 +212,7 @@ class Chaos:
         ends = time.monotonic() + deadline(120)
         self._poll()
         while not condition():
-            assert time.monotonic() < ends, f"{self.told} trials told and {self.kills} kills, and then nothing more"
+            assert time.monotonic() < ends, f"{self.epochs} epochs and {self.kills} kills, and then nothing more"
             time.sleep(POLL_S)
             self._poll()
 
@@ -219,9 +239,14 @@ class Chaos:
         """Kill a process during or shortly after its start."""
         struck = False
         while not struck:
-            process = self._one(lambda process: process.starts)
-            self._polls(STARTING_POLLS)
-            struck = self._strike(process)
+            self._poll()
+            starting = [process for process in self.processes if process.runs and process.starts]
+            if starting:
+                process = self._random.choice(starting)
+                self._polls(STARTING_POLLS)
+                struck = self._strike(process)
+            else:
+                self._kill()  # its replacement starts
 
     def _kill_twice(self) -> None:
         """Kill a process, and its replacement during its start."""
