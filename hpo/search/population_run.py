@@ -278,8 +278,9 @@ class PopulationRun:
         return TrialResult(self._search.trial_id(number), TrialState.FAIL, (), {FAILURE_REASON: reason}, attrs)
 
     def _handle_exception(self, reason: str, details: str) -> None:
-        """Requeue the remaining members, or fail those without retries left."""
+        """Requeue the remaining members, which continue from their last states, or fail those without retries left."""
         remaining = self._remaining
+        self._training_checkpoints.write_for_retry((self._by_number[number] for number in remaining), self._frozen)
         failed = self._search.requeue_failed(remaining, reason, details)
         self._dropped |= set(remaining) - set(failed)
         self._fail(failed, reason, details)

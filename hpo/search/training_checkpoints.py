@@ -15,7 +15,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -115,6 +116,22 @@ class TrainingCheckpoints:
         end = self._clock()
         self._due_at = max(self._due_at, end) + (end - start) / MAX_TIME_FRACTION
         return members.keys() - missing
+
+    def write_for_retry(self, members: Iterable[Member], frozen: Mapping[int, FrozenMember]) -> None:
+        """Write the last states of trials that are to be retried: those of their files, or later ones in `frozen`.
+
+        No time is spent in these states, so that a retry has the whole `search.trial_timeout`.
+        """
+        for member in members if self.enabled else ():
+            number = member.number
+            try:
+                state = self._state(member)
+            except (OSError, ValueError):  # noted once the trial is claimed, unless the file is replaced here
+                state = None
+            states = [each for each in (state, frozen.get(number)) if each is not None]
+            if states:
+                self._written.pop(number, None)
+                self.write({number: replace(max(states, key=lambda each: each.epoch), elapsed_s=0.0)})
 
     def read(self, member: Member) -> FrozenMember | None:
         """Return the member frozen as in its file; None where it has no file that can be used.

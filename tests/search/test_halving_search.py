@@ -462,6 +462,31 @@ def test_a_trial_beyond_its_timeout_fails_in_a_later_population(
     assert {state for state in states(trials) if state != FAIL} == {PRUNED}
 
 
+@pytest.mark.parametrize("checkpoint", ["auto", 1])
+def test_a_retry_after_a_timeout_continues_and_has_the_whole_time(
+    checkpoint: str | int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    recorded = recording.train
+    late: list[int] = []
+    spent: list[float] = []
+
+    def slow(self: RecordingTrainer, members: Sequence[Member], spent_s: float = 0) -> Any:
+        numbers = [member.number for member in members]
+        if members[0].epoch == 2 and not late:
+            late.extend(numbers)
+            return recorded(self, members, spent_s + 3600)
+        if members[0].epoch == 2 and set(numbers) <= set(late):
+            spent.append(spent_s)
+        return recorded(self, members, spent_s)
+
+    recording.train = slow  # type: ignore[method-assign]
+    study = halving_study(search={"trial_timeout": 3600.0}, training={"checkpoint": checkpoint})
+    search(study, storage)
+    check_curves(check_ended(storage, study), unpruned)
+    assert spent == [0.0] * len(late)
+    assert max(recording.trained.values()) == 1
+
+
 class MistakeError(Exception):
     """An exception of a user's network."""
 
@@ -488,6 +513,7 @@ def test_a_population_that_raises_at_a_later_rung_continues_alone(
     after = alone[alone.index(tuple(raised[0])) + 1 :]
     assert after
     assert all(len(numbers) == 1 for numbers in after)
+    assert max(recording.trained.values()) == 1
 
 
 def test_a_trial_that_always_raises_at_a_later_rung_fails_alone(

@@ -337,6 +337,18 @@ def test_each_file_replaces_the_last_one_and_is_removed(bench: Bench) -> None:
     assert bench.notes == []
 
 
+def test_a_retry_continues_from_the_last_state_and_has_spent_no_time(bench: Bench) -> None:
+    bench.checkpoints.write(bench.frozen(1, epoch=3))
+    bench.checkpoints.write(bench.frozen(2, 3))
+    bench.path(3).write_bytes(b"damaged")
+    members = [bench.member(number, seed=number) for number in range(5)]
+    bench.checkpoints.write_for_retry(members, bench.frozen(1, 4) | bench.frozen(2, epoch=3))
+    read = [bench.checkpoints.read(member) for member in members]
+    assert [each and (each.epoch, each.elapsed_s) for each in read] == [None, (3, 0.0), (3, 0.0), None, (2, 0.0)]
+    (note,) = bench.notes
+    assert note.startswith("trial 3: ")
+
+
 def test_a_failed_write_leaves_the_last_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.checkpoints.write(bench.frozen(1, 2, epoch=1))
     real = ArtifactFolder.write
