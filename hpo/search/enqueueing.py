@@ -101,7 +101,7 @@ def store_enqueued(
     `key` is the attribute of enqueued values; a trial with the same parameters counts as stored unless `repeats`.
     Raises UsageError where `search.trials` leaves no room for them, and StudyClosedError unless the study is open.
     """
-    parts = TrialFields(study.search.pruner not in ("none", "auto"), user_attrs=False, system_attrs=key)
+    parts = TrialFields(study.search.pruner != "none", user_attrs=False, system_attrs=key)
     # The loop ends: each retry means that another process has stored trials, and the study has room for a few only.
     while True:
         trials = storage.read_trials(conditions.study_id, -1, (), parts)
