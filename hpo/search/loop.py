@@ -342,12 +342,12 @@ class Search(ABC):
         return self.stored._study_id
 
     def _drop_lost_claims(self, trial_ids: set[int]) -> set[int]:
-        """Drop the trials whose claim was lost to another worker; return their numbers."""
+        """Drop the trials whose claim was lost to another worker or a pause; return their numbers."""
         numbers = {number for number, trial in self._running.items() if trial._trial_id in trial_ids}
         for number in numbers:
             del self._running[number]
         if numbers:
-            lost = "claim lost to another worker; the results are discarded"
+            lost = "claim lost to another worker or a pause; the results are not stored"
             self.on_event(Note(f"{trials_text(numbers)}: {lost}", "warning"))
         return numbers
 

@@ -160,7 +160,7 @@ def test_a_resumed_process_cannot_change_requeued_trials(
     suspended.process.send_signal(signal.SIGCONT)
     output = suspended.finish_with_output()
     warnings = [event["text"] for event in output if event["event"] == "note" and event["level"] == "warning"]
-    lost_claim = ": claim lost to another worker; the results are discarded"
+    lost_claim = ": claim lost to another worker or a pause; the results are not stored"
     assert all(warning.endswith(lost_claim) for warning in warnings)
     assert "".join(warnings).count("0") == 1
     assert suspended.process.returncode == 0
