@@ -62,7 +62,7 @@ def study_of(dataset: str, batch_norm: bool, trials: int, precision: str) -> Stu
                 "weight_decay": {"low": 1e-8, "high": 1e-4, "log": True},
             },
             "training": {"epochs": EPOCHS, "batch_size": BATCH, "precision": precision},
-            "search": {"trials": trials, "sampler": "random", "population": POPULATION},
+            "search": {"trials": trials, "sampler": "random", "pruner": "none", "population": POPULATION},
         },
         "chapter 6",
     )
