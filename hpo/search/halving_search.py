@@ -9,6 +9,7 @@ promoted trials that another worker has frozen, where it can read their states.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -276,5 +277,5 @@ class HalvingSearch(PopulationSearch):
             self._members_frozen.drop(number)
 
     def _frozen_changed(self) -> None:
-        epochs = sorted(each.epoch for each in self._frozen.values())
-        self.on_event(FrozenTrials(tuple((epoch, epochs.count(epoch)) for epoch in dict.fromkeys(epochs))))
+        counts = Counter(self._members_frozen.epochs.values())
+        self.on_event(FrozenTrials(tuple(sorted(counts.items()))))

@@ -64,7 +64,7 @@ class StateMetadata(_Strict):
     elapsed_s: FiniteFloat = Field(ge=0)
     best: BestEpoch | None
     moments: int = Field(ge=0, le=9)
-    steps: dict[str, Annotated[int, Field(ge=0)]]
+    steps: dict[str, Annotated[int, Field(ge=0, le=2**53)]]
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     def check(self) -> None:

@@ -291,13 +291,10 @@ class Storage(OptunaMethods):
     def freeze(self, frozen: Mapping[int, tuple[int, Sequence[float]]]) -> set[int]:
         """Mark claimed trials (by id) as frozen at a rung; return the ids of those no longer claimed.
 
-        A value is the rung's epoch with the trial's values there, one a metric; without values, the epoch is no rung.
-        The claims and heartbeats of frozen trials stay as they are.
+        A value is the rung's epoch with the trial's values there, one a metric. Frozen trials stay claimed, with
+        heartbeats.
         """
-        attrs = {
-            i: {FROZEN: epoch, **({f"{RUNG}{epoch}": list(values)} if values else {})}
-            for i, (epoch, values) in frozen.items()
-        }
+        attrs = {i: {FROZEN: epoch, f"{RUNG}{epoch}": list(values)} for i, (epoch, values) in frozen.items()}
         claims = self._claims_of(attrs)
 
         def work(connection: Connection, uncertain: bool) -> set[int]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.search.sampling.halving import Halving, best_first
+from hpo.search.sampling.halving import Halving, sorted_by_rank
 
 HALVING = Halving(first=3, factor=3, random=0.0, seed=0)
 ONE_LOSS = st.dictionaries(st.integers(0, 500), st.floats(-1, 1).map(lambda loss: (loss,)), max_size=60)
@@ -35,7 +35,7 @@ def test_a_third_is_promoted_rounded_up_once_the_rung_is_final() -> None:
 
 def test_several_losses_are_ranked_by_non_domination() -> None:
     losses = {0: (1.0, 1.0), 1: (0.0, 2.0), 2: (2.0, 2.0), 3: (0.5, 0.5), 4: (3.0, 3.0)}
-    assert best_first(losses) == [1, 3, 0, 2, 4]  # 1 and 3 are not dominated; 3 dominates 0, and so on
+    assert sorted_by_rank(losses) == [1, 3, 0, 2, 4]  # 1 and 3 are not dominated; 3 dominates 0, and so on
 
 
 @given(DRAWS, ONE_LOSS, st.booleans())
@@ -46,7 +46,7 @@ def test_no_trial_is_promoted_twice_or_both_promoted_and_hopeless(
     assert len(set(promoted)) == len(promoted)
     assert not set(promoted) & halving.hopeless(3, losses, len(losses))
     if losses and final:
-        assert best_first(losses)[0] in promoted
+        assert sorted_by_rank(losses)[0] in promoted
 
 
 @given(DRAWS, ONE_LOSS, ONE_LOSS)

@@ -23,7 +23,7 @@ from hpo.storage.pareto import Losses
 from hpo.training.seeds import derive_seed
 
 
-def best_first(losses: Mapping[int, Losses]) -> list[int]:
+def sorted_by_rank(losses: Mapping[int, Losses]) -> list[int]:
     """Return the numbers, the best first: by loss or non-domination rank, equal ones by number."""
     numbers = sorted(losses)
     if not numbers:
@@ -50,7 +50,7 @@ class Halving:
     factor: int
     random: float
     seed: int
-    rank: Ranker = best_first
+    rank: Ranker = sorted_by_rank
 
     def rungs(self, epochs: int) -> list[int]:
         """Return the rungs below the last epoch, ascending."""

@@ -32,7 +32,7 @@ from hpo.optuna_internals import (
     default_gamma_multiobjective,
     split_trials,
 )
-from hpo.search.sampling.halving import best_first
+from hpo.search.sampling.halving import sorted_by_rank
 from hpo.storage.pareto import Losses
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -139,7 +139,7 @@ class Observations:
             for _, equal in itertools.groupby(others, key=lambda merit: merit[:2]):
                 numbers = [number for *_, number in equal]
                 reached = {number: self._reached[number] for number in numbers if number in self._reached}
-                good += best_first(reached) + [number for number in numbers if number not in reached]
+                good += sorted_by_rank(reached) + [number for number in numbers if number not in reached]
         return good[:count]
 
     def _columns(self, which: list[int] | np.ndarray, names: Collection[str]) -> dict[str, np.ndarray]:
