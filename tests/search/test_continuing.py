@@ -206,7 +206,7 @@ def test_an_interrupted_search_continues_from_the_last_epoch(
 ) -> None:
     study = study_with(pruner, "auto")
     events: list[Event] = []
-    for epochs in (1, 4, 7, 9):
+    for epochs in (1, 4, 9):
         events += search(study, storage, stop_at=after_epochs(epochs))
         check_interrupted(storage, events)
     events += search(study, storage)
@@ -233,7 +233,7 @@ def test_a_paused_search_continues_from_the_last_epoch(
     assert set(counts.values()) == {1}, counts
 
 
-@pytest.mark.parametrize("pruner", ["none", "halving"])
+@pytest.mark.parametrize("pruner", ["none", pytest.param("halving", marks=pytest.mark.slow)])
 def test_trials_with_damaged_and_foreign_files_start_again(
     pruner: str, storage: Storage, on_stops_only: None, whole: Sequence[FrozenTrial]
 ) -> None:

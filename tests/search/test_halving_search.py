@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import optuna
@@ -54,6 +55,7 @@ COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
     TrialState.RUNNING,
     TrialState.WAITING,
 )
+slow = partial(pytest.param, marks=pytest.mark.slow)
 EPOCHS = 5
 SIZES = {"hidden": {"choices": [[8], [5, 5]]}}
 
@@ -231,7 +233,7 @@ def curve_of(trial: FrozenTrial, metric: str = "val_accuracy") -> list[float]:
     return values
 
 
-@pytest.mark.parametrize("population", [1, 5, 100])
+@pytest.mark.parametrize("population", [1, 5, slow(100)])
 def test_populations_of_any_size(
     population: int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
 ) -> None:
@@ -446,11 +448,11 @@ def test_a_trial_beyond_its_timeout_fails_in_a_later_population(
 ) -> None:
     recorded = recording.train
 
-    def slow(self: RecordingTrainer, members: Sequence[Member], spent_s: float = 0) -> Any:
+    def late_train(self: RecordingTrainer, members: Sequence[Member], spent_s: float = 0) -> Any:
         # The first populations took almost all of the time.
         return recorded(self, members, spent_s + (3600 if members[0].epoch == 2 else 0))
 
-    recording.train = slow  # type: ignore[method-assign]
+    recording.train = late_train  # type: ignore[method-assign]
     study = halving_study(search={"trial_timeout": 3600.0, "retries": 1})
     search(study, storage)
     trials = trials_of(storage)
@@ -462,15 +464,14 @@ def test_a_trial_beyond_its_timeout_fails_in_a_later_population(
     assert {state for state in states(trials) if state != FAIL} == {PRUNED}
 
 
-@pytest.mark.parametrize("checkpoint", ["auto", 1])
 def test_a_retry_after_a_timeout_continues_and_has_the_whole_time(
-    checkpoint: str | int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+    recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
 ) -> None:
     recorded = recording.train
     late: list[int] = []
     spent: list[float] = []
 
-    def slow(self: RecordingTrainer, members: Sequence[Member], spent_s: float = 0) -> Any:
+    def late_train(self: RecordingTrainer, members: Sequence[Member], spent_s: float = 0) -> Any:
         numbers = [member.number for member in members]
         if members[0].epoch == 2 and not late:
             late.extend(numbers)
@@ -479,8 +480,8 @@ def test_a_retry_after_a_timeout_continues_and_has_the_whole_time(
             spent.append(spent_s)
         return recorded(self, members, spent_s)
 
-    recording.train = slow  # type: ignore[method-assign]
-    study = halving_study(search={"trial_timeout": 3600.0}, training={"checkpoint": checkpoint})
+    recording.train = late_train  # type: ignore[method-assign]
+    study = halving_study(search={"trial_timeout": 3600.0}, training={"checkpoint": 1})
     search(study, storage)
     check_curves(check_ended(storage, study), unpruned)
     assert spent == [0.0] * len(late)
@@ -562,7 +563,7 @@ def test_trials_above_the_limit_of_parameters_are_left_out(storage: Storage) -> 
     assert COMPLETE in states(trials)
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+@pytest.mark.parametrize("epoch", [slow(1), 2, 3, slow(4)])
 def test_members_that_diverge_fail(
     epoch: int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
 ) -> None:
@@ -609,7 +610,7 @@ def test_repeats_that_fail_do_not_count(recording: type[RecordingTrainer], stora
     assert COMPLETE in states(trials)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc", "gp"])
+@pytest.mark.parametrize("sampler", [slow("tpe"), "cmaes", slow("qmc"), "gp"])
 def test_samplers_of_one_metric(sampler: str, storage: Storage) -> None:
     changes: dict[str, Any] = {"optimizer": {"lr": LR, "weight_decay": DECAY}, "training": {"epochs": 3}}
     study = halving_study(**changes, search={"sampler": sampler, "trials": 16})
@@ -705,7 +706,7 @@ def test_trials_of_an_extension_are_judged_with_the_earlier_ones(
     assert {trial.number for trial in trials[12:] if len(rungs_of(trial)) > 1} == new
 
 
-@pytest.mark.parametrize("pruner", ["none", "hyperband"])
+@pytest.mark.parametrize("pruner", [slow("none"), "hyperband"])
 def test_the_pruner_changes_from_one_launch_to_the_next(
     pruner: str, recording: type[RecordingTrainer], storage: Storage
 ) -> None:
@@ -719,7 +720,9 @@ def test_the_pruner_changes_from_one_launch_to_the_next(
     assert files(storage) == []
 
 
-@pytest.mark.parametrize("change", [{"pruner": "none"}, {"pruner": "hyperband"}, {"rung": 2}, {"rung": 1, "factor": 4}])
+@pytest.mark.parametrize(
+    "change", [slow({"pruner": "none"}), {"pruner": "hyperband"}, {"rung": 2}, slow({"factor": 4})]
+)
 def test_unfinished_trials_continue_under_another_pruner_or_at_other_rungs(
     change: dict[str, Any], recording: type[RecordingTrainer], storage: Storage
 ) -> None:
@@ -738,7 +741,7 @@ def test_unfinished_trials_continue_under_another_pruner_or_at_other_rungs(
 # --- Pause, stop, death ---
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 4, 6, 7])
+@pytest.mark.parametrize("epochs", [1, slow(2), 4, slow(6), 7])
 def test_an_interrupted_search_continues_without_training_an_epoch_again(
     epochs: int,
     recording: type[RecordingTrainer],
@@ -754,7 +757,9 @@ def test_an_interrupted_search_continues_without_training_an_epoch_again(
     assert max(recording.trained.values()) == 1
 
 
-@pytest.mark.parametrize("condition", [are_frozen(), are_frozen(8), lambda event: isinstance(event, PopulationStarted)])
+@pytest.mark.parametrize(
+    "condition", [are_frozen(), slow(are_frozen(8)), lambda event: isinstance(event, PopulationStarted)]
+)
 def test_a_search_stopped_between_populations_continues(
     condition: Callable[[Event], bool],
     recording: type[RecordingTrainer],
@@ -770,11 +775,11 @@ def test_a_search_stopped_between_populations_continues(
     assert max(recording.trained.values()) == 1
 
 
-@pytest.mark.parametrize("checks", [12, 22])
+@pytest.mark.parametrize("checks", [12, slow(13), slow(14)])
 def test_a_stop_at_any_moment_loses_no_state(
     checks: int, recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
 ) -> None:
-    for left in range(checks, checks + 5):
+    for left in range(checks, checks + 15, 3):
         stop = StopAfter(left)
         launch(STUDY, storage, LaunchOptions(device="cpu"), on_event=lambda event: None, stop=stop)
         assert RUNNING not in states(trials_of(storage))

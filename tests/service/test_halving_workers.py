@@ -135,8 +135,15 @@ def first_epochs(happened: Happened) -> int:
     return sum(isinstance(event, EpochEnded) and event.epoch == 1 for _, event in happened)
 
 
-@pytest.mark.parametrize("priority", [None, 1], ids=["equal", "priority"])
-@pytest.mark.parametrize("room", [working.CACHED_BYTES, 0], ids=["room", "none"])
+@pytest.mark.parametrize(
+    ("room", "priority"),
+    [
+        pytest.param(working.CACHED_BYTES, None, id="room-equal", marks=pytest.mark.slow),
+        pytest.param(working.CACHED_BYTES, 1, id="room-priority"),
+        pytest.param(0, None, id="none-equal"),
+        pytest.param(0, 1, id="none-priority", marks=pytest.mark.slow),
+    ],
+)
 def test_two_studies_of_one_worker_both_end(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, room: int, priority: int | None
 ) -> None:
@@ -212,13 +219,13 @@ def test_a_deleted_study_leaves_no_states(storage: Storage, tmp_path: Path) -> N
 def test_workers_share_the_rungs_and_end_with_exactly_the_trials(
     storage: Storage, again: Callable[[], Storage]
 ) -> None:
-    put(storage, search={"trials": 24, "population": 2})
+    put(storage, search={"trials": 16, "population": 2})
     put(storage, "b", search={"population": 2})
     workers = [WorkerThread(again(), UNTIL_IDLE) for _ in range(2)]
     for worker in workers:
         worker.wait()
     found = {name: trials_of(storage, name) for name in ("tiny", "b")}
-    for name, count in (("tiny", 24), ("b", 12)):
+    for name, count in (("tiny", 16), ("b", 12)):
         check_whole(found[name], count)
         assert set(states(found[name])) == {TrialState.COMPLETE, TrialState.PRUNED}
         assert sum(sum(pruned_and_completed(worker.happened, name)) for worker in workers) == count
