@@ -67,11 +67,11 @@ def directions(study: AnyStudy) -> list[StudyDirection]:
 
 
 def with_stored_pruner(study: AnyStudy, storage: Storage) -> AnyStudy:
-    """Return the study without a pruner where its file names none and the stored study has none.
+    """Return the study with `pruner = "none"` where that is "auto" and the stored study has no pruner.
 
-    Studies of versions whose default was "none" so continue with an unchanged file.
+    "none" was the default before: studies of that time continue with their unchanged files.
     """
-    if not isinstance(study, Study) or "pruner" in study.search.model_fields_set:
+    if not isinstance(study, Study) or study.search.pruner != "auto":
         return study
     try:
         stored = any_stored_study(load_study(storage, study.name))

@@ -191,15 +191,15 @@ def test_an_extended_study_resumes_and_stores_the_change(
     assert trials_of(storage) == trials
 
 
-def test_a_study_without_a_pruner_continues_with_a_file_that_names_none(storage: Storage) -> None:
+def test_a_study_without_a_pruner_continues_with_the_default_pruner(storage: Storage) -> None:
     """The default was "none" before it became "auto"."""
     search(study_of(search={"pruner": "none"}), storage, stop_at=after_epochs(3))
     stored = load_study(storage, "tiny").user_attrs["hpo:study"]
     search(study_of(), storage)
     check_whole(trials_of(storage), 6)
     assert load_study(storage, "tiny").user_attrs["hpo:study"] == stored
-    with pytest.raises(UsageError, match=re.escape("search.pruner: 'none' -> 'auto'")):
-        search(study_of(search={"pruner": "auto"}), storage)
+    with pytest.raises(UsageError, match=re.escape("search.pruner: 'none' -> 'halving'")):
+        search(study_of(search={"pruner": "halving"}), storage)
 
 
 def test_choices_that_would_be_misread_are_refused(storage: Storage, tmp_path: Path) -> None:
