@@ -74,13 +74,14 @@ def epoch_extension(
         member = Member(trial.number, config, trial_seed(study, trial.number))
         if has_stopped_improving(config.training.patience, curve.get(metric, ()), metric):
             ended_early += 1
-        elif checkpoints.is_valid(member):
+        elif checkpoints.epoch(member) is not None:
             continued.append(trial)
         else:
             staying.append(trial)
     if continued:
         _check_limits(study, trials, continued, datetime.datetime.fromisoformat(run["began"]))
-    reopened = ReopenedTrials([trial._trial_id for trial in continued], (CURVE,), ("score_epoch",))
+    epochs = {trial._trial_id: epochs_trained(trial) for trial in continued}
+    reopened = ReopenedTrials(epochs, (CURVE,), ("score_epoch",))
     return EpochExtension(reopened, _note(continued, staying, ended_early))
 
 

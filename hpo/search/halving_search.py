@@ -26,7 +26,7 @@ from hpo.search.rungs import Judgement, Rungs, Unfinished
 from hpo.search.sampling.halving import Halving
 from hpo.search.scoring import objective_values
 from hpo.search.study_records import directions
-from hpo.storage import FROZEN, RUNG, WORKER, TrialFields
+from hpo.storage import FROZEN, REOPENED, RUNG, WORKER, TrialFields
 from hpo.training.stack import Member
 from hpo.training.trainer import GroupKey
 
@@ -116,12 +116,16 @@ class HalvingSearch(PopulationSearch):
                 self.history.freeze(number, *reached)
 
     def _claim_waiting(self) -> bool:
-        """Claim waiting trials. Those that continue from a rung are frozen at once."""
+        """Claim waiting trials. Those that continue from a rung are frozen at once.
+
+        A trial that had completed at that epoch before `--extend` raised the epochs was promoted to it: it trains on.
+        """
         while super()._claim_waiting():
             at_rung = {
                 number: member
                 for number, member in self._progress.items()
                 if member.epoch in self.halving.rungs(member.member.config.training.epochs)
+                and self._running[number].system_attrs.get(REOPENED) != member.epoch
             }
             self._learn([self._running[number] for number in at_rung])
             self._freeze(at_rung)
@@ -231,7 +235,7 @@ class HalvingSearch(PopulationSearch):
                 for number in judged[rung].promoted
                 if number in self._others
                 and self._others[number].system_attrs.get(FROZEN) == rung
-                and self.checkpoints.exists(number)
+                and self.checkpoints.epoch(self._member(self._others[number])) == rung
             }
             claimed = self.storage.claim(ids, self.population, self.claim_conditions, frozen=True)
             self._running = {trial.number: trial for trial in claimed}

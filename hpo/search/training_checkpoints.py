@@ -150,12 +150,16 @@ class TrainingCheckpoints:
         self.remove({number})
         return None
 
-    def is_valid(self, member: Member) -> bool:
-        """Return whether a member has a file that `read` can use. Removes no file and notes nothing."""
+    def epoch(self, member: Member) -> int | None:
+        """Return the epochs trained in a member's file; None without a file that `read` can use.
+
+        Removes no file and notes nothing.
+        """
         try:
-            return self._state(member) is not None
+            state = self._state(member)
         except (OSError, ValueError):
-            return False
+            return None
+        return None if state is None else state.epoch
 
     def exists(self, number: int) -> bool:
         """Return whether there is a file of a trial; whether it can be used is known once it is read."""

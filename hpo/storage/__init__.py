@@ -46,6 +46,7 @@ from hpo.storage.studies import (
     trial_rates,
 )
 from hpo.storage.study_changes import (
+    REOPENED,
     ReopenedTrials,
     change_idle_study,
     check_open,
@@ -61,6 +62,7 @@ __all__ = [
     "FROZEN",
     "IDENTITY",
     "PRIORITY",
+    "REOPENED",
     "RUNG",
     "STATE",
     "STATE_REASON",

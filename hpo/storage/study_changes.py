@@ -20,7 +20,7 @@ from hpo.errors import StudyBusyError, StudyClosedError
 from hpo.storage.claim_conditions import STATE, STATE_REASON, ClaimConditions, StudyState
 from hpo.storage.heartbeats import read_running
 from hpo.storage.retry import write_transaction
-from hpo.storage.rows import STUDIES, SYSTEM_ATTRS, TRIALS, USER_ATTRS, VALUES
+from hpo.storage.rows import STUDIES, SYSTEM_ATTRS, TRIALS, USER_ATTRS, VALUES, attr_rows
 from hpo.storage.statements import (
     WORKER,
     lock_study,
@@ -28,6 +28,7 @@ from hpo.storage.statements import (
     requeue_trials,
     set_study_attrs,
     update_trials,
+    upsert,
 )
 from hpo.storage.storage import Storage
 from hpo.text import hpo_command
@@ -61,11 +62,18 @@ def end_study(storage: Storage, conditions: ClaimConditions, reason: str) -> Non
     write_transaction(storage.engine, work)
 
 
+REOPENED = "hpo:reopened"
+"""The system attribute of a trial that had completed before `--extend` raised the epochs: the epochs it had then."""
+
+
 @dataclass(frozen=True)
 class ReopenedTrials:
-    """Completed trials to set to WAITING, with the names of the attributes that are part of their results."""
+    """Completed trials to set to WAITING, with the names of the attributes that are part of their results.
 
-    trial_ids: Sequence[int]
+    `epochs` are those that each trial has trained, by id.
+    """
+
+    epochs: Mapping[int, int]
     system_attrs: Sequence[str]
     user_attrs: Sequence[str]
 
@@ -115,7 +123,7 @@ def rename_study(storage: Storage, study_id: int, name: str) -> None:
 def _reopen_trials(connection: Connection, study_id: int, reopened: ReopenedTrials) -> None:
     complete = sa.select(TRIALS.c.trial_id).where(
         TRIALS.c.study_id == study_id,
-        TRIALS.c.trial_id.in_(list(reopened.trial_ids)),
+        TRIALS.c.trial_id.in_(list(reopened.epochs)),
         TRIALS.c.state == TrialState.COMPLETE,
     )
     ids = connection.execute(complete.order_by(TRIALS.c.trial_id).with_for_update()).scalars().all()
@@ -124,6 +132,7 @@ def _reopen_trials(connection: Connection, study_id: int, reopened: ReopenedTria
     connection.execute(sa.delete(VALUES).where(VALUES.c.trial_id.in_(ids)))
     for table, keys in ((SYSTEM_ATTRS, reopened.system_attrs), (USER_ATTRS, reopened.user_attrs)):
         connection.execute(sa.delete(table).where(table.c.trial_id.in_(ids), table.c.key.in_(keys)))
+    upsert(connection, SYSTEM_ATTRS, [row for i in ids for row in attr_rows(i, {REOPENED: reopened.epochs[i]})])
 
 
 def _set_state(connection: Connection, study_id: int, state: StudyState, reason: str) -> int:

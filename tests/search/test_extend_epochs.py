@@ -269,9 +269,11 @@ def test_trials_continue_on_a_server(server: Server, monkeypatch: pytest.MonkeyP
         storage.close()
 
 
-def test_continued_trials_train_to_the_new_rungs_of_halving(storage: Storage, trained: Trained) -> None:
+@pytest.mark.parametrize("before", [3, 4])
+def test_continued_trials_train_to_the_new_rungs_of_halving(before: int, storage: Storage, trained: Trained) -> None:
+    """The new rungs are 4 and 8. Trials that had completed at epoch 4 are not judged there again."""
     keys: dict[str, Any] = {"search": {"pruner": "halving", "rung": 1, "factor": 2, "trials": 12, "population": 4}}
-    search(study_with(3, keep_trials=6, **keys), storage)
+    search(study_with(before, keep_trials=6, **keys), storage)
     complete = set(curves_of(storage))
     assert with_states(storage) == complete
     assert len(complete) > 1
@@ -283,10 +285,10 @@ def test_continued_trials_train_to_the_new_rungs_of_halving(storage: Storage, tr
     assert [trials[trial.number] for trial in pruned] == pruned
     assert {number for number, _ in trained} == complete
     assert len(trained) == len(set(trained))
-    assert {epoch for _, epoch in trained} == set(range(4, 10))
-    for number in complete:  # new rungs at the epochs 4 and 8
-        assert "hpo:rung:4" in trials[number].system_attrs
-        assert len(trials[number].system_attrs[CURVE]["val_loss"]) in (4, 8, 9)
+    assert {epoch for _, epoch in trained} == set(range(before + 1, 10))
+    for number in complete:
+        assert ("hpo:rung:4" in trials[number].system_attrs) == (before == 3)
+        assert len(trials[number].system_attrs[CURVE]["val_loss"]) in ((4, 8, 9) if before == 3 else (8, 9))
     search(study_with(9, name="whole", search={"trials": 12}), storage)
     check_curves(curves_of(storage), curves_of(storage, "whole"))
     assert curves_of(storage)

@@ -795,7 +795,7 @@ def test_reopened_trials_lose_their_results_and_nothing_else(storage: Storage) -
     end_study(storage, ClaimConditions(study_id, "digits", {}), "finished")
     before = storage.get_all_trials(study_id)
     claimed = storage.create_trials(study_id, [running()])[0]._trial_id
-    reopened = ReopenedTrials([trial._trial_id for trial in before[1:]], ["hpo:curve"], ["score_epoch"])
+    reopened = ReopenedTrials({trial._trial_id: 2 for trial in before[1:]}, ["hpo:curve"], ["score_epoch"])
     with pytest.raises(StudyBusyError, match="digits"):
         change_idle_study(storage, study_id, "digits", {"hpo:study": "new"}, reopened)
     assert storage.get_all_trials(study_id)[:4] == before
@@ -808,6 +808,6 @@ def test_reopened_trials_lose_their_results_and_nothing_else(storage: Storage) -
         assert (trial.values, trial.intermediate_values) == (None, {})
         assert (trial.datetime_start, trial.datetime_complete) == (None, None)
         assert (trial.params, trial.user_attrs) == ({"lr": 0.1}, {"seed": 7})
-        assert trial.system_attrs == {"hpo:rung:1": [1.0]}
+        assert trial.system_attrs == {"hpo:rung:1": [1.0], "hpo:reopened": 2}
     attrs = storage.get_study_user_attrs(study_id)
     assert (attrs["hpo:study"], attrs[STATE]) == ("new", OPEN)
