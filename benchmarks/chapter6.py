@@ -26,10 +26,9 @@ from typing import Any
 
 import optuna
 import torch
-import torch.nn.functional as F
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import PartialFixedSampler, RandomSampler
-from torch import nn
+from plain_torch import BATCH, HIDDEN, plain_epoch, plain_network
 
 from hpo.data import Split, load_split
 from hpo.errors import DataError, HpoError
@@ -44,7 +43,7 @@ from hpo.training.population import train
 from hpo.training.seeds import member_seed
 from hpo.training.stack import Member
 
-EPOCHS, BATCH, HIDDEN, POPULATION = 50, 100, [100] * 6, 32
+EPOCHS, POPULATION = 50, 32
 DATASETS = ("mnist", "fashion_mnist", "digits")
 Seconds = tuple[float, float]
 """Seconds a trial: training alone, and with storage."""
@@ -92,22 +91,6 @@ def run_hpo(study: Study, split: DeviceSplit, members: list[Member], precision: 
     return training / len(members), everything / len(members)
 
 
-def plain_network(features: int, batch_norm: bool) -> nn.Module:
-    layers: list[nn.Module] = [nn.Flatten()]
-    for units in HIDDEN:
-        layers.append(nn.Linear(features, units))
-        if batch_norm:
-            layers.append(nn.BatchNorm1d(units))
-        layers.append(nn.ReLU())
-        features = units
-    network = nn.Sequential(*layers, nn.Linear(features, 10))
-    for layer in network:
-        if isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-    return network
-
-
 def plain_loop(
     url: str, split: DeviceSplit, batch_norm: bool, params: list[dict[str, Any]], threads: int, spent: Any
 ) -> None:
@@ -115,6 +98,8 @@ def plain_loop(
     torch.set_num_threads(threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ExperimentalWarning)  # of the sampler that fixes parameters
+
+    train_set, validation_set = (split.train, split.train_labels), (split.validation, split.validation_labels)
 
     def objective(trial: optuna.Trial) -> float:
         lr = trial.suggest_float("lr", 1e-6, 1e-2, log=True)
@@ -124,16 +109,7 @@ def plain_loop(
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
         accuracy = 0.0
         for epoch in range(EPOCHS):
-            model.train()
-            for batch in torch.split(torch.randperm(len(split.train)), BATCH):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(split.train[batch]), split.train_labels[batch])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            model.eval()
-            with torch.no_grad():
-                right = model(split.validation).argmax(1) == split.validation_labels
-                accuracy = right.float().mean().item()
+            accuracy = plain_epoch(model, optimizer, train_set, validation_set)
             with spent.get_lock():
                 spent.value += time.perf_counter() - start
             trial.report(accuracy, epoch + 1)

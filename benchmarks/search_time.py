@@ -122,8 +122,7 @@ def hpo_child(tree: str, url: str) -> None:
 def plain_child(seed: int, trials: int, pruner: str, dataset: str, url: str, part: int) -> None:
     import optuna
     import torch
-    import torch.nn.functional as F
-    from torch import nn
+    from plain_torch import plain_epoch, plain_network
 
     from hpo.data import load_split
     from hpo.studyfile import parse_study
@@ -134,35 +133,17 @@ def plain_child(seed: int, trials: int, pruner: str, dataset: str, url: str, par
     study_file = parse_study(study_tree(seed, trials, "none", dataset), "benchmark")
     split = to_device(load_split(study_file), 0, torch.device("cpu"))
 
-    def network() -> nn.Module:
-        layers: list[nn.Module] = [nn.Flatten()]
-        features = split.train[0].numel()
-        for _ in range(6):
-            linear = nn.Linear(features, 100)
-            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-            nn.init.zeros_(linear.bias)
-            layers += [linear, nn.BatchNorm1d(100), nn.ReLU()]
-            features = 100
-        return nn.Sequential(*layers, nn.Linear(features, 10))
+    train_set, validation_set = (split.train, split.train_labels), (split.validation, split.validation_labels)
 
     def objective(trial: optuna.Trial) -> float:
         lr = trial.suggest_float("lr", 1e-4, 3.0, log=True)
         weight_decay = trial.suggest_float("weight_decay", 1e-8, 1e-1, log=True)
         torch.manual_seed(1000 * seed + trial.number)
-        model = network()
+        model = plain_network(split.train[0].numel(), batch_norm=True)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
         accuracy = 0.0
         for epoch in range(EPOCHS):
-            model.train()
-            for batch in torch.split(torch.randperm(len(split.train)), 100):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(split.train[batch]), split.train_labels[batch])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            model.eval()
-            with torch.no_grad():
-                right = model(split.validation).argmax(1) == split.validation_labels
-                accuracy = right.float().mean().item()
+            accuracy = plain_epoch(model, optimizer, train_set, validation_set)
             trial.report(accuracy, epoch + 1)
             if trial.should_prune():
                 raise optuna.TrialPruned

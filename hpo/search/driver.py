@@ -210,9 +210,8 @@ class NetworkDriver(Driver):
         return lambda given, trials: network_trials(self.study, given, trials, before)
 
     def _sizes(self, before: StudySummary) -> dict[str, Any]:
-        choice = choose_pruner(self.study)
-        pruner = before.user_attrs.get(PRUNER, choice.name) if choice.why else choice.name
-        epochs = halving_of(self.study).expected_epochs(max_epochs(self.study)) if pruner == "halving" else None
+        is_halving = self._pruner(before.user_attrs.get(PRUNER)).name == "halving"
+        epochs = halving_of(self.study).expected_epochs(max_epochs(self.study)) if is_halving else None
         return {
             "population": self.plan.population,
             "parameters": self.plan.size.parameters,
@@ -225,7 +224,9 @@ class NetworkDriver(Driver):
         split = to_planned_device(self.study, self.plan)
         storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
-        choice = self._pruner(stored, storage)
+        choice = self._pruner(None)
+        if choice.why:
+            choice = self._pruner(agree_on_pruner(stored, storage, choice.name))
         on_event(self.started(before, device, self.precisions(precision)))
         if choice.why:
             on_event(Note(f"pruner: {choice.name} ({choice.why})"))
@@ -256,13 +257,12 @@ class NetworkDriver(Driver):
             **arguments,
         )
 
-    def _pruner(self, stored: optuna.Study, storage: Storage) -> PrunerChoice:
-        """Return the pruner; the first worker chooses the one of "auto", and it is stored with the study."""
+    def _pruner(self, stored: str | None) -> PrunerChoice:
+        """Return the pruner; "auto" is the `stored` choice of the first worker, where there is one."""
         choice = choose_pruner(self.study)
-        if not choice.why:
+        if not choice.why or stored in (None, choice.name):
             return choice
-        name = agree_on_pruner(stored, storage, choice.name)
-        return choice if name == choice.name else PrunerChoice(name, "chosen when the study began")
+        return PrunerChoice(str(stored), "chosen when the study began")
 
     def _warm_start(self, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
         """Return the trials of `search.start_from`, after a warning for each study that cannot be used any more."""

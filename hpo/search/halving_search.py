@@ -75,8 +75,10 @@ class HalvingSearch(PopulationSearch):
             self._members_frozen.write()
             ids = {each.trial._trial_id: number for number, each in self._frozen.items()}
             lost = self.storage.requeue(ids)
-            waiting = {trial._trial_id for trial in self.storage.read_unfinished(lost, self._parts)}
-            self.checkpoints.remove({ids[trial_id] for trial_id in lost - waiting})  # ended, or their study is deleted
+            unfinished = {trial._trial_id for trial in self.storage.read_unfinished(lost, self._parts)}
+            self.checkpoints.remove(
+                {ids[trial_id] for trial_id in lost - unfinished}
+            )  # ended, or their study is deleted
             self._forget(list(self._frozen))
             self._frozen_changed()
 

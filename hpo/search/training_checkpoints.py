@@ -31,6 +31,7 @@ from hpo.storage import ClaimConditions, Storage, identity
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id
 from hpo.studyfile import Config, Study
 from hpo.training.device_data import example_shape
+from hpo.training.size import shape_key
 from hpo.training.stack import Member
 from hpo.training.state_layout import StateLayout, state_layout
 from hpo.usercode import UserCode
@@ -237,8 +238,7 @@ class TrainingCheckpoints:
 
     def _layout(self, config: Config) -> StateLayout:
         precision = precision_of(config, self._precision)
-        network = config.network.model_dump_json(exclude={"activation", "init", "dropout"})  # these change no shape
-        key = f"{network} {config.optimizer.kind} {precision}"
+        key = f"{shape_key(config.network)} {config.optimizer.kind} {precision}"
         if key not in self._layouts:
             self._layouts[key] = state_layout(config, self._shape, self._classes, precision)
         return self._layouts[key]

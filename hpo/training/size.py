@@ -85,6 +85,11 @@ def network_size(settings: NetworkSettings, shape: Shape, classes: int) -> Netwo
     return NetworkSize(parameters, activations, products)
 
 
+def shape_key(settings: NetworkSettings) -> str:
+    """Return a text that is equal for networks with the same shapes of parameters, and mostly different for others."""
+    return settings.model_dump_json(exclude={"activation", "init", "dropout"})
+
+
 def count_parameters(settings: NetworkSettings, shape: Shape, classes: int) -> int:
     """Return the number of parameters of the network of these settings. User-defined ones are built, but not run."""
     if settings.kind == "module":

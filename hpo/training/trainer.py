@@ -22,7 +22,7 @@ from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.grouping import Grouping
 from hpo.training.networks.weights_file import State
 from hpo.training.population import EpochResult, train
-from hpo.training.size import count_parameters
+from hpo.training.size import count_parameters, shape_key
 from hpo.training.stack import Member
 from hpo.training.stacking.trace import CannotStackError
 
@@ -65,7 +65,7 @@ class Trainer:
 
     def parameters(self, config: Config) -> int:
         """Return the number of parameters of a configuration's network. Raises HpoError if it cannot be built."""
-        key = config.network.model_dump_json(exclude={"activation", "init", "dropout"})  # these change no shape
+        key = shape_key(config.network)
         if key not in self._parameters:
             shape, classes = self._split.shape, self._split.classes
             self._parameters[key] = count_parameters(config.network, shape, classes)

@@ -43,8 +43,8 @@ def choose_pruner(study: Study) -> PrunerChoice:
         return PrunerChoice("none", f"{search.sampler} learns from completed trials only")
     if search.repeats > 1 or len(search.points) >= planned:
         return PrunerChoice("none", "the trials repeat or compare given configurations")
-    if least < MIN_RUNGS * first or planned < MIN_TRIALS:
-        limits = f"halving pays from {MIN_RUNGS * first} epochs and {MIN_TRIALS} trials"
+    if least < EPOCHS_PER_FIRST_RUNG * first or planned < MIN_TRIALS:
+        limits = f"halving pays from {EPOCHS_PER_FIRST_RUNG * first} epochs and {MIN_TRIALS} trials"
         return PrunerChoice("none", f"{planned} trials of {least} epochs; {limits}")
     return PrunerChoice("halving", f"{planned} trials of {least} epochs")
 
@@ -60,7 +60,7 @@ def halving_of(study: Study) -> Halving:
 LEARNS_FROM_PRUNED = ("random", "tpe", "qmc")
 """Samplers that lose nothing where most trials are pruned: they learn from pruned trials, or do not learn."""
 
-MIN_RUNGS, MIN_TRIALS = 4, 32
+EPOCHS_PER_FIRST_RUNG, MIN_TRIALS = 4, 32
 """Successive halving pays from so many times the epochs of the first rung, and from so many configurations
 (docs/explanation/benchmarks.md)."""
 
