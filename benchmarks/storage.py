@@ -51,13 +51,13 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.data import load_split
 from hpo.search import loop
+from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.events import EpochEnded, Event, PopulationEnded
 from hpo.search.options import LaunchOptions
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import distributions
 from hpo.search.study_records import CURVE, agree_on_run, open_study
-from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import ClaimConditions, Storage, TrialResult, load_study, open_storage, running_trials
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study

@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.data import Split
+from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.enqueueing import (
     ENQUEUED,
     FIXED,
@@ -30,7 +31,7 @@ from hpo.search.epoch_extension import EpochExtension, epoch_extension
 from hpo.search.events import Event, Note, StudyStarted
 from hpo.search.halving_search import HalvingSearch
 from hpo.search.loop import Search
-from hpo.search.objective_search import ObjectiveSearch
+from hpo.search.objective.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.pruners import PrunerChoice, choose_pruner, halving_of
@@ -47,7 +48,6 @@ from hpo.search.study_records import (
     record_data_folder,
     user_attrs_of,
 )
-from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.training.auto_precision import choose_precision

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.data import Split
 from hpo.errors import UsageError
+from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.comparability import raises_epochs
 from hpo.search.points import trial_seed
 from hpo.search.space import config_of
@@ -28,7 +29,6 @@ from hpo.search.study_records import (
     epochs_trained,
     user_attrs_of,
 )
-from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import ReopenedTrials, Storage, TrialFields
 from hpo.storage.pareto import trials_since_best
 from hpo.studyfile import Study

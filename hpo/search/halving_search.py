@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import StudyClosedError
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.frozen_members import FrozenMembers
 from hpo.search.events import FrozenTrials, TrialsNotPromoted
-from hpo.search.frozen_member import FrozenMember
-from hpo.search.frozen_members import FrozenMembers
 from hpo.search.loop import trains_alone
 from hpo.search.population_run import PopulationRun, ending
 from hpo.search.population_search import PopulationSearch
-from hpo.search.rungs import Judgement, Rungs, Unfinished
 from hpo.search.sampling.halving import Halving
+from hpo.search.sampling.rungs import Judgement, Rungs, Unfinished
 from hpo.search.scoring import objective_values
 from hpo.search.study_records import directions
 from hpo.storage import FROZEN, REOPENED, RUNG, WORKER, TrialFields

@@ -15,14 +15,14 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError
-from hpo.search.checkpoints import CheckpointWriter, PopulationCheckpoints
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
+from hpo.search.checkpoints.weights import CheckpointWriter, PopulationCheckpoints
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
-from hpo.search.frozen_member import FrozenMember
 from hpo.search.loop import Search
 from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.scoring import objective_values, score_epoch
 from hpo.search.study_records import CURVE, Curve
-from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import ATTEMPTS, FAILURE_REASON, TrialResult
 from hpo.studyfile import Study
 from hpo.studyfile.models import is_minimized

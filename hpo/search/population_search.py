@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import StudyClosedError, UsageError
-from hpo.search.checkpoints import CheckpointWriter
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
+from hpo.search.checkpoints.weights import CheckpointWriter
 from hpo.search.enqueueing import FIXED, checked
 from hpo.search.events import Reason, TrialsFailed, TrialsLeftOut
-from hpo.search.frozen_member import FrozenMember
 from hpo.search.loop import Search
 from hpo.search.points import trial_seed
 from hpo.search.population_run import PopulationRun
 from hpo.search.sampling.sampler_history import CONSTRAINT, HYPERBAND_RUNG, SamplerHistory
 from hpo.search.sampling.samplers import GENERATION
 from hpo.search.space import Values, config_of, decode, distributions
-from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import FAILURE_REASON, TrialFields, TrialResult
 from hpo.studyfile import Config, Study
 from hpo.training.stack import Member

@@ -18,7 +18,7 @@ from hpo.service.metrics import Metrics
 from hpo.service.worker import WorkerOptions, work
 from hpo.storage import Storage
 from hpo.storage.connections import TransientError
-from hpo.storage.retry import RetryPolicy, call_with_retries
+from hpo.storage.sql.retry import RetryPolicy, call_with_retries
 from hpo.storage.workers import this_worker
 
 STOP_S = 15.0

@@ -4,16 +4,6 @@ All data is in Optuna's own tables, as plain Optuna would have written it. This 
 knows nothing of tensors, study files, samplers or pruners.
 """
 
-from hpo.storage.claim_conditions import (
-    IDENTITY,
-    PRIORITY,
-    STATE,
-    STATE_REASON,
-    ClaimConditions,
-    StudyState,
-    identity,
-    state_of,
-)
 from hpo.storage.copying import CopyCounts, copy_study
 from hpo.storage.dashboard_figures import figures_record, save_figures
 from hpo.storage.heartbeats import (
@@ -29,8 +19,18 @@ from hpo.storage.heartbeats import (
     running_trials,
 )
 from hpo.storage.location import mask, storage_option
-from hpo.storage.rows import TrialFields, TrialResult
-from hpo.storage.statements import FROZEN, RUNG, WORKER
+from hpo.storage.sql.claim_conditions import (
+    IDENTITY,
+    PRIORITY,
+    STATE,
+    STATE_REASON,
+    ClaimConditions,
+    StudyState,
+    identity,
+    state_of,
+)
+from hpo.storage.sql.rows import TrialFields, TrialResult
+from hpo.storage.sql.statements import FROZEN, RUNG, WORKER
 from hpo.storage.storage import Storage, open_storage
 from hpo.storage.studies import (
     StudySummary,

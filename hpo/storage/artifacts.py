@@ -33,10 +33,10 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
 from hpo.files import UMASK, temporary_path, user_folder
-from hpo.storage.claim_conditions import identity
 from hpo.storage.location import Location
-from hpo.storage.retry import read_transaction, write_transaction
-from hpo.storage.rows import STUDY_SYSTEM_ATTRS, SYSTEM_ATTRS, TRIALS
+from hpo.storage.sql.claim_conditions import identity
+from hpo.storage.sql.retry import read_transaction, write_transaction
+from hpo.storage.sql.rows import STUDY_SYSTEM_ATTRS, SYSTEM_ATTRS, TRIALS
 from hpo.storage.storage import Storage
 from hpo.storage.studies import StudySummary
 

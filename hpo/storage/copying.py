@@ -30,8 +30,8 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import HpoError, UnknownStudyError
 from hpo.storage.connections import read
-from hpo.storage.retry import write_transaction
-from hpo.storage.rows import (
+from hpo.storage.sql.retry import write_transaction
+from hpo.storage.sql.rows import (
     DIRECTIONS,
     INTERMEDIATE,
     PARAMS,
@@ -44,7 +44,7 @@ from hpo.storage.rows import (
     VALUES,
     Row,
 )
-from hpo.storage.statements import dialect, requeue_trials
+from hpo.storage.sql.statements import dialect, requeue_trials
 from hpo.storage.storage import Storage
 
 # Small enough for the rows of long learning curves to fit in memory.

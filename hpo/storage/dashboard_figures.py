@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from hpo.storage.retry import read_transaction, write_transaction
-from hpo.storage.rows import STUDY_SYSTEM_ATTRS
-from hpo.storage.statements import lock_study, read_study_attr, set_study_attrs
+from hpo.storage.sql.retry import read_transaction, write_transaction
+from hpo.storage.sql.rows import STUDY_SYSTEM_ATTRS
+from hpo.storage.sql.statements import lock_study, read_study_attr, set_study_attrs
 from hpo.storage.storage import Storage
 
 PLOT_DATA = "dashboard:plot_data:"

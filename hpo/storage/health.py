@@ -30,7 +30,7 @@ from hpo.optuna_internals import models
 from hpo.storage.connections import TunedConnection, engine_options, error_line, explain_errors, read, schema_is_ready
 from hpo.storage.heartbeats import RunningTrial, read_running
 from hpo.storage.location import Location
-from hpo.storage.rows import HEARTBEATS, STUDIES, TRIALS
+from hpo.storage.sql.rows import HEARTBEATS, STUDIES, TRIALS
 
 ROUND_TRIPS = 5
 FULL_CHECK_BYTES = 2**28

@@ -26,9 +26,9 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError
 from hpo.storage.connections import TransientError, write
-from hpo.storage.retry import read_transaction, write_transaction
-from hpo.storage.rows import HEARTBEATS, INTERMEDIATE, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
-from hpo.storage.statements import (
+from hpo.storage.sql.retry import read_transaction, write_transaction
+from hpo.storage.sql.rows import HEARTBEATS, INTERMEDIATE, SYSTEM_ATTRS, TRIALS, USER_ATTRS, attr_rows, utc
+from hpo.storage.sql.statements import (
     FROZEN,
     WORKER,
     delete_heartbeats,

@@ -28,18 +28,18 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.optuna_internals import models
-from hpo.storage.claim_conditions import IDENTITY, ClaimConditions
 from hpo.storage.connections import TransientError, engine_options, error_line, explain_errors, prepare, write
 from hpo.storage.location import Location, locate
-from hpo.storage.optuna_methods import OptunaMethods
-from hpo.storage.retry import (
+from hpo.storage.sql.claim_conditions import IDENTITY, ClaimConditions
+from hpo.storage.sql.optuna_methods import OptunaMethods
+from hpo.storage.sql.retry import (
     RETRY_S,
     RetryPolicy,
     read_transaction,
     set_retry_policy,
     write_transaction,
 )
-from hpo.storage.rows import (
+from hpo.storage.sql.rows import (
     DIRECTIONS,
     INTERMEDIATE,
     PARAMS,
@@ -58,7 +58,7 @@ from hpo.storage.rows import (
     utc,
     value_row,
 )
-from hpo.storage.statements import (
+from hpo.storage.sql.statements import (
     FROZEN,
     RUNG,
     WORKER,

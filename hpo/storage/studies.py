@@ -23,10 +23,10 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import UnknownStudyError, nearest
 from hpo.optuna_internals import models
-from hpo.storage.claim_conditions import STATE, StudyState
 from hpo.storage.pareto import best_first, losses
-from hpo.storage.retry import read_transaction
-from hpo.storage.rows import (
+from hpo.storage.sql.claim_conditions import STATE, StudyState
+from hpo.storage.sql.retry import read_transaction
+from hpo.storage.sql.rows import (
     DIRECTIONS,
     IDS_PER_QUERY,
     INTERMEDIATE,
@@ -40,7 +40,7 @@ from hpo.storage.rows import (
     read_trials,
     utc,
 )
-from hpo.storage.statements import FROZEN
+from hpo.storage.sql.statements import FROZEN
 from hpo.storage.storage import Storage
 from hpo.text import first_few
 

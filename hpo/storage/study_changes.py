@@ -17,11 +17,11 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StudyBusyError, StudyClosedError
-from hpo.storage.claim_conditions import STATE, STATE_REASON, ClaimConditions, StudyState
 from hpo.storage.heartbeats import read_running
-from hpo.storage.retry import write_transaction
-from hpo.storage.rows import STUDIES, SYSTEM_ATTRS, TRIALS, USER_ATTRS, VALUES, attr_rows
-from hpo.storage.statements import (
+from hpo.storage.sql.claim_conditions import STATE, STATE_REASON, ClaimConditions, StudyState
+from hpo.storage.sql.retry import write_transaction
+from hpo.storage.sql.rows import STUDIES, SYSTEM_ATTRS, TRIALS, USER_ATTRS, VALUES, attr_rows
+from hpo.storage.sql.statements import (
     WORKER,
     lock_study,
     read_study_attr,

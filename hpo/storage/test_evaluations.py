@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from hpo.errors import HpoError
-from hpo.storage.statements import read_study_attr
+from hpo.storage.sql.statements import read_study_attr
 from hpo.storage.storage import Storage
 
 TESTS = "hpo:tests"

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hpo.storage.connections import lock_tables
-from hpo.storage.statements import dialect, utc_now
+from hpo.storage.sql.statements import dialect, utc_now
 
 EXPIRY_S = 24 * 3600.0
 

@@ -15,8 +15,8 @@ from tiny import search, states, study_of, tree, trials_of
 
 from hpo.data import load_split
 from hpo.results.copy import copy_line
-from hpo.search import checkpoints
-from hpo.search.checkpoints import WEIGHTS
+from hpo.search.checkpoints import weights as checkpoints
+from hpo.search.checkpoints.weights import WEIGHTS
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded
 from hpo.search.population_run import CURVE
 from hpo.search.space import config_of

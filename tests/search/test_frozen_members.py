@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from training_states import Bench, module_study, plain, restarted, study_with
 
-from hpo.search.frozen_member import FrozenMember
-from hpo.search.frozen_members import FrozenMembers
-from hpo.search.training_checkpoints import TrainingCheckpoints
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.frozen_members import FrozenMembers
+from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.storage import Storage
 
 

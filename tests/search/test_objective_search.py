@@ -19,7 +19,7 @@ from hpo.search.events import EpochEnded, Event, Note, StudyEnded
 from hpo.search.sampling.samplers import objective_sampler
 from hpo.search.study_records import CHANGES
 from hpo.storage import ATTEMPTS, Storage, StudyState, load_study, set_state, summary
-from hpo.storage.rows import SYSTEM_ATTRS
+from hpo.storage.sql.rows import SYSTEM_ATTRS
 
 
 def stored_trials(storage: Storage) -> list[FrozenTrial]:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from optuna.study import StudyDirection
 from optuna.trial import create_trial
 
-from hpo.search.rungs import Rungs, Unfinished
 from hpo.search.sampling.halving import Halving
+from hpo.search.sampling.rungs import Rungs, Unfinished
 
 MINIMIZE = [StudyDirection.MINIMIZE]
 

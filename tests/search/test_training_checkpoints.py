@@ -23,8 +23,8 @@ from training_states import NETS, Bench, Clock, module_study, plain, restarted, 
 
 from hpo.data import load_split
 from hpo.results.copy import copy_line
-from hpo.search.frozen_member import FrozenMember
-from hpo.search.training_checkpoints import MAX_TIME_FRACTION, TrainingCheckpoints
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.training_checkpoints import MAX_TIME_FRACTION, TrainingCheckpoints
 from hpo.service.queue_control import delete
 from hpo.storage import Storage, identity, load_study, summary
 from hpo.storage.artifacts import ArtifactFolder, state_file_id

@@ -10,12 +10,12 @@ import torch
 from tiny import study_of, tree
 
 from hpo.data import load_split
-from hpo.search.checkpoints import Checkpoint
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
+from hpo.search.checkpoints.weights import Checkpoint
 from hpo.search.events import Event, Note
-from hpo.search.frozen_member import FrozenMember
 from hpo.search.space import config_of
 from hpo.search.study_records import claim_conditions, open_study
-from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.storage import Storage, identity, load_study
 from hpo.storage.artifacts import artifact_folder, state_file_id
 from hpo.studyfile import Study, parse_study

@@ -127,7 +127,7 @@ def test_a_value_that_json_has_not_is_a_word(stream: io.StringIO, word: str) -> 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_what_the_rest_of_hpo_logs_goes_the_same_way(stream: io.StringIO, form: str) -> None:
     start_log(stream, form, WORKER)
-    log = logging.getLogger("hpo.storage.retry")
+    log = logging.getLogger("hpo.storage.sql.retry")
     log.warning("%s; trying again", "the server\nis away")
     log.debug("no heartbeat")
     logging.getLogger("another").error("not ours")

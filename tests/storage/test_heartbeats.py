@@ -38,8 +38,8 @@ from hpo.storage import (
     requeue_orphaned,
     running_trials,
 )
-from hpo.storage.rows import HEARTBEATS
-from hpo.storage.statements import WORKER
+from hpo.storage.sql.rows import HEARTBEATS
+from hpo.storage.sql.statements import WORKER
 from hpo.storage.workers import Worker, has_ended, this_worker
 
 

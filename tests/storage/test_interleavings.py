@@ -41,8 +41,8 @@ from hpo.storage import (
     requeue_orphaned,
     running_trials,
 )
-from hpo.storage.rows import HEARTBEATS, TRIALS
-from hpo.storage.statements import WORKER
+from hpo.storage.sql.rows import HEARTBEATS, TRIALS
+from hpo.storage.sql.statements import WORKER
 from hpo.storage.workers import Worker
 
 WORKERS = 3

@@ -56,8 +56,8 @@ from hpo.storage import (
     trial_rates,
 )
 from hpo.storage.connections import TransientError, write
-from hpo.storage.rows import HEARTBEATS
-from hpo.storage.statements import delete_heartbeats, update_heartbeats
+from hpo.storage.sql.rows import HEARTBEATS
+from hpo.storage.sql.statements import delete_heartbeats, update_heartbeats
 
 OPEN, PAUSED, STOPPED, ENDED = StudyState
 FILE = "hpo:study"

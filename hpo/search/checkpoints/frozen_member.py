@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hpo.search.checkpoints import Checkpoint
+from hpo.search.checkpoints.weights import Checkpoint
 from hpo.search.study_records import Curve
 from hpo.training.stack import Member, MemberState
 

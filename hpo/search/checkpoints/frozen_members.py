@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from hpo.search.frozen_member import FrozenMember
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.study_records import Curve
-from hpo.search.training_checkpoints import TrainingCheckpoints
 from hpo.training.size import frozen_memory
 from hpo.training.stack import Member
 

@@ -26,7 +26,7 @@ from hpo.errors import TrainingError, nearest
 from hpo.optuna_internals import tell_with_warning
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, trials_text
-from hpo.search.objective_history import ObjectiveHistory
+from hpo.search.objective.objective_history import ObjectiveHistory
 from hpo.search.sampling.samplers import objective_sampler
 from hpo.storage import ATTEMPTS, FAILURE_REASON, StudyState, TrialFields, TrialResult, set_state
 from hpo.studyfile import ObjectiveStudy

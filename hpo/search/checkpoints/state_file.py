@@ -15,8 +15,8 @@ import safetensors
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import torch as tensors
 
-from hpo.search.checkpoints import Checkpoint
-from hpo.search.frozen_member import FrozenMember
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.weights import Checkpoint
 from hpo.text import decode_non_finite, encode_non_finite
 from hpo.training.networks.weights_file import ABOUT, State, weights_to_bytes
 from hpo.training.optimizers import FrozenOptimizer
@@ -51,7 +51,7 @@ class BestEpoch(_Strict):
 class StateMetadata(_Strict):
     """The metadata of a file. `steps` has the optimizer's updates of each parameter, `moments` its states' number.
 
-    `fingerprint` identifies all that the learning curve depends on: see hpo/search/training_checkpoints.py.
+    `fingerprint` identifies all that the learning curve depends on: see hpo/search/checkpoints/training_checkpoints.py.
     """
 
     schema_: Literal["hpo.state/1"] = Field(alias="schema")

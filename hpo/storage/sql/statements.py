@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from hpo.storage.rows import (
+from hpo.storage.sql.rows import (
     HEARTBEATS,
     INTERMEDIATE,
     PARAMS,

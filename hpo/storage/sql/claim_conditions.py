@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hpo.errors import StorageError, StudyClosedError
-from hpo.storage.rows import STUDIES, STUDY_ATTRS
-from hpo.storage.statements import lock_study
+from hpo.storage.sql.rows import STUDIES, STUDY_ATTRS
+from hpo.storage.sql.statements import lock_study
 from hpo.text import hpo_command
 
 STATE = "hpo:state"

@@ -23,9 +23,9 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpo.data import Split
 from hpo.errors import HpoError, StorageError
+from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.state_file import StateMetadata, max_state_bytes, read_metadata, read_state, state_to_bytes
 from hpo.search.events import Event, Note
-from hpo.search.frozen_member import FrozenMember
-from hpo.search.state_file import StateMetadata, max_state_bytes, read_metadata, read_state, state_to_bytes
 from hpo.search.study_records import precision_of
 from hpo.storage import ClaimConditions, Storage, identity
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id

@@ -16,9 +16,9 @@ from sqlalchemy.engine import Connection
 
 from hpo.optuna_internals import models
 from hpo.storage.location import Location
-from hpo.storage.retry import RetryPolicy, call_with_retries, read_transaction, write_transaction
-from hpo.storage.rows import OF_STUDIES, OF_TRIALS, STUDIES, TRIALS, read_trials
-from hpo.storage.statements import lock_study
+from hpo.storage.sql.retry import RetryPolicy, call_with_retries, read_transaction, write_transaction
+from hpo.storage.sql.rows import OF_STUDIES, OF_TRIALS, STUDIES, TRIALS, read_trials
+from hpo.storage.sql.statements import lock_study
 
 
 class OptunaMethods(RDBStorage):

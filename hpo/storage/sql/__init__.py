@@ -1,0 +1,1 @@
+"""SQL of the storage: rows, statements, retries, and the conditions of claims."""
