@@ -99,7 +99,7 @@ def plain_loop(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ExperimentalWarning)  # of the sampler that fixes parameters
 
-    train_set, validation_set = (split.train, split.train_labels), (split.validation, split.validation_labels)
+    train_set, validation_set = (split.train, split.train_targets), (split.validation, split.validation_targets)
 
     def objective(trial: optuna.Trial) -> float:
         lr = trial.suggest_float("lr", 1e-6, 1e-2, log=True)

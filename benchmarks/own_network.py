@@ -61,10 +61,10 @@ def plain_torch(members: list[Member], split: DeviceSplit) -> Iterator[None]:
         epoch += 1
         for member, model, optimizer in zip(members, models, optimizers, strict=True):
             model.train()
-            order = batch_order(split.seed, epoch, len(split.train_labels)).to(split.device)
+            order = batch_order(split.seed, epoch, len(split.train_targets)).to(split.device)
             for batch in torch.split(order, member.config.training.batch_size):
                 optimizer.zero_grad()
-                loss = F.cross_entropy(model(split.train[batch]), split.train_labels[batch])
+                loss = F.cross_entropy(model(split.train[batch]), split.train_targets[batch])
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             model.eval()

@@ -133,7 +133,7 @@ def plain_child(seed: int, trials: int, pruner: str, dataset: str, url: str, par
     study_file = parse_study(study_tree(seed, trials, "none", dataset), "benchmark")
     split = to_device(load_split(study_file), 0, torch.device("cpu"))
 
-    train_set, validation_set = (split.train, split.train_labels), (split.validation, split.validation_labels)
+    train_set, validation_set = (split.train, split.train_targets), (split.validation, split.validation_targets)
 
     def objective(trial: optuna.Trial) -> float:
         lr = trial.suggest_float("lr", 1e-4, 3.0, log=True)

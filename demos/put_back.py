@@ -61,8 +61,8 @@ def put_back(study: Study) -> None:
                 continue
             network = build(member.config.network, split.shape, split.classes, member.seed)
             network.load_state_dict(outcome.state)
-            train = measured(network, split.train, split.train_labels)
-            validation = measured(network, split.validation, split.validation_labels)
+            train = measured(network, split.train, split.train_targets)
+            validation = measured(network, split.validation, split.validation_targets)
             rows.append((outcome.curve["train_accuracy"][-1], *train, *validation, train[0] - validation[0]))
         words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items()) or study.name
         print(f"{words}: {len(rows)} of {repeats} runs", *lines(np.array(rows)), sep="\n  ")

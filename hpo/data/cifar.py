@@ -32,7 +32,7 @@ def read_training(folder: Path, shape: tuple[int, int, int], classes: int) -> Ra
     """Read the training batches of a folder, in the order of their numbers."""
     batches = [_read(path, shape, classes) for path in _batches(folder, shape)]
     return RawExamples(
-        np.concatenate([batch.pixels for batch in batches]), np.concatenate([batch.labels for batch in batches])
+        np.concatenate([batch.inputs for batch in batches]), np.concatenate([batch.targets for batch in batches])
     )
 
 

@@ -1,8 +1,8 @@
 """Examples in memory: as read from files (`RawExamples`), for networks (`Examples`), and split (`Split`).
 
 Inputs for networks are float32 of shape [N, C, H, W], bytes scaled to [0, 1] and other numbers unchanged; a table of
-rows has shape [N, 1, 1, columns]. Labels are int64 of shape [N]. The SHA-256 of the content depends on examples and
-labels only, not on their files (plain or gzip, one file or five). This module opens no file.
+rows has shape [N, 1, 1, columns]. Targets are labels, int64 of shape [N]. The SHA-256 of the content depends on inputs
+and targets only, not on their files (plain or gzip, one file or five). This module opens no file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MAX_NAMES = 5
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs of networks with their labels. The arrays belong to the caller."""
+    """Inputs of networks with their targets. The arrays belong to the caller."""
 
-    pixels: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    inputs: NDArray[np.float32]
+    targets: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,28 +46,28 @@ class RawExamples:
     `names` are the class names, if the files have them. `content` is added to the hash, for what the bytes do not show.
     """
 
-    pixels: NDArray[np.uint8] | NDArray[np.float32]
-    labels: NDArray[np.uint8] | NDArray[np.int64]
+    inputs: NDArray[np.uint8] | NDArray[np.float32]
+    targets: NDArray[np.uint8] | NDArray[np.int64]
     white: int | None = 255
     names: tuple[str, ...] = ()
     content: str = ""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """Return the examples at `indices`, in that order, scaled; only these are converted."""
-        pixels = self.pixels[indices].astype(np.float32, copy=False)  # indexing has copied
+        inputs = self.inputs[indices].astype(np.float32, copy=False)  # indexing has copied
         if self.white is not None:
-            pixels /= self.white
-        return Examples(pixels, self.labels[indices].astype(np.int64))
+            inputs /= self.white
+        return Examples(inputs, self.targets[indices].astype(np.int64))
 
     def content_sha256(self) -> str:
-        """Return the SHA-256 of the shape, the pixel bytes and the label bytes."""
-        digest = hashlib.sha256("x".join(map(str, self.pixels.shape)).encode())
+        """Return the SHA-256 of the shape, the input bytes and the target bytes."""
+        digest = hashlib.sha256("x".join(map(str, self.inputs.shape)).encode())
         digest.update(self.content.encode())
-        digest.update(np.ascontiguousarray(self.pixels).data)
-        digest.update(np.ascontiguousarray(self.labels).data)
+        digest.update(np.ascontiguousarray(self.inputs).data)
+        digest.update(np.ascontiguousarray(self.targets).data)
         return digest.hexdigest()
 
 
@@ -102,7 +102,7 @@ class Split:
 
         A class without a training example is an error of the split.
         """
-        counts = np.bincount(self.validation.labels, minlength=self.classes)
+        counts = np.bincount(self.validation.targets, minlength=self.classes)
         absent = [name for name, count in zip(self.names, counts, strict=True) if count == 0]
         if not absent:
             return ""

@@ -28,7 +28,7 @@ def load_split(study: Study) -> Split:
     name = study.data.dataset
     source = source_of(name, study.folder)
     raw = source.read_training()
-    validation, training = split_indices(study, raw.labels, raw.names)
+    validation, training = split_indices(study, raw.targets, raw.names)
     return Split(
         dataset=name,
         names=raw.names,
@@ -53,9 +53,9 @@ def check_test(name: str, folder: Path = Path()) -> None:
 def load_test(split: Split) -> SealedExamples:
     """Read the sealed test set of a study's data set."""
     source = source_of(split.dataset, split.folder or Path())
-    expected = split.train.pixels.shape[1:]
+    expected = split.train.inputs.shape[1:]
     raw = source.read_test(split.names, expected[0])
-    shape = raw.pixels.shape[1:]
+    shape = raw.inputs.shape[1:]
     if (shape, raw.white) != (expected, split.white):
         test, training = (
             f"{' x '.join(map(str, each))} {'numbers' if white is None else 'bytes'}"
@@ -63,7 +63,7 @@ def load_test(split: Split) -> SealedExamples:
         )
         raise DataError(f"{split.dataset}: test examples are {test}, but training examples {training}")
     examples = raw.take(np.arange(len(raw)))
-    return SealedExamples(examples.pixels, examples.labels, raw.content_sha256())
+    return SealedExamples(examples.inputs, examples.targets, raw.content_sha256())
 
 
 def split_indices(

@@ -133,7 +133,7 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     assumed = max(widest, key=lambda each: DTYPES[each].itemsize)
     with _network_errors(study, config):
         stacked = config.network.kind != "module" or _stacks(config, images, where, _modes_of_one(study, images))
-        size = member_size(config, example_shape(images.train.pixels.shape), images.classes, assumed)
+        size = member_size(config, example_shape(images.train.inputs.shape), images.classes, assumed)
     limit, network_is_searched = (
         study.search.limits.parameters,
         any(each.setting[0] == "network" for each in study.parameters),
@@ -178,7 +178,7 @@ def _network_errors(study: Study, config: Config) -> Iterator[None]:
 
 def _stacks(config: Config, images: Split, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
     """Try a user-defined network on a few examples, and on one example in these modes; return whether it can stack."""
-    few = torch.from_numpy(images.train.pixels[:PROOF_EXAMPLES])
+    few = torch.from_numpy(images.train.inputs[:PROOF_EXAMPLES])
     kind = torch.float64 if config.training.precision == "float64" else torch.float32
     shape = example_shape(few.shape)
     network = build(config.network, shape, images.classes, 0)
@@ -213,7 +213,7 @@ def can_train(study: Study, values: Values) -> bool:
         images = load_split(study)
         _check_shift(study, images)
         with _network_errors(study, config):
-            size = member_size(config, example_shape(images.train.pixels.shape), images.classes, "float32")
+            size = member_size(config, example_shape(images.train.inputs.shape), images.classes, "float32")
     except HpoError:
         return False
     return limit is None or size.parameters <= limit
@@ -221,7 +221,7 @@ def can_train(study: Study, values: Values) -> bool:
 
 def _check_shift(study: Study, images: Split) -> None:
     """Raise StudyFileError for a shift of an image's whole side or more."""
-    side = min(images.train.pixels.shape[2:])
+    side = min(images.train.inputs.shape[2:])
     for place, shift in study.possible_values(("training", "shift")).items():
         if shift >= side:
             problem = f"must be below {side}, the pixels of an image's shorter side (got {shift})"

@@ -48,9 +48,9 @@ def _measure_speedup(members: Sequence[Member], split: DeviceSplit) -> float:
     small_split = replace(
         split,
         train=split.train[:examples],
-        train_labels=split.train_labels[:examples],
+        train_targets=split.train_targets[:examples],
         validation=split.validation[:examples],
-        validation_labels=split.validation_labels[:examples],
+        validation_targets=split.validation_targets[:examples],
     )
     stable = [_with_tiny_lr(member) for member in members]
     runs = {precision: train(stable, small_split, precision) for precision in ("float32", "bfloat16")}

@@ -25,9 +25,9 @@ class DeviceSplit:
     """
 
     train: Tensor
-    train_labels: Tensor
+    train_targets: Tensor
     validation: Tensor
-    validation_labels: Tensor
+    validation_targets: Tensor
     classes: int
     seed: int
 
@@ -55,10 +55,10 @@ def example_shape(shape: Sequence[int]) -> Shape:
 def to_device(split: Split, seed: int, device: torch.device) -> DeviceSplit:
     """Copy a split to the device. `seed` is the split's seed. Raises torch's error where the memory is too small."""
     return DeviceSplit(
-        train=torch.from_numpy(split.train.pixels).to(device),
-        train_labels=torch.from_numpy(split.train.labels).to(device),
-        validation=torch.from_numpy(split.validation.pixels).to(device),
-        validation_labels=torch.from_numpy(split.validation.labels).to(device),
+        train=torch.from_numpy(split.train.inputs).to(device),
+        train_targets=torch.from_numpy(split.train.targets).to(device),
+        validation=torch.from_numpy(split.validation.inputs).to(device),
+        validation_targets=torch.from_numpy(split.validation.targets).to(device),
         classes=split.classes,
         seed=seed,
     )

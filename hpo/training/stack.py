@@ -150,7 +150,7 @@ class Stack:
 
     def _train_epoch(self, epoch: int) -> Tensor:
         """Train one epoch; return the means of loss and accuracy over its examples, [2, K]."""
-        device, labels, size = self._split.device, self._split.train_labels, self._training.batch_size
+        device, labels, size = self._split.device, self._split.train_targets, self._training.batch_size
         augmented = epoch_images(self._split, epoch, self._training)
         order = batch_order(self._split.seed, epoch, len(labels)).to(device)
         batches = list(torch.split(order, size))
@@ -187,7 +187,7 @@ class Stack:
     def _evaluate(self) -> Tensor:
         """Return the means of loss and accuracy over the validation split, [2, K]."""
         totals = torch.zeros(2, len(self.numbers), dtype=self._sum_type, device=self._split.device)
-        examples, labels = self._split.validation, self._split.validation_labels
+        examples, labels = self._split.validation, self._split.validation_targets
         batches = zip(torch.split(examples, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
         for batch, batch_labels in batches:
             _, loss, correct = _losses(self._outputs(batch, training=False), batch_labels)

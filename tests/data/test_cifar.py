@@ -29,8 +29,8 @@ def test_batches_of_any_size_are_read_in_the_order_of_their_numbers(tmp_path: Pa
     start = 0
     for number, size in enumerate(sizes, start=1):
         pixels, labels = some_images(size, CIFAR_SHAPE, seed=number)
-        np.testing.assert_array_equal(raw.pixels[start : start + size], pixels)
-        np.testing.assert_array_equal(raw.labels[start : start + size], labels)
+        np.testing.assert_array_equal(raw.inputs[start : start + size], pixels)
+        np.testing.assert_array_equal(raw.targets[start : start + size], labels)
         start += size
 
 
@@ -96,7 +96,7 @@ def test_any_bytes_are_read_or_refused(
     folder = write_cifar(tmp_path_factory.getbasetemp() / "fuzzed", (1,))
     (folder / "data_batch_1.bin").write_bytes((bytes([label]) + bytes(RECORD - 1)) * records + content)
     try:
-        labels = cifar.read_training(folder, CIFAR_SHAPE, 10).labels.tolist()
+        labels = cifar.read_training(folder, CIFAR_SHAPE, 10).targets.tolist()
     except DataError as error:
         refused, labels = str(error), None
     if labels is None:

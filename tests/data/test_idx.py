@@ -29,8 +29,8 @@ def test_written_files_are_read(tmp_path: Path, packed: bool) -> None:
     write_idx(tmp_path, 50, packed=packed)
     raw = idx.read_training(tmp_path, IMAGE_SHAPE, 10)
     pixels, labels = some_images(50)
-    np.testing.assert_array_equal(raw.pixels, pixels)
-    np.testing.assert_array_equal(raw.labels, labels)
+    np.testing.assert_array_equal(raw.inputs, pixels)
+    np.testing.assert_array_equal(raw.targets, labels)
     assert len(idx.read_test(tmp_path, IMAGE_SHAPE, 10)) == 20
     assert idx.count_training(tmp_path, IMAGE_SHAPE) == 50
 
@@ -137,5 +137,5 @@ def test_any_bytes_are_read_or_refused(
         assert str(folder / name) in refused or "labels, but" in refused
         assert "\n" not in refused
     else:
-        assert raw.pixels.shape == (2, *IMAGE_SHAPE)
-        assert raw.labels.max() < 10
+        assert raw.inputs.shape == (2, *IMAGE_SHAPE)
+        assert raw.targets.max() < 10

@@ -26,22 +26,22 @@ def sealed(name: str) -> SealedExamples:
 
 
 def rows(images: Examples) -> set[bytes]:
-    return {image.tobytes() for image in images.pixels}
+    return {image.tobytes() for image in images.inputs}
 
 
 def test_pixels_are_scaled_and_keep_their_labels(mnist: Path) -> None:
     split = load_split(study_of("mnist"))
     assert (split.dataset, split.classes, split.test_size) == ("mnist", 10, 20)
-    assert split.train.pixels.shape == (160, 1, 28, 28)
-    assert split.validation.pixels.shape == (40, 1, 28, 28)
+    assert split.train.inputs.shape == (160, 1, 28, 28)
+    assert split.validation.inputs.shape == (40, 1, 28, 28)
     pixels, labels = some_images(200)
     known = {image.astype(np.float32).tobytes(): label for image, label in zip(pixels, labels, strict=True)}
     for part in (split.train, split.validation):
-        assert part.pixels.dtype == np.float32
-        assert part.labels.dtype == np.int64
-        assert part.pixels.min() == 0
-        assert part.pixels.max() == 1
-        for image, label in zip(part.pixels, part.labels, strict=True):
+        assert part.inputs.dtype == np.float32
+        assert part.targets.dtype == np.int64
+        assert part.inputs.min() == 0
+        assert part.inputs.max() == 1
+        for image, label in zip(part.inputs, part.targets, strict=True):
             assert known[np.rint(image * 255).tobytes()] == label
 
 
@@ -53,7 +53,7 @@ def test_validation_and_training_are_disjoint_and_complete(mnist: Path) -> None:
 
 def test_equal_studies_have_equal_splits_and_other_seeds_others(mnist: Path) -> None:
     first, again, other = (load_split(study_of("mnist", split_seed=seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first.train.pixels, again.train.pixels)
+    np.testing.assert_array_equal(first.train.inputs, again.train.inputs)
     assert first.split_sha256 == again.split_sha256 != other.split_sha256
     assert first.content_sha256 == again.content_sha256 == other.content_sha256
 
@@ -62,7 +62,7 @@ def test_train_size_takes_the_first_after_the_shuffle(mnist: Path) -> None:
     whole = load_split(study_of("mnist"))
     part = load_split(study_of("mnist", train_size=100))
     assert (len(part.train), len(part.validation)) == (80, 20)
-    np.testing.assert_array_equal(part.validation.pixels, whole.validation.pixels[:20])
+    np.testing.assert_array_equal(part.validation.inputs, whole.validation.inputs[:20])
     assert part.content_sha256 == whole.content_sha256
     assert part.split_sha256 != whole.split_sha256
 
@@ -80,13 +80,13 @@ def test_splits_do_not_change_between_versions(mnist: Path) -> None:
 def test_digits_come_inside_a_package_with_a_sealed_fifth() -> None:
     split = load_split(study_of("digits"))
     test = load_test(split)
-    assert split.train.pixels.shape[1:] == test.pixels.shape[1:] == (1, 8, 8)
+    assert split.train.inputs.shape[1:] == test.inputs.shape[1:] == (1, 8, 8)
     assert len(split.train) + len(split.validation) == 1438
     assert split.test_size == len(test) == 359
-    assert split.train.pixels.min() == 0
-    assert split.train.pixels.max() == 1
+    assert split.train.inputs.min() == 0
+    assert split.train.inputs.max() == 1
     assert not rows(test) & (rows(split.train) | rows(split.validation))
-    assert set(test.labels) == set(range(10))
+    assert set(test.targets) == set(range(10))
     assert split.content_sha256 == "e2af9fa26dedbe00b1c88607c2403c1e36f666295207989ec05d4d9fe3123a33"
 
 
@@ -96,14 +96,14 @@ def test_cifar10_has_its_planes_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     record = np.frombuffer((folder / "data_batch_1.bin").read_bytes(), np.uint8)[:3073]
     split = load_split(study_of("cifar10"))
     red = record[1:1025].reshape(32, 32).astype(np.float32) / 255
-    both = np.concatenate([split.train.pixels, split.validation.pixels])
+    both = np.concatenate([split.train.inputs, split.validation.inputs])
     assert any(np.array_equal(image[0], red) for image in both)
     assert split.test_size == 10
-    assert sealed("cifar10").pixels.shape == (10, 3, 32, 32)
+    assert sealed("cifar10").inputs.shape == (10, 3, 32, 32)
 
 
 def test_the_sealed_test_set_comes_from_the_folder_of_the_training_files(mnist: Path, cache: Path) -> None:
-    assert sealed("mnist").pixels.shape == (20, 1, 28, 28)
+    assert sealed("mnist").inputs.shape == (20, 1, 28, 28)
     write_idx(cache / "mnist")
     (mnist / TEST[0]).unlink()
     for read in (check_test, sealed):
@@ -203,7 +203,7 @@ def test_an_unusable_split_is_an_error_at_its_key(mnist: Path) -> None:
 @pytest.mark.parametrize(("validation", "how_many"), [(0.02, 6), (0.12, 1), (0.2, 0)])
 def test_classes_without_a_validation_example_are_named(mnist: Path, validation: float, how_many: int) -> None:
     split = load_split(study_of("mnist", validation=validation))
-    absent = [f"'{label}'" for label in range(10) if label not in split.validation.labels]
+    absent = [f"'{label}'" for label in range(10) if label not in split.validation.targets]
     assert len(absent) == how_many
     which = (
         f"{how_many} classes ({', '.join(absent[:5])} and {how_many - 5} more)"

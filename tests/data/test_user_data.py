@@ -55,8 +55,8 @@ def refusal(study: Study, read: Callable[[Study], object] = load_split) -> str:
 def whole(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return all examples of a split in the order of the source."""
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(split.train) + len(split.validation))
-    pixels = np.concatenate([split.validation.pixels, split.train.pixels])
-    labels = np.concatenate([split.validation.labels, split.train.labels])
+    pixels = np.concatenate([split.validation.inputs, split.train.inputs])
+    labels = np.concatenate([split.validation.targets, split.train.targets])
     return pixels[np.argsort(order)], labels[np.argsort(order)]
 
 
@@ -99,7 +99,7 @@ def test_the_axes_are_recognized(x: np.ndarray, image: Callable[[int], np.ndarra
 def test_numbers_stay_unchanged(kind: type, tmp_path: Path) -> None:
     x = (BYTES * 3.0 - 300).astype(kind)
     split = npz_split(tmp_path, x=x)
-    assert split.train.pixels.dtype == np.float32
+    assert split.train.inputs.dtype == np.float32
     assert split.white is None
     np.testing.assert_array_equal(whole(split)[0][:, 0], x.astype(np.float32))
 
@@ -203,8 +203,8 @@ def test_only_a_test_evaluation_reads_the_test_arrays(tmp_path: Path) -> None:
     path = write_npz(tmp_path, x_test=sealed, y_test=LABELS[:12])
     study = user_study("npz:images.npz", tmp_path)
     images = load_test(load_split(study))
-    np.testing.assert_allclose(images.pixels[:, 0], sealed / np.float32(255), rtol=1e-6)
-    np.testing.assert_array_equal(images.labels, LABELS[:12])
+    np.testing.assert_allclose(images.inputs[:, 0], sealed / np.float32(255), rtol=1e-6)
+    np.testing.assert_array_equal(images.targets, LABELS[:12])
     content = path.read_bytes()
     path.write_bytes(content.replace(sealed.tobytes(), bytes(sealed.size)))  # who reads it now finds a wrong checksum
     split = load_split(study)
@@ -217,7 +217,7 @@ def test_only_a_test_evaluation_reads_the_test_arrays(tmp_path: Path) -> None:
 def test_test_arrays_must_match_the_training_arrays(tmp_path: Path) -> None:
     words = np.array(["ant", "bee", "cat", "dog"])
     split = npz_split(tmp_path, y=words[LABELS], x_test=BYTES[:3], y_test=words[[3, 3, 1]])
-    np.testing.assert_array_equal(load_test(split).labels, [3, 3, 1])  # a class may be missing there
+    np.testing.assert_array_equal(load_test(split).targets, [3, 3, 1])  # a class may be missing there
     for arrays, said in [
         (
             {"y_test": np.array(["ant", "bea", "cat"])},
@@ -304,8 +304,8 @@ def test_train_and_test_folders_and_test_stays_sealed(tmp_path: Path) -> None:
     split = load_split(study)
     assert (split.names, len(split.train) + len(split.validation), split.test_size) == (("a", "b"), 10, 2)
     images = load_test(split)
-    np.testing.assert_array_equal(images.labels, [1, 1])
-    np.testing.assert_allclose(images.pixels[1, 0], np.asarray(Image.open(tmp_path / "test/b/1.png")) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(images.targets, [1, 1])
+    np.testing.assert_allclose(images.inputs[1, 0], np.asarray(Image.open(tmp_path / "test/b/1.png")) / 255, rtol=1e-6)
     (tmp_path / "test/b/1.png").write_bytes(b"nobody reads this")
     assert load_split(study).test_size == 2
     check_test("folder:.", tmp_path)
@@ -326,7 +326,7 @@ def test_test_images_have_the_channels_of_training_images(tmp_path: Path) -> Non
         png(tmp_path / "some/test" / name, "0.png", grey)
         png(tmp_path / "none/test" / name, "0.png", coloured if name == "b" else grey)
     images = load_test(load_split(user_study("folder:some", tmp_path)))
-    np.testing.assert_allclose(images.pixels[1], np.stack([grey] * 3) / 255, rtol=1e-6)
+    np.testing.assert_allclose(images.inputs[1], np.stack([grey] * 3) / 255, rtol=1e-6)
     with pytest.raises(DataError, match=r"none/test/b/0\.png: has colours, but all training images are grey"):
         load_test(load_split(user_study("folder:none", tmp_path)))
 
@@ -415,7 +415,7 @@ def test_a_function_is_called_for_test_examples_by_a_test_evaluation_only(tmp_pa
     assert len(load_test(split)) == 6
     assert (tmp_path / "my_data.py.log").read_text() == "False\nTrue\n"
     split = load_split(user_study("my_data.py:names", tmp_path))
-    assert (split.names, split.test_size, split.train.pixels.shape[1:]) == (("left", "right"), 0, (1, 1, 2))
+    assert (split.names, split.test_size, split.train.inputs.shape[1:]) == (("left", "right"), 0, (1, 1, 2))
 
 
 @pytest.mark.parametrize(

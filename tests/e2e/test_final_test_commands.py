@@ -37,12 +37,12 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: Non
     result = json.loads((folder / "tiny-test" / "result.json").read_text())
     jsonschema.validate(result, schema("test"))
 
-    np.save("images.npy", sealed_digits().pixels)
+    np.save("images.npy", sealed_digits().inputs)
     outcome = hpo("predict", "tiny-test", "images.npy", "--device", "cpu")
     assert (outcome.status, outcome.err) == (0, "")
     heading, *rows = outcome.out.splitlines()
     assert heading == "image,class,probability"
-    correct = [int(row.split(",")[1]) for row in rows] == sealed_digits().labels
+    correct = [int(row.split(",")[1]) for row in rows] == sealed_digits().targets
     assert correct.mean() == result["test"]["accuracy"]
     assert hpo("predict", "tiny-test", "images.npy", "-o", "answers.csv") == (0, "", "")
     assert (folder / "answers.csv").read_text() == outcome.out

@@ -80,10 +80,10 @@ def evaluations_in(storage: Storage) -> list[dict[str, Any]]:
 def whole(study: Study) -> DeviceSplit:
     """All images outside the test set that the study keeps, in the order of the split's shuffle."""
     split = load_split(study)
-    images = np.concatenate([split.validation.pixels, split.train.pixels])
-    labels = np.concatenate([split.validation.labels, split.train.labels])
-    few = Examples(split.validation.pixels, split.validation.labels)
-    tensors = (torch.from_numpy(each) for each in (images, labels, few.pixels, few.labels))
+    images = np.concatenate([split.validation.inputs, split.train.inputs])
+    labels = np.concatenate([split.validation.targets, split.train.targets])
+    few = Examples(split.validation.inputs, split.validation.targets)
+    tensors = (torch.from_numpy(each) for each in (images, labels, few.inputs, few.targets))
     return DeviceSplit(*tensors, classes=10, seed=study.data.split_seed)
 
 
@@ -93,13 +93,13 @@ def probabilities(study: Study, number: int, storage: Storage, path: Path) -> to
     module = build(config.network, (1, 8, 8), 10, seed=0).double()
     module.load_state_dict(read_weights(path)[0])
     with torch.no_grad():
-        return torch.softmax(module.eval()(torch.from_numpy(sealed_digits().pixels).double()), 1)
+        return torch.softmax(module.eval()(torch.from_numpy(sealed_digits().inputs).double()), 1)
 
 
 def test_the_best_trial_is_trained_on_all_images_and_tested_once(storage: Storage, searched: Study) -> None:
     result = evaluated(storage)
     best = best_trials(storage, "tiny", 1)[0]
-    labels = sealed_digits().labels
+    labels = sealed_digits().targets
     found = probabilities(searched, best.number, storage, Path("tiny-test") / WEIGHTS_FILE)
     answers, test = found.argmax(1).numpy(), result["test"]
     assert (result["trial"], result["score"], result["look"], result["looks"]) == (best.number, best.value, 1, 1)

@@ -57,7 +57,7 @@ def predict(model: Path, images: NDArray[Any]) -> list[dict[str, str]]:
 
 
 def test_the_test_images_get_the_answers_that_were_counted(tested: Path, model: Path) -> None:
-    images, labels = sealed_digits().pixels, sealed_digits().labels
+    images, labels = sealed_digits().inputs, sealed_digits().targets
     rows = predict(model, images)
     assert [int(row["image"]) for row in rows] == list(range(len(labels)))
     answers = np.array([int(row["class"]) for row in rows])
@@ -79,7 +79,7 @@ def test_bytes_are_as_the_data_set_has_them_and_floats_from_0_to_1(model: Path) 
 
 
 def test_many_images_are_numbered_through(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = sealed_digits().pixels[:25]
+    images = sealed_digits().inputs[:25]
     whole = predict(model, images)
     monkeypatch.setattr("hpo.results.final_test.predict.AT_ONCE", 10)
     assert predict(model, images) == whole

@@ -77,11 +77,11 @@ def check_checkpoints(study: Study, storage: Storage) -> None:
         epoch = losses.index(min(losses)) + 1 if settings.keep == "best" else len(losses)
         assert (metadata["schema"], metadata["trial"], metadata["epoch"]) == (WEIGHTS, str(trial.number), str(epoch))
         assert float(metadata["val_loss"]) == losses[epoch - 1]
-        shape = example_shape(split.validation.pixels.shape)
+        shape = example_shape(split.validation.inputs.shape)
         network = load_network(path, state, config_of(study, trial.params).network, shape, split.classes)
         with torch.no_grad():
-            scores = network(torch.from_numpy(split.validation.pixels).double())
-        loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(split.validation.labels))
+            scores = network(torch.from_numpy(split.validation.inputs).double())
+        loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(split.validation.targets))
         assert loss.item() == pytest.approx(losses[epoch - 1], rel=1e-9)
     metric, continue_later = study.search.first_metric, set()
     for number in best if settings.keep == "last" else ():

@@ -135,7 +135,7 @@ def test_network_after_dropout_equals_the_mean_of_sub_networks() -> None:
     split, networks = train_networks(
         read_shipped_study("mnist-dense-256", "training.epochs=30", "training.batch_size=32"), repeats=3
     )
-    scores = [accuracies(network, split.validation, split.validation_labels) for network in networks]
+    scores = [accuracies(network, split.validation, split.validation_targets) for network in networks]
     whole, average, single = np.mean(scores, axis=0)
     assert abs(whole - average) < 0.01  # measured: 0.004 and less
     assert single < whole - 0.005  # measured: lower by 0.014 and more

@@ -74,5 +74,5 @@ def test_augmentation_does_not_depend_on_the_batch_size() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_on_cuda_the_images_are_bitwise_the_same() -> None:
-    moved = dataclasses.replace(SPLIT, train=SPLIT.train.cuda(), train_labels=SPLIT.train_labels.cuda())
+    moved = dataclasses.replace(SPLIT, train=SPLIT.train.cuda(), train_targets=SPLIT.train_targets.cuda())
     assert images(split=moved, batch=ALL.cuda(), flip=0.5, shift=2).cpu().equal(images(flip=0.5, shift=2))

@@ -281,7 +281,7 @@ def test_a_members_weights_load_into_the_plain_module(network: dict[str, object]
             module.load_state_dict(state)
             with torch.no_grad():
                 scores = module.eval()(SPLIT.validation.to(next(module.parameters()).dtype))
-            loss = torch.nn.functional.cross_entropy(scores.double(), SPLIT.validation_labels).item()
+            loss = torch.nn.functional.cross_entropy(scores.double(), SPLIT.validation_targets).item()
             assert loss == pytest.approx(result.metrics[number]["val_loss"], rel=PRECISIONS[precision])
         left = [number for number in left if number not in leaves]
         result = epochs.send(leaves) if left else result

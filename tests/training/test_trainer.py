@@ -191,7 +191,7 @@ def test_members_of_any_architecture_are_trained_to_their_end() -> None:
     module = build(config().network, SPLIT.shape, SPLIT.classes, seed=0).double()
     module.load_state_dict(found[0].state or {})
     with torch.no_grad():
-        loss = torch.nn.functional.cross_entropy(module.eval()(SPLIT.validation.double()), SPLIT.validation_labels)
+        loss = torch.nn.functional.cross_entropy(module.eval()(SPLIT.validation.double()), SPLIT.validation_targets)
     assert loss.item() == pytest.approx(found[0].curve["val_loss"][-1], rel=1e-12)
     assert run(shapes[:1])[0][0].state is None
 
@@ -214,7 +214,7 @@ def test_a_member_is_trained_until_early_stopping() -> None:
         module.load_state_dict(found[number].state or {})
         with torch.no_grad():
             scores = module.eval()(SPLIT.validation.double())
-        loss = torch.nn.functional.cross_entropy(scores, SPLIT.validation_labels).item()
+        loss = torch.nn.functional.cross_entropy(scores, SPLIT.validation_targets).item()
         assert loss == pytest.approx(found[number].curve["val_loss"][-1], rel=1e-12)
     assert min(lengths) < 12
     assert [len(numbers) for _, numbers in epochs] == [sum(length > e for length in lengths) for e in range(12)]

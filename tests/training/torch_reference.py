@@ -179,7 +179,7 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
             previous = child
     optimizer = torch_optimizer(module, settings.optimizer)
     size = settings.training.batch_size
-    labels, steps = split.train_labels, len(_batches(split, 1, size))
+    labels, steps = split.train_targets, len(_batches(split, 1, size))
     by_step, by_epoch = torch_schedulers(optimizer, settings.optimizer, settings.training.epochs, steps)
     curve: Curve = []
     for epoch in range(1, settings.training.epochs + 1):
@@ -211,15 +211,15 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
             {
                 "train_loss": loss_sum / seen,
                 "train_accuracy": right / seen,
-                "val_loss": F.cross_entropy(logits, split.validation_labels).item(),
-                "val_accuracy": (logits.argmax(1) == split.validation_labels).double().mean().item(),
+                "val_loss": F.cross_entropy(logits, split.validation_targets).item(),
+                "val_accuracy": (logits.argmax(1) == split.validation_targets).double().mean().item(),
             }
         )
     return curve
 
 
 def _batches(split: DeviceSplit, epoch: int, size: int) -> list[Tensor]:
-    batches = list(torch.split(batch_order(split.seed, epoch, len(split.train_labels)), size))
+    batches = list(torch.split(batch_order(split.seed, epoch, len(split.train_targets)), size))
     if len(batches) > 1 and len(batches[-1]) == 1 < size:
         batches.pop()
     return batches

@@ -34,7 +34,7 @@ def _network_report(study: Study, device: str) -> list[str]:
     planned = plan(study, device)
     split, member, population, where = planned.split, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
-    channels, height, width = split.train.pixels.shape[1:]
+    channels, height, width = split.train.inputs.shape[1:]
     shape = f"{width} numbers" if channels == height == 1 else f"{channels} x {height} x {width} pixels"
     return [
         f"{study.source}: valid",

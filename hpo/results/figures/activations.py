@@ -65,7 +65,7 @@ def initial_networks(storage: Storage, name: str) -> list[InitialNetwork]:
         return []
     split = load_split(study)
     check_data(study, split, stored)
-    inputs = split.train.pixels[:EXAMPLES]
+    inputs = split.train.inputs[:EXAMPLES]
     settings = [study.first_settings.network.model_copy(update={"init": init}) for init in _inits(study)]
     seed = trial_seed(study, 0)
     return [

@@ -157,14 +157,14 @@ def _saved_network(path: Path, name: str, selected: Selection, planned: NetworkP
     metadata = {"study": name, "trial": str(selected.trial), "data_sha256": planned.split.content_sha256}
     write_atomically(weights_to_bytes(trained.state, {"schema": "hpo.weights/1", **metadata}), path)
     state, _ = read_weights(path)
-    shape = example_shape(planned.split.train.pixels.shape)
+    shape = example_shape(planned.split.train.inputs.shape)
     network = load_network(path, state, selected.config.network, shape, len(planned.split.names))
     return network.to(planned.device)
 
 
 def _input_format(planned: NetworkPlan) -> dict[str, Any]:
     """Return the format of the network's input, for the model card."""
-    shape = example_shape(planned.split.train.pixels.shape)
+    shape = example_shape(planned.split.train.inputs.shape)
     return {"shape": list(shape), "classes": len(planned.split.names), "white": planned.split.white}
 
 
@@ -174,8 +174,8 @@ def _train(
     """Train the selected configuration on all examples outside the test set, in the order of the split's shuffle."""
     split = planned.split
     whole = Examples(
-        np.concatenate([split.validation.pixels, split.train.pixels]),
-        np.concatenate([split.validation.labels, split.train.labels]),
+        np.concatenate([split.validation.inputs, split.train.inputs]),
+        np.concatenate([split.validation.targets, split.train.targets]),
     )
     # The schedule is that of all epochs, wherever the training ends; early stopping is off: there is no validation set.
     config = selected.config

@@ -79,7 +79,7 @@ def evaluate_network(
     network: nn.Module, examples: SealedExamples, names: Sequence[str], subnetworks: int | None, seed: int
 ) -> dict[str, Any]:
     """Return the network's scores as JSON, with those of random sub-networks. Raises HpoError for a loss of NaN."""
-    pixels = torch.from_numpy(examples.pixels)
+    pixels = torch.from_numpy(examples.inputs)
     log_probs = log_probabilities(network, pixels)
     found = _finite_scores(log_probs, examples).to_json(names)
     found["subnetworks"] = (
@@ -90,7 +90,7 @@ def evaluate_network(
 
 
 def _finite_scores(log_probs: Tensor, examples: Examples) -> Scores:
-    found = scores(log_probs.numpy(), examples.labels)
+    found = scores(log_probs.numpy(), examples.targets)
     if not math.isfinite(found.loss):
         raise HpoError(f"its loss is {found.loss}")
     return found
@@ -121,7 +121,7 @@ def training_sample(split: Split, count: int) -> SealedExamples:
     """Return training examples for a dry run: enough for batches of the sizes that `count` test examples make."""
     needed = min(count, EVALUATION_BATCH + count % EVALUATION_BATCH)
     indices = np.arange(needed) % len(split.train)
-    return SealedExamples(split.train.pixels[indices], split.train.labels[indices], split.content_sha256)
+    return SealedExamples(split.train.inputs[indices], split.train.targets[indices], split.content_sha256)
 
 
 def check_untrained(
@@ -129,12 +129,12 @@ def check_untrained(
 ) -> None:
     """Raise HpoError where an untrained network cannot be evaluated: training it would be wasted."""
     with network_errors(study, selected, "training examples"):
-        shape = example_shape(sample.pixels.shape)
+        shape = example_shape(sample.inputs.shape)
         network = build(selected.config.network, shape, planned.split.classes, seed=0).to(planned.device)
     if subnetworks is not None and not has_dropout(network):
         raise HpoError(f"--subnetworks: trial {selected.trial} has no dropout layer, so it has no random sub-networks")
     with network_errors(study, selected, "training examples"):
-        pixels = torch.from_numpy(sample.pixels)
+        pixels = torch.from_numpy(sample.inputs)
         log_probabilities(network, pixels)
         if subnetworks is not None:
             subnetwork_log_probabilities(network, pixels, subnetworks, 0, lambda log_probs: None)

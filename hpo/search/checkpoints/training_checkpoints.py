@@ -75,7 +75,7 @@ class TrainingCheckpoints:
             self._folder = artifact_folder(storage.location)
         except StorageError as error:
             self._no_folder = str(error)
-        self._shape, self._classes = example_shape(split.train.pixels.shape), split.classes
+        self._shape, self._classes = example_shape(split.train.inputs.shape), split.classes
         self._data = {
             "code": dict(code.files),
             "sha256": split.content_sha256,
