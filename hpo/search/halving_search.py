@@ -85,6 +85,7 @@ class HalvingSearch(PopulationSearch):
     def _claim_trials(self) -> None:
         """Claim, create or thaw trials. Of a study that is stopped, the frozen trials continue, and no other starts."""
         self._is_stopped = False
+        self._members_frozen.write_permitted()
         try:
             super()._claim_trials()
         except StudyClosedError as closed:
@@ -97,7 +98,8 @@ class HalvingSearch(PopulationSearch):
     def _population_run(self, group: list[Member]) -> PopulationRun:
         """Return the training of one population up to the next rung."""
         run = super()._population_run(group)
-        run.freeze_at(self.halving.next_stop(group[0].epoch, group[0].config.training.epochs), self._freeze)
+        stop = self.halving.next_stop(group[0].epoch, group[0].config.training.epochs)
+        run.freeze_at(stop, self._freeze, self._members_frozen.write_permitted)
         return run
 
     def _sync(self) -> None:
@@ -154,8 +156,7 @@ class HalvingSearch(PopulationSearch):
             )
         self._tell_sampler(stored)
         self._members_frozen.put(stored)
-        if any(self.checkpoints.is_due(each.epoch, at_rung=True) for each in stored.values()):
-            self._members_frozen.write()
+        self._members_frozen.write_permitted()
         self._frozen_changed()
         return lost
 

@@ -57,6 +57,7 @@ class PopulationRun:
         self._search, self._study, self._trainer, self._history = search, study, trainer, history
         self._members, self._frozen, self._training_checkpoints = members, frozen, checkpoints
         self._freeze: Freeze | None = None
+        self._write_frozen: Callable[[], None] = lambda: None
         self._metrics = study.search.metrics
         self._metric = study.search.first_metric
         self._epochs = members[0].config.training.epochs
@@ -77,9 +78,13 @@ class PopulationRun:
         best = {number: member.best for number, member in frozen.items() if member.best is not None}
         self._checkpoints = None if writer is None else PopulationCheckpoints(writer, best)
 
-    def freeze_at(self, epoch: int, freeze: Freeze) -> None:
-        """Freeze the members that have not ended after an epoch, instead of training until they end."""
-        self._until, self._freeze = epoch, freeze
+    def freeze_at(self, epoch: int, freeze: Freeze, write_frozen: Callable[[], None]) -> None:
+        """Freeze the members that have not ended after an epoch, instead of training until they end.
+
+        `write_frozen` writes states of frozen members for which there was no time earlier. It is called before the
+        states of members in training are written.
+        """
+        self._until, self._freeze, self._write_frozen = epoch, freeze, write_frozen
 
     def train(self) -> str | None:
         """Train until all members have ended or a stop is requested; return the kind of exception raised, if any."""
@@ -207,14 +212,16 @@ class PopulationRun:
             self._frozen_count += len(frozen.keys() - lost_at_rung)
             self._dropped |= frozen.keys()
             lost = {*lost, *lost_at_rung}
-        elif trained and self._training_checkpoints.is_due(result.epoch, at_rung=False):
-            self._write_states(result, trained)
+        else:
+            self._write_frozen()
+            self._write_states(result, self._training_checkpoints.due(result.epoch, trained))
         if lost:
             self._write_states(result, self._search.waiting_among({self._ids[number] for number in lost}))
 
     def _write_states(self, result: EpochResult, numbers: Collection[int]) -> None:
         if numbers and self._training_checkpoints.enabled:
-            self._training_checkpoints.write(self._freezable(result, numbers))
+            with self._training_checkpoints.spending():
+                self._training_checkpoints.write(self._freezable(result, numbers))
 
     def _freezable(self, result: EpochResult, numbers: Collection[int]) -> dict[int, FrozenMember]:
         """Return these members with their training so far; none where their networks cannot be frozen."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_states import Bench, module_study, plain, restarted, study_with
 
-from hpo.search.checkpoints.frozen_member import FrozenMember
 from hpo.search.checkpoints.frozen_members import FrozenMembers
 from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.storage import Storage
@@ -24,9 +24,10 @@ def counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     written: list[int] = []
     real = TrainingCheckpoints._write
 
-    def count(self: TrainingCheckpoints, number: int, member: FrozenMember) -> bool:
+    def count(self: TrainingCheckpoints, number: int, *others: Any) -> bool:
         written.append(number)
-        return real(self, number, member)
+        bench.clock.now += 0.01
+        return real(self, number, *others)
 
     monkeypatch.setattr(TrainingCheckpoints, "_write", count)
     return written
@@ -91,11 +92,56 @@ def test_a_written_member_is_not_written_again(bench: Bench, monkeypatch: pytest
     assert written == [0, 1, 0, 0, 1]
 
 
+def test_states_are_written_when_there_is_time_for_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write takes 0.01 s, and 0.5 s of other work pay for it."""
+    written = counted(bench, monkeypatch)
+    frozen = FrozenMembers(bench.checkpoints, max_bytes=10**9)
+    frozen.put(bench.frozen(4, 2, 3, epoch=1))
+    frozen.write_permitted()
+    assert written == []  # nothing is known of the duration yet
+    bench.clock.now = 1.0
+    frozen.write_permitted()
+    assert written == [4, 2, 3]  # the third one exceeds the budget
+    frozen.put(bench.frozen(1, 5, epoch=1))
+    frozen.put(bench.frozen(7, epoch=2))
+    frozen.put(bench.frozen(6, 8, epoch=1))
+    frozen.write_permitted()
+    assert written == [4, 2, 3]
+    frozen.drop(5)
+    frozen.take([8])
+    bench.clock.now += 0.5
+    frozen.write_permitted()
+    assert written[3:] == [7]  # the most epochs
+    bench.clock.now += 10
+    for _ in range(3):
+        frozen.write_permitted()
+    assert written[4:] == [1, 6]  # in the order of freezing
+    assert frozen.epochs == {4: 1, 2: 1, 3: 1, 1: 1, 7: 2, 6: 1}
+
+
+def test_states_that_cannot_be_written_do_not_keep_others_from_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TrainingCheckpoints._write
+    full = {1}
+    monkeypatch.setattr(
+        TrainingCheckpoints, "_write", lambda self, number, *others: number not in full and real(self, number, *others)
+    )
+    frozen = FrozenMembers(bench.checkpoints, max_bytes=10**9)
+    frozen.put(bench.frozen(1, 2))
+    bench.clock.now = 100.0
+    frozen.write_permitted()
+    assert (bench.checkpoints.exists(1), bench.checkpoints.exists(2)) == (False, True)
+    full.clear()
+    frozen.write_permitted()
+    assert bench.checkpoints.exists(1)
+
+
 def test_a_member_that_cannot_be_written_stays_in_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     members = bench.frozen(0, 1, 2, 3)
     real = TrainingCheckpoints._write
     monkeypatch.setattr(
-        TrainingCheckpoints, "_write", lambda self, number, member: number > 1 and bool(real(self, number, member))
+        TrainingCheckpoints, "_write", lambda self, number, *others: number > 1 and bool(real(self, number, *others))
     )
     frozen = FrozenMembers(bench.checkpoints, max_bytes=0)
     for number, member in members.items():

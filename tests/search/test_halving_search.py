@@ -21,6 +21,7 @@ from tiny import DECAY, LR, StopAfter, after_epochs, curves, params, search, sta
 from hpo.errors import TrainingError
 from hpo.search import driver as drivers
 from hpo.search import loop
+from hpo.search.checkpoints.time_budget import TimeBudget
 from hpo.search.events import Event, FrozenTrials, Note, PopulationStarted, StudyEnded, TrialsNotPromoted
 from hpo.search.halving_search import HalvingSearch
 from hpo.search.launch import join, launch, submit
@@ -889,6 +890,28 @@ def test_frozen_trials_of_a_dead_worker_continue_without_a_count_against_them(
     check_curves(trials, unpruned)
     assert not any("hpo:attempts" in trial.system_attrs for trial in trials)
     assert max(recording.trained.values()) == 1
+
+
+def test_states_without_time_at_the_rung_are_written_in_a_later_epoch(
+    recording: type[RecordingTrainer], storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With checkpoint = "auto", a killed worker loses no frozen trial once there was time to write its state."""
+    there_is_time = False
+    monkeypatch.setattr(TimeBudget, "permits", lambda self, seconds=0.0: there_is_time)
+    submit(halving_study(search={"rung": 2}), storage)
+    dead = join_study(storage)
+    dead.step()
+    assert sorted(dead._frozen) == [0, 1, 2, 3]
+    assert files(storage) == []
+
+    def start(numbers: Collection[int], epoch: int) -> None:
+        nonlocal there_is_time
+        there_is_time = epoch == 1
+
+    recording.before = staticmethod(start)
+    dead.step()
+    assert len(dead._frozen) == 8
+    assert all(dead.checkpoints.exists(number) for number in range(4))
 
 
 # --- Several workers ---

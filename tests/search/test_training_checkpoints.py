@@ -23,11 +23,14 @@ from training_states import NETS, Bench, Clock, module_study, plain, restarted, 
 
 from hpo.data import load_split
 from hpo.results.copy import copy_line
+from hpo.search.checkpoints import training_checkpoints
 from hpo.search.checkpoints.frozen_member import FrozenMember
+from hpo.search.checkpoints.state_file import state_to_bytes
+from hpo.search.checkpoints.time_budget import TimeBudget
 from hpo.search.checkpoints.training_checkpoints import MAX_TIME_FRACTION, TrainingCheckpoints
 from hpo.service.queue_control import delete
 from hpo.storage import Storage, identity, load_study, summary
-from hpo.storage.artifacts import ArtifactFolder, state_file_id
+from hpo.storage.artifacts import state_file_id
 from hpo.studyfile import parse_study
 from hpo.training.stack import METRICS, Member
 from hpo.usercode import import_code
@@ -351,14 +354,23 @@ def test_a_retry_continues_from_the_last_state_and_has_spent_no_time(bench: Benc
 
 def test_a_failed_write_leaves_the_last_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.checkpoints.write(bench.frozen(1, 2, epoch=1))
-    real = ArtifactFolder.write
+    real = state_to_bytes
+    write_bytes = Path.write_bytes
+    of_1: list[bytes] = []
 
-    def full(self: ArtifactFolder, artifact_id: str, content_body: Any) -> None:
-        if artifact_id == bench.path(1).name:
-            content_body = FullDisk(content_body.read())
-        real(self, artifact_id, content_body)
+    def content(member: FrozenMember, *others: str) -> bytes:
+        written = real(member, *others)
+        of_1.extend([written] * (member.member.number == 1))
+        return written
 
-    monkeypatch.setattr(ArtifactFolder, "write", full)
+    def full(self: Path, data: bytes) -> int:
+        if data in of_1:
+            write_bytes(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(self, data)
+
+    monkeypatch.setattr(training_checkpoints, "state_to_bytes", content)
+    monkeypatch.setattr(Path, "write_bytes", full)
     for _ in range(2):
         assert bench.checkpoints.write(bench.frozen(1, 2, epoch=2)) == {2}
     assert bench.notes == [
@@ -368,18 +380,6 @@ def test_a_failed_write_leaves_the_last_file(bench: Bench, monkeypatch: pytest.M
     reads = [bench.checkpoints.read(bench.member(number, seed=number)) for number in (1, 2)]
     assert [read.epoch for read in reads if read] == [1, 2]
     assert len(os.listdir(bench.path(1).parent)) == 2
-
-
-class FullDisk:
-    """A file's content, of which only the first half can be copied."""
-
-    def __init__(self, content: bytes) -> None:
-        self.left = [content[: len(content) // 2]]
-
-    def read(self, size: int = -1) -> bytes:
-        if not self.left:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self.left.pop()
 
 
 @pytest.mark.parametrize(
@@ -442,47 +442,95 @@ def due(setting: Any, storage: Storage) -> Bench:
 def test_checkpoints_are_due_after_a_number_of_epochs_and_at_rungs(storage: Storage) -> None:
     checkpoints = due(3, storage).checkpoints
     assert checkpoints.enabled
-    assert [epoch for epoch in range(1, 10) if checkpoints.is_due(epoch, at_rung=False)] == [3, 6, 9]
-    assert checkpoints.is_due(1, at_rung=True)
+    assert [epoch for epoch in range(1, 10) if checkpoints.due(epoch, [4, 2]) == [4, 2]] == [3, 6, 9]
+    assert not any(checkpoints.due(epoch, [4, 2]) for epoch in (1, 2, 4))
+    assert checkpoints.is_permitted
 
 
 def test_no_checkpoint_is_due_with_none(storage: Storage) -> None:
     bench = due("none", storage)
     bench.clock.now = 1e9
     assert not bench.checkpoints.enabled
-    assert not any(bench.checkpoints.is_due(epoch, at_rung) for epoch in range(1, 9) for at_rung in (False, True))
+    assert not any(bench.checkpoints.due(epoch, [1]) for epoch in range(1, 9))
+    assert not bench.checkpoints.is_permitted
+
+
+def test_members_in_training_are_written_where_the_next_rung_is_paid_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write takes 0.01 s."""
+    bench = restarted(bench, clock=(clock := Clock()))
+
+    def slow(self: TrainingCheckpoints, *others: Any) -> bool:
+        clock.now += 0.01
+        return True
+
+    monkeypatch.setattr(TrainingCheckpoints, "_write", slow)
+    member: Any = SimpleNamespace(epoch=1)
+    clock.now = 1.0
+    assert bench.checkpoints.due(1, [3, 4, 5]) == [3]  # the duration of a write is not known
+    bench.checkpoints.write({3: member})
+    assert bench.checkpoints.due(2, [3, 4, 5]) == ()
+    clock.now = 3.4  # 0.068 s, of which 0.01 s are spent
+    assert bench.checkpoints.due(3, [3, 4, 5]) == ()
+    clock.now = 3.6
+    assert bench.checkpoints.due(3, [3, 4, 5]) == [3, 4, 5]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     costs=st.lists(st.floats(0.001, 3), min_size=1, max_size=6),
     epoch_s=st.floats(0.1, 100),
-    writes=st.just(1) | st.just(2),
+    forced=st.booleans(),
+    frozen=st.booleans(),
 )
 def test_auto_costs_at_most_two_percent_of_the_time(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, costs: list[float], epoch_s: float, writes: int
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    costs: list[float],
+    epoch_s: float,
+    forced: bool,
+    frozen: bool,
 ) -> None:
     """The time before a write pays for all earlier ones, also for those that a lack of memory caused."""
     bench = restarted(bench, clock=(clock := Clock()))
     spent = 0.0
 
-    def slow(self: TrainingCheckpoints, number: int, member: FrozenMember) -> bool:
+    def slow(self: TrainingCheckpoints, *others: Any) -> bool:
         nonlocal spent
         clock.now += costs[-1]
         spent += costs[-1]
         return True
 
+    def is_due() -> bool:
+        return bench.checkpoints.is_permitted if frozen else bool(bench.checkpoints.due(1, [0]))
+
     member: Any = SimpleNamespace(epoch=1)
-    assert not bench.checkpoints.is_due(1, at_rung=True)
+    assert not is_due()
     with monkeypatch.context() as patch:
         patch.setattr(TrainingCheckpoints, "_write", slow)
         while costs:
-            while not bench.checkpoints.is_due(1, at_rung=False):
+            while not is_due():
                 clock.now += epoch_s
             assert spent <= MAX_TIME_FRACTION * clock.now * (1 + 1e-9)
-            for _ in range(writes):
+            bench.checkpoints.write({0: member})
+            if forced:
                 bench.checkpoints.write({0: member})
             costs.pop()
-        assert not bench.checkpoints.is_due(1, at_rung=True)
-        clock.now = 1.001 + spent / MAX_TIME_FRACTION * 2 + epoch_s * 99
-        assert bench.checkpoints.is_due(1, at_rung=False)
+        clock.now = 1.001 + spent / MAX_TIME_FRACTION * 3
+        assert is_due()
+
+
+def test_time_of_nested_blocks_is_counted_once(bench: Bench) -> None:
+    clock = Clock()
+    budget = TimeBudget(0.5, 1.0, clock)
+    with budget.spending():
+        clock.now += 1.0
+        with budget.spending():
+            clock.now += 2.0
+            assert budget.spent_s == 3.0
+    clock.now += 1.0
+    assert (budget.spent_s, budget.seconds_per_write, budget.permits()) == (3.0, None, False)
+    budget.add_write()
+    clock.now += 2.0
+    assert (budget.seconds_per_write, budget.permits(), budget.permits(0.1)) == (3.0, True, False)

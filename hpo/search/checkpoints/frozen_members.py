@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import psutil
@@ -38,6 +38,7 @@ class FrozenMembers:
         self._members: dict[int, FrozenMember] = {}
         self._bytes: dict[int, int] = {}
         self._in_files: dict[int, _InFile] = {}
+        self._unwritten: dict[int, int] = {}  # members without a file of their epoch, in the order of freezing
         self._refused: set[int] = set()  # members whose files could not be written
 
     @property
@@ -58,13 +59,31 @@ class FrozenMembers:
     def write(self) -> None:
         """Write the states of all members that are not written yet."""
         if self._checkpoints.enabled:
-            self._checkpoints.write(self._members)
+            self._write(sorted(self._members), only_permitted=False)
+
+    def write_permitted(self) -> None:
+        """Write states that are not written yet while that is permitted.
+
+        Those with the most epochs come first, because their loss would cost most; of equal ones those frozen first.
+        """
+        if self._unwritten and self._checkpoints.is_permitted:
+            order = sorted(self._unwritten, key=lambda number: -self._unwritten[number])
+            self._write(order, only_permitted=True)
+
+    def _write(self, numbers: Iterable[int], only_permitted: bool) -> set[int]:
+        """Write the states of members in memory, in this order; return the members that have a file of their epoch."""
+        members = {number: self._members[number] for number in numbers}
+        written = self._checkpoints.write(members, only_permitted=only_permitted)
+        for number in written:
+            self._unwritten.pop(number, None)
+        return written
 
     def put(self, members: Mapping[int, FrozenMember]) -> None:
         """Add members. States that do not fit into memory are written, those with the fewest epochs first."""
         for number, member in members.items():
             self.drop(number)
             self._members[number], self._bytes[number] = member, member.nbytes
+            self._unwritten[number] = member.epoch
         if self._checkpoints.enabled:
             self._free_memory()
 
@@ -73,6 +92,7 @@ class FrozenMembers:
         self._members.pop(number, None)
         self._bytes.pop(number, None)
         self._in_files.pop(number, None)
+        self._unwritten.pop(number, None)
         self._refused.discard(number)
 
     def take(self, numbers: Collection[int]) -> dict[int, FrozenMember]:
@@ -93,7 +113,7 @@ class FrozenMembers:
             while order and excess > 0:
                 chosen.append(order.pop(0))
                 excess -= self._bytes[chosen[-1]]
-            written = self._checkpoints.write({number: self._members[number] for number in chosen})
+            written = self._write(chosen, only_permitted=False)
             self._refused |= set(chosen) - written
             if not written:
                 return

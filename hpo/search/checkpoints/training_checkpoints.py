@@ -10,12 +10,13 @@ seed, data, code and precision. A changed number of epochs changes it only where
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from hpo.data import Split
 from hpo.errors import HpoError, StorageError
 from hpo.search.checkpoints.frozen_member import FrozenMember
 from hpo.search.checkpoints.state_file import StateMetadata, max_state_bytes, read_metadata, read_state, state_to_bytes
+from hpo.search.checkpoints.time_budget import TimeBudget
 from hpo.search.events import Event, Note
 from hpo.search.study_records import precision_of
 from hpo.storage import ClaimConditions, Storage, identity
@@ -48,6 +50,10 @@ IRRELEVANT_KEYS = ("keep", "keep_trials", "checkpoint", "patience")
 _CONSEQUENCE = "a trial that is interrupted starts again at epoch 1"
 
 
+Put = Callable[[str, bytes], None]
+"""Writes a file of the folder of artifacts, given its id and content."""
+
+
 class TrainingCheckpoints:
     """Writes, reads and removes the training checkpoints of one study, in one worker.
 
@@ -68,7 +74,7 @@ class TrainingCheckpoints:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._setting = study.first_settings.training.checkpoint
-        self._say, self._clock, self._precision = say, clock, precision
+        self._say, self._precision = say, precision
         self._identity = identity(conditions.expected_attrs, study.name)
         self._folder: Path | None = None
         try:
@@ -85,38 +91,54 @@ class TrainingCheckpoints:
         self._warned: set[str] = set()
         self._layouts: dict[str, StateLayout] = {}
         self._written: dict[int, int] = {}  # trial number -> epoch of the file that this object wrote
-        self._due_at = clock() + FIRST_WRITE_S
+        self._budget = TimeBudget(MAX_TIME_FRACTION, FIRST_WRITE_S, clock)
 
     @property
     def enabled(self) -> bool:
         """Return whether training states are written at all."""
         return self._setting != "none"
 
-    def is_due(self, epoch: int, at_rung: bool) -> bool:
-        """Return whether the members of a population are to be written after this epoch."""
-        match self._setting:
-            case "none":
-                return False
-            case "auto":
-                return self._clock() >= self._due_at
-            case every:
-                return at_rung or epoch % int(every) == 0
+    @property
+    def is_permitted(self) -> bool:
+        """Return whether the state of a frozen member may be written now; with "auto", within the time budget."""
+        return self.enabled and (self._setting != "auto" or self._budget.permits())
 
-    def write(self, members: Mapping[int, FrozenMember]) -> set[int]:
+    def due(self, epoch: int, numbers: Sequence[int]) -> Sequence[int]:
+        """Return those of the members of a population in training that are to be written after this epoch.
+
+        With "auto" all of them, where the time budget would also pay for their states at the next rung. While the
+        duration of a write is not known, one of them.
+        """
+        if self._setting != "auto":
+            return numbers if self.enabled and epoch % int(self._setting) == 0 else ()
+        duration = self._budget.seconds_per_write
+        if duration is None:
+            return numbers[:1] if self._budget.permits() else ()
+        return numbers if self._budget.permits(2 * duration * len(numbers)) else ()
+
+    def spending(self) -> AbstractContextManager[None]:
+        """Count the time of a block as spent on training checkpoints."""
+        return self._budget.spending()
+
+    def write(self, members: Mapping[int, FrozenMember], *, only_permitted: bool = False) -> set[int]:
         """Write the files of these members, by trial number; return the trials that have a file of their epoch now.
 
-        Each file replaces the trial's last one; a file of the same epoch is not written again. Warns once where files
-        cannot be written.
+        Each file replaces the trial's last one; a file of the same epoch is not written again. With `only_permitted`,
+        write in the order of `members` while that is permitted. Warns once where files cannot be written.
         """
-        start = self._clock()
-        missing = {number for number, member in members.items() if not self._is_written(number, member.epoch)}
-        for number in sorted(missing):
-            if self._write(number, members[number]):
-                self._written[number] = members[number].epoch
-                missing.remove(number)
-        end = self._clock()
-        self._due_at = max(self._due_at, end) + (end - start) / MAX_TIME_FRACTION
-        return members.keys() - missing
+        with self.spending():
+            missing = [number for number, member in members.items() if not self._is_written(number, member.epoch)]
+            written = members.keys() - set(missing)
+            if missing:
+                with self._batch() as put:
+                    for number in missing:
+                        if only_permitted and not self.is_permitted:
+                            break
+                        if self._write(number, members[number], put):
+                            self._written[number] = members[number].epoch
+                            self._budget.add_write()
+                            written.add(number)
+            return written
 
     def write_for_retry(self, members: Iterable[Member], frozen: Mapping[int, FrozenMember]) -> None:
         """Write the last states of trials that are to be retried: those of their files, or later ones in `frozen`.
@@ -141,7 +163,10 @@ class TrainingCheckpoints:
         """
         number = member.number
         try:
-            return self._state(member)
+            state = self._state(member)
+            if state is not None:
+                self._written[number] = state.epoch
+            return state
         except OSError as error:
             problem = f"cannot be read ({error.strerror or error})"
         except ValueError as error:
@@ -169,18 +194,19 @@ class TrainingCheckpoints:
 
     def remove(self, numbers: Collection[int]) -> None:
         """Remove the files of these trials, where there are any. Warns once where files cannot be removed."""
-        for number in numbers:
-            self._written.pop(number, None)
-            file = self._file(number)
-            if file is None:
-                continue
-            try:
-                ArtifactFolder(file.parent).remove(file.name)
-            except NotADirectoryError:  # no file can be there
-                continue
-            except OSError as error:
-                why = error.strerror or str(error)
-                self._warn("removed", f"training checkpoints cannot be removed in {file.parent} ({why})")
+        with self.spending():
+            for number in numbers:
+                self._written.pop(number, None)
+                file = self._file(number)
+                if file is None:
+                    continue
+                try:
+                    ArtifactFolder(file.parent).remove(file.name)
+                except NotADirectoryError:  # no file can be there
+                    continue
+                except OSError as error:
+                    why = error.strerror or str(error)
+                    self._warn("removed", f"training checkpoints cannot be removed in {file.parent} ({why})")
 
     def _file(self, number: int) -> Path | None:
         """Return the path of a trial's file; None where this user has no folder of artifacts."""
@@ -189,23 +215,40 @@ class TrainingCheckpoints:
     def _is_written(self, number: int, epoch: int) -> bool:
         return self._written.get(number) == epoch and self.exists(number)
 
-    def _write(self, number: int, member: FrozenMember) -> bool:
-        file = self._file(number)
-        if file is None:
+    @contextlib.contextmanager
+    def _batch(self) -> Iterator[Put | None]:
+        """Return a function that writes a file, or None where the folder cannot be used."""
+        if self._folder is None:
             self._warn("written", f"training checkpoints cannot be written ({self._no_folder}): {_CONSEQUENCE}")
+            yield None
+            return
+        with contextlib.ExitStack() as stack:
+            put = None
+            try:
+                put = stack.enter_context(ArtifactFolder(self._folder).batch())
+            except OSError as error:
+                self._warn_unwritten(error)
+            yield put
+
+    def _write(self, number: int, member: FrozenMember, put: Put | None) -> bool:
+        if put is None:
             return False
         try:
-            content = state_to_bytes(member, self._identity, self._fingerprint(member.member))
+            put(state_file_id(self._identity, number), self._content(member))
         except HpoError as error:
             self._warn("stored", f"training checkpoints cannot store these networks ({error}): {_CONSEQUENCE}")
             return False
-        try:
-            ArtifactFolder(file.parent).write(file.name, io.BytesIO(content))
         except OSError as error:
-            why = error.strerror or str(error)
-            self._warn("written", f"training checkpoints cannot be written in {file.parent} ({why}): {_CONSEQUENCE}")
+            self._warn_unwritten(error)
             return False
         return True
+
+    def _content(self, member: FrozenMember) -> bytes:
+        return state_to_bytes(member, self._identity, self._fingerprint(member.member))
+
+    def _warn_unwritten(self, error: OSError) -> None:
+        why = error.strerror or str(error)
+        self._warn("written", f"training checkpoints cannot be written in {self._folder} ({why}): {_CONSEQUENCE}")
 
     def _state(self, member: Member) -> FrozenMember | None:
         """Return the member frozen as in its file; None without one. Raises OSError, or ValueError with the problem."""
