@@ -74,7 +74,7 @@ def epoch_extension(
         member = Member(trial.number, config, trial_seed(study, trial.number))
         if has_stopped_improving(config.training.patience, curve.get(metric, ()), metric):
             ended_early += 1
-        elif checkpoints.epoch(member) is not None:
+        elif checkpoints.peek(member) is not None:
             continued.append(trial)
         else:
             staying.append(trial)

@@ -233,22 +233,30 @@ class HalvingSearch(PopulationSearch):
     def _take_over(self, judged: Mapping[int, Judgement]) -> bool:
         """Claim promoted trials that other workers have frozen, where their states can be read here."""
         for rung in sorted(judged):
-            ids = {
-                self._others[number]._trial_id
-                for number in judged[rung].promoted
-                if number in self._others
-                and self._others[number].system_attrs.get(FROZEN) == rung
-                and self.checkpoints.epoch(self._member(self._others[number])) == rung
-            }
+            others = [self._others[number] for number in judged[rung].promoted if number in self._others]
+            states = self._readable([trial for trial in others if trial.system_attrs.get(FROZEN) == rung], rung)
+            ids = {self._others[number]._trial_id for number in states}
             claimed = self.storage.claim(ids, self.population, self.claim_conditions, frozen=True)
             self._running = {trial.number: trial for trial in claimed}
             self._separate_trials_that_train_alone(claimed)
             self.history.restart(self._running.values())
-            self._continue()
+            unchanged = {number for number, trial in self._running.items() if trial.system_attrs.get(FROZEN) == rung}
+            self._continue({number: state for number, state in states.items() if number in unchanged})
             self._drop_lost_claims(self.storage.thaw({trial._trial_id for trial in self._running.values()}))
             if self._running:
                 return True
         return False
+
+    def _readable(self, trials: Iterable[FrozenTrial], rung: int) -> dict[int, FrozenMember]:
+        """Return the states of up to a population of other workers' trials, where they can be read at this rung."""
+        states: dict[int, FrozenMember] = {}
+        for trial in trials:
+            if len(states) == self.population:
+                break
+            state = self.checkpoints.peek(self._member(trial))
+            if state is not None and state.epoch == rung:
+                states[trial.number] = state
+        return states
 
     def _end_frozen(self, numbers: Collection[int]) -> None:
         """End frozen trials as pruned."""

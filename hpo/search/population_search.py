@@ -5,8 +5,9 @@ The trainer trains members; the storage takes their results. Nothing here knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -152,12 +153,13 @@ class PopulationSearch(Search):
         self._continue()
         return claimed
 
-    def _continue(self) -> None:
-        """Read the states of running trials, and restore their learning curves."""
+    def _continue(self, states: Mapping[int, FrozenMember] = MappingProxyType({})) -> None:
+        """Read the states of running trials, except those in `states`, and restore their learning curves."""
         self._progress.clear()
-        for trial in self._running.values():
-            if trial.params and (progress := self.checkpoints.read(self._member(trial))) is not None:
-                self._progress[trial.number] = progress
+        for number, trial in self._running.items():
+            progress = states.get(number) or (self.checkpoints.read(self._member(trial)) if trial.params else None)
+            if progress is not None:
+                self._progress[number] = progress
         metric = self.study.search.first_metric
         curves = {number: dict(enumerate(each.curve[metric], 1)) for number, each in self._progress.items()}
         lost = self.storage.report_curves({self.trial_id(number): curve for number, curve in curves.items()})

@@ -52,6 +52,16 @@ def example_shape(shape: Sequence[int]) -> Shape:
     return channels, height, width
 
 
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Return the number of batches in an epoch of training examples.
+
+    A last batch of one example is left out, because it has no variance. It is left out also without batch norm, so that
+    trials can be compared.
+    """
+    whole, rest = divmod(examples, batch_size)
+    return whole + (rest > 1 or (rest == 1 and whole == 0))
+
+
 def to_device(split: Split, seed: int, device: torch.device) -> DeviceSplit:
     """Copy a split to the device. `seed` is the split's seed. Raises torch's error where the memory is too small."""
     return DeviceSplit(

@@ -96,7 +96,9 @@ class Grouping:
         except Exception as error:  # noqa: BLE001 - raised by `can_stack`, so that only this member fails
             self._raised[member.number] = error
             return f"{shared} {member.number}"
-        return f"{shared} {architecture} {member.number if self._reasons[architecture] else ''}"
+        # Members of a stack share the step counts of its optimizer; those of modules may lack gradients.
+        updates = [] if member.state is None else [*member.state.optimizer.steps.values()]
+        return f"{shared} {architecture} {updates} {member.number if self._reasons[architecture] else ''}"
 
     def can_stack(self, member: Member) -> bool:
         """Return whether the member's module can be stacked. Raises the exception that its module raised, if any."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpo.studyfile import Config
 from hpo.training.augmentation import epoch_images
-from hpo.training.device_data import DeviceSplit
+from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import widest_float
 from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights_file import State
@@ -153,9 +153,7 @@ class Stack:
         device, labels, size = self._split.device, self._split.train_targets, self._training.batch_size
         augmented = epoch_images(self._split, epoch, self._training)
         order = batch_order(self._split.seed, epoch, len(labels)).to(device)
-        batches = list(torch.split(order, size))
-        if len(batches) > 1 and len(batches[-1]) == 1 < size:
-            batches.pop()  # one example has no variance; also without batch norm, so that trials can be compared
+        batches = list(torch.split(order, size))[: steps_per_epoch(len(labels), size)]
         network = self._network
         dropouts: Sequence[Dropout | ForwardSeed] = network.dropouts
         keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(device)

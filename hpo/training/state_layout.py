@@ -33,13 +33,15 @@ class StateLayout:
     """The tensors of a member's state.
 
     A network has the tensors `fixed`, and may have those named in `free`, of any shape and type: the buffers of a
-    user-defined network. The optimizer has `moments` state tensors for each of the `trained` parameters.
+    user-defined network. The optimizer has `moments` state tensors for each of the `trained` parameters. It updates
+    them in every step, unless `may_lack_gradients`: those of a user-defined network.
     """
 
     fixed: Tensors
     free: frozenset[str]
     trained: Tensors
     moments: int
+    may_lack_gradients: bool
 
     @property
     def max_bytes(self) -> int:
@@ -51,13 +53,19 @@ class StateLayout:
         ]
         return HEADER_BYTES + sum(sizes) + (2 * MAX_BUFFER_BYTES if self.free else 0)
 
-    def check(self, state: MemberState, best: State | None) -> None:
-        """Raise ValueError unless state and best weights, where there are any, have this layout."""
+    def check(self, state: MemberState, best: State | None, steps: int) -> None:
+        """Raise ValueError unless state and best weights, where there are any, have this layout.
+
+        `steps` is the number of training steps up to the state's epoch.
+        """
         _check("network", state.network, self.fixed, self.free)
         if len(state.optimizer.states) != self.moments or state.optimizer.steps.keys() != self.trained.keys():
             raise ValueError("its optimizer state is that of another optimizer")
         for moments in state.optimizer.states:
             _check("optimizer", moments, self.trained)
+        updates = set(state.optimizer.steps.values())
+        if max(updates, default=0) > steps or (not self.may_lack_gradients and updates - {steps}):
+            raise ValueError(f"its optimizer has not made the {steps} updates of {state.epoch} epochs")
         if best is not None:
             _check("best weights", best, self.fixed, self.free)
 
@@ -75,7 +83,8 @@ def state_layout(config: Config, shape: Shape, classes: int, precision: str) -> 
         buffers = {f"{path}.{name}" if path else name for path, m in network.named_modules() for name in m._buffers}
         free = frozenset({*weights, *buffers} - fixed.keys())
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    return StateLayout(_tensors(fixed), free, _tensors(trained), RULES[config.optimizer.kind][1])
+    moments, is_module = RULES[config.optimizer.kind][1], config.network.kind == "module"
+    return StateLayout(_tensors(fixed), free, _tensors(trained), moments, is_module)
 
 
 def _tensors(values: Mapping[str, Any]) -> Tensors:

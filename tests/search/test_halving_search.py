@@ -42,7 +42,7 @@ from hpo.storage import (
     study_names,
     summary,
 )
-from hpo.storage.artifacts import artifact_folder
+from hpo.storage.artifacts import ArtifactFolder, artifact_folder
 from hpo.storage.workers import Worker
 from hpo.studyfile import Study
 from hpo.training import trainer
@@ -948,8 +948,15 @@ def test_two_workers_share_the_rungs(
 
 
 def test_a_worker_takes_over_the_promoted_trials_of_another(
-    recording: type[RecordingTrainer], storage: Storage, other: Storage, unpruned: Sequence[FrozenTrial]
+    recording: type[RecordingTrainer],
+    storage: Storage,
+    other: Storage,
+    unpruned: Sequence[FrozenTrial],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    read: list[str] = []
+    real = ArtifactFolder.open_reader
+    monkeypatch.setattr(ArtifactFolder, "open_reader", lambda self, name: (read.append(name), real(self, name))[1])
     study = halving_study(training={"checkpoint": 1})
     submit(study, storage)
     busy, free = join_study(storage), join_study(other)
@@ -960,6 +967,8 @@ def test_a_worker_takes_over_the_promoted_trials_of_another(
     assert free.end_if_done() is None
     frozen = [trial for trial in running_trials(storage) if trial.frozen]
     assert {trial.number for trial in frozen} <= set(busy._frozen)
+    assert read
+    assert max(Counter(read).values()) == 1  # a state that is taken over is read once
     run_in_turns([free, busy])
     check_curves(check_ended(storage, study), unpruned)
     assert max(recording.trained.values()) == 1

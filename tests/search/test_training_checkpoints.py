@@ -267,6 +267,11 @@ def rewritten(content: bytes, change: Callable[[dict[str, Any]], None]) -> bytes
         (lambda about: about.update(moments=3), "its optimizer state is that of another optimizer"),
         (lambda about: about["steps"].popitem(), "its optimizer state is that of another optimizer"),
         (lambda about: about["steps"].update({"1.weight": -1}), "its metadata: 'steps.1.weight'"),
+        (
+            lambda about: about["steps"].update({min(about["steps"]): 5}),
+            "its optimizer has not made the 4 updates of 2 epochs",
+        ),
+        (lambda about: about.update(steps=dict.fromkeys(about["steps"], 4000)), "its optimizer has not made the 4 up"),
         (lambda about: about.update(more=1), "its metadata: 'more'"),
         (lambda about: None, ""),
     ],
@@ -285,6 +290,32 @@ def test_wrong_metadata_with_a_valid_sha256_is_refused(
     else:
         assert read is not None
         assert plain(read) == expected
+
+
+def with_steps(bench: Bench, number: int, steps: int) -> None:
+    """Change the step counts in the file of a trial, which stays a valid file."""
+
+    def change(about: dict[str, Any]) -> None:
+        about["steps"] = dict.fromkeys(about["steps"], steps)
+
+    bench.path(number).write_bytes(rewritten(bench.path(number).read_bytes(), change))
+
+
+def test_wrong_step_counts_of_a_user_defined_network_stay_out_of_the_stack_of_others(
+    storage: Storage, tmp_path: Path
+) -> None:
+    """Its parameters may lack gradients, so that lower counts are possible."""
+    bench = Bench(module_study("Plain", tmp_path), storage)
+    bench.checkpoints.write(bench.frozen(1, 2, 3))
+    with_steps(bench, 1, 3)
+    with_steps(bench, 2, 5)
+    read = [bench.checkpoints.read(bench.member(number, seed=number)) for number in (1, 2, 3)]
+    assert [each is not None for each in read] == [True, False, True]
+    assert "trial 2: " in bench.notes[0]
+    members = [each.member for each in read if each]
+    assert len(bench.trainer.groups(members)) == 2
+    whole = bench.frozen(2, 3)
+    assert len(bench.trainer.groups([each.member for each in whole.values()])) == 1
 
 
 def test_tensors_of_another_shape_or_type_are_refused(bench: Bench) -> None:

@@ -122,6 +122,15 @@ import torch
 from torch import nn
 
 
+class Plain(nn.Module):  # can be stacked
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(x.flatten(1))
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()

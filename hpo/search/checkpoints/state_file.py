@@ -127,8 +127,8 @@ def read_metadata(content: bytes) -> StateMetadata:
     return about
 
 
-def read_state(content: bytes, about: StateMetadata, member: Member, layout: StateLayout) -> FrozenMember:
-    """Return `member` frozen as in a file's content with this metadata.
+def read_state(content: bytes, about: StateMetadata, member: Member, layout: StateLayout, steps: int) -> FrozenMember:
+    """Return `member` frozen as in a file's content with this metadata. `steps` is the number of steps in an epoch.
 
     Raises ValueError, whose text describes the problem, for tensors that do not match the layout of the member's state.
     """
@@ -146,7 +146,7 @@ def read_state(content: bytes, about: StateMetadata, member: Member, layout: Sta
         parts[part][key.removeprefix(f"{part}/")] = value
     optimizer = FrozenOptimizer([parts[f"optimizer/{index}"] for index in range(about.moments)], about.steps)
     state = MemberState(about.epoch, parts["network"], optimizer)
-    layout.check(state, parts.get("best"))
+    layout.check(state, parts.get("best"), about.epoch * steps)
     best = None if about.best is None else Checkpoint(about.best.epoch, about.best.val_loss, parts["best"])
     return FrozenMember(replace(member, state=state), about.curve, about.seconds, best, about.elapsed_s)
 

@@ -32,7 +32,7 @@ from hpo.search.study_records import precision_of
 from hpo.storage import ClaimConditions, Storage, identity
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id
 from hpo.studyfile import Config, Study
-from hpo.training.device_data import example_shape
+from hpo.training.device_data import example_shape, steps_per_epoch
 from hpo.training.size import shape_key
 from hpo.training.stack import Member
 from hpo.training.state_layout import StateLayout, state_layout
@@ -82,6 +82,7 @@ class TrainingCheckpoints:
         except StorageError as error:
             self._no_folder = str(error)
         self._shape, self._classes = example_shape(split.train.inputs.shape), split.classes
+        self._examples = len(split.train)
         self._data = {
             "code": dict(code.files),
             "sha256": split.content_sha256,
@@ -176,16 +177,12 @@ class TrainingCheckpoints:
         self.remove({number})
         return None
 
-    def epoch(self, member: Member) -> int | None:
-        """Return the epochs trained in a member's file; None without a file that `read` can use.
-
-        Removes no file and notes nothing.
-        """
+    def peek(self, member: Member) -> FrozenMember | None:
+        """Return the member as `read` does; remove no file and note nothing."""
         try:
-            state = self._state(member)
+            return self._state(member)
         except (OSError, ValueError):
             return None
-        return None if state is None else state.epoch
 
     def exists(self, number: int) -> bool:
         """Return whether there is a file of a trial; whether it can be used is known once it is read."""
@@ -263,7 +260,8 @@ class TrainingCheckpoints:
             return None
         about = read_metadata(content)
         self._check(about, member)
-        return read_state(content, about, member, layout)
+        steps = steps_per_epoch(self._examples, member.config.training.batch_size)
+        return read_state(content, about, member, layout, steps)
 
     def _read(self, number: int, max_bytes: int) -> bytes | None:
         """Return the content of a trial's file; None where there is none. Raises ValueError for a larger file."""
