@@ -96,15 +96,16 @@ class Study(Keywords):
 
         return study_text(self.checked)
 
-    def check(self, device: str = "auto", *, resolved: bool = False) -> str:
+    def check(self, device: str = "auto", *, resolved: bool = False, storage: str | None = None) -> str:
         """Return the report of `hpo check`: the search space, the data, and the size of a population.
 
-        With `resolved` the text of the resolved file follows. Raises what a launch raises before it trains:
-        StudyFileError, UsageError and DataError.
+        With `resolved` the text of the resolved file follows. A study that is stored at the URL `storage`, by default
+        that of HPO_STORAGE or `sqlite:///hpo.db`, has the pruner that was chosen when it began. Raises what a launch
+        raises before it trains: StudyFileError, UsageError and DataError.
         """
         from hpo.results.display.check import check_report
 
-        return check_report(self.checked, device, resolved)
+        return check_report(self.checked, device, resolved, storage)
 
 
 Source: TypeAlias = Study | str | os.PathLike[str] | Mapping[str, Any]

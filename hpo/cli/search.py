@@ -92,13 +92,15 @@ def check(
     resolved: Annotated[
         bool, typer.Option("--all", help="Print the resolved file too: the study file with every default")
     ] = False,
+    storage: StorageUrl = None,
 ) -> None:
     """Validate a study file and summarize it.
 
     The summary has the search space, the data, the number of parameters of a network, how many trials train at once in
-    how much memory, and the size of a frozen one.
+    how much memory, the size of a frozen one, and the pruner. For a study that has begun in the storage, the pruner is
+    the one chosen then.
     """
-    print_line(hpo.read(file, overrides or ()).check(resolved=resolved))
+    print_line(hpo.read(file, overrides or ()).check(resolved=resolved, storage=storage))
 
 
 @command()

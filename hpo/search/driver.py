@@ -34,8 +34,7 @@ from hpo.search.loop import Search
 from hpo.search.objective.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
 from hpo.search.population_search import PopulationSearch
-from hpo.search.sampling.pruners import PrunerChoice, choose_pruner, halving_of
-from hpo.search.sampling.samplers import max_epochs
+from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
 from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
 from hpo.search.space import Values
 from hpo.search.study_records import (
@@ -210,7 +209,7 @@ class NetworkDriver(Driver):
         return lambda given, trials: network_trials(self.study, given, trials, before)
 
     def _sizes(self, before: StudySummary) -> dict[str, Any]:
-        is_halving = self._pruner(before.user_attrs.get(PRUNER)).name == "halving"
+        is_halving = choose_pruner(self.study, before.user_attrs.get(PRUNER)).name == "halving"
         epochs = halving_of(self.study).expected_epochs(max_epochs(self.study)) if is_halving else None
         return {
             "population": self.plan.population,
@@ -224,12 +223,14 @@ class NetworkDriver(Driver):
         split = to_planned_device(self.study, self.plan)
         storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
-        choice = self._pruner(None)
-        if choice.why:
-            choice = self._pruner(agree_on_pruner(stored, storage, choice.name))
+        choice = choose_pruner(self.study, user_attrs_of(stored).get(PRUNER))
+        if choice.why and (agreed := agree_on_pruner(stored, storage, choice.name)) != choice.name:
+            choice = choose_pruner(self.study, agreed)
         on_event(self.started(before, device, self.precisions(precision)))
         if choice.why:
             on_event(Note(f"pruner: {choice.name} ({choice.why})"))
+        if line := patience_line(self.study, choice.name):
+            on_event(Note(line))
         timeout_s = self.study.search.trial_timeout
         checkpoints = TrainingCheckpoints(
             self.study,
@@ -256,13 +257,6 @@ class NetworkDriver(Driver):
             before=self._warm_start(stored, storage, on_event),
             **arguments,
         )
-
-    def _pruner(self, stored: str | None) -> PrunerChoice:
-        """Return the pruner; "auto" is the `stored` choice of the first worker, where there is one."""
-        choice = choose_pruner(self.study)
-        if not choice.why or stored in (None, choice.name):
-            return choice
-        return PrunerChoice(str(stored), "chosen when the study began")
 
     def _warm_start(self, stored: optuna.Study, storage: Storage, on_event: Listener) -> list[FrozenTrial]:
         """Return the trials of `search.start_from`, after a warning for each study that cannot be used any more."""

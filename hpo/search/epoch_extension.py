@@ -19,9 +19,11 @@ from hpo.errors import UsageError
 from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.comparability import raises_epochs
 from hpo.search.points import trial_seed
+from hpo.search.sampling.pruners import choose_pruner
 from hpo.search.space import config_of
 from hpo.search.study_records import (
     CURVE,
+    PRUNER,
     RUN,
     any_stored_study,
     claim_conditions,
@@ -79,7 +81,8 @@ def epoch_extension(
         else:
             staying.append(trial)
     if continued:
-        _check_limits(study, trials, continued, datetime.datetime.fromisoformat(run["began"]))
+        count_pruned = choose_pruner(study, user_attrs_of(stored).get(PRUNER)).name != "halving"
+        _check_limits(study, trials, continued, datetime.datetime.fromisoformat(run["began"]), count_pruned)
     epochs = {trial._trial_id: epochs_trained(trial) for trial in continued}
     reopened = ReopenedTrials(epochs, (CURVE,), ("score_epoch",))
     return EpochExtension(reopened, _note(continued, staying, ended_early))
@@ -91,17 +94,22 @@ def _all_epochs(trials: Sequence[FrozenTrial]) -> str:
 
 
 def _check_limits(
-    study: Study, trials: Sequence[FrozenTrial], continued: Sequence[FrozenTrial], began: datetime.datetime
+    study: Study,
+    trials: Sequence[FrozenTrial],
+    continued: Sequence[FrozenTrial],
+    began: datetime.datetime,
+    count_pruned: bool,
 ) -> None:
-    """Raise UsageError where `search.timeout` or `search.patience` has been reached."""
+    """Raise UsageError where `search.timeout` or `search.patience`, which may count pruned trials, is reached."""
     search, reached = study.search, ""
     age_s = (datetime.datetime.now(datetime.UTC) - began).total_seconds()
     numbers = {trial.number for trial in continued}
     ended = [trial for trial in trials if trial.number not in numbers]
     if search.timeout is not None and age_s >= search.timeout:
         reached = "timeout"
-    elif search.patience is not None and trials_since_best(ended, directions(study)) >= search.patience:
-        reached = "patience"
+    elif search.patience is not None:
+        since_best = trials_since_best(ended, directions(study), count_pruned=count_pruned)
+        reached = "patience" if since_best >= search.patience else ""
     if reached:
         raise UsageError(
             f"{study.source}: training.epochs: search.{reached} = {getattr(search, reached):g} has been reached, so "

@@ -62,6 +62,10 @@ class HalvingSearch(PopulationSearch):
         super().__post_init__()
 
     @property
+    def _count_pruned(self) -> bool:
+        return False  # most trials are pruned at the first rung, after a small part of their training
+
+    @property
     def _reads_curves(self) -> bool:
         return True
 

@@ -48,12 +48,19 @@ class PopulationSearch(Search):
 
     def __post_init__(self) -> None:
         trials = self._read(-1, ())
-        self.history = SamplerHistory(self.study, trials, self.before, self._constraints)
+        self.history = SamplerHistory(
+            self.study, trials, self.before, self._constraints, count_pruned=self._count_pruned
+        )
         self._learn(trials)
         keeps = self.study.first_settings.training.keep != "none"
         self.writer = (
             CheckpointWriter(self.study, self.claim_conditions, self.storage, self.on_event) if keeps else None
         )
+
+    @property
+    def _count_pruned(self) -> bool:
+        """Whether `search.patience` counts pruned trials."""
+        return True
 
     @property
     def idle_bytes(self) -> int:

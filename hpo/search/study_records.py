@@ -80,6 +80,14 @@ def with_stored_pruner(study: AnyStudy, storage: Storage) -> AnyStudy:
     return study.with_pruner("none") if isinstance(stored, Study) and stored.search.pruner == "none" else study
 
 
+def stored_pruner(study: Study, storage: Storage) -> str | None:
+    """Return the pruner that "auto" stands for in the stored study of that name; None where none is chosen yet."""
+    try:
+        return user_attrs_of(load_study(storage, study.name)).get(PRUNER)
+    except UnknownStudyError:
+        return None
+
+
 def open_study(
     study: AnyStudy, split: Split | None, code: UserCode, storage: Storage, options: LaunchOptions = DEFAULTS
 ) -> optuna.Study:

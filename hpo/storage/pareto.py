@@ -35,11 +35,13 @@ def best_first(trials: Mapping[int, Losses]) -> list[int]:
     return sorted(numbers, key=lambda number: (*trials[number], number))
 
 
-def trials_since_best(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> int:
+def trials_since_best(
+    trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], *, count_pruned: bool = True
+) -> int:
     """Return the number of completed and pruned trials after the last improvement, 0 before the first completed trial.
 
     With one objective the last improvement is the first trial with the best value; with several it is the last trial
-    that added a new point to the Pareto front.
+    that added a new point to the Pareto front. Without `count_pruned` the completed trials alone are counted.
     """
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     values = {t.number: losses(t.values, directions) for t in ended if t.state == TrialState.COMPLETE}
@@ -50,4 +52,4 @@ def trials_since_best(trials: Sequence[FrozenTrial], directions: Sequence[StudyD
     for number in sorted(best) if len(directions) > 1 else best[:1]:
         firsts.setdefault(values[number], number)
     last = max(firsts.values())
-    return sum(trial.number > last for trial in ended)
+    return sum(trial.number > last for trial in ended if count_pruned or trial.state == TrialState.COMPLETE)

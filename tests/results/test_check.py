@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import DECAY, study_of
 
-from hpo.errors import HpoError, StudyFileError, UsageError
+from hpo.errors import HpoError, StorageError, StudyFileError, UsageError
 from hpo.results.display.check import check_report
 from hpo.studyfile import parse_study
 
@@ -42,6 +43,14 @@ def test_the_report_lists_search_space_sizes_and_resolved_file() -> None:
     summary = check_report(study, "cpu")
     assert report.startswith(summary + "\n\nname = ")
     assert parse_study(tomllib.loads(report.removeprefix(summary)), "resolved.toml") == study
+
+
+def test_a_default_storage_that_cannot_be_read_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_STORAGE", f"sqlite:///{tmp_path}/missing.db")
+    assert "\npruner: none (auto: 6 trials of 2 epochs; " in check_report(study_of(), "cpu")
+    with pytest.raises(StorageError, match="no such file"):
+        check_report(study_of(), "cpu", storage_url=f"sqlite:///{tmp_path}/missing.db")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_resolved_file_of_a_json_file_is_json() -> None:

@@ -20,7 +20,8 @@ from hpo.errors import StudyFileError, UsageError
 from hpo.results.display.check import parameter_line
 from hpo.search.points import baseline, check_points, points
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
-from hpo.search.sampling.samplers import check_search, max_epochs
+from hpo.search.sampling.pruners import max_epochs
+from hpo.search.sampling.samplers import check_search
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import belongs, combination, distributions, groups, identity, is_whole, size, size_text
 from hpo.storage import Storage

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tiny import DECAY, LR, StopAfter, after_epochs, curves, params, search, states, study_of, trials_of
 
 from hpo.errors import TrainingError
+from hpo.results.display.check import check_report
 from hpo.search import driver as drivers
 from hpo.search import loop
 from hpo.search.checkpoints.time_budget import TimeBudget
@@ -26,6 +27,7 @@ from hpo.search.events import Event, FrozenTrials, Note, PopulationStarted, Stud
 from hpo.search.halving_search import HalvingSearch
 from hpo.search.launch import join, launch, submit
 from hpo.search.options import LaunchOptions
+from hpo.search.sampling import pruners
 from hpo.search.sampling.pruners import halving_of
 from hpo.search.space import config_of
 from hpo.search.study_records import CURVE
@@ -425,6 +427,16 @@ def test_patience_counts_from_the_first_trial_that_completes(storage: Storage) -
     assert any(trial.number > best.number for trial in trials)
 
 
+def test_patience_counts_completed_trials_only(storage: Storage) -> None:
+    """Of 40 trials 20, 10 and 5 are promoted. 35 trials are pruned, most of them after one epoch."""
+    events = search(limited(patience=8), storage)
+    trials = trials_of(storage)
+    assert states(trials).count(COMPLETE) < 8
+    assert (reason(events), len(trials)) == ("finished", 40)
+    text = "search.patience = 8 counts completed trials, and with halving about 5 of 40 complete: it will not end"
+    assert text in notes(events)
+
+
 def test_the_time_of_a_trial_is_that_of_all_its_populations(
     recording: type[RecordingTrainer], storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -705,6 +717,29 @@ def test_trials_of_an_extension_are_judged_with_the_earlier_ones(
     ranked = sorted(trials, key=lambda trial: (-trial.intermediate_values[1], trial.number))
     new = {trial.number for trial in ranked[:12] if trial.number >= 12}
     assert {trial.number for trial in trials[12:] if len(rungs_of(trial)) > 1} == new
+
+
+def test_an_extended_study_keeps_the_pruner_that_was_chosen_for_it(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruners, "MIN_TRIALS", 8)
+    monkeypatch.setattr(pruners, "EPOCHS_PER_FIRST_RUNG", 3)
+
+    def study(trials: int, name: str = "tiny") -> Study:
+        return study_of(name=name, training={"epochs": 3}, search={"trials": trials, "pruner": "auto", "rung": 1})
+
+    assert "pruner: none (4 trials of 3 epochs; " in notes(search(study(4), storage))
+    events = search(study(8), storage, extend=True)
+    assert "pruner: none (chosen when the study began)" in notes(events)
+    assert states(trials_of(storage)) == [COMPLETE] * 8
+    assert "pruner: halving (8 trials of 3 epochs)" in notes(search(study(8, "other"), storage))
+    assert "pruner: halving (chosen when the study began)" in notes(search(study(9, "other"), storage, extend=True))
+    for name, chosen in (("tiny", "none"), ("other", "halving")):
+        for trials in (4, 9):
+            report = check_report(study(trials, name), "cpu", storage_url=storage.location.full_url)
+            assert f"\npruner: {chosen} (auto: chosen when the study began)" in report
+    report = check_report(study(8, "new"), "cpu", storage_url=storage.location.full_url)
+    assert "\npruner: halving (auto: 8 trials of 3 epochs), rungs at epoch" in report
 
 
 @pytest.mark.parametrize("pruner", [slow("none"), "hyperband"])

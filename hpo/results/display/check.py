@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 
+from hpo.errors import StorageError
+from hpo.results.study_facts import open_existing
 from hpo.search.plan import plan
-from hpo.search.sampling.pruners import choose_pruner, halving_of
-from hpo.search.sampling.samplers import max_epochs
+from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
 from hpo.search.space import few_digits, size_text
+from hpo.search.study_records import stored_pruner, with_stored_pruner
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
 from hpo.studyfile.writing import study_text
 from hpo.text import json_text, printable_lines
@@ -18,9 +20,16 @@ from hpo.training.devices import describe_device
 from hpo.training.size import device_memory, frozen_memory
 
 
-def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False) -> str:
-    """Return the report, with `resolved` the resolved file too. Raises what a launch of this study would raise."""
-    report = _objective_report(study, device) if isinstance(study, ObjectiveStudy) else _network_report(study, device)
+def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False, storage_url: str | None = None) -> str:
+    """Return the report, with `resolved` the resolved file too. Raises what a launch of this study would raise.
+
+    The pruner of a study that is stored already is the stored one. A default storage that cannot be read is ignored.
+    """
+    report = (
+        _objective_report(study, device)
+        if isinstance(study, ObjectiveStudy)
+        else _network_report(study, device, storage_url)
+    )
     if resolved:
         as_json = study.source.lower().endswith(".json")
         report += [
@@ -30,7 +39,7 @@ def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False) 
     return printable_lines("\n".join(report))
 
 
-def _network_report(study: Study, device: str) -> list[str]:
+def _network_report(study: Study, device: str, storage_url: str | None) -> list[str]:
     planned = plan(study, device)
     split, member, population, where = planned.split, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
@@ -51,16 +60,32 @@ def _network_report(study: Study, device: str) -> list[str]:
         f"frozen member: {_size(member.frozen_bytes)}; "
         f"at most {frozen_memory() // member.frozen_bytes:,} fit into memory",
         f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
-        _pruner_line(study),
+        *_pruner_lines(study, storage_url),
     ]
 
 
-def _pruner_line(study: Study) -> str:
+def _pruner_lines(study: Study, storage_url: str | None) -> list[str]:
     """Return the pruner and the rungs of successive halving: `pruner: halving (auto: 100 trials of 50 epochs), ...`."""
-    choice = choose_pruner(study)
+    choice = choose_pruner(study, _stored_pruner(study, storage_url))
     rungs = halving_of(study).rungs(max_epochs(study)) if choice.name == "halving" else []
     at = f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else ""
-    return f"pruner: {choice.name}{f' (auto: {choice.why})' if choice.why else ''}{at}"
+    line = f"pruner: {choice.name}{f' (auto: {choice.why})' if choice.why else ''}{at}"
+    return [line, *filter(None, [patience_line(study, choice.name)])]
+
+
+def _stored_pruner(study: Study, storage_url: str | None) -> str | None:
+    """Return the pruner that was chosen when the study began, where it is stored."""
+    try:
+        storage = open_existing(storage_url)
+    except StorageError:
+        if storage_url is not None:
+            raise
+        return None
+    try:
+        known = with_stored_pruner(study, storage).search.pruner  # "none" for a study from before "auto"
+        return stored_pruner(study, storage) if known == study.search.pruner else known
+    finally:
+        storage.close()
 
 
 def _objective_report(study: ObjectiveStudy, device: str) -> list[str]:

@@ -72,6 +72,12 @@ class Halving:
         stops = [0, *self.rungs(epochs), epochs]
         return sum((end - start) / float(self.factor) ** k for k, (start, end) in enumerate(itertools.pairwise(stops)))
 
+    def expected_completions(self, configurations: int, epochs: int) -> int:
+        """Return how many of so many configurations reach the last epoch, where none fails or ends early."""
+        for _ in self.rungs(epochs):
+            configurations = -(-configurations // self.factor)
+        return configurations
+
     def promoted(self, rung: int, losses: Mapping[int, Losses], final: bool) -> list[int]:
         """Return the configurations to promote from a rung, the best first.
 

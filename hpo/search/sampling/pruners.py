@@ -28,11 +28,30 @@ class PrunerChoice:
     why: str = ""
 
 
-def choose_pruner(study: Study) -> PrunerChoice:
-    """Return the study's pruner; "auto" is successive halving where it pays, else none."""
+def choose_pruner(study: Study, stored: str | None = None) -> PrunerChoice:
+    """Return the study's pruner; "auto" is the `stored` choice, where the study has one, else that of its file."""
+    if study.search.pruner != "auto":
+        return PrunerChoice(study.search.pruner)
+    return _choice(study) if stored is None else PrunerChoice(stored, "chosen when the study began")
+
+
+def patience_line(study: Study, pruner: str) -> str:
+    """Return a line on `search.patience` where halving lets too few trials complete to reach it, else ""."""
+    search, halving = study.search, halving_of(study)
+    if pruner != "halving" or search.patience is None:
+        return ""
+    count = halving.expected_completions(-(-search.trials // search.repeats), max_epochs(study)) * search.repeats
+    if count > search.patience:
+        return ""
+    return (
+        f"search.patience = {search.patience} counts completed trials, and with halving about {count} of "
+        f"{search.trials} complete: it will not end the study"
+    )
+
+
+def _choice(study: Study) -> PrunerChoice:
+    """Return what "auto" stands for: successive halving where it pays, else no pruner."""
     search = study.search
-    if search.pruner != "auto":
-        return PrunerChoice(search.pruner)
     least = min(map(int, study.possible_values(("training", "epochs")).values()))
     first, planned = halving_of(study).first, search.trials // search.repeats
     if len(search.metrics) > 1:
@@ -47,6 +66,11 @@ def choose_pruner(study: Study) -> PrunerChoice:
         limits = f"halving pays from {EPOCHS_PER_FIRST_RUNG * first} epochs and {MIN_TRIALS} trials"
         return PrunerChoice("none", f"{planned} trials of {least} epochs; {limits}")
     return PrunerChoice("halving", f"{planned} trials of {least} epochs")
+
+
+def max_epochs(study: Study) -> int:
+    """Return the largest number of epochs of a trial."""
+    return max(map(int, study.possible_values(("training", "epochs")).values()))
 
 
 def halving_of(study: Study) -> Halving:

@@ -25,8 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.points import points
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy, in_memory_trial
-from hpo.search.sampling.pruners import IncrementalMedianPruner
-from hpo.search.sampling.samplers import GENERATION, joint_space, make_pruner, make_sampler, max_epochs
+from hpo.search.sampling.pruners import IncrementalMedianPruner, max_epochs
+from hpo.search.sampling.samplers import GENERATION, joint_space, make_pruner, make_sampler
 from hpo.search.sampling.tpe import Observations
 from hpo.search.space import (
     Values,
@@ -63,7 +63,8 @@ class SamplerHistory:
 
     `last` is the storage id of the newest known trial, `unfinished` are the ids of trials that have not ended. `before`
     are completed trials of the studies in `search.start_from`; those outside the search space are left out.
-    `constraints` returns the constraint values of a configuration.
+    `constraints` returns the constraint values of a configuration. `trials_since_best` counts pruned trials with
+    `count_pruned` only.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class SamplerHistory:
         trials: Sequence[FrozenTrial] = (),
         before: Sequence[FrozenTrial] = (),
         constraints: Callable[[Values], Mapping[str, float]] = lambda values: {},
+        *,
+        count_pruned: bool = True,
     ) -> None:
-        self._study_file, self._constraints = study, constraints
+        self._study_file, self._constraints, self._count_pruned = study, constraints, count_pruned
         self._space = distributions(study)
         self._joint = joint_space(study.search.sampler, groups(study, {})[0])
         before = self._numbered(before)
@@ -211,7 +214,8 @@ class SamplerHistory:
     def trials_since_best(self) -> int:
         """See `hpo.storage.pareto.trials_since_best`; trials of `search.start_from` do not count."""
         trials = self._study.get_trials(deepcopy=False)
-        return trials_since_best([trial for trial in trials if trial.number >= 0], self._study.directions)
+        own = [trial for trial in trials if trial.number >= 0]
+        return trials_since_best(own, self._study.directions, count_pruned=self._count_pruned)
 
     def exhausted(self) -> bool:
         """Return whether every configuration of a finite space is used."""

@@ -26,7 +26,7 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.search.points import check_points
-from hpo.search.sampling.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner
+from hpo.search.sampling.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner, max_epochs
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
 from hpo.search.space import check_space, groups
 from hpo.studyfile import Study
@@ -195,8 +195,3 @@ def make_pruner(study: Study) -> BasePruner:
             return IncrementalHyperbandPruner(max_epochs(study))
         case _:
             return NopPruner()
-
-
-def max_epochs(study: Study) -> int:
-    """Return the largest number of epochs of a trial."""
-    return max(map(int, study.possible_values(("training", "epochs")).values()))
