@@ -96,7 +96,11 @@ def run_hpo(seed: int, trials: int, pruner: str, dataset: str, folder: Path) -> 
 
 
 def run_plain(seed: int, trials: int, pruner: str, dataset: str, folder: Path) -> Run:
+    import optuna
+
     url = f"sqlite:///{folder}/plain.db"
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.create_study(storage=url, study_name="plain", direction="maximize")  # two processes would race to create it
     return run([child("--plain", seed, trials, pruner, dataset, url, part) for part in range(2)])
 
 
@@ -151,11 +155,11 @@ def plain_child(seed: int, trials: int, pruner: str, dataset: str, url: str, par
         return accuracy
 
     pruners = {"none": optuna.pruners.NopPruner(), "hyperband": optuna.pruners.HyperbandPruner(1, EPOCHS)}
-    study = optuna.create_study(
-        storage=url,
+    # SQLite's own timeout of 5 s is too short for two processes on a busy machine.
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    study = optuna.load_study(
         study_name="plain",
-        load_if_exists=True,
-        direction="maximize",
+        storage=storage,
         sampler=optuna.samplers.TPESampler(seed=2 * seed + part, multivariate=True, constant_liar=True),
         pruner=pruners[pruner],
     )
