@@ -35,6 +35,7 @@ from hpo.training.networks.user_defined import in_type, load_values
 from hpo.training.networks.weights_file import State
 from hpo.training.size import device_memory, measure_network, member_size
 from hpo.training.stack import DTYPES, Member, MemberMetrics, MemberState, Stack
+from hpo.training.stacking.trace import TraceCache
 
 MIN_STEP_FLOPS_PER_THREAD = 100_000_000
 """Floating-point operations in a step from which a further thread pays: about a millisecond."""
@@ -76,6 +77,7 @@ def train(
     timeout_s: float | None = None,
     stacked: bool = True,
     spent_s: float = 0,
+    traces: TraceCache | None = None,
 ) -> Generator[EpochResult, Collection[int], None]:
     """Train members of one group (see hpo/training/grouping.py), and yield an `EpochResult` per epoch.
 
@@ -86,12 +88,13 @@ def train(
 
     `precision` is a key of `DTYPES`. `timeout_s` limits the time of all epochs, in seconds, of which earlier
     populations of the members have taken `spent_s`. With `stacked` False, the one member's module runs unstacked.
+    `traces` is the cache of the group's graph; without it, every stack is traced.
 
     Raises TrialTimeout for an epoch that ends, or hangs, after the timeout, CannotStackError for modules that cannot be
     stacked, and MemoryError for members that need more memory than the device has.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
-    stacks, threads = _make_stacks(members, split, precision, stacked)
+    stacks, threads = _make_stacks(members, split, precision, stacked, traces)
     with _parallel_epochs(len(stacks), threads) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
             values: MemberMetrics = {}
@@ -124,7 +127,7 @@ def _by_number(
 
 
 def _make_stacks(
-    members: Sequence[Member], split: DeviceSplit, precision: str, stacked: bool
+    members: Sequence[Member], split: DeviceSplit, precision: str, stacked: bool, traces: TraceCache | None
 ) -> tuple[list[Stack], int]:
     """Return the members in stacks of about equal size, and the number of threads for each stack."""
     config = members[0].config
@@ -144,7 +147,7 @@ def _make_stacks(
             load_values(module, member.state.network)
     typed = split.in_type(DTYPES[precision])  # once for all stacks: the split may be large
     bounds = [len(members) * part // count for part in range(count + 1)]
-    stacks = [Stack(members[start:end], modules[start:end], typed, stacked) for start, end in pairwise(bounds)]
+    stacks = [Stack(members[start:end], modules[start:end], typed, stacked, traces) for start, end in pairwise(bounds)]
     return stacks, threads // count
 
 

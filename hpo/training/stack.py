@@ -23,6 +23,7 @@ from hpo.training.optimizers import FrozenOptimizer, Optimizer
 from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.stacked_network import StackedNetwork
+from hpo.training.stacking.trace import TraceCache
 from hpo.training.stacking.unstacked_network import ForwardSeed, UnstackedNetwork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -76,12 +77,17 @@ class Stack:
     """Members of one architecture that train together, on the device and in the type of the split's examples.
 
     `modules` are the members' networks, with the values of the members' states. With `stacked` False there is one
-    member, whose module runs unstacked. All members have trained the same number of epochs, `epochs_trained`. `numbers`
-    are the trial numbers of the members that remain.
+    member, whose module runs unstacked. `traces` is the cache of the architecture's graph. All members have trained the
+    same number of epochs, `epochs_trained`. `numbers` are the trial numbers of the members that remain.
     """
 
     def __init__(
-        self, members: Sequence[Member], modules: Sequence[nn.Module], split: DeviceSplit, stacked: bool = True
+        self,
+        members: Sequence[Member],
+        modules: Sequence[nn.Module],
+        split: DeviceSplit,
+        stacked: bool = True,
+        traces: TraceCache | None = None,
     ) -> None:
         first = members[0].config
         self.epochs_trained = members[0].epoch
@@ -94,7 +100,7 @@ class Stack:
         assert stacked or len(modules) == 1, "only a stack has several members"
         self._network: StackedNetwork | UnstackedNetwork
         if stacked:
-            self._network = StackedNetwork(modules, split.train.dtype)
+            self._network = StackedNetwork(modules, split.train.dtype, traces)
         else:
             self._network = UnstackedNetwork(
                 with_output_check(modules[0], split.classes, first.network), split.train.dtype

@@ -24,7 +24,7 @@ from hpo.training.networks.weights_file import State
 from hpo.training.population import EpochResult, train
 from hpo.training.size import count_parameters, shape_key
 from hpo.training.stack import Member
-from hpo.training.stacking.trace import CannotStackError
+from hpo.training.stacking.trace import CannotStackError, TraceCache
 
 
 @dataclass
@@ -38,6 +38,9 @@ class Outcome:
     failed: str | None = None
     state: State | None = field(default=None, repr=False)
 
+
+MAX_TRACES = 32
+"""Architectures whose graphs a trainer stores."""
 
 GroupKey = tuple[str, int]
 """Architecture and epoch that the members of a population share."""
@@ -57,6 +60,7 @@ class Trainer:
         self._max_members: int | None = None
         self._parameters: dict[str, int] = {}
         self._grouping = Grouping(split, warn)
+        self._traces: dict[str, TraceCache] = {}  # architecture -> its graph
 
     @property
     def split_bytes(self) -> int:
@@ -105,7 +109,8 @@ class Trainer:
         try:
             used = self._auto if precision == "auto" else precision
             stacked = self._grouping.can_stack(members[0])
-            yield from train(members, self._split, used, self._timeout_s, stacked, spent_s)
+            traces = self._traces_of(self._grouping.key(members[0]))
+            yield from train(members, self._split, used, self._timeout_s, stacked, spent_s, traces)
             return
         except CannotStackError as error:  # these members cannot be stacked, although two such modules could
             if len(members) == 1 or members[0].config.network.kind != "module":
@@ -130,6 +135,13 @@ class Trainer:
         if self._split.device.type == "cuda":
             torch.cuda.empty_cache()
         yield from self.train(members, spent_s)
+
+    def _traces_of(self, architecture: str) -> TraceCache:
+        """Return the cache of an architecture's graph; drop the one used longest ago where there are too many."""
+        self._traces[architecture] = found = self._traces.pop(architecture, None) or TraceCache()
+        if len(self._traces) > MAX_TRACES:
+            del self._traces[next(iter(self._traces))]
+        return found
 
     def run(
         self,

@@ -23,6 +23,7 @@ from hpo.training.stacking.functions import Run, memberwise, pooled, run_functio
 from hpo.training.stacking.in_place import require_not_read_later
 from hpo.training.stacking.layers import VMAP_LAYERS, Buffer, Linear, Parameter, StackedLayer, VmapLayer
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
+from hpo.training.stacking.signature import layer_settings
 from hpo.training.stacking.supported import (
     ADVICE,
     DROPOUT_LAYERS,
@@ -30,7 +31,7 @@ from hpo.training.stacking.supported import (
     MEMBERWISE_LAYERS,
     POOLING_LAYERS,
 )
-from hpo.training.stacking.trace import Traced, equal, is_metadata, layer_settings, require, trace
+from hpo.training.stacking.trace import TraceCache, Traced, equal, is_metadata, require, trace
 
 LAYERS: dict[type[nn.Module], Callable[[str, Sequence[Any]], StackedLayer]] = {
     nn.Linear: Linear,
@@ -51,14 +52,16 @@ class StackedNetwork:
 
     `members` are modules of one architecture; they may differ in the values of parameters and buffers and in dropout
     rates. Values are copied; the modules are not changed. `compute` is the type that layers compute in; for bfloat16,
-    the master values are float32.
+    the master values are float32. `traces` is the cache of the architecture's graph.
 
     Raises CannotStackError for modules that cannot be stacked.
     """
 
-    def __init__(self, members: Sequence[nn.Module], compute: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], compute: torch.dtype = torch.float32, traces: TraceCache | None = None
+    ) -> None:
         self._layers: list[StackedLayer] = []
-        self._steps = _program(members, self._layers, compute)
+        self._steps = _program(members, trace(members, traces), self._layers, compute)
         states = [dict(module.named_parameters()) for module in members]
         master = torch.float64 if compute == torch.float64 else torch.float32
         self.blocks = ParameterBlocks(
@@ -123,9 +126,10 @@ Step = tuple[str, Run, list[str]]
 """Name of a node, its computation, and the nodes whose values are no longer needed afterwards."""
 
 
-def _program(members: Sequence[nn.Module], layers: list[StackedLayer], compute: torch.dtype) -> list[Step]:
+def _program(
+    members: Sequence[nn.Module], traced: Traced, layers: list[StackedLayer], compute: torch.dtype
+) -> list[Step]:
     """Return the steps of the stacked program, in their order, and append its stacked layers to `layers`."""
-    traced = trace(members)
     constructed: dict[str, StackedLayer] = {}
     stacked: set[fx.Node] = set()
     steps: list[Step] = []

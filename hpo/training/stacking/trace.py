@@ -3,6 +3,10 @@
 CannotStackError, with the name of the layer or node, is raised for a module whose Python code depends on the member,
 the mode or the data. It is also raised where torch.fx would silently record something wrong: a forward that draws
 random numbers, disables gradients, or stores something for its next call.
+
+A `TraceCache` stores the graph of an architecture for members of later populations. It refers to no member. Modules are
+traced each time where their graph may depend on the member: where an attribute has no comparable text, or where the
+forward reads the values of tensors or creates constant tensors.
 """
 
 from __future__ import annotations
@@ -11,27 +15,25 @@ import operator
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from hpo.errors import HpoError
 from hpo.training.global_locks import GLOBAL_STATE_LOCK
-from hpo.training.stacking.supported import ADVICE, DROPOUT_LAYERS, METADATA_ARITHMETIC, TENSOR_METADATA
+from hpo.training.stacking.signature import MODULE_ATTRIBUTES, Signature, layer_settings, signature_of
+from hpo.training.stacking.supported import ADVICE, METADATA_ARITHMETIC, TENSOR_METADATA
 
 
 class CannotStackError(HpoError):
     """A module cannot be stacked, or its stacked form gives other results than the module alone."""
-
-
-_MODULE_ATTRIBUTES = set(vars(nn.Module()))
-"""Attributes that every torch module has."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,51 @@ class Traced:
     tensors: dict[str, list[Tensor]]
 
 
-def trace(members: Sequence[nn.Module]) -> Traced:
-    """Return the graph that all members share; raise CannotStackError where there is none."""
+class TraceCache:
+    """The last graph of one architecture (`architecture_of`), for further members of it.
+
+    A graph may depend on dropout rates, which a signature leaves out: use another cache for each architecture.
+    """
+
+    def __init__(self) -> None:
+        self._stored: tuple[Signature, fx.Graph] | None = None
+
+    def graph(self, signature: Signature) -> fx.Graph | None:
+        """Return the stored graph if it is that of modules of this signature."""
+        return self._stored[1] if self._stored is not None and self._stored[0] == signature else None
+
+    def store(self, signature: Signature, graph: fx.Graph) -> None:
+        """Store the graph of modules of this signature; it replaces the last one."""
+        self._stored = (signature, graph)
+
+
+def trace(members: Sequence[nn.Module], cache: TraceCache | None = None) -> Traced:
+    """Return the graph that all members share; raise CannotStackError where there is none.
+
+    The graph is read from `cache`, or stored there if members of later calls can share it.
+    """
     first = members[0]
     name = type(first).__name__
-    training, evaluation = _graph(first, training=True), _graph(first, training=False)
-    _require_same_graph(training, evaluation, f"from this node on, the forward of {name} differs in evaluation mode")
+    signature = signature_of(first)
+    graph = cache.graph(signature) if cache is not None and signature is not None else None
+    if graph is not None:
+        training = evaluation = _Recorded(graph)
+    else:
+        training, evaluation = _graph(first, training=True), _graph(first, training=False)
+        _require_same_graph(
+            training, evaluation, f"from this node on, the forward of {name} differs in evaluation mode"
+        )
+        if training.reads_values or evaluation.reads_values:
+            signature = None
+        elif cache is not None and signature is not None and not training.constants:
+            cache.store(signature, training.graph)
     graphs = [training]
     for member in members[1:]:
         _require_same_layers(first, member)
-        same = _comparable(first) and _comparable(member) and _attributes(first) == _attributes(member)
-        graphs.append(training if same else _graph(member, training=True))
+        if signature is not None and signature_of(member) == signature:
+            graphs.append(training)
+            continue
+        graphs.append(_graph(member, training=True))
         _require_same_graph(training, graphs[-1], f"from this node on, the forward of {name} differs between members")
     for layer, module in first.named_modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
@@ -99,12 +135,6 @@ def require(condition: bool, name: str, reason: str) -> None:
 def equal(tensor: Tensor, other: Tensor) -> bool:
     """Return whether two tensors have the same type, shape and values."""
     return tensor.dtype == other.dtype and torch.equal(tensor, other)
-
-
-def layer_settings(module: nn.Module) -> dict[str, str]:
-    """Return a layer's constructor settings as text, without dropout rates, in which members may differ."""
-    ignored = _MODULE_ATTRIBUTES | ({"p"} if isinstance(module, DROPOUT_LAYERS) else set())
-    return {name: repr(value) for name, value in vars(module).items() if name not in ignored}
 
 
 def is_metadata(node: fx.Node) -> bool:
@@ -159,17 +189,39 @@ def _autocast() -> list[bool]:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """One module's graph, and the constant tensors that its Python code created or read: name in the graph -> value."""
+    """One module's graph, and the constant tensors that its Python code created or read: name in the graph -> value.
+
+    `reads_values` is True if the code computed with the values of tensors, on which the graph may then depend.
+    """
 
     graph: fx.Graph
-    constants: dict[str, Tensor]
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    reads_values: bool = False
+
+
+class _ValueReads(TorchFunctionMode):
+    """Records whether Python code computes with tensors, not only with traced values and the tensors' metadata."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function not in _METADATA_READS:
+            self.any |= any(isinstance(each, Tensor) for each in tree_leaves((args, kwargs)))
+        return function(*args, **(kwargs or {}))
+
+
+_METADATA_READS = {read for name in TENSOR_METADATA for read in (getattr(Tensor, name), getattr(Tensor, name).__get__)}
 
 
 def _graph(module: nn.Module, training: bool) -> _Recorded:
     tracer = _Tracer()
     name = type(module).__name__
     try:
-        with GLOBAL_STATE_LOCK, _unchanged(module), torch.enable_grad():
+        with GLOBAL_STATE_LOCK, _unchanged(module), torch.enable_grad(), _ValueReads() as reads:
             graph = tracer.trace(module.train(training))
             for layer, each in module.named_modules():
                 layer_name = f"layer '{layer}' ({type(each).__name__})"
@@ -179,7 +231,7 @@ def _graph(module: nn.Module, training: bool) -> _Recorded:
         advice = next((text for kind, text in ADVICE.items() if f"{kind!r}" in str(error)), None)
         reason = advice or (str(error).splitlines() or [type(error).__name__])[0]
         raise CannotStackError(f"{name} cannot be stacked: {reason}") from error
-    return _Recorded(graph, constants)
+    return _Recorded(graph, constants, reads.any)
 
 
 @contextmanager
@@ -213,7 +265,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
 
 def _contents(module: nn.Module) -> dict[str, Any]:
     """Return a module's attributes, parameters, buffers and submodules by name."""
-    attributes = {name: value for name, value in vars(module).items() if name not in _MODULE_ATTRIBUTES}
+    attributes = {name: value for name, value in vars(module).items() if name not in MODULE_ATTRIBUTES}
     return {**attributes, **module._parameters, **module._buffers, **module._modules}
 
 
@@ -282,27 +334,3 @@ def _require_same_layers(first: nn.Module, member: nn.Module) -> None:
 def _user_modules(module: nn.Module) -> list[nn.Module]:
     """Return the submodules whose forward methods are traced into: those that are not torch's."""
     return [each for each in module.modules() if not type(each).__module__.startswith("torch.nn")]
-
-
-def _attributes(module: nn.Module) -> list[dict[str, str]]:
-    """Return, as text, the attributes of the user's modules, on which their forward methods may depend."""
-    return [
-        {name: repr(value) for name, value in vars(each).items() if name not in _MODULE_ATTRIBUTES}
-        for each in _user_modules(module)
-    ]
-
-
-def _comparable(module: nn.Module) -> bool:
-    """Return whether the attributes of the user's modules can be compared by their text."""
-    return all(
-        _is_plain(value)
-        for each in _user_modules(module)
-        for name, value in vars(each).items()
-        if name not in _MODULE_ATTRIBUTES
-    )
-
-
-def _is_plain(value: object) -> bool:
-    if type(value) in (tuple, list, set):
-        return all(_is_plain(each) for each in value)  # type: ignore[attr-defined]  # one of the three
-    return value is None or type(value) in (bool, int, float, str, FunctionType)
