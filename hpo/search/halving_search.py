@@ -123,25 +123,24 @@ class HalvingSearch(PopulationSearch):
             if reached := self._rungs.reached(number):
                 self.history.freeze(number, *reached)
 
-    def _claim_waiting(self) -> bool:
-        """Claim waiting trials. Those that continue from a rung are frozen at once.
+    def _claim_waiting(self) -> list[FrozenTrial]:
+        """Claim waiting trials. Those that continue from a rung are frozen at once, and others take their places.
 
         A trial that had completed at that epoch before `--extend` raised the epochs was promoted to it: it trains on.
         """
-        while super()._claim_waiting():
+        while not any(map(trains_alone, self._running.values())) and (claimed := super()._claim_waiting()):
             at_rung = {
                 number: member
                 for number, member in self._progress.items()
-                if member.epoch in self.halving.rungs(member.member.config.training.epochs)
+                if number in {trial.number for trial in claimed}
+                and member.epoch in self.halving.rungs(member.member.config.training.epochs)
                 and self._running[number].system_attrs.get(REOPENED) != member.epoch
             }
             self._learn([self._running[number] for number in at_rung])
             self._freeze(at_rung)
             for number in at_rung:
                 self._progress.pop(number, None)
-            if self._running:
-                return True
-        return False
+        return list(self._running.values())
 
     def _freeze(self, members: Mapping[int, FrozenMember]) -> set[int]:
         """Freeze members at a rung; return the numbers of those whose claim was lost."""
@@ -245,7 +244,8 @@ class HalvingSearch(PopulationSearch):
             self._separate_trials_that_train_alone(claimed)
             self.history.restart(self._running.values())
             unchanged = {number for number, trial in self._running.items() if trial.system_attrs.get(FROZEN) == rung}
-            self._continue({number: state for number, state in states.items() if number in unchanged})
+            kept = list(self._running.values())
+            self._continue(kept, {number: state for number, state in states.items() if number in unchanged})
             self._drop_lost_claims(self.storage.thaw({trial._trial_id for trial in self._running.values()}))
             if self._running:
                 return True

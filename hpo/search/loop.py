@@ -209,20 +209,28 @@ class Search(ABC):
             self._claim_waiting()
         alone = any(map(trains_alone, self._running.values()))
         if goes_on and not alone and (self._running or not self._thaw(partly=False)):
-            new = self._create(self.population - len(self._running))
+            new = self._create(self._free_places)
             self._running |= {trial.number: trial for trial in new}
         if not self._running:
             self._thaw(partly=True)
 
-    def _claim_waiting(self) -> bool:
-        """Claim up to a population of waiting trials; return whether there were any."""
+    @property
+    def _free_places(self) -> int:
+        """The number of new trials that can train together with the running ones."""
+        return self.population - len(self._running)
+
+    def _claim_waiting(self) -> list[FrozenTrial]:
+        """Claim waiting trials, up to a population of running ones; return the claimed ones."""
         waiting = self.storage.claim(
-            self.history.unfinished - self.storage.claimed_ids, self.population, self.claim_conditions
+            self.history.unfinished - self.storage.claimed_ids,
+            self.population - len(self._running),
+            self.claim_conditions,
         )
-        self._running = {trial.number: trial for trial in waiting}
+        self._running |= {trial.number: trial for trial in waiting}
         self._separate_trials_that_train_alone(waiting)
-        self.history.restart(self._running.values())
-        return bool(waiting)
+        claimed = [trial for trial in waiting if trial.number in self._running]
+        self.history.restart(claimed)
+        return claimed
 
     def _requeue_orphaned(self) -> None:
         """Requeue trials whose worker is dead; fail those that were orphaned too often."""
@@ -267,9 +275,9 @@ class Search(ABC):
         return self.storage.read_trials(self._study_id, after, ended, self._parts)
 
     def _separate_trials_that_train_alone(self, claimed: Sequence[FrozenTrial]) -> None:
-        """Requeue the trials that must train alone; keep one of them where nothing else is claimed."""
+        """Requeue the trials that must train alone; keep one of them where no other trial is running."""
         alone = [trial for trial in claimed if trains_alone(trial)]
-        later = alone if len(alone) < len(claimed) else alone[1:]
+        later = alone if len(alone) < len(self._running) else alone[1:]
         self.storage.requeue(trial._trial_id for trial in later)
         for trial in later:
             del self._running[trial.number]

@@ -154,21 +154,31 @@ class PopulationSearch(Search):
             checkpoints=self.checkpoints,
         )
 
-    def _claim_waiting(self) -> bool:
+    @property
+    def _free_places(self) -> int:
+        """The number of new trials that can train together with the running ones that start at epoch 1."""
+        at_start = len(self._running.keys() - self._progress.keys())
+        return self.population - at_start if at_start or not self._running else 0
+
+    def _claim_waiting(self) -> list[FrozenTrial]:
         """Claim waiting trials. Those whose state can be read continue, with their learning curves up to that epoch."""
         claimed = super()._claim_waiting()
-        self._continue()
+        self._continue(claimed)
         return claimed
 
-    def _continue(self, states: Mapping[int, FrozenMember] = MappingProxyType({})) -> None:
-        """Read the states of running trials, except those in `states`, and restore their learning curves."""
-        self._progress.clear()
-        for number, trial in self._running.items():
+    def _continue(
+        self, claimed: Sequence[FrozenTrial], states: Mapping[int, FrozenMember] = MappingProxyType({})
+    ) -> None:
+        """Read the states of claimed trials, except those in `states`, and restore their learning curves."""
+        new = {trial.number: trial for trial in claimed}
+        self._progress = {n: each for n, each in self._progress.items() if n in self._running.keys() - new.keys()}
+        for number, trial in new.items():
             progress = states.get(number) or (self.checkpoints.read(self._member(trial)) if trial.params else None)
             if progress is not None:
                 self._progress[number] = progress
         metric = self.study.search.first_metric
-        curves = {number: dict(enumerate(each.curve[metric], 1)) for number, each in self._progress.items()}
+        continued = {number: each for number, each in self._progress.items() if number in new}
+        curves = {number: dict(enumerate(each.curve[metric], 1)) for number, each in continued.items()}
         lost = self.storage.report_curves({self.trial_id(number): curve for number, curve in curves.items()})
         for number in self._drop_lost_claims(lost):
             del self._progress[number], curves[number]

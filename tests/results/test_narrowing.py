@@ -39,6 +39,41 @@ def trials_at(study: Study, points: list[dict[str, Any]], values: list[float] | 
     ]
 
 
+def pruned_at(study: Study, lr: float, **values: float) -> FrozenTrial:
+    """A trial pruned by halving; `values` are those at its rungs: `rung_3=0.5`."""
+    return create_trial(
+        state=TrialState.PRUNED,
+        value=list(values.values())[-1],
+        params={"lr": lr},
+        distributions=distributions(study),
+        system_attrs={f"hpo:rung:{key.removeprefix('rung_')}": [value] for key, value in values.items()},
+    )
+
+
+def test_configurations_that_halving_has_pruned_follow_the_completed_ones() -> None:
+    study = lr_study(trials=60)
+    completed = trials_at(study, [{"lr": 1e-3}, {"lr": 2e-3}], [0.9, 0.8])
+    late = [pruned_at(study, 3e-3, rung_3=0.1, rung_9=0.70), pruned_at(study, 4e-3, rung_3=0.2, rung_9=0.75)]
+    early = [pruned_at(study, 1e-5 * number, rung_3=0.99 - 0.01 * number) for number in range(1, 10)]
+    again = [pruned_at(study, 1e-3, rung_3=0.99)]  # the configuration has a completed trial
+    best = best_configurations(study, [*early, *late, *again, *completed])
+    assert [each["lr"] for each in best.params] == [1e-3, 2e-3, 4e-3]
+    assert (best.of, best.threshold, best.pruned) == (13, 0.8, 1)
+    assert best_configurations(study, [*early, *completed[:1]]).params[1] == {"lr": 1e-5}
+    other_pruner = [replace_attrs(trial) for trial in early]
+    with pytest.raises(HpoError, match="has 2 different completed configurations, and narrowing needs 6"):
+        best_configurations(study, [*other_pruner, *completed])
+    with pytest.raises(HpoError, match="has 4 different configurations, 2 of them completed, and narrowing needs 6"):
+        best_configurations(study, [*late, *completed])
+    with pytest.raises(HpoError, match="has 0 different completed configurations"):
+        best_configurations(study, early)
+
+
+def replace_attrs(trial: FrozenTrial) -> FrozenTrial:
+    """Return the trial as another pruner would have left it."""
+    return create_trial(state=trial.state, value=trial.value, params=trial.params, distributions=trial.distributions)
+
+
 def lines(study: Study, *lrs: float, name: str = "lr") -> list[str]:
     """What becomes of the range around these, of a study of which they are the best."""
     few = best_configurations(study, trials_at(study, [{name: lr} for lr in lrs])).params

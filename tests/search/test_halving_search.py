@@ -824,6 +824,38 @@ def test_a_stop_at_any_moment_loses_no_state(
     assert max(recording.trained.values()) == 1
 
 
+def test_populations_are_full_after_an_interruption(
+    recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
+) -> None:
+    study = halving_study(search={"rung": 2, "trials": 24})
+    search(study, storage, stop_at=after_epochs(5))
+    assert [len(numbers) for numbers in recording.populations] == [4, 4, 4]
+    interrupted = recording.populations[-1]
+    assert set(interrupted) != set(range(4))  # the others of the first eight are frozen at the rung
+    recording.populations.clear()
+    search(study, storage)
+    trials = check_ended(storage, study)
+    assert max(recording.trained.values()) == 1
+    assert recording.populations[0] == interrupted
+    first_rung = [numbers for numbers in recording.populations if max(numbers) >= 8 and numbers[0] >= 8]
+    while_sampling = recording.populations[: recording.populations.index(max(first_rung))]
+    assert {len(numbers) for numbers in while_sampling} == {4}
+    assert states(trials).count(COMPLETE) >= 1
+
+
+def test_new_trials_join_waiting_ones_that_start_at_the_first_epoch(
+    recording: type[RecordingTrainer], storage: Storage
+) -> None:
+    """Waiting trials in the middle of their training are a population of their own."""
+    study = halving_study(search={"pruner": "none", "trials": 14})
+    search(study, storage, stop_at=after_epochs(EPOCHS + 2))
+    assert [len(numbers) for numbers in recording.populations] == [4, 4]
+    recording.populations.clear()
+    smaller = halving_study(search={"pruner": "none", "trials": 14, "population": 3})
+    search(smaller, storage, extend=True)
+    assert recording.populations == [(4, 5, 6), (7,), (8, 9, 10), (11, 12, 13)]
+
+
 def test_without_checkpoints_frozen_trials_start_again(
     recording: type[RecordingTrainer], storage: Storage, unpruned: Sequence[FrozenTrial]
 ) -> None:

@@ -12,13 +12,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from optuna.trial import TrialState
+
 from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.files import write_atomically
 from hpo.results.derived_names import file_stem, with_suffix
 from hpo.results.narrow.ranges import Best, Change, best_configurations, changes
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import METRIC_LABELS
-from hpo.search.sampling.warm_start import completed, warm_start
+from hpo.search.sampling.warm_start import ranked, warm_start
 from hpo.search.study_records import stored_study, user_attrs_of
 from hpo.storage import Storage, load_study
 from hpo.studyfile import AnyStudy, Study, parse_study, read_study, user_data
@@ -41,8 +43,8 @@ def propose(storage: Storage, name: str, new_name: str | None = None) -> tuple[S
             "again with a single metric, or set the ranges yourself"
         )
     before = warm_start(study, user_attrs_of(stored), storage)
-    known = [*completed(storage, name), *before.trials]
-    if not known:
+    known = [*ranked(storage, name), *before.trials]
+    if not any(trial.state == TrialState.COMPLETE for trial in known):
         raise no_best_trial(storage, name, "there is nothing to narrow")
     best = best_configurations(study, known)
     found = changes(study, best.params)
@@ -70,7 +72,8 @@ def changed_study(study: Study, found: Sequence[Change], name: str, start_from: 
 def _around(study: Study, best: Best) -> str:
     minimized = study.search.minimized
     reached = f"{METRIC_LABELS[study.search.first_metric]} {best.threshold:.4f} or {'less' if minimized else 'more'}"
-    return f"{study.name}: around the best {len(best.params)} of {best.of} different configurations ({reached})"
+    pruned = f", {best.pruned} of them pruned by halving and ranked by the last rung" if best.pruned else ""
+    return f"{study.name}: around the best {len(best.params)} of {best.of} different configurations ({reached}{pruned})"
 
 
 def next_name(study: Study) -> str:

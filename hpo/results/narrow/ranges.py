@@ -1,7 +1,9 @@
 """Narrower ranges around a study's best configurations.
 
 The best tenth of the completed configurations is used, at least three (so that one lucky trial does not decide) and at
-most twenty. A configuration that was trained several times counts once, with its mean score. Then, for each range:
+most twenty. A configuration that was trained several times counts once, with its mean score. With successive halving,
+the configurations that were pruned at a rung follow the completed ones: those of a later rung before those of an
+earlier one, and by their values there, which are of equal epochs. Then, for each range:
 
 - A log range shrinks to the powers of ten around these values; where that changes nothing, to the half decades (1, 3,
   10, 30, ...) around them.
@@ -21,12 +23,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
+from statistics import fmean
 
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
 from hpo.results.edges import Side, bound_text, edge_of, wider_bound
-from hpo.results.ranking import ranked_configurations
+from hpo.results.ranking import Configuration, by_configuration, ranked_configurations
+from hpo.search.sampling.rungs import stored_values
 from hpo.search.space import Values, belongs, count, distributions, size, size_text
 from hpo.studyfile import Parameter, Range, Study
 
@@ -34,18 +38,22 @@ SHARE, FEWEST, MOST = 0.1, 3, 20
 """The fraction of the configurations that is used, and its limits."""
 
 NEEDED = 2 * FEWEST
-"""The number of completed configurations from which ranges can be narrowed."""
+"""The number of ranked configurations from which ranges can be narrowed."""
 
 MARGIN = 0.1  # fraction of a linear range's width
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best configurations, best first; the number of all configurations; the score of the last of the best."""
+    """The best configurations, best first; the number of all ranked ones; the score of the last completed of the best.
+
+    The last `pruned` of the best were pruned at a rung of successive halving.
+    """
 
     params: list[Values]
     of: int
     threshold: float
+    pruned: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,18 +79,36 @@ class Change:
 def best_configurations(study: Study, trials: Sequence[FrozenTrial]) -> Best:
     """Return the best configurations inside the search space. Raises HpoError where too few have completed."""
     space = distributions(study)
-    inside = [trial for trial in trials if trial.state == TrialState.COMPLETE and belongs(study, space, trial.params)]
-    ranked = ranked_configurations(study, inside)
+    inside = [trial for trial in trials if belongs(study, space, trial.params)]
+    completed = ranked_configurations(study, [trial for trial in inside if trial.state == TrialState.COMPLETE])
+    pruned = _pruned_configurations(study, inside) if completed else []
+    ranked = completed + pruned
     if len(ranked) < NEEDED:
         advice = "launch it with more --trials and --extend"
         if size(study) < NEEDED:
             advice = f"its space holds {size_text(study)}, so try all of them and use the best"
         raise HpoError(
-            f"study '{study.name}': has {len(ranked)} different completed configurations, and narrowing needs "
-            f"{NEEDED}; {advice}"
+            f"study '{study.name}': has {len(ranked)} different "
+            f"{f'configurations, {len(completed)} of them completed' if pruned else 'completed configurations'}, and "
+            f"narrowing needs {NEEDED}; {advice}"
         )
     few = ranked[: min(MOST, max(FEWEST, math.ceil(SHARE * len(ranked))))]
-    return Best([dict(each.params) for each in few], len(ranked), few[-1].mean)
+    threshold = few[: len(completed)][-1].mean
+    return Best([dict(each.params) for each in few], len(ranked), threshold, max(0, len(few) - len(completed)))
+
+
+def _pruned_configurations(study: Study, trials: Sequence[FrozenTrial]) -> list[Configuration]:
+    """Return the configurations without a completed trial that were pruned at a rung, the best first."""
+    with_completed = by_configuration(study, [trial for trial in trials if trial.state == TrialState.COMPLETE])
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED and stored_values(trial)]
+    sign, found = 1 if study.search.minimized else -1, []
+    for text, same in by_configuration(study, pruned).items():
+        values = [stored_values(trial) for trial in same]
+        rung = min(map(max, values))
+        mean = fmean(of_trial[rung][0] for of_trial in values)
+        if text not in with_completed and math.isfinite(mean):
+            found.append((-rung, sign * mean, Configuration(same[0].params, tuple(same), mean)))
+    return [each for *_, each in sorted(found, key=lambda entry: entry[:2])]
 
 
 def changes(study: Study, few: Sequence[Values]) -> list[Change]:

@@ -20,6 +20,12 @@ from hpo.storage import FROZEN, RUNG
 from hpo.storage.pareto import Losses, losses
 
 
+def stored_values(trial: FrozenTrial) -> dict[int, Sequence[float]]:
+    """Return the objective values that a stored trial reached at rungs, by epoch."""
+    keys = (key for key in trial.system_attrs if key.startswith(RUNG) and key != FROZEN)
+    return {int(key.removeprefix(RUNG)): trial.system_attrs[key] for key in keys}
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """The trials that may still reach a rung: the last epoch of each by number, and the configurations not yet asked.
@@ -50,12 +56,10 @@ class Rungs:
         """Add the values in the attributes of stored trials; return the numbers of trials with new values."""
         new = set()
         for trial in trials:
-            for key, values in trial.system_attrs.items():
-                if key.startswith(RUNG) and key != FROZEN:
-                    rung = int(key.removeprefix(RUNG))
-                    if trial.number not in self._losses[rung]:
-                        self.add(trial.number, rung, values)
-                        new.add(trial.number)
+            for rung, values in stored_values(trial).items():
+                if trial.number not in self._losses[rung]:
+                    self.add(trial.number, rung, values)
+                    new.add(trial.number)
         return new
 
     def reached(self, number: int) -> tuple[int, Losses] | None:

@@ -32,7 +32,7 @@ from hpo.search.study_records import (
     stored_study,
     user_attrs_of,
 )
-from hpo.storage import Storage, TrialFields, identity, load_study, study_names, summaries
+from hpo.storage import RUNG, Storage, TrialFields, identity, load_study, study_names, summaries
 from hpo.studyfile import SearchSettings, Study
 from hpo.usercode import UserCode, split_reference
 
@@ -81,6 +81,13 @@ def completed(storage: Storage, name: str) -> list[FrozenTrial]:
     """Return a study's completed trials, their parameters and values only."""
     trials = storage.read_trials(load_study(storage, name)._study_id, -1, (), VALUES_ONLY)
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
+
+
+def ranked(storage: Storage, name: str) -> list[FrozenTrial]:
+    """Return a study's completed trials and those that halving has pruned at a rung, with their values there."""
+    fields = TrialFields(curves=False, user_attrs=False, system_attrs=RUNG)
+    trials = storage.read_trials(load_study(storage, name)._study_id, -1, (), fields)
+    return [t for t in trials if t.state == TrialState.COMPLETE or (t.state == TrialState.PRUNED and t.system_attrs)]
 
 
 def check_start(study: Study, images: Split, code: UserCode, storage: Storage, changed_code: bool) -> None:
