@@ -119,7 +119,7 @@ class TestReading:
         assert study().resolved() == {
             "name": "small",
             "description": "",
-            "data": {"dataset": "digits", "validation": 0.2, "split_seed": 0},
+            "data": {"dataset": "digits", "validation": "auto", "split_seed": 0, "stratify": "auto"},
             "network": {
                 "kind": "mlp",
                 "hidden": [100, 100],
@@ -348,7 +348,17 @@ class TestErrors:
             ({"name": " a"}, "name: must not begin or end with a space (got ' a')"),
             ({"data__validation": 1}, "data.validation: must be below 1 (got 1)"),
             ({"data__validation": 0.0}, "data.validation: must be above 0 (got 0.0)"),
+            ({"data__validation": True}, "data.validation: must be auto or a number above 0 and below 1 (got true)"),
             ({"data__train_size": 1}, "data.train_size: must be at least 2 (got 1)"),
+            ({"data__stratify": 1}, "data.stratify: must be auto, true or false (got 1)"),
+            ({"data__stratify": "yes"}, "data.stratify: unknown stratify 'yes'; known: auto, true or false"),
+            ({"data__groups": ""}, "data.groups: must not be empty (got '')"),
+            ({"data__order": "late"}, "data.order: unknown order 'late'; known: time"),
+            ({"data__order": "time", "data__groups": "g"}, "data.order: cannot be combined with groups (got 'time')"),
+            (
+                {"data__order": "time", "data__stratify": True},
+                "data.order: cannot be combined with stratify = true (got 'time')",
+            ),
             ({"optimizer__lr": 0}, "optimizer.lr: must be above 0 (got 0)"),
             ({"optimizer__weight_decay": -1e-4}, "optimizer.weight_decay: must be at least 0 (got -0.0001)"),
             ({"search__trials": 0}, "search.trials: must be at least 1 (got 0)"),
@@ -623,7 +633,10 @@ class TestChanges:
             ("network.hidden.5=3", "--set network.hidden.5: network.hidden has no element 5 (got [100, 100])"),
             ("network.hidden.0=0", "--set network.hidden.0: must be at least 1 (got 0)"),
             ("network.hidden.x=0", "--set network.hidden.x: network.hidden is [100, 100]: it has no key x"),
-            ("data.x.0=1", "--set data.x: unknown key; known: dataset, validation, train_size, split_seed"),
+            (
+                "data.x.0=1",
+                "--set data.x: unknown key; known: dataset, validation, train_size, split_seed, stratify, groups, order",
+            ),
             ("network.conv.0=1", "--set network.conv.0: network.conv is not set: it has no element 0"),
             ("training.epochs", "--set 'training.epochs': must be KEY=VALUE, such as optimizer.lr.high=0.1"),
             ("=1", "--set '=1': must be KEY=VALUE, such as optimizer.lr.high=0.1"),

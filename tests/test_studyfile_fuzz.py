@@ -70,7 +70,11 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
                 "name": st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=200),
                 "data": sections(
                     {"dataset": words(["digits", "mnist", "fashion_mnist", "cifar10"])},
-                    {"validation": st.floats(0.01, 0.99), "train_size": st.integers(2, 10**9)},
+                    {
+                        "validation": st.floats(0.01, 0.99),
+                        "train_size": st.integers(2, 10**9),
+                        "stratify": st.sampled_from(["auto", True, False]),
+                    },
                 ),
                 "network": sections(
                     {"kind": st.just(network_kind), "hidden": st.just(hidden)},

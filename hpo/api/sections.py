@@ -64,15 +64,19 @@ def _default(each: Field[Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
-    """`[data]`: the data set, and the fraction of its training examples for the validation split (above 0, below 1).
+    """`[data]`: the data set, and the split of its training examples into training and validation.
 
     `dataset` is "digits", "mnist", "fashion_mnist", "cifar10", "npz:FILE", "folder:FOLDER" or "FILE.py:FUNCTION".
+    `validation` is the fraction for the validation split (above 0, below 1), `groups` the name of an array.
     """
 
     dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] | str
-    validation: float = 0.2
+    validation: float | Literal["auto"] = "auto"
     train_size: int | None = None
     split_seed: int = 0
+    stratify: bool | Literal["auto"] = "auto"
+    groups: str | None = None
+    order: Literal["time"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ and targets only, not on their files (plain or gzip, one file or five). This mod
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class RawExamples:
     """Examples as read from files: bytes, of which `white` becomes 1.0, or numbers, which stay unchanged.
 
     `names` are the class names, if the files have them. `content` is added to the hash, for what the bytes do not show.
+    `groups` has the number of each example's group, where the study names groups. `read_validation` reads the
+    validation set of the data, where they have one.
     """
 
     inputs: NDArray[np.uint8] | NDArray[np.float32]
@@ -51,6 +53,8 @@ class RawExamples:
     white: int | None = 255
     names: tuple[str, ...] = ()
     content: str = ""
+    groups: NDArray[np.int64] | None = None
+    read_validation: Callable[[], RawExamples] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -78,7 +82,8 @@ class Split:
     `content_sha256` is the hash of all training data, `split_sha256` that of the validation and training indices.
     `test_size` is 0 without a test set, and None if only opening the sealed file would tell. `names` are the class
     names, `white` is the byte that becomes 1.0, or None for numbers. `folder` is the base of the relative path of user
-    data, None for other data.
+    data, None for other data. `method` says how the split was made, `unused` what it leaves out that the user may
+    expect, and `advice` how every class can get a validation example.
     """
 
     dataset: str
@@ -90,6 +95,9 @@ class Split:
     content_sha256: str
     split_sha256: str
     test_size: int | None
+    method: str
+    advice: str
+    unused: str = ""
 
     @property
     def classes(self) -> int:
@@ -98,16 +106,16 @@ class Split:
 
     @property
     def warning(self) -> str:
-        """A line with the classes that have no validation example and so do not affect any score; "" for none.
+        """A line on unused validation examples, and on classes without one, which do not affect any score; "" for none.
 
         A class without a training example is an error of the split.
         """
         counts = np.bincount(self.validation.targets, minlength=self.classes)
         absent = [name for name, count in zip(self.names, counts, strict=True) if count == 0]
-        if not absent:
-            return ""
-        advice = "try another data.split_seed or a larger data.validation"
-        return f"{self.dataset}: no validation example of {describe_classes(absent)}; {advice}"
+        lines = [self.unused] if self.unused else []
+        if absent:
+            lines.append(f"{self.dataset}: no validation example of {describe_classes(absent)}; {self.advice}")
+        return ". ".join(lines)
 
 
 def describe_classes(names: Sequence[str]) -> str:
@@ -116,9 +124,12 @@ def describe_classes(names: Sequence[str]) -> str:
     return f"class {listed}" if len(names) == 1 else f"{len(names)} classes ({listed})"
 
 
-def hash_split(validation: NDArray[np.int64], training: NDArray[np.int64]) -> str:
-    """Return the SHA-256 of a split: its indices and their order, which decides the batches."""
-    digest = hashlib.sha256(f"{len(validation)} {len(training)}\n".encode())
+def hash_split(validation: NDArray[np.int64], training: NDArray[np.int64], own: bool = False) -> str:
+    """Return the SHA-256 of a split: its indices and their order, which decides the batches.
+
+    With `own`, validation indices are those of the data's own validation set.
+    """
+    digest = hashlib.sha256(f"{'own ' * own}{len(validation)} {len(training)}\n".encode())
     digest.update(validation.astype("<i8").tobytes())
     digest.update(training.astype("<i8").tobytes())
     return digest.hexdigest()

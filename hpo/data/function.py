@@ -1,15 +1,17 @@
 """User data from a function: `my_data.py:load`.
 
-The function returns x and y, or x, y and the class names, in the forms of `hpo.data.user_arrays`. A function with an
-argument `test` returns the sealed test set for `test=True`; only `read_test` calls it so. Its exceptions and invalid
-results are errors of one line that name it.
+The function returns x and y, or x, y and the class names, in the forms of `hpo.data.user_arrays`; or a dictionary with
+x and y, and optionally classes, x_val and y_val, and groups. A function with an argument `test` returns the sealed test
+set for `test=True`; only `read_test` calls it so. Its exceptions and invalid results are errors of one line that name
+it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo.data.examples import RawExamples
-from hpo.data.user_arrays import ArrayPair, examples_from_arrays
+from hpo.data.user_arrays import ArrayPair, encode_groups, examples_from_arrays
 from hpo.errors import CodeError, DataError
 from hpo.usercode import load_reference, one_line_error
 
 TEST = "test"
+TRAINING, VALIDATION = ("x", "y"), ("x_val", "y_val")
+CLASSES = "classes"
 
 
 @dataclass(frozen=True)
 class FunctionSource:
-    """The reference to a function, and the folder of its file."""
+    """The reference to a function, the folder of its file, and the key of the groups, if the study has groups."""
 
     reference: str
     folder: Path
+    groups: str | None = None
 
     def read_training(self) -> RawExamples:
         """Call the function for the training examples."""
-        return self._examples({}, None)
+        found = self._call({})
+        raw = self._examples(found, TRAINING, None)
+        groups = None
+        if self.groups is not None:
+            where = f"{self.reference}: {self.groups} (data.groups)"
+            groups = encode_groups(self._array(self._required(found, self.groups), self.groups), where, len(raw))
+        own = any(name in found for name in VALIDATION)
+        read = partial(self._examples, found, VALIDATION, raw.names) if own else None
+        return replace(raw, groups=groups, read_validation=read)
 
     def test_size(self) -> int | None:
         """Return 0 if the function has no argument `test`, else None: only a call would tell the number."""
@@ -47,7 +60,7 @@ class FunctionSource:
     def read_test(self, names: tuple[str, ...], channels: int) -> RawExamples:
         """Call the function for the test set."""
         self.check_test()
-        return self._examples({TEST: True}, names)
+        return self._examples(self._call({TEST: True}), TRAINING, names)
 
     def _has_test(self) -> bool:
         return TEST in inspect.signature(self._function()).parameters
@@ -59,19 +72,32 @@ class FunctionSource:
         function: Callable[..., Any] = found
         return function
 
-    def _examples(self, arguments: dict[str, bool], names: Sequence[str] | None) -> RawExamples:
+    def _call(self, arguments: dict[str, bool]) -> dict[str, Any]:
+        """Call the function; return what it returns by key."""
         function = self._function()
         try:
             found = function(**arguments)
         except Exception as error:
             raise CodeError(f"{self.reference}: {one_line_error(error, self.folder)}") from error
+        if isinstance(found, Mapping):
+            return {str(key): value for key, value in found.items()}
         if not isinstance(found, tuple) or len(found) not in (2, 3):
             returned = f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
-            raise DataError(f"{self.reference}: returned {returned}; it must return x, y or x, y, class names")
-        x, y = (self._array(value, name) for name, value in zip("xy", found, strict=False))
-        if names is None and len(found) == 3 and found[2] is not None:
-            names = self._names(found[2])
-        return examples_from_arrays(ArrayPair(x, y, self.reference), names)
+            forms = "x, y or x, y, class names or a dictionary with x and y"
+            raise DataError(f"{self.reference}: returned {returned}; it must return {forms}")
+        return dict(zip((*TRAINING, CLASSES), found, strict=False))
+
+    def _examples(self, found: Mapping[str, Any], keys: tuple[str, str], names: Sequence[str] | None) -> RawExamples:
+        x, y = (self._array(self._required(found, key), key) for key in keys)
+        if names is None and found.get(CLASSES) is not None:
+            names = self._names(found[CLASSES])
+        return examples_from_arrays(ArrayPair(x, y, self.reference, keys), names)
+
+    def _required(self, found: Mapping[str, Any], key: str) -> Any:
+        if key not in found:
+            wanted = f"'{key}' (data.groups)" if key == self.groups else f"'{key}'"
+            raise DataError(f"{self.reference}: returned no {wanted}, only {', '.join(found) or 'an empty dictionary'}")
+        return found[key]
 
     def _array(self, value: Any, name: str) -> NDArray[Any]:
         if np.ma.is_masked(value):

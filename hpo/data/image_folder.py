@@ -1,15 +1,16 @@
-"""User images in folders: one subfolder for each class, or `train/` and `test/` with one for each class.
+"""User images in folders: one subfolder for each class, or `train/`, `val/` and `test/` with one for each class.
 
-Classes and images are sorted by name. Images are grey if all training images are, else RGB; test images have the same
-channels. Only `read_test` opens files in `test/`. An unusable file is a DataError that names it. Names that begin with
-a dot are ignored.
+Classes and images are sorted by name. Images are grey if all training images are, else RGB; validation and test images
+have the same channels. Only `read_test` opens files in `test/`. An unusable file is a DataError that names it. Names
+that begin with a dot are ignored.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hpo.data.image_files import decode_images
 from hpo.data.user_arrays import encode_labels, user_examples
 from hpo.errors import DataError
 
-TRAINING, TEST = "train", "test"
+TRAINING, VALIDATION, TEST = "train", "val", "test"
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,28 @@ class FolderSource:
         if len(names) < 2:
             found = f"only one class ({names[0]})" if names else "no subfolders"
             raise DataError(f"{root}: {found}; each class must have a subfolder with its images")
-        return self._read(root, names)
+        raw = self._read(root, names)
+        own = self._beside_training(VALIDATION)
+        if own is None:
+            return raw
+        return replace(raw, read_validation=partial(self._read_validation, own, raw.names, raw.inputs.shape[1]))
 
     def test_size(self) -> int:
         """Return the number of files in test/."""
-        root = self._test()
+        root = self._beside_training(TEST)
         return 0 if root is None else sum(len(_files(root / name)) for name in _classes(root))
 
     def check_test(self) -> None:
         """Raise DataError unless there are test images, all of training classes."""
-        root = self._test()
+        root = self._beside_training(TEST)
         if root is None:
             raise DataError(f"{self.path}: has no test set (folders {TRAINING} and {TEST})")
-        if not self.test_size():
-            raise DataError(f"{root}: has no images")
-        for name in _classes(root):
-            if name not in _classes(self._training()):
-                raise DataError(f"{root / name}: is not a class of the training images")
+        _check_classes(root, _classes(self._training()))
 
     def read_test(self, names: tuple[str, ...], channels: int) -> RawExamples:
         """Read the images in test/, with the channels of training images."""
         self.check_test()
-        root = self._test()
+        root = self._beside_training(TEST)
         assert root is not None, "it was checked"
         return self._read(root, names, coloured=channels > 1)
 
@@ -68,14 +69,16 @@ class FolderSource:
         if not self._is_split():
             return self.path
         for name in _classes(self.path):
-            if name not in (TRAINING, TEST):
-                raise DataError(
-                    f"{self.path / name}: only {TEST} may be beside {TRAINING}; validation is split from {TRAINING}"
-                )
+            if name not in (TRAINING, VALIDATION, TEST):
+                raise DataError(f"{self.path / name}: only {VALIDATION} and {TEST} may be beside {TRAINING}")
         return self.path / TRAINING
 
-    def _test(self) -> Path | None:
-        return self.path / TEST if self._is_split() and TEST in _classes(self.path) else None
+    def _beside_training(self, name: str) -> Path | None:
+        return self.path / name if self._is_split() and name in _classes(self.path) else None
+
+    def _read_validation(self, root: Path, names: Sequence[str], channels: int) -> RawExamples:
+        _check_classes(root, names)
+        return self._read(root, names, coloured=channels > 1)
 
     def _read(self, root: Path, names: Sequence[str], coloured: bool | None = None) -> RawExamples:
         found = [(file, name) for name in names if (root / name).is_dir() for file in _files(root / name)]
@@ -93,6 +96,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _classes(folder: Path) -> list[str]:
     return [entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def _check_classes(root: Path, known: Sequence[str]) -> None:
+    """Raise DataError unless the folder has images, all of known classes."""
+    if not any(_files(root / name) for name in _classes(root)):
+        raise DataError(f"{root}: has no images")
+    for name in _classes(root):
+        if name not in known:
+            raise DataError(f"{root / name}: is not a class of the training images")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""User data in an .npz file of numpy.savez: x and y, optionally x_test, y_test and classes.
+"""User data in an .npz file of numpy.savez: x and y, optionally x_val, y_val, x_test, y_test, classes and groups.
 
 Arrays are read one by one, and only `read_test` reads x_test and y_test. Nothing is ever unpickled. An invalid file is
 a DataError that names it.
@@ -11,7 +11,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,11 +22,11 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from hpo.data.examples import RawExamples
-from hpo.data.user_arrays import ArrayPair, examples_from_arrays
+from hpo.data.user_arrays import ArrayPair, encode_groups, examples_from_arrays
 from hpo.errors import DataError
 from hpo.untrusted_files import open_regular_file
 
-TRAINING, TEST = ("x", "y"), ("x_test", "y_test")
+TRAINING, VALIDATION, TEST = ("x", "y"), ("x_val", "y_val"), ("x_test", "y_test")
 CLASSES = "classes"
 
 _HEADER = 128  # bytes before an array's content, as NumPy writes for few axes
@@ -33,12 +34,13 @@ _HEADER = 128  # bytes before an array's content, as NumPy writes for few axes
 
 @dataclass(frozen=True)
 class NpzSource:
-    """The .npz file."""
+    """The .npz file, and the name of the array with the groups, if the study has groups."""
 
     path: Path
+    groups: str | None = None
 
     def read_training(self) -> RawExamples:
-        """Read x and y, and the class names if there are any."""
+        """Read x and y, and the class names and groups if there are any."""
         with self._opened() as file:
             classes = None
             if CLASSES in file.files:
@@ -46,7 +48,10 @@ class NpzSource:
                 if found.dtype.kind != "U" or found.ndim != 1:
                     raise DataError(f"{self.path}: {CLASSES} has type {found.dtype}; it must be a list of strings")
                 classes = found.tolist()
-            return examples_from_arrays(self._pair(file, TRAINING), classes)
+            raw = examples_from_arrays(self._pair(file, TRAINING), classes)
+            groups = None if self.groups is None else self._groups(file, self.groups, len(raw))
+            own = any(name in file.files for name in VALIDATION)
+        return replace(raw, groups=groups, read_validation=partial(self._read_validation, raw.names) if own else None)
 
     def test_size(self) -> int | None:
         """Return the number of test examples by the sizes in the archive's directory; 0 without a test set."""
@@ -74,6 +79,15 @@ class NpzSource:
         self.check_test()
         with self._opened() as file:
             return examples_from_arrays(self._pair(file, TEST), names)
+
+    def _read_validation(self, names: tuple[str, ...]) -> RawExamples:
+        with self._opened() as file:
+            return examples_from_arrays(self._pair(file, VALIDATION), names)
+
+    def _groups(self, file: NpzFile, name: str, examples: int) -> NDArray[np.int64]:
+        if name in TEST:
+            raise DataError(f"{self.path}: {name} belongs to the sealed test set and cannot be data.groups")
+        return encode_groups(self._array(file, name), f"{self.path}: {name} (data.groups)", examples)
 
     def _pair(self, file: NpzFile, names: tuple[str, str]) -> ArrayPair:
         x, y = (self._array(file, name) for name in names)

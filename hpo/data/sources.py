@@ -33,7 +33,7 @@ class Source(Protocol):
     """The examples of one data set."""
 
     def read_training(self) -> RawExamples:
-        """Read the training examples, with the class names."""
+        """Read the training examples, with the class names, the groups, and a reader of the validation set, if any."""
         ...
 
     def test_size(self) -> int | None:
@@ -89,18 +89,22 @@ class CatalogueSource:
         return require_folder(self.dataset).folder
 
 
-def source_of(name: str, folder: Path) -> Source:
-    """Return the source of `data.dataset`; `folder` is the study file's.
+def source_of(name: str, folder: Path, groups: str | None = None) -> Source:
+    """Return the source of `data.dataset`; `folder` is the study file's, `groups` the name of its groups.
 
-    Raises UsageError for an unknown name, and DataError if the user's file or folder does not exist.
+    Raises UsageError for an unknown name, and DataError if the user's file or folder does not exist, or cannot have
+    groups.
     """
     match user_data(name):
         case "npz", path:
-            return NpzSource(_base(path, folder) / path)
+            return NpzSource(_base(path, folder) / path, groups)
+        case "code", reference:
+            return FunctionSource(reference, _base(split_reference(reference)[0], folder), groups)
+    if groups is not None:
+        raise DataError(f"{name}: has no groups; data.groups needs npz:FILE or FILE.py:FUNCTION (got {groups!r})")
+    match user_data(name):
         case "folder", path:
             return FolderSource(_base(path, folder) / path)
-        case "code", reference:
-            return FunctionSource(reference, _base(split_reference(reference)[0], folder))
         case _:
             return CatalogueSource(known_dataset(name, CATALOGUE))
 

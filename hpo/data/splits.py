@@ -1,44 +1,91 @@
-"""Split the training data of a study into training and validation examples; load the sealed test set.
+"""Split the training data of a study into training and validation examples, or into folds; load the sealed test set.
 
-`load_split` opens training files only, and one study always has the same split: a seeded shuffle decides it. A split
-that cannot be used for training is an error at the study file's key. Only `load_test` reads the sealed test set, from
-the folder of the training files.
+`load_split` opens training files only, and one study always has the same split: the keys of `[data]` and its
+`split_seed` decide it. scikit-learn's splitters choose the rows; only a split that is neither stratified, nor by group,
+nor in time order is hpo's own shuffle. A split that cannot be used for training is an error at the study file's key.
+Only `load_test` reads the sealed test set, from the folder of the training files.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.data.examples import SealedExamples, Split, hash_split
+from hpo.data.examples import RawExamples, SealedExamples, Split, hash_split
 from hpo.data.sources import source_of
-from hpo.errors import DataError
+from hpo.errors import DataError, SettingError
 from hpo.studyfile import user_data
 
 if TYPE_CHECKING:
     from hpo.studyfile import Study
+    from hpo.studyfile.models import DataSettings
+
+Indices = NDArray[np.int64]
+Targets = NDArray[Any]
+
+MAX_PARTS = 10
+"""Parts of the data of which whole ones become the validation split, with groups and `stratify`."""
+
+
+@dataclass(frozen=True, eq=False)
+class HoldOut:
+    """Indices of the validation and the training split.
+
+    `method` says how they were chosen, `advice` how each class can get a validation example.
+    """
+
+    validation: Indices
+    training: Indices
+    method: str
+    advice: str = "try another data.split_seed or a larger data.validation"
 
 
 def load_split(study: Study) -> Split:
     """Read the training data of a study and split it; test files are not opened."""
-    name = study.data.dataset
-    source = source_of(name, study.folder)
+    name, settings = study.data.dataset, study.data
+    source = source_of(name, study.folder, settings.groups)
     raw = source.read_training()
-    validation, training = split_indices(study, raw.targets, raw.names)
+    if raw.read_validation is not None and settings.validation != "auto" and settings.stratify is not False:
+        problem = f"must not be given: {name} has a validation set (got {settings.validation:g})"
+        raise study.error("data.validation", problem)
+    unused, own = "", None
+    if raw.read_validation is not None:
+        if settings.validation == "auto":
+            own = raw.read_validation()
+        else:
+            unused = f"{name}: its validation set is not used, because data.validation is {settings.validation:g}"
+    try:
+        if own is None:
+            found = hold_out(settings, raw.targets, raw.names, raw.groups)
+        else:
+            _check_alike(name, "validation", own, raw)
+            found = _with_own_validation(settings, raw, len(own))
+    except SettingError as error:
+        raise study.error(error.key, error.problem) from error
+    content = raw.content_sha256()
+    if own is not None:
+        content = hashlib.sha256(f"{content} {own.content_sha256()}".encode()).hexdigest()
     return Split(
         dataset=name,
         names=raw.names,
         white=raw.white,
         folder=None if user_data(name) is None else study.folder.absolute(),
-        train=raw.take(training),
-        validation=raw.take(validation),
-        content_sha256=raw.content_sha256(),
-        split_sha256=hash_split(validation, training),
+        train=raw.take(found.training),
+        validation=(raw if own is None else own).take(found.validation),
+        content_sha256=content,
+        split_sha256=hash_split(found.validation, found.training, own is not None),
         test_size=source.test_size(),
+        method=found.method,
+        advice=found.advice,
+        unused=unused,
     )
 
 
@@ -53,47 +100,231 @@ def check_test(name: str, folder: Path = Path()) -> None:
 def load_test(split: Split) -> SealedExamples:
     """Read the sealed test set of a study's data set."""
     source = source_of(split.dataset, split.folder or Path())
-    expected = split.train.inputs.shape[1:]
-    raw = source.read_test(split.names, expected[0])
-    shape = raw.inputs.shape[1:]
-    if (shape, raw.white) != (expected, split.white):
-        test, training = (
-            f"{' x '.join(map(str, each))} {'numbers' if white is None else 'bytes'}"
-            for each, white in ((shape, raw.white), (expected, split.white))
-        )
-        raise DataError(f"{split.dataset}: test examples are {test}, but training examples {training}")
+    channels = split.train.inputs.shape[1]
+    raw = source.read_test(split.names, channels)
+    _check_alike(split.dataset, "test", raw, split)
     examples = raw.take(np.arange(len(raw)))
     return SealedExamples(examples.inputs, examples.targets, raw.content_sha256())
 
 
-def split_indices(
-    study: Study, labels: NDArray[np.uint8] | NDArray[np.int64], names: Sequence[str]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return validation and training indices: shuffle, take `train_size`, and use the first fraction for validation."""
-    settings, total = study.data, len(labels)
-    if settings.train_size is not None and settings.train_size > total:
-        raise study.error(
-            "data.train_size",
-            f"must be at most {total}, the training examples of {settings.dataset} (got {settings.train_size})",
+def _check_alike(name: str, part: str, raw: RawExamples, training: RawExamples | Split) -> None:
+    """Raise DataError where examples have another shape or type than the training examples."""
+    inputs = training.train.inputs if isinstance(training, Split) else training.inputs
+    shape, expected = raw.inputs.shape[1:], inputs.shape[1:]
+    if (shape, raw.white) != (expected, training.white):
+        found, known = (
+            f"{' x '.join(map(str, each))} {'numbers' if white is None else 'bytes'}"
+            for each, white in ((shape, raw.white), (expected, training.white))
         )
-    order = np.random.Generator(np.random.PCG64(settings.split_seed)).permutation(total)
-    used = order[: settings.train_size]
-    size = round(settings.validation * len(used))
-    for empty, part in ((size == 0, "validation"), (size == len(used), "training")):
+        raise DataError(f"{name}: {part} examples are {found}, but training examples {known}")
+
+
+def _with_own_validation(settings: DataSettings, raw: RawExamples, validation: int) -> HoldOut:
+    """Return the split with the validation set of the data: all its examples, and the rows that `train_size` leaves."""
+    for key, given in (("groups", settings.groups), ("order", settings.order)):
+        if given is not None:
+            raise SettingError(f"data.{key}", f"is not used: {settings.dataset} has a validation set (got {given!r})")
+    if settings.stratify is True and settings.train_size is None:
+        raise SettingError("data.stratify", f"is not used: {settings.dataset} has a validation set (got true)")
+    training, _, _ = _kept_rows(settings, raw.targets, raw.names, each=2, side=_size(settings, len(raw)) // 2)
+    _check_classes(settings, raw.targets, training, training, raw.names, "data.train_size")
+    advice = "add some to the validation set"
+    return HoldOut(np.arange(validation), training, "the validation set of the data", advice)
+
+
+def hold_out(
+    settings: DataSettings, targets: Targets, names: Sequence[str] = (), groups: Indices | None = None
+) -> HoldOut:
+    """Return the validation and the training split: so many rows as `train_size` says, split by `validation`.
+
+    `groups` has the number of each row's group. Raises SettingError for a split that cannot be used.
+    """
+    size = _size(settings, len(targets))
+    wanted = round(settings.fraction * size)
+    for empty, part in ((wanted == 0, "validation"), (wanted == size, "training")):
         if empty:
-            problem = f"leaves no {part} examples of {len(used)} (got {settings.validation:g})"
-            raise study.error("data.validation", problem)
-    validation, training = used[:size], used[size:]
-    absent = _absent_class(labels[training], len(names))
-    if absent is not None:
-        if absent not in labels:
-            raise DataError(f"{settings.dataset}: no training example of class {names[absent]}")
-        key = "data.validation" if absent in labels[used] else "data.train_size"
-        problem = f"leaves no training example of class {names[absent]} (of {len(training)} training examples)"
-        raise study.error(key, problem)
-    return validation, training
+            problem = f"leaves no {part} examples of {size} (got {settings.fraction:g})"
+            raise SettingError("data.validation", problem)
+    _, whole = (1, 2) if groups is None else _parts(settings.fraction, len(np.unique(groups)))
+    side = min(wanted, size - wanted)
+    rows, stratified, note = _kept_rows(settings, targets, names, whole, side)
+    key, seed, advice = "data.validation", f"seed {settings.split_seed}", HoldOut.advice
+    if settings.order == "time":
+        validation, training = rows[size - wanted :], rows[: size - wanted]
+        key, advice = "data.order", "use a larger data.validation"
+        method = "in time order, the last rows for validation"
+    elif groups is not None:
+        key = "data.groups"
+        validation, training = _split_groups(settings, rows, targets, groups, stratified)
+        counts = [len(np.unique(groups[each])) for each in (training, validation)]
+        method = f"by group ({settings.groups}), {counts[0]} groups for training and {counts[1]} for validation"
+        method += f", {'stratified by class, ' * stratified}{seed}"
+    elif stratified:
+        training, validation = _stratified_sides(settings, targets[rows], size - wanted, wanted)
+        validation, training = rows[validation], rows[training]
+        method = f"stratified by class, {seed}"
+    else:
+        rows = _shuffled(settings, len(targets))[:size]
+        validation, training = rows[:wanted], rows[wanted:]
+        method = f"random, {seed}"
+    _check_classes(settings, targets, training, rows, names, key)
+    return HoldOut(validation, training, method + note, advice)
 
 
-def _absent_class(labels: NDArray[np.uint8] | NDArray[np.int64], classes: int) -> int | None:
-    absent = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
-    return int(absent[0]) if len(absent) else None
+def fold_indices(
+    settings: DataSettings,
+    folds: int,
+    targets: Targets,
+    groups: Indices | None = None,
+    names: Sequence[str] = (),
+) -> list[tuple[Indices, Indices]]:
+    """Return validation and training indices of each fold, of the rows that `train_size` leaves.
+
+    In time order, the training rows of a fold are all rows before its validation rows. Raises SettingError for folds
+    that cannot be used.
+    """
+    from sklearn import model_selection as sklearn  # takes a second to import
+
+    size = _size(settings, len(targets))
+    rows, stratified, _ = _kept_rows(settings, targets, names, folds, size // folds)
+    if settings.order == "time":
+        if size <= folds:
+            raise SettingError("data.order", f"needs {folds + 1} rows or more for {folds} folds (got {size} rows)")
+        splitter = sklearn.TimeSeriesSplit(folds)
+    else:
+        if size < folds:
+            raise SettingError("data.folds", f"must be at most {size}, the number of examples (got {folds})")
+        random = {"shuffle": True, "random_state": _random_state(settings)}
+        if groups is not None:
+            count = len(np.unique(groups[rows]))
+            if count < folds:
+                raise SettingError("data.groups", f"{settings.groups!r} has {count} groups, fewer than {folds} folds")
+            splitter = (sklearn.StratifiedGroupKFold if stratified else sklearn.GroupKFold)(folds, **random)
+        else:
+            splitter = (sklearn.StratifiedKFold if stratified else sklearn.KFold)(folds, **random)
+    found = [
+        (rows[validation], rows[training])
+        for training, validation in splitter.split(rows, targets[rows], None if groups is None else groups[rows])
+    ]
+    for _, training in found:
+        _check_classes(settings, targets, training, rows, names, "data.folds")
+    return found
+
+
+def _size(settings: DataSettings, total: int) -> int:
+    """Return the number of rows to split. Raises SettingError for a `train_size` above the total."""
+    if settings.train_size is not None and settings.train_size > total:
+        problem = f"must be at most {total}, the training examples of {settings.dataset} (got {settings.train_size})"
+        raise SettingError("data.train_size", problem)
+    return settings.train_size or total
+
+
+def _kept_rows(
+    settings: DataSettings, targets: Targets, names: Sequence[str], each: int, side: int
+) -> tuple[Indices, bool, str]:
+    """Return the rows that `train_size` leaves, in order; whether the split is stratified; and a note if it cannot be.
+
+    Stratifying needs `each` rows of each class, and no more classes than `side`, the rows of the smaller side.
+    """
+    total = len(targets)
+    size, note = _size(settings, total), ""
+    if settings.order == "time":
+        return np.arange(total - size, total), False, ""
+    if settings.stratify is True and not _are_classes(targets):
+        raise SettingError("data.stratify", "must be false: the targets are not classes (got true)")
+    if settings.stratify is not False and _are_classes(targets):
+        problem, rows = _why_not_stratified(targets, names, each, side), np.arange(total)
+        if not problem and size < total:
+            rows = np.sort(np.concatenate(_stratified_sides(settings, targets, size // 2, size - size // 2)))
+            problem = _why_not_stratified(targets[rows], names, each, side)
+        if not problem:
+            return rows, True, ""
+        if settings.stratify is True:
+            raise SettingError("data.stratify", f"{problem}; use stratify = false (got true)")
+        note = f"; not stratified: {problem}"
+    return np.sort(_shuffled(settings, total)[:size]), False, note
+
+
+def _are_classes(targets: Targets) -> bool:
+    return targets.ndim == 1 and targets.dtype.kind in "iu"
+
+
+def _why_not_stratified(classes: Targets, names: Sequence[str], each: int, side: int) -> str:
+    counts = np.bincount(classes)
+    present = np.flatnonzero(counts)
+    rarest = present[counts[present].argmin()]
+    if counts[rarest] < each:
+        return f"class {_class(rarest, names)} has {counts[rarest]} of the {each} examples that it needs"
+    return f"{side} examples on one side are fewer than the {len(present)} classes" if side < len(present) else ""
+
+
+def _stratified_sides(settings: DataSettings, classes: Targets, training: int, validation: int) -> tuple[Indices, ...]:
+    """Return the indices of so many training and so many validation rows, as scikit-learn stratifies them."""
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    splitter = StratifiedShuffleSplit(
+        1, train_size=training, test_size=validation, random_state=_random_state(settings)
+    )
+    return tuple(next(splitter.split(np.zeros(len(classes)), classes)))
+
+
+def _parts(fraction: float, groups: int) -> tuple[int, int]:
+    """Return how many of how many parts come nearest to a fraction: 0.3 is 3 of 10. At most one part a group."""
+    finest = min(max(MAX_PARTS, math.ceil(1 / min(fraction, 1 - fraction))), groups)
+    found = Fraction(fraction).limit_denominator(finest) if finest > 1 else Fraction(0)
+    if found.denominator > 1:
+        return found.numerator, found.denominator
+    return (finest - 1 if found else 1), finest
+
+
+def _split_groups(
+    settings: DataSettings, rows: Indices, targets: Targets, groups: Indices, stratified: bool
+) -> tuple[Indices, Indices]:
+    """Return validation and training indices without a group on both sides."""
+    from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold
+
+    known = groups[rows]
+    count = len(np.unique(known))
+    if count < 2:
+        raise SettingError("data.groups", f"{settings.groups!r} has only one group; a split needs at least two")
+    if not stratified:
+        wanted = min(max(round(settings.fraction * count), 1), count - 1)
+        splitter = GroupShuffleSplit(1, test_size=wanted, random_state=_random_state(settings))
+        training, validation = next(splitter.split(rows, groups=known))
+        return rows[validation], rows[training]
+    parts, whole = _parts(settings.fraction, count)
+    folds = StratifiedGroupKFold(whole, shuffle=True, random_state=_random_state(settings))
+    chosen = [validation for _, validation in folds.split(rows, targets[rows], known)][:parts]
+    held_out = np.isin(np.arange(len(rows)), np.concatenate(chosen))
+    if held_out.all() or not held_out.any():
+        raise SettingError("data.groups", f"the groups of {settings.groups!r} are too unequal: one side has no rows")
+    return rows[held_out], rows[~held_out]
+
+
+def _shuffled(settings: DataSettings, total: int) -> Indices:
+    return np.random.Generator(np.random.PCG64(settings.split_seed)).permutation(total)
+
+
+def _random_state(settings: DataSettings) -> int | np.random.RandomState:
+    """Return the seed as scikit-learn takes it: below 2**32, or a generator with a larger seed."""
+    seed = settings.split_seed
+    return seed if seed < 2**32 else np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+
+
+def _check_classes(
+    settings: DataSettings, targets: Targets, training: Indices, rows: Indices, names: Sequence[str], key: str
+) -> None:
+    """Raise SettingError for a class without a training example, at `key` if it has an example among the rows."""
+    if not names or not _are_classes(targets):
+        return
+    absent = np.flatnonzero(np.bincount(targets[training], minlength=len(names)) == 0)
+    if not len(absent):
+        return
+    if absent[0] not in targets:
+        raise DataError(f"{settings.dataset}: no training example of class {names[absent[0]]}")
+    problem = f"leaves no training example of class {names[absent[0]]} (of {len(training)} training examples)"
+    raise SettingError(key if absent[0] in targets[rows] else "data.train_size", problem)
+
+
+def _class(label: int, names: Sequence[str]) -> str:
+    return f"'{names[label]}'" if names else str(label)

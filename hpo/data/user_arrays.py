@@ -6,6 +6,7 @@
     [N, C, H, W]        any other four axes
 
 Inputs are bytes, of which 255 becomes 1.0, or numbers, which stay unchanged. Labels are whole numbers from 0, or names.
+Groups are numbers or strings, one for each example.
 Every problem is a DataError that names the file and the array. This module opens no file.
 """
 
@@ -24,6 +25,7 @@ from hpo.data.examples import RawExamples
 from hpo.errors import CLASSIFIERS_ONLY, DataError, nearest
 
 _LABELS = "labels must be whole numbers from 0, or names (strings)"
+_GROUPS = "groups must be numbers or strings"
 
 CHANNELS = (1, 3, 4)
 """Lengths of an axis that identify it as the channels."""
@@ -80,6 +82,25 @@ def encode_labels(
     if len(classes) < 2:
         raise DataError(f"{where}: only one class ('{classes[0]}'); a classifier needs at least two")
     return labels, classes
+
+
+def encode_groups(groups: NDArray[Any], where: str, examples: int) -> NDArray[np.int64]:
+    """Return the number of each example's group, from 0 in the order of their values."""
+    if groups.shape != (examples,):
+        problem = f"has shape {_shape(groups.shape)}, but one group for each example is {_shape((examples,))}"
+        raise DataError(f"{where} {problem}")
+    if groups.dtype.kind == "O":
+        for example, group in enumerate(groups.tolist()):
+            if not isinstance(group, str):
+                problem = f"the group of example {example} has type {type(group).__name__}, not string"
+                raise DataError(f"{where} has type object, but {problem}; {_GROUPS}")
+        groups = groups.astype(str)
+    if groups.dtype.kind not in "iubfUT":
+        raise DataError(f"{where} has type {groups.dtype}; {_GROUPS}")
+    if groups.dtype.kind == "f" and not np.isfinite(groups).all():
+        example = int(np.flatnonzero(~np.isfinite(groups))[0])
+        raise DataError(f"{where}: the group of example {example} is NaN or infinite; give every example a group")
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def _check_numbers(labels: NDArray[Any], where: str, names: Sequence[str] | None) -> None:

@@ -25,7 +25,7 @@ from hpo.search.study_records import (
     claim_conditions,
     open_study,
     record_change,
-    with_stored_pruner,
+    with_stored_defaults,
 )
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import AnyStudy, Study
@@ -45,7 +45,7 @@ def submit(
     it is made already. Raises UsageError or StudyFileError (the file, or a file that differs from the stored one),
     DataError, CodeError and StudyBusyError before anything is stored.
     """
-    driver = driver or driver_of(with_stored_pruner(study, storage), "cpu")
+    driver = driver or driver_of(with_stored_defaults(study, storage), "cpu")
     _store(driver, storage, options, say)
     return driver
 
@@ -95,7 +95,7 @@ def launch(
     """
     start = time.perf_counter()
     with storage.retry_policy.override(stop):
-        driver = driver_of(with_stored_pruner(study, storage), options.device)
+        driver = driver_of(with_stored_defaults(study, storage), options.device)
         stored = _store(driver, storage, options, lambda text: on_event(Note(text)))
         warn(driver, on_event)
         with heartbeats(storage):

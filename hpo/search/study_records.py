@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
@@ -39,6 +39,7 @@ from hpo.storage import (
     summary,
 )
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
+from hpo.studyfile.models import DEFAULT_VALIDATION
 from hpo.studyfile.values import CURRENT_FOLDER
 from hpo.text import hpo_command
 from hpo.training.early_stopping import has_stopped_improving
@@ -48,6 +49,13 @@ STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run"
 
 PRUNER = "hpo:pruner"
 """The user attribute with the pruner that `pruner = "auto"` stands for."""
+
+FORMER_DEFAULTS: dict[tuple[Literal["data", "search"], str], Any] = {
+    ("search", "pruner"): "none",
+    ("data", "stratify"): False,
+    ("data", "validation"): DEFAULT_VALIDATION,
+}
+"""The defaults, by section and key, of the time before "auto"."""
 
 STARTS_FROM = "hpo:starts_from"
 """The user attribute with the studies of `search.start_from`: name in the file -> identity, because names change."""
@@ -66,18 +74,26 @@ def directions(study: AnyStudy) -> list[StudyDirection]:
     return [StudyDirection.MINIMIZE if each else StudyDirection.MAXIMIZE for each in minimized]
 
 
-def with_stored_pruner(study: AnyStudy, storage: Storage) -> AnyStudy:
-    """Return the study with `pruner = "none"` where that is "auto" and the stored study has no pruner.
+def with_stored_defaults(study: AnyStudy, storage: Storage) -> AnyStudy:
+    """Return the study with the former default in place of "auto" where the stored study has the former default.
 
-    "none" was the default before: studies of that time continue with their unchanged files.
+    So studies of that time continue with their unchanged files.
     """
-    if not isinstance(study, Study) or study.search.pruner != "auto":
+    if not isinstance(study, Study) or not any(_is_auto(study, *key) for key in FORMER_DEFAULTS):
         return study
     try:
         stored = any_stored_study(load_study(storage, study.name))
     except UnknownStudyError:
         return study
-    return study.with_pruner("none") if isinstance(stored, Study) and stored.search.pruner == "none" else study
+    if isinstance(stored, Study):
+        for (section, key), former in FORMER_DEFAULTS.items():
+            if _is_auto(study, section, key) and getattr(getattr(stored, section), key) == former:
+                study = study.with_value(section, key, former)
+    return study
+
+
+def _is_auto(study: Study, section: str, key: str) -> bool:
+    return bool(getattr(getattr(study, section), key) == "auto")
 
 
 def stored_pruner(study: Study, storage: Storage) -> str | None:

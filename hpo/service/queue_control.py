@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from hpo.errors import HpoError
 from hpo.search.options import LaunchOptions
-from hpo.search.study_records import foreign_study_error, trial_target, with_stored_pruner
+from hpo.search.study_records import foreign_study_error, trial_target, with_stored_defaults
 from hpo.service.status import status
 from hpo.storage import STATE_REASON, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
 from hpo.storage.artifacts import delete_checkpoint_files
@@ -30,7 +30,7 @@ def submit_all(
     from hpo.search.driver import driver_of  # imports torch, which the other commands do not need
     from hpo.search.launch import submit
 
-    drivers = [driver_of(with_stored_pruner(study, storage), "cpu") for study in studies]
+    drivers = [driver_of(with_stored_defaults(study, storage), "cpu") for study in studies]
     for driver in drivers:
         submit(driver.study, storage, options, driver=driver, say=say)
         if driver.warning:

@@ -74,7 +74,7 @@ def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = CURRENT
     absent: dict[str, Any] = {
         section: {} for section in SECTIONS if section not in tree
     }  # reports their keys as missing
-    check = _Check(_with_kind({**tree, **absent}))
+    check = _Check(_with_stratify(_with_kind({**tree, **absent})))
     study = check.run(source, folder)
     if study is None or check.problems:
         path = first_path(dict(tree), check.problems)
@@ -104,6 +104,27 @@ def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:
     if isinstance(network, dict) and "module" in network and "kind" not in network:
         return {**tree, "network": {"kind": "module", **network}}
     return tree
+
+
+_ALWAYS_RESOLVED: dict[str, set[str]] = {
+    "data": {"validation", "split_seed"},
+    "search": {"sampler", "pruner", "metric", "score", "population", "seed", "repeat"},
+}
+"""Keys with a default that every resolved file has had since the first version."""
+
+
+def _with_stratify(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with `stratify = false` for a resolved file of the time before that key.
+
+    A resolved file has every key, so one without `stratify` is old: its study keeps the split of that time.
+    """
+    tables = {section: tree[section] for section in _ALWAYS_RESOLVED}
+    if "description" not in tree or not all(isinstance(table, dict) for table in tables.values()):
+        return tree
+    is_resolved = all(keys <= tables[section].keys() for section, keys in _ALWAYS_RESOLVED.items())
+    if not is_resolved or "stratify" in tables["data"]:
+        return tree
+    return {**tree, "data": {**tables["data"], "stratify": False}}
 
 
 class _Check:

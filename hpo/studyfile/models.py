@@ -87,6 +87,10 @@ def _check_user_data(dataset: str) -> str:
     return dataset
 
 
+DEFAULT_VALIDATION = 0.2
+"""The fraction for the validation split where the data have no validation set."""
+
+
 class DataSettings(Settings):
     """`[data]`: the data set, and the split of its training data into training and validation."""
 
@@ -96,9 +100,34 @@ class DataSettings(Settings):
         Discriminator(lambda value: "user" if isinstance(value, str) and ":" in value else "known"),
         Field(title="data set", description=DATASETS),
     ]
-    validation: float = Field(0.2, gt=0, lt=1)
+    validation: Annotated[
+        Annotated[Literal["auto"], Tag("word")] | Annotated[float, Field(gt=0, lt=1), Tag("number")],
+        number_or(str, "word"),
+        Field(description="auto or a number above 0 and below 1"),
+    ] = "auto"
     train_size: Annotated[int, Field(ge=2, le=MAX_INT)] | None = None
     split_seed: Natural = 0
+    stratify: Annotated[
+        Annotated[Literal["auto"], Tag("word")] | Annotated[bool, Tag("switch")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "switch"),
+        Field(description="auto, true or false"),
+    ] = "auto"
+    groups: Name | None = None
+    order: Literal["time"] | None = None
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of the training data for the validation split, where the data have no validation set."""
+        return DEFAULT_VALIDATION if self.validation == "auto" else self.validation
+
+    @field_validator("order")
+    @classmethod
+    def _check_order(cls, order: str | None, info: ValidationInfo) -> str | None:
+        if order is not None and info.data.get("groups") is not None:
+            raise ValueError("cannot be combined with groups")
+        if order is not None and info.data.get("stratify") is True:
+            raise ValueError("cannot be combined with stratify = true")
+        return order
 
 
 _CNN = UsedBy(("cnn",))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
 
@@ -46,13 +46,11 @@ class Study:
         settings = self.first_settings.model_copy(update={"name": name})
         return replace(self, first_settings=settings, unconditional={**self.unconditional, "name": name})
 
-    def with_pruner(self, pruner: str) -> Study:
-        """Return the study with another pruner."""
-        search = self.search.model_copy(update={"pruner": pruner})
-        settings = self.first_settings.model_copy(update={"search": search})
-        return replace(
-            self, first_settings=settings, unconditional=replaced(self.unconditional, ("search", "pruner"), pruner)
-        )
+    def with_value(self, section: Literal["data", "search"], key: str, value: Any) -> Study:
+        """Return the study with another value of a key; the caller knows that it is valid."""
+        table = getattr(self.first_settings, section).model_copy(update={key: value})
+        settings = self.first_settings.model_copy(update={section: table})
+        return replace(self, first_settings=settings, unconditional=replaced(self.unconditional, (section, key), value))
 
     @property
     def description(self) -> str:

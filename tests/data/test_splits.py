@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import forks
 import numpy as np
@@ -9,16 +10,24 @@ import pytest
 from data_files import TEST, TRAIN, idx_labels, some_images, study_of, write_cifar, write_idx
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import model_selection as sklearn
 
 from hpo.data import Examples, SealedExamples, check_test, load_split, load_test
-from hpo.data.splits import split_indices
-from hpo.errors import DataError, StudyFileError, UsageError
+from hpo.data.examples import hash_split
+from hpo.data.splits import fold_indices, hold_out
+from hpo.errors import DataError, HpoError, SettingError, StudyFileError, UsageError
+from hpo.studyfile import parse_study
+from hpo.studyfile.models import DataSettings
 
 
 @pytest.fixture
 def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
     return write_idx(tmp_path / "mnist", 200)
+
+
+def data(**keys: Any) -> DataSettings:
+    return study_of("mnist", **keys).data
 
 
 def sealed(name: str) -> SealedExamples:
@@ -59,8 +68,8 @@ def test_equal_studies_have_equal_splits_and_other_seeds_others(mnist: Path) -> 
 
 
 def test_train_size_takes_the_first_after_the_shuffle(mnist: Path) -> None:
-    whole = load_split(study_of("mnist"))
-    part = load_split(study_of("mnist", train_size=100))
+    whole = load_split(study_of("mnist", stratify=False))
+    part = load_split(study_of("mnist", train_size=100, stratify=False))
     assert (len(part.train), len(part.validation)) == (80, 20)
     np.testing.assert_array_equal(part.validation.inputs, whole.validation.inputs[:20])
     assert part.content_sha256 == whole.content_sha256
@@ -68,13 +77,33 @@ def test_train_size_takes_the_first_after_the_shuffle(mnist: Path) -> None:
 
 
 def test_splits_do_not_change_between_versions(mnist: Path) -> None:
-    """Studies store this hash: if NumPy's shuffle changes, this test fails before a user's study does."""
-    split = load_split(study_of("mnist"))
+    """Studies store this hash: if a shuffle changes, this test fails before a user's study does."""
+    split = load_split(study_of("mnist", stratify=False))
     assert split.split_sha256 == "40f3c67f0e8a72b93ee6061dfc409d542753ca090f25e1540e07da26be915298"
     assert (
-        load_split(study_of("digits")).split_sha256
+        load_split(study_of("digits", stratify=False)).split_sha256
         == "3699b0e252acf3e269b6968abf21e361e2c0b13533c90a4b8fc17c37af66483f"
     )
+    assert split.method == "random, seed 0"
+
+
+def test_the_indices_of_scikit_learn_do_not_change_between_versions() -> None:
+    """Studies store this hash: if scikit-learn's splitters change, this test fails before a user's study does."""
+    hashes = {
+        "{}": "92859f4856cf293b83b08ee5d8b6016e895bfd24757f1c00d548cb9dd6754ec0",
+        '{"groups": "g"}': "eab398668f58fa734a15febf444fe0550089b3b4168d582907d6b24eb1c8f011",
+        '{"groups": "g", "stratify": false}': "0386c22e9c2c735cd1283b76ab7295d3ec44d852d0e017ef21f2b1cf184d1945",
+        '{"split_seed": 1099511627776}': "028c93afcf3644091429431b1b5f67c6b5c50585fa217f711d11a8119cb231ad",
+        '{"train_size": 50}': "7d86adfaa1535ff4929fe99253908bd68a46257fc3810e9ab986a8bf62e41298",
+    }
+    rows = np.arange(120)
+    for keys, known in hashes.items():
+        settings = data(**json.loads(keys))
+        split = hold_out(settings, rows % 3, "abc", rows // 4 if settings.groups else None)
+        assert hash_split(split.validation, split.training) == known, keys
+    digits = load_split(study_of("digits"))
+    assert digits.split_sha256 == "2bd59c3981bb368cfea84baa0274df2754b439723a31e377f3d61eb221f045e3"
+    assert digits.method == "stratified by class, seed 0"
 
 
 def test_digits_come_inside_a_package_with_a_sealed_fifth() -> None:
@@ -202,7 +231,7 @@ def test_an_unusable_split_is_an_error_at_its_key(mnist: Path) -> None:
 
 @pytest.mark.parametrize(("validation", "how_many"), [(0.02, 6), (0.12, 1), (0.2, 0)])
 def test_classes_without_a_validation_example_are_named(mnist: Path, validation: float, how_many: int) -> None:
-    split = load_split(study_of("mnist", validation=validation))
+    split = load_split(study_of("mnist", validation=validation, stratify=False))
     absent = [f"'{label}'" for label in range(10) if label not in split.validation.targets]
     assert len(absent) == how_many
     which = (
@@ -225,27 +254,211 @@ def test_files_without_a_class_are_a_data_error(mnist: Path) -> None:
     validation=st.floats(0.001, 0.999),
     train_size=st.none() | st.integers(2, 320),
     seed=st.integers(0, 2**63 - 1),
+    stratify=st.sampled_from(["auto", True, False]),
 )
 def test_every_split_is_complete_or_refused_at_a_key_of_data(
-    total: int, validation: float, train_size: int | None, seed: int
+    total: int, validation: float, train_size: int | None, seed: int, stratify: bool | str
 ) -> None:
     size = {} if train_size is None else {"train_size": train_size}
-    study = study_of("mnist", validation=validation, split_seed=seed, **size)
+    study = study_of("mnist", validation=validation, split_seed=seed, stratify=stratify, **size)
     labels = (np.arange(total) % 3).astype(np.uint8)
     try:
-        held_out, training = split_indices(study, labels, "abc")
-    except (StudyFileError, DataError) as error:
+        found = hold_out(study.data, labels, "abc")
+    except HpoError as error:
         refused = error
     else:
         refused = None
-    if isinstance(refused, StudyFileError):
-        assert refused.key in {"data.validation", "data.train_size"}
+    if isinstance(refused, SettingError):
+        assert refused.key in {"data.validation", "data.train_size", "data.stratify"}
+        assert refused.key != "data.stratify" or stratify is True
         return
     if isinstance(refused, DataError):
         assert total < 3
         return
-    kept = train_size or total
+    kept, held_out, training = train_size or total, found.validation, found.training
     assert len(held_out) == round(validation * kept) > 0
     assert len(held_out) + len(training) == kept == len(set(held_out) | set(training))
     assert max(held_out.max(), training.max()) < total
     assert set(labels[training]) == {0, 1, 2}
+
+
+ROWS = np.arange(120)
+LABELS = np.random.default_rng(0).choice(3, 120, p=[0.6, 0.3, 0.1])
+SITES = np.random.default_rng(1).integers(0, 15, 120)
+
+
+def test_a_stratified_split_is_that_of_scikit_learn() -> None:
+    split = hold_out(data(split_seed=3, validation=0.25), LABELS, "abc")
+    ours = sklearn.StratifiedShuffleSplit(1, test_size=0.25, random_state=3)
+    training, validation = next(ours.split(ROWS, LABELS))
+    np.testing.assert_array_equal(split.training, training)
+    np.testing.assert_array_equal(split.validation, validation)
+    assert split.method == "stratified by class, seed 3"
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=10, max_size=200),
+    validation=st.floats(0.05, 0.95),
+    train_size=st.none() | st.integers(10, 200),
+    seed=st.integers(0, 2**40),
+)
+def test_a_stratified_split_has_the_share_of_each_class_within_one_row(
+    labels: list[int], validation: float, train_size: int | None, seed: int
+) -> None:
+    targets = np.array(labels)
+    size = min(train_size or len(labels), len(labels))
+    settings = data(stratify=True, validation=validation, split_seed=seed, train_size=size)
+    try:
+        split = hold_out(settings, targets)
+    except SettingError:
+        counts = np.bincount(targets)
+        smaller = min(round(validation * size), size - round(validation * size))
+        # A class is too small, here or among the rows that train_size leaves, or there are more classes than rows.
+        assert counts[counts > 0].min() * size < 3 * len(labels) or smaller < np.count_nonzero(counts)
+        return
+    used = np.concatenate([split.validation, split.training])
+    assert len(used) == size == len(set(used))
+    for rows, whole in ((split.validation, used), (split.training, used)):
+        exact = np.bincount(targets[whole], minlength=5) * len(rows) / len(whole)
+        assert np.abs(np.bincount(targets[rows], minlength=5) - exact).max() < 1
+    exact = np.bincount(targets, minlength=5) * size / len(labels)
+    assert np.abs(np.bincount(targets[used], minlength=5) - exact).max() < 2
+
+
+def test_classes_that_cannot_be_stratified_are_an_error_where_that_is_asked_for_and_else_a_note() -> None:
+    rare = np.array([0] * 60 + [1] * 59 + [2])
+    assert (
+        refused(rare, stratify=True)
+        == "data.stratify: class 'c' has 1 of the 2 examples that it needs; use stratify = false (got true)"
+    )
+    few = "4 examples on one side are fewer than the 10 classes"
+    assert few in refused(ROWS % 10, "0123456789", stratify=True, validation=4 / 120)
+    assert refused(LABELS / 2, stratify=True) == "data.stratify: must be false: the targets are not classes (got true)"
+    assert hold_out(data(validation=4 / 120), ROWS % 10).method == f"random, seed 0; not stratified: {few}"
+    unsplit = hold_out(data(stratify=False, split_seed=1), rare)
+    np.testing.assert_array_equal(hold_out(data(split_seed=1), rare).training, unsplit.training)
+    assert hold_out(data(), LABELS / 2, ()).method == "random, seed 0"
+
+
+def refused(targets: np.ndarray, names: str = "abc", groups: np.ndarray | None = None, **keys: Any) -> str:
+    with pytest.raises(SettingError) as caught:
+        hold_out(data(**keys), targets, names, groups)
+    return str(caught.value)
+
+
+def test_a_split_by_group_is_that_of_scikit_learn() -> None:
+    settings = data(groups="site", split_seed=3, stratify=False)
+    split = hold_out(settings, LABELS, "abc", SITES)
+    training, validation = next(sklearn.GroupShuffleSplit(1, test_size=0.2, random_state=3).split(ROWS, groups=SITES))
+    np.testing.assert_array_equal(split.training, training)
+    np.testing.assert_array_equal(split.validation, validation)
+    assert split.method == "by group (site), 12 groups for training and 3 for validation, seed 3"
+    split = hold_out(data(groups="site", split_seed=3, validation=0.3), LABELS, "abc", SITES)
+    folds = list(sklearn.StratifiedGroupKFold(10, shuffle=True, random_state=3).split(ROWS, LABELS, SITES))
+    np.testing.assert_array_equal(split.validation, np.sort(np.concatenate([folds[i][1] for i in range(3)])))
+    assert split.method.endswith("for validation, stratified by class, seed 3")
+
+
+@given(
+    groups=st.lists(st.integers(0, 12), min_size=4, max_size=80),
+    stratify=st.sampled_from(["auto", True, False]),
+    validation=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**40),
+    fewer=st.booleans(),
+)
+def test_no_group_is_on_both_sides(
+    groups: list[int], stratify: bool | str, validation: float, seed: int, fewer: bool
+) -> None:
+    known, size = np.array(groups), len(groups) - 2 * fewer
+    settings = data(groups="g", stratify=stratify, validation=validation, split_seed=seed, train_size=size)
+    targets = np.arange(len(groups)) % 2
+    try:
+        split = hold_out(settings, targets, (), known)
+    except SettingError as error:
+        refused_at = error.key
+    else:
+        refused_at = ""
+    if refused_at:
+        assert refused_at in {"data.groups", "data.validation", "data.stratify"}
+        return
+    assert not set(known[split.validation]) & set(known[split.training])
+    assert len(split.validation) + len(split.training) == size
+    assert len(split.validation)
+    assert len(split.training)
+
+
+def test_too_few_groups_are_an_error() -> None:
+    for stratify in ("auto", False):
+        with pytest.raises(SettingError) as caught:
+            hold_out(data(groups="site", stratify=stratify), LABELS, "abc", ROWS * 0)
+        assert str(caught.value) == "data.groups: 'site' has only one group; a split needs at least two"
+
+
+def test_rows_in_time_order_are_not_shuffled() -> None:
+    training, validation = sklearn.train_test_split(ROWS, test_size=0.2, shuffle=False)
+    split = hold_out(data(order="time"), LABELS, "abc")
+    np.testing.assert_array_equal(split.training, training)
+    np.testing.assert_array_equal(split.validation, validation)
+    assert split.method == "in time order, the last rows for validation"
+    latest = hold_out(data(order="time", train_size=50), LABELS, "abc")
+    np.testing.assert_array_equal(np.concatenate([latest.training, latest.validation]), ROWS[-50:])
+    late = np.where(ROWS < 100, 0, 1)
+    assert refused(late, "ab", order="time") == (
+        "data.order: leaves no training example of class b (of 96 training examples)"
+    )
+    assert refused(LABELS[:2], order="time") == "data.validation: leaves no validation examples of 2 (got 0.2)"
+
+
+@pytest.mark.parametrize(
+    ("keys", "splitter"),
+    [
+        ({"stratify": False}, sklearn.KFold(4, shuffle=True, random_state=3)),
+        ({}, sklearn.StratifiedKFold(4, shuffle=True, random_state=3)),
+        ({"groups": "site", "stratify": False}, sklearn.GroupKFold(4, shuffle=True, random_state=3)),
+        ({"groups": "site"}, sklearn.StratifiedGroupKFold(4, shuffle=True, random_state=3)),
+        ({"order": "time"}, sklearn.TimeSeriesSplit(4)),
+    ],
+    ids=["random", "stratified", "groups", "stratified groups", "time"],
+)
+def test_folds_are_those_of_scikit_learn(keys: dict[str, Any], splitter: Any) -> None:
+    groups = SITES if "groups" in keys else None
+    folds = fold_indices(data(split_seed=3, **keys), 4, LABELS, groups, "abc")
+    assert len(folds) == 4
+    for (validation, training), (train, test) in zip(folds, splitter.split(ROWS, LABELS, groups), strict=True):
+        np.testing.assert_array_equal(training, train)
+        np.testing.assert_array_equal(validation, test)
+        assert groups is None or not set(groups[training]) & set(groups[validation])
+        assert "order" not in keys or training.max() < validation.min()
+    fewer = fold_indices(data(train_size=90, split_seed=3, **keys), 4, LABELS, groups, "abc")
+    used = set[int]().union(*map(set, fewer[-1]))
+    assert len(used) == 90
+    assert "order" not in keys or used == set(ROWS[-90:])
+    if "order" not in keys:
+        assert sorted(np.concatenate([validation for validation, _ in fewer])) == sorted(used)
+
+
+@pytest.mark.parametrize(
+    ("rows", "folds", "keys", "said"),
+    [
+        (120, 3, {"stratify": True}, "data.stratify: class 'c' has 2 of the 3 examples that it needs; use stratify ="),
+        (120, 4, {"groups": "site"}, "data.groups: 'site' has 3 groups, fewer than 4 folds"),
+        (4, 4, {"order": "time"}, "data.order: needs 5 rows or more for 4 folds (got 4 rows)"),
+        (4, 5, {"stratify": False}, "data.folds: must be at most 4, the number of examples (got 5)"),
+    ],
+)
+def test_the_error_for_folds_that_cannot_be_made(rows: int, folds: int, keys: dict[str, Any], said: str) -> None:
+    labels = np.where(ROWS < 118, ROWS % 2, 2)[-rows:]
+    with pytest.raises(SettingError) as caught:
+        fold_indices(data(**keys), folds, labels, ROWS[-rows:] % 3 if "groups" in keys else None, "abc")
+    assert str(caught.value).startswith(said)
+
+
+def test_a_file_that_was_resolved_before_the_key_stratify_keeps_its_split() -> None:
+    fresh = study_of("digits")
+    resolved = fresh.resolved()
+    assert resolved["data"]["stratify"] == resolved["data"]["validation"] == "auto"
+    assert parse_study(resolved, "resolved.json") == fresh
+    old = {key: value for key, value in resolved["data"].items() if key != "stratify"} | {"validation": 0.2}
+    study = parse_study({**resolved, "data": old}, "resolved.json")
+    assert study.data.stratify is False
+    assert load_split(study).split_sha256 == load_split(study_of("digits", stratify=False)).split_sha256

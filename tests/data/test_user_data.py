@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hpo.data import Split, check_test, load_split, load_test
-from hpo.data.user_arrays import encode_labels
+from hpo.data.user_arrays import encode_groups, encode_labels
 from hpo.errors import CodeError, DataError, HpoError, StudyFileError
 from hpo.studyfile import Study, parse_study
 
@@ -24,7 +24,7 @@ LABELS = np.arange(40) % 4
 def user_study(dataset: str, folder: Path, **data: Any) -> Study:
     tree = {
         "name": "s",
-        "data": {"dataset": dataset, **data},
+        "data": {"dataset": dataset, "stratify": False, **data},
         "network": {"kind": "mlp"},
         "optimizer": {"lr": 0.1},
         "training": {"epochs": 1},
@@ -313,8 +313,8 @@ def test_train_and_test_folders_and_test_stays_sealed(tmp_path: Path) -> None:
         load_test(split)
     write_folder(tmp_path / "test", "c")
     assert "test/c: is not a class" in refusal(study, lambda study: check_test("folder:.", tmp_path))
-    write_folder(tmp_path / "val", "ab")
-    assert "val: only test may be beside train" in refusal(study)
+    write_folder(tmp_path / "more", "ab")
+    assert "more: only val and test may be beside train" in refusal(study)
 
 
 def test_test_images_have_the_channels_of_training_images(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_a_function_is_called_for_test_examples_by_a_test_evaluation_only(tmp_pa
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("one", "my_data.py:one: returned int; it must return x, y or x, y, class names"),
+        ("one", "my_data.py:one: returned int; it must return x, y or x, y, class names or a dictionary"),
         ("three", "my_data.py:three: returned 4 values"),
         ("masked", "my_data.py:masked: x has masked elements; fill them, or remove these examples"),
         (
@@ -468,3 +468,149 @@ def test_paths_are_relative_to_the_study_file_or_else_to_the_current_folder(
 def test_an_invalid_data_set_is_refused_at_its_key(written: str, tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match=r"^x\.toml: data\.dataset: must be npz:FILE, folder:FOLDER or FILE\.py:"):
         user_study(written, tmp_path)
+
+
+def own_validation(folder: Path, kind: str) -> str:
+    """Write data with a validation set, 40 training and 12 validation examples, and return the data set's name."""
+    if kind == "npz":
+        write_npz(folder, x_val=BYTES[:12], y_val=LABELS[:12])
+        return "npz:images.npz"
+    if kind == "folder":
+        write_folder(folder / "train", "abcd", each=10)
+        write_folder(folder / "val", "abcd", each=3, seed=1)
+        return "folder:."
+    (folder / "my_data.py").write_text(
+        "import numpy as np\n\ndef load(test=False):\n"
+        "    x, y = np.arange(80.0).reshape(40, 2), np.arange(40) % 4\n"
+        "    return {'x': x, 'y': y, 'x_val': -x[:12], 'y_val': y[:12], 'classes': list('abcd')}\n"
+    )
+    return "my_data.py:load"
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder", "function"])
+def test_a_validation_set_of_the_data_is_used_whole(kind: str, tmp_path: Path) -> None:
+    name = own_validation(tmp_path, kind)
+    split = load_split(user_study(name, tmp_path, stratify="auto"))
+    assert (len(split.train), len(split.validation)) == (40, 12)
+    assert split.method == "the validation set of the data"
+    if kind == "npz":
+        np.testing.assert_allclose(split.validation.inputs[:, 0], BYTES[:12] / np.float32(255), rtol=1e-6)
+        np.testing.assert_array_equal(split.validation.targets, LABELS[:12])
+    fewer = load_split(user_study(name, tmp_path, stratify="auto", train_size=20))
+    np.testing.assert_array_equal(np.bincount(fewer.train.targets), [5, 5, 5, 5])
+    assert len(fewer.validation) == 12
+    assert fewer.split_sha256 != split.split_sha256
+    plain = load_split(user_study(name, tmp_path, validation=0.2))  # stratify = false: as before hpo knew these sets
+    assert (len(plain.train), len(plain.validation)) == (32, 8)
+    assert plain.content_sha256 != split.content_sha256
+    assert plain.warning.startswith(f"{name}: its validation set is not used, because data.validation is 0.2")
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder", "function"])
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"validation": 0.2}, "data.validation: must not be given: {name} has a validation set (got 0.2)"),
+        ({"stratify": True}, "data.stratify: is not used: {name} has a validation set (got true)"),
+        ({"order": "time"}, "data.order: is not used: {name} has a validation set (got 'time')"),
+        ({"train_size": 41}, "data.train_size: must be at most 40, the training examples of {name} (got 41)"),
+    ],
+    ids=["validation", "stratify", "order", "train_size"],
+)
+def test_keys_that_contradict_a_validation_set_are_errors(
+    kind: str, keys: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    name = own_validation(tmp_path, kind)
+    study = user_study(name, tmp_path, **{"stratify": "auto", **keys})
+    assert refusal(study) == f"x.toml: {said.format(name=name)}"
+
+
+def test_the_validation_set_changes_the_hash_of_the_data_and_must_match_the_training_arrays(tmp_path: Path) -> None:
+    def split_with(**arrays: Any) -> Split:
+        write_npz(tmp_path, **{"x_val": BYTES[:12], "y_val": LABELS[:12], **arrays})
+        return load_split(user_study("npz:images.npz", tmp_path))
+
+    hashes = {split_with().content_sha256, split_with(x_val=BYTES[1:13]).content_sha256}
+    assert len(hashes | {split_with(y_val=LABELS[1:13]).content_sha256}) == 3
+    assert split_with(y_val=LABELS[:12] % 2).warning == (
+        "npz:images.npz: no validation example of 2 classes ('2', '3'); add some to the validation set"
+    )
+    for arrays, said in [
+        ({"y_val": LABELS[:11]}, "y_val has shape [11], but one label for each example is [12]"),
+        ({"y_val": LABELS[:12] + 1}, "y_val: label 4 of example 3; labels must be 0 to 3"),
+        ({"x_val": BYTES[:12, :4]}, "validation examples are 1 x 4 x 5 bytes, but training examples 1 x 6 x 5 bytes"),
+    ]:
+        with pytest.raises(DataError) as caught:
+            split_with(**arrays)
+        assert said in str(caught.value)
+    write_npz(tmp_path, x_val=BYTES[:12])
+    assert "has no array 'y_val' (it has x, y, x_val)" in refusal(user_study("npz:images.npz", tmp_path))
+    write_folder(tmp_path / "train", "ab")
+    write_folder(tmp_path / "val", "ac")
+    assert "val/c: is not a class of the training images" in refusal(user_study("folder:.", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        LABELS + 7,
+        LABELS * 0.5,
+        np.array(["a", "b", "c", "d"])[LABELS],
+        np.array(["a", "b", "c", "d"])[LABELS].astype(np.dtypes.StringDType()),
+    ],
+    ids=["integers", "floats", "strings", "StringDType"],
+)
+def test_groups_are_numbers_or_strings(groups: np.ndarray, tmp_path: Path) -> None:
+    assert encode_groups(groups, "g", 40).tolist() == LABELS.tolist()
+    assert encode_groups(np.array(["b", "a"], object), "g", 2).tolist() == [1, 0]
+
+
+def test_groups_come_from_an_array_or_a_key(tmp_path: Path) -> None:
+    sites = np.arange(40) // 4
+    write_npz(tmp_path, site=sites)
+    study = user_study("npz:images.npz", tmp_path, groups="site", stratify="auto")
+    split = load_split(study)
+    assert split.method == "by group (site), 8 groups for training and 2 for validation, stratified by class, seed 0"
+    assert (len(split.train), len(split.validation)) == (32, 8)
+    assert "has no array 'sit' (it has x, y, site)" in refusal(user_study("npz:images.npz", tmp_path, groups="sit"))
+    (tmp_path / "my_data.py").write_text(
+        "import numpy as np\n\ndef load():\n    x = np.load('images.npz')\n"
+        "    return {name: x[name].tolist() if name == 'site' else x[name] for name in x}\n"
+        "def pair():\n    return load()['x'], load()['y']\n".replace("'images.npz'", repr(str(tmp_path / "images.npz")))
+    )
+    same = load_split(user_study("my_data.py:load", tmp_path, groups="site", stratify="auto"))
+    assert (same.split_sha256, same.content_sha256) == (split.split_sha256, split.content_sha256)
+    assert refusal(user_study("my_data.py:load", tmp_path, groups="sit")) == (
+        "my_data.py:load: returned no 'sit' (data.groups), only x, y, site"
+    )
+    assert "pair: returned no 'site' (data.groups), only x, y" in refusal(
+        user_study("my_data.py:pair", tmp_path, groups="site")
+    )
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        (LABELS[:39], "site (data.groups) has shape [39], but one group for each example is [40]"),
+        (np.where(LABELS == 3, np.nan, 1.0), "site (data.groups): the group of example 3 is NaN or infinite"),
+        (LABELS * 1j, "site (data.groups) has type complex128; groups must be numbers or strings"),
+        (LABELS * 0, "x.toml: data.groups: 'site' has only one group; a split needs at least two"),
+    ],
+    ids=["length", "NaN", "complex", "one"],
+)
+def test_the_error_for_invalid_groups_names_them(site: np.ndarray, said: str, tmp_path: Path) -> None:
+    write_npz(tmp_path, site=site)
+    assert said in refusal(user_study("npz:images.npz", tmp_path, groups="site"))
+    with pytest.raises(DataError, match="the group of example 1 has type NoneType, not string"):
+        encode_groups(np.array(["a", None], object), "g", 2)
+
+
+def test_sealed_arrays_are_no_groups_and_other_data_have_none(tmp_path: Path) -> None:
+    write_npz(tmp_path, x_test=BYTES, y_test=LABELS)
+    assert "y_test belongs to the sealed test set and cannot be data.groups" in refusal(
+        user_study("npz:images.npz", tmp_path, groups="y_test")
+    )
+    write_folder(tmp_path / "pictures")
+    for name in ("folder:pictures", "digits"):
+        said = refusal(user_study(name, tmp_path, groups="site"))
+        assert said == f"{name}: has no groups; data.groups needs npz:FILE or FILE.py:FUNCTION (got 'site')"

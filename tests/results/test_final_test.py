@@ -18,7 +18,7 @@ from tiny import LR, sealed_digits, search, study_of, trials_of, write_mnist
 
 import hpo
 from hpo.data import Examples, SealedExamples, load_split
-from hpo.data.splits import split_indices
+from hpo.data.splits import hold_out
 from hpo.errors import HpoError, InterruptionError, StorageError
 from hpo.files import write_atomically
 from hpo.results.copy import copy_line
@@ -127,11 +127,11 @@ def test_the_best_trial_is_trained_on_all_images_and_tested_once(storage: Storag
 
 def test_all_kept_images_are_those_that_the_shuffle_begins_with(storage: Storage) -> None:
     """`whole` above is right: validation first, then training, as one run of the shuffle."""
-    study = study_of()
+    study = study_of(data={"stratify": False})
     labels = np.arange(2000, dtype=np.uint8) % 10
-    validation, training = split_indices(study, labels, tuple("0123456789"))
+    split = hold_out(study.data, labels, tuple("0123456789"))
     order = np.random.Generator(np.random.PCG64(study.data.split_seed)).permutation(2000)
-    assert np.concatenate([validation, training]).tolist() == order[:150].tolist()
+    assert np.concatenate([split.validation, split.training]).tolist() == order[:150].tolist()
 
 
 def test_a_second_evaluation_needs_again_and_states_its_number(

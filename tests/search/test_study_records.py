@@ -202,6 +202,38 @@ def test_a_study_without_a_pruner_continues_with_the_default_pruner(storage: Sto
         search(study_of(search={"pruner": "halving"}), storage)
 
 
+def test_a_study_of_the_time_before_stratified_splits_continues_with_its_split(storage: Storage) -> None:
+    old = study_of(data={"stratify": False, "validation": 0.2})
+    resolved = old.resolved()
+    del resolved["data"]["stratify"]
+    search(old, storage, stop_at=after_epochs(1))
+    study_id = load_study(storage, "tiny")._study_id
+    storage.set_study_attrs(study_id, {"hpo:study": json.dumps(resolved)})
+    data = load_study(storage, "tiny").user_attrs["hpo:data"]
+    assert any_stored_study(load_study(storage, "tiny")) == old
+    search(study_of(), storage)
+    check_whole(trials_of(storage), 6)
+    attrs = load_study(storage, "tiny").user_attrs
+    assert (json.loads(attrs["hpo:study"]), attrs["hpo:data"]) == (resolved, data)
+
+
+@pytest.mark.parametrize(
+    ("keys", "difference"),
+    [
+        ({"stratify": False}, "data.stratify: 'auto' -> false"),
+        ({"order": "time"}, "data.order: not set -> 'time'"),
+        ({"validation": 0.3}, "data.validation: 'auto' -> 0.3"),
+    ],
+)
+def test_another_split_makes_trials_incomparable(storage: Storage, keys: dict[str, Any], difference: str) -> None:
+    submit(study_of(), storage)
+    before = load_study(storage, "tiny").user_attrs
+    for extend in (False, True):
+        with pytest.raises(UsageError, match=re.escape(difference)):
+            submit(study_of(data=keys), storage, LaunchOptions(extend=extend))
+    assert load_study(storage, "tiny").user_attrs == before
+
+
 def test_choices_that_would_be_misread_are_refused(storage: Storage, tmp_path: Path) -> None:
     """Neither the study nor one that starts from it may read the trial of a string as that of a list."""
     (tmp_path / "net.py").write_text(

@@ -53,6 +53,7 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         "",
         f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation examples "
         f"of {shape}, {split.classes} classes",
+        f"split: {split.method}",
         *([f"warning: {split.warning}"] if split.warning else []),
         f"network: {member.parameters:,} parameters{first}",
         f"population: {population} member{'s' * (population > 1)}, {_megabytes(population * member.member_bytes)} "
