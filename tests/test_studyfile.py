@@ -635,7 +635,8 @@ class TestChanges:
             ("network.hidden.x=0", "--set network.hidden.x: network.hidden is [100, 100]: it has no key x"),
             (
                 "data.x.0=1",
-                "--set data.x: unknown key; known: dataset, validation, train_size, split_seed, stratify, groups, order",
+                "--set data.x: unknown key; "
+                "known: dataset, validation, train_size, split_seed, stratify, groups, order",
             ),
             ("network.conv.0=1", "--set network.conv.0: network.conv is not set: it has no element 0"),
             ("training.epochs", "--set 'training.epochs': must be KEY=VALUE, such as optimizer.lr.high=0.1"),

@@ -12,7 +12,7 @@ from hpo.results.study_facts import open_existing
 from hpo.search.plan import plan
 from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
 from hpo.search.space import few_digits, size_text
-from hpo.search.study_records import stored_pruner, with_stored_pruner
+from hpo.search.study_records import stored_pruner, with_stored_defaults
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
 from hpo.studyfile.writing import study_text
 from hpo.text import json_text, printable_lines
@@ -83,7 +83,7 @@ def _stored_pruner(study: Study, storage_url: str | None) -> str | None:
             raise
         return None
     try:
-        known = with_stored_pruner(study, storage).search.pruner  # "none" for a study from before "auto"
+        known = with_stored_defaults(study, storage).search.pruner  # "none" for a study from before "auto"
         return stored_pruner(study, storage) if known == study.search.pruner else known
     finally:
         storage.close()
