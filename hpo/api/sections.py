@@ -67,7 +67,8 @@ class Data(Section):
     """`[data]`: the data set, and the split of its training examples into training and validation.
 
     `dataset` is "digits", "mnist", "fashion_mnist", "cifar10", "npz:FILE", "folder:FOLDER" or "FILE.py:FUNCTION".
-    `validation` is the fraction for the validation split (above 0, below 1), `groups` the name of an array.
+    `validation` is the fraction for the validation split (above 0, below 1), `groups` the name of an array,
+    `folds` the number of folds of a cross-validation.
     """
 
     dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] | str
@@ -77,6 +78,7 @@ class Data(Section):
     stratify: bool | Literal["auto"] = "auto"
     groups: str | None = None
     order: Literal["time"] | None = None
+    folds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

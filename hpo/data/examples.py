@@ -76,6 +76,14 @@ class RawExamples:
 
 
 @dataclass(frozen=True, eq=False)
+class Fold:
+    """Training and validation examples of one fold."""
+
+    train: Examples
+    validation: Examples
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """A study's training and validation examples; the test set stays sealed.
 
@@ -83,7 +91,8 @@ class Split:
     `test_size` is 0 without a test set, and None if only opening the sealed file would tell. `names` are the class
     names, `white` is the byte that becomes 1.0, or None for numbers. `folder` is the base of the relative path of user
     data, None for other data. `method` says how the split was made, `unused` what it leaves out that the user may
-    expect, and `advice` how every class can get a validation example.
+    expect, and `advice` how every class can get a validation example. With `data.folds`, `train` and `validation` are
+    the first fold, and `split_sha256` is the hash of all folds.
     """
 
     dataset: str
@@ -98,6 +107,12 @@ class Split:
     method: str
     advice: str
     unused: str = ""
+    other_folds: tuple[Fold, ...] = ()
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Return all folds; without `data.folds`, one."""
+        return (Fold(self.train, self.validation), *self.other_folds)
 
     @property
     def classes(self) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.data.examples import RawExamples, SealedExamples, Split, hash_split
+from hpo.data.examples import Fold, RawExamples, SealedExamples, Split, hash_split
 from hpo.data.sources import source_of
 from hpo.errors import DataError, SettingError
 from hpo.studyfile import user_data
@@ -56,14 +56,18 @@ def load_split(study: Study) -> Split:
     if raw.read_validation is not None and settings.validation != "auto" and settings.stratify is not False:
         problem = f"must not be given: {name} has a validation set (got {settings.validation:g})"
         raise study.error("data.validation", problem)
-    unused, own = "", None
+    if raw.read_validation is not None and settings.folds is not None:
+        raise study.error("data.folds", f"must not be given: {name} has a validation set (got {settings.folds})")
+    unused, own, others = "", None, list[HoldOut]()
     if raw.read_validation is not None:
         if settings.validation == "auto":
             own = raw.read_validation()
         else:
             unused = f"{name}: its validation set is not used, because data.validation is {settings.validation:g}"
     try:
-        if own is None:
+        if settings.folds is not None:
+            found, *others = _folds(settings, settings.folds, raw)
+        elif own is None:
             found = hold_out(settings, raw.targets, raw.names, raw.groups)
         else:
             _check_alike(name, "validation", own, raw)
@@ -73,6 +77,7 @@ def load_split(study: Study) -> Split:
     content = raw.content_sha256()
     if own is not None:
         content = hashlib.sha256(f"{content} {own.content_sha256()}".encode()).hexdigest()
+    hashes = [hash_split(each.validation, each.training, own is not None) for each in (found, *others)]
     return Split(
         dataset=name,
         names=raw.names,
@@ -81,11 +86,12 @@ def load_split(study: Study) -> Split:
         train=raw.take(found.training),
         validation=(raw if own is None else own).take(found.validation),
         content_sha256=content,
-        split_sha256=hash_split(found.validation, found.training, own is not None),
+        split_sha256=hashes[0] if not others else hashlib.sha256(" ".join(hashes).encode()).hexdigest(),
         test_size=source.test_size(),
         method=found.method,
         advice=found.advice,
         unused=unused,
+        other_folds=tuple(Fold(raw.take(each.training), raw.take(each.validation)) for each in others),
     )
 
 
@@ -171,6 +177,17 @@ def hold_out(
     return HoldOut(validation, training, method + note, advice)
 
 
+def _folds(settings: DataSettings, folds: int, raw: RawExamples) -> list[HoldOut]:
+    """Return the split of each fold."""
+    indices = fold_indices(settings, folds, raw.targets, raw.groups, raw.names)
+    way = "in time order" if settings.order else f"seed {settings.split_seed}"
+    if settings.groups is not None:
+        way = f"by group ({settings.groups}), {way}"
+    method = f"{folds} folds, {way}"
+    advice = f"use fewer than {folds} folds, or data.stratify = true"
+    return [HoldOut(validation, training, method, advice) for validation, training in indices]
+
+
 def fold_indices(
     settings: DataSettings,
     folds: int,
@@ -186,7 +203,7 @@ def fold_indices(
     from sklearn import model_selection as sklearn  # takes a second to import
 
     size = _size(settings, len(targets))
-    rows, stratified, _ = _kept_rows(settings, targets, names, folds, size // folds)
+    rows, stratified, _ = _kept_rows(settings, targets, names, folds, size)
     if settings.order == "time":
         if size <= folds:
             raise SettingError("data.order", f"needs {folds + 1} rows or more for {folds} folds (got {size} rows)")

@@ -84,7 +84,7 @@ def epoch_extension(
         count_pruned = choose_pruner(study, user_attrs_of(stored).get(PRUNER)).name != "halving"
         _check_limits(study, trials, continued, datetime.datetime.fromisoformat(run["began"]), count_pruned)
     epochs = {trial._trial_id: epochs_trained(trial) for trial in continued}
-    reopened = ReopenedTrials(epochs, (CURVE,), ("score_epoch",))
+    reopened = ReopenedTrials(epochs, (CURVE,), ("score_epoch", "fold_scores"))
     return EpochExtension(reopened, _note(continued, staying, ended_early))
 
 

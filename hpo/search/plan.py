@@ -126,6 +126,11 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
         if where.type == "mps" and precision == "float64":
             raise study.error(dotted_key(place), "float64 does not exist on mps; use float32, or --device cpu")
     code = _code(study)
+    if study.data.folds is not None and study.first_settings.training.keep != "none":
+        problem = (
+            "must be none with data.folds, where a trial has a network for each fold: `hpo test` trains the best one"
+        )
+        raise study.error("training.keep", problem)
     images = load_split(study)
     _check_shift(study, images)
     config = study.first_config
@@ -133,7 +138,7 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     assumed = max(widest, key=lambda each: DTYPES[each].itemsize)
     with _network_errors(study, config):
         stacked = config.network.kind != "module" or _stacks(config, images, where, _modes_of_one(study, images))
-        size = member_size(config, example_shape(images.train.inputs.shape), images.classes, assumed)
+        size = member_size(config, example_shape(images.train.inputs.shape), images.classes, assumed, len(images.folds))
     limit, network_is_searched = (
         study.search.limits.parameters,
         any(each.setting[0] == "network" for each in study.parameters),
@@ -198,7 +203,10 @@ def _modes_of_one(study: Study, images: Split) -> list[Mode]:
     found: list[Mode] = []
     if 1 in study.possible_values(("training", "batch_size")).values():
         found.append("training")
-    if any(size % EVALUATION_BATCH == 1 for size in (len(images.validation), images.test_size or 0)):
+    if any(
+        size % EVALUATION_BATCH == 1
+        for size in (*(len(fold.validation) for fold in images.folds), images.test_size or 0)
+    ):
         found.append("evaluation")
     return found
 

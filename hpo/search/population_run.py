@@ -21,7 +21,7 @@ from hpo.search.checkpoints.weights import CheckpointWriter, PopulationCheckpoin
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import Search
 from hpo.search.sampling.sampler_history import SamplerHistory
-from hpo.search.scoring import objective_values, score_epoch
+from hpo.search.scoring import fold_scores, objective_values, score_epoch
 from hpo.search.study_records import CURVE, Curve
 from hpo.storage import ATTEMPTS, FAILURE_REASON, TrialResult
 from hpo.studyfile import Study
@@ -252,7 +252,11 @@ class PopulationRun:
 
     def _complete(self, number: int, values: tuple[float, ...], files: dict[str, Any] | None) -> TrialResult:
         scored_by_best = self._study.search.score == "best"
-        attrs = {"score_epoch": score_epoch(self._study, self._curves[number])} if scored_by_best else {}
+        attrs: dict[str, Any] = {}
+        if scored_by_best:
+            attrs["score_epoch"] = score_epoch(self._study, self._curves[number])
+        if scores := fold_scores(self._study, self._curves[number]):
+            attrs["fold_scores"] = scores
         return self._ending(number, TrialState.COMPLETE, values, attrs, files)
 
     def _pruned(self, number: int) -> TrialResult:

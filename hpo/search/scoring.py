@@ -19,6 +19,14 @@ def score_epoch(study: Study, curve: Curve) -> int:
     return values.index((min if is_minimized(study.search.first_metric) else max)(values)) + 1
 
 
+def fold_scores(study: Study, curve: Curve) -> list[float]:
+    """Return the scores of a trial on each fold, whose mean is its score so far; empty without `data.folds`."""
+    epoch, metric, scores = score_epoch(study, curve), study.search.first_metric, list[float]()
+    while (of_fold := f"{metric}/{len(scores) + 1}") in curve:
+        scores.append(curve[of_fold][epoch - 1])
+    return scores
+
+
 def objective_values(
     study: Study, trainer: Trainer, config: Config, curve: Curve, seconds: Sequence[float]
 ) -> tuple[float, ...]:

@@ -114,6 +114,7 @@ class DataSettings(Settings):
     ] = "auto"
     groups: Name | None = None
     order: Literal["time"] | None = None
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
 
     @property
     def fraction(self) -> float:
@@ -128,6 +129,13 @@ class DataSettings(Settings):
         if order is not None and info.data.get("stratify") is True:
             raise ValueError("cannot be combined with stratify = true")
         return order
+
+    @field_validator("folds")
+    @classmethod
+    def _check_folds(cls, folds: int | None, info: ValidationInfo) -> int | None:
+        if folds is not None and info.data.get("validation", "auto") != "auto":
+            raise ValueError("cannot be combined with validation: each fold validates on its own rows")
+        return folds
 
 
 _CNN = UsedBy(("cnn",))

@@ -21,7 +21,7 @@ Shape = tuple[int, int, int]
 class DeviceSplit:
     """Training and validation examples [N, C, H, W] and labels [N] int64 on one device.
 
-    `seed` is the split's seed; the order of the batches is derived from it.
+    `seed` is the split's seed; the order of the batches is derived from it. With `data.folds` this is the first fold.
     """
 
     train: Tensor
@@ -30,6 +30,17 @@ class DeviceSplit:
     validation_targets: Tensor
     classes: int
     seed: int
+    other_folds: tuple[DeviceSplit, ...] = ()
+
+    @property
+    def folds(self) -> tuple[DeviceSplit, ...]:
+        """Return all folds; without `data.folds`, the split alone."""
+        return (self, *self.other_folds)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the examples of all folds, in bytes."""
+        return sum(fold.train.nbytes + fold.validation.nbytes for fold in self.folds)
 
     @property
     def shape(self) -> Shape:
@@ -43,7 +54,8 @@ class DeviceSplit:
 
     def in_type(self, dtype: torch.dtype) -> DeviceSplit:
         """Return the split with its examples in `dtype`; tensors that already have that type are not copied."""
-        return replace(self, train=self.train.to(dtype), validation=self.validation.to(dtype))
+        others = tuple(fold.in_type(dtype) for fold in self.other_folds)
+        return replace(self, train=self.train.to(dtype), validation=self.validation.to(dtype), other_folds=others)
 
 
 def example_shape(shape: Sequence[int]) -> Shape:
@@ -64,11 +76,15 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 def to_device(split: Split, seed: int, device: torch.device) -> DeviceSplit:
     """Copy a split to the device. `seed` is the split's seed. Raises torch's error where the memory is too small."""
-    return DeviceSplit(
-        train=torch.from_numpy(split.train.inputs).to(device),
-        train_targets=torch.from_numpy(split.train.targets).to(device),
-        validation=torch.from_numpy(split.validation.inputs).to(device),
-        validation_targets=torch.from_numpy(split.validation.targets).to(device),
-        classes=split.classes,
-        seed=seed,
+    first, *others = (
+        DeviceSplit(
+            train=torch.from_numpy(fold.train.inputs).to(device),
+            train_targets=torch.from_numpy(fold.train.targets).to(device),
+            validation=torch.from_numpy(fold.validation.inputs).to(device),
+            validation_targets=torch.from_numpy(fold.validation.targets).to(device),
+            classes=split.classes,
+            seed=seed,
+        )
+        for fold in split.folds
     )
+    return replace(first, other_folds=tuple(others))

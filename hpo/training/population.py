@@ -10,18 +10,23 @@ cannot share, dominates.
 reporting, progress displays and graceful stops all build on this interface. A member's results depend on its settings
 and seed and on the split, never on the other members.
 
+With `data.folds`, each fold has stacks of its own with the same members. A member's metrics are the means over the
+folds, and each fold's own, as `METRIC/FOLD`.
+
 Search spaces, pruners and storages play no role here.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
+import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
@@ -52,13 +57,15 @@ class TrialTimeout(Exception):
 class EpochResult:
     """Result of an epoch: metrics, trial number -> metric -> value, and the reasons of members that failed.
 
-    `metrics` has the members whose losses are finite.
+    `metrics` has the members whose losses are finite. With `data.folds`, `val_loss` is the mean over the folds, and
+    `val_loss/1`, `val_loss/2` and so on are those of each fold; so are the other metrics.
 
     `train_loss` and `train_accuracy` are means over the epoch's training batches, with dropout, flips and shifts but
     without label smoothing, so that losses can be compared. `val_loss` and `val_accuracy` are those of the whole
     validation split after the epoch. Losses are in nats, accuracies are fractions.
 
-    `states(numbers)` returns copies of the weights after the epoch, by number, of members that trained in it;
+    `states(numbers)` returns copies of the weights after the epoch, by number, of members that trained in it; only
+    where there are no folds;
     `freeze(numbers)` returns their whole states. Call them before the generator continues; afterwards, and for other
     numbers, they raise KeyError.
     """
@@ -94,61 +101,99 @@ def train(
     stacked, and MemoryError for members that need more memory than the device has.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
-    stacks, threads = _make_stacks(members, split, precision, stacked, traces)
-    with _parallel_epochs(len(stacks), threads) as run:
+    folds, workers, threads = _make_stacks(members, split, precision, stacked, traces)
+    with _parallel_epochs(workers, threads) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
-            values: MemberMetrics = {}
             left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:
-                for part in run([(stack, epoch) for stack in stacks], left):
-                    values.update(part)
+                parts = iter(run([(stack, epoch) for stacks in folds for stack in stacks], left))
             except multiprocessing.TimeoutError as error:
                 raise TrialTimeout(f"took longer than search.trial_timeout, {timeout_s:g} s (epoch {epoch})") from error
+            values = _mean_over_folds([dict(_items(next(parts) for _ in stacks)) for stacks in folds])
             failed = {n: _failure_reason(epoch, metrics) for n, metrics in values.items() if not _is_finite(metrics)}
             finite = {number: metrics for number, metrics in values.items() if number not in failed}
-            trained = list(stacks)
-            states, frozen = partial(_by_number, trained, Stack.states), partial(_by_number, trained, Stack.freeze)
-            dropped = yield EpochResult(epoch, finite, failed, states, frozen)
+            trained = list(folds)
+            dropped = yield EpochResult(epoch, finite, failed, partial(_states, trained), partial(_frozen, trained))
             trained.clear()  # a result that is stored somewhere must not keep the stacks alive
-            for stack in stacks:
+            for stack in itertools.chain.from_iterable(folds):
                 stack.remove({*failed, *(dropped or ())})
-            stacks = [stack for stack in stacks if stack.numbers]
-            if not stacks:
+            folds = [[stack for stack in stacks if stack.numbers] for stacks in folds]
+            if not folds[0]:
                 return
 
 
-def _by_number(
-    stacks: Sequence[Stack], read: Callable[[Stack, Collection[int]], dict[int, T]], numbers: Collection[int]
-) -> dict[int, T]:
-    found = {number: state for stack in stacks for number, state in read(stack, numbers).items()}
+Folds = list[list[Stack]]
+"""The stacks of each fold, with the same members in the same order."""
+
+
+def _mean_over_folds(folds: Sequence[MemberMetrics]) -> MemberMetrics:
+    """Return the metrics of a single fold, or the means over the folds with each fold's own metrics after them."""
+    if len(folds) == 1:
+        return folds[0]
+    means: MemberMetrics = {}
+    for number, metrics in folds[0].items():
+        of_folds = {metric: [fold[number][metric] for fold in folds] for metric in metrics}
+        means[number] = {metric: statistics.fmean(values) for metric, values in of_folds.items()}
+        for metric, values in of_folds.items():
+            means[number] |= {f"{metric}/{fold}": value for fold, value in enumerate(values, 1)}
+    return means
+
+
+def _states(folds: Folds, numbers: Collection[int]) -> dict[int, State]:
+    assert len(folds) <= 1, "folds have no common weights"
+    return _by_number([stack.states(numbers) for stacks in folds for stack in stacks], numbers)
+
+
+def _frozen(folds: Folds, numbers: Collection[int]) -> dict[int, MemberState]:
+    states = [_by_number([stack.freeze(numbers) for stack in stacks], numbers) for stacks in folds]
+    first, *others = states or [_by_number([], numbers)]
+    return {n: replace(first[n], other_folds=tuple(fold[n] for fold in others)) for n in numbers}
+
+
+def _by_number(parts: Sequence[dict[int, T]], numbers: Collection[int]) -> dict[int, T]:
+    found = dict(_items(parts))
     if missing := set(numbers) - found.keys():
         raise KeyError(f"no weights of trials {sorted(missing)}: they were dropped, or the next epoch has begun")
     return found
 
 
+def _items(parts: Iterable[dict[int, T]]) -> Iterator[tuple[int, T]]:
+    return (item for part in parts for item in part.items())
+
+
 def _make_stacks(
     members: Sequence[Member], split: DeviceSplit, precision: str, stacked: bool, traces: TraceCache | None
-) -> tuple[list[Stack], int]:
-    """Return the members in stacks of about equal size, and the number of threads for each stack."""
+) -> tuple[Folds, int, int]:
+    """Return each fold's stacks of about equal size, the stacks that train at a time, and the threads of each stack."""
     config = members[0].config
     if config.network.kind != "module":  # check first: an operating system may promise memory that it does not have
-        least = len(members) * member_size(config, split.shape, split.classes, precision).least_bytes
+        least = len(members) * member_size(config, split.shape, split.classes, precision, len(split.folds)).least_bytes
         if least > device_memory(split.device):
             raise MemoryError(f"{len(members)} members need at least {least:,} bytes")
-    modules = [build(m.config.network, split.shape, split.classes, m.seed).to(split.device) for m in members]
+    modules = [
+        [build(m.config.network, split.shape, split.classes, m.seed).to(split.device) for m in members]
+        for _ in split.folds
+    ]
     # A multiplication and an addition each for the output, for its gradient and for the weight's gradient.
-    step = 6 * measure_network(modules[0], split.shape).products * config.training.batch_size
+    step = 6 * measure_network(modules[0][0], split.shape).products * config.training.batch_size
     cores = torch.get_num_threads() if split.device.type == "cpu" else 1
     threads = max(1, min(cores, step * len(members) // MIN_STEP_FLOPS_PER_THREAD))
     count = min(threads, len(members))
-    for member, module in zip(members, modules, strict=True):
-        in_type(module, DTYPES[precision])
-        if member.state is not None:
-            load_values(module, member.state.network)
+    for fold, of_fold in enumerate(modules):
+        for member, module in zip(members, of_fold, strict=True):
+            in_type(module, DTYPES[precision])
+            if member.state is not None:
+                load_values(module, member.state.folds[fold].network)
     typed = split.in_type(DTYPES[precision])  # once for all stacks: the split may be large
     bounds = [len(members) * part // count for part in range(count + 1)]
-    stacks = [Stack(members[start:end], modules[start:end], typed, stacked, traces) for start, end in pairwise(bounds)]
-    return stacks, threads // count
+    folds = [
+        [
+            Stack(members[start:end], of_fold[start:end], typed.folds[fold], fold, stacked, traces)
+            for start, end in pairwise(bounds)
+        ]
+        for fold, of_fold in enumerate(modules)
+    ]
+    return folds, count, threads // count
 
 
 @contextmanager
@@ -170,4 +215,7 @@ def _is_finite(metrics: dict[str, float]) -> bool:
 
 def _failure_reason(epoch: int, metrics: dict[str, float]) -> str:
     name = "train_loss" if not math.isfinite(metrics["train_loss"]) else "val_loss"
+    of_folds = [metric for metric in metrics if metric.startswith(f"{name}/") and not math.isfinite(metrics[metric])]
+    if of_folds:
+        name = of_folds[0]
     return f"diverged: {name} is {metrics[name]} after epoch {epoch}"

@@ -43,14 +43,17 @@ class MemberSize:
     frozen_bytes: int
 
 
-def member_size(config: Config, shape: Shape, classes: int, precision: str) -> MemberSize:
-    """Return the size of one member of `config` on examples of `shape`, trained in `precision`, a key of `DTYPES`."""
+def member_size(config: Config, shape: Shape, classes: int, precision: str, folds: int = 1) -> MemberSize:
+    """Return the size of one member of `config` on examples of `shape`, trained in `precision`, a key of `DTYPES`.
+
+    A member has a network and an optimizer for each of the `folds`; the activations are those of one fold at a time.
+    """
     network = network_size(config.network, shape, classes)
     compute = DTYPES[precision].itemsize
     master = max(compute, 4)
     copies = 0 if compute == master else compute
     stored = master * (1 + RULES[config.optimizer.kind][1])
-    parameters = network.parameters * (stored + copies + compute)
+    parameters = folds * network.parameters * (stored + copies + compute)
     best = master if config.training.keep == "best" else 0
     # Each activation once for the backward pass, and about as much again for its gradient and temporaries.
     activations = 2 * network.activations * config.training.batch_size * compute
@@ -58,7 +61,7 @@ def member_size(config: Config, shape: Shape, classes: int, precision: str) -> M
         parameters=network.parameters,
         member_bytes=parameters + activations,
         least_bytes=parameters + network.activations * compute,
-        frozen_bytes=network.parameters * (stored + best),
+        frozen_bytes=folds * network.parameters * (stored + best),
     )
 
 

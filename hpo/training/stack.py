@@ -41,17 +41,24 @@ class MemberState:
     """State of a member after an epoch, on the CPU: its training continues from this state as if it had never paused.
 
     `network` has the values of parameters and buffers, for bfloat16 the float32 master values. Nothing else changes
-    during training: random numbers depend on seed and epoch (hpo/training/randomness.py).
+    during training: random numbers depend on seed and epoch (hpo/training/randomness.py). With `data.folds` this is the
+    state on the first fold.
     """
 
     epoch: int
     network: State
     optimizer: FrozenOptimizer
+    other_folds: tuple[MemberState, ...] = ()
+
+    @property
+    def folds(self) -> tuple[MemberState, ...]:
+        """Return the states on all folds; without `data.folds`, the state alone."""
+        return (self, *self.other_folds)
 
     @property
     def nbytes(self) -> int:
-        """The size of all tensors in bytes."""
-        tensors = [self.network, *self.optimizer.states]
+        """The size of the tensors of all folds, in bytes."""
+        tensors = [part for fold in self.folds for part in (fold.network, *fold.optimizer.states)]
         return sum(each.nbytes for part in tensors for each in part.values() if isinstance(each, Tensor))
 
 
@@ -76,9 +83,10 @@ class Member:
 class Stack:
     """Members of one architecture that train together, on the device and in the type of the split's examples.
 
-    `modules` are the members' networks, with the values of the members' states. With `stacked` False there is one
-    member, whose module runs unstacked. `traces` is the cache of the architecture's graph. All members have trained the
-    same number of epochs, `epochs_trained`. `numbers` are the trial numbers of the members that remain.
+    `modules` are the members' networks, with the values of the members' states. `split` is the fold of index `fold`.
+    With `stacked` False there is one member, whose module runs unstacked. `traces` is the cache of the architecture's
+    graph. All members have trained the same number of epochs, `epochs_trained`. `numbers` are the trial numbers of the
+    members that remain.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class Stack:
         members: Sequence[Member],
         modules: Sequence[nn.Module],
         split: DeviceSplit,
+        fold: int = 0,
         stacked: bool = True,
         traces: TraceCache | None = None,
     ) -> None:
@@ -108,7 +117,7 @@ class Stack:
         self._optimizer = Optimizer(
             self._network.blocks,
             [member.config.optimizer for member in members],
-            [member.state.optimizer for member in members if member.state is not None],
+            [member.state.folds[fold].optimizer for member in members if member.state is not None],
         )
         self._training, self._settings = first.training, first.network
 

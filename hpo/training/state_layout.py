@@ -6,7 +6,7 @@ A state from a file is compared with the layout before it is used, so a wrong fi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ class StateLayout:
 
     A network has the tensors `fixed`, and may have those named in `free`, of any shape and type: the buffers of a
     user-defined network. The optimizer has `moments` state tensors for each of the `trained` parameters. It updates
-    them in every step, unless `may_lack_gradients`: those of a user-defined network.
+    them in every step, unless `may_lack_gradients`: those of a user-defined network. All these tensors are there once
+    for each of the `folds`.
     """
 
     fixed: Tensors
@@ -42,6 +43,7 @@ class StateLayout:
     trained: Tensors
     moments: int
     may_lack_gradients: bool
+    folds: int = 1
 
     @property
     def max_bytes(self) -> int:
@@ -51,13 +53,21 @@ class StateLayout:
             for part in [*2 * [self.fixed], *self.moments * [self.trained]]
             for name, (shape, dtype) in part.items()
         ]
-        return HEADER_BYTES + sum(sizes) + (2 * MAX_BUFFER_BYTES if self.free else 0)
+        return HEADER_BYTES + self.folds * (sum(sizes) + (2 * MAX_BUFFER_BYTES if self.free else 0))
 
-    def check(self, state: MemberState, best: State | None, steps: int) -> None:
+    def check(self, state: MemberState, best: State | None, steps: Sequence[int]) -> None:
         """Raise ValueError unless state and best weights, where there are any, have this layout.
 
-        `steps` is the number of training steps up to the state's epoch.
+        `steps` are the numbers of training steps up to the state's epoch, one for each fold.
         """
+        if len(state.folds) != self.folds:
+            raise ValueError(f"it has the states of {len(state.folds)} folds instead of {self.folds}")
+        for fold, steps_of_fold in zip(state.folds, steps, strict=True):
+            self._check_fold(fold, steps_of_fold)
+        if best is not None:
+            _check("best weights", best, self.fixed, self.free)
+
+    def _check_fold(self, state: MemberState, steps: int) -> None:
         _check("network", state.network, self.fixed, self.free)
         if len(state.optimizer.states) != self.moments or state.optimizer.steps.keys() != self.trained.keys():
             raise ValueError("its optimizer state is that of another optimizer")
@@ -66,11 +76,9 @@ class StateLayout:
         updates = set(state.optimizer.steps.values())
         if max(updates, default=0) > steps or (not self.may_lack_gradients and updates - {steps}):
             raise ValueError(f"its optimizer has not made the {steps} updates of {state.epoch} epochs")
-        if best is not None:
-            _check("best weights", best, self.fixed, self.free)
 
 
-def state_layout(config: Config, shape: Shape, classes: int, precision: str) -> StateLayout:
+def state_layout(config: Config, shape: Shape, classes: int, precision: str, folds: int = 1) -> StateLayout:
     """Return the layout of the states of a configuration's members, trained in `precision`, a key of `DTYPES`.
 
     Raises what the construction of the network raises.
@@ -84,7 +92,7 @@ def state_layout(config: Config, shape: Shape, classes: int, precision: str) -> 
         free = frozenset({*weights, *buffers} - fixed.keys())
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
     moments, is_module = RULES[config.optimizer.kind][1], config.network.kind == "module"
-    return StateLayout(_tensors(fixed), free, _tensors(trained), moments, is_module)
+    return StateLayout(_tensors(fixed), free, _tensors(trained), moments, is_module, folds)
 
 
 def _tensors(values: Mapping[str, Any]) -> Tensors:

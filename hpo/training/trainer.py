@@ -65,7 +65,7 @@ class Trainer:
     @property
     def split_bytes(self) -> int:
         """Return the device memory of the split's examples, in bytes."""
-        return self._split.train.nbytes + self._split.validation.nbytes
+        return self._split.nbytes
 
     def parameters(self, config: Config) -> int:
         """Return the number of parameters of a configuration's network. Raises HpoError if it cannot be built."""

@@ -50,6 +50,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "adagrad": {"optimizer": {"kind": "adagrad"}},
     "batch_norm": {"network": {"batch_norm": True, "dropout": 0.3}},
     "cnn": {"network": {"kind": "cnn", "conv": [2], "kernel": 3, "batch_norm": True}},
+    "folds": {"data": {"folds": 3}, "network": {"batch_norm": True}},
     "clip": {"optimizer": {"kind": "adamw", "clip": 1.0, "weight_decay": 0.01, "schedule": "cosine"}},
 }
 

@@ -20,7 +20,7 @@ from hpo.storage import Storage, identity, load_study
 from hpo.storage.artifacts import artifact_folder, state_file_id
 from hpo.studyfile import Study, parse_study
 from hpo.training.device_data import to_device
-from hpo.training.stack import METRICS, Member
+from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
 from hpo.usercode import import_code
 
@@ -73,17 +73,17 @@ class Bench:
     def frozen(self, *numbers: int, epoch: int = 2, best: bool = False) -> dict[int, FrozenMember]:
         """Return members frozen after an epoch of training."""
         members = {number: self.member(number, seed=number) for number in numbers}
-        curves: dict[int, dict[str, list[float]]] = {number: {metric: [] for metric in METRICS} for number in numbers}
+        curves: dict[int, dict[str, list[float]]] = {number: {} for number in numbers}
         epochs = self.trainer.train(list(members.values()))
         result = next(epochs)
         while True:
             for number, curve in curves.items():
                 for metric, value in result.metrics[number].items():
-                    curve[metric].append(value)
+                    curve.setdefault(metric, []).append(value)
             if result.epoch == epoch:
                 break
             result = epochs.send(())
-        states, weights = result.freeze(numbers), result.states(numbers)
+        states, weights = result.freeze(numbers), result.states(numbers) if best else {}
         epochs.close()
         return {
             number: FrozenMember(
@@ -104,7 +104,9 @@ class Bench:
 def plain(frozen: FrozenMember) -> Any:
     """Return everything that training continues with, tensors as type, shape and bytes, as values to compare."""
     state, best = frozen.state, frozen.best
-    parts = [state.network, *state.optimizer.states, *([best.state] if best else [])]
+    parts = [part for fold in state.folds for part in (fold.network, *fold.optimizer.states)]
+    if best:
+        parts.append(best.state)
     tensors = [
         {
             name: (v.dtype, v.shape, v.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -114,7 +116,8 @@ def plain(frozen: FrozenMember) -> Any:
     ]
     numbers = repr([sorted(frozen.curve.items()), frozen.seconds, frozen.elapsed_s])
     of_best = best and (best.epoch, repr(best.val_loss))
-    return state.epoch, sorted(state.optimizer.steps.items()), tensors, numbers, of_best
+    steps = [sorted(fold.optimizer.steps.items()) for fold in state.folds]
+    return state.epoch, steps, tensors, numbers, of_best
 
 
 NETS = """

@@ -52,7 +52,7 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
         "",
         f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation examples "
-        f"of {shape}, {split.classes} classes",
+        f"{'in the first fold ' * bool(split.other_folds)}of {shape}, {split.classes} classes",
         f"split: {split.method}",
         *([f"warning: {split.warning}"] if split.warning else []),
         f"network: {member.parameters:,} parameters{first}",

@@ -173,28 +173,30 @@ def _train(
 ) -> Trained:
     """Train the selected configuration on all examples outside the test set, in the order of the split's shuffle."""
     split = planned.split
+    last = split.folds[-1]  # in time order the only fold with all examples
     whole = Examples(
-        np.concatenate([split.validation.inputs, split.train.inputs]),
-        np.concatenate([split.validation.targets, split.train.targets]),
+        np.concatenate([last.validation.inputs, last.train.inputs]),
+        np.concatenate([last.validation.targets, last.train.targets]),
     )
     # The schedule is that of all epochs, wherever the training ends; early stopping is off: there is no validation set.
     config = selected.config
     config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
-    number, last = selected.trial, selected.epochs
+    number, epochs = selected.trial, selected.epochs
     seed = derive_seed("test", study.search.seed, number)
-    say(f"{study.name}: trial {number} on {len(whole):,} examples for {last} epoch{'s' if last > 1 else ''}")
+    say(f"{study.name}: trial {number} on {len(whole):,} examples for {epochs} epoch{'s' if epochs > 1 else ''}")
 
     def report_progress(result: EpochResult) -> None:
-        if result.epoch % max(1, last // MESSAGES) == 0 and number in result.metrics:
+        if result.epoch % max(1, epochs // MESSAGES) == 0 and number in result.metrics:
             loss = result.metrics[number]["train_loss"]
-            say(f"{study.name}: epoch {result.epoch}/{last}, training loss {loss:.4f}")
+            say(f"{study.name}: epoch {result.epoch}/{epochs}, training loss {loss:.4f}")
 
-    trainer = Trainer(to_planned_device(study, replace(planned, split=replace(split, train=whole))), precision, say)
+    without_folds = replace(planned, split=replace(split, train=whole, other_folds=()))
+    trainer = Trainer(to_planned_device(study, without_folds), precision, say)
     outcome = trainer.run(
         [Member(number, config, seed)],
         metric=study.search.first_metric,
         stop=stop,
-        last_epoch=last,
+        last_epoch=epochs,
         with_weights=True,
         on_epoch=report_progress,
     )[number]
@@ -203,7 +205,7 @@ def _train(
             f"study '{study.name}': trained on all examples, trial {number} {outcome.failed}; the test set was not "
             "evaluated: select another trial with --trial"
         )
-    return Trained(outcome.state, last, len(whole), seed, False, describe_device(planned.device), precision)
+    return Trained(outcome.state, epochs, len(whole), seed, False, describe_device(planned.device), precision)
 
 
 def _check_same_test_set(name: str, attrs: Mapping[str, Any], test_set: SealedExamples) -> None:

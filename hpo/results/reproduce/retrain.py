@@ -86,9 +86,10 @@ def epochs_of(curve: Curve) -> int:
 
 
 def largest_differences(stored: Curve, curve: Curve) -> dict[str, float]:
-    """Return the largest difference of each common metric in any common epoch."""
-    common = [metric for metric in curve if metric in stored]
-    return {
-        metric: max((abs(a - b) for a, b in zip(stored[metric], curve[metric], strict=False)), default=0.0)
-        for metric in common
-    }
+    """Return the largest difference of each common metric in any common epoch, on any fold."""
+    found: dict[str, float] = {}
+    for metric in (each for each in curve if each in stored):
+        differences = (abs(a - b) for a, b in zip(stored[metric], curve[metric], strict=False))
+        name = metric.partition("/")[0]
+        found[name] = max(differences, default=0.0) if name not in found else max(found[name], *differences)
+    return found

@@ -1,13 +1,14 @@
 """Training-state files: a frozen member as a safetensors file (never pickle), with the SHA-256 of the file's content.
 
-The tensors of the file are named `network/NAME`, `optimizer/INDEX/NAME` and `best/NAME`; the metadata is described by
-`StateMetadata`. A file is validated before its content is used, because it may be damaged or written by anybody. This
-module does not access the file system.
+The tensors of the file are named `network/NAME`, `optimizer/INDEX/NAME` and `best/NAME`, those of a further fold
+`fold/2/network/NAME` and so on; the metadata is described by `StateMetadata`. A file is validated before its content is
+used, because it may be damaged or written by anybody. This module does not access the file system.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,10 @@ Number = Annotated[float, BeforeValidator(decode_non_finite)]
 """A number; NaN and infinities are strings in JSON."""
 
 
+Steps = dict[str, Annotated[int, Field(ge=0, le=2**53)]]
+"""Parameter's name -> the optimizer's updates of it."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -51,6 +56,8 @@ class BestEpoch(_Strict):
 class StateMetadata(_Strict):
     """The metadata of a file. `steps` has the optimizer's updates of each parameter, `moments` its states' number.
 
+    `fold_steps` has the steps on each further fold of `data.folds`.
+
     `fingerprint` identifies all that the learning curve depends on: see hpo/search/checkpoints/training_checkpoints.py.
     """
 
@@ -64,13 +71,17 @@ class StateMetadata(_Strict):
     elapsed_s: FiniteFloat = Field(ge=0)
     best: BestEpoch | None
     moments: int = Field(ge=0, le=9)
-    steps: dict[str, Annotated[int, Field(ge=0, le=2**53)]]
+    steps: Steps
+    fold_steps: list[Steps] = []
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     def check(self) -> None:
         """Raise ValueError unless curve, seconds and best epoch are those of `epoch` epochs."""
         lengths = {len(values) for values in (*self.curve.values(), self.seconds)}
-        if self.curve.keys() != set(METRICS) or lengths != {self.epoch}:
+        metrics = set(METRICS)
+        if self.fold_steps:
+            metrics |= {f"{metric}/{fold}" for metric in METRICS for fold in range(1, len(self.fold_steps) + 2)}
+        if self.curve.keys() != metrics or lengths != {self.epoch}:
             raise ValueError("its learning curve has another number of epochs or other metrics")
         if self.best is not None and not 1 <= self.best.epoch <= self.epoch:
             raise ValueError("its best epoch is not one of its epochs")
@@ -81,12 +92,13 @@ def state_to_bytes(frozen: FrozenMember, identity: str, fingerprint: str) -> byt
 
     Raises HpoError for a value that a file cannot store: a sparse tensor, an unsupported type, or no tensor.
     """
-    optimizer, best = frozen.state.optimizer, frozen.best
-    values = {f"network/{name}": value for name, value in frozen.state.network.items()}
-    for index, state in enumerate(optimizer.states):
-        values |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
+    best, parts = frozen.best, dict[str, State]()
+    for prefix, fold in zip(_prefixes(len(frozen.state.folds)), frozen.state.folds, strict=True):
+        parts[f"{prefix}network"] = fold.network
+        parts |= {f"{prefix}optimizer/{index}": state for index, state in enumerate(fold.optimizer.states)}
     if best is not None:
-        values |= {f"best/{name}": value for name, value in best.state.items()}
+        parts["best"] = best.state
+    values = {f"{part}/{name}": value for part, tensors_of in parts.items() for name, value in tensors_of.items()}
     about = {
         "schema": STATE,
         "identity": identity,
@@ -97,8 +109,9 @@ def state_to_bytes(frozen: FrozenMember, identity: str, fingerprint: str) -> byt
         "seconds": frozen.seconds,
         "elapsed_s": frozen.elapsed_s,
         "best": None if best is None else {"epoch": best.epoch, "val_loss": best.val_loss},
-        "moments": len(optimizer.states),
-        "steps": optimizer.steps,
+        "moments": len(frozen.state.optimizer.states),
+        "steps": frozen.state.optimizer.steps,
+        "fold_steps": [fold.optimizer.steps for fold in frozen.state.other_folds],
         "sha256": NO_SHA256,
     }
     content = weights_to_bytes(values, encode_non_finite(about))
@@ -109,7 +122,7 @@ def state_to_bytes(frozen: FrozenMember, identity: str, fingerprint: str) -> byt
 
 def max_state_bytes(layout: StateLayout, epochs: int) -> int:
     """Return the upper limit of the size of a file with a state of this layout after at most `epochs` epochs."""
-    return layout.max_bytes + epochs * (len(METRICS) + 1) * _BYTES_PER_NUMBER
+    return layout.max_bytes + epochs * (len(METRICS) * (layout.folds + 1) + 1) * _BYTES_PER_NUMBER
 
 
 def read_metadata(content: bytes) -> StateMetadata:
@@ -127,8 +140,12 @@ def read_metadata(content: bytes) -> StateMetadata:
     return about
 
 
-def read_state(content: bytes, about: StateMetadata, member: Member, layout: StateLayout, steps: int) -> FrozenMember:
-    """Return `member` frozen as in a file's content with this metadata. `steps` is the number of steps in an epoch.
+def read_state(
+    content: bytes, about: StateMetadata, member: Member, layout: StateLayout, steps: Sequence[int]
+) -> FrozenMember:
+    """Return `member` frozen as in a file's content with this metadata.
+
+    `steps` are the numbers of steps in an epoch, one for each fold.
 
     Raises ValueError, whose text describes the problem, for tensors that do not match the layout of the member's state.
     """
@@ -136,7 +153,13 @@ def read_state(content: bytes, about: StateMetadata, member: Member, layout: Sta
         values = tensors.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError, AssertionError, RuntimeError, OverflowError) as error:
         raise ValueError(f"its tensors cannot be read ({_one_line(error)})") from error
-    parts: dict[str, State] = {"network": {}, **{f"optimizer/{index}": {} for index in range(about.moments)}}
+    all_steps = [about.steps, *about.fold_steps]
+    prefixes = _prefixes(len(all_steps))
+    parts: dict[str, State] = {
+        f"{prefix}{part}": {}
+        for prefix in prefixes
+        for part in ("network", *(f"optimizer/{index}" for index in range(about.moments)))
+    }
     if about.best is not None:
         parts["best"] = {}
     for key, value in values.items():
@@ -144,11 +167,19 @@ def read_state(content: bytes, about: StateMetadata, member: Member, layout: Sta
         if part is None:
             raise ValueError(f"it has a tensor of no known part ({key[:60]!r})")
         parts[part][key.removeprefix(f"{part}/")] = value
-    optimizer = FrozenOptimizer([parts[f"optimizer/{index}"] for index in range(about.moments)], about.steps)
-    state = MemberState(about.epoch, parts["network"], optimizer)
-    layout.check(state, parts.get("best"), about.epoch * steps)
+    states = []
+    for prefix, updates in zip(prefixes, all_steps, strict=True):
+        moments = [parts[f"{prefix}optimizer/{index}"] for index in range(about.moments)]
+        states.append(MemberState(about.epoch, parts[f"{prefix}network"], FrozenOptimizer(moments, updates)))
+    state = replace(states[0], other_folds=tuple(states[1:]))
+    layout.check(state, parts.get("best"), [about.epoch * each for each in steps])
     best = None if about.best is None else Checkpoint(about.best.epoch, about.best.val_loss, parts["best"])
     return FrozenMember(replace(member, state=state), about.curve, about.seconds, best, about.elapsed_s)
+
+
+def _prefixes(folds: int) -> list[str]:
+    """Return what the names of each fold's tensors begin with."""
+    return ["", *(f"fold/{fold}/" for fold in range(2, folds + 1))]
 
 
 def _header_end(content: bytes) -> int:

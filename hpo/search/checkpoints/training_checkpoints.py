@@ -82,7 +82,7 @@ class TrainingCheckpoints:
         except StorageError as error:
             self._no_folder = str(error)
         self._shape, self._classes = example_shape(split.train.inputs.shape), split.classes
-        self._examples = len(split.train)
+        self._examples = [len(fold.train) for fold in split.folds]
         self._data = {
             "code": dict(code.files),
             "sha256": split.content_sha256,
@@ -260,7 +260,8 @@ class TrainingCheckpoints:
             return None
         about = read_metadata(content)
         self._check(about, member)
-        steps = steps_per_epoch(self._examples, member.config.training.batch_size)
+        batch_size = member.config.training.batch_size
+        steps = [steps_per_epoch(examples, batch_size) for examples in self._examples]
         return read_state(content, about, member, layout, steps)
 
     def _read(self, number: int, max_bytes: int) -> bytes | None:
@@ -281,7 +282,7 @@ class TrainingCheckpoints:
         precision = precision_of(config, self._precision)
         key = f"{shape_key(config.network)} {config.optimizer.kind} {precision}"
         if key not in self._layouts:
-            self._layouts[key] = state_layout(config, self._shape, self._classes, precision)
+            self._layouts[key] = state_layout(config, self._shape, self._classes, precision, len(self._examples))
         return self._layouts[key]
 
     def _check(self, about: StateMetadata, member: Member) -> None:
