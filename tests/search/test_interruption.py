@@ -111,7 +111,8 @@ def test_exception_leaves_no_trial_running(kind: type[Event], failure: BaseExcep
 
 
 def test_claimed_trials_are_requeued_when_new_trials_cannot_be_stored(storage: Storage) -> None:
-    search(study_of(), storage, stop_at=after_epochs(1))
+    from_epoch_1 = {"checkpoint": "none"}  # new trials join waiting ones that start again
+    search(study_of(training=from_epoch_1), storage, stop_at=after_epochs(1))
     stored = load_study(storage, "tiny")
     assert states(stored.trials) == [TrialState.WAITING] * 4
     with storage.engine.begin() as connection:
@@ -119,9 +120,9 @@ def test_claimed_trials_are_requeued_when_new_trials_cannot_be_stored(storage: S
             "CREATE TRIGGER full BEFORE INSERT ON trials BEGIN SELECT RAISE(ABORT, 'no more trials'); END"
         )
     with pytest.raises(Exception, match="no more trials"):
-        search(study_of(search={"population": 5}), storage, extend=True)
+        search(study_of(training=from_epoch_1, search={"population": 5}), storage, extend=True)
     assert states(trials_of(storage)) == [TrialState.WAITING] * 4
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("DROP TRIGGER full")
-    search(study_of(search={"population": 5}), storage)
+    search(study_of(training=from_epoch_1, search={"population": 5}), storage)
     check_whole(trials_of(storage), 6)

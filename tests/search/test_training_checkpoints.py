@@ -503,9 +503,9 @@ def test_members_in_training_are_written_where_the_next_rung_is_paid_for(
     assert bench.checkpoints.due(1, [3, 4, 5]) == [3]  # the duration of a write is not known
     bench.checkpoints.write({3: member})
     assert bench.checkpoints.due(2, [3, 4, 5]) == ()
-    clock.now = 3.4  # 0.068 s, of which 0.01 s are spent
+    clock.now = 0.0699 / MAX_TIME_FRACTION  # 0.01 s are spent
     assert bench.checkpoints.due(3, [3, 4, 5]) == ()
-    clock.now = 3.6
+    clock.now = 0.0701 / MAX_TIME_FRACTION
     assert bench.checkpoints.due(3, [3, 4, 5]) == [3, 4, 5]
 
 
