@@ -100,7 +100,7 @@ class Curves:
             Member(number, self._study.config(configuration(self._study, row)), member_seed(0, row, repeat))
             for number, (row, repeat) in enumerate(runs)
         ]
-        outcomes = self._trainer.run(members, metric="val_accuracy", stop=threading.Event())
+        outcomes = self._trainer.run(members, metric="val_accuracy", minimized=False, stop=threading.Event())
         epochs = self._study.first_config.training.epochs
         for number in range(len(runs)):
             curve = outcomes[number].curve

@@ -54,7 +54,7 @@ def _at(parameter: Parameter, part: float) -> Any:
 
 def plain_torch(members: list[Member], split: DeviceSplit) -> Iterator[None]:
     """Train and evaluate each member for one epoch in turn, by a plain torch loop."""
-    models = [build(m.config.network, split.shape, split.classes, m.seed).to(split.device) for m in members]
+    models = [build(m.config.network, split.shape, split.task.outputs, m.seed).to(split.device) for m in members]
     optimizers = [torch.optim.AdamW(model.parameters(), 1e-3) for model in models]
     epoch = 0
     while True:

@@ -61,9 +61,10 @@ from hpo.search.study_records import CURVE, agree_on_run, open_study
 from hpo.storage import ClaimConditions, Storage, TrialResult, load_study, open_storage, running_trials
 from hpo.storage.location import locate
 from hpo.studyfile import Study, parse_study
+from hpo.studyfile.metrics import SUMS
 from hpo.training.population import EpochResult
 from hpo.training.seeds import member_seed
-from hpo.training.stack import METRICS, Member
+from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
 from hpo.usercode import UserCode, import_code
 
@@ -151,7 +152,10 @@ def curve(lr: float, weight_decay: float, number: int) -> dict[str, list[float]]
     best = 0.95 - 0.04 * (math.log10(lr) + 3) ** 2 - 0.01 * (math.log10(weight_decay) + 6) ** 2 + noise
     accuracy = [best - 0.8 * math.exp(-epoch / 10) for epoch in range(1, EPOCHS + 1)]
     values = {"train_loss": -1.1, "train_accuracy": 1.05, "val_loss": -1.0, "val_accuracy": 1.0}
-    return {name: [values[name] * each + (1.2 if values[name] < 0 else 0) for each in accuracy] for name in METRICS}
+    return {
+        name: [values[name] * each + (1.2 if values[name] < 0 else 0) for each in accuracy]
+        for name in SUMS["classification"]
+    }
 
 
 def study_of(sampler: str, pruner: str, trials: int) -> Study:

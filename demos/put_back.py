@@ -52,14 +52,16 @@ def put_back(study: Study) -> None:
         for number in range(int(count) * repeats)
     ]
     trainer, metric = Trainer(split, PRECISION, print), study.search.first_metric
-    outcomes = trainer.run(members, metric=metric, stop=threading.Event(), with_weights=True)
+    outcomes = trainer.run(
+        members, metric=metric, minimized=study.search.minimized, stop=threading.Event(), with_weights=True
+    )
     for index, values in enumerate(configurations):
         rows = []
         for member in members[index * repeats : (index + 1) * repeats]:
             outcome = outcomes[member.number]
             if outcome.state is None:
                 continue
-            network = build(member.config.network, split.shape, split.classes, member.seed)
+            network = build(member.config.network, split.shape, split.task.outputs, member.seed)
             network.load_state_dict(outcome.state)
             train = measured(network, split.train, split.train_targets)
             validation = measured(network, split.validation, split.validation_targets)

@@ -1,4 +1,4 @@
-"""JSON Schemas of exported files by name: best, best-1, front, objective, test."""
+"""JSON Schemas of exported files by name: best, best-1, best-2, front, objective, test, test-1."""
 
 from __future__ import annotations
 

@@ -42,7 +42,16 @@ NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 ANY_LINES = r"(?:.*\n)*?"
 LONG = [
     f"docs/how-to/{page}.md"
-    for page in ["comparing", "objective-function", "other-tools", "python", "searching", "user-data", "user-network"]
+    for page in [
+        "comparing",
+        "metrics-and-losses",
+        "objective-function",
+        "other-tools",
+        "python",
+        "searching",
+        "user-data",
+        "user-network",
+    ]
 ]
 """Slow pages; README and the tutorial are followed in the quick tests."""
 

@@ -793,3 +793,62 @@ def test_data_without_its_prefix_and_other_tasks_are_explained(tmp_path: Path) -
         StudyFileError, match=r"\. hpo searches classifiers; for any other task write an objective functi"
     ):
         parse_study(tree(search__metric="rmse"), "s.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"search__metric": "val_f"}, "search.metric: unknown metric 'val_f' (did you mean 'val_f1'?); known: val_acc"),
+        (
+            {"search__metric": "mine.py:f2"},
+            'search.direction: missing: set "minimize" or "maximize" for the m',
+        ),
+        ({"search__direction": "maximize"}, "search.direction: not used, because the direction of this metric is kn"),
+        (
+            {"search__metric": "mine:f2"},
+            "search.metric: must be FILE.py:NAME, such as \"my_net.py:Net\" (got 'mine:f2')",
+        ),
+        (
+            {"search__metric": "mine.py:f1", "search__direction": "maximize"},
+            "search.metric: mine.py:f1 has the name of a metric of hpo; rename the function",
+        ),
+        (
+            {"search__metric": ["a.py:x", "b.py:y"], "search__direction": "maximize"},
+            "search.metric: must have at most one user-defined metric",
+        ),
+        ({"search__metric": "val_top_k"}, "search.metric: val_top_k needs task.top_k, the number of classes of which"),
+        ({"task": {"top_k": 3}}, "task.top_k: not used without the metric val_top_k"),
+        ({"task": {"loss": "mse"}}, "task.loss: unknown loss 'mse'; known: cross_entropy or FILE.py:NAME"),
+        ({"task": {"class_weights": [1.0, -2.0]}}, "task.class_weights: unknown class weights [1.0, -2.0]; known: bal"),
+        (
+            {"task": {"loss": "mine.py:loss", "class_weights": "balanced"}},
+            "task.class_weights: not used with loss = mine.py:loss, which can have weights itself",
+        ),
+        (
+            {"task": {"loss": "mine.py:loss"}, "training__label_smoothing": 0.1},
+            "training.label_smoothing: not used with task.loss = mine.py:loss (got 0.1)",
+        ),
+        ({"task": {"class_weights": {"choices": ["balanced"]}}}, "task.class_weights: cannot be searched"),
+    ],
+)
+def test_settings_of_the_task_and_its_metrics_are_checked(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(StudyFileError) as raised:
+        parse_study(tree(**changes), "s.toml")
+    assert str(raised.value).startswith(f"s.toml: {problem}")
+
+
+def test_a_metric_and_a_loss_of_the_user_are_user_code() -> None:
+    changes = {"task": {"loss": "mine.py:loss"}, "search__metric": ["mine.py:f2", "val_loss"]}
+    study = parse_study(tree(**changes, search__direction="maximize"), "s.toml")
+    assert study.references == {"mine.py:loss": "task.loss", "mine.py:f2": "search.metric"}
+    assert study.search.metrics == ("val_f2", "val_loss")
+    assert study.search.all_minimized == (False, True)
+    assert study.curve_keys == ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f2")
+    assert parse_study(study.resolved(), "s.toml") == study
+
+
+def test_a_study_without_a_task_has_the_resolved_file_of_earlier_versions() -> None:
+    study = parse_study(tree(), "s.toml")
+    assert "task" not in study.resolved()
+    assert "direction" not in study.resolved()["search"]
+    assert parse_study(tree(task={"kind": "classification"}), "s.toml") == study

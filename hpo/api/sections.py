@@ -27,7 +27,10 @@ Ints: TypeAlias = Sequence[Int] | Choices
 Activation: TypeAlias = Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"]
 OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
 Sampler: TypeAlias = Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"]
-Metric: TypeAlias = Literal["val_accuracy", "val_loss", "parameters", "seconds_per_epoch"]
+ValidationMetric: TypeAlias = Literal[
+    "val_accuracy", "val_balanced_accuracy", "val_f1", "val_f1_weighted", "val_auroc", "val_top_k", "val_loss"
+]
+Metric: TypeAlias = ValidationMetric | Literal["parameters", "seconds_per_epoch"] | str
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
 
@@ -79,6 +82,16 @@ class Data(Section):
     groups: str | None = None
     order: Literal["time"] | None = None
     folds: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Section):
+    """`[task]`: the loss, "cross_entropy" or "FILE.py:NAME", with weights of the classes; the k of "val_top_k"."""
+
+    kind: Literal["classification"] = "classification"
+    loss: Literal["cross_entropy"] | str | None = None
+    class_weights: Literal["balanced"] | Sequence[float] | None = None
+    top_k: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +163,19 @@ class Training(Section):
 class Search(Section):
     """`[search]`: the number of trials, how they are sampled, pruned and ranked, and their limits.
 
-    `timeout` and `trial_timeout` are in seconds. A list for `metric` makes a search for the Pareto front. An objective
-    study has a `direction`, or a list of one for each value, and the defaults `pruner="median"` and `retries=0`.
+    `timeout` and `trial_timeout` are in seconds. A list for `metric` makes a search for the Pareto front. A metric of
+    the user's own, "FILE.py:NAME", has a `direction`. So has an objective study ("minimize" by default), or a list of
+    one for each value; its other defaults are `pruner="median"` and `retries=0`.
     """
 
     trials: int
-    direction: Direction | Sequence[Direction] = "minimize"
+    direction: Direction | Sequence[Direction] | None = None
     sampler: Sampler = "tpe"
     pruner: Literal["auto", "none", "median", "hyperband", "halving"] = "auto"
     rung: int = 3
     factor: int = 3
     random_share: float = 0.1
-    metric: Literal["val_accuracy", "val_loss"] | Sequence[Metric] = "val_accuracy"
+    metric: ValidationMetric | str | Sequence[Metric] = "val_accuracy"
     score: Literal["last", "best"] = "last"
     population: int | Literal["auto"] = "auto"
     seed: int = 0

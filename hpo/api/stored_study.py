@@ -153,7 +153,7 @@ class StoredStudy:
         return stacked_curves(self.trials())
 
     def export(self, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
-        """Return the best trial as the JSON object that `hpo export` writes, `hpo.best/2`.
+        """Return the best trial as the JSON object that `hpo export` writes, `hpo.best/3`.
 
         Its `config` is a study of that trial alone, and `hpo.replay` retrains the trial from a file of the object. With
         `confirmed` it is the winner of the confirmation, with its estimates; with `trial`, the completed trial of that

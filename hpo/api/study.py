@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from hpo import studyfile
-from hpo.api.sections import Data, Keywords, Network, Optimizer, Search, Training, plain
+from hpo.api.sections import Data, Keywords, Network, Optimizer, Search, Task, Training, plain
 from hpo.studyfile.reading import base_folder, read_tree, study_from_tree
 
 Table: TypeAlias = Mapping[str, Any]
@@ -40,6 +40,7 @@ class Study(Keywords):
         description: str = "",
         objective: str | None = None,
         data: Data | Table | None = None,
+        task: Task | Table | None = None,
         network: Network | Table | None = None,
         optimizer: Optimizer | Table | None = None,
         training: Training | Table | None = None,
@@ -52,6 +53,7 @@ class Study(Keywords):
             "description": description,
             "objective": objective,
             "data": data,
+            "task": task,
             "network": network,
             "optimizer": optimizer,
             "training": training,

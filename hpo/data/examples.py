@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +110,10 @@ class Split:
     other_folds: tuple[Fold, ...] = ()
 
     @property
-    def folds(self) -> tuple[Fold, ...]:
-        """Return all folds; without `data.folds`, one."""
-        return (Fold(self.train, self.validation), *self.other_folds)
+    def folds(self) -> tuple[Split, ...]:
+        """Return a split for each fold; without `data.folds`, the split alone."""
+        first = replace(self, other_folds=()) if self.other_folds else self
+        return (first, *(replace(first, train=each.train, validation=each.validation) for each in self.other_folds))
 
     @property
     def classes(self) -> int:

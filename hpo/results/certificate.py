@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.results.output import Result
-from hpo.results.ranking import METRIC_LABELS
+from hpo.results.ranking import metric_label
 
 VERIFIED = "hpo:verified"
 """The study attribute with the certificate."""
@@ -34,7 +34,7 @@ class VerificationResult(Result[Certificate]):
     def lines(self) -> list[str]:
         """Return a line for each trial, and one for the largest difference of a score."""
         certificate = self.found
-        label = METRIC_LABELS[certificate["metric"]]
+        label = metric_label(certificate["metric"])
         mixed = "," in certificate["precision"]
         rows = [
             f"trial {each['trial']}{', ' + each['precision'] if mixed else ''}: {label} {each['score']:.6g} alone, "

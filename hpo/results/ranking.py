@@ -25,10 +25,18 @@ from hpo.text import printable
 
 METRIC_LABELS = {
     "val_accuracy": "val acc",
+    "val_balanced_accuracy": "val balanced acc",
+    "val_f1_weighted": "val weighted f1",
+    "val_top_k": "val top-k acc",
     "val_loss": "val loss",
     "parameters": "parameters",
     "seconds_per_epoch": "s an epoch",
 }
+
+
+def metric_label(metric: str) -> str:
+    """Return the short name of a metric: `val acc`, `val f1`."""
+    return METRIC_LABELS.get(metric, metric.replace("_", " "))
 
 
 def rank_label(rank: int, trial: int, metrics: Sequence[str] = ("val_accuracy",)) -> str:
@@ -45,7 +53,7 @@ def best_line(rank: int, trial: FrozenTrial, metrics: Sequence[str] = ("val_accu
 def scores_line(trial: FrozenTrial, metrics: Sequence[str]) -> str:
     """Return `val acc: 0.8500, parameters: 25,450`; with folds `val acc: 0.8500 ± 0.0120 over 5 folds`."""
     values = zip(metrics, trial.values, strict=True)
-    texts = [f"{METRIC_LABELS.get(metric, metric)}: {score_text(metric, value)}" for metric, value in values]
+    texts = [f"{metric_label(metric)}: {score_text(metric, value)}" for metric, value in values]
     if folds := trial.user_attrs.get("fold_scores"):
         texts[0] += f" ± {stdev(folds):.4f} over {len(folds)} folds"
     return ", ".join(texts)

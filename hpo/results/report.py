@@ -26,7 +26,7 @@ from hpo.results.display.check import parameter_line
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source
 from hpo.results.final_test.result import evaluation_lines
-from hpo.results.ranking import METRIC_LABELS, params_line, rank_label, score, score_text
+from hpo.results.ranking import metric_label, params_line, rank_label, score, score_text
 from hpo.results.study_facts import states_line
 from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
@@ -58,7 +58,7 @@ def report(storage: Storage, name: str) -> str:
     return page.from_string(text).render(
         study=study,
         command=lambda verb: hpo_command(verb, name),
-        labels=[METRIC_LABELS[metric] for metric in study.search.metrics],
+        labels=[metric_label(metric) for metric in study.search.metrics],
         summary=_summary_lines(study, found, source, confirmation),
         space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
         facts=_facts(study, found, storage),
@@ -139,7 +139,7 @@ def _figure(figure: go.Figure) -> Markup:
 
 
 def _confirmation(found: Confirmation) -> Mapping[str, Any]:
-    metric = METRIC_LABELS[found.study.search.first_metric]
+    metric = metric_label(found.study.search.first_metric)
     return {
         "heading": [cell.format(metric=metric) for cell in CONFIRMATION_HEADING],
         "rows": confirmation_rows(found),

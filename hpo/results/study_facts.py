@@ -18,6 +18,7 @@ from hpo.storage import Storage, StudySummary, open_storage
 from hpo.storage.location import locate
 from hpo.studyfile import parse_study
 from hpo.studyfile.conditions import WHEN
+from hpo.studyfile.metrics import curve_key
 
 VALUE = "value"
 """The name of a metric that hpo does not know."""
@@ -56,7 +57,7 @@ def metrics_of(study: StudySummary) -> tuple[str, ...]:
     """Return the names of the study's metrics; `value`, or `value 0`, `value 1`, where the study file names none."""
     metric = file_value(study.user_attrs, "search", "metric")
     if metric is not None:
-        return (metric,) if isinstance(metric, str) else tuple(map(str, metric))
+        return tuple(map(curve_key, [metric] if isinstance(metric, str) else map(str, metric)))
     count = len(study.directions)
     return (VALUE,) if count == 1 else tuple(f"{VALUE} {number}" for number in range(count))
 

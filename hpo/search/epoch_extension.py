@@ -74,7 +74,7 @@ def epoch_extension(
     for trial in complete:
         config, curve = config_of(study, trial.params), trial.system_attrs[CURVE]
         member = Member(trial.number, config, trial_seed(study, trial.number))
-        if has_stopped_improving(config.training.patience, curve.get(metric, ()), metric):
+        if has_stopped_improving(config.training.patience, curve.get(metric, ()), study.search.minimized):
             ended_early += 1
         elif checkpoints.peek(member) is not None:
             continued.append(trial)

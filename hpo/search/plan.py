@@ -29,6 +29,7 @@ from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import Mode, check_reproducible, check_trainable
 from hpo.training.size import MemberSize, device_memory, member_size, population_size
 from hpo.training.stack import DTYPES, EVALUATION_BATCH
+from hpo.training.tasks.task import Task, check_task, make_task
 from hpo.usercode import (
     UserCode,
     describe_missing,
@@ -136,6 +137,7 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     config = study.first_config
     widest = ["float32" if each == "auto" else each for each in precisions.values()]  # "auto" may be float32
     assumed = max(widest, key=lambda each: DTYPES[each].itemsize)
+    _check_task(study, images)
     with _network_errors(study, config):
         stacked = config.network.kind != "module" or _stacks(config, images, where, _modes_of_one(study, images))
         size = member_size(config, example_shape(images.train.inputs.shape), images.classes, assumed, len(images.folds))
@@ -153,6 +155,31 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     largest = 1 if study.search.population == "auto" and not stacked else study.search.population
     population = population_size(largest, study.search.trials, size.member_bytes, where)
     return NetworkPlan(where, images, config, size, population, stacked, code)
+
+
+def _check_task(study: Study, images: Split) -> None:
+    """Raise StudyFileError where the task does not match the data, or where the study's loss or metric fails."""
+
+    def called(key: str, call: Callable[[], object]) -> object:
+        try:
+            return call()
+        except SettingError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise SettingError(key, f"the function raised {one_line_error(error, study.folder)}") from error
+
+    try:
+        for fold in images.folds:
+            check_task(task_of(study, fold), fold, called)
+    except SettingError as error:
+        raise study.error(error.key, error.problem) from error
+
+
+def task_of(study: Study, images: Split) -> Task:
+    """Return the task of a study for its split. Raises SettingError where they do not match."""
+    return make_task(study.task, study.search.named_metrics, study.folder, images)
 
 
 def _code(study: Study) -> UserCode:
@@ -239,7 +266,8 @@ def _check_shift(study: Study, images: Split) -> None:
 def to_planned_device(study: Study, planned: NetworkPlan) -> DeviceSplit:
     """Copy the plan's data to its device. Raises HpoError where they do not fit."""
     try:
-        return to_device(planned.split, study.data.split_seed, planned.device)
+        tasks = [task_of(study, fold) for fold in planned.split.folds]
+        return to_device(planned.split, study.data.split_seed, planned.device, tasks)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -25,7 +25,6 @@ from hpo.search.scoring import fold_scores, objective_values, score_epoch
 from hpo.search.study_records import CURVE, Curve
 from hpo.storage import ATTEMPTS, FAILURE_REASON, TrialResult
 from hpo.studyfile import Study
-from hpo.studyfile.models import is_minimized
 from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.population import EpochResult, TrialTimeout
 from hpo.training.stack import Member
@@ -241,7 +240,9 @@ class PopulationRun:
         return epoch == self._epochs or self._stops_early(number)
 
     def _stops_early(self, number: int) -> bool:
-        return has_stopped_improving(self._patience[number], self._curves[number][self._metric], self._metric)
+        return has_stopped_improving(
+            self._patience[number], self._curves[number][self._metric], self._study.search.minimized
+        )
 
     def _completed(self, result: EpochResult, numbers: Iterable[int]) -> list[tuple[int, TrialResult]]:
         """Return the endings of trials that complete, with the file names of checkpoints."""
@@ -332,7 +333,7 @@ class PopulationRun:
         return {number for number in self._checkpoints.written & set(ended) if not self._stops_early(number)}
 
     def _best(self, values: Iterable[float]) -> float:
-        return (min if is_minimized(self._metric) else max)(values)
+        return (min if self._study.search.minimized else max)(values)
 
 
 def ending(

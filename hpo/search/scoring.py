@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from hpo.search.study_records import Curve
 from hpo.studyfile import Config, Study
-from hpo.studyfile.models import is_minimized
 from hpo.training.trainer import Trainer
 
 
@@ -16,7 +15,7 @@ def score_epoch(study: Study, curve: Curve) -> int:
     values = curve[study.search.first_metric]
     if study.search.score == "last":
         return len(values)
-    return values.index((min if is_minimized(study.search.first_metric) else max)(values)) + 1
+    return values.index((min if study.search.minimized else max)(values)) + 1
 
 
 def fold_scores(study: Study, curve: Curve) -> list[float]:

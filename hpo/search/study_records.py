@@ -266,7 +266,7 @@ def config_as_trained(study: Study, trial: FrozenTrial) -> Config:
     """
     config, metric = config_of(study, trial.params), study.search.first_metric
     epochs, curve = epochs_trained(trial), trial.system_attrs.get(CURVE, {}).get(metric, ())
-    ended_early = has_stopped_improving(config.training.patience, curve, metric)
+    ended_early = has_stopped_improving(config.training.patience, curve, study.search.minimized)
     if trial.state != TrialState.COMPLETE or ended_early or not 0 < epochs < config.training.epochs:
         return config
     return with_epochs(config, epochs)

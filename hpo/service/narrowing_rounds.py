@@ -15,7 +15,7 @@ from hpo.results.display.progress import QuietProgress
 from hpo.results.display.summary import ended_line
 from hpo.results.narrow.next_study import propose
 from hpo.results.no_best_trial import no_best_trial
-from hpo.results.ranking import METRIC_LABELS, score
+from hpo.results.ranking import metric_label, score
 from hpo.search.events import StudyEnded
 from hpo.search.options import LaunchOptions
 from hpo.search.study_records import stored_study
@@ -71,7 +71,7 @@ def run_rounds(
 
 def comparison_line(storage: Storage, study: Study, before: str) -> str:
     """Return a line that compares the best score of a round with that of the study `before`."""
-    label = METRIC_LABELS[study.search.first_metric]
+    label = metric_label(study.search.first_metric)
     best, old = (next((score(trial) for trial in best_trials(storage, name, 1)), None) for name in (study.name, before))
     if best is None or old is None:
         return f"{study.name}: no completed trial to compare with {before}"

@@ -2,6 +2,7 @@
 
     trees.py       paths into trees of tables and lists
     values.py      types of values, and marks on fields
+    metrics.py     metrics: tasks and directions
     models.py      settings with concrete values: types, limits, defaults
     keys.py        names, sections, searchable and unused keys, read from the models
     messages.py    error messages
@@ -23,6 +24,7 @@ from hpo.studyfile.models import (
     NetworkSettings,
     OptimizerSettings,
     SearchSettings,
+    TaskSettings,
     TrainingSettings,
     user_data,
 )
@@ -43,6 +45,7 @@ __all__ = [
     "Range",
     "SearchSettings",
     "Study",
+    "TaskSettings",
     "TrainingSettings",
     "differing_keys",
     "name_problem",

@@ -37,6 +37,7 @@ from hpo.studyfile.keys import (
     unused_keys,
 )
 from hpo.studyfile.messages import Problem, dotted_key, format_value, study_file_error, validation_problems
+from hpo.studyfile.metrics import TOP_K, VALIDATION_METRICS, is_user_defined
 from hpo.studyfile.models import DATASETS, NamedSettings, StudySettings, prefixed_user_data
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
@@ -165,6 +166,7 @@ class _Check:
         self.check_params(("baseline",), first[0].baseline, parameters)
         for index, point in enumerate(first[0].search.points):
             self.check_params(("search", "points", index), point, parameters, complete=True)
+        self.check_task(first[0])
         if self.problems:
             return None
         settings = [found.model_dump(exclude_none=True) for found, _ in each_table if found is not None]
@@ -172,7 +174,9 @@ class _Check:
             replace(table, table={key: tree[table.section][key] for key in table.table if key in tree[table.section]})
             for table, tree in zip(self.tables, settings, strict=True)
         ]
-        return Study(source, parameters, first[0], self.outside_tables(first[0]), tuple(tables), folder)
+        study = Study(source, parameters, first[0], self.outside_tables(first[0]), tuple(tables), folder)
+        self.check_label_smoothing(study)
+        return study
 
     def add(self, path: Path, problem: str) -> None:
         """Add a problem unless there is one at the path."""
@@ -306,6 +310,26 @@ class _Check:
         if isinstance(dataset, str) and (prefixed := prefixed_user_data(dataset, folder)):
             known = f"unknown data set {format_value(dataset)} (did you mean {format_value(prefixed)}?)"
             self.add(path, f"{known}; known: {DATASETS}")
+
+    def check_task(self, settings: StudySettings) -> None:
+        """Find metrics of another task, and settings that the task and its metrics do not use."""
+        task, path = settings.task, ("search", "metric")
+        for metric in settings.search.named_metrics:
+            known = VALIDATION_METRICS.get(metric)
+            if known is not None and task.kind not in known.tasks:
+                self.add(path, f"{metric} is a metric of {' and '.join(known.tasks)}, but task.kind is {task.kind}")
+        if TOP_K in settings.search.named_metrics and task.top_k is None:
+            self.add(path, f"{TOP_K} needs task.top_k, the number of classes of which one must be right")
+        if TOP_K not in settings.search.named_metrics and task.top_k is not None:
+            self.add(("task", "top_k"), f"not used without the metric {TOP_K}")
+
+    def check_label_smoothing(self, study: Study) -> None:
+        """Find label smoothing where the user defines the loss."""
+        loss = study.task.loss
+        if loss is not None and is_user_defined(loss):
+            for path, value in study.possible_values(("training", "label_smoothing")).items():
+                if value:
+                    self.add(path, f"not used with task.loss = {loss} (got {format_value(value)})")
 
     def check_candidates(self, path: Path, table: dict[str, Any]) -> Parameter | None:
         """Validate each candidate of a searched value; return the parameter, with the values that the models return."""

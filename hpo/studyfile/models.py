@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from hpo.errors import CLASSIFIERS_ONLY
+from hpo.studyfile.metrics import VALIDATION_METRICS, curve_key, is_user_defined
 from hpo.studyfile.values import (
     CURRENT_FOLDER,
     MAX_INT,
@@ -138,6 +139,37 @@ class DataSettings(Settings):
         return folds
 
 
+def word_or_reference() -> Discriminator:
+    """Select the branch of a union of known words and `FILE.py:NAME`; a list has a branch of its own."""
+    return Discriminator(
+        lambda value: "list" if isinstance(value, list) else "reference" if ":" in str(value) else "word"
+    )
+
+
+class TaskSettings(Settings):
+    """`[task]`: the kind of targets, the loss, and the weights of classes in it."""
+
+    kind: Literal["classification"] = "classification"
+    loss: Annotated[
+        Annotated[Literal["cross_entropy"], Tag("word")] | Annotated[Reference, Tag("reference")] | None,
+        Field(description="cross_entropy or FILE.py:NAME"),
+    ] = None
+    class_weights: Annotated[
+        Annotated[Literal["balanced"], Tag("word")]
+        | Annotated[list[AboveZero], Field(min_length=2), Tag("list")]
+        | None,
+        Field(description="balanced, or a list of numbers above 0, one for each class"),
+    ] = None
+    top_k: Positive | None = None
+
+    @field_validator("class_weights")
+    @classmethod
+    def _check_class_weights(cls, weights: str | list[float] | None, info: ValidationInfo) -> str | list[float] | None:
+        if weights is not None and is_user_defined(str(info.data.get("loss"))):
+            raise ValueError(f"not used with loss = {info.data['loss']}, which can have weights itself")
+        return weights
+
+
 _CNN = UsedBy(("cnn",))
 _BUILT_IN = UsedBy(("mlp", "cnn"))
 _MODULE = UsedBy(("module",))
@@ -246,13 +278,27 @@ class LimitSettings(Settings):
     parameters: Positive | None = None
 
 
-ON_VALIDATION = ("val_accuracy", "val_loss")
-"""The metrics measured on the validation split after each epoch."""
-
-
-def is_minimized(metric: str) -> bool:
-    """Return whether lower values of a metric are better."""
-    return metric != "val_accuracy"
+ValidationMetric = Literal[
+    "val_accuracy", "val_balanced_accuracy", "val_f1", "val_f1_weighted", "val_auroc", "val_top_k", "val_loss"
+]
+ListedMetric = Annotated[
+    Annotated[
+        Literal[
+            "val_accuracy",
+            "val_balanced_accuracy",
+            "val_f1",
+            "val_f1_weighted",
+            "val_auroc",
+            "val_top_k",
+            "val_loss",
+            "parameters",
+            "seconds_per_epoch",
+        ],
+        Tag("word"),
+    ]
+    | Annotated[Reference, Tag("reference")],
+    word_or_reference(),
+]
 
 
 class SearchSettings(Settings):
@@ -265,14 +311,17 @@ class SearchSettings(Settings):
     factor: Annotated[int, Field(ge=2)] = 3
     random_share: Fraction = 0.1
     metric: Annotated[
-        Annotated[Literal["val_accuracy", "val_loss"], Tag("word")]
-        | Annotated[list[Literal["val_accuracy", "val_loss", "parameters", "seconds_per_epoch"]], Tag("list")],
-        Discriminator(lambda value: "list" if isinstance(value, list) else "word"),
+        Annotated[ValidationMetric, Tag("word")]
+        | Annotated[Reference, Tag("reference")]
+        | Annotated[list[ListedMetric], Tag("list")],
+        word_or_reference(),
         Field(
-            description="val_accuracy, val_loss, or a list of several, also of parameters and seconds_per_epoch",
+            description=f"{', '.join(VALIDATION_METRICS)}, FILE.py:NAME, or a list of several, also of parameters and "
+            "seconds_per_epoch",
             json_schema_extra={"hint": CLASSIFIERS_ONLY},
         ),
     ] = "val_accuracy"
+    direction: Annotated[Literal["minimize", "maximize"] | None, Field(validate_default=True)] = None
     score: Literal["last", "best"] = "last"
     population: Annotated[
         Annotated[Literal["auto"], Tag("word")] | Annotated[Positive, Tag("number")],
@@ -300,17 +349,41 @@ class SearchSettings(Settings):
     @field_validator("metric")
     @classmethod
     def _check_metrics(cls, metric: str | list[str]) -> str | list[str]:
+        metrics = [metric] if isinstance(metric, str) else metric
+        user_defined = [each for each in metrics if is_user_defined(each)]
+        for each in user_defined:
+            if curve_key(each) in VALIDATION_METRICS:
+                raise ValueError(f"{each} has the name of a metric of hpo; rename the function")
         if isinstance(metric, list):
             if len(metric) < 2 or len(set(metric)) < len(metric):
                 raise ValueError("must be one metric, or a list of different metrics")
-            if metric[0] not in ON_VALIDATION:
-                raise ValueError(f"must begin with {' or '.join(ON_VALIDATION)}, the metric of the learning curves")
+            if len(user_defined) > 1:
+                raise ValueError("must have at most one user-defined metric, because search.direction is of one")
+            if metric[0] not in VALIDATION_METRICS and not is_user_defined(metric[0]):
+                first = f"{', '.join(VALIDATION_METRICS)} or FILE.py:NAME"
+                raise ValueError(f"must begin with the metric of the learning curves: {first}")
         return metric
+
+    @field_validator("direction")
+    @classmethod
+    def _check_direction(cls, direction: str | None, info: ValidationInfo) -> str | None:
+        metric = info.data.get("metric", "")
+        found = [each for each in ([metric] if isinstance(metric, str) else metric) if is_user_defined(each)]
+        if found and direction is None:
+            raise ValueError(f'missing: set "minimize" or "maximize" for the metric {found[0]}')
+        if direction is not None and metric and not found:
+            raise ValueError("not used, because the direction of this metric is known; only for metric = FILE.py:NAME")
+        return direction
+
+    @property
+    def named_metrics(self) -> tuple[str, ...]:
+        """The metrics that are optimized as the study file names them, one or several of equal weight."""
+        return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics that are optimized, one or several of equal weight."""
-        return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
+        """The metrics that are optimized, by their keys in learning curves."""
+        return tuple(map(curve_key, self.named_metrics))
 
     @property
     def first_metric(self) -> str:
@@ -320,12 +393,17 @@ class SearchSettings(Settings):
     @property
     def minimized(self) -> bool:
         """True if lower values of the first metric are better."""
-        return is_minimized(self.first_metric)
+        return self.all_minimized[0]
 
     @property
     def all_minimized(self) -> tuple[bool, ...]:
         """For each metric, True if lower values are better."""
-        return tuple(map(is_minimized, self.metrics))
+        return tuple(
+            self.direction == "minimize"
+            if is_user_defined(each)
+            else each not in VALIDATION_METRICS or VALIDATION_METRICS[each].minimized
+            for each in self.named_metrics
+        )
 
 
 class Config(Settings):
@@ -360,6 +438,7 @@ class StudySettings(NamedSettings):
 
     description: str = ""
     data: DataSettings
+    task: TaskSettings = TaskSettings()
     network: NetworkSettings
     optimizer: OptimizerSettings
     training: TrainingSettings

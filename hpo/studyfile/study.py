@@ -16,10 +16,13 @@ from hpo.errors import StudyFileError
 from hpo.studyfile.conditions import ConditionalTable, insert_conditional, with_conditional
 from hpo.studyfile.keys import SEARCHABLE, conditionally_used, is_used, unused_keys
 from hpo.studyfile.messages import dotted_key, format_value, study_file_error, validation_problems
-from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, user_data
+from hpo.studyfile.metrics import curve_keys, is_user_defined
+from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, TaskSettings, user_data
 from hpo.studyfile.searched import Parameter, applicable_parameters, candidates
 from hpo.studyfile.trees import MISSING, Path, equal_json, replaced, value_at
 from hpo.studyfile.values import CURRENT_FOLDER
+
+_DEFAULT_TASK = TaskSettings().model_dump(exclude_none=True)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,18 @@ class Study:
         return self.first_settings.data
 
     @property
+    def task(self) -> TaskSettings:
+        """`[task]`, with every default filled in."""
+        return self.first_settings.task
+
+    @property
+    def curve_keys(self) -> tuple[str, ...]:
+        """The metrics of each trial's learning curve, with `data.folds` also those of each fold."""
+        keys = curve_keys(self.task.kind, self.search.named_metrics)
+        folds = range(1, (self.data.folds or 0) + 1)
+        return (*keys, *(f"{key}/{fold}" for key in keys for fold in folds))
+
+    @property
     def search(self) -> SearchSettings:
         """`[search]`, with every default filled in."""
         return self.first_settings.search
@@ -74,10 +89,13 @@ class Study:
 
     @property
     def references(self) -> dict[str, str]:
-        """The references to user code, for networks and data, each with its key in the study file."""
+        """The references to user code (network, data, loss, metric), each with its key in the study file."""
         kind, data = user_data(self.data.dataset) or ("", "")
         data_function = {data: "data.dataset"} if kind == "code" else {}
-        return data_function | dict.fromkeys(self.modules, "network.module")
+        metrics = dict.fromkeys(filter(is_user_defined, self.search.named_metrics), "search.metric")
+        loss = self.task.loss
+        losses = {} if loss is None or not is_user_defined(loss) else {loss: "task.loss"}
+        return data_function | dict.fromkeys(self.modules, "network.module") | losses | metrics
 
     @property
     def first_config(self) -> Config:
@@ -175,8 +193,11 @@ class Study:
 
 
 def _without_unused(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree without the keys that are unused with all possible values of their section."""
-    used = dict(tree)
+    """Return the tree without the keys that are unused with all possible values of their section.
+
+    A task at its defaults is left out: files of studies without `[task]` stay as they were.
+    """
+    used = {key: value for key, value in tree.items() if key != "task" or value != _DEFAULT_TASK}
     for section in SEARCHABLE:
         unused = unused_keys(section, tree[section])
         used[section] = {key: value for key, value in tree[section].items() if key not in unused}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hpo.data import Split
+from hpo.training.tasks.task import Task, classification
 
 Shape = tuple[int, int, int]
 """Shape of one example: channels, height, width."""
@@ -19,7 +20,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Training and validation examples [N, C, H, W] and labels [N] int64 on one device.
+    """Training and validation examples [N, C, H, W] and labels [N] int64 on one device, and the task of the study.
 
     `seed` is the split's seed; the order of the batches is derived from it. With `data.folds` this is the first fold.
     """
@@ -28,7 +29,7 @@ class DeviceSplit:
     train_targets: Tensor
     validation: Tensor
     validation_targets: Tensor
-    classes: int
+    task: Task
     seed: int
     other_folds: tuple[DeviceSplit, ...] = ()
 
@@ -74,17 +75,22 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return whole + (rest > 1 or (rest == 1 and whole == 0))
 
 
-def to_device(split: Split, seed: int, device: torch.device) -> DeviceSplit:
-    """Copy a split to the device. `seed` is the split's seed. Raises torch's error where the memory is too small."""
+def to_device(split: Split, seed: int, device: torch.device, tasks: Sequence[Task] = ()) -> DeviceSplit:
+    """Copy a split to the device. `seed` is the split's seed.
+
+    `tasks` are those of the folds, by default the classification without settings.
+
+    Raises torch's error where the memory is too small.
+    """
     first, *others = (
         DeviceSplit(
             train=torch.from_numpy(fold.train.inputs).to(device),
             train_targets=torch.from_numpy(fold.train.targets).to(device),
             validation=torch.from_numpy(fold.validation.inputs).to(device),
             validation_targets=torch.from_numpy(fold.validation.targets).to(device),
-            classes=split.classes,
+            task=task.to(device),
             seed=seed,
         )
-        for fold in split.folds
+        for fold, task in zip(split.folds, tasks or len(split.folds) * [classification(split.classes)], strict=True)
     )
     return replace(first, other_folds=tuple(others))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpo.studyfile.models import is_minimized
 
-
-def has_stopped_improving(patience: int | None, values: Sequence[float], metric: str) -> bool:
+def has_stopped_improving(patience: int | None, values: Sequence[float], minimized: bool) -> bool:
     """Return whether early stopping ends a trial: the last `patience` of its metric's values improve on no earlier one.
 
     `values` has one value per epoch. The decision depends on the trial's own learning curve only, so a trial ends in
@@ -15,5 +13,5 @@ def has_stopped_improving(patience: int | None, values: Sequence[float], metric:
     """
     if patience is None or len(values) <= patience:
         return False
-    best = min if is_minimized(metric) else max
+    best = min if minimized else max
     return best(values) == best(values[:-patience])

@@ -115,7 +115,7 @@ class Grouping:
         settings = member.config.network
         arguments = json.dumps([settings.module, settings.args], sort_keys=True)
         if arguments not in self._architectures:
-            shape, classes = self._split.shape, self._split.classes
+            shape, classes = self._split.shape, self._split.task.outputs
             modules = two_networks(settings, shape, classes, member.seed)
             architecture = architecture_of(modules[0])
             if architecture not in self._reasons:

@@ -57,12 +57,13 @@ class TrialTimeout(Exception):
 class EpochResult:
     """Result of an epoch: metrics, trial number -> metric -> value, and the reasons of members that failed.
 
-    `metrics` has the members whose losses are finite. With `data.folds`, `val_loss` is the mean over the folds, and
+    `metrics` has the members whose metrics are finite. With `data.folds`, `val_loss` is the mean over the folds, and
     `val_loss/1`, `val_loss/2` and so on are those of each fold; so are the other metrics.
 
     `train_loss` and `train_accuracy` are means over the epoch's training batches, with dropout, flips and shifts but
-    without label smoothing, so that losses can be compared. `val_loss` and `val_accuracy` are those of the whole
-    validation split after the epoch. Losses are in nats, accuracies are fractions.
+    without label smoothing and class weights, so that losses can be compared. `val_loss`, `val_accuracy` and the
+    study's own metrics are those of the whole validation split after the epoch. Losses are in nats, unless the user
+    defines the loss; accuracies are fractions.
 
     `states(numbers)` returns copies of the weights after the epoch, by number, of members that trained in it; only
     where there are no folds;
@@ -91,7 +92,7 @@ def train(
     The first epoch is the one after the members' states, or epoch 1.
 
     Send the numbers of the members to drop from the next epoch on. The generator ends after the last epoch, or when no
-    member remains. A member whose loss is not finite is reported in `failed` once and dropped.
+    member remains. A member with a metric that is not finite is reported in `failed` once and dropped.
 
     `precision` is a key of `DTYPES`. `timeout_s` limits the time of all epochs, in seconds, of which earlier
     populations of the members have taken `spent_s`. With `stacked` False, the one member's module runs unstacked.
@@ -167,11 +168,12 @@ def _make_stacks(
     """Return each fold's stacks of about equal size, the stacks that train at a time, and the threads of each stack."""
     config = members[0].config
     if config.network.kind != "module":  # check first: an operating system may promise memory that it does not have
-        least = len(members) * member_size(config, split.shape, split.classes, precision, len(split.folds)).least_bytes
+        size = member_size(config, split.shape, split.task.outputs, precision, len(split.folds))
+        least = len(members) * size.least_bytes
         if least > device_memory(split.device):
             raise MemoryError(f"{len(members)} members need at least {least:,} bytes")
     modules = [
-        [build(m.config.network, split.shape, split.classes, m.seed).to(split.device) for m in members]
+        [build(m.config.network, split.shape, split.task.outputs, m.seed).to(split.device) for m in members]
         for _ in split.folds
     ]
     # A multiplication and an addition each for the output, for its gradient and for the weight's gradient.
@@ -210,12 +212,12 @@ def _parallel_epochs(
 
 
 def _is_finite(metrics: dict[str, float]) -> bool:
-    return math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["val_loss"])
+    return all(map(math.isfinite, metrics.values()))
 
 
 def _failure_reason(epoch: int, metrics: dict[str, float]) -> str:
-    name = "train_loss" if not math.isfinite(metrics["train_loss"]) else "val_loss"
-    of_folds = [metric for metric in metrics if metric.startswith(f"{name}/") and not math.isfinite(metrics[metric])]
-    if of_folds:
-        name = of_folds[0]
-    return f"diverged: {name} is {metrics[name]} after epoch {epoch}"
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    losses = [name for name in wrong if name.startswith(("train_loss", "val_loss"))]
+    # The fold, where there are folds, says more than the mean over them.
+    name = next((name for name in losses or wrong if "/" in name), (losses or wrong)[0])
+    return f"{'diverged: ' if losses else ''}{name} is {metrics[name]} after epoch {epoch}"

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo.studyfile import Config
@@ -29,8 +28,6 @@ from hpo.training.stacking.unstacked_network import ForwardSeed, UnstackedNetwor
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 EVALUATION_BATCH = 500
 """Examples evaluated at once: enough to fill the GEMMs, few enough that K times their activations stay small."""
-
-METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 MemberMetrics = dict[int, dict[str, float]]
 """Trial number -> metric -> value."""
@@ -112,7 +109,7 @@ class Stack:
             self._network = StackedNetwork(modules, split.train.dtype, traces)
         else:
             self._network = UnstackedNetwork(
-                with_output_check(modules[0], split.classes, first.network), split.train.dtype
+                with_output_check(modules[0], split.task.outputs, first.network), split.train.dtype
             )
         self._optimizer = Optimizer(
             self._network.blocks,
@@ -129,9 +126,9 @@ class Stack:
         trained = self._train_epoch(epoch)
         self.epochs_trained = epoch
         evaluated = self._evaluate()
-        table = torch.cat([trained, evaluated]).cpu().tolist()
+        table, keys = torch.cat([trained, evaluated]).cpu().tolist(), self._split.task.curve_keys
         return {
-            number: {metric: row[index] for metric, row in zip(METRICS, table, strict=True)}
+            number: {metric: row[index] for metric, row in zip(keys, table, strict=True)}
             for index, number in enumerate(self.numbers)
         }
 
@@ -165,10 +162,11 @@ class Stack:
 
     def _train_epoch(self, epoch: int) -> Tensor:
         """Train one epoch; return the means of loss and accuracy over its examples, [2, K]."""
-        device, labels, size = self._split.device, self._split.train_targets, self._training.batch_size
+        device, task, targets = self._split.device, self._split.task, self._split.train_targets
+        size = self._training.batch_size
         augmented = epoch_images(self._split, epoch, self._training)
-        order = batch_order(self._split.seed, epoch, len(labels)).to(device)
-        batches = list(torch.split(order, size))[: steps_per_epoch(len(labels), size)]
+        order = batch_order(self._split.seed, epoch, len(targets)).to(device)
+        batches = list(torch.split(order, size))[: steps_per_epoch(len(targets), size)]
         network = self._network
         dropouts: Sequence[Dropout | ForwardSeed] = network.dropouts
         keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(device)
@@ -176,57 +174,39 @@ class Stack:
         if any(self._smoothings):
             smoothing = torch.tensor(self._smoothings, dtype=self._sum_type, device=device).unsqueeze(1)
         self._optimizer.begin_epoch(epoch, self._training.epochs, len(batches))
-        totals = torch.zeros(2, len(self.numbers), dtype=self._sum_type, device=device)
+        totals = torch.zeros(task.sums, len(self.numbers), dtype=self._sum_type, device=device)
         for step, batch in enumerate(batches):
             for layer, dropout in enumerate(dropouts):
                 dropout.set_keys(keys[step, layer])
             network.blocks.begin_step()
-            training_loss, loss, correct = _losses(
-                self._outputs(augmented(batch), training=True), labels[batch], smoothing
-            )
+            losses, sums = task.losses(self._outputs(augmented(batch), training=True), targets[batch], smoothing)
             # The sum over members of each member's mean loss: a mean over members would divide every step by K.
-            training_loss.mean(1).sum().backward()  # type: ignore[no-untyped-call]
+            losses.member_means().sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
-            totals += torch.stack([loss.detach().sum(1), correct])
+            totals += sums
         return totals / sum(len(batch) for batch in batches)
 
     def _outputs(self, examples: Tensor, training: bool) -> Tensor:
-        """Return the members' outputs for examples [B, ...], [K, B, classes]. Raises SettingError for another shape."""
+        """Return the members' outputs for examples [B, ...], [K, B, outputs]. Raises SettingError for another shape."""
         logits = self._network(examples, training)
-        checked_output(logits[0], len(examples), self._split.classes, self._settings)
+        checked_output(logits[0], len(examples), self._split.task.outputs, self._settings)
         return logits
 
     @torch.no_grad()
     def _evaluate(self) -> Tensor:
-        """Return the means of loss and accuracy over the validation split, [2, K]."""
-        totals = torch.zeros(2, len(self.numbers), dtype=self._sum_type, device=self._split.device)
-        examples, labels = self._split.validation, self._split.validation_targets
-        batches = zip(torch.split(examples, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
-        for batch, batch_labels in batches:
-            _, loss, correct = _losses(self._outputs(batch, training=False), batch_labels)
-            totals += torch.stack([loss.sum(1), correct])
-        return totals / len(labels)
+        """Return the validation split's means of loss and accuracy, and the study's own metrics, [metrics, K]."""
+        task, examples, targets = self._split.task, self._split.validation, self._split.validation_targets
+        totals = torch.zeros(task.sums, len(self.numbers), dtype=self._sum_type, device=self._split.device)
+        gathered = []
+        batches = zip(torch.split(examples, EVALUATION_BATCH), torch.split(targets, EVALUATION_BATCH), strict=True)
+        for batch, batch_targets in batches:
+            outputs = self._outputs(batch, training=False)
+            totals += task.losses(outputs, batch_targets)[1]
+            if task.metrics:
+                gathered.append(outputs.to(self._sum_type))
+        means = totals / len(targets)
+        return torch.cat([means, task.own_metrics(torch.cat(gathered, 1), targets)]) if task.metrics else means
 
 
 def _on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()}
-
-
-def _losses(logits: Tensor, labels: Tensor, smoothing: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the training loss [K, B], the cross-entropy [K, B] and the number of correct predictions [K].
-
-    `logits` are [K, B, classes], `labels` [B]. The training loss is the cross-entropy under label `smoothing` [K, 1],
-    as F.cross_entropy computes it.
-    """
-    scores = logits.transpose(1, 2)  # the order in which the last layer wrote them to memory
-    if scores.dtype == torch.bfloat16:
-        scores = scores.float()
-    targets = labels.expand(len(scores), -1)
-    if smoothing is None:
-        training_loss = loss = F.cross_entropy(scores, targets, reduction="none")
-    else:
-        logarithms = F.log_softmax(scores, 1)
-        loss = F.nll_loss(logarithms, targets, reduction="none")
-        training_loss = loss.lerp(-logarithms.mean(1), smoothing.to(loss.dtype))
-    correct = (scores.detach().max(1).indices == targets).sum(1)  # max is many times as fast as argmax on a CPU
-    return training_loss, loss, correct.to(loss.dtype)

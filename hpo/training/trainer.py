@@ -71,7 +71,7 @@ class Trainer:
         """Return the number of parameters of a configuration's network. Raises HpoError if it cannot be built."""
         key = shape_key(config.network)
         if key not in self._parameters:
-            shape, classes = self._split.shape, self._split.classes
+            shape, classes = self._split.shape, self._split.task.outputs
             self._parameters[key] = count_parameters(config.network, shape, classes)
         return self._parameters[key]
 
@@ -148,6 +148,7 @@ class Trainer:
         members: Sequence[Member],
         *,
         metric: str,
+        minimized: bool,
         stop: threading.Event,
         last_epoch: int | None = None,
         with_weights: bool = False,
@@ -156,7 +157,7 @@ class Trainer:
         """Train members of any settings until they end; return their outcomes by number.
 
         A member ends with its last configured epoch, with epoch `last_epoch`, or by early stopping on `metric`,
-        whichever comes first. Calls `on_epoch` after each epoch.
+        whichever comes first. `minimized`: lower values of the metric are better. Calls `on_epoch` after each epoch.
 
         Raises InterruptionError where `stop` is set before all members have ended, and the errors of `train`.
         """
@@ -174,7 +175,8 @@ class Trainer:
                     done = [
                         number
                         for number, outcome in trained.items()
-                        if result.epoch == end or has_stopped_improving(patience[number], outcome.curve[metric], metric)
+                        if result.epoch == end
+                        or has_stopped_improving(patience[number], outcome.curve[metric], minimized)
                     ]
                     if with_weights:
                         for number, state in result.states(done).items():

@@ -68,7 +68,7 @@ TEXTS = ["", "a", "..", "/", "\0", "a\0b", "/dev/zero", "a" * 10_000, "\x1b[31m"
 DATA = ["npz:/dev/zero", "npz:\0", "npz:" + "a" * 300, "npz:pipes/0/pipe", "folder:.", "folder:pipes", "digits"]
 CODE = ["own.py:objective", "own.py:none", "\0.py:f", "a" * 5000 + ".py:f"]
 WORDS = ["mlp", "cnn", "module", "grid", "cmaes", "hyperband", "float64"]
-SCHEMAS = ["hpo.best/3", "hpo.best/" + "9" * 5000, "hpo.objective/1", "hpo.front/1"]
+SCHEMAS = ["hpo.best/4", "hpo.best/" + "9" * 5000, "hpo.objective/1", "hpo.front/1"]
 
 numbers, texts = st.sampled_from([*WHOLE, *FRACTIONS]), st.sampled_from([*TEXTS, *DATA, *CODE, *WORDS, *SCHEMAS])
 plain = st.one_of(numbers, texts, st.booleans(), st.none())

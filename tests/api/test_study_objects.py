@@ -23,7 +23,13 @@ from hpo.studyfile.keys import SEARCHABLE, SECTIONS, open_tables, sections, unse
 from hpo.studyfile.models import StudySettings
 from hpo.studyfile.objective import ObjectiveStudySettings
 
-CLASSES = {"data": hpo.Data, "network": hpo.Network, "optimizer": hpo.Optimizer, "training": hpo.Training}
+CLASSES = {
+    "data": hpo.Data,
+    "task": hpo.Task,
+    "network": hpo.Network,
+    "optimizer": hpo.Optimizer,
+    "training": hpo.Training,
+}
 CLASSES |= {"search": hpo.Search}
 FILE = """\
 name = "whole"

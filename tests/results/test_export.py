@@ -52,7 +52,7 @@ def test_the_schema_is_a_schema() -> None:
 def test_an_export_keeps_to_its_schema(exported_of: Exported) -> None:
     exported = exported_of([trial(0.5), trial(0.9), trial(0.99, state=TrialState.PRUNED)])
     jsonschema.validate(exported, schema("best"))
-    assert exported["schema"] == "hpo.best/2"
+    assert exported["schema"] == "hpo.best/3"
     assert (exported["confirmed"], exported["verified"]) == (None, None)
     assert (exported["study"], exported["trial"], exported["seed"]) == ("digits", 1, 1234)
     assert (exported["metric"], exported["direction"], exported["value"]) == ("val_accuracy", "maximize", 0.9)
@@ -70,6 +70,10 @@ def test_an_export_of_the_first_version_still_has_its_schema(exported_of: Export
         del exported[key]
     del exported["config"]["search"]["limits"]
     jsonschema.validate({**exported, "schema": "hpo.best/1"}, schema("best-1"))
+
+
+def test_an_export_of_the_second_version_still_has_its_schema(exported_of: Exported) -> None:
+    jsonschema.validate({**exported_of([trial(0.5)]), "schema": "hpo.best/2"}, schema("best-2"))
 
 
 def test_what_a_confirmation_and_a_verification_add_keeps_to_the_schema(storage: Storage) -> None:

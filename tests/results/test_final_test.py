@@ -39,6 +39,7 @@ from hpo.training.networks.weights_file import read_weights
 from hpo.training.population import train
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member
+from hpo.training.tasks.task import classification
 
 DROPS = {"dropout": {"low": 0.1, "high": 0.4}}
 STUDY = study_of(network=DROPS, optimizer={"lr": {**LR, "low": 0.05}})
@@ -84,7 +85,7 @@ def whole(study: Study) -> DeviceSplit:
     labels = np.concatenate([split.validation.targets, split.train.targets])
     few = Examples(split.validation.inputs, split.validation.targets)
     tensors = (torch.from_numpy(each) for each in (images, labels, few.inputs, few.targets))
-    return DeviceSplit(*tensors, classes=10, seed=study.data.split_seed)
+    return DeviceSplit(*tensors, task=classification(10), seed=study.data.split_seed)
 
 
 def probabilities(study: Study, number: int, storage: Storage, path: Path) -> torch.Tensor:

@@ -236,7 +236,7 @@ def test_an_export_of_the_first_version_is_repeated_without_a_curve(searched: St
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: {**e, "schema": "hpo.best/3"}, r"was written by a newer hpo \(hpo.best/3\)"),
+        (lambda e: {**e, "schema": "hpo.best/4"}, r"was written by a newer hpo \(hpo.best/4\)"),
         (lambda e: e["config"], "is not an export: write one with `hpo export NAME -o best.json`"),
         (lambda e: [e], "is not an export"),
         (lambda e: {key: value for key, value in e.items() if key != "seed"}, "seed: missing"),

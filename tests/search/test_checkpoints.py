@@ -86,7 +86,9 @@ def check_checkpoints(study: Study, storage: Storage) -> None:
     metric, continue_later = study.search.first_metric, set()
     for number in best if settings.keep == "last" else ():
         curve = trials[number].system_attrs[CURVE][metric]
-        if not has_stopped_improving(config_of(study, trials[number].params).training.patience, curve, metric):
+        if not has_stopped_improving(
+            config_of(study, trials[number].params).training.patience, curve, study.search.minimized
+        ):
             continue_later.add(number)
     with_state = {trial.number for trial in trials if state_file_id(own_id, trial.number) in files(storage)}
     assert with_state == continue_later

@@ -139,7 +139,7 @@ def test_trials_that_ended_early_stay_ended(seed: int, epochs: int, storage: Sto
     }
     search(study_with(4, keep_trials=6, **given), storage)
     before = curves_of(storage)
-    early = {n for n, curve in before.items() if has_stopped_improving(2, curve["val_loss"], "val_loss")}
+    early = {n for n, curve in before.items() if has_stopped_improving(2, curve["val_loss"], minimized=True)}
     assert {len(before[number]["val_loss"]) for number in early} == {epochs}
     trained.clear()
     events = search(study_with(8, keep_trials=6, **given), storage, extend=True)

@@ -81,9 +81,9 @@ def train_networks(study: Study, repeats: int, **params: Any) -> tuple[DeviceSpl
     config, split = config_of(study, values), to_device(load_split(study), study.data.split_seed, torch.device("cpu"))
     members = [Member(number, config, trial_seed(study, number)) for number in range(repeats)]
     outcomes = Trainer(split, "float32", lambda text: None).run(
-        members, metric="val_accuracy", stop=threading.Event(), with_weights=True
+        members, metric="val_accuracy", minimized=False, stop=threading.Event(), with_weights=True
     )
-    networks = [build(config.network, split.shape, split.classes, member.seed).eval() for member in members]
+    networks = [build(config.network, split.shape, split.task.outputs, member.seed).eval() for member in members]
     for network, outcome in zip(networks, outcomes.values(), strict=True):
         assert outcome.state is not None
         network.load_state_dict(outcome.state)

@@ -32,7 +32,8 @@ from hpo.service.queue_control import delete
 from hpo.storage import Storage, identity, load_study, summary
 from hpo.storage.artifacts import state_file_id
 from hpo.studyfile import parse_study
-from hpo.training.stack import METRICS, Member
+from hpo.studyfile.metrics import SUMS
+from hpo.training.stack import Member
 from hpo.usercode import import_code
 
 CONSEQUENCE = "; the trial starts again at epoch 1"
@@ -77,13 +78,13 @@ def test_members_come_back_bit_for_bit(kind: str, precision: str, storage: Stora
 
 
 def test_a_trial_continues_from_its_file_with_the_curve_that_it_has_alone(bench: Bench) -> None:
-    (whole,) = bench.trainer.run([bench.member(3)], metric="val_loss", stop=threading.Event()).values()
+    (whole,) = bench.trainer.run([bench.member(3)], metric="val_loss", minimized=True, stop=threading.Event()).values()
     frozen = bench.frozen(3, 4)
     bench.checkpoints.write(frozen)
     read = bench.checkpoints.read(bench.member(3))
     assert read is not None
     rest: list[dict[str, float]] = [result.metrics[3] for result in bench.trainer.train([read.member])]
-    for metric in METRICS:
+    for metric in SUMS["classification"]:
         curve = read.curve[metric] + [values[metric] for values in rest]
         assert curve == pytest.approx(whole.curve[metric], rel=1e-9)
 

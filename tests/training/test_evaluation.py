@@ -24,7 +24,7 @@ RATE = 0.4
 
 def network(**more: object) -> nn.Module:
     settings = config(**{"hidden": [4, 3], "dropout": RATE, "batch_norm": True, **more}).network  # type: ignore[arg-type]
-    module = build(settings, SPLIT.shape, SPLIT.classes, seed=3).double()
+    module = build(settings, SPLIT.shape, SPLIT.task.outputs, seed=3).double()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         module(IMAGES.double())  # changes the running statistics
@@ -46,7 +46,7 @@ def every_mask(module: nn.Module) -> Tensor:
     """Return the mean of all sub-networks' probabilities, weighted by the probabilities of their masks."""
     layers = list(module.eval().layers)  # type: ignore[arg-type]
     places = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Dropout)]
-    mean = torch.zeros(len(IMAGES), SPLIT.classes, dtype=torch.float64)
+    mean = torch.zeros(len(IMAGES), SPLIT.task.outputs, dtype=torch.float64)
     for masks in itertools.product(itertools.product((0, 1), repeat=4), itertools.product((0, 1), repeat=3)):
         x, kept = IMAGES.double(), sum(map(sum, masks))
         for index, layer in enumerate(layers):
@@ -137,7 +137,7 @@ def test_weights_are_read_as_they_were_written(kind: str, tmp_path: Path) -> Non
     state, about = read_weights(path)
     assert about == {"schema": "x", "trial": "3"}
     settings = config(kind, hidden=[4, 3], dropout=RATE, batch_norm=True, kernel=3, padding=1).network
-    again = load_network(path, state, settings, SPLIT.shape, SPLIT.classes)
+    again = load_network(path, state, settings, SPLIT.shape, SPLIT.task.outputs)
     assert not again.training
     assert log_probabilities(again, IMAGES).equal(log_probabilities(module, IMAGES))
 
@@ -194,7 +194,7 @@ def test_damaged_or_wrong_weights_raise_an_error(tmp_path: Path) -> None:
     missing = {name: value for name, value in state.items() if "bias" not in name}
     for wrong, described in ((state, other), (missing, settings), ({**state, "more": torch.ones(1)}, settings)):
         with pytest.raises(HpoError, match="do not match the described network"):
-            load_network(path, wrong, described, SPLIT.shape, SPLIT.classes)
+            load_network(path, wrong, described, SPLIT.shape, SPLIT.task.outputs)
     whole = {name: value.long() for name, value in state.items()}
     with pytest.raises(HpoError, match="do not have the described network's type"):
-        load_network(path, whole, settings, SPLIT.shape, SPLIT.classes)
+        load_network(path, whole, settings, SPLIT.shape, SPLIT.task.outputs)

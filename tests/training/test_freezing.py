@@ -478,7 +478,7 @@ def test_freezing_changes_no_bit(folder: Path, name: str, precision: str) -> Non
 
 
 def test_the_networks_have_every_stacked_layer(folder: Path) -> None:
-    network = build(own(0, folder, "Stackable", config()).config.network, SPLIT.shape, SPLIT.classes, 0)
+    network = build(own(0, folder, "Stackable", config()).config.network, SPLIT.shape, SPLIT.task.outputs, 0)
     assert {type(layer) for layer in network.modules()} >= LAYERS.keys()
 
 

@@ -14,9 +14,10 @@ from torch_reference import KINDS, assert_same_curves, config, curves, made_imag
 
 from hpo.errors import HpoError
 from hpo.studyfile import Config
+from hpo.studyfile.metrics import SUMS
 from hpo.training.networks.builtin import build
 from hpo.training.population import train
-from hpo.training.stack import METRICS, Member
+from hpo.training.stack import Member
 
 SPLIT = made_images()
 CNN = {"kind": "cnn", "conv": [2, 3], "kernel": 3, "padding": 1, "hidden": [8]}
@@ -154,7 +155,7 @@ def test_the_generator_can_be_closed_early() -> None:
 def test_the_result_of_an_epoch() -> None:
     found, _ = curves([member(0, config(epochs=4, lr=0.3))], SPLIT)
     for values in found[0]:
-        assert tuple(values) == METRICS
+        assert tuple(values) == SUMS["classification"]
         assert all(type(value) is float and math.isfinite(value) for value in values.values())
         assert 0 <= values["val_accuracy"] <= 1
         assert 0 <= values["train_accuracy"] <= 1
@@ -205,7 +206,10 @@ def test_bfloat16_learns_like_float32(network: dict[str, object], batch_norm: bo
     members = [member(n, varied(n, network, batch_norm=batch_norm, epochs=6)) for n in range(8)]
     low, _ = curves(members, split, "bfloat16")
     full, _ = curves(members, split, "float32")
-    means = {metric: [sum(each[n][-1][metric] for n in range(8)) / 8 for each in (low, full)] for metric in METRICS}
+    means = {
+        metric: [sum(each[n][-1][metric] for n in range(8)) / 8 for each in (low, full)]
+        for metric in SUMS["classification"]
+    }
     for metric, (ours, expected) in means.items():
         limit = 0.03 if "accuracy" in metric else 0.1 * expected
         assert abs(ours - expected) <= limit, metric
@@ -276,7 +280,7 @@ def test_a_members_weights_load_into_the_plain_module(network: dict[str, object]
     for leaves in ({0}, {2}, {1, 3}):
         assert sorted(result.metrics) == left
         for number, state in result.states(left).items():
-            module = build(members[number].config.network, SPLIT.shape, SPLIT.classes, seed=0)
+            module = build(members[number].config.network, SPLIT.shape, SPLIT.task.outputs, seed=0)
             module = module.double() if precision == "float64" else module
             module.load_state_dict(state)
             with torch.no_grad():

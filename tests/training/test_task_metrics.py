@@ -23,7 +23,7 @@ Arrays = tuple[Tensor, Tensor]
 def sk_auroc(y: NDArray[np.int64], logits: NDArray[np.float64]) -> float:
     """Return scikit-learn's value, NaN where it warns that the area is undefined.
 
-    The mean over classes is taken here: scikit-learn's takes probabilities only, which make more scores equal than log-probabilities.
+    The mean over classes is taken here, as scikit-learn's takes probabilities only, of which more are equal.
     """
     classes = logits.shape[1]
     if len(set(y)) < classes:

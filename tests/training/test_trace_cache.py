@@ -145,7 +145,7 @@ def test_a_trainer_stores_the_graphs_used_last(traced: Counter[str], monkeypatch
 def test_a_cache_refers_to_no_member() -> None:
     cache = TraceCache()
     settings = config("cnn", conv=[2], kernel=3, batch_norm=True, dropout=0.1).network
-    modules = [build(settings, SPLIT.shape, SPLIT.classes, seed) for seed in range(2)]
+    modules = [build(settings, SPLIT.shape, SPLIT.task.outputs, seed) for seed in range(2)]
     trace(modules, cache)
     alive = [weakref.ref(each) for module in modules for each in (*module.modules(), *module.parameters())]
     del modules

@@ -173,7 +173,9 @@ def run(
 
     members = [member(number, config(**each)) for number, each in enumerate(configs)]
     trainer = Trainer(SPLIT, "float64", pytest.fail)
-    return trainer.run(members, metric="val_loss", stop=stop, with_weights=with_weights, on_epoch=note), epochs
+    return trainer.run(
+        members, metric="val_loss", minimized=True, stop=stop, with_weights=with_weights, on_epoch=note
+    ), epochs
 
 
 def test_members_of_any_architecture_are_trained_to_their_end() -> None:
@@ -188,7 +190,7 @@ def test_members_of_any_architecture_are_trained_to_their_end() -> None:
     assert [len(found[number].curve.get("val_loss", [])) for number in range(4)] == [3, 2, 3, 0]
     assert "diverged" in (found[3].failed or "")
     assert found[3].state is None
-    module = build(config().network, SPLIT.shape, SPLIT.classes, seed=0).double()
+    module = build(config().network, SPLIT.shape, SPLIT.task.outputs, seed=0).double()
     module.load_state_dict(found[0].state or {})
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(module.eval()(SPLIT.validation.double()), SPLIT.validation_targets)
@@ -210,7 +212,7 @@ def test_a_member_is_trained_until_early_stopping() -> None:
         ends = [e for e in range(1, 13) if patience and min(whole[:e]) not in whole[max(0, e - patience) : e]]
         assert lengths[number] == min([12, *ends])
         assert found[number].curve["val_loss"] == pytest.approx(whole[: lengths[number]], rel=1e-9)
-        module = build(config().network, SPLIT.shape, SPLIT.classes, seed=0).double()
+        module = build(config().network, SPLIT.shape, SPLIT.task.outputs, seed=0).double()
         module.load_state_dict(found[number].state or {})
         with torch.no_grad():
             scores = module.eval()(SPLIT.validation.double())
@@ -239,8 +241,8 @@ def test_ended_members_stay_ended_when_the_population_is_made_smaller() -> None:
         member(n, config(**UNSTEADY, training={"patience": 1 + n % 3, "precision": "float64"})) for n in range(4)
     ]
     stop = threading.Event()
-    whole = Trainer(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
-    halved = Small(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", stop=stop)
+    whole = Trainer(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", minimized=True, stop=stop)
+    halved = Small(SPLIT, "float64", pytest.fail).run(members, metric="val_loss", minimized=True, stop=stop)
     lengths = [len(whole[number].curve["val_loss"]) for number in range(4)]
     assert min(lengths) < 5 <= max(lengths)
     for number in range(4):
@@ -274,12 +276,12 @@ def test_a_stop_in_the_last_epoch_has_no_effect() -> None:
     ],
 )
 def test_two_epochs_without_improvement(values: list[float], over: bool) -> None:
-    assert has_stopped_improving(2, values, "val_accuracy") == over
-    assert has_stopped_improving(2, [-value for value in values], "val_loss") == over
-    assert not has_stopped_improving(None, values, "val_accuracy")
+    assert has_stopped_improving(2, values, minimized=False) == over
+    assert has_stopped_improving(2, [-value for value in values], minimized=True) == over
+    assert not has_stopped_improving(None, values, minimized=False)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 6))
 def test_a_trial_ends_patience_epochs_after_its_first_best_value(values: list[int], patience: int) -> None:
     best = values.index(max(values))
-    assert has_stopped_improving(patience, values, "val_accuracy") == (len(values) - 1 - best >= patience)
+    assert has_stopped_improving(patience, values, minimized=False) == (len(values) - 1 - best >= patience)

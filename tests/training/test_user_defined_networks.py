@@ -304,8 +304,8 @@ def test_a_constructor_that_changes_global_state_raises_an_error(folder: Path) -
 
 def test_a_forward_may_change_its_input_in_place(folder: Path) -> None:
     one, kept = own(0, folder, "InPlace"), SPLIT.validation.clone()
-    network = build(one.config.network, SPLIT.shape, SPLIT.classes, 0)
-    check_trainable(network, one.config.network, SPLIT.validation, SPLIT.classes)
+    network = build(one.config.network, SPLIT.shape, SPLIT.task.outputs, 0)
+    check_trainable(network, one.config.network, SPLIT.validation, SPLIT.task.outputs)
     log_probabilities(network.double(), SPLIT.validation)
     assert why_not_stackable([network, copy.deepcopy(network)], SPLIT.validation) is not None
     assert len(list(train([one], SPLIT, "float64", stacked=False))) == 2
@@ -421,7 +421,7 @@ def test_frozen_parameters_do_not_change(folder: Path) -> None:
     one = own(0, folder, "Frozen", optimizer={"kind": "adam", "weight_decay": 0.1})
     warnings = groups(one)[1]
     assert "it is frozen" in warnings[0]
-    fresh = build(one.config.network, SPLIT.shape, SPLIT.classes, one.seed).state_dict()
+    fresh = build(one.config.network, SPLIT.shape, SPLIT.task.outputs, one.seed).state_dict()
     state = weights(one)
     assert torch.equal(state["conv.weight"], fresh["conv.weight"])
     assert not torch.equal(state["head.weight"], fresh["head.weight"])

@@ -25,6 +25,7 @@ from hpo.training.seeds import member_seed
 from hpo.training.stack import Member
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.stacked_network import StackedNetwork
+from hpo.training.tasks.task import classification
 
 KINDS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
 
@@ -66,7 +67,7 @@ def made_images(train: int = 70, validation: int = 30, shape: tuple[int, int, in
     labels = labels[torch.randperm(count, generator=generator)]
     patterns = torch.rand(10, *shape, generator=generator)
     images = (patterns[labels] + 0.3 * torch.randn(count, *shape, generator=generator)).clamp(0, 1)
-    return DeviceSplit(images[:train], labels[:train], images[train:], labels[train:], classes=10, seed=3)
+    return DeviceSplit(images[:train], labels[:train], images[train:], labels[train:], task=classification(10), seed=3)
 
 
 def member(number: int, settings: Config) -> Member:
@@ -166,7 +167,7 @@ class KeyedDropout(nn.Module):
 def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
     """Return the learning curve of one member, trained by a plain torch loop in float64."""
     settings = trial.config
-    module = build(settings.network, split.shape, split.classes, trial.seed).double()
+    module = build(settings.network, split.shape, split.task.outputs, trial.seed).double()
     dropouts: list[KeyedDropout] = []
     for parent in list(module.modules()):
         previous: nn.Module | None = None

@@ -44,7 +44,7 @@ class Group:
     `texts` are its searched parameters as text, `dropout: 0.3`; `distinguishing` names those in which it differs from
     the study's other groups. `heading` is the study's name where several studies are compared, else "". `reasons` are
     those of failed and of not trained trials. Groups with equal `split_sha256` have the same training and validation
-    data.
+    data. `metric` is the study's first metric, of which, with `minimized`, lower values are better.
     """
 
     study: str
@@ -57,6 +57,8 @@ class Group:
     reasons: tuple[str, ...]
     runs: tuple[Run, ...]
     split_sha256: str
+    metric: str
+    minimized: bool
 
     def label(self, without: str | None = None) -> str:
         """Return the name of the group, `mnist-dropout (dropout: 0.3)`; the parameter `without` is left out."""
@@ -94,6 +96,12 @@ def groups(storage: Storage, selectors: Sequence[str]) -> list[Group]:
         keys = [key for study, key in selected if study == name]
         read |= {(name, group_key): group for group_key, group in stored.read(keys, len(studies) > 1).items()}
     return [read[place] for place in selected]
+
+
+def tested_metric(found: Sequence[Group]) -> str:
+    """Return the metric in which groups are compared: that of their studies, accuracy for loss or different ones."""
+    metrics = {group.metric for group in found}
+    return next(iter(metrics)) if len(metrics) == 1 and metrics != {"val_loss"} else "val_accuracy"
 
 
 def groups_by_value(found: Sequence[Group], by: str) -> dict[str, list[Group]]:
@@ -189,6 +197,8 @@ class _StudyGroups:
             reasons=tuple(dict.fromkeys(str(reason) for reason in reasons if reason is not None)),
             runs=tuple(runs),
             split_sha256=self._split_sha256,
+            metric=self._file.search.first_metric,
+            minimized=self._file.search.minimized,
         )
 
 

@@ -11,7 +11,7 @@ of succession, and statistical inference", JASA 1927.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats would take a second to import
 
 CONFIDENCE = 0.95
+BOOTSTRAP_DRAWS = 1000
 SIGNIFICANT = 0.05
 """A p value below this is called a difference."""
 
@@ -123,6 +124,20 @@ def wilson(successes: int, n: int) -> Interval:
     reach = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     # exactly 0 and 1 at the ends, in spite of rounding
     return Interval(0.0 if successes == 0 else middle - reach, 1.0 if successes == n else middle + reach)
+
+
+def bootstrap(statistic: Callable[[NDArray[np.int64]], float], n: int, seed: int = 0) -> Interval | None:
+    """Return the percentile interval of a statistic of `n` rows, computed on rows drawn with replacement.
+
+    `statistic` takes the indices of the rows. Draws in which it is undefined, NaN, are left out; None where all are.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    values = np.array([statistic(generator.integers(n, size=n)) for _ in range(BOOTSTRAP_DRAWS)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(low), float(high))
 
 
 def _estimate(values: Values, rounding: float) -> Estimate:

@@ -1,9 +1,9 @@
 """Comparison of groups: final and best values, generalization gap, epochs to 95%, and paired tests.
 
 Each number is a mean over the group's runs. Runs of two groups with equal seeds are pairs (same initial random numbers,
-same batches), so the paired differences of the final validation accuracy are tested. Each group is compared with the
-first one, or with the first one of the same `by` value, and p values are corrected for their number. Knows nothing of
-storages.
+same batches), so the paired differences of the final metric are tested: the metric of the groups' studies, or the
+validation accuracy where that is the loss or differs. Each group is compared with the first one, or with the first one
+of the same `by` value, and p values are corrected for their number. Knows nothing of storages.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo.results.compare.runs import Group, groups_by_value
+from hpo.results.compare.runs import Group, groups_by_value, tested_metric
 from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
+from hpo.results.ranking import metric_label
 from hpo.results.study_facts import counts_by_state, states_line
 from hpo.text import columns, number_ranges, printable
 
@@ -24,7 +25,7 @@ SHARE_OF_BEST = 0.95
 HEADING = (
     "configuration",
     "trials",
-    "val acc",
+    "{metric}",
     "best",
     "val loss",
     "best",
@@ -37,15 +38,16 @@ HEADING = (
 LEGEND = (
     "mean ± standard deviation over runs; gap: training minus validation accuracy at the end; to 95%: epochs until "
     "95% of the run's best accuracy",
-    "difference: val acc minus that of the first with the same seed, with its 95% interval; p: paired t-test, "
+    "difference: {metric} minus that of the first with the same seed, with its 95% interval; p: paired t-test, "
     "corrected by Holm's method for the number of tests",
 )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of a group's runs: accuracies as fractions, losses in nats."""
+    """Statistics of a group's runs: accuracies as fractions, losses in nats. `metric` is the one that is tested."""
 
+    metric: str
     final: Mapping[str, Estimate]
     best: Mapping[str, Estimate]
     gap: Estimate
@@ -71,7 +73,8 @@ class Row:
 def compare(groups: Sequence[Group], by: str | None = None) -> list[Row]:
     """Return a row for each group, compared with the first group, or the first one with the same value of `by`."""
     parts = [groups] if by is None else list(groups_by_value(groups, by).values())
-    rows = [_row(group, None if group is part[0] else part[0]) for part in parts for group in part]
+    metric = tested_metric(groups)
+    rows = [_row(group, None if group is part[0] else part[0], metric) for part in parts for group in part]
     corrected = holm([None if row.paired is None else row.paired.p for row in rows])
     return [
         Row(row.group, row.summary, row.reference, row.paired, p, row.why)
@@ -81,8 +84,10 @@ def compare(groups: Sequence[Group], by: str | None = None) -> list[Row]:
 
 def text(rows: Sequence[Row]) -> str:
     """Return the table, what its columns mean, and what it has to leave out, with the reasons."""
-    legend = LEGEND[: 2 if len(rows) > 1 else 1]
-    return "\n".join([columns([HEADING, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
+    label = metric_label(tested_metric([row.group for row in rows]))
+    legend = [line.format(metric=label) for line in LEGEND[: 2 if len(rows) > 1 else 1]]
+    heading = tuple(cell.format(metric=label) for cell in HEADING)
+    return "\n".join([columns([heading, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
 
 
 def comparison_tree(rows: Sequence[Row]) -> dict[str, Any]:
@@ -90,33 +95,37 @@ def comparison_tree(rows: Sequence[Row]) -> dict[str, Any]:
     return {"groups": [_tree(row) for row in rows]}
 
 
-def summarize(group: Group) -> Summary | None:
-    """Return the statistics of the group's runs; None where no run has completed."""
+def summarize(group: Group, metric: str) -> Summary | None:
+    """Return the statistics of the group's runs and of the metric to test; None where no run has completed."""
     if not group.runs:
         return None
-    curves = {metric: group.curves(metric) for metric in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
+    keys = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy", metric))
+    curves = {key: group.curves(key) for key in keys}
+    best = curves[metric].min(axis=1) if group.minimized and metric == group.metric else curves[metric].max(axis=1)
     accuracy = curves["val_accuracy"]
     soon_enough = accuracy >= SHARE_OF_BEST * accuracy.max(axis=1, keepdims=True)
     return Summary(
+        metric=metric,
         final={metric: estimate(values[:, -1]) for metric, values in curves.items()},
         best={
             "val_accuracy": estimate(accuracy.max(axis=1)),
             "val_loss": estimate(curves["val_loss"].min(axis=1)),
+            metric: estimate(best),
         },
         gap=estimate(curves["train_accuracy"][:, -1] - accuracy[:, -1]),
         epochs_to_95=estimate(1 + soon_enough.argmax(axis=1)),
     )
 
 
-def _row(group: Group, reference: Group | None) -> Row:
-    summary = summarize(group)
+def _row(group: Group, reference: Group | None, metric: str) -> Row:
+    summary = summarize(group, metric)
     if reference is None:
         return Row(group, summary)
     if group.split_sha256 != reference.split_sha256:
         return Row(group, summary, reference, why="their data or splits differ")
     if not reference.runs:
         return Row(group, summary, reference, why="no run of the reference has completed")
-    seeds = [_final_by_seed(each) for each in (group, reference)]
+    seeds = [_final_by_seed(each, metric) for each in (group, reference)]
     common = sorted(seeds[0].keys() & seeds[1].keys())
     if len(common) < 2:
         why = f"a test needs two common seeds, they have {len(common) or 'none'}; set search.repeats"
@@ -125,10 +134,10 @@ def _row(group: Group, reference: Group | None) -> Row:
     return Row(group, summary, reference, found, why=found.why)
 
 
-def _final_by_seed(group: Group) -> dict[int, float]:
-    """Return the final validation accuracy by seed; of several runs with one seed, that of the first."""
+def _final_by_seed(group: Group, metric: str) -> dict[int, float]:
+    """Return the final value of a metric by seed; of several runs with one seed, that of the first."""
     known = [run for run in group.runs if run.seed is not None]
-    return {run.seed: float(run.curve["val_accuracy"][-1]) for run in reversed(known) if run.seed is not None}
+    return {run.seed: float(run.curve[metric][-1]) for run in reversed(known) if run.seed is not None}
 
 
 def _cells(row: Row) -> list[str]:
@@ -136,11 +145,11 @@ def _cells(row: Row) -> list[str]:
     head = [group.label(), f"{number_ranges(group.numbers)}: {states_line(group.states)}"]
     if found is None:
         return [*head, *["-"] * (len(HEADING) - 2)]
-    accuracies = (found.final["val_accuracy"], found.best["val_accuracy"])
+    tested = (found.final[found.metric], found.best[found.metric])
     losses = (found.final["val_loss"], found.best["val_loss"])
     return [
         *head,
-        *map(_mean, (*accuracies, *losses, found.final["train_accuracy"])),
+        *map(_mean, (*tested, *losses, found.final["train_accuracy"])),
         _mean(found.gap, "+"),
         f"{found.epochs_to_95.mean:.1f}" if found.epochs_to_95.n > 1 else f"{found.epochs_to_95.mean:.0f}",
         _difference(row.paired),

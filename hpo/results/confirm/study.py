@@ -182,7 +182,7 @@ def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str)
         for each in candidates
     ]
     trials = len(points) * seeds
-    search = {key: tree["search"][key] for key in ("metric", "score", "retries")}
+    search = {key: tree["search"][key] for key in ("metric", "direction", "score", "retries") if key in tree["search"]}
     tree["search"] = {
         **search,
         "pruner": "none",

@@ -12,7 +12,7 @@ from typing import Any
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
 from hpo.results.confirm.result import Confirmation, ConfirmedConfiguration, Difference
 from hpo.results.output import Result
-from hpo.results.ranking import METRIC_LABELS, params_line
+from hpo.results.ranking import metric_label, params_line
 from hpo.search.space import distributions
 from hpo.text import columns, join_and
 
@@ -37,7 +37,7 @@ class ConfirmationResult(Result[Confirmation]):
     def lines(self) -> list[str]:
         """Return the table of the configurations, best first, and the conclusions once no run is left."""
         found, trials = self.found, self.found.study.search.trials
-        metric = METRIC_LABELS[found.study.search.first_metric]
+        metric = metric_label(found.study.search.first_metric)
         rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
         so_far = f", so far ({found.left} of {trials} runs are left)" if found.left else ", best first"
         head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds{so_far}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.data import Listing
-from hpo.results.ranking import METRIC_LABELS, score_text
+from hpo.results.ranking import metric_label, score_text
 from hpo.results.study_facts import metrics_of, objective_of, states_line
 from hpo.search.study_records import DATA
 from hpo.storage import Storage, StudySummary, summaries
@@ -47,4 +47,4 @@ def _best(study: StudySummary) -> str:
     if study.best is None:
         return "-"
     metric = metrics_of(study)[0]
-    return score_text(metric, study.best) + (f" {METRIC_LABELS[metric]}" if metric in METRIC_LABELS else "")
+    return score_text(metric, study.best) + (f" {metric_label(metric)}" if metric.startswith("val_") else "")

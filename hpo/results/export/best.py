@@ -1,10 +1,10 @@
 """Exports of single trials: the best one, the confirmed winner, one by number, or the Pareto front.
 
-    hpo.best/2       a trial of a network study (best.schema.json; best-1.schema.json describes the older version)
+    hpo.best/3       a trial of a network study (best.schema.json; best-1 and best-2 describe the older versions)
     hpo.objective/1  a trial of an objective study (objective.schema.json)
     hpo.front/1      several such objects: the Pareto front of a study with several metrics (front.schema.json)
 
-In `hpo.best/2`, `config` is a study file of that trial alone, with the epochs that it, or its confirmation, was trained
+In `hpo.best/3`, `config` is a study file of that trial alone, with the epochs that it, or its confirmation, was trained
 for. The object is enough for `hpo replay`: it contains the seed, the versions and the hashes of data and code. An
 objective study's parameters are for the user's code, whose hashes are in `code`. Exporting changes nothing in the
 storage.
@@ -44,7 +44,7 @@ from hpo.studyfile.keys import SEARCHABLE, unused_keys
 from hpo.text import encode_non_finite
 from hpo.versions import provenance
 
-VERSION = 2
+VERSION = 3
 SCHEMA = f"hpo.best/{VERSION}"
 OBJECTIVE_SCHEMA = "hpo.objective/1"
 FRONT_SCHEMA = "hpo.front/1"

@@ -1,7 +1,7 @@
-"""Figure of groups of runs: accuracy and loss against the epoch, one colour for each group.
+"""Figure of groups of runs: metric and loss against the epoch, one colour for each group.
 
 Validation is solid, training dashed; each line is the mean of the group's runs, with a band from the lowest to the
-highest run. With `by`, each value of that parameter has a frame with its accuracies. Frames of the same measure have
+highest run. With `by`, each value of that parameter has a frame with the metric alone. Frames of the same measure have
 the same axes. Knows nothing of storages.
 """
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from hpo.errors import UsageError
-from hpo.results.compare.runs import Group, groups_by_value
+from hpo.results.compare.runs import Group, groups_by_value, tested_metric
+from hpo.results.figures.curves import FRACTIONS, named
 from hpo.results.figures.style import GREY, PALETTE, SCALE, TRAINING_DASH, VALIDATION_DASH, new_figure, plain, short
 
 MOST_COLOURS = 16
@@ -51,15 +52,23 @@ def comparison(groups: Sequence[Group], by: str | None = None) -> go.Figure:
     return _two_frames(groups, colours) if by is None else _frames(groups, by, colours)
 
 
+def _tested(groups: Sequence[Group]) -> tuple[str, str]:
+    """Return the metric in which the groups are compared, without its split, and its name."""
+    measure = tested_metric(groups).removeprefix("val_")
+    return measure, plain(named(measure))
+
+
 def _two_frames(groups: Sequence[Group], colours: dict[str, str]) -> go.Figure:
-    figure = _titled(groups, "accuracy and loss against epoch", PLAIN_PIXELS)
+    measure_tested, name = _tested(groups)
+    figure = _titled(groups, f"{name} and loss against epoch", PLAIN_PIXELS)
     make_subplots(1, 2, horizontal_spacing=0.08, figure=figure)
-    for column, measure in enumerate(("accuracy", "loss"), start=1):
+    for column, measure in enumerate((measure_tested, "loss"), start=1):
         for group in groups:
             figure.add_traces(_traces(group, group.label(), measure, colours[group.label()]), 1, column)
         figure.update_xaxes(title_text="epoch", col=column)
-        figure.update_yaxes(title_text=measure, col=column)
-    figure.update_yaxes(range=[0, 1], col=1)
+        figure.update_yaxes(title_text=plain(named(measure)), col=column)
+    if measure_tested in FRACTIONS:
+        figure.update_yaxes(range=[0, 1], col=1)
     figure.update_yaxes(_loss_axis(groups), col=2)
     without = [group.label() for group in groups if not group.runs]
     return _legend(figure, list(colours), colours, without)
@@ -69,7 +78,8 @@ def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Fig
     parts = groups_by_value(groups, by)
     columns = min(COLUMNS, len(parts))
     rows = math.ceil(len(parts) / columns)
-    figure = _titled(groups, f"accuracy against epoch by {by.replace('_', ' ')}", FRAME_PIXELS + ROW_PIXELS * rows)
+    measure, name = _tested(groups)
+    figure = _titled(groups, f"{name} against epoch by {by.replace('_', ' ')}", FRAME_PIXELS + ROW_PIXELS * rows)
     titles = [plain(value) for value in parts]
     shared = {"shared_xaxes": "all", "shared_yaxes": "all"}
     spacing = {"horizontal_spacing": 0.02, "vertical_spacing": 0.22 / rows}
@@ -78,7 +88,7 @@ def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Fig
         row, column = divmod(index, columns)
         for group in part:
             label = group.label(by)
-            figure.add_traces(_traces(group, label, "accuracy", colours[label]), row + 1, column + 1)
+            figure.add_traces(_traces(group, label, measure, colours[label]), row + 1, column + 1)
         for line, group in enumerate(group for group in part if not group.runs):
             place = {"xref": "x domain", "yref": "y domain", "x": 0.03, "y": 0.97 - 0.12 * line, "yanchor": "top"}
             text = {"text": plain(f"{group.label(by)}: no run completed"), "font": {"size": 10, "color": GREY}}
@@ -87,7 +97,7 @@ def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Fig
             figure.update_xaxes(title_text="epoch", showticklabels=True, row=row + 1, col=column + 1)
     figure.update_annotations(selector={"yanchor": "bottom"}, font_size=11)
     figure.update_xaxes(nticks=5, tickfont_size=10)
-    figure.update_yaxes(range=[0, 1], nticks=5, tickfont_size=10)
+    figure.update_yaxes(nticks=5, tickfont_size=10, **({"range": [0, 1]} if measure in FRACTIONS else {}))
     return _legend(figure, list(colours), colours, [])
 
 
@@ -95,7 +105,10 @@ def _traces(group: Group, label: str, measure: str, colour: str) -> list[dict[st
     if not group.runs:
         return []
     traces: list[dict[str, Any]] = []
+    name = plain(named(measure))
     for split, word, dash, width in LINES:
+        if f"{split}_{measure}" not in group.runs[0].curve:  # the study's own metrics are of the validation split only
+            continue
         curves = group.curves(f"{split}_{measure}")
         epochs = list(range(1, curves.shape[1] + 1))
         shared = {"type": "scatter", "legendgroup": label, "showlegend": False}
@@ -108,7 +121,7 @@ def _traces(group: Group, label: str, measure: str, colour: str) -> list[dict[st
             "name": plain(label),
             "line": {"color": colour, "dash": dash, "width": width},
             "meta": plain(label),
-            "hovertemplate": f"{word} {measure} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
+            "hovertemplate": f"{word} {name} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
         }
         traces.append(shared | mean)
     return traces

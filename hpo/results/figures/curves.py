@@ -1,6 +1,7 @@
 """Learning curves of the best trials, one frame for each, five in a row.
 
-Validation is solid, training dashed. Accuracies are drawn from 0 to 1, losses from 0 on; all frames have the same axes.
+Validation is solid, training dashed; metrics other than accuracy and loss have validation curves only. Fractions are
+drawn from 0 to 1, losses from 0 on; all frames have the same axes.
 For objective studies and studies of other programs, the curves are the reported intermediate values.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
-from hpo.results.figures.source import STEP, Source
+from hpo.results.figures.source import STEP, Source, in_words
 from hpo.results.figures.style import (
     BLUE,
     TRAINING_DASH,
@@ -34,6 +35,9 @@ ROW_PIXELS, FRAME_PIXELS = 190, 110
 GAP_X, GAP_Y = 0.15, 0.3
 """The space between two frames, as a fraction of a frame with its space."""
 
+FRACTIONS = ("accuracy", "balanced_accuracy", "f1", "f1_weighted", "auroc", "top_k")
+"""Metrics from 0 to 1, which have the same axis in all figures."""
+
 HOVER_CHARACTERS = 60
 LINES = (("train", "training", VERMILLION, TRAINING_DASH), ("val", "validation", BLUE, VALIDATION_DASH))
 REPORTED = ((VALUE, "reported", BLUE, VALIDATION_DASH),)
@@ -41,13 +45,13 @@ REPORTED = ((VALUE, "reported", BLUE, VALIDATION_DASH),)
 
 def curves(source: Source) -> go.Figure:
     """Return the grid of the best trials' learning curves."""
-    measure = {"val_loss": "loss", "val_accuracy": "accuracy"}.get(source.metric, VALUE)
+    measure = source.metric.removeprefix("val_") if source.metric.startswith("val_") else VALUE
     known = VALUE if measure == VALUE else f"val_{measure}"
     ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(known)]
     if not ranked:
         return message(f"{plain(source.name)}: learning curves", "No trial has completed with a learning curve.")
     best = "the best trial" if len(ranked) == 1 else f"the {len(ranked)} best trials"
-    figure = new_figure(f"{plain(source.name)}: {measure} of {best}")
+    figure = new_figure(f"{plain(source.name)}: {plain(named(measure))} of {best}")
     columns = min(COLUMNS, len(ranked))
     rows = math.ceil(len(ranked) / columns)
     layout: dict[str, Any] = {"annotations": [], "height": FRAME_PIXELS + ROW_PIXELS * rows, "margin": {"t": 70}}
@@ -67,6 +71,12 @@ def curves(source: Source) -> go.Figure:
     return figure.update_layout(layout)
 
 
+def named(measure: str) -> str:
+    """Return the name of a metric without its split: `accuracy`, `AUROC`."""
+    words = in_words(f"val_{measure}") if measure != VALUE else VALUE
+    return " ".join(word for word in words.split() if word != "validation")
+
+
 def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list[dict[str, Any]]:
     """Return the curves of a frame; their hover text has the trial's rank, scores and parameters."""
     parts = best_line(index + 1, trial, source.metrics).split(" | ", 2)
@@ -75,6 +85,8 @@ def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list
     curve, at = source.curves[trial.number], "step" if measure == VALUE else "epoch"
     for split, label, colour, dash in REPORTED if measure == VALUE else LINES:
         values = curve.get(split if measure == VALUE else f"{split}_{measure}", [])
+        if not values:  # metrics of the study's own are measured on the validation split only
+            continue
         traces.append(
             {
                 "type": "scatter",
@@ -103,7 +115,8 @@ def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict
     left, top = column * width, 1 - row * height
     lowest = index + columns >= count
     at = "step" if measure == VALUE else "epoch"
-    scales = {"accuracy": {"range": [0, 1], "dtick": 0.25}, "loss": {"rangemode": "tozero", "nticks": 5}}
+    scales: dict[str, dict[str, Any]] = {"loss": {"rangemode": "tozero", "nticks": 5}}
+    scales |= {fraction: {"range": [0, 1], "dtick": 0.25} for fraction in FRACTIONS}
     x = {
         "domain": [left, left + width * (1 - GAP_X)],
         "anchor": f"y{suffix}",

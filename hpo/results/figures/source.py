@@ -27,6 +27,11 @@ STEP = "step"
 """The key of the steps in a curve of intermediate values; VALUE is the key of the values."""
 SCORES = {
     "val_accuracy": "validation accuracy",
+    "val_balanced_accuracy": "balanced validation accuracy",
+    "val_f1": "validation F1 score",
+    "val_f1_weighted": "weighted validation F1 score",
+    "val_auroc": "validation AUROC",
+    "val_top_k": "top-k validation accuracy",
     "val_loss": "validation loss",
     "seconds_per_epoch": "seconds an epoch",
 }
@@ -105,7 +110,9 @@ def is_scored(trial: FrozenTrial) -> bool:
 
 def in_words(metric: str) -> str:
     """Return the name of a metric for people."""
-    return SCORES.get(metric, metric)
+    return SCORES.get(metric) or (
+        f"validation {label(metric.removeprefix('val_'))}" if metric.startswith("val_") else metric
+    )
 
 
 def label(parameter: str) -> str:

@@ -25,7 +25,13 @@ from hpo.results.derived_names import file_stem
 from hpo.results.final_test.checkpoint import Trained, read_checkpoint
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, check_free, new_folder, sha256
 from hpo.results.final_test.result import Tested, result_tree, write_files
-from hpo.results.final_test.scores import check_untrained, evaluate_network, network_errors, training_sample
+from hpo.results.final_test.scores import (
+    check_untrained,
+    evaluate_network,
+    network_errors,
+    study_metric,
+    training_sample,
+)
 from hpo.results.selection import Selection, select
 from hpo.search.plan import NetworkPlan, plan_stored, to_planned_device
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
@@ -70,7 +76,7 @@ class EvaluationOptions:
 def evaluate_test_set(
     storage: Storage, name: str, options: EvaluationOptions, stop: threading.Event, say: Say
 ) -> Tested:
-    """Evaluate a study's selected configuration on its test set; return the result, `hpo.test/1`, and its folder.
+    """Evaluate a study's selected configuration on its test set; return the result, `hpo.test/2`, and its folder.
 
     Raises HpoError where the study has been evaluated and `options.again` is not set, and for every other failure; an
     error after the evaluation contains its accuracy. `stop` ends the training.
@@ -86,7 +92,7 @@ def evaluate_test_set(
     test_set = load_test(planned.split)
     _check_same_test_set(name, attrs, test_set)
     names, sample = planned.split.names, training_sample(planned.split, len(test_set))
-    few = None if options.subnetworks is None else 2
+    few, metric = None if options.subnetworks is None else 2, study_metric(study, planned)
     check_untrained(study, selected, planned, sample, few)
     shown: dict[str, Any] = {}
     with _scores_in_errors(shown), new_folder(folder) as files:
@@ -105,10 +111,10 @@ def evaluate_test_set(
 
         def evaluate() -> dict[str, Any]:
             with network_errors(study, selected, "the test set"):
-                return evaluate_network(network, test_set, names, options.subnetworks, trained.seed)
+                return evaluate_network(network, test_set, names, options.subnetworks, trained.seed, metric)
 
         with network_errors(study, selected, "training examples"):
-            dry_run = evaluate_network(network, sample, names, few, trained.seed)
+            dry_run = evaluate_network(network, sample, names, few, trained.seed, metric)
         write_result(1, dry_run)  # fails now if the disk is full
         target = StudyRef(stored._study_id, name, attrs.get(IDENTITY))
         origin = {"trial": selected.trial, "from_checkpoint": options.from_checkpoint}
@@ -195,6 +201,7 @@ def _train(
     outcome = trainer.run(
         [Member(number, config, seed)],
         metric=study.search.first_metric,
+        minimized=study.search.minimized,
         stop=stop,
         last_epoch=epochs,
         with_weights=True,

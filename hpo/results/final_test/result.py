@@ -1,4 +1,4 @@
-"""The result of a test evaluation: its JSON (`hpo.test/1`, see test.schema.json), its text, and its files.
+"""The result of a test evaluation: its JSON (`hpo.test/2`, see test.schema.json), its text, and its files.
 
 Trains and evaluates nothing.
 """
@@ -24,12 +24,12 @@ from hpo.studyfile import Study
 from hpo.text import json_text
 from hpo.versions import provenance
 
-SCHEMA = "hpo.test/1"
+SCHEMA = "hpo.test/2"
 RESULT_FILE, FIGURE_FILE = "result.json", "confusion.html"
 
 
 class Tested(NamedTuple):
-    """A test evaluation: its result, `hpo.test/1`, and the folder with the result, the weights and the figure."""
+    """A test evaluation: its result, `hpo.test/2`, and the folder with the result, the weights and the figure."""
 
     result: dict[str, Any]
     folder: Path
@@ -96,7 +96,7 @@ class SealedTestResult(Result[Tested]):
     """A test evaluation as text and as JSON."""
 
     def tree(self) -> dict[str, Any]:
-        """Return the result, `hpo.test/1`."""
+        """Return the result, `hpo.test/2`."""
         return self.found.result
 
     def lines(self) -> list[str]:
@@ -135,5 +135,12 @@ def _evaluation_line(evaluation: Evaluation) -> str:
 
 
 def _scores_text(scores: Mapping[str, Any]) -> str:
-    interval = f"{scores['interval']['low']:.4f} to {scores['interval']['high']:.4f}"
-    return f"accuracy {scores['accuracy']:.4f} (95% interval {interval}), loss {scores['loss']:.4f}"
+    parts = [f"accuracy {scores['accuracy']:.4f}{_interval_text(scores['interval'])}", f"loss {scores['loss']:.4f}"]
+    if (metric := scores.get("metric")) is not None:
+        value = "undefined" if metric["value"] is None else f"{metric['value']:.4f}"
+        parts.insert(0, f"{metric['name']} {value}{_interval_text(metric['interval'])}")
+    return ", ".join(parts)
+
+
+def _interval_text(interval: Mapping[str, float] | None) -> str:
+    return "" if interval is None else f" (95% interval {interval['low']:.4f} to {interval['high']:.4f})"

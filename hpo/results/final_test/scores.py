@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from hpo.data import Examples, SealedExamples, Split
 from hpo.errors import HpoError
-from hpo.results.compare.statistics import CONFIDENCE, wilson
+from hpo.results.compare.statistics import CONFIDENCE, bootstrap, wilson
+from hpo.results.ranking import metric_label
 from hpo.results.selection import Selection
-from hpo.search.plan import NetworkPlan
+from hpo.search.plan import NetworkPlan, task_of
 from hpo.studyfile import Study
 from hpo.training.device_data import example_shape
 from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
 from hpo.training.networks.builtin import build
 from hpo.training.stack import EVALUATION_BATCH
+from hpo.training.tasks.metrics import MetricFunction
 from hpo.usercode import one_line_error
 
 
@@ -66,6 +68,34 @@ class Scores:
         }
 
 
+@dataclass(frozen=True)
+class StudyMetric:
+    """A metric of a study: its name without the split, and its function of outputs [K, N, outputs] and targets."""
+
+    name: str
+    function: MetricFunction
+
+    def to_json(self, log_probs: Tensor, targets: Tensor) -> dict[str, Any]:
+        """Return the metric with its interval by the bootstrap as JSON; None for undefined values."""
+
+        def value(rows: NDArray[np.int64]) -> float:
+            return float(self.function(log_probs[None, rows], targets[rows]))
+
+        found, interval = value(np.arange(len(targets))), bootstrap(value, len(targets))
+        return {
+            "name": self.name,
+            "value": found if math.isfinite(found) else None,
+            "interval": None if interval is None else {"level": CONFIDENCE, "low": interval.low, "high": interval.high},
+        }
+
+
+def study_metric(study: Study, planned: NetworkPlan) -> StudyMetric | None:
+    """Return the study's first metric; None where it is accuracy or loss, which are scores of every test."""
+    key = study.search.first_metric
+    function = task_of(study, planned.split).metrics.get(key)
+    return None if function is None else StudyMetric(metric_label(key).removeprefix("val "), function)
+
+
 def scores(log_probs: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
     """Return the scores of log-probabilities, [N, classes], for examples with these labels."""
     count, classes = log_probs.shape
@@ -76,12 +106,22 @@ def scores(log_probs: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
 
 
 def evaluate_network(
-    network: nn.Module, examples: SealedExamples, names: Sequence[str], subnetworks: int | None, seed: int
+    network: nn.Module,
+    examples: SealedExamples,
+    names: Sequence[str],
+    subnetworks: int | None,
+    seed: int,
+    metric: StudyMetric | None = None,
 ) -> dict[str, Any]:
-    """Return the network's scores as JSON, with those of random sub-networks. Raises HpoError for a loss of NaN."""
+    """Return the network's scores as JSON, with those of random sub-networks. Raises HpoError for a loss of NaN.
+
+    `metric` is the study's metric, unless that is accuracy or loss.
+    """
     pixels = torch.from_numpy(examples.inputs)
     log_probs = log_probabilities(network, pixels)
     found = _finite_scores(log_probs, examples).to_json(names)
+    if metric is not None:
+        found["metric"] = metric.to_json(log_probs, torch.from_numpy(examples.targets))
     found["subnetworks"] = (
         None if subnetworks is None else _subnetwork_scores(network, pixels, examples, log_probs, subnetworks, seed)
     )

@@ -19,7 +19,7 @@ from hpo.files import write_atomically
 from hpo.results.derived_names import file_stem, with_suffix
 from hpo.results.narrow.ranges import Best, Change, best_configurations, changes
 from hpo.results.no_best_trial import no_best_trial
-from hpo.results.ranking import METRIC_LABELS
+from hpo.results.ranking import metric_label
 from hpo.search.sampling.warm_start import ranked, warm_start
 from hpo.search.study_records import stored_study, user_attrs_of
 from hpo.storage import Storage, load_study
@@ -71,7 +71,7 @@ def changed_study(study: Study, found: Sequence[Change], name: str, start_from: 
 
 def _around(study: Study, best: Best) -> str:
     minimized = study.search.minimized
-    reached = f"{METRIC_LABELS[study.search.first_metric]} {best.threshold:.4f} or {'less' if minimized else 'more'}"
+    reached = f"{metric_label(study.search.first_metric)} {best.threshold:.4f} or {'less' if minimized else 'more'}"
     pruned = f", {best.pruned} of them pruned by halving and ranked by the last rung" if best.pruned else ""
     return f"{study.name}: around the best {len(best.params)} of {best.of} different configurations ({reached}{pruned})"
 

@@ -20,7 +20,7 @@ from hpo.results.certificate import largest_text
 from hpo.results.export.best import VERSION
 from hpo.results.final_test.model_card import CodeRecord, FileModel
 from hpo.results.output import Result
-from hpo.results.ranking import METRIC_LABELS
+from hpo.results.ranking import metric_label
 from hpo.results.reproduce.retrain import Retrained, StoredTrial, retrain
 from hpo.search.plan import plan
 from hpo.search.study_records import Curve
@@ -128,7 +128,7 @@ class ReplayResult(Result[Replay]):
     def lines(self) -> list[str]:
         """Return for each run its score, the exported one, and the largest difference of each metric."""
         tree = self.tree()
-        label = METRIC_LABELS[tree["metric"]]
+        label = metric_label(tree["metric"])
         lines = []
         for run in tree["runs"]:
             line = f"{label} {run['score']:.6g}, exported {run['exported']:.6g}, difference {run['difference']:.2g}"

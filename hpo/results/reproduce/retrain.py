@@ -58,7 +58,8 @@ def retrain(
     found = []
     for trial in trials:
         number = trial.member.number
-        outcome = trainer.run([trial.member], metric=study.search.first_metric, stop=stop)[number]
+        metric, minimized = study.search.first_metric, study.search.minimized
+        outcome = trainer.run([trial.member], metric=metric, minimized=minimized, stop=stop)[number]
         if outcome.failed is not None:
             raise HpoError(
                 f"study '{study.name}': trial {number} is stored as complete, but fails now: {outcome.failed}"

@@ -8,7 +8,7 @@ used, because it may be damaged or written by anybody. This module does not acce
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from hpo.search.checkpoints.weights import Checkpoint
 from hpo.text import decode_non_finite, encode_non_finite
 from hpo.training.networks.weights_file import ABOUT, State, weights_to_bytes
 from hpo.training.optimizers import FrozenOptimizer
-from hpo.training.stack import METRICS, Member, MemberState
+from hpo.training.stack import Member, MemberState
 from hpo.training.state_layout import StateLayout
 from hpo.untrusted_files import parse_json
 
@@ -75,13 +75,10 @@ class StateMetadata(_Strict):
     fold_steps: list[Steps] = []
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
-    def check(self) -> None:
-        """Raise ValueError unless curve, seconds and best epoch are those of `epoch` epochs."""
+    def check(self, metrics: Collection[str]) -> None:
+        """Raise ValueError unless the curve has these metrics, and curve, seconds and best epoch fit `epoch` epochs."""
         lengths = {len(values) for values in (*self.curve.values(), self.seconds)}
-        metrics = set(METRICS)
-        if self.fold_steps:
-            metrics |= {f"{metric}/{fold}" for metric in METRICS for fold in range(1, len(self.fold_steps) + 2)}
-        if self.curve.keys() != metrics or lengths != {self.epoch}:
+        if self.curve.keys() != set(metrics) or lengths != {self.epoch}:
             raise ValueError("its learning curve has another number of epochs or other metrics")
         if self.best is not None and not 1 <= self.best.epoch <= self.epoch:
             raise ValueError("its best epoch is not one of its epochs")
@@ -120,13 +117,13 @@ def state_to_bytes(frozen: FrozenMember, identity: str, fingerprint: str) -> byt
     return b"".join([content[:end].replace(NO_SHA256.encode(), digest.encode(), 1), memoryview(content)[end:]])
 
 
-def max_state_bytes(layout: StateLayout, epochs: int) -> int:
-    """Return the upper limit of the size of a file with a state of this layout after at most `epochs` epochs."""
-    return layout.max_bytes + epochs * (len(METRICS) * (layout.folds + 1) + 1) * _BYTES_PER_NUMBER
+def max_state_bytes(layout: StateLayout, epochs: int, metrics: int) -> int:
+    """Return the upper limit of a file's size: a state of this layout after at most `epochs` epochs of `metrics`."""
+    return layout.max_bytes + epochs * (metrics + 1) * _BYTES_PER_NUMBER
 
 
-def read_metadata(content: bytes) -> StateMetadata:
-    """Return the metadata of a file's content, whose SHA-256 and structure are valid.
+def read_metadata(content: bytes, metrics: Collection[str]) -> StateMetadata:
+    """Return the metadata of a file's content, whose SHA-256 and structure are valid. `metrics` are those of the curve.
 
     Raises ValueError, whose text describes the problem, for a damaged content.
     """
@@ -136,7 +133,7 @@ def read_metadata(content: bytes) -> StateMetadata:
     digest.update(memoryview(content)[end:])
     if digest.hexdigest() != about.sha256:
         raise ValueError("is damaged or truncated: its SHA-256 differs")
-    about.check()
+    about.check(metrics)
     return about
 
 

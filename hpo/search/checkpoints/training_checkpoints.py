@@ -31,7 +31,7 @@ from hpo.search.events import Event, Note
 from hpo.search.study_records import precision_of
 from hpo.storage import ClaimConditions, Storage, identity
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id
-from hpo.studyfile import Config, Study
+from hpo.studyfile import Config, Study, TaskSettings
 from hpo.training.device_data import example_shape, steps_per_epoch
 from hpo.training.size import shape_key
 from hpo.training.stack import Member
@@ -84,12 +84,15 @@ class TrainingCheckpoints:
             self._no_folder = str(error)
         self._shape, self._classes = example_shape(split.train.inputs.shape), split.classes
         self._examples = [len(fold.train) for fold in split.folds]
-        self._data = {
+        self._data: dict[str, object] = {
             "code": dict(code.files),
             "sha256": split.content_sha256,
             "split_sha256": split.split_sha256,
             "split_seed": study.data.split_seed,
         }
+        if study.task != TaskSettings():  # states of earlier versions, which had no other task, stay valid
+            self._data["task"] = study.task.model_dump(mode="json", exclude_none=True)
+        self._metrics = study.curve_keys
         self._warned: set[str] = set()
         self._layouts: dict[str, StateLayout] = {}
         self._written: dict[int, int] = {}  # trial number -> epoch of the file that this object wrote
@@ -256,10 +259,10 @@ class TrainingCheckpoints:
             layout = self._layout(member.config)
         except Exception:  # noqa: BLE001 - training builds the same network, and fails the trial
             return None
-        content = self._read(member.number, max_state_bytes(layout, member.config.training.epochs))
+        content = self._read(member.number, max_state_bytes(layout, member.config.training.epochs, len(self._metrics)))
         if content is None:
             return None
-        about = read_metadata(content)
+        about = read_metadata(content, self._metrics)
         self._check(about, member)
         batch_size = member.config.training.batch_size
         steps = [steps_per_epoch(examples, batch_size) for examples in self._examples]

@@ -43,7 +43,7 @@ FREE_TO_DIFFER = (
     *EXTENDABLE_KEYS,
     "name",
     "network.module",  # the path may differ; the content is compared
-    *(f"search.{key}" for key in SearchSettings.model_fields if key not in ("metric", "score")),
+    *(f"search.{key}" for key in SearchSettings.model_fields if key not in ("metric", "direction", "score")),
 )
 """Keys in which a study may differ from the studies it starts from, besides ranges and choices."""
 

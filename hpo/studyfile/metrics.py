@@ -1,0 +1,52 @@
+"""Metrics that a study file can name: of which tasks, and whether lower values are better.
+
+A metric of the validation split is also a key of learning curves. A user-defined metric, `FILE.py:NAME`, has the key
+`val_NAME` there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of the validation split: the tasks that have it, and whether lower values are better."""
+
+    tasks: tuple[str, ...]
+    minimized: bool = False
+
+
+VALIDATION_METRICS: Mapping[str, Metric] = {
+    "val_accuracy": Metric(("classification",)),
+    "val_balanced_accuracy": Metric(("classification",)),
+    "val_f1": Metric(("classification",)),
+    "val_f1_weighted": Metric(("classification",)),
+    "val_auroc": Metric(("classification",)),
+    "val_top_k": Metric(("classification",)),
+    "val_loss": Metric(("classification",), minimized=True),
+}
+"""The metrics measured on the validation split after each epoch, if the study asks for them."""
+
+SUMS: Mapping[str, tuple[str, ...]] = {"classification": ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
+"""The metrics that every learning curve of a task has: sums over rows."""
+
+TOP_K = "val_top_k"
+"""The metric that needs `task.top_k`."""
+
+
+def is_user_defined(metric: str) -> bool:
+    """Return whether a metric of a study file is a reference to user code."""
+    return ":" in metric
+
+
+def curve_key(metric: str) -> str:
+    """Return the key of a metric in learning curves: `val_f2` for `my_metrics.py:f2`, and others as they are."""
+    return f"val_{metric.rpartition(':')[2].rpartition('.')[2]}" if is_user_defined(metric) else metric
+
+
+def curve_keys(task: str, metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return the keys of the learning curves of a task with these metrics of the study."""
+    own = [curve_key(each) for each in metrics if is_user_defined(each) or each in VALIDATION_METRICS]
+    return tuple(dict.fromkeys((*SUMS[task], *own)))
