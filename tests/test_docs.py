@@ -116,10 +116,9 @@ def test_every_key_of_a_study_file_is_documented_as_it_is() -> None:
 def test_a_key_without_a_meaning_is_named() -> None:
     page = PAGES["docs/reference/study-file.md"]
     for key, heading in (("lr", r"## \[optimizer\]"), ("direction", r"### \[search\] of an objective study")):
-        row = re.search(rf"^\| `{key}` .*\n", page, re.MULTILINE)
-        assert row is not None
+        row = list(re.finditer(rf"^\| `{key}` .*\n", page, re.MULTILINE))[-1]
         with pytest.raises(SystemExit, match=rf"the meaning of {key} after {heading}"):
-            study_file_tables.rewritten(page.replace(row[0], ""))
+            study_file_tables.rewritten(page[: row.start()] + page[row.end() :])
 
 
 def test_every_command_is_in_the_reference_as_its_help_is() -> None:
