@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpo.errors import StudyFileError
+from hpo.errors import StudyFileError, UsageError
 from hpo.studyfile import ObjectiveStudy, parse_any_study, read_study
+from hpo.studyfile.writing import study_text
 
 TREE: dict[str, Any] = {"name": "own", "objective": "code/objective.py:objective", "search": {"trials": 4}}
 
@@ -33,6 +36,19 @@ def test_defaults_are_those_of_optunas_own_studies() -> None:
     assert study.search.minimized
 
 
+def test_points_repeats_and_a_baseline_are_in_the_file_where_there_are_any() -> None:
+    search = {"trials": 4, "points": [{"x": None, "y": 1}, {}], "repeats": 2}
+    study = parse_any_study({**TREE, "search": search, "baseline": {"x": None, "kind": "a"}}, "own.toml")
+    tree = study.resolved()
+    assert (tree["baseline"], tree["search"]["points"]) == ({"x": None, "kind": "a"}, search["points"])
+    assert tree["search"]["repeats"] == 2
+    assert parse_any_study(tree, "again") == study
+    with pytest.raises(UsageError, match="a point or the baseline has None, which TOML does not have"):
+        study_text(study)
+    written = parse_any_study({**TREE, "search": {**search, "points": [{"x": 1.5}, {"x": 2.5}]}}, "own.toml")
+    assert parse_any_study(tomllib.loads(study_text(written)), "own.toml") == written
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -46,9 +62,25 @@ def test_defaults_are_those_of_optunas_own_studies() -> None:
             {"network": {}},
             "network: cannot be used with objective: the function itself defines data, network and training",
         ),
+        ({"baseline": 3}, "baseline: must be a table (got 3)"),
+        ({"baseline": {"x": [1]}}, "baseline.x: must be a number, a string, true or false (got [1])"),
+        ({"search": {"trials": 4, "points": {}}}, "search.points: must be a list (got {})"),
         (
-            {"baseline": {}},
-            "baseline: cannot be used with objective: the function itself defines data, network and training",
+            {"search": {"trials": 4, "points": [{"x": math.inf}]}},
+            "search.points.0.x: must be a finite number (got inf)",
+        ),
+        (
+            {"search": {"trials": 4, "points": [{"x": 1, "y": 2}, {"y": 2, "x": 1}]}},
+            "search.points: points 0 and 1 are the same; remove one",
+        ),
+        (
+            {"search": {"trials": 4, "repeats": 2}},
+            "search.repeats: repeats points only; give the configurations in search.points",
+        ),
+        (
+            {"search": {"trials": 5, "points": [{"x": 1}, {"x": 2}], "repeats": 2}},
+            "search.repeats: allows only repeated points: search.trials must be at most 4, the points times the "
+            "repeats (got 5)",
         ),
         ({"search": {}}, "search.trials: missing"),
         ({"search": 3}, "search: must be a table (got 3)"),

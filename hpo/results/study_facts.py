@@ -19,9 +19,10 @@ from hpo.storage.location import locate
 from hpo.studyfile import parse_study
 from hpo.studyfile.conditions import WHEN
 from hpo.studyfile.metrics import curve_key
+from hpo.studyfile.objective import VALUE, value_names
 
-VALUE = "value"
-"""The name of a metric that hpo does not know."""
+STEP = "step"
+"""The key of the steps in a curve of reported values; VALUE is the key of the values."""
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -58,8 +59,7 @@ def metrics_of(study: StudySummary) -> tuple[str, ...]:
     metric = file_value(study.user_attrs, "search", "metric")
     if metric is not None:
         return tuple(map(curve_key, [metric] if isinstance(metric, str) else map(str, metric)))
-    count = len(study.directions)
-    return (VALUE,) if count == 1 else tuple(f"{VALUE} {number}" for number in range(count))
+    return value_names(len(study.directions))
 
 
 def objective_of(user_attrs: Mapping[str, Any]) -> str | None:
@@ -118,3 +118,9 @@ def counts_line(counts: Mapping[str, int], frozen: Mapping[int, int]) -> str:
         parts += [f"{shown} {word}"] if shown > 0 else []
         parts += [frozen_text(frozen)] if is_running and frozen else []
     return ", ".join(parts) or "none"
+
+
+def reported_curve(trial: FrozenTrial) -> dict[str, list[Any]]:
+    """Return the values that an objective function reported, with their steps; empty where it reported none."""
+    steps = sorted(trial.intermediate_values)
+    return {STEP: steps, VALUE: [trial.intermediate_values[step] for step in steps]} if steps else {}

@@ -40,9 +40,12 @@ EXTENDABLE_KEYS = (
 )
 """Keys of a network study that `--extend` may change, besides ranges and choices."""
 
+FIXED_KEYS_OF_OBJECTIVES = ("direction", "seed", "points", "repeats")
+
 EXTENDABLE_KEYS_OF_OBJECTIVES = (
     "description",
-    *(f"search.{key}" for key in ObjectiveSearchSettings.model_fields if key not in ("direction", "seed")),
+    "baseline",
+    *(f"search.{key}" for key in ObjectiveSearchSettings.model_fields if key not in FIXED_KEYS_OF_OBJECTIVES),
 )
 """Keys of an objective study that `--extend` may change; its ranges are in its code."""
 
@@ -67,7 +70,8 @@ def check_change(study: AnyStudy, stored: AnyStudy, extend: bool) -> None:
             raise UsageError(f"{study.source}: {problem}; start another study with --name")
     else:
         allowed = EXTENDABLE_KEYS_OF_OBJECTIVES
-        incompatible = [line for line in differences if line.split(": ")[0] not in allowed]
+        changed = [(line, line.split(": ")[0]) for line in differences]
+        incompatible = [line for line, key in changed if key not in allowed and key.split(".")[0] not in allowed]
     for difference in incompatible:
         raise UsageError(
             f"{study.source}: {difference}: --extend can change {', '.join(allowed)}; with this change old and new "

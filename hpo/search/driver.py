@@ -20,7 +20,6 @@ from hpo.data import Split
 from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.enqueueing import (
     ENQUEUED,
-    FIXED,
     TrialMaker,
     network_trials,
     network_values,
@@ -33,6 +32,7 @@ from hpo.search.halving_search import HalvingSearch
 from hpo.search.loop import Search
 from hpo.search.objective.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
+from hpo.search.points import FIXED
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
 from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
@@ -290,11 +290,11 @@ class ObjectiveDriver(Driver):
 
     def enqueued_values(self, texts: Sequence[str], storage: Storage) -> list[Values]:
         """Parse enqueued trials, each as JSON. Raises UsageError for text that is no JSON object."""
-        return objective_values(self.study, texts)
+        return objective_values(self.study, texts, storage)
 
     def trial_maker(self, stored: optuna.Study, storage: Storage) -> TrialMaker:
         """Return a function that makes trials whose `suggest` calls return the enqueued values."""
-        return lambda given, trials: objective_trials(given)
+        return lambda given, trials: objective_trials(self.study, given, trials)
 
     def _sizes(self, before: StudySummary) -> dict[str, Any]:
         return {"population": 1, "parameters": 0, "images": 0, "objective": self.study.objective}

@@ -19,7 +19,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import UsageError, nearest
-from hpo.search.points import trial_seed
+from hpo.search.points import FIXED, trial_seed
 from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import Values, distributions, identity, snapped, takes
 from hpo.storage import ClaimConditions, Storage, TrialFields, study_names
@@ -33,26 +33,19 @@ OPTION = "--enqueue"
 ENQUEUED = "hpo:enqueued"
 """The system attribute of an enqueued trial: the values that the user gave."""
 
-FIXED = "fixed_params"
-"""The system attribute that Optuna's `enqueue_trial` writes."""
-
 TrialMaker = Callable[[Sequence[Values], Sequence[FrozenTrial]], list[FrozenTrial]]
 """Makes waiting trials of enqueued values, to follow the study's stored trials."""
 
 
 def network_values(study: Study, texts: Sequence[str], storage: Storage) -> list[Values]:
     """Return the enqueued values of a network study, as Optuna stores them; raise UsageError for invalid ones."""
-    _check_count(study, texts)
-    if texts and study.search.points and study.name not in study_names(storage):
-        raise _after_points(len(study.search.points))
-    if texts and study.search.repeats > 1:
-        raise UsageError(f"{OPTION}: not possible with search.repeats, which numbers the trials; use search.points")
+    _check_enqueueing(study, texts, storage)
     return [checked(study, _parsed(text), _option(text)) for text in texts]
 
 
-def objective_values(study: ObjectiveStudy, texts: Sequence[str]) -> list[Values]:
+def objective_values(study: ObjectiveStudy, texts: Sequence[str], storage: Storage) -> list[Values]:
     """Return the enqueued values of an objective study; raise UsageError for text that is no JSON object."""
-    _check_count(study, texts)
+    _check_enqueueing(study, texts, storage)
     return [_parsed(text) for text in texts]
 
 
@@ -63,8 +56,7 @@ def network_trials(
 
     `trials` are those of the study, `before` those of `search.start_from`. Raises UsageError while points are left.
     """
-    if (ahead := len(study.search.points) - len(trials)) > 0:
-        raise _after_points(ahead)
+    _check_points_ended(study, trials)
     history = SamplerHistory(study, trials, before)
     space, waiting = distributions(study), []
     for each in given:
@@ -81,8 +73,11 @@ def network_trials(
     return waiting
 
 
-def objective_trials(given: Sequence[Values]) -> list[FrozenTrial]:
-    """Return waiting trials as Optuna's `enqueue_trial` stores them."""
+def objective_trials(
+    study: ObjectiveStudy, given: Sequence[Values], trials: Sequence[FrozenTrial]
+) -> list[FrozenTrial]:
+    """Return waiting trials as Optuna's `enqueue_trial` stores them. Raises UsageError while points are left."""
+    _check_points_ended(study, trials)
     return [create_trial(state=TrialState.WAITING, system_attrs={FIXED: each}) for each in given]
 
 
@@ -162,9 +157,19 @@ def _range(parameter: Parameter) -> str:
     return f"it is {whole}from {format_value(searched.low)} to {format_value(searched.high)}{step}"
 
 
-def _check_count(study: AnyStudy, texts: Sequence[str]) -> None:
+def _check_enqueueing(study: AnyStudy, texts: Sequence[str], storage: Storage) -> None:
+    """Raise UsageError where trials cannot be enqueued: beyond `search.trials`, before points, or among repeats."""
     if len(texts) > study.search.trials:
         raise _too_many(study, 0, len(texts))
+    if texts and study.search.points and study.name not in study_names(storage):
+        raise _after_points(len(study.search.points))
+    if texts and study.search.repeats > 1:
+        raise UsageError(f"{OPTION}: not possible with search.repeats, which numbers the trials; use search.points")
+
+
+def _check_points_ended(study: AnyStudy, trials: Sequence[FrozenTrial]) -> None:
+    if (ahead := len(study.search.points) - len(trials)) > 0:
+        raise _after_points(ahead)
 
 
 def _after_points(ahead: int) -> UsageError:

@@ -11,17 +11,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.search.space import Values, candidate, count, identity, snapped, takes
-from hpo.studyfile import Choices, Parameter, Study
+from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
 from hpo.studyfile.messages import format_value
 from hpo.studyfile.searched import encode_choice
 from hpo.studyfile.trees import value_at
 from hpo.training.seeds import member_seed
 
+SEED = "seed"
+"""The user attribute of a trial with its seed."""
 
-def trial_seed(study: Study, number: int) -> int:
-    """Return the seed of a trial's initial weights and dropout masks."""
+FIXED = "fixed_params"
+"""The system attribute with fixed values of a trial, which Optuna's `enqueue_trial` writes."""
+
+FUNCTION_SEEDS = 2**31
+"""The number of seeds for objective functions: all libraries, with 32-bit seeds too, accept them."""
+
+
+def trial_seed(study: AnyStudy, number: int) -> int:
+    """Return the seed of a trial: of its initial weights and dropout masks, or for its objective function."""
     seed, repeats = study.search.seed, study.search.repeats
-    return member_seed(seed, number) if repeats == 1 else member_seed(seed, 0, number % repeats)
+    found = member_seed(seed, number) if repeats == 1 else member_seed(seed, 0, number % repeats)
+    return found % FUNCTION_SEEDS if isinstance(study, ObjectiveStudy) else found
 
 
 def points(study: Study) -> list[Values]:

@@ -15,10 +15,10 @@ from hpo.errors import StudyClosedError, UsageError
 from hpo.search.checkpoints.frozen_member import FrozenMember
 from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.checkpoints.weights import CheckpointWriter
-from hpo.search.enqueueing import FIXED, checked
+from hpo.search.enqueueing import checked
 from hpo.search.events import Reason, TrialsFailed, TrialsLeftOut
 from hpo.search.loop import Search
-from hpo.search.points import trial_seed
+from hpo.search.points import FIXED, trial_seed
 from hpo.search.population_run import PopulationRun
 from hpo.search.sampling.sampler_history import CONSTRAINT, HYPERBAND_RUNG, SamplerHistory
 from hpo.search.sampling.samplers import GENERATION

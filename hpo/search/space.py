@@ -20,7 +20,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from hpo.studyfile import Choices, Config, Parameter, Range, Study
+from hpo.studyfile import AnyStudy, Choices, Config, Parameter, Range, Study
 from hpo.studyfile.messages import dotted_key, format_value
 from hpo.studyfile.searched import encode_choice
 from hpo.studyfile.trees import equal_json
@@ -191,6 +191,22 @@ def candidate(parameter: Parameter, index: int) -> Any:
     return int(value) if parameter.integer else float(value)
 
 
+def middle(distribution: BaseDistribution) -> Any:
+    """Return the middle of a distribution on its scale, or its first choice."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    number = int if isinstance(distribution, IntDistribution) else float
+    if distribution.log:
+        found = min(max(math.sqrt(low) * math.sqrt(high), low), high)
+        return round(found) if number is int else found
+    if step is None:
+        return low + (high - low) / 2
+    steps = (_exact(high) - _exact(low)) // _exact(step)
+    return number(_exact(low) + steps // 2 * _exact(step))
+
+
 def snapped(parameter: Parameter, value: Any) -> Any:
     """Return a value inside the search space with its exact type and decimals.
 
@@ -253,7 +269,7 @@ def identity(values: Mapping[str, Any]) -> str:
     return json.dumps(dict(sorted(values.items())))
 
 
-def settings(study: Study, values: Mapping[str, Any]) -> str:
+def settings(study: AnyStudy, values: Mapping[str, Any]) -> str:
     """Return a text that trials with the same settings share: keys that their kind does not use are ignored."""
     return identity(study.used_values(values))
 

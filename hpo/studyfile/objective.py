@@ -6,15 +6,17 @@ imported here.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 
 from hpo.errors import StudyFileError
-from hpo.studyfile.messages import dotted_key, study_file_error, validation_problems
+from hpo.studyfile.messages import dotted_key, format_value, study_file_error, validation_problems
 from hpo.studyfile.models import NamedSettings, SearchSettings, Settings, StudySettings
 from hpo.studyfile.trees import Path, first_path
 from hpo.studyfile.values import CURRENT_FOLDER, AboveZero, Natural, Positive, Reference
@@ -23,6 +25,27 @@ Direction = Literal["minimize", "maximize"]
 
 KEY = "objective"
 """The key that makes a study file an objective study."""
+
+VALUE = "value"
+"""The name of an objective function's value; several are `value 0`, `value 1`."""
+
+
+def value_names(count: int) -> tuple[str, ...]:
+    """Return the names of so many values of an objective function."""
+    return (VALUE,) if count == 1 else tuple(f"{VALUE} {number}" for number in range(count))
+
+
+def _suggested(value: Any) -> Any:
+    """Return a value of a parameter unchanged; raise ValueError for one that a `suggest` call cannot return."""
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(f"must be a number, a string, true or false (got {format_value(value)})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number (got {value})")
+    return value
+
+
+Point = dict[str, Annotated[Any, AfterValidator(_suggested)]]
+"""Values by parameter name, as Optuna stores them; JSON and Python may have None, for a choice that is None."""
 
 
 class ObjectiveSearchSettings(Settings):
@@ -37,6 +60,8 @@ class ObjectiveSearchSettings(Settings):
     sampler: Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc"] = "tpe"
     pruner: Literal["none", "median", "hyperband"] = "median"
     seed: Natural = 0
+    points: list[Point] = []  # noqa: RUF012 - pydantic copies the default
+    repeats: Positive = 1
     retries: Natural = 0
     trial_timeout: AboveZero | None = None
     timeout: AboveZero | None = None
@@ -48,6 +73,39 @@ class ObjectiveSearchSettings(Settings):
         if sampler == "cmaes" and isinstance(info.data.get("direction"), list):
             raise ValueError("cmaes optimizes one direction only; use tpe, nsga2, gp, qmc or random")
         return sampler
+
+    @field_validator("points")
+    @classmethod
+    def _check_points(cls, points: list[Point]) -> list[Point]:
+        first: dict[str, int] = {}
+        for index, point in enumerate(points):
+            before = first.setdefault(json.dumps(point, sort_keys=True), index)
+            if before != index:
+                raise ValueError(f"points {before} and {index} are the same; remove one")
+        return points
+
+    @field_validator("repeats")
+    @classmethod
+    def _check_repeats(cls, repeats: int, info: ValidationInfo) -> int:
+        points, trials = info.data.get("points"), info.data.get("trials")
+        if repeats == 1 or points is None or trials is None:
+            return repeats
+        if not points:
+            raise ValueError("repeats points only; give the configurations in search.points")
+        if trials > len(points) * repeats:
+            problem = f"allows only repeated points: search.trials must be at most {len(points) * repeats}"
+            raise ValueError(f"{problem}, the points times the repeats (got {trials})")
+        return repeats
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the returned values."""
+        return value_names(len(self.all_minimized))
+
+    @property
+    def first_metric(self) -> str:
+        """The name of the value by which trials are ranked."""
+        return self.metrics[0]
 
     @property
     def minimized(self) -> bool:
@@ -67,6 +125,7 @@ class ObjectiveStudySettings(NamedSettings):
     description: str = ""
     objective: Reference
     search: ObjectiveSearchSettings
+    baseline: Point = {}  # noqa: RUF012 - pydantic copies the default
 
 
 @dataclass(frozen=True)
@@ -103,9 +162,17 @@ class ObjectiveStudy:
     def search(self) -> ObjectiveSearchSettings:
         return self.settings.search
 
+    def used_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a trial's values: the function uses all that it suggests."""
+        return dict(values)
+
     def resolved(self) -> dict[str, Any]:
-        """Return the resolved file as a tree for JSON."""
-        return self.settings.model_dump(exclude_none=True)
+        """Return the resolved file as a tree for JSON, without points, repeats and a baseline where there are none."""
+        settings, search = self.settings, self.search
+        tree = settings.model_dump(exclude_none=True, exclude={"baseline": True, "search": {"points", "repeats"}})
+        tree["search"] |= {"points": [dict(point) for point in search.points]} if search.points else {}
+        tree["search"] |= {"repeats": search.repeats} if search.repeats > 1 else {}
+        return tree | ({"baseline": dict(settings.baseline)} if settings.baseline else {})
 
     def error(self, key: str, problem: str) -> StudyFileError:
         """Return an error about a key of this study, to raise."""

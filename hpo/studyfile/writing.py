@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from hpo.errors import UsageError
 from hpo.studyfile.checking import AnyStudy
 from hpo.studyfile.conditions import WHEN
 from hpo.studyfile.keys import open_tables, sections
@@ -19,7 +20,10 @@ from hpo.studyfile.trees import Path
 
 
 def study_text(study: AnyStudy, with_defaults: bool = False) -> str:
-    """Return the study file of a study, with or without the keys at their defaults."""
+    """Return the study file of a study, with or without the keys at their defaults.
+
+    Raises UsageError for a point or baseline of an objective study with None, which TOML does not have.
+    """
     tree = study.resolved()
     model: type[Settings] = ObjectiveStudySettings if isinstance(study, ObjectiveStudy) else StudySettings
     top = {key: value for key, value in tree.items() if not isinstance(value, dict)}
@@ -55,6 +59,8 @@ def _lines(table: Mapping[str, Any]) -> list[str]:
 
 def _value(value: Any) -> str:
     """Return a value on one line; tomli-w would write tables and lists on several."""
+    if value is None:
+        raise UsageError("a point or the baseline has None, which TOML does not have; write the study file as JSON")
     if isinstance(value, dict):
         table = {key: each for key, each in value.items() if (key, each) != ("log", False)}
         return f"{{ {', '.join(_lines(table))} }}" if table else "{}"

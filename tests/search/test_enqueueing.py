@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 from tiny import DECAY, after_epochs, check_whole, search, states, study_of, trials_of
 
 from hpo.errors import StudyClosedError, UsageError
-from hpo.search.enqueueing import FIXED, network_values, objective_values
+from hpo.search.enqueueing import network_values, objective_values
 from hpo.search.events import Note
 from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
-from hpo.search.points import trial_seed
+from hpo.search.points import FIXED, trial_seed
 from hpo.storage import FAILURE_REASON, Storage, StudyState, set_state, study_names, summary
 from hpo.studyfile import Study
 
@@ -217,7 +217,7 @@ def test_objective_function_gets_enqueued_values(storage: Storage, tmp_path: Pat
         ("{}", "must be a JSON object"),
     ):
         with pytest.raises(UsageError, match=problem):
-            objective_values(study, [text])
+            objective_values(study, [text], storage)
     with pytest.raises(
         UsageError, match="study 'own' has 6 of its 6 trials, and these make 7; give --trials 7 --extend"
     ):

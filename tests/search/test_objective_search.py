@@ -16,10 +16,12 @@ from tiny import search, trials_of
 
 from hpo.errors import CodeError, StudyClosedError, TrainingError, UsageError
 from hpo.search.events import EpochEnded, Event, Note, StudyEnded
+from hpo.search.points import trial_seed
 from hpo.search.sampling.samplers import objective_sampler
 from hpo.search.study_records import CHANGES
 from hpo.storage import ATTEMPTS, Storage, StudyState, load_study, set_state, summary
 from hpo.storage.sql.rows import SYSTEM_ATTRS
+from hpo.training.seeds import member_seed
 
 
 def stored_trials(storage: Storage) -> list[FrozenTrial]:
@@ -44,7 +46,7 @@ def test_trials_store_parameters_values_reports_and_attributes(tmp_path: Path, s
         assert trial.params.keys() == ({"x", "kind", "shift"} if trial.params["kind"] == "shifted" else {"x", "kind"})
         assert trial.value == x**2 + shift
         assert trial.intermediate_values == {step: x**2 + shift + 3 - step for step in range(3)}
-        assert trial.user_attrs == {"shift": {"by": shift}}
+        assert trial.user_attrs == {"seed": member_seed(0, trial.number) % 2**31, "shift": {"by": shift}}
     kinds = {trial.params["kind"] for trial in stored_trials(storage)}
     assert kinds == {"square", "shifted"}
     assert [event.epoch for event in events if isinstance(event, EpochEnded)] == [0, 1, 2] * 8
@@ -64,6 +66,59 @@ def test_optuna_reads_the_study_and_proposes_the_same_parameters(tmp_path: Path,
         repeated.sampler = objective_sampler("tpe", 0, number)
         repeated.optimize(names["objective"], n_trials=1)
     assert [trial.params for trial in repeated.trials] == [trial.params for trial in stored.trials]
+
+
+POINTS = """
+def objective(trial):
+    x = trial.suggest_float("x", 0, 1)
+    rate = trial.suggest_float("rate", 1e-4, 1e-2, log=True)
+    layers = trial.suggest_int("layers", 1, 4)
+    steps = trial.suggest_float("steps", 0, 1, step=0.25) if trial.suggest_categorical("kind", ["b", "a"]) == "b" else 0
+    trial.set_user_attr("seen", trial.user_attrs["seed"])
+    trial.set_user_attr("seed", 5)
+    return x
+"""
+
+
+def test_points_come_first_and_a_sampler_chooses_the_rest(tmp_path: Path, storage: Storage) -> None:
+    study = objective_study(tmp_path, POINTS, points=[{"x": 0.25, "kind": "a"}, {"layers": 3, "odd": 1}])
+    events = launch_study(study, storage)
+    first, second, third, fourth = stored_trials(storage)
+    assert (first.params["x"], first.params["kind"], second.params["layers"]) == (0.25, "a", 3)
+    assert len({trial.params["rate"] for trial in (first, second, third, fourth)}) == 4
+    assert [trial.user_attrs["seen"] for trial in stored_trials(storage)] == [trial_seed(study, n) for n in range(4)]
+    assert fourth.user_attrs["seed"] == 5  # the function may store another one
+    assert "trial 1: objective.py:objective did not suggest odd, which its point names" in [
+        event.text for event in events if isinstance(event, Note)
+    ]
+
+
+def test_repeated_points_are_fixed_and_have_the_same_seeds(tmp_path: Path, storage: Storage) -> None:
+    study = objective_study(tmp_path, POINTS, trials=6, points=[{"x": 0.25}, {"kind": "a"}], repeats=3)
+    launch_study(study, storage)
+    trials = stored_trials(storage)
+    middle = {"x": 0.5, "rate": pytest.approx(1e-3), "layers": 2, "kind": "b", "steps": 0.5}
+    assert [trial.params for trial in trials[:3]] == [{**middle, "x": 0.25}] * 3
+    assert [trial.params for trial in trials[3:]] == [
+        {name: value for name, value in {**middle, "kind": "a"}.items() if name != "steps"}
+    ] * 3
+    seeds = [trial.user_attrs["seed"] for trial in trials]
+    assert seeds[:3] == seeds[3:]
+    assert len({*seeds}) == 3
+    assert max(seeds) < 2**31
+    with pytest.raises(UsageError, match=r"--enqueue: not possible with search\.repeats"):
+        launch_study(study, storage, enqueue=['{"x": 0.1}'])
+    changed = objective_study(tmp_path, POINTS, trials=6, points=[{"x": 0.5}, {"kind": "a"}], repeats=3)
+    with pytest.raises(UsageError, match=r"search\.points: .*--extend can change description, baseline"):
+        launch_study(changed, storage, extend=True)
+
+
+def test_failures_of_one_repeated_point_do_not_end_the_search(tmp_path: Path, storage: Storage) -> None:
+    code = "def objective(trial):\n    return 1 / trial.suggest_int('x', 0, 3)\n"
+    points = [{"x": 0}, {"x": 1}]
+    launch_study(objective_study(tmp_path, code, trials=8, points=points, repeats=4), storage)
+    states = [trial.state for trial in stored_trials(storage)]
+    assert states == [TrialState.FAIL] * 4 + [TrialState.COMPLETE] * 4
 
 
 def test_bad_trials_are_pruned_and_store_their_last_report(tmp_path: Path, storage: Storage) -> None:

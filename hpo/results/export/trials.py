@@ -11,11 +11,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from hpo.results.export.best import reported_curve
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score, values_of
 from hpo.results.selection import params_of
-from hpo.results.study_facts import STATES, metrics_of
+from hpo.results.study_facts import STATES, metrics_of, reported_curve
 from hpo.search.space import is_whole
 from hpo.search.study_records import CURVE, RUN, any_stored_study
 from hpo.storage import FAILURE_REASON, WORKER, Storage, TrialFields, best_trials, load_study, summary

@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
-from hpo.results.figures.source import STEP, Source, in_words
+from hpo.results.figures.source import Source, in_words
 from hpo.results.figures.style import (
     BLUE,
     TRAINING_DASH,
@@ -26,7 +26,8 @@ from hpo.results.figures.style import (
     short,
 )
 from hpo.results.ranking import best_line, rank_label
-from hpo.results.study_facts import VALUE
+from hpo.results.study_facts import STEP
+from hpo.studyfile.objective import VALUE
 
 COLUMNS = 5
 ROW_PIXELS, FRAME_PIXELS = 190, 110

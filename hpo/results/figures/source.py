@@ -16,15 +16,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.no_best_trial import no_best_trial, trial_outcomes
 from hpo.results.ranking import score
-from hpo.results.study_facts import VALUE, conditional_of, metrics_of
+from hpo.results.study_facts import STEP, conditional_of, metrics_of
 from hpo.search.space import contains
 from hpo.search.study_records import CURVE, Curve
 from hpo.storage import Storage, TrialFields, best_trials, summary
 from hpo.storage.studies import MAX_TRIALS
+from hpo.studyfile.objective import VALUE
 
 BEST = 20
-STEP = "step"
-"""The key of the steps in a curve of intermediate values; VALUE is the key of the values."""
 SCORES = {
     "val_accuracy": "validation accuracy",
     "val_balanced_accuracy": "balanced validation accuracy",

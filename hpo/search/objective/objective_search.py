@@ -3,6 +3,10 @@
 A trial ends as in Optuna: the returned number is its value; `TrialPruned` prunes it; any other exception, `sys.exit`
 among them, fails it and is stored with it. Three failures of the same kind in a row end the search.
 
+Trial t of a study with `search.points` runs point t // repeats, as if Optuna's `enqueue_trial` had fixed its values.
+With `repeats` nothing is sampled: a parameter that a point does not name has the middle of its range. A trial has its
+seed as the user attribute `seed`, for the function to use; repeats of all points have the same seeds.
+
 The function cannot be interrupted from outside. After a stop, a timeout, or the loss of the trial's claim, its next
 `report`, `should_prune` or attribute write raises `TrialInterrupted`, which no `except Exception` catches; a function
 that calls none of these runs to its end.
@@ -27,7 +31,8 @@ from hpo.optuna_internals import tell_with_warning
 from hpo.search.events import EpochEnded, Note, PopulationEnded, PopulationStarted
 from hpo.search.loop import POLL_S, RAISES_IN_A_ROW, Search, trials_text
 from hpo.search.objective.objective_history import ObjectiveHistory
-from hpo.search.sampling.samplers import objective_sampler
+from hpo.search.points import FIXED, SEED, trial_seed
+from hpo.search.sampling.samplers import MiddleSampler, objective_sampler
 from hpo.storage import ATTEMPTS, FAILURE_REASON, StudyState, TrialFields, TrialResult, set_state
 from hpo.studyfile import ObjectiveStudy
 from hpo.studyfile.messages import format_key
@@ -48,14 +53,26 @@ class TrialInterrupted(BaseException):
 class ObjectiveTrial(optuna.Trial):
     """The trial that the objective function gets.
 
-    `check` raises `TrialInterrupted` where the trial has to end; `refresh` reads the trials of other workers.
+    `check` raises `TrialInterrupted` where the trial has to end; `refresh` reads the trials of other workers. `seed` is
+    the seed of a repeated point, which the function cannot replace: runs with equal seeds are compared.
     """
 
     def __init__(
-        self, study: optuna.Study, number: int, check: Callable[[], None], refresh: Callable[[], None]
+        self,
+        study: optuna.Study,
+        number: int,
+        check: Callable[[], None],
+        refresh: Callable[[], None],
+        seed: int | None = None,
     ) -> None:
         super().__init__(study, number)
-        self._check, self._refresh = check, refresh
+        self._check, self._refresh, self._seed = check, refresh, seed
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Set a user attribute, except the seed of a repeated point."""
+        if key == SEED and self._seed is not None:
+            value = self._seed
+        super().set_user_attr(key, value)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """Suggest one of the choices, as Optuna does.
@@ -120,10 +137,21 @@ class ObjectiveSearch(Search):
         """All parts: the function may read earlier trials."""
         return TrialFields()
 
+    @property
+    def _repeated(self) -> bool:
+        """Whether all trials are repeated points."""
+        return self.study.search.repeats > 1
+
     def _create(self, count: int) -> list[FrozenTrial]:
         """Store a new trial without parameters; try again where another worker has stored trials meanwhile."""
         while count and self._missing > 0 and not self.stop.is_set():
-            template = create_trial(state=TrialState.RUNNING)
+            number, points = self.history.count, self.study.search.points
+            point = number // self.study.search.repeats
+            template = create_trial(
+                state=TrialState.RUNNING,
+                user_attrs={SEED: trial_seed(self.study, number)},
+                system_attrs={FIXED: points[point]} if point < len(points) else {},
+            )
             created = self.storage.create_trials(self._study_id, [template], self.history.count, self.claim_conditions)
             if created:
                 self.history.sync(created)
@@ -137,10 +165,14 @@ class ObjectiveSearch(Search):
             if self.stop.is_set():
                 return
             failure = self._train_one(number)
+            if self._repeated and number % self.study.search.repeats:
+                continue  # the other repeats of a point fail for the same reason as its first one
             if self._is_repeated(None if failure is None else failure.kind) and failure is not None:
                 if failure.details:
                     self.on_event(Note(failure.details.rstrip(), "warning"))
-                problem = f"{self.study.objective} failed alike in {RAISES_IN_A_ROW} trials in a row ({failure.reason})"
+                which = "points" if self._repeated else "trials"
+                alike = f"failed alike in {RAISES_IN_A_ROW} {which} in a row"
+                problem = f"{self.study.objective} {alike} ({failure.reason})"
                 raise TrainingError(self.study.name, problem, self._has_trials_left)
 
     def _train_one(self, number: int) -> _Failure | None:
@@ -166,13 +198,17 @@ class ObjectiveSearch(Search):
     def _outcome(self, number: int) -> _Outcome | None:
         """Call the function; return the end of the trial, None where it is requeued or its claim was lost."""
         study, search = self.history.study, self.study.search
-        study.sampler = objective_sampler(search.sampler, search.seed, number)
+        study.sampler = MiddleSampler() if self._repeated else objective_sampler(search.sampler, search.seed, number)
         study._thread_local.in_optimize_loop = True  # so that the function may call study.stop()
         until = math.inf if search.trial_timeout is None else time.monotonic() + search.trial_timeout
         value: Any = None
         state: TrialState | None = None
         try:
-            trial = ObjectiveTrial(study, number, lambda: self._check(number, until), self._refresh)
+            seed = trial_seed(self.study, number)
+            fixed_seed = seed if self._repeated else None
+            trial = ObjectiveTrial(study, number, lambda: self._check(number, until), self._refresh, fixed_seed)
+            if SEED not in trial.user_attrs:  # enqueued, perhaps by another program
+                trial.set_user_attr(SEED, seed)
             value = self.function(trial)
             self._warn_of_unused_values(trial)
         except TrialPruned:
@@ -221,11 +257,12 @@ class ObjectiveSearch(Search):
         return None if self.end([(number, ending)]) else ending.state
 
     def _warn_of_unused_values(self, trial: ObjectiveTrial) -> None:
-        """Warn of enqueued values that the function has not suggested: their names may be misspelt."""
-        params = trial.params
+        """Warn of values of a point, or enqueued ones, that the function has not suggested: a name may be misspelt."""
+        params, search = trial.params, self.study.search
+        why = "its point names" if trial.number // search.repeats < len(search.points) else "was enqueued"
         for name in trial._fixed_params.keys() - params.keys():
             text = f"{trials_text([trial.number])}: {self.study.objective} did not suggest {format_key(name)}"
-            self.on_event(Note(f"{text}, which was enqueued{nearest(name, params)}", "warning"))
+            self.on_event(Note(f"{text}, which {why}{nearest(name, params)}", "warning"))
 
     def _check(self, number: int, until: float) -> None:
         """Raise TrialInterrupted where the trial has to end."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -28,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.search.points import check_points
 from hpo.search.sampling.pruners import IncrementalHyperbandPruner, IncrementalMedianPruner, max_epochs
 from hpo.search.sampling.tpe import IncrementalTPESampler, Observations
-from hpo.search.space import check_space, groups
+from hpo.search.space import check_space, groups, middle
 from hpo.studyfile import Study
 from hpo.studyfile.messages import dotted_key
 from hpo.training.global_locks import WARNINGS_LOCK
@@ -138,6 +139,26 @@ class _NumberedQMCSampler(QMCSampler):
 
     def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
         return self._number
+
+
+class MiddleSampler(BaseSampler):
+    """Sampler of trials that are fixed: a parameter that their point does not name has the middle of its range."""
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return no parameters: each is suggested alone."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return no values."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return the middle of the distribution."""
+        return middle(param_distribution)
 
 
 def objective_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
