@@ -30,11 +30,12 @@ def replay(
 
 
 def predict(folder: str | Path, images: str | Path, *, device: str = "auto") -> Predictions:
-    """Classify the images of a .npy file with the network in a folder that `test` wrote.
+    """Classify the examples of the .npy file `images` with the network in a folder that `test` wrote.
 
-    Images are [N, H, W], [N, C, H, W] or [N, H, W, C], uint8 as in the data set, or floats from 0, black, to 1, white;
-    a network that was trained on unscaled floats takes such floats. The result has arrays `classes` and
-    `probabilities`, [N], and `names` of the classes; `str()` of it is CSV. Raises HpoError for invalid files.
+    Images are [N, H, W], [N, C, H, W] or [N, H, W, C], uint8 as in the data set, or floats from 0, black, to 1, white.
+    A network that was trained on unscaled floats or on integers takes such numbers; rows of a table are [N, features].
+    The result has arrays `classes` and `probabilities`, [N], and `names` of the classes; `str()` of it is CSV. Raises
+    HpoError for invalid files.
     """
     from hpo.results.final_test.predict import predictions
 

@@ -170,18 +170,19 @@ def evaluate_test_set(
 @command()
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Use the network in this folder of `hpo test`")],
-    images: Annotated[
-        Path, typer.Argument(metavar="IMAGES.npy", help="Classify these images, [N, H, W] or [N, C, H, W]")
+    examples: Annotated[
+        Path,
+        typer.Argument(metavar="EXAMPLES.npy", help="Classify these images or rows, with the axes of the data set"),
     ],
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Classify images with a tested network.
+    """Classify examples with a tested network.
 
-    Images are uint8 as in the data set, or floats from 0, black, to 1, white. The output is CSV with the columns image,
-    class, probability.
+    Images are uint8 as in the data set, or floats from 0, black, to 1, white; other examples are numbers as in the data
+    set. The output is CSV with the columns image (the number of the example), class, probability.
     """
-    write_output(str(hpo.predict(folder, images, device=device)), output)
+    write_output(str(hpo.predict(folder, examples, device=device)), output)
 
 
 @command()

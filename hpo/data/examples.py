@@ -1,8 +1,9 @@
 """Examples in memory: as read from files (`RawExamples`), for networks (`Examples`), and split (`Split`).
 
-Inputs for networks are float32 of shape [N, C, H, W], bytes scaled to [0, 1] and other numbers unchanged; a table of
-rows has shape [N, 1, 1, columns]. Targets are labels, int64 of shape [N]. The SHA-256 of the content depends on inputs
-and targets only, not on their files (plain or gzip, one file or five). This module opens no file.
+Inputs for networks are float32, bytes scaled to [0, 1] and other numbers unchanged: images have shape [N, C, H, W], a
+table of rows [N, features]. Integers, such as token ids, are int64 of any shape [N, ...]. Targets are labels, int64 of
+shape [N]. The SHA-256 of the content depends on inputs and targets only, not on their files (plain or gzip, one file or
+five). This module opens no file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MAX_NAMES = 5
 class Examples:
     """Inputs of networks with their targets. The arrays belong to the caller."""
 
-    inputs: NDArray[np.float32]
+    inputs: NDArray[np.float32] | NDArray[np.int64]
     targets: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -41,14 +42,14 @@ class SealedExamples(Examples):
 
 @dataclass(frozen=True, eq=False)
 class RawExamples:
-    """Examples as read from files: bytes, of which `white` becomes 1.0, or numbers, which stay unchanged.
+    """Examples as read from files: bytes, of which `white` becomes 1.0, or numbers or integers, which stay unchanged.
 
     `names` are the class names, if the files have them. `content` is added to the hash, for what the bytes do not show.
     `groups` has the number of each example's group, where the study names groups. `read_validation` reads the
     validation set of the data, where they have one.
     """
 
-    inputs: NDArray[np.uint8] | NDArray[np.float32]
+    inputs: NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64]
     targets: NDArray[np.uint8] | NDArray[np.int64]
     white: int | None = 255
     names: tuple[str, ...] = ()
@@ -61,14 +62,20 @@ class RawExamples:
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """Return the examples at `indices`, in that order, scaled; only these are converted."""
+        if self.inputs.dtype == np.int64:
+            return Examples(self.inputs[indices].astype(np.int64, copy=False), self.targets[indices].astype(np.int64))
         inputs = self.inputs[indices].astype(np.float32, copy=False)  # indexing has copied
         if self.white is not None:
             inputs /= self.white
         return Examples(inputs, self.targets[indices].astype(np.int64))
 
     def content_sha256(self) -> str:
-        """Return the SHA-256 of the shape, the input bytes and the target bytes."""
-        digest = hashlib.sha256("x".join(map(str, self.inputs.shape)).encode())
+        """Return the SHA-256 of the shape, the input bytes and the target bytes.
+
+        The shape of a table counts as [N, 1, 1, features], as in the records of studies that stored it so.
+        """
+        count, *shape = self.inputs.shape
+        digest = hashlib.sha256("x".join(map(str, (count, *([1, 1] if len(shape) == 1 else []), *shape))).encode())
         digest.update(self.content.encode())
         digest.update(np.ascontiguousarray(self.inputs).data)
         digest.update(np.ascontiguousarray(self.targets).data)

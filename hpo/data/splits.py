@@ -116,13 +116,16 @@ def load_test(split: Split) -> SealedExamples:
 def _check_alike(name: str, part: str, raw: RawExamples, training: RawExamples | Split) -> None:
     """Raise DataError where examples have another shape or type than the training examples."""
     inputs = training.train.inputs if isinstance(training, Split) else training.inputs
-    shape, expected = raw.inputs.shape[1:], inputs.shape[1:]
-    if (shape, raw.white) != (expected, training.white):
-        found, known = (
-            f"{' x '.join(map(str, each))} {'numbers' if white is None else 'bytes'}"
-            for each, white in ((shape, raw.white), (expected, training.white))
-        )
+    found, known = (
+        f"{' x '.join(map(str, each.shape[1:]))} {_kind(each, white)}"
+        for each, white in ((raw.inputs, raw.white), (inputs, training.white))
+    )
+    if found != known or raw.white != training.white:
         raise DataError(f"{name}: {part} examples are {found}, but training examples {known}")
+
+
+def _kind(inputs: NDArray[Any], white: int | None) -> str:
+    return "integers" if inputs.dtype == np.int64 else "numbers" if white is None else "bytes"
 
 
 def _with_own_validation(settings: DataSettings, raw: RawExamples, validation: int) -> HoldOut:

@@ -1,13 +1,14 @@
 """User arrays as examples and labels: accepted shapes, types and class names.
 
-    [N, columns]        rows of a table
+    [N, features]       rows of a table
     [N, H, W]           images of one channel
     [N, H, W, C]        if the last axis has length 1, 3 or 4, and the second does not
     [N, C, H, W]        any other four axes
 
-Inputs are bytes, of which 255 becomes 1.0, or numbers, which stay unchanged. Labels are whole numbers from 0, or names.
-Groups are numbers or strings, one for each example.
-Every problem is a DataError that names the file and the array. This module opens no file.
+Inputs are bytes (uint8), of which 255 becomes 1.0, or floats, which stay unchanged. Integers of any other type, such as
+token ids, stay integers (int64) and keep their axes, [N, ...]. Labels are whole numbers from 0, or names. Groups are
+numbers or strings, one for each example. Every problem is a DataError that names the file and the array. This module
+opens no file.
 """
 
 from __future__ import annotations
@@ -44,21 +45,23 @@ class ArrayPair:
 def examples_from_arrays(pair: ArrayPair, names: Sequence[str] | None = None) -> RawExamples:
     """Return the examples of two arrays; `names` are the class names, None to derive them from the labels."""
     x = f"{pair.where}: {pair.names[0]}"
-    pixels = _convert_type(_as_images(pair.x, x), x)
-    if pair.y.ndim != 1 or len(pair.y) != len(pixels):
-        problem = f"has shape {_shape(pair.y.shape)}, but one label for each example is {_shape((len(pixels),))}"
-        scope = f". {CLASSIFIERS_ONLY}" if pair.y.ndim == 2 and len(pair.y) == len(pixels) else ""
+    inputs = _convert_type(_with_axes(pair.x, x), x)
+    if pair.y.ndim != 1 or len(pair.y) != len(inputs):
+        problem = f"has shape {_shape(pair.y.shape)}, but one label for each example is {_shape((len(inputs),))}"
+        scope = f". {CLASSIFIERS_ONLY}" if pair.y.ndim == 2 and len(pair.y) == len(inputs) else ""
         raise DataError(f"{pair.where}: {pair.names[1]} {problem}{scope}")
     labels, classes = encode_labels(pair.y, f"{pair.where}: {pair.names[1]}", names)
-    return user_examples(pixels, labels, classes)
+    return user_examples(inputs, labels, classes)
 
 
 def user_examples(
-    pixels: NDArray[np.uint8] | NDArray[np.float32], labels: NDArray[np.int64], names: tuple[str, ...]
+    inputs: NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64],
+    labels: NDArray[np.int64],
+    names: tuple[str, ...],
 ) -> RawExamples:
-    """Return examples [N, C, H, W] of the user; the hash of their content includes type and class names."""
-    white = 255 if pixels.dtype == np.uint8 else None
-    return RawExamples(pixels, labels, white, names, f" {pixels.dtype} {json.dumps(names)} ")
+    """Return examples of the user; the hash of their content includes type and class names."""
+    white = 255 if inputs.dtype == np.uint8 else None
+    return RawExamples(inputs, labels, white, names, f" {inputs.dtype} {json.dumps(names)} ")
 
 
 def encode_labels(
@@ -139,17 +142,20 @@ def _check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _as_images(x: NDArray[Any], where: str) -> NDArray[Any]:
-    """Return examples as [N, C, H, W]."""
-    if x.ndim not in (2, 3, 4):
-        shapes = "[N, columns], [N, H, W], [N, H, W, C] or [N, C, H, W]"
+def _with_axes(x: NDArray[Any], where: str) -> NDArray[Any]:
+    """Return rows as [N, features], images as [N, C, H, W], and integers with the axes that they have."""
+    integers = x.dtype.kind in "iu" and x.dtype != np.uint8
+    if x.ndim < 2 or (x.ndim > 4 and not integers):
+        shapes = (
+            "[N, length] or have further axes" if integers else "[N, features], [N, H, W], [N, H, W, C] or [N, C, H, W]"
+        )
         raise DataError(f"{where} has shape {_shape(x.shape)}; it must be {shapes}")
     if len(x) == 0:
         raise DataError(f"{where} has no examples")
     if math.prod(x.shape) == 0:
         raise DataError(f"{where} has shape {_shape(x.shape)}: its examples are empty")
-    if x.ndim == 2:
-        return x[:, None, None, :]
+    if x.ndim == 2 or integers:
+        return x
     if x.ndim == 3:
         return x[:, None]
     first, last = x.shape[1] in CHANNELS, x.shape[3] in CHANNELS
@@ -159,12 +165,17 @@ def _as_images(x: NDArray[Any], where: str) -> NDArray[Any]:
     return np.moveaxis(x, 3, 1) if last else x
 
 
-def _convert_type(x: NDArray[Any], where: str) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Return bytes unchanged, and finite floats of any precision as float32."""
+def _convert_type(x: NDArray[Any], where: str) -> NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64]:
+    """Return bytes unchanged, other integers as int64, and finite floats of any precision as float32."""
     if x.dtype == np.uint8:
         return np.ascontiguousarray(x)
+    if x.dtype.kind in "iu":
+        if x.dtype == np.uint64 and x.max() > np.iinfo(np.int64).max:
+            raise DataError(f"{where} has {x.max()}, which is too large for int64")
+        return np.ascontiguousarray(x, np.int64)
     if x.dtype.kind != "f":
-        raise DataError(f"{where} has type {x.dtype}; it must be uint8 (0 to 255) or floats, which stay unchanged")
+        kinds = "uint8 (0 to 255), floats, or integers of another type (ids)"
+        raise DataError(f"{where} has type {x.dtype}; it must be {kinds}")
     with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused below
         numbers = np.ascontiguousarray(x, np.float32)
     for index in range(len(numbers)):

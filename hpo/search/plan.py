@@ -22,11 +22,11 @@ from hpo.search.space import Values, config_of
 from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.messages import dotted_key
-from hpo.training.device_data import DeviceSplit, example_shape, to_device
+from hpo.training.device_data import DeviceSplit, IntegerShape, describe, example_shape, to_device
 from hpo.training.devices import describe_device, find_device, is_out_of_memory
 from hpo.training.grouping import PROOF_EXAMPLES, two_networks, why_not_stackable
 from hpo.training.networks.builtin import build
-from hpo.training.networks.user_defined import Mode, check_reproducible, check_trainable
+from hpo.training.networks.user_defined import Mode, check_ids, check_reproducible, check_trainable
 from hpo.training.size import MemberSize, device_memory, member_size, population_size
 from hpo.training.stack import DTYPES, EVALUATION_BATCH
 from hpo.training.tasks.task import Task, check_task, make_task
@@ -132,15 +132,15 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
             "must be none with data.folds, where a trial has a network for each fold: `hpo test` trains the best one"
         )
         raise study.error("training.keep", problem)
-    images = load_split(study)
-    _check_shift(study, images)
+    split = load_split(study)
+    _check_augmentation(study, split)
     config = study.first_config
     widest = ["float32" if each == "auto" else each for each in precisions.values()]  # "auto" may be float32
     assumed = max(widest, key=lambda each: DTYPES[each].itemsize)
-    _check_task(study, images)
+    _check_task(study, split)
     with _network_errors(study, config):
-        stacked = config.network.kind != "module" or _stacks(config, images, where, _modes_of_one(study, images))
-        size = member_size(config, example_shape(images.train.inputs.shape), images.classes, assumed, len(images.folds))
+        stacked = config.network.kind != "module" or _stacks(config, split, where, _modes_of_one(study, split))
+        size = member_size(config, example_shape(split.train.inputs), split.classes, assumed, len(split.folds))
     limit, network_is_searched = (
         study.search.limits.parameters,
         any(each.setting[0] == "network" for each in study.parameters),
@@ -154,7 +154,7 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
         raise study.error("network", problem)
     largest = 1 if study.search.population == "auto" and not stacked else study.search.population
     population = population_size(largest, study.search.trials, size.member_bytes, where)
-    return NetworkPlan(where, images, config, size, population, stacked, code)
+    return NetworkPlan(where, split, config, size, population, stacked, code)
 
 
 def _check_task(study: Study, images: Split) -> None:
@@ -208,31 +208,30 @@ def _network_errors(study: Study, config: Config) -> Iterator[None]:
         raise study.error("network.module", problem) from error
 
 
-def _stacks(config: Config, images: Split, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
+def _stacks(config: Config, split: Split, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
     """Try a user-defined network on a few examples, and on one example in these modes; return whether it can stack."""
-    few = torch.from_numpy(images.train.inputs[:PROOF_EXAMPLES])
+    few = torch.from_numpy(split.train.inputs[:PROOF_EXAMPLES])
     kind = torch.float64 if config.training.precision == "float64" else torch.float32
-    shape = example_shape(few.shape)
-    network = build(config.network, shape, images.classes, 0)
-    modules = two_networks(config.network, shape, images.classes, 0)
+    shape = example_shape(few)
+    network = build(config.network, shape, split.classes, 0)
+    modules = two_networks(config.network, shape, split.classes, 0)
     check_reproducible(network, modules[0], config.network)
-    check_trainable(network, config.network, few.to(device, kind), images.classes)
-    try:
-        check_trainable(network, config.network, few[:1].to(device, kind), images.classes, modes_of_one)
-    except Exception as error:
-        error.add_note("for a batch of 1 image")
-        raise
+    if isinstance(shape, IntegerShape):
+        for examples in (each for fold in split.folds for each in (fold.train, fold.validation)):
+            extra = build(config.network, shape, split.classes, 0)
+            check_ids(extra, config.network, torch.from_numpy(examples.inputs))
+    check_trainable(network, config.network, few.to(device), split.classes, compute=kind)
+    check_trainable(network, config.network, few[:1].to(device), split.classes, modes_of_one, kind)
     return why_not_stackable(modules, few) is None
 
 
-def _modes_of_one(study: Study, images: Split) -> list[Mode]:
+def _modes_of_one(study: Study, split: Split) -> list[Mode]:
     """Return the modes in which networks may get a batch of one example."""
     found: list[Mode] = []
     if 1 in study.possible_values(("training", "batch_size")).values():
         found.append("training")
     if any(
-        size % EVALUATION_BATCH == 1
-        for size in (*(len(fold.validation) for fold in images.folds), images.test_size or 0)
+        size % EVALUATION_BATCH == 1 for size in (*(len(fold.validation) for fold in split.folds), split.test_size or 0)
     ):
         found.append("evaluation")
     return found
@@ -245,18 +244,26 @@ def can_train(study: Study, values: Values) -> bool:
     """
     config, limit = config_of(study, values), study.search.limits.parameters
     try:
-        images = load_split(study)
-        _check_shift(study, images)
+        split = load_split(study)
+        _check_augmentation(study, split)
         with _network_errors(study, config):
-            size = member_size(config, example_shape(images.train.inputs.shape), images.classes, "float32")
+            size = member_size(config, example_shape(split.train.inputs), split.classes, "float32")
     except HpoError:
         return False
     return limit is None or size.parameters <= limit
 
 
-def _check_shift(study: Study, images: Split) -> None:
-    """Raise StudyFileError for a shift of an image's whole side or more."""
-    side = min(images.train.inputs.shape[2:])
+def _check_augmentation(study: Study, split: Split) -> None:
+    """Raise StudyFileError for flips or shifts of examples that are no images, or a shift of an image's whole side."""
+    shape = example_shape(split.train.inputs)
+    if len(shape) != 3 or isinstance(shape, IntegerShape):
+        for key in ("flip", "shift"):
+            for place, value in study.possible_values(("training", key)).items():
+                if value:
+                    problem = f"needs images, but the examples of {split.dataset} are {describe(shape)} (got {value:g})"
+                    raise study.error(dotted_key(place), f"{problem}; remove it")
+        return
+    side = min(shape[1:])
     for place, shift in study.possible_values(("training", "shift")).items():
         if shift >= side:
             problem = f"must be below {side}, the pixels of an image's shorter side (got {shift})"

@@ -64,7 +64,7 @@ class PopulationSearch(Search):
 
     @property
     def idle_bytes(self) -> int:
-        """The bytes of the images on the device."""
+        """The bytes of the examples on the device."""
         return self.trainer.split_bytes
 
     @property

@@ -17,8 +17,11 @@ from hpo.training.device_data import DeviceSplit
 from hpo.training.randomness import augmentation_numbers
 
 
-def epoch_images(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> Callable[[Tensor], Tensor]:
-    """Return a function from indices [B] int64 to the epoch's training images [B, C, H, W], augmented if so set."""
+def epoch_examples(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> Callable[[Tensor], Tensor]:
+    """Return a function from indices [B] int64 to the epoch's training examples [B, ...].
+
+    Images are augmented if so set; the caller has checked that other examples are not.
+    """
     images, shift = split.train, settings.shift
     if not (settings.flip or shift):
         return lambda batch: images[batch]

@@ -1,4 +1,4 @@
-"""Training and validation examples as tensors on one device, copied there once.
+"""Training and validation examples as tensors on one device, copied there once; shape and type of one example.
 
 The tensors are made from arrays; files are read in `hpo.data`.
 """
@@ -7,22 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo.data import Split
 from hpo.training.tasks.task import Task, classification
 
-Shape = tuple[int, int, int]
-"""Shape of one example: channels, height, width."""
+Shape = tuple[int, ...]
+"""Shape of one example: (features,) of a table, (channels, height, width) of an image."""
+
+
+class IntegerShape(Shape):
+    """Shape of one example of integers, such as token ids. Networks get them as int64 in every precision."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Training and validation examples [N, C, H, W] and labels [N] int64 on one device, and the task of the study.
+    """Training and validation examples [N, ...] and labels [N] int64 on one device, and the task of the study.
 
     `seed` is the split's seed; the order of the batches is derived from it. With `data.folds` this is the first fold.
+    `compute` is the type that networks compute in, which is also the type of the examples unless these are integers.
     """
 
     train: Tensor
@@ -31,6 +40,7 @@ class DeviceSplit:
     validation_targets: Tensor
     task: Task
     seed: int
+    compute: torch.dtype = torch.float32
     other_folds: tuple[DeviceSplit, ...] = ()
 
     @property
@@ -46,7 +56,7 @@ class DeviceSplit:
     @property
     def shape(self) -> Shape:
         """Return the shape of one example."""
-        return example_shape(self.train.shape)
+        return example_shape(self.train)
 
     @property
     def device(self) -> torch.device:
@@ -54,15 +64,38 @@ class DeviceSplit:
         return self.train.device
 
     def in_type(self, dtype: torch.dtype) -> DeviceSplit:
-        """Return the split with its examples in `dtype`; tensors that already have that type are not copied."""
+        """Return the split for networks that compute in `dtype`; tensors that have their type are not copied."""
+        train, validation = (each.to(input_type(each, dtype)) for each in (self.train, self.validation))
         others = tuple(fold.in_type(dtype) for fold in self.other_folds)
-        return replace(self, train=self.train.to(dtype), validation=self.validation.to(dtype), other_folds=others)
+        return replace(self, train=train, validation=validation, compute=dtype, other_folds=others)
 
 
-def example_shape(shape: Sequence[int]) -> Shape:
-    """Return the shape of one example from the shape of a batch, [N, C, H, W]."""
-    _, channels, height, width = shape
-    return channels, height, width
+def example_shape(inputs: Tensor | NDArray[Any]) -> Shape:
+    """Return the shape of one of these examples, [N, ...]."""
+    is_float = inputs.is_floating_point() if isinstance(inputs, Tensor) else inputs.dtype.kind == "f"
+    return tuple(inputs.shape[1:]) if is_float else IntegerShape(inputs.shape[1:])
+
+
+def describe(shape: Shape) -> str:
+    """Return words for the shape of an example: `30 features`, `12 integers` or `3 x 32 x 32 pixels`."""
+    sides = " x ".join(map(str, shape))
+    return f"{sides} {'integers' if isinstance(shape, IntegerShape) else 'features' if len(shape) == 1 else 'pixels'}"
+
+
+def input_type(inputs: Tensor, compute: torch.dtype) -> torch.dtype:
+    """Return the type in which a network that computes in `compute` gets its inputs: integers stay integers."""
+    return compute if inputs.is_floating_point() else inputs.dtype
+
+
+def zero_example(shape: Shape, device: torch.device | None = None) -> Tensor:
+    """Return a batch of one example of zeros."""
+    return torch.zeros(1, *shape, dtype=torch.int64 if isinstance(shape, IntegerShape) else None, device=device)
+
+
+def extreme_examples(inputs: Tensor) -> Tensor:
+    """Return those of the examples that have the smallest or the largest value at any position."""
+    flat = inputs.flatten(1)
+    return inputs[torch.unique(torch.cat([flat.argmin(0), flat.argmax(0)]))]
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hpo.training.device_data import input_type
 from hpo.training.devices import widest_float
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import EVALUATION_BATCH
@@ -25,25 +26,25 @@ DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @torch.no_grad()
-def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the log-probability of each class, [N, classes] float64 on the CPU, for examples [N, C, H, W].
+def log_probabilities(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the log-probability of each class, [N, classes] float64 on the CPU, for examples [N, ...].
 
-    Batch by batch, the examples are copied to the device and converted to the type of the network's weights. Switches
-    the network to evaluation mode.
+    Batch by batch, the examples are copied to the device and, unless they are integers, converted to the type of the
+    network's weights. Switches the network to evaluation mode.
     """
     weight = next(network.parameters())
-
+    dtype = input_type(inputs, weight.dtype)
     network.eval()
     parts = []
-    for batch in torch.split(images, EVALUATION_BATCH):
-        logits = network(batch.to(weight.device, weight.dtype, copy=True))  # a copy: its forward may work in place
+    for batch in torch.split(inputs, EVALUATION_BATCH):
+        logits = network(batch.to(weight.device, dtype, copy=True))  # a copy: its forward may work in place
         parts.append(torch.log_softmax(logits.to(widest_float(weight.device)), 1).cpu().double())
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def subnetwork_log_probabilities(
-    network: nn.Module, images: Tensor, count: int, seed: int, each: Callable[[Tensor], None]
+    network: nn.Module, inputs: Tensor, count: int, seed: int, each: Callable[[Tensor], None]
 ) -> Tensor:
     """Return the log of the mean probability over `count` random sub-networks, [N, classes] float64 on the CPU.
 
@@ -55,7 +56,7 @@ def subnetwork_log_probabilities(
     for index in range(count):
         for layer, masks in enumerate(dropouts):
             masks.reset(derive_seed("subnetwork", seed, index, layer))
-        scores = log_probabilities(masked, images)
+        scores = log_probabilities(masked, inputs)
         each(scores)
         mean = scores if mean is None else torch.logaddexp(mean, scores)
     assert mean is not None, "count is at least 1"

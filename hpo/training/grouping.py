@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
 from hpo.studyfile import Config, NetworkSettings
 from hpo.studyfile.keys import unsearchable_keys
-from hpo.training.device_data import DeviceSplit, Shape
+from hpo.training.device_data import DeviceSplit, IntegerShape, Shape, input_type
 from hpo.training.networks.builtin import build
-from hpo.training.networks.user_defined import check_trainable, in_type, why_not_freezable
+from hpo.training.networks.user_defined import check_ids, check_trainable, in_type, why_not_freezable
 from hpo.training.stack import Member
 from hpo.training.stacking.proof import prove
 from hpo.training.stacking.trace import CannotStackError, architecture_of
@@ -52,7 +53,7 @@ def shared_settings(config: Config) -> str:
 def why_not_stackable(modules: Sequence[nn.Module], examples: Tensor) -> str | None:
     """Return the reason why modules cannot be stacked, or None if they can.
 
-    `examples` are [N, C, H, W]; the modules must have run on such examples before.
+    `examples` are [N, ...]; the modules must have run on such examples before.
     """
     try:
         prove(modules, examples[:PROOF_EXAMPLES])
@@ -117,15 +118,19 @@ class Grouping:
         if arguments not in self._architectures:
             shape, classes = self._split.shape, self._split.task.outputs
             modules = two_networks(settings, shape, classes, member.seed)
+            if isinstance(shape, IntegerShape):
+                for inputs in (each for fold in self._split.folds for each in (fold.train, fold.validation)):
+                    check_ids(build(settings, shape, classes, member.seed), settings, inputs)
             architecture = architecture_of(modules[0])
             if architecture not in self._reasons:
                 reason = why_not_stackable(modules, self._split.train)
                 if reason is not None:
-                    examples = self._split.train[:PROOF_EXAMPLES].cpu().float()
+                    examples = self._split.train[:PROOF_EXAMPLES].cpu()
                     # Raises the module's own error, if it fails unstacked as well.
                     check_trainable(modules[0], settings, examples, classes)
                     self._warn_once(f"{settings.module}: {reason}; its trials train one at a time")
-                    fresh = in_type(build(settings, shape, classes, member.seed), examples.dtype)
+                    examples = examples.to(input_type(examples, torch.float32))
+                    fresh = in_type(build(settings, shape, classes, member.seed), torch.float32)
                     if problem := why_not_freezable(modules[0], fresh, examples):
                         self._warn_once(f"{settings.module}: {problem}; its trials train without a pause")
                         self._not_freezable.add(architecture)

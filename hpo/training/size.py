@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.studyfile import Config, NetworkSettings
-from hpo.training.device_data import Shape
+from hpo.training.device_data import Shape, zero_example
 from hpo.training.global_locks import GLOBAL_STATE_LOCK
 from hpo.training.networks.builtin import build, built_in_layers
 from hpo.training.optimizers import RULES
@@ -117,7 +117,7 @@ def measure_network(network: nn.Module, shape: Shape) -> NetworkSize:
     parameters = list(network.parameters())
     was_training = network.training
     with GLOBAL_STATE_LOCK, torch.no_grad():
-        network.eval()(torch.zeros(1, *shape, device=parameters[0].device))
+        network.eval()(zero_example(shape, parameters[0].device))
     network.train(was_training)
     for hook in hooks:
         hook.remove()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.studyfile import Config
-from hpo.training.augmentation import epoch_images
+from hpo.training.augmentation import epoch_examples
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import widest_float
 from hpo.training.networks.user_defined import checked_output, with_output_check
@@ -78,7 +78,7 @@ class Member:
 
 
 class Stack:
-    """Members of one architecture that train together, on the device and in the type of the split's examples.
+    """Members of one architecture that train together, on the device and in the type `compute` of the split.
 
     `modules` are the members' networks, with the values of the members' states. `split` is the fold of index `fold`.
     With `stacked` False there is one member, whose module runs unstacked. `traces` is the cache of the architecture's
@@ -106,10 +106,10 @@ class Stack:
         assert stacked or len(modules) == 1, "only a stack has several members"
         self._network: StackedNetwork | UnstackedNetwork
         if stacked:
-            self._network = StackedNetwork(modules, split.train.dtype, traces)
+            self._network = StackedNetwork(modules, split.compute, traces)
         else:
             self._network = UnstackedNetwork(
-                with_output_check(modules[0], split.task.outputs, first.network), split.train.dtype
+                with_output_check(modules[0], split.task.outputs, first.network), split.compute
             )
         self._optimizer = Optimizer(
             self._network.blocks,
@@ -164,7 +164,7 @@ class Stack:
         """Train one epoch; return the means of loss and accuracy over its examples, [2, K]."""
         device, task, targets = self._split.device, self._split.task, self._split.train_targets
         size = self._training.batch_size
-        augmented = epoch_images(self._split, epoch, self._training)
+        augmented = epoch_examples(self._split, epoch, self._training)
         order = batch_order(self._split.seed, epoch, len(targets)).to(device)
         batches = list(torch.split(order, size))[: steps_per_epoch(len(targets), size)]
         network = self._network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,7 @@ def write_folder(root: Path, classes: str = "ab", each: int = 5, seed: int = 0) 
         (np.stack([BYTES, BYTES // 2, BYTES // 3], 3), lambda i: np.stack([BYTES[i], BYTES[i] // 2, BYTES[i] // 3])),
         (np.stack([BYTES, BYTES // 2, BYTES // 3], 1), lambda i: np.stack([BYTES[i], BYTES[i] // 2, BYTES[i] // 3])),
         (np.stack([BYTES] * 7, 1), lambda i: np.stack([BYTES[i]] * 7)),
-        (BYTES.reshape(40, 30), lambda i: BYTES[i].reshape(1, 1, 30)),
+        (BYTES.reshape(40, 30), lambda i: BYTES[i].reshape(30)),
     ],
     ids=["N H W", "N H W 1", "N 1 H W", "N H W 3", "N 3 H W", "N 7 H W", "N features"],
 )
@@ -102,6 +103,29 @@ def test_numbers_stay_unchanged(kind: type, tmp_path: Path) -> None:
     assert split.train.inputs.dtype == np.float32
     assert split.white is None
     np.testing.assert_array_equal(whole(split)[0][:, 0], x.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64, np.uint16, np.uint32, np.uint64])
+def test_integers_stay_integers_with_their_axes(kind: type, tmp_path: Path) -> None:
+    hashes = set()
+    for x in (BYTES.astype(kind) // 2, BYTES.reshape(40, 30).astype(kind) // 2, BYTES[:, :, :, None].astype(kind) // 2):
+        split = npz_split(tmp_path, x=x)
+        assert (split.train.inputs.dtype, split.validation.inputs.dtype, split.white) == (np.int64, np.int64, None)
+        np.testing.assert_array_equal(whole(split)[0], x)
+        hashes.add(split.content_sha256)
+        assert split.content_sha256 == npz_split(tmp_path, x=x.astype(np.int64)).content_sha256
+        assert split.content_sha256 != npz_split(tmp_path, x=x.astype(np.float32)).content_sha256
+    assert len(hashes) == 3
+
+
+def test_the_hash_of_a_table_is_that_of_the_records_that_studies_have_stored(tmp_path: Path) -> None:
+    numbers = np.arange(120, dtype=np.float32).reshape(40, 3) / 7
+    split = npz_split(tmp_path, x=numbers)
+    expected = hashlib.sha256(b'40x1x1x3 float32 ["0", "1", "2", "3"] ')
+    expected.update(numbers.tobytes())
+    expected.update(LABELS.astype(np.int64).tobytes())
+    assert split.train.inputs.shape[1:] == (3,)
+    assert split.content_sha256 == expected.hexdigest()
 
 
 def test_classes_have_names(tmp_path: Path) -> None:
@@ -147,15 +171,20 @@ def test_classes_have_names(tmp_path: Path) -> None:
         ({"classes": np.array(["a", "b", "", "d"])}, "images.npz: y: '' is not a valid class name"),
         ({"classes": np.arange(4)}, "images.npz: classes has type int64; it must be a list of strings"),
         ({"y": np.array(["a", "b"])[LABELS % 2], "classes": np.array(["a", "c"])}, "y: 'b' is not one of the classes"),
-        ({"x": BYTES.astype(np.int64)}, "images.npz: x has type int64; it must be uint8 (0 to 255) or floats"),
-        ({"x": BYTES > 100}, "images.npz: x has type bool"),
+        ({"x": BYTES > 100}, "images.npz: x has type bool; it must be uint8 (0 to 255), floats, or integers"),
+        (
+            {"x": np.full((40, 3), 2**63, np.uint64)},
+            "images.npz: x has 9223372036854775808, which is too large for int64",
+        ),
+        ({"x": LABELS.astype(np.int32)}, "images.npz: x has shape [40]; it must be [N, length] or have further axes"),
+        ({"x": np.zeros((40, 1, 2, 3, 4))}, "x has shape [40, 1, 2, 3, 4]; it must be [N, features], [N, H, W], "),
         ({"x": np.where(np.arange(40) == 7, np.nan, 1.0)[:, None, None] * BYTES}, "example 7 has a value that is NaN"),
         ({"x": np.full((40, 2, 2), 1e300)}, "example 0 has a value that is NaN, infinite or too large for float32"),
         ({"x": BYTES[:0], "y": LABELS[:0]}, "images.npz: x has no examples"),
         ({"x": BYTES[:, :0]}, "images.npz: x has shape [40, 0, 5]: its examples are empty"),
         (
-            {"x": LABELS},
-            "images.npz: x has shape [40]; it must be [N, columns], [N, H, W], [N, H, W, C] or [N, C, H, W]",
+            {"x": LABELS * 1.0},
+            "images.npz: x has shape [40]; it must be [N, features], [N, H, W], [N, H, W, C] or [N, C, H, W]",
         ),
         (
             {"x": np.zeros((40, 3, 9, 3), np.uint8)},
@@ -225,6 +254,7 @@ def test_test_arrays_must_match_the_training_arrays(tmp_path: Path) -> None:
         ),
         ({"x_test": BYTES[:3, :4]}, "test examples are 1 x 4 x 5 bytes, but training examples 1 x 6 x 5 bytes"),
         ({"x_test": BYTES[:3] / 255}, "test examples are 1 x 6 x 5 numbers, but training examples 1 x 6 x 5 bytes"),
+        ({"x_test": BYTES[:3].astype(int)}, "test examples are 6 x 5 integers, but training examples 1 x 6 x 5 bytes"),
         ({"x_test": BYTES[:4]}, r"y_test has shape \[3\], but one label for each example is \[4\]"),
     ]:
         split = npz_split(tmp_path, **{"y": words[LABELS], "x_test": BYTES[:3], "y_test": words[:3], **arrays})

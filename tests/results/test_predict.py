@@ -197,7 +197,12 @@ def flipped(model: Path) -> None:
             "has the schema 'hpo.card/2', but this version of hpo reads",
         ),
         (changed(lambda card: card.pop("config")), "is damaged: something that"),
-        (changed(lambda card: card["input"].update(shape=[1, 8])), "is damaged: something that"),
+        (changed(lambda card: card["input"].update(shape=[])), "is damaged: something that"),
+        (changed(lambda card: card["input"].update(shape=[1, 8])), "do not match the described network"),
+        (
+            changed(lambda card: card["input"].update(shape=[64], integers=True)),
+            "mlp and cnn take bytes or floats, but",
+        ),
         (changed(lambda card: card["input"].update(shape=7)), "is damaged: something that"),
         (changed(lambda card: card["input"].update(white=0)), "is damaged: something that"),
         (changed(lambda card: card["weights"].update(file="../weights.safetensors")), "is damaged: something"),
@@ -233,7 +238,7 @@ def flipped(model: Path) -> None:
             "its weights are NaN or infinite .layers",
         ),
         (weights(lambda state: state["layers.1.bias"].fill_(-math.inf)), "its weights are NaN or infinite .layers.1.b"),
-        (weights(lambda state: state["layers.1.weight"].fill_(1e308)), "output for image 0 of .* is NaN or infinite"),
+        (weights(lambda state: state["layers.1.weight"].fill_(1e308)), "output for example 0 of .* is NaN or infinite"),
         (
             weights(lambda state: state.update({"layers.1.bias": state["layers.1.bias"].int()})),
             "not have the described network.s type",

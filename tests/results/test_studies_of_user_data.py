@@ -179,11 +179,112 @@ def test_numbers_as_given_and_features_are_predicted_as_trained(storage: Storage
     for wrong, said in [
         (X[:2], "contains uint8, but this network takes floats, as it was trained on"),
         (x[:2] * np.nan, "contains NaN or infinite numbers"),
-        (x[:2, :6], r"its shape is \[2, 6\], but this network takes .* or \[N, 7\]"),
+        (x[:2, :6], r"its shape is \[2, 6\], but this network takes \[N, 7\] or \[N, 1, 1, 7\]$"),
     ]:
         np.save("images.npy", wrong)
         with pytest.raises(HpoError, match=said):
             predictions(folder, Path("images.npy"), "cpu")
+
+
+def test_a_folder_of_a_table_that_an_earlier_version_wrote_still_predicts(storage: Storage, home: Path) -> None:
+    x = RNG.normal(0, 1, (60, 7))
+    write_images(home, x=x, x_test=x[:9])
+    search(study_in(home), storage)
+    see(storage)
+    np.save("rows.npy", x[:9])
+    answers = str(predictions(Path("tiny-test"), Path("rows.npy"), "cpu"))
+    card = Path("tiny-test") / CARD_FILE
+    tree = json.loads(card.read_text())
+    assert tree["input"] == {"shape": [7], "classes": 3, "white": None}
+    tree["input"]["shape"] = [1, 1, 7]
+    card.write_text(json.dumps(tree))
+    assert str(predictions(Path("tiny-test"), Path("rows.npy"), "cpu")) == answers
+
+
+WORDS_CODE = """
+from torch import nn
+
+
+class Words(nn.Module):
+    def __init__(self, classes, ids):
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(ids, 4), nn.BatchNorm1d(4), nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.head(self.norm(self.embed(x).mean(1)))
+"""
+
+
+def words_study(home: Path, ids: int) -> Study:
+    (home / "my_net.py").write_text(WORDS_CODE)
+    written = json.loads((home / "tiny.json").read_text())
+    written["network"] = {"kind": "module", "module": "my_net.py:Words", "args": {"ids": ids}}
+    (home / "tiny.json").write_text(json.dumps(written))
+    return read_study(home / "tiny.json")
+
+
+def test_integers_stay_integers_from_the_search_to_a_prediction(storage: Storage, home: Path) -> None:
+    x = RNG.integers(0, 12, (60, 5)).astype(np.int32)
+    write_images(home, x=x, x_test=x[:9])
+    with pytest.raises(
+        StudyFileError, match=r"network\.kind: mlp and cnn take bytes or floats, but the examples are int"
+    ):
+        search(study_in(home), storage)
+    largest = (
+        r"network\.module: my_net\.py:Words: layer 'embed' has the ids 0 to 10 \(num_embeddings\), but gets ids up t"
+    )
+    with pytest.raises(StudyFileError, match=largest):
+        search(words_study(home, 11), storage)
+    study = words_study(home, 12)
+    assert plan(study, "cpu").stacked
+    assert "validation examples of 5 integers, 3 classes" in check_report(study, "cpu")
+    search(study, storage)
+    (home / "best.json").write_text(export_text(storage, "tiny"))
+    (run,) = replay(home / "best.json", "cpu", threading.Event(), pytest.fail).runs
+    assert run.difference == 0
+    result = see(storage)
+    assert json.loads((Path("tiny-test") / CARD_FILE).read_text())["input"]["integers"] is True
+    np.save("words.npy", x[:9].astype(np.uint16))
+    rows = str(predictions(Path("tiny-test"), Path("words.npy"), "cpu")).splitlines()[1:]
+    predicted = np.array([row.split(",", 1)[1].rpartition(",")[0].strip('"') for row in rows])
+    assert (predicted == Y[:9]).mean() == result["test"]["accuracy"]
+    for wrong, said in [
+        (
+            x[:9] + 12,
+            r"tiny-test: network\.module: my_net\.py:Words: layer 'embed' has the ids 0 to 11 .*, but gets ids up",
+        ),
+        (x[:9] * 1.0, "contains float64, but this network takes integers, as it was trained on"),
+        (x[:9, :4], r"its shape is \[9, 4\], but this network takes \[N, 5\]"),
+    ]:
+        np.save("words.npy", wrong)
+        with pytest.raises(HpoError, match=said):
+            predictions(Path("tiny-test"), Path("words.npy"), "cpu")
+
+
+def test_a_test_set_with_an_unknown_id_is_a_line_that_names_it(storage: Storage, home: Path) -> None:
+    x = RNG.integers(0, 12, (60, 5))
+    write_images(home, x=x, x_test=x[:9] + 3)
+    study_in(home)
+    search(words_study(home, 12), storage)
+    with pytest.raises(
+        HpoError, match=r"cannot be evaluated on the test set: .* but gets ids up to 1[34]; no test result"
+    ):
+        see(storage)
+
+
+def test_flips_and_shifts_of_rows_are_refused(storage: Storage, home: Path) -> None:
+    write_images(home, x=RNG.normal(0, 1, (60, 7)))
+    study = study_in(home)
+    assert "validation examples of 7 features, 3 classes" in check_report(study, "cpu")
+    for key, value, got in (("flip", 0.5, "0.5"), ("shift", 1, "1"), ("flip", {"low": 0.0, "high": 0.3}, "0.3")):
+        written = json.loads((home / "tiny.json").read_text())
+        written["training"][key] = value
+        (home / "other.json").write_text(json.dumps(written))
+        line = (
+            rf"training\.{key}.*: needs images, but the examples of npz:images\.npz are 7 features \(got {got}\); rem"
+        )
+        with pytest.raises(StudyFileError, match=line):
+            search(read_study(home / "other.json"), storage)
 
 
 def test_channels_may_come_last_when_predicting(storage: Storage, home: Path) -> None:

@@ -77,7 +77,7 @@ def check_checkpoints(study: Study, storage: Storage) -> None:
         epoch = losses.index(min(losses)) + 1 if settings.keep == "best" else len(losses)
         assert (metadata["schema"], metadata["trial"], metadata["epoch"]) == (WEIGHTS, str(trial.number), str(epoch))
         assert float(metadata["val_loss"]) == losses[epoch - 1]
-        shape = example_shape(split.validation.inputs.shape)
+        shape = example_shape(split.validation.inputs)
         network = load_network(path, state, config_of(study, trial.params).network, shape, split.classes)
         with torch.no_grad():
             scores = network(torch.from_numpy(split.validation.inputs).double())

@@ -156,7 +156,7 @@ def test_a_network_that_cannot_be_stacked_trains_alone(folder: Path, storage: St
             "Wrong",
             {"width": 4},
             "network.module: nets.py:Wrong raised RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x64 and "
-            "4x10) (nets.py, line 34, in forward)",
+            "4x10) for inputs of shape [4, 1, 8, 8] (nets.py, line 34, in forward)",
         ),
         (
             "Net",
@@ -199,7 +199,7 @@ def test_an_invalid_network_is_refused_before_anything_is_stored(
             "Net",
             {"training": {"batch_size": {"choices": [60, 1]}}},
             "Net raised ValueError: Expected more than 1 value per channel when training, got input size "
-            "torch.Size([1, 4]) for a batch of 1 image (nets.py, line 17, in forward)",
+            "torch.Size([1, 4]) for inputs of shape [1, 1, 8, 8] (nets.py, line 17, in forward)",
         ),
     ],
 )
@@ -231,7 +231,8 @@ def test_an_error_fails_its_trial_and_three_alike_stop_the_study(folder: Path, s
         folder, "Raising", args, optimizer={"lr": 0.1}, search={"trials": 4, "sampler": "grid", "retries": 0}
     )
     events: list[Any] = []
-    message = r"in 3 populations in a row \(ValueError: a rate of 0\.\d \(nets\.py, line 28, in forward\)\)"
+    error = r"ValueError: a rate of 0\.\d for inputs of shape \[4, 1, 8, 8\] \(nets\.py, line 28, in forward\)"
+    message = rf"in 3 populations in a row \({error}\)"
     with pytest.raises(TrainingError, match=message):
         search(study, storage, stop_at=lambda event: bool(events.append(event)))
     trials = trials_of(storage)

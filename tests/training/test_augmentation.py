@@ -9,7 +9,7 @@ import torch
 from torch_reference import config, curves, made_images, member, plain_images
 
 from hpo.studyfile import TrainingSettings
-from hpo.training.augmentation import epoch_images
+from hpo.training.augmentation import epoch_examples
 from hpo.training.device_data import DeviceSplit
 
 SPLIT = made_images(train=400, shape=(3, 6, 9))
@@ -18,7 +18,7 @@ ALL = torch.arange(400)
 
 def images(epoch: int = 1, split: DeviceSplit = SPLIT, batch: torch.Tensor = ALL, **settings: float) -> torch.Tensor:
     training = TrainingSettings.model_validate({"epochs": 3, **settings})
-    return epoch_images(split, epoch, training)(batch)
+    return epoch_examples(split, epoch, training)(batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -16,6 +16,7 @@ from hpo.search.study_records import stored_pruner, with_stored_defaults
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
 from hpo.studyfile.writing import study_text
 from hpo.text import json_text, printable_lines
+from hpo.training.device_data import describe, example_shape
 from hpo.training.devices import describe_device
 from hpo.training.size import device_memory, frozen_memory
 
@@ -43,8 +44,6 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
     planned = plan(study, device)
     split, member, population, where = planned.split, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
-    channels, height, width = split.train.inputs.shape[1:]
-    shape = f"{width} numbers" if channels == height == 1 else f"{channels} x {height} x {width} pixels"
     return [
         f"{study.source}: valid",
         "",
@@ -52,7 +51,8 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
         "",
         f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation examples "
-        f"{'in the first fold ' * bool(split.other_folds)}of {shape}, {split.classes} classes",
+        f"{'in the first fold ' * bool(split.other_folds)}of {describe(example_shape(split.train.inputs))}, "
+        f"{split.classes} classes",
         f"split: {split.method}",
         *([f"warning: {split.warning}"] if split.warning else []),
         f"network: {member.parameters:,} parameters{first}",

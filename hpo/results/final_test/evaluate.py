@@ -47,7 +47,7 @@ from hpo.storage.test_evaluations import (
     start_evaluation,
 )
 from hpo.studyfile import Study
-from hpo.training.device_data import example_shape
+from hpo.training.device_data import IntegerShape, example_shape
 from hpo.training.devices import describe_device
 from hpo.training.networks.weights_file import load_network, read_weights, weights_to_bytes
 from hpo.training.population import EpochResult
@@ -163,15 +163,16 @@ def _saved_network(path: Path, name: str, selected: Selection, planned: NetworkP
     metadata = {"study": name, "trial": str(selected.trial), "data_sha256": planned.split.content_sha256}
     write_atomically(weights_to_bytes(trained.state, {"schema": "hpo.weights/1", **metadata}), path)
     state, _ = read_weights(path)
-    shape = example_shape(planned.split.train.inputs.shape)
+    shape = example_shape(planned.split.train.inputs)
     network = load_network(path, state, selected.config.network, shape, len(planned.split.names))
     return network.to(planned.device)
 
 
 def _input_format(planned: NetworkPlan) -> dict[str, Any]:
     """Return the format of the network's input, for the model card."""
-    shape = example_shape(planned.split.train.inputs.shape)
-    return {"shape": list(shape), "classes": len(planned.split.names), "white": planned.split.white}
+    shape = example_shape(planned.split.train.inputs)
+    form = {"shape": list(shape), "classes": len(planned.split.names), "white": planned.split.white}
+    return form | ({"integers": True} if isinstance(shape, IntegerShape) else {})
 
 
 def _train(

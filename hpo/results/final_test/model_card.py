@@ -16,13 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
 from hpo.studyfile.messages import format_value
-from hpo.training.device_data import Shape
+from hpo.training.device_data import IntegerShape, Shape
 from hpo.untrusted_files import parse_json, read_limited
 
 CARD = "hpo.card/1"
 CARD_FILE = "card.json"
 LARGEST_CARD = 2**22
 """Bytes of a card: room for the names of 100,000 classes."""
+
+MAX_AXES = 31
+"""Axes of an example: NumPy's arrays have at most 32."""
 
 Side = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -46,9 +49,10 @@ class _Weights(FileModel):
 
 
 class _Input(FileModel):
-    shape: list[Side] = Field(min_length=3, max_length=3)
+    shape: list[Side] = Field(min_length=1, max_length=MAX_AXES)
     classes: Side
     white: Side | None
+    integers: bool = False
 
 
 class _Data(FileModel):
@@ -72,7 +76,8 @@ class Card:
     """A model card: the file of weights and its SHA-256, the input format, the network, and the user's code.
 
     `names` are the names of the classes, None where a class is named by its number. `white` is the byte that stands for
-    white, None for a network that takes floats.
+    white, None for a network that takes floats or integers. Where the card of a table has the shape [1, 1, features],
+    as earlier versions of hpo wrote it, the network gets its rows in this shape.
     """
 
     weights: str
@@ -95,11 +100,10 @@ def read_card(path: Path) -> Card:
     are_valid = len(names) == model.input.classes == len(set(names)) and all(map(str.isprintable, names))
     if (names and not are_valid) or Path(model.weights.file).name != model.weights.file:
         raise damaged_card(path)
-    channels, height, width = model.input.shape
     return Card(
         weights=model.weights.file,
         sha256=model.weights.sha256,
-        shape=(channels, height, width),
+        shape=(IntegerShape if model.input.integers else tuple)(model.input.shape),
         classes=model.input.classes,
         names=names or None,
         white=model.input.white,

@@ -38,8 +38,8 @@ WEIGHTS_FILE = "weights.safetensors"
 class Model:
     """A network for inference, with the shape of its input and the names of its classes.
 
-    `white` is the byte that stands for white, None where the network takes floats as they are. `activations` is the
-    number of values that its layers compute for one image.
+    `white` is the byte that stands for white, None where the network takes numbers as they are. `activations` is the
+    number of values that its layers compute for one example.
     """
 
     network: nn.Module
@@ -115,7 +115,7 @@ def read_model(folder: Path, device: torch.device) -> Model:
 
 
 def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) -> tuple[nn.Module, int]:
-    """Return the network of a card, without weights, and the number of its activations for one image."""
+    """Return the network of a card, without weights, and the number of its activations for one example."""
     try:
         network = build_uninitialized(settings, shape, classes)
         extent = (

@@ -1,7 +1,8 @@
-"""`hpo predict`: classify the images of a .npy file with the network of a model folder.
+"""`hpo predict`: classify the examples of a .npy file with the network of a model folder.
 
-Images are bytes as in the data set, or floats from 0, black, to 1, white; a network trained on floats takes such
-floats. A file of another type or shape is refused before its images are read. Nothing in either file is run as code.
+Images are bytes as in the data set, or floats from 0, black, to 1, white; a network trained on floats or on integers
+takes such numbers. A file of another type or shape is refused before its examples are read. Nothing in either file is
+run as code.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +23,21 @@ from torch import Tensor
 from hpo.errors import HpoError
 from hpo.results.final_test.model_folder import Model, read_model
 from hpo.results.output import Output
+from hpo.training.device_data import IntegerShape, Shape
 from hpo.training.devices import find_device, is_out_of_memory
 from hpo.training.evaluation import log_probabilities
 from hpo.untrusted_files import open_regular_file
 
 AT_ONCE = 10_000
-"""Largest number of images in memory: a file may contain more than fit."""
+"""Largest number of examples in memory: a file may contain more than fit."""
 
 NUMBERS_AT_ONCE = 2**28
-"""Largest number of pixels and activations of these images."""
+"""Largest number of inputs and activations of these examples."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions(Output):
-    """The most probable class of each image and its probability, [N]; `str()` is CSV with one line for each image.
+    """The most probable class of each example and its probability, [N]; `str()` is CSV with one line for each example.
 
     `names` are the names of the classes; CSV and JSON have the name of a class.
     """
@@ -44,7 +47,7 @@ class Predictions(Output):
     names: tuple[str, ...]
 
     def tree(self) -> dict[str, Any]:
-        """Return for each image the name of its class and the probability."""
+        """Return for each example the name of its class and the probability."""
         found = zip(self.classes.tolist(), self.probabilities.tolist(), strict=True)
         rows = [{"image": i, "class": self.names[label], "probability": p} for i, (label, p) in enumerate(found)]
         return {"predictions": rows}
@@ -62,39 +65,39 @@ class Predictions(Output):
         return text.getvalue()
 
 
-def predictions(folder: Path, images: Path, device: str) -> Predictions:
-    """Return the predictions of a folder's network for the images of a file."""
+def predictions(folder: Path, file: Path, device: str) -> Predictions:
+    """Return the predictions of a folder's network for the examples of a file."""
     model = read_model(folder, find_device(device))
-    pixels = _pixels(images, model)
-    classes, probabilities = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.float32)
+    inputs = _inputs(file, model)
+    classes, probabilities = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), np.float32)
     at_once = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // (math.prod(model.shape) + model.activations)))
-    for start in range(0, len(pixels), at_once):
-        some = _scaled(pixels[start : start + at_once], images, model)
+    for start in range(0, len(inputs), at_once):
+        some = _scaled(inputs[start : start + at_once], file, model)
         best = _log_probabilities(model, torch.from_numpy(some), folder).max(1)
         if not best.values.isfinite().all():
-            image = start + int(best.values.isfinite().logical_not().nonzero()[0])
-            raise HpoError(f"{folder}: the network's output for image {image} of {images} is NaN or infinite")
+            example = start + int(best.values.isfinite().logical_not().nonzero()[0])
+            raise HpoError(f"{folder}: the network's output for example {example} of {file} is NaN or infinite")
         classes[start : start + at_once] = best.indices
         probabilities[start : start + at_once] = best.values.exp()
     return Predictions(classes, probabilities, model.names)
 
 
-def _log_probabilities(model: Model, images: Tensor, folder: Path) -> Tensor:
-    """Return the network's log-probabilities for images, [N, classes]."""
+def _log_probabilities(model: Model, inputs: Tensor, folder: Path) -> Tensor:
+    """Return the network's log-probabilities for examples, [N, classes]."""
     try:
-        return log_probabilities(model.network, images)
+        return log_probabilities(model.network, inputs)
     except HpoError as error:
         raise HpoError(f"{folder}: {error}") from error
     except Exception as error:  # raised by a user-defined network, or for lack of memory
         if is_out_of_memory(error):
             raise HpoError(
-                f"{folder}: its network does not fit into memory with {len(images)} images: use another --device"
+                f"{folder}: its network does not fit into memory with {len(inputs)} examples: use another --device"
             ) from error
         raise HpoError(f"{folder}: its network raised {type(error).__name__}: {error}") from error
 
 
-def _pixels(path: Path, model: Model) -> NDArray[Any]:
-    """Return the images of a file, [N, C, H, W], as a memory map."""
+def _inputs(path: Path, model: Model) -> NDArray[Any]:
+    """Return the examples of a file, [N, ...], as a memory map."""
     try:
         open_regular_file(path).close()
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
@@ -103,33 +106,47 @@ def _pixels(path: Path, model: Model) -> NDArray[Any]:
     except OSError as error:
         raise HpoError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not isinstance(found, np.ndarray):
-        raise HpoError(f"{path}: is an archive of several arrays: save the images alone, with numpy.save")
-    if not (found.dtype == np.uint8 and model.white is not None) and found.dtype.kind != "f":
-        expected = "floats, as it was trained on" if model.white is None else "uint8, or floats from 0 to 1"
+        raise HpoError(f"{path}: is an archive of several arrays: save the examples alone, with numpy.save")
+    if isinstance(model.shape, IntegerShape):
+        accepted, expected = found.dtype.kind in "iu", "integers, as it was trained on"
+    elif model.white is None:
+        accepted, expected = found.dtype.kind == "f", "floats, as it was trained on"
+    else:
+        accepted, expected = found.dtype.kind == "f" or found.dtype == np.uint8, "uint8, or floats from 0 to 1"
+    if not accepted:
         raise HpoError(f"{path}: contains {found.dtype}, but this network takes {expected}")
     return _in_order(np.asarray(found), path, model)
 
 
 def _in_order(found: NDArray[Any], path: Path, model: Model) -> NDArray[Any]:
-    """Return the images as [N, C, H, W], from any accepted order of axes."""
-    channels, height, width = model.shape
-    forms = {
-        model.shape: lambda images: images,
-        (height, width, channels): lambda images: np.moveaxis(images, 3, 1),
-        (height, width): lambda images: images[:, None],
-        (width,): lambda images: images[:, None, None],
-    }
+    """Return the examples with the axes of the model's input, from any accepted order of axes.
+
+    A table may be [N, features] or [N, 1, 1, features], whichever of them the card has.
+    """
+    forms: dict[Shape, Callable[[NDArray[Any]], NDArray[Any]]] = {tuple(model.shape): lambda inputs: inputs}
+    if len(model.shape) == 3 and not isinstance(model.shape, IntegerShape):
+        channels, height, width = model.shape
+        forms |= {
+            (height, width, channels): lambda images: np.moveaxis(images, 3, 1),
+            (height, width): lambda images: images[:, None],
+            (width,): lambda rows: rows[:, None, None],
+        }
+    elif len(model.shape) == 1:
+        forms |= {(1, 1, *model.shape): lambda rows: rows[:, 0, 0]}
     fitting = [form for form in forms if math.prod(form) == math.prod(model.shape)]
     for form in fitting:
         if found.shape[1:] == form:
-            ordered: NDArray[Any] = forms[form](found)
-            return ordered
+            return forms[form](found)
     expected = " or ".join(f"[N, {', '.join(map(str, form))}]" for form in fitting)
     raise HpoError(f"{path}: its shape is {list(found.shape)}, but this network takes {expected}")
 
 
-def _scaled(some: NDArray[Any], path: Path, model: Model) -> NDArray[np.float32]:
-    """Return images scaled as in training."""
+def _scaled(some: NDArray[Any], path: Path, model: Model) -> NDArray[np.float32] | NDArray[np.int64]:
+    """Return examples scaled as in training."""
+    if isinstance(model.shape, IntegerShape):
+        if some.dtype == np.uint64 and some.max(initial=0) > np.iinfo(np.int64).max:
+            raise HpoError(f"{path}: contains {some.max()}, which is too large for int64")
+        return np.array(some, np.int64, order="C")
     if model.white is None:
         if not np.isfinite(some).all():
             raise HpoError(f"{path}: contains NaN or infinite numbers")

@@ -117,13 +117,13 @@ def evaluate_network(
 
     `metric` is the study's metric, unless that is accuracy or loss.
     """
-    pixels = torch.from_numpy(examples.inputs)
-    log_probs = log_probabilities(network, pixels)
+    inputs = torch.from_numpy(examples.inputs)
+    log_probs = log_probabilities(network, inputs)
     found = _finite_scores(log_probs, examples).to_json(names)
     if metric is not None:
         found["metric"] = metric.to_json(log_probs, torch.from_numpy(examples.targets))
     found["subnetworks"] = (
-        None if subnetworks is None else _subnetwork_scores(network, pixels, examples, log_probs, subnetworks, seed)
+        None if subnetworks is None else _subnetwork_scores(network, inputs, examples, log_probs, subnetworks, seed)
     )
     found["sha256"] = examples.content_sha256
     return found
@@ -137,7 +137,7 @@ def _finite_scores(log_probs: Tensor, examples: Examples) -> Scores:
 
 
 def _subnetwork_scores(
-    network: nn.Module, pixels: Tensor, examples: SealedExamples, whole: Tensor, count: int, seed: int
+    network: nn.Module, inputs: Tensor, examples: SealedExamples, whole: Tensor, count: int, seed: int
 ) -> dict[str, Any]:
     """Compare the mean of random sub-networks' probabilities with the `whole` network's."""
     singles = []
@@ -146,7 +146,7 @@ def _subnetwork_scores(
         one = _finite_scores(log_probs, examples)
         singles.append((one.accuracy, one.loss))
 
-    averaged = subnetwork_log_probabilities(network, pixels, count, seed, add)
+    averaged = subnetwork_log_probabilities(network, inputs, count, seed, add)
     mean = _finite_scores(averaged, examples)
     accuracy, loss = (sum(values) / count for values in zip(*singles, strict=True))
     return {
@@ -169,15 +169,15 @@ def check_untrained(
 ) -> None:
     """Raise HpoError where an untrained network cannot be evaluated: training it would be wasted."""
     with network_errors(study, selected, "training examples"):
-        shape = example_shape(sample.inputs.shape)
+        shape = example_shape(sample.inputs)
         network = build(selected.config.network, shape, planned.split.classes, seed=0).to(planned.device)
     if subnetworks is not None and not has_dropout(network):
         raise HpoError(f"--subnetworks: trial {selected.trial} has no dropout layer, so it has no random sub-networks")
     with network_errors(study, selected, "training examples"):
-        pixels = torch.from_numpy(sample.inputs)
-        log_probabilities(network, pixels)
+        inputs = torch.from_numpy(sample.inputs)
+        log_probabilities(network, inputs)
         if subnetworks is not None:
-            subnetwork_log_probabilities(network, pixels, subnetworks, 0, lambda log_probs: None)
+            subnetwork_log_probabilities(network, inputs, subnetworks, 0, lambda log_probs: None)
 
 
 @contextmanager

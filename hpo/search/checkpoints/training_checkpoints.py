@@ -82,7 +82,7 @@ class TrainingCheckpoints:
             self._folder = artifact_folder(storage.location)
         except StorageError as error:
             self._no_folder = str(error)
-        self._shape, self._classes = example_shape(split.train.inputs.shape), split.classes
+        self._shape, self._classes = example_shape(split.train.inputs), split.classes
         self._examples = [len(fold.train) for fold in split.folds]
         self._data: dict[str, object] = {
             "code": dict(code.files),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,13 +48,13 @@ class OutputStatistics:
 
 
 @torch.no_grad()
-def layer_outputs(settings: NetworkSettings, images: NDArray[np.float32], classes: int, seed: int) -> LayerOutputs:
-    """Return the outputs of each activation layer of an untrained built-in network for images [N, C, H, W].
+def layer_outputs(settings: NetworkSettings, inputs: NDArray[Any], classes: int, seed: int) -> LayerOutputs:
+    """Return the outputs of each activation layer of an untrained built-in network for examples [N, ...].
 
     The layers are in their order in the network, named `conv 1`, `conv 2`, `hidden 1`, and so on. `seed` is the seed of
     the initial weights.
     """
-    network = build(settings, example_shape(images.shape), classes, seed).train()
+    network = build(settings, example_shape(inputs), classes, seed).train()
     found: LayerOutputs = {}
     counts = {"conv": 0, "hidden": 0}
     for module in network.modules():
@@ -61,7 +62,7 @@ def layer_outputs(settings: NetworkSettings, images: NDArray[np.float32], classe
             module.eval()
         elif isinstance(module, ACTIVATIONS[settings.activation]):
             module.register_forward_hook(_recording_hook(found, counts))
-    network(torch.from_numpy(images).float())
+    network(torch.from_numpy(inputs).float())
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpo.errors import SettingError
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_data import Shape
+from hpo.training.device_data import IntegerShape, Shape
 from hpo.training.global_locks import seeded
 from hpo.training.networks.user_defined import construct
 
@@ -47,8 +47,9 @@ class Layer:
 def mlp_layers(shape: Shape, classes: int, settings: NetworkSettings) -> list[Layer]:
     """Return the layers of an MLP for examples of `shape`.
 
-    Raises SettingError for a layer above `MAX_LAYER_ELEMENTS`.
+    Raises SettingError for integers, and for a layer above `MAX_LAYER_ELEMENTS`.
     """
+    _require_numbers(shape)
     features = math.prod(shape)
     layers = [Layer(nn.Flatten, 0, features)]
     for units, rate in zip(settings.hidden, dropout_rates(settings, len(settings.hidden)), strict=True):
@@ -63,8 +64,13 @@ def mlp_layers(shape: Shape, classes: int, settings: NetworkSettings) -> list[La
 def cnn_layers(shape: Shape, classes: int, settings: NetworkSettings) -> tuple[list[Layer], list[Layer]]:
     """Return the layers of a CNN: those before flattening, which work on images, and those after it.
 
-    Raises SettingError where convolutions and pooling leave no pixel, and for a layer above `MAX_LAYER_ELEMENTS`.
+    Raises SettingError for examples that are not images, where convolutions and pooling leave no pixel, and for a layer
+    above `MAX_LAYER_ELEMENTS`.
     """
+    _require_numbers(shape)
+    if len(shape) != 3:
+        problem = f"cnn takes images, but the examples are rows of {math.prod(shape)} features; use mlp"
+        raise SettingError("network.kind", problem)
     channels, *sides = shape
     images: list[Layer] = []
     for number, filters in enumerate(settings.conv):
@@ -105,6 +111,14 @@ def built_in_layers(settings: NetworkSettings, shape: Shape, classes: int) -> li
     return images + features
 
 
+def _require_numbers(shape: Shape) -> None:
+    if isinstance(shape, IntegerShape):
+        problem = (
+            "mlp and cnn take bytes or floats, but the examples are integers; save x as uint8 or floats, or use ids"
+        )
+        raise SettingError("network.kind", f"{problem} in a user-defined network with nn.Embedding")
+
+
 def _linear(features: int, units: int) -> Layer:
     weights = _limited("network.hidden", "weights", features * units)
     return Layer(partial(nn.Linear, features, units), weights + units, units, weights)
@@ -137,7 +151,7 @@ class MLP(nn.Module):
         self.layers = _sequential(mlp_layers(shape, classes, settings))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [B, classes] of examples [B, C, H, W]."""
+        """Return the logits [B, classes] of examples [B, ...]."""
         return self.layers(x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 

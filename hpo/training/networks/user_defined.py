@@ -1,8 +1,8 @@
 """Construct user-defined networks from a study's arguments, and check them before training.
 
-The arguments `shape` (C, H, W) and `classes` are added if the constructor has them and the study does not set them. A
-mistake in the study file raises SettingError with the key; exceptions of the user's code are raised as they are. The
-constructor gets copies of the study's values, so it cannot change the settings.
+The arguments `shape`, that of an example, and `classes` are added if the constructor has them and the study does not
+set them. A mistake in the study file raises SettingError with the key; exceptions of the user's code are raised as they
+are. The constructor gets copies of the study's values, so it cannot change the settings.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hpo.errors import CodeError, SettingError, nearest
+from hpo.errors import CodeError, HpoError, SettingError, nearest
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_data import Shape
+from hpo.training.device_data import Shape, extreme_examples, input_type, zero_example
 from hpo.training.global_locks import seeded
 from hpo.usercode import load_reference
 
@@ -43,7 +44,13 @@ def construct(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Modul
         raise SettingError(MODULE, str(error)) from error
     if not callable(constructor):
         raise SettingError(MODULE, f"{settings.module} is neither a class nor a function that returns a module")
-    network = constructor(**_arguments(constructor, settings, {"shape": shape, "classes": classes}))
+    arguments = _arguments(constructor, settings, {"shape": tuple(shape), "classes": classes})
+    try:
+        network = constructor(**arguments)
+    except Exception as error:
+        if len(shape) != 3 and not isinstance(error, HpoError):
+            error.add_note(f"for examples of shape {list(shape)}")
+        raise
     if not isinstance(network, nn.Module):
         raise SettingError(MODULE, f"{settings.module} returns a {type(network).__name__}, not a torch.nn.Module")
     if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
@@ -55,7 +62,9 @@ def construct(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Modul
 def _initialize_lazy_layers(network: nn.Module, shape: Shape) -> None:
     """Run the network once, so that lazy layers, such as `nn.LazyLinear`, get their sizes and initial weights."""
     modes = {layer: layer.training for layer in network.modules()}
-    network.eval()(torch.zeros(1, *shape))
+    example = zero_example(shape)
+    with _inputs_in_errors(example):
+        network.eval()(example)
     for layer, mode in modes.items():
         layer.training = mode
 
@@ -102,23 +111,71 @@ def check_trainable(
     examples: Tensor,
     classes: int,
     modes: Sequence[Mode] = ("training", "evaluation"),
+    compute: torch.dtype = torch.float32,
 ) -> None:
-    """Run the module forward and, in training mode, backward on a few examples [B, C, H, W], in their type.
+    """Run the module forward and, in training mode, backward on a few examples [B, ...], in the type `compute`.
 
-    The examples are not changed; the module is converted to their type and device. Raises SettingError for a module
-    that cannot be trained and for a wrong output, and what the module itself raises.
+    The examples are not changed; the module is converted to the type and to their device. Raises SettingError for a
+    module that cannot be trained and for a wrong output, and what the module itself raises, with the examples' shape.
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise SettingError(MODULE, f"{settings.module} has no parameters to train")
     if name := next((name for name, each in network.named_parameters() if each.is_complex()), None):
         raise SettingError(MODULE, f"{settings.module} has a complex parameter, '{name}'; use two real ones instead")
-    network = in_type(network.to(examples.device), examples.dtype)
+    network = in_type(network.to(examples.device), compute)
     with seeded(0, examples.device):
         for mode in modes:
-            out = checked_output(network.train(mode == "training")(examples.clone()), len(examples), classes, settings)
+            with _inputs_in_errors(examples):
+                found = network.train(mode == "training")(examples.to(input_type(examples, compute), copy=True))
+            out = checked_output(found, len(examples), classes, settings)
             if mode == "training":
                 labels = torch.zeros(len(examples), dtype=torch.long, device=examples.device)
                 F.cross_entropy(out, labels).backward()  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def check_ids(network: nn.Module, settings: NetworkSettings, inputs: Tensor) -> None:
+    """Raise SettingError where integer inputs [N, ...] have an id beyond one of the network's embeddings.
+
+    Runs the network on the CPU, because an index out of range ends all work on a GPU, and changes it.
+    """
+    with_id_check(network.cpu().eval(), settings)
+    with seeded(0):
+        for batch in torch.split(extreme_examples(inputs).cpu(), 100):
+            with _inputs_in_errors(batch):
+                network(batch)
+
+
+def with_id_check(network: nn.Module, settings: NetworkSettings) -> nn.Module:
+    """Make every embedding of the network check its ids, with SettingError for one out of range; return the network."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            layer.register_forward_pre_hook(partial(_check_range, name, settings))
+    return network
+
+
+def _check_range(name: str, settings: NetworkSettings, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    assert isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+    count = layer.num_embeddings
+    if not (inputs and isinstance(inputs[0], Tensor) and inputs[0].numel()):
+        return
+    low, high = (int(each) for each in inputs[0].aminmax())
+    if low < 0 or high >= count:
+        wrong = f"id {low}" if low < 0 else f"ids up to {high}"
+        problem = f"{settings.module}: layer '{name}' has the ids 0 to {count - 1} (num_embeddings), but gets {wrong}"
+        raise SettingError(MODULE, problem)
+
+
+@contextmanager
+def _inputs_in_errors(inputs: Tensor) -> Iterator[None]:
+    """Add the shape of the inputs to an error that the user's module raises."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, HpoError):
+            values = "" if inputs.is_floating_point() else f", integers {inputs.min()} to {inputs.max()}"
+            error.add_note(f"for inputs of shape {list(inputs.shape)}{values}")
+        raise
 
 
 def in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -19,7 +19,7 @@ from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
 from hpo.training.device_data import Shape
 from hpo.training.networks.builtin import build_uninitialized
-from hpo.training.networks.user_defined import in_type, with_output_check
+from hpo.training.networks.user_defined import in_type, with_id_check, with_output_check
 from hpo.untrusted_files import open_regular_file, parse_json
 
 State = dict[str, torch.Tensor]
@@ -109,4 +109,4 @@ def load_network(path: Path, state: State, settings: NetworkSettings, shape: Sha
     dtype = next((parameter.dtype for parameter in network.parameters()), None)
     if dtype is None:
         raise HpoError(f"{path}: the described network has no parameters")
-    return with_output_check(in_type(network, dtype), classes, settings).eval()
+    return with_output_check(with_id_check(in_type(network, dtype), settings), classes, settings).eval()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hpo.training.device_data import input_type
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.supported import DROPOUT_LAYERS
 from hpo.training.stacking.trace import CannotStackError, require
@@ -24,12 +25,13 @@ TOLERANCE = 1e-6
 def prove(members: Sequence[nn.Module], examples: Tensor) -> None:
     """Raise CannotStackError unless stacked and unstacked training give equal outputs, gradients and buffers.
 
-    `examples` are [N, C, H, W]; a few members and examples are enough. A batch of one example, which can be the last
+    `examples` are [N, ...]; a few members and examples are enough. A batch of one example, which can be the last
     batch of an evaluation, is compared too. Dropout is off, because stacked masks differ from torch's. Modules and
     examples are copied, not changed. Exceptions that the modules raise alone are raised as they are.
     """
     alone = [_without_dropout(copy.deepcopy(member).cpu().double()) for member in members]
-    batch = examples.detach().cpu().double()
+    batch = examples.detach().cpu()
+    batch = batch.to(input_type(batch, torch.float64))
     network = StackedNetwork(alone, torch.float64)
     with torch.random.fork_rng(devices=[]):
         for training, x in ((True, batch), (False, batch), (False, batch[:1])):

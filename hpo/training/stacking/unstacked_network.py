@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
+from hpo.training.device_data import input_type
 from hpo.training.global_locks import seeded
 from hpo.training.networks.user_defined import copied_values, values_of
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
@@ -68,7 +69,8 @@ class UnstackedNetwork:
             self._module.train(training)
         autocast = nullcontext() if self._autocast_type is None else torch.autocast(x.device.type, self._autocast_type)
         with seeded(self._forward_seed.seed, x.device), autocast:
-            out: Tensor = self._module(x.to(self._type, copy=True))  # a copy: its forward may work in place
+            # A copy: its forward may work in place.
+            out: Tensor = self._module(x.to(input_type(x, self._type), copy=True))
         unfrozen = [name for name, value in self._frozen.items() if value.requires_grad]
         if unfrozen:  # no optimizer updates it
             problem = f"'{unfrozen[0]}' is frozen in a new module and unfrozen later"
