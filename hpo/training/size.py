@@ -18,6 +18,7 @@ from hpo.training.global_locks import GLOBAL_STATE_LOCK
 from hpo.training.networks.builtin import build, built_in_layers
 from hpo.training.optimizers import RULES
 from hpo.training.stack import DTYPES
+from hpo.training.stacking.supported import SEQUENCE_LAYERS
 
 MAX_AUTO_POPULATION = {"cpu": 32, "cuda": 256, "mps": 64}
 """Device type -> number of members from which a larger population is no faster (CPU caches; a fully occupied GPU)."""
@@ -106,6 +107,12 @@ def measure_network(network: nn.Module, shape: Shape) -> NetworkSize:
     products: list[int] = []
 
     def count(module: nn.Module, args: object, out: object) -> None:
+        if isinstance(module, SEQUENCE_LAYERS):
+            assert isinstance(out, tuple)
+            weights = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+            positions = out[0].numel() // out[0].shape[-1]
+            activations.append(positions * sum(len(weight) for weight in weights))
+            products.append(positions * sum(weight.numel() for weight in weights))
         if not isinstance(out, Tensor):
             return
         activations.append(out.numel())
@@ -113,7 +120,8 @@ def measure_network(network: nn.Module, shape: Shape) -> NetworkSize:
         if isinstance(weight, Tensor) and weight.dim() > 1:  # each output needs all weights of its unit or channel
             products.append(weight[0].numel() * out.numel())
 
-    hooks = [module.register_forward_hook(count) for module in network.modules() if not list(module.children())]
+    counted = [each for each in network.modules() if isinstance(each, SEQUENCE_LAYERS) or not list(each.children())]
+    hooks = [module.register_forward_hook(count) for module in counted]
     parameters = list(network.parameters())
     was_training = network.training
     with GLOBAL_STATE_LOCK, torch.no_grad():

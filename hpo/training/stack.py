@@ -20,10 +20,10 @@ from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights_file import State
 from hpo.training.optimizers import FrozenOptimizer, Optimizer
 from hpo.training.randomness import batch_order, dropout_keys
-from hpo.training.stacking.dropout import Dropout
+from hpo.training.stacking.layers import Keyed
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.trace import TraceCache
-from hpo.training.stacking.unstacked_network import ForwardSeed, UnstackedNetwork
+from hpo.training.stacking.unstacked_network import UnstackedNetwork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 EVALUATION_BATCH = 500
@@ -168,7 +168,7 @@ class Stack:
         order = batch_order(self._split.seed, epoch, len(targets)).to(device)
         batches = list(torch.split(order, size))[: steps_per_epoch(len(targets), size)]
         network = self._network
-        dropouts: Sequence[Dropout | ForwardSeed] = network.dropouts
+        dropouts: Sequence[Keyed] = network.dropouts
         keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(device)
         smoothing = None
         if any(self._smoothings):

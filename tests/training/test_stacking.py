@@ -413,10 +413,10 @@ def unlike(first: nn.Module, second: nn.Module) -> list[nn.Module]:
 
 
 NOT_STACKABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "lstm": (flat(nn.LSTM(4, 4)), "layer '2' (LSTM) cannot be stacked: there is no stacked form of it"),
-    "attention layer": (flat(nn.MultiheadAttention(4, 2)), "layer '2' (MultiheadAttention)"),
+    "rnn": (flat(nn.RNN(4, 4)), "layer '2' (RNN) cannot be stacked: there is no stacked form of it"),
+    "several results": (flat(nn.LSTM(4, 4)), "the network's output cannot be stacked: it must be one tensor"),
     "alpha dropout": (flat(nn.AlphaDropout(0.5)), "layer '2' (AlphaDropout)"),
-    "nested": (lambda: nn.Sequential(nn.Flatten(), nn.ModuleDict({"n": nn.LSTM(64, 4)})["n"]), "layer '1' (LSTM)"),
+    "nested": (lambda: nn.Sequential(nn.Flatten(), nn.ModuleDict({"n": nn.RNN(64, 4)})["n"]), "layer '1' (RNN)"),
     "transposed convolution": (lambda: nn.Sequential(nn.ConvTranspose2d(1, 2, 3)), "layer '0' (ConvTranspose2d)"),
     "embedding of each member's own": (flat(nn.Embedding(4, 4)), "layer '2' (Embedding)"),
     "embedding with a norm": (lambda: nn.Sequential(nn.Embedding(4, 4, max_norm=1.0)), "layer '0' (Embedding)"),

@@ -38,6 +38,15 @@ class Dropout(StackedLayer):
         self._rates = self._rates[members.cpu()]
         self._prepare()
 
+    @property
+    def dropouts(self) -> Sequence[Dropout]:
+        """Return the layer itself."""
+        return [self]
+
+    def drops(self, training: bool) -> bool:
+        """Return whether a call drops any element."""
+        return training and self._drops_any
+
     def set_keys(self, keys: Tensor) -> None:
         """Set the keys of the next step's masks, [K, 1] int64."""
         self._keys = keys
@@ -46,9 +55,7 @@ class Dropout(StackedLayer):
         """Return [K, B, ...] for [K, B, ...] or [B, ...]."""
         if not stacked:
             x = x.expand(len(self._rates), *x.shape)
-        if not training or not self._drops_any:
-            return x
-        return self._drop(x)
+        return self._drop(x) if self.drops(training) else x
 
     def _drop(self, x: Tensor) -> Tensor:
         # Elements are numbered in their memory order, so that mask and activation have the same strides.

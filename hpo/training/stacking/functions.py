@@ -7,6 +7,7 @@ function with a stacked argument has a stacked result.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,7 +84,7 @@ def run_function(node: fx.Node, root: torch.nn.Module, stacked: set[fx.Node]) ->
     if target is F.scaled_dot_product_attention:
         require(not kwargs.get("dropout_p") and not any(args[4:5]), call_name, "dropout_p must be 0; use nn.Dropout")
         require("enable_gqa" not in kwargs, call_name, "enable_gqa is not supported")
-        return replace(call, function=_attention).elementwise
+        return replace(call, function=attention).elementwise
     if target in MEMBERWISE_FUNCTIONS or (target in SIZE_CONSTRUCTORS and all(map(is_metadata, node.all_input_nodes))):
         return call.memberwise
     raise CannotStackError(f"{call_name} cannot be stacked: {ADVICE.get(target, 'there is no stacked form of it')}")
@@ -149,11 +150,15 @@ class _Call:
         """Call the function for each member through torch.vmap, or once if no value is stacked."""
         inputs = {node: values[node.name] for node in self.used}
         stacked = [node for node in self.used if node in self.stacked]
-        if not stacked:
+        if not stacked or self._takes_one_result(inputs):
             return self.on(inputs)
         return memberwise(
             lambda *parts: self.on(inputs | dict(zip(stacked, parts, strict=True))), [inputs[node] for node in stacked]
         )
+
+    def _takes_one_result(self, inputs: dict[fx.Node, Any]) -> bool:
+        """Return whether the call takes one of several results by its number."""
+        return self.function is operator.getitem and isinstance(inputs[self.used[0]], tuple)
 
     def elementwise(self, values: Values, x: Tensor, training: bool) -> Any:
         """Call the function on the stacked values."""
@@ -175,7 +180,7 @@ class _Call:
         }
 
 
-def _attention(
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -11,7 +11,7 @@ does not pay, `VmapLayer` computes a function of `Parameter`s, whose gradients a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,21 @@ from hpo.training.stacking.parameter_blocks import ParameterSlot
 from hpo.training.stacking.trace import require
 
 
+class Keyed(Protocol):
+    """A source of random numbers that needs a key in each step."""
+
+    def set_keys(self, keys: Tensor) -> None:
+        """Set the keys of the members' next step, [K, 1] int64."""
+        ...
+
+
 class StackedLayer:
     """Base class of stacked layers: one without parameters, buffers and other state per member."""
+
+    @property
+    def dropouts(self) -> Sequence[Keyed]:
+        """Return what draws the layer's random numbers."""
+        return []
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Store the slots of the layer's parameters. Called at first, and again after members were removed."""
@@ -142,11 +155,46 @@ class Parameter(StackedLayer):
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Store the parameter's slot."""
-        self._slot = slots[self._name]
+        self.slot = slots[self._name]
 
     def __call__(self, x: Tensor, stacked: bool = True, training: bool = True) -> Tensor:
         """Return the parameter, [K, ...]; `x` is ignored."""
-        return apply(_ParameterFunction, self._slot.value, self._slot)
+        return apply(_ParameterFunction, self.slot.value, self.slot)
+
+
+class SequenceLayer(StackedLayer):
+    """Base class of layers with several arguments or results, which drop elements themselves.
+
+    `call(training, ...)` takes the arguments of the module's forward, stacked, and returns its results, stacked.
+    """
+
+    def __init__(self, name: str, module: nn.Module, dropouts: Sequence[StackedLayer]) -> None:
+        self._name, self._dropouts = f"layer '{name}'", dropouts
+        self._parameters = {key: Parameter(f"{name}.{key}") for key, _ in module.named_parameters()}
+
+    @property
+    def dropouts(self) -> Sequence[Keyed]:
+        """Return the dropouts."""
+        return [each for dropout in self._dropouts for each in dropout.dropouts]
+
+    @property
+    def members(self) -> int:
+        """Return the number of members."""
+        return len(next(iter(self._parameters.values())).slot.value)
+
+    def bind(self, slots: dict[str, ParameterSlot]) -> None:
+        """Store the parameters' slots."""
+        for parameter in self._parameters.values():
+            parameter.bind(slots)
+
+    def select(self, members: Tensor) -> None:
+        """Reduce the dropout rates to these members."""
+        for dropout in self._dropouts:
+            dropout.select(members)
+
+    def values(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the parameters of all members by their names in the module; `x` is ignored."""
+        return {key: parameter(x) for key, parameter in self._parameters.items()}
 
 
 class Buffer(StackedLayer):
@@ -185,6 +233,23 @@ class VmapLayer(StackedLayer):
             return self._function(self._module, x, dict(zip(self._parameters, values, strict=True)))
 
         return torch.vmap(run_member, in_dims=(0 if stacked else None, *[0] * len(values)))(x, *values)
+
+
+def is_shared(x: Tensor) -> bool:
+    """Return whether all members have the same values, because `x` [K, ...] was expanded."""
+    return len(x) > 1 and x.stride(0) == 0
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the products [K, ..., units] of `x` [K, ..., features] and the weights [K, units, features]."""
+    between = x.shape[1:-1]
+    if is_shared(x):  # one product for all members
+        out = torch.unflatten(F.linear(x[0].reshape(-1, x.shape[-1]), weight.flatten(0, 1)), 1, weight.shape[:2])
+        out = out.transpose(0, 1) if bias is None else out.transpose(0, 1) + bias.unsqueeze(1)
+    else:
+        rows, transposed = x.flatten(1, -2), weight.transpose(1, 2)
+        out = torch.bmm(rows, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, transposed)
+    return torch.unflatten(out, 1, between)
 
 
 Values = dict[str, Tensor]

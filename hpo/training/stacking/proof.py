@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpo.training.device_data import input_type
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.supported import DROPOUT_LAYERS
+from hpo.training.stacking.supported import DROPOUT_LAYERS, SEQUENCE_LAYERS
 from hpo.training.stacking.trace import CannotStackError, require
 
 TOLERANCE = 1e-6
@@ -89,4 +89,6 @@ def _without_dropout(module: nn.Module) -> nn.Module:
     for each in module.modules():
         if isinstance(each, DROPOUT_LAYERS):
             each.p = 0.0
+        elif isinstance(each, SEQUENCE_LAYERS):
+            each.dropout = 0.0
     return module

@@ -11,7 +11,7 @@ from types import FunctionType
 import torch
 from torch import nn
 
-from hpo.training.stacking.supported import DROPOUT_LAYERS
+from hpo.training.stacking.supported import DROPOUT_LAYERS, SEQUENCE_LAYERS
 
 MODULE_ATTRIBUTES = set(vars(nn.Module()))
 """Attributes that every torch module has."""
@@ -33,7 +33,8 @@ def signature_of(module: nn.Module) -> Signature | None:
     """Return the module's signature, or None where an attribute has no comparable text."""
     layers, functions = [], list[FunctionType]()
     for name, layer in module.named_modules():
-        attributes = [value for key, value in vars(layer).items() if key not in MODULE_ATTRIBUTES]
+        ignored = _ignored_attributes(layer)
+        attributes = [value for key, value in vars(layer).items() if key not in ignored]
         if not all(_is_plain(value, functions) for value in attributes):
             return None
         layers.append((name, type(layer), layer_settings(layer)))
@@ -56,5 +57,13 @@ def _is_plain(value: object, functions: list[FunctionType]) -> bool:
 
 def layer_settings(module: nn.Module) -> dict[str, str]:
     """Return a layer's constructor settings as text, without dropout rates, in which members may differ."""
-    ignored = MODULE_ATTRIBUTES | ({"p"} if type(module) in DROPOUT_LAYERS else set())
+    ignored = _ignored_attributes(module)
     return {name: repr(value) for name, value in vars(module).items() if name not in ignored}
+
+
+def _ignored_attributes(module: nn.Module) -> set[str]:
+    if type(module) in DROPOUT_LAYERS:
+        return MODULE_ATTRIBUTES | {"p"}
+    if type(module) in SEQUENCE_LAYERS:
+        return MODULE_ATTRIBUTES | {"dropout", "_flat_weights", "_flat_weight_refs"}  # the last two repeat parameters
+    return MODULE_ATTRIBUTES

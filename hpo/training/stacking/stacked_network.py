@@ -10,19 +10,31 @@ Built-in networks have no special treatment.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from hpo.training.stacking.attention import MultiheadAttention
 from hpo.training.stacking.batch_norm import BatchNorm
 from hpo.training.stacking.convolutions import Conv
 from hpo.training.stacking.dropout import ChannelDropout, Dropout
-from hpo.training.stacking.functions import Run, memberwise, pooled, run_function
+from hpo.training.stacking.functions import Run, Values, memberwise, pooled, run_function
 from hpo.training.stacking.in_place import require_not_read_later
-from hpo.training.stacking.layers import VMAP_LAYERS, Buffer, Linear, Parameter, StackedLayer, VmapLayer
+from hpo.training.stacking.layers import (
+    VMAP_LAYERS,
+    Buffer,
+    Keyed,
+    Linear,
+    Parameter,
+    SequenceLayer,
+    StackedLayer,
+    VmapLayer,
+)
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
+from hpo.training.stacking.recurrent import GRU, LSTM
 from hpo.training.stacking.signature import layer_settings
 from hpo.training.stacking.supported import (
     ADVICE,
@@ -30,6 +42,7 @@ from hpo.training.stacking.supported import (
     ELEMENTWISE_LAYERS,
     MEMBERWISE_LAYERS,
     POOLING_LAYERS,
+    SEQUENCE_LAYERS,
 )
 from hpo.training.stacking.trace import TraceCache, Traced, equal, is_metadata, require, trace
 
@@ -82,9 +95,9 @@ class StackedNetwork:
         return self.blocks.members
 
     @property
-    def dropouts(self) -> Sequence[Dropout]:
-        """Return the dropout layers in the order in which they run."""
-        return [layer for layer in self._layers if isinstance(layer, Dropout)]
+    def dropouts(self) -> Sequence[Keyed]:
+        """Return what draws dropout masks, in the order in which it runs."""
+        return [dropout for layer in self._layers for dropout in layer.dropouts]
 
     def __call__(self, x: Tensor, training: bool) -> Tensor:
         """Run all members on the shared examples `x` [B, ...]; return [K, B, classes]."""
@@ -140,7 +153,8 @@ def _program(
             run: Run = lambda values, x, training: x  # noqa: E731
         elif node.op == "output":
             source = node.args[0]
-            require(isinstance(source, fx.Node), "the network's output", "it must be one tensor")
+            one_tensor = isinstance(source, fx.Node) and not _has_several_results(source, members[0])
+            require(one_tensor, "the network's output", "it must be one tensor")
             require(source in stacked, "the network", "its output depends on no layer with parameters")
             run = _read_node(source.name)
         elif node.op == "get_attr":
@@ -155,6 +169,10 @@ def _program(
         steps.append((node.name, run, free))
     layers.extend(constructed.values())
     return steps
+
+
+def _has_several_results(node: fx.Node, root: nn.Module) -> bool:
+    return node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), SEQUENCE_LAYERS)
 
 
 def _read_node(name: str) -> Run:
@@ -194,12 +212,14 @@ def _layer(
     module, kind = modules[0], type(modules[0])
     layer_name = f"layer '{target}' ({kind.__name__})"
     require(kind not in ADVICE, layer_name, ADVICE.get(kind, ""))
-    others = (*ELEMENTWISE_LAYERS, *POOLING_LAYERS, *MEMBERWISE_LAYERS)
+    others = (*ELEMENTWISE_LAYERS, *POOLING_LAYERS, *MEMBERWISE_LAYERS, *SEQUENCE_LAYERS)
     require(kind in LAYERS or kind in others, layer_name, "there is no stacked form of it")
     settings = [layer_settings(each) for each in modules]
     for setting in settings[0]:
         require(len({each.get(setting) for each in settings}) == 1, layer_name, f"the members differ in its {setting}")
     require("forward" not in vars(module), layer_name, "its forward was replaced")
+    if kind in SEQUENCE_LAYERS:
+        return _sequence_layer(node, target, modules, constructed, stacked), True
     one_tensor = len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs
     require(one_tensor, layer_name, "its input must be one tensor")
     (source,) = node.all_input_nodes
@@ -222,6 +242,50 @@ def _layer(
         return lambda values, x, training: memberwise(module.forward, [values[name]]), False
     # Call forward, not the module: another thread may be tracing, which changes how all modules are called.
     return lambda values, x, training: module.forward(values[name]), False
+
+
+MAX_LSTM_UNITS = 16
+"""Units of an LSTM above which a stack on a CPU is slower than torch's fused LSTM, one member at a time."""
+
+SEQUENCES: dict[type[nn.Module], Callable[[str, Sequence[Any]], SequenceLayer]] = {
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.MultiheadAttention: MultiheadAttention,
+}
+"""The classes of the stacked forms of `SEQUENCE_LAYERS`."""
+
+
+def _sequence_layer(
+    node: fx.Node,
+    target: str,
+    modules: Sequence[nn.Module],
+    constructed: dict[str, StackedLayer],
+    stacked: set[fx.Node],
+) -> Run:
+    """Return how to run a layer of several arguments or results; it gets values of all members, [K, ...]."""
+    module = modules[0]
+    layer_name = f"layer '{target}' ({type(module).__name__})"
+    if isinstance(module, nn.MultiheadAttention):
+        require(module.bias_k is None and not module.add_zero_attn, layer_name, "it adds keys and values")
+        taken = [user.target is operator.getitem and (user.args[1] == 0 or not user.users) for user in node.users]
+        require(all(taken), layer_name, "its attention weights are used; use its first result only")
+    elif isinstance(module, nn.LSTM):
+        require(module.proj_size == 0, layer_name, "proj_size is not supported")
+        small = module.hidden_size <= MAX_LSTM_UNITS
+        require(small, layer_name, f"above {MAX_LSTM_UNITS} units, torch's own LSTM is faster one at a time")
+    layer: Any = SEQUENCES[type(module)](target, modules)
+    constructed[f"{target} at {node.name}"] = layer  # each call draws its own dropout masks
+
+    def run(values: Values, x: Tensor, training: bool) -> Any:
+        inputs = {}
+        for used in node.all_input_nodes:
+            value = values[used.name]
+            shared = used not in stacked and isinstance(value, Tensor)
+            inputs[used] = value.expand(layer.members, *value.shape) if shared else value
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), inputs.__getitem__)
+        return layer.call(training, *args, **kwargs)
+
+    return run
 
 
 def _require_supported_settings(module: nn.Module, name: str, is_stacked: bool) -> None:

@@ -74,6 +74,9 @@ MEMBERWISE_LAYERS = (
 
 DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
+SEQUENCE_LAYERS = (nn.LSTM, nn.GRU, nn.MultiheadAttention)
+"""Layers of several arguments or results, which drop elements themselves at the rate `dropout`."""
+
 VIEWING_LAYERS = (nn.Flatten, nn.Unflatten, nn.Identity, *DROPOUT_LAYERS)
 """Layers whose result may share memory with their argument; dropout does in evaluation mode."""
 
@@ -164,9 +167,6 @@ METADATA_ARITHMETIC = {
 }
 
 ADVICE: dict[Any, str] = {
-    nn.MultiheadAttention: "write its products with Linear layers and scaled_dot_product_attention",
-    nn.TransformerEncoderLayer: "write its attention with Linear layers and scaled_dot_product_attention",
-    nn.TransformerEncoder: "write its attention with Linear layers and scaled_dot_product_attention",
     **dict.fromkeys(
         (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout),
         "use a layer: nn.Dropout, nn.Dropout1d or nn.Dropout2d draw each member's masks from its own seed",

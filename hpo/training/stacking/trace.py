@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -30,6 +30,7 @@ from hpo.errors import HpoError
 from hpo.training.global_locks import GLOBAL_STATE_LOCK
 from hpo.training.stacking.signature import MODULE_ATTRIBUTES, Signature, layer_settings, signature_of
 from hpo.training.stacking.supported import ADVICE, METADATA_ARITHMETIC, TENSOR_METADATA
+from hpo.training.stacking.transformer import TRANSFORMERS
 
 
 class CannotStackError(HpoError):
@@ -175,6 +176,13 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._autocast = _autocast()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if type(m) in TRANSFORMERS and "forward" not in vars(m):
+            return TRANSFORMERS[type(m)](m, *args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         name = type(self.root).__name__
