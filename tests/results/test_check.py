@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tiny import DECAY, study_of
 
 from hpo.errors import HpoError, StorageError, StudyFileError, UsageError
 from hpo.results.display.check import check_report
+from hpo.search.launch import submit
+from hpo.storage import open_storage
 from hpo.studyfile import parse_study
 
 
@@ -52,6 +55,13 @@ def test_a_default_storage_that_cannot_be_read_is_ignored(tmp_path: Path, monkey
     with pytest.raises(StorageError, match="no such file"):
         check_report(study_of(), "cpu", storage_url=f"sqlite:///{tmp_path}/missing.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stored_study_has_its_stored_split(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hpo.db"
+    with closing(open_storage(url)) as storage:
+        submit(study_of(data={"stratify": False}), storage)
+    assert "\nsplit: random, seed 0\n" in check_report(study_of(), "cpu", storage_url=url)
 
 
 def test_the_resolved_file_of_a_json_file_is_json() -> None:

@@ -70,7 +70,7 @@ def test_a_renamed_study_resumes_and_is_extended_under_its_new_name(storage: Sto
         ({"optimizer": {"lr": {"low": 1e-3, "high": 2.0, "log": True}}}, "optimizer.lr.high: 1.0 -> 2.0"),
         ({"search": {"trials": 7}}, "search.trials: 6 -> 7"),
         ({"description": "another"}, "description: 'a study of the tests' -> 'another'"),
-        ({"data": {"validation": 0.3}}, "data.validation: 0.2 -> 0.3"),
+        ({"data": {"validation": 0.3}}, "data.validation: 'auto' -> 0.3"),
         ({"data": {"split_seed": 1}}, "data.split_seed: 0 -> 1"),
         ({"network": {"hidden": [9]}}, "network.hidden: [8] -> [9]"),
     ],
@@ -104,6 +104,8 @@ DEPENDS = "the cosine schedule (optimizer.schedule) depends on the number of epo
     [
         ({}, {"data": {"split_seed": 1}}, "data.split_seed: 0 -> 1"),
         ({}, {"data": {"train_size": 160}}, "data.train_size: 150 -> 160"),
+        ({}, {"data": {"stratify": False}}, "data.stratify: 'auto' -> false"),
+        ({}, {"data": {"order": "time"}}, "data.order: not set -> 'time'"),
         ({}, {"training": {"epochs": 1}}, "training.epochs: 2 -> 1: --extend can only raise the number of epochs"),
         ({}, {"training": {"epochs": {"choices": [2, 3]}}}, "training.epochs: 2 -> { choices = [2, 3] }"),
         (COSINE, {**COSINE, "training": {"epochs": 3}}, f"training.epochs: 2 -> 3: {DEPENDS}"),
@@ -215,23 +217,6 @@ def test_a_study_of_the_time_before_stratified_splits_continues_with_its_split(s
     check_whole(trials_of(storage), 6)
     attrs = load_study(storage, "tiny").user_attrs
     assert (json.loads(attrs["hpo:study"]), attrs["hpo:data"]) == (resolved, data)
-
-
-@pytest.mark.parametrize(
-    ("keys", "difference"),
-    [
-        ({"stratify": False}, "data.stratify: 'auto' -> false"),
-        ({"order": "time"}, "data.order: not set -> 'time'"),
-        ({"validation": 0.3}, "data.validation: 'auto' -> 0.3"),
-    ],
-)
-def test_another_split_makes_trials_incomparable(storage: Storage, keys: dict[str, Any], difference: str) -> None:
-    submit(study_of(), storage)
-    before = load_study(storage, "tiny").user_attrs
-    for extend in (False, True):
-        with pytest.raises(UsageError, match=re.escape(difference)):
-            submit(study_of(data=keys), storage, LaunchOptions(extend=extend))
-    assert load_study(storage, "tiny").user_attrs == before
 
 
 def test_choices_that_would_be_misread_are_refused(storage: Storage, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from hpo.training.size import device_memory, frozen_memory
 def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False, storage_url: str | None = None) -> str:
     """Return the report, with `resolved` the resolved file too. Raises what a launch of this study would raise.
 
-    The pruner of a study that is stored already is the stored one. A default storage that cannot be read is ignored.
+    A study that is stored already has the stored pruner and split. A default storage that cannot be read is ignored.
     """
     report = (
         _objective_report(study, device)
@@ -41,7 +41,8 @@ def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False, 
 
 
 def _network_report(study: Study, device: str, storage_url: str | None) -> list[str]:
-    planned = plan(study, device)
+    as_stored, pruner = _stored_choices(study, storage_url)
+    planned = plan(as_stored, device)
     split, member, population, where = planned.split, planned.size, planned.population, planned.device
     first = " (at the first value of each range)" if study.parameters else ""
     return [
@@ -61,30 +62,32 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         f"frozen member: {_size(member.frozen_bytes)}; "
         f"at most {frozen_memory() // member.frozen_bytes:,} fit into memory",
         f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
-        *_pruner_lines(study, storage_url),
+        *_pruner_lines(study, pruner),
     ]
 
 
-def _pruner_lines(study: Study, storage_url: str | None) -> list[str]:
+def _pruner_lines(study: Study, stored: str | None) -> list[str]:
     """Return the pruner and the rungs of successive halving: `pruner: halving (auto: 100 trials of 50 epochs), ...`."""
-    choice = choose_pruner(study, _stored_pruner(study, storage_url))
+    choice = choose_pruner(study, stored)
     rungs = halving_of(study).rungs(max_epochs(study)) if choice.name == "halving" else []
     at = f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else ""
     line = f"pruner: {choice.name}{f' (auto: {choice.why})' if choice.why else ''}{at}"
     return [line, *filter(None, [patience_line(study, choice.name)])]
 
 
-def _stored_pruner(study: Study, storage_url: str | None) -> str | None:
-    """Return the pruner that was chosen when the study began, where it is stored."""
+def _stored_choices(study: Study, storage_url: str | None) -> tuple[Study, str | None]:
+    """Return the study with stored defaults, and the pruner that was chosen when it began, where it is stored."""
     try:
         storage = open_existing(storage_url)
     except StorageError:
         if storage_url is not None:
             raise
-        return None
+        return study, None
     try:
-        known = with_stored_defaults(study, storage).search.pruner  # "none" for a study from before "auto"
-        return stored_pruner(study, storage) if known == study.search.pruner else known
+        known = with_stored_defaults(study, storage)
+        assert isinstance(known, Study), "it has the kind of the given one"
+        pruner = known.search.pruner  # "none" for a study from before "auto"
+        return known, stored_pruner(study, storage) if pruner == study.search.pruner else pruner
     finally:
         storage.close()
 
