@@ -262,12 +262,11 @@ def test_every_split_is_complete_or_refused_at_a_key_of_data(
     size = {} if train_size is None else {"train_size": train_size}
     study = study_of("mnist", validation=validation, split_seed=seed, stratify=stratify, **size)
     labels = (np.arange(total) % 3).astype(np.uint8)
+    refused: HpoError | None = None
     try:
         found = hold_out(study.data, labels, "abc")
     except HpoError as error:
         refused = error
-    else:
-        refused = None
     if isinstance(refused, SettingError):
         assert refused.key in {"data.validation", "data.train_size", "data.stratify"}
         assert refused.key != "data.stratify" or stratify is True
