@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+from idle_processes import IdleProcess
 from optuna.distributions import FloatDistribution
 from postgresql_server import Server as DatabaseServer
 
@@ -33,6 +34,34 @@ def storage(tmp_path: Path, blank: Path) -> Iterator[Storage]:
     opened = open_storage(f"sqlite:///{shutil.copy(blank, tmp_path / 'hpo.db')}")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def open_again(storage: Storage) -> Iterator[Callable[[], Storage]]:
+    """Return a function that opens the same storage, as another process does."""
+    opened: list[Storage] = []
+
+    def another() -> Storage:
+        opened.append(open_storage(storage.location.full_url))
+        return opened[-1]
+
+    yield another
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def idle_process() -> Iterator[Callable[[], IdleProcess]]:
+    """Return a function that starts a process whose identity a worker of the test uses."""
+    started: list[IdleProcess] = []
+
+    def start_idle() -> IdleProcess:
+        started.append(IdleProcess())
+        return started[-1]
+
+    yield start_idle
+    for each in started:
+        each.kill()
 
 
 @pytest.fixture

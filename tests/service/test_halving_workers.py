@@ -33,7 +33,7 @@ from hpo.service import queue_control as control
 from hpo.service import worker as working
 from hpo.service.dashboard import figures
 from hpo.service.worker import WorkerOptions
-from hpo.storage import Storage, StudyState, open_storage, running_trials, state_of, summary
+from hpo.storage import Storage, StudyState, running_trials, state_of, summary
 
 TRIALS, EPOCHS, RUNGS = 12, 4, (1, 3)
 UNTIL_STOPPED = WorkerOptions(device="cpu", threads=1)
@@ -42,31 +42,28 @@ UNTIL_IDLE = WorkerOptions(device="cpu", threads=1, until_idle=True)
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Switch the figures off, and poll often."""
+    """Switch the figures off, and poll often, but not more often than a busy machine can read the queue.
+
+    A study without trials to train is skipped for this time. If that ends before the worker has read the queue again,
+    the worker never comes to a study of lower priority.
+    """
     monkeypatch.setattr(figures, "update_figures", lambda *_: None)
-    monkeypatch.setattr(working, "POLL_S", 0.02)
+    monkeypatch.setattr(working, "POLL_S", 0.5)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture
-def again(storage: Storage) -> Iterator[Callable[[], Storage]]:
-    """Open the same storage again, as another process does."""
-    opened: list[Storage] = []
-    processes: list[IdleProcess] = []
+def open_elsewhere(open_again: Callable[[], Storage], idle_process: Callable[[], IdleProcess]) -> Callable[[], Storage]:
+    """Return a function that opens the same storage for a worker in another process."""
 
-    def another() -> Storage:
-        processes.append(IdleProcess())
-        opened.append(open_storage(storage.location.full_url))
-        opened[-1].worker = processes[-1].worker()
-        return opened[-1]
+    def opened() -> Storage:
+        storage = open_again()
+        storage.worker = idle_process().worker()
+        return storage
 
-    yield another
-    for each in opened:
-        each.close()
-    for process in processes:
-        process.kill()
+    return opened
 
 
 def put(storage: Storage, name: str = "tiny", priority: int | None = None, **changes: Any) -> int:
@@ -197,14 +194,14 @@ def test_a_stopped_study_finishes_its_frozen_trials_and_starts_no_other(storage:
 
 
 def test_a_stopped_worker_requeues_its_frozen_trials_for_another(
-    storage: Storage, again: Callable[[], Storage]
+    storage: Storage, open_elsewhere: Callable[[], Storage]
 ) -> None:
     put(storage)
     stop = threading.Event()
     work_here(storage, UNTIL_STOPPED, once(freezes(8), stop.set), stop)
     assert set(states(trials_of(storage))) <= {TrialState.WAITING, TrialState.PRUNED}
     assert running_trials(storage) == []
-    assert first_epochs(work_here(again())) == 1
+    assert first_epochs(work_here(open_elsewhere())) == 1
     check_ended(storage)
 
 
@@ -217,11 +214,11 @@ def test_a_deleted_study_leaves_no_states(storage: Storage, tmp_path: Path) -> N
 
 
 def test_workers_share_the_rungs_and_end_with_exactly_the_trials(
-    storage: Storage, again: Callable[[], Storage]
+    storage: Storage, open_elsewhere: Callable[[], Storage]
 ) -> None:
     put(storage, search={"trials": 16, "population": 2})
     put(storage, "b", search={"population": 2})
-    workers = [WorkerThread(again(), UNTIL_IDLE) for _ in range(2)]
+    workers = [WorkerThread(open_elsewhere(), UNTIL_IDLE) for _ in range(2)]
     for worker in workers:
         worker.wait()
     found = {name: trials_of(storage, name) for name in ("tiny", "b")}
@@ -244,8 +241,10 @@ def held(storage: Storage, study_id: int, count: int) -> list[int]:
     return [trial._trial_id for trial in storage.create_trials(study_id, [template] * count)]
 
 
-def test_a_process_with_frozen_trials_is_no_worker_of_the_study(storage: Storage, again: Callable[[], Storage]) -> None:
-    first, second = again(), again()
+def test_a_process_with_frozen_trials_is_no_worker_of_the_study(
+    storage: Storage, open_elsewhere: Callable[[], Storage]
+) -> None:
+    first, second = open_elsewhere(), open_elsewhere()
     idle = held(first, put(storage, "idle"), 3)
     first.freeze({trial_id: (1, [0.5]) for trial_id in idle})
     trained = held(second, put(storage, "trained"), 3)
@@ -256,13 +255,13 @@ def test_a_process_with_frozen_trials_is_no_worker_of_the_study(storage: Storage
 
 
 def test_frozen_trials_that_cannot_be_read_wait_for_their_worker(
-    storage: Storage, again: Callable[[], Storage]
+    storage: Storage, open_elsewhere: Callable[[], Storage]
 ) -> None:
-    other = again()
+    other = open_elsewhere()
     ids = held(other, put(storage, search={"trials": 3}), 3)
     other.freeze({trial_id: (1, [0.5]) for trial_id in ids})
     put(storage, "b", -1)
-    worker = WorkerThread(again(), UNTIL_IDLE)
+    worker = WorkerThread(open_elsewhere(), UNTIL_IDLE)
     wait_for(lambda: ("b", StudyEnded) in [(study, type(event)) for study, event in worker.happened])
     assert states(trials_of(storage)) == [TrialState.RUNNING] * 3
     other.requeue(ids)

@@ -70,34 +70,6 @@ def threads_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def again(storage: Storage) -> Iterator[Callable[[], Storage]]:
-    """Open the same storage again, as another process does."""
-    opened: list[Storage] = []
-
-    def another() -> Storage:
-        opened.append(open_storage(storage.location.full_url))
-        return opened[-1]
-
-    yield another
-    for each in opened:
-        each.close()
-
-
-@pytest.fixture
-def idle_process() -> Iterator[Callable[[], IdleProcess]]:
-    """Start a process whose identity a worker of the test uses."""
-    bodies: list[IdleProcess] = []
-
-    def make() -> IdleProcess:
-        bodies.append(IdleProcess())
-        return bodies[-1]
-
-    yield make
-    for each in bodies:
-        each.kill()
-
-
-@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(working, "POLL_S", 0.02)
 
@@ -178,12 +150,12 @@ def test_a_priority_that_changes_counts_from_the_next_population_on(storage: Sto
 
 
 def test_of_equals_the_one_with_the_fewest_workers_goes_first(
-    storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
+    storage: Storage, open_again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
 ) -> None:
     crowded = put(storage, "a")
     put(storage, "b", search={"trials": 8})
     other = idle_process()
-    holding(again(), other.worker(), crowded, 3)
+    holding(open_again(), other.worker(), crowded, 3)
     happened = work_here(storage, on_event=lambda study, event: other.kill() if study == "a" else None)
     assert populations(happened)[:2] == ["b", "b"]
     check_whole_but_params(trials_of(storage, "a"), 6)
@@ -290,11 +262,11 @@ def test_a_stop_during_the_last_epoch_keeps_the_finished_trials(storage: Storage
 
 
 def test_a_worker_until_idle_waits_for_other_workers_and_takes_over_from_dead_ones(
-    storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
+    storage: Storage, open_again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
 ) -> None:
     study_id = put(storage)
     other = idle_process()
-    holding(again(), other.worker(), study_id, 3)
+    holding(open_again(), other.worker(), study_id, 3)
     with worker_thread(storage, UNTIL_IDLE) as worker:
         wait_for(lambda: states(trials_of(storage)).count(TrialState.COMPLETE) == 3, lambda: worker.happened)
         assert endings(worker.happened) == []
@@ -306,11 +278,11 @@ def test_a_worker_until_idle_waits_for_other_workers_and_takes_over_from_dead_on
 
 
 def test_several_workers_share_a_study_and_end_with_exactly_its_trials(
-    storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
+    storage: Storage, open_again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], quick: None
 ) -> None:
     put(storage, search={"trials": 20, "population": 2})
     put(storage, "b", search={"trials": 9, "population": 2})
-    opened = [again() for _ in range(3)]
+    opened = [open_again() for _ in range(3)]
     for each in opened:
         each.worker = idle_process().worker()
     workers = [WorkerThread(each, UNTIL_IDLE) for each in opened]
@@ -498,20 +470,22 @@ def test_a_study_deleted_during_training_is_dropped_and_others_are_trained(stora
     check_whole(trials_of(storage, "b"), 6)
 
 
-def test_a_study_deleted_between_two_populations_is_dropped(storage: Storage, again: Callable[[], Storage]) -> None:
+def test_a_study_deleted_between_two_populations_is_dropped(
+    storage: Storage, open_again: Callable[[], Storage]
+) -> None:
     put(storage, "a", 1)
     put(storage, "b")
-    other = again()
+    other = open_again()
     work_here(storage, on_event=at_first(PopulationEnded, "a", lambda: control.delete(other, "a")))
     check_whole(trials_of(storage, "b"), 6)
 
 
 def test_a_study_deleted_while_its_search_begins_is_no_error(
-    storage: Storage, again: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
+    storage: Storage, open_again: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(storage, "a", 1)
     put(storage, "b")
-    other, look = again(), working.running_trials
+    other, look = open_again(), working.running_trials
     left = ["a"]
 
     def look_and_delete(*arguments: Any) -> Any:
@@ -525,11 +499,11 @@ def test_a_study_deleted_while_its_search_begins_is_no_error(
 
 
 def test_a_study_closed_and_deleted_while_its_search_begins_is_no_error(
-    storage: Storage, again: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
+    storage: Storage, open_again: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(storage, "a", 1, search={"trials": 8})
     put(storage, "b")
-    other = again()
+    other = open_again()
 
     def close(*arguments: Any) -> Any:
         """Its search finds it deleted: the worker has it at hand from the population before."""
@@ -547,10 +521,10 @@ def test_a_study_closed_and_deleted_while_its_search_begins_is_no_error(
 
 @pytest.mark.parametrize("moment", [EpochEnded, PopulationEnded])
 def test_a_study_that_is_deleted_and_submitted_anew_is_trained_as_a_new_one(
-    storage: Storage, again: Callable[[], Storage], moment: type[Event], monkeypatch: pytest.MonkeyPatch
+    storage: Storage, open_again: Callable[[], Storage], moment: type[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(storage)
-    other, create, in_vain = again(), storage.create_trials, [0]
+    other, create, in_vain = open_again(), storage.create_trials, [0]
 
     def counting(*arguments: Any) -> list[FrozenTrial]:
         created = create(*arguments)
@@ -628,7 +602,7 @@ def test_a_worker_alone_has_all_cores(storage: Storage, eight_cores: None) -> No
 @pytest.mark.parametrize(("others", "share"), [(1, 4), (2, 2), (7, 1), (9, 1)])
 def test_workers_of_a_machine_share_its_cores(
     storage: Storage,
-    again: Callable[[], Storage],
+    open_again: Callable[[], Storage],
     idle_process: Callable[[], IdleProcess],
     eight_cores: None,
     others: int,
@@ -637,7 +611,7 @@ def test_workers_of_a_machine_share_its_cores(
     put(storage)
     registered = []
     for _ in range(others):
-        other = again()
+        other = open_again()
         other.worker = idle_process().worker()
         registered.append(heartbeats(other))
         registered[-1].__enter__()
@@ -649,10 +623,10 @@ def test_workers_of_a_machine_share_its_cores(
 
 
 def test_ended_dead_silent_and_remote_workers_get_no_share_of_the_cores(
-    storage: Storage, again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], eight_cores: None
+    storage: Storage, open_again: Callable[[], Storage], idle_process: Callable[[], IdleProcess], eight_cores: None
 ) -> None:
     put(storage)
-    gone, dead, silent, elsewhere = (again() for _ in range(4))
+    gone, dead, silent, elsewhere = (open_again() for _ in range(4))
     with heartbeats(gone):
         pass
     dying = idle_process()
@@ -698,11 +672,11 @@ def test_a_worker_reports_what_it_stored(storage: Storage) -> None:
 
 
 def test_trials_of_a_silent_worker_of_another_machine_are_taken_over(
-    storage: Storage, again: Callable[[], Storage], quick: None
+    storage: Storage, open_again: Callable[[], Storage], quick: None
 ) -> None:
     study_id = put(storage)
     far = Worker("elsewhere", 1, 0.0, "another place", machine="another machine")
-    held = holding(again(), far, study_id, 2)
+    held = holding(open_again(), far, study_id, 2)
     with worker_thread(storage, UNTIL_IDLE) as worker:
         wait_for(lambda: states(trials_of(storage)).count(TrialState.COMPLETE) == 4, lambda: worker.happened)
         age_heartbeats(storage, [trial._trial_id for trial in held])
