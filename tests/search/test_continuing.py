@@ -39,6 +39,8 @@ KILLS = 4  # 20 in the slow tests
 EPOCHS = 10
 TRIALS = 12
 PRECISION = 1e-9
+halving = pytest.param("halving", marks=pytest.mark.slow)
+"""Also in test_halving_search.py, without files for stops only."""
 
 LAUNCH = """
 import json, sys, threading
@@ -200,7 +202,7 @@ def after(epochs: int, action: Callable[[], object]) -> Callable[[Event], bool]:
     return lambda event: bool(reached(event) and action()) and False
 
 
-@pytest.mark.parametrize("pruner", ["none", "halving"])
+@pytest.mark.parametrize("pruner", ["none", halving])
 def test_an_interrupted_search_continues_from_the_last_epoch(
     pruner: str, storage: Storage, on_stops_only: None, whole: Sequence[FrozenTrial]
 ) -> None:
@@ -214,7 +216,7 @@ def test_an_interrupted_search_continues_from_the_last_epoch(
     assert set(announced(as_json(events)).values()) == {1}
 
 
-@pytest.mark.parametrize("pruner", ["none", "halving"])
+@pytest.mark.parametrize("pruner", ["none", halving])
 def test_a_paused_search_continues_from_the_last_epoch(
     pruner: str, storage: Storage, on_stops_only: None, whole: Sequence[FrozenTrial]
 ) -> None:
@@ -233,7 +235,7 @@ def test_a_paused_search_continues_from_the_last_epoch(
     assert set(counts.values()) == {1}, counts
 
 
-@pytest.mark.parametrize("pruner", ["none", pytest.param("halving", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pruner", ["none", halving])
 def test_trials_with_damaged_and_foreign_files_start_again(
     pruner: str, storage: Storage, on_stops_only: None, whole: Sequence[FrozenTrial]
 ) -> None:

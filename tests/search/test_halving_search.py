@@ -302,7 +302,7 @@ def test_trials_are_ranked_by_their_best_epoch_so_far(storage: Storage) -> None:
         assert trial.value == (min(loss) if trial.state == COMPLETE else loss[-1])
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", slow("nsga2")])
 def test_several_metrics_are_ranked_by_non_domination(sampler: str, storage: Storage) -> None:
     metrics = ["val_loss", "parameters", "seconds_per_epoch"]
     hidden = {"choices": [[4], [8], [16]]}
@@ -623,7 +623,7 @@ def test_repeats_that_fail_do_not_count(recording: type[RecordingTrainer], stora
     assert COMPLETE in states(trials)
 
 
-@pytest.mark.parametrize("sampler", [slow("tpe"), "cmaes", slow("qmc"), "gp"])
+@pytest.mark.parametrize("sampler", [slow("tpe"), "cmaes", slow("qmc"), slow("gp")])
 def test_samplers_of_one_metric(sampler: str, storage: Storage) -> None:
     changes: dict[str, Any] = {"optimizer": {"lr": LR, "weight_decay": DECAY}, "training": {"epochs": 3}}
     study = halving_study(**changes, search={"sampler": sampler, "trials": 16})
@@ -913,10 +913,10 @@ def test_the_frozen_trials_of_a_stopped_study_continue(
             set_study_state(other, StudyState.STOPPED)
         return False
 
-    study = halving_study(search={"trials": 40})
+    study = halving_study(search={"trials": 20})
     assert reason(search(study, storage, stop_at=stop)) == "stopped"
     trials = trials_of(storage)
-    assert len(trials) < 40
+    assert len(trials) < 20
     assert all(trial.state in (COMPLETE, PRUNED) for trial in trials)
     assert COMPLETE in states(trials)
     set_study_state(other, StudyState.OPEN)
@@ -993,7 +993,7 @@ def run_in_turns(searches: Sequence[HalvingSearch]) -> None:
     raise AssertionError(f"the study does not end: {states(trials_of(searches[0].storage))}")
 
 
-@pytest.mark.parametrize("checkpoint", ["none", 1])
+@pytest.mark.parametrize("checkpoint", [slow("none"), 1])
 def test_two_workers_share_the_rungs(
     checkpoint: str | int,
     recording: type[RecordingTrainer],

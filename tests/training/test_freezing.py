@@ -456,10 +456,16 @@ def cores(count: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+QUICK = {("Stackable", "float64"), ("Stackable", "float32"), ("Stackable", "bfloat16"), ("Recurrent", "bfloat16")}
 CASES = [
-    *((name, precision) for name in NETWORKS for precision in ("float64", "float32", "bfloat16")),
-    *((name, precision) for name in UNSTACKED for precision in ("float64", "bfloat16")),
+    pytest.param(
+        name, precision, marks=[] if (name, precision) in QUICK or precision == "float64" else pytest.mark.slow
+    )
+    for name in (*NETWORKS, *UNSTACKED)
+    for precision in ("float64", "float32", "bfloat16")
+    if name in NETWORKS or precision != "float32"
 ]
+"""The network "Stackable" has every stacked layer, those of the others included."""
 
 
 @pytest.mark.parametrize(("name", "precision"), CASES)
