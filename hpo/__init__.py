@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     )
     from hpo.results.confirm.result import Confirmation
     from hpo.results.doctor.finding import Finding
-    from hpo.results.final_test.predict import Predictions
+    from hpo.results.final_test.predict import Predictions, TargetPredictions
     from hpo.results.final_test.result import Tested
     from hpo.results.output import Result
     from hpo.results.reproduce.replay import Replay
@@ -76,7 +76,7 @@ _NAMES_BY_MODULE = {
     ],
     "hpo.results.confirm.result": ["Confirmation"],
     "hpo.results.doctor.finding": ["Finding"],
-    "hpo.results.final_test.predict": ["Predictions"],
+    "hpo.results.final_test.predict": ["Predictions", "TargetPredictions"],
     "hpo.results.final_test.result": ["Tested"],
     "hpo.results.reproduce.replay": ["Replay"],
     "hpo.results.output": ["Result"],
@@ -113,6 +113,7 @@ __all__ = [
     "StudyBusyError",
     "StudyClosedError",
     "StudyFileError",
+    "TargetPredictions",
     "Task",
     "Tested",
     "Training",

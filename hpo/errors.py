@@ -25,8 +25,8 @@ from typing import Literal
 
 from hpo.text import printable
 
-CLASSIFIERS_ONLY = (
-    'hpo searches classifiers; for any other task write an objective function: `objective = "FILE.py:NAME"`'
+OTHER_TASKS = (
+    'For numbers or several labels, set `kind` of [task]; for anything else write `objective = "FILE.py:NAME"`'
 )
 
 

@@ -790,9 +790,9 @@ def test_data_without_its_prefix_and_other_tasks_are_explained(tmp_path: Path) -
     ):
         parse_study(tree(data__dataset="wines"), "s.toml", tmp_path)
     with pytest.raises(
-        StudyFileError, match=r"\. hpo searches classifiers; for any other task write an objective functi"
+        StudyFileError, match=r"\. For numbers or several labels, set `kind` of \[task\]; for anything else"
     ):
-        parse_study(tree(search__metric="rmse"), "s.toml")
+        parse_study(tree(search__metric="perplexity"), "s.toml")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hpo.api.displays import PrintLine, print_warning
 from hpo.api.interruption import stop_event
 
 if TYPE_CHECKING:
-    from hpo.results.final_test.predict import Predictions
+    from hpo.results.final_test.predict import Predictions, TargetPredictions
     from hpo.results.output import Result
     from hpo.results.reproduce.replay import Replay
 
@@ -29,13 +29,14 @@ def replay(
         return ReplayResult(replay(Path(file), device, stop, say))
 
 
-def predict(folder: str | Path, images: str | Path, *, device: str = "auto") -> Predictions:
+def predict(folder: str | Path, images: str | Path, *, device: str = "auto") -> Predictions | TargetPredictions:
     """Classify the examples of the .npy file `images` with the network in a folder that `test` wrote.
 
     Images are [N, H, W], [N, C, H, W] or [N, H, W, C], uint8 as in the data set, or floats from 0, black, to 1, white.
     A network that was trained on unscaled floats or on integers takes such numbers; rows of a table are [N, features].
-    The result has arrays `classes` and `probabilities`, [N], and `names` of the classes; `str()` of it is CSV. Raises
-    HpoError for invalid files.
+    The result has arrays `classes` and `probabilities`, [N], and `names` of the classes; `str()` of it is CSV. Of a
+    regression or several labels it has `values`, [N, columns], and `names` of the columns. Raises HpoError for invalid
+    files.
     """
     from hpo.results.final_test.predict import predictions
 

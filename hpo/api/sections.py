@@ -28,7 +28,17 @@ Activation: TypeAlias = Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu",
 OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
 Sampler: TypeAlias = Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"]
 ValidationMetric: TypeAlias = Literal[
-    "val_accuracy", "val_balanced_accuracy", "val_f1", "val_f1_weighted", "val_auroc", "val_top_k", "val_loss"
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_f1",
+    "val_f1_weighted",
+    "val_auroc",
+    "val_top_k",
+    "val_average_precision",
+    "val_rmse",
+    "val_mae",
+    "val_r2",
+    "val_loss",
 ]
 Metric: TypeAlias = ValidationMetric | Literal["parameters", "seconds_per_epoch"] | str
 Direction: TypeAlias = Literal["minimize", "maximize"]
@@ -86,11 +96,12 @@ class Data(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Section):
-    """`[task]`: the loss, "cross_entropy" or "FILE.py:NAME", with weights of the classes; the k of "val_top_k"."""
+    """`[task]`: the kind of targets; the loss, or "FILE.py:NAME", and weights in it; the k of "val_top_k"."""
 
-    kind: Literal["classification"] = "classification"
-    loss: Literal["cross_entropy"] | str | None = None
+    kind: Literal["classification", "multilabel", "regression"] = "classification"
+    loss: Literal["cross_entropy", "bce", "mse", "mae", "huber", "gaussian_nll"] | str | None = None
     class_weights: Literal["balanced"] | Sequence[float] | None = None
+    pos_weight: Literal["balanced"] | Sequence[float] | None = None
     top_k: int | None = None
 
 

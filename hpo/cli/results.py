@@ -180,7 +180,8 @@ def predict(
     """Classify examples with a tested network.
 
     Images are uint8 as in the data set, or floats from 0, black, to 1, white; other examples are numbers as in the data
-    set. The output is CSV with the columns image (the number of the example), class, probability.
+    set. The output is CSV with the columns image (the number of the example), class, probability. For other tasks than
+    classification it has the column example, and one for each predicted number or each label's probability.
     """
     write_output(str(hpo.predict(folder, examples, device=device)), output)
 

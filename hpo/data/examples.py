@@ -2,8 +2,9 @@
 
 Inputs for networks are float32, bytes scaled to [0, 1] and other numbers unchanged: images have shape [N, C, H, W], a
 table of rows [N, features]. Integers, such as token ids, are int64 of any shape [N, ...]. Targets are labels, int64 of
-shape [N]. The SHA-256 of the content depends on inputs and targets only, not on their files (plain or gzip, one file or
-five). This module opens no file.
+shape [N], or float64 of shape [N, columns]: 0 and 1 for several labels, numbers for a regression. The SHA-256 of the
+content depends on inputs and targets only, not on their files (plain or gzip, one file or five). This module opens no
+file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Examples:
     """Inputs of networks with their targets. The arrays belong to the caller."""
 
     inputs: NDArray[np.float32] | NDArray[np.int64]
-    targets: NDArray[np.int64]
+    targets: NDArray[np.int64] | NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -50,7 +51,7 @@ class RawExamples:
     """
 
     inputs: NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64]
-    targets: NDArray[np.uint8] | NDArray[np.int64]
+    targets: NDArray[np.uint8] | NDArray[np.int64] | NDArray[np.float64]
     white: int | None = 255
     names: tuple[str, ...] = ()
     content: str = ""
@@ -67,7 +68,8 @@ class RawExamples:
         inputs = self.inputs[indices].astype(np.float32, copy=False)  # indexing has copied
         if self.white is not None:
             inputs /= self.white
-        return Examples(inputs, self.targets[indices].astype(np.int64))
+        targets = self.targets[indices]
+        return Examples(inputs, targets if targets.dtype.kind == "f" else targets.astype(np.int64))
 
     def content_sha256(self) -> str:
         """Return the SHA-256 of the shape, the input bytes and the target bytes.
@@ -96,10 +98,10 @@ class Split:
 
     `content_sha256` is the hash of all training data, `split_sha256` that of the validation and training indices.
     `test_size` is 0 without a test set, and None if only opening the sealed file would tell. `names` are the class
-    names, `white` is the byte that becomes 1.0, or None for numbers. `folder` is the base of the relative path of user
-    data, None for other data. `method` says how the split was made, `unused` what it leaves out that the user may
-    expect, and `advice` how every class can get a validation example. With `data.folds`, `train` and `validation` are
-    the first fold, and `split_sha256` is the hash of all folds.
+    or label names, `white` is the byte that becomes 1.0, or None for numbers. `folder` is the base of the relative path
+    of user data, None for other data. `method` says how the split was made, `unused` what it leaves out that the user
+    may expect, and `advice` how every class can get a validation example. With `data.folds`, `train` and `validation`
+    are the first fold, and `split_sha256` is the hash of all folds.
     """
 
     dataset: str
@@ -114,6 +116,7 @@ class Split:
     method: str
     advice: str
     unused: str = ""
+    task: str = "classification"
     other_folds: tuple[Fold, ...] = ()
 
     @property
@@ -124,8 +127,13 @@ class Split:
 
     @property
     def classes(self) -> int:
-        """The number of classes."""
+        """The number of classes or labels; 0 for a regression."""
         return len(self.names)
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of the targets; 1 for classes."""
+        return self.train.targets.shape[1] if self.train.targets.ndim > 1 else 1
 
     @property
     def warning(self) -> str:
@@ -133,12 +141,22 @@ class Split:
 
         A class without a training example is an error of the split.
         """
-        counts = np.bincount(self.validation.targets, minlength=self.classes)
-        absent = [name for name, count in zip(self.names, counts, strict=True) if count == 0]
         lines = [self.unused] if self.unused else []
+        if self.task == "regression":
+            return ". ".join(lines)
+        absent = [
+            name for name, count in zip(self.names, class_counts(self.validation, self), strict=True) if not count
+        ]
         if absent:
             lines.append(f"{self.dataset}: no validation example of {describe_classes(absent)}; {self.advice}")
         return ". ".join(lines)
+
+
+def class_counts(examples: Examples, split: Split) -> NDArray[np.int64]:
+    """Return the number of examples of each class, or with each label."""
+    if examples.targets.ndim > 1:
+        return np.count_nonzero(examples.targets, axis=0)
+    return np.bincount(examples.targets.astype(np.int64), minlength=split.classes)
 
 
 def describe_classes(names: Sequence[str]) -> str:

@@ -30,11 +30,12 @@ CLASSES = "classes"
 
 @dataclass(frozen=True)
 class FunctionSource:
-    """The reference to a function, the folder of its file, and the key of the groups, if the study has groups."""
+    """The reference to a function, the folder of its file, the key of the study's groups, and the kind of its task."""
 
     reference: str
     folder: Path
     groups: str | None = None
+    task: str = "classification"
 
     def read_training(self) -> RawExamples:
         """Call the function for the training examples."""
@@ -91,7 +92,7 @@ class FunctionSource:
         x, y = (self._array(self._required(found, key), key) for key in keys)
         if names is None and found.get(CLASSES) is not None:
             names = self._names(found[CLASSES])
-        return examples_from_arrays(ArrayPair(x, y, self.reference, keys), names)
+        return examples_from_arrays(ArrayPair(x, y, self.reference, keys), names, self.task)
 
     def _required(self, found: Mapping[str, Any], key: str) -> Any:
         if key not in found:

@@ -34,10 +34,11 @@ _HEADER = 128  # bytes before an array's content, as NumPy writes for few axes
 
 @dataclass(frozen=True)
 class NpzSource:
-    """The .npz file, and the name of the array with the groups, if the study has groups."""
+    """The .npz file, the name of the array with the study's groups, and the kind of its task."""
 
     path: Path
     groups: str | None = None
+    task: str = "classification"
 
     def read_training(self) -> RawExamples:
         """Read x and y, and the class names and groups if there are any."""
@@ -48,7 +49,7 @@ class NpzSource:
                 if found.dtype.kind != "U" or found.ndim != 1:
                     raise DataError(f"{self.path}: {CLASSES} has type {found.dtype}; it must be a list of strings")
                 classes = found.tolist()
-            raw = examples_from_arrays(self._pair(file, TRAINING), classes)
+            raw = examples_from_arrays(self._pair(file, TRAINING), classes, self.task)
             groups = None if self.groups is None else self._groups(file, self.groups, len(raw))
             own = any(name in file.files for name in VALIDATION)
         return replace(raw, groups=groups, read_validation=partial(self._read_validation, raw.names) if own else None)
@@ -78,11 +79,11 @@ class NpzSource:
         """Read x_test and y_test."""
         self.check_test()
         with self._opened() as file:
-            return examples_from_arrays(self._pair(file, TEST), names)
+            return examples_from_arrays(self._pair(file, TEST), names, self.task)
 
     def _read_validation(self, names: tuple[str, ...]) -> RawExamples:
         with self._opened() as file:
-            return examples_from_arrays(self._pair(file, VALIDATION), names)
+            return examples_from_arrays(self._pair(file, VALIDATION), names, self.task)
 
     def _groups(self, file: NpzFile, name: str, examples: int) -> NDArray[np.int64]:
         if name in TEST:

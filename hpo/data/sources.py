@@ -89,19 +89,21 @@ class CatalogueSource:
         return require_folder(self.dataset).folder
 
 
-def source_of(name: str, folder: Path, groups: str | None = None) -> Source:
+def source_of(name: str, folder: Path, groups: str | None = None, task: str = "classification") -> Source:
     """Return the source of `data.dataset`; `folder` is the study file's, `groups` the name of its groups.
 
     Raises UsageError for an unknown name, and DataError if the user's file or folder does not exist, or cannot have
-    groups.
+    groups or the targets of the task.
     """
     match user_data(name):
         case "npz", path:
-            return NpzSource(_base(path, folder) / path, groups)
+            return NpzSource(_base(path, folder) / path, groups, task)
         case "code", reference:
-            return FunctionSource(reference, _base(split_reference(reference)[0], folder), groups)
+            return FunctionSource(reference, _base(split_reference(reference)[0], folder), groups, task)
     if groups is not None:
         raise DataError(f"{name}: has no groups; data.groups needs npz:FILE or FILE.py:FUNCTION (got {groups!r})")
+    if task != "classification":
+        raise DataError(f"{name}: has classes; task.kind = {task} needs npz:FILE or FILE.py:FUNCTION")
     match user_data(name):
         case "folder", path:
             return FolderSource(_base(path, folder) / path)

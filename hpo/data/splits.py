@@ -51,7 +51,7 @@ class HoldOut:
 def load_split(study: Study) -> Split:
     """Read the training data of a study and split it; test files are not opened."""
     name, settings = study.data.dataset, study.data
-    source = source_of(name, study.folder, settings.groups)
+    source = source_of(name, study.folder, settings.groups, study.task.kind)
     raw = source.read_training()
     if raw.read_validation is not None and settings.validation != "auto" and settings.stratify is not False:
         problem = f"must not be given: {name} has a validation set (got {settings.validation:g})"
@@ -92,6 +92,7 @@ def load_split(study: Study) -> Split:
         advice=found.advice,
         unused=unused,
         other_folds=tuple(Fold(raw.take(each.training), raw.take(each.validation)) for each in others),
+        task=study.task.kind,
     )
 
 
@@ -105,7 +106,7 @@ def check_test(name: str, folder: Path = Path()) -> None:
 
 def load_test(split: Split) -> SealedExamples:
     """Read the sealed test set of a study's data set."""
-    source = source_of(split.dataset, split.folder or Path())
+    source = source_of(split.dataset, split.folder or Path(), task=split.task)
     channels = split.train.inputs.shape[1]
     raw = source.read_test(split.names, channels)
     _check_alike(split.dataset, "test", raw, split)
@@ -115,7 +116,12 @@ def load_test(split: Split) -> SealedExamples:
 
 def _check_alike(name: str, part: str, raw: RawExamples, training: RawExamples | Split) -> None:
     """Raise DataError where examples have another shape or type than the training examples."""
-    inputs = training.train.inputs if isinstance(training, Split) else training.inputs
+    examples = training.train if isinstance(training, Split) else training
+    if raw.targets.shape[1:] != examples.targets.shape[1:]:
+        shapes = (raw.targets.shape[1:], examples.targets.shape[1:])
+        found, known = (" x ".join(map(str, shape)) or "1" for shape in shapes)
+        raise DataError(f"{name}: {part} examples have {found} target columns, but training examples {known}")
+    inputs = examples.inputs
     found, known = (
         f"{' x '.join(map(str, each.shape[1:]))} {_kind(each, white)}"
         for each, white in ((raw.inputs, raw.white), (inputs, training.white))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo.data.examples import RawExamples
-from hpo.errors import CLASSIFIERS_ONLY, DataError, nearest
+from hpo.errors import OTHER_TASKS, DataError, nearest
 
 _LABELS = "labels must be whole numbers from 0, or names (strings)"
 _GROUPS = "groups must be numbers or strings"
@@ -42,13 +42,21 @@ class ArrayPair:
     names: tuple[str, str] = ("x", "y")
 
 
-def examples_from_arrays(pair: ArrayPair, names: Sequence[str] | None = None) -> RawExamples:
-    """Return the examples of two arrays; `names` are the class names, None to derive them from the labels."""
+def examples_from_arrays(
+    pair: ArrayPair, names: Sequence[str] | None = None, task: str = "classification"
+) -> RawExamples:
+    """Return the examples of two arrays; `names` are the class or label names, None to derive them from the targets."""
     x = f"{pair.where}: {pair.names[0]}"
     inputs = _convert_type(_with_axes(pair.x, x), x)
+    if task != "classification":
+        where = f"{pair.where}: {pair.names[1]}"
+        targets = _target_columns(pair.y, where, len(inputs))
+        if task == "regression":
+            return user_examples(inputs, targets, ())
+        return user_examples(inputs, targets, _label_names(targets, where, names))
     if pair.y.ndim != 1 or len(pair.y) != len(inputs):
         problem = f"has shape {_shape(pair.y.shape)}, but one label for each example is {_shape((len(inputs),))}"
-        scope = f". {CLASSIFIERS_ONLY}" if pair.y.ndim == 2 and len(pair.y) == len(inputs) else ""
+        scope = f". {OTHER_TASKS}" if pair.y.ndim == 2 and len(pair.y) == len(inputs) else ""
         raise DataError(f"{pair.where}: {pair.names[1]} {problem}{scope}")
     labels, classes = encode_labels(pair.y, f"{pair.where}: {pair.names[1]}", names)
     return user_examples(inputs, labels, classes)
@@ -56,12 +64,37 @@ def examples_from_arrays(pair: ArrayPair, names: Sequence[str] | None = None) ->
 
 def user_examples(
     inputs: NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64],
-    labels: NDArray[np.int64],
+    labels: NDArray[np.int64] | NDArray[np.float64],
     names: tuple[str, ...],
 ) -> RawExamples:
     """Return examples of the user; the hash of their content includes type and class names."""
     white = 255 if inputs.dtype == np.uint8 else None
     return RawExamples(inputs, labels, white, names, f" {inputs.dtype} {json.dumps(names)} ")
+
+
+def _target_columns(y: NDArray[Any], where: str, examples: int) -> NDArray[np.float64]:
+    """Return targets that are numbers as [N, columns]. Raises DataError for other types and shapes, and for NaN."""
+    if y.dtype.kind not in "biuf":
+        raise DataError(f"{where} has type {y.dtype}; the targets must be numbers")
+    if y.ndim not in (1, 2) or len(y) != examples or y.size == 0:
+        problem = f"has shape {_shape(y.shape)}, but targets of {examples} examples are [{examples}] or [{examples}, D]"
+        raise DataError(f"{where} {problem}")
+    columns = y.reshape(examples, -1).astype(np.float64)
+    if not np.isfinite(columns).all():
+        example = int(np.flatnonzero(~np.isfinite(columns).all(axis=1))[0])
+        raise DataError(f"{where}: the target of example {example} is NaN or infinite; remove the example, or fill it")
+    return columns
+
+
+def _label_names(targets: NDArray[np.float64], where: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of labels. Raises DataError for targets other than 0 and 1, and for another number of names."""
+    wrong = np.flatnonzero(~np.isin(targets, (0, 1)).all(axis=1))
+    if len(wrong):
+        raise DataError(f"{where}: the labels of example {wrong[0]} must be 0 or 1, one column for each label")
+    count = targets.shape[1]
+    if names is not None and len(names) != count:
+        raise DataError(f"{where} has {count} labels, but {len(names)} names")
+    return tuple(map(str, range(count))) if names is None else _check_names(names, where)
 
 
 def encode_labels(
@@ -80,7 +113,7 @@ def encode_labels(
         numbers = {name: number for number, name in enumerate(classes)}
         labels = np.array([numbers[text] for text in texts], np.int64)
     else:
-        scope = f". {CLASSIFIERS_ONLY}" if y.dtype.kind == "f" else ""
+        scope = f". {OTHER_TASKS}" if y.dtype.kind == "f" else ""
         raise DataError(f"{where} has type {y.dtype}; {_LABELS}{scope}")
     if len(classes) < 2:
         raise DataError(f"{where}: only one class ('{classes[0]}'); a classifier needs at least two")

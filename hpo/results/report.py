@@ -149,7 +149,9 @@ def _confirmation(found: Confirmation) -> Mapping[str, Any]:
 
 def _by_class(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
     """Return each class with its test examples and accuracy, from the last test evaluation with a result."""
-    classes: list[dict[str, Any]] = next((each["result"]["classes"] for each in reversed(completed(evaluations))), [])
+    classes: list[dict[str, Any]] = next(
+        (each["result"].get("classes", []) for each in reversed(completed(evaluations))), []
+    )
     return [
         (
             str(each.get("name", each["class"])),

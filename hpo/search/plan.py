@@ -29,7 +29,7 @@ from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import Mode, check_ids, check_reproducible, check_trainable
 from hpo.training.size import MemberSize, device_memory, member_size, population_size
 from hpo.training.stack import DTYPES, EVALUATION_BATCH
-from hpo.training.tasks.task import Task, check_task, make_task
+from hpo.training.tasks.task import Task, check_task, make_task, output_count
 from hpo.usercode import (
     UserCode,
     describe_missing,
@@ -138,9 +138,11 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     widest = ["float32" if each == "auto" else each for each in precisions.values()]  # "auto" may be float32
     assumed = max(widest, key=lambda each: DTYPES[each].itemsize)
     _check_task(study, split)
+    outputs = output_count(study.task, split)
     with _network_errors(study, config):
-        stacked = config.network.kind != "module" or _stacks(config, split, where, _modes_of_one(study, split))
-        size = member_size(config, example_shape(split.train.inputs), split.classes, assumed, len(split.folds))
+        modes = _modes_of_one(study, split)
+        stacked = config.network.kind != "module" or _stacks(config, split, outputs, where, modes)
+        size = member_size(config, example_shape(split.train.inputs), outputs, assumed, len(split.folds))
     limit, network_is_searched = (
         study.search.limits.parameters,
         any(each.setting[0] == "network" for each in study.parameters),
@@ -208,20 +210,20 @@ def _network_errors(study: Study, config: Config) -> Iterator[None]:
         raise study.error("network.module", problem) from error
 
 
-def _stacks(config: Config, split: Split, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
+def _stacks(config: Config, split: Split, outputs: int, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
     """Try a user-defined network on a few examples, and on one example in these modes; return whether it can stack."""
     few = torch.from_numpy(split.train.inputs[:PROOF_EXAMPLES])
     kind = torch.float64 if config.training.precision == "float64" else torch.float32
     shape = example_shape(few)
-    network = build(config.network, shape, split.classes, 0)
-    modules = two_networks(config.network, shape, split.classes, 0)
+    network = build(config.network, shape, outputs, 0)
+    modules = two_networks(config.network, shape, outputs, 0)
     check_reproducible(network, modules[0], config.network)
     if isinstance(shape, IntegerShape):
         for examples in (each for fold in split.folds for each in (fold.train, fold.validation)):
-            extra = build(config.network, shape, split.classes, 0)
+            extra = build(config.network, shape, outputs, 0)
             check_ids(extra, config.network, torch.from_numpy(examples.inputs))
-    check_trainable(network, config.network, few.to(device), split.classes, compute=kind)
-    check_trainable(network, config.network, few[:1].to(device), split.classes, modes_of_one, kind)
+    check_trainable(network, config.network, few.to(device), outputs, compute=kind)
+    check_trainable(network, config.network, few[:1].to(device), outputs, modes_of_one, kind)
     return why_not_stackable(modules, few) is None
 
 
@@ -247,7 +249,8 @@ def can_train(study: Study, values: Values) -> bool:
         split = load_split(study)
         _check_augmentation(study, split)
         with _network_errors(study, config):
-            size = member_size(config, example_shape(split.train.inputs), split.classes, "float32")
+            outputs = output_count(study.task, split)
+            size = member_size(config, example_shape(split.train.inputs), outputs, "float32")
     except HpoError:
         return False
     return limit is None or size.parameters <= limit

@@ -343,7 +343,7 @@ def data_record(split: Split) -> dict[str, Any]:
     return {
         "name": split.dataset,
         **found_in,
-        "classes": list(split.names),
+        **({"classes": list(split.names)} if split.names else {}),
         "sha256": split.content_sha256,
         "split_sha256": split.split_sha256,
         "train": len(split.train),

@@ -49,15 +49,23 @@ def completed(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     return [each for each in evaluations if each["result"] is not None]
 
 
+def main_score(scores: Mapping[str, Any]) -> str:
+    """Return `accuracy 0.9123`, or of a task without an accuracy `rmse 54.1234`."""
+    if "accuracy" in scores:
+        return f"accuracy {scores['accuracy']:.4f}"
+    value = scores["metric"]["value"]
+    return f"{scores['metric']['name']} {'undefined' if value is None else f'{value:.4f}'}"
+
+
 def check_untested(user_attrs: Mapping[str, Any], name: str, again: bool) -> None:
     """Raise HpoError if the study has been evaluated on its test set, unless `again`."""
     if (before := completed(evaluations_of(user_attrs))) and not again:
         last = before[-1]
         often = "once" if len(before) == 1 else f"{len(before)} times"
-        accuracy = f"accuracy {last['result']['accuracy']:.4f}"
+        score = main_score(last["result"])
         raise HpoError(
             f"study '{name}' has been evaluated on its test set {often} "
-            f"(last with trial {last['trial']} at {last['at']}: {accuracy}); repeated testing biases the estimate: "
+            f"(last with trial {last['trial']} at {last['at']}: {score}); repeated testing biases the estimate: "
             "to evaluate it once more use --again, and the result will state how often it was tested"
         )
 

@@ -37,7 +37,7 @@ from hpo.studyfile.keys import (
     unused_keys,
 )
 from hpo.studyfile.messages import Problem, dotted_key, format_value, study_file_error, validation_problems
-from hpo.studyfile.metrics import TOP_K, VALIDATION_METRICS, is_user_defined
+from hpo.studyfile.metrics import DEFAULT_METRICS, TOP_K, VALIDATION_METRICS
 from hpo.studyfile.models import DATASETS, NamedSettings, StudySettings, prefixed_user_data
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
@@ -100,7 +100,11 @@ def name_problem(name: object) -> str | None:
 
 
 def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree with kind = "module" for a network that has a module and no kind."""
+    """Return the tree with kind = "module" for a network with a module and no kind, and with the task's metric."""
+    task, search = tree["task"], tree["search"]
+    kind = task.get("kind") if isinstance(task, dict) else None
+    if isinstance(search, dict) and "metric" not in search and isinstance(kind, str) and kind in DEFAULT_METRICS:
+        tree = {**tree, "search": {**search, "metric": DEFAULT_METRICS[kind]}}
     network = tree["network"]
     if isinstance(network, dict) and "module" in network and "kind" not in network:
         return {**tree, "network": {"kind": "module", **network}}
@@ -324,9 +328,9 @@ class _Check:
             self.add(("task", "top_k"), f"not used without the metric {TOP_K}")
 
     def check_label_smoothing(self, study: Study) -> None:
-        """Find label smoothing where the user defines the loss."""
-        loss = study.task.loss
-        if loss is not None and is_user_defined(loss):
+        """Find label smoothing of another loss than the cross-entropy."""
+        loss = study.task.used_loss
+        if loss != "cross_entropy":
             for path, value in study.possible_values(("training", "label_smoothing")).items():
                 if value:
                     self.add(path, f"not used with task.loss = {loss} (got {format_value(value)})")

@@ -1,4 +1,4 @@
-"""Metrics that a study file can name: of which tasks, and whether lower values are better.
+"""Metrics and losses that a study file can name: of which tasks, and whether lower values of a metric are better.
 
 A metric of the validation split is also a key of learning curves. A user-defined metric, `FILE.py:NAME`, has the key
 `val_NAME` there.
@@ -18,18 +18,42 @@ class Metric:
     minimized: bool = False
 
 
+TASKS = ("classification", "multilabel", "regression")
+
 VALIDATION_METRICS: Mapping[str, Metric] = {
     "val_accuracy": Metric(("classification",)),
     "val_balanced_accuracy": Metric(("classification",)),
-    "val_f1": Metric(("classification",)),
+    "val_f1": Metric(("classification", "multilabel")),
     "val_f1_weighted": Metric(("classification",)),
-    "val_auroc": Metric(("classification",)),
+    "val_auroc": Metric(("classification", "multilabel")),
     "val_top_k": Metric(("classification",)),
-    "val_loss": Metric(("classification",), minimized=True),
+    "val_average_precision": Metric(("multilabel",)),
+    "val_rmse": Metric(("regression",), minimized=True),
+    "val_mae": Metric(("regression",), minimized=True),
+    "val_r2": Metric(("regression",)),
+    "val_loss": Metric(TASKS, minimized=True),
 }
 """The metrics measured on the validation split after each epoch, if the study asks for them."""
 
-SUMS: Mapping[str, tuple[str, ...]] = {"classification": ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
+DEFAULT_METRICS: Mapping[str, str] = {
+    "classification": "val_accuracy",
+    "multilabel": "val_f1",
+    "regression": "val_rmse",
+}
+"""The metric of a study that names none."""
+
+LOSSES: Mapping[str, tuple[str, ...]] = {
+    "classification": ("cross_entropy",),
+    "multilabel": ("bce",),
+    "regression": ("mse", "mae", "huber", "gaussian_nll"),
+}
+"""The losses of each task, its default first."""
+
+SUMS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+    "multilabel": ("train_loss", "val_loss"),
+    "regression": ("train_loss", "val_loss"),
+}
 """The metrics that every learning curve of a task has: sums over rows."""
 
 TOP_K = "val_top_k"

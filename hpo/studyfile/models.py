@@ -23,8 +23,8 @@ from pydantic import (
     field_validator,
 )
 
-from hpo.errors import CLASSIFIERS_ONLY
-from hpo.studyfile.metrics import VALIDATION_METRICS, curve_key, is_user_defined
+from hpo.errors import OTHER_TASKS
+from hpo.studyfile.metrics import LOSSES, VALIDATION_METRICS, curve_key, is_user_defined
 from hpo.studyfile.values import (
     CURRENT_FOLDER,
     MAX_INT,
@@ -146,13 +146,19 @@ def word_or_reference() -> Discriminator:
     )
 
 
+_WEIGHTED = {"class_weights": "classification", "pos_weight": "multilabel"}
+"""Weights in the loss -> the kind of task that uses them."""
+
+
 class TaskSettings(Settings):
     """`[task]`: the kind of targets, the loss, and the weights of classes in it."""
 
-    kind: Literal["classification"] = "classification"
+    kind: Literal["classification", "multilabel", "regression"] = "classification"
     loss: Annotated[
-        Annotated[Literal["cross_entropy"], Tag("word")] | Annotated[Reference, Tag("reference")] | None,
-        Field(description="cross_entropy or FILE.py:NAME"),
+        Annotated[Literal["cross_entropy", "bce", "mse", "mae", "huber", "gaussian_nll"], Tag("word")]
+        | Annotated[Reference, Tag("reference")]
+        | None,
+        Field(description="cross_entropy, bce, mse, mae, huber, gaussian_nll or FILE.py:NAME"),
     ] = None
     class_weights: Annotated[
         Annotated[Literal["balanced"], Tag("word")]
@@ -160,14 +166,36 @@ class TaskSettings(Settings):
         | None,
         Field(description="balanced, or a list of numbers above 0, one for each class"),
     ] = None
+    pos_weight: Annotated[
+        Annotated[Literal["balanced"], Tag("word")]
+        | Annotated[list[AboveZero], Field(min_length=1), Tag("list")]
+        | None,
+        Field(description="balanced, or a list of numbers above 0, one for each label"),
+    ] = None
     top_k: Positive | None = None
 
-    @field_validator("class_weights")
+    @field_validator("loss")
     @classmethod
-    def _check_class_weights(cls, weights: str | list[float] | None, info: ValidationInfo) -> str | list[float] | None:
+    def _check_loss(cls, loss: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if loss is not None and kind is not None and not is_user_defined(loss) and loss not in LOSSES[kind]:
+            raise ValueError(f"must be {', '.join(LOSSES[kind])} or FILE.py:NAME for kind = {kind}")
+        return loss
+
+    @field_validator("class_weights", "pos_weight")
+    @classmethod
+    def _check_weights(cls, weights: str | list[float] | None, info: ValidationInfo) -> str | list[float] | None:
+        kind, of = info.data.get("kind"), _WEIGHTED[str(info.field_name)]
+        if weights is not None and kind is not None and kind != of:
+            raise ValueError(f"not used with kind = {kind}, only with {of}")
         if weights is not None and is_user_defined(str(info.data.get("loss"))):
             raise ValueError(f"not used with loss = {info.data['loss']}, which can have weights itself")
         return weights
+
+    @property
+    def used_loss(self) -> str:
+        """The loss, with the default of the kind filled in."""
+        return self.loss or LOSSES[self.kind][0]
 
 
 _CNN = UsedBy(("cnn",))
@@ -279,7 +307,17 @@ class LimitSettings(Settings):
 
 
 ValidationMetric = Literal[
-    "val_accuracy", "val_balanced_accuracy", "val_f1", "val_f1_weighted", "val_auroc", "val_top_k", "val_loss"
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_f1",
+    "val_f1_weighted",
+    "val_auroc",
+    "val_top_k",
+    "val_average_precision",
+    "val_rmse",
+    "val_mae",
+    "val_r2",
+    "val_loss",
 ]
 ListedMetric = Annotated[
     Annotated[
@@ -290,6 +328,10 @@ ListedMetric = Annotated[
             "val_f1_weighted",
             "val_auroc",
             "val_top_k",
+            "val_average_precision",
+            "val_rmse",
+            "val_mae",
+            "val_r2",
             "val_loss",
             "parameters",
             "seconds_per_epoch",
@@ -318,7 +360,7 @@ class SearchSettings(Settings):
         Field(
             description=f"{', '.join(VALIDATION_METRICS)}, FILE.py:NAME, or a list of several, also of parameters and "
             "seconds_per_epoch",
-            json_schema_extra={"hint": CLASSIFIERS_ONLY},
+            json_schema_extra={"hint": OTHER_TASKS},
         ),
     ] = "val_accuracy"
     direction: Annotated[Literal["minimize", "maximize"] | None, Field(validate_default=True)] = None

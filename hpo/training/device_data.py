@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo.data import Split
+from hpo.data import Examples, Split
+from hpo.training.devices import widest_float
 from hpo.training.tasks.task import Task, classification
 
 Shape = tuple[int, ...]
@@ -28,7 +29,7 @@ class IntegerShape(Shape):
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Training and validation examples [N, ...] and labels [N] int64 on one device, and the task of the study.
+    """Training and validation examples [N, ...], targets, [N] int64 or [N, D], and the study's task, on one device.
 
     `seed` is the split's seed; the order of the batches is derived from it. With `data.folds` this is the first fold.
     `compute` is the type that networks compute in, which is also the type of the examples unless these are integers.
@@ -118,12 +119,17 @@ def to_device(split: Split, seed: int, device: torch.device, tasks: Sequence[Tas
     first, *others = (
         DeviceSplit(
             train=torch.from_numpy(fold.train.inputs).to(device),
-            train_targets=torch.from_numpy(fold.train.targets).to(device),
+            train_targets=_targets(fold.train, device),
             validation=torch.from_numpy(fold.validation.inputs).to(device),
-            validation_targets=torch.from_numpy(fold.validation.targets).to(device),
+            validation_targets=_targets(fold.validation, device),
             task=task.to(device),
             seed=seed,
         )
         for fold, task in zip(split.folds, tasks or len(split.folds) * [classification(split.classes)], strict=True)
     )
     return replace(first, other_folds=tuple(others))
+
+
+def _targets(examples: Examples, device: torch.device) -> Tensor:
+    targets = torch.from_numpy(examples.targets)
+    return targets.to(device, widest_float(device)) if targets.is_floating_point() else targets.to(device)

@@ -43,6 +43,19 @@ def log_probabilities(network: nn.Module, inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def network_outputs(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the network's outputs for examples, [N, outputs] float64 on the CPU, batch by batch.
+
+    Switches the network to evaluation mode.
+    """
+    weight = next(network.parameters())
+    dtype = input_type(inputs, weight.dtype)
+    network.eval()
+    batches = torch.split(inputs, EVALUATION_BATCH)
+    return torch.cat([network(each.to(weight.device, dtype, copy=True)).cpu().double() for each in batches])
+
+
+@torch.no_grad()
 def subnetwork_log_probabilities(
     network: nn.Module, inputs: Tensor, count: int, seed: int, each: Callable[[Tensor], None]
 ) -> Tensor:

@@ -152,7 +152,7 @@ def test_classes_have_names(tmp_path: Path) -> None:
         ({"y": LABELS[:-1]}, "images.npz: y has shape [39], but one label for each example is [40]"),
         (
             {"y": np.eye(4)[LABELS]},
-            "images.npz: y has shape [40, 4], but one label for each example is [40]. hpo searches classifiers; for",
+            "images.npz: y has shape [40, 4], but one label for each example is [40]. For numbers or several labels",
         ),
         (
             {"y": LABELS * 1.0},

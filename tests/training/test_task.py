@@ -119,7 +119,7 @@ def test_training_with_class_weights_equals_plain_torch(smoothing: float) -> Non
 def test_balanced_weights_are_those_of_scikit_learn() -> None:
     labels = IMAGES.train_targets.numpy()
     expected = compute_class_weight("balanced", classes=np.arange(10), y=labels)
-    weights = task({"class_weights": "balanced"}).class_weights
+    weights = task({"class_weights": "balanced"}).weights
     assert weights is not None
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-12)
 

@@ -44,7 +44,8 @@ class Group:
     `texts` are its searched parameters as text, `dropout: 0.3`; `distinguishing` names those in which it differs from
     the study's other groups. `heading` is the study's name where several studies are compared, else "". `reasons` are
     those of failed and of not trained trials. Groups with equal `split_sha256` have the same training and validation
-    data. `metric` is the study's first metric, of which, with `minimized`, lower values are better.
+    data. `metric` is the study's first metric, of which, with `minimized`, lower values are better;
+    `task` is the kind of its task.
     """
 
     study: str
@@ -59,6 +60,7 @@ class Group:
     split_sha256: str
     metric: str
     minimized: bool
+    task: str
 
     def label(self, without: str | None = None) -> str:
         """Return the name of the group, `mnist-dropout (dropout: 0.3)`; the parameter `without` is left out."""
@@ -99,9 +101,14 @@ def groups(storage: Storage, selectors: Sequence[str]) -> list[Group]:
 
 
 def tested_metric(found: Sequence[Group]) -> str:
-    """Return the metric in which groups are compared: that of their studies, accuracy for loss or different ones."""
-    metrics = {group.metric for group in found}
-    return next(iter(metrics)) if len(metrics) == 1 and metrics != {"val_loss"} else "val_accuracy"
+    """Return the metric in which groups are compared: that of their studies.
+
+    Where it is the loss or differs, it is the accuracy for classifications, else the loss.
+    """
+    metrics, tasks = {group.metric for group in found}, {group.task for group in found}
+    if len(metrics) == 1 and metrics != {"val_loss"}:
+        return next(iter(metrics))
+    return "val_accuracy" if tasks == {"classification"} else "val_loss"
 
 
 def groups_by_value(found: Sequence[Group], by: str) -> dict[str, list[Group]]:
@@ -199,6 +206,7 @@ class _StudyGroups:
             split_sha256=self._split_sha256,
             metric=self._file.search.first_metric,
             minimized=self._file.search.minimized,
+            task=self._file.task.kind,
         )
 
 

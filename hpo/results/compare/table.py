@@ -19,6 +19,7 @@ from hpo.results.compare.runs import Group, groups_by_value, tested_metric
 from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.results.ranking import metric_label
 from hpo.results.study_facts import counts_by_state, states_line
+from hpo.studyfile.metrics import SUMS
 from hpo.text import columns, number_ranges, printable
 
 SHARE_OF_BEST = 0.95
@@ -29,29 +30,42 @@ HEADING = (
     "best",
     "val loss",
     "best",
-    "train acc",
+    "{train}",
     "gap",
     "to 95%",
     "difference",
     "p",
 )
 LEGEND = (
-    "mean ± standard deviation over runs; gap: training minus validation accuracy at the end; to 95%: epochs until "
-    "95% of the run's best accuracy",
+    "mean ± standard deviation over runs; gap: {gap} at the end{epochs}",
     "difference: {metric} minus that of the first with the same seed, with its 95% interval; p: paired t-test, "
     "corrected by Holm's method for the number of tests",
 )
 
 
+WORDS = {
+    True: {
+        "train": "train acc",
+        "gap": "training minus validation accuracy",
+        "epochs": "; to 95%: epochs until 95% of the run's best accuracy",
+    },
+    False: {"train": "train loss", "gap": "validation minus training loss", "epochs": ""},
+}
+"""Words of heading and legend: for classifications, which have an accuracy, and for other tasks."""
+
+
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of a group's runs: accuracies as fractions, losses in nats. `metric` is the one that is tested."""
+    """Statistics of a group's runs: accuracies as fractions, losses in nats. `metric` is the one that is tested.
+
+    `gap` is that of the accuracy, else of the loss. Epochs to 95% of the best accuracy are known where there is one.
+    """
 
     metric: str
     final: Mapping[str, Estimate]
     best: Mapping[str, Estimate]
     gap: Estimate
-    epochs_to_95: Estimate
+    epochs_to_95: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -84,9 +98,10 @@ def compare(groups: Sequence[Group], by: str | None = None) -> list[Row]:
 
 def text(rows: Sequence[Row]) -> str:
     """Return the table, what its columns mean, and what it has to leave out, with the reasons."""
-    label = metric_label(tested_metric([row.group for row in rows]))
-    legend = [line.format(metric=label) for line in LEGEND[: 2 if len(rows) > 1 else 1]]
-    heading = tuple(cell.format(metric=label) for cell in HEADING)
+    groups = [row.group for row in rows]
+    words = {"metric": metric_label(tested_metric(groups)), **WORDS[all(map(_is_classification, groups))]}
+    legend = [line.format_map(words) for line in LEGEND[: 2 if len(rows) > 1 else 1]]
+    heading = tuple(cell.format_map(words) for cell in HEADING)
     return "\n".join([columns([heading, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
 
 
@@ -99,22 +114,29 @@ def summarize(group: Group, metric: str) -> Summary | None:
     """Return the statistics of the group's runs and of the metric to test; None where no run has completed."""
     if not group.runs:
         return None
-    keys = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy", metric))
-    curves = {key: group.curves(key) for key in keys}
-    best = curves[metric].min(axis=1) if group.minimized and metric == group.metric else curves[metric].max(axis=1)
-    accuracy = curves["val_accuracy"]
-    soon_enough = accuracy >= SHARE_OF_BEST * accuracy.max(axis=1, keepdims=True)
+    classes = _is_classification(group)
+    known = SUMS["classification" if classes else "regression"]
+    curves = {key: group.curves(key) for key in dict.fromkeys((*known, metric))}
+    lower = metric == "val_loss" or (group.minimized and metric == group.metric)
+    best = {"val_loss": estimate(curves["val_loss"].min(axis=1))}
+    if classes:
+        accuracy = curves["val_accuracy"]
+        soon_enough = accuracy >= SHARE_OF_BEST * accuracy.max(axis=1, keepdims=True)
+        best = {"val_accuracy": estimate(accuracy.max(axis=1)), **best}
+        gap = curves["train_accuracy"][:, -1] - accuracy[:, -1]
+    else:
+        gap = curves["val_loss"][:, -1] - curves["train_loss"][:, -1]
     return Summary(
         metric=metric,
-        final={metric: estimate(values[:, -1]) for metric, values in curves.items()},
-        best={
-            "val_accuracy": estimate(accuracy.max(axis=1)),
-            "val_loss": estimate(curves["val_loss"].min(axis=1)),
-            metric: estimate(best),
-        },
-        gap=estimate(curves["train_accuracy"][:, -1] - accuracy[:, -1]),
-        epochs_to_95=estimate(1 + soon_enough.argmax(axis=1)),
+        final={key: estimate(values[:, -1]) for key, values in curves.items()},
+        best={**best, metric: estimate((curves[metric].min if lower else curves[metric].max)(axis=1))},
+        gap=estimate(gap),
+        epochs_to_95=estimate(1 + soon_enough.argmax(axis=1)) if classes else None,
     )
+
+
+def _is_classification(group: Group) -> bool:
+    return group.task == "classification"
 
 
 def _row(group: Group, reference: Group | None, metric: str) -> Row:
@@ -146,12 +168,12 @@ def _cells(row: Row) -> list[str]:
     if found is None:
         return [*head, *["-"] * (len(HEADING) - 2)]
     tested = (found.final[found.metric], found.best[found.metric])
-    losses = (found.final["val_loss"], found.best["val_loss"])
+    losses, epochs = (found.final["val_loss"], found.best["val_loss"]), found.epochs_to_95
     return [
         *head,
-        *map(_mean, (*tested, *losses, found.final["train_accuracy"])),
+        *map(_mean, (*tested, *losses, found.final["train_accuracy" if _is_classification(group) else "train_loss"])),
         _mean(found.gap, "+"),
-        f"{found.epochs_to_95.mean:.1f}" if found.epochs_to_95.n > 1 else f"{found.epochs_to_95.mean:.0f}",
+        "-" if epochs is None else f"{epochs.mean:.1f}" if epochs.n > 1 else f"{epochs.mean:.0f}",
         _difference(row.paired),
         "-" if row.p is None else "<0.0001" if row.p < 1e-4 else f"{row.p:.4f}",
     ]
@@ -211,7 +233,7 @@ def _summary(found: Summary) -> dict[str, Any]:
         "final": {metric: _estimate(value) for metric, value in found.final.items()},
         "best": {metric: _estimate(value) for metric, value in found.best.items()},
         "gap": _estimate(found.gap),
-        "epochs_to_95": _estimate(found.epochs_to_95),
+        "epochs_to_95": None if found.epochs_to_95 is None else _estimate(found.epochs_to_95),
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from hpo.data import Split
 from hpo.errors import StorageError
 from hpo.results.study_facts import open_existing
 from hpo.search.plan import plan
@@ -53,7 +54,7 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         "",
         f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation examples "
         f"{'in the first fold ' * bool(split.other_folds)}of {describe(example_shape(split.train.inputs))}, "
-        f"{split.classes} classes",
+        f"{_targets_text(split)}",
         f"split: {split.method}",
         *([f"warning: {split.warning}"] if split.warning else []),
         f"network: {member.parameters:,} parameters{first}",
@@ -64,6 +65,16 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
         *_pruner_lines(study, pruner),
     ]
+
+
+def _targets_text(split: Split) -> str:
+    """Return `10 classes`, `2 labels` or `1 number to predict`."""
+    count, noun = {
+        "classification": (split.classes, "classes"),
+        "multilabel": (split.columns, "label" if split.columns == 1 else "labels"),
+        "regression": (split.columns, f"number{'s' * (split.columns > 1)} to predict"),
+    }[split.task]
+    return f"{count} {noun}"
 
 
 def _pruner_lines(study: Study, stored: str | None) -> list[str]:

@@ -30,6 +30,7 @@ from hpo.training.networks.activation_statistics import (
     layer_outputs,
     output_statistics,
 )
+from hpo.training.tasks.task import output_count
 
 EXAMPLES = 1000
 BINS = 50
@@ -69,7 +70,7 @@ def initial_networks(storage: Storage, name: str) -> list[InitialNetwork]:
     settings = [study.first_settings.network.model_copy(update={"init": init}) for init in _inits(study)]
     seed = trial_seed(study, 0)
     return [
-        InitialNetwork(each.init, each.activation, layer_outputs(each, inputs, split.classes, seed))
+        InitialNetwork(each.init, each.activation, layer_outputs(each, inputs, output_count(study.task, split), seed))
         for each in settings
     ]
 

@@ -36,7 +36,7 @@ ROW_PIXELS, FRAME_PIXELS = 190, 110
 GAP_X, GAP_Y = 0.15, 0.3
 """The space between two frames, as a fraction of a frame with its space."""
 
-FRACTIONS = ("accuracy", "balanced_accuracy", "f1", "f1_weighted", "auroc", "top_k")
+FRACTIONS = ("accuracy", "balanced_accuracy", "f1", "f1_weighted", "auroc", "top_k", "average_precision")
 """Metrics from 0 to 1, which have the same axis in all figures."""
 
 HOVER_CHARACTERS = 60

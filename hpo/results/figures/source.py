@@ -31,6 +31,10 @@ SCORES = {
     "val_f1_weighted": "weighted validation F1 score",
     "val_auroc": "validation AUROC",
     "val_top_k": "top-k validation accuracy",
+    "val_average_precision": "average validation precision",
+    "val_rmse": "validation RMSE",
+    "val_mae": "validation MAE",
+    "val_r2": "validation R²",
     "val_loss": "validation loss",
     "seconds_per_epoch": "seconds an epoch",
 }

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from hpo.data import Examples, SealedExamples, check_test, load_test
+from hpo.data import Examples, SealedExamples, Split, check_test, load_test
 from hpo.errors import HpoError, StorageError
 from hpo.files import write_atomically
 from hpo.results.derived_names import file_stem
@@ -29,11 +29,12 @@ from hpo.results.final_test.scores import (
     check_untrained,
     evaluate_network,
     network_errors,
-    study_metric,
     training_sample,
 )
+from hpo.results.final_test.study_metric import study_metric
+from hpo.results.final_test.target_scores import evaluate_targets
 from hpo.results.selection import Selection, select
-from hpo.search.plan import NetworkPlan, plan_stored, to_planned_device
+from hpo.search.plan import NetworkPlan, plan_stored, task_of, to_planned_device
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, load_study
 from hpo.storage.test_evaluations import (
@@ -44,6 +45,7 @@ from hpo.storage.test_evaluations import (
     completed,
     evaluations_of,
     fail_evaluation,
+    main_score,
     start_evaluation,
 )
 from hpo.studyfile import Study
@@ -53,6 +55,7 @@ from hpo.training.networks.weights_file import load_network, read_weights, weigh
 from hpo.training.population import EpochResult
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member
+from hpo.training.tasks.task import Task
 from hpo.training.trainer import Trainer
 
 MESSAGES = 10
@@ -92,7 +95,11 @@ def evaluate_test_set(
     test_set = load_test(planned.split)
     _check_same_test_set(name, attrs, test_set)
     names, sample = planned.split.names, training_sample(planned.split, len(test_set))
-    few, metric = None if options.subnetworks is None else 2, study_metric(study, planned)
+    if options.subnetworks is not None and study.task.kind != "classification":
+        raise HpoError(f"study '{name}': --subnetworks is for classifications (task.kind = {study.task.kind})")
+    fitted = planned.split if options.from_checkpoint else _whole(planned.split)
+    task = task_of(study, fitted)
+    few, metric = None if options.subnetworks is None else 2, study_metric(study, task)
     check_untrained(study, selected, planned, sample, few)
     shown: dict[str, Any] = {}
     with _scores_in_errors(shown), new_folder(folder) as files:
@@ -100,21 +107,27 @@ def evaluate_test_set(
             trained = read_checkpoint(storage, stored, selected, planned)
         else:
             precision = precision_of(selected.config, attrs[RUN]["precision"])
-            trained = _train(study, selected, precision, planned, stop, say)
-        network = _saved_network(files / WEIGHTS_FILE, name, selected, planned, trained)
+            trained = _train(study, selected, precision, replace(planned, split=fitted), stop, say)
+        network = _saved_network(files / WEIGHTS_FILE, name, selected, planned, trained, task.outputs)
         weights_sha256 = sha256(files / WEIGHTS_FILE)
 
         def write_result(number: int, scores: Mapping[str, Any]) -> dict[str, Any]:
             result = result_tree(study, attrs[DATA], selected, trained, weights_sha256, number, scores, attrs.get(CODE))
-            write_files(files, result, _input_format(planned))
+            write_files(files, result, _input_format(planned, task), task.kind)
             return result
+
+        def scores_on(examples: SealedExamples, subnetworks: int | None) -> dict[str, Any]:
+            if task.kind != "classification":
+                assert metric is not None, "only a classification may have no metric but accuracy and loss"
+                return evaluate_targets(network, examples, task, names, metric)
+            return evaluate_network(network, examples, names, subnetworks, trained.seed, metric)
 
         def evaluate() -> dict[str, Any]:
             with network_errors(study, selected, "the test set"):
-                return evaluate_network(network, test_set, names, options.subnetworks, trained.seed, metric)
+                return scores_on(test_set, options.subnetworks)
 
         with network_errors(study, selected, "training examples"):
-            dry_run = evaluate_network(network, sample, names, few, trained.seed, metric)
+            dry_run = scores_on(sample, few)
         write_result(1, dry_run)  # fails now if the disk is full
         target = StudyRef(stored._study_id, name, attrs.get(IDENTITY))
         origin = {"trial": selected.trial, "from_checkpoint": options.from_checkpoint}
@@ -150,7 +163,7 @@ def _scores_in_errors(scores: Mapping[str, Any]) -> Iterator[None]:
     except HpoError as error:
         if not scores:
             raise
-        stored = f"the test set was evaluated, and the study has stored the result (accuracy {scores['accuracy']:.4f})"
+        stored = f"the test set was evaluated, and the study has stored the result ({main_score(scores)})"
         raise HpoError(f"{error}; {stored}") from error
 
 
@@ -158,33 +171,44 @@ def _default_folder(name: str, evaluation: int) -> Path:
     return Path(f"{file_stem(name)}-test" + ("" if evaluation == 1 else f"-{evaluation}"))
 
 
-def _saved_network(path: Path, name: str, selected: Selection, planned: NetworkPlan, trained: Trained) -> nn.Module:
+def _saved_network(
+    path: Path, name: str, selected: Selection, planned: NetworkPlan, trained: Trained, outputs: int
+) -> nn.Module:
     """Save the weights to a file; return the network with the weights of that file."""
     metadata = {"study": name, "trial": str(selected.trial), "data_sha256": planned.split.content_sha256}
     write_atomically(weights_to_bytes(trained.state, {"schema": "hpo.weights/1", **metadata}), path)
     state, _ = read_weights(path)
     shape = example_shape(planned.split.train.inputs)
-    network = load_network(path, state, selected.config.network, shape, len(planned.split.names))
+    network = load_network(path, state, selected.config.network, shape, outputs)
     return network.to(planned.device)
 
 
-def _input_format(planned: NetworkPlan) -> dict[str, Any]:
-    """Return the format of the network's input, for the model card."""
+def _input_format(planned: NetworkPlan, task: Task) -> dict[str, Any]:
+    """Return the format of the network's input and outputs, for the model card."""
     shape = example_shape(planned.split.train.inputs)
-    form = {"shape": list(shape), "classes": len(planned.split.names), "white": planned.split.white}
-    return form | ({"integers": True} if isinstance(shape, IntegerShape) else {})
+    form = {"shape": list(shape), "classes": task.outputs, "white": planned.split.white}
+    if isinstance(shape, IntegerShape):
+        form["integers"] = True
+    if task.kind != "classification":
+        form["task"] = task.kind
+    if task.scaling is not None:
+        form["scaling"] = {"mean": task.scaling.mean.tolist(), "deviation": task.scaling.deviation.tolist()}
+    return form
+
+
+def _whole(split: Split) -> Split:
+    """Return the split with all examples outside the test set for training, in the order of the split's shuffle."""
+    last = split.folds[-1]  # in time order the only fold with all examples
+    inputs = np.concatenate([last.validation.inputs, last.train.inputs])
+    targets = np.concatenate([last.validation.targets, last.train.targets])
+    return replace(split, train=Examples(inputs, targets), other_folds=())
 
 
 def _train(
     study: Study, selected: Selection, precision: str, planned: NetworkPlan, stop: threading.Event, say: Say
 ) -> Trained:
-    """Train the selected configuration on all examples outside the test set, in the order of the split's shuffle."""
-    split = planned.split
-    last = split.folds[-1]  # in time order the only fold with all examples
-    whole = Examples(
-        np.concatenate([last.validation.inputs, last.train.inputs]),
-        np.concatenate([last.validation.targets, last.train.targets]),
-    )
+    """Train the selected configuration on the training examples of the plan, those of `_whole`."""
+    whole = planned.split.train
     # The schedule is that of all epochs, wherever the training ends; early stopping is off: there is no validation set.
     config = selected.config
     config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
@@ -197,8 +221,7 @@ def _train(
             loss = result.metrics[number]["train_loss"]
             say(f"{study.name}: epoch {result.epoch}/{epochs}, training loss {loss:.4f}")
 
-    without_folds = replace(planned, split=replace(split, train=whole, other_folds=()))
-    trainer = Trainer(to_planned_device(study, without_folds), precision, say)
+    trainer = Trainer(to_planned_device(study, planned), precision, say)
     outcome = trainer.run(
         [Member(number, config, seed)],
         metric=study.search.first_metric,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -48,11 +48,18 @@ class _Weights(FileModel):
     sha256: str
 
 
+class _Scaling(FileModel):
+    mean: list[float] = Field(min_length=1)
+    deviation: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+
+
 class _Input(FileModel):
     shape: list[Side] = Field(min_length=1, max_length=MAX_AXES)
     classes: Side
     white: Side | None
     integers: bool = False
+    task: Literal["classification", "multilabel", "regression"] = "classification"
+    scaling: _Scaling | None = None
 
 
 class _Data(FileModel):
@@ -75,9 +82,10 @@ class _CardModel(FileModel):
 class Card:
     """A model card: the file of weights and its SHA-256, the input format, the network, and the user's code.
 
-    `names` are the names of the classes, None where a class is named by its number. `white` is the byte that stands for
-    white, None for a network that takes floats or integers. Where the card of a table has the shape [1, 1, features],
-    as earlier versions of hpo wrote it, the network gets its rows in this shape.
+    `classes` is the number of outputs. `scaling` has mean and deviation of the columns that a regression predicts.
+    `names` are the names of the classes or labels, None where they are named by their numbers. `white` is the byte that
+    stands for white, None for a network that takes floats or integers. Where the card of a table has the shape
+    [1, 1, features], as earlier versions of hpo wrote it, the network gets its rows in this shape.
     """
 
     weights: str
@@ -86,6 +94,8 @@ class Card:
     classes: int
     names: tuple[str, ...] | None
     white: int | None
+    task: str
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None
     network: NetworkSettings
     code: Mapping[str, Any] | None
 
@@ -98,6 +108,9 @@ def read_card(path: Path) -> Card:
         raise damaged_card(path) from error
     names = tuple(model.data.classes or ())
     are_valid = len(names) == model.input.classes == len(set(names)) and all(map(str.isprintable, names))
+    scaling = model.input.scaling
+    if (model.input.task == "regression") != (scaling is not None) or (scaling is not None and not _fits(model.input)):
+        raise damaged_card(path)
     if (names and not are_valid) or Path(model.weights.file).name != model.weights.file:
         raise damaged_card(path)
     return Card(
@@ -107,9 +120,19 @@ def read_card(path: Path) -> Card:
         classes=model.input.classes,
         names=names or None,
         white=model.input.white,
+        task=model.input.task,
+        scaling=None if scaling is None else (tuple(scaling.mean), tuple(scaling.deviation)),
         network=model.config.network,
         code=None if model.code is None else model.code.model_dump(),
     )
+
+
+def _fits(described: _Input) -> bool:
+    """Return whether the scaling of a regression fits its outputs, which may have a variance for each column."""
+    scaling = described.scaling
+    assert scaling is not None
+    columns = len(scaling.mean)
+    return len(scaling.deviation) == columns and described.classes in (columns, 2 * columns)
 
 
 def damaged_card(path: Path) -> HpoError:

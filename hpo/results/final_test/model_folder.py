@@ -36,10 +36,11 @@ WEIGHTS_FILE = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Model:
-    """A network for inference, with the shape of its input and the names of its classes.
+    """A network for inference, with the shape of its input and the names of its classes or labels.
 
-    `white` is the byte that stands for white, None where the network takes numbers as they are. `activations` is the
-    number of values that its layers compute for one example.
+    `scaling` has mean and deviation of the columns that a regression predicts. `white` is the byte that stands for
+    white, None where the network takes numbers as they are. `activations` is the number of values that its layers
+    compute for one example.
     """
 
     network: nn.Module
@@ -47,6 +48,8 @@ class Model:
     names: tuple[str, ...]
     white: int | None
     activations: int
+    task: str
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None
 
 
 def check_free(folder: Path) -> None:
@@ -111,7 +114,7 @@ def read_model(folder: Path, device: torch.device) -> Model:
     network = load_network(file, read_weights(file)[0], settings, card.shape, card.classes)
     network = network.float() if device.type == "mps" else network  # mps has no float64
     names = card.names or tuple(map(str, range(card.classes)))
-    return Model(network.to(device), card.shape, names, card.white, activations)
+    return Model(network.to(device), card.shape, names, card.white, activations, card.task, card.scaling)
 
 
 def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) -> tuple[nn.Module, int]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hpo.results.final_test.model_folder import Model, read_model
 from hpo.results.output import Output
 from hpo.training.device_data import IntegerShape, Shape
 from hpo.training.devices import find_device, is_out_of_memory
-from hpo.training.evaluation import log_probabilities
+from hpo.training.evaluation import log_probabilities, network_outputs
 from hpo.untrusted_files import open_regular_file
 
 AT_ONCE = 10_000
@@ -65,33 +66,94 @@ class Predictions(Output):
         return text.getvalue()
 
 
-def predictions(folder: Path, file: Path, device: str) -> Predictions:
+@dataclass(frozen=True, eq=False)
+class TargetPredictions(Output):
+    """The numbers that a regression predicts, or the probabilities of several labels, [N, columns].
+
+    `str()` is CSV with one line for each example. `names` are the names of the columns.
+    """
+
+    values: NDArray[np.float64]
+    names: tuple[str, ...]
+
+    def tree(self) -> dict[str, Any]:
+        """Return for each example its number and the value of each column by name."""
+        rows = [{"example": i, **dict(zip(self.names, row, strict=True))} for i, row in enumerate(self.values.tolist())]
+        return {"predictions": rows}
+
+    def lines(self) -> list[str]:
+        """Return the lines of the CSV file."""
+        return str(self).splitlines()
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["example", *self.names])
+        rows.writerows([i, *(f"{value:.6g}" for value in row)] for i, row in enumerate(self.values.tolist()))
+        return text.getvalue()
+
+
+def predictions(folder: Path, file: Path, device: str) -> Predictions | TargetPredictions:
     """Return the predictions of a folder's network for the examples of a file."""
     model = read_model(folder, find_device(device))
     inputs = _inputs(file, model)
-    classes, probabilities = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), np.float32)
+    return (
+        _classes(model, inputs, file, folder)
+        if model.task == "classification"
+        else _targets(model, inputs, file, folder)
+    )
+
+
+def _batches(model: Model, inputs: NDArray[Any], path: Path) -> Iterator[tuple[int, Tensor]]:
+    """Yield the examples in parts that fit into memory, each with the number of its first one."""
     at_once = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // (math.prod(model.shape) + model.activations)))
     for start in range(0, len(inputs), at_once):
-        some = _scaled(inputs[start : start + at_once], file, model)
-        best = _log_probabilities(model, torch.from_numpy(some), folder).max(1)
+        yield start, torch.from_numpy(_scaled(inputs[start : start + at_once], path, model))
+
+
+def _targets(model: Model, inputs: NDArray[Any], path: Path, folder: Path) -> TargetPredictions:
+    """Return the numbers of a regression in the user's unit, or the probabilities of labels."""
+    parts = []
+    for start, some in _batches(model, inputs, path):
+        outputs = _called(partial(network_outputs, model.network, some), len(some), folder)
+        if model.scaling is not None:
+            mean, deviation = (torch.tensor(each, dtype=torch.float64) for each in model.scaling)
+            values = outputs[:, : len(mean)] * deviation + mean
+        else:
+            values = outputs.sigmoid()
+        if not values.isfinite().all():
+            raise _not_finite(folder, path, start + int(values.isfinite().all(1).logical_not().nonzero()[0]))
+        parts.append(values.numpy())
+    columns = model.names if model.scaling is None else tuple(f"column {i}" for i in range(len(model.scaling[0])))
+    found = np.concatenate(parts) if parts else np.zeros((0, len(columns)))
+    return TargetPredictions(found, ("value",) if model.scaling is not None and len(columns) == 1 else columns)
+
+
+def _classes(model: Model, inputs: NDArray[Any], path: Path, folder: Path) -> Predictions:
+    classes, probabilities = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), np.float32)
+    for start, some in _batches(model, inputs, path):
+        best = _called(partial(log_probabilities, model.network, some), len(some), folder).max(1)
         if not best.values.isfinite().all():
-            example = start + int(best.values.isfinite().logical_not().nonzero()[0])
-            raise HpoError(f"{folder}: the network's output for example {example} of {file} is NaN or infinite")
-        classes[start : start + at_once] = best.indices
-        probabilities[start : start + at_once] = best.values.exp()
+            raise _not_finite(folder, path, start + int(best.values.isfinite().logical_not().nonzero()[0]))
+        classes[start : start + len(some)] = best.indices
+        probabilities[start : start + len(some)] = best.values.exp()
     return Predictions(classes, probabilities, model.names)
 
 
-def _log_probabilities(model: Model, inputs: Tensor, folder: Path) -> Tensor:
-    """Return the network's log-probabilities for examples, [N, classes]."""
+def _not_finite(folder: Path, path: Path, example: int) -> HpoError:
+    return HpoError(f"{folder}: the network's output for example {example} of {path} is NaN or infinite")
+
+
+def _called(call: Callable[[], Tensor], examples: int, folder: Path) -> Tensor:
+    """Return the outputs of the network for so many images; turn its exceptions into errors of one line."""
     try:
-        return log_probabilities(model.network, inputs)
+        return call()
     except HpoError as error:
         raise HpoError(f"{folder}: {error}") from error
     except Exception as error:  # raised by a user-defined network, or for lack of memory
         if is_out_of_memory(error):
             raise HpoError(
-                f"{folder}: its network does not fit into memory with {len(inputs)} examples: use another --device"
+                f"{folder}: its network does not fit into memory with {examples} examples: use another --device"
             ) from error
         raise HpoError(f"{folder}: its network raised {type(error).__name__}: {error}") from error
 

@@ -12,20 +12,22 @@ from typing import Any, NamedTuple
 from hpo.data.examples import describe_classes
 from hpo.files import write_atomically
 from hpo.results.export.best import best_config
-from hpo.results.figures.confusion import confusion
+from hpo.results.figures.confusion import confusion, label_counts
 from hpo.results.figures.files import page
+from hpo.results.figures.predicted import predicted_against_true
 from hpo.results.final_test.checkpoint import Trained
 from hpo.results.final_test.model_card import CARD, CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE
 from hpo.results.output import Result
+from hpo.results.ranking import metric_label
 from hpo.results.selection import Selection
-from hpo.storage.test_evaluations import Evaluation
+from hpo.storage.test_evaluations import Evaluation, main_score
 from hpo.studyfile import Study
 from hpo.text import json_text
 from hpo.versions import provenance
 
 SCHEMA = "hpo.test/2"
-RESULT_FILE, FIGURE_FILE = "result.json", "confusion.html"
+RESULT_FILE, FIGURE_FILE, PREDICTED_FILE = "result.json", "confusion.html", "predicted.html"
 
 
 class Tested(NamedTuple):
@@ -79,17 +81,22 @@ def result_tree(
     }
 
 
-def write_files(folder: Path, result: dict[str, Any], input_format: Mapping[str, Any]) -> None:
-    """Write the result, the confusion matrix and the model card to the folder."""
+def write_files(folder: Path, result: dict[str, Any], input_format: Mapping[str, Any], task: str) -> None:
+    """Write the result, the figure of the task and the model card to the folder."""
     scores = result["test"]
-    brief = {key: value for key, value in scores.items() if key not in ("classes", "confusion")}
+    brief = {key: value for key, value in scores.items() if key not in ("classes", "confusion", "labels", "pairs")}
     card = {**result, "schema": CARD, "input": dict(input_format), "test": brief}
-    title = f"{scores['images']:,} test examples, accuracy {scores['accuracy']:.4f}"
-    names = [each["name"] for each in scores["classes"]]
-    figure = confusion(result["study"], scores["confusion"], names, title)
+    title = f"{scores['images']:,} test examples, {main_score(scores)}"
+    if task == "regression":
+        figure, name = predicted_against_true(result["study"], scores["pairs"], title), PREDICTED_FILE
+    elif task == "multilabel":
+        figure, name = label_counts(result["study"], scores["labels"], title), FIGURE_FILE
+    else:
+        names = [each["name"] for each in scores["classes"]]
+        figure, name = confusion(result["study"], scores["confusion"], names, title), FIGURE_FILE
     write_atomically(json_text(result, indent=2) + "\n", folder / RESULT_FILE)
     write_atomically(json_text(card, indent=2) + "\n", folder / CARD_FILE)
-    write_atomically(page(figure, f"{result['study']}: confusion"), folder / FIGURE_FILE)
+    write_atomically(page(figure, f"{result['study']}: {Path(name).stem}"), folder / name)
 
 
 class SealedTestResult(Result[Tested]):
@@ -115,7 +122,7 @@ class SealedTestResult(Result[Tested]):
                 f"; one by itself: accuracy {single['accuracy']:.4f}, loss {single['loss']:.4f}; "
                 f"the mean's probabilities differ from the whole network's by {sub['difference']:.4f} on average"
             )
-        if absent := [each["name"] for each in scores["classes"] if not each["images"]]:
+        if absent := [each["name"] for each in scores.get("classes", ()) if not each["images"]]:
             lines.append(f"no test example of {describe_classes(absent)}")
         if result["looks"] > 1:
             lines.append(f"evaluation {result['look']} on this test set: repeated testing biases the estimate")
@@ -135,11 +142,18 @@ def _evaluation_line(evaluation: Evaluation) -> str:
 
 
 def _scores_text(scores: Mapping[str, Any]) -> str:
-    parts = [f"accuracy {scores['accuracy']:.4f}{_interval_text(scores['interval'])}", f"loss {scores['loss']:.4f}"]
-    if (metric := scores.get("metric")) is not None:
-        value = "undefined" if metric["value"] is None else f"{metric['value']:.4f}"
-        parts.insert(0, f"{metric['name']} {value}{_interval_text(metric['interval'])}")
-    return ", ".join(parts)
+    parts, metric = [], scores.get("metric")
+    if metric is not None:
+        parts.append(f"{metric['name']} {_number(metric['value'])}{_interval_text(metric['interval'])}")
+    if "accuracy" in scores:
+        parts.append(f"accuracy {scores['accuracy']:.4f}{_interval_text(scores['interval'])}")
+    others = {name: value for name, value in scores.get("metrics", {}).items() if name != metric["name"]}
+    parts += [f"{metric_label(name)} {_number(value)}" for name, value in others.items()]
+    return ", ".join([*parts, f"loss {scores['loss']:.4f}"])
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _interval_text(interval: Mapping[str, float] | None) -> str:

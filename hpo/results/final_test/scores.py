@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from hpo.data import Examples, SealedExamples, Split
 from hpo.errors import HpoError
-from hpo.results.compare.statistics import CONFIDENCE, bootstrap, wilson
-from hpo.results.ranking import metric_label
+from hpo.results.compare.statistics import CONFIDENCE, wilson
+from hpo.results.final_test.study_metric import StudyMetric
 from hpo.results.selection import Selection
-from hpo.search.plan import NetworkPlan, task_of
+from hpo.search.plan import NetworkPlan
 from hpo.studyfile import Study
 from hpo.training.device_data import example_shape
 from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
 from hpo.training.networks.builtin import build
 from hpo.training.stack import EVALUATION_BATCH
-from hpo.training.tasks.metrics import MetricFunction
+from hpo.training.tasks.task import output_count
 from hpo.usercode import one_line_error
 
 
@@ -66,34 +66,6 @@ class Scores:
             ],
             "confusion": self.confusion,
         }
-
-
-@dataclass(frozen=True)
-class StudyMetric:
-    """A metric of a study: its name without the split, and its function of outputs [K, N, outputs] and targets."""
-
-    name: str
-    function: MetricFunction
-
-    def to_json(self, log_probs: Tensor, targets: Tensor) -> dict[str, Any]:
-        """Return the metric with its interval by the bootstrap as JSON; None for undefined values."""
-
-        def value(rows: NDArray[np.int64]) -> float:
-            return float(self.function(log_probs[None, rows], targets[rows]))
-
-        found, interval = value(np.arange(len(targets))), bootstrap(value, len(targets))
-        return {
-            "name": self.name,
-            "value": found if math.isfinite(found) else None,
-            "interval": None if interval is None else {"level": CONFIDENCE, "low": interval.low, "high": interval.high},
-        }
-
-
-def study_metric(study: Study, planned: NetworkPlan) -> StudyMetric | None:
-    """Return the study's first metric; None where it is accuracy or loss, which are scores of every test."""
-    key = study.search.first_metric
-    function = task_of(study, planned.split).metrics.get(key)
-    return None if function is None else StudyMetric(metric_label(key).removeprefix("val "), function)
 
 
 def scores(log_probs: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
@@ -169,8 +141,8 @@ def check_untrained(
 ) -> None:
     """Raise HpoError where an untrained network cannot be evaluated: training it would be wasted."""
     with network_errors(study, selected, "training examples"):
-        shape = example_shape(sample.inputs)
-        network = build(selected.config.network, shape, planned.split.classes, seed=0).to(planned.device)
+        shape, outputs = example_shape(sample.inputs), output_count(study.task, planned.split)
+        network = build(selected.config.network, shape, outputs, seed=0).to(planned.device)
     if subnetworks is not None and not has_dropout(network):
         raise HpoError(f"--subnetworks: trial {selected.trial} has no dropout layer, so it has no random sub-networks")
     with network_errors(study, selected, "training examples"):

@@ -36,6 +36,7 @@ from hpo.training.device_data import example_shape, steps_per_epoch
 from hpo.training.size import shape_key
 from hpo.training.stack import Member
 from hpo.training.state_layout import StateLayout, state_layout
+from hpo.training.tasks.task import output_count
 from hpo.usercode import UserCode
 
 MAX_TIME_FRACTION = 0.015
@@ -82,7 +83,7 @@ class TrainingCheckpoints:
             self._folder = artifact_folder(storage.location)
         except StorageError as error:
             self._no_folder = str(error)
-        self._shape, self._classes = example_shape(split.train.inputs), split.classes
+        self._shape, self._outputs = example_shape(split.train.inputs), output_count(study.task, split)
         self._examples = [len(fold.train) for fold in split.folds]
         self._data: dict[str, object] = {
             "code": dict(code.files),
@@ -286,7 +287,7 @@ class TrainingCheckpoints:
         precision = precision_of(config, self._precision)
         key = f"{shape_key(config.network)} {config.optimizer.kind} {precision}"
         if key not in self._layouts:
-            self._layouts[key] = state_layout(config, self._shape, self._classes, precision, len(self._examples))
+            self._layouts[key] = state_layout(config, self._shape, self._outputs, precision, len(self._examples))
         return self._layouts[key]
 
     def _check(self, about: StateMetadata, member: Member) -> None:

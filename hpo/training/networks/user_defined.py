@@ -44,7 +44,7 @@ def construct(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Modul
         raise SettingError(MODULE, str(error)) from error
     if not callable(constructor):
         raise SettingError(MODULE, f"{settings.module} is neither a class nor a function that returns a module")
-    arguments = _arguments(constructor, settings, {"shape": tuple(shape), "classes": classes})
+    arguments = _arguments(constructor, settings, {"shape": tuple(shape), "classes": classes, "outputs": classes})
     try:
         network = constructor(**arguments)
     except Exception as error:

@@ -2,7 +2,9 @@
 
 A task is made from the settings of a study and the targets of its split. Learning curves always have `train_loss` and
 `val_loss`, for classification also `train_accuracy` and `val_accuracy`: sums over rows, which need no outputs of other
-batches. The study's own metrics come after them, and need the outputs of the whole validation split.
+batches. The study's own metrics come after them, and need the outputs of the whole validation split. The targets of a
+regression are standardized in the loss, with the mean and deviation of the training examples; its metrics are in the
+user's unit.
 """
 
 from __future__ import annotations
@@ -12,16 +14,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo.data import Split
-from hpo.data.examples import describe_classes
+from hpo.data.examples import class_counts, describe_classes
 from hpo.errors import SettingError
 from hpo.studyfile import TaskSettings
 from hpo.studyfile.metrics import SUMS, TOP_K, curve_key, is_user_defined
+from hpo.training.devices import widest_float
 from hpo.training.tasks import losses
 from hpo.training.tasks.losses import RowLosses
 from hpo.training.tasks.metrics import FUNCTIONS, MetricFunction, top_k
@@ -32,16 +33,40 @@ CHECK_EXAMPLES = 4
 
 
 @dataclass(frozen=True, eq=False)
+class Scaling:
+    """Mean and standard deviation of the training targets, [D]: a network predicts standardized targets."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def to(self, device: torch.device) -> Scaling:
+        """Return the scaling on a device, in its widest type."""
+        kind = widest_float(device)
+        return Scaling(self.mean.to(device, kind), self.deviation.to(device, kind))
+
+    def standardized(self, targets: Tensor) -> Tensor:
+        """Return targets in the network's unit."""
+        return (targets - self.mean) / self.deviation
+
+    def restored(self, outputs: Tensor) -> Tensor:
+        """Return the predictions of outputs [..., outputs] in the user's unit, [..., D]; a variance is left out."""
+        return outputs[..., : len(self.mean)] * self.deviation + self.mean
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
     """Outputs, loss and metrics. `metrics` has the study's own metrics, by key of learning curves.
 
-    `class_weights` [outputs] are on the device of the examples. `user_loss` replaces the cross-entropy.
+    `weights` are those of classes or labels in the loss, [outputs], on the device of the examples. `user_loss` replaces
+    `loss`. `scaling` is that of a regression.
     """
 
     kind: str
     outputs: int
-    class_weights: Tensor | None = None
+    loss: str
+    weights: Tensor | None = None
     user_loss: UserLoss | None = None
+    scaling: Scaling | None = None
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
 
     @property
@@ -51,37 +76,69 @@ class Task:
 
     @property
     def sums(self) -> int:
-        """The number of metrics that are sums over the rows of a split: loss and accuracy."""
+        """The number of metrics that are sums over the rows of a split: the loss, for classification also accuracy."""
         return len(SUMS[self.kind]) // 2
 
     def to(self, device: torch.device) -> Task:
         """Return the task for examples on this device."""
-        return self if self.class_weights is None else replace(self, class_weights=self.class_weights.to(device))
+        return replace(
+            self,
+            weights=None if self.weights is None else self.weights.to(device, widest_float(device)),
+            scaling=None if self.scaling is None else self.scaling.to(device),
+        )
 
     def losses(self, outputs: Tensor, targets: Tensor, smoothing: Tensor | None = None) -> tuple[RowLosses, Tensor]:
-        """Return the losses of a batch, and the members' sums of loss and correct predictions, [2, K].
+        """Return the losses of a batch, and the members' sums of loss and, for classes, correct predictions, [sums, K].
 
-        `outputs` are [K, B, outputs], `targets` [B]. `smoothing` is the label smoothing of the training loss, [K, 1].
+        `outputs` are [K, B, outputs], `targets` [B] or [B, D]. `smoothing` is the label smoothing of the training loss,
+        [K, 1].
         """
         values = losses.in_float(outputs)
+        expected = targets if self.scaling is None else self.scaling.standardized(targets)
         if self.user_loss is not None:
-            rows = self.user_loss(values, targets)
+            rows = self.user_loss(values, expected)
+        elif self.kind == "classification":
+            rows = losses.cross_entropy(values, expected, smoothing, self.weights)
+        elif self.kind == "multilabel":
+            rows = losses.bce(values, expected, self.weights)
         else:
-            rows = losses.cross_entropy(values, targets, smoothing, self.class_weights)
+            rows = REGRESSION_LOSSES[self.loss](values, expected)
+        plain = rows.plain.detach().sum(1)
+        if self.kind != "classification":
+            return rows, plain[None]
         # transposed, because max is many times as fast as argmax on a CPU, over the order of the last layer's outputs
         predicted = values.detach().transpose(1, 2).max(1).indices
         correct = (predicted == targets.expand(len(values), -1)).sum(1)
-        plain = rows.plain.detach().sum(1)
         return rows, torch.stack([plain, correct.to(plain.dtype)])
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Return outputs in the form of the metrics: a regression's in the user's unit, others as they are."""
+        return outputs if self.scaling is None else self.scaling.restored(outputs)
 
     def own_metrics(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the study's own metrics of all outputs [K, N, outputs], [metrics, K]."""
-        return torch.stack([metric(outputs, targets) for metric in self.metrics.values()])
+        predictions = self.predictions(outputs)
+        return torch.stack([metric(predictions, targets) for metric in self.metrics.values()])
+
+
+REGRESSION_LOSSES = {
+    "mse": losses.mse,
+    "mae": losses.mae,
+    "huber": losses.huber,
+    "gaussian_nll": losses.gaussian_nll,
+}
 
 
 def classification(classes: int) -> Task:
     """Return the task of a study with default settings."""
-    return Task("classification", classes)
+    return Task("classification", classes, "cross_entropy")
+
+
+def output_count(settings: TaskSettings, split: Split) -> int:
+    """Return the number of outputs of a network: one for each class, label or target column, and one for a variance."""
+    if settings.kind != "regression":
+        return split.classes
+    return split.columns * (2 if settings.used_loss == "gaussian_nll" else 1)
 
 
 def make_task(settings: TaskSettings, metrics: Sequence[str], folder: Path, split: Split) -> Task:
@@ -92,13 +149,16 @@ def make_task(settings: TaskSettings, metrics: Sequence[str], folder: Path, spli
     if settings.top_k is not None and settings.top_k >= split.classes:
         problem = f"must be below the number of classes, {split.classes} (got {settings.top_k})"
         raise SettingError("task.top_k", problem)
-    loss = settings.loss if settings.loss is not None and is_user_defined(settings.loss) else None
+    loss = settings.used_loss
     functions = {curve_key(each): _function(each, settings, folder) for each in metrics}
+    weights = settings.class_weights if settings.kind == "classification" else settings.pos_weight
     return Task(
         kind=settings.kind,
-        outputs=split.classes,
-        class_weights=_class_weights(settings.class_weights, split),
-        user_loss=None if loss is None else UserLoss(loss, load_function(loss, folder, LOSS)),
+        outputs=output_count(settings, split),
+        loss=loss,
+        weights=_weights(weights, settings.kind, split),
+        user_loss=UserLoss(loss, load_function(loss, folder, LOSS)) if is_user_defined(loss) else None,
+        scaling=_scaling(split) if settings.kind == "regression" else None,
         metrics={key: function for key, function in functions.items() if function is not None},
     )
 
@@ -106,28 +166,52 @@ def make_task(settings: TaskSettings, metrics: Sequence[str], folder: Path, spli
 def _function(metric: str, settings: TaskSettings, folder: Path) -> MetricFunction | None:
     """Return the function of a metric; None for one of every learning curve, and one that is not of the outputs."""
     if is_user_defined(metric):
-        return UserMetric(metric, load_function(metric, folder, METRIC), _probabilities)
+        return UserMetric(metric, load_function(metric, folder, METRIC), PREDICTIONS[settings.kind])
     if metric == TOP_K:
         assert settings.top_k is not None, "the study file has been checked"
         return partial(top_k, k=settings.top_k)
     return FUNCTIONS[settings.kind].get(metric.removeprefix("val_"))
 
 
-def _probabilities(outputs: Tensor) -> Tensor:
-    return torch.softmax(outputs, -1)
+PREDICTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "classification": partial(torch.softmax, dim=-1),
+    "multilabel": torch.sigmoid,
+    "regression": lambda predictions: predictions,
+}
+"""Task -> what turns outputs into the predictions that the user's metric gets: probabilities, or numbers."""
 
 
-def _class_weights(setting: str | list[float] | None, split: Split) -> Tensor | None:
-    """Return the weights of the classes. The balanced ones are those of scikit-learn: inverse to the frequencies."""
+def _weights(setting: str | list[float] | None, kind: str, split: Split) -> Tensor | None:
+    """Return the weights of the classes or labels. The balanced ones of classes are those of scikit-learn.
+
+    They are inverse to the frequencies. The balanced one of a label is its number of negative examples for each
+    positive one. Raises SettingError for a wrong number, and for a label without a positive training example.
+    """
     if setting is None:
         return None
+    key, noun = ("class_weights", "class") if kind == "classification" else ("pos_weight", "label")
     if setting == "balanced":
-        counts = np.bincount(split.train.targets, minlength=split.classes)
-        return torch.from_numpy(len(split.train) / (split.classes * counts))
+        counts = class_counts(split.train, split)
+        if not counts.all():
+            absent = [name for name, count in zip(split.names, counts, strict=True) if not count]
+            raise SettingError(f"task.{key}", f"no training example of {describe_classes(absent)} to balance")
+        if kind == "classification":
+            return torch.from_numpy(len(split.train) / (split.classes * counts))
+        return torch.from_numpy((len(split.train) - counts) / counts)
     if len(setting) != split.classes:
-        numbers = f"must have {split.classes} numbers, one for each class"
-        raise SettingError("task.class_weights", f"{numbers} (got {len(setting)})")
+        numbers = f"must have {split.classes} numbers, one for each {noun}"
+        raise SettingError(f"task.{key}", f"{numbers} (got {len(setting)})")
     return torch.tensor(setting, dtype=torch.float64)
+
+
+def _scaling(split: Split) -> Scaling:
+    targets = torch.from_numpy(split.train.targets).double()
+    deviation = targets.std(0, correction=0)
+    constant = torch.nonzero(deviation == 0)
+    if len(constant):
+        column = f" column {constant[0].item()} of" * (split.columns > 1)
+        raise SettingError("data.dataset", f"{split.dataset}:{column} the targets of all training examples are equal")
+    return Scaling(targets.mean(0), deviation)
 
 
 def check_task(task: Task, split: Split, called: Callable[[str, Callable[[], object]], object]) -> None:
@@ -140,21 +224,24 @@ def check_task(task: Task, split: Split, called: Callable[[str, Callable[[], obj
         targets = torch.from_numpy(split.train.targets[:CHECK_EXAMPLES])
         outputs = torch.randn(2, len(targets), task.outputs, generator=generator).requires_grad_()
         loss = task.user_loss
-        rows = called(LOSS, lambda: loss(outputs, targets))
+        expected = targets if task.scaling is None else task.scaling.standardized(targets)
+        rows = called(LOSS, lambda: loss(outputs, expected))
         assert isinstance(rows, RowLosses)
         if not rows.training.requires_grad:
             raise SettingError(LOSS, "the loss does not depend on the network's output by operations of torch")
     for key, metric in task.metrics.items():
         targets = torch.from_numpy(split.validation.targets)
         outputs = torch.randn(1, len(targets), task.outputs, generator=generator)
-        values = called(METRIC, partial(metric, outputs, targets))
+        values = called(METRIC, partial(metric, task.predictions(outputs), targets))
         assert isinstance(values, Tensor)
         if not isinstance(metric, UserMetric) and not values.isfinite().all():
             raise SettingError(METRIC, f"{key} is undefined: {_undefined(split)}")
 
 
 def _undefined(split: Split) -> str:
-    counts: NDArray[np.int64] = np.bincount(split.validation.targets, minlength=split.classes)
+    if split.task == "regression":
+        return f"it needs two validation examples (got {len(split.validation)})"
+    counts = class_counts(split.validation, split)
     absent = [name for name, count in zip(split.names, counts, strict=True) if count in (0, len(split.validation))]
     return (
         f"of the {len(split.validation)} validation examples none, or all, are of {describe_classes(absent)}; "
