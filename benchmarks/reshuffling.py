@@ -32,7 +32,7 @@ from hpo.studyfile.models import DataSettings
 from hpo.training.device_data import DeviceSplit
 from hpo.training.seeds import derive_seed, member_seed
 from hpo.training.stack import Member
-from hpo.training.tasks.task import Task
+from hpo.training.tasks.task import classification
 from hpo.training.trainer import Trainer
 
 DATA_SETS = {
@@ -71,7 +71,7 @@ def accuracies(
 ) -> dict[int, float]:
     """Train members on the training rows; return the accuracy on the validation rows by number, -1 for a failure."""
     inputs, targets = torch.from_numpy(x)[:, None, None, :], torch.from_numpy(y)
-    task = Task("classification", int(y.max()) + 1)
+    task = classification(int(y.max()) + 1)
     split = DeviceSplit(inputs[training], targets[training], inputs[validation], targets[validation], task, 0)
     trainer = Trainer(split, "float32", print)
     outcomes = trainer.run(members, metric="val_accuracy", minimized=False, stop=threading.Event())

@@ -63,13 +63,14 @@ class RawExamples:
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """Return the examples at `indices`, in that order, scaled; only these are converted."""
+        chosen = self.targets[indices]
+        targets = chosen.astype(np.float64 if chosen.dtype == np.float64 else np.int64)
         if self.inputs.dtype == np.int64:
-            return Examples(self.inputs[indices].astype(np.int64, copy=False), self.targets[indices].astype(np.int64))
+            return Examples(self.inputs[indices].astype(np.int64, copy=False), targets)
         inputs = self.inputs[indices].astype(np.float32, copy=False)  # indexing has copied
         if self.white is not None:
             inputs /= self.white
-        targets = self.targets[indices]
-        return Examples(inputs, targets if targets.dtype.kind == "f" else targets.astype(np.int64))
+        return Examples(inputs, targets)
 
     def content_sha256(self) -> str:
         """Return the SHA-256 of the shape, the input bytes and the target bytes.
@@ -155,7 +156,7 @@ class Split:
 def class_counts(examples: Examples, split: Split) -> NDArray[np.int64]:
     """Return the number of examples of each class, or with each label."""
     if examples.targets.ndim > 1:
-        return np.count_nonzero(examples.targets, axis=0)
+        return np.asarray(np.count_nonzero(examples.targets, axis=0), np.int64)
     return np.bincount(examples.targets.astype(np.int64), minlength=split.classes)
 
 

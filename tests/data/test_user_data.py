@@ -156,7 +156,7 @@ def test_classes_have_names(tmp_path: Path) -> None:
         ),
         (
             {"y": LABELS * 1.0},
-            "images.npz: y has type float64; labels must be whole numbers from 0, or names (strings). hpo searches cl",
+            "images.npz: y has type float64; labels must be whole numbers from 0, or names (strings). For numbers or",
         ),
         ({"y": LABELS - 1}, "images.npz: y: label -1 of example 0; labels must be whole numbers from 0 without a gap"),
         ({"y": LABELS + 1}, "images.npz: y: labels are 1 to 4, but must start at 0; subtract 1, or use class names"),

@@ -147,7 +147,8 @@ def _scores_text(scores: Mapping[str, Any]) -> str:
         parts.append(f"{metric['name']} {_number(metric['value'])}{_interval_text(metric['interval'])}")
     if "accuracy" in scores:
         parts.append(f"accuracy {scores['accuracy']:.4f}{_interval_text(scores['interval'])}")
-    others = {name: value for name, value in scores.get("metrics", {}).items() if name != metric["name"]}
+    shown = None if metric is None else metric["name"]
+    others = {name: value for name, value in scores.get("metrics", {}).items() if name != shown}
     parts += [f"{metric_label(name)} {_number(value)}" for name, value in others.items()]
     return ", ".join([*parts, f"loss {scores['loss']:.4f}"])
 

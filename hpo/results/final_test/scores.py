@@ -102,7 +102,7 @@ def evaluate_network(
 
 
 def _finite_scores(log_probs: Tensor, examples: Examples) -> Scores:
-    found = scores(log_probs.numpy(), examples.targets)
+    found = scores(log_probs.numpy(), examples.targets.astype(np.int64))
     if not math.isfinite(found.loss):
         raise HpoError(f"its loss is {found.loss}")
     return found
