@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from hpo.text import first_few
 
+Targets = NDArray[np.int64] | NDArray[np.float64]
+"""Labels, or the numbers of a regression and of several labels."""
+
 MAX_NAMES = 5
 """Maximum number of class names in one message."""
 
@@ -28,7 +31,7 @@ class Examples:
     """Inputs of networks with their targets. The arrays belong to the caller."""
 
     inputs: NDArray[np.float32] | NDArray[np.int64]
-    targets: NDArray[np.int64] | NDArray[np.float64]
+    targets: Targets
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -64,7 +67,8 @@ class RawExamples:
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """Return the examples at `indices`, in that order, scaled; only these are converted."""
         chosen = self.targets[indices]
-        targets = chosen.astype(np.float64 if chosen.dtype == np.float64 else np.int64)
+        numbers = chosen.dtype == np.float64
+        targets: Targets = chosen.astype(np.float64) if numbers else chosen.astype(np.int64)
         if self.inputs.dtype == np.int64:
             return Examples(self.inputs[indices].astype(np.int64, copy=False), targets)
         inputs = self.inputs[indices].astype(np.float32, copy=False)  # indexing has copied
