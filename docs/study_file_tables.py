@@ -100,7 +100,7 @@ def in_words(schema: dict[str, Any]) -> str:
             return "`true`, `false`"
         case "string":
             length = (schema.get("minLength"), schema.get("maxLength"))
-            return "text" if length == (None, None) else f"text, {length[0]} to {length[1]} characters"
+            return "text" if length[1] is None else f"text, {length[0]} to {length[1]} characters"
         case "array":
             least = "; not empty" if schema.get("minItems") else ""
             most = f"; {schema['maxItems']} at most" if "maxItems" in schema else ""

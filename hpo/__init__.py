@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hpo.api.machine import dashboard, datasets, doctor, fetch, versions
     from hpo.api.models import predict, replay
     from hpo.api.running import launch, status, submit, watch, work
-    from hpo.api.sections import Data, Network, Optimizer, Search, Task, Training
+    from hpo.api.sections import Data, Network, Optimizer, Preprocess, Search, Task, Training
     from hpo.api.stored_study import Proposal, StoredStudy, load, studies
     from hpo.api.study import Study, read
     from hpo.api.trials import Trial
@@ -55,7 +55,7 @@ _NAMES_BY_MODULE = {
     "hpo.api.machine": ["dashboard", "datasets", "doctor", "fetch", "versions"],
     "hpo.api.models": ["predict", "replay"],
     "hpo.api.running": ["launch", "status", "submit", "watch", "work"],
-    "hpo.api.sections": ["Data", "Network", "Optimizer", "Search", "Task", "Training"],
+    "hpo.api.sections": ["Data", "Network", "Optimizer", "Preprocess", "Search", "Task", "Training"],
     "hpo.api.stored_study": ["Proposal", "StoredStudy", "load", "studies"],
     "hpo.api.study": ["Study", "read"],
     "hpo.api.trials": ["Trial"],
@@ -100,6 +100,7 @@ __all__ = [
     "Network",
     "Optimizer",
     "Predictions",
+    "Preprocess",
     "Proposal",
     "Range",
     "Replay",

@@ -636,7 +636,8 @@ class TestChanges:
             (
                 "data.x.0=1",
                 "--set data.x: unknown key; "
-                "known: dataset, validation, train_size, split_seed, stratify, groups, order, folds",
+                "known: dataset, validation, train_size, split_seed, stratify, groups, order, folds, target, "
+                "features, categorical, test",
             ),
             ("network.conv.0=1", "--set network.conv.0: network.conv is not set: it has no element 0"),
             ("training.epochs", "--set 'training.epochs': must be KEY=VALUE, such as optimizer.lr.high=0.1"),

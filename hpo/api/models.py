@@ -30,13 +30,14 @@ def replay(
 
 
 def predict(folder: str | Path, images: str | Path, *, device: str = "auto") -> Predictions | TargetPredictions:
-    """Classify the examples of the .npy file `images` with the network in a folder that `test` wrote.
+    """Classify the examples of the .npy file or table `images` with the network in a folder that `test` wrote.
 
+    A table is a .csv or .parquet file with the feature columns of the training table, in any order.
     Images are [N, H, W], [N, C, H, W] or [N, H, W, C], uint8 as in the data set, or floats from 0, black, to 1, white.
     A network that was trained on unscaled floats or on integers takes such numbers; rows of a table are [N, features].
     The result has arrays `classes` and `probabilities`, [N], and `names` of the classes; `str()` of it is CSV. Of a
-    regression or several labels it has `values`, [N, columns], and `names` of the columns. Raises HpoError for invalid
-    files.
+    table it has `rows`, the numbers of the rows in its file. Of a regression or several labels it has `values`,
+    [N, columns], and `names` of the columns. Raises HpoError for invalid files.
     """
     from hpo.results.final_test.predict import predictions
 

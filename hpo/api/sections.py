@@ -79,12 +79,13 @@ def _default(each: Field[Any]) -> Any:
 class Data(Section):
     """`[data]`: the data set, and the split of its training examples into training and validation.
 
-    `dataset` is "digits", "mnist", "fashion_mnist", "cifar10", "npz:FILE", "folder:FOLDER" or "FILE.py:FUNCTION".
-    `validation` is the fraction for the validation split (above 0, below 1), `groups` the name of an array,
-    `folds` the number of folds of a cross-validation.
+    `dataset` is "digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes", "table:FILE",
+    "npz:FILE", "folder:FOLDER" or "FILE.py:FUNCTION". `validation` is the fraction for the validation split (above 0,
+    below 1), `groups` the name of an array or column, `folds` the number of folds of a cross-validation. The keywords
+    from `target` on are for a table.
     """
 
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] | str
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes"] | str
     validation: float | Literal["auto"] = "auto"
     train_size: int | None = None
     split_seed: int = 0
@@ -92,6 +93,10 @@ class Data(Section):
     groups: str | None = None
     order: Literal["time"] | None = None
     folds: int | None = None
+    target: str | Sequence[str] | None = None
+    features: Sequence[str] | None = None
+    categorical: Sequence[str] | None = None
+    test: str | float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,19 @@ class Task(Section):
     class_weights: Literal["balanced"] | Sequence[float] | None = None
     pos_weight: Literal["balanced"] | Sequence[float] | None = None
     top_k: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess(Section):
+    """`[preprocess]`: the preprocessing of the inputs, which is fitted on training examples only.
+
+    `impute` and `unknown` are for a table.
+    """
+
+    standardize: bool = False
+    impute: Literal["none", "median", "mean", "most_frequent"] = "none"
+    unknown: Literal["error", "ignore"] = "error"
+    image: Literal["none", "per-channel"] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

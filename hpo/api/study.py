@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from hpo import studyfile
-from hpo.api.sections import Data, Keywords, Network, Optimizer, Search, Task, Training, plain
+from hpo.api.sections import Data, Keywords, Network, Optimizer, Preprocess, Search, Task, Training, plain
 from hpo.studyfile.reading import base_folder, read_tree, study_from_tree
 
 Table: TypeAlias = Mapping[str, Any]
@@ -45,6 +45,7 @@ class Study(Keywords):
         optimizer: Optimizer | Table | None = None,
         training: Training | Table | None = None,
         search: Search | Table | None = None,
+        preprocess: Preprocess | Table | None = None,
         baseline: Table | None = None,
         folder: str | os.PathLike[str] = ".",
     ) -> None:
@@ -58,6 +59,7 @@ class Study(Keywords):
             "optimizer": optimizer,
             "training": training,
             "search": search,
+            "preprocess": preprocess,
             "baseline": baseline,
         }
         tree = {key: plain(value) for key, value in given.items() if value is not None}

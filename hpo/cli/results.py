@@ -172,7 +172,9 @@ def predict(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Use the network in this folder of `hpo test`")],
     examples: Annotated[
         Path,
-        typer.Argument(metavar="EXAMPLES.npy", help="Classify these images or rows, with the axes of the data set"),
+        typer.Argument(
+            metavar="FILE", help="Classify the examples of this .npy file, or the rows of this .csv or .parquet file"
+        ),
     ],
     output: Output = None,
     device: Device = "auto",
@@ -180,7 +182,8 @@ def predict(
     """Classify examples with a tested network.
 
     Images are uint8 as in the data set, or floats from 0, black, to 1, white; other examples are numbers as in the data
-    set. The output is CSV with the columns image (the number of the example), class, probability. For other tasks than
+    set, with the axes of the data set. A table has the feature columns of the training table, in any order. The output
+    is CSV with the columns image (the number of the example) or row, class, probability. For other tasks than
     classification it has the column example, and one for each predicted number or each label's probability.
     """
     write_output(str(hpo.predict(folder, examples, device=device)), output)

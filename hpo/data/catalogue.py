@@ -38,15 +38,16 @@ DIGITS = tuple("0123456789")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A known data set: `names` are the class names in the order of their labels.
+    """A known data set: `names` are the class names in the order of their labels, `task` is the kind of its task.
 
     `folders` are searched in HPO_DATA_DIR ("." is that folder itself); `system` has absolute folders.
     """
 
     name: str
     format: Literal["scikit-learn", "idx", "cifar"]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     names: tuple[str, ...] = DIGITS
+    task: str = "classification"
     folders: tuple[str, ...] = ()
     system: tuple[Path, ...] = ()
     mirrors: tuple[str, ...] = ()
@@ -130,6 +131,9 @@ _DATASETS = (
             ),
         ),
     ),
+    Dataset("breast_cancer", "scikit-learn", (30,), names=("malignant", "benign")),
+    Dataset("wine", "scikit-learn", (13,), names=("class_0", "class_1", "class_2")),
+    Dataset("diabetes", "scikit-learn", (10,), names=(), task="regression"),
 )
 
 CATALOGUE: Catalogue = MappingProxyType({dataset.name: dataset for dataset in _DATASETS})

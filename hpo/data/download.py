@@ -14,7 +14,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from hpo.data import digits
+from hpo.data import scikit_learn
 from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset, Download, known_dataset
 from hpo.data.folders import VARIABLE, cache_folder
 from hpo.data.idx import GZIP_MAGIC
@@ -38,7 +38,7 @@ def fetch(
     """
     dataset = known_dataset(name, catalogue)
     if dataset.format == "scikit-learn":
-        folder = digits.installed_folder()
+        folder = scikit_learn.installed_folder()
         if folder is None:
             raise DataError(f"{name}: is part of scikit-learn, which is not installed")
         return folder

@@ -1,15 +1,16 @@
 """Examples in memory: as read from files (`RawExamples`), for networks (`Examples`), and split (`Split`).
 
-Inputs for networks are float32, bytes scaled to [0, 1] and other numbers unchanged: images have shape [N, C, H, W], a
-table of rows [N, features]. Integers, such as token ids, are int64 of any shape [N, ...]. Targets are labels, int64 of
-shape [N], or float64 of shape [N, columns]: 0 and 1 for several labels, numbers for a regression. The SHA-256 of the
-content depends on inputs and targets only, not on their files (plain or gzip, one file or five). This module opens no
-file.
+Inputs for networks are float32, bytes scaled to [0, 1], other numbers unchanged, and all of them preprocessed: images
+have shape [N, C, H, W], a table of rows [N, features]. Integers, such as token ids, are int64 of any shape [N, ...].
+Targets are labels, int64 of shape [N], or float64 of shape [N, columns]: 0 and 1 for several labels, numbers for a
+regression. The SHA-256 of the content depends on inputs, before preprocessing, and targets only, not on their files
+(plain or gzip, one file or five). This module opens no file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo.data.preprocessing import FittedPreprocessing, Inputs
+from hpo.data.table_rows import TableRows
+from hpo.studyfile import DataSettings
 from hpo.text import first_few
 
 Targets = NDArray[np.int64] | NDArray[np.float64]
@@ -45,15 +49,37 @@ class SealedExamples(Examples):
 
 
 @dataclass(frozen=True, eq=False)
+class UnpreparedExamples:
+    """Examples before preprocessing."""
+
+    inputs: Inputs
+    targets: Targets
+
+    def preprocessed(self, preprocessing: FittedPreprocessing) -> Examples:
+        """Return the examples as networks take them."""
+        return Examples(preprocessing.apply(self.inputs), self.targets)
+
+
+def joined(first: UnpreparedExamples, second: UnpreparedExamples) -> UnpreparedExamples:
+    """Return the examples of both, in this order."""
+    targets = np.concatenate([first.targets, second.targets])
+    if isinstance(first.inputs, TableRows):
+        assert isinstance(second.inputs, TableRows), "all examples of a data set are of one kind"
+        return UnpreparedExamples(first.inputs.followed_by(second.inputs), targets)
+    assert not isinstance(second.inputs, TableRows), "all examples of a data set are of one kind"
+    return UnpreparedExamples(np.concatenate([first.inputs, second.inputs]), targets)
+
+
+@dataclass(frozen=True, eq=False)
 class RawExamples:
-    """Examples as read from files: bytes, of which `white` becomes 1.0, or numbers or integers, which stay unchanged.
+    """Examples as read from files: bytes, of which `white` becomes 1.0; unchanged numbers or integers; or table rows.
 
     `names` are the class names, if the files have them. `content` is added to the hash, for what the bytes do not show.
     `groups` has the number of each example's group, where the study names groups. `read_validation` reads the
     validation set of the data, where they have one.
     """
 
-    inputs: NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64]
+    inputs: NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64] | TableRows
     targets: NDArray[np.uint8] | NDArray[np.int64] | NDArray[np.float64]
     white: int | None = 255
     names: tuple[str, ...] = ()
@@ -64,37 +90,43 @@ class RawExamples:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def take(self, indices: NDArray[np.int64]) -> Examples:
+    def take(self, indices: NDArray[np.int64]) -> UnpreparedExamples:
         """Return the examples at `indices`, in that order, scaled; only these are converted."""
         chosen = self.targets[indices]
         numbers = chosen.dtype == np.float64
         targets: Targets = chosen.astype(np.float64) if numbers else chosen.astype(np.int64)
+        if isinstance(self.inputs, TableRows):
+            return UnpreparedExamples(self.inputs.take(indices), targets)
         if self.inputs.dtype == np.int64:
-            return Examples(self.inputs[indices].astype(np.int64, copy=False), targets)
+            return UnpreparedExamples(self.inputs[indices].astype(np.int64, copy=False), targets)
         inputs = self.inputs[indices].astype(np.float32, copy=False)  # indexing has copied
         if self.white is not None:
             inputs /= self.white
-        return Examples(inputs, targets)
+        return UnpreparedExamples(inputs, targets)
 
     def content_sha256(self) -> str:
         """Return the SHA-256 of the shape, the input bytes and the target bytes.
 
-        The shape of a table counts as [N, 1, 1, features], as in the records of studies that stored it so.
+        The shape of an array of rows counts as [N, 1, 1, features], as in the records of studies that stored it so.
         """
-        count, *shape = self.inputs.shape
-        digest = hashlib.sha256("x".join(map(str, (count, *([1, 1] if len(shape) == 1 else []), *shape))).encode())
-        digest.update(self.content.encode())
-        digest.update(np.ascontiguousarray(self.inputs).data)
+        if isinstance(self.inputs, TableRows):
+            digest = hashlib.sha256(f"{self.inputs.sha256()} {json.dumps(self.names)}".encode())
+        else:
+            count, *shape = self.inputs.shape
+            digest = hashlib.sha256("x".join(map(str, (count, *([1, 1] if len(shape) == 1 else []), *shape))).encode())
+            digest.update(self.content.encode())
+            digest.update(np.ascontiguousarray(self.inputs).data)
         digest.update(np.ascontiguousarray(self.targets).data)
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Training and validation examples of one fold."""
+    """Training and validation examples of one fold, and the preprocessing fitted on the training examples."""
 
     train: Examples
     validation: Examples
+    preprocessing: FittedPreprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +139,10 @@ class Split:
     of user data, None for other data. `method` says how the split was made, `unused` what it leaves out that the user
     may expect, and `advice` how every class can get a validation example. With `data.folds`, `train` and `validation`
     are the first fold, and `split_sha256` is the hash of all folds.
+    `preprocessing` was fitted on the training examples of this split, that of each fold on the fold's.
     """
 
-    dataset: str
+    data: DataSettings
     names: tuple[str, ...]
     white: int | None
     folder: Path | None
@@ -118,6 +151,7 @@ class Split:
     content_sha256: str
     split_sha256: str
     test_size: int | None
+    preprocessing: FittedPreprocessing
     method: str
     advice: str
     unused: str = ""
@@ -128,7 +162,16 @@ class Split:
     def folds(self) -> tuple[Split, ...]:
         """Return a split for each fold; without `data.folds`, the split alone."""
         first = replace(self, other_folds=()) if self.other_folds else self
-        return (first, *(replace(first, train=each.train, validation=each.validation) for each in self.other_folds))
+        others = (
+            replace(first, train=each.train, validation=each.validation, preprocessing=each.preprocessing)
+            for each in self.other_folds
+        )
+        return (first, *others)
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+        return self.data.dataset
 
     @property
     def classes(self) -> int:

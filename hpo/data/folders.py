@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from hpo.data import cifar, digits, idx
+from hpo.data import cifar, idx, scikit_learn
 from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset
 from hpo.data.examples import RawExamples
 from hpo.errors import DataError
@@ -127,9 +127,9 @@ def list_datasets(catalogue: Catalogue = CATALOGUE) -> list[Listing]:
 
 def _listing(dataset: Dataset, catalogue: Catalogue) -> Listing:
     if dataset.format == "scikit-learn":
-        folder = digits.installed_folder()
-        count = digits.TRAINING_SIZE if folder else None
-        return Listing(dataset.name, folder, digits.KIND, count, "installed" if folder else "not installed")
+        folder = scikit_learn.installed_folder()
+        count = scikit_learn.training_size(dataset.name) if folder else None
+        return Listing(dataset.name, folder, scikit_learn.KIND, count, "installed" if folder else "not installed")
     reader, folder = FORMATS[dataset.format], None
     try:
         found = find_folder(dataset, catalogue)

@@ -1,6 +1,7 @@
 """Sources of a study's examples: a known data set, or the user's files or function.
 
-    CatalogueSource  digits, mnist, fashion_mnist, cifar10
+    CatalogueSource  digits, mnist, fashion_mnist, cifar10, breast_cancer, wine, diabetes
+    TableSource      table:houses.csv
     NpzSource        npz:wine.npz
     FolderSource     folder:images
     FunctionSource   my_data.py:load
@@ -17,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from hpo.data import digits
+from hpo.data import scikit_learn
 from hpo.data.catalogue import CATALOGUE, Dataset, known_dataset
 from hpo.data.examples import RawExamples
 from hpo.data.folders import FORMATS, require_folder
@@ -25,7 +26,7 @@ from hpo.data.function import FunctionSource
 from hpo.data.image_folder import FolderSource
 from hpo.data.npz import NpzSource
 from hpo.errors import DataError
-from hpo.studyfile import user_data
+from hpo.studyfile import DataSettings, user_data
 from hpo.usercode import split_reference
 
 
@@ -62,7 +63,7 @@ class CatalogueSource:
         """Read the training files."""
         dataset = self.dataset
         if dataset.format == "scikit-learn":
-            raw = digits.read_training()
+            raw = scikit_learn.read_training(dataset.name, dataset.shape)
         else:
             raw = FORMATS[dataset.format].read_training(self._folder, dataset.shape, len(dataset.names))
         return replace(raw, names=dataset.names)
@@ -70,7 +71,7 @@ class CatalogueSource:
     def test_size(self) -> int | None:
         """Return the number of test examples by the size of their file."""
         if self.dataset.format == "scikit-learn":
-            return digits.TEST_SIZE
+            return scikit_learn.test_size(self.dataset.name)
         return FORMATS[self.dataset.format].test_size(self._folder, self.dataset.shape)
 
     def check_test(self) -> None:
@@ -81,7 +82,7 @@ class CatalogueSource:
     def read_test(self, names: tuple[str, ...], channels: int) -> RawExamples:
         """Read the test files, which are in the folder of the training files."""
         if self.dataset.format == "scikit-learn":
-            return digits.read_test()
+            return scikit_learn.read_test(self.dataset.name, self.dataset.shape)
         return FORMATS[self.dataset.format].read_test(self._folder, self.dataset.shape, len(names))
 
     @cached_property
@@ -89,26 +90,49 @@ class CatalogueSource:
         return require_folder(self.dataset).folder
 
 
-def source_of(name: str, folder: Path, groups: str | None = None, task: str = "classification") -> Source:
-    """Return the source of `data.dataset`; `folder` is the study file's, `groups` the name of its groups.
+def source_of(data: DataSettings, folder: Path, task: str = "classification") -> Source:
+    """Return the source of a study's data; `folder` is the study file's.
 
     Raises UsageError for an unknown name, and DataError if the user's file or folder does not exist, or cannot have
     groups or the targets of the task.
     """
-    match user_data(name):
+    match user_data(data.dataset):
+        case "table", path:
+            return _table_source(path, data, folder, task)
         case "npz", path:
-            return NpzSource(_base(path, folder) / path, groups, task)
+            return NpzSource(_base(path, folder) / path, data.groups, task)
         case "code", reference:
-            return FunctionSource(reference, _base(split_reference(reference)[0], folder), groups, task)
-    if groups is not None:
-        raise DataError(f"{name}: has no groups; data.groups needs npz:FILE or FILE.py:FUNCTION (got {groups!r})")
-    if task != "classification":
-        raise DataError(f"{name}: has classes; task.kind = {task} needs npz:FILE or FILE.py:FUNCTION")
-    match user_data(name):
-        case "folder", path:
-            return FolderSource(_base(path, folder) / path)
-        case _:
-            return CatalogueSource(known_dataset(name, CATALOGUE))
+            return FunctionSource(reference, _base(split_reference(reference)[0], folder), data.groups, task)
+    if data.groups is not None:
+        problem = f"data.groups needs table:FILE, npz:FILE or FILE.py:FUNCTION (got {data.groups!r})"
+        raise DataError(f"{data.dataset}: has no groups; {problem}")
+    kind, path = user_data(data.dataset) or ("", "")
+    known = None if kind else known_dataset(data.dataset, CATALOGUE)
+    if task != ("classification" if known is None else known.task):
+        has = "classes" if known is None or known.task == "classification" else "numbers as targets"
+        problem = f"task.kind = {task} needs table:FILE, npz:FILE or FILE.py:FUNCTION"
+        problem = 'set task.kind = "regression"' if has != "classes" else problem
+        raise DataError(f"{data.dataset}: has {has}; {problem}")
+    return FolderSource(_base(path, folder) / path) if known is None else CatalogueSource(known)
+
+
+def _table_source(path: str, data: DataSettings, folder: Path, task: str) -> Source:
+    from hpo.data.table import TableSource  # polars takes longer to import than a small data set to read
+
+    if task == "classification" and len(data.targets) != 1:
+        problem = "a classification has one target; several need another task.kind"
+        raise DataError(f"{path}: data.target names {len(data.targets)} columns, but {problem}")
+    return TableSource(
+        path=_base(path, folder) / path,
+        task=task,
+        targets=data.targets,
+        features=None if data.features is None else tuple(data.features),
+        categorical=tuple(data.categorical or ()),
+        groups=data.groups,
+        test=_base(data.test, folder) / data.test if isinstance(data.test, str) else data.test,
+        is_time_order=data.order == "time",
+        seed=data.split_seed,
+    )
 
 
 def _base(path: str, folder: Path) -> Path:

@@ -3,7 +3,8 @@
 `load_split` opens training files only, and one study always has the same split: the keys of `[data]` and its
 `split_seed` decide it. scikit-learn's splitters choose the rows; only a split that is neither stratified, nor by group,
 nor in time order is hpo's own shuffle. A split that cannot be used for training is an error at the study file's key.
-Only `load_test` reads the sealed test set, from the folder of the training files.
+Inputs are preprocessed as the training examples say, the test set as those of the split that it is loaded for. Only
+`load_test` reads the sealed test set, from the folder of the training files.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.data.examples import Fold, RawExamples, SealedExamples, Split, hash_split
+from hpo.data.examples import Fold, RawExamples, SealedExamples, Split, hash_split, joined
+from hpo.data.preprocessing import Preprocessing, of_one_width
 from hpo.data.sources import source_of
+from hpo.data.table_rows import TableRows
 from hpo.errors import DataError, SettingError
 from hpo.studyfile import user_data
 
@@ -50,8 +53,20 @@ class HoldOut:
 
 def load_split(study: Study) -> Split:
     """Read the training data of a study and split it; test files are not opened."""
+    return _load(study, whole=False)
+
+
+def load_whole(study: Study) -> Split:
+    """Return the split with all examples outside the test set as training examples, those for validation first.
+
+    The preprocessing is fitted on all of them.
+    """
+    return _load(study, whole=True)
+
+
+def _load(study: Study, whole: bool) -> Split:
     name, settings = study.data.dataset, study.data
-    source = source_of(name, study.folder, settings.groups, study.task.kind)
+    source = source_of(settings, study.folder, study.task.kind)
     raw = source.read_training()
     if raw.read_validation is not None and settings.validation != "auto" and settings.stratify is not False:
         problem = f"must not be given: {name} has a validation set (got {settings.validation:g})"
@@ -64,6 +79,7 @@ def load_split(study: Study) -> Split:
             own = raw.read_validation()
         else:
             unused = f"{name}: its validation set is not used, because data.validation is {settings.validation:g}"
+    held_out = raw if own is None else own
     try:
         if settings.folds is not None:
             found, *others = _folds(settings, settings.folds, raw)
@@ -72,56 +88,68 @@ def load_split(study: Study) -> Split:
         else:
             _check_alike(name, "validation", own, raw)
             found = _with_own_validation(settings, raw, len(own))
+        parts = [found, *others]
+        hashes = [hash_split(each.validation, each.training, own is not None) for each in parts]
+        taken = [(raw.take(each.training), held_out.take(each.validation)) for each in parts]
+        if whole:  # in time order only the last fold has all examples
+            taken = [(joined(taken[-1][1], taken[-1][0]), taken[-1][1])]
+        fitted = of_one_width([Preprocessing(study.preprocess).fit(train.inputs) for train, _ in taken])
     except SettingError as error:
         raise study.error(error.key, error.problem) from error
     content = raw.content_sha256()
     if own is not None:
         content = hashlib.sha256(f"{content} {own.content_sha256()}".encode()).hexdigest()
-    hashes = [hash_split(each.validation, each.training, own is not None) for each in (found, *others)]
+    first, *other_folds = [
+        Fold(train.preprocessed(each), validation.preprocessed(each), each)
+        for (train, validation), each in zip(taken, fitted, strict=True)
+    ]
     return Split(
-        dataset=name,
+        data=settings,
         names=raw.names,
         white=raw.white,
         folder=None if user_data(name) is None else study.folder.absolute(),
-        train=raw.take(found.training),
-        validation=(raw if own is None else own).take(found.validation),
+        train=first.train,
+        validation=first.validation,
         content_sha256=content,
-        split_sha256=hashes[0] if not others else hashlib.sha256(" ".join(hashes).encode()).hexdigest(),
+        split_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest(),
         test_size=source.test_size(),
+        preprocessing=first.preprocessing,
         method=found.method,
         advice=found.advice,
         unused=unused,
-        other_folds=tuple(Fold(raw.take(each.training), raw.take(each.validation)) for each in others),
+        other_folds=tuple(other_folds),
         task=study.task.kind,
     )
 
 
-def check_test(name: str, folder: Path = Path()) -> None:
-    """Raise DataError if the data set called `name` has no test set on this machine; it is not read.
-
-    `folder` is the study file's.
-    """
-    source_of(name, folder).check_test()
+def check_test(study: Study) -> None:
+    """Raise DataError if a study's data has no test set on this machine; it is not read."""
+    source_of(study.data, study.folder).check_test()
 
 
 def load_test(split: Split) -> SealedExamples:
-    """Read the sealed test set of a study's data set."""
-    source = source_of(split.dataset, split.folder or Path(), task=split.task)
+    """Read the sealed test set of a study's data set, preprocessed as the split's examples are."""
+    source = source_of(split.data, split.folder or Path(), split.task)
     channels = split.train.inputs.shape[1]
     raw = source.read_test(split.names, channels)
     _check_alike(split.dataset, "test", raw, split)
-    examples = raw.take(np.arange(len(raw)))
+    examples = raw.take(np.arange(len(raw))).preprocessed(split.preprocessing)
     return SealedExamples(examples.inputs, examples.targets, raw.content_sha256())
 
 
 def _check_alike(name: str, part: str, raw: RawExamples, training: RawExamples | Split) -> None:
-    """Raise DataError where examples have another shape or type than the training examples."""
+    """Raise DataError where examples have another shape or type than the training examples.
+
+    The columns of a table have been checked when it was read.
+    """
     examples = training.train if isinstance(training, Split) else training
     if raw.targets.shape[1:] != examples.targets.shape[1:]:
         shapes = (raw.targets.shape[1:], examples.targets.shape[1:])
         found, known = (" x ".join(map(str, shape)) or "1" for shape in shapes)
         raise DataError(f"{name}: {part} examples have {found} target columns, but training examples {known}")
     inputs = examples.inputs
+    if isinstance(raw.inputs, TableRows) or isinstance(inputs, TableRows):
+        return
     found, known = (
         f"{' x '.join(map(str, each.shape[1:]))} {_kind(each, white)}"
         for each, white in ((raw.inputs, raw.white), (inputs, training.white))

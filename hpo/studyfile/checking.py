@@ -38,7 +38,7 @@ from hpo.studyfile.keys import (
 )
 from hpo.studyfile.messages import Problem, dotted_key, format_value, study_file_error, validation_problems
 from hpo.studyfile.metrics import DEFAULT_METRICS, TOP_K, VALIDATION_METRICS
-from hpo.studyfile.models import DATASETS, NamedSettings, StudySettings, prefixed_user_data
+from hpo.studyfile.models import DATASETS, OF_TABLES, NamedSettings, StudySettings, prefixed_user_data
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
 from hpo.studyfile.searched import (
@@ -52,7 +52,7 @@ from hpo.studyfile.searched import (
     table_problems,
 )
 from hpo.studyfile.study import Study
-from hpo.studyfile.trees import Path, first_path, is_under, replaced, value_at
+from hpo.studyfile.trees import MISSING, Path, first_path, is_under, replaced, value_at
 from hpo.studyfile.values import CURRENT_FOLDER, MAX_CHOICES
 
 AnyStudy = Study | ObjectiveStudy
@@ -308,12 +308,18 @@ class _Check:
                 self.add((*path, index), f"is the study itself (got {format_value(name)})")
 
     def check_dataset(self, folder: FilePath) -> None:
-        """Find the user's data without its prefix."""
+        """Find the user's data without its prefix, and keys of tables beside other data."""
         path: Path = ("data", "dataset")
         dataset = value_at(self.tree, path)
         if isinstance(dataset, str) and (prefixed := prefixed_user_data(dataset, folder)):
             known = f"unknown data set {format_value(dataset)} (did you mean {format_value(prefixed)}?)"
             self.add(path, f"{known}; known: {DATASETS}")
+        if isinstance(dataset, str) and not dataset.startswith("table:"):
+            for section, keys in OF_TABLES.items():
+                for key in keys:
+                    default = SECTIONS[section].model_fields[key].default  # which a resolved file has
+                    if value_at(self.tree, (section, key)) not in (MISSING, default):
+                        self.add((section, key), 'is used only with a table (data.dataset = "table:FILE")')
 
     def check_task(self, settings: StudySettings) -> None:
         """Find metrics of another task, and settings that the task and its metrics do not use."""

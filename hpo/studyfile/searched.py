@@ -108,13 +108,19 @@ def applicable_parameters(parameters: Sequence[Parameter], values: Mapping[str, 
     return tuple(each for each in parameters if each.when is None or each.when.is_met(values.get(each.when.parameter)))
 
 
+_NAMES_OF_DATA = ("data", "dataset", "validation", "train_size", "split_seed")
+"""Keys that are not parameter names of arguments. Later keys of `[data]`, such as `test`, are, as in stored studies."""
+
+
 def parameter_name(path: Path) -> str:
     """Return `lr`; `dropout.1` for an element of a list; `network.kind` for a key that several sections have.
 
-    In an open table it is the key, `width`; or `args.dropout`, if a setting has that key.
+    In an open table it is the key, `width`; or `args.dropout`, if a setting of a searched section or `[search]` has
+    that key.
     """
     if path[:2] in open_tables():
-        taken = any(path[2] in field for field in setting_paths().values())
+        fields = [field for field in setting_paths().values() if field[0] not in ("data", "task", "preprocess")]
+        taken = path[2] in _NAMES_OF_DATA or any(path[2] in field for field in fields)
         return ".".join(map(str, path[1 if taken else 2 :]))
     short = next(name for name, field in setting_paths().items() if field == path[:2])
     return ".".join([short, *map(str, path[2:])])

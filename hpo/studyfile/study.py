@@ -17,7 +17,15 @@ from hpo.studyfile.conditions import ConditionalTable, insert_conditional, with_
 from hpo.studyfile.keys import SEARCHABLE, conditionally_used, is_used, unused_keys
 from hpo.studyfile.messages import dotted_key, format_value, study_file_error, validation_problems
 from hpo.studyfile.metrics import curve_keys, is_user_defined
-from hpo.studyfile.models import Config, DataSettings, SearchSettings, StudySettings, TaskSettings, user_data
+from hpo.studyfile.models import (
+    Config,
+    DataSettings,
+    PreprocessSettings,
+    SearchSettings,
+    StudySettings,
+    TaskSettings,
+    user_data,
+)
 from hpo.studyfile.searched import Parameter, applicable_parameters, candidates
 from hpo.studyfile.trees import MISSING, Path, equal_json, replaced, value_at
 from hpo.studyfile.values import CURRENT_FOLDER
@@ -64,6 +72,11 @@ class Study:
     def data(self) -> DataSettings:
         """`[data]`, with every default filled in."""
         return self.first_settings.data
+
+    @property
+    def preprocess(self) -> PreprocessSettings:
+        """`[preprocess]`, with every default filled in."""
+        return self.first_settings.preprocess
 
     @property
     def task(self) -> TaskSettings:
@@ -166,8 +179,13 @@ class Study:
         return tree
 
     def resolved(self) -> dict[str, Any]:
-        """Return the resolved file as a tree for JSON: every default filled in, without unused keys."""
+        """Return the resolved file as a tree for JSON: every default filled in, without unused keys.
+
+        A `[preprocess]` of defaults alone is left out.
+        """
         tree = insert_conditional(dict(self.unconditional), self.conditional_tables)
+        if self.preprocess == PreprocessSettings():
+            del tree["preprocess"]
         for parameter in self.parameters:
             tree = replaced(tree, parameter.path, parameter.searched.tree())
         return _without_unused(tree)

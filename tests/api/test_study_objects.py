@@ -30,7 +30,7 @@ CLASSES = {
     "optimizer": hpo.Optimizer,
     "training": hpo.Training,
 }
-CLASSES |= {"search": hpo.Search}
+CLASSES |= {"search": hpo.Search, "preprocess": hpo.Preprocess}
 FILE = """\
 name = "whole"
 description = "each kind of value"

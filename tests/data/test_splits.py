@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn import model_selection as sklearn
 
 from hpo.data import Examples, SealedExamples, check_test, load_split, load_test
+from hpo.data.catalogue import CATALOGUE, known_dataset
 from hpo.data.examples import hash_split
 from hpo.data.splits import fold_indices, hold_out
 from hpo.errors import DataError, HpoError, SettingError, StudyFileError, UsageError
@@ -135,9 +136,9 @@ def test_the_sealed_test_set_comes_from_the_folder_of_the_training_files(mnist: 
     assert sealed("mnist").inputs.shape == (20, 1, 28, 28)
     write_idx(cache / "mnist")
     (mnist / TEST[0]).unlink()
-    for read in (check_test, sealed):
+    for read in (check_test, lambda study: load_test(load_split(study))):
         with pytest.raises(DataError, match=r"mnist/t10k-images-idx3-ubyte: missing"):
-            read("mnist")
+            read(study_of("mnist"))
 
 
 def test_the_sealed_test_set_is_checked_without_opening_it(
@@ -146,14 +147,14 @@ def test_the_sealed_test_set_is_checked_without_opening_it(
     for name in TEST:
         (mnist / name).unlink()
         (mnist / name).write_bytes(b"sealed")
-    check_test("mnist")
-    check_test("digits")
+    check_test(study_of("mnist"))
+    check_test(study_of("digits"))
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
     folder = write_cifar(tmp_path / "cifar-10-batches-bin", (100,))
-    check_test("cifar10")
+    check_test(study_of("cifar10"))
     (folder / "test_batch.bin").unlink()
     with pytest.raises(DataError, match=r"test_batch\.bin: cannot be read"):
-        check_test("cifar10")
+        check_test(study_of("cifar10"))
 
 
 def test_the_sealed_test_set_has_a_hash(mnist: Path) -> None:
@@ -166,7 +167,7 @@ def test_the_sealed_test_set_has_a_hash(mnist: Path) -> None:
 
 def test_the_error_for_an_unknown_data_set_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown data set 'mnits' \(did you mean 'mnist'\?\); known: digits, mnist"):
-        check_test("mnits")
+        known_dataset("mnits", CATALOGUE)
 
 
 def test_the_error_for_missing_data_has_the_download_command() -> None:

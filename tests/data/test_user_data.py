@@ -237,7 +237,7 @@ def test_only_a_test_evaluation_reads_the_test_arrays(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content.replace(sealed.tobytes(), bytes(sealed.size)))  # who reads it now finds a wrong checksum
     split = load_split(study)
-    check_test("npz:images.npz", tmp_path)
+    check_test(study)
     assert split.test_size == 12
     with pytest.raises(DataError, match=r"images\.npz: is not an \.npz file, or is damaged"):
         load_test(split)
@@ -266,13 +266,11 @@ def test_the_error_for_a_missing_test_set(tmp_path: Path) -> None:
     split = npz_split(tmp_path)
     assert split.test_size == 0
     no_test = "has no test set"
-    assert no_test in refusal(
-        user_study("npz:images.npz", tmp_path), lambda study: check_test("npz:images.npz", tmp_path)
-    )
+    assert no_test in refusal(user_study("npz:images.npz", tmp_path), check_test)
     write_folder(tmp_path / "pictures")
     study = user_study("folder:pictures", tmp_path)
     assert load_split(study).test_size == 0
-    assert no_test in refusal(study, lambda study: check_test("folder:pictures", tmp_path))
+    assert no_test in refusal(study, check_test)
     write_npz(tmp_path, x_test=BYTES)
     assert "has no array 'y_test'" in refusal(user_study("npz:images.npz", tmp_path))
 
@@ -338,11 +336,11 @@ def test_train_and_test_folders_and_test_stays_sealed(tmp_path: Path) -> None:
     np.testing.assert_allclose(images.inputs[1, 0], np.asarray(Image.open(tmp_path / "test/b/1.png")) / 255, rtol=1e-6)
     (tmp_path / "test/b/1.png").write_bytes(b"nobody reads this")
     assert load_split(study).test_size == 2
-    check_test("folder:.", tmp_path)
+    check_test(study)
     with pytest.raises(DataError, match=r"test/b/1\.png: is not an image"):
         load_test(split)
     write_folder(tmp_path / "test", "c")
-    assert "test/c: is not a class" in refusal(study, lambda study: check_test("folder:.", tmp_path))
+    assert "test/c: is not a class" in refusal(study, check_test)
     write_folder(tmp_path / "more", "ab")
     assert "more: only val and test may be beside train" in refusal(study)
 
@@ -438,8 +436,9 @@ value = 3
 
 def test_a_function_is_called_for_test_examples_by_a_test_evaluation_only(tmp_path: Path) -> None:
     (tmp_path / "my_data.py").write_text(FUNCTION)
-    split = load_split(user_study("my_data.py:load", tmp_path))
-    check_test("my_data.py:load", tmp_path)
+    study = user_study("my_data.py:load", tmp_path)
+    split = load_split(study)
+    check_test(study)
     assert (split.names, split.test_size) == (("no", "yes"), None)
     assert (tmp_path / "my_data.py.log").read_text() == "False\n"
     assert len(load_test(split)) == 6

@@ -193,8 +193,8 @@ def flipped(model: Path) -> None:
             "has the schema None, but this version",
         ),
         (
-            changed(lambda card: card.update(schema="hpo.card/2")),
-            "has the schema 'hpo.card/2', but this version of hpo reads",
+            changed(lambda card: card.update(schema="hpo.card/3")),
+            "has the schema 'hpo.card/3', but this version of hpo reads",
         ),
         (changed(lambda card: card.pop("config")), "is damaged: something that"),
         (changed(lambda card: card["input"].update(shape=[])), "is damaged: something that"),

@@ -1,5 +1,7 @@
 """`hpo test`: train the selected configuration on all examples outside the test set, and evaluate it on the test set.
 
+The preprocessing is fitted on the same examples as the network; for a checkpoint, on the training split.
+
 Everything that can fail is tried before the evaluation: the test files are read and checked, the network is trained (or
 read from a checkpoint), its weights are saved, and the evaluation runs once on training examples. The storage records
 the start of an evaluation before the network gets a test example; the evaluation counts once its result is stored, and
@@ -15,10 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from hpo.data import Examples, SealedExamples, Split, check_test, load_test
+from hpo.data import SealedExamples, Split, check_test, load_test, load_whole
 from hpo.errors import HpoError, StorageError
 from hpo.files import write_atomically
 from hpo.results.derived_names import file_stem
@@ -91,14 +92,15 @@ def evaluate_test_set(
     check_free(folder)
     selected = select(storage, name, options.trial)
     planned = plan_stored(study, stored, options.device)
-    check_test(study.data.dataset, study.folder)
+    check_test(study)
+    if not options.from_checkpoint:
+        planned = replace(planned, split=_whole(study, planned))
     test_set = load_test(planned.split)
     _check_same_test_set(name, attrs, test_set)
     names, sample = planned.split.names, training_sample(planned.split, len(test_set))
     if options.subnetworks is not None and study.task.kind != "classification":
         raise HpoError(f"study '{name}': --subnetworks is for classifications (task.kind = {study.task.kind})")
-    fitted = planned.split if options.from_checkpoint else _whole(planned.split)
-    task = task_of(study, fitted)
+    task = task_of(study, planned.split)
     few, metric = None if options.subnetworks is None else 2, study_metric(study, task)
     check_untrained(study, selected, planned, sample, few)
     shown: dict[str, Any] = {}
@@ -107,7 +109,7 @@ def evaluate_test_set(
             trained = read_checkpoint(storage, stored, selected, planned)
         else:
             precision = precision_of(selected.config, attrs[RUN]["precision"])
-            trained = _train(study, selected, precision, replace(planned, split=fitted), stop, say)
+            trained = _train(study, selected, precision, planned, stop, say)
         network = _saved_network(files / WEIGHTS_FILE, name, selected, planned, trained, task.outputs)
         weights_sha256 = sha256(files / WEIGHTS_FILE)
 
@@ -184,7 +186,7 @@ def _saved_network(
 
 
 def _input_format(planned: NetworkPlan, task: Task) -> dict[str, Any]:
-    """Return the format of the network's input and outputs, for the model card."""
+    """Return the format of the network's input and outputs, and the preprocessing, for the model card."""
     shape = example_shape(planned.split.train.inputs)
     form = {"shape": list(shape), "classes": task.outputs, "white": planned.split.white}
     if isinstance(shape, IntegerShape):
@@ -193,28 +195,29 @@ def _input_format(planned: NetworkPlan, task: Task) -> dict[str, Any]:
         form["task"] = task.kind
     if task.scaling is not None:
         form["scaling"] = {"mean": task.scaling.mean.tolist(), "deviation": task.scaling.deviation.tolist()}
-    return form
+    fitted = planned.split.preprocessing
+    return {"input": form, "preprocess": fitted.model_dump() if fitted.changes else None}
 
 
-def _whole(split: Split) -> Split:
-    """Return the split with all examples outside the test set for training, in the order of the split's shuffle."""
-    last = split.folds[-1]  # in time order the only fold with all examples
-    inputs = np.concatenate([last.validation.inputs, last.train.inputs])
-    targets = np.concatenate([last.validation.targets, last.train.targets])
-    return replace(split, train=Examples(inputs, targets), other_folds=())
+def _whole(study: Study, planned: NetworkPlan) -> Split:
+    """Return all examples outside the test set as training examples. Raises HpoError where they have changed."""
+    whole = load_whole(study)
+    if whole.content_sha256 != planned.split.content_sha256:
+        raise HpoError(f"study '{study.name}': its data changed while they were read: start `hpo test` again")
+    return whole
 
 
 def _train(
     study: Study, selected: Selection, precision: str, planned: NetworkPlan, stop: threading.Event, say: Say
 ) -> Trained:
     """Train the selected configuration on the training examples of the plan, those of `_whole`."""
-    whole = planned.split.train
+    count = len(planned.split.train)
     # The schedule is that of all epochs, wherever the training ends; early stopping is off: there is no validation set.
     config = selected.config
     config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
     number, epochs = selected.trial, selected.epochs
     seed = derive_seed("test", study.search.seed, number)
-    say(f"{study.name}: trial {number} on {len(whole):,} examples for {epochs} epoch{'s' if epochs > 1 else ''}")
+    say(f"{study.name}: trial {number} on {count:,} examples for {epochs} epoch{'s' if epochs > 1 else ''}")
 
     def report_progress(result: EpochResult) -> None:
         if result.epoch % max(1, epochs // MESSAGES) == 0 and number in result.metrics:
@@ -236,7 +239,7 @@ def _train(
             f"study '{study.name}': trained on all examples, trial {number} {outcome.failed}; the test set was not "
             "evaluated: select another trial with --trial"
         )
-    return Trained(outcome.state, epochs, len(whole), seed, False, describe_device(planned.device), precision)
+    return Trained(outcome.state, epochs, count, seed, False, describe_device(planned.device), precision)
 
 
 def _check_same_test_set(name: str, attrs: Mapping[str, Any], test_set: SealedExamples) -> None:

@@ -1,7 +1,7 @@
-"""Read and check a model card, `hpo.card/1`: the description of the network beside its weights.
+"""Read and check a model card, `hpo.card/2`: the description of the network beside its weights.
 
 A card may come from anywhere: it is checked before a network is built from it. A damaged or too large card is an
-HpoError of one line.
+HpoError of one line. Cards of version 1, which have no preprocessing, are read, too.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hpo.data.preprocessing import FittedPreprocessing
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
 from hpo.studyfile.messages import format_value
 from hpo.training.device_data import IntegerShape, Shape
 from hpo.untrusted_files import parse_json, read_limited
 
-CARD = "hpo.card/1"
+CARD = "hpo.card/2"
+EARLIER_CARD = "hpo.card/1"
 CARD_FILE = "card.json"
 LARGEST_CARD = 2**22
 """Bytes of a card: room for the names of 100,000 classes."""
@@ -76,11 +78,12 @@ class _CardModel(FileModel):
     data: _Data
     config: _Config
     code: CodeRecord | None = None
+    preprocess: FittedPreprocessing | None = None
 
 
 @dataclass(frozen=True)
 class Card:
-    """A model card: the file of weights and its SHA-256, the input format, the network, and the user's code.
+    """A model card: the file of weights and its SHA-256, the input format and its preprocessing, the network, and code.
 
     `classes` is the number of outputs. `scaling` has mean and deviation of the columns that a regression predicts.
     `names` are the names of the classes or labels, None where they are named by their numbers. `white` is the byte that
@@ -98,6 +101,7 @@ class Card:
     scaling: tuple[tuple[float, ...], tuple[float, ...]] | None
     network: NetworkSettings
     code: Mapping[str, Any] | None
+    preprocessing: FittedPreprocessing
 
 
 def read_card(path: Path) -> Card:
@@ -113,6 +117,9 @@ def read_card(path: Path) -> Card:
         raise damaged_card(path)
     if (names and not are_valid) or Path(model.weights.file).name != model.weights.file:
         raise damaged_card(path)
+    preprocessing = model.preprocess or FittedPreprocessing()
+    if not preprocessing.fits(model.input.shape):
+        raise damaged_card(path)
     return Card(
         weights=model.weights.file,
         sha256=model.weights.sha256,
@@ -124,6 +131,7 @@ def read_card(path: Path) -> Card:
         scaling=None if scaling is None else (tuple(scaling.mean), tuple(scaling.deviation)),
         network=model.config.network,
         code=None if model.code is None else model.code.model_dump(),
+        preprocessing=preprocessing,
     )
 
 
@@ -151,6 +159,7 @@ def _tree(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise HpoError(f"{path}: {error}") from error
     schema = tree.get("schema") if isinstance(tree, dict) else None
-    if schema != CARD:
-        raise HpoError(f"{path}: has the schema {format_value(schema)}, but this version of hpo reads {CARD}")
+    if schema not in (EARLIER_CARD, CARD):
+        reads = f"{EARLIER_CARD} and {CARD}"
+        raise HpoError(f"{path}: has the schema {format_value(schema)}, but this version of hpo reads {reads}")
     return dict(tree)

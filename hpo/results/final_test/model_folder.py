@@ -1,7 +1,7 @@
 """Write the folder of a tested network whole or not at all, and load its network.
 
     weights.safetensors   the weights, never a pickle
-    card.json             hpo.card/1: configuration, input format, data, versions, SHA-256 of the weights
+    card.json             hpo.card/2: configuration, input format, preprocessing, data, versions, SHA-256 of the weights
 
 A folder that contains anything is never overwritten. Reading checks everything: a card or weights that are damaged, of
 another version, or do not belong together are an error of one line.
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpo.data.preprocessing import FittedPreprocessing
 from hpo.errors import CodeError, HpoError
 from hpo.files import UMASK, temporary_path
 from hpo.results.final_test.model_card import CARD_FILE, damaged_card, read_card
@@ -36,7 +37,7 @@ WEIGHTS_FILE = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Model:
-    """A network for inference, with the shape of its input and the names of its classes or labels.
+    """A network for inference, with the shape and preprocessing of its input and the names of its classes or labels.
 
     `scaling` has mean and deviation of the columns that a regression predicts. `white` is the byte that stands for
     white, None where the network takes numbers as they are. `activations` is the number of values that its layers
@@ -50,6 +51,7 @@ class Model:
     activations: int
     task: str
     scaling: tuple[tuple[float, ...], tuple[float, ...]] | None
+    preprocessing: FittedPreprocessing
 
 
 def check_free(folder: Path) -> None:
@@ -114,7 +116,9 @@ def read_model(folder: Path, device: torch.device) -> Model:
     network = load_network(file, read_weights(file)[0], settings, card.shape, card.classes)
     network = network.float() if device.type == "mps" else network  # mps has no float64
     names = card.names or tuple(map(str, range(card.classes)))
-    return Model(network.to(device), card.shape, names, card.white, activations, card.task, card.scaling)
+    return Model(
+        network.to(device), card.shape, names, card.white, activations, card.task, card.scaling, card.preprocessing
+    )
 
 
 def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) -> tuple[nn.Module, int]:

@@ -1,8 +1,9 @@
-"""`hpo predict`: classify the examples of a .npy file with the network of a model folder.
+"""`hpo predict`: classify the examples of a .npy file, or the rows of a table, with the network of a model folder.
 
-Images are bytes as in the data set, or floats from 0, black, to 1, white; a network trained on floats or on integers
-takes such numbers. A file of another type or shape is refused before its examples are read. Nothing in either file is
-run as code.
+Inputs are preprocessed as in training. A table has the feature columns of the training table, in any order; its other
+columns, such as the target, are ignored. Images are bytes as in the data set, or floats from 0, black, to 1, white; a
+network trained on floats or on integers takes such numbers. A file of another type or shape is refused before its
+examples are read. Nothing in either file is run as code.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpo.data.preprocessing import Inputs
+from hpo.data.table_rows import TableRows
 from hpo.errors import HpoError
 from hpo.results.final_test.model_folder import Model, read_model
 from hpo.results.output import Output
+from hpo.studyfile.models import TABLE_FILES
 from hpo.training.device_data import IntegerShape, Shape
 from hpo.training.devices import find_device, is_out_of_memory
 from hpo.training.evaluation import log_probabilities, network_outputs
@@ -40,17 +44,20 @@ NUMBERS_AT_ONCE = 2**28
 class Predictions(Output):
     """The most probable class of each example and its probability, [N]; `str()` is CSV with one line for each example.
 
-    `names` are the names of the classes; CSV and JSON have the name of a class.
+    `names` are the names of the classes; CSV and JSON have the name of a class. `rows` are the numbers that the rows of
+    a table have in its file, None for other examples.
     """
 
     classes: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     names: tuple[str, ...]
+    rows: NDArray[np.int64] | None = None
 
     def tree(self) -> dict[str, Any]:
-        """Return for each example the name of its class and the probability."""
-        found = zip(self.classes.tolist(), self.probabilities.tolist(), strict=True)
-        rows = [{"image": i, "class": self.names[label], "probability": p} for i, (label, p) in enumerate(found)]
+        """Return for each example its number, the name of its class and the probability."""
+        key, numbers = ("image", np.arange(len(self.classes))) if self.rows is None else ("row", self.rows)
+        found = zip(numbers.tolist(), self.classes.tolist(), self.probabilities.tolist(), strict=True)
+        rows = [{key: number, "class": self.names[label], "probability": p} for number, label, p in found]
         return {"predictions": rows}
 
     def lines(self) -> list[str]:
@@ -60,9 +67,10 @@ class Predictions(Output):
     def __str__(self) -> str:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["image", "class", "probability"])
+        rows.writerow(["image" if self.rows is None else "row", "class", "probability"])
         for row in self.tree()["predictions"]:
-            rows.writerow([row["image"], row["class"], f"{row['probability']:.6f}"])
+            number, label, probability = row.values()
+            rows.writerow([number, label, f"{probability:.6f}"])
         return text.getvalue()
 
 
@@ -96,7 +104,7 @@ class TargetPredictions(Output):
 def predictions(folder: Path, file: Path, device: str) -> Predictions | TargetPredictions:
     """Return the predictions of a folder's network for the examples of a file."""
     model = read_model(folder, find_device(device))
-    inputs = _inputs(file, model)
+    inputs = _rows(file, model) if model.preprocessing.kind == "table" else _inputs(file, model)
     return (
         _classes(model, inputs, file, folder)
         if model.task == "classification"
@@ -104,14 +112,14 @@ def predictions(folder: Path, file: Path, device: str) -> Predictions | TargetPr
     )
 
 
-def _batches(model: Model, inputs: NDArray[Any], path: Path) -> Iterator[tuple[int, Tensor]]:
+def _batches(model: Model, inputs: NDArray[Any] | TableRows, path: Path) -> Iterator[tuple[int, Tensor]]:
     """Yield the examples in parts that fit into memory, each with the number of its first one."""
     at_once = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // (math.prod(model.shape) + model.activations)))
     for start in range(0, len(inputs), at_once):
-        yield start, torch.from_numpy(_scaled(inputs[start : start + at_once], path, model))
+        yield start, torch.from_numpy(_prepared(inputs, slice(start, start + at_once), path, model))
 
 
-def _targets(model: Model, inputs: NDArray[Any], path: Path, folder: Path) -> TargetPredictions:
+def _targets(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder: Path) -> TargetPredictions:
     """Return the numbers of a regression in the user's unit, or the probabilities of labels."""
     parts = []
     for start, some in _batches(model, inputs, path):
@@ -129,7 +137,7 @@ def _targets(model: Model, inputs: NDArray[Any], path: Path, folder: Path) -> Ta
     return TargetPredictions(found, ("value",) if model.scaling is not None and len(columns) == 1 else columns)
 
 
-def _classes(model: Model, inputs: NDArray[Any], path: Path, folder: Path) -> Predictions:
+def _classes(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder: Path) -> Predictions:
     classes, probabilities = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), np.float32)
     for start, some in _batches(model, inputs, path):
         best = _called(partial(log_probabilities, model.network, some), len(some), folder).max(1)
@@ -137,7 +145,8 @@ def _classes(model: Model, inputs: NDArray[Any], path: Path, folder: Path) -> Pr
             raise _not_finite(folder, path, start + int(best.values.isfinite().logical_not().nonzero()[0]))
         classes[start : start + len(some)] = best.indices
         probabilities[start : start + len(some)] = best.values.exp()
-    return Predictions(classes, probabilities, model.names)
+    rows = inputs.lines if isinstance(inputs, TableRows) else None
+    return Predictions(classes, probabilities, model.names, rows)
 
 
 def _not_finite(folder: Path, path: Path, example: int) -> HpoError:
@@ -156,6 +165,26 @@ def _called(call: Callable[[], Tensor], examples: int, folder: Path) -> Tensor:
                 f"{folder}: its network does not fit into memory with {examples} examples: use another --device"
             ) from error
         raise HpoError(f"{folder}: its network raised {type(error).__name__}: {error}") from error
+
+
+def _rows(path: Path, model: Model) -> TableRows:
+    """Return the feature columns of a table."""
+    if not path.name.endswith(TABLE_FILES):
+        raise HpoError(f"{path}: this network takes the rows of a table, a {' or '.join(TABLE_FILES)} file")
+    from hpo.data.table import read_rows  # polars takes longer to import than a small table to read
+
+    return read_rows(path, model.preprocessing.numeric, model.preprocessing.categorical)
+
+
+def _prepared(
+    found: NDArray[Any] | TableRows, part: slice, path: Path, model: Model
+) -> NDArray[np.float32] | NDArray[np.int64]:
+    """Return some inputs as the network takes them."""
+    if isinstance(found, TableRows):
+        inputs: Inputs = found.take(np.arange(len(found))[part])
+    else:
+        inputs = _scaled(found[part], path, model)
+    return model.preprocessing.apply(inputs)
 
 
 def _inputs(path: Path, model: Model) -> NDArray[Any]:

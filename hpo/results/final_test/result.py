@@ -82,10 +82,10 @@ def result_tree(
 
 
 def write_files(folder: Path, result: dict[str, Any], input_format: Mapping[str, Any], task: str) -> None:
-    """Write the result, the figure of the task and the model card to the folder."""
+    """Write the result, the figure of the task and the model card, with the keys of `input_format`, to the folder."""
     scores = result["test"]
     brief = {key: value for key, value in scores.items() if key not in ("classes", "confusion", "labels", "pairs")}
-    card = {**result, "schema": CARD, "input": dict(input_format), "test": brief}
+    card = {**result, "schema": CARD, **input_format, "test": brief}
     title = f"{scores['images']:,} test examples, {main_score(scores)}"
     if task == "regression":
         figure, name = predicted_against_true(result["study"], scores["pairs"], title), PREDICTED_FILE
