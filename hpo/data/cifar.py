@@ -28,7 +28,7 @@ def has_training_files(folder: Path) -> bool:
     return bool(_numbers(folder))
 
 
-def read_training(folder: Path, shape: tuple[int, int, int], classes: int) -> RawExamples:
+def read_training(folder: Path, shape: tuple[int, ...], classes: int) -> RawExamples:
     """Read the training batches of a folder, in the order of their numbers."""
     batches = [_read(path, shape, classes) for path in _batches(folder, shape)]
     return RawExamples(
@@ -36,23 +36,23 @@ def read_training(folder: Path, shape: tuple[int, int, int], classes: int) -> Ra
     )
 
 
-def read_test(folder: Path, shape: tuple[int, int, int], classes: int) -> RawExamples:
+def read_test(folder: Path, shape: tuple[int, ...], classes: int) -> RawExamples:
     """Read the sealed test batch of a folder."""
     _records(folder / _TEST, shape)
     return _read(folder / _TEST, shape, classes)
 
 
-def check_test(folder: Path, shape: tuple[int, int, int]) -> None:
+def check_test(folder: Path, shape: tuple[int, ...]) -> None:
     """Raise DataError if the test file is missing or has an invalid size; it is not opened."""
     _records(folder / _TEST, shape)
 
 
-def count_training(folder: Path, shape: tuple[int, int, int]) -> int:
+def count_training(folder: Path, shape: tuple[int, ...]) -> int:
     """Return the number of training images by the files' sizes; none is opened."""
     return sum(_records(path, shape) for path in _batches(folder, shape))
 
 
-def test_size(folder: Path, shape: tuple[int, int, int]) -> int | None:
+def test_size(folder: Path, shape: tuple[int, ...]) -> int | None:
     """Return the number of test images by the file's size; None if that is invalid."""
     try:
         return _records(folder / _TEST, shape)
@@ -68,7 +68,7 @@ def _numbers(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in map(_BATCH.fullmatch, names) if match)
 
 
-def _batches(folder: Path, shape: tuple[int, int, int]) -> list[Path]:
+def _batches(folder: Path, shape: tuple[int, ...]) -> list[Path]:
     """Return the paths of the batches, after all their sizes were checked."""
     numbers = _numbers(folder)
     expected = range(1, numbers[-1] + 1 if numbers else 2)
@@ -81,7 +81,7 @@ def _batches(folder: Path, shape: tuple[int, int, int]) -> list[Path]:
     return paths
 
 
-def _records(path: Path, shape: tuple[int, int, int]) -> int:
+def _records(path: Path, shape: tuple[int, ...]) -> int:
     """Return the number of records by the file's size."""
     try:
         size = os.stat(path).st_size
@@ -96,7 +96,7 @@ def _records(path: Path, shape: tuple[int, int, int]) -> int:
     return count
 
 
-def _read(path: Path, shape: tuple[int, int, int], classes: int) -> RawExamples:
+def _read(path: Path, shape: tuple[int, ...], classes: int) -> RawExamples:
     try:
         content = path.read_bytes()
     except OSError as error:

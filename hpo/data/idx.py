@@ -37,30 +37,30 @@ def has_training_files(folder: Path) -> bool:
     return any(_find(folder, name) for name in _TRAINING)
 
 
-def read_training(folder: Path, shape: tuple[int, int, int], classes: int) -> RawExamples:
+def read_training(folder: Path, shape: tuple[int, ...], classes: int) -> RawExamples:
     """Read the training images and labels of a folder."""
     return _read_pair(folder, _TRAINING, shape, classes)
 
 
-def read_test(folder: Path, shape: tuple[int, int, int], classes: int) -> RawExamples:
+def read_test(folder: Path, shape: tuple[int, ...], classes: int) -> RawExamples:
     """Read the sealed test images and labels of a folder."""
     return _read_pair(folder, _TEST, shape, classes)
 
 
-def check_test(folder: Path, shape: tuple[int, int, int]) -> None:
+def check_test(folder: Path, shape: tuple[int, ...]) -> None:
     """Raise DataError if a test file is missing; none is opened."""
     for name in _TEST:
         _required(folder, name)
 
 
-def count_training(folder: Path, shape: tuple[int, int, int]) -> int:
+def count_training(folder: Path, shape: tuple[int, ...]) -> int:
     """Return the number of training images in the header of their file; no more is read."""
     path = _required(folder, _TRAINING[0])
     with _reading(path) as stream:
         return _header(stream, path, IMAGES_MAGIC, shape[1:])
 
 
-def test_size(folder: Path, shape: tuple[int, int, int]) -> int | None:
+def test_size(folder: Path, shape: tuple[int, ...]) -> int | None:
     """Return the number of test images by a plain file's size; None if it would have to be opened."""
     path = _find(folder, _TEST[0])
     if path is None or path.suffix == ".gz":
@@ -93,7 +93,7 @@ def _required(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_pair(folder: Path, names: tuple[str, str], shape: tuple[int, int, int], classes: int) -> RawExamples:
+def _read_pair(folder: Path, names: tuple[str, str], shape: tuple[int, ...], classes: int) -> RawExamples:
     images_path, labels_path = (_required(folder, name) for name in names)
     pixels = _read(images_path, IMAGES_MAGIC, shape[1:]).reshape(-1, *shape)
     labels = _read(labels_path, LABELS_MAGIC, ())

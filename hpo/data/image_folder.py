@@ -40,6 +40,7 @@ class FolderSource:
         own = self._beside_training(VALIDATION)
         if own is None:
             return raw
+        assert isinstance(raw.inputs, np.ndarray), "images are arrays"
         return replace(raw, read_validation=partial(self._read_validation, own, raw.names, raw.inputs.shape[1]))
 
     def test_size(self) -> int:

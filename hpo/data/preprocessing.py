@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class FittedPreprocessing(BaseModel):
     categories: list[list[str]] = []
     unknown: Literal["error", "ignore"] = "error"
     kind: Literal["table", "rows", "images"] = "rows"
-    padding: int = Field(0, ge=0)
+    padding: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
@@ -108,7 +108,8 @@ class FittedPreprocessing(BaseModel):
         if self.fill_numbers is not None:
             numbers = np.where(np.isnan(numbers), self.fill_numbers, numbers)
         if self.mean is not None:
-            numbers = (numbers - self.mean) / self.scale
+            assert self.scale is not None, "the model has both"
+            numbers = (numbers - np.array(self.mean)) / np.array(self.scale)
         result = np.zeros((len(rows), self.features), np.float32)
         first = len(self.numeric)
         with np.errstate(over="ignore"):
@@ -221,7 +222,8 @@ def _categories(found: NDArray[np.object_], names: Sequence[str]) -> list[list[s
 
 
 def _empty_columns(rows: TableRows) -> list[bool]:
-    return [*np.isnan(rows.numbers).all(0).tolist(), *(rows.categories == None).all(0).tolist()]  # noqa: E711
+    missing: NDArray[np.bool_] = rows.categories == None  # noqa: E711 - elementwise
+    return [bool(each.all()) for part in (np.isnan(rows.numbers), missing) for each in part.T]
 
 
 def _imputed(values: NDArray[Any], missing: float | None, strategy: str) -> Any:

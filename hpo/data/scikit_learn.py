@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +85,9 @@ def _read(name: str, shape: tuple[int, ...], part: slice) -> RawExamples:
         raise DataError(f"{name}: {path} cannot be read ({error}); reinstall scikit-learn") from error
     if rows.shape != (file.rows, file.columns + 1):
         raise DataError(f"{name}: scikit-learn has {len(rows)} of these examples, {file.rows} expected; reinstall it")
-    rows = rows[np.random.Generator(np.random.PCG64(_SEAL_SEED)).permutation(file.rows)[part]]
-    inputs: NDArray[np.uint8] | NDArray[np.float32] = rows[:, :-1].reshape(-1, *shape).copy()
+    chosen: NDArray[Any] = rows[np.random.Generator(np.random.PCG64(_SEAL_SEED)).permutation(file.rows)[part]]
+    inputs = chosen[:, :-1].reshape(-1, *shape).copy()
     if file.white is not None:
-        return RawExamples(inputs, rows[:, -1].copy(), file.white)
-    targets = rows[:, -1].astype(np.int64) if file.targets is None else rows[:, -1:].copy()
+        return RawExamples(inputs, chosen[:, -1].copy(), file.white)
+    targets = chosen[:, -1].astype(np.int64) if file.targets is None else chosen[:, -1:].copy()
     return RawExamples(inputs.astype(np.float32), targets, None)
