@@ -495,7 +495,7 @@ def test_paths_are_relative_to_the_study_file_or_else_to_the_current_folder(
     "written", ["npz:", "folder:", "nzp:images.npz", "my_data.txt:load", "my_data.py:", "npz:a\nb"]
 )
 def test_an_invalid_data_set_is_refused_at_its_key(written: str, tmp_path: Path) -> None:
-    with pytest.raises(StudyFileError, match=r"^x\.toml: data\.dataset: must be npz:FILE, folder:FOLDER or FILE\.py:"):
+    with pytest.raises(StudyFileError, match=r"^x\.toml: data\.dataset: must be table:FILE, npz:FILE, folder:FOLDER or FILE\.py:"):
         user_study(written, tmp_path)
 
 
@@ -642,4 +642,4 @@ def test_sealed_arrays_are_no_groups_and_other_data_have_none(tmp_path: Path) ->
     write_folder(tmp_path / "pictures")
     for name in ("folder:pictures", "digits"):
         said = refusal(user_study(name, tmp_path, groups="site"))
-        assert said == f"{name}: has no groups; data.groups needs npz:FILE or FILE.py:FUNCTION (got 'site')"
+        assert said == f"{name}: has no groups; data.groups needs table:FILE, npz:FILE or FILE.py:FUNCTION (got 'site')"
