@@ -390,7 +390,10 @@ class TestErrors:
                 {"data__dataset": "my_data.py"},
                 "data.dataset: unknown data set 'my_data.py' (did you mean 'my_data.py:FU",
             ),
-            ({"search__metric": "rmse"}, "search.metric: unknown metric 'rmse'; known: val_accuracy, val_loss, or a"),
+            (
+                {"search__metric": "rmse"},
+                "search.metric: unknown metric 'rmse' (did you mean 'val_rmse'?); known: val_a",
+            ),
             ({"data__dataset": 3}, "data.dataset: unknown data set 3; known: digits, mnist, fashion_mnist, cifar10"),
             (
                 {"search__sampler": "tpee"},
@@ -819,7 +822,7 @@ def test_data_without_its_prefix_and_other_tasks_are_explained(tmp_path: Path) -
         ),
         ({"search__metric": "val_top_k"}, "search.metric: val_top_k needs task.top_k, the number of classes of which"),
         ({"task": {"top_k": 3}}, "task.top_k: not used without the metric val_top_k"),
-        ({"task": {"loss": "mse"}}, "task.loss: unknown loss 'mse'; known: cross_entropy or FILE.py:NAME"),
+        ({"task": {"loss": "mse"}}, "task.loss: must be cross_entropy or FILE.py:NAME for kind = classification"),
         ({"task": {"class_weights": [1.0, -2.0]}}, "task.class_weights: unknown class weights [1.0, -2.0]; known: bal"),
         (
             {"task": {"loss": "mine.py:loss", "class_weights": "balanced"}},

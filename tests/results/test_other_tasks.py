@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score, r2_score, root_mean_squared_error
 from tiny import search, tree, trials_of
 
 from hpo.data import load_split
+from hpo.data.user_arrays import ArrayPair, examples_from_arrays
 from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.results.compare.runs import groups
 from hpo.results.compare.table import compare, text
@@ -171,3 +172,11 @@ def test_a_regression_with_folds_is_tested_with_all_its_examples(storage: Storag
         storage, "tiny", EvaluationOptions(device="cpu", folder=tmp_path / "out"), threading.Event(), print
     )
     assert tested.result["weights"]["images"] == REST
+
+
+def test_numbers_are_kept_beside_inputs_of_integers() -> None:
+    ids, numbers = np.arange(12).reshape(6, 2), np.linspace(0.5, 3, 6)
+    raw = examples_from_arrays(ArrayPair(ids, numbers, "ids.npz"), task="regression")
+    examples = raw.take(np.arange(6))
+    assert examples.inputs.dtype == np.int64
+    assert examples.targets[:, 0].tolist() == numbers.tolist()

@@ -148,8 +148,8 @@ def _scores_text(scores: Mapping[str, Any]) -> str:
     if "accuracy" in scores:
         parts.append(f"accuracy {scores['accuracy']:.4f}{_interval_text(scores['interval'])}")
     shown = None if metric is None else metric["name"]
-    others = {name: value for name, value in scores.get("metrics", {}).items() if name != shown}
-    parts += [f"{metric_label(name)} {_number(value)}" for name, value in others.items()]
+    others = {metric_label(name): value for name, value in scores.get("metrics", {}).items()}
+    parts += [f"{name} {_number(value)}" for name, value in others.items() if name != shown]
     return ", ".join([*parts, f"loss {scores['loss']:.4f}"])
 
 
