@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Comparison(Output):
     """Comparison of configurations: a row and a group of runs for each; `str()` is the table.
 
-    Accuracies are fractions, losses in nats. `groups` have the learning curves as arrays [runs, epochs].
+    Accuracies are fractions, losses in nats. `groups` have the learning curves as arrays [runs, epochs]; those of an
+    objective study have the returned and the reported values.
     """
 
     rows: Sequence[Row]
@@ -42,7 +43,10 @@ class Comparison(Output):
         return text(self.rows).split("\n")
 
     def plot(self) -> go.Figure:
-        """Return a plotly figure of accuracy and loss by epoch. Raises UsageError for too many configurations."""
+        """Return a plotly figure of accuracy and loss by epoch, or of an objective function's reported values.
+
+        Raises UsageError for too many configurations, and where no run has reported values.
+        """
         from hpo.results.figures.comparison import comparison
 
         return comparison(self.groups, self.by)
@@ -61,7 +65,8 @@ def compare(*names: str, by: str | None = None, storage: str | None = None) -> C
     """Compare all configurations of a grid, the best of a search, or that of trial 12 for "NAME#12".
 
     With `by`, the name of a searched parameter, the configurations of each of its values are compared separately.
-    Raises UsageError for a configuration that is named twice, and HpoError for a study without a completed trial.
+    Raises UsageError for a configuration that is named twice and for values that cannot be compared, and HpoError for a
+    study without a completed trial.
     """
     from hpo.results.compare.runs import groups
     from hpo.results.compare.table import compare

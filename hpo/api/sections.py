@@ -194,7 +194,7 @@ class Search(Section):
 
     `timeout` and `trial_timeout` are in seconds. A list for `metric` makes a search for the Pareto front. A metric of
     the user's own, "FILE.py:NAME", has a `direction`. So has an objective study ("minimize" by default), or a list of
-    one for each value; its other defaults are `pruner="median"` and `retries=0`.
+    one for each value; its other defaults are `pruner="median"` and `retries=0`; its `repeats` are of `points` only.
     """
 
     trials: int

@@ -155,10 +155,10 @@ class StoredStudy:
     def export(self, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
         """Return the best trial as the JSON object that `hpo export` writes, `hpo.best/3`.
 
-        Its `config` is a study of that trial alone, and `hpo.replay` retrains the trial from a file of the object. With
-        `confirmed` it is the winner of the confirmation, with its estimates; with `trial`, the completed trial of that
-        number. Of several metrics it is `hpo.front/1`, whose `front` has such an object for each trial on the Pareto
-        front. Raises HpoError where there is no such trial.
+        Of an objective study it is `hpo.objective/2`. Its `config` is a study of that trial alone, and `hpo.replay`
+        retrains the trial from a file of the object. With `confirmed` it is the winner of the confirmation, with its
+        estimates; with `trial`, the completed trial of that number. Of several metrics it is `hpo.front/1`, whose
+        `front` has such an object for each trial on the Pareto front. Raises HpoError where there is no such trial.
         """
         from hpo.results.export.best import export
 
@@ -244,11 +244,12 @@ class StoredStudy:
         on_found: Callable[[Result[Confirmation]], None] = lambda found: None,
         stop: threading.Event | None = None,
     ) -> Result[Confirmation]:
-        """Retrain the `top` best configurations and the baseline, each under `seeds` fresh seeds (2 or more).
+        """Run the `top` best configurations and the baseline again, each under `seeds` fresh seeds (2 or more).
 
-        A finished confirmation is returned without training. `on_found` is called with the result, too. Raises HpoError
-        where there is nothing to confirm. Where the confirming study is paused or stopped, `on_found` gets the result
-        so far, then HpoError is raised. Raises InterruptionError when stopped: the same call continues.
+        An objective function finds the seed in `trial.user_attrs["seed"]`, and has no `device`. A finished confirmation
+        is returned without training. `on_found` is called with the result, too. Raises HpoError where there is nothing
+        to confirm. Where the confirming study is paused or stopped, `on_found` gets the result so far, then HpoError is
+        raised. Raises InterruptionError when stopped: the same call continues.
         """
         from hpo.results.confirm.text import ConfirmationResult
         from hpo.search.options import LaunchOptions

@@ -24,8 +24,8 @@ class Study(Keywords):
 
     `resolved()` is the resolved file as a tree for JSON, and `str()` the text of a study file. Studies with the same
     resolved file are equal. A section is an object such as `hpo.Network`, or a dictionary with its keys. An objective
-    study has `objective`, such as "my_objective.py:objective", and `search`, and no other section. Paths to user code
-    and data are relative to `folder`, by default the current folder.
+    study has `objective`, such as "my_objective.py:objective", `search` and `baseline`, and no other section. Paths to
+    user code and data are relative to `folder`, by default the current folder.
 
     Raises StudyFileError for the first invalid key, in the order of the arguments.
     """

@@ -100,14 +100,14 @@ def compare(
 def confirm(
     name: Name,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Confirm the N best configurations")] = 5,
-    seeds: Annotated[int, typer.Option(min=2, metavar="N", help="Train each under N fresh seeds")] = 10,
+    seeds: Annotated[int, typer.Option(min=2, metavar="N", help="Run each under N fresh seeds")] = 10,
     device: Device = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object")] = False,
     storage: StorageUrl = None,
 ) -> None:
-    """Retrain the best trials and the baseline on fresh seeds.
+    """Run the best trials and the baseline again on fresh seeds.
 
     The best of many noisy scores is partly luck. A confirmation measures how much of it is luck, and whether tuning has
     beaten the baseline. It is a study of its own; after an interruption the same command continues it.

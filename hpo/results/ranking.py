@@ -17,10 +17,11 @@ from optuna.trial import FrozenTrial
 
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.study_facts import metrics_of
+from hpo.search.points import FIXED
 from hpo.search.space import few_digits, settings
 from hpo.storage import Storage, best_trials, summary
 from hpo.storage.studies import MAX_TRIALS
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy, ObjectiveStudy
 from hpo.text import printable
 
 METRIC_LABELS = {
@@ -114,15 +115,21 @@ class Configuration:
     mean: float
 
 
-def by_configuration(study: Study, trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
-    """Return the trials by configuration (the text of `settings`), in the given order."""
+def by_configuration(study: AnyStudy, trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
+    """Return the trials by configuration (the text of `settings`), in the given order.
+
+    A trial of a repeated point of an objective study has the values of the point: where the function has failed, it may
+    not have suggested all parameters.
+    """
     groups: dict[str, list[FrozenTrial]] = {}
+    points = isinstance(study, ObjectiveStudy) and study.search.repeats > 1
     for trial in trials:
-        groups.setdefault(settings(study, trial.params), []).append(trial)
+        values = trial.system_attrs.get(FIXED, trial.params) if points else trial.params
+        groups.setdefault(settings(study, values), []).append(trial)
     return groups
 
 
-def ranked_configurations(study: Study, trials: Iterable[FrozenTrial]) -> list[Configuration]:
+def ranked_configurations(study: AnyStudy, trials: Iterable[FrozenTrial]) -> list[Configuration]:
     """Return the configurations of the trials that have a finite score, the best mean first."""
     scored = [trial for trial in trials if trial.values is not None and math.isfinite(score(trial))]
     groups = by_configuration(study, scored).values()

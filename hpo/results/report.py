@@ -1,5 +1,7 @@
 """`hpo report`: one HTML page with a study's search space, results, figures, confirmation, verification and test.
 
+The page of an objective study has the sections that need only values and seeds: no verification and no test.
+
 The page needs no network. It states what has not been done, and the commands that reproduce the results. Names and
 descriptions from users are text on the page, never markup. Reads studies and changes nothing.
 """
@@ -22,19 +24,19 @@ from hpo.results.certificate import VerificationResult, certificate_of
 from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import CONFIRMATION_HEADING, conclusions, confirmation_rows
 from hpo.results.derived_names import file_stem
-from hpo.results.display.check import parameter_line
+from hpo.results.display.check import distribution_line, parameter_line
 from hpo.results.figures.kinds import draw
-from hpo.results.figures.source import Source, in_words, read_source
+from hpo.results.figures.source import Source, in_words, read_source, space
 from hpo.results.final_test.result import evaluation_lines
 from hpo.results.ranking import metric_label, params_line, rank_label, score, score_text
 from hpo.results.study_facts import states_line
 from hpo.search.sampling.warm_start import warm_start
-from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, precisions, stored_study
+from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, any_stored_study, precisions
 from hpo.storage import Storage, StudySummary, load_study, summary
 from hpo.storage.test_evaluations import Evaluation, completed, evaluations_of
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.studyfile.writing import study_text
-from hpo.text import hpo_command
+from hpo.text import hpo_command, json_text
 from hpo.versions import versions
 
 SCORED = {"last": "after the last epoch", "best": "after its best epoch"}
@@ -45,7 +47,7 @@ MAX_POINTS = 2000
 
 def report(storage: Storage, name: str) -> str:
     """Return the HTML page of a study. Raises HpoError where no trial has ended."""
-    study, found = stored_study(load_study(storage, name)), summary(storage, name)
+    study, found = any_stored_study(load_study(storage, name)), summary(storage, name)
     source = read_source(storage, name, limit=MAX_POINTS)
     certificate = certificate_of(found.user_attrs, name)
     confirmation, unconfirmed = None, ""
@@ -60,26 +62,46 @@ def report(storage: Storage, name: str) -> str:
         command=lambda verb: hpo_command(verb, name),
         labels=[metric_label(metric) for metric in study.search.metrics],
         summary=_summary_lines(study, found, source, confirmation),
-        space=[parameter_line(parameter).split(": ", 1) for parameter in study.parameters],
+        space=[line.split(": ", 1) for line in _space(study, source)],
         facts=_facts(study, found, storage),
         ranked=_ranked(source),
         figures=[_figure(figure) for figure in draw(source).values()],
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own script
         confirmation=None if confirmation is None else _confirmation(confirmation),
         unconfirmed=unconfirmed,
+        networks=isinstance(study, Study),
         verified=[] if certificate is None else VerificationResult(certificate).lines(),
         tested=evaluation_lines(evaluations_of(found.user_attrs)),
         by_class=_by_class(evaluations_of(found.user_attrs)),
-        sealed=found.user_attrs[DATA]["test"] != 0,
+        sealed=found.user_attrs.get(DATA, {}).get("test") != 0,
         commands=_commands(study, confirmation),
-        file=f"{file_stem(name)}.toml",
-        study_text=study_text(study),
+        file=_file(study),
+        study_text=study_text(study) if _file(study).endswith("toml") else json_text(study.resolved(), indent=2),
         versions=versions().items(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
-def _summary_lines(study: Study, found: StudySummary, source: Source, confirmation: Confirmation | None) -> list[str]:
+def _file(study: AnyStudy) -> str:
+    """Return the name of the study file: JSON where a point or the baseline has None, which TOML cannot have."""
+    tree = study.resolved()
+    values = [*tree["search"].get("points", []), tree.get("baseline", {})]
+    return f"{file_stem(study.name)}.{'json' if any(None in each.values() for each in values) else 'toml'}"
+
+
+def _space(study: AnyStudy, source: Source) -> list[str]:
+    """Return a line for each parameter; those of an objective function are known from its trials."""
+    if isinstance(study, Study):
+        return [parameter_line(parameter) for parameter in study.parameters]
+    return [
+        distribution_line(name, each) + (", in some trials" if name in source.conditional else "")
+        for name, each in space(source.trials).items()
+    ]
+
+
+def _summary_lines(
+    study: AnyStudy, found: StudySummary, source: Source, confirmation: Confirmation | None
+) -> list[str]:
     lines = [f"{states_line(found.states, found.frozen)} of {study.search.trials} trials"]
     if source.best:
         best = source.best[0]
@@ -92,19 +114,22 @@ def _summary_lines(study: Study, found: StudySummary, source: Source, confirmati
     return lines
 
 
-def _facts(study: Study, found: StudySummary, storage: Storage) -> list[tuple[str, str]]:
+def _facts(study: AnyStudy, found: StudySummary, storage: Storage) -> list[tuple[str, str]]:
+    code = found.user_attrs.get(CODE, NO_CODE)["files"]
+    hashes = [(f"SHA-256 of {file}", digest) for file, digest in code.items()]
+    if isinstance(study, ObjectiveStudy):
+        return _objective_facts(study, found, hashes)
     data, run = found.user_attrs[DATA], found.user_attrs.get(RUN, {})
     test = data["test"]  # None where the number is unknown without opening the file
     sealed = "an unknown number of" if test is None else f"{test:,}" if test else "no"
     sizes = f"{data['train']:,} training and {data['validation']:,} validation examples, {sealed} sealed test examples"
     search, limit = study.search, study.search.limits.parameters
-    code = found.user_attrs.get(CODE, NO_CODE)["files"]
     return [
         ("data", f"{data['name']}: {sizes}"),
         *([("classes", f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
         ("SHA-256 of the data", data["sha256"]),
         ("SHA-256 of the split", data["split_sha256"]),
-        *((f"SHA-256 of {file}", digest) for file, digest in code.items()),
+        *hashes,
         ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
         *([("limit", f"{limit:,} parameters; larger networks are pruned without training")] if limit else []),
         ("scored by", f"{', '.join(map(in_words, search.metrics))}, {SCORED[search.score]}"),
@@ -112,6 +137,21 @@ def _facts(study: Study, found: StudySummary, storage: Storage) -> list[tuple[st
         ("seed", str(search.seed)),
         ("started", f"{run.get('began', 'not yet')} on {run.get('device', 'no device')}"),
         ("precision", precisions(study, str(run.get("precision", "auto")))),
+    ]
+
+
+def _objective_facts(
+    study: ObjectiveStudy, found: StudySummary, hashes: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    search = study.search
+    goals = zip(search.metrics, search.all_minimized, strict=True)
+    return [
+        ("objective function", study.objective),
+        *hashes,
+        ("sampler, pruner", f"{search.sampler}, {search.pruner}"),
+        ("scored by", ", ".join(f"{metric}, {'minimized' if low else 'maximized'}" for metric, low in goals)),
+        ("seed", str(search.seed)),
+        ("started", str(found.user_attrs.get(RUN, {}).get("began", "not yet"))),
     ]
 
 
@@ -162,11 +202,11 @@ def _by_class(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
     ]
 
 
-def _commands(study: Study, confirmation: Confirmation | None) -> list[str]:
-    commands = [f"hpo launch {shlex.quote(file_stem(study.name) + '.toml')}"]
+def _commands(study: AnyStudy, confirmation: Confirmation | None) -> list[str]:
+    commands = [f"hpo launch {shlex.quote(_file(study))}"]
     if confirmation is not None:
         confirmed = [*(each.candidate for each in confirmation.ranked), *confirmation.lost]
         top = sum(candidate.score is not None for candidate in confirmed)
         commands.append(hpo_command("confirm", study.name, f"--top {top} --seeds {confirmation.seeds}"))
     commands.append(hpo_command("export", study.name, f"{'--confirmed ' if confirmation else ''}-o best.json"))
-    return [*commands, "hpo replay best.json"]
+    return [*commands, "hpo replay best.json"] if isinstance(study, Study) else commands

@@ -1,4 +1,4 @@
-"""Confirm a study: train its best configurations and the baseline again under fresh seeds, and return the result.
+"""Confirm a study: run its best configurations and the baseline again under fresh seeds, and return the result.
 
 The runs are an ordinary study, which any number of processes can share. A finished confirmation is returned without
 training, and without the data.
@@ -14,8 +14,9 @@ from hpo.results.confirm.result import Confirmation, check_finished, read_confir
 from hpo.results.confirm.study import confirming_name, create_confirming_study
 from hpo.results.display.progress import QuietProgress
 from hpo.search.options import LaunchOptions
-from hpo.service.launching import launch
-from hpo.storage import Storage, StudyState, state_of, summary
+from hpo.search.study_records import any_stored_study
+from hpo.service.launching import check_options, launch
+from hpo.storage import Storage, StudyState, load_study, state_of, summary
 
 
 def confirm(
@@ -34,6 +35,7 @@ def confirm(
     `display` makes what shows the training; `say` is called with the result, or with the result so far. Raises HpoError
     if the confirming study is paused or stopped, InterruptionError after a stop, and what a launch raises.
     """
+    check_options(any_stored_study(load_study(storage, name)), options)
     study = create_confirming_study(storage, name, top, seeds)
     confirming, current_name = summary(storage, study.name), study.name
     closed = state_of(confirming.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)

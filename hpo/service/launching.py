@@ -34,13 +34,8 @@ def launch(
 
     Raises UsageError for options that exclude each other.
     """
+    check_options(study, options)
     device, ray = options.device, options.ray
-    if options.gpus_per_worker and ray is None:
-        raise UsageError("--gpus-per-worker: works with --ray only; without Ray, choose where to train with --device")
-    if ray is not None and device != "auto":
-        raise UsageError("--device: Ray chooses where its workers train; use --gpus-per-worker instead")
-    if isinstance(study, ObjectiveStudy) and device != "auto":
-        raise UsageError(f"--device: {study.objective} chooses its device itself; remove the option")
     if ray is None and options.workers is None:
         drawing = FigureUpdater(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
@@ -55,3 +50,13 @@ def launch(
         crew = LocalCrew(url, WorkerOptions((study.name,), device, threads, until_idle=True), count, on_event)
     with storage.retry_policy.override(stop):
         return launch_with(study, storage, crew, options, on_event=on_event, stop=stop)
+
+
+def check_options(study: AnyStudy, options: LaunchOptions) -> None:
+    """Raise UsageError for options that exclude each other, or that the study cannot have."""
+    if options.gpus_per_worker and options.ray is None:
+        raise UsageError("--gpus-per-worker: works with --ray only; without Ray, choose where to train with --device")
+    if options.ray is not None and options.device != "auto":
+        raise UsageError("--device: Ray chooses where its workers train; use --gpus-per-worker instead")
+    if isinstance(study, ObjectiveStudy) and options.device != "auto":
+        raise UsageError(f"--device: {study.objective} chooses its device itself; remove the option")

@@ -59,7 +59,7 @@ def test_an_objective_study_is_searched_shown_exported_and_drawn(hpo: Run, folde
     assert "printed" in launched.err
     lines = launched.err.splitlines()
     assert any(line.startswith("Best-1 (trial ") for line in lines)
-    assert "next: hpo plot own" in lines
+    assert "next: hpo confirm own" in lines
 
     assert hpo("top", "own", "-n", "1").out.startswith("Best-1 (trial ")
     assert "code/objective.py:objective" in hpo("studies").out
@@ -69,7 +69,7 @@ def test_an_objective_study_is_searched_shown_exported_and_drawn(hpo: Run, folde
     jsonschema.validate(exported, schema("objective"))
     assert exported["value"] == 1 - exported["params"]["x"]
     assert exported["curve"] == {"step": [3], "value": [exported["value"]]}
-    assert exported["user_attrs"] == {"checked": True}
+    assert exported["user_attrs"] == {"seed": exported["user_attrs"]["seed"], "checked": True}
     assert exported["code"]["folder"] == str(folder)
     assert exported["code"]["files"].keys() == {"code/helper.py", "code/objective.py"}
     rows = [json.loads(line) for line in hpo("export", "own", "--all").out.splitlines()]
@@ -88,13 +88,48 @@ def test_an_objective_study_is_searched_shown_exported_and_drawn(hpo: Run, folde
 def test_a_command_for_network_studies_is_refused_in_one_line(hpo: Run, folder: Path) -> None:
     write(folder)
     assert hpo("launch", "own.toml", "--quiet", "--trials", "1").status == 0
-    for command in ("confirm", "narrow", "compare", "report", "verify", "test"):
+    for command in ("narrow", "verify", "test"):
         refused = hpo(command, "own")
         assert (refused.status, refused.out) == (1, "")
         assert refused.err == (
             "hpo: study 'own' has an objective function, code/objective.py:objective; this command needs a network "
             "study. Take the parameters from `hpo export own` and continue in your own code\n"
         )
+
+
+def test_an_objective_study_is_confirmed_compared_and_reported(hpo: Run, folder: Path) -> None:
+    write(folder)
+    assert hpo("launch", "own.toml", "--quiet").status == 0
+    refused = hpo("confirm", "own", "--device", "cpu")
+    assert (refused.status, refused.err) == (
+        2,
+        "hpo: --device: code/objective.py:objective chooses its device itself; remove the option\n",
+    )
+    assert "own-confirm" not in hpo("studies").out
+    confirmed = hpo("confirm", "own", "--top", "1", "--seeds", "3", "--quiet")
+    assert confirmed.status == 0, confirmed.err
+    head, _, *rows = confirmed.out.splitlines()
+    assert head == "own: mean value over 3 fresh seeds, best first"
+    assert [row.split()[0] for row in rows[:2]] == ["Best-1", "baseline"]
+    ignored = "all 3 runs of each configuration gave the same value: the function does not use trial.user_attrs['seed']"
+    assert rows[2] == ignored
+    exported = json.loads(hpo("export", "own", "--confirmed").out)
+    jsonschema.validate(exported, schema("objective"))
+    assert exported["confirmed"]["study"] == "own-confirm"
+    assert exported["confirmed"]["baseline"] == {"x": 0.5}
+    compared = hpo("compare", "own-confirm", "-o", "own.html")
+    assert compared.status == 0, compared.err
+    assert compared.out.splitlines()[0].split() == [
+        "configuration",
+        "trials",
+        "value",
+        "best",
+        "reported",
+        "difference",
+        "p",
+    ]
+    assert "reported value" in (folder / "own.html").read_text()
+    assert hpo("report", "own").out == "own-report.html\n"
 
 
 def test_a_warning_of_the_function_is_printed_once(process: Start, folder: Path) -> None:

@@ -1,5 +1,8 @@
 """Groups of runs to compare: the trials of one configuration, which differ only in their seed, with learning curves.
 
+Runs of an objective study have the values that the function returned, and as a curve those that it reported. They are
+not compared with runs of networks, nor with those of a study of other directions.
+
 A study with a fixed set of configurations (`sampler = "grid"`, nothing searched, or no trial beyond its `points`) gives
 all of them; a sampled search gives the one with the best mean score. `NAME#12` selects the configuration of one trial.
 Trials are grouped by the settings that they use. A configuration whose trials all failed is a group without runs.
@@ -21,19 +24,32 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import UsageError, nearest
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import by_configuration, params_line, score
+from hpo.results.study_facts import STEP, reported_curve
+from hpo.search.points import FIXED, SEED
 from hpo.search.space import decode, identity
-from hpo.search.study_records import CURVE, DATA, stored_study
+from hpo.search.study_records import CURVE, DATA, any_stored_study
 from hpo.storage import FAILURE_REASON, Storage, TrialFields, load_study, study_names, summary
 from hpo.storage.studies import MAX_TRIALS
-from hpo.studyfile import Study
+from hpo.studyfile import ObjectiveStudy, Study
+from hpo.studyfile.objective import VALUE
+from hpo.text import join_and
+
+ACCURACY, LOSS = "val_accuracy", "val_loss"
+"""The tested metric of classifications without a common one of their own, and the loss that every table has."""
+
+CLASSIFICATION = "classification"
 
 
 @dataclass(frozen=True, eq=False)  # arrays cannot be compared with ==
 class Run:
-    """A completed trial: number, seed, and learning curve (metric -> one value per epoch)."""
+    """A completed trial: number, seed, final value of each metric, and learning curve (metric -> one value per epoch).
+
+    In the curve of an objective function, STEP and VALUE have the reported values; it is empty without any.
+    """
 
     number: int
     seed: int | None
+    final: Mapping[str, float]
     curve: Mapping[str, NDArray[np.float64]]
 
 
@@ -44,12 +60,16 @@ class Group:
     `texts` are its searched parameters as text, `dropout: 0.3`; `distinguishing` names those in which it differs from
     the study's other groups. `heading` is the study's name where several studies are compared, else "". `reasons` are
     those of failed and of not trained trials. Groups with equal `split_sha256` have the same training and validation
-    data. `metric` is the study's first metric, of which, with `minimized`, lower values are better;
-    `task` is the kind of its task.
+    data. `task` is the kind of a network study's task, None for an objective function. `metrics` are the compared ones:
+    the metric of a network study, or accuracy where that is the loss of a classification, and the validation loss; or
+    the values that the function returns. The first one is tested; of it, with `minimized`, lower values are better.
     """
 
     study: str
     heading: str
+    task: str | None
+    metrics: tuple[str, ...]
+    minimized: bool
     params: Mapping[str, Any]
     texts: Mapping[str, str]
     distinguishing: tuple[str, ...]
@@ -58,9 +78,15 @@ class Group:
     reasons: tuple[str, ...]
     runs: tuple[Run, ...]
     split_sha256: str
-    metric: str
-    minimized: bool
-    task: str
+
+    @property
+    def objective(self) -> bool:
+        """True for the configurations of an objective function."""
+        return self.task is None
+
+    @property
+    def is_classification(self) -> bool:
+        return self.task == CLASSIFICATION
 
     def label(self, without: str | None = None) -> str:
         """Return the name of the group, `mnist-dropout (dropout: 0.3)`; the parameter `without` is left out."""
@@ -74,6 +100,18 @@ class Group:
         curves = [run.curve[metric] for run in self.runs]
         longest = max(map(len, curves), default=0)
         return np.array([np.pad(each, (0, longest - len(each)), mode="edge") for each in curves], dtype=np.float64)
+
+    def reported(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the steps at which an objective function has reported, and its values there, [runs, steps].
+
+        A run that has not reported at a step has its last value before it, or its first one. Runs without a report are
+        left out.
+        """
+        curves = [run.curve for run in self.runs if run.curve]
+        steps = np.unique(np.concatenate([curve[STEP] for curve in curves])) if curves else np.empty(0)
+        places = [np.maximum(np.searchsorted(curve[STEP], steps, side="right") - 1, 0) for curve in curves]
+        values = [curve[VALUE][place] for curve, place in zip(curves, places, strict=True)]
+        return steps, np.array(values, dtype=np.float64).reshape(len(curves), len(steps))
 
 
 def groups(storage: Storage, selectors: Sequence[str]) -> list[Group]:
@@ -93,6 +131,7 @@ def groups(storage: Storage, selectors: Sequence[str]) -> list[Group]:
                     f"{selector}: the same configuration as {selected[name, key]}; name each configuration once"
                 )
             selected[name, key] = selector
+    _check_comparable(studies)
     read: dict[tuple[str, str], Group] = {}
     for name, stored in studies.items():
         keys = [key for study, key in selected if study == name]
@@ -101,14 +140,15 @@ def groups(storage: Storage, selectors: Sequence[str]) -> list[Group]:
 
 
 def tested_metric(found: Sequence[Group]) -> str:
-    """Return the metric in which groups are compared: that of their studies.
+    """Return the metric in which groups are compared: the first one of all groups.
 
-    Where it is the loss or differs, it is the accuracy for classifications, else the loss.
+    Where they have different ones, it is the accuracy for classifications, else the loss. Groups of objective studies
+    have the same ones.
     """
-    metrics, tasks = {group.metric for group in found}, {group.task for group in found}
-    if len(metrics) == 1 and metrics != {"val_loss"}:
-        return next(iter(metrics))
-    return "val_accuracy" if tasks == {"classification"} else "val_loss"
+    (first, *others) = {(group.metrics[0], group.minimized) for group in found}
+    if not others:
+        return first[0]
+    return ACCURACY if all(group.is_classification for group in found) else LOSS
 
 
 def groups_by_value(found: Sequence[Group], by: str) -> dict[str, list[Group]]:
@@ -134,19 +174,31 @@ class _StudyGroups:
         known = summary(storage, name)
         self._storage, self._name, self._study_id = storage, name, known.study_id
         self._maximized = known.directions[0] == StudyDirection.MAXIMIZE
-        self._file: Study = stored_study(load_study(storage, name))
+        self._file = any_stored_study(load_study(storage, name))
         self._split_sha256 = str(known.user_attrs.get(DATA, {}).get("split_sha256"))
-        parts = TrialFields(curves=False, system_attrs=None)
+        parts = TrialFields(curves=False, system_attrs=FIXED if isinstance(self._file, ObjectiveStudy) else None)
         trials = sorted(storage.read_trials(self._study_id, -1, (), parts), key=lambda trial: trial.number)
         self._configurations = by_configuration(self._file, trials)
         if not self._configurations:
             raise no_best_trial(storage, name, "there is nothing to compare")
 
+    @property
+    def values(self) -> str:
+        """The values of the study's trials in words: only those of studies with the same ones are compared."""
+        if isinstance(self._file, Study):
+            return "trains networks"
+        search = self._file.search
+        goals = zip(search.metrics, search.all_minimized, strict=True)
+        words = [f"{'minimizes' if minimized else 'maximizes'} {value}" for value, minimized in goals]
+        return f"has an objective function and {join_and(words)}"
+
     def main(self) -> list[str]:
         """Return the configurations to compare: all of a fixed set, the best of a sampled search."""
         search = self._file.search
-        given = len(search.points) * search.repeats
-        if search.sampler == "grid" or not self._file.parameters or given >= search.trials:
+        all_given = len(search.points) * search.repeats >= search.trials
+        if isinstance(self._file, Study):
+            all_given = all_given or self._file.search.sampler == "grid" or not self._file.parameters
+        if all_given:
             return list(self._configurations)
         means = {key: mean for key, trials in self._configurations.items() if (mean := _mean_score(trials)) is not None}
         if not means:
@@ -167,35 +219,36 @@ class _StudyGroups:
         """Return the groups of these configurations, with the learning curves of completed trials."""
         chosen = [self._configurations[key] for key in keys]
         completed = [trial._trial_id for trials in chosen for trial in trials if trial.state == TrialState.COMPLETE]
-        parts = TrialFields(curves=False, user_attrs=False, system_attrs=CURVE)
+        parts = TrialFields(isinstance(self._file, ObjectiveStudy), user_attrs=False, system_attrs=CURVE)
         found = self._storage.read_trials(self._study_id, MAX_TRIALS, completed, parts)
-        curves = {trial.number: trial.system_attrs[CURVE] for trial in found if trial.system_attrs.get(CURVE)}
-        distinguishing = _differing([self._file.used_values(trials[0].params) for trials in chosen])
+        curves = {trial.number: self._curve(trial) for trial in found}
+        distinguishing = _differing([self._file.used_values(_whole(trials).params) for trials in chosen])
         return {key: self._group(self._configurations[key], curves, distinguishing, among_others) for key in keys}
 
     def _group(
         self,
         trials: Sequence[FrozenTrial],
-        curves: Mapping[int, Mapping[str, Sequence[float]]],
+        curves: Mapping[int, Mapping[str, NDArray[np.float64]]],
         distinguishing: Sequence[str],
         among_others: bool,
     ) -> Group:
-        first, used = trials[0], self._file.used_values(trials[0].params)
+        first = _whole(trials)
+        used = self._file.used_values(first.params)
+        needs_curve = isinstance(self._file, Study)
         runs = [
-            Run(
-                trial.number,
-                trial.user_attrs.get("seed"),
-                {metric: np.array(values, dtype=np.float64) for metric, values in curves[trial.number].items()},
-            )
+            Run(trial.number, trial.user_attrs.get(SEED), self._final(trial, curve), curve)
             for trial in trials
-            if trial.number in curves
+            if (curve := curves.get(trial.number)) is not None and (curve or not needs_curve)
         ]
-        known = {parameter.name: parameter for parameter in self._file.parameters}
+        known = {each.name: each for each in self._file.parameters} if isinstance(self._file, Study) else {}
         unknown = {TrialState.FAIL: "no reason is stored"}
         reasons = [trial.user_attrs.get(FAILURE_REASON, unknown.get(trial.state)) for trial in trials]
         return Group(
             study=self._name,
             heading=self._name if among_others else "",
+            task=self._file.task.kind if isinstance(self._file, Study) else None,
+            metrics=self._metrics,
+            minimized=self._file.search.minimized and self._metrics[0] == self._file.search.first_metric,
             params={name: decode(known[name], value) if name in known else value for name, value in used.items()},
             texts={name: params_line({name: value}, first.distributions) for name, value in used.items()},
             distinguishing=tuple(name for name in distinguishing if name in used),
@@ -204,10 +257,40 @@ class _StudyGroups:
             reasons=tuple(dict.fromkeys(str(reason) for reason in reasons if reason is not None)),
             runs=tuple(runs),
             split_sha256=self._split_sha256,
-            metric=self._file.search.first_metric,
-            minimized=self._file.search.minimized,
-            task=self._file.task.kind,
         )
+
+    @property
+    def _metrics(self) -> tuple[str, ...]:
+        search = self._file.search
+        if isinstance(self._file, ObjectiveStudy):
+            return search.metrics
+        accuracy = search.first_metric == LOSS and self._file.task.kind == CLASSIFICATION
+        return tuple(dict.fromkeys((ACCURACY if accuracy else search.first_metric, LOSS)))
+
+    def _curve(self, trial: FrozenTrial) -> dict[str, NDArray[np.float64]]:
+        """Return the learning curve of a trial, or the values that its function reported."""
+        networks = isinstance(self._file, Study)
+        curve = trial.system_attrs.get(CURVE, {}) if networks else reported_curve(trial)
+        return {metric: np.array(values, dtype=np.float64) for metric, values in curve.items()}
+
+    def _final(self, trial: FrozenTrial, curve: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+        """Return the last values of the learning curve, or those that the function returned."""
+        if isinstance(self._file, Study):
+            return {metric: float(values[-1]) for metric, values in curve.items()}
+        return dict(zip(self._metrics, map(float, trial.values or ()), strict=True))
+
+
+def _whole(trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """Return the first trial with all parameters: an objective function may fail before it has suggested them."""
+    return max(trials, key=lambda trial: len(trial.params))
+
+
+def _check_comparable(studies: Mapping[str, _StudyGroups]) -> None:
+    """Raise UsageError for studies whose values mean something else."""
+    (first, values), *others = ((name, each.values) for name, each in studies.items())
+    for name, other in others:
+        if other != values:
+            raise UsageError(f"study {name!r} {other}, and study {first!r} {values}: they cannot be compared")
 
 
 def _parsed(selector: str, names: Sequence[str]) -> tuple[str, int | None]:

@@ -1,13 +1,15 @@
 """Comparison of groups: final and best values, generalization gap, epochs to 95%, and paired tests.
 
 Each number is a mean over the group's runs. Runs of two groups with equal seeds are pairs (same initial random numbers,
-same batches), so the paired differences of the final metric are tested: the metric of the groups' studies, or the
-validation accuracy where that is the loss or differs. Each group is compared with the first one, or with the first one
-of the same `by` value, and p values are corrected for their number. Knows nothing of storages.
+same batches), so the paired differences of the final metric are tested: the metric of the groups' network studies, or
+the first value of an objective function. Where that metric is the loss or differs, it is the validation accuracy; the
+loss for tasks without one. Each group is compared with the first one, or with the first one of the same `by` value, and
+p values are corrected for their number. Knows nothing of storages.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,31 +17,25 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo.results.compare.runs import Group, groups_by_value, tested_metric
+from hpo.results.compare.runs import ACCURACY, LOSS, Group, groups_by_value, tested_metric
 from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
 from hpo.results.ranking import metric_label
 from hpo.results.study_facts import counts_by_state, states_line
 from hpo.studyfile.metrics import SUMS
+from hpo.studyfile.objective import VALUE
 from hpo.text import columns, number_ranges, printable
 
 SHARE_OF_BEST = 0.95
-HEADING = (
-    "configuration",
-    "trials",
-    "{metric}",
-    "best",
-    "val loss",
-    "best",
-    "{train}",
-    "gap",
-    "to 95%",
-    "difference",
-    "p",
-)
-LEGEND = (
-    "mean ± standard deviation over runs; gap: {gap} at the end{epochs}",
+HEADING = ("configuration", "trials")
+NETWORK_HEADING = ("{metric}", "best", "val loss", "best", "{train}", "gap", "to 95%")
+BEST_REPORTED = "best reported"
+TEST_HEADING = ("difference", "p")
+RUNS_LEGEND = "mean ± standard deviation over runs; "
+NETWORK_LEGEND = "gap: {gap} at the end{epochs}"
+OBJECTIVE_LEGEND = f"{BEST_REPORTED}: the best value of trial.report in a run"
+TEST_LEGEND = (
     "difference: {metric} minus that of the first with the same seed, with its 95% interval; p: paired t-test, "
-    "corrected by Holm's method for the number of tests",
+    "corrected by Holm's method for the number of tests"
 )
 
 
@@ -56,16 +52,18 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of a group's runs: accuracies as fractions, losses in nats. `metric` is the one that is tested.
+    """Statistics of a group's runs: accuracies as fractions, losses in nats, or the values of an objective function.
 
-    `gap` is that of the accuracy, else of the loss. Epochs to 95% of the best accuracy are known where there is one.
+    `metric` is the one that is tested. `gap` is that of the accuracy, else of the loss. Epochs to 95% of the best
+    accuracy are known where there is one. `best` has the best values of the learning curves; that of an objective
+    function is empty unless every run has reported values, and it has no gap.
     """
 
     metric: str
     final: Mapping[str, Estimate]
     best: Mapping[str, Estimate]
-    gap: Estimate
-    epochs_to_95: Estimate | None
+    gap: Estimate | None = None
+    epochs_to_95: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,33 @@ def compare(groups: Sequence[Group], by: str | None = None) -> list[Row]:
 
 def text(rows: Sequence[Row]) -> str:
     """Return the table, what its columns mean, and what it has to leave out, with the reasons."""
+    heading, legend = _heading(rows), _legend(rows)
+    cells = [_cells(row, heading) for row in rows]
+    return "\n".join([columns([heading, *cells]), *legend, *map(printable, _notes(rows))])
+
+
+def _words(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the words of heading and legend."""
     groups = [row.group for row in rows]
-    words = {"metric": metric_label(tested_metric(groups)), **WORDS[all(map(_is_classification, groups))]}
-    legend = [line.format_map(words) for line in LEGEND[: 2 if len(rows) > 1 else 1]]
-    heading = tuple(cell.format_map(words) for cell in HEADING)
-    return "\n".join([columns([heading, *map(_cells, rows)]), *legend, *map(printable, _notes(rows))])
+    words = WORDS[all(group.is_classification for group in groups)]
+    return {"metric": metric_label(tested_metric(groups)), **words}
+
+
+def _heading(rows: Sequence[Row]) -> tuple[str, ...]:
+    group = rows[0].group
+    if not group.objective:
+        words = _words(rows)
+        return (*HEADING, *(cell.format_map(words) for cell in NETWORK_HEADING), *TEST_HEADING)
+    reported = any(row.summary is not None and row.summary.best for row in rows)
+    return (*HEADING, *group.metrics, *([BEST_REPORTED] if reported else []), *TEST_HEADING)
+
+
+def _legend(rows: Sequence[Row]) -> list[str]:
+    """Return the meaning of the columns."""
+    objective, words = rows[0].group.objective, _words(rows)
+    what = OBJECTIVE_LEGEND if BEST_REPORTED in _heading(rows) else "" if objective else NETWORK_LEGEND
+    lines = [(RUNS_LEGEND + what).removesuffix("; "), *([TEST_LEGEND] if len(rows) > 1 else [])]
+    return [line.format_map(words) for line in lines]
 
 
 def comparison_tree(rows: Sequence[Row]) -> dict[str, Any]:
@@ -114,18 +134,21 @@ def summarize(group: Group, metric: str) -> Summary | None:
     """Return the statistics of the group's runs and of the metric to test; None where no run has completed."""
     if not group.runs:
         return None
-    classes = _is_classification(group)
+    if group.objective:
+        final = {each: estimate([run.final[each] for run in group.runs]) for each in group.metrics}
+        return Summary(metric, final, _best_reported(group))
+    classes = group.is_classification
     known = SUMS["classification" if classes else "regression"]
     curves = {key: group.curves(key) for key in dict.fromkeys((*known, metric))}
-    lower = metric == "val_loss" or (group.minimized and metric == group.metric)
-    best = {"val_loss": estimate(curves["val_loss"].min(axis=1))}
+    lower = metric == LOSS or (group.minimized and metric == group.metrics[0])
+    best = {LOSS: estimate(curves[LOSS].min(axis=1))}
     if classes:
-        accuracy = curves["val_accuracy"]
+        accuracy = curves[ACCURACY]
         soon_enough = accuracy >= SHARE_OF_BEST * accuracy.max(axis=1, keepdims=True)
-        best = {"val_accuracy": estimate(accuracy.max(axis=1)), **best}
+        best = {ACCURACY: estimate(accuracy.max(axis=1)), **best}
         gap = curves["train_accuracy"][:, -1] - accuracy[:, -1]
     else:
-        gap = curves["val_loss"][:, -1] - curves["train_loss"][:, -1]
+        gap = curves[LOSS][:, -1] - curves["train_loss"][:, -1]
     return Summary(
         metric=metric,
         final={key: estimate(values[:, -1]) for key, values in curves.items()},
@@ -135,8 +158,11 @@ def summarize(group: Group, metric: str) -> Summary | None:
     )
 
 
-def _is_classification(group: Group) -> bool:
-    return group.task == "classification"
+def _best_reported(group: Group) -> dict[str, Estimate]:
+    """Return the best of the reported values; {} where a run has reported none, or NaN only."""
+    best = min if group.minimized else max
+    values = [[value for value in run.curve.get(VALUE, ()) if not math.isnan(value)] for run in group.runs]
+    return {VALUE: estimate([best(each) for each in values])} if all(values) else {}
 
 
 def _row(group: Group, reference: Group | None, metric: str) -> Row:
@@ -150,7 +176,8 @@ def _row(group: Group, reference: Group | None, metric: str) -> Row:
     seeds = [_final_by_seed(each, metric) for each in (group, reference)]
     common = sorted(seeds[0].keys() & seeds[1].keys())
     if len(common) < 2:
-        why = f"a test needs two common seeds, they have {len(common) or 'none'}; set search.repeats"
+        advice = "set search.points and search.repeats" if group.objective else "set search.repeats"
+        why = f"a test needs two common seeds, they have {len(common) or 'none'}; {advice}"
         return Row(group, summary, reference, why=why)
     found = paired(*([of[seed] for seed in common] for of in seeds))
     return Row(group, summary, reference, found, why=found.why)
@@ -158,25 +185,28 @@ def _row(group: Group, reference: Group | None, metric: str) -> Row:
 
 def _final_by_seed(group: Group, metric: str) -> dict[int, float]:
     """Return the final value of a metric by seed; of several runs with one seed, that of the first."""
-    known = [run for run in group.runs if run.seed is not None]
-    return {run.seed: float(run.curve[metric][-1]) for run in reversed(known) if run.seed is not None}
+    return {run.seed: run.final[metric] for run in reversed(group.runs) if run.seed is not None}
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, heading: Sequence[str]) -> list[str]:
     group, found = row.group, row.summary
     head = [group.label(), f"{number_ranges(group.numbers)}: {states_line(group.states)}"]
     if found is None:
-        return [*head, *["-"] * (len(HEADING) - 2)]
-    tested = (found.final[found.metric], found.best[found.metric])
-    losses, epochs = (found.final["val_loss"], found.best["val_loss"]), found.epochs_to_95
-    return [
-        *head,
-        *map(_mean, (*tested, *losses, found.final["train_accuracy" if _is_classification(group) else "train_loss"])),
-        _mean(found.gap, "+"),
-        "-" if epochs is None else f"{epochs.mean:.1f}" if epochs.n > 1 else f"{epochs.mean:.0f}",
-        _difference(row.paired),
-        "-" if row.p is None else "<0.0001" if row.p < 1e-4 else f"{row.p:.4f}",
-    ]
+        return [*head, *["-"] * (len(heading) - len(head))]
+    p = "-" if row.p is None else "<0.0001" if row.p < 1e-4 else f"{row.p:.4f}"
+    return [*head, *_statistics(group, found, heading), _difference(row.paired), p]
+
+
+def _statistics(group: Group, found: Summary, heading: Sequence[str]) -> list[str]:
+    if found.gap is None:
+        best = [_mean(found.best[VALUE]) if found.best else "-"] if BEST_REPORTED in heading else []
+        return [*(_mean(found.final[metric]) for metric in group.metrics), *best]
+    pairs = [(found.final[metric], found.best[metric]) for metric in (found.metric, LOSS)]
+    train = found.final["train_accuracy" if WORDS[True]["train"] in heading else "train_loss"]
+    means = [_mean(each) for pair in pairs for each in pair]
+    epochs = found.epochs_to_95
+    to_95 = "-" if epochs is None else f"{epochs.mean:.1f}" if epochs.n > 1 else f"{epochs.mean:.0f}"
+    return [*means, _mean(train), _mean(found.gap, "+"), to_95]
 
 
 def _mean(found: Estimate, sign: str = "") -> str:
@@ -232,7 +262,7 @@ def _summary(found: Summary) -> dict[str, Any]:
     return {
         "final": {metric: _estimate(value) for metric, value in found.final.items()},
         "best": {metric: _estimate(value) for metric, value in found.best.items()},
-        "gap": _estimate(found.gap),
+        "gap": None if found.gap is None else _estimate(found.gap),
         "epochs_to_95": None if found.epochs_to_95 is None else _estimate(found.epochs_to_95),
     }
 

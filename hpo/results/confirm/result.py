@@ -1,15 +1,17 @@
 """The result of a confirmation: the mean of each configuration over fresh seeds, and paired differences.
 
-Configurations are ranked by the mean of their runs; the winner is the best one of the search. All are trained under the
-same seeds and on the same batches, so their differences are paired. The p values are corrected by Holm's method for the
-number of comparisons, because the winner was selected by the same runs. Reads studies and changes nothing.
+Configurations are ranked by the mean of their runs; the winner is the best one of the search. All are run under the
+same seeds, networks on the same batches, so their differences are paired. The p values are corrected by Holm's method
+for the number of comparisons, because the winner was selected by the same runs. Reads studies and changes nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
@@ -17,10 +19,11 @@ from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, pai
 from hpo.results.confirm.study import CONFIRMS, Candidate, confirmations, original_name
 from hpo.results.no_best_trial import trial_outcomes
 from hpo.results.ranking import by_configuration, score
+from hpo.search.points import SEED
 from hpo.search.space import config_of, settings
-from hpo.search.study_records import stored_study, trial_target
+from hpo.search.study_records import any_stored_study, trial_target
 from hpo.storage import Storage, StudyState, StudySummary, load_study, state_of, summary
-from hpo.studyfile import Study
+from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.text import hpo_command
 
 FAILED = "every run of the search's configurations has failed"
@@ -28,12 +31,16 @@ FAILED = "every run of the search's configurations has failed"
 
 @dataclass(frozen=True)
 class ConfirmedConfiguration:
-    """The runs of a configuration: the scores by seed, their mean, and the number of failed runs without a score."""
+    """The runs of a configuration: the scores by seed, their mean, and the number of failed and pruned runs.
+
+    `distributions` are those of the parameters that a run has.
+    """
 
     candidate: Candidate
     scores: Mapping[int, float]
     failed: int
     estimate: Estimate
+    distributions: Mapping[str, BaseDistribution]
 
     @property
     def optimism(self) -> float | None:
@@ -58,7 +65,7 @@ class Confirmation:
     the winner; `others` are the differences to the other configurations of the search, by title.
     """
 
-    study: Study
+    study: AnyStudy
     original: str
     seeds: int
     left: int
@@ -72,7 +79,14 @@ class Confirmation:
     @property
     def winner_epochs(self) -> int:
         """The number of epochs of the winner's runs: that of the original study when it was confirmed."""
+        assert isinstance(self.study, Study), "an objective function has no epochs"
         return config_of(self.study, self.winner.candidate.params).training.epochs
+
+    @property
+    def ignores_seeds(self) -> bool:
+        """Whether an objective function gave the same value under all seeds, for each configuration."""
+        constant = all(len(each.scores) > 1 and len({*each.scores.values()}) == 1 for each in self.ranked)
+        return constant and isinstance(self.study, ObjectiveStudy)
 
     @property
     def baseline(self) -> ConfirmedConfiguration | None:
@@ -117,11 +131,12 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
     Raises HpoError where no run of the search's configurations has a score.
     """
     stored = load_study(storage, confirming)
-    study, found = stored_study(stored), summary(storage, confirming)
+    study, found = any_stored_study(stored), summary(storage, confirming)
     record, left = found.user_attrs[CONFIRMS], runs_left(found)
     candidates = [Candidate(**fields) for fields in record["candidates"]]
-    trials = stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-    own = [trial for trial in trials if trial.state == TrialState.FAIL or "seed" in trial.user_attrs]
+    ended = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
+    trials = stored.get_trials(deepcopy=False, states=ended)
+    own = [trial for trial in trials if trial.state == TrialState.FAIL or SEED in trial.user_attrs]
     runs = _runs(study, candidates, own)
     found_labels = {each.candidate.label for each in runs}
     sign = 1.0 if study.search.minimized else -1.0
@@ -149,16 +164,21 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
     )
 
 
-def _runs(study: Study, candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]) -> list[ConfirmedConfiguration]:
+def _runs(
+    study: AnyStudy, candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]
+) -> list[ConfirmedConfiguration]:
     """Return the candidates with a score, each with its runs."""
     runs, found = by_configuration(study, trials), []
     for candidate in candidates:
         own = runs.get(settings(study, candidate.params), [])
-        known = {trial.user_attrs["seed"]: score(trial) for trial in own if trial.state == TrialState.COMPLETE}
-        if known:
-            found.append(
-                ConfirmedConfiguration(candidate, known, len(own) - len(known), estimate(list(known.values())))
-            )
+        completed = [trial for trial in own if trial.state == TrialState.COMPLETE]
+        if completed:
+            known, first = {trial.user_attrs[SEED]: score(trial) for trial in completed}, completed[0]
+            if candidate.trial is None and isinstance(study, ObjectiveStudy):
+                # the run has chosen the values that `[baseline]` does not name
+                candidate = dataclasses.replace(candidate, params=dict(first.params))
+            mean, failed = estimate(list(known.values())), len(own) - len(known)
+            found.append(ConfirmedConfiguration(candidate, known, failed, mean, first.distributions))
     return found
 
 

@@ -2,25 +2,29 @@
 
 The best of many noisy scores is partly luck; scores under fresh seeds show how much. A confirming study is an ordinary
 study in the same storage, so it can be launched, watched, interrupted and shared like any other. An attribute of it
-names the study that it confirms.
+names the study that it confirms. `network_runs` and `objective_runs` have what differs by kind of study.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError, UsageError
+from hpo.results.confirm.network_runs import network_tree
+from hpo.results.confirm.objective_runs import is_objective_baseline, objective_baseline, objective_tree
 from hpo.results.derived_names import with_suffix
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import ranked_configurations
 from hpo.search.comparability import same_data
 from hpo.search.points import baseline
-from hpo.search.space import Values, decode, holds, is_whole, settings
-from hpo.search.study_records import DATA, RUN, stored_study, user_attrs_of
+from hpo.search.space import Values, is_whole, settings
+from hpo.search.study_records import CODE, DATA, RUN, any_stored_study, user_attrs_of
 from hpo.storage import (
     IDENTITY,
     Storage,
@@ -33,9 +37,7 @@ from hpo.storage import (
     summary,
 )
 from hpo.storage.studies import MAX_TRIALS
-from hpo.studyfile import Choices, Parameter, Study, parse_study
-from hpo.studyfile.trees import equal_json, replaced
-from hpo.training.seeds import derive_seed
+from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, parse_any_study
 
 CONFIRMS = "hpo:confirms"
 """The attribute of a confirming study: the original study, the configurations, and the number of seeds.
@@ -65,7 +67,7 @@ class Candidate:
         return self.label if self.trial is None else f"{self.label} (trial {self.trial})"
 
 
-def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -> Study:
+def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -> AnyStudy:
     """Store and return a study that confirms the `top` best configurations of a study under so many seeds.
 
     If it exists, even under another name, it is returned as it is, and no data are needed. A new one gets the first
@@ -75,9 +77,13 @@ def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -
     from hpo.search.launch import submit
 
     original = load_study(storage, name)
-    study, attrs = stored_study(original), user_attrs_of(original)
+    study, attrs = any_stored_study(original), user_attrs_of(original)
     candidates = _candidates(storage, study, original._study_id, top)
-    tree = _tree(study, candidates, seeds, str(attrs[RUN]["precision"]))
+    points = [candidate.params for candidate in candidates]
+    if isinstance(study, ObjectiveStudy):
+        tree = objective_tree(study, points, seeds)
+    else:
+        tree = network_tree(study, points, seeds, str(attrs[RUN]["precision"]))
     record = {
         "study": name,
         "identity": identity(attrs, name),
@@ -87,7 +93,7 @@ def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -
     existing = (each.name for each in confirmations(storage, name))
     for candidate in itertools.chain(existing, (confirming_name(name, number) for number in itertools.count(1))):
         tree["name"] = candidate
-        confirming = parse_study(tree, f"study '{tree['name']}'", study.folder)
+        confirming = parse_any_study(tree, f"study '{tree['name']}'", study.folder)
         if confirming.name not in study_names(storage):
             driver = driver_of_stored(confirming, original, "cpu")
             try:
@@ -96,7 +102,7 @@ def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -
                 if confirming.name not in study_names(storage):
                     raise
                 continue  # another process has just given this name to another study
-        if _is_confirmed_by(storage, confirming, record, attrs[DATA]):
+        if _is_confirmed_by(storage, confirming, record, attrs):
             return confirming
     raise AssertionError("some name is free")
 
@@ -125,11 +131,16 @@ def original_name(storage: Storage, record: dict[str, Any]) -> str:
     return next(known, record["study"])
 
 
-def _is_confirmed_by(storage: Storage, confirming: Study, record: dict[str, Any], data: dict[str, Any]) -> bool:
-    """Return whether the stored study of that name is the confirmation in `record`; store a missing or old record."""
+def _is_confirmed_by(
+    storage: Storage, confirming: AnyStudy, record: dict[str, Any], original: Mapping[str, Any]
+) -> bool:
+    """Return whether the stored study of that name is the confirmation in `record`; store a missing or old record.
+
+    `original` are the user attributes of the confirmed study.
+    """
     try:
         stored = load_study(storage, confirming.name)
-        if stored_study(stored) != confirming or not same_data(user_attrs_of(stored)[DATA], data):
+        if any_stored_study(stored) != confirming or not _are_same_runs(user_attrs_of(stored), original):
             return False
         before = storage.set_study_attr_if_absent(stored._study_id, CONFIRMS, record)
         if before.get("identity") != record["identity"]:
@@ -141,25 +152,48 @@ def _is_confirmed_by(storage: Storage, confirming: Study, record: dict[str, Any]
     return True
 
 
-def _candidates(storage: Storage, study: Study, study_id: int, top: int) -> list[Candidate]:
+def _are_same_runs(attrs: Mapping[str, Any], original: Mapping[str, Any]) -> bool:
+    """Return whether two studies have the same data, or objective functions with the same code."""
+    if DATA in original:
+        return same_data(attrs[DATA], original[DATA])
+    files, others = attrs[CODE]["files"], original[CODE]["files"]
+    return all(others.get(file, content) == content for file, content in files.items())
+
+
+def _candidates(storage: Storage, study: AnyStudy, study_id: int, top: int) -> list[Candidate]:
     """Return the best configurations, each with the mean score of its trials, and the baseline."""
-    if not study.parameters:
-        raise HpoError(f"study '{study.name}' searches no parameter, so there is nothing to confirm")
+    nothing = HpoError(f"study '{study.name}' searches no parameter, so there is nothing to confirm")
+    if isinstance(study, Study) and not study.parameters:
+        raise nothing
     trials = _ranked(storage, study, study_id, top)
     if not trials:
         raise no_best_trial(storage, study.name, "there is nothing to confirm")
-    base = baseline(study)
+    if not any(trial.params for trial in trials):
+        raise nothing
+    is_baseline: Callable[[FrozenTrial], bool]
+    if isinstance(study, ObjectiveStudy):
+        base = objective_baseline(study, trials)
+        is_baseline = functools.partial(is_objective_baseline, base)
+    else:
+        base = baseline(study)
+        is_baseline = functools.partial(_has_settings, study, settings(study, base))
     found = []
     for rank, each in enumerate(ranked_configurations(study, trials)[:top], start=1):
-        params, is_baseline = dict(each.params), settings(study, each.params) == settings(study, base)
-        found.append(Candidate(f"Best-{rank}", params, each.trials[0].number, each.mean, is_baseline))
+        first = each.trials[0]
+        found.append(Candidate(f"Best-{rank}", dict(each.params), first.number, each.mean, is_baseline(first)))
     if not any(candidate.baseline for candidate in found):
         found.append(Candidate("baseline", base, None, None, True))
     return found
 
 
-def _ranked(storage: Storage, study: Study, study_id: int, top: int) -> list[FrozenTrial]:
-    """Return the best trials of at least `top` configurations, or all trials where configurations are repeated."""
+def _has_settings(study: Study, known: str, trial: FrozenTrial) -> bool:
+    return settings(study, trial.params) == known
+
+
+def _ranked(storage: Storage, study: AnyStudy, study_id: int, top: int) -> list[FrozenTrial]:
+    """Return the best trials of at least `top` configurations, or all trials where configurations may be repeated."""
+    if isinstance(study, ObjectiveStudy):
+        return best_trials(storage, study_id, MAX_TRIALS)
     trials = list[FrozenTrial]()
     repeated = study.search.repeats > 1 or study.search.repeat
     for most in (MAX_TRIALS,) if repeated else (top, MAX_TRIALS):
@@ -168,52 +202,3 @@ def _ranked(storage: Storage, study: Study, study_id: int, top: int) -> list[Fro
         if len({settings(study, trial.params) for trial in trials}) >= top:
             break
     return trials
-
-
-def _tree(study: Study, candidates: list[Candidate], seeds: int, precision: str) -> dict[str, Any]:
-    """Return the confirming study's file without its name: the same training, with the configurations as points."""
-    tree = study.resolved()
-    for parameter in study.parameters:
-        given = [candidate.params for candidate in candidates if parameter.name in candidate.params]
-        values = [decode(parameter, params[parameter.name]) for params in given]
-        tree = replaced(tree, parameter.path, _widened(parameter, values))
-    points = [
-        {p.name: decode(p, each.params[p.name]) for p in study.parameters if p.name in each.params}
-        for each in candidates
-    ]
-    trials = len(points) * seeds
-    search = {key: tree["search"][key] for key in ("metric", "direction", "score", "retries") if key in tree["search"]}
-    tree["search"] = {
-        **search,
-        "pruner": "none",
-        "trials": trials,
-        "sampler": "random",  # samples nothing: every trial is a point
-        "points": points,
-        "repeats": seeds,
-        "seed": derive_seed("confirm", study.search.seed),
-        "population": trials,
-    }
-    tree["training"] |= {"keep": "none"}  # no run's weights are better than another's
-    if tree["training"]["precision"] == "auto":
-        tree["training"]["precision"] = precision
-    tree["description"] = f"The best configurations of a study and its baseline, each under {seeds} fresh seeds."
-    del tree["baseline"]
-    return tree
-
-
-def _widened(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
-    """Return a search range or choices that contain these values.
-
-    A baseline, or a trial from before the study was extended, may be outside the study's own, or between two steps.
-    """
-    searched = parameter.searched
-    if isinstance(searched, Choices):
-        choices = list(searched.choices)
-        for value in values:
-            if not any(equal_json(value, choice) for choice in choices):
-                choices.append(value)
-        return {"choices": choices}
-    if searched.step is not None and not all(holds(parameter, value) for value in values):
-        return {"choices": sorted({*values})}
-    low, high = min([searched.low, *values]), max([searched.high, *values])
-    return {**searched.tree(), "low": low, "high": high, "log": searched.log and low > 0}

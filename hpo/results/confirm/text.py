@@ -13,7 +13,6 @@ from hpo.results.compare.statistics import SIGNIFICANT, Interval
 from hpo.results.confirm.result import Confirmation, ConfirmedConfiguration, Difference
 from hpo.results.output import Result
 from hpo.results.ranking import metric_label, params_line
-from hpo.search.space import distributions
 from hpo.text import columns, join_and
 
 CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
@@ -46,12 +45,15 @@ class ConfirmationResult(Result[Confirmation]):
 
 def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
     """Return the cells of each configuration, best first."""
-    return [_row(found, each) for each in found.ranked]
+    return [_row(each) for each in found.ranked]
 
 
 def conclusions(found: Confirmation) -> list[str]:
     """Return sentences: whether the search was optimistic, whether tuning helped, which configurations are alike."""
     lines = [_optimism_line(found), _gain_line(found)]
+    if found.ignores_seeds:
+        runs = f"all {found.seeds} runs of each configuration gave the same value"
+        return [f"{runs}: the function does not use trial.user_attrs['seed']", *lines, *_missing_lines(found)]
     label = found.winner.candidate.title
     alike = [other for other, each in found.others.items() if each.p is None or each.p >= SIGNIFICANT]
     behind = [other for other, each in found.others.items() if other not in alike and not _is_better(found, each)]
@@ -63,6 +65,12 @@ def conclusions(found: Confirmation) -> list[str]:
         )
     if found.others and not alike and not behind:
         lines.append(f"{label} is better than every other configuration of the search ({CORRECTED})")
+    return [*lines, *_missing_lines(found)]
+
+
+def _missing_lines(found: Confirmation) -> list[str]:
+    """Return sentences about configurations and runs without a score."""
+    lines = []
     if failed := [each.title for each in found.lost if each.label != "Best-1" and each.score is not None]:
         lines.append(f"every run of {join_and(failed)} failed")
     if found.foreign:
@@ -105,8 +113,9 @@ def _configuration(each: ConfirmedConfiguration) -> dict[str, Any]:
     }
 
 
-def _row(found: Confirmation, each: ConfirmedConfiguration) -> tuple[str, ...]:
+def _row(each: ConfirmedConfiguration) -> tuple[str, ...]:
     mean, candidate = each.estimate, each.candidate
+    known = {name: value for name, value in candidate.params.items() if name in each.distributions}
     return (
         candidate.title + (", baseline" if candidate.baseline and candidate.score is not None else ""),
         f"{mean.mean:.4f}",
@@ -114,7 +123,7 @@ def _row(found: Confirmation, each: ConfirmedConfiguration) -> tuple[str, ...]:
         "-" if mean.interval is None else f"{mean.interval.low:.4f} to {mean.interval.high:.4f}",
         "-" if candidate.score is None else f"{candidate.score:.4f}",
         str(each.failed) if each.failed else "-",
-        params_line(candidate.params, distributions(found.study)),
+        params_line(known, each.distributions),
     )
 
 

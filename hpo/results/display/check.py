@@ -6,6 +6,10 @@ Reads the training data as a launch does, so that every error of a launch is rai
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpo.data import Split
 from hpo.errors import StorageError
@@ -14,7 +18,7 @@ from hpo.search.plan import plan
 from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
 from hpo.search.space import few_digits, size_text
 from hpo.search.study_records import stored_pruner, with_stored_defaults
-from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Study
+from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.writing import study_text
 from hpo.text import json_text, printable_lines
 from hpo.training.device_data import describe, example_shape
@@ -113,16 +117,26 @@ def _objective_report(study: ObjectiveStudy, device: str) -> list[str]:
 def parameter_line(parameter: Parameter) -> str:
     """Return a parameter's range or choices: `lr: 1e-06 to 0.01, log scale`."""
     where = "" if parameter.when is None else f", where {parameter.when.text()}"
-    return _range_line(parameter) + where
+    searched = parameter.searched.choices if isinstance(parameter.searched, Choices) else parameter.searched
+    return _line(parameter.name, searched, parameter.integer) + where
 
 
-def _range_line(parameter: Parameter) -> str:
-    searched = parameter.searched
-    if isinstance(searched, Choices):
-        return f"{parameter.name}: one of {', '.join(json.dumps(few_digits(each)) for each in searched.choices)}"
+def distribution_line(name: str, distribution: BaseDistribution) -> str:
+    """Return the range or choices of a parameter as Optuna stores them: `lr: 1e-06 to 0.01, log scale`."""
+    if isinstance(distribution, CategoricalDistribution):
+        return _line(name, distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    integer, low, high = isinstance(distribution, IntDistribution), distribution.low, distribution.high
+    step = None if integer and distribution.step == 1 else distribution.step
+    return _line(name, Range.converted(low, high, distribution.log, step), integer)
+
+
+def _line(name: str, searched: Range | Sequence[Any], integer: bool = False) -> str:
+    if not isinstance(searched, Range):
+        return f"{name}: one of {', '.join(json.dumps(few_digits(each)) for each in searched)}"
     scale = ", log scale" if searched.log else "" if searched.step is None else f", step {searched.step:g}"
-    kind = ", whole numbers" if parameter.integer else ""
-    return f"{parameter.name}: {searched.low:g} to {searched.high:g}{scale}{kind}"
+    kind = ", whole numbers" if integer else ""
+    return f"{name}: {searched.low:g} to {searched.high:g}{scale}{kind}"
 
 
 def _megabytes(count: int) -> str:

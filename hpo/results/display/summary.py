@@ -15,7 +15,7 @@ from hpo.search.events import StudyEnded
 from hpo.search.study_records import DATA
 from hpo.storage import Storage, StudySummary, best_trials, storage_option, summary
 from hpo.storage.test_evaluations import completed, evaluations_of
-from hpo.studyfile import AnyStudy, Study
+from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.text import hpo_command, printable
 
 BEST_TRIALS = 5
@@ -62,8 +62,10 @@ def _is_confirmed(storage: Storage, name: str) -> bool:
 
 def _next_command(study: AnyStudy, found: StudySummary, confirmed: bool) -> str:
     """Return the command that follows: confirm, then test, then report; compare for a grid."""
-    if not isinstance(study, Study):
-        return "plot"
+    if isinstance(study, ObjectiveStudy):
+        if study.search.repeats > 1:
+            return "compare"
+        return "report" if confirmed else "confirm"
     if study.search.sampler == "grid" or not study.parameters:  # no best of many noisy scores was selected
         return "compare"
     if not confirmed:

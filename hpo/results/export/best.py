@@ -1,7 +1,7 @@
 """Exports of single trials: the best one, the confirmed winner, one by number, or the Pareto front.
 
     hpo.best/3       a trial of a network study (best.schema.json; best-1 and best-2 describe the older versions)
-    hpo.objective/1  a trial of an objective study (objective.schema.json)
+    hpo.objective/2  a trial of an objective study (objective.schema.json; objective-1 describes the older version)
     hpo.front/1      several such objects: the Pareto front of a study with several metrics (front.schema.json)
 
 In `hpo.best/3`, `config` is a study file of that trial alone, with the epochs that it, or its confirmation, was trained
@@ -26,7 +26,7 @@ from hpo.results.derived_names import with_suffix
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score, values_of
 from hpo.results.selection import completed_trial, params_of
-from hpo.results.study_facts import counts_by_state, metrics_of
+from hpo.results.study_facts import counts_by_state, metrics_of, reported_curve
 from hpo.search.study_records import (
     CODE,
     CURVE,
@@ -46,7 +46,7 @@ from hpo.versions import provenance
 
 VERSION = 3
 SCHEMA = f"hpo.best/{VERSION}"
-OBJECTIVE_SCHEMA = "hpo.objective/1"
+OBJECTIVE_SCHEMA = "hpo.objective/2"
 FRONT_SCHEMA = "hpo.front/1"
 SUFFIX = "-best"
 
@@ -74,7 +74,7 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
     if found.user_attrs.get(IDENTITY) != attrs.get(IDENTITY):
         raise HpoError(f"study {name!r} was deleted and created anew while it was read: export it again")
     if isinstance(study, ObjectiveStudy):
-        records = [_objective_trial(study, attrs, found, each) for each in trials]
+        records = [_objective_trial(study, attrs, found, each, confirmation) for each in trials]
     else:
         records = [_network_trial(study, attrs, found, each, confirmation) for each in trials]
     several = trial is None and len(stored.directions) > 1
@@ -134,7 +134,11 @@ def _network_trial(
 
 
 def _objective_trial(
-    study: ObjectiveStudy, attrs: Mapping[str, Any], found: StudySummary, trial: FrozenTrial
+    study: ObjectiveStudy,
+    attrs: Mapping[str, Any],
+    found: StudySummary,
+    trial: FrozenTrial,
+    confirmation: Confirmation | None,
 ) -> dict[str, Any]:
     return {
         "schema": OBJECTIVE_SCHEMA,
@@ -150,18 +154,13 @@ def _objective_trial(
         "curve": reported_curve(trial),
         "user_attrs": trial.user_attrs,
         "trials": counts_by_state(found.states),
+        "confirmed": None if confirmation is None else winner_tree(confirmation),
         **provenance(),
     }
 
 
 def _directions(found: StudySummary) -> list[str]:
     return [direction.name.lower() for direction in found.directions]
-
-
-def reported_curve(trial: FrozenTrial) -> dict[str, list[Any]]:
-    """Return the values that an objective function reported, with their steps; empty where it reported none."""
-    steps = sorted(trial.intermediate_values)
-    return {"step": steps, "value": [trial.intermediate_values[step] for step in steps]} if steps else {}
 
 
 def best_config(study: Study, config: Config, precision: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Figure of groups of runs: metric and loss against the epoch, one colour for each group.
 
+Groups of an objective study have one frame with the reported values against the step.
+
 Validation is solid, training dashed; each line is the mean of the group's runs, with a band from the lowest to the
 highest run. With `by`, each value of that parameter has a frame with the metric alone. Frames of the same measure have
 the same axes. Knows nothing of storages.
@@ -36,7 +38,10 @@ LONGEST_BESIDE = 36
 LABEL_PIXELS = 30
 
 LINES = (("train", "training", TRAINING_DASH, 1.2), ("val", "validation", VALIDATION_DASH, 1.8))
-HOW = "validation solid, training dashed; bands from the lowest to the highest run"
+REPORTED = "reported value"
+REPORTED_LINES = (("", REPORTED, VALIDATION_DASH, 1.8),)
+BANDS = "bands from the lowest to the highest run"
+HOW = f"validation solid, training dashed; {BANDS}"
 
 
 def comparison(groups: Sequence[Group], by: str | None = None) -> go.Figure:
@@ -49,37 +54,49 @@ def comparison(groups: Sequence[Group], by: str | None = None) -> go.Figure:
             f"'{groups[0].study}#{groups[-1].numbers[0]}'"
         )
     colours = dict(zip(labels, _colours(len(labels)), strict=True))
-    return _two_frames(groups, colours) if by is None else _frames(groups, by, colours)
+    if groups[0].objective and not any(run.curve for group in groups for run in group.runs):
+        names = ", ".join(dict.fromkeys(group.study for group in groups))
+        raise UsageError(f"{names}: no run has reported values (trial.report), so there is no curve to draw")
+    return _frame_per_measure(groups, colours) if by is None else _frame_per_value(groups, by, colours)
 
 
-def _tested(groups: Sequence[Group]) -> tuple[str, str]:
-    """Return the metric in which the groups are compared, without its split, and its name."""
-    measure = tested_metric(groups).removeprefix("val_")
-    return measure, plain(named(measure))
+def _measures(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Return what each frame has: the tested metric without its split and the loss, or the reported values."""
+    if groups[0].objective:
+        return (REPORTED,)
+    tested = tested_metric(groups).removeprefix("val_")
+    return ("loss",) if tested == "loss" else (tested, "loss")
 
 
-def _two_frames(groups: Sequence[Group], colours: dict[str, str]) -> go.Figure:
-    measure_tested, name = _tested(groups)
-    figure = _titled(groups, f"{name} and loss against epoch", PLAIN_PIXELS)
-    make_subplots(1, 2, horizontal_spacing=0.08, figure=figure)
-    for column, measure in enumerate((measure_tested, "loss"), start=1):
+def _name(measure: str) -> str:
+    return REPORTED if measure == REPORTED else plain(named(measure))
+
+
+def _at(groups: Sequence[Group]) -> str:
+    return "step" if groups[0].objective else "epoch"
+
+
+def _frame_per_measure(groups: Sequence[Group], colours: dict[str, str]) -> go.Figure:
+    measures = _measures(groups)
+    what = f"{' and '.join(map(_name, measures))} against {_at(groups)}"
+    figure = _titled(groups, what, PLAIN_PIXELS)
+    make_subplots(1, len(measures), horizontal_spacing=0.08, figure=figure)
+    for column, measure in enumerate(measures, start=1):
         for group in groups:
             figure.add_traces(_traces(group, group.label(), measure, colours[group.label()]), 1, column)
-        figure.update_xaxes(title_text="epoch", col=column)
-        figure.update_yaxes(title_text=plain(named(measure)), col=column)
-    if measure_tested in FRACTIONS:
-        figure.update_yaxes(range=[0, 1], col=1)
-    figure.update_yaxes(_loss_axis(groups), col=2)
+        figure.update_xaxes(title_text=_at(groups), col=column)
+        figure.update_yaxes(title_text=_name(measure), **_axis(groups, measure), col=column)
     without = [group.label() for group in groups if not group.runs]
     return _legend(figure, list(colours), colours, without)
 
 
-def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Figure:
+def _frame_per_value(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Figure:
     parts = groups_by_value(groups, by)
     columns = min(COLUMNS, len(parts))
     rows = math.ceil(len(parts) / columns)
-    measure, name = _tested(groups)
-    figure = _titled(groups, f"{name} against epoch by {by.replace('_', ' ')}", FRAME_PIXELS + ROW_PIXELS * rows)
+    measure = _measures(groups)[0]
+    what = f"{_name(measure)} against {_at(groups)} by {by.replace('_', ' ')}"
+    figure = _titled(groups, what, FRAME_PIXELS + ROW_PIXELS * rows)
     titles = [plain(value) for value in parts]
     shared = {"shared_xaxes": "all", "shared_yaxes": "all"}
     spacing = {"horizontal_spacing": 0.02, "vertical_spacing": 0.22 / rows}
@@ -94,10 +111,10 @@ def _frames(groups: Sequence[Group], by: str, colours: dict[str, str]) -> go.Fig
             text = {"text": plain(f"{group.label(by)}: no run completed"), "font": {"size": 10, "color": GREY}}
             figure.add_annotation(place | text, showarrow=False, row=row + 1, col=column + 1)
         if index + columns >= len(parts):
-            figure.update_xaxes(title_text="epoch", showticklabels=True, row=row + 1, col=column + 1)
+            figure.update_xaxes(title_text=_at(groups), showticklabels=True, row=row + 1, col=column + 1)
     figure.update_annotations(selector={"yanchor": "bottom"}, font_size=11)
     figure.update_xaxes(nticks=5, tickfont_size=10)
-    figure.update_yaxes(nticks=5, tickfont_size=10, **({"range": [0, 1]} if measure in FRACTIONS else {}))
+    figure.update_yaxes(nticks=5, tickfont_size=10, **_axis(groups, measure))
     return _legend(figure, list(colours), colours, [])
 
 
@@ -105,12 +122,11 @@ def _traces(group: Group, label: str, measure: str, colour: str) -> list[dict[st
     if not group.runs:
         return []
     traces: list[dict[str, Any]] = []
-    name = plain(named(measure))
-    for split, word, dash, width in LINES:
-        if f"{split}_{measure}" not in group.runs[0].curve:  # the study's own metrics are of the validation split only
+    for split, word, dash, width in REPORTED_LINES if group.objective else LINES:
+        epochs, curves = _curves(group, split, measure)
+        if not len(curves):
             continue
-        curves = group.curves(f"{split}_{measure}")
-        epochs = list(range(1, curves.shape[1] + 1))
+        shown = f"{word} %{{y:.4f}} at step" if group.objective else f"{word} {_name(measure)} %{{y:.4f}} after epoch"
         shared = {"type": "scatter", "legendgroup": label, "showlegend": False}
         if len(curves) > 1:
             traces.append(shared | _band(epochs, curves, colour))
@@ -121,10 +137,22 @@ def _traces(group: Group, label: str, measure: str, colour: str) -> list[dict[st
             "name": plain(label),
             "line": {"color": colour, "dash": dash, "width": width},
             "meta": plain(label),
-            "hovertemplate": f"{word} {name} %{{y:.4f}} after epoch %{{x}}<br>%{{meta}}<extra></extra>",
+            "hovertemplate": f"{shown} %{{x}}<br>%{{meta}}<extra></extra>",
         }
         traces.append(shared | mean)
     return traces
+
+
+def _curves(group: Group, split: str, measure: str) -> tuple[list[int], NDArray[np.float64]]:
+    """Return epochs or steps, and the values there, [runs, epochs]; no runs where the measure has no such values."""
+    if group.objective:
+        steps, values = group.reported()
+        return steps.astype(int).tolist(), values
+    key = f"{split}_{measure}"
+    if key not in group.runs[0].curve:  # the study's own metrics are of the validation split only
+        return [], np.empty((0, 0))
+    curves = group.curves(key)
+    return list(range(1, curves.shape[1] + 1)), curves
 
 
 def _band(epochs: list[int], curves: NDArray[np.float64], colour: str) -> dict[str, Any]:
@@ -138,6 +166,13 @@ def _band(epochs: list[int], curves: NDArray[np.float64], colour: str) -> dict[s
         "line": {"width": 0},
         "hoverinfo": "skip",
     }
+
+
+def _axis(groups: Sequence[Group], measure: str) -> dict[str, Any]:
+    """Return the y axis of a measure: from 0 to 1 for a fraction, and for others as the values need it."""
+    if measure in FRACTIONS:
+        return {"range": [0, 1]}
+    return _loss_axis(groups) if measure == "loss" else {}
 
 
 def _loss_axis(groups: Sequence[Group]) -> dict[str, Any]:
@@ -162,7 +197,8 @@ def _colours(count: int) -> list[str]:
 
 def _titled(groups: Sequence[Group], what: str, height: int) -> go.Figure:
     studies = list(dict.fromkeys(group.study for group in groups))
-    figure = new_figure(f"{plain(', '.join(studies))}: {what}<br><sup>{HOW}</sup>")
+    how = BANDS if groups[0].objective else HOW
+    figure = new_figure(f"{plain(', '.join(studies))}: {what}<br><sup>{how}</sup>")
     return figure.update_layout(height=height, margin={"t": 90, "b": 60})
 
 
