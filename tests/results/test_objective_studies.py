@@ -145,9 +145,8 @@ def test_the_baseline_of_the_file_takes_part(launch: Launch) -> None:
 
 
 def test_a_best_configuration_may_be_the_baseline(launch: Launch) -> None:
-    study = launch(
-        "def objective(trial):\n    return trial.suggest_categorical('kind', [True, None, 'a']) is not True\n"
-    )
+    code = "def objective(trial):\n    return trial.suggest_categorical('kind', [True, None, 'a']) is not True\n"
+    study = launch(code, points=[{"kind": True}, {"kind": None}])
     result = confirmed(study, top=3)
     assert [each.candidate.params["kind"] for each in result.found.ranked if each.candidate.baseline] == [True]
     assert "tuning did not help: Best-1" in str(result)
