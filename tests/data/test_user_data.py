@@ -495,7 +495,9 @@ def test_paths_are_relative_to_the_study_file_or_else_to_the_current_folder(
     "written", ["npz:", "folder:", "nzp:images.npz", "my_data.txt:load", "my_data.py:", "npz:a\nb"]
 )
 def test_an_invalid_data_set_is_refused_at_its_key(written: str, tmp_path: Path) -> None:
-    with pytest.raises(StudyFileError, match=r"^x\.toml: data\.dataset: must be table:FILE, npz:FILE, folder:FOLDER or FILE\.py:"):
+    with pytest.raises(
+        StudyFileError, match=r"^x\.toml: data\.dataset: must be table:FILE, npz:FILE, folder:FOLDER or FILE\.py:"
+    ):
         user_study(written, tmp_path)
 
 

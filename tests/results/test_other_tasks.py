@@ -156,7 +156,9 @@ def test_unfit_targets_are_one_line(y: Any, task: dict[str, Any], problem: str, 
 
 
 def test_a_data_set_of_classes_has_no_other_task() -> None:
-    with pytest.raises(DataError, match=r"digits: has classes; task.kind = regression needs table:FILE, npz:FILE or FILE.py:FUN"):
+    with pytest.raises(
+        DataError, match=r"digits: has classes; task.kind = regression needs table:FILE, npz:FILE or FILE.py:FUN"
+    ):
         plan(parse_study(tree(task={"kind": "regression"}), "tiny.toml"), "cpu")
 
 
