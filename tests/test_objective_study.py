@@ -63,11 +63,11 @@ def test_points_repeats_and_a_baseline_are_in_the_file_where_there_are_any() -> 
             "network: cannot be used with objective: the function itself defines data, network and training",
         ),
         ({"baseline": 3}, "baseline: must be a table (got 3)"),
-        ({"baseline": {"x": [1]}}, "baseline.x: must be a number, a string, true or false (got [1])"),
+        ({"baseline": {"x": [1]}}, "baseline: must be a number, a string, true or false (got { x = [1] })"),
         ({"search": {"trials": 4, "points": {}}}, "search.points: must be a list (got {})"),
         (
             {"search": {"trials": 4, "points": [{"x": math.inf}]}},
-            "search.points.0.x: must be a finite number (got inf)",
+            "search.points.0: must be a finite number (got { x = inf })",
         ),
         (
             {"search": {"trials": 4, "points": [{"x": 1, "y": 2}, {"y": 2, "x": 1}]}},

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 
 from hpo.errors import StudyFileError
-from hpo.studyfile.messages import dotted_key, format_value, study_file_error, validation_problems
+from hpo.studyfile.messages import dotted_key, study_file_error, validation_problems
 from hpo.studyfile.models import NamedSettings, SearchSettings, Settings, StudySettings
 from hpo.studyfile.trees import Path, first_path
 from hpo.studyfile.values import CURRENT_FOLDER, AboveZero, Natural, Positive, Reference
@@ -38,9 +38,9 @@ def value_names(count: int) -> tuple[str, ...]:
 def _suggested(value: Any) -> Any:
     """Return a value of a parameter unchanged; raise ValueError for one that a `suggest` call cannot return."""
     if value is not None and not isinstance(value, bool | int | float | str):
-        raise ValueError(f"must be a number, a string, true or false (got {format_value(value)})")
+        raise ValueError("must be a number, a string, true or false")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"must be a finite number (got {value})")
+        raise ValueError("must be a finite number")
     return value
 
 

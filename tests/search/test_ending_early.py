@@ -140,6 +140,6 @@ def test_compare_extends_shorter_learning_curves(storage: Storage) -> None:
     for run, curve, length in zip(group.runs, curves, lengths, strict=True):
         assert curve[:length].tolist() == run.curve["val_loss"].tolist()
         assert set(curve[length:]) <= {curve[length - 1]}
-    found = summarize(group)
+    found = summarize(group, "val_loss")
     assert found is not None
     assert found.final["val_loss"].mean == pytest.approx(sum(run.curve["val_loss"][-1] for run in group.runs) / 6)

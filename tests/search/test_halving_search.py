@@ -345,7 +345,8 @@ def test_a_trial_that_no_other_dominates_is_promoted(storage: Storage) -> None:
 
 def test_early_stopping_before_a_rung_completes_a_trial(storage: Storage) -> None:
     lr = {"low": 1.0, "high": 20.0, "log": True}
-    study = halving_study(optimizer={"lr": lr}, training={"epochs": 12, "patience": 2}, search={"rung": 3})
+    settings = {"optimizer": {"lr": lr}, "training": {"epochs": 12, "patience": 2}, "data": {"stratify": False}}
+    study = halving_study(**settings, search={"rung": 3})
     search(study, storage)
     trials = check_ended(storage, study)
     early = [trial for trial in trials if trial.state == COMPLETE and len(curve_of(trial)) < 12]
@@ -358,7 +359,7 @@ def test_early_stopping_before_a_rung_completes_a_trial(storage: Storage) -> Non
 
 
 def test_searched_epochs_end_trials_before_their_rungs(recording: type[RecordingTrainer], storage: Storage) -> None:
-    study = halving_study(training={"epochs": {"choices": [1, 3, 5]}}, search={"trials": 15})
+    study = halving_study(training={"epochs": {"choices": [1, 3, 5]}}, search={"trials": 15}, data={"stratify": False})
     search(study, storage)
     trials = check_ended(storage, study)
     assert {trial.params["epochs"] for trial in trials} == {1, 3, 5}

@@ -358,7 +358,7 @@ def objective(trial):
     x = trial.suggest_float("x", 0, 1)
     if trial.number:
         assert trial.study.best_value == min(t.value for t in trial.study.trials if t.value is not None)
-        assert trial.study.trials[0].user_attrs == {"first": True}
+        assert trial.study.trials[0].user_attrs["first"] is True
     else:
         trial.set_user_attr("first", True)
     return x

@@ -49,13 +49,13 @@ from hpo.storage import (
     last_epochs,
     open_storage,
     open_summaries,
-    retry,
     set_state,
     state_of,
     summaries,
     trial_rates,
 )
 from hpo.storage.connections import TransientError, write
+from hpo.storage.sql import retry
 from hpo.storage.sql.rows import HEARTBEATS
 from hpo.storage.sql.statements import delete_heartbeats, update_heartbeats
 

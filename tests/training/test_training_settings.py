@@ -25,8 +25,9 @@ from torch_reference import (
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers import Optimizer
-from hpo.training.stack import Member, _losses
+from hpo.training.stack import Member
 from hpo.training.stacking.stacked_network import StackedNetwork
+from hpo.training.tasks.task import classification
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -174,7 +175,8 @@ def test_label_smoothing_is_torchs_for_each_member(dtype: torch.dtype) -> None:
     logits = (3 * torch.randn(4, 7, 10, generator=generator)).to(dtype).requires_grad_()
     labels = torch.arange(7)
     smoothings = [0.0, 0.1, 0.5, 0.99]
-    goal, loss, correct = _losses(logits, labels, torch.tensor(smoothings).unsqueeze(1))
+    rows, (_, correct) = classification(10).losses(logits, labels, torch.tensor(smoothings).unsqueeze(1))
+    goal, loss = rows.training, rows.plain
     (ours,) = torch.autograd.grad(goal.sum(), logits)
     for number, smoothing in enumerate(smoothings):
         scores = logits[number].detach().to(goal.dtype).requires_grad_()
