@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from hpo.data.splits import hold_out
 from hpo.results.compare.statistics import estimate, paired
 from hpo.studyfile import Config
-from hpo.studyfile.models import DataSettings
+from hpo.studyfile.data_settings import DataSettings
 from hpo.training.device_data import DeviceSplit
 from hpo.training.seeds import derive_seed, member_seed
 from hpo.training.stack import Member

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from hpo.studyfile.keys import SECTIONS, sections
-from hpo.studyfile.models import Settings, StudySettings
+from hpo.studyfile.models import StudySettings
 from hpo.studyfile.objective import ObjectiveSearchSettings, ObjectiveStudySettings
-from hpo.studyfile.values import MAX_INT, UsedBy
+from hpo.studyfile.values import MAX_INT, Settings, UsedBy
 
 PAGE = Path(__file__).parent / "reference/study-file.md"
 WHOLE_FILES: tuple[type[Settings], ...] = (StudySettings, ObjectiveStudySettings)

@@ -29,7 +29,7 @@ from hpo.studyfile import user_data
 
 if TYPE_CHECKING:
     from hpo.studyfile import Study
-    from hpo.studyfile.models import DataSettings
+    from hpo.studyfile.data_settings import DataSettings
 
 Indices = NDArray[np.int64]
 Targets = NDArray[Any]

@@ -3,6 +3,8 @@
     trees.py       paths into trees of tables and lists
     values.py      types of values, and marks on fields
     metrics.py     metrics: tasks and directions
+    data_settings.py, task_settings.py
+                   the models of [data], [preprocess] and [task]
     models.py      settings with concrete values: types, limits, defaults
     keys.py        names, sections, searchable and unused keys, read from the models
     messages.py    error messages
@@ -18,21 +20,13 @@ A study file fixes each value or gives a range or choices to search. This room i
 """
 
 from hpo.studyfile.checking import AnyStudy, name_problem, parse_any_study, parse_study
-from hpo.studyfile.models import (
-    Config,
-    DataSettings,
-    NetworkSettings,
-    OptimizerSettings,
-    PreprocessSettings,
-    SearchSettings,
-    TaskSettings,
-    TrainingSettings,
-    user_data,
-)
+from hpo.studyfile.data_settings import DataSettings, PreprocessSettings, user_data
+from hpo.studyfile.models import Config, NetworkSettings, OptimizerSettings, SearchSettings, TrainingSettings
 from hpo.studyfile.objective import ObjectiveStudy
 from hpo.studyfile.reading import read_study
 from hpo.studyfile.searched import Choices, Parameter, Range
 from hpo.studyfile.study import Study, differing_keys
+from hpo.studyfile.task_settings import TaskSettings
 
 __all__ = [
     "AnyStudy",

@@ -27,6 +27,7 @@ from hpo.studyfile.conditions import (
     split_conditional,
     with_conditional,
 )
+from hpo.studyfile.data_settings import DATASETS, OF_TABLES, prefixed_user_data
 from hpo.studyfile.keys import (
     SEARCHABLE,
     SECTIONS,
@@ -38,7 +39,7 @@ from hpo.studyfile.keys import (
 )
 from hpo.studyfile.messages import Problem, dotted_key, format_value, study_file_error, validation_problems
 from hpo.studyfile.metrics import DEFAULT_METRICS, TOP_K, VALIDATION_METRICS
-from hpo.studyfile.models import DATASETS, OF_TABLES, NamedSettings, StudySettings, prefixed_user_data
+from hpo.studyfile.models import NamedSettings, StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
 from hpo.studyfile.searched import (

@@ -8,9 +8,9 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from hpo.studyfile.models import Config, Settings, StudySettings
+from hpo.studyfile.models import Config, StudySettings
 from hpo.studyfile.trees import Path
-from hpo.studyfile.values import STRICT, NotSearchable, OpenTable, UsedBy
+from hpo.studyfile.values import STRICT, NotSearchable, OpenTable, Settings, UsedBy
 
 
 def sections(model: type[Settings]) -> dict[str, type[Settings]]:

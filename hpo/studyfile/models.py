@@ -7,15 +7,10 @@ as `kind`, and ignored with the others. Searched values are replaced by concrete
 
 from __future__ import annotations
 
-import os
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
     Field,
     PrivateAttr,
     Tag,
@@ -24,12 +19,12 @@ from pydantic import (
 )
 
 from hpo.errors import OTHER_TASKS
-from hpo.studyfile.metrics import LOSSES, VALIDATION_METRICS, curve_key, is_user_defined
+from hpo.studyfile.data_settings import DataSettings, PreprocessSettings
+from hpo.studyfile.metrics import VALIDATION_METRICS, curve_key, is_user_defined
+from hpo.studyfile.task_settings import TaskSettings
 from hpo.studyfile.values import (
     CURRENT_FOLDER,
-    MAX_INT,
     MAX_LAYERS,
-    STRICT,
     AboveZero,
     Arguments,
     Fraction,
@@ -39,242 +34,11 @@ from hpo.studyfile.values import (
     OpenTable,
     Positive,
     Reference,
+    Settings,
     UsedBy,
-    checked_reference,
     number_or,
+    word_or_reference,
 )
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, strict, without unknown keys, nan and infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, **STRICT)
-
-
-USER_DATA = "table:FILE, npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
-DATASETS = f"digits, mnist, fashion_mnist, cifar10, breast_cancer, wine, diabetes, {USER_DATA}"
-
-
-TABLE_FILES = (".csv", ".parquet")
-
-
-def user_data(dataset: str) -> tuple[Literal["table", "npz", "folder", "code"], str] | None:
-    """Return the format of the user's data and its path or reference; None for a data set that hpo knows."""
-    kind, colon, path = dataset.partition(":")
-    if kind == "table":
-        return "table", path
-    if kind == "npz":
-        return "npz", path
-    if kind == "folder":
-        return "folder", path
-    return ("code", dataset) if colon else None
-
-
-def prefixed_user_data(dataset: str, folder: FilePath) -> str:
-    """Return `npz:wine.npz` for `wine.npz`, and likewise for a folder or a Python file; "" for other names."""
-    if ":" in dataset or not dataset:
-        return ""
-    if dataset.endswith(TABLE_FILES):
-        return f"table:{dataset}"
-    if dataset.endswith(".npz"):
-        return f"npz:{dataset}"
-    if dataset.endswith(".py"):
-        return f"{dataset}:FUNCTION"
-    return f"folder:{dataset}" if "/" in dataset or os.path.isdir(folder / dataset) else ""
-
-
-def _check_user_data(dataset: str) -> str:
-    kind, path = user_data(dataset) or ("", "")
-    try:
-        if kind == "code":
-            checked_reference(dataset)
-    except ValueError:
-        path = ""
-    if not path or not dataset.isprintable():
-        raise ValueError(f"must be {USER_DATA}")
-    if kind == "table" and not path.endswith(TABLE_FILES):
-        raise ValueError(f"a table must be a {' or '.join(TABLE_FILES)} file")
-    return dataset
-
-
-DEFAULT_VALIDATION = 0.2
-"""The fraction for the validation split where the data have no validation set."""
-
-Column = Annotated[str, Field(min_length=1)]
-
-OF_TABLES = {
-    "data": ("target", "features", "categorical", "test"),
-    "preprocess": ("impute", "unknown"),
-}
-"""Keys that are used only with a table, by section."""
-
-
-class DataSettings(Settings):
-    """`[data]`: the data set, and the split of its training data into training and validation."""
-
-    dataset: Annotated[
-        Annotated[
-            Literal["digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes"], Tag("known")
-        ]
-        | Annotated[str, AfterValidator(_check_user_data), Tag("user")],
-        Discriminator(lambda value: "user" if isinstance(value, str) and ":" in value else "known"),
-        Field(title="data set", description=DATASETS),
-    ]
-    validation: Annotated[
-        Annotated[Literal["auto"], Tag("word")] | Annotated[float, Field(gt=0, lt=1), Tag("number")],
-        number_or(str, "word"),
-        Field(description="auto or a number above 0 and below 1"),
-    ] = "auto"
-    train_size: Annotated[int, Field(ge=2, le=MAX_INT)] | None = None
-    split_seed: Natural = 0
-    stratify: Annotated[
-        Annotated[Literal["auto"], Tag("word")] | Annotated[bool, Tag("switch")],
-        Discriminator(lambda value: "word" if isinstance(value, str) else "switch"),
-        Field(description="auto, true or false"),
-    ] = "auto"
-    groups: Name | None = None
-    order: Literal["time"] | None = None
-    folds: Annotated[int, Field(ge=2, le=100)] | None = None
-
-    target: Annotated[
-        Annotated[
-            Annotated[Column, Tag("word")] | Annotated[list[Column], Field(min_length=1), Tag("list")],
-            Discriminator(lambda value: "list" if isinstance(value, list) else "word"),
-        ]
-        | None,
-        Field(description="the name of a column, or a list of names", validate_default=True),
-    ] = None
-    features: Annotated[list[Column], Field(min_length=1)] | None = None
-    categorical: list[Column] | None = None
-    test: Annotated[
-        Annotated[
-            Annotated[str, Tag("word")] | Annotated[float, Field(gt=0, lt=1), Tag("number")], number_or(str, "word")
-        ]
-        | None,
-        Field(description="a file, or a number above 0 and below 1"),
-    ] = None
-
-    @property
-    def fraction(self) -> float:
-        """The fraction of the training data for the validation split, where the data have no validation set."""
-        return DEFAULT_VALIDATION if self.validation == "auto" else self.validation
-
-    @field_validator("order")
-    @classmethod
-    def _check_order(cls, order: str | None, info: ValidationInfo) -> str | None:
-        if order is not None and info.data.get("groups") is not None:
-            raise ValueError("cannot be combined with groups")
-        if order is not None and info.data.get("stratify") is True:
-            raise ValueError("cannot be combined with stratify = true")
-        return order
-
-    @field_validator("folds")
-    @classmethod
-    def _check_folds(cls, folds: int | None, info: ValidationInfo) -> int | None:
-        if folds is not None and info.data.get("validation", "auto") != "auto":
-            raise ValueError("cannot be combined with validation: each fold validates on its own rows")
-        return folds
-
-    @field_validator("target")
-    @classmethod
-    def _check_target(cls, target: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
-        if target is None and str(info.data.get("dataset")).startswith("table:"):
-            raise ValueError("missing")
-        return target
-
-    @field_validator("features", "categorical")
-    @classmethod
-    def _check_columns(cls, columns: list[str] | None, info: ValidationInfo) -> list[str] | None:
-        target, features = info.data.get("target"), info.data.get("features")
-        for column in columns or ():
-            if target is not None and column in ([target] if isinstance(target, str) else target):
-                raise ValueError(f"must not contain the target '{column}'")
-            if features is not None and column not in features:
-                raise ValueError(f"'{column}' is not in data.features")
-        if columns is not None and len(set(columns)) < len(columns):
-            raise ValueError("must not name a column twice")
-        return columns
-
-    @field_validator("test")
-    @classmethod
-    def _check_test(cls, test: str | float | None) -> str | float | None:
-        if isinstance(test, str) and not (test.isprintable() and test.endswith(TABLE_FILES)):
-            raise ValueError(f"must be a {' or '.join(TABLE_FILES)} file, or a fraction of the rows")
-        return test
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The target columns of a table."""
-        return (self.target,) if isinstance(self.target, str) else tuple(self.target or ())
-
-
-def word_or_reference() -> Discriminator:
-    """Select the branch of a union of known words and `FILE.py:NAME`; a list has a branch of its own."""
-    return Discriminator(
-        lambda value: "list" if isinstance(value, list) else "reference" if ":" in str(value) else "word"
-    )
-
-
-_WEIGHTED = {"class_weights": "classification", "pos_weight": "multilabel"}
-"""Weights in the loss -> the kind of task that uses them."""
-
-
-class TaskSettings(Settings):
-    """`[task]`: the kind of targets, the loss, and the weights of classes in it."""
-
-    kind: Literal["classification", "multilabel", "regression"] = "classification"
-    loss: Annotated[
-        Annotated[Literal["cross_entropy", "bce", "mse", "mae", "huber", "gaussian_nll"], Tag("word")]
-        | Annotated[Reference, Tag("reference")]
-        | None,
-        Field(description="cross_entropy, bce, mse, mae, huber, gaussian_nll or FILE.py:NAME"),
-    ] = None
-    class_weights: Annotated[
-        Annotated[Literal["balanced"], Tag("word")]
-        | Annotated[list[AboveZero], Field(min_length=2), Tag("list")]
-        | None,
-        Field(description="balanced, or a list of numbers above 0, one for each class"),
-    ] = None
-    pos_weight: Annotated[
-        Annotated[Literal["balanced"], Tag("word")]
-        | Annotated[list[AboveZero], Field(min_length=1), Tag("list")]
-        | None,
-        Field(description="balanced, or a list of numbers above 0, one for each label"),
-    ] = None
-    top_k: Positive | None = None
-
-    @field_validator("loss")
-    @classmethod
-    def _check_loss(cls, loss: str | None, info: ValidationInfo) -> str | None:
-        kind = info.data.get("kind")
-        if loss is not None and kind is not None and not is_user_defined(loss) and loss not in LOSSES[kind]:
-            raise ValueError(f"must be {', '.join(LOSSES[kind])} or FILE.py:NAME for kind = {kind}")
-        return loss
-
-    @field_validator("class_weights", "pos_weight")
-    @classmethod
-    def _check_weights(cls, weights: str | list[float] | None, info: ValidationInfo) -> str | list[float] | None:
-        kind, of = info.data.get("kind"), _WEIGHTED[str(info.field_name)]
-        if weights is not None and kind is not None and kind != of:
-            raise ValueError(f"not used with kind = {kind}, only with {of}")
-        if weights is not None and is_user_defined(str(info.data.get("loss"))):
-            raise ValueError(f"not used with loss = {info.data['loss']}, which can have weights itself")
-        return weights
-
-    @property
-    def used_loss(self) -> str:
-        """The loss, with the default of the kind filled in."""
-        return self.loss or LOSSES[self.kind][0]
-
-
-class PreprocessSettings(Settings):
-    """`[preprocess]`: the preprocessing of the inputs, fitted on training examples only."""
-
-    standardize: bool = False
-    impute: Literal["none", "median", "mean", "most_frequent"] = "none"
-    unknown: Literal["error", "ignore"] = "error"
-    image: Literal["none", "per-channel"] = "none"
-
 
 _CNN = UsedBy(("cnn",))
 _BUILT_IN = UsedBy(("mlp", "cnn"))

@@ -17,9 +17,9 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError,
 
 from hpo.errors import StudyFileError
 from hpo.studyfile.messages import dotted_key, study_file_error, validation_problems
-from hpo.studyfile.models import NamedSettings, SearchSettings, Settings, StudySettings
+from hpo.studyfile.models import NamedSettings, SearchSettings, StudySettings
 from hpo.studyfile.trees import Path, first_path
-from hpo.studyfile.values import CURRENT_FOLDER, AboveZero, Natural, Positive, Reference
+from hpo.studyfile.values import CURRENT_FOLDER, AboveZero, Natural, Positive, Reference, Settings
 
 Direction = Literal["minimize", "maximize"]
 

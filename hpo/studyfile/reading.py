@@ -17,10 +17,11 @@ from hpo.studyfile.checking import AnyStudy, parse_any_study
 from hpo.studyfile.conditions import WHEN
 from hpo.studyfile.keys import SEARCHABLE, sections, setting_paths
 from hpo.studyfile.messages import dotted_key, format_key, format_value, study_file_error, unknown_key_text
-from hpo.studyfile.models import Settings, StudySettings
+from hpo.studyfile.models import StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudySettings
 from hpo.studyfile.trees import MISSING, Path, replaced, value_at
+from hpo.studyfile.values import Settings
 from hpo.untrusted_files import parse_json, parse_toml
 
 MAX_BYTES = 2**18  # of a study file

@@ -17,9 +17,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from hpo.studyfile.conditions import Condition, setting_path
 from hpo.studyfile.keys import SEARCHABLE, open_tables, setting_paths
 from hpo.studyfile.messages import dotted_key, format_value, study_file_error, unknown_key_text, validation_problems
-from hpo.studyfile.models import Settings
 from hpo.studyfile.trees import Path, equal_json, value_at
-from hpo.studyfile.values import MAX_CHOICES, MAX_INT
+from hpo.studyfile.values import MAX_CHOICES, MAX_INT, Settings
 
 
 @dataclass(frozen=True)

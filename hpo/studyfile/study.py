@@ -14,19 +14,13 @@ from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
 from hpo.studyfile.conditions import ConditionalTable, insert_conditional, with_conditional
+from hpo.studyfile.data_settings import DataSettings, PreprocessSettings, user_data
 from hpo.studyfile.keys import SEARCHABLE, conditionally_used, is_used, unused_keys
 from hpo.studyfile.messages import dotted_key, format_value, study_file_error, validation_problems
 from hpo.studyfile.metrics import curve_keys, is_user_defined
-from hpo.studyfile.models import (
-    Config,
-    DataSettings,
-    PreprocessSettings,
-    SearchSettings,
-    StudySettings,
-    TaskSettings,
-    user_data,
-)
+from hpo.studyfile.models import Config, SearchSettings, StudySettings
 from hpo.studyfile.searched import Parameter, applicable_parameters, candidates
+from hpo.studyfile.task_settings import TaskSettings
 from hpo.studyfile.trees import MISSING, Path, equal_json, replaced, value_at
 from hpo.studyfile.values import CURRENT_FOLDER
 

@@ -1,4 +1,4 @@
-"""Types of the values in a study file, and marks on the fields of its models.
+"""Types of the values in a study file, marks on the fields of its models, and the base of the models.
 
 Types are strict: an integer is a number, but "0.1", true, nan and inf are not.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 MAX_INT = 2**63 - 1  # the largest integer of SQL, NumPy and torch
 MAX_DEPTH = 4  # of nested lists in an argument
@@ -92,3 +92,16 @@ def number_or(other: type, tag: str) -> Discriminator:
 
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def word_or_reference() -> Discriminator:
+    """Select the branch of a union of known words and `FILE.py:NAME`; a list has a branch of its own."""
+    return Discriminator(
+        lambda value: "list" if isinstance(value, list) else "reference" if ":" in str(value) else "word"
+    )
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, strict, without unknown keys, nan and infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, **STRICT)

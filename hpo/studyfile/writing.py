@@ -14,9 +14,10 @@ from hpo.errors import UsageError
 from hpo.studyfile.checking import AnyStudy
 from hpo.studyfile.conditions import WHEN
 from hpo.studyfile.keys import open_tables, sections
-from hpo.studyfile.models import Settings, StudySettings
+from hpo.studyfile.models import StudySettings
 from hpo.studyfile.objective import ObjectiveStudy, ObjectiveStudySettings
 from hpo.studyfile.trees import Path
+from hpo.studyfile.values import Settings
 
 
 def study_text(study: AnyStudy, with_defaults: bool = False) -> str:

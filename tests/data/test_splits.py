@@ -18,7 +18,7 @@ from hpo.data.examples import hash_split
 from hpo.data.splits import fold_indices, hold_out
 from hpo.errors import DataError, HpoError, SettingError, StudyFileError, UsageError
 from hpo.studyfile import parse_study
-from hpo.studyfile.models import DataSettings
+from hpo.studyfile.data_settings import DataSettings
 
 
 @pytest.fixture

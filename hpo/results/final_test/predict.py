@@ -27,7 +27,7 @@ from hpo.data.table_rows import TableRows
 from hpo.errors import HpoError
 from hpo.results.final_test.model_folder import Model, read_model
 from hpo.results.output import Output
-from hpo.studyfile.models import TABLE_FILES
+from hpo.studyfile.data_settings import TABLE_FILES
 from hpo.training.device_data import IntegerShape, Shape
 from hpo.training.devices import find_device, is_out_of_memory
 from hpo.training.evaluation import log_probabilities, network_outputs
