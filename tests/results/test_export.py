@@ -204,7 +204,8 @@ def test_an_objectives_numbers_that_json_lacks_are_words_in_every_form(stored: S
     assert exported["user_attrs"] == {"grad_norm": ["Infinity", 1.0], "ok": True, "inf": "a text"}
     assert exported["curve"] == {"step": [0, 1, 2], "value": ["NaN", "-Infinity", 0.5]}
     toml = tomllib.loads(export_text(storage, "digits", form="toml"))
-    assert {**toml, "created": 0} == {**exported, "created": 0} == {**export(storage, "digits"), "created": 0}
+    assert {**exported, "created": 0} == {**export(storage, "digits"), "created": 0}
+    assert {**toml, "created": 0} == {**without_nulls(exported), "created": 0}
     assert export(storage, "digits", trial=1)["params"] == {"clip": None}
     with pytest.raises(UsageError, match=r"params\.clip is null, which TOML cannot store: use json"):
         export_text(storage, "digits", form="toml", trial=1)
