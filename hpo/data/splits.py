@@ -124,7 +124,7 @@ def _load(study: Study, whole: bool) -> Split:
 
 def check_test(study: Study) -> None:
     """Raise DataError if a study's data has no test set on this machine; it is not read."""
-    source_of(study.data, study.folder).check_test()
+    source_of(study.data, study.folder, study.task.kind).check_test()
 
 
 def load_test(split: Split) -> SealedExamples:

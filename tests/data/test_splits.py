@@ -462,3 +462,20 @@ def test_a_file_that_was_resolved_before_the_key_stratify_keeps_its_split() -> N
     study = parse_study({**resolved, "data": old}, "resolved.json")
     assert study.data.stratify is False
     assert load_split(study).split_sha256 == load_split(study_of("digits", stratify=False)).split_sha256
+
+
+def test_the_sealed_rows_of_a_known_regression_are_found_and_read() -> None:
+    study = parse_study(
+        {
+            "name": "s",
+            "data": {"dataset": "diabetes"},
+            "task": {"kind": "regression"},
+            "network": {"kind": "mlp"},
+            "optimizer": {"lr": 0.1},
+            "training": {"epochs": 1},
+            "search": {"trials": 1, "metric": "val_rmse"},
+        },
+        "x.toml",
+    )
+    check_test(study)
+    assert load_test(load_split(study)).targets.shape == (88, 1)

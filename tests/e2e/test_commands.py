@@ -196,7 +196,9 @@ def test_data_list(hpo: Run) -> None:
     outcome = hpo("data", "list")
     assert (outcome.status, outcome.err) == (0, "")
     rows = outcome.out.splitlines()
-    assert [row.split()[0] for row in rows[1:]] == ["digits", "mnist", "fashion_mnist", "cifar10"]
+    assert [row.split()[0] for row in rows[1:]] == [
+        *("digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes")
+    ]
     assert " 1,438 " in rows[1]
 
 

@@ -39,7 +39,7 @@ def test_an_empty_folder_has_no_problem_and_nothing_is_created(hpo: Run, folder:
     assert found["storage"] == "ok       sqlite:///hpo.db: does not exist yet; the first `hpo launch` creates it"
     assert found["HPO_DATA_DIR"] == "ok       not set"
     assert {name.removeprefix("data ") for name in found if name.startswith("data ")} == {
-        *("digits", "mnist", "fashion_mnist", "cifar10")
+        *("digits", "breast_cancer", "wine", "diabetes", "mnist", "fashion_mnist", "cifar10")
     }
     assert {"packages", "torch", "device cpu", "threads"} <= set(found)
     assert [path.name for path in folder.iterdir()] == ["tiny.toml"]

@@ -65,7 +65,7 @@ def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: Non
         (["test"], 2, "hpo: Missing argument 'NAME'"),
         (["test", "tiny", "--subnetworks", "0"], 2, "hpo: Invalid value for '--subnetworks'"),
         (["predict", "nowhere", "images.npy"], 1, "hpo: nowhere/card.json: cannot be read (No such file or directory)"),
-        (["predict", "nowhere"], 2, "hpo: Missing argument 'EXAMPLES.npy'"),
+        (["predict", "nowhere"], 2, "hpo: Missing argument 'FILE'"),
     ],
 )
 def test_an_error_is_one_line(hpo: Run, args: list[str], status: int, message: str) -> None:

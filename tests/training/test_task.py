@@ -16,8 +16,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch_reference import config, curves, made_images, member
 
 from hpo.data import Examples, Split
+from hpo.data.preprocessing import FittedPreprocessing
 from hpo.errors import SettingError
-from hpo.studyfile import TaskSettings
+from hpo.studyfile import DataSettings, TaskSettings
 from hpo.training.device_data import DeviceSplit
 from hpo.training.networks.builtin import build
 from hpo.training.randomness import batch_order
@@ -66,7 +67,20 @@ def array_split(images: DeviceSplit = IMAGES, classes: int = 10) -> Split:
         )
     )
     names = tuple(map(str, range(classes)))
-    return Split("made", names, None, None, train, validation, "", "", None, "", "add some")
+    return Split(
+        data=DataSettings(dataset="digits"),
+        names=names,
+        white=None,
+        folder=None,
+        train=train,
+        validation=validation,
+        content_sha256="",
+        split_sha256="",
+        test_size=None,
+        preprocessing=FittedPreprocessing(),
+        method="",
+        advice="add some",
+    )
 
 
 def task(settings: dict[str, object], *metrics: str, folder: Path = Path()) -> Task:
