@@ -90,9 +90,10 @@ def _load(study: Study, whole: bool) -> Split:
             found = _with_own_validation(settings, raw, len(own))
         parts = [found, *others]
         hashes = [hash_split(each.validation, each.training, own is not None) for each in parts]
-        taken = [(raw.take(each.training), held_out.take(each.validation)) for each in parts]
-        if whole:  # in time order only the last fold has all examples
-            taken = [(joined(taken[-1][1], taken[-1][0]), taken[-1][1])]
+        used = parts[-1:] if whole else parts  # in time order only the last fold has all examples
+        taken = [(raw.take(each.training), held_out.take(each.validation)) for each in used]
+        if whole:
+            taken = [(joined(validation, training), validation) for training, validation in taken]
         fitted = of_one_width([Preprocessing(study.preprocess).fit(train.inputs) for train, _ in taken])
     except SettingError as error:
         raise study.error(error.key, error.problem) from error

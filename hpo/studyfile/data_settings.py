@@ -20,13 +20,11 @@ TABLE_FILES = (".csv", ".parquet")
 def user_data(dataset: str) -> tuple[Literal["table", "npz", "folder", "code"], str] | None:
     """Return the format of the user's data and its path or reference; None for a data set that hpo knows."""
     kind, colon, path = dataset.partition(":")
-    if kind == "table":
-        return "table", path
-    if kind == "npz":
-        return "npz", path
-    if kind == "folder":
-        return "folder", path
-    return ("code", dataset) if colon else None
+    match kind:
+        case "table" | "npz" | "folder":
+            return kind, path
+        case _:
+            return ("code", dataset) if colon else None
 
 
 def prefixed_user_data(dataset: str, folder: FilePath) -> str:

@@ -11,7 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_reference import assert_same, assert_same_curves, assert_trains_like_plain, config, curves, member, seeded
+from torch_reference import (
+    Net,
+    assert_same,
+    assert_same_curves,
+    assert_trains_like_plain,
+    config,
+    curves,
+    member,
+    seeded,
+)
 
 from hpo.studyfile import Config
 from hpo.training.device_data import DeviceSplit
@@ -27,19 +36,6 @@ GENERATOR = torch.Generator().manual_seed(2)
 SERIES = torch.randn(4, 5, 6, generator=GENERATOR, dtype=torch.float64)  # [B, T, features]
 WORDS = torch.randint(0, 9, (4, 5), generator=GENERATOR)
 LABELS = torch.arange(4) % 3
-
-
-class Net(nn.Module):
-    """A network with these layers and this forward function."""
-
-    def __init__(self, forward: Callable[[Net, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.what = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.what(self, x)
 
 
 def recurrent(kind: Any, **options: Any) -> Callable[[], nn.Module]:

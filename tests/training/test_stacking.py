@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch_reference import assert_same, assert_trains_like_plain, config, seeded
+from torch_reference import Net, assert_same, assert_trains_like_plain, config, seeded
 
 from hpo.training.networks.builtin import build
 from hpo.training.stacking.stacked_network import StackedNetwork
@@ -23,19 +23,6 @@ from hpo.training.stacking.trace import CannotStackError
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 LABELS = torch.arange(6) % 4
-
-
-class Net(nn.Module):
-    """A network with these layers and this forward function."""
-
-    def __init__(self, forward: Callable[[Net, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.what = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.what(self, x)
 
 
 class Residual(nn.Module):

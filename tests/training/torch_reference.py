@@ -32,6 +32,19 @@ KINDS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
 Curve = list[dict[str, float]]
 
 
+class Net(nn.Module):
+    """A network with these layers and this forward function."""
+
+    def __init__(self, forward: Callable[[Net, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.what = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.what(self, x)
+
+
 def assert_same(ours: Tensor, plain: Tensor, rtol: float = 1e-9) -> None:
     """Assert equality up to the rounding of another order of sums, for values of the order of 1."""
     torch.testing.assert_close(ours.detach(), plain.detach(), rtol=rtol, atol=rtol * 1e-2)
