@@ -40,8 +40,16 @@ NUMBERS_AT_ONCE = 2**28
 """Largest number of inputs and activations of these examples."""
 
 
+class _Csv(Output):
+    """Predictions, of which `str()` is CSV."""
+
+    def lines(self) -> list[str]:
+        """Return the lines of the CSV file."""
+        return str(self).splitlines()
+
+
 @dataclass(frozen=True, eq=False)
-class Predictions(Output):
+class Predictions(_Csv):
     """The most probable class of each example and its probability, [N]; `str()` is CSV with one line for each example.
 
     `names` are the names of the classes; CSV and JSON have the name of a class. `rows` are the numbers that the rows of
@@ -60,10 +68,6 @@ class Predictions(Output):
         rows = [{key: number, "class": self.names[label], "probability": p} for number, label, p in found]
         return {"predictions": rows}
 
-    def lines(self) -> list[str]:
-        """Return the lines of the CSV file."""
-        return str(self).splitlines()
-
     def __str__(self) -> str:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
@@ -75,7 +79,7 @@ class Predictions(Output):
 
 
 @dataclass(frozen=True, eq=False)
-class TargetPredictions(Output):
+class TargetPredictions(_Csv):
     """The numbers that a regression predicts, or the probabilities of several labels, [N, columns].
 
     `str()` is CSV with one line for each example. `names` are the names of the columns.
@@ -88,10 +92,6 @@ class TargetPredictions(Output):
         """Return for each example its number and the value of each column by name."""
         rows = [{"example": i, **dict(zip(self.names, row, strict=True))} for i, row in enumerate(self.values.tolist())]
         return {"predictions": rows}
-
-    def lines(self) -> list[str]:
-        """Return the lines of the CSV file."""
-        return str(self).splitlines()
 
     def __str__(self) -> str:
         text = io.StringIO()
