@@ -18,8 +18,8 @@ from pages import PAGES, ROOT, blocks
 from typer.main import get_command
 
 from hpo.cli import app
-from hpo.data.catalogue import CATALOGUE
-from hpo.data.folders import VARIABLE
+from hpo.data.known.catalogue import CATALOGUE
+from hpo.data.known.folders import VARIABLE
 from hpo.storage.location import DEFAULT_URL, STORAGE_VARIABLE
 from hpo.studyfile import read_study
 

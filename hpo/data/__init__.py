@@ -8,9 +8,9 @@ data sets. This room uses numpy and files, not tensors, networks or storages.
 
 from __future__ import annotations
 
-from hpo.data.download import fetch
 from hpo.data.examples import Examples, SealedExamples, Split
-from hpo.data.folders import Listing, list_datasets
+from hpo.data.known.download import fetch
+from hpo.data.known.folders import Listing, list_datasets
 from hpo.data.splits import check_test, load_split, load_test, load_whole
 
 __all__ = [

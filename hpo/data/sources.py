@@ -18,13 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from hpo.data import scikit_learn
-from hpo.data.catalogue import CATALOGUE, Dataset, known_dataset
 from hpo.data.examples import RawExamples
-from hpo.data.folders import FORMATS, require_folder
-from hpo.data.function import FunctionSource
-from hpo.data.image_folder import FolderSource
-from hpo.data.npz import NpzSource
+from hpo.data.known import scikit_learn
+from hpo.data.known.catalogue import CATALOGUE, Dataset, known_dataset
+from hpo.data.known.folders import FORMATS, require_folder
+from hpo.data.user.function import FunctionSource
+from hpo.data.user.image_folder import FolderSource
+from hpo.data.user.npz import NpzSource
 from hpo.errors import DataError
 from hpo.studyfile import DataSettings, user_data
 from hpo.usercode import split_reference
@@ -117,7 +117,7 @@ def source_of(data: DataSettings, folder: Path, task: str = "classification") ->
 
 
 def _table_source(path: str, data: DataSettings, folder: Path, task: str) -> Source:
-    from hpo.data.table import TableSource  # polars takes longer to import than a small data set to read
+    from hpo.data.user.table import TableSource  # polars takes longer to import than a small data set to read
 
     if task == "classification" and len(data.targets) != 1:
         problem = "a classification has one target; several need another task.kind"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from hpo.data.catalogue import CATALOGUE
+from hpo.data.known.catalogue import CATALOGUE
 
 
 def test_every_download_has_two_mirrors_and_a_checksum() -> None:

@@ -8,7 +8,7 @@ from data_files import CIFAR_SHAPE, cifar_records, some_images, write_cifar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.data import cifar
+from hpo.data.known import cifar
 from hpo.errors import DataError
 
 RECORD = 3073

@@ -17,7 +17,7 @@ import pytest
 from data_files import TEST, TRAIN, cifar_records, idx_images, idx_labels, some_images, study_of, write_idx
 
 from hpo.data import fetch, load_split, load_test
-from hpo.data.catalogue import Catalogue, Dataset, Download
+from hpo.data.known.catalogue import Catalogue, Dataset, Download
 from hpo.errors import DataError, UsageError
 
 CONTENTS = {

@@ -11,8 +11,8 @@ import pytest
 from data_files import TRAIN, write_cifar, write_idx
 
 from hpo.data import Listing, fetch, list_datasets
-from hpo.data.catalogue import CATALOGUE, Catalogue, Download
-from hpo.data.folders import find_folder, require_folder
+from hpo.data.known.catalogue import CATALOGUE, Catalogue, Download
+from hpo.data.known.folders import find_folder, require_folder
 from hpo.errors import DataError
 
 ORDER = [

@@ -10,7 +10,7 @@ from data_files import IMAGE_SHAPE, TRAIN, idx_images, idx_labels, put, some_ima
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.data import idx
+from hpo.data.known import idx
 from hpo.errors import DataError
 
 IMAGES, LABELS = TRAIN

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpo.data.image_files import decode_images
+from hpo.data.user.image_files import decode_images
 from hpo.errors import DataError
 
 GREY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 9

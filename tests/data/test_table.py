@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from hpo.data import check_test, load_split, load_test
-from hpo.data.table import read_rows
+from hpo.data.user.table import read_rows
 from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.studyfile import Study, parse_study
 

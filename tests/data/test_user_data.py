@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hpo.data import Split, check_test, load_split, load_test
-from hpo.data.user_arrays import encode_groups, encode_labels
+from hpo.data.user.arrays import encode_groups, encode_labels
 from hpo.errors import CodeError, DataError, HpoError, StudyFileError
 from hpo.studyfile import Study, parse_study
 

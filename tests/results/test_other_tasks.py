@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, r2_score, root_mean_squared_error
 from tiny import search, tree, trials_of
 
 from hpo.data import load_split
-from hpo.data.user_arrays import ArrayPair, examples_from_arrays
+from hpo.data.user.arrays import ArrayPair, examples_from_arrays
 from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.results.compare.runs import groups
 from hpo.results.compare.table import compare, text

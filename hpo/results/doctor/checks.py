@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 
 from hpo.data import Listing, list_datasets
-from hpo.data.folders import VARIABLE
+from hpo.data.known.folders import VARIABLE
 from hpo.errors import HpoError
 from hpo.results.doctor.finding import Finding, Verdict, failed, ok, problem, warning
 from hpo.results.doctor.storage import storage_findings

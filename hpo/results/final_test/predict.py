@@ -171,7 +171,7 @@ def _rows(path: Path, model: Model) -> TableRows:
     """Return the feature columns of a table."""
     if not path.name.endswith(TABLE_FILES):
         raise HpoError(f"{path}: this network takes the rows of a table, a {' or '.join(TABLE_FILES)} file")
-    from hpo.data.table import read_rows  # polars takes longer to import than a small table to read
+    from hpo.data.user.table import read_rows  # polars takes longer to import than a small table to read
 
     return read_rows(path, model.preprocessing.numeric, model.preprocessing.categorical)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from hpo.data import cifar, idx, scikit_learn
-from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset
 from hpo.data.examples import RawExamples
+from hpo.data.known import cifar, idx, scikit_learn
+from hpo.data.known.catalogue import CATALOGUE, Catalogue, Dataset
 from hpo.errors import DataError
 from hpo.files import user_folder
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hpo.data.examples import RawExamples
 from hpo.data.table_rows import TableRows
-from hpo.data.user_arrays import encode_groups, encode_labels
+from hpo.data.user.arrays import encode_groups, encode_labels
 from hpo.errors import OTHER_TASKS, DataError, nearest
 from hpo.text import first_few
 from hpo.untrusted_files import open_regular_file

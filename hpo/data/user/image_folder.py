@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from hpo.data.examples import RawExamples
-from hpo.data.image_files import decode_images
-from hpo.data.user_arrays import encode_labels, user_examples
+from hpo.data.user.arrays import encode_labels, user_examples
+from hpo.data.user.image_files import decode_images
 from hpo.errors import DataError
 
 TRAINING, VALIDATION, TEST = "train", "val", "test"

@@ -22,7 +22,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from hpo.data.examples import RawExamples
-from hpo.data.user_arrays import ArrayPair, encode_groups, examples_from_arrays
+from hpo.data.user.arrays import ArrayPair, encode_groups, examples_from_arrays
 from hpo.errors import DataError
 from hpo.untrusted_files import open_regular_file
 

@@ -1,6 +1,6 @@
 """User data from a function: `my_data.py:load`.
 
-The function returns x and y, or x, y and the class names, in the forms of `hpo.data.user_arrays`; or a dictionary with
+The function returns x and y, or x, y and the class names, in the forms of `hpo.data.user.arrays`; or a dictionary with
 x and y, and optionally classes, x_val and y_val, and groups. A function with an argument `test` returns the sealed test
 set for `test=True`; only `read_test` calls it so. Its exceptions and invalid results are errors of one line that name
 it.
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo.data.examples import RawExamples
-from hpo.data.user_arrays import ArrayPair, encode_groups, examples_from_arrays
+from hpo.data.user.arrays import ArrayPair, encode_groups, examples_from_arrays
 from hpo.errors import CodeError, DataError
 from hpo.usercode import load_reference, one_line_error
 

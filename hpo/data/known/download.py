@@ -14,10 +14,10 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from hpo.data import scikit_learn
-from hpo.data.catalogue import CATALOGUE, Catalogue, Dataset, Download, known_dataset
-from hpo.data.folders import VARIABLE, cache_folder
-from hpo.data.idx import GZIP_MAGIC
+from hpo.data.known import scikit_learn
+from hpo.data.known.catalogue import CATALOGUE, Catalogue, Dataset, Download, known_dataset
+from hpo.data.known.folders import VARIABLE, cache_folder
+from hpo.data.known.idx import GZIP_MAGIC
 from hpo.errors import DataError
 from hpo.files import temporary_path
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hpo.data.examples import RawExamples
-from hpo.data.idx import MAX_IMAGES, check_labels
+from hpo.data.known.idx import MAX_IMAGES, check_labels
 from hpo.errors import DataError
 
 KIND = "CIFAR-10 binary"

@@ -1,0 +1,1 @@
+"""User data: arrays of an .npz file or a Python function, folders of images, tables."""
