@@ -131,7 +131,6 @@ def _table_source(path: str, data: DataSettings, folder: Path, task: str) -> Sou
         groups=data.groups,
         test=_base(data.test, folder) / data.test if isinstance(data.test, str) else data.test,
         is_time_order=data.order == "time",
-        seed=data.split_seed,
     )
 
 

@@ -37,7 +37,7 @@ class TableSource:
 
     The targets are one column of classes, or for the other tasks columns of numbers, for several labels 0 and 1.
     Without `features`, all columns but targets and groups are features. A test set that is a fraction has the last rows
-    if they are in time order, else rows that `seed` chooses, or whole groups.
+    if they are in time order, else random rows, or whole groups: the same ones for every study and seed.
     """
 
     path: Path
@@ -48,7 +48,6 @@ class TableSource:
     groups: str | None
     test: Path | float | None
     is_time_order: bool
-    seed: int
 
     def read_training(self) -> RawExamples:
         """Read the rows that are not set aside for the test set."""
@@ -132,7 +131,7 @@ class TableSource:
             raise DataError(f"{self.path}: data.test = {self.test:g} leaves no {left} {kind} of {count}")
         order = np.arange(count)[::-1]
         if not self.is_time_order:
-            order = np.random.Generator(np.random.PCG64([self.seed, 1])).permutation(count)  # validation: PCG64(seed)
+            order = np.random.Generator(np.random.PCG64([0, 1])).permutation(count)  # the split has PCG64(seed)
         is_test = np.isin(parts, order[:size])
         return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
