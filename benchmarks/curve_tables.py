@@ -61,7 +61,7 @@ class Curves:
 
     def __init__(self, study: Study, scratch: Path, population: int) -> None:
         self._study, self._scratch, self._population = study, scratch, population
-        split = to_planned_device(study, plan(study, "cpu"))
+        split = to_planned_device(study, plan(study, "cpu"))[0]
         self._trainer = Trainer(split, "float32", print)
         scratch.mkdir(parents=True, exist_ok=True)
 

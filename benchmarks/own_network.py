@@ -103,7 +103,7 @@ def main() -> None:
     study = read_study(given.file, [*given.changes, f"training.epochs={given.rounds + 1}"])
     assert isinstance(study, Study), "the benchmark needs a network study"
     planned = plan(study, given.device)
-    split = to_planned_device(study, planned).in_type(DTYPES["float32"])
+    split = to_planned_device(study, planned)[0].in_type(DTYPES["float32"])
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {planned.device}; "
         f"{given.members} networks an epoch, {len(split.train):,} images; medians of {given.rounds} rounds in turn"

@@ -639,7 +639,7 @@ class TestChanges:
             (
                 "data.x.0=1",
                 "--set data.x: unknown key; "
-                "known: dataset, validation, train_size, split_seed, stratify, groups, order, folds, target, "
+                "known: dataset, validation, train_size, split_seed, stratify, groups, order, folds, splits, target, "
                 "features, categorical, test",
             ),
             ("network.conv.0=1", "--set network.conv.0: network.conv is not set: it has no element 0"),

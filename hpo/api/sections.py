@@ -81,7 +81,8 @@ class Data(Section):
 
     `dataset` is "digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes", "table:FILE",
     "npz:FILE", "folder:FOLDER" or "FILE.py:FUNCTION". `validation` is the fraction for the validation split (above 0,
-    below 1), `groups` the name of an array or column, `folds` the number of folds of a cross-validation. The keywords
+    below 1), `groups` the name of an array or column, `folds` the number of folds of a cross-validation, `splits`
+    the number of splits over which `repeats` are spread. The keywords
     from `target` on are for a table.
     """
 
@@ -93,6 +94,7 @@ class Data(Section):
     groups: str | None = None
     order: Literal["time"] | None = None
     folds: int | None = None
+    splits: int | None = None
     target: str | Sequence[str] | None = None
     features: Sequence[str] | None = None
     categorical: Sequence[str] | None = None

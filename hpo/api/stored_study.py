@@ -238,6 +238,7 @@ class StoredStudy:
         *,
         top: int = 5,
         seeds: int = 10,
+        splits: int | None = None,
         device: str = "auto",
         workers: int | None = None,
         progress: Progress = "auto",
@@ -246,6 +247,7 @@ class StoredStudy:
     ) -> Result[Confirmation]:
         """Run the `top` best configurations and the baseline again, each under `seeds` fresh seeds (2 or more).
 
+        With `splits`, the runs of each configuration are spread over so many fresh splits (2 to `seeds`).
         An objective function finds the seed in `trial.user_attrs["seed"]`, and has no `device`. A finished confirmation
         is returned without training. `on_found` is called with the result, too. Raises HpoError where there is nothing
         to confirm. Where the confirming study is paused or stopped, `on_found` gets the result so far, then HpoError is
@@ -261,6 +263,7 @@ class StoredStudy:
                 self.name,
                 top=top,
                 seeds=seeds,
+                splits=splits,
                 options=LaunchOptions(device=device, workers=workers),
                 display=lambda: display(progress, stop),
                 say=lambda found: on_found(ConfirmationResult(found)),

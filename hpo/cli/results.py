@@ -101,6 +101,9 @@ def confirm(
     name: Name,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Confirm the N best configurations")] = 5,
     seeds: Annotated[int, typer.Option(min=2, metavar="N", help="Run each under N fresh seeds")] = 10,
+    splits: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Train and validate the runs on N fresh splits, too")
+    ] = None,
     device: Device = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
@@ -117,6 +120,7 @@ def confirm(
         study.confirm(
             top=top,
             seeds=seeds,
+            splits=splits,
             device=device,
             workers=workers,
             progress="quiet" if quiet else "auto",

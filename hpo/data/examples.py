@@ -140,6 +140,7 @@ class Split:
     may expect, and `advice` how every class can get a validation example. With `data.folds`, `train` and `validation`
     are the first fold, and `split_sha256` is the hash of all folds.
     `preprocessing` was fitted on the training examples of this split, that of each fold on the fold's.
+    `other_splits_sha256` are the hashes of the further splits of `data.splits`.
     """
 
     data: DataSettings
@@ -157,6 +158,7 @@ class Split:
     unused: str = ""
     task: str = "classification"
     other_folds: tuple[Fold, ...] = ()
+    other_splits_sha256: tuple[str, ...] = ()
 
     @property
     def folds(self) -> tuple[Split, ...]:

@@ -165,7 +165,7 @@ def _kind(inputs: NDArray[Any], white: int | None) -> str:
 
 def _with_own_validation(settings: DataSettings, raw: RawExamples, validation: int) -> HoldOut:
     """Return the split with the validation set of the data: all its examples, and the rows that `train_size` leaves."""
-    for key, given in (("groups", settings.groups), ("order", settings.order)):
+    for key, given in (("groups", settings.groups), ("order", settings.order), ("splits", settings.splits)):
         if given is not None:
             raise SettingError(f"data.{key}", f"is not used: {settings.dataset} has a validation set (got {given!r})")
     if settings.stratify is True and settings.train_size is None:

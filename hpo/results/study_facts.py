@@ -54,6 +54,11 @@ def file_value(user_attrs: Mapping[str, Any], *keys: str) -> Any:
     return value
 
 
+def overlap(data: Mapping[str, Any]) -> float:
+    """Return the overlap of the splits of a data record, for `statistics.estimate`; 0 where there is one split."""
+    return data["validation"] / data["train"] if data.get("other_splits_sha256") else 0.0
+
+
 def metrics_of(study: StudySummary) -> tuple[str, ...]:
     """Return the names of the study's metrics; `value`, or `value 0`, `value 1`, where the study file names none."""
     metric = file_value(study.user_attrs, "search", "metric")

@@ -122,7 +122,7 @@ def incomparable(old: Study, new: Study, free: Iterable[str]) -> list[str]:
 def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two data records have the same examples and the same split."""
     # The size of the test set is left out: whether the test file is on this machine does not matter to a search.
-    return all(one[key] == other[key] for key in ("sha256", "split_sha256"))
+    return all(one.get(key) == other.get(key) for key in ("sha256", "split_sha256", "other_splits_sha256"))
 
 
 def _fixed_part(study: Study, other: Study, free: Iterable[str]) -> dict[str, Any]:

@@ -220,7 +220,7 @@ class NetworkDriver(Driver):
 
     def _search(self, stored: optuna.Study, storage: Storage, on_event: Listener, **arguments: Any) -> Search:
         device, before = describe_device(self.plan.device), summary(storage, stored._study_id)
-        split = to_planned_device(self.study, self.plan)
+        split, *others = to_planned_device(self.study, self.plan)
         storage.set_device(device)
         precision, began = agree_on_run(stored, storage, device, self._precision(stored, split, on_event))
         choice = choose_pruner(self.study, user_attrs_of(stored).get(PRUNER))
@@ -252,7 +252,7 @@ class NetworkDriver(Driver):
             on_event=on_event,
             began=began,
             population=self.plan.population,
-            trainer=Trainer(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s),
+            trainer=Trainer(split, precision, lambda text: on_event(Note(text, "warning")), timeout_s, others),
             checkpoints=checkpoints,
             before=self._warm_start(stored, storage, on_event),
             **arguments,

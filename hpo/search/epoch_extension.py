@@ -18,7 +18,7 @@ from hpo.data import Split
 from hpo.errors import UsageError
 from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.comparability import raises_epochs
-from hpo.search.points import trial_seed
+from hpo.search.plan import member_of
 from hpo.search.sampling.pruners import choose_pruner
 from hpo.search.space import config_of
 from hpo.search.study_records import (
@@ -36,7 +36,6 @@ from hpo.storage.pareto import trials_since_best
 from hpo.studyfile import Study
 from hpo.text import join_and
 from hpo.training.early_stopping import has_stopped_improving
-from hpo.training.stack import Member
 from hpo.usercode import UserCode
 
 RESULT_FIELDS = TrialFields(curves=False, system_attrs=CURVE)
@@ -73,7 +72,7 @@ def epoch_extension(
     continued, staying, ended_early = [], [], 0
     for trial in complete:
         config, curve = config_of(study, trial.params), trial.system_attrs[CURVE]
-        member = Member(trial.number, config, trial_seed(study, trial.number))
+        member = member_of(study, trial.number, config)
         if has_stopped_improving(config.training.patience, curve.get(metric, ()), study.search.minimized):
             ended_early += 1
         elif checkpoints.peek(member) is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,6 +17,7 @@ import torch
 
 from hpo.data import Split, load_split
 from hpo.errors import CodeError, HpoError, SettingError
+from hpo.search.points import trial_seed, trial_split
 from hpo.search.sampling.samplers import PRECISION, check_search
 from hpo.search.space import Values, config_of
 from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
@@ -28,7 +29,7 @@ from hpo.training.grouping import PROOF_EXAMPLES, two_networks, why_not_stackabl
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import Mode, check_ids, check_reproducible, check_trainable
 from hpo.training.size import MemberSize, device_memory, member_size, population_size
-from hpo.training.stack import DTYPES, EVALUATION_BATCH
+from hpo.training.stack import DTYPES, EVALUATION_BATCH, Member
 from hpo.training.tasks.task import Task, check_task, make_task, output_count
 from hpo.usercode import (
     UserCode,
@@ -47,6 +48,7 @@ class NetworkPlan:
 
     `config` has every searched value at its first, `size` is that of one member of it. `stacked` says whether members
     train in a stack: a user-defined network may not be stackable. `code` has no files where the network is built in.
+    `other_splits` are the further ones of `data.splits`.
     """
 
     device: torch.device
@@ -56,6 +58,12 @@ class NetworkPlan:
     population: int
     stacked: bool
     code: UserCode
+    other_splits: tuple[Split, ...] = ()
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Return all splits; without `data.splits`, one."""
+        return (self.split, *self.other_splits)
 
 
 @dataclass(frozen=True)
@@ -127,21 +135,18 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
         if where.type == "mps" and precision == "float64":
             raise study.error(dotted_key(place), "float64 does not exist on mps; use float32, or --device cpu")
     code = _code(study)
-    if study.data.folds is not None and study.first_settings.training.keep != "none":
-        problem = (
-            "must be none with data.folds, where a trial has a network for each fold: `hpo test` trains the best one"
-        )
-        raise study.error("training.keep", problem)
-    split = load_split(study)
+    _check_keep(study)
+    split, *others = load_splits(study)
     _check_augmentation(study, split)
     config = study.first_config
     widest = ["float32" if each == "auto" else each for each in precisions.values()]  # "auto" may be float32
     assumed = max(widest, key=lambda each: DTYPES[each].itemsize)
-    _check_task(study, split)
+    folds = [fold for each in (split, *others) for fold in each.folds]
+    _check_task(study, folds)
     outputs = output_count(study.task, split)
     with _network_errors(study, config):
-        modes = _modes_of_one(study, split)
-        stacked = config.network.kind != "module" or _stacks(config, split, outputs, where, modes)
+        modes = _modes_of_one(study, folds)
+        stacked = config.network.kind != "module" or _stacks(config, folds, outputs, where, modes)
         size = member_size(config, example_shape(split.train.inputs), outputs, assumed, len(split.folds))
     limit, network_is_searched = (
         study.search.limits.parameters,
@@ -156,10 +161,32 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
         raise study.error("network", problem)
     largest = 1 if study.search.population == "auto" and not stacked else study.search.population
     population = population_size(largest, study.search.trials, size.member_bytes, where)
-    return NetworkPlan(where, split, config, size, population, stacked, code)
+    return NetworkPlan(where, split, config, size, population, stacked, code, tuple(others))
 
 
-def _check_task(study: Study, images: Split) -> None:
+def load_splits(study: Study) -> list[Split]:
+    """Return the splits of a study, whose seeds follow each other: `data.splits` of them, or one."""
+    first, seed, count = load_split(study), study.data.split_seed, study.data.splits or 1
+    others = [load_split(study.with_value("data", "split_seed", seed + index)) for index in range(1, count)]
+    return [replace(first, other_splits_sha256=tuple(each.split_sha256 for each in others)), *others]
+
+
+def member_of(study: Study, number: int, config: Config, seed: int | None = None) -> Member:
+    """Return a trial as a member that has trained no epoch; `seed` is that of a trained trial."""
+    used = trial_seed(study, number) if seed is None else seed
+    return Member(number, config, used, split=trial_split(study, number))
+
+
+def _check_keep(study: Study) -> None:
+    """Raise StudyFileError for stored weights of trials that have no single set of weights, or no common split."""
+    if study.first_settings.training.keep != "none":
+        for key, why in (("folds", "a trial has a network for each fold"), ("splits", "trials have different splits")):
+            if getattr(study.data, key) is not None:
+                problem = f"must be none with data.{key}, where {why}: `hpo test` trains the best one"
+                raise study.error("training.keep", problem)
+
+
+def _check_task(study: Study, folds: Sequence[Split]) -> None:
     """Raise StudyFileError where the task does not match the data, or where the study's loss or metric fails."""
 
     def called(key: str, call: Callable[[], object]) -> object:
@@ -173,7 +200,7 @@ def _check_task(study: Study, images: Split) -> None:
             raise SettingError(key, f"the function raised {one_line_error(error, study.folder)}") from error
 
     try:
-        for fold in images.folds:
+        for fold in folds:
             check_task(task_of(study, fold), fold, called)
     except SettingError as error:
         raise study.error(error.key, error.problem) from error
@@ -210,16 +237,18 @@ def _network_errors(study: Study, config: Config) -> Iterator[None]:
         raise study.error("network.module", problem) from error
 
 
-def _stacks(config: Config, split: Split, outputs: int, device: torch.device, modes_of_one: Sequence[Mode]) -> bool:
+def _stacks(
+    config: Config, folds: Sequence[Split], outputs: int, device: torch.device, modes_of_one: Sequence[Mode]
+) -> bool:
     """Try a user-defined network on a few examples, and on one example in these modes; return whether it can stack."""
-    few = torch.from_numpy(split.train.inputs[:PROOF_EXAMPLES])
+    few = torch.from_numpy(folds[0].train.inputs[:PROOF_EXAMPLES])
     kind = torch.float64 if config.training.precision == "float64" else torch.float32
     shape = example_shape(few)
     network = build(config.network, shape, outputs, 0)
     modules = two_networks(config.network, shape, outputs, 0)
     check_reproducible(network, modules[0], config.network)
     if isinstance(shape, IntegerShape):
-        for examples in (each for fold in split.folds for each in (fold.train, fold.validation)):
+        for examples in (each for fold in folds for each in (fold.train, fold.validation)):
             extra = build(config.network, shape, outputs, 0)
             check_ids(extra, config.network, torch.from_numpy(examples.inputs))
     check_trainable(network, config.network, few.to(device), outputs, compute=kind)
@@ -227,13 +256,13 @@ def _stacks(config: Config, split: Split, outputs: int, device: torch.device, mo
     return why_not_stackable(modules, few) is None
 
 
-def _modes_of_one(study: Study, split: Split) -> list[Mode]:
+def _modes_of_one(study: Study, folds: Sequence[Split]) -> list[Mode]:
     """Return the modes in which networks may get a batch of one example."""
     found: list[Mode] = []
     if 1 in study.possible_values(("training", "batch_size")).values():
         found.append("training")
     if any(
-        size % EVALUATION_BATCH == 1 for size in (*(len(fold.validation) for fold in split.folds), split.test_size or 0)
+        size % EVALUATION_BATCH == 1 for size in (*(len(fold.validation) for fold in folds), folds[0].test_size or 0)
     ):
         found.append("evaluation")
     return found
@@ -273,11 +302,13 @@ def _check_augmentation(study: Study, split: Split) -> None:
             raise study.error(dotted_key(place), problem)
 
 
-def to_planned_device(study: Study, planned: NetworkPlan) -> DeviceSplit:
-    """Copy the plan's data to its device. Raises HpoError where they do not fit."""
+def to_planned_device(study: Study, planned: NetworkPlan) -> list[DeviceSplit]:
+    """Copy the plan's splits to its device. Raises HpoError where they do not fit."""
     try:
-        tasks = [task_of(study, fold) for fold in planned.split.folds]
-        return to_device(planned.split, study.data.split_seed, planned.device, tasks)
+        return [
+            to_device(split, split.data.split_seed, planned.device, [task_of(study, fold) for fold in split.folds])
+            for split in planned.splits
+        ]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -1,7 +1,7 @@
 """Single configurations of a study file: `search.points`, the baseline, and the numbering of repeats.
 
 With `repeats = r`, trial t trains configuration t // r for the (t % r)-th time. The n-th repeat of every configuration
-has the same seed, so that configurations can be compared pair by pair.
+has the same seed and the same split, so that configurations can be compared pair by pair.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ def trial_seed(study: AnyStudy, number: int) -> int:
     seed, repeats = study.search.seed, study.search.repeats
     found = member_seed(seed, number) if repeats == 1 else member_seed(seed, 0, number % repeats)
     return found % FUNCTION_SEEDS if isinstance(study, ObjectiveStudy) else found
+
+
+def trial_split(study: Study, number: int) -> int:
+    """Return the index of a trial's split: with `data.splits`, the n-th repeat of every configuration has the same."""
+    return number % study.search.repeats % (study.data.splits or 1)
 
 
 def points(study: Study) -> list[Values]:

@@ -18,6 +18,7 @@ from hpo.search.checkpoints.weights import CheckpointWriter
 from hpo.search.enqueueing import checked
 from hpo.search.events import Reason, TrialsFailed, TrialsLeftOut
 from hpo.search.loop import Search
+from hpo.search.plan import member_of
 from hpo.search.points import FIXED, trial_seed
 from hpo.search.population_run import PopulationRun
 from hpo.search.sampling.sampler_history import CONSTRAINT, HYPERBAND_RUNG, SamplerHistory
@@ -191,7 +192,7 @@ class PopulationSearch(Search):
         number = trial.number
         if number in self._progress:
             return self._progress[number].member
-        return Member(number, config_of(self.study, trial.params), trial_seed(self.study, number))
+        return member_of(self.study, number, config_of(self.study, trial.params))
 
     def _members(self) -> list[Member]:
         """Return the running trials as members; fail those whose parameters are outside the search space.

@@ -154,8 +154,13 @@ def record_change(
 
 
 def check_data(study: AnyStudy, split: Split, stored: optuna.Study) -> None:
-    """Raise HpoError unless the data are those that the study was created with."""
-    if not same_data(user_attrs_of(stored)[DATA], data_record(split)):
+    """Raise HpoError unless the data are those that the stored study was created with.
+
+    A study made from the stored one may split them otherwise.
+    """
+    before, now, known = user_attrs_of(stored)[DATA], data_record(split), any_stored_study(stored)
+    splits_alike = not isinstance(known, Study) or known.data == split.data
+    if not (same_data(before, now) if splits_alike else before["sha256"] == now["sha256"]):
         raise HpoError(
             f"study '{study.name}': the data of {split.dataset} are not those that the study was created with "
             "(their SHA-256 differs); restore them, or start another study with --name"
@@ -346,6 +351,7 @@ def data_record(split: Split) -> dict[str, Any]:
         **({"classes": list(split.names)} if split.names else {}),
         "sha256": split.content_sha256,
         "split_sha256": split.split_sha256,
+        **({"other_splits_sha256": list(split.other_splits_sha256)} if split.other_splits_sha256 else {}),
         "train": len(split.train),
         "validation": len(split.validation),
         "test": split.test_size,

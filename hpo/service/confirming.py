@@ -25,6 +25,7 @@ def confirm(
     *,
     top: int,
     seeds: int,
+    splits: int | None = None,
     options: LaunchOptions,
     display: Callable[[], QuietProgress],
     say: Callable[[Confirmation], None],
@@ -36,7 +37,7 @@ def confirm(
     if the confirming study is paused or stopped, InterruptionError after a stop, and what a launch raises.
     """
     check_options(any_stored_study(load_study(storage, name)), options)
-    study = create_confirming_study(storage, name, top, seeds)
+    study = create_confirming_study(storage, name, top, seeds, splits)
     confirming, current_name = summary(storage, study.name), study.name
     closed = state_of(confirming.user_attrs) in (StudyState.PAUSED, StudyState.STOPPED)
     if runs_left(confirming) and not closed:

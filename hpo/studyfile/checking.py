@@ -172,6 +172,7 @@ class _Check:
         for index, point in enumerate(first[0].search.points):
             self.check_params(("search", "points", index), point, parameters, complete=True)
         self.check_task(first[0])
+        self.check_splits(first[0])
         if self.problems:
             return None
         settings = [found.model_dump(exclude_none=True) for found, _ in each_table if found is not None]
@@ -333,6 +334,13 @@ class _Check:
             self.add(path, f"{TOP_K} needs task.top_k, the number of classes of which one must be right")
         if TOP_K not in settings.search.named_metrics and task.top_k is not None:
             self.add(("task", "top_k"), f"not used without the metric {TOP_K}")
+
+    def check_splits(self, settings: StudySettings) -> None:
+        """Find more splits than the repeats that train on them."""
+        splits, repeats = settings.data.splits, settings.search.repeats
+        if splits is not None and splits > repeats:
+            problem = f"must be at most search.repeats, {repeats}: each repeat of a configuration has one split"
+            self.add(("data", "splits"), f"{problem} (got {splits})")
 
     def check_label_smoothing(self, study: Study) -> None:
         """Find label smoothing of another loss than the cross-entropy."""

@@ -92,6 +92,7 @@ class DataSettings(Settings):
     groups: Name | None = None
     order: Literal["time"] | None = None
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    splits: Annotated[int, Field(ge=2, le=1000)] | None = None
 
     target: Annotated[
         Annotated[
@@ -131,6 +132,13 @@ class DataSettings(Settings):
         if folds is not None and info.data.get("validation", "auto") != "auto":
             raise ValueError("cannot be combined with validation: each fold validates on its own rows")
         return folds
+
+    @field_validator("splits")
+    @classmethod
+    def _check_splits(cls, splits: int | None, info: ValidationInfo) -> int | None:
+        if splits is not None and info.data.get("order") is not None:
+            raise ValueError("cannot be combined with order: there is one split in time order")
+        return splits
 
     @field_validator("target")
     @classmethod

@@ -63,13 +63,15 @@ class MemberState:
 class Member:
     """One trial inside a population: its number, its settings and the seed of its random numbers.
 
-    A member with a state continues after the state's epoch; one without starts with epoch 1.
+    A member with a state continues after the state's epoch; one without starts with epoch 1. `split` is the index of
+    its split; the members of a population have the same one.
     """
 
     number: int
     config: Config
     seed: int
     state: MemberState | None = field(default=None, repr=False)
+    split: int = 0
 
     @property
     def epoch(self) -> int:

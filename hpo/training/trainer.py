@@ -42,30 +42,36 @@ class Outcome:
 MAX_TRACES = 32
 """Architectures whose graphs a trainer stores."""
 
-GroupKey = tuple[str, int]
-"""Architecture and epoch that the members of a population share."""
+GroupKey = tuple[str, int, int]
+"""Architecture, epoch and index of the split that the members of a population share."""
 
 
 class Trainer:
-    """Trains members on one split, on the device of the split.
+    """Trains members on their splits, which are on one device; `others` are the splits of index 1 and up.
 
     `auto_precision` replaces `precision = "auto"`. `warn` is called with a line of text for a population that had to be
     made smaller, and for modules that cannot be stacked. `timeout_s` limits the training time of each population.
     """
 
     def __init__(
-        self, split: DeviceSplit, auto_precision: str, warn: Callable[[str], None], timeout_s: float | None = None
+        self,
+        split: DeviceSplit,
+        auto_precision: str,
+        warn: Callable[[str], None],
+        timeout_s: float | None = None,
+        others: Sequence[DeviceSplit] = (),
     ) -> None:
         self._split, self._auto, self._warn, self._timeout_s = split, auto_precision, warn, timeout_s
         self._max_members: int | None = None
         self._parameters: dict[str, int] = {}
+        self._splits = (split, *others)
         self._grouping = Grouping(split, warn)
         self._traces: dict[str, TraceCache] = {}  # architecture -> its graph
 
     @property
     def split_bytes(self) -> int:
-        """Return the device memory of the split's examples, in bytes."""
-        return self._split.nbytes
+        """Return the device memory of the examples of all splits, in bytes."""
+        return sum(split.nbytes for split in self._splits)
 
     def parameters(self, config: Config) -> int:
         """Return the number of parameters of a configuration's network. Raises HpoError if it cannot be built."""
@@ -87,7 +93,7 @@ class Trainer:
 
     def group_key(self, member: Member) -> GroupKey:
         """Return a key that is equal for members that can train as one population."""
-        return self._grouping.key(member), member.epoch
+        return self._grouping.key(member), member.epoch, member.split
 
     def can_freeze(self, member: Member) -> bool:
         """Return whether the member can continue from its state after an epoch as it would without the pause."""
@@ -110,7 +116,8 @@ class Trainer:
             used = self._auto if precision == "auto" else precision
             stacked = self._grouping.can_stack(members[0])
             traces = self._traces_of(self._grouping.key(members[0]))
-            yield from train(members, self._split, used, self._timeout_s, stacked, spent_s, traces)
+            split = self._splits[members[0].split]
+            yield from train(members, split, used, self._timeout_s, stacked, spent_s, traces)
             return
         except CannotStackError as error:  # these members cannot be stacked, although two such modules could
             if len(members) == 1 or members[0].config.network.kind != "module":

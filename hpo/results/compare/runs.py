@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import UsageError, nearest
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import by_configuration, params_line, score
-from hpo.results.study_facts import STEP, reported_curve
+from hpo.results.study_facts import STEP, overlap, reported_curve
 from hpo.search.points import FIXED, SEED
 from hpo.search.space import decode, identity
 from hpo.search.study_records import CURVE, DATA, any_stored_study
@@ -60,9 +60,10 @@ class Group:
     `texts` are its searched parameters as text, `dropout: 0.3`; `distinguishing` names those in which it differs from
     the study's other groups. `heading` is the study's name where several studies are compared, else "". `reasons` are
     those of failed and of not trained trials. Groups with equal `split_sha256` have the same training and validation
-    data. `task` is the kind of a network study's task, None for an objective function. `metrics` are the compared ones:
-    the metric of a network study, or accuracy where that is the loss of a classification, and the validation loss; or
-    the values that the function returns. The first one is tested; of it, with `minimized`, lower values are better.
+    data; `overlap` is that of their splits (`statistics.paired`). `task` is the kind of a network study's task, None
+    for an objective function. `metrics` are the compared ones: the metric of a network study, or accuracy where that is
+    the loss of a classification, and the validation loss; or the values that the function returns. The first one is
+    tested; of it, with `minimized`, lower values are better.
     """
 
     study: str
@@ -77,7 +78,8 @@ class Group:
     states: Mapping[TrialState, int]
     reasons: tuple[str, ...]
     runs: tuple[Run, ...]
-    split_sha256: str
+    split_sha256: tuple[str | None, ...]
+    overlap: float
 
     @property
     def objective(self) -> bool:
@@ -175,7 +177,7 @@ class _StudyGroups:
         self._storage, self._name, self._study_id = storage, name, known.study_id
         self._maximized = known.directions[0] == StudyDirection.MAXIMIZE
         self._file = any_stored_study(load_study(storage, name))
-        self._split_sha256 = str(known.user_attrs.get(DATA, {}).get("split_sha256"))
+        self._data = known.user_attrs.get(DATA, {})
         parts = TrialFields(curves=False, system_attrs=FIXED if isinstance(self._file, ObjectiveStudy) else None)
         trials = sorted(storage.read_trials(self._study_id, -1, (), parts), key=lambda trial: trial.number)
         self._configurations = by_configuration(self._file, trials)
@@ -256,7 +258,8 @@ class _StudyGroups:
             states=Counter(trial.state for trial in trials),
             reasons=tuple(dict.fromkeys(str(reason) for reason in reasons if reason is not None)),
             runs=tuple(runs),
-            split_sha256=self._split_sha256,
+            split_sha256=(self._data.get("split_sha256"), *self._data.get("other_splits_sha256", ())),
+            overlap=overlap(self._data),
         )
 
     @property

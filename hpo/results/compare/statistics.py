@@ -5,7 +5,8 @@ without meaning. Knows nothing of studies.
 
 Intervals are of 95%. Student, "The probable error of a mean", Biometrika 1908; S. Holm, "A simple sequentially
 rejective multiple test procedure", Scandinavian Journal of Statistics 1979; E. B. Wilson, "Probable inference, the law
-of succession, and statistical inference", JASA 1927.
+of succession, and statistical inference", JASA 1927; C. Nadeau and Y. Bengio, "Inference for the generalization error",
+Machine Learning 2003.
 """
 
 from __future__ import annotations
@@ -68,13 +69,18 @@ class Paired:
         return self.difference.n
 
 
-def estimate(values: ArrayLike) -> Estimate:
-    """Return the mean of one or more values, with Student's t interval."""
-    return _estimate(_as_vector(values), rounding=0.0)
+def estimate(values: ArrayLike, overlap: float = 0.0) -> Estimate:
+    """Return the mean of one or more values, with Student's t interval.
+
+    `overlap` is for values on random splits of the same data: the validation examples by the training examples of a
+    split. The splits share most training examples, so their values are not independent; the variance of the mean is
+    then sd² (1/n + overlap), Nadeau and Bengio's corrected resampled t-test.
+    """
+    return _estimate(_as_vector(values), 0.0, overlap)
 
 
-def paired(first: ArrayLike, second: ArrayLike) -> Paired:
-    """Return the mean of `first` minus `second`, element by element, with its test.
+def paired(first: ArrayLike, second: ArrayLike, overlap: float = 0.0) -> Paired:
+    """Return the mean of `first` minus `second`, element by element, with its test; `overlap` as in `estimate`.
 
     There is no test where all differences are equal: their deviation is zero, and a t-test would call them certain.
     That happens with few runs on few validation examples, where accuracies are coarse.
@@ -84,7 +90,7 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
         raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         differences = a - b
-    difference = _estimate(differences, ROUNDING * float(max(np.abs(a).max(), np.abs(b).max())))
+    difference = _estimate(differences, ROUNDING * float(max(np.abs(a).max(), np.abs(b).max())), overlap)
     if difference.n < 2:
         return Paired(difference, None, None, "a test needs two pairs")
     if difference.sd is None:
@@ -94,7 +100,7 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
             "there is no difference in any pair" if difference.mean == 0 else "the difference is the same in all pairs"
         )
         return Paired(Estimate(difference.mean, difference.n, 0.0, None), None, None, same)
-    t = difference.mean / (difference.sd / math.sqrt(difference.n))
+    t = difference.mean / (difference.sd * math.sqrt(1 / difference.n + overlap))
     return Paired(difference, t, float(2 * stdtr(difference.n - 1, -abs(t))))
 
 
@@ -140,7 +146,7 @@ def bootstrap(statistic: Callable[[NDArray[np.int64]], float], n: int, seed: int
     return Interval(float(low), float(high))
 
 
-def _estimate(values: Values, rounding: float) -> Estimate:
+def _estimate(values: Values, rounding: float, overlap: float) -> Estimate:
     """Return the estimate; values or means that differ from each other or from 0 by up to `rounding` count as equal."""
     n, low, high = len(values), float(values.min()), float(values.max())
     with np.errstate(invalid="ignore", over="ignore"):  # checked below
@@ -154,7 +160,7 @@ def _estimate(values: Values, rounding: float) -> Estimate:
         sd = 0.0 if high - low <= rounding else float(values.std(ddof=1, mean=np.array([mean])))
     if not math.isfinite(sd):
         return Estimate(mean, n, None, None)
-    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd / math.sqrt(n)
+    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd * math.sqrt(1 / n + overlap)
     return Estimate(mean, n, sd, Interval(mean - reach, mean + reach))
 
 

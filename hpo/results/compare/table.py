@@ -179,7 +179,8 @@ def _row(group: Group, reference: Group | None, metric: str) -> Row:
         advice = "set search.points and search.repeats" if group.objective else "set search.repeats"
         why = f"a test needs two common seeds, they have {len(common) or 'none'}; {advice}"
         return Row(group, summary, reference, why=why)
-    found = paired(*([of[seed] for seed in common] for of in seeds))
+    first, second = ([of[seed] for seed in common] for of in seeds)
+    found = paired(first, second, group.overlap)
     return Row(group, summary, reference, found, why=found.why)
 
 

@@ -12,10 +12,13 @@ from hpo.studyfile.trees import equal_json, replaced
 from hpo.training.seeds import derive_seed
 
 
-def network_tree(study: Study, configurations: Sequence[Values], seeds: int, precision: str) -> dict[str, Any]:
+def network_tree(
+    study: Study, configurations: Sequence[Values], seeds: int, splits: int | None, precision: str
+) -> dict[str, Any]:
     """Return the confirming study's file without its name: the same training, with the configurations as points.
 
-    `precision` replaces "auto".
+    With `splits`, the runs are spread over so many splits, none of which is the study's own. `precision` replaces
+    "auto".
     """
     tree = study.resolved()
     for parameter in study.parameters:
@@ -37,7 +40,9 @@ def network_tree(study: Study, configurations: Sequence[Values], seeds: int, pre
     tree["training"] |= {"keep": "none"}  # no run's weights are better than another's
     if tree["training"]["precision"] == "auto":
         tree["training"]["precision"] = precision
-    tree["description"] = description(seeds)
+    tree["description"] = description(seeds, splits)
+    if splits is not None:
+        tree["data"] |= {"split_seed": study.data.split_seed + (study.data.splits or 1), "splits": splits}
     del tree["baseline"]
     return tree
 

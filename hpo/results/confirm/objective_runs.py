@@ -35,9 +35,10 @@ def objective_tree(study: ObjectiveStudy, configurations: Sequence[Values], seed
     return tree | {"description": description(seeds)}
 
 
-def description(seeds: int) -> str:
+def description(seeds: int, splits: int | None = None) -> str:
     """Return the description of a confirming study."""
-    return f"The best configurations of a study and its baseline, each under {seeds} fresh seeds."
+    fresh = f"{seeds} fresh seeds{'' if splits is None else f' on {splits} fresh splits'}"
+    return f"The best configurations of a study and its baseline, each under {fresh}."
 
 
 def objective_baseline(study: ObjectiveStudy, trials: Iterable[FrozenTrial]) -> Values:

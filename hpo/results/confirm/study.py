@@ -21,7 +21,6 @@ from hpo.results.confirm.objective_runs import is_objective_baseline, objective_
 from hpo.results.derived_names import with_suffix
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import ranked_configurations
-from hpo.search.comparability import same_data
 from hpo.search.points import baseline
 from hpo.search.space import Values, is_whole, settings
 from hpo.search.study_records import CODE, DATA, RUN, any_stored_study, user_attrs_of
@@ -67,9 +66,10 @@ class Candidate:
         return self.label if self.trial is None else f"{self.label} (trial {self.trial})"
 
 
-def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -> AnyStudy:
-    """Store and return a study that confirms the `top` best configurations of a study under so many seeds.
+def create_confirming_study(storage: Storage, name: str, top: int, seeds: int, splits: int | None = None) -> AnyStudy:
+    """Store and return a study that confirms the `top` best configurations of a study under so many seeds and splits.
 
+    Without `splits`, all runs have the split of the study.
     If it exists, even under another name, it is returned as it is, and no data are needed. A new one gets the first
     free name. Raises HpoError where no trial has completed, and where the data are not the study's.
     """
@@ -80,10 +80,14 @@ def create_confirming_study(storage: Storage, name: str, top: int, seeds: int) -
     study, attrs = any_stored_study(original), user_attrs_of(original)
     candidates = _candidates(storage, study, original._study_id, top)
     points = [candidate.params for candidate in candidates]
+    if splits is not None and splits > seeds:
+        raise UsageError(f"--splits: must be at most --seeds, {seeds} (got {splits})")
     if isinstance(study, ObjectiveStudy):
+        if splits is not None:
+            raise UsageError(f"--splits: not possible with study '{name}', whose function splits the data itself")
         tree = objective_tree(study, points, seeds)
     else:
-        tree = network_tree(study, points, seeds, str(attrs[RUN]["precision"]))
+        tree = network_tree(study, points, seeds, splits, str(attrs[RUN]["precision"]))
     record = {
         "study": name,
         "identity": identity(attrs, name),
@@ -155,7 +159,7 @@ def _is_confirmed_by(
 def _are_same_runs(attrs: Mapping[str, Any], original: Mapping[str, Any]) -> bool:
     """Return whether two studies have the same data, or objective functions with the same code."""
     if DATA in original:
-        return same_data(attrs[DATA], original[DATA])
+        return bool(attrs[DATA]["sha256"] == original[DATA]["sha256"])
     files, others = attrs[CODE]["files"], original[CODE]["files"]
     return all(others.get(file, content) == content for file, content in files.items())
 

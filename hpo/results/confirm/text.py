@@ -17,6 +17,7 @@ from hpo.text import columns, join_and
 
 CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
 CORRECTED = "paired tests, Holm's correction"
+RESAMPLED = "corrected resampled t-tests, Holm's correction"
 
 
 class ConfirmationResult(Result[Confirmation]):
@@ -39,8 +40,12 @@ class ConfirmationResult(Result[Confirmation]):
         metric = metric_label(found.study.search.first_metric)
         rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
         so_far = f", so far ({found.left} of {trials} runs are left)" if found.left else ", best first"
-        head = f"{found.original}: mean {metric} over {found.seeds} fresh seeds{so_far}"
+        head = f"{found.original}: mean {metric} over {_runs_text(found)}{so_far}"
         return [head, *columns(rows).splitlines(), *([] if found.left else conclusions(found))]
+
+
+def _runs_text(found: Confirmation) -> str:
+    return f"{found.seeds} fresh seeds{'' if found.splits is None else f' on {found.splits} fresh splits'}"
 
 
 def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
@@ -54,17 +59,17 @@ def conclusions(found: Confirmation) -> list[str]:
     if found.ignores_seeds:
         runs = f"all {found.seeds} runs of each configuration gave the same value"
         return [f"{runs}: the function does not use trial.user_attrs['seed']", *lines, *_missing_lines(found)]
-    label = found.winner.candidate.title
+    label, tests = found.winner.candidate.title, CORRECTED if found.splits is None else RESAMPLED
     alike = [other for other, each in found.others.items() if each.p is None or each.p >= SIGNIFICANT]
     behind = [other for other, each in found.others.items() if other not in alike and not _is_better(found, each)]
     if alike:
-        lines.append(f"{label} cannot be told apart from {join_and(alike)} ({CORRECTED})")
+        lines.append(f"{label} cannot be told apart from {join_and(alike)} ({tests})")
     if behind:
         lines.append(
-            f"{label} ranks before {join_and(behind)}, better on the common seeds but with failed runs ({CORRECTED})"
+            f"{label} ranks before {join_and(behind)}, better on the common seeds but with failed runs ({tests})"
         )
     if found.others and not alike and not behind:
-        lines.append(f"{label} is better than every other configuration of the search ({CORRECTED})")
+        lines.append(f"{label} is better than every other configuration of the search ({tests})")
     return [*lines, *_missing_lines(found)]
 
 
@@ -82,12 +87,13 @@ def _missing_lines(found: Confirmation) -> list[str]:
 def winner_tree(found: Confirmation) -> dict[str, Any]:
     """Return the numbers of the winner."""
     winner, gain = found.winner, found.gain
-    seeds = sorted(winner.scores)
+    seeds, split_seeds = sorted(winner.scores), found.split_seeds(winner)
     return {
         "study": found.study.name,
         "label": winner.candidate.label,
         "seeds": seeds,
         "scores": [winner.scores[seed] for seed in seeds],
+        **({"split_seeds": [split_seeds[seed] for seed in seeds]} if split_seeds else {}),
         "failed": winner.failed,
         "mean": winner.estimate.mean,
         "sd": winner.estimate.sd,

@@ -27,6 +27,7 @@ from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score, values_of
 from hpo.results.selection import completed_trial, params_of
 from hpo.results.study_facts import counts_by_state, metrics_of, reported_curve
+from hpo.search.points import trial_split
 from hpo.search.study_records import (
     CODE,
     CURVE,
@@ -106,7 +107,7 @@ def _network_trial(
     config = config_as_trained(study, trial)
     if confirmation is not None:
         config = with_epochs(config, confirmation.winner_epochs)
-    precision = precision_of(config, attrs[RUN]["precision"])
+    precision, split = precision_of(config, attrs[RUN]["precision"]), trial_split(study, trial.number)
     curve = trial.system_attrs.get(CURVE, {})
     worker = trial.system_attrs.get(WORKER, {})  # processes may train on several devices
     return {
@@ -118,7 +119,7 @@ def _network_trial(
         "value": score(trial),
         **values_of(study.search.metrics, trial),
         "params": params,
-        "config": best_config(study, config, precision),
+        "config": best_config(study, config, precision, split),
         "epochs": len(curve.get(study.search.first_metric, ())) or config.training.epochs,
         "seed": trial.user_attrs["seed"],
         "curve": curve,
@@ -127,7 +128,7 @@ def _network_trial(
         "trials": counts_by_state(found.states),
         "confirmed": None if confirmation is None else winner_tree(confirmation),
         "verified": certificate_of(attrs, study.name),
-        "data": attrs[DATA],
+        "data": _data_of_split(attrs[DATA], split),
         **({"code": attrs[CODE]} if CODE in attrs else {}),
         **provenance(),
     }
@@ -163,10 +164,11 @@ def _directions(found: StudySummary) -> list[str]:
     return [direction.name.lower() for direction in found.directions]
 
 
-def best_config(study: Study, config: Config, precision: str) -> dict[str, Any]:
+def best_config(study: Study, config: Config, precision: str, split: int = 0) -> dict[str, Any]:
     """Return the resolved study file of one configuration: its values in the place of the search space.
 
-    `precision` replaces "auto", so that a replay on another device trains in the same one.
+    `precision` replaces "auto", so that a replay on another device trains in the same one. `split` is the index of the
+    trial's split, which is the only one in the file.
     """
     tree = study.resolved()
     for section in SEARCHABLE:
@@ -177,4 +179,13 @@ def best_config(study: Study, config: Config, precision: str) -> dict[str, Any]:
     tree["name"] = with_suffix(study.name, SUFFIX)
     tree["search"] |= {"trials": 1, "points": [], "repeats": 1, "start_from": []}
     tree["baseline"] = {}
+    if tree["data"].pop("splits", None) is not None:
+        tree["data"]["split_seed"] += split
     return tree
+
+
+def _data_of_split(record: Mapping[str, Any], split: int) -> dict[str, Any]:
+    """Return the data record of a study with the split of that index only."""
+    others = record.get("other_splits_sha256", ())
+    found = {key: value for key, value in record.items() if key != "other_splits_sha256"}
+    return found | {"split_sha256": (record["split_sha256"], *others)[split]}

@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from hpo.data import load_split
 from hpo.results.figures.style import BLUE, GREY, message, new_figure, plain, short
+from hpo.search.plan import load_splits
 from hpo.search.points import baseline, trial_seed
 from hpo.search.space import decode
 from hpo.search.study_records import check_data, stored_study
@@ -64,7 +64,7 @@ def initial_networks(storage: Storage, name: str) -> list[InitialNetwork]:
     study = stored_study(stored)
     if study.first_settings.network.kind == "module":
         return []
-    split = load_split(study)
+    split = load_splits(study)[0]
     check_data(study, split, stored)
     inputs = split.train.inputs[:EXAMPLES]
     settings = [study.first_settings.network.model_copy(update={"init": init}) for init in _inits(study)]

@@ -224,7 +224,7 @@ def _train(
             loss = result.metrics[number]["train_loss"]
             say(f"{study.name}: epoch {result.epoch}/{epochs}, training loss {loss:.4f}")
 
-    trainer = Trainer(to_planned_device(study, planned), precision, say)
+    trainer = Trainer(to_planned_device(study, planned)[0], precision, say)
     outcome = trainer.run(
         [Member(number, config, seed)],
         metric=study.search.first_metric,

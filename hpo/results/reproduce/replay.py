@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AllowInfNan, BeforeValidator, Field, ValidationError
 
-from hpo.data import Split
+from hpo.data import Split, load_split
 from hpo.errors import CodeError, HpoError, UsageError
 from hpo.results.certificate import largest_text
 from hpo.results.export.best import VERSION
@@ -23,7 +23,6 @@ from hpo.results.output import Result
 from hpo.results.ranking import metric_label
 from hpo.results.reproduce.retrain import Retrained, StoredTrial, retrain
 from hpo.search.plan import plan
-from hpo.search.study_records import Curve
 from hpo.studyfile import Study, parse_study
 from hpo.studyfile.messages import dotted_key, format_value, truncate, validation_problems
 from hpo.studyfile.reading import EXPORT, OBJECTIVE_EXPORT, base_folder, read_tree
@@ -36,10 +35,11 @@ Number = Annotated[float, AllowInfNan(True), BeforeValidator(decode_non_finite)]
 
 
 class _Confirmed(FileModel):
-    """The seeds and scores of an exported confirmation."""
+    """The runs of an exported confirmation; `split_seeds` where they have several splits."""
 
     seeds: list[Natural] = Field(min_length=1)
     scores: list[Number]
+    split_seeds: list[Natural] | None = None
 
 
 class _Exported(FileModel):
@@ -90,13 +90,18 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
         shorter = config.training.patience is not None and 0 < len(values) < config.training.epochs
         if len(values) != config.training.epochs and not shorter:
             raise UsageError(f"{path}: curve.{metric}: must have a value an epoch, {config.training.epochs} in all")
-    seeds: dict[int, tuple[float, Curve]] = {exported.seed: (exported.value, exported.curve)}
+    trials = [StoredTrial(Member(0, config, exported.seed), exported.value, exported.curve)]
     if "confirmed" in tree:
-        seeds = {seed: (score, {}) for seed, score in _confirmed(tree["confirmed"], path).items()}
-    trials = [
-        StoredTrial(Member(number, config, seed), score, curve)
-        for number, (seed, (score, curve)) in enumerate(seeds.items())
-    ]
+        runs = _confirmed(tree["confirmed"], path)
+        splits = dict.fromkeys(runs.split_seeds or ())
+        if splits:
+            first, *others = (load_split(study.with_value("data", "split_seed", seed)) for seed in splits)
+            planned = replace(planned, split=first, other_splits=tuple(others))
+        indices = [[*splits].index(seed) for seed in runs.split_seeds or ()] or len(runs.seeds) * [0]
+        trials = [
+            StoredTrial(Member(number, config, seed, split=split), score, {})
+            for number, (seed, score, split) in enumerate(zip(runs.seeds, runs.scores, indices, strict=True))
+        ]
     return Replay(study, tuple(retrain(study, planned, exported.precision, trials, stop, say)))
 
 
@@ -154,12 +159,14 @@ def _read_export(path: Path) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if value is not None}
 
 
-def _confirmed(tree: Any, path: Path) -> dict[int, float]:
-    """Return the scores of a confirmation by seed."""
+def _confirmed(tree: Any, path: Path) -> _Confirmed:
+    """Return the runs of a confirmation: seeds, scores and, where they have several splits, seeds of the splits."""
     confirmed = _checked(_Confirmed, tree, path, "confirmed")
-    if len(confirmed.scores) != len(confirmed.seeds):
-        raise UsageError(f"{path}: confirmed.scores: must have a score for each of the seeds")
-    return dict(zip(confirmed.seeds, confirmed.scores, strict=True))
+    for key, values in (("scores", confirmed.scores), ("split_seeds", confirmed.split_seeds)):
+        if values is not None and len(values) != len(confirmed.seeds):
+            problem = f"must have {'a score' if key == 'scores' else 'one'} for each of the seeds"
+            raise UsageError(f"{path}: confirmed.{key}: {problem}")
+    return confirmed
 
 
 def _checked(model: type[AnyModel], tree: Any, path: Path, *above: str) -> AnyModel:

@@ -54,7 +54,8 @@ def retrain(
 
     Raises HpoError for a trial that fails now, and InterruptionError where `stop` is set before the end.
     """
-    trainer = Trainer(to_planned_device(study, planned), precision, say)
+    split, *others = to_planned_device(study, planned)
+    trainer = Trainer(split, precision, say, others=others)
     found = []
     for trial in trials:
         number = trial.member.number

@@ -13,13 +13,12 @@ from hpo.results.certificate import VERIFIED, Certificate
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score
 from hpo.results.reproduce.retrain import Retrained, StoredTrial, retrain
-from hpo.search.plan import plan_stored
+from hpo.search.plan import member_of, plan_stored
 from hpo.search.study_records import CURVE, RUN, config_as_trained, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, best_trials, load_study
 from hpo.studyfile import Study
 from hpo.text import utc_text
 from hpo.training.devices import describe_device
-from hpo.training.stack import Member
 from hpo.versions import versions
 
 
@@ -60,7 +59,7 @@ def _spread(storage: Storage, study_id: int, complete: Sequence[FrozenTrial], co
 
 
 def _stored(study: Study, trial: FrozenTrial) -> StoredTrial:
-    member = Member(trial.number, config_as_trained(study, trial), trial.user_attrs["seed"])
+    member = member_of(study, trial.number, config_as_trained(study, trial), trial.user_attrs["seed"])
     return StoredTrial(member, score(trial), trial.system_attrs.get(CURVE, {}))
 
 
