@@ -187,8 +187,9 @@ def predict(
 
     Images are uint8 as in the data set, or floats from 0, black, to 1, white; other examples are numbers as in the data
     set, with the axes of the data set. A table has the feature columns of the training table, in any order. The output
-    is CSV with the columns image (the number of the example) or row, class, probability. For other tasks than
-    classification it has the column example, and one for each predicted number or each label's probability.
+    is CSV with the columns image (the number of the example, from 0), class, probability. For other tasks than
+    classification it has the column example, and one for each predicted number or each label's probability. A table
+    has the column row instead, the number of the row in the file, where the header of a CSV file is row 1.
     """
     write_output(str(hpo.predict(folder, examples, device=device)), output)
 

@@ -17,7 +17,7 @@ from hpo.data import load_split, load_test, load_whole
 from hpo.errors import HpoError, UsageError
 from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.model_card import CARD_FILE
-from hpo.results.final_test.predict import predictions
+from hpo.results.final_test.predict import TargetPredictions, predictions
 from hpo.search.study_records import stored_study
 from hpo.storage import Storage, load_study, open_storage
 from hpo.studyfile import Study, parse_study
@@ -77,6 +77,14 @@ def test_predictions_are_those_of_the_test(searched: Path, name: str, tmp_path: 
     right = [row["class"] == answer for row, (*_, answer) in zip(rows, cells, strict=True)]
     result = json.loads((searched / name / "result.json").read_text())
     assert np.mean(right) == result["test"]["accuracy"]
+
+
+def test_numbers_predicted_for_a_table_have_the_numbers_of_its_rows() -> None:
+    values = np.array([[1.5], [2.0]])
+    found = TargetPredictions(np.array([2, 4]), values, ("value",))
+    assert str(found) == "row,value\n2,1.5\n4,2\n"
+    assert found.tree() == {"predictions": [{"row": 2, "value": 1.5}, {"row": 4, "value": 2.0}]}
+    assert str(TargetPredictions(None, values, ("value",))) == "example,value\n0,1.5\n1,2\n"
 
 
 def test_the_model_card_has_the_preprocessing_of_the_rows_that_the_network_saw(searched: Path) -> None:

@@ -40,31 +40,39 @@ NUMBERS_AT_ONCE = 2**28
 """Largest number of inputs and activations of these examples."""
 
 
-class _Csv(Output):
-    """Predictions, of which `str()` is CSV."""
+@dataclass(frozen=True, eq=False)
+class _Numbered(Output):
+    """Predictions, of which `str()` is CSV with one line for each example.
+
+    `rows` are the numbers that the rows of a table have in its file, None for other examples.
+    """
+
+    rows: NDArray[np.int64] | None
 
     def lines(self) -> list[str]:
         """Return the lines of the CSV file."""
         return str(self).splitlines()
 
+    def numbers(self, examples: int) -> list[int]:
+        """Return the number of each example: of its row in the file, or from 0."""
+        return list(range(examples)) if self.rows is None else self.rows.tolist()
+
 
 @dataclass(frozen=True, eq=False)
-class Predictions(_Csv):
-    """The most probable class of each example and its probability, [N]; `str()` is CSV with one line for each example.
+class Predictions(_Numbered):
+    """The most probable class of each example and its probability, [N].
 
-    `names` are the names of the classes; CSV and JSON have the name of a class. `rows` are the numbers that the rows of
-    a table have in its file, None for other examples.
+    `names` are the names of the classes; CSV and JSON have the name of a class.
     """
 
     classes: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     names: tuple[str, ...]
-    rows: NDArray[np.int64] | None = None
 
     def tree(self) -> dict[str, Any]:
         """Return for each example its number, the name of its class and the probability."""
-        key, numbers = ("image", np.arange(len(self.classes))) if self.rows is None else ("row", self.rows)
-        found = zip(numbers.tolist(), self.classes.tolist(), self.probabilities.tolist(), strict=True)
+        key, numbers = "image" if self.rows is None else "row", self.numbers(len(self.classes))
+        found = zip(numbers, self.classes.tolist(), self.probabilities.tolist(), strict=True)
         rows = [{key: number, "class": self.names[label], "probability": p} for number, label, p in found]
         return {"predictions": rows}
 
@@ -79,25 +87,31 @@ class Predictions(_Csv):
 
 
 @dataclass(frozen=True, eq=False)
-class TargetPredictions(_Csv):
+class TargetPredictions(_Numbered):
     """The numbers that a regression predicts, or the probabilities of several labels, [N, columns].
 
-    `str()` is CSV with one line for each example. `names` are the names of the columns.
+    `names` are the names of the columns.
     """
 
     values: NDArray[np.float64]
     names: tuple[str, ...]
 
+    @property
+    def _key(self) -> str:
+        return "example" if self.rows is None else "row"
+
     def tree(self) -> dict[str, Any]:
         """Return for each example its number and the value of each column by name."""
-        rows = [{"example": i, **dict(zip(self.names, row, strict=True))} for i, row in enumerate(self.values.tolist())]
+        numbered = zip(self.numbers(len(self.values)), self.values.tolist(), strict=True)
+        rows = [{self._key: number, **dict(zip(self.names, row, strict=True))} for number, row in numbered]
         return {"predictions": rows}
 
     def __str__(self) -> str:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["example", *self.names])
-        rows.writerows([i, *(f"{value:.6g}" for value in row)] for i, row in enumerate(self.values.tolist()))
+        rows.writerow([self._key, *self.names])
+        numbered = zip(self.numbers(len(self.values)), self.values.tolist(), strict=True)
+        rows.writerows([number, *(f"{value:.6g}" for value in row)] for number, row in numbered)
         return text.getvalue()
 
 
@@ -119,6 +133,10 @@ def _batches(model: Model, inputs: NDArray[Any] | TableRows, path: Path) -> Iter
         yield start, torch.from_numpy(_prepared(inputs, slice(start, start + at_once), path, model))
 
 
+def _numbers_in_file(inputs: NDArray[Any] | TableRows) -> NDArray[np.int64] | None:
+    return inputs.lines if isinstance(inputs, TableRows) else None
+
+
 def _targets(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder: Path) -> TargetPredictions:
     """Return the numbers of a regression in the user's unit, or the probabilities of labels."""
     parts = []
@@ -130,11 +148,12 @@ def _targets(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder:
         else:
             values = outputs.sigmoid()
         if not values.isfinite().all():
-            raise _not_finite(folder, path, start + int(values.isfinite().all(1).logical_not().nonzero()[0]))
+            raise _not_finite(folder, path, inputs, start + int(values.isfinite().all(1).logical_not().nonzero()[0]))
         parts.append(values.numpy())
     columns = model.names if model.scaling is None else tuple(f"column {i}" for i in range(len(model.scaling[0])))
     found = np.concatenate(parts) if parts else np.zeros((0, len(columns)))
-    return TargetPredictions(found, ("value",) if model.scaling is not None and len(columns) == 1 else columns)
+    names = ("value",) if model.scaling is not None and len(columns) == 1 else columns
+    return TargetPredictions(_numbers_in_file(inputs), found, names)
 
 
 def _classes(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder: Path) -> Predictions:
@@ -142,15 +161,15 @@ def _classes(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder:
     for start, some in _batches(model, inputs, path):
         best = _called(partial(log_probabilities, model.network, some), len(some), folder).max(1)
         if not best.values.isfinite().all():
-            raise _not_finite(folder, path, start + int(best.values.isfinite().logical_not().nonzero()[0]))
+            raise _not_finite(folder, path, inputs, start + int(best.values.isfinite().logical_not().nonzero()[0]))
         classes[start : start + len(some)] = best.indices
         probabilities[start : start + len(some)] = best.values.exp()
-    rows = inputs.lines if isinstance(inputs, TableRows) else None
-    return Predictions(classes, probabilities, model.names, rows)
+    return Predictions(_numbers_in_file(inputs), classes, probabilities, model.names)
 
 
-def _not_finite(folder: Path, path: Path, example: int) -> HpoError:
-    return HpoError(f"{folder}: the network's output for example {example} of {path} is NaN or infinite")
+def _not_finite(folder: Path, path: Path, inputs: NDArray[Any] | TableRows, index: int) -> HpoError:
+    example = f"row {inputs.lines[index]}" if isinstance(inputs, TableRows) else f"example {index}"
+    return HpoError(f"{folder}: the network's output for {example} of {path} is NaN or infinite")
 
 
 def _called(call: Callable[[], Tensor], examples: int, folder: Path) -> Tensor:
