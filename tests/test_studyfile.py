@@ -348,7 +348,10 @@ class TestErrors:
             ({"name": " a"}, "name: must not begin or end with a space (got ' a')"),
             ({"data__validation": 1}, "data.validation: must be below 1 (got 1)"),
             ({"data__validation": 0.0}, "data.validation: must be above 0 (got 0.0)"),
-            ({"data__validation": True}, "data.validation: must be auto or a number above 0 and below 1 (got true)"),
+            (
+                {"data__validation": True},
+                "data.validation: must be auto, a file, or a number above 0 and below 1 (got true)",
+            ),
             ({"data__train_size": 1}, "data.train_size: must be at least 2 (got 1)"),
             ({"data__stratify": 1}, "data.stratify: must be auto, true or false (got 1)"),
             ({"data__stratify": "yes"}, "data.stratify: unknown stratify 'yes'; known: auto, true or false"),

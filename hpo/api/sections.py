@@ -81,13 +81,13 @@ class Data(Section):
 
     `dataset` is "digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes", "table:FILE",
     "npz:FILE", "folder:FOLDER" or "FILE.py:FUNCTION". `validation` is the fraction for the validation split (above 0,
-    below 1), `groups` the name of an array or column, `folds` the number of folds of a cross-validation, `splits`
-    the number of splits over which `repeats` are spread. The keywords
+    below 1), or for a table the file with the validation set, `groups` the name of an array or column, `folds` the
+    number of folds of a cross-validation, `splits` the number of splits over which `repeats` are spread. The keywords
     from `target` on are for a table.
     """
 
     dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes"] | str
-    validation: float | Literal["auto"] = "auto"
+    validation: float | str = "auto"
     train_size: int | None = None
     split_seed: int = 0
     stratify: bool | Literal["auto"] = "auto"
@@ -116,11 +116,12 @@ class Task(Section):
 class Preprocess(Section):
     """`[preprocess]`: the preprocessing of the inputs, which is fitted on training examples only.
 
-    `impute` and `unknown` are for a table.
+    `impute`, `categorical` and `unknown` are for a table.
     """
 
     standardize: bool = False
     impute: Literal["none", "median", "mean", "most_frequent"] = "none"
+    categorical: Literal["onehot", "embedding"] = "onehot"
     unknown: Literal["error", "ignore"] = "error"
     image: Literal["none", "per-channel"] = "none"
 

@@ -4,8 +4,9 @@ scikit-learn fits (SimpleImputer, OneHotEncoder, StandardScaler). What it finds 
 strings, `FittedPreprocessing`, which is JSON in a model folder, and applied by NumPy. So a fitted preprocessing is read
 from JSON without a pickle, and applying it needs no scikit-learn.
 
-The inputs of a table are its number columns in their order, then a column of 0 and 1 for each category of the
-categorical columns. An unknown category has only zeros.
+The inputs of a table are its number columns in their order, then those of its categorical columns: a column of 0 and 1
+for each category, only zeros for an unknown one; or one column of indices for an embedding, from 1 in alphabetical
+order, where index 0 is an unknown or missing category.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ Inputs = Array | TableRows
 """Inputs before preprocessing: arrays [N, ...], or rows of a table."""
 
 MAX_CATEGORIES = 1_000
-"""Largest number of categories of a column."""
+"""Largest number of categories of a column that has an input for each category."""
+
+MAX_INDICES = 50_000
+"""Largest number of categories of all embedded columns: a model card has their names, and float32 the exact indices."""
 
 AT_ONCE = 2**22
 """Largest number of values that are converted to float64 at once."""
@@ -39,7 +43,9 @@ class FittedPreprocessing(BaseModel):
 
     `numeric` and `categorical` are the columns of a table, empty for arrays. `mean` and `scale` have a number for each
     number column, or for each feature or channel of an array. `fill_numbers` and `fill_categories` replace missing
-    values. `padding` is the number of zeros at the end of a table's inputs.
+    values; without `fill_numbers` a missing value is an error. `indices` is the number of indices of each categorical
+    column for an embedding, empty where inputs are 0 and 1. `padding` is the number of zeros at the end of a table's
+    inputs.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
@@ -51,6 +57,7 @@ class FittedPreprocessing(BaseModel):
     mean: list[float] | None = None
     scale: list[float] | None = None
     categories: list[list[str]] = []
+    indices: list[Annotated[int, Field(ge=1, lt=2**31)]] = []
     unknown: Literal["error", "ignore"] = "error"
     kind: Literal["table", "rows", "images"] = "rows"
     padding: Annotated[int, Field(ge=0)] = 0
@@ -66,6 +73,8 @@ class FittedPreprocessing(BaseModel):
         for texts in (self.categories, self.fill_categories):
             if texts is not None and len(texts) != len(self.categorical):
                 raise ValueError("lists of different lengths")
+        if self.indices and any(n <= len(c) for n, c in zip(self.indices, self.categories, strict=True)):
+            raise ValueError("more categories than indices")
         if (self.mean is None) != (self.scale is None) or any(each <= 0 for each in self.scale or ()):
             raise ValueError("invalid scale")
         return self
@@ -78,7 +87,7 @@ class FittedPreprocessing(BaseModel):
     @property
     def features(self) -> int:
         """The number of input columns of a table."""
-        return len(self.numeric) + sum(map(len, self.categories)) + self.padding
+        return len(self.numeric) + (len(self.indices) or sum(map(len, self.categories))) + self.padding
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Return whether the inputs of a network, each of this shape, may come from this preprocessing."""
@@ -116,34 +125,42 @@ class FittedPreprocessing(BaseModel):
             result[:, :first] = numbers
         rows.require(~np.isnan(numbers), rows.numeric, lambda row, column: _MISSING)
         rows.require(np.isfinite(result[:, :first]), rows.numeric, lambda row, column: "is too large for float32")
-        for names, codes in zip(self.categories, self._codes(rows).T, strict=True):
+        found = self._codes(rows)
+        if self.indices:
+            result[:, first:] = found
+            return result
+        for names, codes in zip(self.categories, found.T, strict=True):
             known = np.flatnonzero(codes)
             result[known, first + codes[known] - 1] = 1
             first += len(names)
         return result
 
     def _codes(self, rows: TableRows) -> NDArray[np.int64]:
-        """Return the numbers of the categories from 1, and 0 for unknown ones, [N, columns]."""
+        """Return the numbers of the categories from 1, and 0 for unknown and missing ones, [N, columns]."""
         found = _filled(rows.categories, self.fill_categories)
-        rows.require(found != None, rows.categorical, lambda row, column: _MISSING)  # noqa: E711 - elementwise
+        has_value: NDArray[np.bool_] = found != None  # noqa: E711 - elementwise
+        if not self.indices or self.fill_numbers is None:
+            rows.require(has_value, rows.categorical, lambda row, column: _MISSING)
         codes = np.zeros(found.shape, np.int64)
         for column, names in enumerate(self.categories):
             numbers = {name: number for number, name in enumerate(names, start=1)}
             codes[:, column] = [numbers.get(text, 0) for text in found[:, column]]
         if self.unknown == "error":
-            rows.require(codes > 0, rows.categorical, lambda row, column: _unknown(found[row, column]))
+            rows.require((codes > 0) | ~has_value, rows.categorical, lambda row, column: _unknown(found[row, column]))
         return codes
 
 
 def of_one_width(fitted: Sequence[FittedPreprocessing]) -> list[FittedPreprocessing]:
     """Return the preprocessings of folds with inputs of the same width, which all folds of a network need.
 
-    Training rows may lack a category that those of other folds have: zeros take the place of its column.
+    Training rows may lack a category that those of other folds have: zeros take the place of its column, and an
+    embedding has an index that they do not use.
     """
+    if fitted[0].kind != "table":
+        return list(fitted)
     widest = max(each.features for each in fitted)
-    return [
-        each.model_copy(update={"padding": widest - each.features}) if each.kind == "table" else each for each in fitted
-    ]
+    indices = [max(counts) for counts in zip(*(each.indices for each in fitted), strict=True)]
+    return [each.model_copy(update={"padding": widest - each.features, "indices": indices}) for each in fitted]
 
 
 _MISSING = "the value is missing: set preprocess.impute, or remove the row"
@@ -186,13 +203,16 @@ class Preprocessing:
             if empty:
                 raise DataError(f"{rows.file}: column '{name}' has no value among the training rows: leave it out")
         numbers, fill_numbers, fill_categories = rows.numbers, None, None
+        is_embedded = settings.categorical == "embedding"
         if settings.impute != "none":
             fill_numbers = _imputed(numbers, np.nan, settings.impute)
-            fill_categories = _imputed(rows.categories, None, "most_frequent")
+            fill_categories = None if is_embedded else _imputed(rows.categories, None, "most_frequent")
             numbers = np.where(np.isnan(numbers), fill_numbers, numbers)
         rows.require(~np.isnan(numbers), rows.numeric, lambda row, column: _MISSING)
-        categories = _filled(rows.categories, fill_categories)
-        rows.require(categories != None, rows.categorical, lambda row, column: _MISSING)  # noqa: E711 - elementwise
+        found = _filled(rows.categories, fill_categories)
+        if not is_embedded or settings.impute == "none":
+            rows.require(found != None, rows.categorical, lambda row, column: _MISSING)  # noqa: E711 - elementwise
+        categories = _categories(found, rows.categorical, is_embedded)
         mean, scale = _standardization([numbers]) if settings.standardize and rows.numeric else (None, None)
         return FittedPreprocessing(
             kind="table",
@@ -202,22 +222,30 @@ class Preprocessing:
             fill_categories=fill_categories,
             mean=mean,
             scale=scale,
-            categories=_categories(categories, rows.categorical),
+            categories=categories,
+            indices=[1 + len(each) for each in categories] if is_embedded else [],
             unknown=settings.unknown,
         )
 
 
-def _categories(found: NDArray[np.object_], names: Sequence[str]) -> list[list[str]]:
-    """Return the categories of each column, in alphabetical order."""
+def _categories(found: NDArray[np.object_], names: Sequence[str], is_embedded: bool) -> list[list[str]]:
+    """Return the categories of each column, in alphabetical order. None among them, a missing one, is left out."""
     if not names:
         return []
     from sklearn.preprocessing import OneHotEncoder
 
-    categories: list[list[str]] = [each.tolist() for each in OneHotEncoder().fit(found).categories_]
+    fitted = OneHotEncoder().fit(found).categories_
+    categories = [[name for name in each.tolist() if name is not None] for each in fitted]
+    key = "data.categorical"
     for name, each in zip(names, categories, strict=True):
-        if len(each) > MAX_CATEGORIES:
+        if len(each) > MAX_CATEGORIES and not is_embedded:
             problem = f"column '{name}' has {len(each):,} categories, at most {MAX_CATEGORIES:,} are possible"
-            raise SettingError("data.categorical", f"{problem}: leave it out of data.features")
+            advice = 'leave it out of data.features, or set preprocess.categorical = "embedding"'
+            raise SettingError(key, f"{problem}: {advice}")
+    count = sum(map(len, categories))
+    if count > MAX_INDICES and is_embedded:
+        problem = f"the columns have {count:,} categories, at most {MAX_INDICES:,} are possible"
+        raise SettingError(key, f"{problem}: leave a column out of data.features")
     return categories
 
 

@@ -122,16 +122,27 @@ def _table_source(path: str, data: DataSettings, folder: Path, task: str) -> Sou
     if task == "classification" and len(data.targets) != 1:
         problem = "a classification has one target; several need another task.kind"
         raise DataError(f"{path}: data.target names {len(data.targets)} columns, but {problem}")
+    file = _base(path, folder) / path
+    validation = None if data.validation == "auto" else _file_or_fraction(data.validation, folder)
+    test = None if data.test is None else _file_or_fraction(data.test, folder)
+    for key, other, known in (("validation", validation, [file]), ("test", test, [file, validation])):
+        if isinstance(other, Path) and any(isinstance(each, Path) and other.samefile(each) for each in known):
+            raise DataError(f"{other}: data.{key} is a file of other rows of the study, too: name a file of its own")
     return TableSource(
-        path=_base(path, folder) / path,
+        path=file,
         task=task,
         targets=data.targets,
         features=None if data.features is None else tuple(data.features),
         categorical=tuple(data.categorical or ()),
         groups=data.groups,
-        test=_base(data.test, folder) / data.test if isinstance(data.test, str) else data.test,
+        validation=validation,
+        test=test,
         is_time_order=data.order == "time",
     )
+
+
+def _file_or_fraction(given: str | float, folder: Path) -> Path | float:
+    return _base(given, folder) / given if isinstance(given, str) else given
 
 
 def _base(path: str, folder: Path) -> Path:

@@ -68,17 +68,18 @@ def _load(study: Study, whole: bool) -> Split:
     name, settings = study.data.dataset, study.data
     source = source_of(settings, study.folder, study.task.kind)
     raw = source.read_training()
-    if raw.read_validation is not None and settings.validation != "auto" and settings.stratify is not False:
-        problem = f"must not be given: {name} has a validation set (got {settings.validation:g})"
+    fraction = None if isinstance(settings.validation, str) else settings.validation
+    if raw.read_validation is not None and fraction is not None and settings.stratify is not False:
+        problem = f"must not be given: {name} has a validation set (got {fraction:g})"
         raise study.error("data.validation", problem)
     if raw.read_validation is not None and settings.folds is not None:
         raise study.error("data.folds", f"must not be given: {name} has a validation set (got {settings.folds})")
     unused, own, others = "", None, list[HoldOut]()
     if raw.read_validation is not None:
-        if settings.validation == "auto":
+        if fraction is None:
             own = raw.read_validation()
         else:
-            unused = f"{name}: its validation set is not used, because data.validation is {settings.validation:g}"
+            unused = f"{name}: its validation set is not used, because data.validation is {fraction:g}"
     held_out = raw if own is None else own
     try:
         if settings.folds is not None:

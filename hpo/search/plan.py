@@ -23,7 +23,7 @@ from hpo.search.space import Values, config_of
 from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.messages import dotted_key
-from hpo.training.device_data import DeviceSplit, IntegerShape, describe, example_shape, to_device
+from hpo.training.device_data import DeviceSplit, IntegerShape, describe, example_shape, split_shape, to_device
 from hpo.training.devices import describe_device, find_device, is_out_of_memory
 from hpo.training.grouping import PROOF_EXAMPLES, two_networks, why_not_stackable
 from hpo.training.networks.builtin import build
@@ -147,7 +147,7 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     with _network_errors(study, config):
         modes = _modes_of_one(study, folds)
         stacked = config.network.kind != "module" or _stacks(config, folds, outputs, where, modes)
-        size = member_size(config, example_shape(split.train.inputs), outputs, assumed, len(split.folds))
+        size = member_size(config, split_shape(split), outputs, assumed, len(split.folds))
     limit, network_is_searched = (
         study.search.limits.parameters,
         any(each.setting[0] == "network" for each in study.parameters),
@@ -279,7 +279,7 @@ def can_train(study: Study, values: Values) -> bool:
         _check_augmentation(study, split)
         with _network_errors(study, config):
             outputs = output_count(study.task, split)
-            size = member_size(config, example_shape(split.train.inputs), outputs, "float32")
+            size = member_size(config, split_shape(split), outputs, "float32")
     except HpoError:
         return False
     return limit is None or size.parameters <= limit
@@ -287,7 +287,7 @@ def can_train(study: Study, values: Values) -> bool:
 
 def _check_augmentation(study: Study, split: Split) -> None:
     """Raise StudyFileError for flips or shifts of examples that are no images, or a shift of an image's whole side."""
-    shape = example_shape(split.train.inputs)
+    shape = split_shape(split)
     if len(shape) != 3 or isinstance(shape, IntegerShape):
         for key in ("flip", "shift"):
             for place, value in study.possible_values(("training", key)).items():

@@ -182,6 +182,7 @@ class _Check:
         ]
         study = Study(source, parameters, first[0], self.outside_tables(first[0]), tuple(tables), folder)
         self.check_label_smoothing(study)
+        self.check_embedding(study)
         return study
 
     def add(self, path: Path, problem: str) -> None:
@@ -349,6 +350,16 @@ class _Check:
             for path, value in study.possible_values(("training", "label_smoothing")).items():
                 if value:
                     self.add(path, f"not used with task.loss = {loss} (got {format_value(value)})")
+
+    def check_embedding(self, study: Study) -> None:
+        """Find embeddings for networks that have none, and embeddings of no column."""
+        if study.preprocess.categorical == "embedding":
+            path: Path = ("preprocess", "categorical")
+            for kind in study.possible_values(("network", "kind")).values():
+                if kind != "mlp":
+                    self.add(path, f'must be "onehot" when network.kind = "{kind}": only mlp has embeddings of columns')
+            if not study.data.categorical:
+                self.add(path, "embedding is not used without data.categorical, the list of these columns")
 
     def check_candidates(self, path: Path, table: dict[str, Any]) -> Parameter | None:
         """Validate each candidate of a searched value; return the parameter, with the values that the models return."""

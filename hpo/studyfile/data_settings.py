@@ -54,6 +54,12 @@ def _check_user_data(dataset: str) -> str:
     return dataset
 
 
+def _checked_file(path: str, other: str) -> str:
+    if not (path.isprintable() and path.endswith(TABLE_FILES)):
+        raise ValueError(f"must be a {' or '.join(TABLE_FILES)} file, {other}")
+    return path
+
+
 DEFAULT_VALIDATION = 0.2
 """The fraction for the validation split where the data have no validation set."""
 
@@ -61,7 +67,7 @@ Column = Annotated[str, Field(min_length=1)]
 
 OF_TABLES = {
     "data": ("target", "features", "categorical", "test"),
-    "preprocess": ("impute", "unknown"),
+    "preprocess": ("impute", "categorical", "unknown"),
 }
 """Keys that are used only with a table, by section."""
 
@@ -78,9 +84,9 @@ class DataSettings(Settings):
         Field(title="data set", description=DATASETS),
     ]
     validation: Annotated[
-        Annotated[Literal["auto"], Tag("word")] | Annotated[float, Field(gt=0, lt=1), Tag("number")],
+        Annotated[str, Tag("word")] | Annotated[float, Field(gt=0, lt=1), Tag("number")],
         number_or(str, "word"),
-        Field(description="auto or a number above 0 and below 1"),
+        Field(description="auto, a file, or a number above 0 and below 1"),
     ] = "auto"
     train_size: Annotated[int, Field(ge=2, le=MAX_INT)] | None = None
     split_seed: Natural = 0
@@ -115,7 +121,16 @@ class DataSettings(Settings):
     @property
     def fraction(self) -> float:
         """The fraction of the training data for the validation split, where the data have no validation set."""
-        return DEFAULT_VALIDATION if self.validation == "auto" else self.validation
+        return DEFAULT_VALIDATION if isinstance(self.validation, str) else self.validation
+
+    @field_validator("validation")
+    @classmethod
+    def _check_validation(cls, validation: str | float, info: ValidationInfo) -> str | float:
+        if not isinstance(validation, str) or validation == "auto":
+            return validation
+        if not str(info.data.get("dataset")).startswith("table:"):
+            raise ValueError("must be auto or a number above 0 and below 1; a file is possible with a table only")
+        return _checked_file(validation, "auto or a fraction of the rows")
 
     @field_validator("order")
     @classmethod
@@ -163,9 +178,7 @@ class DataSettings(Settings):
     @field_validator("test")
     @classmethod
     def _check_test(cls, test: str | float | None) -> str | float | None:
-        if isinstance(test, str) and not (test.isprintable() and test.endswith(TABLE_FILES)):
-            raise ValueError(f"must be a {' or '.join(TABLE_FILES)} file, or a fraction of the rows")
-        return test
+        return _checked_file(test, "or a fraction of the rows") if isinstance(test, str) else test
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -178,5 +191,6 @@ class PreprocessSettings(Settings):
 
     standardize: bool = False
     impute: Literal["none", "median", "mean", "most_frequent"] = "none"
+    categorical: Literal["onehot", "embedding"] = "onehot"
     unknown: Literal["error", "ignore"] = "error"
     image: Literal["none", "per-channel"] = "none"

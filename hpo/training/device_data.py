@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
@@ -27,12 +27,28 @@ class IntegerShape(Shape):
     __slots__ = ()
 
 
+class IndexedShape(Shape):
+    """Shape of a row of a table whose last columns are indices for embeddings; `indices` is the number of each one's.
+
+    Such a table is float32 also where networks compute in bfloat16, which has no exact index above 256.
+    """
+
+    indices: tuple[int, ...]
+
+    def __new__(cls, sides: Shape, indices: Sequence[int]) -> Self:
+        """Return the shape `sides`, (features,), with these numbers of indices."""
+        shape = super().__new__(cls, sides)
+        shape.indices = tuple(indices)
+        return shape
+
+
 @dataclass(frozen=True)
 class DeviceSplit:
     """Training and validation examples [N, ...], targets, [N] int64 or [N, D], and the study's task, on one device.
 
     `seed` is the split's seed; the order of the batches is derived from it. With `data.folds` this is the first fold.
-    `compute` is the type that networks compute in, which is also the type of the examples unless these are integers.
+    `compute` is the type that networks compute in, which is also the type of the examples unless these are integers or
+    have indices. `indices` are those of an `IndexedShape`.
     """
 
     train: Tensor
@@ -42,6 +58,7 @@ class DeviceSplit:
     task: Task
     seed: int
     compute: torch.dtype = torch.float32
+    indices: tuple[int, ...] = ()
     other_folds: tuple[DeviceSplit, ...] = ()
 
     @property
@@ -57,7 +74,7 @@ class DeviceSplit:
     @property
     def shape(self) -> Shape:
         """Return the shape of one example."""
-        return example_shape(self.train)
+        return example_shape(self.train, self.indices)
 
     @property
     def device(self) -> torch.device:
@@ -66,13 +83,21 @@ class DeviceSplit:
 
     def in_type(self, dtype: torch.dtype) -> DeviceSplit:
         """Return the split for networks that compute in `dtype`; tensors that have their type are not copied."""
-        train, validation = (each.to(input_type(each, dtype)) for each in (self.train, self.validation))
+        exact = torch.float32 if self.indices and dtype != torch.float64 else dtype
+        train, validation = (each.to(input_type(each, exact)) for each in (self.train, self.validation))
         others = tuple(fold.in_type(dtype) for fold in self.other_folds)
         return replace(self, train=train, validation=validation, compute=dtype, other_folds=others)
 
 
-def example_shape(inputs: Tensor | NDArray[Any]) -> Shape:
-    """Return the shape of one of these examples, [N, ...]."""
+def split_shape(split: Split) -> Shape:
+    """Return the shape of one example of a split."""
+    return example_shape(split.train.inputs, split.preprocessing.indices)
+
+
+def example_shape(inputs: Tensor | NDArray[Any], indices: Sequence[int] = ()) -> Shape:
+    """Return the shape of one of these examples, [N, ...]; `indices` are those of an `IndexedShape`."""
+    if indices:
+        return IndexedShape(tuple(inputs.shape[1:]), indices)
     is_float = inputs.is_floating_point() if isinstance(inputs, Tensor) else inputs.dtype.kind == "f"
     return tuple(inputs.shape[1:]) if is_float else IntegerShape(inputs.shape[1:])
 
@@ -124,6 +149,7 @@ def to_device(split: Split, seed: int, device: torch.device, tasks: Sequence[Tas
             validation_targets=_targets(fold.validation, device),
             task=task.to(device),
             seed=seed,
+            indices=tuple(fold.preprocessing.indices),
         )
         for fold, task in zip(split.folds, tasks or len(split.folds) * [classification(split.classes)], strict=True)
     )

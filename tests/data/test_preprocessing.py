@@ -19,7 +19,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from hpo.data import Split, load_split, load_test, load_whole
 from hpo.data.preprocessing import FittedPreprocessing, Preprocessing
 from hpo.data.table_rows import TableRows
-from hpo.errors import SettingError, StudyFileError
+from hpo.errors import DataError, SettingError, StudyFileError
 from hpo.studyfile import PreprocessSettings, Study, parse_study
 
 
@@ -137,6 +137,12 @@ def test_each_fold_has_a_preprocessing_of_its_own_and_inputs_of_the_same_width(t
     whole = load_whole(study)
     assert (len(whole.train), len(whole.folds), whole.preprocessing.padding) == (48, 1, 0)
     assert sorted(paddings) in ([0, 0, 0], [0, 0, 1])  # the rare category may be sealed
+    embedded = load_split(table(tmp_path, frame, folds=3, categorical="embedding"))
+    counts = [len(fold.preprocessing.categories[0]) for fold in embedded.folds]
+    assert sorted(counts) == [4 - max(paddings), 4, 4] if max(paddings) else [3, 3, 3]
+    for fold in embedded.folds:
+        assert (fold.preprocessing.indices, fold.train.inputs.shape[1]) == ([1 + max(counts)], 2)
+        assert set(fold.train.inputs[:, 1].tolist()) == set(range(1, 1 + len(fold.preprocessing.categories[0])))
 
 
 def numbers_of(split: Split) -> list[int]:
@@ -146,6 +152,39 @@ def numbers_of(split: Split) -> list[int]:
     assert fitted.scale is not None
     column = split.train.inputs[:, 0].astype(float) * fitted.scale[0] + fitted.mean[0]
     return [round(number) for number in column]
+
+
+def test_embedded_categories_have_the_indices_of_the_alphabet_from_1_and_0_for_all_others() -> None:
+    training, others = some_rows(1, 60), some_rows(2, 60, words=6)
+    chosen = PreprocessSettings(standardize=True, impute="mean", categorical="embedding", unknown="ignore")
+    fitted = Preprocessing(chosen).fit(training)
+    assert fitted.indices == [5, 5]
+    for rows in (training, others):
+        found = fitted.apply(rows)[:, 2:]
+        for code, name in zip(found.ravel(), rows.categories.ravel(), strict=True):
+            assert code == (0 if name in (None, "w4", "w5") else 1 + int(name[1:]))
+    restored = FittedPreprocessing.model_validate_json(json.dumps(fitted.model_dump()))
+    np.testing.assert_array_equal(restored.apply(others), fitted.apply(others))
+    assert restored.fits((4,))
+    whole = TableRows(others.file, others.lines, ("a", "b"), np.ones((60, 2)), ("c", "d"), others.categories)
+    for update, problem in [({"unknown": "error"}, "the category 'w[45]' is"), ({"fill_numbers": None}, "is missing")]:
+        with pytest.raises(DataError, match=rf"some\.csv: row \d+, column '[cd]': .*{problem}"):
+            fitted.model_copy(update=update).apply(whole)
+    rows = training.take(np.flatnonzero(~np.isnan(training.numbers).any(1)))
+    with pytest.raises(DataError, match=r"column '[cd]': the value is missing: set preprocess\.impute"):
+        Preprocessing(PreprocessSettings(categorical="embedding")).fit(rows)
+    with pytest.raises(ValueError, match="more categories than indices"):
+        FittedPreprocessing.model_validate(fitted.model_dump() | {"indices": [5, 4]})
+
+
+@pytest.mark.parametrize("categorical", ["onehot", "embedding"])
+def test_a_column_with_too_many_categories_is_refused(
+    categorical: Literal["onehot", "embedding"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.data.preprocessing.MAX_CATEGORIES", 3)
+    monkeypatch.setattr("hpo.data.preprocessing.MAX_INDICES", 7)
+    with pytest.raises(SettingError, match=r"^data\.categorical: .* 4 categories|columns have 8 categories, at most 7"):
+        Preprocessing(PreprocessSettings(impute="mean", categorical=categorical)).fit(some_rows(0))
 
 
 def test_rows_of_arrays_are_standardized_by_the_training_rows(tmp_path: Path) -> None:
@@ -200,12 +239,15 @@ def test_a_resolved_file_is_read_back_also_without_a_table(tmp_path: Path) -> No
     assert study.resolved()["preprocess"] == {
         "standardize": True,
         "impute": "none",
+        "categorical": "onehot",
         "unknown": "error",
         "image": "none",
     }
     assert parse_study(study.resolved(), "x.toml") == study
     with pytest.raises(StudyFileError, match=r"preprocess\.impute: is used only with a table"):
         array_study(tmp_path, "wine", impute="mean")
+    with pytest.raises(StudyFileError, match=r"preprocess\.categorical: is used only with a table"):
+        array_study(tmp_path, "wine", categorical="embedding")
 
 
 def test_a_damaged_state_is_refused() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hpo.data import check_test, load_split, load_test
+from hpo.data import check_test, load_split, load_test, load_whole
 from hpo.data.user.table import read_rows
 from hpo.errors import DataError, HpoError, StudyFileError
 from hpo.studyfile import Study, parse_study
@@ -28,13 +28,18 @@ COLUMNS = {"target": "owner", "categorical": ["kind"]}
 
 
 def table_study(
-    folder: Path, *, preprocess: dict[str, Any] | None = None, task: str = "classification", **data: Any
+    folder: Path,
+    *,
+    preprocess: dict[str, Any] | None = None,
+    task: str = "classification",
+    kind: str = "mlp",
+    **data: Any,
 ) -> Study:
     tree: dict[str, Any] = {
         "name": "s",
         "data": {"dataset": "table:pets.csv", "validation": 0.34, **COLUMNS, **data},
         "task": {"kind": task},
-        "network": {"kind": "mlp"},
+        "network": {"kind": kind},
         "optimizer": {"lr": 0.1},
         "training": {"epochs": 1},
         "search": {"trials": 1},
@@ -157,6 +162,43 @@ def test_a_test_file_has_the_columns_in_any_order(tmp_path: Path) -> None:
         check_test(table_study(tmp_path))
 
 
+def test_a_validation_file_is_used_whole(tmp_path: Path) -> None:
+    (tmp_path / "pets.csv").write_text(many_rows())
+    (tmp_path / "val.csv").write_text("owner,kind,weight,age\nBea,dog,3,100\nAnn,cat,2,101\n")
+    (tmp_path / "test.csv").write_text("owner,kind,weight,age\nBea,dog,3,200\n")
+    data: dict[str, Any] = {"validation": "val.csv", "preprocess": {}}
+    split = load_split(table_study(tmp_path, **data))
+    assert (split.method, len(split.train)) == ("the validation set of the data", 40)
+    np.testing.assert_array_equal(split.validation.inputs, [[100, 3, 0, 1], [101, 2, 1, 0]])
+    assert split.validation.targets.tolist() == [1, 0]
+    whole = load_whole(table_study(tmp_path, **data))
+    assert len(whole.train) == 42
+    assert whole.content_sha256 == split.content_sha256
+    assert len(load_split(table_study(tmp_path, test=0.25, **data)).train) == 30
+    assert load_test(load_split(table_study(tmp_path, test="test.csv", **data))).inputs[:, 0].tolist() == [200]
+    for keys, problem in [
+        ({"groups": "kind", "categorical": None}, "data.groups: is not used: table:pets.csv has a validation set"),
+        ({"order": "time"}, "data.order: is not used: table:pets.csv has a validation set"),
+        ({"stratify": True}, "data.stratify: is not used: table:pets.csv has a validation set"),
+        ({"train_size": 41}, "data.train_size: must be at most 40"),
+        ({"test": "val.csv"}, "val.csv: data.test is a file of other rows of the study, too: name a file of its own"),
+        ({"validation": "pets.csv"}, "pets.csv: data.validation is a file of other rows of the study, too"),
+    ]:
+        assert problem in refusal(many_rows(), tmp_path, **{**data, **keys})
+    for text, problem in [
+        ("owner,kind,age\nBea,dog,100\n", "val.csv: has no column 'weight'; it has owner, kind, age"),
+        ("kind,age,weight\ndog,100,1\n", "val.csv: has no column 'owner'; it has kind, age, weight"),
+        ("owner,kind,age,weight\nEve,dog,100,1\n", "val.csv: row 2, column 'owner': 'Eve' is not a class"),
+        ("owner,kind,age,weight\nBea,dog,1,2\nBea,owl,1,2\n", "val.csv: row 3, column 'kind': the category 'owl' is"),
+        ("owner,kind,age,weight\nBea,dog,old,2\n", "val.csv: row 2, column 'age': 'old' is not a number"),
+        ("owner,kind,age,weight\n", "val.csv: has no rows"),
+    ]:
+        (tmp_path / "val.csv").write_text(text)
+        assert problem in refusal(many_rows(), tmp_path, **data)
+    (tmp_path / "val.csv").unlink()
+    assert "val.csv: not found" in refusal(many_rows(), tmp_path, **data)
+
+
 def test_errors_name_column_and_row(tmp_path: Path) -> None:
     plain = {"preprocess": {}}
     assert "pets.csv: row 4, column 'age': the value is missing: set pre" in refusal(PETS, tmp_path, **plain)
@@ -232,9 +274,26 @@ def test_damaged_files_are_errors_of_one_line(tmp_path: Path) -> None:
         ({"features": ["age", "age"], "categorical": None}, "data.features: must not name a column twice"),
         ({"features": ["age"]}, "data.categorical: 'kind' is not in data.features"),
         ({"test": 1.5}, "data.test: must be below 1"),
+        (
+            {"validation": "pets.txt"},
+            "data.validation: must be a .csv or .parquet file, auto or a fraction",
+        ),
+        ({"validation": "pets.csv", "folds": 3}, "data.folds: cannot be combined with validation"),
+        (
+            {"dataset": "npz:a.npz", "validation": "pets.csv"},
+            "data.validation: must be auto or a number above 0 and below 1; a file is possible with a table only",
+        ),
         ({"test": "pets.txt"}, "data.test: must be a .csv or .parquet file, or a fraction"),
         ({"preprocess": {"impute": "mode"}}, "preprocess.impute: unknown impute 'mode'"),
         ({"preprocess": {"scale": True}}, "preprocess.scale: unknown key; known: standardize, impute"),
+        (
+            {"preprocess": {"categorical": "embedding"}, "categorical": []},
+            "preprocess.categorical: embedding is not used without data.categorical",
+        ),
+        (
+            {"preprocess": {"categorical": "embedding"}, "kind": "cnn"},
+            'preprocess.categorical: must be "onehot" when network.kind = "cnn": only mlp has embeddings of columns',
+        ),
         ({"preprocess": {"standardize": {"choices": [True, False]}}}, "preprocess.standardize: cannot be searched"),
     ],
 )

@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import root_mean_squared_error
 from tiny import search, tree
 
 from hpo.data import load_split, load_test, load_whole
+from hpo.data.sources import source_of
 from hpo.errors import HpoError, UsageError
+from hpo.results.export.best import export
 from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.model_card import CARD_FILE
 from hpo.results.final_test.predict import TargetPredictions, predictions
+from hpo.results.reproduce.replay import replay
+from hpo.results.reproduce.verify import verify
 from hpo.search.study_records import stored_study
 from hpo.storage import Storage, load_study, open_storage
 from hpo.studyfile import Study, parse_study
@@ -55,11 +60,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sealed_rows(folder: Path) -> list[int]:
+def sealed_rows(study: Study) -> list[int]:
     """Return the numbers in the file of the sealed rows."""
-    from hpo.data.sources import source_of
-
-    raw: Any = source_of(table_study(folder).data, folder).read_test(("no", "yes"), 1)
+    raw: Any = source_of(study.data, study.folder, study.task.kind).read_test(("no", "yes"), 1)
     return list(raw.inputs.lines)
 
 
@@ -67,7 +70,7 @@ def sealed_rows(folder: Path) -> list[int]:
 def test_predictions_are_those_of_the_test(searched: Path, name: str, tmp_path: Path) -> None:
     """The file has the columns in another order, and no target."""
     lines = (searched / "people.csv").read_text().splitlines()
-    cells = [lines[row - 1].split(",") for row in sealed_rows(searched)]
+    cells = [lines[row - 1].split(",") for row in sealed_rows(table_study(searched))]
     new = tmp_path / "new.csv"
     new.write_text(
         "\n".join(["extra,income,age,city", *(f"x,{income},{age},{city}" for age, city, income, _ in cells)])
@@ -110,6 +113,45 @@ def test_tables_without_a_feature_column_and_other_files_are_refused(searched: P
     np.save(tmp_path / "new.npy", np.zeros((2, 5)))
     with pytest.raises(HpoError, match=r"new\.npy: this network takes the rows of a table, a \.csv or \.parquet file"):
         predictions(searched / "trained", tmp_path / "new.npy", "cpu")
+
+
+def test_a_regression_on_embedded_categories_from_its_folds_to_its_predictions(
+    storage: Storage, tmp_path: Path
+) -> None:
+    """One city is in a single row: a fold does not train on it."""
+    write_table(tmp_path / "people.csv")
+    lines = (tmp_path / "people.csv").read_text().splitlines()
+    for row, text in ((4, "30,Rom,1.0,yes"), (9, "50,,-1.0,yes")):
+        lines[row] = text
+    (tmp_path / "people.csv").write_text("\n".join(lines) + "\n")
+    made = tree(
+        task={"kind": "regression"},
+        preprocess={"standardize": True, "impute": "median", "categorical": "embedding", "unknown": "ignore"},
+        search={"trials": 2, "population": 2, "pruner": "none"},
+    )
+    data = {"target": "income", "categorical": ["city", "answer"], "folds": 2, "test": 0.25}
+    study = parse_study({**made, "data": {"dataset": "table:people.csv", **data}}, "people.toml", tmp_path)
+    split, stop = load_split(study), threading.Event()
+    cities = {len(fold.preprocessing.categories[0]) for fold in split.folds}
+    assert cities == {3, 4}
+    assert {tuple(fold.preprocessing.indices) for fold in split.folds} == {(5, 3)}
+    search(study, storage)
+    certificate = verify(storage, "tiny", 2, "cpu", stop, pytest.fail)
+    assert max(certificate["largest"].values()) < 1e-9
+    (tmp_path / "best.json").write_text(json.dumps(export(storage, "tiny")))
+    assert replay(tmp_path / "best.json", "cpu", stop, pytest.fail).runs[0].difference < 1e-9
+    options = EvaluationOptions(device="cpu", folder=tmp_path / "out")
+    tested = evaluate_test_set(storage, "tiny", options, stop, lambda text: None).result["test"]
+    new = tmp_path / "new.csv"
+    new.write_text("\n".join([lines[0], *(lines[row - 1] for row in sealed_rows(study))]) + "\n")
+    found = predictions(tmp_path / "out", new, "cpu")
+    assert isinstance(found, TargetPredictions)
+    assert [row["row"] for row in found.tree()["predictions"]] == list(range(2, 32))
+    truth = [float(lines[row - 1].split(",")[2]) for row in sealed_rows(study)]
+    assert tested["metrics"]["rmse"] == pytest.approx(root_mean_squared_error(truth, found.values[:, 0]), rel=1e-6)
+    new.write_text("city,age,answer\nPisa,30,yes\n,30,yes\nUlm,30,yes\n")
+    values = getattr(predictions(tmp_path / "out", new, "cpu"), "values")[:, 0]  # noqa: B009
+    assert values[0] == values[1] != values[2]
 
 
 def test_another_preprocessing_is_another_study(searched: Path) -> None:

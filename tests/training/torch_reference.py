@@ -153,6 +153,8 @@ def torch_schedulers(
 def plain_images(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> Tensor:
     """Return the training images of an epoch, augmented one by one: padded, cropped, mirrored."""
     images, shift = split.train, settings.shift
+    if not (settings.flip or shift):
+        return images
     _, height, width = split.shape
     found = []
     for image, numbers in zip(images, augmentation_numbers(split.seed, epoch, len(images)).T.tolist(), strict=True):

@@ -2,15 +2,16 @@
 
 A CSV file is read as text, and each column converted by itself, so that an error names column and row. Rows are counted
 as in the file: the header of a CSV file is row 1; a Parquet file has no header, and its first row is row 1. Rows of a
-CSV file without any value are ignored. `test` is a second file, or the fraction of rows to set aside; only `read_test`
-reads that file and converts those rows, of which only the groups are read before. Every problem is a DataError of one
-line.
+CSV file without any value are ignored. `validation` may be another file. `test` is another file, or a fraction of the
+rows to set aside; only `read_test` reads that file and converts those rows, of which only the groups are read before.
+Every problem is a DataError of one line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ MAX_NAMES = 5
 
 @dataclass(frozen=True)
 class TableSource:
-    """A table, its target and feature columns, and its test set.
+    """A table, its target and feature columns, its validation set if that is a file, and its test set.
 
     The targets are one column of classes, or for the other tasks columns of numbers, for several labels 0 and 1.
     Without `features`, all columns but targets and groups are features. A test set that is a fraction has the last rows
@@ -46,6 +47,7 @@ class TableSource:
     features: tuple[str, ...] | None
     categorical: tuple[str, ...]
     groups: str | None
+    validation: Path | float | None
     test: Path | float | None
     is_time_order: bool
 
@@ -59,7 +61,9 @@ class TableSource:
         for name in (*rows.numeric, *rows.categorical):
             kept.require_varied(name, rows)
         targets, names = self._read_targets(kept, None)
-        return RawExamples(rows, targets, None, names, groups=None if groups is None else groups[training])
+        known = None if groups is None else groups[training]
+        own = partial(self._read_file, self.validation, names) if isinstance(self.validation, Path) else None
+        return RawExamples(rows, targets, None, names, groups=known, read_validation=own)
 
     def test_size(self) -> int | None:
         """Return the number of rows set aside; 0 without a test set, None for a file, which is not opened."""
@@ -76,15 +80,18 @@ class TableSource:
     def read_test(self, names: tuple[str, ...], channels: int) -> RawExamples:
         """Read the test file, or the rows set aside."""
         self.check_test()
+        if isinstance(self.test, Path):
+            return self._read_file(self.test, names)
         frame = self._frame(self.path)
-        columns = self._columns(frame)
-        if isinstance(self.test, float):
-            frame = frame.take(self._split(len(frame), self._groups(frame))[1])
-        else:
-            assert self.test is not None, "it was checked"
-            frame = self._frame(self.test)
-            for name in (*columns[0], *columns[1]):
-                frame.require(name)
+        sealed = frame.take(self._split(len(frame), self._groups(frame))[1])
+        targets, names = self._read_targets(sealed, names)
+        return RawExamples(sealed.rows(*self._columns(frame)), targets, None, names)
+
+    def _read_file(self, path: Path, names: tuple[str, ...]) -> RawExamples:
+        """Read another file with the columns of the table; `names` are the classes or labels of the training rows."""
+        columns, frame = self._columns(self._frame(self.path)), self._frame(path)
+        for name in (*columns[0], *columns[1]):
+            frame.require(name)
         targets, names = self._read_targets(frame, names)
         return RawExamples(frame.rows(*columns), targets, None, names)
 

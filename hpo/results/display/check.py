@@ -21,7 +21,7 @@ from hpo.search.study_records import stored_pruner, with_stored_defaults
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.writing import study_text
 from hpo.text import json_text, printable_lines
-from hpo.training.device_data import describe, example_shape
+from hpo.training.device_data import describe, split_shape
 from hpo.training.devices import describe_device
 from hpo.training.size import device_memory, frozen_memory
 
@@ -57,7 +57,7 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         *(f"  {parameter_line(parameter)}" for parameter in study.parameters),
         "",
         f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation examples "
-        f"{'in the first fold ' * bool(split.other_folds)}of {describe(example_shape(split.train.inputs))}, "
+        f"{'in the first fold ' * bool(split.other_folds)}of {describe(split_shape(split))}, "
         f"{_targets_text(split)}",
         f"split: {split.method}",
         *([f"warning: {split.warning}"] if split.warning else []),

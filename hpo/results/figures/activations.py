@@ -23,6 +23,7 @@ from hpo.search.space import decode
 from hpo.search.study_records import check_data, stored_study
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Choices, Study
+from hpo.training.device_data import split_shape
 from hpo.training.networks.activation_statistics import (
     BOUNDS,
     LayerOutputs,
@@ -67,10 +68,11 @@ def initial_networks(storage: Storage, name: str) -> list[InitialNetwork]:
     split = load_splits(study)[0]
     check_data(study, split, stored)
     inputs = split.train.inputs[:EXAMPLES]
+    shape, outputs = split_shape(split), output_count(study.task, split)
     settings = [study.first_settings.network.model_copy(update={"init": init}) for init in _inits(study)]
     seed = trial_seed(study, 0)
     return [
-        InitialNetwork(each.init, each.activation, layer_outputs(each, inputs, output_count(study.task, split), seed))
+        InitialNetwork(each.init, each.activation, layer_outputs(each, inputs, outputs, seed, shape))
         for each in settings
     ]
 

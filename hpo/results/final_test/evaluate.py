@@ -50,7 +50,7 @@ from hpo.storage.test_evaluations import (
     start_evaluation,
 )
 from hpo.studyfile import Study
-from hpo.training.device_data import IntegerShape, example_shape
+from hpo.training.device_data import IntegerShape, split_shape
 from hpo.training.devices import describe_device
 from hpo.training.networks.weights_file import load_network, read_weights, weights_to_bytes
 from hpo.training.population import EpochResult
@@ -180,14 +180,14 @@ def _saved_network(
     metadata = {"study": name, "trial": str(selected.trial), "data_sha256": planned.split.content_sha256}
     write_atomically(weights_to_bytes(trained.state, {"schema": "hpo.weights/1", **metadata}), path)
     state, _ = read_weights(path)
-    shape = example_shape(planned.split.train.inputs)
+    shape = split_shape(planned.split)
     network = load_network(path, state, selected.config.network, shape, outputs)
     return network.to(planned.device)
 
 
 def _input_format(planned: NetworkPlan, task: Task) -> dict[str, Any]:
     """Return the format of the network's input and outputs, and the preprocessing, for the model card."""
-    shape = example_shape(planned.split.train.inputs)
+    shape = split_shape(planned.split)
     form = {"shape": list(shape), "classes": task.outputs, "white": planned.split.white}
     if isinstance(shape, IntegerShape):
         form["integers"] = True

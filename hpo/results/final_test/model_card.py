@@ -17,7 +17,7 @@ from hpo.data.preprocessing import FittedPreprocessing
 from hpo.errors import HpoError
 from hpo.studyfile import NetworkSettings
 from hpo.studyfile.messages import format_value
-from hpo.training.device_data import IntegerShape, Shape
+from hpo.training.device_data import IndexedShape, IntegerShape, Shape
 from hpo.untrusted_files import parse_json, read_limited
 
 CARD = "hpo.card/2"
@@ -123,7 +123,7 @@ def read_card(path: Path) -> Card:
     return Card(
         weights=model.weights.file,
         sha256=model.weights.sha256,
-        shape=(IntegerShape if model.input.integers else tuple)(model.input.shape),
+        shape=_shape(model.input, preprocessing),
         classes=model.input.classes,
         names=names or None,
         white=model.input.white,
@@ -133,6 +133,13 @@ def read_card(path: Path) -> Card:
         code=None if model.code is None else model.code.model_dump(),
         preprocessing=preprocessing,
     )
+
+
+def _shape(described: _Input, preprocessing: FittedPreprocessing) -> Shape:
+    sides = tuple(described.shape)
+    if preprocessing.indices:
+        return IndexedShape(sides, preprocessing.indices)
+    return IntegerShape(sides) if described.integers else sides
 
 
 def _fits(described: _Input) -> bool:

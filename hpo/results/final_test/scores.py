@@ -24,7 +24,7 @@ from hpo.results.final_test.study_metric import StudyMetric
 from hpo.results.selection import Selection
 from hpo.search.plan import NetworkPlan
 from hpo.studyfile import Study
-from hpo.training.device_data import example_shape
+from hpo.training.device_data import split_shape
 from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
 from hpo.training.networks.builtin import build
 from hpo.training.stack import EVALUATION_BATCH
@@ -141,7 +141,7 @@ def check_untrained(
 ) -> None:
     """Raise HpoError where an untrained network cannot be evaluated: training it would be wasted."""
     with network_errors(study, selected, "training examples"):
-        shape, outputs = example_shape(sample.inputs), output_count(study.task, planned.split)
+        shape, outputs = split_shape(planned.split), output_count(study.task, planned.split)
         network = build(selected.config.network, shape, outputs, seed=0).to(planned.device)
     if subnetworks is not None and not has_dropout(network):
         raise HpoError(f"--subnetworks: trial {selected.trial} has no dropout layer, so it has no random sub-networks")

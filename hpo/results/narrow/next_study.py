@@ -121,8 +121,9 @@ def _for_folder(study: Study, folder: Path) -> Study:
         tree = replaced(tree, ("data", "dataset"), relative(path))
     elif kind and (old / path).exists():  # else the path is relative to the current folder
         tree = replaced(tree, ("data", "dataset"), f"{kind}:{relative(path)}")
-    if isinstance(study.data.test, str) and (old / study.data.test).exists():
-        tree = replaced(tree, ("data", "test"), relative(study.data.test))
+    for key, file in (("validation", study.data.validation), ("test", study.data.test)):
+        if isinstance(file, str) and (old / file).exists():
+            tree = replaced(tree, ("data", key), relative(file))
     for place, module in study.definitions(("network", "module")).items():
         if isinstance(module, dict):
             raise HpoError(f"{dotted_key(place)}: is searched among files in {old}: write the next study there with -o")

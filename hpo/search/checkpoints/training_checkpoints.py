@@ -32,7 +32,7 @@ from hpo.search.study_records import precision_of
 from hpo.storage import ClaimConditions, Storage, identity
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id
 from hpo.studyfile import Config, Study, TaskSettings
-from hpo.training.device_data import example_shape, steps_per_epoch
+from hpo.training.device_data import split_shape, steps_per_epoch
 from hpo.training.size import shape_key
 from hpo.training.stack import Member
 from hpo.training.state_layout import StateLayout, state_layout
@@ -83,7 +83,7 @@ class TrainingCheckpoints:
             self._folder = artifact_folder(storage.location)
         except StorageError as error:
             self._no_folder = str(error)
-        self._shape, self._outputs = example_shape(split.train.inputs), output_count(study.task, split)
+        self._shape, self._outputs = split_shape(split), output_count(study.task, split)
         self._examples = [len(fold.train) for fold in split.folds]
         self._data: dict[str, object] = {
             "code": dict(code.files),

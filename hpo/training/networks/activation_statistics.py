@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_data import example_shape
+from hpo.training.device_data import Shape, example_shape
 from hpo.training.networks.builtin import ACTIVATIONS, build
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -48,13 +48,15 @@ class OutputStatistics:
 
 
 @torch.no_grad()
-def layer_outputs(settings: NetworkSettings, inputs: NDArray[Any], classes: int, seed: int) -> LayerOutputs:
+def layer_outputs(
+    settings: NetworkSettings, inputs: NDArray[Any], classes: int, seed: int, shape: Shape | None = None
+) -> LayerOutputs:
     """Return the outputs of each activation layer of an untrained built-in network for examples [N, ...].
 
     The layers are in their order in the network, named `conv 1`, `conv 2`, `hidden 1`, and so on. `seed` is the seed of
-    the initial weights.
+    the initial weights, `shape` that of an example if its inputs do not tell it.
     """
-    network = build(settings, example_shape(inputs), classes, seed).train()
+    network = build(settings, shape or example_shape(inputs), classes, seed).train()
     found: LayerOutputs = {}
     counts = {"conv": 0, "hidden": 0}
     for module in network.modules():

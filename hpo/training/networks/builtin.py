@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpo.errors import SettingError
 from hpo.studyfile import NetworkSettings
-from hpo.training.device_data import IntegerShape, Shape
+from hpo.training.device_data import IndexedShape, IntegerShape, Shape
 from hpo.training.global_locks import seeded
 from hpo.training.networks.user_defined import construct
 
@@ -44,13 +44,33 @@ class Layer:
     products: int = 0
 
 
+def embedding_layers(shape: Shape) -> list[Layer]:
+    """Return the embedding of each column of indices of a table. Its width is fastai's rule, `embedding_width`."""
+    counts = shape.indices if isinstance(shape, IndexedShape) else ()
+    widths = map(embedding_width, counts)
+    return [
+        Layer(partial(nn.Embedding, count, width), _limited("data.categorical", "weights", count * width), width)
+        for count, width in zip(counts, widths, strict=True)
+    ]
+
+
+def embedding_width(indices: int) -> int:
+    """Return the width of an embedding of so many indices.
+
+    It is `emb_sz_rule` of fastai (J. Howard, S. Gugger, "fastai: A layered API for deep learning", Information 2020),
+    min(600, round(1.6 n^0.56)), where n counts the index of missing categories.
+    """
+    return min(600, round(1.6 * indices**0.56))
+
+
 def mlp_layers(shape: Shape, classes: int, settings: NetworkSettings) -> list[Layer]:
-    """Return the layers of an MLP for examples of `shape`.
+    """Return the layers of an MLP for examples of `shape`, those after its embeddings.
 
     Raises SettingError for integers, and for a layer above `MAX_LAYER_ELEMENTS`.
     """
     _require_numbers(shape)
-    features = math.prod(shape)
+    embeddings = embedding_layers(shape)
+    features = math.prod(shape) - len(embeddings) + sum(each.outputs for each in embeddings)
     layers = [Layer(nn.Flatten, 0, features)]
     for units, rate in zip(settings.hidden, dropout_rates(settings, len(settings.hidden)), strict=True):
         layers.append(_linear(features, units))
@@ -106,7 +126,7 @@ def cnn_layers(shape: Shape, classes: int, settings: NetworkSettings) -> tuple[l
 def built_in_layers(settings: NetworkSettings, shape: Shape, classes: int) -> list[Layer]:
     """Return all layers of a built-in network. Raises SettingError as `mlp_layers` and `cnn_layers` do."""
     if settings.kind == "mlp":
-        return mlp_layers(shape, classes, settings)
+        return embedding_layers(shape) + mlp_layers(shape, classes, settings)
     images, features = cnn_layers(shape, classes, settings)
     return images + features
 
@@ -144,14 +164,22 @@ def _sequential(layers: Iterable[Layer]) -> nn.Sequential:
 
 
 class MLP(nn.Module):
-    """Fully connected layers, each followed by batch norm (optional), the activation and dropout; then the logits."""
+    """Fully connected layers, each followed by batch norm (optional), the activation and dropout; then the logits.
+
+    Columns of indices of a table, the last ones, go through an embedding each, whose outputs follow the other columns.
+    """
 
     def __init__(self, shape: Shape, classes: int, settings: NetworkSettings) -> None:
         super().__init__()
+        self.embeddings = nn.ModuleList(layer.make() for layer in embedding_layers(shape))
+        self.numbers = shape[-1] - len(self.embeddings)
         self.layers = _sequential(mlp_layers(shape, classes, settings))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [B, classes] of examples [B, ...]."""
+        if self.embeddings:
+            embedded = [embedding(x[:, self.numbers + i].long()) for i, embedding in enumerate(self.embeddings)]
+            x = torch.cat([x[:, : self.numbers].type_as(embedded[0]), *embedded], 1)
         return self.layers(x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
@@ -211,6 +239,9 @@ def build_uninitialized(settings: NetworkSettings, shape: Shape, classes: int) -
 def initialize(network: nn.Module, init: str | float) -> None:
     """Initialize every linear and convolutional layer with Gaussian weights and zero biases.
 
+    An embedding keeps torch's weights, Gaussian of standard deviation 1 as standardized numbers, but zeros at index 0:
+    without training on it, an unknown category is the mean of all.
+
     The standard deviation is `init` if that is a number. "he" means sqrt(2 / fan_in) (K. He et al., "Delving deep into
     rectifiers", ICCV 2015), "xavier" means sqrt(2 / (fan_in + fan_out)) (X. Glorot, Y. Bengio, "Understanding the
     difficulty of training deep feedforward neural networks", AISTATS 2010).
@@ -225,3 +256,5 @@ def initialize(network: nn.Module, init: str | float) -> None:
                 nn.init.normal_(layer.weight, std=float(init))
             if layer.bias is not None:
                 layer.bias.zero_()
+        elif isinstance(layer, nn.Embedding):
+            layer.weight[0] = 0
