@@ -69,7 +69,7 @@ def conclusions(found: Confirmation) -> list[str]:
             f"{label} ranks before {join_and(behind)}, better on the common seeds but with failed runs ({tests})"
         )
     if found.others and not alike and not behind:
-        lines.append(f"{label} is better than every other configuration of the search ({tests})")
+        lines.append(f"{label} is better than every other confirmed configuration ({tests})")
     return [*lines, *_missing_lines(found)]
 
 
