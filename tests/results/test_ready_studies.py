@@ -1,4 +1,4 @@
-"""Ready studies with data from studies/digits_data.py: from the launch to the test in two epochs, and the sealed rows."""
+"""Ready studies of studies/digits_data.py: from the launch to the test in two epochs, and their sealed rows."""
 
 from __future__ import annotations
 
