@@ -204,9 +204,9 @@ def test_the_mean_ranks_and_says_how_lucky_the_search_was(storage: Storage) -> N
     assert best.optimism == pytest.approx(0.9 - 0.72)
     assert found.gain is not None
     assert found.gain.pairs.difference.mean == pytest.approx((0.18 + 0.19 + 0.18) / 3)
-    luck, helped, alike = conclusions(found)
+    helped, luck, alike = conclusions(found)
     assert luck == "the search's best score, 0.9000, was optimistic: its mean under fresh seeds is 0.7200"
-    assert helped.startswith("tuning helped: Best-2 (trial 1) minus the baseline is +0.1833 (uncorrected 95% interval")
+    assert helped.startswith("tuning helped: Best-2 (trial 1) minus the baseline is +0.1833 (95% interval")
     assert "the difference is the same in all pairs" in str(found.others)  # 0.08 each: no test, so not told apart
     assert alike == "Best-2 (trial 1) cannot be told apart from Best-1 (trial 0) (paired tests, Holm's correction)"
 
@@ -390,7 +390,7 @@ def test_for_a_loss_less_is_better(storage: Storage) -> None:
         storage, {0.4: [0.70, 0.72, 0.75], 0.3: [0.5, 0.51, 0.53], MIDDLE: [0.8, 0.85, 0.81]}, metric="val_loss"
     )
     assert [each.candidate.label for each in found.ranked] == ["Best-2", "Best-1", "baseline"]
-    luck, helped, _ = conclusions(found)
+    helped, luck, _ = conclusions(found)
     assert "0.6000, was optimistic" in luck
     assert helped.startswith("tuning helped: Best-2 (trial 2) minus the baseline is -0.3")
 

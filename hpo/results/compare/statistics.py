@@ -69,18 +69,21 @@ class Paired:
         return self.difference.n
 
 
-def estimate(values: ArrayLike, overlap: float = 0.0) -> Estimate:
+def estimate(values: ArrayLike, overlap: float = 0.0, intervals: int = 1) -> Estimate:
     """Return the mean of one or more values, with Student's t interval.
+
+    `intervals` is the number of intervals that are to be true together, with a probability of at least 95%
+    (Bonferroni): the interval of a mean that was selected among so many is one of them.
 
     `overlap` is for values on random splits of the same data: the validation examples by the training examples of a
     split. The splits share most training examples, so their values are not independent; the variance of the mean is
     then sd² (1/n + overlap), Nadeau and Bengio's corrected resampled t-test.
     """
-    return _estimate(_as_vector(values), 0.0, overlap)
+    return _estimate(_as_vector(values), 0.0, overlap, intervals)
 
 
-def paired(first: ArrayLike, second: ArrayLike, overlap: float = 0.0) -> Paired:
-    """Return the mean of `first` minus `second`, element by element, with its test; `overlap` as in `estimate`.
+def paired(first: ArrayLike, second: ArrayLike, overlap: float = 0.0, intervals: int = 1) -> Paired:
+    """Return the mean of `first` minus `second`, element by element, with its test; the rest is as in `estimate`.
 
     There is no test where all differences are equal: their deviation is zero, and a t-test would call them certain.
     That happens with few runs on few validation examples, where accuracies are coarse.
@@ -90,7 +93,7 @@ def paired(first: ArrayLike, second: ArrayLike, overlap: float = 0.0) -> Paired:
         raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         differences = a - b
-    difference = _estimate(differences, ROUNDING * float(max(np.abs(a).max(), np.abs(b).max())), overlap)
+    difference = _estimate(differences, ROUNDING * float(max(np.abs(a).max(), np.abs(b).max())), overlap, intervals)
     if difference.n < 2:
         return Paired(difference, None, None, "a test needs two pairs")
     if difference.sd is None:
@@ -146,7 +149,7 @@ def bootstrap(statistic: Callable[[NDArray[np.int64]], float], n: int, seed: int
     return Interval(float(low), float(high))
 
 
-def _estimate(values: Values, rounding: float, overlap: float) -> Estimate:
+def _estimate(values: Values, rounding: float, overlap: float, intervals: int) -> Estimate:
     """Return the estimate; values or means that differ from each other or from 0 by up to `rounding` count as equal."""
     n, low, high = len(values), float(values.min()), float(values.max())
     with np.errstate(invalid="ignore", over="ignore"):  # checked below
@@ -160,7 +163,7 @@ def _estimate(values: Values, rounding: float, overlap: float) -> Estimate:
         sd = 0.0 if high - low <= rounding else float(values.std(ddof=1, mean=np.array([mean])))
     if not math.isfinite(sd):
         return Estimate(mean, n, None, None)
-    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd * math.sqrt(1 / n + overlap)
+    reach = float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2 / intervals)) * sd * math.sqrt(1 / n + overlap)
     return Estimate(mean, n, sd, Interval(mean - reach, mean + reach))
 
 

@@ -1,25 +1,18 @@
-"""The result of a confirmation: the mean of each configuration over fresh seeds, and paired differences.
+"""The result of a confirmation, read from its stored study: the runs of each configuration, and their ranking.
 
-Configurations are ranked by the mean of their runs; the winner is the best one of the search. All are run under the
-same seeds, networks on the same batches, so their differences are paired. The p values are corrected by Holm's method
-for the number of comparisons, because the winner was selected by the same runs. Reads studies and changes nothing.
-
-Where the runs have several splits, a value is the mean of the runs on one split, or on one fold of it, and intervals
-and tests allow for training examples that the splits share (`statistics.estimate`).
+`inference` has the statistics. Reads studies and changes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
-from hpo.results.compare.statistics import Estimate, Paired, estimate, holm, paired
+from hpo.results.confirm.inference import ConfirmedConfiguration, Difference, Part, Ranking, Runs, rank
 from hpo.results.confirm.study import CONFIRMS, Candidate, confirmations, original_name
 from hpo.results.no_best_trial import trial_outcomes
 from hpo.results.ranking import by_configuration, score
@@ -34,46 +27,12 @@ from hpo.text import hpo_command
 FAILED = "every run of the search's configurations has failed"
 
 
-Part = tuple[int, ...]
-"""The seed of a run on the common split; else the number of its split, with folds also that of the fold."""
-
-
-@dataclass(frozen=True)
-class ConfirmedConfiguration:
-    """The runs of a configuration: the scores by seed, their mean, and the number of failed and pruned runs.
-
-    `parts` are the scores by seed on each split and fold: split and fold number -> score. `distributions` are those of
-    the parameters that a run has.
-    """
-
-    candidate: Candidate
-    scores: Mapping[int, float]
-    parts: Mapping[int, Mapping[Part, float]]
-    failed: int
-    estimate: Estimate
-    distributions: Mapping[str, BaseDistribution]
-
-    @property
-    def optimism(self) -> float | None:
-        """Its score in the search minus its mean under fresh seeds."""
-        return None if self.candidate.score is None else self.candidate.score - self.estimate.mean
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The winner's scores minus those of another configuration, over the seeds of both; `p` is the corrected one."""
-
-    pairs: Paired
-    p: float | None
-
-
 @dataclass(frozen=True)
 class Confirmation:
     """A confirmation of the study `original`: its configurations, best mean first.
 
     `lost` are the configurations whose runs all failed. `left` runs are not finished; `foreign` runs were added by
-    another program and are ignored. `gain` is the winner minus the baseline, None where the baseline has no run or is
-    the winner; `others` are the differences to the other configurations of the search, by title.
+    another program and are ignored.
     """
 
     study: AnyStudy
@@ -81,11 +40,28 @@ class Confirmation:
     seeds: int
     left: int
     foreign: int
-    ranked: tuple[ConfirmedConfiguration, ...]
-    winner: ConfirmedConfiguration
-    gain: Difference | None
-    others: Mapping[str, Difference]
+    ranking: Ranking
     lost: tuple[Candidate, ...]
+
+    @property
+    def ranked(self) -> tuple[ConfirmedConfiguration, ...]:
+        """All configurations with a score, best mean first."""
+        return self.ranking.configurations
+
+    @property
+    def winner(self) -> ConfirmedConfiguration:
+        """The best configuration of the search."""
+        return self.ranking.winner
+
+    @property
+    def gain(self) -> Difference | None:
+        """The winner minus the baseline; None where the baseline has no run or is the winner."""
+        return self.ranking.gain
+
+    @property
+    def others(self) -> Mapping[str, Difference]:
+        """The winner minus each other configuration of the search, by title."""
+        return self.ranking.others
 
     @property
     def splits(self) -> int | None:
@@ -161,31 +137,19 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
     ended = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
     trials = stored.get_trials(deepcopy=False, states=ended)
     own = [trial for trial in trials if trial.state == TrialState.FAIL or SEED in trial.user_attrs]
-    shared = overlap(found.user_attrs.get(DATA, {}))
-    runs = _runs(study, candidates, own, shared)
+    runs = _runs(study, candidates, own)
     found_labels = {each.candidate.label for each in runs}
-    sign = 1.0 if study.search.minimized else -1.0
-    ranked = sorted(runs, key=lambda each: (each.failed > 0, sign * each.estimate.mean))
-    searched = [each for each in ranked if each.candidate.score is not None]
-    if not searched:
+    ranking = rank(runs, study.search.minimized, overlap(found.user_attrs.get(DATA, {})))
+    if ranking is None:
         problem = "no run of the search's configurations is finished" if left else FAILED
         raise HpoError(f"study '{confirming}': {problem}: {trial_outcomes(storage, found)}")
-    winner, baseline = searched[0], next((each for each in ranked if each.candidate.baseline), None)
-    others = _differences([(winner, each) for each in searched[1:]], shared)
-    gains: list[Difference] = []
-    if baseline is not None and baseline is not winner:
-        # the winner's is first
-        gains = _differences([(each, baseline) for each in searched if each is not baseline], shared)
     return Confirmation(
         study=study,
         original=original_name(storage, record),
         seeds=record["seeds"],
         left=left,
         foreign=len(trials) - len(own),
-        ranked=tuple(ranked),
-        winner=winner,
-        gain=gains[0] if gains else None,
-        others={each.candidate.title: other for each, other in zip(searched[1:], others, strict=True)},
+        ranking=ranking,
         lost=tuple(candidate for candidate in candidates if candidate.label not in found_labels),
     )
 
@@ -198,17 +162,7 @@ def _parts(study: AnyStudy, trial: FrozenTrial) -> dict[Part, float]:
     return {(split,): score(trial)} if not folds else {(split, fold): each for fold, each in enumerate(folds)}
 
 
-def _part_means(runs: Iterable[Mapping[Part, float]]) -> dict[Part, float]:
-    """Return the mean score of the runs on each part."""
-    found: dict[Part, list[float]] = {}
-    for part, value in (item for run in runs for item in run.items()):
-        found.setdefault(part, []).append(value)
-    return {part: statistics.fmean(values) for part, values in found.items()}
-
-
-def _runs(
-    study: AnyStudy, candidates: Sequence[Candidate], trials: Sequence[FrozenTrial], shared: float
-) -> list[ConfirmedConfiguration]:
+def _runs(study: AnyStudy, candidates: Sequence[Candidate], trials: Sequence[FrozenTrial]) -> list[Runs]:
     """Return the candidates with a score, each with its runs."""
     runs, found = by_configuration(study, trials), []
     for candidate in candidates:
@@ -220,24 +174,5 @@ def _runs(
                 # the run has chosen the values that `[baseline]` does not name
                 candidate = dataclasses.replace(candidate, params=dict(first.params))
             parts = {trial.user_attrs[SEED]: _parts(study, trial) for trial in completed}
-            failed = len(own) - len(known)
-            mean = estimate(list(_part_means(parts.values()).values()), shared)
-            found.append(ConfirmedConfiguration(candidate, known, parts, failed, mean, first.distributions))
+            found.append(Runs(candidate, known, parts, len(own) - len(known), first.distributions))
     return found
-
-
-def _differences(
-    pairs: Sequence[tuple[ConfirmedConfiguration, ConfirmedConfiguration]], shared: float
-) -> list[Difference]:
-    """Return the difference of each pair, first minus second, with p values corrected for the number of pairs."""
-    compared = [_paired(*pair, shared) for pair in pairs]
-    return [Difference(each, p) for each, p in zip(compared, holm([each.p for each in compared]), strict=True)]
-
-
-def _paired(first: ConfirmedConfiguration, second: ConfirmedConfiguration, shared: float) -> Paired:
-    common = sorted(first.scores.keys() & second.scores.keys())
-    if not common:
-        nothing = Estimate(first.estimate.mean - second.estimate.mean, 0, None, None)
-        return Paired(nothing, None, None, "no seed has a run of each")
-    means, others = (_part_means(each.parts[seed] for seed in common) for each in (first, second))
-    return paired(list(means.values()), [others[part] for part in means], shared)

@@ -1,6 +1,6 @@
 """Text and JSON of a confirmation: a table of the configurations with conclusions, and all numbers.
 
-The conclusions are: whether the search's best score was optimistic, whether tuning helped, and which configurations
+The conclusions are: whether tuning helped, whether the search's best score was optimistic, and which configurations
 cannot be told apart.
 """
 
@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
-from hpo.results.confirm.result import Confirmation, ConfirmedConfiguration, Difference
+from hpo.results.confirm.inference import ConfirmedConfiguration, Difference
+from hpo.results.confirm.result import Confirmation
 from hpo.results.output import Result
 from hpo.results.ranking import metric_label, params_line
 from hpo.text import columns, join_and
@@ -54,8 +55,8 @@ def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
 
 
 def conclusions(found: Confirmation) -> list[str]:
-    """Return sentences: whether the search was optimistic, whether tuning helped, which configurations are alike."""
-    lines = [_optimism_line(found), _gain_line(found)]
+    """Return sentences: whether tuning helped, whether the search was optimistic, which configurations are alike."""
+    lines = [_gain_line(found), _optimism_line(found)]
     if found.ignores_seeds:
         runs = f"all {found.seeds} runs of each configuration gave the same value"
         return [f"{runs}: the function does not use trial.user_attrs['seed']", *lines, *_missing_lines(found)]
@@ -151,8 +152,9 @@ def _gain_line(found: Confirmation) -> str:
     if gain is None:
         return "it is unknown whether tuning helped: every run of the baseline failed"
     mean, interval, why = gain.pairs.difference.mean, gain.pairs.difference.interval, gain.pairs.why
-    details = [] if interval is None else [f"uncorrected 95% interval {interval.low:+.4f} to {interval.high:+.4f}"]
-    details += [] if gain.p is None else [f"p = {gain.p:.2g}, corrected for the selection of the winner"]
+    details = [] if interval is None else [f"95% interval {interval.low:+.4f} to {interval.high:+.4f}"]
+    if gain.p is not None:
+        details += [f"p = {gain.p:.2g}", f"{'both ' * bool(details)}corrected for the selection of the winner"]
     details += [why] if why else []
     measured = f"{label} minus the baseline is {mean:+.4f} ({'; '.join(details)})"
     if gain.p is None and mean != 0:
