@@ -162,8 +162,8 @@ def _gain_line(found: Confirmation) -> str:
     if gain.p is not None and gain.p < SIGNIFICANT:
         better = _is_better(found, gain)
         return f"tuning helped: {measured}" if better else f"tuning did not help, the baseline is better: {measured}"
-    seeds = f"{gain.pairs.n} seed{'' if gain.pairs.n == 1 else 's'}"
-    return f"tuning did not help, as far as {seeds} can tell: {measured}"
+    parts = f"{gain.pairs.n} {'seed' if found.splits is None else 'split'}{'' if gain.pairs.n == 1 else 's'}"
+    return f"tuning did not help, as far as {parts} can tell: {measured}"
 
 
 def _is_better(found: Confirmation, difference: Difference) -> bool:
