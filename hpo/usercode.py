@@ -215,12 +215,11 @@ def _frames(error: traceback.TracebackException, folder: Path) -> list[traceback
 
 def _is_user_code(file: str | None, folder: Path) -> bool:
     """Return whether a file is user code: below the folder, and not part of hpo or of an installed package."""
-    if file is None or not os.path.isabs(file):
+    if file is None or not os.path.isabs(file) or not _is_below(_real(file), folder):
         return False
-    path = _real(file)
     others = (*_INSTALLED, Path(__file__).parent)
-    return _is_below(path, folder) and not any(
-        _is_below(path, other) for other in others if other != folder and other.is_relative_to(folder)
+    return not any(
+        _is_below(_real(file), other) for other in others if other != folder and other.is_relative_to(folder)
     )
 
 
