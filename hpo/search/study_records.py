@@ -36,6 +36,7 @@ from hpo.storage import (
     change_idle_study,
     identity,
     load_study,
+    save_note,
     summary,
 )
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
@@ -150,7 +151,7 @@ def record_change(
     with _unless_deleted(study.name):
         attrs = {CHANGES: changes, STUDY: _text(study), **_code(code)}
         change_idle_study(storage, stored._study_id, study.name, attrs, reopened)
-        _note(stored, study)
+        save_note(storage, stored._study_id, study.description)
 
 
 def check_data(study: AnyStudy, split: Split, stored: optuna.Study) -> None:
@@ -311,7 +312,7 @@ def _create(
         with WARNINGS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             stored.set_metric_names(list(study.search.metrics))
-    _note(stored, study)
+    save_note(storage, stored._study_id, study.description)
     return stored
 
 
@@ -333,13 +334,6 @@ def _parsed(text: str, name: str) -> AnyStudy:
 
 def _text(study: AnyStudy) -> str:
     return json.dumps(study.resolved())
-
-
-def _note(stored: optuna.Study, study: AnyStudy) -> None:
-    """Show the description as the study's note in the dashboard."""
-    from optuna_dashboard import save_note  # takes half a second to import, which reading a study does not need
-
-    save_note(stored, study.description)
 
 
 def data_record(split: Split) -> dict[str, Any]:

@@ -5,7 +5,7 @@ knows nothing of tensors, study files, samplers or pruners.
 """
 
 from hpo.storage.copying import CopyCounts, copy_study
-from hpo.storage.dashboard_figures import figures_record, save_figures
+from hpo.storage.dashboard_figures import figures_record, save_figures, save_note
 from hpo.storage.heartbeats import (
     ATTEMPTS,
     FAILURE_REASON,
@@ -100,6 +100,7 @@ __all__ = [
     "requeue_orphaned",
     "running_trials",
     "save_figures",
+    "save_note",
     "set_state",
     "state_of",
     "storage_option",

@@ -1,9 +1,10 @@
-"""Figures stored with a study, in the attributes that optuna-dashboard reads.
+"""Figures and the note of a study, in the attributes that optuna-dashboard reads.
 
-Promises: the figures of one call are stored together or not at all, and replace the earlier ones; if several processes
-draw figures at the same time, those that show more trials win. optuna-dashboard's own function writes a figure in
-pieces with a transaction each, so two processes could mix their pieces, and a page could read half a figure; here a
-figure is one piece, which the dashboard reads as well. This module knows nothing of the content of figures.
+Promises: a note is stored whole or not at all; the figures of one call are stored together or not at all, and replace
+the earlier ones; if several processes draw figures at the same time, those that show more trials win. The dashboard's
+own functions write a figure or a note in pieces with a transaction each, so two processes could mix their pieces, and a
+page could read half a figure; here it is one piece, which the dashboard reads as well. This module knows nothing of the
+content of figures, and does not import optuna-dashboard, which takes half a second.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from hpo.storage.storage import Storage
 
 PLOT_DATA = "dashboard:plot_data:"
 """The key prefix of the system attributes with figures; the figure's id and the piece's number follow."""
+
+NOTE, NOTE_VERSION = "dashboard:note_str:", "dashboard:note_ver"
+"""The key prefix of the system attributes with a study's note, which the piece's number follows, and its version."""
 
 DRAWN = "hpo:drawn"
 """The system attribute of a study with the record of its stored figures."""
@@ -62,6 +66,22 @@ def save_figures(storage: Storage, study_id: int, figures: Mapping[str, str], tr
         return True
 
     return write_transaction(storage.engine, work)
+
+
+def save_note(storage: Storage, study_id: int, text: str) -> None:
+    """Store the note of a study in place of an earlier one. Raises KeyError if there is no such study."""
+
+    def work(connection: Connection, uncertain: bool) -> None:
+        if not lock_study(connection, study_id):
+            raise KeyError(study_id)
+        version = read_study_attr(connection, study_id, NOTE_VERSION, STUDY_SYSTEM_ATTRS) or 0
+        piece = f"{NOTE}0"
+        set_study_attrs(connection, study_id, {NOTE_VERSION: version + 1, piece: text}, STUDY_SYSTEM_ATTRS)
+        key = STUDY_SYSTEM_ATTRS.c.key
+        old_pieces = sa.delete(STUDY_SYSTEM_ATTRS).where(key.startswith(NOTE, autoescape=True), key != piece)
+        connection.execute(old_pieces.where(STUDY_SYSTEM_ATTRS.c.study_id == study_id))
+
+    write_transaction(storage.engine, work)
 
 
 def _last(connection: Connection, study_id: int) -> FiguresRecord | None:

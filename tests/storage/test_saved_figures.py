@@ -1,15 +1,17 @@
-"""Figures stored with a study: read by the dashboard, never mixed, deleted with the study."""
+"""Figures and the note of a study: read by the dashboard, never mixed, deleted with the study."""
 
 from __future__ import annotations
 
 import threading
 
 import plotly.graph_objects as go
+import pytest
 from optuna.study import StudyDirection
-from optuna_dashboard import save_plotly_graph_object
+from optuna_dashboard import get_note, save_plotly_graph_object
+from optuna_dashboard import save_note as save_note_in_pieces
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
-from hpo.storage import Storage, copy_study, figures_record, load_study, open_storage, save_figures
+from hpo.storage import Storage, copy_study, figures_record, load_study, open_storage, save_figures, save_note
 
 FIGURE = go.Figure(go.Scatter(y=[float(each) for each in range(2000)], name='ü \\ "quoted" %'))
 
@@ -47,6 +49,20 @@ def test_figures_of_fewer_trials_are_not_stored(storage: Storage, other: Storage
     drawn = figures_record(storage, study_id)
     assert drawn is not None
     assert drawn.trials == 5
+
+
+def test_a_note_replaces_the_earlier_one(storage: Storage, study_id: int) -> None:
+    study = load_study(storage, "digits")
+    for note in ("short", "long " * 1000, "", "short again"):
+        save_note(storage, study_id, note)
+        assert get_note(study) == note
+        save_note_in_pieces(study, f"changed in the dashboard {note}")
+        assert get_note(study) == f"changed in the dashboard {note}"
+    save_note(storage, study_id, "last")
+    attrs = storage.get_study_system_attrs(study_id)
+    assert attrs == {"dashboard:note_ver": 9, "dashboard:note_str:0": "last"}
+    with pytest.raises(KeyError):
+        save_note(storage, study_id + 1, "of no study")
 
 
 def test_two_processes_that_store_figures_do_not_mix_them(storage: Storage, other: Storage, study_id: int) -> None:
