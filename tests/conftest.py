@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled_statements import share_compiled_statements
 from hypothesis import HealthCheck, settings
 from postgresql_server import Server
 
@@ -21,6 +22,8 @@ settings.load_profile("noisy")
 
 # A shell ignores SIGINT in its background processes, and the processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+share_compiled_statements()
 
 
 def pytest_collection_finish() -> None:
