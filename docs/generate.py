@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of the reference: study file keys, commands, source tree.
+"""Rewrite the generated parts of the reference: study file keys, their JSON Schema, commands, source tree.
 
     python docs/generate.py
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import command_lists
 import source_tree
+import study_file_schema
 import study_file_tables
 
-for each in (study_file_tables, command_lists, source_tree):
+for each in (study_file_tables, study_file_schema, command_lists, source_tree):
     each.PAGE.write_text(each.rewritten(each.PAGE.read_text()))

@@ -36,20 +36,31 @@ TABLE = re.compile(r"^\| key \|.*\n(?:\|.*\n)+", re.MULTILINE)
 def rewritten(page: str) -> str:
     """Return the page with its tables rewritten from the models. Exit where a key has no meaning."""
     for heading, model in TABLES.items():
-        before, found, rest = page.partition(f"{heading}\n")
-        if not found:
-            sys.exit(f"{PAGE}: has no heading {heading}")
-        shown = TABLE.search(rest)
-        if shown is None:
-            sys.exit(f"{PAGE}: has no table of keys after {heading}")
-        page = before + found + rest[: shown.start()] + table(heading, model, shown[0]) + rest[shown.end() :]
+        start, end = table_position(page, heading)
+        page = page[:start] + table(heading, model, page[start:end]) + page[end:]
     return page
+
+
+def table_position(page: str, heading: str) -> tuple[int, int]:
+    """Return start and end of the table of keys after a heading. Exit where there is none."""
+    top = page.find(f"{heading}\n")
+    if top < 0:
+        sys.exit(f"{PAGE}: has no heading {heading}")
+    shown = TABLE.search(page, top)
+    if shown is None:
+        sys.exit(f"{PAGE}: has no table of keys after {heading}")
+    return shown.span()
+
+
+def meanings_in(shown: str) -> dict[str, str]:
+    """Return the meanings of keys in a table of the page."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
+    return {row[0].strip("`"): row[-1] for row in rows}
 
 
 def table(heading: str, model: type[Settings], shown: str) -> str:
     """Return a model's table; take the meanings from `shown`, the present table. Sections have their own tables."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
-    meanings = {row[0].strip("`"): row[-1] for row in rows}
+    meanings = meanings_in(shown)
     keys = [key for key in model.model_fields if key not in (sections(model) if model in WHOLE_FILES else ())]
     without = [key for key in keys if not meanings.get(key)]
     if without:

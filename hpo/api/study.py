@@ -139,3 +139,10 @@ def read(
         tree = read_tree(source_name)
         folder = base_folder(tree, Path(source_name))
     return Study.of(study_from_tree(tree, source_name, folder, overrides, **changes))
+
+
+def study_schema() -> str:
+    """Return the JSON Schema of study files as JSON text, with which an editor completes and checks their keys."""
+    from hpo.starter.schema_file import schema_text
+
+    return schema_text()

@@ -87,10 +87,15 @@ def launch(
 
 @command()
 def check(
-    file: File,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Read a study file, or a file written by `hpo export`")
+    ] = None,
     overrides: Overrides = None,
     resolved: Annotated[
         bool, typer.Option("--all", help="Print the resolved file too: the study file with every default")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of study files, for an editor; needs no FILE")
     ] = False,
     storage: StorageUrl = None,
 ) -> None:
@@ -100,6 +105,11 @@ def check(
     how much memory, the size of a frozen one, and the pruner. For a study that has begun in the storage, the pruner is
     the one chosen then.
     """
+    if schema:
+        print_line(hpo.study_schema().rstrip())
+        return
+    if file is None:
+        raise UsageError("Missing argument 'FILE' (see hpo check --help)")
     print_line(hpo.read(file, overrides or ()).check(resolved=resolved, storage=storage))
 
 

@@ -6,15 +6,18 @@ import os
 from pathlib import Path as FilePath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, WithJsonSchema, field_validator
 
-from hpo.studyfile.values import MAX_INT, Name, Natural, Settings, checked_reference, number_or
+from hpo.studyfile.values import MAX_INT, REFERENCE_PATTERN, Name, Natural, Settings, checked_reference, number_or
 
 USER_DATA = "table:FILE, npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
 DATASETS = f"digits, mnist, fashion_mnist, cifar10, breast_cancer, wine, diabetes, {USER_DATA}"
 
 
 TABLE_FILES = (".csv", ".parquet")
+
+_USER_DATA_PATTERN = rf"^table:.*\.(csv|parquet)$|^(npz|folder):.|{REFERENCE_PATTERN}"
+"""A superset of valid user data, for the JSON Schema."""
 
 
 def user_data(dataset: str) -> tuple[Literal["table", "npz", "folder", "code"], str] | None:
@@ -79,7 +82,12 @@ class DataSettings(Settings):
         Annotated[
             Literal["digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes"], Tag("known")
         ]
-        | Annotated[str, AfterValidator(_check_user_data), Tag("user")],
+        | Annotated[
+            str,
+            AfterValidator(_check_user_data),
+            WithJsonSchema({"type": "string", "pattern": _USER_DATA_PATTERN}),
+            Tag("user"),
+        ],
         Discriminator(lambda value: "user" if isinstance(value, str) and ":" in value else "known"),
         Field(title="data set", description=DATASETS),
     ]

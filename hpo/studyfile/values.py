@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, WithJsonSchema
 
 MAX_INT = 2**63 - 1  # the largest integer of SQL, NumPy and torch
 MAX_DEPTH = 4  # of nested lists in an argument
@@ -53,7 +53,12 @@ def checked_reference(text: str) -> str:
     return text
 
 
-Reference = Annotated[str, AfterValidator(checked_reference)]
+REFERENCE_PATTERN = r"\.py:[^:]+$"
+"""A superset of valid references, for the JSON Schema."""
+
+Reference = Annotated[
+    str, AfterValidator(checked_reference), WithJsonSchema({"type": "string", "pattern": REFERENCE_PATTERN})
+]
 """User code: a Python file, relative to the study file's folder, and a name in it (hpo/usercode.py)."""
 
 

@@ -239,6 +239,11 @@ def test_check_of_a_missing_file(hpo: Run) -> None:
     assert hpo("check", "none.toml") == (2, "", "hpo: none.toml: no such file\n")
 
 
+def test_check_prints_the_schema_of_study_files(hpo: Run) -> None:
+    assert hpo("check", "--schema") == (0, package.study_schema(), "")
+    assert hpo("check") == (2, "", "hpo: Missing argument 'FILE' (see hpo check --help)\n")
+
+
 def test_the_dashboard_serves_until_interrupted(process: Start, stored: None) -> None:
     running = process("dashboard", "--port", "0")
     url = running.line().strip()
