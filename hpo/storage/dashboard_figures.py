@@ -1,10 +1,10 @@
 """Figures and the note of a study, in the attributes that optuna-dashboard reads.
 
 Promises: a note is stored whole or not at all; the figures of one call are stored together or not at all, and replace
-the earlier ones; if several processes draw figures at the same time, those that show more trials win. The dashboard's
-own functions write a figure or a note in pieces with a transaction each, so two processes could mix their pieces, and a
-page could read half a figure; here it is one piece, which the dashboard reads as well. This module knows nothing of the
-content of figures, and does not import optuna-dashboard, which takes half a second.
+all earlier figures of hpo; if several processes draw figures at the same time, those that show more trials win. The
+dashboard's own functions write a figure or a note in pieces with a transaction each, so two processes could mix their
+pieces, and a page could read half a figure; here it is one piece, which the dashboard reads as well. This module knows
+nothing of the content of figures, and does not import optuna-dashboard, which takes half a second.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ PLOT_DATA = "dashboard:plot_data:"
 NOTE, NOTE_VERSION = "dashboard:note_str:", "dashboard:note_ver"
 """The key prefix of the system attributes with a study's note, which the piece's number follows, and its version."""
 
+OWN = "hpo-"
+"""The prefix of the ids of hpo's figures."""
+
 DRAWN = "hpo:drawn"
 """The system attribute of a study with the record of its stored figures."""
 
@@ -47,7 +50,8 @@ def figures_record(storage: Storage, study_id: int) -> FiguresRecord | None:
 def save_figures(storage: Storage, study_id: int, figures: Mapping[str, str], trials: int) -> bool:
     """Store figures (id -> plotly JSON) that show `trials` ended trials; return whether they were stored.
 
-    They are not stored if the study was deleted, or if the stored figures show more trials.
+    They are not stored if the study was deleted, or if the stored figures show more trials. Other figures whose ids
+    start with `OWN`, such as those of an earlier version, are deleted.
     """
     now = FiguresRecord(trials, time.time())
 
@@ -60,8 +64,9 @@ def save_figures(storage: Storage, study_id: int, figures: Mapping[str, str], tr
         values = {f"{PLOT_DATA}{figure}:0": text for figure, text in figures.items()}
         set_study_attrs(connection, study_id, {**values, DRAWN: asdict(now)}, STUDY_SYSTEM_ATTRS)
         key = STUDY_SYSTEM_ATTRS.c.key
-        prefixes = [key.startswith(f"{PLOT_DATA}{figure}:", autoescape=True) for figure in figures]
-        old_pieces = sa.delete(STUDY_SYSTEM_ATTRS).where(sa.or_(*prefixes), key.not_in(list(values)))
+        prefixes = [f"{PLOT_DATA}{OWN}", *(f"{PLOT_DATA}{figure}:" for figure in figures)]
+        is_figure = sa.or_(*(key.startswith(prefix, autoescape=True) for prefix in prefixes))
+        old_pieces = sa.delete(STUDY_SYSTEM_ATTRS).where(is_figure, key.not_in(list(values)))
         connection.execute(old_pieces.where(STUDY_SYSTEM_ATTRS.c.study_id == study_id))
         return True
 

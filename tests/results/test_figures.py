@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -17,11 +19,13 @@ from stored_studies import LR, tree, trial
 
 from hpo.errors import HpoError, UnknownStudyError, UsageError
 from hpo.results.figures.curves import curves
+from hpo.results.figures.half_column import half_column_figures
 from hpo.results.figures.history import history
 from hpo.results.figures.importances import FEWEST, importances, parameter_importances
 from hpo.results.figures.kinds import KINDS, check_kinds, draw
 from hpo.results.figures.landscape import ALWAYS_DRAWN, landscape
 from hpo.results.figures.source import Source, read_source
+from hpo.results.figures.style import log_axis
 from hpo.storage import Storage
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
@@ -89,7 +93,8 @@ def texts(figure: go.Figure) -> list[str]:
 
 def test_the_twenty_best_have_a_frame_each_five_in_a_row() -> None:
     figure = curves(source(spread_out(30), SPACE))
-    assert texts(figure) == [f"Best-{rank} (trial {30 - rank})" for rank in range(1, 21)]
+    shown = [(rank, 30 - rank, 0.2 + 0.7 * (30 - rank) / 30) for rank in range(1, 21)]
+    assert texts(figure) == [f"Best-{rank} (trial {number}): {score:.4f}" for rank, number, score in shown]
     axes = layout(figure)
     frames = {(tuple(axes[f"xaxis{n}"]["domain"]), tuple(axes[f"yaxis{n}"]["domain"])) for n in ["", *range(2, 21)]}
     assert len(frames) == 20
@@ -118,6 +123,43 @@ def test_a_study_that_is_scored_by_its_loss_shows_losses() -> None:
     assert layout(figure)["yaxis"]["rangemode"] == "tozero"
     assert "range" not in layout(figure)["yaxis"]
     assert "loss" in figure.layout.title.text
+
+
+def test_half_a_column_has_four_frames_and_no_figure_that_the_page_has() -> None:
+    figures = half_column_figures(source(spread_out(30), SPACE))
+    assert sorted(figures) == ["curves", "landscape"]
+    assert len(texts(figures["curves"])) == 4
+    legend, frame = figures["curves"].layout.legend, layout(figures["curves"])
+    assert frame["xaxis"]["domain"][0] < legend.x < frame["xaxis"]["domain"][1]
+    assert frame["yaxis"]["domain"][0] < legend.y < sum(frame["yaxis"]["domain"]) / 2  # low, as the curves rise
+    assert all(figure.layout.height is None for figure in figures.values())
+    falling = half_column_figures(source(spread_out(30), SPACE, "val_loss"))["curves"]
+    assert falling.layout.legend.y > sum(layout(falling)["yaxis"]["domain"]) / 2
+
+
+def test_titles_of_half_a_column_are_wrapped_without_the_name_of_the_study() -> None:
+    long = "learning_rate_of_the_<last>_layer_&_its_friends", "weight_decay_of_everything_else_in_the_network"
+    ended: list[Ended] = [(0.5, {long[0]: 1e-3, long[1]: 1e-5}, COMPLETE)]
+    figure = half_column_figures(source(ended, {long[0]: LR, long[1]: DECAY}, name="a <name>"))["landscape"]
+    lines = [html.unescape(line) for line in figure.layout.title.text.split("<br>")]
+    assert " ".join(lines) == f"Validation accuracy by {' and '.join(each.replace('_', ' ') for each in long)}"
+    assert max(map(len, lines)) <= 44
+    assert "<last>" not in figure.layout.title.text
+    assert figure.layout.margin.t > 36 + 18 * (len(lines) - 1)
+
+
+def test_half_a_column_leaves_out_reported_values_and_figures_without_data() -> None:
+    reported = source(spread_out(3), SPACE)
+    reported = replace(reported, curves={2: {"step": [1.0, 2.0], "value": [0.1, 0.2]}})
+    assert list(half_column_figures(reported)) == ["landscape"]
+    assert half_column_figures(source([(None, {}, FAIL)], {})) == {}
+
+
+def test_a_log_axis_has_labels_at_powers_of_ten_or_at_whole_numbers() -> None:
+    assert log_axis(1e-6, 1e-1)["dtick"] == 1
+    assert log_axis(1e-12, 1e5)["dtick"] == 3
+    assert log_axis(20_000, 60_000) == {"type": "log", "nticks": 5, "tickformat": "~s"}
+    assert log_axis(3e-4, 2e-3)["tickformat"] == ".2~g"
 
 
 def test_without_a_curve_there_is_a_sentence() -> None:

@@ -21,7 +21,7 @@ from hpo.service.queue_control import delete
 from hpo.service.worker import WorkerOptions, work
 from hpo.storage import Storage, figures_record, open_storage, summary
 
-KINDS = ["hpo-curves", "hpo-history", "hpo-importances", "hpo-landscape"]
+KINDS = ["hpo-curves", "hpo-landscape"]
 STARTED = StudyStarted("tiny", 6, 0, 0, 0, 4, "cpu", "float64", 100, 120)
 POPULATION = PopulationEnded((0, 1), 2, 0, 0, 0.5, 1.0)
 ENDED = StudyEnded("finished", 6, 0, 0, 1.0)
@@ -71,9 +71,9 @@ def test_a_launch_draws_all_figures(storage: Storage) -> None:
     assert sorted(found) == KINDS
     assert drawn_trials(storage) == 6
     titles = [each["text"] for each in found["hpo-curves"]["layout"]["annotations"]]
-    assert [title.split(" (trial ")[0] for title in titles] == [f"Best-{rank}" for rank in range(1, 7)]
+    assert [title.split(" (trial ")[0] for title in titles] == [f"Best-{rank}" for rank in range(1, 5)]
     assert "height" not in found["hpo-curves"]["layout"]  # the dashboard's frame is as high as it is
-    assert len(next(each for each in found["hpo-history"]["data"] if each["name"] == "completed")["x"]) == 6
+    assert len(next(each for each in found["hpo-landscape"]["data"] if each["name"] == "completed")["x"]) == 6
 
 
 def test_workers_draw_the_figures_too(storage: Storage) -> None:

@@ -41,6 +41,13 @@ def test_a_figure_replaces_the_earlier_one(storage: Storage, study_id: int) -> N
     assert [key for key in attrs if key.startswith("dashboard:plot_data:ours:")] == ["dashboard:plot_data:ours:0"]
 
 
+def test_figures_of_an_earlier_version_are_deleted(storage: Storage, study_id: int) -> None:
+    for name in ("hpo-history", "hpo-curves", "theirs"):
+        save_plotly_graph_object(load_study(storage, "digits"), FIGURE, graph_object_id=name)
+    assert save_figures(storage, study_id, {"hpo-curves": "{}"}, 3)
+    assert shown(storage, study_id) == {"hpo-curves": "{}", "theirs": FIGURE.to_json()}
+
+
 def test_figures_of_fewer_trials_are_not_stored(storage: Storage, other: Storage, study_id: int) -> None:
     assert save_figures(storage, study_id, {"a": "of 5"}, 5)
     assert not save_figures(other, study_id, {"a": "of 4"}, 4)

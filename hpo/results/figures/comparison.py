@@ -22,15 +22,23 @@ from plotly.subplots import make_subplots
 from hpo.errors import UsageError
 from hpo.results.compare.runs import Group, groups_by_value, tested_metric
 from hpo.results.figures.curves import FRACTIONS, named
-from hpo.results.figures.style import GREY, PALETTE, SCALE, TRAINING_DASH, VALIDATION_DASH, new_figure, plain, short
+from hpo.results.figures.style import (
+    GREY,
+    PALETTE,
+    SCALE,
+    TRAINING_DASH,
+    VALIDATION_DASH,
+    log_axis,
+    new_figure,
+    plain,
+    short,
+)
 
 MOST_COLOURS = 16
 COLUMNS = 4
 ROW_PIXELS, FRAME_PIXELS, PLAIN_PIXELS = 210, 130, 520
 DECADES = 2
 """Losses over a wider span have a log axis."""
-
-MOST_POWERS = 8  # powers of ten with a tick
 
 LONGEST_BESIDE = 36
 """The longest label, in characters, with which the legend is beside the frames; otherwise it is below them."""
@@ -181,9 +189,7 @@ def _loss_axis(groups: Sequence[Group]) -> dict[str, Any]:
     log = values.min() > 0 and values.max() > 10**DECADES * values.min()
     if not log:
         return {"rangemode": "tozero"}
-    decades = math.log10(values.max() / values.min())
-    # powers of ten only: plotly labels the ticks between them with a bare 2 and 5
-    return {"type": "log", "exponentformat": "power", "dtick": math.ceil(decades / MOST_POWERS)}
+    return log_axis(values.min(), values.max())
 
 
 def _colours(count: int) -> list[str]:

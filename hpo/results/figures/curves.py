@@ -1,4 +1,4 @@
-"""Learning curves of the best trials, one frame for each, five in a row.
+"""Learning curves of the best trials, one frame for each, five in a row, titled with trial number and score.
 
 Validation is solid, training dashed; metrics other than accuracy and loss have validation curves only. Fractions are
 drawn from 0 to 1, losses from 0 on; all frames have the same axes.
@@ -25,7 +25,7 @@ from hpo.results.figures.style import (
     plain,
     short,
 )
-from hpo.results.ranking import best_line, rank_label
+from hpo.results.ranking import best_line, rank_label, score, score_text
 from hpo.results.study_facts import STEP
 from hpo.studyfile.objective import VALUE
 
@@ -44,16 +44,17 @@ LINES = (("train", "training", VERMILLION, TRAINING_DASH), ("val", "validation",
 REPORTED = ((VALUE, "reported", BLUE, VALIDATION_DASH),)
 
 
-def curves(source: Source) -> go.Figure:
-    """Return the grid of the best trials' learning curves."""
-    measure = source.metric.removeprefix("val_") if source.metric.startswith("val_") else VALUE
+def curves(source: Source, columns: int = COLUMNS) -> go.Figure:
+    """Return the grid of the best trials' learning curves, with at most `columns` frames in a row."""
+    reported = any(VALUE in curve for curve in source.curves.values())  # an objective's metric may have any name
+    measure = source.metric.removeprefix("val_") if source.metric.startswith("val_") and not reported else VALUE
     known = VALUE if measure == VALUE else f"val_{measure}"
     ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(known)]
     if not ranked:
         return message(f"{plain(source.name)}: learning curves", "No trial has completed with a learning curve.")
     best = "the best trial" if len(ranked) == 1 else f"the {len(ranked)} best trials"
     figure = new_figure(f"{plain(source.name)}: {plain(named(measure))} of {best}")
-    columns = min(COLUMNS, len(ranked))
+    columns = min(columns, len(ranked))
     rows = math.ceil(len(ranked) / columns)
     layout: dict[str, Any] = {"annotations": [], "height": FRAME_PIXELS + ROW_PIXELS * rows, "margin": {"t": 70}}
     layout["title"] = {"y": 1, "yanchor": "top", "pad": {"t": 15}}
@@ -67,7 +68,8 @@ def curves(source: Source) -> go.Figure:
     }
     for index, trial in enumerate(ranked):
         layout |= _axes(index, len(ranked), columns, rows, measure)
-        layout["annotations"].append(_title(index, rank_label(index + 1, trial.number, source.metrics)))
+        label = rank_label(index + 1, trial.number, source.metrics)
+        layout["annotations"].append(_title(index, f"{label}: {score_text(source.metric, score(trial))}"))
         figure.add_traces(_lines(index, trial, source, measure))
     return figure.update_layout(layout)
 

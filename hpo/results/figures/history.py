@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.figures.source import Source, spread
-from hpo.results.figures.style import BLUE, PRUNED, VERMILLION, message, new_figure, plain, short
+from hpo.results.figures.style import BLUE, PRUNED, VERMILLION, log_axis, message, new_figure, plain, short
 from hpo.results.ranking import score
 
 
@@ -36,9 +36,10 @@ def history(source: Source) -> go.Figure:
         figure.add_scatter(
             x=[*x, last], y=[*y, y[-1]], mode="lines", name="best so far", line=line, hovertemplate=hover
         )
-    losses = source.metric == "val_loss" and all(score(trial) > 0 for trial in completed + pruned)
+    scores = [score(trial) for trial in completed + pruned]
+    losses = source.metric == "val_loss" and min(scores) > 0
     figure.update_xaxes(title={"text": "trial"})
-    axis = {"type": "log", "exponentformat": "power"} if losses else {"type": "linear"}
+    axis = log_axis(min(scores), max(scores)) if losses else {"type": "linear"}
     return figure.update_yaxes(title={"text": plain(source.score)}, **axis)
 
 

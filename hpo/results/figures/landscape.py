@@ -18,13 +18,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.figures.importances import parameter_importances
 from hpo.results.figures.source import Source, label, lies_in, space, spread
-from hpo.results.figures.style import FAILED, PRUNED, SCALE, message, new_figure, plain, short
+from hpo.results.figures.style import FAILED, PRUNED, SCALE, log_axis, message, new_figure, plain, short
 from hpo.results.ranking import score
 from hpo.text import join_and
 
 USUAL = ("lr", "weight_decay")
 ALWAYS_DRAWN = 100
 """The number of best trials that are always drawn, where not all trials can be."""
+
+MARGIN = 0.05
+"""The space beyond the ends of a log axis, as a fraction of it."""
 
 MANY = 2000
 """The number of points from which they are drawn smaller."""
@@ -117,7 +120,11 @@ def _coloured(source: Source, trials: Sequence[FrozenTrial], ranked: Sequence[Fr
 def _axis(name: str, distribution: BaseDistribution) -> dict[str, Any]:
     axis: dict[str, Any] = {"title": {"text": plain(label(name))}}
     if isinstance(distribution, FloatDistribution | IntDistribution):
-        return axis | {"type": "log" if distribution.log else "linear", "exponentformat": "power"}
+        if not distribution.log:
+            return axis | {"type": "linear"}
+        low, high = math.log10(distribution.low), math.log10(distribution.high)
+        margin = MARGIN * (high - low)
+        return axis | log_axis(distribution.low, distribution.high) | {"range": [low - margin, high + margin]}
     return axis | {"type": "category"}
 
 

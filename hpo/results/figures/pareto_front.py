@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from hpo.results.figures.source import Source, in_words, spread
-from hpo.results.figures.style import GREY, TEMPLATE, VERMILLION, message, plain, short
+from hpo.results.figures.style import GREY, TEMPLATE, VERMILLION, log_axis, message, plain, short
 from hpo.results.ranking import params_line, scores_line
 from hpo.storage.pareto import best_first, losses
 
@@ -67,7 +67,8 @@ def _add(
             row=1,
             col=column,
         )
-    scale = {"type": "log", "exponentformat": "power"} if metric == "parameters" else {}
+    counts = [trial.values[column] for _, trials, _, _ in drawn for trial in trials]
+    scale = log_axis(min(counts), max(counts)) if metric == "parameters" and min(counts) > 0 else {}
     figure.update_xaxes(title={"text": plain(in_words(metric))}, row=1, col=column, **scale)
     figure.update_yaxes(title={"text": plain(source.score)} if column == 1 else None, row=1, col=column)
 

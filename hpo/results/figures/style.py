@@ -7,6 +7,7 @@ can read it. Knows nothing of studies.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -53,6 +54,9 @@ TEMPLATE: dict[str, Any] = {
 """The template of all figures; plotly's own would make the JSON ten times as long."""
 
 LINE_WIDTH = 100  # characters in a line of a message
+MOST_POWERS = 8  # powers of ten with a tick on a log axis
+DECADES = 1.5
+"""The decades of a log axis from which only powers of ten are labelled."""
 
 
 def new_figure(title: str) -> go.Figure:
@@ -69,6 +73,19 @@ def message(title: str, sentence: str) -> go.Figure:
     lines = "<br>".join(textwrap.wrap(sentence, LINE_WIDTH))
     figure.add_annotation(text=lines, showarrow=False, font={"size": 15, "color": GREY}, **centre)
     return figure
+
+
+def log_axis(low: float, high: float) -> dict[str, Any]:
+    """Return a log axis for values from `low` to `high`, labelled at powers of ten, or over few decades at numbers.
+
+    plotly labels the ticks between powers of ten with a bare 2 and 5, which crowd a narrow figure.
+    """
+    decades = math.log10(high / low)
+    if decades > DECADES:
+        ticks = {"exponentformat": "power", "dtick": math.ceil(decades / MOST_POWERS)}
+    else:
+        ticks = {"nticks": 5, "tickformat": "~s" if low >= 1 else ".2~g"}
+    return {"type": "log", **ticks}
 
 
 def plain(text: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from hpo.errors import UnknownStudyError
 from hpo.search.events import Event, Note, PopulationEnded, StudyEnded, StudyStarted, TrialsNotPromoted
 from hpo.storage import Storage, figures_record, save_figures, summary
+from hpo.storage.dashboard_figures import OWN
 
 REFRESH_S = 60.0
 TIME_FRACTION = 0.02
@@ -69,14 +70,11 @@ def update_figures(storage: Storage, which: str | int, fresh_s: float = 0.0) -> 
     if finished <= known or 0 <= time.time() - at < fresh_s:
         return False
 
-    from hpo.results.figures.kinds import draw  # imports plotly and Optuna's importances, only if needed
+    from hpo.results.figures.half_column import half_column_figures  # imports plotly and Optuna's importances
     from hpo.results.figures.source import read_source
 
     source = read_source(storage, study.study_id, limit=POINTS)
-    drawn = draw(source)
-    for figure in drawn.values():
-        figure.layout.height = None  # the dashboard sets it
-    figures = {f"hpo-{kind}": figure.to_json() for kind, figure in drawn.items()}
+    figures = {f"{OWN}{kind}": figure.to_json() for kind, figure in half_column_figures(source).items()}
     return save_figures(storage, study.study_id, figures, len(source.trials))
 
 
