@@ -195,7 +195,9 @@ def main() -> None:
     print(f"{platform.machine()}, scikit-learn {sklearn.__version__}, OMP_NUM_THREADS={threads}")
     for file in given.files:
         print()
-        for line in Comparison(read_study(file)).lines(given.seeds):
+        study = read_study(file)
+        assert isinstance(study, Study), f"{file}: not a network study"
+        for line in Comparison(study).lines(given.seeds):
             print(line, flush=True)
 
 

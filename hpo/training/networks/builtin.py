@@ -60,7 +60,7 @@ def embedding_width(indices: int) -> int:
     It is `emb_sz_rule` of fastai (J. Howard, S. Gugger, "fastai: A layered API for deep learning", Information 2020),
     min(600, round(1.6 n^0.56)), where n counts the index of missing categories.
     """
-    return min(600, round(1.6 * indices**0.56))
+    return min(600, round(1.6 * math.pow(indices, 0.56)))
 
 
 def mlp_layers(shape: Shape, classes: int, settings: NetworkSettings) -> list[Layer]:
