@@ -64,6 +64,12 @@ def test_a_stored_study_has_its_stored_split(tmp_path: Path) -> None:
     assert "\nsplit: random, seed 0\n" in check_report(study_of(), "cpu", storage_url=url)
 
 
+def test_further_splits_are_named() -> None:
+    study = study_of(data={"splits": 3}, search={"trials": 6, "repeats": 3})
+    line = "\nsplit: stratified by class, seed 0, and 2 further splits for the repeats, to seed 2\n"
+    assert line in check_report(study, "cpu")
+
+
 def test_the_resolved_file_of_a_json_file_is_json() -> None:
     study = replace(study_of(), source="studies/tiny.json")
     resolved = check_report(study, "cpu", resolved=True).removeprefix(check_report(study, "cpu"))

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from hpo.data import Split
 from hpo.errors import StorageError
 from hpo.results.study_facts import open_existing
-from hpo.search.plan import plan
+from hpo.search.plan import NetworkPlan, plan
 from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
 from hpo.search.space import few_digits, size_text
 from hpo.search.study_records import stored_pruner, with_stored_defaults
@@ -59,7 +59,7 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         f"data: {split.dataset}, {len(split.train)} training and {len(split.validation)} validation examples "
         f"{'in the first fold ' * bool(split.other_folds)}of {describe(split_shape(split))}, "
         f"{_targets_text(split)}",
-        f"split: {split.method}",
+        f"split: {split.method}{_further_splits(planned)}",
         *([f"warning: {split.warning}"] if split.warning else []),
         f"network: {member.parameters:,} parameters{first}",
         f"population: {population} member{'s' * (population > 1)}, {_megabytes(population * member.member_bytes)} "
@@ -69,6 +69,11 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
         *_pruner_lines(study, pruner),
     ]
+
+
+def _further_splits(planned: NetworkPlan) -> str:
+    seeds = [each.data.split_seed for each in planned.other_splits]
+    return f", and {len(seeds)} further splits for the repeats, to seed {seeds[-1]}" if seeds else ""
 
 
 def _targets_text(split: Split) -> str:
