@@ -168,6 +168,8 @@ class DataSettings(Settings):
     def _check_target(cls, target: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
         if target is None and str(info.data.get("dataset")).startswith("table:"):
             raise ValueError("missing")
+        if isinstance(target, list) and len(set(target)) < len(target):
+            raise ValueError("must not name a column twice")
         return target
 
     @field_validator("features", "categorical")

@@ -267,6 +267,7 @@ def test_damaged_files_are_errors_of_one_line(tmp_path: Path) -> None:
     ("data", "problem"),
     [
         ({"target": None}, "data.target: missing"),
+        ({"target": ["age", "age"], "categorical": None}, "data.target: must not name a column twice"),
         ({"dataset": "table:pets.txt"}, "data.dataset: a table must be a .csv or .parquet file"),
         ({"dataset": "pets.csv"}, "unknown data set 'pets.csv' (did you mean 'table:pets.csv'?)"),
         ({"dataset": "digits"}, "data.target: is used only with a table"),
