@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hpo.api.running import launch, status, submit, watch, work
     from hpo.api.sections import Data, Network, Optimizer, Preprocess, Search, Task, Training
     from hpo.api.stored_study import Proposal, StoredStudy, load, studies
-    from hpo.api.study import Study, read, study_schema
+    from hpo.api.study import Study, init, read, study_schema
     from hpo.api.trials import Trial
     from hpo.data import Listing
     from hpo.errors import (
@@ -57,7 +57,7 @@ _NAMES_BY_MODULE = {
     "hpo.api.running": ["launch", "status", "submit", "watch", "work"],
     "hpo.api.sections": ["Data", "Network", "Optimizer", "Preprocess", "Search", "Task", "Training"],
     "hpo.api.stored_study": ["Proposal", "StoredStudy", "load", "studies"],
-    "hpo.api.study": ["Study", "read", "study_schema"],
+    "hpo.api.study": ["Study", "init", "read", "study_schema"],
     "hpo.api.trials": ["Trial"],
     "hpo.data": ["Listing"],
     "hpo.errors": [
@@ -129,6 +129,7 @@ __all__ = [
     "doctor",
     "events",
     "fetch",
+    "init",
     "launch",
     "load",
     "predict",

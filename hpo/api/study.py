@@ -141,6 +141,31 @@ def read(
     return Study.of(study_from_tree(tree, source_name, folder, overrides, **changes))
 
 
+def init(
+    *,
+    data: str | None = None,
+    target: str | Sequence[str] = (),
+    module: str | None = None,
+    objective: str | None = None,
+    task: str | None = None,
+    name: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write a starter study file for these data, or for an objective function; return its path.
+
+    `data` is a data set such as "digits" or "table:houses.csv", `target` the column or columns of a table to predict,
+    `module` a network of the user, "net.py:Net", and `objective` a function of `optuna.Trial`, "script.py:objective".
+    The kind of the task is guessed from the targets if `task` is None. `output` is by default `NAME.toml` in the
+    current folder; a file there is never overwritten. The JSON Schema for editors is written beside the study file.
+
+    Raises UsageError, DataError, CodeError or StudyFileError where a launch of the study would; nothing is written.
+    """
+    from hpo.starter.write import write_starter
+
+    targets = [target] if isinstance(target, str) else list(target)
+    return write_starter(data, targets, module, objective, task, name, None if output is None else Path(output))
+
+
 def study_schema() -> str:
     """Return the JSON Schema of study files as JSON text, with which an editor completes and checks their keys."""
     from hpo.starter.schema_file import schema_text

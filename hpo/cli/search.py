@@ -1,4 +1,4 @@
-"""Commands of a search in this process: launch, check, narrow."""
+"""Commands of a search in this process: init, launch, check, narrow."""
 
 from __future__ import annotations
 
@@ -28,8 +28,48 @@ from hpo.cli.app import (
 )
 from hpo.cli.interruption import stop_on_signals
 from hpo.errors import UsageError
+from hpo.text import hpo_command, printable
 
 command = functools.partial(app.command, rich_help_panel="Search")
+
+
+@command()
+def init(
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Use these data: a known data set, or user data such as table:houses.csv"),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Predict this column of the table; may be repeated")
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Train this network instead of a built-in one")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Search this function of optuna.Trial, without --data")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Use classification, regression or multilabel [default: by the targets]"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name the study [default: by the data or the file]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to this file [default: NAME.toml]")
+    ] = None,
+) -> None:
+    """Write a starter study file.
+
+    Reads the data, as `hpo check` does, chooses ranges, metric and split for them, and says why in comments. The JSON
+    Schema of study files is written beside the file, for editors. An existing study file is never overwritten.
+    """
+    path = hpo.init(
+        data=data, target=target or (), module=module, objective=objective, task=task, name=name, output=output
+    )
+    print_line(path)
+    for start, verb in (("next: ", "check"), ("      ", "launch")):
+        print(printable(start + hpo_command(verb, str(path))), file=sys.stderr)
 
 
 @command()

@@ -1,1 +1,1 @@
-"""The JSON Schema of study files, for editors."""
+"""Starter study files, written by `hpo init`, and the JSON Schema with which an editor completes and checks them."""

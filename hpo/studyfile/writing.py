@@ -55,10 +55,10 @@ def _without_defaults(model: type[Settings], table: Mapping[str, Any]) -> dict[s
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:
-    return [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
+    return [f"{_key(key)} = {value_text(value)}" for key, value in table.items()]
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a value on one line; tomli-w would write tables and lists on several."""
     if value is None:
         raise UsageError("a point or the baseline has None, which TOML does not have; write the study file as JSON")
@@ -66,7 +66,7 @@ def _value(value: Any) -> str:
         table = {key: each for key, each in value.items() if (key, each) != ("log", False)}
         return f"{{ {', '.join(_lines(table))} }}" if table else "{}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(value_text, value))}]"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").removesuffix("\n")
 
 

@@ -12,8 +12,21 @@ from command import HPO, Outcome, Running
 
 Run = Callable[..., Outcome]
 HEAVY = {"torch", "optuna", "numpy", "sqlalchemy", "sklearn", "pydantic", "rich"}
-COMMANDS = ["launch", "check", "narrow", "studies", "top", "compare", "confirm", "test", "predict", "verify", "replay"]
-COMMANDS += ["plot", "report", "export", "copy", "submit", "work", "status", "pause", "resume", "stop", "delete"]
+COMMANDS = ["init", "launch", "check", "narrow", "studies", "top", "compare", "confirm", "test", "predict", "verify"]
+COMMANDS += [
+    "replay",
+    "plot",
+    "report",
+    "export",
+    "copy",
+    "submit",
+    "work",
+    "status",
+    "pause",
+    "resume",
+    "stop",
+    "delete",
+]
 COMMANDS += ["dashboard", "doctor", "version", "data"]
 
 

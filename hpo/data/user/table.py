@@ -65,6 +65,11 @@ class TableSource:
         own = partial(self._read_file, self.validation, names) if isinstance(self.validation, Path) else None
         return RawExamples(rows, targets, None, names, groups=known, read_validation=own)
 
+    def training_cells(self) -> pl.DataFrame:
+        """Return all columns, as the file has them, of the rows that are not set aside."""
+        frame = self._frame(self.path)
+        return frame.take(self._split(len(frame), self._groups(frame))[0]).cells
+
     def test_size(self) -> int | None:
         """Return the number of rows set aside; 0 without a test set, None for a file, which is not opened."""
         if not isinstance(self.test, float):

@@ -28,6 +28,9 @@ from hpo.usercode import load_reference
 
 MODULE = "network.module"
 
+ADDED_ARGUMENTS = ("shape", "classes", "outputs")
+"""The arguments that hpo adds: the shape of an example, and twice the number of outputs."""
+
 Mode = Literal["training", "evaluation"]
 """Mode of a module, which changes dropout and batch norm."""
 
@@ -44,7 +47,9 @@ def construct(settings: NetworkSettings, shape: Shape, classes: int) -> nn.Modul
         raise SettingError(MODULE, str(error)) from error
     if not callable(constructor):
         raise SettingError(MODULE, f"{settings.module} is neither a class nor a function that returns a module")
-    arguments = _arguments(constructor, settings, {"shape": tuple(shape), "classes": classes, "outputs": classes})
+    arguments = _arguments(
+        constructor, settings, dict(zip(ADDED_ARGUMENTS, (tuple(shape), classes, classes), strict=True))
+    )
     try:
         network = constructor(**arguments)
     except Exception as error:
