@@ -29,7 +29,7 @@ from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source, space
 from hpo.results.final_test.result import evaluation_lines
 from hpo.results.ranking import metric_label, params_line, rank_label, score, score_text
-from hpo.results.study_facts import states_line
+from hpo.results.study_facts import data_line, states_line
 from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, any_stored_study, precisions
 from hpo.storage import Storage, StudySummary, load_study, summary
@@ -120,12 +120,9 @@ def _facts(study: AnyStudy, found: StudySummary, storage: Storage) -> list[tuple
     if isinstance(study, ObjectiveStudy):
         return _objective_facts(study, found, hashes)
     data, run = found.user_attrs[DATA], found.user_attrs.get(RUN, {})
-    test = data["test"]  # None where the number is unknown without opening the file
-    sealed = "an unknown number of" if test is None else f"{test:,}" if test else "no"
-    sizes = f"{data['train']:,} training and {data['validation']:,} validation examples, {sealed} sealed test examples"
     search, limit = study.search, study.search.limits.parameters
     return [
-        ("data", f"{data['name']}: {sizes}"),
+        ("data", data_line(data)),
         *([("classes", f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
         ("SHA-256 of the data", data["sha256"]),
         ("SHA-256 of the split", data["split_sha256"]),

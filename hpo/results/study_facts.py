@@ -73,6 +73,14 @@ def objective_of(user_attrs: Mapping[str, Any]) -> str | None:
     return None if reference is None else str(reference)
 
 
+def data_line(data: Mapping[str, Any]) -> str:
+    """Return the name of a study's data and the sizes of its splits, from its data record."""
+    test = data["test"]  # None where the number is unknown without opening the file
+    sealed = "an unknown number of" if test is None else f"{test:,}" if test else "no"
+    sizes = f"{data['train']:,} training and {data['validation']:,} validation examples, {sealed} sealed test examples"
+    return f"{data['name']}: {sizes}"
+
+
 def conditional_of(user_attrs: Mapping[str, Any], completed: Sequence[FrozenTrial]) -> frozenset[str]:
     """Return the conditional parameters of a study.
 

@@ -133,15 +133,16 @@ def test_the_figures_of_a_study_stand_on_its_page(
     assert update_figures(storage, "own")
     url = served(read_only=True)
     page.goto(f"{url}dashboard/studies/{study._study_id}")
-    drawn = [f"user-defined-plot:hpo-{kind}" for kind in ("landscape", "history", "curves")]
+    drawn = ["user-defined-plot:hpo-landscape"]
     page.wait_for_function(DRAWN, arg=drawn)
     assert page.evaluate("document.getElementById('user-defined-plot:hpo-landscape').data[0].x.length") == 12
-    page.get_by_text("Importances take 20 completed trials; there are 12.").first.wait_for()
+    page.get_by_text("Best-1 (trial 11): value: 0.5550").first.wait_for()
+    assert page.get_by_text("hpo:study").count() == 0
 
     own = load_study(storage, "own")
     page.goto(f"{url}dashboard/studies/{own._study_id}")
     page.wait_for_function(DRAWN, arg=["graph-intermediate-values", *drawn])
-    page.get_by_text("Importances take 20 completed trials; there are 4.").first.wait_for()
+    page.get_by_text("finished, 4 complete of 4 trials").first.wait_for()
     page.goto(f"{url}dashboard/studies/{own._study_id}/trials?numbers=3")
     page.get_by_text(str(own.trials[3].params["x"])).first.wait_for()
     assert complaints == []

@@ -17,14 +17,16 @@ from urllib.parse import urlsplit
 
 import optuna
 import optuna_dashboard
+import plotly.graph_objects as go
 import pytest
 from deadlines import deadline
 from forks import Fork
 from optuna.artifacts import upload_artifact
-from optuna_dashboard import save_note
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from hpo.cli import main
 from hpo.errors import HpoError, UsageError
+from hpo.results.display.study_page import SUMMARY_HEADING
 from hpo.service.dashboard.application import PATCHED_VERSION, patched_script
 from hpo.service.dashboard.dashboard import VARIABLE, check_names, read_password, serve
 from hpo.storage import Storage
@@ -207,14 +209,46 @@ def test_deleting_a_study(stored: Store, served: Serve, storage: Storage) -> Non
 
 
 def test_notes_can_be_written(stored: Store, served: Serve) -> None:
+    """The page's note ends with a summary, which is not stored."""
     study = stored()
-    save_note(study, "what it is about")
+    long = "what it is about " * 2000  # optuna-dashboard stores it in pieces
+    save_note(study, long)
     url = served()
     note = json.loads(ask(url, f"/api/studies/{study._study_id}")[2])["note"]
-    assert note["body"] == "what it is about"
-    new = {"version": note["version"] + 1, "body": "changed"}
+    assert note["body"].startswith(f"{long}\n\n{SUMMARY_HEADING}\n")
+    assert "**best**: Best-1 \\(trial 11\\)" in note["body"]
+    new = {"version": note["version"] + 1, "body": note["body"].replace(long, "changed")}
     assert ask(url, f"/api/studies/{study._study_id}/note", "PUT", new)[0] == 204
-    assert json.loads(ask(url, f"/api/studies/{study._study_id}")[2])["note"]["body"] == "changed"
+    assert get_note(study) == "changed"
+    assert json.loads(ask(url, f"/api/studies/{study._study_id}")[2])["note"]["body"].startswith("changed\n\n## ")
+
+
+def test_the_page_shows_facts_instead_of_records(storage: Storage, stored: Store, served: Serve) -> None:
+    study, other = stored(), optuna.create_study(storage=storage, study_name="other")
+    study.set_user_attr("mine", 1)
+    for each in (study, other):
+        each.set_user_attr("hpo:data", {})
+    for figure in ("hpo-history", "hpo-landscape"):
+        save_plotly_graph_object(study, go.Figure(), graph_object_id=figure)
+    url = served()
+    page = json.loads(ask(url, f"/api/studies/{study._study_id}")[2])
+    attrs = {each["key"]: each["value"] for each in page["user_attrs"]}
+    assert list(attrs) == ["state", "best", "next", "mine"]
+    assert attrs["best"] == "Best-1 (trial 11): value: 0.5550"
+    assert attrs["next"].startswith("hpo status digits --watch --storage sqlite:///")
+    assert [each["id"] for each in page["plotly_graph_objects"]] == ["hpo-landscape"]
+    listed = json.loads(ask(url, "/api/studies")[2])["study_summaries"]
+    assert [[attr["key"] for attr in each["user_attrs"]] for each in listed] == [["mine"], []]
+    assert set(storage.get_study_user_attrs(study._study_id)) == {"hpo:study", "hpo:data", "mine"}
+
+
+def test_damaged_records_do_not_hide_a_study(storage: Storage, stored: Store, served: Serve) -> None:
+    study = stored()
+    save_note(study, "what it is about")
+    study.set_user_attr("hpo:state", "of a later version")
+    page = json.loads(ask(served(), f"/api/studies/{study._study_id}")[2])
+    assert (page["user_attrs"], page["note"]["body"]) == ([], "what it is about")
+    assert len(page["trials"]) == 12
 
 
 def test_artifacts_are_shown_and_run_no_script(stored: Store, served: Serve, tmp_path: Path) -> None:
@@ -253,7 +287,7 @@ def test_uploading_an_artifact_makes_the_folder(stored: Store, served: Serve, tm
 def soon_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make ten trials the limit of a long study, with four curves sent."""
     for name, count in (("LONG", 10), ("BEST", 2), ("LATEST", 2)):
-        monkeypatch.setattr(f"hpo.service.dashboard.thinned_storage.{name}", count)
+        monkeypatch.setattr(f"hpo.service.dashboard.view.{name}", count)
 
 
 def test_of_a_long_study_the_best_and_the_latest_curves_are_sent(soon_long: None, stored: Store, served: Serve) -> None:

@@ -36,7 +36,7 @@ def training_columns(path: Path, test: float) -> list[Column]:
 
     Raises DataError where the file cannot be read.
     """
-    source = TableSource(path, "regression", (), None, (), None, test, is_time_order=False)
+    source = TableSource(path, "regression", (), None, (), None, None, test, is_time_order=False)
     return [_column(each) for each in source.training_cells()]
 
 

@@ -43,16 +43,20 @@ def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -
 
 def next_lines(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
     """Return the commands to run next; `url` is the storage that they name, None for the default storage."""
-    option = storage_option(url)
-    commands = []
+    commands = [*next_commands(study, storage, url), f"hpo dashboard {storage_option(url)}".rstrip()]
+    return [printable(f"{'next:' if number == 0 else '':6}{each}") for number, each in enumerate(commands)]
+
+
+def next_commands(study: AnyStudy, storage: Storage, url: str | None) -> list[str]:
+    """Return the commands for the results of a finished search; none without a best trial."""
+    option, commands = storage_option(url), []
     if best_trials(storage, study.name, 1):
         found, confirmed = summary(storage, study.name), _is_confirmed(storage, study.name)
         commands.append(hpo_command(_next_command(study, found, confirmed), study.name, option))
         file = "front.json" if len(study.search.all_minimized) > 1 else "best.json"
         export = f"{option}{' --confirmed' if confirmed else ''} -o {file}"
         commands.append(hpo_command("export", study.name, export.lstrip()))
-    commands.append(f"hpo dashboard {option}".rstrip())
-    return [printable(f"{'next:' if number == 0 else '':6}{each}") for number, each in enumerate(commands)]
+    return commands
 
 
 def _is_confirmed(storage: Storage, name: str) -> bool:

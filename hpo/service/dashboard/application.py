@@ -1,7 +1,8 @@
 """optuna-dashboard as a WSGI application, patched for studies of more than 1,000 trials. No server, no login.
 
-Three changes: it reads long studies through a view that leaves out most learning curves; its script draws no line for a
-trial without a curve; its routes refuse invalid requests. The script of another version is served unchanged.
+Three changes: it reads studies through a view with readable facts and without most learning curves of long studies; its
+script draws no line for a trial without a curve; its routes refuse invalid requests. The script of another version is
+served unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import optuna_dashboard
 
 from hpo.service.dashboard.guard import READING
 from hpo.service.dashboard.request_checks import Routes
-from hpo.service.dashboard.thinned_storage import View
+from hpo.service.dashboard.view import View
 from hpo.storage.artifacts import ArtifactFolder, artifacts_of_other_studies
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ARTIFACTS, SCRIPT = "/artifacts/", "/static/bundle.js"
 OTHERS = "hpo.artifacts_of_others"
+STUDY_PAGE = re.compile(r"/api/studies/([0-9]{1,10})\b")
 
 PATCHED_VERSION = "0.21.0"
 """Version of optuna-dashboard whose script the patch fits. pyproject.toml pins it; a test fails for any other.
@@ -54,7 +56,8 @@ def application(view: View, artifacts: Path) -> WSGIApplication:
         path = environ["PATH_INFO"]
         if path == SCRIPT and (script := patched_script()):
             return _send(script, environ, start_response)
-        with view.reading():
+        page = STUDY_PAGE.match(path)
+        with view.reading(None if page is None else int(page[1])):
             return app(environ, start_response)
 
     return answer

@@ -25,7 +25,7 @@ from hpo.errors import HpoError, UsageError
 from hpo.service.dashboard.application import ARTIFACTS, application
 from hpo.service.dashboard.guard import Guard, Hosts, Login, host_name, is_loopback
 from hpo.service.dashboard.server import LimitedServer
-from hpo.service.dashboard.thinned_storage import View
+from hpo.service.dashboard.view import View
 from hpo.storage import Storage
 
 VARIABLE = "HPO_DASHBOARD_PASSWORD"

@@ -23,12 +23,13 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 
 from hpo.errors import StorageError
+from hpo.results.display.study_page import without_summary
 from hpo.service.dashboard.guard import READING, Refusal
 from hpo.storage import Storage, rename_study, study_id_of
 from hpo.storage.artifacts import ARTIFACT, DASHBOARD_ARTIFACT, REMOVED_ARTIFACT
 from hpo.studyfile import name_problem
 
-LIST, RENAME = "/api/studies", "/api/studies/<study_id:int>/rename"
+LIST, RENAME, NOTE = "/api/studies", "/api/studies/<study_id:int>/rename", "/api/studies/<study_id:int>/note"
 MIGRATE = "/incompatible-rdb-schema"
 LARGEST_ID = 2**31 - 1
 MAX_KEY_LENGTH = 512
@@ -108,6 +109,8 @@ class Routes:
             return
         body = bottle.request.json
         _check_body(body)
+        if route.rule == NOTE and isinstance(body.get("body"), str):
+            body["body"] = without_summary(body["body"])  # the view adds it to each note
         if (
             "values" in body
             and study_id is not None
