@@ -75,6 +75,8 @@ class FittedPreprocessing(BaseModel):
                 raise ValueError("lists of different lengths")
         if self.indices and any(n <= len(c) for n, c in zip(self.indices, self.categories, strict=True)):
             raise ValueError("more categories than indices")
+        if self.indices and self.padding:
+            raise ValueError("padding after indices")
         if (self.mean is None) != (self.scale is None) or any(each <= 0 for each in self.scale or ()):
             raise ValueError("invalid scale")
         return self

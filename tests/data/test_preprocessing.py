@@ -173,8 +173,9 @@ def test_embedded_categories_have_the_indices_of_the_alphabet_from_1_and_0_for_a
     rows = training.take(np.flatnonzero(~np.isnan(training.numbers).any(1)))
     with pytest.raises(DataError, match=r"column '[cd]': the value is missing: set preprocess\.impute"):
         Preprocessing(PreprocessSettings(categorical="embedding")).fit(rows)
-    with pytest.raises(ValueError, match="more categories than indices"):
-        FittedPreprocessing.model_validate(fitted.model_dump() | {"indices": [5, 4]})
+    for change in ({"indices": [5, 4]}, {"indices": [5]}, {"padding": 1}):
+        with pytest.raises(ValueError, match=r"more categories than indices|shorter|longer|padding after indices"):
+            FittedPreprocessing.model_validate(fitted.model_dump() | change)
 
 
 @pytest.mark.parametrize("categorical", ["onehot", "embedding"])

@@ -57,8 +57,8 @@ def embedding_layers(shape: Shape) -> list[Layer]:
 def embedding_width(indices: int) -> int:
     """Return the width of an embedding of so many indices.
 
-    It is `emb_sz_rule` of fastai (J. Howard, S. Gugger, "fastai: A layered API for deep learning", Information 2020),
-    min(600, round(1.6 n^0.56)), where n counts the index of missing categories.
+    It is `emb_sz_rule` of fastai, found by trial and error (https://docs.fast.ai/tabular.model.html#emb_sz_rule), where
+    the index of missing categories counts, too.
     """
     return min(600, round(1.6 * math.pow(indices, 0.56)))
 
