@@ -11,12 +11,15 @@ values of Python's own variables (PYTHONPATH, PYTHONIOENCODING, ...).
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 import types
 from typing import Any
 
@@ -26,6 +29,8 @@ import sklearn.datasets  # noqa: F401
 
 import hpo.results.display.progress
 import hpo.results.display.summary
+import hpo.results.figures.kinds
+import hpo.results.figures.source
 import hpo.search.launch
 import hpo.service.launching
 import hpo.service.worker_process  # noqa: F401
@@ -51,7 +56,9 @@ def serve(connection: socket.socket) -> int:
             answer = os.fork()
             if answer == 0:
                 connection.close()
-                return run_command(streams, **request["process"])
+                status = run_command(streams, **request["process"])
+                exit_without_destruction(status)
+                return status
             running.add(answer)
             for stream in streams:
                 os.close(stream)
@@ -84,6 +91,20 @@ def run_command(
     sys.argv = ["-c", *args]
     exec(compile(script, "<string>", "exec"), sys.modules["__main__"].__dict__)
     return 0
+
+
+def exit_without_destruction(status: int) -> None:
+    """Exit as Python does, but do not destroy the modules, which copies the memory shared with the server first.
+
+    Return if the output cannot be written: Python has an exit status for that.
+    """
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    gc.collect()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":
