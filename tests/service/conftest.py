@@ -14,6 +14,7 @@ from idle_processes import IdleProcess
 from optuna.distributions import FloatDistribution
 from postgresql_server import Server as DatabaseServer
 
+from hpo.service.dashboard import figures
 from hpo.service.dashboard.dashboard import Server
 from hpo.storage import Storage, open_storage
 
@@ -21,17 +22,9 @@ EPOCHS = 3
 SPACE = {"lr": FloatDistribution(1e-6, 1e-1, log=True), "dropout": FloatDistribution(0.0, 0.6)}
 
 
-@pytest.fixture(scope="session")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create an empty storage once, for copies: creating one takes longer than some tests."""
-    file = tmp_path_factory.mktemp("blank") / "blank.db"
-    open_storage(f"sqlite:///{file}").close()
-    return file
-
-
 @pytest.fixture
-def storage(tmp_path: Path, blank: Path) -> Iterator[Storage]:
-    opened = open_storage(f"sqlite:///{shutil.copy(blank, tmp_path / 'hpo.db')}")
+def storage(tmp_path: Path, blank_db: Path) -> Iterator[Storage]:
+    opened = open_storage(f"sqlite:///{shutil.copy(blank_db, tmp_path / 'hpo.db')}")
     yield opened
     opened.close()
 
@@ -102,6 +95,12 @@ def stored(storage: Storage) -> Callable[..., optuna.Study]:
         return made
 
     return store
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch the figures off, which take longer than training small studies: see test_dashboard_figures.py."""
+    monkeypatch.setattr(figures, "update_figures", lambda *_: None)
 
 
 @pytest.fixture

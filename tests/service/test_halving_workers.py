@@ -31,7 +31,6 @@ from hpo.search.launch import submit
 from hpo.search.options import LaunchOptions
 from hpo.service import queue_control as control
 from hpo.service import worker as working
-from hpo.service.dashboard import figures
 from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage, StudyState, running_trials, state_of, summary
 
@@ -41,13 +40,12 @@ UNTIL_IDLE = WorkerOptions(device="cpu", threads=1, until_idle=True)
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Switch the figures off, and poll often, but not more often than a busy machine can read the queue.
+def fast(monkeypatch: pytest.MonkeyPatch, no_figures: None) -> Iterator[None]:
+    """Poll often, but not more often than a busy machine can read the queue.
 
     A study without trials to train is skipped for this time. If that ends before the worker has read the queue again,
     the worker never comes to a study of lower priority.
     """
-    monkeypatch.setattr(figures, "update_figures", lambda *_: None)
     monkeypatch.setattr(working, "POLL_S", 0.5)
     before = torch.get_num_threads()
     yield

@@ -18,6 +18,8 @@ from hpo.service import queue_control as control
 from hpo.service.status import status
 from hpo.storage import Storage, StudyState, TrialResult, open_storage, running_trials, state_of, summary
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 CHANGES = [control.pause, control.resume, control.stop]
 
 

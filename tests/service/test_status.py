@@ -27,6 +27,8 @@ from hpo.service.status import Status, status
 from hpo.storage import Storage, StudyState, TrialResult, heartbeats, open_storage, set_state, summary
 from hpo.storage.workers import Worker
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 LR = {"lr": FloatDistribution(1e-3, 1.0, log=True)}
 FAR = Worker("elsewhere", 7, 0.0, "another place", "cuda:1 (NVIDIA H100)", "another machine")
 

@@ -49,17 +49,13 @@ from hpo.training import trainer
 from hpo.training.population import EpochResult
 from hpo.training.stack import Member
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 UNTIL_STOPPED = WorkerOptions(device="cpu", threads=1)
 UNTIL_IDLE = WorkerOptions(device="cpu", threads=1, until_idle=True)
 UPDATE_FIGURES = figures.update_figures
 TRIES = 50
 """More polls than any search of these tests makes."""
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switch the figures off, which take longer than training these studies: see test_dashboard_figures.py."""
-    monkeypatch.setattr(figures, "update_figures", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
