@@ -44,11 +44,13 @@ def dashboard(
     read_only: bool = False,
     allow_hosts: Sequence[str] = (),
     artifacts: str | Path | None = None,
+    browser: bool = False,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serve optuna-dashboard until Ctrl-C; call `announce` with its address once it answers.
 
-    `port` 0 is any free one. An address that other machines can reach needs a password, from `password_file` or
+    With `browser`, it is opened in the browser of a desktop, unless other machines can reach the address. `port` 0 is
+    any free one. An address that other machines can reach needs a password, from `password_file` or
     HPO_DASHBOARD_PASSWORD, unless `insecure`. Raises UsageError for options that contradict each other, and HpoError
     where it cannot listen.
     """
@@ -68,6 +70,7 @@ def dashboard(
         insecure=insecure,
         read_only=read_only,
         names=allow_hosts,
+        browser=browser,
     )
 
 

@@ -200,11 +200,13 @@ def dashboard(
             metavar="FOLDER", help="Read artifacts here [default: HPO_ARTIFACTS, else beside the database file]"
         ),
     ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser")] = False,
     storage: StorageUrl = None,
 ) -> None:
     """Serve optuna-dashboard until Ctrl-C.
 
-    Opens no browser. On this machine's own address it needs no password, on any other address it does.
+    Opens the page in the browser of a desktop. An address of this machine only needs no password; any other address
+    does, and opens no browser.
     """
     hpo.dashboard(
         storage=storage,
@@ -215,5 +217,6 @@ def dashboard(
         read_only=read_only,
         allow_hosts=allow_host or (),
         artifacts=artifacts,
+        browser=not no_browser,
         announce=print_line,
     )

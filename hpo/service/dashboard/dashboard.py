@@ -23,6 +23,7 @@ from waitress import wasyncore
 
 from hpo.errors import HpoError, UsageError
 from hpo.service.dashboard.application import ARTIFACTS, application
+from hpo.service.dashboard.browser import open_browser
 from hpo.service.dashboard.guard import Guard, Hosts, Login, host_name, is_loopback
 from hpo.service.dashboard.server import LimitedServer
 from hpo.service.dashboard.view import View
@@ -49,17 +50,21 @@ def serve(
     insecure: bool = False,
     read_only: bool = False,
     names: Sequence[str] = (),
+    browser: bool = False,
 ) -> None:
     """Serve the dashboard until KeyboardInterrupt or SIGTERM; call `announce` with the address once it listens.
 
     Port 0 is any free one. `names` are further host names of this server. Without a password it serves this machine
-    only, unless `insecure`, which gives everyone full access.
+    only, unless `insecure`, which gives everyone full access. With `browser`, an address of this machine only is opened
+    in the user's browser, if there is one.
     """
     server = Server(
         storage, artifacts, host, port, password=password, insecure=insecure, read_only=read_only, names=names
     )
     with contextlib.closing(server), _exit_on_sigterm():
         announce(server.url)
+        if browser and server.is_local:
+            open_browser(server.url)
         server.run()
 
 
@@ -101,6 +106,7 @@ class Server:
             raise
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{listener.getsockname()[1]}/"
+        self.is_local = is_loopback(address)
 
     def run(self) -> None:
         """Answer requests until `stop`, or until a signal handler raises."""
