@@ -30,6 +30,7 @@ from hpo.results.figures.source import Source, in_words, read_source, space
 from hpo.results.final_test.result import evaluation_lines
 from hpo.results.ranking import metric_label, params_line, rank_label, score, score_text
 from hpo.results.study_facts import data_line, states_line
+from hpo.results.trivial_baseline import trivial_baseline_of
 from hpo.search.sampling.warm_start import warm_start
 from hpo.search.study_records import CODE, DATA, NO_CODE, RUN, any_stored_study, precisions
 from hpo.storage import Storage, StudySummary, load_study, summary
@@ -107,6 +108,8 @@ def _summary_lines(
         best = source.best[0]
         label = rank_label(1, best.number, source.metrics)
         lines.append(f"{label}: {source.score} {score(best):.4f} in the search")
+        trivial = trivial_baseline_of(study, found.user_attrs.get(DATA, {}))
+        lines += filter(None, [] if trivial is None else [trivial.warning(score(best))])
     else:
         lines.append(f"no trial to rank: {source.outcomes}")
     if confirmation is not None:
@@ -124,6 +127,7 @@ def _facts(study: AnyStudy, found: StudySummary, storage: Storage) -> list[tuple
     return [
         ("data", data_line(data)),
         *([("classes", f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
+        *([] if (trivial := trivial_baseline_of(study, data)) is None else [("trivial baseline", trivial.text)]),
         ("SHA-256 of the data", data["sha256"]),
         ("SHA-256 of the split", data["split_sha256"]),
         *hashes,

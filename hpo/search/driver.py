@@ -31,7 +31,7 @@ from hpo.search.events import Event, Note, StudyStarted
 from hpo.search.halving_search import HalvingSearch
 from hpo.search.loop import Search
 from hpo.search.objective.objective_search import ObjectiveSearch
-from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, plan, plan_stored, to_planned_device
+from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, baseline_scores, plan, plan_stored, to_planned_device
 from hpo.search.points import FIXED
 from hpo.search.population_search import PopulationSearch
 from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
@@ -44,7 +44,7 @@ from hpo.search.study_records import (
     agree_on_run,
     claim_conditions,
     precisions,
-    record_data_folder,
+    update_data_record,
     user_attrs_of,
 )
 from hpo.storage import Storage, StudySummary, check_open, summary
@@ -194,8 +194,9 @@ class NetworkDriver(Driver):
         return epoch_extension(self.study, stored, storage, self.split, self.code)
 
     def update_stored(self, stored: optuna.Study, storage: Storage, changed_code: bool) -> None:
-        """Store the present folder of the data, and that changed code of `search.start_from` is accepted."""
-        record_data_folder(stored, self.split, storage)
+        """Store the present folder of the data, the trivial baseline, and that changed code of `search.start_from` is accepted."""
+        trivial = baseline_scores(self.study, self.plan.splits)
+        update_data_record(stored, self.split, trivial, storage)
         if changed_code:
             accept_other_code(self.study, stored, storage)
 

@@ -31,6 +31,7 @@ from hpo.training.networks.user_defined import Mode, check_ids, check_reproducib
 from hpo.training.size import MemberSize, device_memory, member_size, population_size
 from hpo.training.stack import DTYPES, EVALUATION_BATCH, Member
 from hpo.training.tasks.task import Task, check_task, make_task, output_count
+from hpo.training.tasks.trivial import TrivialScores, trivial_baseline
 from hpo.usercode import (
     UserCode,
     describe_missing,
@@ -209,6 +210,11 @@ def _check_task(study: Study, folds: Sequence[Split]) -> None:
 def task_of(study: Study, images: Split) -> Task:
     """Return the task of a study for its split. Raises SettingError where they do not match."""
     return make_task(study.task, study.search.named_metrics, study.folder, images)
+
+
+def baseline_scores(study: Study, splits: Sequence[Split]) -> TrivialScores:
+    """Return the metrics of the trivial baseline by key of learning curves: their means over all splits and folds."""
+    return trivial_baseline([fold for split in splits for fold in split.folds], lambda fold: task_of(study, fold))
 
 
 def _code(study: Study) -> UserCode:

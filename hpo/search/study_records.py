@@ -178,12 +178,14 @@ def check_code(study: AnyStudy, code: UserCode, stored: optuna.Study) -> None:
         )
 
 
-def record_data_folder(stored: optuna.Study, split: Split, storage: Storage) -> None:
-    """Store the folder of the data: user data may have been moved since the study was created."""
-    before, now = user_attrs_of(stored)[DATA], data_record(split)
-    moved = {key: now[key] for key in ("name", "folder") if key in now}
-    if any(before.get(key) != value for key, value in moved.items()):
-        storage.set_study_attrs(stored._study_id, {DATA: before | moved})
+def update_data_record(
+    stored: optuna.Study, split: Split, trivial: Mapping[str, float | None], storage: Storage
+) -> None:
+    """Store the folder of the data, which may have been moved, and the scores of the trivial baseline."""
+    before, now = user_attrs_of(stored)[DATA], {**data_record(split), "trivial": dict(trivial)}
+    changed = {key: now[key] for key in ("name", "folder", "trivial") if key in now}
+    if any(before.get(key) != value for key, value in changed.items()):
+        storage.set_study_attrs(stored._study_id, {DATA: before | changed})
 
 
 def claim_conditions(study: AnyStudy, stored: optuna.Study) -> ClaimConditions:

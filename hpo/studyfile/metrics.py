@@ -65,6 +65,11 @@ def is_user_defined(metric: str) -> bool:
     return ":" in metric
 
 
+def is_absolute_error(metric: str, loss: str) -> bool:
+    """Return whether a metric is the mean absolute error, as the loss is if it is `mae`."""
+    return metric == "val_mae" or (metric == "val_loss" and loss == "mae")
+
+
 def curve_key(metric: str) -> str:
     """Return the key of a metric in learning curves: `val_f2` for `my_metrics.py:f2`, and others as they are."""
     return f"val_{metric.rpartition(':')[2].rpartition('.')[2]}" if is_user_defined(metric) else metric

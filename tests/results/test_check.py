@@ -38,6 +38,7 @@ def test_the_report_lists_search_space_sizes_and_resolved_file() -> None:
         "  epochs: 2 to 4, log scale, whole numbers",
         "data: digits, 120 training and 30 validation examples of 1 x 8 x 8 pixels, 10 classes",
         "split: stratified by class, seed 0",
+        "trivial baseline: val acc 0.1000 (always the most frequent class)",
         f"network: {64 * 8 + 8 + 8 * 10 + 10} parameters (at the first value of each range)",
         "population: 4 members, ",
         "frozen member: 5 KiB; ",

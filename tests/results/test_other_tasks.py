@@ -11,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 from schemas import schema
+from sklearn.dummy import DummyRegressor
 from sklearn.metrics import f1_score, r2_score, root_mean_squared_error
 from tiny import search, tree, trials_of
 
@@ -72,10 +73,18 @@ def test_a_regression_from_its_data_to_its_predictions(storage: Storage, tmp_pat
     )
     exported = export(storage, "tiny")
     jsonschema.validate(exported, schema("best"))
+    split, mean = load_split(study), DummyRegressor()
+    mean.fit(split.train.inputs, split.train.targets)
+    trivial = root_mean_squared_error(split.validation.targets, mean.predict(split.validation.inputs))
+    assert exported["data"]["trivial"]["val_rmse"] == pytest.approx(trivial)
     (tmp_path / "best.json").write_text(json.dumps(exported))
     assert replay(tmp_path / "best.json", "cpu", stop, pytest.fail).runs[0].difference < 1e-6
     search(create_confirming_study(storage, "tiny", top=1, seeds=2), storage)
-    assert "mean val rmse over 2 fresh seeds" in ConfirmationResult(find_confirmation(storage, "tiny")).lines()[0]
+    confirmed = ConfirmationResult(find_confirmation(storage, "tiny"))
+    assert "mean val rmse over 2 fresh seeds" in confirmed.lines()[0]
+    baseline = f"trivial baseline: val rmse {trivial:.4f} (always the mean of the training targets)"
+    assert any(line.endswith(f" better than the {baseline}") for line in confirmed.lines())
+    assert confirmed.tree()["trivial"] == pytest.approx(trivial)
     both = groups(storage, ["tiny#0", "tiny#1"])
     assert "val rmse" in text(compare(both))
     assert "train loss" in text(compare(both))
@@ -91,12 +100,16 @@ def test_a_regression_from_its_data_to_its_predictions(storage: Storage, tmp_pat
         root_mean_squared_error(NUMBERS[REST:], found.values[:, 0]), rel=1e-6
     )
     assert scores["metrics"]["r2"] == pytest.approx(r2_score(NUMBERS[REST:], found.values[:, 0]), rel=1e-6)
+    mean.fit(X[:REST], NUMBERS[:REST])
+    trivial = root_mean_squared_error(NUMBERS[REST:], mean.predict(X[REST:]))
+    assert scores["trivial"]["rmse"] == pytest.approx(trivial)
     assert SealedTestResult(tested).lines()[0].startswith("tiny: test rmse ")
+    assert SealedTestResult(tested).lines()[2].startswith(f"trivial baseline: rmse {trivial:.4f}, mae ")
     assert (tmp_path / "out" / "predicted.html").exists()
     assert str(found).startswith("example,value\n0,")
     with pytest.raises(HpoError, match=r"has been evaluated on its test set once \(last with trial . at .*: rmse"):
         evaluate_test_set(storage, "tiny", EvaluationOptions(device="cpu"), stop, print)
-    assert "val rmse" in report(storage, "tiny")
+    assert baseline in report(storage, "tiny")
 
 
 def test_a_network_of_means_and_variances_predicts_several_columns(storage: Storage, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 from stored_studies import tree, trial
 
@@ -37,6 +38,21 @@ def test_the_best_at_an_edge_is_warned_of(stored: Store, storage: Storage) -> No
     warnings = [line for line in summary_lines(study(), storage, FINISHED) if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "--set optimizer.lr.high=1 --extend" in warnings[0]
+
+
+@pytest.mark.parametrize(("trivial", "warned"), [(0.5, True), (0.4999, False), (None, False)])
+def test_a_best_trial_that_is_not_better_than_the_trivial_baseline_is_warned_of(
+    stored: Store, storage: Storage, trivial: float | None, warned: bool
+) -> None:
+    original = stored([trial(0.5), trial(0.4)])
+    record = {**original.user_attrs["hpo:data"], "trivial": {"val_accuracy": trivial}}
+    original.set_user_attr("hpo:data", record)
+    lines = summary_lines(study(), storage, FINISHED)
+    warning = (
+        "warning: the best trial (0.5000) is not better than the trivial baseline: val acc 0.5000 (always the most "
+        "frequent class); check the inputs and targets, or widen the search space"
+    )
+    assert (warning in lines) == warned
 
 
 def test_a_grid_is_to_be_compared(stored: Store, storage: Storage) -> None:

@@ -17,6 +17,7 @@ from hpo.results.confirm.study import CONFIRMS, Candidate, confirmations, origin
 from hpo.results.no_best_trial import trial_outcomes
 from hpo.results.ranking import by_configuration, score
 from hpo.results.study_facts import overlap
+from hpo.results.trivial_baseline import TrivialBaseline, trivial_baseline_of
 from hpo.search.points import SEED, trial_split
 from hpo.search.space import config_of, settings
 from hpo.search.study_records import DATA, any_stored_study, trial_target
@@ -32,7 +33,7 @@ class Confirmation:
     """A confirmation of the study `original`: its configurations, best mean first.
 
     `lost` are the configurations whose runs all failed. `left` runs are not finished; `foreign` runs were added by
-    another program and are ignored.
+    another program and are ignored. `trivial` is the trivial baseline of its data.
     """
 
     study: AnyStudy
@@ -42,6 +43,7 @@ class Confirmation:
     foreign: int
     ranking: Ranking
     lost: tuple[Candidate, ...]
+    trivial: TrivialBaseline | None
 
     @property
     def ranked(self) -> tuple[ConfirmedConfiguration, ...]:
@@ -151,6 +153,7 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
         foreign=len(trials) - len(own),
         ranking=ranking,
         lost=tuple(candidate for candidate in candidates if candidate.label not in found_labels),
+        trivial=trivial_baseline_of(study, found.user_attrs.get(DATA, {})),
     )
 
 

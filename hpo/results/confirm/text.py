@@ -31,6 +31,7 @@ class ConfirmationResult(Result[Confirmation]):
             "study": found.original,
             "metric": found.study.search.first_metric,
             "left": found.left,
+            "trivial": None if found.trivial is None else found.trivial.value,
             "winner": winner_tree(found) if found.left == 0 else None,
             "configurations": [_configuration(each) for each in found.ranked],
         }
@@ -55,7 +56,10 @@ def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
 
 
 def conclusions(found: Confirmation) -> list[str]:
-    """Return sentences: whether tuning helped, whether the search was optimistic, which configurations are alike."""
+    """Return sentences: whether tuning helped, whether the search was optimistic, which configurations are alike.
+
+    And whether the winner is better than the trivial baseline.
+    """
     lines = [gain_line(found), _optimism_line(found)]
     if found.ignores_seeds:
         runs = f"all {found.seeds} runs of each configuration gave the same value"
@@ -71,7 +75,15 @@ def conclusions(found: Confirmation) -> list[str]:
         )
     if found.others and not alike and not behind:
         lines.append(f"{label} is better than every other confirmed configuration ({tests})")
-    return [*lines, *_missing_lines(found)]
+    return [*lines, *_trivial_lines(found), *_missing_lines(found)]
+
+
+def _trivial_lines(found: Confirmation) -> list[str]:
+    """Return a sentence that compares the winner's mean with the trivial baseline."""
+    if found.trivial is None:
+        return []
+    verb = "is" if found.trivial.is_worse_than(found.winner.estimate.mean) else "is not"
+    return [f"{found.winner.candidate.title} {verb} better than the trivial baseline: {found.trivial.text}"]
 
 
 def _missing_lines(found: Confirmation) -> list[str]:

@@ -14,7 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from hpo.data import Split
 from hpo.errors import StorageError
 from hpo.results.study_facts import open_existing
-from hpo.search.plan import NetworkPlan, plan
+from hpo.results.trivial_baseline import trivial_baseline_of
+from hpo.search.plan import NetworkPlan, baseline_scores, plan
 from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
 from hpo.search.space import few_digits, size_text
 from hpo.search.study_records import stored_pruner, with_stored_defaults
@@ -49,6 +50,7 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
     as_stored, pruner = _stored_choices(study, storage_url)
     planned = plan(as_stored, device)
     split, member, population, where = planned.split, planned.size, planned.population, planned.device
+    trivial = trivial_baseline_of(study, {"trivial": baseline_scores(study, planned.splits)})
     first = " (at the first value of each range)" if study.parameters else ""
     return [
         f"{study.source}: valid",
@@ -61,6 +63,7 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         f"{_targets_text(split)}",
         f"split: {split.method}{_further_splits(planned)}",
         *([f"warning: {split.warning}"] if split.warning else []),
+        *([] if trivial is None else [f"trivial baseline: {trivial.text}"]),
         f"network: {member.parameters:,} parameters{first}",
         f"population: {population} member{'s' * (population > 1)}, {_megabytes(population * member.member_bytes)} "
         f"of {_megabytes(device_memory(where))} on {describe_device(where)}",

@@ -9,8 +9,9 @@ from hpo.results.confirm.result import runs_left
 from hpo.results.confirm.study import confirmations
 from hpo.results.edges import edge_warnings
 from hpo.results.no_best_trial import no_best_trial
-from hpo.results.ranking import best_line
+from hpo.results.ranking import best_line, score
 from hpo.results.study_facts import metrics_of
+from hpo.results.trivial_baseline import trivial_baseline_of
 from hpo.search.events import StudyEnded
 from hpo.search.study_records import DATA
 from hpo.storage import Storage, StudySummary, best_trials, storage_option, summary
@@ -22,22 +23,26 @@ BEST_TRIALS = 5
 
 
 def summary_lines(study: AnyStudy, storage: Storage, ended: StudyEnded | None) -> list[str]:
-    """Return how a launch has ended, the best trials, and a warning for each range with the best at its edge.
+    """Return how a launch has ended, the best trials, and warnings.
 
+    There is a warning where the best trial is not better than the trivial baseline, and for each range with the best at
+    its edge.
     For a search that ended without a best trial, a line says why; not where all trials failed, which is an error.
     """
     lines = [] if ended is None else [printable(ended_line(study, ended))]
     if ended is not None and ended.reason == "deleted":
         return lines
     best = best_trials(storage, study.name, BEST_TRIALS)
-    metrics = metrics_of(summary(storage, study.name)) if best else ()
+    found = summary(storage, study.name)
+    metrics = metrics_of(found)
     lines += [best_line(rank, trial, metrics) for rank, trial in enumerate(best, start=1)]
     if not best and ended is not None and not ended.interrupted and not ended.all_failed:
         lines.append(str(no_best_trial(storage, study.name)))
     if best and isinstance(study, Study):
-        lines += [
-            printable(f"warning: {line}") for line in edge_warnings(study, best if len(metrics) > 1 else best[:1])
-        ]
+        trivial = trivial_baseline_of(study, found.user_attrs.get(DATA, {}))
+        warnings = [trivial.warning(score(best[0]))] if trivial is not None else []
+        warnings += edge_warnings(study, best if len(metrics) > 1 else best[:1])
+        lines += [printable(f"warning: {line}") for line in filter(None, warnings)]
     return lines
 
 

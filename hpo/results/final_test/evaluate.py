@@ -32,7 +32,7 @@ from hpo.results.final_test.scores import (
     network_errors,
     training_sample,
 )
-from hpo.results.final_test.study_metric import study_metric
+from hpo.results.final_test.study_metric import metrics_of_test, study_metric
 from hpo.results.final_test.target_scores import evaluate_targets
 from hpo.results.selection import Selection, select
 from hpo.search.plan import NetworkPlan, plan_stored, task_of, to_planned_device
@@ -57,6 +57,7 @@ from hpo.training.population import EpochResult
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import Member
 from hpo.training.tasks.task import Task
+from hpo.training.tasks.trivial import trivial_scores
 from hpo.training.trainer import Trainer
 
 MESSAGES = 10
@@ -121,8 +122,11 @@ def evaluate_test_set(
         def scores_on(examples: SealedExamples, subnetworks: int | None) -> dict[str, Any]:
             if task.kind != "classification":
                 assert metric is not None, "only a classification may have no metric but accuracy and loss"
-                return evaluate_targets(network, examples, task, names, metric)
-            return evaluate_network(network, examples, names, subnetworks, trained.seed, metric)
+                found = evaluate_targets(network, examples, task, names, metric)
+            else:
+                found = evaluate_network(network, examples, names, subnetworks, trained.seed, metric)
+            metrics = metrics_of_test(metric, task)
+            return found | {"trivial": trivial_scores(task, planned.split.train.targets, examples.targets, metrics)}
 
         def evaluate() -> dict[str, Any]:
             with network_errors(study, selected, "the test set"):

@@ -18,9 +18,10 @@ from hpo.results.figures.predicted import predicted_against_true
 from hpo.results.final_test.checkpoint import Trained
 from hpo.results.final_test.model_card import CARD, CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE
+from hpo.results.final_test.study_metric import measure_label
 from hpo.results.output import Result
-from hpo.results.ranking import metric_label
 from hpo.results.selection import Selection
+from hpo.results.trivial_baseline import PREDICTIONS
 from hpo.storage.test_evaluations import Evaluation, main_score
 from hpo.studyfile import Study
 from hpo.text import json_text
@@ -115,6 +116,8 @@ class SealedTestResult(Result[Tested]):
             f"{result['study']}: test {_scores_text(scores)}, on {scores['images']:,} examples",
             f"{result['why']}; {trained} {weights['images']:,} examples, epoch {weights['epochs']}",
         ]
+        if trivial := scores.get("trivial"):
+            lines.append(f"trivial baseline: {_measures_text(trivial)} ({_predictions(scores)})")
         if (sub := result["subnetworks"]) is not None:
             mean, single = sub["mean"], sub["single"]
             lines.append(
@@ -148,9 +151,20 @@ def _scores_text(scores: Mapping[str, Any]) -> str:
     if "accuracy" in scores:
         parts.append(f"accuracy {scores['accuracy']:.4f}{_interval_text(scores['interval'])}")
     shown = None if metric is None else metric["name"]
-    others = {metric_label(name): value for name, value in scores.get("metrics", {}).items()}
+    others = {measure_label(name): value for name, value in scores.get("metrics", {}).items()}
     parts += [f"{name} {_number(value)}" for name, value in others.items() if name != shown]
     return ", ".join([*parts, f"loss {scores['loss']:.4f}"])
+
+
+def _measures_text(measures: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{measure_label(name)} {_number(value)}" for name, value in measures.items())
+
+
+def _predictions(scores: Mapping[str, Any]) -> str:
+    """Return the predictions of the trivial baseline in words."""
+    if "accuracy" in scores:
+        return PREDICTIONS["classification"]
+    return PREDICTIONS["multilabel"] if "labels" in scores else f"{PREDICTIONS['regression']}, for mae their median"
 
 
 def _number(value: float | None) -> str:

@@ -20,10 +20,15 @@ from hpo.training.tasks.task import Task
 
 @dataclass(frozen=True)
 class StudyMetric:
-    """A metric of a study: its name without the split, and its function of outputs [K, N, outputs] and targets."""
+    """A metric of a study: its key without `val_`, and its function of outputs [K, N, outputs] and targets."""
 
-    name: str
+    key: str
     function: MetricFunction
+
+    @property
+    def name(self) -> str:
+        """The name in results."""
+        return measure_label(self.key)
 
     def to_json(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return the metric with its interval by the bootstrap as JSON; None for undefined values."""
@@ -49,4 +54,15 @@ def study_metric(study: Study, task: Task) -> StudyMetric | None:
     if function is None and task.kind != "classification":
         key = DEFAULT_METRICS[task.kind]
         function = FUNCTIONS[task.kind][key.removeprefix("val_")]
-    return None if function is None else StudyMetric(metric_label(key).removeprefix("val "), function)
+    return None if function is None else StudyMetric(key.removeprefix("val_"), function)
+
+
+def metrics_of_test(metric: StudyMetric | None, task: Task) -> dict[str, MetricFunction]:
+    """Return the metrics of a test besides accuracy and loss: the study's, and all of a task other than classes."""
+    found = {} if metric is None else {metric.key: metric.function}
+    return found if task.kind == "classification" else {**found, **FUNCTIONS[task.kind]}
+
+
+def measure_label(key: str) -> str:
+    """Return the short name of a metric on the test set; the key has no `val_`: `accuracy`, `f1`, `balanced acc`."""
+    return key if key == "accuracy" else metric_label(f"val_{key}").removeprefix("val ")

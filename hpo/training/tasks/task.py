@@ -120,6 +120,20 @@ class Task:
         predictions = self.predictions(outputs)
         return torch.stack([metric(predictions, targets) for metric in self.metrics.values()])
 
+    def measures(self, metrics: Mapping[str, MetricFunction]) -> dict[str, MetricFunction]:
+        """Return functions of a network's outputs: `metrics` of its predictions, the accuracy of classes, the loss."""
+
+        def mean(index: int, outputs: Tensor, targets: Tensor) -> Tensor:
+            return self.losses(outputs, targets)[1][index] / len(targets)
+
+        def of_outputs(metric: MetricFunction, outputs: Tensor, targets: Tensor) -> Tensor:
+            return metric(self.predictions(outputs), targets)
+
+        found: dict[str, MetricFunction] = {name: partial(of_outputs, metric) for name, metric in metrics.items()}
+        if self.kind == "classification":
+            found["accuracy"] = partial(mean, 1)
+        return found | {"loss": partial(mean, 0)}
+
 
 REGRESSION_LOSSES = {
     "mse": losses.mse,
