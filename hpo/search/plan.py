@@ -30,7 +30,7 @@ from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import Mode, check_ids, check_reproducible, check_trainable
 from hpo.training.size import MemberSize, device_memory, member_size, population_size
 from hpo.training.stack import DTYPES, EVALUATION_BATCH, Member
-from hpo.training.tasks.task import Task, check_task, make_task, output_count
+from hpo.training.tasks.task import Task, check_task, make_task, output_count, output_noun
 from hpo.training.tasks.trivial import TrivialScores, trivial_baseline
 from hpo.usercode import (
     UserCode,
@@ -147,7 +147,8 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     outputs = output_count(study.task, split)
     with _network_errors(study, config):
         modes = _modes_of_one(study, folds)
-        stacked = config.network.kind != "module" or _stacks(config, folds, outputs, where, modes)
+        noun = output_noun(study.task.kind, study.task.used_loss)
+        stacked = config.network.kind != "module" or _stacks(config, folds, outputs, noun, where, modes)
         size = member_size(config, split_shape(split), outputs, assumed, len(split.folds))
     limit, network_is_searched = (
         study.search.limits.parameters,
@@ -244,7 +245,7 @@ def _network_errors(study: Study, config: Config) -> Iterator[None]:
 
 
 def _stacks(
-    config: Config, folds: Sequence[Split], outputs: int, device: torch.device, modes_of_one: Sequence[Mode]
+    config: Config, folds: Sequence[Split], outputs: int, noun: str, device: torch.device, modes_of_one: Sequence[Mode]
 ) -> bool:
     """Try a user-defined network on a few examples, and on one example in these modes; return whether it can stack."""
     few = torch.from_numpy(folds[0].train.inputs[:PROOF_EXAMPLES])
@@ -257,8 +258,8 @@ def _stacks(
         for examples in (each for fold in folds for each in (fold.train, fold.validation)):
             extra = build(config.network, shape, outputs, 0)
             check_ids(extra, config.network, torch.from_numpy(examples.inputs))
-    check_trainable(network, config.network, few.to(device), outputs, compute=kind)
-    check_trainable(network, config.network, few[:1].to(device), outputs, modes_of_one, kind)
+    check_trainable(network, config.network, few.to(device), outputs, compute=kind, noun=noun)
+    check_trainable(network, config.network, few[:1].to(device), outputs, modes_of_one, kind, noun)
     return why_not_stackable(modules, few) is None
 
 

@@ -127,7 +127,7 @@ class Grouping:
                 if reason is not None:
                     examples = self._split.train[:PROOF_EXAMPLES].cpu()
                     # Raises the module's own error, if it fails unstacked as well.
-                    check_trainable(modules[0], settings, examples, classes)
+                    check_trainable(modules[0], settings, examples, classes, noun=self._split.task.output_noun)
                     self._warn_once(f"{settings.module}: {reason}; its trials train one at a time")
                     examples = examples.to(input_type(examples, torch.float32))
                     fresh = in_type(build(settings, shape, classes, member.seed), torch.float32)

@@ -111,7 +111,7 @@ class Stack:
             self._network = StackedNetwork(modules, split.compute, traces)
         else:
             self._network = UnstackedNetwork(
-                with_output_check(modules[0], split.task.outputs, first.network), split.compute
+                with_output_check(modules[0], split.task.outputs, first.network, split.task.output_noun), split.compute
             )
         self._optimizer = Optimizer(
             self._network.blocks,
@@ -191,7 +191,8 @@ class Stack:
     def _outputs(self, examples: Tensor, training: bool) -> Tensor:
         """Return the members' outputs for examples [B, ...], [K, B, outputs]. Raises SettingError for another shape."""
         logits = self._network(examples, training)
-        checked_output(logits[0], len(examples), self._split.task.outputs, self._settings)
+        task = self._split.task
+        checked_output(logits[0], len(examples), task.outputs, self._settings, task.output_noun)
         return logits
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ import math
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +205,12 @@ def test_the_mean_ranks_and_says_how_lucky_the_search_was(storage: Storage) -> N
     assert best.optimism == pytest.approx(0.9 - 0.72)
     assert found.gain is not None
     assert found.gain.pairs.difference.mean == pytest.approx((0.18 + 0.19 + 0.18) / 3)
-    helped, luck, alike = conclusions(found)
+    helped, luck, alike, trivial = conclusions(found)
     assert luck == "the search's best score, 0.9000, was optimistic: its mean under fresh seeds is 0.7200"
     assert helped.startswith("tuning helped: Best-2 (trial 1) minus the baseline is +0.1833 (95% interval")
     assert "the difference is the same in all pairs" in str(found.others)  # 0.08 each: no test, so not told apart
     assert alike == "Best-2 (trial 1) cannot be told apart from Best-1 (trial 0) (paired tests, Holm's correction)"
+    assert trivial.startswith("Best-2 (trial 1) is better than the trivial baseline: val acc 0.1")
 
 
 def test_that_tuning_did_not_help_is_said_plainly(storage: Storage) -> None:
@@ -258,7 +260,7 @@ def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None
 def test_who_failed_is_behind_and_not_called_worse(storage: Storage) -> None:
     found = confirmed(storage, {0.1: [0.99, 0.98, 0.99, None], 0.2: [0.70, 0.70, 0.72, 0.7], MIDDLE: [0.5] * 4})
     assert found.winner.candidate.label == "Best-2"
-    *_, last = conclusions(found)
+    last = conclusions(found)[-2]  # the last one is about the trivial baseline
     ranked = f"Best-2 (trial 1) ranks before {BEST}, better on the common seeds but with failed runs"
     assert last == f"{ranked} (paired tests, Holm's correction)"
 
@@ -390,9 +392,13 @@ def test_for_a_loss_less_is_better(storage: Storage) -> None:
         storage, {0.4: [0.70, 0.72, 0.75], 0.3: [0.5, 0.51, 0.53], MIDDLE: [0.8, 0.85, 0.81]}, metric="val_loss"
     )
     assert [each.candidate.label for each in found.ranked] == ["Best-2", "Best-1", "baseline"]
-    helped, luck, _ = conclusions(found)
+    helped, luck, _, trivial = conclusions(found)
     assert "0.6000, was optimistic" in luck
     assert helped.startswith("tuning helped: Best-2 (trial 2) minus the baseline is -0.3")
+    assert trivial.startswith("Best-2 (trial 2) is better than the trivial baseline: val loss 2.3")
+    assert found.trivial is not None
+    worse = replace(found, trivial=replace(found.trivial, value=0.5))
+    assert conclusions(worse)[-1].startswith("Best-2 (trial 2) is not better than the trivial baseline: val loss 0.5")
 
 
 @pytest.mark.parametrize("seeds", [2, 3])

@@ -162,6 +162,15 @@ def test_a_log_axis_has_labels_at_powers_of_ten_or_at_whole_numbers() -> None:
     assert log_axis(3e-4, 2e-3)["tickformat"] == ".2~g"
 
 
+def test_a_metric_of_any_name_has_curves() -> None:
+    for name in ("value", "step", "reported", "validation_gain"):
+        one = source([(0.5, {"lr": 1e-3}, COMPLETE)], SPACE, f"val_{name}")
+        figure = curves(replace(one, curves={0: {"val_loss": [1.0, 2.0], f"val_{name}": [0.2, 0.5]}}))
+        assert [(trace.name, list(trace.y)) for trace in figure.data] == [("validation", [0.2, 0.5])]
+        assert figure.layout.title.text == f"digits: {name.replace('_', ' ')} of the best trial"
+        assert layout(figure)["xaxis"]["title"]["text"] == "epoch"
+
+
 def test_without_a_curve_there_is_a_sentence() -> None:
     figure = curves(source([(None, {"lr": 1e-3}, FAIL)], SPACE))
     assert texts(figure) == ["No trial has completed with a learning curve."]

@@ -272,7 +272,7 @@ def test_an_error_of_the_study_file_names_its_key(
     [
         (
             "Narrow",
-            "nets.py:Narrow returns [4, 3] for 4 examples; a network must return [B, 10], one number per class",
+            "nets.py:Narrow returns [4, 3] for 4 examples; a network must return [B, 10], one number per output",
         ),
         ("Two", "nets.py:Two returns a tuple; a network must return [B, 10]"),
         ("Fixed", "nets.py:Fixed has no parameters to train"),

@@ -47,8 +47,8 @@ REPORTED = ((VALUE, "reported", BLUE, VALIDATION_DASH),)
 def curves(source: Source, columns: int = COLUMNS) -> go.Figure:
     """Return the grid of the best trials' learning curves, with at most `columns` frames in a row."""
     reported = any(VALUE in curve for curve in source.curves.values())  # an objective's metric may have any name
-    measure = source.metric.removeprefix("val_") if source.metric.startswith("val_") and not reported else VALUE
-    known = VALUE if measure == VALUE else f"val_{measure}"
+    measure = source.metric.removeprefix("val_") if source.metric.startswith("val_") and not reported else None
+    known = VALUE if measure is None else source.metric
     ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(known)]
     if not ranked:
         return message(f"{plain(source.name)}: learning curves", "No trial has completed with a learning curve.")
@@ -74,20 +74,19 @@ def curves(source: Source, columns: int = COLUMNS) -> go.Figure:
     return figure.update_layout(layout)
 
 
-def named(measure: str) -> str:
-    """Return the name of a metric without its split: `accuracy`, `AUROC`."""
-    words = in_words(f"val_{measure}") if measure != VALUE else VALUE
-    return " ".join(word for word in words.split() if word != "validation")
+def named(measure: str | None) -> str:
+    """Return the name of a metric without its split: `accuracy`, `AUROC`; that of reported values for None."""
+    return VALUE if measure is None else in_words(f"val_{measure}").replace("validation ", "", 1)
 
 
-def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list[dict[str, Any]]:
+def _lines(index: int, trial: FrozenTrial, source: Source, measure: str | None) -> list[dict[str, Any]]:
     """Return the curves of a frame; their hover text has the trial's rank, scores and parameters."""
     parts = best_line(index + 1, trial, source.metrics).split(" | ", 2)
     known = "<br>".join(plain(line) for part in parts for line in textwrap.wrap(part, HOVER_CHARACTERS))
     traces = []
-    curve, at = source.curves[trial.number], "step" if measure == VALUE else "epoch"
-    for split, label, colour, dash in REPORTED if measure == VALUE else LINES:
-        values = curve.get(split if measure == VALUE else f"{split}_{measure}", [])
+    curve, at = source.curves[trial.number], "step" if measure is None else "epoch"
+    for split, label, colour, dash in REPORTED if measure is None else LINES:
+        values = curve.get(split if measure is None else f"{split}_{measure}", [])
         if not values:  # metrics of the study's own are measured on the validation split only
             continue
         traces.append(
@@ -110,15 +109,15 @@ def _lines(index: int, trial: FrozenTrial, source: Source, measure: str) -> list
     return traces
 
 
-def _axes(index: int, count: int, columns: int, rows: int, measure: str) -> dict[str, Any]:
+def _axes(index: int, count: int, columns: int, rows: int, measure: str | None) -> dict[str, Any]:
     """Return the two axes of a frame; only those on the left and lower side of the grid have titles."""
     row, column = divmod(index, columns)
     suffix = _axis_suffix(index)
     width, height = 1 / (columns - GAP_X), 1 / (rows - GAP_Y)
     left, top = column * width, 1 - row * height
     lowest = index + columns >= count
-    at = "step" if measure == VALUE else "epoch"
-    scales: dict[str, dict[str, Any]] = {"loss": {"rangemode": "tozero", "nticks": 5}}
+    at = "step" if measure is None else "epoch"
+    scales: dict[str | None, dict[str, Any]] = {"loss": {"rangemode": "tozero", "nticks": 5}}
     scales |= {fraction: {"range": [0, 1], "dtick": 0.25} for fraction in FRACTIONS}
     x = {
         "domain": [left, left + width * (1 - GAP_X)],

@@ -117,9 +117,11 @@ def check_trainable(
     classes: int,
     modes: Sequence[Mode] = ("training", "evaluation"),
     compute: torch.dtype = torch.float32,
+    noun: str = "output",
 ) -> None:
     """Run the module forward and, in training mode, backward on a few examples [B, ...], in the type `compute`.
 
+    `noun` names what each output is for, in an error message.
     The examples are not changed; the module is converted to the type and to their device. Raises SettingError for a
     module that cannot be trained and for a wrong output, and what the module itself raises, with the examples' shape.
     """
@@ -132,7 +134,7 @@ def check_trainable(
         for mode in modes:
             with _inputs_in_errors(examples):
                 found = network.train(mode == "training")(examples.to(input_type(examples, compute), copy=True))
-            out = checked_output(found, len(examples), classes, settings)
+            out = checked_output(found, len(examples), classes, settings, noun)
             if mode == "training":
                 labels = torch.zeros(len(examples), dtype=torch.long, device=examples.device)
                 F.cross_entropy(out, labels).backward()  # type: ignore[no-untyped-call]
@@ -249,10 +251,13 @@ def _plain_attributes(network: nn.Module) -> dict[str, str]:
     return found
 
 
-def checked_output(out: object, examples: int, classes: int, settings: NetworkSettings) -> Tensor:
-    """Return the output of a network for a batch; raise SettingError unless it is a float tensor [B, classes]."""
+def checked_output(out: object, examples: int, classes: int, settings: NetworkSettings, noun: str = "output") -> Tensor:
+    """Return the output of a network for a batch; raise SettingError unless it is a float tensor [B, classes].
+
+    `noun` names what each output is for: a class, a label, a target column.
+    """
     name = settings.module or f"the {settings.kind}"
-    must = f"a network must return [B, {classes}], one number per class"
+    must = f"a network must return [B, {classes}], one number per {noun}"
     if not isinstance(out, Tensor):
         raise SettingError(MODULE, f"{name} returns a {type(out).__name__}; {must}")
     if out.shape != (examples, classes):
@@ -263,11 +268,11 @@ def checked_output(out: object, examples: int, classes: int, settings: NetworkSe
     return out
 
 
-def with_output_check(network: nn.Module, classes: int, settings: NetworkSettings) -> nn.Module:
+def with_output_check(network: nn.Module, classes: int, settings: NetworkSettings, noun: str = "output") -> nn.Module:
     """Make every call of the network check its output with `checked_output`; return the network."""
 
     def check(module: nn.Module, inputs: tuple[Any, ...], out: object) -> None:
-        checked_output(out, len(inputs[0]), classes, settings)
+        checked_output(out, len(inputs[0]), classes, settings, noun)
 
     network.register_forward_hook(check)
     return network

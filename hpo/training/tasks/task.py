@@ -75,6 +75,11 @@ class Task:
         return (*SUMS[self.kind], *self.metrics)
 
     @property
+    def output_noun(self) -> str:
+        """What each output of a network is for, in an error message."""
+        return output_noun(self.kind, self.loss)
+
+    @property
     def sums(self) -> int:
         """The number of metrics that are sums over the rows of a split: the loss, for classification also accuracy."""
         return len(SUMS[self.kind]) // 2
@@ -153,6 +158,13 @@ def output_count(settings: TaskSettings, split: Split) -> int:
     if settings.kind != "regression":
         return split.classes
     return split.columns * (2 if settings.used_loss == "gaussian_nll" else 1)
+
+
+def output_noun(kind: str, loss: str) -> str:
+    """Return what each output of a network is for."""
+    if loss == "gaussian_nll":
+        return "mean, then one per logarithm of a variance"
+    return {"classification": "class", "multilabel": "label", "regression": "target column"}[kind]
 
 
 def make_task(settings: TaskSettings, metrics: Sequence[str], folder: Path, split: Split) -> Task:
