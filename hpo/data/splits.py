@@ -65,63 +65,85 @@ def load_whole(study: Study) -> Split:
 
 
 def _load(study: Study, whole: bool) -> Split:
-    name, settings = study.data.dataset, study.data
+    settings = study.data
     source = source_of(settings, study.folder, study.task.kind)
     raw = source.read_training()
-    fraction = None if isinstance(settings.validation, str) else settings.validation
-    if raw.read_validation is not None and fraction is not None and settings.stratify is not False:
-        problem = f"must not be given: {name} has a validation set (got {fraction:g})"
-        raise study.error("data.validation", problem)
-    if raw.read_validation is not None and settings.folds is not None:
-        raise study.error("data.folds", f"must not be given: {name} has a validation set (got {settings.folds})")
-    unused, own, others = "", None, list[HoldOut]()
-    if raw.read_validation is not None:
-        if fraction is None:
-            own = raw.read_validation()
-        else:
-            unused = f"{name}: its validation set is not used, because data.validation is {fraction:g}"
-    held_out = raw if own is None else own
+    own, unused = _own_validation(study, raw)
     try:
-        if settings.folds is not None:
-            found, *others = _folds(settings, settings.folds, raw)
-        elif own is None:
-            found = hold_out(settings, raw.targets, raw.names, raw.groups)
-        else:
-            _check_alike(name, "validation", own, raw)
-            found = _with_own_validation(settings, raw, len(own))
-        parts = [found, *others]
-        hashes = [hash_split(each.validation, each.training, own is not None) for each in parts]
-        used = parts[-1:] if whole else parts  # in time order only the last fold has all examples
-        taken = [(raw.take(each.training), held_out.take(each.validation)) for each in used]
-        if whole:
-            taken = [(joined(validation, training), validation) for training, validation in taken]
-        fitted = of_one_width([Preprocessing(study.preprocess).fit(train.inputs) for train, _ in taken])
+        parts = _hold_outs(settings, raw, own)
+        first, *other_folds = _folds_of(study, parts, raw, own, whole)
     except SettingError as error:
         raise study.error(error.key, error.problem) from error
-    content = raw.content_sha256()
-    if own is not None:
-        content = hashlib.sha256(f"{content} {own.content_sha256()}".encode()).hexdigest()
-    first, *other_folds = [
-        Fold(train.preprocessed(each), validation.preprocessed(each), each)
-        for (train, validation), each in zip(taken, fitted, strict=True)
-    ]
+    hashes = [hash_split(each.validation, each.training, own is not None) for each in parts]
+    contents = [each.content_sha256() for each in (raw, own) if each is not None]
     return Split(
         data=settings,
         names=raw.names,
         white=raw.white,
-        folder=None if user_data(name) is None else study.folder.absolute(),
+        folder=None if user_data(settings.dataset) is None else study.folder.absolute(),
         train=first.train,
         validation=first.validation,
-        content_sha256=content,
-        split_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest(),
+        content_sha256=_joined_hash(contents),
+        split_sha256=_joined_hash(hashes),
         test_size=source.test_size(),
         preprocessing=first.preprocessing,
-        method=found.method,
-        advice=found.advice,
+        method=parts[0].method,
+        advice=parts[0].advice,
         unused=unused,
         other_folds=tuple(other_folds),
         task=study.task.kind,
     )
+
+
+def _own_validation(study: Study, raw: RawExamples) -> tuple[RawExamples | None, str]:
+    """Return the validation set of the data, None where there is none or it is not used; in that case a line says so.
+
+    Raises StudyFileError for keys that the validation set rules out.
+    """
+    name, settings = study.data.dataset, study.data
+    if raw.read_validation is None:
+        return None, ""
+    fraction = None if isinstance(settings.validation, str) else settings.validation
+    given: dict[str, float | None] = {"folds": settings.folds}
+    if settings.stratify is not False:
+        given["validation"] = fraction
+    for key, value in given.items():
+        if value is not None:
+            raise study.error(f"data.{key}", f"must not be given: {name} has a validation set (got {value:g})")
+    if fraction is None:
+        return raw.read_validation(), ""
+    return None, f"{name}: its validation set is not used, because data.validation is {fraction:g}"
+
+
+def _hold_outs(settings: DataSettings, raw: RawExamples, own: RawExamples | None) -> list[HoldOut]:
+    """Return the split, or that of each fold. `own` is the validation set of the data."""
+    if settings.folds is not None:
+        return _folds(settings, settings.folds, raw)
+    if own is None:
+        return [hold_out(settings, raw.targets, raw.names, raw.groups)]
+    _check_alike(settings.dataset, "validation", own, raw)
+    return [_with_own_validation(settings, raw, len(own))]
+
+
+def _folds_of(
+    study: Study, parts: Sequence[HoldOut], raw: RawExamples, own: RawExamples | None, whole: bool
+) -> list[Fold]:
+    """Return the preprocessed examples of each split; with `whole`, those for validation are training examples too."""
+    held_out = raw if own is None else own
+    used = parts[-1:] if whole else parts  # in time order only the last fold has all examples
+    taken = [(raw.take(each.training), held_out.take(each.validation)) for each in used]
+    if whole:
+        taken = [(joined(validation, training), validation) for training, validation in taken]
+    fitted = of_one_width([Preprocessing(study.preprocess).fit(train.inputs) for train, _ in taken])
+    return [
+        Fold(train.preprocessed(each), validation.preprocessed(each), each)
+        for (train, validation), each in zip(taken, fitted, strict=True)
+    ]
+
+
+def _joined_hash(hashes: Sequence[str]) -> str:
+    """Return the only hash, or the SHA-256 of several."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def check_test(study: Study) -> None:
@@ -188,11 +210,10 @@ def hold_out(
     wanted = round(settings.fraction * size)
     for empty, part in ((wanted == 0, "validation"), (wanted == size, "training")):
         if empty:
-            problem = f"leaves no {part} examples of {size} (got {settings.fraction:g})"
-            raise SettingError("data.validation", problem)
+            raise SettingError("data.validation", f"leaves no {part} examples of {size} (got {settings.fraction:g})")
     _, whole = (1, 2) if groups is None else _parts(settings.fraction, len(np.unique(groups)))
     side = min(wanted, size - wanted)
-    rows, stratified, note = _kept_rows(settings, targets, names, whole, side)
+    rows, stratified, problem = _kept_rows(settings, targets, names, whole, side)
     key, seed, advice = "data.validation", f"seed {settings.split_seed}", HoldOut.advice
     if settings.order == "time":
         validation, training = rows[size - wanted :], rows[: size - wanted]
@@ -213,6 +234,7 @@ def hold_out(
         validation, training = rows[:wanted], rows[wanted:]
         method = f"random, {seed}"
     _check_classes(settings, targets, training, rows, names, key)
+    note = f"; not stratified: {problem}" if problem else ""
     return HoldOut(validation, training, method + note, advice)
 
 
@@ -242,10 +264,15 @@ def fold_indices(
     from sklearn import model_selection as sklearn  # takes a second to import
 
     size = _size(settings, len(targets))
-    rows, stratified, _ = _kept_rows(settings, targets, names, folds, size)
+    rows, stratified, why_not = _kept_rows(settings, targets, names, folds, size)
+    if why_not:
+        advice = f"use fewer folds, or data.stratify = false (got {folds})"
+        raise SettingError("data.folds", f"{why_not}, one in each fold; {advice}")
     if settings.order == "time":
         if size <= folds:
-            raise SettingError("data.order", f"needs {folds + 1} rows or more for {folds} folds (got {size} rows)")
+            raise SettingError(
+                "data.order", f"needs {folds + 1} rows or more for {folds} folds (got {size} rows); use fewer folds"
+            )
         splitter = sklearn.TimeSeriesSplit(folds)
     else:
         if size < folds:
@@ -254,7 +281,9 @@ def fold_indices(
         if groups is not None:
             count = len(np.unique(groups[rows]))
             if count < folds:
-                raise SettingError("data.groups", f"{settings.groups!r} has {count} groups, fewer than {folds} folds")
+                raise SettingError(
+                    "data.groups", f"{settings.groups!r} has {count} groups, fewer than {folds} folds; use fewer folds"
+                )
             splitter = (sklearn.StratifiedGroupKFold if stratified else sklearn.GroupKFold)(folds, **random)
         else:
             splitter = (sklearn.StratifiedKFold if stratified else sklearn.KFold)(folds, **random)
@@ -278,12 +307,12 @@ def _size(settings: DataSettings, total: int) -> int:
 def _kept_rows(
     settings: DataSettings, targets: Targets, names: Sequence[str], each: int, side: int
 ) -> tuple[Indices, bool, str]:
-    """Return the rows that `train_size` leaves, in order; whether the split is stratified; and a note if it cannot be.
+    """Return the rows that `train_size` leaves, in order; whether the split is stratified; and why it cannot be, or "".
 
     Stratifying needs `each` rows of each class, and no more classes than `side`, the rows of the smaller side.
     """
     total = len(targets)
-    size, note = _size(settings, total), ""
+    size, problem = _size(settings, total), ""
     if settings.order == "time":
         return np.arange(total - size, total), False, ""
     if settings.stratify is True and not _are_classes(targets):
@@ -297,8 +326,7 @@ def _kept_rows(
             return rows, True, ""
         if settings.stratify is True:
             raise SettingError("data.stratify", f"{problem}; use stratify = false (got true)")
-        note = f"; not stratified: {problem}"
-    return np.sort(_shuffled(settings, total)[:size]), False, note
+    return np.sort(_shuffled(settings, total)[:size]), False, problem
 
 
 def _are_classes(targets: Targets) -> bool:

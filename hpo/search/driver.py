@@ -194,7 +194,7 @@ class NetworkDriver(Driver):
         return epoch_extension(self.study, stored, storage, self.split, self.code)
 
     def update_stored(self, stored: optuna.Study, storage: Storage, changed_code: bool) -> None:
-        """Store the folder of the data, the trivial baseline, and that other code of `search.start_from` is accepted."""
+        """Store folder of the data, trivial baseline, and that changed code of `search.start_from` is accepted."""
         trivial = baseline_scores(self.study, self.plan.splits)
         update_data_record(stored, self.split, trivial, storage)
         if changed_code:

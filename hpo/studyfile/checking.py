@@ -38,7 +38,7 @@ from hpo.studyfile.keys import (
     unused_keys,
 )
 from hpo.studyfile.messages import Problem, dotted_key, format_value, study_file_error, validation_problems
-from hpo.studyfile.metrics import DEFAULT_METRICS, TOP_K, VALIDATION_METRICS
+from hpo.studyfile.metrics import DEFAULT_METRICS, TOP_K, VALIDATION_METRICS, metrics_of_task
 from hpo.studyfile.models import NamedSettings, StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
@@ -330,7 +330,8 @@ class _Check:
         for metric in settings.search.named_metrics:
             known = VALIDATION_METRICS.get(metric)
             if known is not None and task.kind not in known.tasks:
-                self.add(path, f"{metric} is a metric of {' and '.join(known.tasks)}, but task.kind is {task.kind}")
+                problem = f"{metric} is a metric of {' and '.join(known.tasks)}, but task.kind is {task.kind}"
+                self.add(path, f"{problem}; use {', '.join(metrics_of_task(task.kind))}")
         if TOP_K in settings.search.named_metrics and task.top_k is None:
             self.add(path, f"{TOP_K} needs task.top_k, the number of classes of which one must be right")
         if TOP_K not in settings.search.named_metrics and task.top_k is not None:

@@ -153,7 +153,9 @@ class DataSettings(Settings):
     @classmethod
     def _check_folds(cls, folds: int | None, info: ValidationInfo) -> int | None:
         if folds is not None and info.data.get("validation", "auto") != "auto":
-            raise ValueError("cannot be combined with validation: each fold validates on its own rows")
+            raise ValueError(
+                "cannot be combined with validation: each fold validates on its own rows; remove one of them"
+            )
         return folds
 
     @field_validator("splits")

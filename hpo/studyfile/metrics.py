@@ -60,6 +60,11 @@ TOP_K = "val_top_k"
 """The metric that needs `task.top_k`."""
 
 
+def metrics_of_task(kind: str) -> list[str]:
+    """Return the metrics of the validation split that a task has."""
+    return [name for name, metric in VALIDATION_METRICS.items() if kind in metric.tasks]
+
+
 def is_user_defined(metric: str) -> bool:
     """Return whether a metric of a study file is a reference to user code."""
     return ":" in metric

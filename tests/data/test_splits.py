@@ -441,8 +441,20 @@ def test_folds_are_those_of_scikit_learn(keys: dict[str, Any], splitter: Any) ->
     ("rows", "folds", "keys", "said"),
     [
         (120, 3, {"stratify": True}, "data.stratify: class 'c' has 2 of the 3 examples that it needs; use stratify ="),
-        (120, 4, {"groups": "site"}, "data.groups: 'site' has 3 groups, fewer than 4 folds"),
-        (4, 4, {"order": "time"}, "data.order: needs 5 rows or more for 4 folds (got 4 rows)"),
+        (
+            120,
+            4,
+            {"groups": "site", "stratify": False},
+            "data.groups: 'site' has 3 groups, fewer than 4 folds; use fewer folds",
+        ),
+        (
+            120,
+            3,
+            {},
+            "data.folds: class 'c' has 2 of the 3 examples that it needs, one in each fold; use fewer folds, or "
+            "data.stratify = false (got 3)",
+        ),
+        (4, 4, {"order": "time"}, "data.order: needs 5 rows or more for 4 folds (got 4 rows); use fewer folds"),
         (4, 5, {"stratify": False}, "data.folds: must be at most 4, the number of examples (got 5)"),
     ],
 )

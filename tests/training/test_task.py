@@ -180,7 +180,7 @@ def test_a_member_whose_metric_is_undefined_fails_with_the_reason() -> None:
         ({"loss": "mine.py:other"}, (), "task.loss", "mine.py has no 'other'"),
         ({"loss": "mine.py:Loss"}, (), "task.loss", "mine.py:Loss is a type, not a function"),
         ({"loss": "mine.py:mean"}, (), "task.loss", "mine.py:mean returns [] (float32) for 4 examples; it must return"),
-        ({"loss": "mine.py:detached"}, (), "task.loss", "the loss does not depend on the network's output"),
+        ({"loss": "mine.py:detached"}, (), "task.loss", "mine.py:detached does not depend on the network's output"),
         ({}, ("mine.py:words",), "search.metric", "mine.py:words returns a str; it must return a number"),
     ],
 )

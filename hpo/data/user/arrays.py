@@ -75,7 +75,8 @@ def user_examples(
 def _target_columns(y: NDArray[Any], where: str, examples: int) -> NDArray[np.float64]:
     """Return targets that are numbers as [N, columns]. Raises DataError for other types and shapes, and for NaN."""
     if y.dtype.kind not in "biuf":
-        raise DataError(f"{where} has type {y.dtype}; the targets must be numbers")
+        problem = f"has type {y.dtype}; the targets must be numbers"
+        raise DataError(f"{where} {problem}: convert them, or remove task.kind for classes")
     if y.ndim not in (1, 2) or len(y) != examples or y.size == 0:
         problem = f"has shape {_shape(y.shape)}, but targets of {examples} examples are [{examples}] or [{examples}, D]"
         raise DataError(f"{where} {problem}")
