@@ -1,4 +1,4 @@
-"""Log-probabilities of a trained network, as a whole or averaged over random dropout masks.
+"""Outputs of a trained network, as a whole and of random sub-networks, which are under random dropout masks.
 
 A sub-network is the network under one dropout mask per dropout layer and call, the same for all examples: dropout
 trains very many such networks, which share their weights (N. Srivastava et al., "Dropout: A Simple Way to Prevent
@@ -10,14 +10,12 @@ Networks are plain torch modules in evaluation mode. Labels play no role.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from hpo.training.device_data import input_type
-from hpo.training.devices import widest_float
 from hpo.training.seeds import derive_seed
 from hpo.training.stack import EVALUATION_BATCH
 
@@ -26,8 +24,8 @@ DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @torch.no_grad()
-def log_probabilities(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the log-probability of each class, [N, classes] float64 on the CPU, for examples [N, ...].
+def network_outputs(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the network's outputs for examples [N, ...], [N, outputs] float64 on the CPU.
 
     Batch by batch, the examples are copied to the device and, unless they are integers, converted to the type of the
     network's weights. Switches the network to evaluation mode.
@@ -35,45 +33,24 @@ def log_probabilities(network: nn.Module, inputs: Tensor) -> Tensor:
     weight = next(network.parameters())
     dtype = input_type(inputs, weight.dtype)
     network.eval()
-    parts = []
-    for batch in torch.split(inputs, EVALUATION_BATCH):
-        logits = network(batch.to(weight.device, dtype, copy=True))  # a copy: its forward may work in place
-        parts.append(torch.log_softmax(logits.to(widest_float(weight.device)), 1).cpu().double())
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def network_outputs(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the network's outputs for examples, [N, outputs] float64 on the CPU, batch by batch.
-
-    Switches the network to evaluation mode.
-    """
-    weight = next(network.parameters())
-    dtype = input_type(inputs, weight.dtype)
-    network.eval()
     batches = torch.split(inputs, EVALUATION_BATCH)
+    # Copies, because a network's forward may work in place.
     return torch.cat([network(each.to(weight.device, dtype, copy=True)).cpu().double() for each in batches])
 
 
-@torch.no_grad()
-def subnetwork_log_probabilities(
-    network: nn.Module, inputs: Tensor, count: int, seed: int, each: Callable[[Tensor], None]
-) -> Tensor:
-    """Return the log of the mean probability over `count` random sub-networks, [N, classes] float64 on the CPU.
+def log_probabilities(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the log-probability of each class, [N, classes], from the outputs of the network."""
+    return torch.log_softmax(network_outputs(network, inputs), 1)
 
-    Calls `each` with the log-probabilities [N, classes] of every sub-network. The network itself is not changed.
-    """
+
+def subnetwork_outputs(network: nn.Module, inputs: Tensor, count: int, seed: int) -> Iterator[Tensor]:
+    """Yield the outputs of `count` random sub-networks, as `network_outputs` does. The network is not changed."""
     masked = copy.deepcopy(network)
     dropouts = [_Masks(masked, layer) for layer in masked.modules() if isinstance(layer, DROPOUT_LAYERS)]
-    mean: Tensor | None = None
     for index in range(count):
         for layer, masks in enumerate(dropouts):
             masks.reset(derive_seed("subnetwork", seed, index, layer))
-        scores = log_probabilities(masked, inputs)
-        each(scores)
-        mean = scores if mean is None else torch.logaddexp(mean, scores)
-    assert mean is not None, "count is at least 1"
-    return mean - math.log(count)
+        yield network_outputs(masked, inputs)
 
 
 def has_dropout(network: nn.Module) -> bool:

@@ -301,7 +301,7 @@ def test_a_network_that_fails_on_training_examples_is_not_trained(
     def broken(*args: Any) -> None:
         raise ValueError("no such mask")
 
-    monkeypatch.setattr(scores, "subnetwork_log_probabilities", broken)
+    monkeypatch.setattr(scores, "subnetwork_outputs", broken)
     monkeypatch.setattr(evaluate, "_train", pytest.fail)
     said = "study 'tiny': the network of trial . cannot be evaluated on training examples: ValueError: no such mask"
     refuse(storage, said, subnetworks=3)

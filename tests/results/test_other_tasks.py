@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def study_in(folder: Path, y: Any, task: dict[str, Any], more: dict[str, Any] | 
     written = tree(
         data={"dataset": "npz:data.npz"},
         task=task,
+        network={"dropout": 0.2},
         optimizer={"kind": "adam", "lr": {"low": 0.01, "high": 0.1, "log": True}},
         training={"epochs": 4, "batch_size": 20},
         search={"trials": 2, "population": 2, "pruner": "none", **of_search},
@@ -116,15 +118,23 @@ def test_a_network_of_means_and_variances_predicts_several_columns(storage: Stor
     both = np.stack([NUMBERS, X[:, 2]], 1)
     study = study_in(tmp_path, both, {"kind": "regression", "loss": "gaussian_nll"}, metric=["val_r2", "val_mae"])
     search(study, storage)
-    tested = evaluate_test_set(
-        storage, "tiny", EvaluationOptions(device="cpu", folder=tmp_path / "out"), threading.Event(), print
-    )
+    options = EvaluationOptions(device="cpu", folder=tmp_path / "out", subnetworks=5)
+    tested = evaluate_test_set(storage, "tiny", options, threading.Event(), print)
     jsonschema.validate(tested.result, schema("test"))
     np.save(tmp_path / "new.npy", X[REST:])
     found = predictions(tmp_path / "out", tmp_path / "new.npy", "cpu")
     assert isinstance(found, TargetPredictions)
     assert found.values.shape == (30, 2)
     assert tested.result["test"]["metric"]["value"] == pytest.approx(r2_score(both[REST:], found.values), rel=1e-6)
+    sub = tested.result["subnetworks"]
+    assert sub["mean"].keys() == sub["single"].keys() == tested.result["test"]["trivial"].keys()
+    # the mean of the predictions has at most the mean error of the single ones
+    assert sub["mean"]["mae"] <= sub["single"]["mae"]
+    assert 0 < sub["difference"] < 300
+    assert re.search(
+        r"mean of 5 random sub-networks: r2 .*, rmse .*; one by itself: r2 .* the mean's predictions differ",
+        SealedTestResult(tested).lines()[3],
+    )
 
 
 def test_several_labels_from_the_data_to_the_predictions(storage: Storage, tmp_path: Path) -> None:
@@ -132,9 +142,8 @@ def test_several_labels_from_the_data_to_the_predictions(storage: Storage, tmp_p
     study = study_in(tmp_path, LABELS, {"kind": "multilabel", "pos_weight": "balanced"}, names)
     search(study, storage)
     assert list(trials_of(storage)[0].system_attrs[CURVE]) == ["train_loss", "val_loss", "val_f1"]
-    tested = evaluate_test_set(
-        storage, "tiny", EvaluationOptions(device="cpu", folder=tmp_path / "out"), threading.Event(), print
-    )
+    options = EvaluationOptions(device="cpu", folder=tmp_path / "out", subnetworks=5)
+    tested = evaluate_test_set(storage, "tiny", options, threading.Event(), print)
     jsonschema.validate(tested.result, schema("test"))
     np.save(tmp_path / "new.npy", X[REST:])
     found = predictions(tmp_path / "out", tmp_path / "new.npy", "cpu")
@@ -143,6 +152,8 @@ def test_several_labels_from_the_data_to_the_predictions(storage: Storage, tmp_p
     expected = f1_score(LABELS[REST:], found.values > 0.5, average="macro", zero_division=0)
     assert tested.result["test"]["metric"]["value"] == pytest.approx(expected)
     assert [label["name"] for label in tested.result["test"]["labels"]] == ["high", "wide"]
+    assert tested.result["subnetworks"]["mean"]["loss"] <= tested.result["subnetworks"]["single"]["loss"]
+    assert "the mean's probabilities differ" in SealedTestResult(tested).lines()[3]
 
 
 NAN = np.where(np.arange(120) == 7, np.nan, NUMBERS)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch_reference import config, made_images
 
 from hpo.errors import HpoError
-from hpo.training.evaluation import log_probabilities, subnetwork_log_probabilities
+from hpo.training.evaluation import log_probabilities, subnetwork_outputs
 from hpo.training.networks.builtin import build
 from hpo.training.networks.weights_file import TYPES, load_network, read_weights, weights_to_bytes
 from hpo.training.stack import EVALUATION_BATCH
+from hpo.training.tasks.averaging import mean_outputs
+from hpo.training.tasks.task import Task
 
 SPLIT = made_images(train=10, validation=EVALUATION_BATCH + 30)
 IMAGES = SPLIT.validation
@@ -57,23 +59,23 @@ def every_mask(module: nn.Module) -> Tensor:
 
 
 def test_the_mean_of_many_subnetworks_is_near_the_mean_of_all() -> None:
-    module, singles = network(), list[Tensor]()
+    module = network()
     with torch.no_grad():
         expected = every_mask(module)
-    found = subnetwork_log_probabilities(module, IMAGES, 400, 7, singles.append).exp()
-    torch.testing.assert_close(found, torch.stack([each.exp() for each in singles]).mean(0))
-    deviation = torch.stack([each.exp() for each in singles]).std(0) / 20
+    singles = [torch.softmax(each, 1) for each in subnetwork_outputs(module, IMAGES, 400, 7)]
+    found = mean_outputs(SPLIT.task, subnetwork_outputs(module, IMAGES, 400, 7)).exp()
+    torch.testing.assert_close(found, torch.stack(singles).mean(0))
+    deviation = torch.stack(singles).std(0) / 20
     assert ((found - expected).abs() <= 5 * deviation + 1e-12).all()
     assert (found - log_probabilities(module, IMAGES).exp()).abs().mean() > 0.001
 
 
 def test_a_subnetwork_has_the_same_mask_for_all_images_and_others_differ() -> None:
-    twice, singles = torch.cat([IMAGES[:1]] * (EVALUATION_BATCH + 1)), list[Tensor]()
-    subnetwork_log_probabilities(network(), twice, 6, 7, singles.append)
+    twice = torch.cat([IMAGES[:1]] * (EVALUATION_BATCH + 1))
+    singles = list(subnetwork_outputs(network(), twice, 6, 7))
     assert all(torch.allclose(each, each[:1]) for each in singles)
     assert len({round(each[0, 0].item(), 9) for each in singles}) > 1
-    again = list[Tensor]()
-    subnetwork_log_probabilities(network(), twice, 6, 7, again.append)
+    again = subnetwork_outputs(network(), twice, 6, 7)
     assert all(one.equal(other) for one, other in zip(singles, again, strict=True))
 
 
@@ -95,8 +97,8 @@ class Thrice(nn.Module):
 def test_every_call_of_a_dropout_layer_has_its_own_mask() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module, singles = Thrice().double(), list[Tensor]()
-    subnetwork_log_probabilities(module, IMAGES, 40, 7, singles.append)
+        module = Thrice().double()
+    singles = [torch.log_softmax(each, 1) for each in subnetwork_outputs(module, IMAGES, 40, 7)]
     expected, masks = [], itertools.product((0.0, 1 / (1 - RATE)), repeat=10)
     with torch.no_grad():
         for first, second, third, channels in (
@@ -110,24 +112,34 @@ def test_every_call_of_a_dropout_layer_has_its_own_mask() -> None:
     assert len({single[0, 0].item() for single in singles}) > 20
     assert not torch.equal(singles[0], log_probabilities(module, IMAGES))
     module.dropout.p = 1.0  # drops all inputs
-    subnetwork_log_probabilities(module, IMAGES, 2, 7, lambda single: singles.append(single))
-    assert singles[-1].isfinite().all()
+    assert all(each.isfinite().all() for each in subnetwork_outputs(module, IMAGES, 2, 7))
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_the_network_itself_is_not_changed(kind: str) -> None:
     module = network(kind=kind, kernel=3, padding=1)
     before = log_probabilities(module, IMAGES)
-    subnetwork_log_probabilities(module, IMAGES, 2, 7, lambda each: None)
+    assert len(list(subnetwork_outputs(module, IMAGES, 2, 7))) == 2
     assert any(isinstance(each, nn.Dropout) for each in module.modules())
     assert log_probabilities(module, IMAGES).equal(before)
 
 
 def test_without_dropout_every_subnetwork_equals_the_network() -> None:
     module = network(dropout=0.0)
-    torch.testing.assert_close(
-        subnetwork_log_probabilities(module, IMAGES, 3, 7, lambda e: None), log_probabilities(module, IMAGES)
-    )
+    found = mean_outputs(SPLIT.task, subnetwork_outputs(module, IMAGES, 3, 7))
+    torch.testing.assert_close(found, log_probabilities(module, IMAGES))
+
+
+def test_the_mean_of_networks_is_that_of_their_predictions() -> None:
+    outputs = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0)).double()
+    labels = mean_outputs(Task("multilabel", 4, "bce"), outputs)
+    torch.testing.assert_close(labels.sigmoid(), outputs.sigmoid().mean(0))
+    torch.testing.assert_close(mean_outputs(Task("regression", 4, "mse"), outputs), outputs.mean(0))
+    center, variance = outputs[:, :, :2], outputs[:, :, 2:].exp()
+    mixture = mean_outputs(Task("regression", 4, "gaussian_nll"), outputs)
+    torch.testing.assert_close(mixture[:, :2], center.mean(0))
+    # the law of total variance
+    torch.testing.assert_close(mixture[:, 2:].exp(), variance.mean(0) + center.var(0, correction=0))
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hpo.data import SealedExamples, Split, check_test, load_test, load_whole
@@ -33,7 +34,6 @@ from hpo.results.final_test.scores import (
     training_sample,
 )
 from hpo.results.final_test.study_metric import metrics_of_test, study_metric
-from hpo.results.final_test.target_scores import evaluate_targets
 from hpo.results.selection import Selection, select
 from hpo.search.plan import NetworkPlan, plan_stored, task_of, to_planned_device
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
@@ -99,9 +99,7 @@ def evaluate_test_set(
     test_set = load_test(planned.split)
     _check_same_test_set(name, attrs, test_set)
     names, sample = planned.split.names, training_sample(planned.split, len(test_set))
-    if options.subnetworks is not None and study.task.kind != "classification":
-        raise HpoError(f"study '{name}': --subnetworks is for classifications (task.kind = {study.task.kind})")
-    task = task_of(study, planned.split)
+    task = task_of(study, planned.split).to(torch.device("cpu"))
     few, metric = None if options.subnetworks is None else 2, study_metric(study, task)
     check_untrained(study, selected, planned, sample, few)
     shown: dict[str, Any] = {}
@@ -120,13 +118,9 @@ def evaluate_test_set(
             return result
 
         def scores_on(examples: SealedExamples, subnetworks: int | None) -> dict[str, Any]:
-            if task.kind != "classification":
-                assert metric is not None, "only a classification may have no metric but accuracy and loss"
-                found = evaluate_targets(network, examples, task, names, metric)
-            else:
-                found = evaluate_network(network, examples, names, subnetworks, trained.seed, metric)
-            metrics = metrics_of_test(metric, task)
-            return found | {"trivial": trivial_scores(task, planned.split.train.targets, examples.targets, metrics)}
+            found = evaluate_network(network, examples, task, names, metric, subnetworks, trained.seed)
+            training, metrics = planned.split.train.targets, metrics_of_test(metric, task)
+            return found | {"trivial": trivial_scores(task, training, examples.targets, metrics)}
 
         def evaluate() -> dict[str, Any]:
             with network_errors(study, selected, "the test set"):

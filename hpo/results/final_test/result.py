@@ -119,11 +119,10 @@ class SealedTestResult(Result[Tested]):
         if trivial := scores.get("trivial"):
             lines.append(f"trivial baseline: {_measures_text(trivial)} ({_predictions(scores)})")
         if (sub := result["subnetworks"]) is not None:
-            mean, single = sub["mean"], sub["single"]
             lines.append(
-                f"mean of {sub['count']} random sub-networks: accuracy {mean['accuracy']:.4f}, loss {mean['loss']:.4f}"
-                f"; one by itself: accuracy {single['accuracy']:.4f}, loss {single['loss']:.4f}; "
-                f"the mean's probabilities differ from the whole network's by {sub['difference']:.4f} on average"
+                f"mean of {sub['count']} random sub-networks: {_measures_text(sub['mean'])}; one by itself: "
+                f"{_measures_text(sub['single'])}; the mean's {_predicted(scores)} differ from the whole network's by "
+                f"{sub['difference']:.4f} on average"
             )
         if absent := [each["name"] for each in scores.get("classes", ()) if not each["images"]]:
             lines.append(f"no test example of {describe_classes(absent)}")
@@ -165,6 +164,10 @@ def _predictions(scores: Mapping[str, Any]) -> str:
     if "accuracy" in scores:
         return PREDICTIONS["classification"]
     return PREDICTIONS["multilabel"] if "labels" in scores else f"{PREDICTIONS['regression']}, for mae their median"
+
+
+def _predicted(scores: Mapping[str, Any]) -> str:
+    return "predictions" if "pairs" in scores else "probabilities"
 
 
 def _number(value: float | None) -> str:

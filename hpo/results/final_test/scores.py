@@ -1,13 +1,14 @@
-"""Scores of a network on labelled examples: accuracy with its interval, loss, and confusion matrix.
+"""Scores of a network on labelled examples of any task, and of the mean of its random sub-networks.
 
-The predicted class is the most probable one, the first of equals. Whatever a network raises, a user-defined module for
-instance, becomes an HpoError of one line. Stores nothing.
+Scores of classes are accuracy with its interval, loss, and confusion matrix; the predicted class is the most probable
+one, the first of equals. Whatever a network raises, a user-defined module for instance, becomes an HpoError of one
+line. Stores nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +21,19 @@ from torch import Tensor, nn
 from hpo.data import Examples, SealedExamples, Split
 from hpo.errors import HpoError
 from hpo.results.compare.statistics import CONFIDENCE, wilson
-from hpo.results.final_test.study_metric import StudyMetric
+from hpo.results.final_test.study_metric import StudyMetric, metrics_of_test
+from hpo.results.final_test.target_scores import target_scores
 from hpo.results.selection import Selection
 from hpo.search.plan import NetworkPlan
 from hpo.studyfile import Study
 from hpo.training.device_data import split_shape
-from hpo.training.evaluation import has_dropout, log_probabilities, subnetwork_log_probabilities
+from hpo.training.evaluation import has_dropout, network_outputs, subnetwork_outputs
 from hpo.training.networks.builtin import build
 from hpo.training.stack import EVALUATION_BATCH
-from hpo.training.tasks.task import output_count
+from hpo.training.tasks.averaging import mean_outputs
+from hpo.training.tasks.metrics import MetricFunction
+from hpo.training.tasks.task import PREDICTIONS, Task, output_count
+from hpo.training.tasks.trivial import mean_or_none
 from hpo.usercode import one_line_error
 
 
@@ -80,52 +85,63 @@ def scores(log_probs: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
 def evaluate_network(
     network: nn.Module,
     examples: SealedExamples,
+    task: Task,
     names: Sequence[str],
+    metric: StudyMetric | None,
     subnetworks: int | None,
     seed: int,
-    metric: StudyMetric | None = None,
 ) -> dict[str, Any]:
     """Return the network's scores as JSON, with those of random sub-networks. Raises HpoError for a loss of NaN.
 
-    `metric` is the study's metric, unless that is accuracy or loss.
+    `names` are those of the classes or labels. `metric` is the study's metric, None where that is accuracy or loss.
     """
-    inputs = torch.from_numpy(examples.inputs)
-    log_probs = log_probabilities(network, inputs)
-    found = _finite_scores(log_probs, examples).to_json(names)
-    if metric is not None:
-        found["metric"] = metric.to_json(log_probs, torch.from_numpy(examples.targets))
-    found["subnetworks"] = (
-        None if subnetworks is None else _subnetwork_scores(network, inputs, examples, log_probs, subnetworks, seed)
-    )
+    inputs, targets = torch.from_numpy(examples.inputs), torch.from_numpy(examples.targets)
+    outputs = network_outputs(network, inputs)
+    if task.kind == "classification":
+        log_probs = torch.log_softmax(outputs, 1)
+        found = scores(log_probs.numpy(), examples.targets.astype(np.int64)).to_json(names)
+        if metric is not None:
+            found["metric"] = metric.to_json(log_probs, targets)
+    else:
+        assert metric is not None, "only a classification may have no metric but accuracy and loss"
+        found = target_scores(outputs, targets, task, names, metric)
+    _check_loss(found["loss"])
+    found["subnetworks"] = None
+    if subnetworks is not None:
+        each = subnetwork_outputs(network, inputs, subnetworks, seed)
+        found["subnetworks"] = _subnetwork_scores(each, targets, task, metrics_of_test(metric, task), outputs)
     found["sha256"] = examples.content_sha256
     return found
 
 
-def _finite_scores(log_probs: Tensor, examples: Examples) -> Scores:
-    found = scores(log_probs.numpy(), examples.targets.astype(np.int64))
-    if not math.isfinite(found.loss):
-        raise HpoError(f"its loss is {found.loss}")
-    return found
+def _check_loss(loss: float | None) -> None:
+    if loss is None or not math.isfinite(loss):
+        raise HpoError(f"its loss is {math.nan if loss is None else loss}")
 
 
 def _subnetwork_scores(
-    network: nn.Module, inputs: Tensor, examples: SealedExamples, whole: Tensor, count: int, seed: int
+    subnetworks: Iterable[Tensor], targets: Tensor, task: Task, metrics: Mapping[str, MetricFunction], whole: Tensor
 ) -> dict[str, Any]:
-    """Compare the mean of random sub-networks' probabilities with the `whole` network's."""
-    singles = []
+    """Compare the mean of random sub-networks' predictions with those of the `whole` network's outputs."""
+    singles = list[dict[str, float | None]]()
 
-    def add(log_probs: Tensor) -> None:
-        one = _finite_scores(log_probs, examples)
-        singles.append((one.accuracy, one.loss))
+    def measured(outputs: Tensor) -> dict[str, float | None]:
+        values = {name: float(measure(outputs[None], targets)) for name, measure in task.measures(metrics).items()}
+        _check_loss(values["loss"])
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
-    averaged = subnetwork_log_probabilities(network, inputs, count, seed, add)
-    mean = _finite_scores(averaged, examples)
-    accuracy, loss = (sum(values) / count for values in zip(*singles, strict=True))
+    def each() -> Iterator[Tensor]:
+        for outputs in subnetworks:
+            singles.append(measured(outputs))
+            yield outputs
+
+    averaged = mean_outputs(task, each())
+    predictions, of_whole = (PREDICTIONS[task.kind](task.predictions(outputs)) for outputs in (averaged, whole))
     return {
-        "count": count,
-        "mean": {"accuracy": mean.accuracy, "loss": mean.loss},
-        "single": {"accuracy": accuracy, "loss": loss},
-        "difference": (averaged.exp() - whole.exp()).abs().mean().item(),
+        "count": len(singles),
+        "mean": measured(averaged),
+        "single": {name: mean_or_none([single[name] for single in singles]) for name in singles[0]},
+        "difference": (predictions - of_whole).abs().mean().item(),
     }
 
 
@@ -147,9 +163,9 @@ def check_untrained(
         raise HpoError(f"--subnetworks: trial {selected.trial} has no dropout layer, so it has no random sub-networks")
     with network_errors(study, selected, "training examples"):
         inputs = torch.from_numpy(sample.inputs)
-        log_probabilities(network, inputs)
+        network_outputs(network, inputs)
         if subnetworks is not None:
-            subnetwork_log_probabilities(network, inputs, subnetworks, 0, lambda log_probs: None)
+            list(subnetwork_outputs(network, inputs, subnetworks, 0))
 
 
 @contextmanager

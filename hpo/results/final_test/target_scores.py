@@ -11,12 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpo.data import SealedExamples
-from hpo.errors import HpoError
 from hpo.results.final_test.study_metric import StudyMetric
-from hpo.training.evaluation import network_outputs
 from hpo.training.tasks.metrics import FUNCTIONS
 from hpo.training.tasks.task import Task
 
@@ -24,19 +21,11 @@ MAX_PAIRS = 1000
 """Maximum number of examples in the figure of true and predicted numbers."""
 
 
-def evaluate_targets(
-    network: nn.Module, examples: SealedExamples, task: Task, names: Sequence[str], metric: StudyMetric
+def target_scores(
+    outputs: Tensor, targets: Tensor, task: Task, names: Sequence[str], metric: StudyMetric
 ) -> dict[str, Any]:
-    """Return the network's scores as JSON. Raises HpoError for a loss that is NaN or infinite.
-
-    `names` are the names of labels, none for a regression.
-    """
-    outputs, targets = network_outputs(network, torch.from_numpy(examples.inputs)), torch.from_numpy(examples.targets)
-    cpu = task.to(torch.device("cpu"))
-    loss = float(cpu.losses(outputs[None], targets)[1][0, 0]) / len(targets)
-    if not math.isfinite(loss):
-        raise HpoError(f"its loss is {loss}")
-    predictions = cpu.predictions(outputs)
+    """Return the scores of a network's outputs as JSON. `names` are those of labels, none for a regression."""
+    predictions = task.predictions(outputs)
     found = {
         name: value if math.isfinite(value := float(function(predictions[None], targets))) else None
         for name, function in FUNCTIONS[task.kind].items()
@@ -44,12 +33,10 @@ def evaluate_targets(
     shown = _label_counts(predictions, targets, names) if names else _pairs(predictions, targets)
     return {
         "images": len(targets),
-        "loss": loss,
+        "loss": float(task.measures({})["loss"](outputs[None], targets)),
         "metric": metric.to_json(predictions, targets),
         "metrics": found,
         **shown,
-        "subnetworks": None,
-        "sha256": examples.content_sha256,
     }
 
 

@@ -236,7 +236,8 @@ def _scaling(split: Split) -> Scaling:
     constant = torch.nonzero(deviation == 0)
     if len(constant):
         column = f" column {constant[0].item()} of" * (split.columns > 1)
-        raise SettingError("data.dataset", f"{split.dataset}:{column} the targets of all training examples are equal")
+        problem = f"{column} the targets of all training examples are equal; use others, or a larger data.train_size"
+        raise SettingError("data.dataset", f"{split.dataset}:{problem}")
     return Scaling(targets.mean(0), deviation)
 
 
@@ -254,7 +255,10 @@ def check_task(task: Task, split: Split, called: Callable[[str, Callable[[], obj
         rows = called(LOSS, lambda: loss(outputs, expected))
         assert isinstance(rows, RowLosses)
         if not rows.training.requires_grad:
-            raise SettingError(LOSS, "the loss does not depend on the network's output by operations of torch")
+            raise SettingError(
+                LOSS,
+                f"{task.loss} does not depend on the network's output by operations of torch; it must not detach it",
+            )
     for key, metric in task.metrics.items():
         targets = torch.from_numpy(split.validation.targets)
         outputs = torch.randn(1, len(targets), task.outputs, generator=generator)

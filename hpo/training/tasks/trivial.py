@@ -41,7 +41,7 @@ def trivial_baseline(folds: Sequence[Split], task_of: Callable[[Split], Task]) -
         task = task_of(fold)
         metrics = {key.removeprefix("val_"): metric for key, metric in task.metrics.items()}
         of_folds.append(trivial_scores(task, fold.train.targets, fold.validation.targets, metrics))
-    return {f"val_{name}": _mean([each[name] for each in of_folds]) for name in of_folds[0]}
+    return {f"val_{name}": mean_or_none([each[name] for each in of_folds]) for name in of_folds[0]}
 
 
 def trivial_scores(
@@ -78,6 +78,7 @@ def _outputs(task: Task, training: Targets, median: bool) -> Tensor:
     return torch.cat([numbers, torch.zeros(task.outputs - len(numbers), dtype=numbers.dtype)])  # a variance of 1
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Return the mean of values; None where one is undefined."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
