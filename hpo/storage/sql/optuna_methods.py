@@ -5,6 +5,7 @@ The results are those of Optuna's methods.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -16,8 +17,17 @@ from sqlalchemy.engine import Connection
 
 from hpo.optuna_internals import models
 from hpo.storage.location import Location
-from hpo.storage.sql.retry import RetryPolicy, call_with_retries, read_transaction, write_transaction
-from hpo.storage.sql.rows import OF_STUDIES, OF_TRIALS, STUDIES, TRIALS, read_trials
+from hpo.storage.sql.retry import RetryPolicy, read_transaction, write_transaction
+from hpo.storage.sql.rows import (
+    DIRECTIONS,
+    OF_STUDIES,
+    OF_TRIALS,
+    STUDIES,
+    STUDY_ATTRS,
+    STUDY_SYSTEM_ATTRS,
+    TRIALS,
+    read_trials,
+)
 from hpo.storage.sql.statements import lock_study
 
 
@@ -48,25 +58,43 @@ class OptunaMethods(RDBStorage):
         if not write_transaction(self.engine, work):
             raise KeyError(models.NOT_FOUND_MSG)
 
-    # Optuna runs these queries in a session of its own, without retries.
+    # Optuna builds ORM objects for these queries, and runs them in a session of its own, without retries.
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """Return the id of a study. Raises KeyError if there is none, as Optuna does."""
-        return call_with_retries(
-            self.retry_policy, lambda: super(OptunaMethods, self).get_study_id_from_name(study_name)
-        )
+        study_id: int = self._read_study(STUDIES.c.study_id, STUDIES.c.study_name == study_name)[0]
+        return study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
         """Return the name of a study. Raises KeyError if there is none, as Optuna does."""
-        return call_with_retries(self.retry_policy, lambda: super(OptunaMethods, self).get_study_name_from_id(study_id))
+        name: str = self._read_study(STUDIES.c.study_name, STUDIES.c.study_id == study_id)[0]
+        return name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """Return the directions of a study. Raises KeyError if there is none, as Optuna does."""
-        return call_with_retries(self.retry_policy, lambda: super(OptunaMethods, self).get_study_directions(study_id))
+        return list(self._read_study(DIRECTIONS.c.direction, DIRECTIONS.c.study_id == study_id))
+
+    def _read_study(self, column: sa.Column[Any], condition: sa.ColumnElement[bool]) -> Sequence[Any]:
+        query = sa.select(column).where(condition).order_by(*column.table.primary_key)
+        found = read_transaction(self.engine, lambda connection: connection.execute(query).scalars().all())
+        if not found:
+            raise KeyError(models.NOT_FOUND_MSG)
+        return found
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the user attributes of a study. Raises KeyError if there is none, as Optuna does."""
-        return call_with_retries(self.retry_policy, lambda: super(OptunaMethods, self).get_study_user_attrs(study_id))
+        return self._read_attrs(STUDY_ATTRS, study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the system attributes of a study. Raises KeyError if there is none, as Optuna does."""
+        return self._read_attrs(STUDY_SYSTEM_ATTRS, study_id)
+
+    def _read_attrs(self, table: sa.Table, study_id: int) -> dict[str, Any]:
+        query = sa.select(table.c.key, table.c.value_json).where(table.c.study_id == study_id)
+        rows = read_transaction(self.engine, lambda connection: connection.execute(query).all())
+        if not rows:
+            self.get_study_name_from_id(study_id)
+        return {key: json.loads(value) for key, value in rows}
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set the state and values of a trial as Optuna does; on SQLite, too, only one of two processes succeeds."""
