@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import codecs
 import errno
+import functools
 import gc
 import io
 import itertools
@@ -18,6 +19,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from typer.exceptions import TyperException
 from typer.main import get_command
@@ -51,7 +53,7 @@ def _run(argv: Sequence[str] | None) -> int:
     args = with_ray_address(args)
     debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), args)
     try:
-        status = get_command(app).main(args, prog_name="hpo", standalone_mode=False)
+        status = _command().main(args, prog_name="hpo", standalone_mode=False)
         sys.stdout.flush()
     except TyperException as error:
         return _fail(_usage_message(error), error.exit_code, debug)
@@ -62,6 +64,12 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:  # noqa: BLE001 - nothing above catches it, and --debug shows the traceback
         return _fail(_resource_message(error) or f"{type(error).__name__}: {error} ({DEFECT})", 1, debug)
     return status if isinstance(status, int) else 0
+
+
+@functools.cache  # for programs and tests that run many commands in one process
+def _command() -> Any:
+    """Return the command line, built from the signatures of all commands."""
+    return get_command(app)
 
 
 def _resource_message(error: Exception) -> str:

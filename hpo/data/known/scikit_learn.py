@@ -7,6 +7,7 @@ that takes longer than a small search.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +79,9 @@ def _read(name: str, shape: tuple[int, ...], part: slice) -> RawExamples:
     path = folder / "datasets" / "data" / file.name
     kind = np.float64 if file.white is None else np.uint8
     try:
-        rows = np.loadtxt(path, delimiter="," if file.targets is None else None, dtype=kind, skiprows=file.header)
+        rows = _read_text(path, "," if file.targets is None else None, kind, file.header)
         if file.targets is not None:
-            rows = np.column_stack([rows, np.loadtxt(path.with_name(file.targets))])
+            rows = np.column_stack([rows, _read_text(path.with_name(file.targets))])
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: {path} cannot be read ({error}); reinstall scikit-learn") from error
     if rows.shape != (file.rows, file.columns + 1):
@@ -91,3 +92,10 @@ def _read(name: str, shape: tuple[int, ...], part: slice) -> RawExamples:
         return RawExamples(inputs, chosen[:, -1].copy(), file.white)
     targets = chosen[:, -1].astype(np.int64) if file.targets is None else chosen[:, -1:].copy()
     return RawExamples(inputs.astype(np.float32), targets, None)
+
+
+@functools.cache  # a worker reads the same small file for each study
+def _read_text(path: Path, delimiter: str | None = None, kind: Any = np.float64, header: int = 0) -> NDArray[Any]:
+    rows = np.loadtxt(path, delimiter=delimiter, dtype=kind, skiprows=header)
+    rows.flags.writeable = False
+    return rows
