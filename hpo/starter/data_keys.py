@@ -15,6 +15,7 @@ from hpo.data.examples import RawExamples
 from hpo.data.known.catalogue import CATALOGUE
 from hpo.data.sources import Source, source_of
 from hpo.data.table_rows import TableRows
+from hpo.data.user.table import TableSource
 from hpo.data.user.table_columns import Column, training_columns
 from hpo.errors import DataError, UsageError, nearest
 from hpo.starter.line import Line
@@ -70,13 +71,12 @@ def data_keys(dataset: str, targets: Sequence[str], kind: str | None, folder: Pa
     lines += [Line("target", targets[0] if len(targets) == 1 else list(targets))] if targets else []
     columns: list[Column] = []
     preprocess: list[Line] = []
-    is_table = (user_data(dataset) or ("",))[0] == "table"
-    settings = _settings([*lines, Line("target", "?")] if is_table and not targets else lines, kind, folder)
-    if is_table:
-        columns = _columns(settings, targets, folder)
-        table, preprocess = _table_lines(columns, settings.targets)
+    if (user_data(dataset) or ("",))[0] == "table":
+        sealed = [*lines, Line("test", TEST_SHARE), *([] if targets else [Line("target", "?")])]
+        columns = _columns(_settings(sealed, kind, folder), targets, folder)
+        table, preprocess = _table_lines(columns, targets)
         lines += table
-        settings = _settings(lines, kind, folder)
+    settings = _settings(lines, kind, folder)
     task = Line("kind", kind) if kind else _guessed(settings, columns, folder)
     source = source_of(settings, folder, task.value)
     raw = source.read_training()
@@ -106,8 +106,9 @@ def _settings(lines: Sequence[Line], kind: str | None, folder: Path) -> DataSett
 
 def _columns(settings: DataSettings, targets: Sequence[str], folder: Path) -> list[Column]:
     """Return the columns of a table. Raises UsageError without a target, or where the table lacks one."""
-    path = Path(getattr(source_of(settings, folder, "regression"), "path"))  # noqa: B009 - only tables have one
-    columns = training_columns(path, TEST_SHARE)
+    source = source_of(settings, folder, "regression")
+    assert isinstance(source, TableSource), "the data set is a table"
+    columns, path = training_columns(source), source.path
     names = [column.name for column in columns]
     if not targets:
         raise UsageError(f"--target: missing: name the column to predict; {path} has {first_few(names, MAX_NAMES)}")

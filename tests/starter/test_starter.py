@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 import hpo
+from hpo.data.sources import source_of
 from hpo.data.user.table import TableSource
 from hpo.errors import HpoError
 from hpo.starter.schema_file import COPY
+from hpo.studyfile import DataSettings
 from hpo.untrusted_files import parse_toml
 
 ROWS = 80
@@ -121,7 +123,9 @@ def test_a_given_kind_is_not_guessed() -> None:
 
 def test_no_value_of_a_sealed_row_is_looked_at(folder: Path) -> None:
     before = hpo.init(data="table:t.csv", target="price", output="before.toml", name="t").read_text()
-    source = TableSource(folder / "t.csv", "regression", ("price",), None, (), None, 0.2, is_time_order=False)
+    settings = DataSettings(dataset="table:t.csv", target="price", test=0.2)
+    source = source_of(settings, folder, "regression")
+    assert isinstance(source, TableSource)
     sealed = set(source._split(ROWS, None)[1].tolist())
     header, *rows = (folder / "t.csv").read_text().splitlines()
     changed = ["zzz," * 10 + "zzz" if number in sealed else row for number, row in enumerate(rows)]

@@ -6,7 +6,6 @@ Of the rows that a study sets aside as its test set, no value is looked at.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import polars as pl
@@ -31,12 +30,8 @@ class Column:
     high: float | None = None
 
 
-def training_columns(path: Path, test: float) -> list[Column]:
-    """Return the columns of a table in the order of the file, of the rows outside a test set of this fraction.
-
-    Raises DataError where the file cannot be read.
-    """
-    source = TableSource(path, "regression", (), None, (), None, None, test, is_time_order=False)
+def training_columns(source: TableSource) -> list[Column]:
+    """Return the columns of a table in the order of the file. Raises DataError where the file cannot be read."""
     return [_column(each) for each in source.training_cells()]
 
 
