@@ -56,8 +56,10 @@ def test_without_a_display_or_a_terminal_there_is_none(opened: list[str], monkey
 
 
 def test_a_browser_of_the_terminal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("lynx"))
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("/usr/bin/lynx"))
     assert not has_browser(DESKTOP, "linux")
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("wslview"))
+    assert has_browser(DESKTOP, "linux")
 
     def nothing() -> None:
         raise webbrowser.Error

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 REMOTE = ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY")
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
+IN_TERMINAL = ("www-browser", "links", "elinks", "lynx", "w3m")
+"""Browsers that `webbrowser` knows and that would take over the terminal."""
 
 
 def open_browser(url: str) -> threading.Thread | None:
@@ -35,9 +37,7 @@ def has_browser(environ: Mapping[str, str], platform: str) -> bool:
         browser = webbrowser.get()
     except webbrowser.Error:
         return False
-    # a browser of the terminal, such as lynx, is a GenericBrowser, which would take over the terminal
-    is_generic = isinstance(browser, webbrowser.GenericBrowser)
-    return not is_generic or isinstance(browser, webbrowser.BackgroundBrowser)
+    return os.path.basename(getattr(browser, "name", "")) not in IN_TERMINAL
 
 
 def _open(url: str) -> None:
