@@ -53,11 +53,16 @@ def best_line(rank: int, trial: FrozenTrial, metrics: Sequence[str] = ("val_accu
 
 def scores_line(trial: FrozenTrial, metrics: Sequence[str]) -> str:
     """Return `val acc: 0.8500, parameters: 25,450`; with folds `val acc: 0.8500 ± 0.0120 over 5 folds`."""
-    values = zip(metrics, trial.values, strict=True)
-    texts = [f"{metric_label(metric)}: {score_text(metric, value)}" for metric, value in values]
+    texts = zip(metrics, score_texts(trial, metrics), strict=True)
+    return ", ".join(f"{metric_label(metric)}: {text}" for metric, text in texts)
+
+
+def score_texts(trial: FrozenTrial, metrics: Sequence[str]) -> list[str]:
+    """Return the text of each value of a trial; with folds, the first one is `0.8500 ± 0.0120 over 5 folds`."""
+    texts = [score_text(metric, value) for metric, value in zip(metrics, trial.values, strict=True)]
     if folds := trial.user_attrs.get("fold_scores"):
         texts[0] += f" ± {stdev(folds):.4f} over {len(folds)} folds"
-    return ", ".join(texts)
+    return texts
 
 
 def score_text(metric: str, value: float) -> str:

@@ -28,7 +28,7 @@ from hpo.results.display.check import distribution_line, parameter_line
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source, space
 from hpo.results.final_test.result import evaluation_lines
-from hpo.results.ranking import metric_label, params_line, rank_label, score, score_text
+from hpo.results.ranking import metric_label, params_line, rank_label, score, score_texts
 from hpo.results.study_facts import data_line, states_line
 from hpo.results.trivial_baseline import trivial_baseline_of
 from hpo.search.sampling.warm_start import warm_start
@@ -123,10 +123,12 @@ def _facts(study: AnyStudy, found: StudySummary, storage: Storage) -> list[tuple
     if isinstance(study, ObjectiveStudy):
         return _objective_facts(study, found, hashes)
     data, run = found.user_attrs[DATA], found.user_attrs.get(RUN, {})
-    search, limit = study.search, study.search.limits.parameters
+    search, limit, folds = study.search, study.search.limits.parameters, study.data.folds
+    named = "labels" if study.task.kind == "multilabel" else "classes"
     return [
         ("data", data_line(data)),
-        *([("classes", f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
+        *([("folds", f"{folds}; the numbers of examples are those of the first fold")] if folds else []),
+        *([(named, f"{len(names)}: {', '.join(names)}")] if (names := data.get("classes")) else []),
         *([] if (trivial := trivial_baseline_of(study, data)) is None else [("trivial baseline", trivial.text)]),
         ("SHA-256 of the data", data["sha256"]),
         ("SHA-256 of the split", data["split_sha256"]),
@@ -167,7 +169,7 @@ def _ranked(source: Source) -> list[tuple[str, ...]]:
     return [
         (
             rank_label(rank, trial.number, source.metrics),
-            *map(score_text, source.metrics, trial.values),
+            *score_texts(trial, source.metrics),
             params_line(trial.params, trial.distributions),
         )
         for rank, trial in enumerate(source.best, start=1)

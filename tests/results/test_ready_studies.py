@@ -13,11 +13,12 @@ from hpo.data import load_split, load_test
 from hpo.data.splits import load_whole
 from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.result import SealedTestResult
+from hpo.results.report import report
 from hpo.search.population_run import CURVE
 from hpo.storage import Storage
 from hpo.studyfile import Study, read_study
 
-SMALL = ["training.epochs=2", "search.trials=2", "search.population=2"]
+SMALL = ["training.epochs=2", "training.batch_size=128", "search.trials=2", "search.population=2"]
 
 
 def ready_study(name: str) -> Study:
@@ -25,13 +26,15 @@ def ready_study(name: str) -> Study:
 
 
 @pytest.mark.parametrize(
-    ("name", "metric", "first_line"),
+    ("name", "metric", "first_line", "reported"),
     [
-        ("digits-labels", "val_f1", "digits-labels: test f1 "),
-        ("rare-digit", "val_balanced_accuracy", "rare-digit: test balanced acc "),
+        ("digits-labels", "val_f1", "digits-labels: test f1 ", ">2: odd, 5 or more<"),
+        ("rare-digit", "val_balanced_accuracy", "rare-digit: test balanced acc ", " over 5 folds<"),
     ],
 )
-def test_study_runs_to_its_test(name: str, metric: str, first_line: str, storage: Storage, tmp_path: Path) -> None:
+def test_study_runs_to_its_report(
+    name: str, metric: str, first_line: str, reported: str, storage: Storage, tmp_path: Path
+) -> None:
     study = ready_study(name)
     search(study, storage)
     folds = [""] if study.data.folds is None else [f"/{fold + 1}" for fold in range(study.data.folds)]
@@ -41,6 +44,9 @@ def test_study_runs_to_its_test(name: str, metric: str, first_line: str, storage
     options = EvaluationOptions(device="cpu", folder=tmp_path / "out")
     tested = evaluate_test_set(storage, name, options, threading.Event(), print)
     assert SealedTestResult(tested).lines()[0].startswith(first_line)
+    page = report(storage, name)
+    assert reported in page
+    assert first_line.removeprefix(f"{name}: test ") in page
 
 
 @pytest.mark.parametrize(("name", "examples"), [("digits-labels", 1797), ("rare-digit", 1673)])
