@@ -30,7 +30,7 @@ from hpo.search.launch import join
 from hpo.search.plan import plan
 from hpo.search.study_records import CODE, DATA, check_data, stored_study
 from hpo.storage import Storage, load_study
-from hpo.studyfile import Study, read_study
+from hpo.studyfile import Study, parse_study, read_study
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (60, 4, 3), dtype=np.uint8)
@@ -122,6 +122,16 @@ def test_a_stored_study_finds_its_images_from_another_folder(storage: Storage, h
     search(read_study(path), storage)  # its trials are those of the same images
     path = write_study(again, (), home / "tiny-2.toml")
     assert 'dataset = "npz:images.npz"' in path.read_text()
+
+
+def test_all_files_of_a_table_are_found_from_the_folder_of_the_next_study(home: Path) -> None:
+    for name in ("all", "val", "test"):
+        (home / f"{name}.csv").touch()
+    data = {"dataset": "table:all.csv", "target": "y", "validation": "val.csv", "test": "test.csv"}
+    study = parse_study({**tree(), "data": data}, "tiny.toml", home)
+    written = write_study(changed_study(study, [], "tiny-2", ["tiny"]), ()).read_text().splitlines()
+    for line in ('dataset = "table:../home/all.csv"', 'validation = "../home/val.csv"', 'test = "../home/test.csv"'):
+        assert line in written
 
 
 def test_images_may_be_moved_but_not_changed(storage: Storage, home: Path, tmp_path: Path) -> None:
