@@ -291,7 +291,7 @@ def run_hpo(url: str, sampler: str, pruner: str, stored: int, trials: int) -> Cl
         conditions, now = ClaimConditions(found._study_id, NAME, {}), datetime.datetime.now(datetime.UTC)
         trainer, stop, code = Free(clock), threading.Event(), UserCode(Path(), {})
         checkpoints = TrainingCheckpoints(
-            study, conditions, storage, on_event, code=code, split=load_split(study), precision="float32"
+            study, conditions, storage, on_event, code=code, splits=[load_split(study)], precision="float32"
         )
         search = PopulationSearch(
             study=study,

@@ -191,7 +191,7 @@ class NetworkDriver(Driver):
 
     def epoch_extension(self, stored: optuna.Study, storage: Storage) -> EpochExtension:
         """Return the completed trials of the stored study that continue, where this one has more epochs."""
-        return epoch_extension(self.study, stored, storage, self.split, self.code)
+        return epoch_extension(self.study, stored, storage, self.plan.splits, self.code)
 
     def update_stored(self, stored: optuna.Study, storage: Storage, changed_code: bool) -> None:
         """Store folder of the data, trivial baseline, and that changed code of `search.start_from` is accepted."""
@@ -239,7 +239,7 @@ class NetworkDriver(Driver):
             storage,
             on_event,
             code=self.code,
-            split=self.split,
+            splits=self.plan.splits,
             precision=precision,
         )
         search = (

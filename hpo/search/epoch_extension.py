@@ -50,7 +50,7 @@ class EpochExtension:
 
 
 def epoch_extension(
-    study: Study, stored: optuna.Study, storage: Storage, split: Split, code: UserCode
+    study: Study, stored: optuna.Study, storage: Storage, splits: Sequence[Split], code: UserCode
 ) -> EpochExtension:
     """Return which completed trials of the stored study continue, where `study` has a higher number of epochs.
 
@@ -67,7 +67,7 @@ def epoch_extension(
         return EpochExtension()
     conditions, metric = claim_conditions(before, stored), study.search.first_metric
     checkpoints = TrainingCheckpoints(
-        study, conditions, storage, lambda event: None, code=code, split=split, precision=str(run["precision"])
+        study, conditions, storage, lambda event: None, code=code, splits=splits, precision=str(run["precision"])
     )
     continued, staying, ended_early = [], [], 0
     for trial in complete:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import t
-from tiny import search, study_of, trials_of
+from tiny import after_epochs, search, study_of, trials_of
 
 from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.results.compare.runs import groups
@@ -24,6 +24,7 @@ from hpo.results.display.progress import QuietProgress
 from hpo.results.export.best import export
 from hpo.results.reproduce.replay import replay
 from hpo.results.reproduce.verify import verify
+from hpo.search.events import EpochEnded
 from hpo.search.options import LaunchOptions
 from hpo.search.plan import load_splits
 from hpo.search.study_records import CURVE
@@ -81,6 +82,21 @@ def test_a_repeat_has_the_curve_of_a_study_of_its_split_alone(storage: Storage) 
                 assert not np.allclose(found[number]["val_loss"], curve["val_loss"], rtol=1e-3)
     certificate = verify(storage, "tiny", 6, "cpu", threading.Event(), print)
     assert certificate["score"] <= 1e-12
+
+
+def test_an_interrupted_search_continues_on_splits_of_different_sizes(storage: Storage, tmp_path: Path) -> None:
+    random, groups = np.random.default_rng(0), np.repeat(np.arange(12), [1, 9, 2, 8, 3, 7, 4, 6, 5, 5, 2, 8])
+    np.savez(tmp_path / "grouped.npz", x=random.normal(size=(60, 4)), y=np.arange(60) % 2, g=groups)
+    data = {"dataset": f"npz:{tmp_path / 'grouped.npz'}", "groups": "g", "validation": 0.3, "train_size": 60, "splits": 3}
+    settings = {"trials": 6, "repeats": 3, "sampler": "random", "pruner": "none", "population": 6}
+    training = {"epochs": 4, "precision": "float64", "checkpoint": 1, "batch_size": 4}
+    studies = [study_of(name=name, data=data, training=training, search=settings) for name in ("tiny", "whole")]
+    assert len({len(split.train) for split in load_splits(studies[0])}) > 1
+    events = search(studies[0], storage, stop_at=after_epochs(2)) + search(studies[0], storage)
+    search(studies[1], storage)
+    assert sum(isinstance(event, EpochEnded) for event in events) == 3 * 4  # the repeats of a split train together
+    for found, expected in zip(curves(storage, "tiny"), curves(storage, "whole"), strict=True):
+        assert found["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-9)
 
 
 def test_a_confirmation_on_fresh_splits_has_the_corrected_interval(storage: Storage, tmp_path: Path) -> None:

@@ -217,8 +217,7 @@ def test_a_file_of_another_training_is_refused(storage: Storage, tmp_path: Path)
         assert bench.checkpoints.read(changed(**sections)) is not None
     refused(Bench(base.renamed("other"), storage), member, "is a file of another study")
     other_seed = parse_study({**base.resolved(), "data": {**base.resolved()["data"], "split_seed": 1}}, "t", tmp_path)
-    for key, value in {"split": load_split(other_seed), "study": other_seed}.items():
-        refused(restarted(bench, **{key: value}), member, differs)
+    refused(restarted(bench, splits=[load_split(other_seed)]), member, differs)
     (tmp_path / "net.py").write_text(f"{NETS}\n")
     refused(restarted(bench, code=import_code(base.references, tmp_path)), member, differs)
 

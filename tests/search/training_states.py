@@ -54,7 +54,7 @@ class Bench:
             storage,
             self._say,
             code=self.code,
-            split=self.split,
+            splits=[self.split],
             precision=precision,
             clock=self.clock,
         )
@@ -183,6 +183,6 @@ def restarted(bench: Bench, **changes: Any) -> Bench:
     other = object.__new__(Bench)
     other.__dict__ |= {**bench.__dict__, "notes": []}
     conditions = claim_conditions(bench.study, load_study(bench.storage, bench.study.name))
-    arguments = {"study": bench.study, "split": bench.split, "code": bench.code, "precision": "float64", **changes}
+    arguments = {"study": bench.study, "splits": [bench.split], "code": bench.code, "precision": "float64", **changes}
     other.checkpoints = TrainingCheckpoints(conditions=conditions, storage=bench.storage, say=other._say, **arguments)
     return other

@@ -59,7 +59,7 @@ Put = Callable[[str, bytes], None]
 class TrainingCheckpoints:
     """Writes, reads and removes the training checkpoints of one study, in one worker.
 
-    `code` is the study's code and `split` its data, `precision` the one that "auto" stands for. `clock` returns a
+    `code` is the study's code and `splits` its data, `precision` the one that "auto" stands for. `clock` returns a
     time in seconds.
     """
 
@@ -71,7 +71,7 @@ class TrainingCheckpoints:
         say: Callable[[Event], None],
         *,
         code: UserCode,
-        split: Split,
+        splits: Sequence[Split],
         precision: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,14 +83,8 @@ class TrainingCheckpoints:
             self._folder = artifact_folder(storage.location)
         except StorageError as error:
             self._no_folder = str(error)
-        self._shape, self._outputs = split_shape(split), output_count(study.task, split)
-        self._examples = [len(fold.train) for fold in split.folds]
-        self._data: dict[str, object] = {
-            "code": dict(code.files),
-            "sha256": split.content_sha256,
-            "split_sha256": split.split_sha256,
-            "split_seed": study.data.split_seed,
-        }
+        self._splits, self._outputs = splits, output_count(study.task, splits[0])
+        self._data: dict[str, object] = {"code": dict(code.files), "sha256": splits[0].content_sha256}
         if study.task != TaskSettings():  # states of earlier versions, which had no other task, stay valid
             self._data["task"] = study.task.model_dump(mode="json", exclude_none=True)
         self._metrics = study.curve_keys
@@ -257,7 +251,7 @@ class TrainingCheckpoints:
         if not self.exists(member.number):
             return None
         try:
-            layout = self._layout(member.config)
+            layout = self._layout(member)
         except Exception:  # noqa: BLE001 - training builds the same network, and fails the trial
             return None
         content = self._read(member.number, max_state_bytes(layout, member.config.training.epochs, len(self._metrics)))
@@ -265,8 +259,8 @@ class TrainingCheckpoints:
             return None
         about = read_metadata(content, self._metrics)
         self._check(about, member)
-        batch_size = member.config.training.batch_size
-        steps = [steps_per_epoch(examples, batch_size) for examples in self._examples]
+        batch_size, folds = member.config.training.batch_size, self._splits[member.split].folds
+        steps = [steps_per_epoch(len(fold.train), batch_size) for fold in folds]
         return read_state(content, about, member, layout, steps)
 
     def _read(self, number: int, max_bytes: int) -> bytes | None:
@@ -283,11 +277,12 @@ class TrainingCheckpoints:
         except ArtifactNotFound:
             return None
 
-    def _layout(self, config: Config) -> StateLayout:
+    def _layout(self, member: Member) -> StateLayout:
+        config, split = member.config, self._splits[member.split]
         precision = precision_of(config, self._precision)
-        key = f"{shape_key(config.network)} {config.optimizer.kind} {precision}"
+        key = f"{shape_key(config.network)} {config.optimizer.kind} {precision} {member.split}"
         if key not in self._layouts:
-            self._layouts[key] = state_layout(config, self._shape, self._outputs, precision, len(self._examples))
+            self._layouts[key] = state_layout(config, split_shape(split), self._outputs, precision, len(split.folds))
         return self._layouts[key]
 
     def _check(self, about: StateMetadata, member: Member) -> None:
@@ -302,7 +297,9 @@ class TrainingCheckpoints:
             raise ValueError(f"is of epoch {about.epoch}, and the trial has {member.config.training.epochs} epochs")
 
     def _fingerprint(self, member: Member) -> str:
+        split = self._splits[member.split]
         settings = {"config": _curve_settings(member.config), "seed": member.seed, **self._data}
+        settings |= {"split_sha256": split.split_sha256, "split_seed": split.data.split_seed}
         settings["precision"] = precision_of(member.config, self._precision)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
