@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from hpo.data.splits import hold_out
+from hpo.data.row_splits import hold_out
 from hpo.results.compare.statistics import estimate, paired
 from hpo.studyfile import Config
 from hpo.studyfile.data_settings import DataSettings

@@ -15,7 +15,7 @@ from sklearn import model_selection as sklearn
 from hpo.data import Examples, SealedExamples, check_test, load_split, load_test
 from hpo.data.examples import hash_split
 from hpo.data.known.catalogue import CATALOGUE, known_dataset
-from hpo.data.splits import fold_indices, hold_out
+from hpo.data.row_splits import fold_indices, hold_out
 from hpo.errors import DataError, HpoError, SettingError, StudyFileError, UsageError
 from hpo.studyfile import parse_study
 from hpo.studyfile.data_settings import DataSettings

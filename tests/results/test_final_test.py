@@ -18,7 +18,7 @@ from tiny import LR, sealed_digits, search, study_of, trials_of, write_mnist
 
 import hpo
 from hpo.data import Examples, SealedExamples, load_split
-from hpo.data.splits import hold_out
+from hpo.data.row_splits import hold_out
 from hpo.errors import HpoError, InterruptionError, StorageError
 from hpo.files import write_atomically
 from hpo.results.copy import copy_line
