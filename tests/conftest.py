@@ -17,13 +17,18 @@ from postgresql_server import Server
 from hpo.storage import open_storage
 
 # A slow example is no failure: the machine may be busy.
-settings.register_profile("noisy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("noisy")
+settings.register_profile("thorough", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("thorough"), max_examples=40)
 
 # A shell ignores SIGINT in its background processes, and the processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 share_compiled_statements()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try 40 examples where a test sets no number, or Hypothesis' 100 with the slow tests."""
+    settings.load_profile("quick" if "not slow" in config.option.markexpr else "thorough")
 
 
 def pytest_collection_finish() -> None:
