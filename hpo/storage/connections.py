@@ -203,7 +203,8 @@ def _use_write_ahead_log(file: Path, shown: str) -> None:
 
 
 @functools.cache  # reading Optuna's migrations is the slowest step of opening a storage
-def _migrations() -> alembic.script.ScriptDirectory:
+def migrations() -> alembic.script.ScriptDirectory:
+    """Return Optuna's migrations of the schema."""
     config = alembic.config.Config()
     # A percent sign is special in a configuration file.
     config.set_main_option("script_location", str(Path(models.__file__).with_name("alembic")).replace("%", "%%"))
@@ -218,11 +219,10 @@ def schema_is_ready(connection: Connection, shown: str) -> bool:
     found = None
     if "alembic_version" in tables:
         found = alembic.migration.MigrationContext.configure(connection).get_current_revision()
-    migrations = _migrations()
-    head = migrations.get_current_head()
+    head = migrations().get_current_head()
     if found == head:
         return True
-    if found is None or found in {script.revision for script in migrations.walk_revisions()}:
+    if found is None or found in {script.revision for script in migrations().walk_revisions()}:
         raise StorageError(
             f"{shown}: the tables were created by an older Optuna (schema {found or 'unknown'}, needed: {head});"
             f" make a backup, then run `optuna storage upgrade --storage {connection.engine.url.drivername}://...`"
@@ -237,6 +237,6 @@ def _create_tables(connection: Connection) -> None:
     models.BaseModel.metadata.create_all(connection)
     version = {"schema_version": models.SCHEMA_VERSION, "library_version": optuna.__version__}
     connection.execute(sa.insert(models.VersionInfoModel.__table__), version)
-    head = _migrations().get_current_head()
+    head = migrations().get_current_head()
     assert head is not None
-    alembic.migration.MigrationContext.configure(connection).stamp(_migrations(), head)
+    alembic.migration.MigrationContext.configure(connection).stamp(migrations(), head)

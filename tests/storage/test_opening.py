@@ -78,10 +78,12 @@ def test_a_file_with_a_rollback_journal_gets_a_write_ahead_log(new_file_url: str
 
 
 def test_plain_optuna_opens_a_storage_that_hpo_made(new_url: str) -> None:
-    open_storage(new_url).close()
+    storage = open_storage(new_url)
     plain = optuna.storages.RDBStorage(locate(new_url).full_url)
-    assert plain.get_current_version() == plain.get_head_version()
+    assert plain.get_current_version() == plain.get_head_version() == storage.get_head_version()
+    assert plain.get_all_versions() == storage.get_all_versions()
     plain.engine.dispose()
+    storage.close()
 
 
 def test_the_tables_are_those_that_optuna_makes(new_file_url: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.optuna_internals import models
+from hpo.storage.connections import migrations
 from hpo.storage.location import Location
 from hpo.storage.sql.retry import RetryPolicy, read_transaction, write_transaction
 from hpo.storage.sql.rows import (
@@ -95,6 +96,16 @@ class OptunaMethods(RDBStorage):
         if not rows:
             self.get_study_name_from_id(study_id)
         return {key: json.loads(value) for key, value in rows}
+
+    # Optuna reads its migrations at each call; the dashboard asks for both versions when it starts.
+
+    def get_head_version(self) -> str:
+        """Return the schema version of this Optuna release."""
+        return str(migrations().get_current_head())
+
+    def get_all_versions(self) -> list[str]:
+        """Return all schema versions of Optuna."""
+        return [script.revision for script in migrations().walk_revisions()]
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set the state and values of a trial as Optuna does; on SQLite, too, only one of two processes succeeds."""
