@@ -122,6 +122,8 @@ def key_schema(section: str, model: type[Settings], whole: Schema, key: str, mea
         value = {"type": "object", "additionalProperties": searched(ARGUMENT)}
     elif section in SEARCHABLE and (section, key) not in unsearchable_keys():
         value = searched(value)
+    if "anyOf" in value:  # taplo shows descriptions of the branches only
+        return {"anyOf": [described | value["anyOf"][0], *value["anyOf"][1:]]}
     return described | value
 
 
