@@ -60,11 +60,15 @@ def overlap(data: Mapping[str, Any]) -> float:
 
 
 def metrics_of(study: StudySummary) -> tuple[str, ...]:
-    """Return the names of the study's metrics; `value`, or `value 0`, `value 1`, where the study file names none."""
+    """Return the names of the study's metrics.
+
+    Without a study file they are those that another program has given, else `value`, or `value 0`, `value 1`.
+    """
     metric = file_value(study.user_attrs, "search", "metric")
     if metric is not None:
         return tuple(map(curve_key, [metric] if isinstance(metric, str) else map(str, metric)))
-    return value_names(len(study.directions))
+    count = len(study.directions)
+    return study.metric_names if len(set(study.metric_names)) == count else value_names(count)
 
 
 def objective_of(user_attrs: Mapping[str, Any]) -> str | None:

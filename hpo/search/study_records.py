@@ -218,7 +218,10 @@ def any_stored_study(stored: optuna.Study) -> AnyStudy:
     """Return the study of the stored file. Raises HpoError for a study that hpo did not create."""
     attrs = user_attrs_of(stored)
     if not isinstance(attrs.get(STUDY), str):
-        raise HpoError(f"study '{stored.study_name}' was not created by hpo: the storage has no study file for it")
+        raise HpoError(
+            f"study '{stored.study_name}' was not created by hpo: the storage has no study file for it, so it can only "
+            "be read (`hpo top`, `plot`, `export`, `copy`, `dashboard`)"
+        )
     study = _parsed(attrs[STUDY], stored.study_name)
     return replace(study, folder=_folder(study, attrs))
 

@@ -32,6 +32,7 @@ from hpo.storage.sql.rows import (
     INTERMEDIATE,
     STUDIES,
     STUDY_ATTRS,
+    STUDY_SYSTEM_ATTRS,
     SYSTEM_ATTRS,
     TRIALS,
     VALUES,
@@ -46,6 +47,7 @@ from hpo.text import first_few
 
 # The largest trial id, as a limit without effect: a database refuses a much larger one.
 MAX_TRIALS = 2**31 - 1
+METRIC_NAMES = "study:metric_names"  # Optuna's system attribute
 MOST_NAMES = 5  # of studies in one message
 RANKED = TrialFields(curves=False, system_attrs=None)
 # Objective values that can be ranked: Optuna stores infinity without a number.
@@ -61,7 +63,8 @@ class StudySummary:
 
     `states` counts the trials of each state that occurs, `frozen` the running trials that are frozen, by the epochs
     that they have trained. `best` is the best finite value of the first objective among
-    completed trials, or None. `last_activity` is the time of the last start or end of a trial, or None.
+    completed trials, or None. `last_activity` is the time of the last start or end of a trial, or None. `metric_names`
+    are those of Optuna's `set_metric_names`.
     """
 
     study_id: int
@@ -72,6 +75,7 @@ class StudySummary:
     best: float | None
     last_activity: datetime.datetime | None
     frozen: Mapping[int, int] = field(default_factory=dict)
+    metric_names: tuple[str, ...] = ()
 
 
 def study_names(storage: Storage) -> list[str]:
@@ -221,6 +225,9 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
     user_attrs: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     for row in connection.execute(sa.select(STUDY_ATTRS).where(STUDY_ATTRS.c.study_id.in_(ids))):
         user_attrs[row.study_id][row.key] = json.loads(row.value_json)
+    a = STUDY_SYSTEM_ATTRS.c
+    named = sa.select(STUDY_SYSTEM_ATTRS).where(a.study_id.in_(ids), a.key == METRIC_NAMES)
+    names = {row.study_id: tuple(map(str, json.loads(row.value_json))) for row in connection.execute(named)}
     totals: defaultdict[int, dict[TrialState, sa.Row[Any]]] = defaultdict(dict)
     for row in connection.execute(_totals(ids)):
         totals[row.study_id][row.state] = row
@@ -236,6 +243,7 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
             best=_best(directions[row.study_id], totals[row.study_id].get(TrialState.COMPLETE)),
             last_activity=_latest(totals[row.study_id].values()),
             frozen=frozen.get(row.study_id, {}),
+            metric_names=names.get(row.study_id, ()),
         )
         for row in studies
     ]

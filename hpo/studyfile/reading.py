@@ -27,6 +27,7 @@ from hpo.untrusted_files import parse_json, parse_toml
 MAX_BYTES = 2**18  # of a study file
 EXPORT = "hpo.best/"  # prefix of the schema of an export
 OBJECTIVE_EXPORT = "hpo.objective/"  # and of the export of an objective study
+OPTUNA_EXPORT = "hpo.optuna/"  # and of the export of a study of another program
 _DOTS = re.compile(r"""\.(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""")  # dots outside quotes: a key may be "[0.0, 0.5]"
 
 
@@ -120,6 +121,10 @@ def _study_of(tree: Any, source: str) -> dict[str, Any]:
     if isinstance(tree, dict) and str(tree.get("schema")).startswith(OBJECTIVE_EXPORT):
         raise study_file_error(
             source, "", "is the export of an objective study's trial, which cannot be launched; launch its study file"
+        )
+    if isinstance(tree, dict) and str(tree.get("schema")).startswith(OPTUNA_EXPORT):
+        raise study_file_error(
+            source, "", "is the export of a trial of another program, which hpo cannot launch; use its `params` there"
         )
     if not isinstance(tree, dict):
         raise study_file_error(

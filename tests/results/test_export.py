@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import threading
 import tomllib
+import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -14,16 +17,18 @@ import jsonschema
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 from schemas import schema
 from stored_studies import DROPOUT, LR, OWN, tree, trial
 from tiny import search, study_of
 
-from hpo.errors import HpoError, UsageError
+from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.files import write_atomically
 from hpo.results.confirm.study import create_confirming_study
 from hpo.results.export.best import export
 from hpo.results.export.text import export_text
+from hpo.results.ranking import top_lines
 from hpo.results.reproduce.verify import verify
 from hpo.storage import Storage, TrialResult
 from hpo.studyfile import read_study
@@ -211,7 +216,40 @@ def test_an_objectives_numbers_that_json_lacks_are_words_in_every_form(stored: S
         export_text(storage, "digits", form="toml", trial=1)
 
 
-def test_a_study_by_another_program_is_refused(storage: Storage) -> None:
-    optuna.create_study(storage=storage, study_name="plain").add_trial(trial(2.0))
+def test_the_best_trial_of_another_program_is_exported(storage: Storage) -> None:
+    study = optuna.create_study(storage=storage, study_name="plain")
+    study.add_trials([trial(2.0), trial(1.0), trial(state=TrialState.FAIL), trial(0.5, state=TrialState.PRUNED)])
+    exported = json.loads(export_text(storage, "plain"))
+    jsonschema.validate(exported, schema("optuna"))
+    assert (exported["trial"], exported["value"], exported["params"]) == (1, 1.0, {"lr": 1e-3, "dropout": 0.25})
+    assert exported["trials"] == {"complete": 2, "pruned": 1, "failed": 1, "running": 0, "waiting": 0}
+    assert json.loads(export_text(storage, "plain", trial=0))["value"] == 2.0
+    rows = list(csv.DictReader(io.StringIO(export_text(storage, "plain", every=True, form="csv"))))
+    assert [row["state"] for row in rows] == ["complete", "complete", "failed", "pruned"]
+    assert [json.loads(line)["number"] for line in export_text(storage, "plain", top=2).splitlines()] == [1, 0]
     with pytest.raises(HpoError, match="study 'plain' was not created by hpo"):
-        export_text(storage, "plain")
+        export_text(storage, "plain", confirmed=True)
+
+
+def test_the_front_of_another_program_has_the_names_of_its_objectives(storage: Storage) -> None:
+    study = optuna.create_study(storage=storage, study_name="plain", directions=["minimize", "maximize"])
+    study.add_trials([optuna.trial.create_trial(values=values) for values in ([1.0, 1.0], [2.0, 2.0], [3.0, 1.0])])
+    assert set(export(storage, "plain")["front"][0]["values"]) == {"value 0", "value 1"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(["loss", "speed"])
+    exported = json.loads(export_text(storage, "plain"))
+    jsonschema.validate(exported, schema("front"))
+    for each in exported["front"]:
+        jsonschema.validate(each, schema("optuna"))
+    assert exported["metrics"] == ["loss", "speed"]
+    assert [each["values"] for each in exported["front"]] == [{"loss": 1.0, "speed": 1.0}, {"loss": 2.0, "speed": 2.0}]
+    (first, *_) = top_lines(storage, "plain", 5)
+    assert first == "Front-1 (trial 0) | loss: 1.0000, speed: 1.0000"
+
+
+def test_an_export_of_another_program_cannot_be_launched(storage: Storage, tmp_path: Path) -> None:
+    optuna.create_study(storage=storage, study_name="plain").add_trial(trial(2.0))
+    (tmp_path / "plain.json").write_text(export_text(storage, "plain"))
+    with pytest.raises(StudyFileError, match=r"plain.json: is the export of a trial of another program"):
+        read_study(tmp_path / "plain.json")

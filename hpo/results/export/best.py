@@ -2,6 +2,7 @@
 
     hpo.best/3       a trial of a network study (best.schema.json; best-1 and best-2 describe the older versions)
     hpo.objective/2  a trial of an objective study (objective.schema.json; objective-1 describes the older version)
+    hpo.optuna/1     a trial of a study of another program (optuna.schema.json)
     hpo.front/1      several such objects: the Pareto front of a study with several metrics (front.schema.json)
 
 In `hpo.best/3`, `config` is a study file of that trial alone, with the epochs that it, or its confirmation, was trained
@@ -33,6 +34,7 @@ from hpo.search.study_records import (
     CURVE,
     DATA,
     RUN,
+    STUDY,
     any_stored_study,
     config_as_trained,
     precision_of,
@@ -48,6 +50,7 @@ from hpo.versions import provenance
 VERSION = 3
 SCHEMA = f"hpo.best/{VERSION}"
 OBJECTIVE_SCHEMA = "hpo.objective/2"
+OPTUNA_SCHEMA = "hpo.optuna/1"
 FRONT_SCHEMA = "hpo.front/1"
 SUFFIX = "-best"
 
@@ -61,6 +64,7 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
     stored = load_study(storage, name)
     confirmation = None
     if confirmed:
+        any_stored_study(stored)  # refuses the study of another program
         confirmation = find_confirmation(storage, name)
         if confirmation is None:
             raise HpoError(f"study {name!r} has not been confirmed: run `hpo confirm` first")
@@ -71,10 +75,13 @@ def export(storage: Storage, name: str, confirmed: bool = False, trial: int | No
         trials = [storage.get_trial(each._trial_id) for each in best_trials(storage, stored._study_id)]
     if not trials:
         raise no_best_trial(storage, name, "there is nothing to export")
-    study, attrs, found = any_stored_study(stored), user_attrs_of(stored), summary(storage, stored._study_id)
+    attrs, found = user_attrs_of(stored), summary(storage, stored._study_id)
+    study = any_stored_study(stored) if STUDY in attrs else None
     if found.user_attrs.get(IDENTITY) != attrs.get(IDENTITY):
         raise HpoError(f"study {name!r} was deleted and created anew while it was read: export it again")
-    if isinstance(study, ObjectiveStudy):
+    if study is None:
+        records = [_optuna_trial(found, each) for each in trials]
+    elif isinstance(study, ObjectiveStudy):
         records = [_objective_trial(study, attrs, found, each, confirmation) for each in trials]
     else:
         records = [_network_trial(study, attrs, found, each, confirmation) for each in trials]
@@ -130,6 +137,22 @@ def _network_trial(
         "verified": certificate_of(attrs, study.name),
         "data": _data_of_split(attrs[DATA], split),
         **({"code": attrs[CODE]} if CODE in attrs else {}),
+        **provenance(),
+    }
+
+
+def _optuna_trial(found: StudySummary, trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "schema": OPTUNA_SCHEMA,
+        "study": found.name,
+        "trial": trial.number,
+        "direction": _directions(found)[0],
+        "value": score(trial),
+        **values_of(metrics_of(found), trial),
+        "params": trial.params,
+        "curve": reported_curve(trial),
+        "user_attrs": trial.user_attrs,
+        "trials": counts_by_state(found.states),
         **provenance(),
     }
 

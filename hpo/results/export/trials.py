@@ -1,6 +1,7 @@
 """Records of many trials, `hpo.trial/1`: all trials of a study, or the best.
 
-Every trial has the same keys in every state; a value that it lacks is None. Times are datetimes; `text.py` writes them.
+Every trial has the same keys in every state and of every study; a value that it lacks is None. Times are datetimes;
+`text.py` writes them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from hpo.results.ranking import score, values_of
 from hpo.results.selection import params_of
 from hpo.results.study_facts import STATES, metrics_of, reported_curve
 from hpo.search.space import is_whole
-from hpo.search.study_records import CURVE, RUN, any_stored_study
+from hpo.search.study_records import CURVE, RUN, STUDY, any_stored_study
 from hpo.storage import FAILURE_REASON, WORKER, Storage, TrialFields, best_trials, load_study, summary
-from hpo.studyfile import AnyStudy, ObjectiveStudy
+from hpo.studyfile import AnyStudy, Study
 
 SCHEMA = "hpo.trial/1"
 
@@ -32,9 +33,10 @@ def trial_records(
     there is no such trial.
     """
     stored = load_study(storage, name)
-    study, run = any_stored_study(stored), stored.user_attrs.get(RUN, {})
-    # A network study stores whole learning curves, so Optuna's values by epoch are needed for objective studies only.
-    parts = TrialFields(curves=isinstance(study, ObjectiveStudy))
+    attrs = stored.user_attrs
+    study, run = any_stored_study(stored) if STUDY in attrs else None, attrs.get(RUN, {})
+    # A network study stores whole learning curves, so Optuna's values by epoch are needed for other studies only.
+    parts = TrialFields(curves=not isinstance(study, Study))
     if every:
         trials = storage.read_trials(stored._study_id, -1, (), parts)
     else:
@@ -42,12 +44,15 @@ def trial_records(
     if not trials:
         raise no_best_trial(storage, name)
     metrics = metrics_of(summary(storage, name))
-    return (_record(study, metrics, str(run.get("precision", "auto")), trial) for trial in trials)
+    run_precision = str(run.get("precision", "auto"))
+    return (_record(name, study, metrics, run_precision, trial) for trial in trials)
 
 
-def _record(study: AnyStudy, metrics: Sequence[str], run_precision: str, trial: FrozenTrial) -> dict[str, Any]:
+def _record(
+    name: str, study: AnyStudy | None, metrics: Sequence[str], run_precision: str, trial: FrozenTrial
+) -> dict[str, Any]:
     attrs = trial.system_attrs
-    if isinstance(study, ObjectiveStudy):
+    if not isinstance(study, Study):
         params, curve, precision = trial.params, reported_curve(trial), None
     else:
         params, curve = params_of(study, trial), attrs.get(CURVE, {})
@@ -55,7 +60,7 @@ def _record(study: AnyStudy, metrics: Sequence[str], run_precision: str, trial: 
         precision = run_precision if precision == "auto" else precision
     return {
         "schema": SCHEMA,
-        "study": study.name,
+        "study": name,
         "number": trial.number,
         "state": STATES[trial.state],
         "value": score(trial) if trial.values else None,
