@@ -155,10 +155,11 @@ class StoredStudy:
     def export(self, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
         """Return the best trial as the JSON object that `hpo export` writes, `hpo.best/3`.
 
-        Of an objective study it is `hpo.objective/2`, of a study of another program `hpo.optuna/1`. Its `config` is a study of that trial alone, and `hpo.replay`
-        retrains the trial from a file of the object. With `confirmed` it is the winner of the confirmation, with its
-        estimates; with `trial`, the completed trial of that number. Of several metrics it is `hpo.front/1`, whose
-        `front` has such an object for each trial on the Pareto front. Raises HpoError where there is no such trial.
+        Of an objective study it is `hpo.objective/2`, of a study of another program `hpo.optuna/1`. `config` is a study
+        of that trial alone, and `hpo.replay` retrains the trial from a file of the object. With `confirmed` it is the
+        winner of the confirmation, with its estimates; with `trial`, the completed trial of that number. Of several
+        metrics it is `hpo.front/1`, whose `front` has such an object for each trial on the Pareto front. Raises
+        HpoError where there is no such trial.
         """
         from hpo.results.export.best import export
 
