@@ -87,7 +87,13 @@ def test_a_repeat_has_the_curve_of_a_study_of_its_split_alone(storage: Storage) 
 def test_an_interrupted_search_continues_on_splits_of_different_sizes(storage: Storage, tmp_path: Path) -> None:
     random, groups = np.random.default_rng(0), np.repeat(np.arange(12), [1, 9, 2, 8, 3, 7, 4, 6, 5, 5, 2, 8])
     np.savez(tmp_path / "grouped.npz", x=random.normal(size=(60, 4)), y=np.arange(60) % 2, g=groups)
-    data = {"dataset": f"npz:{tmp_path / 'grouped.npz'}", "groups": "g", "validation": 0.3, "train_size": 60, "splits": 3}
+    data = {
+        "dataset": f"npz:{tmp_path / 'grouped.npz'}",
+        "groups": "g",
+        "validation": 0.3,
+        "train_size": 60,
+        "splits": 3,
+    }
     settings = {"trials": 6, "repeats": 3, "sampler": "random", "pruner": "none", "population": 6}
     training = {"epochs": 4, "precision": "float64", "checkpoint": 1, "batch_size": 4}
     studies = [study_of(name=name, data=data, training=training, search=settings) for name in ("tiny", "whole")]
