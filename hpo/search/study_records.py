@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
@@ -40,7 +40,7 @@ from hpo.storage import (
     summary,
 )
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
-from hpo.studyfile.data_settings import DEFAULT_VALIDATION
+from hpo.studyfile.checking import FORMER_DEFAULTS
 from hpo.studyfile.values import CURRENT_FOLDER
 from hpo.text import hpo_command
 from hpo.training.early_stopping import has_stopped_improving
@@ -50,13 +50,6 @@ STUDY, DATA, CODE, RUN, CHANGES = "hpo:study", "hpo:data", "hpo:code", "hpo:run"
 
 PRUNER = "hpo:pruner"
 """The user attribute with the pruner that `pruner = "auto"` stands for."""
-
-FORMER_DEFAULTS: dict[tuple[Literal["data", "search"], str], Any] = {
-    ("search", "pruner"): "none",
-    ("data", "stratify"): False,
-    ("data", "validation"): DEFAULT_VALIDATION,
-}
-"""The defaults, by section and key, of the time before "auto"."""
 
 STARTS_FROM = "hpo:starts_from"
 """The user attribute with the studies of `search.start_from`: name in the file -> identity, because names change."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -27,7 +27,7 @@ from hpo.studyfile.conditions import (
     split_conditional,
     with_conditional,
 )
-from hpo.studyfile.data_settings import DATASETS, OF_TABLES, prefixed_user_data
+from hpo.studyfile.data_settings import DATASETS, DEFAULT_VALIDATION, OF_TABLES, prefixed_user_data
 from hpo.studyfile.keys import (
     SEARCHABLE,
     SECTIONS,
@@ -76,7 +76,7 @@ def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = CURRENT
     absent: dict[str, Any] = {
         section: {} for section in SECTIONS if section not in tree
     }  # reports their keys as missing
-    check = _Check(_with_stratify(_with_kind({**tree, **absent})))
+    check = _Check(_with_former_defaults(_with_kind({**tree, **absent})))
     study = check.run(source, folder)
     if study is None or check.problems:
         path = first_path(dict(tree), check.problems)
@@ -112,6 +112,13 @@ def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+FORMER_DEFAULTS: Mapping[tuple[Literal["data", "search"], str], Any] = {
+    ("search", "pruner"): "none",
+    ("data", "stratify"): False,
+    ("data", "validation"): DEFAULT_VALIDATION,
+}
+"""The defaults, by section and key, of the time before "auto"."""
+
 _ALWAYS_RESOLVED: dict[str, set[str]] = {
     "data": {"validation", "split_seed"},
     "search": {"sampler", "pruner", "metric", "score", "population", "seed", "repeat"},
@@ -119,18 +126,19 @@ _ALWAYS_RESOLVED: dict[str, set[str]] = {
 """Keys with a default that every resolved file has had since the first version."""
 
 
-def _with_stratify(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree with `stratify = false` for a resolved file of the time before that key.
+def _with_former_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree of a resolved file with the former defaults of keys that it lacks, such as `stratify = false`.
 
-    A resolved file has every key, so one without `stratify` is old: its study keeps the split of that time.
+    A resolved file has every key, so one without a key is of the time before it: its study keeps the split of then.
     """
     tables = {section: tree[section] for section in _ALWAYS_RESOLVED}
     if "description" not in tree or not all(isinstance(table, dict) for table in tables.values()):
         return tree
-    is_resolved = all(keys <= tables[section].keys() for section, keys in _ALWAYS_RESOLVED.items())
-    if not is_resolved or "stratify" in tables["data"]:
+    if not all(keys <= tables[section].keys() for section, keys in _ALWAYS_RESOLVED.items()):
         return tree
-    return {**tree, "data": {**tables["data"], "stratify": False}}
+    for (section, key), former in FORMER_DEFAULTS.items():
+        tables[section] = {key: former, **tables[section]}
+    return {**tree, **tables}
 
 
 class _Check:
