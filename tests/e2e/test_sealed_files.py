@@ -81,6 +81,7 @@ version
 doctor
 data list
 data fetch digits
+init --data mnist -o starter.toml
 check tiny.toml
 submit tiny.toml
 status tiny --json

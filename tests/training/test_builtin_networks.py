@@ -14,7 +14,8 @@ from hpo.training.networks.builtin import ACTIVATIONS, build
 
 
 def kinds(network: nn.Module) -> list[str]:
-    return [type(module).__name__ for module in network.modules() if not list(module.children())]
+    leaves = (module for module in network.modules() if not list(module.children()))
+    return [type(module).__name__ for module in leaves if not isinstance(module, nn.ModuleList)]
 
 
 def test_the_classic_cifar_network() -> None:
