@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from hpo.studyfile.conditions import choice_key
 from hpo.studyfile.messages import unknown_key_text
+from hpo.studyfile.models import ValidationMetric
 from hpo.studyfile.searched import Choices, Range
 
 Bool: TypeAlias = bool | Choices
@@ -27,20 +28,7 @@ Ints: TypeAlias = Sequence[Int] | Choices
 Activation: TypeAlias = Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"]
 OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
 Sampler: TypeAlias = Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"]
-ValidationMetric: TypeAlias = Literal[
-    "val_accuracy",
-    "val_balanced_accuracy",
-    "val_f1",
-    "val_f1_weighted",
-    "val_auroc",
-    "val_top_k",
-    "val_average_precision",
-    "val_rmse",
-    "val_mae",
-    "val_r2",
-    "val_loss",
-]
-Metric: TypeAlias = ValidationMetric | Literal["parameters", "seconds_per_epoch"] | str
+Metric: TypeAlias = Literal[ValidationMetric, "parameters", "seconds_per_epoch"] | str
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
 

@@ -162,24 +162,7 @@ ValidationMetric = Literal[
     "val_loss",
 ]
 ListedMetric = Annotated[
-    Annotated[
-        Literal[
-            "val_accuracy",
-            "val_balanced_accuracy",
-            "val_f1",
-            "val_f1_weighted",
-            "val_auroc",
-            "val_top_k",
-            "val_average_precision",
-            "val_rmse",
-            "val_mae",
-            "val_r2",
-            "val_loss",
-            "parameters",
-            "seconds_per_epoch",
-        ],
-        Tag("word"),
-    ]
+    Annotated[Literal[ValidationMetric, "parameters", "seconds_per_epoch"], Tag("word")]
     | Annotated[Reference, Tag("reference")],
     word_or_reference(),
 ]
