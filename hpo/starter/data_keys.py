@@ -1,6 +1,6 @@
 """Lines of `[data]`, `[task]` and `[preprocess]` for a data set, with the kind of its task guessed from the targets.
 
-Only training data are read. Of a table, `TEST_SHARE` of the rows is sealed, and no value of them is looked at.
+Only training data are used: of a table, `TEST_SHARE` of the rows is sealed, and their values are not used here, either.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def data_keys(dataset: str, targets: Sequence[str], kind: str | None, folder: Pa
     if (user_data(dataset) or ("",))[0] == "table":
         sealed = [*lines, Line("test", TEST_SHARE), *([] if targets else [Line("target", "?")])]
         columns = _columns(_settings(sealed, kind, folder), targets, folder)
-        table, preprocess = _table_lines(columns, targets)
+        table, preprocess = _table_lines(columns, targets, dataset)
         lines += table
     settings = _settings(lines, kind, folder)
     task = Line("kind", kind) if kind else _guessed(settings, columns, folder)
@@ -119,14 +119,14 @@ def _columns(settings: DataSettings, targets: Sequence[str], folder: Path) -> li
     return columns
 
 
-def _table_lines(columns: Sequence[Column], targets: Sequence[str]) -> tuple[list[Line], list[Line]]:
-    """Return the lines of `[data]` and of `[preprocess]` that describe columns."""
+def _table_lines(columns: Sequence[Column], targets: Sequence[str], dataset: str) -> tuple[list[Line], list[Line]]:
+    """Return the lines of `[data]` and of `[preprocess]` that describe columns. Raises DataError without a feature."""
     others = [column for column in columns if column.name not in targets]
     unused = {column.name: reason for column in others if (reason := _why_unused(column))}
     features = [column for column in others if column.name not in unused]
     if not features:
         why = f": {first_few([f'{name} {reason}' for name, reason in unused.items()], MAX_NAMES)}" if unused else ""
-        raise DataError(f"no column besides the target can be a feature{why}")
+        raise DataError(f"{dataset}: has no column besides the target that can be a feature{why}")
     lines, preprocess = [], []
     if unused:
         reasons = first_few([f"{name} ({reason})" for name, reason in unused.items()], MAX_NAMES)

@@ -236,7 +236,11 @@ def nothing(folder: Path) -> None:
         ({"data": "table:t.csv"}, "--target: missing: name the column to predict; ", nothing),
         ({"data": "table:t.csv", "target": "prise"}, "has no column 'prise' (did you mean 'price'?)", nothing),
         ({"data": "table:t.csv", "target": ["a", "a"]}, "--target: must not name a column twice", nothing),
-        ({"data": "table:t.csv", "target": "y"}, "can be a feature: name text with 32 different values", no_features),
+        (
+            {"data": "table:t.csv", "target": "y"},
+            "table:t.csv: has no column besides the target that can be a feature: name text with 32 different values",
+            no_features,
+        ),
         ({"data": "table:t.csv", "target": "word", "task": "regression"}, "'no' is not a number", nothing),
         ({"data": "wine", "target": "y"}, '--target: is used only with a table (data.dataset = "table:FILE")', nothing),
         ({"data": "wine", "task": "ranking"}, "--task: unknown kind 'ranking'; known: classification, ", nothing),

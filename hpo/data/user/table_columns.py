@@ -1,6 +1,6 @@
 """Columns of a table without a study: whether they are numbers or text, their different and their missing values.
 
-Of the rows that a study sets aside as its test set, no value is looked at.
+The values of the rows that a study sets aside as its test set are not used.
 """
 
 from __future__ import annotations
