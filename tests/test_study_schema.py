@@ -86,7 +86,10 @@ def test_the_file_in_the_package_is_as_the_models_are() -> None:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_a_shipped_study_is_valid(path: Path) -> None:
-    VALIDATOR.validate(tree(path.read_text()))
+    text = path.read_text()
+    VALIDATOR.validate(tree(text))
+    named = text.partition("\n")[0].removeprefix("#:schema ")
+    assert (path.parent / named).samefile(study_file_schema.PAGE)
 
 
 def test_the_studies_of_the_docs_are_valid() -> None:
