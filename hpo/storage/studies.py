@@ -227,7 +227,7 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
         user_attrs[row.study_id][row.key] = json.loads(row.value_json)
     a = STUDY_SYSTEM_ATTRS.c
     named = sa.select(STUDY_SYSTEM_ATTRS).where(a.study_id.in_(ids), a.key == METRIC_NAMES)
-    names = {row.study_id: tuple(map(str, json.loads(row.value_json))) for row in connection.execute(named)}
+    names = {row.study_id: _texts(json.loads(row.value_json)) for row in connection.execute(named)}
     totals: defaultdict[int, dict[TrialState, sa.Row[Any]]] = defaultdict(dict)
     for row in connection.execute(_totals(ids)):
         totals[row.study_id][row.state] = row
@@ -247,6 +247,11 @@ def _summaries(connection: Connection, which: sa.ColumnElement[bool]) -> list[St
         )
         for row in studies
     ]
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return a list's items as texts; none of a value that is no list, which only another program stores."""
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def _totals(study_ids: sa.Select[tuple[int]]) -> sa.Select[Any]:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from hpo.errors import HpoError, UsageError
 from hpo.results.display.study_page import SUMMARY_HEADING
 from hpo.service.dashboard.application import PATCHED_VERSION, patched_script
 from hpo.service.dashboard.dashboard import VARIABLE, check_names, read_password, serve
+from hpo.service.dashboard.view import View
 from hpo.storage import Storage
 from hpo.storage.artifacts import ArtifactFolder
 
@@ -304,6 +306,14 @@ def test_of_a_long_study_the_best_and_the_latest_curves_are_sent(soon_long: None
 def test_a_short_study_is_sent_with_all_curves(soon_long: None, stored: Store, served: Serve) -> None:
     stored(10)
     assert curves(served()) == [EPOCHS] * 10
+
+
+def test_a_short_study_is_read_as_it_is_now(stored: Store, storage: Storage) -> None:
+    study = stored(2)
+    with closing(View(storage.location)) as view, view.reading(study._study_id):
+        assert len(view.get_all_trials(study._study_id)) == 2
+        study.ask()
+        assert len(view.get_all_trials(study._study_id)) == 3
 
 
 def test_renaming_a_long_study_keeps_every_curve(

@@ -59,7 +59,7 @@ def study_texts(storage: Storage, found: StudySummary, url: str | None) -> tuple
 
     `url` is the storage that commands name, None for the default storage.
     """
-    commands = _commands(storage, found, url)
+    commands = list(map(printable, _commands(storage, found, url)))
     attrs = {
         "state": _state(found),
         **_results(storage, found),

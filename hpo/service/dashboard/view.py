@@ -35,7 +35,7 @@ LONG = 1000
 BEST, LATEST = 100, 100
 """Numbers of trials that keep their curves in a longer study."""
 CACHE_S = 5.0
-"""Seconds for which trials are cached: a page requests them twice, for itself and for the parameter importances."""
+"""Seconds for which the trials of a long study are cached: its page requests them twice, with the importances."""
 ARTIFACTS = "artifacts:"
 FROZEN_TRIALS = "frozen trials"
 """The user attribute with the number of frozen trials at each epoch, as text."""
@@ -125,9 +125,16 @@ class View(Storage):
         if not getattr(self._thread, "reading", False) or STUDY not in self.get_study_user_attrs(study_id):
             return None
         with self._lock:  # a page's requests come at once: the second one waits for what the first one reads
-            if self._latest is None or self._latest[0] != study_id or time.monotonic() - self._latest[1] > CACHE_S:
-                self._latest = study_id, time.monotonic(), self._read_trials(study_id)
-            return self._latest[2]
+            if (
+                self._latest is not None
+                and self._latest[0] == study_id
+                and time.monotonic() - self._latest[1] < CACHE_S
+            ):
+                return self._latest[2]
+            trials = self._read_trials(study_id)
+            if len(trials) > LONG:  # shorter ones are read in a moment, and shown as they are now
+                self._latest = study_id, time.monotonic(), trials
+            return trials
 
     def _read_trials(self, study_id: int) -> list[FrozenTrial]:
         """Return a study's trials as its page shows them."""
