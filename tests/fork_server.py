@@ -99,6 +99,7 @@ def exit_without_destruction(status: int) -> None:
     Return if the output cannot be written: Python has an exit status for that.
     """
     threading._shutdown()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further Ctrl-C ends the process, as in Python's last steps
     atexit._run_exitfuncs()
     gc.collect()
     with contextlib.suppress(OSError, ValueError):
