@@ -165,21 +165,12 @@ def _objective_trial(
     confirmation: Confirmation | None,
 ) -> dict[str, Any]:
     return {
+        **_optuna_trial(found, trial),
         "schema": OBJECTIVE_SCHEMA,
-        "study": study.name,
-        "trial": trial.number,
-        "direction": _directions(found)[0],
-        "value": score(trial),
-        **values_of(metrics_of(found), trial),
-        "params": trial.params,
         "objective": study.objective,
         "code": attrs[CODE],
         "config": study.resolved(),
-        "curve": reported_curve(trial),
-        "user_attrs": trial.user_attrs,
-        "trials": counts_by_state(found.states),
         "confirmed": None if confirmation is None else winner_tree(confirmation),
-        **provenance(),
     }
 
 
