@@ -169,7 +169,8 @@ _MISSING = "the value is missing: set preprocess.impute, or remove the row"
 
 
 def _unknown(text: str) -> str:
-    return f"the category '{text}' is not among the training rows: set preprocess.unknown = \"ignore\""
+    advice = 'remove the row, or train with preprocess.unknown = "ignore"'
+    return f"the category '{text}' is not among the training rows: {advice}"
 
 
 @dataclass(frozen=True)

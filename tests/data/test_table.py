@@ -226,7 +226,7 @@ def test_errors_name_column_and_row(tmp_path: Path) -> None:
     found = refusal(fractions, tmp_path, target="age", features=["weight"], categorical=None)
     assert "column 'age' has numbers, such as 0.5, where labels must be whole" in found
     rare = many_rows().replace("39,4,dog", "39,4,owl").replace("38,3,cat", "38,3,emu").replace("37,2,cat", "37,2,asp")
-    unknown = "is not among the training rows: set preprocess.unknown"
+    unknown = "is not among the training rows: remove the row, or train with preprocess.unknown"
     assert unknown in refusal(rare, tmp_path, validation=0.9, preprocess={}, split_seed=1)
 
 

@@ -84,10 +84,10 @@ def test_predictions_are_those_of_the_test(searched: Path, name: str, tmp_path: 
 
 def test_numbers_predicted_for_a_table_have_the_numbers_of_its_rows() -> None:
     values = np.array([[1.5], [2.0]])
-    found = TargetPredictions(np.array([2, 4]), values, ("value",))
+    found = TargetPredictions("row", np.array([2, 4]), values, ("value",))
     assert str(found) == "row,value\n2,1.5\n4,2\n"
     assert found.tree() == {"predictions": [{"row": 2, "value": 1.5}, {"row": 4, "value": 2.0}]}
-    assert str(TargetPredictions(None, values, ("value",))) == "example,value\n0,1.5\n1,2\n"
+    assert str(TargetPredictions("example", None, values, ("value",))) == "example,value\n0,1.5\n1,2\n"
 
 
 def test_the_model_card_has_the_preprocessing_of_the_rows_that_the_network_saw(searched: Path) -> None:

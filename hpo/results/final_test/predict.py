@@ -44,9 +44,11 @@ NUMBERS_AT_ONCE = 2**28
 class _Numbered(Output):
     """Predictions, of which `str()` is CSV with one line for each example.
 
-    `rows` are the numbers that the rows of a table have in its file, None for other examples.
+    `noun` is the name of their numbers: row, image or example. `rows` are the numbers that the rows of a table have in
+    its file, None for other examples.
     """
 
+    noun: str
     rows: NDArray[np.int64] | None
 
     def lines(self) -> list[str]:
@@ -71,15 +73,15 @@ class Predictions(_Numbered):
 
     def tree(self) -> dict[str, Any]:
         """Return for each example its number, the name of its class and the probability."""
-        key, numbers = "image" if self.rows is None else "row", self.numbers(len(self.classes))
+        numbers = self.numbers(len(self.classes))
         found = zip(numbers, self.classes.tolist(), self.probabilities.tolist(), strict=True)
-        rows = [{key: number, "class": self.names[label], "probability": p} for number, label, p in found]
+        rows = [{self.noun: number, "class": self.names[label], "probability": p} for number, label, p in found]
         return {"predictions": rows}
 
     def __str__(self) -> str:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["image" if self.rows is None else "row", "class", "probability"])
+        rows.writerow([self.noun, "class", "probability"])
         for row in self.tree()["predictions"]:
             number, label, probability = row.values()
             rows.writerow([number, label, f"{probability:.6f}"])
@@ -96,20 +98,16 @@ class TargetPredictions(_Numbered):
     values: NDArray[np.float64]
     names: tuple[str, ...]
 
-    @property
-    def _key(self) -> str:
-        return "example" if self.rows is None else "row"
-
     def tree(self) -> dict[str, Any]:
         """Return for each example its number and the value of each column by name."""
         numbered = zip(self.numbers(len(self.values)), self.values.tolist(), strict=True)
-        rows = [{self._key: number, **dict(zip(self.names, row, strict=True))} for number, row in numbered]
+        rows = [{self.noun: number, **dict(zip(self.names, row, strict=True))} for number, row in numbered]
         return {"predictions": rows}
 
     def __str__(self) -> str:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow([self._key, *self.names])
+        rows.writerow([self.noun, *self.names])
         numbered = zip(self.numbers(len(self.values)), self.values.tolist(), strict=True)
         rows.writerows([number, *(f"{value:.6g}" for value in row)] for number, row in numbered)
         return text.getvalue()
@@ -133,8 +131,12 @@ def _batches(model: Model, inputs: NDArray[Any] | TableRows, path: Path) -> Iter
         yield start, torch.from_numpy(_prepared(inputs, slice(start, start + at_once), path, model))
 
 
-def _numbers_in_file(inputs: NDArray[Any] | TableRows) -> NDArray[np.int64] | None:
-    return inputs.lines if isinstance(inputs, TableRows) else None
+def _numbered(model: Model, inputs: NDArray[Any] | TableRows) -> tuple[str, NDArray[np.int64] | None]:
+    """Return the first fields of the predictions: what is numbered, and the numbers of a table's rows."""
+    if isinstance(inputs, TableRows):
+        return "row", inputs.lines
+    is_image = len(model.shape) == 3 and model.shape[:2] != (1, 1)  # earlier versions: [1, 1, features]
+    return "image" if is_image else "example", None
 
 
 def _targets(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder: Path) -> TargetPredictions:
@@ -153,7 +155,7 @@ def _targets(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder:
     columns = model.names if model.scaling is None else tuple(f"column {i}" for i in range(len(model.scaling[0])))
     found = np.concatenate(parts) if parts else np.zeros((0, len(columns)))
     names = ("value",) if model.scaling is not None and len(columns) == 1 else columns
-    return TargetPredictions(_numbers_in_file(inputs), found, names)
+    return TargetPredictions(*_numbered(model, inputs), found, names)
 
 
 def _classes(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder: Path) -> Predictions:
@@ -164,7 +166,7 @@ def _classes(model: Model, inputs: NDArray[Any] | TableRows, path: Path, folder:
             raise _not_finite(folder, path, inputs, start + int(best.values.isfinite().logical_not().nonzero()[0]))
         classes[start : start + len(some)] = best.indices
         probabilities[start : start + len(some)] = best.values.exp()
-    return Predictions(_numbers_in_file(inputs), classes, probabilities, model.names)
+    return Predictions(*_numbered(model, inputs), classes, probabilities, model.names)
 
 
 def _not_finite(folder: Path, path: Path, inputs: NDArray[Any] | TableRows, index: int) -> HpoError:
