@@ -27,7 +27,7 @@ Start = Callable[..., Running]
 def test_a_study_is_tested_once_and_its_network_predicts(hpo: Run, launched: None, folder: Path) -> None:
     outcome = hpo("test", "tiny", "--device", "cpu", "--subnetworks", "5")
     assert outcome.status == 0
-    first, second, third, trivial, last = outcome.out.splitlines()
+    first, second, trivial, third, last = outcome.out.splitlines()
     assert first.startswith("tiny: test accuracy 0.")
     assert first.endswith("on 359 examples")
     assert ") of the search, not confirmed; trained on 200 examples, epoch 2" in second
