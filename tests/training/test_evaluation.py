@@ -62,8 +62,8 @@ def test_the_mean_of_many_subnetworks_is_near_the_mean_of_all() -> None:
     module = network()
     with torch.no_grad():
         expected = every_mask(module)
-    singles = [torch.softmax(each, 1) for each in subnetwork_outputs(module, IMAGES, 400, 7)]
-    found = mean_outputs(SPLIT.task, subnetwork_outputs(module, IMAGES, 400, 7)).exp()
+    outputs = list(subnetwork_outputs(module, IMAGES, 400, 7))
+    singles, found = [torch.softmax(each, 1) for each in outputs], mean_outputs(SPLIT.task, outputs).exp()
     torch.testing.assert_close(found, torch.stack(singles).mean(0))
     deviation = torch.stack(singles).std(0) / 20
     assert ((found - expected).abs() <= 5 * deviation + 1e-12).all()
