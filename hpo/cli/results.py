@@ -177,19 +177,19 @@ def predict(
     examples: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Classify the examples of this .npy file, or the rows of this .csv or .parquet file"
+            metavar="FILE", help="Use the examples of this .npy file, or the rows of this .csv or .parquet file"
         ),
     ],
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Classify examples with a tested network.
+    """Predict for new examples with a tested network.
 
     Images are uint8 as in the data set, or floats from 0, black, to 1, white; other examples are numbers as in the data
     set, with the axes of the data set. A table has the feature columns of the training table, in any order. The output
-    is CSV with the columns image (the number of the example, from 0), class, probability. For other tasks than
-    classification it has the column example, and one for each predicted number or each label's probability. A table
-    has the column row instead, the number of the row in the file, where the header of a CSV file is row 1.
+    is CSV. Its first column, image or example, has the number of the example, from 0; for a table, row has the number
+    of the row in the file, where the header of a CSV file is row 1. The others are class and probability, or for other
+    tasks than classification one for each predicted number or each label's probability.
     """
     write_output(str(hpo.predict(folder, examples, device=device)), output)
 
