@@ -53,7 +53,9 @@ def main() -> float | None:
     confirmation: hpo.Result[hpo.Confirmation] = found.confirm(seeds=2)
     proposal: hpo.Proposal = found.narrow()
     comparison: hpo.Comparison = hpo.compare(found.name, proposal.study.name)
-    rates: NDArray[np.float32] = hpo.predict(found.test().found.folder, "images.npy").probabilities
+    predicted: hpo.Predictions | hpo.TargetPredictions = hpo.predict(found.test().found.folder, "images.npy")
+    assert isinstance(predicted, hpo.Predictions)
+    rates: NDArray[np.float32] = predicted.probabilities
     print(confirmation.found.winner.estimate.mean, comparison.rows[0].p, rates)
     hpo.launch(study, storage=1)  # type: ignore[arg-type]
     hpo.launch(study, progress="loud")  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from hpo.storage import ATTEMPTS, Storage, open_storage, registered_workers, run
 from hpo.storage.heartbeats import HEARTBEAT_TIMEOUT_S
 
 # An epoch of these networks takes a few milliseconds, so a population a second or two: faults find trials in hand.
-STUDY = study_of(training={"epochs": 100}, search={"trials": 50, "population": 5})
+STUDY = study_of(training={"epochs": 100}, search={"trials": 50, "population": 5, "pruner": "none"})
 
 
 @pytest.fixture
