@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpo.data import load_splits
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
 from hpo.results.confirm.inference import Runs, rank
 from hpo.results.confirm.study import Candidate
-from hpo.search.plan import load_splits, plan, task_of
+from hpo.search.plan import plan, task_of
 from hpo.studyfile import Study, parse_study
 from hpo.training.device_data import to_device
 from hpo.training.seeds import member_seed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from hpo.data.examples import Fold, RawExamples, SealedExamples, Split, hash_split, joined
 from hpo.data.preprocessing import Preprocessing, of_one_width
 from hpo.data.row_splits import HoldOut, folds_of_rows, hold_out, with_own_validation
-from hpo.data.sources import source_of
+from hpo.data.sources import Source, source_of
 from hpo.data.table_rows import TableRows
 from hpo.errors import DataError, SettingError
 from hpo.studyfile import user_data
@@ -28,9 +29,34 @@ if TYPE_CHECKING:
     from hpo.studyfile.data_settings import DataSettings
 
 
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """The training data of a study as read, before they are split.
+
+    `own` is the validation set of the data, None where it has none or where it is not used, which `unused` then says.
+    """
+
+    source: Source
+    raw: RawExamples
+    own: RawExamples | None
+    unused: str
+    content_sha256: str
+
+
 def load_split(study: Study) -> Split:
     """Read the training data of a study and split it; test files are not opened."""
-    return _load(study, whole=False)
+    return _split(study, _read(study), whole=False)
+
+
+def load_splits(study: Study, seeds: Sequence[int] = ()) -> list[Split]:
+    """Read the training data once; return a split for each seed, by default for those of `data.splits`, or one split.
+
+    The first split has the hashes of the others.
+    """
+    data, seed = _read(study), study.data.split_seed
+    seeds = seeds or range(seed, seed + (study.data.splits or 1))
+    first, *others = (_split(study.with_value("data", "split_seed", each), data, whole=False) for each in seeds)
+    return [replace(first, other_splits_sha256=tuple(each.split_sha256 for each in others)), *others]
 
 
 def load_whole(study: Study) -> Split:
@@ -38,21 +64,25 @@ def load_whole(study: Study) -> Split:
 
     The preprocessing is fitted on all of them.
     """
-    return _load(study, whole=True)
+    return _split(study, _read(study), whole=True)
 
 
-def _load(study: Study, whole: bool) -> Split:
-    settings = study.data
-    source = source_of(settings, study.folder, study.task.kind)
+def _read(study: Study) -> _Data:
+    source = source_of(study.data, study.folder, study.task.kind)
     raw = source.read_training()
     own, unused = _own_validation(study, raw)
+    contents = [each.content_sha256() for each in (raw, own) if each is not None]
+    return _Data(source, raw, own, unused, _joined_hash(contents))
+
+
+def _split(study: Study, data: _Data, whole: bool) -> Split:
+    settings, raw, own = study.data, data.raw, data.own
     try:
         parts = _hold_outs(settings, raw, own)
         first, *other_folds = _folds_of(study, parts, raw, own, whole)
     except SettingError as error:
         raise study.error(error.key, error.problem) from error
     hashes = [hash_split(each.validation, each.training, own is not None) for each in parts]
-    contents = [each.content_sha256() for each in (raw, own) if each is not None]
     return Split(
         data=settings,
         names=raw.names,
@@ -60,13 +90,13 @@ def _load(study: Study, whole: bool) -> Split:
         folder=None if user_data(settings.dataset) is None else study.folder.absolute(),
         train=first.train,
         validation=first.validation,
-        content_sha256=_joined_hash(contents),
+        content_sha256=data.content_sha256,
         split_sha256=_joined_hash(hashes),
-        test_size=source.test_size(),
+        test_size=data.source.test_size(),
         preprocessing=first.preprocessing,
         method=parts[0].method,
         advice=parts[0].advice,
-        unused=unused,
+        unused=data.unused,
         other_folds=tuple(other_folds),
         task=study.task.kind,
     )

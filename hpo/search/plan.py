@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import optuna
 import torch
 
-from hpo.data import Split, load_split
+from hpo.data import Split, load_split, load_splits
 from hpo.errors import CodeError, HpoError, SettingError
 from hpo.search.points import trial_seed, trial_split
 from hpo.search.sampling.samplers import PRECISION, check_search
@@ -164,13 +164,6 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
     largest = 1 if study.search.population == "auto" and not stacked else study.search.population
     population = population_size(largest, study.search.trials, size.member_bytes, where)
     return NetworkPlan(where, split, config, size, population, stacked, code, tuple(others))
-
-
-def load_splits(study: Study) -> list[Split]:
-    """Return the splits of a study, whose seeds follow each other: `data.splits` of them, or one."""
-    first, seed, count = load_split(study), study.data.split_seed, study.data.splits or 1
-    others = [load_split(study.with_value("data", "split_seed", seed + index)) for index in range(1, count)]
-    return [replace(first, other_splits_sha256=tuple(each.split_sha256 for each in others)), *others]
 
 
 def member_of(study: Study, number: int, config: Config, seed: int | None = None) -> Member:

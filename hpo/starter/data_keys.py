@@ -80,7 +80,7 @@ def data_keys(dataset: str, targets: Sequence[str], kind: str | None, folder: Pa
     task = Line("kind", kind) if kind else _guessed(settings, columns, folder)
     source = source_of(settings, folder, task.value)
     raw = source.read_training()
-    image = raw.inputs.shape[2:] if not isinstance(raw.inputs, TableRows) and raw.inputs.ndim == 4 else None
+    image = _image_sides(raw)
     return DataKeys(
         (*lines, *_split_lines(source, raw, task.value)),
         task,
@@ -166,7 +166,7 @@ def _guessed(settings: DataSettings, columns: Sequence[Column], folder: Path) ->
             raw = source_of(settings, folder, "regression").read_training()
         except DataError:  # text, or an error that reading classes raises again
             return Line("kind", "classification")
-        most = MAX_IMAGE_CLASSES if not isinstance(raw.inputs, TableRows) and raw.inputs.ndim == 4 else most
+        most = MAX_CLASSES if _image_sides(raw) is None else MAX_IMAGE_CLASSES
         targets = [_column_of(each) for each in raw.targets.T]
     if not targets:
         return Line("kind", "classification", "one class for each sub-folder")
@@ -204,13 +204,16 @@ def _split_lines(source: Source, raw: RawExamples, kind: str) -> Iterator[Line]:
 
 def _scaling_lines(raw: RawExamples) -> Iterator[Line]:
     """Yield the lines about the scale of the inputs."""
-    if isinstance(raw.inputs, TableRows):
-        if raw.inputs.numeric:
-            yield Line("standardize", True, "mean and standard deviation are those of the training rows")
-    elif raw.inputs.ndim == 4:
+    inputs = raw.inputs
+    if _image_sides(raw) is not None:
         yield Line("image", "per-channel", "mean and standard deviation are those of the training images")
-    elif raw.inputs.ndim == 2 and raw.inputs.dtype.kind == "f":
+    elif inputs.numeric if isinstance(inputs, TableRows) else inputs.ndim == 2 and inputs.dtype.kind == "f":
         yield Line("standardize", True, "mean and standard deviation are those of the training rows")
+
+
+def _image_sides(raw: RawExamples) -> tuple[int, ...] | None:
+    """Return the height and width of images; None for other inputs."""
+    return None if isinstance(raw.inputs, TableRows) or raw.inputs.ndim != 4 else raw.inputs.shape[2:]
 
 
 def _imbalance(raw: RawExamples) -> str:

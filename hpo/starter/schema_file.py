@@ -28,14 +28,15 @@ def schema_text() -> str:
 def check_copy(folder: Path) -> None:
     """Raise HpoError where the folder has another file of the copy's name."""
     path = folder / COPY
+    foreign = HpoError(f"{path}: exists and is no schema of hpo; rename or remove it")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise HpoError(f"{path}: exists and is no schema of hpo; rename or remove it") from error
+        raise foreign from error
     if not isinstance(found, dict) or found.get("title") != json.loads(schema_text())["title"]:
-        raise HpoError(f"{path}: exists and is no schema of hpo; rename or remove it")
+        raise foreign
 
 
 def write_copy(folder: Path) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from scipy.stats import t
 from tiny import after_epochs, search, study_of, trials_of
 
+from hpo.data import load_splits
 from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.results.compare.runs import groups
 from hpo.results.compare.statistics import estimate, paired
@@ -26,7 +27,6 @@ from hpo.results.reproduce.replay import replay
 from hpo.results.reproduce.verify import verify
 from hpo.search.events import EpochEnded
 from hpo.search.options import LaunchOptions
-from hpo.search.plan import load_splits
 from hpo.search.study_records import CURVE
 from hpo.service.confirming import confirm
 from hpo.storage import Storage, load_study

@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from hpo.data import load_splits
 from hpo.results.figures.style import BLUE, GREY, message, new_figure, plain, short
-from hpo.search.plan import load_splits
 from hpo.search.points import baseline, trial_seed
 from hpo.search.space import decode
 from hpo.search.study_records import check_data, stored_study

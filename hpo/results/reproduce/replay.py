@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AllowInfNan, BeforeValidator, Field, ValidationError
 
-from hpo.data import Split, load_split
+from hpo.data import Split, load_splits
 from hpo.errors import CodeError, HpoError, UsageError
 from hpo.results.certificate import largest_text
 from hpo.results.export.best import VERSION
@@ -95,7 +95,7 @@ def replay(path: Path, device: str, stop: threading.Event, say: Callable[[str], 
         runs = _confirmed(tree["confirmed"], path)
         splits = dict.fromkeys(runs.split_seeds or ())
         if splits:
-            first, *others = (load_split(study.with_value("data", "split_seed", seed)) for seed in splits)
+            first, *others = load_splits(study, list(splits))
             planned = replace(planned, split=first, other_splits=tuple(others))
         indices = [[*splits].index(seed) for seed in runs.split_seeds or ()] or len(runs.seeds) * [0]
         trials = [

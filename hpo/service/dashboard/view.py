@@ -26,7 +26,7 @@ from hpo.results.display.study_page import RECORD, study_texts, trial_attrs
 from hpo.results.study_facts import epochs_text
 from hpo.search.study_records import STUDY, any_stored_study
 from hpo.storage import Storage, TrialFields, frozen_counts, load_study, summary
-from hpo.storage.dashboard_figures import OWN, PLOT_DATA
+from hpo.storage.dashboard_figures import NOTE, NOTE_VERSION, OWN, PLOT_DATA
 from hpo.storage.location import DEFAULT_URL, Location
 from hpo.studyfile import Study
 
@@ -39,8 +39,6 @@ CACHE_S = 5.0
 ARTIFACTS = "artifacts:"
 FROZEN_TRIALS = "frozen trials"
 """The user attribute with the number of frozen trials at each epoch, as text."""
-NOTE_VERSION, NOTE = "dashboard:note_ver", "dashboard:note_str:"
-"""System attributes of a study: the version of its note, and the prefix of the pieces of its text."""
 FORMER_FIGURES = tuple(f"{PLOT_DATA}{OWN}{kind}:" for kind in ("front", "history", "importances"))
 """Figures that earlier versions stored and the page has itself."""
 DAMAGED = (HpoError, LookupError, TypeError, ValueError)
