@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpo.api.comparing import Comparison, compare
+    from hpo.api.loading import load, studies
     from hpo.api.machine import dashboard, datasets, doctor, fetch, versions
     from hpo.api.models import predict, replay
+    from hpo.api.proposal import Proposal
     from hpo.api.running import launch, status, submit, watch, work
     from hpo.api.sections import Data, Network, Optimizer, Preprocess, Search, Task, Training
-    from hpo.api.stored_study import Proposal, StoredStudy, load, studies
+    from hpo.api.stored_study import StoredStudy
     from hpo.api.study import Study, init, read, study_schema
     from hpo.api.trials import Trial
     from hpo.data import Listing
@@ -52,11 +54,13 @@ __version__ = "0.1.0"
 
 _NAMES_BY_MODULE = {
     "hpo.api.comparing": ["Comparison", "compare"],
+    "hpo.api.loading": ["load", "studies"],
     "hpo.api.machine": ["dashboard", "datasets", "doctor", "fetch", "versions"],
     "hpo.api.models": ["predict", "replay"],
+    "hpo.api.proposal": ["Proposal"],
     "hpo.api.running": ["launch", "status", "submit", "watch", "work"],
     "hpo.api.sections": ["Data", "Network", "Optimizer", "Preprocess", "Search", "Task", "Training"],
-    "hpo.api.stored_study": ["Proposal", "StoredStudy", "load", "studies"],
+    "hpo.api.stored_study": ["StoredStudy"],
     "hpo.api.study": ["Study", "init", "read", "study_schema"],
     "hpo.api.trials": ["Trial"],
     "hpo.data": ["Listing"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hpo.api.stored_study import open_existing
+from hpo.api.loading import open_existing
 from hpo.results.output import Output
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpo.api.stored_study import open_existing
+from hpo.api.loading import open_existing
 
 if TYPE_CHECKING:
     from hpo.data import Listing

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpo.api.displays import PrintLine, Progress, display, print_warning
 from hpo.api.interruption import stop_event
+from hpo.api.loading import open_existing
 from hpo.api.sections import plain
-from hpo.api.stored_study import StoredStudy, open_existing
+from hpo.api.stored_study import StoredStudy
 from hpo.api.study import Source, Study, read
 
 if TYPE_CHECKING:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hpo.api import queueing
 from hpo.api.displays import PrintLine, Progress, display, print_to_stderr, print_warning
 from hpo.api.interruption import stop_event
+from hpo.api.proposal import Proposal
 from hpo.api.study import Study
 from hpo.api.trials import Trial, dataframe, stacked_curves, trial_of
 from hpo.errors import UsageError
@@ -27,23 +28,6 @@ if TYPE_CHECKING:
     from hpo.search.events import StudyEnded
     from hpo.service.status import StudyStatus
     from hpo.storage import Storage
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The next study that `narrow` proposes, and lines of text with the reason for each of its ranges."""
-
-    study: Study
-    lines: tuple[str, ...]
-
-    def write(self, path: str | Path | None = None) -> Path:
-        """Write the study to a file, by default `NAME.toml` in the current folder; return the path.
-
-        Raises HpoError where the file exists and contains another study.
-        """
-        from hpo.results.narrow.next_study import write_study
-
-        return write_study(self.study.checked, self.lines, None if path is None else Path(path))
 
 
 class StoredStudy:
@@ -361,63 +345,13 @@ class StoredStudy:
         with stop_event(stop) as stop:
             return SealedTestResult(evaluate_test_set(self._storage, self.name, options, stop, say))
 
-    def pause(self) -> str:
-        """Pause the study: running trials are requeued at the end of their epoch. Return a line that confirms it.
-
-        Raises HpoError where the study has ended.
-        """
-        from hpo.service.queue_control import pause
-
-        return pause(self._storage, self.name)
-
-    def stop(self) -> str:
-        """Stop the study early: running trials are finished, no new one starts. Return a line that confirms it.
-
-        Raises HpoError where the study has ended.
-        """
-        from hpo.service.queue_control import stop
-
-        return stop(self._storage, self.name)
-
-    def resume(self) -> str:
-        """Open the study again after a pause or stop, for workers or a launch; return a line that confirms it.
-
-        Raises HpoError where the study has ended.
-        """
-        from hpo.service.queue_control import resume
-
-        return resume(self._storage, self.name)
-
-    def delete(self) -> str:
-        """Delete the study with all its trials and checkpoints, without asking; return a line that confirms it.
-
-        After that every method of this object raises UnknownStudyError.
-        """
-        from hpo.service.queue_control import delete
-
-        return delete(self._storage, self.name)
-
-    def deletion_question(self) -> str:
-        """Return the question that a user should answer before the study is deleted."""
-        from hpo.service.queue_control import question
-
-        return question(self._storage, self.name)
-
-    def copy(self, to: str, name: str | None = None) -> str:
-        """Copy the study to the storage at the URL `to`, under another `name` if given; return a line that confirms it.
-
-        A missing SQLite file is created. Running trials are waiting in the copy. Raises HpoError where the storage has
-        a study of that name.
-        """
-        from hpo.results.copy import copy_line
-
-        return copy_line(self._storage, self.name, to, name)
-
-    def queue_line(self) -> str:
-        """Return a line with the study's state in the queue: its trials left, or why it is paused or ended."""
-        from hpo.service.queue_control import queue_line
-
-        return queue_line(self._storage, self.name)
+    pause = queueing.pause
+    stop = queueing.stop
+    resume = queueing.resume
+    delete = queueing.delete
+    deletion_question = queueing.deletion_question
+    copy = queueing.copy
+    queue_line = queueing.queue_line
 
     def summary_lines(self) -> list[str]:
         """Return the lines at the end of a launch: how it ended, the best trials, ranges with the best at an edge."""
@@ -442,31 +376,3 @@ def _positive(function: str, n: int) -> int:
 
 def _several(kinds: str | Sequence[str]) -> Sequence[str]:
     return [kinds] if isinstance(kinds, str) else kinds
-
-
-def load(name: str, *, storage: str | None = None) -> StoredStudy:
-    """Return the study of that name.
-
-    `storage` is a URL, `sqlite:///FILE` or `postgresql://HOST/NAME`; None means HPO_STORAGE, or `sqlite:///hpo.db`.
-    Raises StorageError where there is no storage, and UnknownStudyError.
-    """
-    from hpo.storage import summary
-
-    opened = open_existing(storage)
-    summary(opened, name)
-    return StoredStudy(opened, name)
-
-
-def studies(*, storage: str | None = None) -> list[StoredStudy]:
-    """Return the studies of a storage, oldest first. Raises StorageError where there is no storage."""
-    from hpo.storage import study_names
-
-    opened = open_existing(storage)
-    return [StoredStudy(opened, name) for name in study_names(opened)]
-
-
-def open_existing(url: str | None) -> Storage:
-    """Return the storage at the URL. Raises StorageError where there is none."""
-    from hpo.results.study_facts import open_existing
-
-    return open_existing(url)
