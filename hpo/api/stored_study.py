@@ -121,9 +121,9 @@ class StoredStudy:
         return [trial_of(record) for record in trial_records(self._storage, self.name, every=True)]
 
     def trials_dataframe(self) -> Any:
-        """Return every trial as a row of a pandas DataFrame, with the columns that Optuna's has, and seed and epochs.
+        """Return every trial as a row of a pandas DataFrame, with the columns that Optuna's has, and those of `Trial`.
 
-        Raises HpoError where there is no trial, or pandas is not installed.
+        Learning curves are in `curves()`. Raises HpoError where there is no trial, or pandas is not installed.
         """
         return dataframe(self.trials())
 
@@ -165,6 +165,17 @@ class StoredStudy:
         from hpo.results.export.text import export_text
 
         return export_text(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial, form=form)
+
+    def export_parquet(
+        self, *, confirmed: bool = False, every: bool = False, top: int | None = None, trial: int | None = None
+    ) -> bytes:
+        """Return the content of the Parquet file that `hpo export` writes: the columns of CSV, and learning curves.
+
+        The arguments are those of `export_text`; `confirmed` and `trial`, of one trial, are a UsageError.
+        """
+        from hpo.results.export.parquet import export_parquet
+
+        return export_parquet(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial)
 
     def plot(self, kinds: str | Sequence[str] = (), n: int = 20) -> dict[str, go.Figure]:
         """Return plotly figures by kind: curves (of the `n` best trials), landscape, history and importances.

@@ -91,5 +91,8 @@ def _row(trial: Trial) -> dict[str, Any]:
         **{f"params_{name}": value for name, value in trial.params.items()},
         "seed": trial.seed,
         "epochs": trial.epochs,
+        "precision": trial.precision,
+        "device": trial.device,
+        "reason": trial.reason,
         "state": OPTUNA_STATES.get(trial.state, trial.state.upper()),
     }

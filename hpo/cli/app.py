@@ -138,11 +138,20 @@ def print_result(result: Result, as_json: bool) -> None:
     print_line(result.json_text if as_json else result)
 
 
-def write_output(text: str, output: Path | None) -> None:
+def write_output(content: str | bytes, output: Path | None) -> None:
     """Write a command's result to the output file, or to stdout where none is given."""
-    if output is None:
-        print(text, end="", file=stdout.stream(), flush=True)
-    else:
+    if output is not None:
         from hpo.files import write_atomically
 
-        write_atomically(text, output)
+        write_atomically(content, output)
+    elif isinstance(content, str):
+        print(content, end="", file=stdout.stream(), flush=True)
+    else:
+        stdout.stream().buffer.write(content)
+        stdout.stream().flush()
+
+
+def require_no_terminal(output: Path | None, option: str) -> None:
+    """Raise UsageError where the option would write a binary file to a terminal."""
+    if output is None and stdout.stream().isatty():
+        raise hpo.UsageError(f"{option}: the file is binary, and stdout is a terminal; add -o FILE, or pipe the output")

@@ -22,6 +22,7 @@ from hpo.cli.app import (
     complete_study,
     print_line,
     print_result,
+    require_no_terminal,
     write_output,
 )
 from hpo.cli.interruption import stop_on_signals
@@ -42,6 +43,7 @@ class ExportFormat(StrEnum):
     JSON = "json"
     TOML = "toml"
     CSV = "csv"
+    PARQUET = "parquet"
 
 
 @command()
@@ -296,8 +298,12 @@ def export(
     metrics the Pareto front is exported, each of its trials as such an object.
     """
     study = hpo.load(name, storage=storage)
-    text = study.export_text(confirmed=confirmed, every=every, top=top, trial=trial, form=form.value)
-    write_output(text, output)
+    if form == ExportFormat.PARQUET:
+        require_no_terminal(output, "--format parquet")
+        write_output(study.export_parquet(confirmed=confirmed, every=every, top=top, trial=trial), output)
+    else:
+        text = study.export_text(confirmed=confirmed, every=every, top=top, trial=trial, form=form.value)
+        write_output(text, output)
 
 
 @command()

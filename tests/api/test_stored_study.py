@@ -50,7 +50,8 @@ def test_the_best_come_first(found: hpo.StoredStudy) -> None:
 def test_trials_are_rows_of_a_dataframe(found: hpo.StoredStudy) -> None:
     table = found.trials_dataframe()
     assert [*table.columns] == [
-        *("number", "value", "datetime_start", "datetime_complete", "duration", "params_lr", "seed", "epochs", "state")
+        *("number", "value", "datetime_start", "datetime_complete", "duration", "params_lr", "seed", "epochs"),
+        *("precision", "device", "reason", "state"),
     ]
     assert table["value"].max() == found.best_value
     assert set(table["state"]) == {"COMPLETE"}

@@ -5,12 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 from command import Outcome
+
+from hpo.cli.app import require_no_terminal
+from hpo.errors import UsageError
 
 Run = Callable[..., Outcome]
 
@@ -44,6 +50,17 @@ def test_all_trials_are_exported_as_lines_and_as_a_table(hpo: Run, launched: Non
     table = list(csv.DictReader(io.StringIO(hpo("export", "tiny", "--top", "3", "--format", "csv").out)))
     assert len(table) == 3
     assert {"number", "value", "lr", "dropout"} <= table[0].keys()
+    assert hpo("export", "tiny", "--all", "--format", "parquet", "-o", "trials.parquet") == (0, "", "")
+    assert pl.read_parquet("trials.parquet")["number"].to_list() == list(range(6))
+
+
+def test_a_binary_file_is_not_written_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, terminal = os.openpty()
+    with open(controller, "rb"), open(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        require_no_terminal(Path("trials.parquet"), "--format parquet")
+        with pytest.raises(UsageError, match=r"^--format parquet: .* stdout is a terminal; add -o FILE"):
+            require_no_terminal(None, "--format parquet")
 
 
 def test_a_report_is_written(hpo: Run, launched: None, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Exports of many trials: JSON lines and comma-separated values, of all trials or the best."""
+"""Exports of many trials: JSON lines, comma-separated values and Parquet, of all trials or the best."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+import polars as pl
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
@@ -16,7 +17,8 @@ from stored_studies import DROPOUT, LR, OWN, tree, trial
 from tiny import search, study_of, trials_of
 
 from hpo.errors import HpoError, UsageError
-from hpo.results.export.text import export_text
+from hpo.results.export.parquet import export_parquet, parquet_bytes
+from hpo.results.export.text import FIRST_COLUMNS, export_text
 from hpo.search.study_records import CURVE
 from hpo.storage import Storage
 
@@ -89,6 +91,43 @@ def test_no_two_columns_have_one_name(storage: Storage) -> None:
     heading, *_ = csv.reader(io.StringIO(export_text(storage, "tiny", every=True, form="csv")))
     assert len(set(heading)) == len(heading)
     assert [row["params.epochs"] == row["epochs"] for row in rows(storage, "tiny", every=True)] == [True] * 3
+
+
+def test_a_parquet_file_has_the_cells_of_csv_with_their_types_and_the_curves(storage: Storage) -> None:
+    search(study_of(training={"epochs": {"choices": [1, 2]}}, search={"trials": 3}), storage)
+    found = pl.read_parquet(export_parquet(storage, "tiny", every=True))
+    curves = [f"curve.{metric}" for metric in trials_of(storage)[0].system_attrs[CURVE]]
+    as_text = pl.read_csv(export_text(storage, "tiny", every=True, form="csv").encode(), infer_schema=False)
+    assert found.columns == [*as_text.columns, *curves]
+    numbers = ("number", "value", "seed", "epochs", "lr", "params.epochs")
+    for name in numbers:
+        assert found[name].to_list() == as_text[name].cast(found[name].dtype).to_list(), name
+    assert found["state"].to_list() == as_text["state"].to_list()
+    assert [found[name].dtype for name in numbers] == [pl.Int64, pl.Float64, pl.Int64, pl.Int64, pl.Float64, pl.Int64]
+    assert found["started"].dt.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_list() == as_text["started"].to_list()
+    for row, each in zip(found.iter_rows(named=True), trials_of(storage), strict=True):
+        assert {f"curve.{metric}": row[f"curve.{metric}"] for metric in each.system_attrs[CURVE]} == {
+            f"curve.{metric}": values for metric, values in each.system_attrs[CURVE].items()
+        }
+    assert len(pl.read_parquet(export_parquet(storage, "tiny", top=2))) == 2
+    with pytest.raises(UsageError, match="--format parquet is for several trials, but --trial exports one"):
+        export_parquet(storage, "tiny", trial=1)
+
+
+def test_values_of_several_types_are_json_in_a_parquet_file() -> None:
+    record: dict[str, Any] = dict.fromkeys(FIRST_COLUMNS) | {"params": {}, "curve": {}, "values": {}}
+    params: list[dict[str, Any]] = [
+        {"word": "a", "on": True, "n": 1, "any": None, "big": 2**70, "rate": 1, "curve.value": 1},
+        {"word": "\ud800", "on": False, "any": "x", "big": 1, "rate": 0.5},
+    ]
+    found = pl.read_parquet(parquet_bytes({**record, "params": each, "curve": {"value": [1]}} for each in params))
+    assert found["word"].to_list() == ["a", "\\ud800"]
+    assert found["on"].to_list() == [True, False]
+    assert found["n"].to_list() == [1, None]
+    assert found["any"].to_list() == ["null", '"x"']
+    assert found["big"].to_list() == [str(2**70), "1"]
+    assert found["rate"].to_list() == [1.0, 0.5]
+    assert found["params.curve.value"].to_list() == [1, None]
 
 
 @pytest.mark.parametrize(

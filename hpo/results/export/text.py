@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tomli_w
@@ -40,6 +40,17 @@ def export_text(
 
     `form` is json, toml or csv. Raises UsageError for options that exclude each other.
     """
+    several = check_options(form, confirmed=confirmed, every=every, top=top, trial=trial)
+    if form == "csv":
+        return csv_text(trial_records(storage, name, every=every, top=top))
+    if several:
+        return json_lines(trial_records(storage, name, every=every, top=top))
+    tree = export(storage, name, confirmed, trial)
+    return escape_toml(tomli_w.dumps(_without_nulls(tree))) if form == "toml" else json_text(tree, indent=2) + "\n"
+
+
+def check_options(form: str, *, confirmed: bool, every: bool, top: int | None, trial: int | None) -> bool:
+    """Return whether several trials are exported. Raises UsageError for options that exclude each other."""
     options = {"--all": every, "--top": top is not None, "--trial": trial is not None, "--confirmed": confirmed}
     given = [option for option, is_given in options.items() if is_given]
     if len(given) > 1:
@@ -47,14 +58,9 @@ def export_text(
     several = every or top is not None
     if form == "toml" and several:
         raise UsageError(f"--format toml holds one trial, but {given[0]} exports several: use json or csv")
-    if form == "csv" and (confirmed or trial is not None):
-        raise UsageError(f"--format csv is for several trials, but {given[0]} exports one: use json or toml")
-    if form == "csv":
-        return csv_text(trial_records(storage, name, every=every, top=top))
-    if several:
-        return json_lines(trial_records(storage, name, every=every, top=top))
-    tree = export(storage, name, confirmed, trial)
-    return escape_toml(tomli_w.dumps(_without_nulls(tree))) if form == "toml" else json_text(tree, indent=2) + "\n"
+    if form in ("csv", "parquet") and given and not several:
+        raise UsageError(f"--format {form} is for several trials, but {given[0]} exports one: use json or toml")
+    return several
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> str:
@@ -70,19 +76,24 @@ def csv_text(records: Iterable[dict[str, Any]]) -> str:
     and nulls among the parameters are JSON.
     """
     rows = list(records)
-    names = list(dict.fromkeys(name for row in rows for name in row["params"]))
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row.get("values", ())))
+    metrics, params = further_columns(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    taken = {*FIRST_COLUMNS, *metrics}
-    columns = [f"params.{name}" if name in taken else name for name in names]
-    writer.writerow(map(printable_lines, [*FIRST_COLUMNS, *metrics, *columns]))
+    writer.writerow(map(printable_lines, [*FIRST_COLUMNS, *metrics, *params.values()]))
     for row in rows:
         first = [_cell(_time_as_text(row[column])) for column in FIRST_COLUMNS]
         scores = [_cell(row["values"].get(metric)) for metric in metrics]
-        params = [_param_cell(row["params"][name]) if name in row["params"] else "" for name in names]
-        writer.writerow([*first, *scores, *params])
+        values = [_param_cell(row["params"][name]) if name in row["params"] else "" for name in params]
+        writer.writerow([*first, *scores, *values])
     return text.getvalue()
+
+
+def further_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, str]]:
+    """Return the metrics of a study with several, and the column of each parameter; no two columns have one name."""
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.get("values", ())))
+    names = dict.fromkeys(name for row in rows for name in row["params"])
+    taken = {*FIRST_COLUMNS, *metrics}
+    return metrics, {name: f"params.{name}" if name in taken else name for name in names}
 
 
 def _cell(value: Any) -> Any:
