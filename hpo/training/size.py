@@ -16,7 +16,7 @@ from hpo.studyfile import Config, NetworkSettings
 from hpo.training.device_data import Shape, zero_example
 from hpo.training.global_locks import GLOBAL_STATE_LOCK
 from hpo.training.networks.builtin import build, built_in_layers
-from hpo.training.optimizers import RULES
+from hpo.training.optimizers.rules import RULES
 from hpo.training.stack import DTYPES
 from hpo.training.stacking.supported import SEQUENCE_LAYERS
 

@@ -18,7 +18,7 @@ from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import widest_float
 from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights_file import State
-from hpo.training.optimizers import FrozenOptimizer, Optimizer
+from hpo.training.optimizers.optimizer import FrozenOptimizer, Optimizer
 from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.stacking.layers import Keyed
 from hpo.training.stacking.stacked_network import StackedNetwork

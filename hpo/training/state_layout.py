@@ -18,7 +18,7 @@ from hpo.training.device_data import Shape
 from hpo.training.networks.builtin import build_uninitialized
 from hpo.training.networks.user_defined import in_type
 from hpo.training.networks.weights_file import HEADER_BYTES, HEADER_BYTES_PER_TENSOR, State
-from hpo.training.optimizers import RULES
+from hpo.training.optimizers.rules import RULES
 from hpo.training.stack import DTYPES, MemberState
 
 MAX_BUFFER_BYTES = 2**30

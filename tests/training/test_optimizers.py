@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_reference import KINDS, assert_same, seeded, torch_optimizer
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.optimizers import Optimizer
+from hpo.training.optimizers.optimizer import Optimizer
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.unstacked_network import UnstackedNetwork
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch_reference import torch_schedulers
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.optimizers import is_scheduled, learning_rates
+from hpo.training.optimizers.schedules import is_scheduled, learning_rates
 
 PLAIN = OptimizerSettings(lr=0.3)
 

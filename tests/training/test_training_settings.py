@@ -24,7 +24,7 @@ from torch_reference import (
 )
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.optimizers import Optimizer
+from hpo.training.optimizers.optimizer import Optimizer
 from hpo.training.stack import Member
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.tasks.task import classification

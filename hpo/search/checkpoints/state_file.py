@@ -20,7 +20,7 @@ from hpo.search.checkpoints.frozen_member import FrozenMember
 from hpo.search.checkpoints.weights import Checkpoint
 from hpo.text import decode_non_finite, encode_non_finite
 from hpo.training.networks.weights_file import ABOUT, State, weights_to_bytes
-from hpo.training.optimizers import FrozenOptimizer
+from hpo.training.optimizers.optimizer import FrozenOptimizer
 from hpo.training.stack import Member, MemberState
 from hpo.training.state_layout import StateLayout
 from hpo.untrusted_files import parse_json

@@ -1,88 +1,25 @@
-"""Optimizers and learning-rate schedules with hyperparameters per member, over blocks of parameters.
+"""Optimizers with hyperparameters per member, over blocks of parameters.
 
-Each update rule is the arithmetic of torch.optim.SGD, Adagrad, RMSprop, Adam or AdamW, applied to a block [K, elements]
-with hyperparameters [K, 1]: one pass of tensor operations updates all members. Weight decay acts on blocks of weights
-only. Optimizer state has the type of the master values. A member's gradient is clipped by its norm over all blocks, as
-torch.nn.utils.clip_grad_norm_ does before an optimizer step. A parameter without a gradient is not updated, nor are
-its optimizer state and step count, as in torch where the gradient is None.
-
-A schedule multiplies `lr` by two factors. With n steps in an epoch, at step t of the whole training (from 0), in epoch
-e (from 1) of E, they are those of these torch.optim.lr_scheduler classes:
-
-    warmup     (t + 1) / (warmup n), at most 1            LinearLR from 1 / (warmup n), stepped after each step
-    step       step_factor ^ floor((e - 1) / step_every)  StepLR, stepped after each epoch
-    cosine     (1 + cos(pi t / (E n))) / 2                CosineAnnealingLR down to 0, stepped after each step
+Each kind is an update rule (hpo/training/optimizers/rules.py) that updates all members in one pass. Weight decay acts
+on blocks of weights only. Optimizer state has the type of the master values. A member's gradient is clipped by its norm
+over all blocks, as torch.nn.utils.clip_grad_norm_ does before an optimizer step. A parameter without a gradient is not
+updated, nor are its optimizer state and step count, as in torch where the gradient is None.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
+from hpo.training.optimizers.rules import HYPERPARAMETERS, RULES, OptimizerState, hyperparameter
+from hpo.training.optimizers.schedules import is_scheduled, learning_rates
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
-
-HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
-DEFAULT_EPS = {"adagrad": 1e-10}
-"""torch's default for eps where it is not 1e-8."""
-
-Hyper = dict[str, Tensor]
-"""Hyperparameter -> value per member, [K, 1]."""
-OptimizerState = list[Tensor]
-"""State tensors of a part, such as the moments of Adam, [K, elements] each."""
-
-
-def _sgd(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    value.addcmul_(grad, -hyper["lr"])
-
-
-def _momentum(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    value.addcmul_(state[0].mul_(hyper["momentum"]).add_(grad), -hyper["lr"])
-
-
-def _nesterov(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    state[0].mul_(hyper["momentum"]).add_(grad)
-    value.addcmul_(grad.addcmul_(state[0], hyper["momentum"]), -hyper["lr"])
-
-
-def _adagrad(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    state[0].addcmul_(grad, grad)
-    value.addcdiv_(grad.mul_(-hyper["lr"]), state[0].sqrt().add_(hyper["eps"]))
-
-
-def _rmsprop(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    alpha = hyper["alpha"]
-    state[0].mul_(alpha).addcmul_(grad * (1 - alpha), grad)
-    value.addcdiv_(grad.mul_(-hyper["lr"]), state[0].sqrt().add_(hyper["eps"]))
-
-
-def _adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    beta1, beta2 = hyper["beta1"], hyper["beta2"]
-    mean, square = state
-    mean.mul_(beta1).addcmul_(grad, 1 - beta1)
-    square.mul_(beta2).addcmul_(grad.mul_(grad), 1 - beta2)
-    scale = torch.sqrt(1 - beta2**step)
-    denominator = torch.sqrt(square, out=grad).div_(scale).add_(hyper["eps"])
-    value.addcmul_(torch.div(mean, denominator, out=denominator), -hyper["lr"] / (1 - beta1**step))
-
-
-Rule = Callable[[Tensor, Tensor, OptimizerState, Hyper, int], None]
-RULES: dict[str, tuple[Rule, int]] = {
-    "sgd": (_sgd, 0),
-    "momentum": (_momentum, 1),
-    "nesterov": (_nesterov, 1),
-    "adagrad": (_adagrad, 1),
-    "rmsprop": (_rmsprop, 1),
-    "adam": (_adam, 2),
-    "adamw": (_adam, 2),
-}
-"""Each kind's update rule, and its number of state tensors of the parameters' size. Rules may overwrite gradients."""
 
 
 @dataclass
@@ -148,7 +85,9 @@ class Optimizer:
 
     def _apply_settings(self, settings: list[OptimizerSettings]) -> None:
         self._settings = settings
-        self._hyper = {name: self._column([_value(each, name) for each in settings]) for name in HYPERPARAMETERS}
+        self._hyper = {
+            name: self._column([hyperparameter(each, name) for each in settings]) for name in HYPERPARAMETERS
+        }
         clips = [math.inf if each.clip is None else each.clip for each in settings]
         self._clips = self._column(clips) if min(clips) < math.inf else None
         self._scheduled = any(map(is_scheduled, settings))
@@ -234,30 +173,3 @@ class Optimizer:
         if self._scratch.numel() < grad.numel():
             self._scratch = self._scratch.new_empty(grad.numel())
         return self._scratch[: grad.numel()].view_as(grad).copy_(grad)
-
-
-def _value(settings: OptimizerSettings, name: str) -> float:
-    """Return a hyperparameter, or torch's default for eps where it is not set."""
-    value = getattr(settings, name)
-    return float(DEFAULT_EPS.get(settings.kind, 1e-8) if value is None else value)
-
-
-def is_scheduled(settings: OptimizerSettings) -> bool:
-    """Return whether the learning rate changes during training."""
-    return settings.schedule != "constant" or settings.warmup > 0
-
-
-def learning_rates(settings: OptimizerSettings, epoch: int, epochs: int, steps: int) -> NDArray[np.float64]:
-    """Return the learning rate of each step of an epoch, [steps].
-
-    `epoch` counts from 1 to `epochs`. There is no state: the rates depend on the arguments alone.
-    """
-    step = (epoch - 1) * steps + np.arange(steps, dtype=np.float64)
-    rates = np.full(steps, settings.lr)
-    if settings.schedule == "step":
-        rates *= settings.step_factor ** ((epoch - 1) // settings.step_every)
-    elif settings.schedule == "cosine":
-        rates *= (1 + np.cos(np.pi * step / (epochs * steps))) / 2
-    if settings.warmup > 0:
-        rates *= np.minimum(1, (step + 1) / (settings.warmup * steps))
-    return rates

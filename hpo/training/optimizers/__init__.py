@@ -1,0 +1,1 @@
+"""Optimizers and learning-rate schedules with hyperparameters per member, over blocks of parameters."""

@@ -1,0 +1,76 @@
+"""Update rules: the arithmetic of torch.optim.SGD, Adagrad, RMSprop, Adam and AdamW, for K members at once.
+
+A rule updates a block [K, elements] with hyperparameters [K, 1]: one pass of tensor operations updates all members.
+Weight decay and clipping are applied before a rule, by the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hpo.studyfile import OptimizerSettings
+
+HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
+DEFAULT_EPS = {"adagrad": 1e-10}
+"""torch's default for eps where it is not 1e-8."""
+
+Hyper = dict[str, Tensor]
+"""Hyperparameter -> value per member, [K, 1]."""
+OptimizerState = list[Tensor]
+"""State tensors of a part, such as the moments of Adam, [K, elements] each."""
+
+
+def _sgd(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
+    value.addcmul_(grad, -hyper["lr"])
+
+
+def _momentum(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
+    value.addcmul_(state[0].mul_(hyper["momentum"]).add_(grad), -hyper["lr"])
+
+
+def _nesterov(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
+    state[0].mul_(hyper["momentum"]).add_(grad)
+    value.addcmul_(grad.addcmul_(state[0], hyper["momentum"]), -hyper["lr"])
+
+
+def _adagrad(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
+    state[0].addcmul_(grad, grad)
+    value.addcdiv_(grad.mul_(-hyper["lr"]), state[0].sqrt().add_(hyper["eps"]))
+
+
+def _rmsprop(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
+    alpha = hyper["alpha"]
+    state[0].mul_(alpha).addcmul_(grad * (1 - alpha), grad)
+    value.addcdiv_(grad.mul_(-hyper["lr"]), state[0].sqrt().add_(hyper["eps"]))
+
+
+def _adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
+    beta1, beta2 = hyper["beta1"], hyper["beta2"]
+    mean, square = state
+    mean.mul_(beta1).addcmul_(grad, 1 - beta1)
+    square.mul_(beta2).addcmul_(grad.mul_(grad), 1 - beta2)
+    scale = torch.sqrt(1 - beta2**step)
+    denominator = torch.sqrt(square, out=grad).div_(scale).add_(hyper["eps"])
+    value.addcmul_(torch.div(mean, denominator, out=denominator), -hyper["lr"] / (1 - beta1**step))
+
+
+Rule = Callable[[Tensor, Tensor, OptimizerState, Hyper, int], None]
+RULES: dict[str, tuple[Rule, int]] = {
+    "sgd": (_sgd, 0),
+    "momentum": (_momentum, 1),
+    "nesterov": (_nesterov, 1),
+    "adagrad": (_adagrad, 1),
+    "rmsprop": (_rmsprop, 1),
+    "adam": (_adam, 2),
+    "adamw": (_adam, 2),
+}
+"""Each kind's update rule, and its number of state tensors of the parameters' size. Rules may overwrite gradients."""
+
+
+def hyperparameter(settings: OptimizerSettings, name: str) -> float:
+    """Return a hyperparameter, or torch's default for eps where it is not set."""
+    value = getattr(settings, name)
+    return float(DEFAULT_EPS.get(settings.kind, 1e-8) if value is None else value)
