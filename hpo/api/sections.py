@@ -26,7 +26,7 @@ Int: TypeAlias = int | Range | Choices
 Ints: TypeAlias = Sequence[Int] | Choices
 
 Activation: TypeAlias = Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"]
-OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"]
 Sampler: TypeAlias = Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"]
 Metric: TypeAlias = Literal[ValidationMetric, "parameters", "seconds_per_epoch"] | str
 Direction: TypeAlias = Literal["minimize", "maximize"]

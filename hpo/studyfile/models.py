@@ -107,13 +107,13 @@ class NetworkSettings(Settings):
 class OptimizerSettings(Settings):
     """`[optimizer]`: a trial's optimizer and learning rate schedule."""
 
-    kind: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "sgd"
+    kind: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"] = "sgd"
     lr: AboveZero
     weight_decay: float = Field(0.0, ge=0)
     momentum: Annotated[Fraction, UsedBy(("momentum", "nesterov"))] = 0.9
     alpha: Annotated[Fraction, UsedBy(("rmsprop",))] = 0.99
-    beta1: Annotated[Fraction, UsedBy(("adam", "adamw"))] = 0.9
-    beta2: Annotated[Fraction, UsedBy(("adam", "adamw"))] = 0.999
+    beta1: Annotated[Fraction, UsedBy(("adam", "adamw", "lion"))] = 0.9
+    beta2: Annotated[Fraction, UsedBy(("adam", "adamw", "lion"))] = 0.999
     eps: Annotated[AboveZero | None, UsedBy(("adagrad", "rmsprop", "adam", "adamw"))] = None
     schedule: Literal["constant", "step", "cosine"] = "constant"
     step_every: Annotated[Positive, _STEP] = 10

@@ -1,4 +1,4 @@
-"""Every optimizer equals torch.optim over 20 steps, with different settings per member, in float64."""
+"""Every optimizer equals torch.optim, or its paper, over 20 steps, with different settings per member, in float64."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def own_settings(kind: str, number: int) -> OptimizerSettings:
         "adagrad": {"eps": (1e-10, 1e-3, 1.0)[number]},
     }
     used["nesterov"], used["adamw"] = used["momentum"], used["adam"]
+    used["lion"] = {key: used["adam"][key] for key in ("beta1", "beta2")}
     rates = {"lr": (0.001, 0.03, 0.1)[number], "weight_decay": (0.0, 0.01, 0.3)[number]}
     return OptimizerSettings.model_validate({"kind": kind, **rates, **used.get(kind, {})})
 

@@ -27,9 +27,28 @@ from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.tasks.task import classification
 
-KINDS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
+KINDS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion")
 
 Curve = list[dict[str, float]]
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion as Algorithm 2 of its paper states it, one parameter after the other."""
+
+    def __init__(self, groups: Any, lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            (beta1, beta2), lr, decay = group["betas"], group["lr"], group["weight_decay"]
+            for theta in group["params"]:
+                if theta.grad is None:
+                    continue
+                g, m = theta.grad, self.state[theta].get("m", torch.zeros_like(theta))
+                c = beta1 * m + (1 - beta1) * g
+                theta -= lr * (torch.sign(c) + decay * theta)
+                self.state[theta]["m"] = beta2 * m + (1 - beta2) * g
 
 
 class Net(nn.Module):
@@ -130,6 +149,7 @@ def torch_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
         "rmsprop": lambda: torch.optim.RMSprop(groups, lr, alpha=settings.alpha, **eps),
         "adam": lambda: torch.optim.Adam(groups, lr, betas=betas, **eps),
         "adamw": lambda: torch.optim.AdamW(groups, lr, betas=betas, **eps),
+        "lion": lambda: Lion(groups, lr, betas),
     }
     return make[settings.kind]()
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.optimizers.rules import HYPERPARAMETERS, RULES, OptimizerState, hyperparameter
+from hpo.training.optimizers.rules import DECOUPLED, HYPERPARAMETERS, RULES, OptimizerState, hyperparameter
 from hpo.training.optimizers.schedules import is_scheduled, learning_rates
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
 
@@ -108,7 +108,7 @@ class Optimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Update every master value that has a gradient, then the values that the layers compute with."""
-        hyper, decoupled = self._hyper, self._kind == "adamw"
+        hyper, decoupled = self._hyper, self._kind in DECOUPLED
         if self._scheduled:
             hyper = {**hyper, "lr": self._rates.pop()}
         parts = self._parts_with_gradient()

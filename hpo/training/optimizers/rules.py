@@ -1,4 +1,4 @@
-"""Update rules: the arithmetic of torch.optim.SGD, Adagrad, RMSprop, Adam and AdamW, for K members at once.
+"""Update rules: the arithmetic of torch.optim.SGD, Adagrad, RMSprop, Adam and AdamW, and Lion, for K members at once.
 
 A rule updates a block [K, elements] with hyperparameters [K, 1]: one pass of tensor operations updates all members.
 Weight decay and clipping are applied before a rule, by the optimizer.
@@ -57,6 +57,13 @@ def _adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step
     value.addcmul_(torch.div(mean, denominator, out=denominator), -hyper["lr"] / (1 - beta1**step))
 
 
+def _lion(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
+    """Apply Lion (X. Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023, Algorithm 2)."""
+    beta1, beta2, momentum = hyper["beta1"], hyper["beta2"], state[0]
+    value.addcmul_((momentum * beta1).addcmul_(grad, 1 - beta1).sign_(), -hyper["lr"])
+    momentum.mul_(beta2).addcmul_(grad, 1 - beta2)
+
+
 Rule = Callable[[Tensor, Tensor, OptimizerState, Hyper, int], None]
 RULES: dict[str, tuple[Rule, int]] = {
     "sgd": (_sgd, 0),
@@ -66,8 +73,11 @@ RULES: dict[str, tuple[Rule, int]] = {
     "rmsprop": (_rmsprop, 1),
     "adam": (_adam, 2),
     "adamw": (_adam, 2),
+    "lion": (_lion, 1),
 }
 """Each kind's update rule, and its number of state tensors of the parameters' size. Rules may overwrite gradients."""
+DECOUPLED = ("adamw", "lion")
+"""Kinds whose weight decay shrinks the weights, not through the gradient."""
 
 
 def hyperparameter(settings: OptimizerSettings, name: str) -> float:
