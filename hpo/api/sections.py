@@ -27,6 +27,7 @@ Ints: TypeAlias = Sequence[Int] | Choices
 
 Activation: TypeAlias = Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"]
 OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"]
+Schedule: TypeAlias = Literal["constant", "step", "cosine", "onecycle", "plateau"]
 Sampler: TypeAlias = Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"]
 Metric: TypeAlias = Literal[ValidationMetric, "parameters", "seconds_per_epoch"] | str
 Direction: TypeAlias = Literal["minimize", "maximize"]
@@ -151,9 +152,14 @@ class Optimizer(Section):
     beta1: Float = 0.9
     beta2: Float = 0.999
     eps: Float | None = None
-    schedule: Literal["constant", "step", "cosine"] | Choices = "constant"
+    schedule: Schedule | Choices = "constant"
     step_every: Int = 10
     step_factor: Float = 0.1
+    pct_start: Float = 0.3
+    div_factor: Float = 25.0
+    final_div_factor: Float = 1e4
+    plateau_factor: Float = 0.1
+    plateau_patience: Int = 10
     warmup: Float = 0.0
     clip: Float | None = None
     when: Mapping[str, Mapping[Any, Optimizer]] | None = None

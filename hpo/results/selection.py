@@ -16,7 +16,7 @@ from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import rank_label, score
 from hpo.results.study_facts import STATES
 from hpo.search.space import decode
-from hpo.search.study_records import config_as_trained, epochs_trained, stored_study, with_epochs
+from hpo.search.study_records import CURVE, config_as_trained, epochs_trained, stored_study, with_epochs
 from hpo.storage import Storage, best_trials, load_study
 from hpo.studyfile import Config, Study
 
@@ -27,7 +27,7 @@ class Selection:
 
     `epochs` is the number of epochs to train it for: those of the trial, or with `score = "best"` up to its best epoch.
     A confirmed winner is trained for the epochs of its confirmation, where the trial did not end early. `score` is the
-    score of the trial.
+    score of the trial, `val_losses` are its validation losses.
     """
 
     trial: int
@@ -36,6 +36,7 @@ class Selection:
     config: Config
     epochs: int
     why: str
+    val_losses: tuple[float, ...] = ()
 
 
 def select(storage: Storage, name: str, trial: int | None = None) -> Selection:
@@ -67,7 +68,8 @@ def _selection(study: Study, trial: FrozenTrial, why: str, confirmed_epochs: int
         trained = confirmed_epochs if trained == config.training.epochs else min(trained, confirmed_epochs)
         config = with_epochs(config, confirmed_epochs)
     epochs = min(best_epoch or trained, config.training.epochs)
-    return Selection(trial.number, score(trial), params, config, epochs, why)
+    losses = tuple(trial.system_attrs.get(CURVE, {}).get("val_loss", ()))
+    return Selection(trial.number, score(trial), params, config, epochs, why, losses)
 
 
 def completed_trial(storage: Storage, name: str, number: int) -> FrozenTrial:

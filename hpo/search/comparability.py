@@ -13,6 +13,7 @@ from hpo.errors import UsageError
 from hpo.search.space import misread
 from hpo.studyfile import AnyStudy, Study, differing_keys
 from hpo.studyfile.keys import SEARCHABLE, unused_keys
+from hpo.studyfile.models import SCHEDULES_OF_ALL_EPOCHS
 from hpo.studyfile.objective import ObjectiveSearchSettings
 from hpo.studyfile.trees import equal_json, removed, replaced, value_at
 
@@ -104,9 +105,9 @@ def _check_epochs(study: Study, stored: Study) -> None:
             f"{before} epochs; start another study with --name"
         )
     schedules = [value for each in (stored, study) for value in each.possible_values(SCHEDULE).values()]
-    if "cosine" in schedules:
+    if found := [schedule for schedule in SCHEDULES_OF_ALL_EPOCHS if schedule in schedules]:
         raise UsageError(
-            f"{difference}: the cosine schedule (optimizer.schedule) depends on the number of epochs, so trials of "
+            f"{difference}: the {found[0]} schedule (optimizer.schedule) depends on the number of epochs, so trials of "
             f"{before} epochs cannot continue to epoch {after}, and old and new trials would not be comparable; start "
             "another study with --name"
         )

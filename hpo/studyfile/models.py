@@ -44,6 +44,10 @@ _CNN = UsedBy(("cnn",))
 _BUILT_IN = UsedBy(("mlp", "cnn"))
 _MODULE = UsedBy(("module",))
 _STEP = UsedBy(("step",), key="schedule")
+_ONECYCLE = UsedBy(("onecycle",), key="schedule")
+_PLATEAU = UsedBy(("plateau",), key="schedule")
+SCHEDULES_OF_ALL_EPOCHS = ("cosine", "onecycle")
+"""The schedules whose learning rates depend on the number of epochs."""
 
 
 class NetworkSettings(Settings):
@@ -115,10 +119,15 @@ class OptimizerSettings(Settings):
     beta1: Annotated[Fraction, UsedBy(("adam", "adamw", "lion"))] = 0.9
     beta2: Annotated[Fraction, UsedBy(("adam", "adamw", "lion"))] = 0.999
     eps: Annotated[AboveZero | None, UsedBy(("adagrad", "rmsprop", "adam", "adamw"))] = None
-    schedule: Literal["constant", "step", "cosine"] = "constant"
+    schedule: Literal["constant", "step", "cosine", "onecycle", "plateau"] = "constant"
     step_every: Annotated[Positive, _STEP] = 10
     step_factor: Annotated[float, Field(gt=0, lt=1), _STEP] = 0.1
-    warmup: float = Field(0.0, ge=0)
+    pct_start: Annotated[float, Field(ge=0, le=1), _ONECYCLE] = 0.3
+    div_factor: Annotated[float, Field(ge=1), _ONECYCLE] = 25.0
+    final_div_factor: Annotated[float, Field(ge=1), _ONECYCLE] = 1e4
+    plateau_factor: Annotated[float, Field(gt=0, lt=1), _PLATEAU] = 0.1
+    plateau_patience: Annotated[Natural, _PLATEAU] = 10
+    warmup: Annotated[float, Field(ge=0), UsedBy(("constant", "step", "cosine", "plateau"), key="schedule")] = 0.0
     clip: AboveZero | None = None
 
 

@@ -64,7 +64,8 @@ class Member:
     """One trial inside a population: its number, its settings and the seed of its random numbers.
 
     A member with a state continues after the state's epoch; one without starts with epoch 1. `split` is the index of
-    its split; the members of a population have the same one.
+    its split; the members of a population have the same one. `val_losses` has the validation losses of the first
+    epochs, which `schedule = "plateau"` reads instead of the member's own: for a training without a validation split.
     """
 
     number: int
@@ -72,6 +73,7 @@ class Member:
     seed: int
     state: MemberState | None = field(default=None, repr=False)
     split: int = 0
+    val_losses: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def epoch(self) -> int:
@@ -102,6 +104,7 @@ class Stack:
         assert all(member.epoch == self.epochs_trained for member in members), "a stack has members of one epoch"
         self.numbers = [member.number for member in members]
         self._seeds = [member.seed for member in members]
+        self._val_losses = {member.number: member.val_losses for member in members}
         self._smoothings = [member.config.training.label_smoothing for member in members]
         self._split = split
         self._sum_type = widest_float(split.device)
@@ -129,10 +132,13 @@ class Stack:
         self.epochs_trained = epoch
         evaluated = self._evaluate()
         table, keys = torch.cat([trained, evaluated]).cpu().tolist(), self._split.task.curve_keys
-        return {
+        metrics = {
             number: {metric: row[index] for metric, row in zip(keys, table, strict=True)}
             for index, number in enumerate(self.numbers)
         }
+        given = {n: losses[epoch - 1] for n, losses in self._val_losses.items() if epoch <= len(losses)}
+        self._optimizer.end_epoch([given.get(n, of_member["val_loss"]) for n, of_member in metrics.items()])
+        return metrics
 
     def remove(self, numbers: Collection[int]) -> None:
         """Remove these members: parameters, optimizer state, statistics, rates and seeds together."""

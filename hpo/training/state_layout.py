@@ -35,7 +35,7 @@ class StateLayout:
     A network has the tensors `fixed`, and may have those named in `free`, of any shape and type: the buffers of a
     user-defined network. The optimizer has `moments` state tensors for each of the `trained` parameters. It updates
     them in every step, unless `may_lack_gradients`: those of a user-defined network. All these tensors are there once
-    for each of the `folds`.
+    for each of the `folds`. `plateau` says whether there is a state of a plateau schedule.
     """
 
     fixed: Tensors
@@ -43,6 +43,7 @@ class StateLayout:
     trained: Tensors
     moments: int
     may_lack_gradients: bool
+    plateau: bool = False
     folds: int = 1
 
     @property
@@ -71,6 +72,8 @@ class StateLayout:
         _check("network", state.network, self.fixed, self.free)
         if len(state.optimizer.states) != self.moments or state.optimizer.steps.keys() != self.trained.keys():
             raise ValueError("its optimizer state is that of another optimizer")
+        if (state.optimizer.plateau is not None) != self.plateau:
+            raise ValueError("its optimizer state is that of another schedule")
         for moments in state.optimizer.states:
             _check("optimizer", moments, self.trained)
         updates = set(state.optimizer.steps.values())
@@ -92,7 +95,8 @@ def state_layout(config: Config, shape: Shape, classes: int, precision: str, fol
         free = frozenset({*weights, *buffers} - fixed.keys())
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
     moments, is_module = RULES[config.optimizer.kind][1], config.network.kind == "module"
-    return StateLayout(_tensors(fixed), free, _tensors(trained), moments, is_module, folds)
+    plateau = config.optimizer.schedule == "plateau"
+    return StateLayout(_tensors(fixed), free, _tensors(trained), moments, is_module, plateau, folds)
 
 
 def _tensors(values: Mapping[str, Any]) -> Tensors:

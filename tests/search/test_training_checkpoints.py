@@ -52,6 +52,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "batch_norm": {"network": {"batch_norm": True, "dropout": 0.3}},
     "cnn": {"network": {"kind": "cnn", "conv": [2], "kernel": 3, "batch_norm": True}},
     "folds": {"data": {"folds": 3}, "network": {"batch_norm": True}},
+    "plateau": {"data": {"folds": 3}, "optimizer": {"schedule": "plateau"}},
     "clip": {"optimizer": {"kind": "adamw", "clip": 1.0, "weight_decay": 0.01, "schedule": "cosine"}},
 }
 
@@ -222,14 +223,14 @@ def test_a_file_of_another_training_is_refused(storage: Storage, tmp_path: Path)
     refused(restarted(bench, code=import_code(base.references, tmp_path)), member, differs)
 
 
-def test_the_number_of_epochs_matters_with_a_cosine_schedule_only(storage: Storage) -> None:
-    for number, schedule in enumerate(["constant", "cosine"]):
+def test_the_number_of_epochs_matters_with_a_schedule_of_all_epochs_only(storage: Storage) -> None:
+    for number, schedule in enumerate(["constant", "cosine", "onecycle"]):
         optimizer = {"kind": "adam", "lr": 0.01, "schedule": schedule}
         bench = Bench(study_with(name=schedule, optimizer=optimizer), storage)
         bench.checkpoints.write(bench.frozen(number))
         longer = study_with(name=schedule, optimizer=optimizer, training={"epochs": 50}).first_config
         read = bench.checkpoints.read(Member(number, longer, number))
-        assert (read is None) == (schedule == "cosine")
+        assert (read is None) == (schedule != "constant")
 
 
 def test_precision_auto_is_the_precision_that_was_chosen(storage: Storage) -> None:

@@ -116,7 +116,7 @@ def plain(frozen: FrozenMember) -> Any:
     ]
     numbers = repr([sorted(frozen.curve.items()), frozen.seconds, frozen.elapsed_s])
     of_best = best and (best.epoch, repr(best.val_loss))
-    steps = [sorted(fold.optimizer.steps.items()) for fold in state.folds]
+    steps = [(sorted(fold.optimizer.steps.items()), fold.optimizer.plateau) for fold in state.folds]
     return state.epoch, steps, tensors, numbers, of_best
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from hpo.studyfile import Config, OptimizerSettings, TrainingSettings
 from hpo.training.device_data import DeviceSplit
@@ -162,12 +162,19 @@ def torch_schedulers(
     by_epoch: list[LRScheduler] = []
     if settings.schedule == "cosine":
         by_step.append(CosineAnnealingLR(optimizer, epochs * steps))
+    if settings.schedule == "onecycle":
+        given = {key: getattr(settings, key) for key in ("pct_start", "div_factor", "final_div_factor")}
+        by_step.append(OneCycleLR(optimizer, settings.lr, epochs * steps, cycle_momentum=False, **given))
     if settings.schedule == "step":
         by_epoch.append(StepLR(optimizer, settings.step_every, settings.step_factor))
     if (warmup := round(settings.warmup * steps)) > 1:
         assert warmup == settings.warmup * steps, "LinearLR has whole steps"
         by_step.append(LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1))
     return by_step, by_epoch
+
+
+def torch_plateau(optimizer: torch.optim.Optimizer, settings: OptimizerSettings) -> ReduceLROnPlateau:
+    return ReduceLROnPlateau(optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience)
 
 
 def plain_images(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> Tensor:
@@ -217,6 +224,7 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
     size = settings.training.batch_size
     labels, steps = split.train_targets, len(_batches(split, 1, size))
     by_step, by_epoch = torch_schedulers(optimizer, settings.optimizer, settings.training.epochs, steps)
+    plateau = torch_plateau(optimizer, settings.optimizer) if settings.optimizer.schedule == "plateau" else None
     curve: Curve = []
     for epoch in range(1, settings.training.epochs + 1):
         batches = _batches(split, epoch, size)
@@ -251,6 +259,8 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
                 "val_accuracy": (logits.argmax(1) == split.validation_targets).double().mean().item(),
             }
         )
+        if plateau is not None:
+            plateau.step(curve[-1]["val_loss"])
     return curve
 
 

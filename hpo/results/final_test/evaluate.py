@@ -211,6 +211,7 @@ def _train(
     """Train the selected configuration on the training examples of the plan, those of `_whole`."""
     count = len(planned.split.train)
     # The schedule is that of all epochs, wherever the training ends; early stopping is off: there is no validation set.
+    # A plateau schedule repeats the reductions of the trial.
     config = selected.config
     config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
     number, epochs = selected.trial, selected.epochs
@@ -224,7 +225,7 @@ def _train(
 
     trainer = Trainer(to_planned_device(study, planned)[0], precision, say)
     outcome = trainer.run(
-        [Member(number, config, seed)],
+        [Member(number, config, seed, val_losses=selected.val_losses)],
         metric=study.search.first_metric,
         minimized=study.search.minimized,
         stop=stop,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 import safetensors
@@ -21,6 +22,7 @@ from hpo.search.checkpoints.weights import Checkpoint
 from hpo.text import decode_non_finite, encode_non_finite
 from hpo.training.networks.weights_file import ABOUT, State, weights_to_bytes
 from hpo.training.optimizers.optimizer import FrozenOptimizer
+from hpo.training.optimizers.schedules import Plateau
 from hpo.training.stack import Member, MemberState
 from hpo.training.state_layout import StateLayout
 from hpo.untrusted_files import parse_json
@@ -53,10 +55,19 @@ class BestEpoch(_Strict):
     val_loss: Number
 
 
+class PlateauState(_Strict):
+    """The state of a plateau schedule (hpo/training/optimizers/schedules.py)."""
+
+    lr: FiniteFloat = Field(ge=0)
+    best: Number
+    bad_epochs: int = Field(ge=0)
+
+
 class StateMetadata(_Strict):
     """The metadata of a file. `steps` has the optimizer's updates of each parameter, `moments` its states' number.
 
-    `fold_steps` has the steps on each further fold of `data.folds`.
+    `fold_steps` has the steps on each further fold of `data.folds`. `plateaus` has the state of the schedule on each
+    fold, and is empty unless it is a plateau.
 
     `fingerprint` identifies all that the learning curve depends on: see hpo/search/checkpoints/training_checkpoints.py.
     """
@@ -73,6 +84,7 @@ class StateMetadata(_Strict):
     moments: int = Field(ge=0, le=9)
     steps: Steps
     fold_steps: list[Steps] = []
+    plateaus: list[PlateauState] = []
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     def check(self, metrics: Collection[str]) -> None:
@@ -109,6 +121,7 @@ def state_to_bytes(frozen: FrozenMember, identity: str, fingerprint: str) -> byt
         "moments": len(frozen.state.optimizer.states),
         "steps": frozen.state.optimizer.steps,
         "fold_steps": [fold.optimizer.steps for fold in frozen.state.other_folds],
+        "plateaus": [asdict(at) for fold in frozen.state.folds if (at := fold.optimizer.plateau) is not None],
         "sha256": NO_SHA256,
     }
     content = weights_to_bytes(values, encode_non_finite(about))
@@ -165,9 +178,10 @@ def read_state(
             raise ValueError(f"it has a tensor of no known part ({key[:60]!r})")
         parts[part][key.removeprefix(f"{part}/")] = value
     states = []
-    for prefix, updates in zip(prefixes, all_steps, strict=True):
+    plateaus = [Plateau(**each.model_dump()) for each in about.plateaus]
+    for prefix, updates, plateau in zip_longest(prefixes, all_steps, plateaus[: len(prefixes)]):
         moments = [parts[f"{prefix}optimizer/{index}"] for index in range(about.moments)]
-        states.append(MemberState(about.epoch, parts[f"{prefix}network"], FrozenOptimizer(moments, updates)))
+        states.append(MemberState(about.epoch, parts[f"{prefix}network"], FrozenOptimizer(moments, updates, plateau)))
     state = replace(states[0], other_folds=tuple(states[1:]))
     layout.check(state, parts.get("best"), [about.epoch * each for each in steps])
     best = None if about.best is None else Checkpoint(about.best.epoch, about.best.val_loss, parts["best"])

@@ -32,6 +32,7 @@ from hpo.search.study_records import precision_of
 from hpo.storage import ClaimConditions, Storage, identity
 from hpo.storage.artifacts import ArtifactFolder, artifact_folder, state_file_id
 from hpo.studyfile import Config, Study, TaskSettings
+from hpo.studyfile.models import SCHEDULES_OF_ALL_EPOCHS
 from hpo.training.device_data import split_shape, steps_per_epoch
 from hpo.training.size import shape_key
 from hpo.training.stack import Member
@@ -312,6 +313,6 @@ class TrainingCheckpoints:
 def _curve_settings(config: Config) -> dict[str, object]:
     """Return the settings that a trial's learning curve depends on, without its precision."""
     training: set[str] = {*IRRELEVANT_KEYS, "precision"}
-    if config.optimizer.schedule != "cosine":
+    if config.optimizer.schedule not in SCHEDULES_OF_ALL_EPOCHS:
         training.add("epochs")
     return config.model_dump(mode="json", exclude={"training": training})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers.rules import DECOUPLED, HYPERPARAMETERS, RULES, OptimizerState, hyperparameter
-from hpo.training.optimizers.schedules import is_scheduled, learning_rates
+from hpo.training.optimizers.schedules import Plateau, is_scheduled, learning_rates
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
 
 
@@ -36,10 +36,14 @@ class _Part:
 
 @dataclass(frozen=True)
 class FrozenOptimizer:
-    """One member's optimizer state by parameter: its state tensors, such as moments, and the number of its updates."""
+    """One member's optimizer state by parameter: its state tensors, such as moments, and the number of its updates.
+
+    `plateau` is the state of its schedule, None unless that is a plateau.
+    """
 
     states: list[dict[str, Tensor]]
     steps: dict[str, int]
+    plateau: Plateau | None = None
 
 
 class Optimizer:
@@ -68,6 +72,9 @@ class Optimizer:
                 self._by_parameter, steps = False, steps[: len(blocks.blocks)]
         self._parts = self._make_parts(steps)
         self._scratch = torch.empty(0, dtype=first.dtype, device=first.device)
+        self._plateaus = [Plateau(each.lr) for each in settings]  # used by members with that schedule only
+        for index, state in enumerate(frozen):
+            self._plateaus[index] = state.plateau or self._plateaus[index]
         self._apply_settings(list(settings))
 
     def _load_states(self, frozen: Sequence[FrozenOptimizer]) -> None:
@@ -81,7 +88,8 @@ class Optimizer:
         split = [self._blocks.split(states) for states in zip(*self._states, strict=True)]
         states = [{name: value[member].clone().cpu() for name, value in each.items()} for each in split]
         steps = {slot: part.step for part in self._parts for slot in part.slots}
-        return FrozenOptimizer(states, {name: steps[slot] for name, slot in self._blocks.slots.items()})
+        plateau = self._plateaus[member] if self._settings[member].schedule == "plateau" else None
+        return FrozenOptimizer(states, {name: steps[slot] for name, slot in self._blocks.slots.items()}, plateau)
 
     def _apply_settings(self, settings: list[OptimizerSettings]) -> None:
         self._settings = settings
@@ -102,8 +110,16 @@ class Optimizer:
         `epoch` counts from 1 to `epochs`; `steps` is the number of steps in the epoch.
         """
         if self._scheduled:
-            rates = np.stack([learning_rates(each, epoch, epochs, steps) for each in self._settings], axis=1)
+            pairs = zip(self._settings, self._plateaus, strict=True)
+            rates = np.stack([learning_rates(each, epoch, epochs, steps, at.lr) for each, at in pairs], axis=1)
             self._rates = list(self._scratch.new_tensor(rates[::-1].copy()).unsqueeze(2))
+
+    def end_epoch(self, losses: Sequence[float]) -> None:
+        """Update the plateau schedules with the members' validation losses of the epoch. Call it after each epoch."""
+        self._plateaus = [
+            plateau.after(loss, each) if each.schedule == "plateau" else plateau
+            for plateau, loss, each in zip(self._plateaus, losses, self._settings, strict=True)
+        ]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -126,6 +142,7 @@ class Optimizer:
 
     def select(self, members: Tensor) -> None:
         """Reduce settings and state to these members: ascending indices, [n] int64."""
+        self._plateaus = [self._plateaus[index] for index in members.tolist()]
         self._apply_settings([self._settings[index] for index in members.tolist()])
         self._states = [[moment[members] for moment in state] for state in self._states]
         self._parts = self._make_parts([part.step for part in self._parts])

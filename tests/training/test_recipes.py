@@ -1,0 +1,95 @@
+"""Recipes with settings per member: one stack equals plain torch, member by member, with and without pauses."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch_reference import Curve, assert_same_curves, config, curves, made_images, member, plain_curve
+
+from hpo.training.population import train
+from hpo.training.stack import Member
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPLIT = made_images(train=64)
+EPOCHS = 6
+
+SCHEDULES: list[dict[str, Any]] = [
+    {"optimizer": {"schedule": "onecycle"}},
+    {"optimizer": {"schedule": "onecycle", "pct_start": 0.6, "div_factor": 5.0, "final_div_factor": 10.0}},
+    {"lr": 0.5, "optimizer": {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.4}},
+    {"lr": 1.0, "optimizer": {"schedule": "plateau", "plateau_patience": 1, "plateau_factor": 0.1, "warmup": 0.5}},
+    {"optimizer": {"schedule": "cosine", "warmup": 1.0}},
+    {},
+]
+RECIPES = {"schedules": SCHEDULES}
+
+
+def members(recipe: str, network: str = "mlp") -> list[Member]:
+    given: dict[str, Any] = {"epochs": EPOCHS, "lr": 0.3, "dropout": 0.1}
+    if network == "cnn":
+        given |= {"kind": "cnn", "conv": [2, 3], "kernel": 3, "padding": 1, "hidden": [8]}
+    return [member(number, config(**{**given, **each})) for number, each in enumerate(RECIPES[recipe])]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_stack_equals_plain_torch_member_by_member(recipe: str) -> None:
+    everyone = members(recipe)
+    ours, failed = curves(everyone, SPLIT)
+    assert not failed
+    for one in everyone:
+        assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-7)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_member_has_the_same_curve_alone_without_the_others_and_with_pauses(recipe: str) -> None:
+    everyone = members(recipe)
+    whole, _ = curves(everyone, SPLIT)
+    without, _ = curves(everyone, SPLIT, drop={1: {0, 3}, 4: {2}})
+    paused = with_pauses(everyone)
+    for one in everyone:
+        number, alone = one.number, curves([one], SPLIT)[0][one.number]
+        assert_same_curves(alone, whole[number], rtol=1e-9)
+        assert_same_curves(without[number], whole[number][: len(without[number])], rtol=1e-9)
+        assert_same_curves(paused[number], whole[number], rtol=1e-9)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_setting_changes_the_training(recipe: str) -> None:
+    """Otherwise the comparisons would prove nothing."""
+    everyone = members(recipe)
+    plain = [member(one.number, config(epochs=EPOCHS, lr=one.config.optimizer.lr, dropout=0.1)) for one in everyone]
+    ours, other = (curves(each, SPLIT)[0] for each in (everyone, plain))
+    for one in everyone[:-1]:  # the last one has no setting
+        assert ours[one.number][-1]["val_loss"] != pytest.approx(other[one.number][-1]["val_loss"], rel=1e-6)
+
+
+def with_pauses(everyone: list[Member]) -> dict[int, Curve]:
+    """Train members, frozen after each epoch and thawed in two stacks."""
+    found: dict[int, Curve] = {one.number: [] for one in everyone}
+    for _ in range(EPOCHS):
+        thawed = []
+        for part in (everyone[::2], everyone[1::2]):
+            with closing(train(part, SPLIT, "float64")) as epochs:
+                result = next(epochs)
+                states = result.freeze([one.number for one in part])
+            thawed += [replace(one, state=states[one.number]) for one in part]
+            for number, metrics in result.metrics.items():
+                found[number].append(metrics)
+        everyone = sorted(thawed, key=lambda one: one.number)
+    return found
+
+
+def test_given_validation_losses_replace_a_members_own_in_its_plateaus() -> None:
+    """As for `hpo test`, whose training has no validation split."""
+    one = members("schedules")[2]
+    (worse, _), (alone, _) = (curves([replace(one, val_losses=given)], SPLIT) for given in ((1.0,) * EPOCHS, ()))
+    constant = config(epochs=EPOCHS, lr=0.5, dropout=0.1)
+    same = curves([member(2, constant)], SPLIT)[0][2]
+    assert worse[2][:2] == same[:2] == alone[2][:2]  # a first reduction is after epoch 2
+    assert worse[2][2] != same[2]
+    falling = curves([replace(one, val_losses=(5.0, 4.0, 3.0, 2.0, 1.0, 0.5))], SPLIT)[0]
+    assert falling[2] == same
