@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +358,23 @@ def test_whom_patience_ended_is_trained_for_as_long_under_its_own_schedule(stora
     (state,) = (each.states([0])[0] for each in train([member], whole(study), "float64") if each.epoch == epochs)
     ours, _ = read_weights(Path("tiny-test") / WEIGHTS_FILE)
     assert all(torch.allclose(ours[name], value) for name, value in state.items())
+
+
+def test_a_plateau_schedule_repeats_the_reductions_of_the_trial(storage: Storage) -> None:
+    optimizer = {"lr": {"choices": [0.5]}, "schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.3}
+    study = study_of(training={"epochs": 5}, optimizer=optimizer, search={"trials": 1, "repeat": True})
+    search(study, storage)
+    best = best_trials(storage, "tiny", 1)[0]
+    losses = trials_of(storage)[best.number].system_attrs[CURVE]["val_loss"]
+    evaluated(storage)
+    seed = derive_seed("test", study.search.seed, best.number)
+    member = Member(0, study.config(best.params), seed, val_losses=tuple(losses))
+    (state,) = (each.states([0])[0] for each in train([member], whole(study), "float64") if each.epoch == 5)
+    ours, _ = read_weights(Path("tiny-test") / WEIGHTS_FILE)
+    assert all(torch.allclose(ours[name], value) for name, value in state.items())
+    own = replace(member, val_losses=())  # those of training examples, which fall
+    (state,) = (each.states([0])[0] for each in train([own], whole(study), "float64") if each.epoch == 5)
+    assert not all(torch.allclose(ours[name], value) for name, value in state.items())
 
 
 @pytest.fixture
