@@ -34,6 +34,7 @@ def launch(
     extend: bool = False,
     changed_code: bool = False,
     enqueue: Sequence[str | Mapping[str, Any]] = (),
+    track: str | Sequence[str] = (),
     progress: Progress = "auto",
     stop: threading.Event | None = None,
 ) -> StoredStudy:
@@ -44,6 +45,7 @@ def launch(
     number of processes that share the search, None for this process alone; `ray` the address of a Ray cluster, "local"
     to start one, with `gpus_per_worker`. `extend` continues a study whose file has changed, `changed_code` one whose
     user code has changed. `enqueue` are trials to train first, each as its values, {"lr": 0.01}, or as JSON of them.
+    `track` names trackers to write the trials to as well, such as "mlflow" or "tensorboard:runs".
     `progress` is the display: see `hpo.api.displays`.
 
     On Ctrl-C, a notebook's "interrupt" or `stop`, the current epoch ends and finished trials are stored; the same call
@@ -68,6 +70,7 @@ def launch(
         extend=extend,
         changed_code=changed_code,
         enqueue=tuple(each if isinstance(each, str) else json.dumps(plain(each)) for each in enqueue),
+        track=(track,) if isinstance(track, str) else tuple(track),
     )
     with stop_event(stop) as stop:
         opened = open_storage(storage)

@@ -177,6 +177,19 @@ class StoredStudy:
 
         return export_parquet(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial)
 
+    def export_to(self, tracker: str) -> str:
+        """Write every trial as a run to a tracker, such as "mlflow:URI"; return a line that says so.
+
+        The study is the experiment. Runs that are there already are not written again, so the call can be repeated.
+        `tracker` is mlflow[:URI], tensorboard[:FOLDER], wandb[:PROJECT] or trackio[:PROJECT]. Raises UsageError for any
+        other, and HpoError where the tracker is not installed or cannot be reached.
+        """
+        from hpo.tracking.sync import export_to
+        from hpo.tracking.targets import parse_targets
+
+        (target,) = parse_targets([tracker], "--to")
+        return printable(export_to(self._storage, self.name, target))
+
     def plot(self, kinds: str | Sequence[str] = (), n: int = 20) -> dict[str, go.Figure]:
         """Return plotly figures by kind: curves (of the `n` best trials), landscape, history and importances.
 

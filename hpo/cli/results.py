@@ -26,6 +26,7 @@ from hpo.cli.app import (
     write_output,
 )
 from hpo.cli.interruption import stop_on_signals
+from hpo.errors import UsageError
 
 command = functools.partial(app.command, rich_help_panel="Results")
 
@@ -289,20 +290,38 @@ def export(
     trial: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Export trial N, which must be complete")
     ] = None,
-    form: Annotated[ExportFormat, typer.Option("--format", help="Set the file format")] = ExportFormat.JSON,
+    form: Annotated[
+        ExportFormat | None, typer.Option("--format", help="Set the file format", show_default="json")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Write every trial to this tracker instead: mlflow[:URI], tensorboard[:FOLDER], wandb or trackio",
+        ),
+    ] = None,
     storage: StorageUrl = None,
 ) -> None:
     """Export a study's best trial as JSON, or several trials.
 
     `hpo launch` accepts the file of one trial as a study of that trial, and `hpo replay` retrains it. For several
-    metrics the Pareto front is exported, each of its trials as such an object.
+    metrics the Pareto front is exported, each of its trials as such an object. With --to the study is an experiment of
+    a tracker and each trial a run; trials that are there already are not written again.
     """
     study = hpo.load(name, storage=storage)
-    if form == ExportFormat.PARQUET:
+    if to is not None:
+        options = {"-o": output, "--confirmed": confirmed, "--all": every, "--top": top, "--trial": trial}
+        for option, value in {**options, "--format": form}.items():
+            if value not in (None, False):
+                raise UsageError(f"{option}: cannot be combined with --to, which writes every trial to a tracker")
+        print_line(study.export_to(to))
+    elif form == ExportFormat.PARQUET:
         require_no_terminal(output, "--format parquet")
         write_output(study.export_parquet(confirmed=confirmed, every=every, top=top, trial=trial), output)
     else:
-        text = study.export_text(confirmed=confirmed, every=every, top=top, trial=trial, form=form.value)
+        text = study.export_text(
+            confirmed=confirmed, every=every, top=top, trial=trial, form=(form or ExportFormat.JSON).value
+        )
         write_output(text, output)
 
 

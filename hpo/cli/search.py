@@ -93,6 +93,14 @@ def launch(
         list[str] | None,
         typer.Option(metavar="JSON", help="Train a trial with these values first, such as '{\"lr\": 0.01}'"),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Write the trials to this tracker too: mlflow[:URI], tensorboard[:FOLDER], wandb or trackio; may be "
+            "repeated",
+        ),
+    ] = None,
     extend: Extend = False,
     changed_code: ChangedCode = False,
     quiet: Quiet = False,
@@ -115,6 +123,7 @@ def launch(
             extend=extend,
             changed_code=changed_code,
             enqueue=enqueue or (),
+            track=track or (),
             progress="json" if json else "quiet" if quiet else "auto",
             stop=interruption.stop,
         )

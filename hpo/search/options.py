@@ -18,6 +18,7 @@ class LaunchOptions:
     changed_code: continue a stored study although the user's code has changed.
     enqueue: trials to train first, each as JSON of its values (see `hpo.search.enqueueing`).
     priority: the study's priority in the queue; None leaves it as it is.
+    track: trackers to write the trials to as well, each as `hpo launch --track` takes it.
     """
 
     device: str = "auto"
@@ -28,6 +29,7 @@ class LaunchOptions:
     changed_code: bool = False
     enqueue: Sequence[str] = ()
     priority: int | None = None
+    track: Sequence[str] = ()
 
 
 DEFAULTS = LaunchOptions()

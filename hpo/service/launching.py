@@ -19,6 +19,8 @@ from hpo.service.dashboard.figures import FigureUpdater
 from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage
 from hpo.studyfile import AnyStudy, ObjectiveStudy
+from hpo.tracking.live import LiveTracking
+from hpo.tracking.targets import parse_targets
 from hpo.training.devices import find_device
 
 
@@ -32,9 +34,21 @@ def launch(
 ) -> str:
     """Search the study until it ends or `stop` is set; return its name then, for it may have been renamed.
 
-    Raises UsageError for options that exclude each other.
+    Raises UsageError for options that exclude each other, and HpoError for a tracker that is not installed.
     """
     check_options(study, options)
+    with LiveTracking(storage, parse_targets(options.track, "--track"), on_event) as listen:
+        return _launch(study, storage, options, on_event=listen, stop=stop)
+
+
+def _launch(
+    study: AnyStudy,
+    storage: Storage,
+    options: LaunchOptions,
+    *,
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+) -> str:
     device, ray = options.device, options.ray
     if ray is None and options.workers is None:
         drawing = FigureUpdater(storage, lambda name, event: on_event(event))

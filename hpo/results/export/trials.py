@@ -45,12 +45,13 @@ def trial_records(
         raise no_best_trial(storage, name)
     metrics = metrics_of(summary(storage, name))
     run_precision = str(run.get("precision", "auto"))
-    return (_record(name, study, metrics, run_precision, trial) for trial in trials)
+    return (trial_record(name, study, metrics, run_precision, trial) for trial in trials)
 
 
-def _record(
+def trial_record(
     name: str, study: AnyStudy | None, metrics: Sequence[str], run_precision: str, trial: FrozenTrial
 ) -> dict[str, Any]:
+    """Return the record of a trial; `run_precision` is the one that the study has chosen for "auto"."""
     attrs = trial.system_attrs
     if not isinstance(study, Study):
         params, curve, precision = trial.params, reported_curve(trial), None
