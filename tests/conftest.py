@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ settings.register_profile("quick", settings.get_profile("thorough"), max_example
 
 # A shell ignores SIGINT in its background processes, and the processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Idle threads of torch spin, which doubled the processor time of the tests of training, here and in processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 share_compiled_statements()
 
@@ -57,13 +62,11 @@ def blank_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread: small networks train fastest that way, also beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+@pytest.fixture(autouse=True)
+def _one_thread_as_before() -> Iterator[None]:
+    """Undo a test's change of torch's number of threads."""
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=[1, pytest.param(5, marks=pytest.mark.slow)], ids=["few", "many"])

@@ -215,14 +215,12 @@ def folder(tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HPO_DATA_DIR", str(stand_ins))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield tmp_path
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in PAGES])
 def test_a_page_can_be_followed(page: str, folder: Path) -> None:
     Reader(page, PAGES[page], folder).follow()

@@ -15,11 +15,6 @@ from hpo.storage import Storage, open_storage
 from hpo.studyfile import Study
 
 
-@pytest.fixture(autouse=True)
-def _on_one_thread(one_thread: None) -> None:
-    """Limit every search test to one thread: all of them train."""
-
-
 @pytest.fixture
 def new_storage(tmp_path: Path, blank_db: Path) -> Iterator[Callable[[], Storage]]:
     """Return a function that opens a new empty storage."""

@@ -33,8 +33,6 @@ from hpo.search.study_records import CHANGES, CODE, stored_study, user_attrs_of
 from hpo.storage import ATTEMPTS, FAILURE_REASON, Storage, heartbeats, load_study, study_names
 from hpo.studyfile import Study, parse_study, read_study
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NETWORK_CODE = """
 import torch.nn.functional as F
 from torch import nn

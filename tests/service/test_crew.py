@@ -105,7 +105,7 @@ LONG = study_of(training={"epochs": 150}, search={"trials": 8, "population": 2})
 ENDLESS = study_of(training={"epochs": 1_000_000}, search={"trials": 8, "population": 2})
 
 
-pytestmark = pytest.mark.usefixtures("one_thread", "looks_often")
+pytestmark = pytest.mark.usefixtures("looks_often")
 
 
 @pytest.fixture

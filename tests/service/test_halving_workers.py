@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-import torch
 from deadlines import wait_for
 from idle_processes import IdleProcess
 from optuna.trial import TrialState
@@ -40,16 +39,13 @@ UNTIL_IDLE = WorkerOptions(device="cpu", threads=1, until_idle=True)
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch, no_figures: None) -> Iterator[None]:
+def fast(monkeypatch: pytest.MonkeyPatch, no_figures: None) -> None:
     """Poll often, but not more often than a busy machine can read the queue.
 
     A study without trials to train is skipped for this time. If that ends before the worker has read the queue again,
     the worker never comes to a study of lower priority.
     """
     monkeypatch.setattr(working, "POLL_S", 0.5)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
-import torch
 from optuna.trial import TrialState
 from prometheus_client.parser import text_string_to_metric_families
 from tiny import states, study_of, trials_of
@@ -22,13 +20,6 @@ from hpo.service.worker import WorkerOptions, work
 from hpo.storage import Storage, load_study, summary
 
 Samples = dict[tuple[str, str, str], float]
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def samples(url: str) -> Samples:

@@ -20,7 +20,7 @@ from hpo.service.narrowing_rounds import run_rounds
 from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_figures")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 STUDY = study_of(network={"dropout": {"low": 0.0, "high": 0.4}}, search={"trials": 8, "population": 4})
 

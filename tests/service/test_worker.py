@@ -7,7 +7,7 @@ import json
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,6 @@ UNTIL_IDLE = WorkerOptions(device="cpu", threads=1, until_idle=True)
 UPDATE_FIGURES = figures.update_figures
 TRIES = 50
 """More polls than any search of these tests makes."""
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

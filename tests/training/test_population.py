@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -227,12 +226,9 @@ def test_float32_is_close_to_float64(precision: str) -> None:
 
 
 @pytest.fixture
-def two_cores() -> Iterator[None]:
+def two_cores() -> None:
     """Use two threads, whatever the machine has."""
-    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("two_cores")

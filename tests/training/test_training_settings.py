@@ -29,8 +29,6 @@ from hpo.training.stack import Member
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.tasks.task import classification
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SPLIT = made_images(train=64)  # 4 steps an epoch
 CNN = {"kind": "cnn", "conv": [2, 3], "kernel": 3, "padding": 1, "hidden": [8]}
 MLP = {"kind": "mlp"}
