@@ -115,9 +115,9 @@ class StudyContent:
         self._storage, self.name = storage, name
         stored = load_study(storage, name)
         attrs = user_attrs_of(stored)
-        self._id, self._attrs = stored._study_id, attrs
+        self.study_id, self._attrs = stored._study_id, attrs
         self._study: AnyStudy | None = any_stored_study(stored) if STUDY in attrs else None
-        self._metrics = metrics_of(summary(storage, self._id))
+        self._metrics = metrics_of(summary(storage, self.study_id))
         self._precision = str(attrs.get(RUN, {}).get("precision", "auto"))
         self._last, self._unfinished = -1, set[int]()
 
@@ -132,7 +132,7 @@ class StudyContent:
             with suppress(HpoError):  # not finished
                 if found := find_confirmation(self._storage, self.name):
                     tags["confirmed"] = f"{winner_line(found)}; {gain_line(found)}"
-        attrs = summary(self._storage, self._id).user_attrs
+        attrs = summary(self._storage, self.study_id).user_attrs
         if tested := completed(evaluations_of(attrs)):
             tags["tested"] = f"trial {tested[-1]['trial']}: test {main_score(tested[-1]['result'])}"
         return TrackedStudy(self.name, identity(self._attrs, self.name), description, tags)
@@ -141,7 +141,7 @@ class StudyContent:
         """Return the trials that have started or ended since the last call, and all running ones, by number."""
         fields = TrialFields()
         trials = {trial.number: trial for trial in self._storage.read_unfinished(self._unfinished, fields)}
-        found = self._storage.read_trials(self._id, self._last, self._unfinished, fields)
+        found = self._storage.read_trials(self.study_id, self._last, self._unfinished, fields)
         trials |= {trial.number: trial for trial in found}
         self._last = max((trial._trial_id for trial in found), default=self._last)
         self._unfinished = {trial._trial_id for trial in trials.values() if not trial.state.is_finished()}
@@ -151,7 +151,7 @@ class StudyContent:
         """Return the weights of the kept trials, where their files are on this machine."""
         files = ArtifactFolder(artifact_folder(self._storage.location))
         found = []
-        for file in checkpoint_files(self._storage, self._id):
+        for file in checkpoint_files(self._storage, self.study_id):
             path = Path(files._get_filepath(file.artifact_id))
             if file.state == TrialState.COMPLETE and path.is_file() and not path.is_symlink():
                 found.append(Model(file.number, path, file.filename))

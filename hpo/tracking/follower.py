@@ -1,7 +1,7 @@
 """Process that follows a study in the storage and writes its news to trackers, until the launch ends.
 
-The launch starts it as `python -m hpo.tracking.follower`, sends a line of JSON on stdin (storage, study, targets), and
-the line `end` when the search is over. Messages for the user are lines of JSON on stdout. It is a process of its own so
+The launch starts it as `python -m hpo.tracking.follower`, sends a line of JSON on stdin, and the line `end` when the
+search is over. Messages for the user are lines of JSON on stdout. It is a process of its own so
 that no library of a tracker can slow down, block or end the training. It has a lower priority than the training, and
 reads what other processes have stored, so a launch by several workers has one. A tracker that fails costs one warning;
 its trials are written when it can be reached again.
@@ -9,6 +9,7 @@ its trials are written when it can be reached again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -35,13 +36,10 @@ RETRY_S = 15.0
 
 LONGEST_RETRY_S = 240.0
 
-FLUSH_S = 60.0
-"""Seconds that the process may take to write what is left once the search has ended."""
-
-NICENESS = 10
+NICENESS = 5
 
 TOO_LATE = 3
-"""Exit status after `FLUSH_S`."""
+"""Exit status of a process that has not written everything in the time after the search."""
 
 Say = Callable[[str, str], None]
 """Function that is called with the level and the text of a message for the user."""
@@ -56,25 +54,23 @@ class _Followed:
     failures: int = 0
     warned: bool = False
 
-    def write(self, content: StudyContent, say: Say, last: bool) -> None:
-        """Write the news, unless the tracker has failed a short time ago; `last` writes the models too."""
-        if not last and time.monotonic() < self.due:
+    def write(self, name: str, say: Say, last: bool) -> None:
+        """Write the news, unless the tracker has failed a short time ago; `last` writes the weights too."""
+        if not last and (time.monotonic() < self.due or not self.sync.pending):
             return
         try:
-            if self.sync.pending or last:
-                self.sync.write(content.study())
-            if last:
-                self.sync.write_models(content.models())
-                self.sync.close()
+            with contextlib.ExitStack() as closing:
+                if last:
+                    closing.callback(self.sync.close)
+                self.sync.write(last=last)
         except (UnknownStudyError, StorageError):
             raise
         except Exception as error:  # noqa: BLE001 - any exception of a tracker's library costs a warning
-            self._failed(content.name, error, say)
+            self._failed(name, error, say)
         else:
             self.failures = 0
 
     def _failed(self, name: str, error: Exception, say: Say) -> None:
-        self.sync.reopen()
         self.due = time.monotonic() + min(LONGEST_RETRY_S, RETRY_S * 2**self.failures)
         self.failures += 1
         if not self.warned:  # once, however often it fails
@@ -88,16 +84,16 @@ class _Followed:
 def follow(url: str, study: str, targets: Sequence[str], say: Say, wait: Callable[[float], bool]) -> None:
     """Write the news of a study until `wait`, which waits for so many seconds, returns True; then all that is left."""
     storage = open_storage(url)
-    followed = [_Followed(Sync(target)) for target in parse_targets(targets, "--track")]
     try:
         content, pause_s, is_last = StudyContent(storage, study), 0.0, False
+        followed = [_Followed(Sync(storage, content, target)) for target in parse_targets(targets, "--track")]
         while not is_last:
             is_last = wait(pause_s)
             start = time.monotonic()
             news = content.news()
             for each in followed:
                 each.sync.add(news)
-                each.write(content, say, is_last)
+                each.write(study, say, is_last)
             pause_s = max(POLL_S, (time.monotonic() - start) / TIME_FRACTION)
     except UnknownStudyError:
         pass  # the study was deleted: the launch says so
@@ -120,7 +116,7 @@ def main() -> None:
         if not _can_read(seconds):
             return False
         # stdin has the line `end`, or is closed: the launch is gone
-        timer = threading.Timer(FLUSH_S, os._exit, (TOO_LATE,))
+        timer = threading.Timer(first["flush_s"], os._exit, (TOO_LATE,))
         timer.daemon = True
         timer.start()
         return True

@@ -19,11 +19,17 @@ from typing import Self
 from hpo.search.events import Event, Note, StudyStarted
 from hpo.storage import Storage
 from hpo.text import hpo_command
-from hpo.tracking.follower import FLUSH_S, TOO_LATE
+from hpo.tracking.follower import TOO_LATE
 from hpo.tracking.targets import Target
 
-END_S = FLUSH_S + 5.0
-"""Seconds that the process may take after the search: a little more than it gives itself."""
+FLUSH_S = 120.0
+"""Seconds that the process may take to write what is left once the search has ended."""
+
+KILL_S = 5.0
+"""Seconds after which it is killed then."""
+
+SILENT_S = 2.0
+"""Seconds of that time after which the user is told."""
 
 LONGEST_MESSAGE = 1 << 16
 
@@ -82,7 +88,8 @@ class LiveTracking:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         targets = [f"{target.kind}:{target.place}" for target in self._targets]
-        first = {"storage": self._storage.location.full_url, "study": study, "targets": targets}
+        url = self._storage.location.full_url
+        first = {"storage": url, "study": study, "targets": targets, "flush_s": FLUSH_S}
         self._process = process
         with contextlib.suppress(OSError):  # it has ended at once: its status says so in the end
             process.stdin.write(json.dumps(first).encode() + b"\n")
@@ -94,9 +101,13 @@ class LiveTracking:
         with contextlib.suppress(OSError):  # the follower has ended
             process.stdin.write(b"end\n")
             process.stdin.close()
-        deadline = time.monotonic() + END_S
-        while process.poll() is None and time.monotonic() < deadline:
+        start = time.monotonic()
+        announced = False
+        while process.poll() is None and time.monotonic() - start < FLUSH_S + KILL_S:
             self._show_messages()
+            if not announced and time.monotonic() - start > SILENT_S:
+                self._on_event(Note(f"writes what is left to {', '.join(target.shown for target in self._targets)}"))
+                announced = True
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.1)
         self._show_messages()

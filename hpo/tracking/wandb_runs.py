@@ -33,6 +33,7 @@ class WandbRuns:
         self._project = project
         self._study = TrackedStudy("", "", "", {})
         self._written: dict[int, dict[str, Any]] = {}  # contents of the files of this machine, by trial
+        self._trials: dict[int, TrackedTrial] = {}  # that this object has written
 
     def open(self, study: TrackedStudy) -> Mapping[int, str]:
         """Return the digests of the runs that this machine has written, by trial."""
@@ -46,7 +47,8 @@ class WandbRuns:
 
     def write(self, trial: TrackedTrial) -> None:
         """Write a run; of a run that exists, only what is new."""
-        run = self._start(trial.number, trial)
+        self._trials[trial.number] = trial
+        run = self._start(trial.number)
         known = self._written.get(trial.number, {"last": run.step if run.resumed else -1})
         rows = rows_by_step(trial)
         for step, row in rows.items():
@@ -79,9 +81,10 @@ class WandbRuns:
     def close(self) -> None:
         """Do nothing: every run is finished when it is written."""
 
-    def _start(self, number: int, trial: TrackedTrial | None = None) -> wandb.Run:
+    def _start(self, number: int) -> wandb.Run:
+        """Start or resume the run of a trial."""
         about: dict[str, Any] = {}
-        if trial is not None:
+        if trial := self._trials.get(number):
             about["config"] = {**plain_params(trial), **tags_of(trial), "hpo.study": self._study.name}
             about["tags"] = [trial.state]
         return wandb.init(

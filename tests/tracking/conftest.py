@@ -1,0 +1,89 @@
+"""Fixtures of the trackers: a searched study of 64 trials, and a real MLflow server on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from deadlines import deadline, wait_for
+from postgresql_server import free_port
+from tiny import tree
+
+import hpo
+
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "WANDB_MODE": "offline",
+    "NO_PROXY": "127.0.0.1",
+}
+"""Settings of the trackers: nothing leaves this machine."""
+
+SEARCH = {"trials": 64, "sampler": "random", "population": 32, "pruner": "median", "seed": 1}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> Iterator[None]:
+    """Keep the trackers from connecting to other machines, and torch to one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in QUIET.items():
+            environment.setenv(name, value)
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        environment.delenv("HPO_STORAGE", raising=False)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the storage of a study of 64 trials: complete, pruned, and failed ones, and the weights of five."""
+    file = tmp_path_factory.mktemp("searched") / "hpo.db"
+    study = tree(
+        optimizer={"lr": {"low": 1e-3, "high": 1e60, "log": True}},
+        training={"epochs": 4, "keep": "best"},
+        search=SEARCH,
+    )
+    hpo.launch(study, storage=f"sqlite:///{file}", device="cpu", progress="quiet")
+    return file
+
+
+@pytest.fixture
+def study(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> hpo.StoredStudy:
+    """Return a copy of the searched study, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(searched.parent, tmp_path, dirs_exist_ok=True)
+    return hpo.load("tiny", storage="sqlite:///hpo.db")
+
+
+@pytest.fixture(scope="session")
+def mlflow_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Start an MLflow server for all tests; return its port."""
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    options = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([*command, *options], stdout=log, stderr=log, env={**os.environ}, cwd=folder)
+    try:
+        wait_for(lambda: _answers(port) or None, lambda: (folder / "log").read_text(), deadline(120))
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
