@@ -71,21 +71,18 @@ def test_wandb_has_the_trials_once(small: hpo.StoredStudy, tmp_path: Path) -> No
         found = list(records(file))
         (run,) = [each.run for each in found if each.HasField("run")][:1]
         number = int(run.run_id.rpartition("-")[2])
-        models[number] = models.get(number, []) + [
-            each.request.log_artifact.artifact.name for each in found if each.request.HasField("log_artifact")
-        ]
+        models[number] = models.get(number, []) + [each.artifact.name for each in found if each.HasField("artifact")]
         for each in found:
             if each.HasField("history"):
                 row = items(each.history.item)
                 for name, value in row.items():
                     if not name.startswith("_"):
                         curves[number].setdefault(name, []).append(value)
-        if config := items(run.config.update):
-            trial = trials[number]
-            assert (run.project, run.run_group, run.display_name) == ("small", "small", f"trial {number}")
-            assert list(run.tags) == [trial.state]
-            assert config["lr"] == trial.params["lr"]
-            assert config["seed"] == trial.seed
+        trial, config = trials[number], items(run.config.update)
+        assert (run.project, run.run_group, run.display_name) == ("small", "small", f"trial {number}")
+        assert list(run.tags) == [trial.state]
+        assert config["lr"] == trial.params["lr"]
+        assert config["seed"] == trial.seed
     for trial in trials:
         assert {name: tuple(values) for name, values in curves[trial.number].items()} == {
             name: tuple(values) for name, values in trial.curve.items()
