@@ -4,11 +4,13 @@
 
 Trains one configuration of an mlp on 500 of scikit-learn's digits under many seeds on many random splits. Each
 simulated study draws its runs from these scores: a search of 32 trials on one split, of which the 5 best are confirmed
-beside a baseline with 10 runs each, on the split of the search or spread over fresh splits. All are the same
-configuration, so no tuning can help. "better" adds one standard deviation of the seeds to the runs of one of the five.
+beside a baseline and the first trial with 10 runs each, on the split of the search or spread over fresh splits. All are
+the same configuration, so no tuning can help. "better by n sd" adds n standard deviations of the seeds to the runs of
+one of the five; "overtuned" subtracts three from the baseline, so that the winner beats it, but not the first trial.
 
 Columns: the share of studies in which "tuning helped"; in which the interval of the winner's mean contains its true
-mean over all splits, or that on the split of the search; in which the interval of the gain contains the true gain.
+mean over all splits, or that on the split of the search; in which the intervals of the gain over the baseline and of
+the gain over the first trial both contain the true gain.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from numpy.typing import NDArray
 
 from hpo.data import load_splits
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
-from hpo.results.confirm.inference import Runs, rank
-from hpo.results.confirm.study import Candidate
+from hpo.results.confirm.inference import Difference, Runs, rank
+from hpo.results.confirm.study import BASELINE, FIRST, Candidate
 from hpo.search.plan import plan, task_of
 from hpo.studyfile import Study, parse_study
 from hpo.training.device_data import to_device
@@ -50,7 +52,7 @@ class Outcome:
     helped: bool
     mean_over_splits: bool
     mean_on_split: bool
-    gain: bool
+    gains: bool
 
 
 def study(splits: int) -> Study:
@@ -85,6 +87,23 @@ DESIGNS = {"one split": 1, "2 fresh splits": 2, "5 fresh splits": 5, "10 fresh s
 """The number of splits of the RUNS runs of a configuration."""
 
 
+@dataclass(frozen=True)
+class Case:
+    """The truth of simulated studies, in standard deviations of the seeds: one configuration's gain, the baseline's."""
+
+    name: str
+    better: float
+    baseline: float
+
+
+CASES = (
+    Case("all equal", 0.0, 0.0),
+    Case("overtuned", 0.0, -3.0),
+    Case("better by 1 sd", 1.0, 0.0),
+    Case("better by 2 sd", 2.0, 0.0),
+)
+
+
 def main() -> None:
     """Train, simulate, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -97,47 +116,64 @@ def main() -> None:
     print(f"{platform.machine()}, torch {torch.__version__}, {options.studies} studies, {RUNS} runs of a configuration")
     print(f"{scores.shape[0]} splits x {scores.shape[1]} seeds: mean {scores.mean():.4f}, standard deviation of the")
     print(f"seeds {sd:.4f}, of the means of the splits {scores.mean(axis=1).std(ddof=1):.4f}\n")
-    print(f"{'':34}{'helped':>8}{'mean, over splits':>19}{'on the split':>14}{'gain':>8}")
+    print(f"{'':34}{'helped':>8}{'mean, over splits':>19}{'on the split':>14}{'gains':>8}")
     random = np.random.default_rng(0)
-    for factor in (0.0, 1.0):
+    for case in CASES:
         for name, splits in DESIGNS.items():
-            found = [simulate(scores, splits, overlap, factor * sd, random) for _ in range(options.studies)]
+            better, baseline = case.better * sd, case.baseline * sd
+            found = [simulate(scores, splits, overlap, better, baseline, random) for _ in range(options.studies)]
             columns = [share([getattr(each, key) for each in found]) for key in Outcome.__annotations__]
-            label = f"{name}, {'better by 1 sd' if factor else 'all equal'}"
+            label = f"{name}, {case.name}"
             print(f"{label:34}{columns[0]:>8}{columns[1]:>19}{columns[2]:>14}{columns[3]:>8}", flush=True)
 
 
-def simulate(scores: Scores, splits: int, overlap: float, better: float, random: np.random.Generator) -> Outcome:
-    """Return the outcome of one study, whose runs are on so many splits: on the split of the search, or on others."""
+def simulate(
+    scores: Scores, splits: int, overlap: float, better: float, baseline: float, random: np.random.Generator
+) -> Outcome:
+    """Return the outcome of one study, whose runs are on so many splits: on the split of the search, or on others.
+
+    `better` is added to the scores of one configuration, `baseline` to those of the baseline.
+    """
     own, *fresh = random.permutation(len(scores))[: splits + 1]
     parts = [0] * RUNS if splits == 1 else [run % splits for run in range(RUNS)]
-    drawn = random.permutation(scores.shape[1])[: TRIALS + (TOP + 1) * RUNS]
-    search, runs = scores[own][drawn[:TRIALS]], drawn[TRIALS:].reshape(TOP + 1, RUNS)
+    drawn = random.permutation(scores.shape[1])[: TRIALS + (TOP + 2) * RUNS]
+    search, runs = scores[own][drawn[:TRIALS]], drawn[TRIALS:].reshape(TOP + 2, RUNS)
     places = [own] * RUNS if splits == 1 else [fresh[part] for part in parts]
     values = np.stack([scores[place][runs[:, run]] for run, place in enumerate(places)], axis=1)
     values[1] += better
+    values[TOP] += baseline
     keys = [(run,) for run in range(RUNS)] if splits == 1 else [(part,) for part in parts]
-    best = np.sort(search)[::-1]
-    candidates = [Candidate(f"Best-{n + 1}", {}, n, float(best[n]), False) for n in range(TOP)]
-    candidates.append(Candidate("baseline", {}, None, None, True))
+    order = np.argsort(-search)
+    candidates = [
+        Candidate(f"Best-{n + 1}", {}, int(order[n]), float(search[order[n]]), False, order[n] == 0) for n in range(TOP)
+    ]
+    candidates.append(Candidate(BASELINE, {}, None, None, True))
+    if 0 not in order[:TOP]:
+        candidates.append(Candidate(FIRST, {}, 0, float(search[0]), False, True))
     ranking = rank(
         [
             Runs(each, dict(enumerate(row)), {run: {key: row[run]} for run, key in enumerate(keys)}, 0, {})
-            for each, row in zip(candidates, values.tolist(), strict=True)
+            for each, row in zip(candidates, values.tolist(), strict=False)
         ],
         False,
         0.0 if splits == 1 else overlap,
     )
     assert ranking is not None
-    assert ranking.gain is not None
-    extra = better if ranking.winner.candidate.label == "Best-2" else 0.0
-    difference, p = ranking.gain.pairs.difference, ranking.gain.p
+    true = {each.label: 0.0 for each in candidates} | {"Best-2": better, BASELINE: baseline}
+    first = next(each.label for each in candidates if each.first)
+    extra = true[ranking.winner.candidate.label]
+    gains = [(ranking.gain, extra - true[BASELINE]), (ranking.first_gain, extra - true[first])]
+    known = [(gain, truth) for gain, truth in gains if gain is not None]  # the winner may be the first trial
     return Outcome(
-        p is not None and p < SIGNIFICANT and difference.mean > 0,
+        len(known) == len(gains) and all(_is_gain(gain) for gain, _ in known),
         _contains(ranking.winner.estimate.interval, float(scores.mean()) + extra),
         _contains(ranking.winner.estimate.interval, float(scores[own].mean()) + extra),
-        _contains(difference.interval, extra),
+        all(_contains(gain.pairs.difference.interval, truth) for gain, truth in known),
     )
+
+
+def _is_gain(gain: Difference) -> bool:
+    return gain.p is not None and gain.p < SIGNIFICANT and gain.pairs.difference.mean > 0
 
 
 def _contains(interval: Interval | None, value: float) -> bool:

@@ -254,7 +254,7 @@ class StoredStudy:
         on_found: Callable[[Result[Confirmation]], None] = lambda found: None,
         stop: threading.Event | None = None,
     ) -> Result[Confirmation]:
-        """Run the `top` best configurations and the baseline again, each under `seeds` fresh seeds (2 or more).
+        """Run the `top` best configurations, the baseline and the first trial again, each under `seeds` fresh seeds.
 
         With `splits`, the runs of each configuration are spread over so many fresh splits (2 to `seeds`).
         An objective function finds the seed in `trial.user_attrs["seed"]`, and has no `device`. A finished confirmation

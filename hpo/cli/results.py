@@ -113,10 +113,10 @@ def confirm(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object")] = False,
     storage: StorageUrl = None,
 ) -> None:
-    """Run the best trials and the baseline again on fresh seeds.
+    """Run the best trials, the baseline and the first trial again on fresh seeds.
 
     The best of many noisy scores is partly luck. A confirmation measures how much of it is luck, and whether tuning has
-    beaten the baseline. It is a study of its own; after an interruption the same command continues it.
+    beaten the baseline and the first trial. It is a study of its own; after an interruption the same command continues it.
     """
     with stop_on_signals() as interruption:
         study = hpo.load(name, storage=storage)

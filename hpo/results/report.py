@@ -209,7 +209,7 @@ def _commands(study: AnyStudy, confirmation: Confirmation | None) -> list[str]:
     commands = [f"hpo launch {shlex.quote(_file(study))}"]
     if confirmation is not None:
         confirmed = [*(each.candidate for each in confirmation.ranked), *confirmation.lost]
-        top = sum(candidate.score is not None for candidate in confirmed)
+        top = sum(candidate.can_win for candidate in confirmed)
         commands.append(hpo_command("confirm", study.name, f"--top {top} --seeds {confirmation.seeds}"))
     commands.append(hpo_command("export", study.name, f"{'--confirmed ' if confirmation else ''}-o best.json"))
     return [*commands, "hpo replay best.json"] if isinstance(study, Study) else commands

@@ -1,6 +1,6 @@
-"""Confirm a study: run its best configurations and the baseline again under fresh seeds, and return the result.
+"""Confirm a study: run its best configurations, the baseline and the first trial again, and return the result.
 
-The runs are an ordinary study, which any number of processes can share. A finished confirmation is returned without
+All run under fresh seeds. The runs are an ordinary study, which any number of processes can share. A finished confirmation is returned without
 training, and without the data.
 """
 

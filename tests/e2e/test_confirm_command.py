@@ -16,16 +16,20 @@ def test_a_search_is_confirmed(hpo: Run, launched: None) -> None:
     assert outcome.status == 0
     lines = outcome.out.splitlines()
     assert lines[0] == "tiny: mean val acc over 2 fresh seeds, best first"
-    assert sorted(line.split()[0] for line in lines[2:5]) == ["Best-1", "Best-2", "baseline"]
-    assert lines[5].startswith("tuning ")
-    assert lines[6].startswith("the search's best score, ")
-    assert "tiny-confirm: 6 trials" in outcome.err
-    assert "population: 6 completed" in outcome.err
+    assert sorted(line.split()[0] for line in lines[2:6]) == ["Best-1", "Best-2", "First", "baseline"]
+    assert lines[6].startswith("tuning ")
+    assert [line.partition(" minus ")[2].partition(" is ")[0] for line in lines[7:9]] == [
+        "the baseline",
+        "the first trial",
+    ]
+    assert lines[9].startswith("the search's best score, ")
+    assert "tiny-confirm: 8 trials" in outcome.err
+    assert "population: 8 completed" in outcome.err
 
     again = hpo("confirm", "tiny", "--top", "2", "--seeds", "2", "--quiet", "--json")
     assert (again.status, again.err) == (0, "")
     found = json.loads(again.out)
-    assert len(found["configurations"]) == 3
+    assert len(found["configurations"]) == 4
     assert len(found["winner"]["scores"]) == 2
     assert "tiny-confirm " in hpo("studies").out
     assert "tiny-confirm-2" not in hpo("studies").out
@@ -56,4 +60,4 @@ def test_ctrl_c_requeues_unfinished_trials_and_the_same_command_continues(
     assert (outcome.status, outcome.out) == (130, ""), outcome.err
     assert outcome.err.splitlines()[-1] == "hpo: tiny-confirm: interrupted; confirm 'tiny' again to go on"
     assert hpo(*confirm, "--quiet").status == 0
-    assert "4 complete" in hpo("studies").out
+    assert "6 complete" in hpo("studies").out.partition("tiny-confirm ")[2]

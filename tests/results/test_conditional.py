@@ -104,7 +104,12 @@ def test_ranges_are_narrowed_around_the_best_that_have_them(storage: Storage, na
 def test_the_best_are_confirmed_against_a_baseline_of_another_kind(storage: Storage, name: str) -> None:
     confirming = create_confirming_study(storage, name, 2, 3)
     given = points(confirming)
-    assert [point["optimizer.kind"] for point in given] == ["adam", "adam", "sgd"]
+    assert [point["optimizer.kind"] for point in given] == [
+        "adam",
+        "adam",
+        "sgd",
+        "sgd",
+    ]  # the last one is the first trial
     assert given[2].keys() == {"dropout", "optimizer.kind", "lr"}
 
 

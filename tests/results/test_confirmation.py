@@ -38,17 +38,21 @@ from hpo.studyfile import Study, parse_study
 LR = {"lr": FloatDistribution(1e-3, 1.0, log=True)}
 SCORES = {0.1: 0.9, 0.2: 0.8, 0.3: 0.7, 0.4: 0.6}
 MIDDLE = 10**-1.5
-BEST = "Best-1 (trial 0)"
+BEST, BASE, FIRST = "Best-1 (trial 1)", "the baseline (also the first trial)", "the first trial"
 
 
-def searched(storage: Storage, study: Study, scores: dict[float, float] | None = None) -> None:
-    """A study that has been searched: these learning rates with these scores."""
+def searched(
+    storage: Storage, study: Study, scores: dict[float, float] | None = None, first: float | None = MIDDLE
+) -> None:
+    """A study that has been searched: these learning rates with these scores, after a pruned `first` trial."""
     search(study, storage, stop_at=lambda event: True)  # what a launch keeps with a study
     stored = load_study(storage, study.name)
     for waiting in stored.get_trials(states=(TrialState.WAITING, TrialState.COMPLETE)):
         storage.set_trial_state_values(waiting._trial_id, TrialState.FAIL)
-    for lr, score in (SCORES if scores is None else scores).items():
-        stored.add_trial(trial(score, params={"lr": lr}, distributions=dict(LR)))
+    first = {} if first is None else {first: None}
+    for lr, score in (first | (SCORES if scores is None else scores)).items():
+        state = TrialState.PRUNED if score is None else TrialState.COMPLETE
+        stored.add_trial(trial(score, state=state, params={"lr": lr}, distributions=dict(LR)))
 
 
 def small(**changes: Any) -> Study:
@@ -124,7 +128,7 @@ def test_a_name_that_plain_optuna_has_taken_is_left_alone(storage: Storage) -> N
 
 
 def test_a_baseline_of_the_file_that_lies_outside_the_range(storage: Storage) -> None:
-    searched(storage, parse_study({**small().resolved(), "baseline": {"lr": 3}}, "tiny.toml"))
+    searched(storage, parse_study({**small().resolved(), "baseline": {"lr": 3}}, "tiny.toml"), first=None)
     study = create_confirming_study(storage, "tiny", top=1, seeds=2)
     assert study.search.points[-1] == {"lr": 3.0}
     assert study.resolved()["optimizer"]["lr"] == {"low": 1e-3, "high": 3.0, "log": True}
@@ -205,22 +209,24 @@ def test_the_mean_ranks_and_says_how_lucky_the_search_was(storage: Storage) -> N
     assert best.optimism == pytest.approx(0.9 - 0.72)
     assert found.gain is not None
     assert found.gain.pairs.difference.mean == pytest.approx((0.18 + 0.19 + 0.18) / 3)
-    helped, luck, alike, trivial = conclusions(found)
+    helped, gain, luck, alike, trivial = conclusions(found)
     assert luck == "the search's best score, 0.9000, was optimistic: its mean under fresh seeds is 0.7200"
-    assert helped.startswith("tuning helped: Best-2 (trial 1) minus the baseline is +0.1833 (95% interval")
+    assert helped == "tuning helped: Best-2 (trial 2) is better than the baseline (also the first trial)"
+    assert gain.startswith("Best-2 (trial 2) minus the baseline (also the first trial) is +0.1833 (95% interval")
     assert "the difference is the same in all pairs" in str(found.others)  # 0.08 each: no test, so not told apart
-    assert alike == "Best-2 (trial 1) cannot be told apart from Best-1 (trial 0) (paired tests, Holm's correction)"
-    assert trivial.startswith("Best-2 (trial 1) is better than the trivial baseline: val acc 0.1")
+    assert alike == "Best-2 (trial 2) cannot be told apart from Best-1 (trial 1) (paired tests, Holm's correction)"
+    assert trivial.startswith("Best-2 (trial 2) is better than the trivial baseline: val acc 0.1")
 
 
 def test_that_tuning_did_not_help_is_said_plainly(storage: Storage) -> None:
     found = confirmed(storage, {0.1: [0.70, 0.72, 0.74], MIDDLE: [0.71, 0.73, 0.70]})
-    assert any(line.startswith("tuning did not help, as far as 3 seeds can tell") for line in conclusions(found))
+    assert conclusions(found)[0].startswith("tuning did not help, as far as 3 seeds can tell: Best-1 (trial 1) is not")
 
 
 def test_that_the_baseline_is_better_is_said_plainly(storage: Storage) -> None:
     found = confirmed(storage, {0.1: [0.50, 0.51, 0.53], MIDDLE: [0.80, 0.81, 0.84]})
-    assert any(line.startswith("tuning did not help, the baseline is better: Best-1") for line in conclusions(found))
+    better = "tuning did not help, the baseline (also the first trial) is better than Best-1 (trial 1)"
+    assert conclusions(found)[0] == better
 
 
 def test_the_choice_of_the_winner_is_paid_for(storage: Storage) -> None:
@@ -238,15 +244,15 @@ def test_the_choice_of_the_winner_is_paid_for(storage: Storage) -> None:
 
 def test_a_baseline_that_wins_is_named(storage: Storage) -> None:
     scores = {MIDDLE: 0.9, 0.2: 0.8}
-    searched(storage, small(), scores)
+    searched(storage, small(), scores, first=0.2)
     study = create_confirming_study(storage, "tiny", top=2, seeds=2)
     assert len(study.search.points) == 2
     stored = load_study(storage, study.name)
     stored.add_trials([run(study, lr, seed, scores[lr] - seed / 100) for lr in scores for seed in range(2)])
     found = read_confirmation(storage, study.name)
     assert found.gain is None
-    assert "tuning did not help: Best-1 (trial 0) is the baseline" in conclusions(found)
-    assert "Best-1 (trial 0), baseline" in "\n".join(ConfirmationResult(found).lines())
+    assert "tuning did not help: Best-1 (trial 1) is the baseline" in conclusions(found)
+    assert "Best-1 (trial 1), baseline" in "\n".join(ConfirmationResult(found).lines())
 
 
 def test_a_configuration_with_failed_runs_does_not_win(storage: Storage) -> None:
@@ -261,7 +267,7 @@ def test_who_failed_is_behind_and_not_called_worse(storage: Storage) -> None:
     found = confirmed(storage, {0.1: [0.99, 0.98, 0.99, None], 0.2: [0.70, 0.70, 0.72, 0.7], MIDDLE: [0.5] * 4})
     assert found.winner.candidate.label == "Best-2"
     last = conclusions(found)[-2]  # the last one is about the trivial baseline
-    ranked = f"Best-2 (trial 1) ranks before {BEST}, better on the common seeds but with failed runs"
+    ranked = f"Best-2 (trial 2) ranks before {BEST}, better on the common seeds but with failed runs"
     assert last == f"{ranked} (paired tests, Holm's correction)"
 
 
@@ -269,29 +275,122 @@ def test_configurations_of_which_every_run_failed_are_named(storage: Storage) ->
     runs = {0.1: [0.6, 0.7], 0.2: [None, None], 0.3: [None, None], MIDDLE: [0.5, 0.5]}
     found = confirmed(storage, runs)
     assert [each.label for each in found.lost] == ["Best-2", "Best-3"]
-    assert conclusions(found)[-1] == "every run of Best-2 (trial 1) and Best-3 (trial 2) failed"
+    assert conclusions(found)[-1] == "every run of Best-2 (trial 2) and Best-3 (trial 3) failed"
 
 
 @pytest.mark.parametrize(
-    ("runs", "said"),
+    ("runs", "verdict", "gain"),
     [
-        ([0.9, 0.8, 0.71], "tuning did not help, the baseline is better: Best-1 (trial 0) minus the baseline is -0.2"),
-        (
-            [0.3, 0.2, 0.1],
-            f"it is unknown whether tuning helped: {BEST} minus the baseline is +0.4000 (the difference",
-        ),
-        (
-            [0.7, 0.6, 0.5],
-            f"tuning did not help, as far as 3 seeds can tell: {BEST} minus the baseline is +0.0000",
-        ),
-        ([0.5, None, None], "it is unknown whether tuning helped: Best-1 (trial 0) minus the baseline is +0.2"),
+        ([0.9, 0.8, 0.71], f"tuning did not help, {BASE} is better than {BEST}", "-0.2"),
+        ([0.3, 0.2, 0.1], f"it is unknown whether tuning helped: no test of {BEST} against {BASE}", "+0.4000 (the"),
+        ([0.7, 0.6, 0.5], f"tuning did not help, as far as 3 seeds can tell: {BEST} is not better than", "+0.0000"),
+        ([0.5, None, None], f"it is unknown whether tuning helped: no test of {BEST} against {BASE}", "+0.2"),
     ],
 )
-def test_what_is_said_of_tuning_is_no_more_than_the_runs_show(
-    storage: Storage, runs: Sequence[float | None], said: str
+def test_conclusions_on_tuning_are_limited_to_what_the_runs_show(
+    storage: Storage, runs: Sequence[float | None], verdict: str, gain: str
 ) -> None:
     found = confirmed(storage, {0.1: [0.7, 0.6, 0.5], MIDDLE: runs})
-    assert any(line.startswith(said) for line in conclusions(found)), conclusions(found)
+    first, second, *_ = conclusions(found)
+    assert first.startswith(verdict)
+    assert second.startswith(f"{BEST} minus {BASE} is {gain}")
+
+
+OTHER = 0.5
+"""The learning rate of a first trial that is neither the baseline nor one of the best."""
+
+
+def confirmed_with_first(
+    storage: Storage, first: Sequence[float | None], baseline: Sequence[float | None] = (0.5, 0.52, 0.51)
+) -> Confirmation:
+    """Confirm one configuration, whose runs are 0.7 to 0.74, beside these runs of the baseline and the first trial."""
+    runs = {0.1: [0.70, 0.72, 0.74], MIDDLE: baseline, OTHER: first}
+    searched(storage, small(), first=OTHER)
+    study = create_confirming_study(storage, "tiny", top=1, seeds=3)
+    stored = load_study(storage, study.name)
+    stored.add_trials([run(study, lr, seed, score) for lr, each in runs.items() for seed, score in enumerate(each)])
+    return read_confirmation(storage, study.name)
+
+
+@pytest.mark.parametrize(
+    ("first", "baseline", "verdict"),
+    [
+        (
+            [0.5, 0.53, 0.51],
+            [0.5, 0.52, 0.51],
+            f"tuning helped: {BEST} is better than the baseline and the first trial",
+        ),
+        (
+            [0.69, 0.74, 0.73],
+            [0.5, 0.52, 0.51],
+            f"tuning did not help, as far as 3 seeds can tell: {BEST} is not better than the first trial",
+        ),
+        (
+            [0.69, 0.74, 0.73],
+            [0.74, 0.71, 0.73],
+            "tuning did not help, as far as 3 seeds can tell: "
+            f"{BEST} is not better than the baseline or the first trial",
+        ),
+        ([0.8, 0.83, 0.85], [0.5, 0.52, 0.51], f"tuning did not help, the first trial is better than {BEST}"),
+    ],
+)
+def test_a_winner_that_is_no_better_than_the_first_trial_has_not_gained(
+    storage: Storage, first: Sequence[float], baseline: Sequence[float], verdict: str
+) -> None:
+    found = confirmed_with_first(storage, first, baseline)
+    assert [each.candidate.label for each in found.ranked if each.candidate.can_win] == ["Best-1"]
+    lines = conclusions(found)
+    assert lines[0] == verdict
+    assert [line.split(" is ")[0] for line in lines[1:3]] == [
+        f"{BEST} minus {name}" for name in ("the baseline", FIRST)
+    ]
+    assert "First (trial 0)" in {row[0] for row in confirmation_rows(found)}
+    tree = ConfirmationResult(found).tree()["winner"]
+    assert tree["first"] == {"lr": OTHER}
+    assert tree["first_gain"] == pytest.approx(0.72 - sum(first) / 3)
+    assert tree["first_gain_p"] is not None
+
+
+def test_a_first_trial_whose_runs_all_fail_is_named_and_not_compared(storage: Storage) -> None:
+    found = confirmed_with_first(storage, [None, None, None])
+    assert conclusions(found)[0] == f"tuning helped: {BEST} is better than the baseline"
+    assert conclusions(found)[-1] == "every run of First (trial 0) failed"
+    assert "first_gain" not in ConfirmationResult(found).tree()["winner"]
+
+
+def test_a_winner_that_is_the_first_trial_has_not_gained(storage: Storage) -> None:
+    searched(storage, small(), first=None)
+    study = create_confirming_study(storage, "tiny", top=1, seeds=2)
+    assert study.search.points == [{"lr": 0.1}, {"lr": pytest.approx(MIDDLE)}]  # the first trial has no runs of its own
+    runs = {0.1: (0.7, 0.72), MIDDLE: (0.5, 0.51)}
+    stored = load_study(storage, study.name)
+    stored.add_trials([run(study, lr, seed, score) for lr, each in runs.items() for seed, score in enumerate(each)])
+    found = read_confirmation(storage, study.name)
+    assert conclusions(found)[0] == "tuning did not help: Best-1 (trial 0) is the first trial"
+    assert confirmation_rows(found)[0][0] == "Best-1 (trial 0), first trial"
+
+
+def test_a_confirmation_of_an_earlier_version_has_no_first_trial(storage: Storage) -> None:
+    confirmed_with_first(storage, [0.9, 0.91, 0.93])
+    confirming = load_study(storage, "tiny-confirm")
+    record = confirming.user_attrs[CONFIRMS]
+    old = [{key: value for key, value in each.items() if key != "first"} for each in record["candidates"][:2]]
+    confirming.set_user_attr(CONFIRMS, record | {"candidates": old})
+    found = read_confirmation(storage, "tiny-confirm")
+    assert conclusions(found)[0] == f"tuning helped: {BEST} is better than the baseline"
+    assert "first" not in ConfirmationResult(found).tree()["winner"]
+
+
+def test_the_first_trial_is_the_first_that_was_trained(storage: Storage) -> None:
+    searched(storage, small(), scores={}, first=None)
+    stored = load_study(storage, "tiny")
+    states = {0.6: TrialState.FAIL, 0.5: TrialState.PRUNED, 0.1: TrialState.COMPLETE}
+    for lr, state in states.items():
+        score = 0.9 if state == TrialState.COMPLETE else None
+        stored.add_trial(trial(score, state=state, params={"lr": lr}, distributions=dict(LR)))
+    study = create_confirming_study(storage, "tiny", top=1, seeds=2)
+    first = load_study(storage, study.name).user_attrs[CONFIRMS]["candidates"][-1]
+    assert (first["label"], first["trial"], first["params"], first["score"]) == ("First", 1, {"lr": 0.5}, None)
 
 
 def test_what_is_not_finished_has_found_nothing(storage: Storage) -> None:
@@ -392,13 +491,14 @@ def test_for_a_loss_less_is_better(storage: Storage) -> None:
         storage, {0.4: [0.70, 0.72, 0.75], 0.3: [0.5, 0.51, 0.53], MIDDLE: [0.8, 0.85, 0.81]}, metric="val_loss"
     )
     assert [each.candidate.label for each in found.ranked] == ["Best-2", "Best-1", "baseline"]
-    helped, luck, _, trivial = conclusions(found)
+    helped, gain, luck, _, trivial = conclusions(found)
     assert "0.6000, was optimistic" in luck
-    assert helped.startswith("tuning helped: Best-2 (trial 2) minus the baseline is -0.3")
-    assert trivial.startswith("Best-2 (trial 2) is better than the trivial baseline: val loss 2.3")
+    assert helped.startswith("tuning helped: Best-2 (trial 3) is better than the baseline")
+    assert gain.startswith(f"Best-2 (trial 3) minus {BASE} is -0.3")
+    assert trivial.startswith("Best-2 (trial 3) is better than the trivial baseline: val loss 2.3")
     assert found.trivial is not None
     worse = replace(found, trivial=replace(found.trivial, value=0.5))
-    assert conclusions(worse)[-1].startswith("Best-2 (trial 2) is not better than the trivial baseline: val loss 0.5")
+    assert conclusions(worse)[-1].startswith("Best-2 (trial 3) is not better than the trivial baseline: val loss 0.5")
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
@@ -422,7 +522,7 @@ def test_real_runs_end_in_a_confirmation_that_goes_on_where_it_was(storage: Stor
 def test_what_cannot_be_confirmed(storage: Storage) -> None:
     with pytest.raises(UnknownStudyError):
         create_confirming_study(storage, "tiny", 1, 2)
-    searched(storage, small(), scores={})
+    searched(storage, small(), scores={}, first=None)
     with pytest.raises(HpoError, match="no finished trial yet"):
         create_confirming_study(storage, "tiny", 1, 2)
     assert find_confirmation(storage, "tiny") is None

@@ -1,4 +1,7 @@
-"""Inference from the runs of a confirmation: selection among equal configurations, and runs on several splits."""
+"""Inference from the runs of a confirmation: selection among equal configurations, and runs on several splits.
+
+benchmarks/confirmation.py does the same with real scores and more studies.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,17 @@ from numpy.typing import NDArray
 
 from hpo.results.compare.statistics import SIGNIFICANT
 from hpo.results.confirm.inference import Ranking, Runs, rank
-from hpo.results.confirm.study import Candidate
+from hpo.results.confirm.study import BASELINE, FIRST, Candidate
 
 TOP, STUDIES = 5, 400
 
 
 def ranking(scores: NDArray[np.float64], splits: int, overlap: float) -> Ranking:
-    """Rank TOP configurations and a baseline by their runs, [TOP + 1, runs]; run r is on split r % splits."""
+    """Rank TOP configurations, a baseline and a first trial by runs [TOP + 2, runs]; run r has split r % splits."""
     found = []
-    for number, row in enumerate(scores.tolist()):
-        searched = number < TOP
-        score = 1.0 if searched else None
-        candidate = Candidate(f"Best-{number + 1}", {}, number if searched else None, score, not searched)
+    labels = [*(f"Best-{number + 1}" for number in range(TOP)), BASELINE, FIRST]
+    for label, row in zip(labels, scores.tolist(), strict=True):
+        candidate = Candidate(label, {}, None, 1.0, label == BASELINE, label == FIRST)
         parts = {run: {(run if splits == 1 else run % splits,): value} for run, value in enumerate(row)}
         found.append(Runs(candidate, dict(enumerate(row)), parts, 0, {}))
     ranked = rank(found, False, overlap)
@@ -27,35 +29,44 @@ def ranking(scores: NDArray[np.float64], splits: int, overlap: float) -> Ranking
     return ranked
 
 
+def helped(found: Ranking) -> bool:
+    """Whether the winner is better than the baseline and than the first trial, the rule of `gain_line`."""
+    gains = [gain for gain in (found.gain, found.first_gain) if gain is not None]
+    return all(each.p is not None and each.p < SIGNIFICANT and each.pairs.difference.mean > 0 for each in gains)
+
+
 @pytest.mark.parametrize("splits", [1, 5])
-def test_equal_configurations_have_no_gain_and_the_winners_interval_contains_the_truth(splits: int) -> None:
+@pytest.mark.parametrize("worse_baseline", [0.0, 3.0])
+def test_a_gain_is_rarely_found_where_the_first_trial_is_as_good_as_any(splits: int, worse_baseline: float) -> None:
     """Bounds for 400 studies: 5% and 93% and three standard errors, 3 sqrt(0.05 0.95 / 400) = 0.033."""
-    random, helped, covered = np.random.default_rng(0), 0, 0
+    random, gains, covered = np.random.default_rng(0), 0, 0
     for _ in range(STUDIES):
         of_split = np.repeat(random.normal(size=splits), 10 // splits).reshape(splits, -1).T.ravel() * (splits > 1)
-        found = ranking(of_split + random.normal(size=(TOP + 1, 10)), splits, 0.0)
-        assert found.gain is not None
-        interval, p = found.winner.estimate.interval, found.gain.p
+        scores = of_split + random.normal(size=(TOP + 2, 10))
+        scores[TOP] -= worse_baseline
+        found = ranking(scores, splits, 0.0)
+        gains += helped(found)
+        interval = found.winner.estimate.interval
         assert interval is not None
-        helped += p is not None and p < SIGNIFICANT and found.gain.pairs.difference.mean > 0
         covered += interval.low <= 0 <= interval.high
-    assert helped / STUDIES <= 0.05 + 0.033
+    assert gains / STUDIES <= 0.05 + 0.033
     assert covered / STUDIES >= 0.93 - 0.033
 
 
-def test_a_gain_of_three_standard_deviations_is_found() -> None:
-    scores = np.random.default_rng(0).normal(size=(TOP + 1, 10))
+def test_a_gain_of_three_standard_deviations_over_both_is_found() -> None:
+    scores = np.random.default_rng(0).normal(size=(TOP + 2, 10))
     scores[1] += 3
     found = ranking(scores, 1, 0.0)
     assert found.winner.candidate.label == "Best-2"
-    assert found.gain is not None
-    assert found.gain.p is not None
-    assert found.gain.p < SIGNIFICANT
+    assert found.first_gain is not None
+    assert helped(found)
+    scores[-1] += 3  # the first trial is as good
+    assert not helped(ranking(scores, 1, 0.0))
 
 
 def test_only_the_variance_of_the_splits_is_corrected_for_their_overlap() -> None:
     random = np.random.default_rng(1)
-    seeds_only, both = random.normal(size=(TOP + 1, 10)), random.normal(size=(TOP + 1, 10))
+    seeds_only, both = random.normal(size=(TOP + 2, 10)), random.normal(size=(TOP + 2, 10))
     both += 100 * np.tile(random.normal(size=5), 2)
     widths = {}
     for name, scores in (("seeds", seeds_only), ("both", both)):

@@ -1,1 +1,1 @@
-"""Confirmation: the best configurations and the baseline, trained again under fresh seeds."""
+"""Confirmation: the best configurations, the baseline and the first trial, trained again under fresh seeds."""

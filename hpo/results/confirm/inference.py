@@ -1,9 +1,14 @@
 """Inference from the runs of a confirmation: means with intervals, the winner, and paired differences.
 
-Configurations are ranked by the mean of their runs; the winner is the best one of the search. All are run under the
-same seeds, networks on the same batches, so their differences are paired. The winner is selected by the same runs.
-Therefore intervals are simultaneous (Bonferroni), those of means for the configurations of the search, and those of
-differences for the comparisons; p values are corrected by Holm's method for the number of comparisons.
+Configurations are ranked by the mean of their runs; the winner is the best of those that the search ranked best. All
+are run under the same seeds, networks on the same batches, so their differences are paired. The winner is selected by
+the same runs. Therefore intervals are simultaneous (Bonferroni), those of means for the configurations that could have
+won, and those of differences for the comparisons with the same configuration; p values are corrected by Holm's method
+for the number of these comparisons.
+
+Tuning helped only where the winner is better than the baseline and better than the first trial. The claim needs both,
+so its error is at most that of one comparison: an intersection-union test, R. L. Berger, "Multiparameter hypothesis
+testing and acceptance sampling", Technometrics 1982. The p values of the two are not corrected for each other.
 
 Where the runs have several splits, a value is the mean of the runs on one split, or on one fold of it. Splits share
 training examples, so intervals and tests have the correction of Nadeau and Bengio (`statistics.estimate`) for that part
@@ -64,40 +69,47 @@ class Difference:
 class Ranking:
     """Configurations, best mean first, those with a failed run last.
 
-    `gain` is the winner minus the baseline, None where the baseline has no run or is the winner; `others` are the
-    differences to the other configurations of the search, by title.
+    `gain` is the winner minus the baseline, None where the baseline has no run or is the winner; `first_gain` is the
+    same for the first trial, also None where the first trial has the configuration of the baseline. `others` are the
+    differences to the other configurations that could have won, by title.
     """
 
     configurations: tuple[ConfirmedConfiguration, ...]
     winner: ConfirmedConfiguration
     gain: Difference | None
+    first_gain: Difference | None
     others: Mapping[str, Difference]
 
 
 def rank(runs: Sequence[Runs], minimized: bool, overlap: float) -> Ranking | None:
-    """Rank configurations by their runs; None where no configuration of the search has one.
+    """Rank configurations by their runs; None where no configuration that could have won has one.
 
     `minimized`: lower scores are better. `overlap` is that of the splits of the runs (`statistics.estimate`).
     """
-    searched = [each for each in runs if each.candidate.score is not None]
-    if not searched:
+    could_win = sum(each.candidate.can_win for each in runs)
+    if not could_win:
         return None
     ranked = []
     for each in runs:
         parts = _by_part(each.parts.values())
-        mean = estimate(_means(parts), _shared(parts, overlap), len(searched))
+        mean = estimate(_means(parts), _shared(parts, overlap), could_win)
         ranked.append(ConfirmedConfiguration(**vars(each), estimate=mean))
     ranked.sort(key=lambda each: (each.failed > 0, each.estimate.mean if minimized else -each.estimate.mean))
-    winner, *rest = (each for each in ranked if each.candidate.score is not None)
-    baseline = next((each for each in ranked if each.candidate.baseline), None)
+    winner, *rest = (each for each in ranked if each.candidate.can_win)
     others = _differences([(winner, each) for each in rest], overlap)
-    gains: list[Difference] = []
-    if baseline is not None and baseline is not winner:
-        gains = _differences([(each, baseline) for each in (winner, *rest) if each is not baseline], overlap)
+
+    def gain_over(reference: ConfirmedConfiguration | None) -> Difference | None:
+        if reference is None or reference is winner:
+            return None
+        return _differences([(each, reference) for each in (winner, *rest) if each is not reference], overlap)[0]
+
+    first = next((each for each in ranked if each.candidate.first), None)
+    baseline = next((each for each in ranked if each.candidate.baseline), None)
     return Ranking(
         tuple(ranked),
         winner,
-        gains[0] if gains else None,  # the winner's
+        gain_over(baseline),
+        None if first is baseline else gain_over(first),
         {each.candidate.title: other for each, other in zip(rest, others, strict=True)},
     )
 

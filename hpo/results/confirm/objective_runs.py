@@ -38,7 +38,7 @@ def objective_tree(study: ObjectiveStudy, configurations: Sequence[Values], seed
 def description(seeds: int, splits: int | None = None) -> str:
     """Return the description of a confirming study."""
     fresh = f"{seeds} fresh seeds{'' if splits is None else f' on {splits} fresh splits'}"
-    return f"The best configurations of a study and its baseline, each under {fresh}."
+    return f"The best configurations of a study, its baseline and first trial, each under {fresh}."
 
 
 def objective_baseline(study: ObjectiveStudy, trials: Iterable[FrozenTrial]) -> Values:

@@ -52,7 +52,7 @@ class Confirmation:
 
     @property
     def winner(self) -> ConfirmedConfiguration:
-        """The best configuration of the search."""
+        """The winner: the configuration with the best mean of those that the search ranked best."""
         return self.ranking.winner
 
     @property
@@ -61,8 +61,13 @@ class Confirmation:
         return self.ranking.gain
 
     @property
+    def first_gain(self) -> Difference | None:
+        """The winner minus the first trial; None where that is unknown, has no run, or is the winner or baseline."""
+        return self.ranking.first_gain
+
+    @property
     def others(self) -> Mapping[str, Difference]:
-        """The winner minus each other configuration of the search, by title."""
+        """The winner minus each other of the best configurations of the search, by title."""
         return self.ranking.others
 
     @property
@@ -94,6 +99,11 @@ class Confirmation:
     def baseline(self) -> ConfirmedConfiguration | None:
         """The baseline, None where all of its runs failed."""
         return next((each for each in self.ranked if each.candidate.baseline), None)
+
+    @property
+    def first(self) -> ConfirmedConfiguration | None:
+        """The configuration of the first trial, None where all of its runs failed, or it was not confirmed."""
+        return next((each for each in self.ranked if each.candidate.first), None)
 
 
 def find_confirmation(storage: Storage, name: str) -> Confirmation | None:

@@ -1,4 +1,4 @@
-"""Create the study that `hpo confirm` trains: the best configurations and the baseline under fresh seeds.
+"""Create the study that `hpo confirm` trains: the best configurations, baseline and first trial under fresh seeds.
 
 The best of many noisy scores is partly luck; scores under fresh seeds show how much. A confirming study is an ordinary
 study in the same storage, so it can be launched, watched, interrupted and shared like any other. An attribute of it
@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError, UsageError
 from hpo.results.confirm.network_runs import network_tree
 from hpo.results.confirm.objective_runs import is_objective_baseline, objective_baseline, objective_tree
 from hpo.results.derived_names import with_suffix
 from hpo.results.no_best_trial import no_best_trial
-from hpo.results.ranking import ranked_configurations
+from hpo.results.ranking import by_configuration, ranked_configurations, score
 from hpo.search.points import baseline
 from hpo.search.space import Values, is_whole, settings
 from hpo.search.study_records import CODE, DATA, RUN, any_stored_study, user_attrs_of
@@ -45,13 +47,16 @@ CONFIRMS = "hpo:confirms"
 """
 
 SUFFIX = "-confirm"
+BASELINE, FIRST = "baseline", "First"
+"""The labels of the configurations that the best ones are compared with."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A configuration to confirm: its parameters as Optuna stores them, and its trial and score in the search.
 
-    The baseline has a trial only where the search has tried it.
+    The baseline has a trial only where it is one of the best configurations. `first`: it is that of the first trial,
+    which has no score where it was pruned. Confirmations of earlier versions have no first trial.
     """
 
     label: str
@@ -59,6 +64,12 @@ class Candidate:
     trial: int | None
     score: float | None
     baseline: bool
+    first: bool = False
+
+    @property
+    def can_win(self) -> bool:
+        """Whether it is one of the best configurations of the search, from which the winner is selected."""
+        return self.label not in (BASELINE, FIRST)
 
     @property
     def title(self) -> str:
@@ -165,7 +176,7 @@ def _are_same_runs(attrs: Mapping[str, Any], original: Mapping[str, Any]) -> boo
 
 
 def _candidates(storage: Storage, study: AnyStudy, study_id: int, top: int) -> list[Candidate]:
-    """Return the best configurations, each with the mean score of its trials, and the baseline."""
+    """Return the best configurations, each with the mean score of its trials, the baseline and the first trial."""
     nothing = HpoError(f"study '{study.name}' searches no parameter, so there is nothing to confirm")
     if isinstance(study, Study) and not study.parameters:
         raise nothing
@@ -181,13 +192,35 @@ def _candidates(storage: Storage, study: AnyStudy, study_id: int, top: int) -> l
     else:
         base = baseline(study)
         is_baseline = functools.partial(_has_settings, study, settings(study, base))
+    first = _first_trial(storage, study, study_id)
+    known = None if first is None else settings(study, first.params)
     found = []
     for rank, each in enumerate(ranked_configurations(study, trials)[:top], start=1):
-        first = each.trials[0]
-        found.append(Candidate(f"Best-{rank}", dict(each.params), first.number, each.mean, is_baseline(first)))
+        best = each.trials[0]
+        is_first = settings(study, best.params) == known
+        found.append(Candidate(f"Best-{rank}", dict(each.params), best.number, each.mean, is_baseline(best), is_first))
     if not any(candidate.baseline for candidate in found):
-        found.append(Candidate("baseline", base, None, None, True))
+        is_first = first is not None and is_baseline(first)
+        found.append(Candidate(BASELINE, base, None, None, True, is_first))
+    if first is not None and not any(candidate.first for candidate in found):
+        same = by_configuration(study, trials).get(str(known), [first])
+        scores = [score(trial) for trial in same if trial.values is not None and math.isfinite(score(trial))]
+        mean = statistics.fmean(scores) if scores else None
+        found.append(Candidate(FIRST, dict(first.params), first.number, mean, False, True))
     return found
+
+
+def _first_trial(storage: Storage, study: AnyStudy, study_id: int) -> FrozenTrial | None:
+    """Return the first trial of the search that was completed or pruned; None where every such one is foreign."""
+    for number in itertools.count():
+        try:
+            trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, number))
+        except KeyError:
+            return None
+        is_own = is_whole(study, trial.params) if isinstance(study, Study) else bool(trial.params)
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and is_own:
+            return trial
+    raise AssertionError("a study has an end")
 
 
 def _has_settings(study: Study, known: str, trial: FrozenTrial) -> bool:

@@ -10,8 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
-from hpo.results.confirm.inference import ConfirmedConfiguration, Difference
+from hpo.results.confirm.gain import gain_lines, is_better
+from hpo.results.confirm.inference import ConfirmedConfiguration
 from hpo.results.confirm.result import Confirmation
+from hpo.results.confirm.study import BASELINE, FIRST, Candidate
 from hpo.results.output import Result
 from hpo.results.ranking import metric_label, params_line
 from hpo.text import columns, join_and
@@ -60,13 +62,13 @@ def conclusions(found: Confirmation) -> list[str]:
 
     And whether the winner is better than the trivial baseline.
     """
-    lines = [gain_line(found), _optimism_line(found)]
+    lines = [*gain_lines(found), _optimism_line(found)]
     if found.ignores_seeds:
         runs = f"all {found.seeds} runs of each configuration gave the same value"
         return [f"{runs}: the function does not use trial.user_attrs['seed']", *lines, *_missing_lines(found)]
     label, tests = found.winner.candidate.title, CORRECTED if found.splits is None else RESAMPLED
     alike = [other for other, each in found.others.items() if each.p is None or each.p >= SIGNIFICANT]
-    behind = [other for other, each in found.others.items() if other not in alike and not _is_better(found, each)]
+    behind = [other for other, each in found.others.items() if other not in alike and not is_better(found, each)]
     if alike:
         lines.append(f"{label} cannot be told apart from {join_and(alike)} ({tests})")
     if behind:
@@ -89,7 +91,8 @@ def _trivial_lines(found: Confirmation) -> list[str]:
 def _missing_lines(found: Confirmation) -> list[str]:
     """Return sentences about configurations and runs without a score."""
     lines = []
-    if failed := [each.title for each in found.lost if each.label != "Best-1" and each.score is not None]:
+    stated = ("Best-1",) if found.winner.candidate.first else ("Best-1", BASELINE)  # in another sentence
+    if failed := [each.title for each in found.lost if each.label not in stated]:
         lines.append(f"every run of {join_and(failed)} failed")
     if found.foreign:
         runs = "run of another program was" if found.foreign == 1 else "runs of other programs were"
@@ -116,7 +119,24 @@ def winner_tree(found: Confirmation) -> dict[str, Any]:
         "gain_interval": None if gain is None else _pair(gain.pairs.difference.interval),
         "gain_p": None if gain is None else gain.p,
         "baseline": None if found.baseline is None else found.baseline.candidate.params,
+        **_first_tree(found),
         "conclusions": conclusions(found),
+    }
+
+
+def _first_tree(found: Confirmation) -> dict[str, Any]:
+    """Return the parameters of the first trial and the gain over it; nothing for a confirmation without a first trial.
+
+    Where the first trial is the baseline, the gain over it is that over the baseline.
+    """
+    if found.first is None:
+        return {}
+    gain = found.gain if found.first is found.baseline else found.first_gain
+    return {
+        "first": found.first.candidate.params,
+        "first_gain": None if gain is None else gain.pairs.difference.mean,
+        "first_gain_interval": None if gain is None else _pair(gain.pairs.difference.interval),
+        "first_gain_p": None if gain is None else gain.p,
     }
 
 
@@ -136,7 +156,7 @@ def _row(each: ConfirmedConfiguration) -> tuple[str, ...]:
     mean, candidate = each.estimate, each.candidate
     known = {name: value for name, value in candidate.params.items() if name in each.distributions}
     return (
-        candidate.title + (", baseline" if candidate.baseline and candidate.score is not None else ""),
+        _row_title(candidate),
         f"{mean.mean:.4f}",
         "-" if mean.sd is None else f"{mean.sd:.4f}",
         "-" if mean.interval is None else f"{mean.interval.low:.4f} to {mean.interval.high:.4f}",
@@ -144,6 +164,12 @@ def _row(each: ConfirmedConfiguration) -> tuple[str, ...]:
         str(each.failed) if each.failed else "-",
         params_line(known, each.distributions),
     )
+
+
+def _row_title(candidate: Candidate) -> str:
+    """Return `Best-3 (trial 0), first trial`, or `baseline`."""
+    also = [("baseline", candidate.baseline and candidate.can_win), ("first trial", candidate.first)]
+    return ", ".join([candidate.title, *(name for name, is_it in also if is_it and candidate.label != FIRST)])
 
 
 def _optimism_line(found: Confirmation) -> str:
@@ -163,34 +189,6 @@ def winner_line(found: Confirmation) -> str:
     mean, interval = winner.estimate.mean, winner.estimate.interval
     between = "" if interval is None else f" (95% interval {interval.low:.4f} to {interval.high:.4f})"
     return f"{winner.candidate.title}: mean {metric} {mean:.4f}{between} over {len(winner.scores)} fresh seeds"
-
-
-def gain_line(found: Confirmation) -> str:
-    """Compare the winner with the baseline: whether tuning helped."""
-    label, gain = found.winner.candidate.title, found.gain
-    if found.winner.candidate.baseline:
-        return f"tuning did not help: {label} is the baseline"
-    if gain is None:
-        return "it is unknown whether tuning helped: every run of the baseline failed"
-    mean, interval, why = gain.pairs.difference.mean, gain.pairs.difference.interval, gain.pairs.why
-    details = [] if interval is None else [f"95% interval {interval.low:+.4f} to {interval.high:+.4f}"]
-    if gain.p is not None:
-        details += [f"p = {gain.p:.2g}", f"{'both ' * bool(details)}corrected for the selection of the winner"]
-    details += [why] if why else []
-    measured = f"{label} minus the baseline is {mean:+.4f} ({'; '.join(details)})"
-    if gain.p is None and mean != 0:
-        return f"it is unknown whether tuning helped: {measured}"
-    if gain.p is not None and gain.p < SIGNIFICANT:
-        better = _is_better(found, gain)
-        return f"tuning helped: {measured}" if better else f"tuning did not help, the baseline is better: {measured}"
-    parts = f"{gain.pairs.n} {'seed' if found.splits is None else 'split'}{'' if gain.pairs.n == 1 else 's'}"
-    return f"tuning did not help, as far as {parts} can tell: {measured}"
-
-
-def _is_better(found: Confirmation, difference: Difference) -> bool:
-    """Return whether the difference is in favour of the winner."""
-    mean = difference.pairs.difference.mean
-    return mean < 0 if found.study.search.minimized else mean > 0
 
 
 def _pair(interval: Interval | None) -> list[float] | None:

@@ -14,9 +14,10 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
+from hpo.results.confirm.gain import gain_lines
 from hpo.results.confirm.result import find_confirmation
 from hpo.results.confirm.study import confirms_record, original_name
-from hpo.results.confirm.text import gain_line, winner_line
+from hpo.results.confirm.text import winner_line
 from hpo.results.display.summary import next_commands
 from hpo.results.final_test.result import evaluation_lines
 from hpo.results.ranking import rank_label, scores_line
@@ -138,7 +139,7 @@ def _results(storage: Storage, found: StudySummary) -> dict[str, str]:
         results["confirmed"] = str(error)
     else:
         if confirmation is not None:
-            results |= {"confirmed": winner_line(confirmation), "tuning": gain_line(confirmation)}
+            results |= {"confirmed": winner_line(confirmation), "tuning": "; ".join(gain_lines(confirmation))}
     if tested := evaluation_lines(evaluations_of(found.user_attrs)):
         results["tested"] = "; ".join(tested)
     return results
