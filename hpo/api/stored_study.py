@@ -256,7 +256,8 @@ class StoredStudy:
     ) -> Result[Confirmation]:
         """Run the `top` best configurations, the baseline and the first trial again, each under `seeds` fresh seeds.
 
-        With `splits`, the runs of each configuration are spread over so many fresh splits (2 to `seeds`).
+        The runs of each configuration are spread over so many fresh `splits`, at most `seeds`; with 1, all have the
+        split of the search. By default there are 5 with fewer than 5,000 validation examples, and 10 or more seeds.
         An objective function finds the seed in `trial.user_attrs["seed"]`, and has no `device`. A finished confirmation
         is returned without training. `on_found` is called with the result, too. Raises HpoError where there is nothing
         to confirm. Where the confirming study is paused or stopped, `on_found` gets the result so far, then HpoError is

@@ -105,7 +105,13 @@ def confirm(
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Confirm the N best configurations")] = 5,
     seeds: Annotated[int, typer.Option(min=2, metavar="N", help="Run each under N fresh seeds")] = 10,
     splits: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Train and validate the runs on N fresh splits, too")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Spread the runs over N fresh splits; 1: the search's split "
+            "[default: 5 where validation examples are few, else 1]",
+        ),
     ] = None,
     device: Device = "auto",
     workers: Workers = None,
@@ -116,7 +122,8 @@ def confirm(
     """Run the best trials, the baseline and the first trial again on fresh seeds.
 
     The best of many noisy scores is partly luck. A confirmation measures how much of it is luck, and whether tuning has
-    beaten the baseline and the first trial. It is a study of its own; after an interruption the same command continues it.
+    beaten the baseline and the first trial. It is a study of its own; after an interruption the same command continues
+    it.
     """
     with stop_on_signals() as interruption:
         study = hpo.load(name, storage=storage)

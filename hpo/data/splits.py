@@ -111,7 +111,7 @@ def _own_validation(study: Study, raw: RawExamples) -> tuple[RawExamples | None,
     if raw.read_validation is None:
         return None, ""
     fraction = None if isinstance(settings.validation, str) else settings.validation
-    given: dict[str, float | None] = {"folds": settings.folds}
+    given: dict[str, float | None] = {"folds": settings.folds, "splits": settings.splits}
     if settings.stratify is not False:
         given["validation"] = fraction
     for key, value in given.items():

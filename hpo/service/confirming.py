@@ -1,7 +1,7 @@
 """Confirm a study: run its best configurations, the baseline and the first trial again, and return the result.
 
-All run under fresh seeds. The runs are an ordinary study, which any number of processes can share. A finished confirmation is returned without
-training, and without the data.
+All run under fresh seeds. The runs are an ordinary study, which any number of processes can share. A finished
+confirmation is returned without training, and without the data.
 """
 
 from __future__ import annotations

@@ -103,7 +103,9 @@ def test_from_a_search_to_a_result(found: hpo.StoredStudy) -> None:
     found = hpo.load("tiny", storage=RUNS)
     assert (found.ended, found.interrupted, found.confirmation) == (None, False, None)
     confirmation = found.confirm(top=1, seeds=2, device="cpu", progress="quiet")
-    assert str(confirmation).startswith("tiny: mean val acc over 2 fresh seeds, best first\n")
+    assert str(confirmation).startswith(
+        "tiny: mean val acc over 2 fresh seeds on the split of the search (fewer than 10 seeds), best first\n"
+    )
     assert confirmation.to_json()["winner"]["mean"] == confirmation.found.winner.estimate.mean
     assert found.confirmation == confirmation
     comparison = hpo.compare("tiny", "tiny-confirm", storage=RUNS)

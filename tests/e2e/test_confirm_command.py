@@ -15,7 +15,9 @@ def test_a_search_is_confirmed(hpo: Run, launched: None) -> None:
     outcome = hpo("confirm", "tiny", "--top", "2", "--seeds", "2", "--device", "cpu")
     assert outcome.status == 0
     lines = outcome.out.splitlines()
-    assert lines[0] == "tiny: mean val acc over 2 fresh seeds, best first"
+    assert (
+        lines[0] == "tiny: mean val acc over 2 fresh seeds on the split of the search (fewer than 10 seeds), best first"
+    )
     assert sorted(line.split()[0] for line in lines[2:6]) == ["Best-1", "Best-2", "First", "baseline"]
     assert lines[6].startswith("tuning ")
     assert [line.partition(" minus ")[2].partition(" is ")[0] for line in lines[7:9]] == [

@@ -405,7 +405,10 @@ def test_what_is_not_finished_has_found_nothing(storage: Storage) -> None:
     found = read_confirmation(storage, study.name)
     assert found.left == 3
     lines = ConfirmationResult(found).lines()
-    assert lines[0] == "tiny: mean val acc over 2 fresh seeds, so far (3 of 4 runs are left)"
+    assert lines[0] == (
+        "tiny: mean val acc over 2 fresh seeds on the split of the search (fewer than 10 seeds), "
+        "so far (3 of 4 runs are left)"
+    )
     assert len(lines) == 3  # and draws no conclusions
     assert json.loads(ConfirmationResult(found).json_text)["winner"] is None
 

@@ -20,6 +20,8 @@ from hpo.results.compare.runs import groups
 from hpo.results.compare.statistics import estimate, paired
 from hpo.results.compare.table import compare
 from hpo.results.confirm.result import Confirmation
+from hpo.results.confirm.split_choice import SplitChoice, choose_splits
+from hpo.results.confirm.study import CONFIRMS, create_confirming_study
 from hpo.results.confirm.text import ConfirmationResult
 from hpo.results.display.progress import QuietProgress
 from hpo.results.export.best import export
@@ -125,7 +127,7 @@ def test_a_confirmation_on_fresh_splits_has_the_corrected_interval(storage: Stor
     assert each.estimate.mean == pytest.approx(np.mean(means))
     assert each.estimate.interval is not None
     assert each.estimate.interval.high == pytest.approx(np.mean(means) + reach)
-    assert "over 4 fresh seeds on 2 fresh splits" in ConfirmationResult(found).lines()[0]
+    assert "over 4 fresh seeds on 2 fresh splits (as requested), best" in ConfirmationResult(found).lines()[0]
 
     path = tmp_path / "best.json"
     exported = export(storage, "tiny", confirmed=True)
@@ -183,3 +185,51 @@ def test_more_splits_than_seeds_are_refused_before_anything_is_stored(storage: S
         confirmed(storage, splits=5)
     with pytest.raises(HpoError):
         load_study(storage, "tiny-confirm")
+
+
+@pytest.mark.parametrize(
+    ("data", "validation", "seeds", "given", "splits", "why"),
+    [
+        ({}, 4999, 10, None, 5, "only 4,999 validation examples"),
+        ({}, 5000, 10, None, None, "5,000 validation examples"),
+        ({}, 100, 9, None, None, "fewer than 10 seeds"),
+        ({"order": "time"}, 100, 10, None, None, "the examples are in time order"),
+        ({"folds": 3}, 100, 10, None, None, "its folds validate on every training example"),
+        ({}, 100, 10, 1, None, "as requested"),
+        ({}, 5000, 4, 2, 2, "as requested"),
+    ],
+)
+def test_splits_are_fresh_where_validation_examples_are_few(
+    data: dict[str, Any], validation: int, seeds: int, given: int | None, splits: int | None, why: str
+) -> None:
+    study = study_of(data={"dataset": "digits", **data})
+    assert choose_splits(study, {"validation": validation}, seeds, given) == SplitChoice(splits, why)
+
+
+def test_a_confirmation_has_fresh_splits_by_default(storage: Storage) -> None:
+    search(study_of(training={"epochs": 1}, search={"trials": 1}), storage)
+    study = create_confirming_study(storage, "tiny", 1, 10)
+    assert isinstance(study, Study)
+    assert study.data.splits == 5
+    assert create_confirming_study(storage, "tiny", 1, 10, 5).name == study.name  # the same runs
+    alone = create_confirming_study(storage, "tiny", 1, 10, 1)
+    assert isinstance(alone, Study)
+    assert alone.data.splits is None
+
+
+def test_data_with_a_validation_set_are_confirmed_on_it(storage: Storage, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(60, 4)), np.arange(60) % 2
+    np.savez(tmp_path / "own.npz", x=x[:40], y=y[:40], x_val=x[40:], y_val=y[40:])
+    study = study_of(
+        data={"dataset": f"npz:{tmp_path / 'own.npz'}", "train_size": 40}, training={"epochs": 1}, search={"trials": 1}
+    )
+    search(study, storage)
+    with pytest.raises(StudyFileError, match=r"data\.splits: must not be given: npz:.* has a validation set \(got 2\)"):
+        create_confirming_study(storage, "tiny", 1, 10, 2)
+    study = create_confirming_study(storage, "tiny", 1, 10)
+    assert isinstance(study, Study)
+    assert study.data.splits is None
+    assert load_study(storage, study.name).user_attrs[CONFIRMS]["splits_why"] == "the data have a validation set"
+    (tmp_path / "own.npz").unlink()
+    assert create_confirming_study(storage, "tiny", 1, 10).name == study.name  # needs no data

@@ -33,7 +33,8 @@ class Confirmation:
     """A confirmation of the study `original`: its configurations, best mean first.
 
     `lost` are the configurations whose runs all failed. `left` runs are not finished; `foreign` runs were added by
-    another program and are ignored. `trivial` is the trivial baseline of its data.
+    another program and are ignored. `trivial` is the trivial baseline of its data, `splits_why` the reason for its
+    splits, "" where it is unknown.
     """
 
     study: AnyStudy
@@ -44,6 +45,7 @@ class Confirmation:
     ranking: Ranking
     lost: tuple[Candidate, ...]
     trivial: TrivialBaseline | None
+    splits_why: str = ""
 
     @property
     def ranked(self) -> tuple[ConfirmedConfiguration, ...]:
@@ -164,6 +166,7 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
         ranking=ranking,
         lost=tuple(candidate for candidate in candidates if candidate.label not in found_labels),
         trivial=trivial_baseline_of(study, found.user_attrs.get(DATA, {})),
+        splits_why=record.get("splits_why", ""),
     )
 
 

@@ -11,15 +11,17 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import HpoError, UsageError
+from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.results.confirm.network_runs import network_tree
 from hpo.results.confirm.objective_runs import is_objective_baseline, objective_baseline, objective_tree
+from hpo.results.confirm.split_choice import OWN_VALIDATION, SplitChoice, choose_splits
 from hpo.results.derived_names import with_suffix
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import by_configuration, ranked_configurations, score
@@ -41,7 +43,7 @@ from hpo.storage.studies import MAX_TRIALS
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study, parse_any_study
 
 CONFIRMS = "hpo:confirms"
-"""The attribute of a confirming study: the original study, the configurations, and the number of seeds.
+"""The attribute of a confirming study: the original study, the configurations, seeds, and the reason for its splits.
 
 `identity` identifies the original study; `study` is its name at the last confirmation.
 """
@@ -80,41 +82,57 @@ class Candidate:
 def create_confirming_study(storage: Storage, name: str, top: int, seeds: int, splits: int | None = None) -> AnyStudy:
     """Store and return a study that confirms the `top` best configurations of a study under so many seeds and splits.
 
-    Without `splits`, all runs have the split of the study.
+    With `splits = 1`, all runs have the split of the study; without `splits`, `choose_splits` chooses.
     If it exists, even under another name, it is returned as it is, and no data are needed. A new one gets the first
     free name. Raises HpoError where no trial has completed, and where the data are not the study's.
     """
-    from hpo.search.driver import driver_of_stored  # imports torch, which reading a confirmation does not need
-    from hpo.search.launch import submit
-
     original = load_study(storage, name)
     study, attrs = any_stored_study(original), user_attrs_of(original)
     candidates = _candidates(storage, study, original._study_id, top)
+    choice = choose_splits(study, attrs.get(DATA, {}), seeds, splits)
+    known = confirmations(storage, name)
+    if splits is None and any((confirms_record(each) or {}).get("splits_why") == OWN_VALIDATION for each in known):
+        choice = SplitChoice(None, OWN_VALIDATION)
     points = [candidate.params for candidate in candidates]
-    if splits is not None and splits > seeds:
-        raise UsageError(f"--splits: must be at most --seeds, {seeds} (got {splits})")
-    if isinstance(study, ObjectiveStudy):
-        if splits is not None:
-            raise UsageError(f"--splits: not possible with study '{name}', whose function splits the data itself")
-        tree = objective_tree(study, points, seeds)
-    else:
-        tree = network_tree(study, points, seeds, splits, str(attrs[RUN]["precision"]))
     record = {
         "study": name,
         "identity": identity(attrs, name),
         "seeds": seeds,
         "candidates": [asdict(candidate) for candidate in candidates],
     }
-    existing = (each.name for each in confirmations(storage, name))
-    for candidate in itertools.chain(existing, (confirming_name(name, number) for number in itertools.count(1))):
-        tree["name"] = candidate
-        confirming = parse_any_study(tree, f"study '{tree['name']}'", study.folder)
-        if confirming.name not in study_names(storage):
+
+    def create(choice: SplitChoice) -> AnyStudy:
+        if isinstance(study, ObjectiveStudy):
+            tree = objective_tree(study, points, seeds)
+        else:
+            tree = network_tree(study, points, seeds, choice.splits, str(attrs[RUN]["precision"]))
+        return _stored(storage, original, tree, record | {"splits_why": choice.why}, [each.name for each in known])
+
+    try:
+        return create(choice)
+    except StudyFileError:
+        if splits is not None or choice.splits is None:
+            raise
+        return create(SplitChoice(None, OWN_VALIDATION))
+
+
+def _stored(
+    storage: Storage, original: optuna.Study, tree: dict[str, Any], record: dict[str, Any], existing: Sequence[str]
+) -> AnyStudy:
+    """Return the confirming study of this file, stored with its record under an existing name or the first free one."""
+    from hpo.search.driver import driver_of_stored  # imports torch, which reading a confirmation does not need
+    from hpo.search.launch import submit
+
+    study, attrs = any_stored_study(original), user_attrs_of(original)
+    new = (confirming_name(study.name, number) for number in itertools.count(1))
+    for name in itertools.chain(existing, new):
+        confirming = parse_any_study(tree | {"name": name}, f"study '{name}'", study.folder)
+        if name not in study_names(storage):
             driver = driver_of_stored(confirming, original, "cpu")
             try:
                 submit(confirming, storage, driver=driver)
             except UsageError:
-                if confirming.name not in study_names(storage):
+                if name not in study_names(storage):
                     raise
                 continue  # another process has just given this name to another study
         if _is_confirmed_by(storage, confirming, record, attrs):

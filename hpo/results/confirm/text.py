@@ -33,6 +33,9 @@ class ConfirmationResult(Result[Confirmation]):
             "study": found.original,
             "metric": found.study.search.first_metric,
             "left": found.left,
+            "seeds": found.seeds,
+            "splits": found.splits,
+            "splits_why": found.splits_why or None,
             "trivial": None if found.trivial is None else found.trivial.value,
             "winner": winner_tree(found) if found.left == 0 else None,
             "configurations": [_configuration(each) for each in found.ranked],
@@ -49,7 +52,8 @@ class ConfirmationResult(Result[Confirmation]):
 
 
 def _runs_text(found: Confirmation) -> str:
-    return f"{found.seeds} fresh seeds{'' if found.splits is None else f' on {found.splits} fresh splits'}"
+    splits = "the split of the search" if found.splits is None else f"{found.splits} fresh splits"
+    return f"{found.seeds} fresh seeds" + (f" on {splits} ({found.splits_why})" if found.splits_why else "")
 
 
 def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
