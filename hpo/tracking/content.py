@@ -17,8 +17,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
+from hpo.results.confirm.gain import gain_line
 from hpo.results.confirm.result import find_confirmation
-from hpo.results.confirm.text import gain_line, winner_line
+from hpo.results.confirm.text import winner_line
 from hpo.results.export.trials import trial_record
 from hpo.results.study_facts import STEP, metrics_of
 from hpo.search.space import is_whole
