@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from hpo.results.certificate import Certificate
     from hpo.results.confirm.result import Confirmation
+    from hpo.results.ensemble.record import Ensemble
     from hpo.results.final_test.result import Tested
     from hpo.results.output import Result
     from hpo.search.events import StudyEnded
@@ -281,6 +282,18 @@ class StoredStudy:
             )
         return ConfirmationResult(found)
 
+    def ensemble(self, *, size: int = 10, device: str = "auto") -> Result[Ensemble]:
+        """Select an ensemble among the trials with stored weights (`training.keep`); store and return it.
+
+        Greedy selection with replacement by the study's first metric on the validation split, at most `size` picks.
+        `test(ensemble=True)`, `confirm(ensemble=True)` and `export(ensemble=True)` use it. An earlier ensemble is
+        replaced. Raises HpoError where fewer than two trials have stored weights.
+        """
+        from hpo.results.ensemble.select import select_ensemble
+        from hpo.results.ensemble.text import EnsembleResult
+
+        return EnsembleResult(select_ensemble(self._storage, self.name, _positive("ensemble", size, "size"), device))
+
     def narrow(self, name: str | None = None) -> Proposal:
         """Propose the next study, with ranges around the best trials; `name` is its name, by default NAME-2.
 
@@ -349,6 +362,7 @@ class StoredStudy:
         from_checkpoint: bool = False,
         trial: int | None = None,
         subnetworks: int | None = None,
+        ensemble: bool = False,
         device: str = "auto",
         folder: str | Path | None = None,
         say: PrintLine = print_to_stderr,
@@ -357,15 +371,16 @@ class StoredStudy:
         """Evaluate on the sealed test set, once: train the selected configuration on all other examples, and test it.
 
         A further evaluation needs `again`. `from_checkpoint` tests the checkpoint of the search instead of training,
-        `trial` selects that trial's configuration, `subnetworks` also averages so many networks of random dropout. The
-        new `folder`, by default NAME-test, has the result and the weights, for `hpo.predict`. Raises HpoError before
-        the test set is opened where there can be no result, and InterruptionError when stopped.
+        `trial` selects that trial's configuration, `subnetworks` also averages so many networks of random dropout.
+        `ensemble` trains and tests the members of the study's ensemble instead, whose predictions are averaged. The new
+        `folder`, by default NAME-test, has the result and the weights, for `hpo.predict`. Raises HpoError before the
+        test set is opened where there can be no result, and InterruptionError when stopped.
         """
         from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
         from hpo.results.final_test.result import SealedTestResult
 
         options = EvaluationOptions(
-            again, from_checkpoint, trial, subnetworks, device, None if folder is None else Path(folder)
+            again, from_checkpoint, trial, subnetworks, device, None if folder is None else Path(folder), ensemble
         )
         with stop_event(stop) as stop:
             return SealedTestResult(evaluate_test_set(self._storage, self.name, options, stop, say))
@@ -393,9 +408,9 @@ class StoredStudy:
         return next_lines(self.study.checked, self._storage, storage)
 
 
-def _positive(function: str, n: int) -> int:
+def _positive(function: str, n: int, argument: str = "n") -> int:
     if n < 1:
-        raise UsageError(f"{function}: n must be at least 1 (got {n})")
+        raise UsageError(f"{function}: {argument} must be at least 1 (got {n})")
     return n
 
 

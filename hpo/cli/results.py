@@ -141,6 +141,23 @@ def confirm(
         print(line, file=sys.stderr)
 
 
+@command()
+def ensemble(
+    name: Name,
+    size: Annotated[int, typer.Option(min=1, metavar="N", help="Pick at most N times")] = 10,
+    device: Device = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Select trials whose mean prediction is best, among those with stored weights.
+
+    A trial may be picked several times: its picks are its weight. The weights are those of `[training] keep`, and the
+    predictions those for the validation split, so the ensemble's score there is optimistic. The ensemble is stored with
+    the study, for `hpo confirm --ensemble`, `hpo test --ensemble` and `hpo export --ensemble`.
+    """
+    print_result(hpo.load(name, storage=storage).ensemble(size=size, device=device), json)
+
+
 @command("test")
 def evaluate_test_set(
     name: Name,
@@ -155,6 +172,9 @@ def evaluate_test_set(
     subnetworks: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Average N networks of random dropout too")
     ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Test the ensemble of `hpo ensemble` instead of one configuration")
+    ] = False,
     device: Device = "auto",
     output: Annotated[
         Path | None,
@@ -174,6 +194,7 @@ def evaluate_test_set(
             from_checkpoint=from_checkpoint,
             trial=trial,
             subnetworks=subnetworks,
+            ensemble=ensemble,
             device=device,
             folder=output,
             stop=interruption.stop,

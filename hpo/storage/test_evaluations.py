@@ -24,6 +24,7 @@ TESTS = "hpo:tests"
 """The user attribute of a study with the list of its test evaluations.
 
 `result` is null while an evaluation runs, and stays null if it was interrupted or failed; then `failed` is the reason.
+`trial` is null where an ensemble was evaluated: `ensemble` has its trials with their picks, `subject` its title.
 """
 
 Evaluation = dict[str, Any]
@@ -57,6 +58,11 @@ def main_score(scores: Mapping[str, Any]) -> str:
     return f"{scores['metric']['name']} {'undefined' if value is None else f'{value:.4f}'}"
 
 
+def subject_of(evaluation: Evaluation) -> str:
+    """Return the name of what was evaluated: `trial 4`, or the title of an ensemble."""
+    return str(evaluation.get("subject", f"trial {evaluation['trial']}"))
+
+
 def check_untested(user_attrs: Mapping[str, Any], name: str, again: bool) -> None:
     """Raise HpoError if the study has been evaluated on its test set, unless `again`."""
     if (before := completed(evaluations_of(user_attrs))) and not again:
@@ -65,7 +71,7 @@ def check_untested(user_attrs: Mapping[str, Any], name: str, again: bool) -> Non
         score = main_score(last["result"])
         raise HpoError(
             f"study '{name}' has been evaluated on its test set {often} "
-            f"(last with trial {last['trial']} at {last['at']}: {score}); repeated testing biases the estimate: "
+            f"(last with {subject_of(last)} at {last['at']}: {score}); repeated testing biases the estimate: "
             "to evaluate it once more use --again, and the result will state how often it was tested"
         )
 

@@ -23,7 +23,7 @@ from hpo.data.row_splits import hold_out
 from hpo.errors import HpoError, InterruptionError, StorageError
 from hpo.files import write_atomically
 from hpo.results.copy import copy_line
-from hpo.results.final_test import evaluate, scores
+from hpo.results.final_test import evaluate, scores, subject
 from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, new_folder
 from hpo.results.final_test.result import SealedTestResult, evaluation_lines
@@ -322,7 +322,7 @@ def test_a_study_without_a_completed_trial_has_nothing_to_test(storage: Storage)
 def test_a_network_that_diverges_on_all_images_is_not_tested(
     storage: Storage, searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = evaluate.select
+    real = subject.select
 
     def hot(*args: Any) -> Any:
         choice = real(*args)
@@ -330,7 +330,7 @@ def test_a_network_that_diverges_on_all_images_is_not_tested(
         object.__setattr__(choice, "config", choice.config.model_copy(update={"optimizer": optimizer}))
         return choice
 
-    monkeypatch.setattr(evaluate, "select", hot)
+    monkeypatch.setattr(subject, "select", hot)
     refuse(storage, "trained on all examples, trial . diverged: .*; the test set was not evaluated")
 
 

@@ -1,5 +1,8 @@
 """`hpo test`: train the selected configuration on all examples outside the test set, and evaluate it on the test set.
 
+With `ensemble`, the members of the study's ensemble are trained instead, and their mean prediction is evaluated: the
+same single evaluation, recorded in the same way.
+
 The preprocessing is fitted on the same examples as the network; for a checkpoint, on the training split.
 
 Everything that can fail is tried before the evaluation: the test files are read and checked, the network is trained (or
@@ -11,21 +14,23 @@ no result is shown before that. No other command opens test files.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
 from hpo.data import SealedExamples, Split, check_test, load_test, load_whole
-from hpo.errors import HpoError, StorageError
+from hpo.errors import HpoError, StorageError, UsageError
 from hpo.files import write_atomically
+from hpo.results.checkpoint import Trained, read_checkpoint
 from hpo.results.derived_names import file_stem
-from hpo.results.final_test.checkpoint import Trained, read_checkpoint
-from hpo.results.final_test.model_folder import WEIGHTS_FILE, check_free, new_folder, sha256
+from hpo.results.ensemble.network import EnsembleNetwork
+from hpo.results.final_test.model_folder import check_free, new_folder, sha256
 from hpo.results.final_test.result import Tested, result_tree, write_files
 from hpo.results.final_test.scores import (
     check_untrained,
@@ -34,8 +39,9 @@ from hpo.results.final_test.scores import (
     training_sample,
 )
 from hpo.results.final_test.study_metric import metrics_of_test, study_metric
-from hpo.results.selection import Selection, select
-from hpo.search.plan import NetworkPlan, plan_stored, task_of, to_planned_device
+from hpo.results.final_test.subject import Subject, find_subject
+from hpo.results.new_training import NewTraining, train_anew
+from hpo.search.plan import NetworkPlan, plan_stored, task_of
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, load_study
 from hpo.storage.test_evaluations import (
@@ -55,13 +61,13 @@ from hpo.training.devices import describe_device
 from hpo.training.networks.weights_file import load_network, read_weights, weights_to_bytes
 from hpo.training.population import EpochResult
 from hpo.training.seeds import derive_seed
-from hpo.training.stack import Member
 from hpo.training.tasks.task import Task
 from hpo.training.tasks.trivial import trivial_scores
-from hpo.training.trainer import Trainer
 
 MESSAGES = 10
 """About how many lines report the progress of the training."""
+
+INSTEAD = "test one of the other trials without --ensemble"
 
 Say = Callable[[str], None]
 
@@ -76,6 +82,7 @@ class EvaluationOptions:
     subnetworks: int | None = None
     device: str = "auto"
     folder: Path | None = None
+    ensemble: bool = False
 
 
 def evaluate_test_set(
@@ -83,15 +90,18 @@ def evaluate_test_set(
 ) -> Tested:
     """Evaluate a study's selected configuration on its test set; return the result, `hpo.test/2`, and its folder.
 
+    With `options.ensemble` the study's ensemble is evaluated; the result is `hpo.ensemble_test/1`.
+
     Raises HpoError where the study has been evaluated and `options.again` is not set, and for every other failure; an
     error after the evaluation contains its accuracy. `stop` ends the training.
     """
+    _check_options(options)
     stored = load_study(storage, name)
     study, attrs = stored_study(stored), user_attrs_of(stored)
     check_untested(attrs, name, options.again)
     folder = options.folder or _default_folder(name, len(completed(evaluations_of(attrs))) + 1)
     check_free(folder)
-    selected = select(storage, name, options.trial)
+    subject = find_subject(storage, name, attrs, options.trial, options.ensemble)
     planned = plan_stored(study, stored, options.device)
     check_test(study)
     if not options.from_checkpoint:
@@ -101,36 +111,39 @@ def evaluate_test_set(
     names, sample = planned.split.names, training_sample(planned.split, len(test_set))
     task = task_of(study, planned.split).to(torch.device("cpu"))
     few, metric = None if options.subnetworks is None else 2, study_metric(study, task)
-    check_untrained(study, selected, planned, sample, few)
+    for selected in subject.members:
+        check_untrained(study, selected, planned, sample, few)
     shown: dict[str, Any] = {}
     with _scores_in_errors(shown), new_folder(folder) as files:
         if options.from_checkpoint:
-            trained = read_checkpoint(storage, stored, selected, planned)
+            advice = "omit --from-checkpoint, and it is trained again"
+            trained = [
+                read_checkpoint(storage, stored, each.trial, each.config, planned, advice) for each in subject.members
+            ]
         else:
-            precision = precision_of(selected.config, attrs[RUN]["precision"])
-            trained = _train(study, selected, precision, planned, stop, say)
-        network = _saved_network(files / WEIGHTS_FILE, name, selected, planned, trained, task.outputs)
-        weights_sha256 = sha256(files / WEIGHTS_FILE)
+            trained = _train(study, subject, attrs[RUN]["precision"], planned, stop, say)
+        network = _saved_network(files, name, subject, planned, trained, task)
+        hashes = [sha256(files / subject.weights_file(each)) for each in subject.members]
 
         def write_result(number: int, scores: Mapping[str, Any]) -> dict[str, Any]:
-            result = result_tree(study, attrs[DATA], selected, trained, weights_sha256, number, scores, attrs.get(CODE))
+            result = result_tree(study, attrs[DATA], subject, trained, hashes, number, scores, attrs.get(CODE))
             write_files(files, result, _input_format(planned, task), task.kind)
             return result
 
         def scores_on(examples: SealedExamples, subnetworks: int | None) -> dict[str, Any]:
-            found = evaluate_network(network, examples, task, names, metric, subnetworks, trained.seed)
+            found = evaluate_network(network, examples, task, names, metric, subnetworks, trained[0].seed)
             training, metrics = planned.split.train.targets, metrics_of_test(metric, task)
             return found | {"trivial": trivial_scores(task, training, examples.targets, metrics)}
 
         def evaluate() -> dict[str, Any]:
-            with network_errors(study, selected, "the test set"):
+            with network_errors(study, subject.label, "the test set"):
                 return scores_on(test_set, options.subnetworks)
 
-        with network_errors(study, selected, "training examples"):
+        with network_errors(study, subject.label, "training examples"):
             dry_run = scores_on(sample, few)
         write_result(1, dry_run)  # fails now if the disk is full
         target = StudyRef(stored._study_id, name, attrs.get(IDENTITY))
-        origin = {"trial": selected.trial, "from_checkpoint": options.from_checkpoint}
+        origin = {**subject.record(), "from_checkpoint": options.from_checkpoint}
         evaluation = _recorded(storage, target, options.again, origin, evaluate)
         shown.update(evaluation["result"])
         result = write_result(evaluation["look"], evaluation["result"])
@@ -171,16 +184,26 @@ def _default_folder(name: str, evaluation: int) -> Path:
     return Path(f"{file_stem(name)}-test" + ("" if evaluation == 1 else f"-{evaluation}"))
 
 
+def _check_options(options: EvaluationOptions) -> None:
+    """Raise UsageError for options that exclude --ensemble."""
+    others = {"--trial": options.trial, "--subnetworks": options.subnetworks}
+    for option, value in others.items() if options.ensemble else ():
+        if value is not None:
+            raise UsageError(f"{option} excludes --ensemble: give one of them")
+
+
 def _saved_network(
-    path: Path, name: str, selected: Selection, planned: NetworkPlan, trained: Trained, outputs: int
+    folder: Path, name: str, subject: Subject, planned: NetworkPlan, trained: Sequence[Trained], task: Task
 ) -> nn.Module:
-    """Save the weights to a file; return the network with the weights of that file."""
-    metadata = {"study": name, "trial": str(selected.trial), "data_sha256": planned.split.content_sha256}
-    write_atomically(weights_to_bytes(trained.state, {"schema": "hpo.weights/1", **metadata}), path)
-    state, _ = read_weights(path)
-    shape = split_shape(planned.split)
-    network = load_network(path, state, selected.config.network, shape, outputs)
-    return network.to(planned.device)
+    """Save the weights of each member to a file; return the network, or the ensemble, with the weights of the files."""
+    networks, shape = list[nn.Module](), split_shape(planned.split)
+    for selected, each in zip(subject.members, trained, strict=True):
+        path = folder / subject.weights_file(selected)
+        metadata = {"study": name, "trial": str(selected.trial), "data_sha256": planned.split.content_sha256}
+        write_atomically(weights_to_bytes(each.state, {"schema": "hpo.weights/1", **metadata}), path)
+        state, _ = read_weights(path)
+        networks.append(load_network(path, state, selected.config.network, shape, task.outputs).to(planned.device))
+    return networks[0] if subject.ensemble is None else EnsembleNetwork(task, networks, subject.picks)
 
 
 def _input_format(planned: NetworkPlan, task: Task) -> dict[str, Any]:
@@ -206,39 +229,43 @@ def _whole(study: Study, planned: NetworkPlan) -> Split:
 
 
 def _train(
-    study: Study, selected: Selection, precision: str, planned: NetworkPlan, stop: threading.Event, say: Say
-) -> Trained:
-    """Train the selected configuration on the training examples of the plan, those of `_whole`."""
+    study: Study, subject: Subject, precision: str, planned: NetworkPlan, stop: threading.Event, say: Say
+) -> list[Trained]:
+    """Train the members of the subject on the training examples of the plan, those of `_whole`."""
     count = len(planned.split.train)
-    # The schedule is that of all epochs, wherever the training ends; early stopping is off: there is no validation set.
-    # A plateau schedule repeats the reductions of the trial.
-    config = selected.config
-    config = config.model_copy(update={"training": config.training.model_copy(update={"patience": None})})
-    number, epochs = selected.trial, selected.epochs
-    seed = derive_seed("test", study.search.seed, number)
-    say(f"{study.name}: trial {number} on {count:,} examples for {epochs} epoch{'s' if epochs > 1 else ''}")
+    trainings = {
+        each.trial: NewTraining(
+            each.trial,
+            each.config,
+            each.epochs,
+            derive_seed("test", study.search.seed, each.trial),
+            val_losses=each.val_losses,
+        )
+        for each in subject.members
+    }
+    for number, each in trainings.items():
+        plural = "s" if each.epochs > 1 else ""
+        say(f"{study.name}: trial {number} on {count:,} examples for {each.epochs} epoch{plural}")
 
     def report_progress(result: EpochResult) -> None:
-        if result.epoch % max(1, epochs // MESSAGES) == 0 and number in result.metrics:
-            loss = result.metrics[number]["train_loss"]
-            say(f"{study.name}: epoch {result.epoch}/{epochs}, training loss {loss:.4f}")
+        losses = {number: metrics["train_loss"] for number, metrics in result.metrics.items()}
+        epochs = trainings[next(iter(losses))].epochs if losses else 0
+        if losses and result.epoch % max(1, epochs // MESSAGES) == 0:
+            loss = f"{'mean ' if len(losses) > 1 else ''}training loss {fmean(losses.values()):.4f}"
+            say(f"{study.name}: epoch {result.epoch}/{epochs}, {loss}")
 
-    trainer = Trainer(to_planned_device(study, planned)[0], precision, say)
-    outcome = trainer.run(
-        [Member(number, config, seed, val_losses=selected.val_losses)],
-        metric=study.search.first_metric,
-        minimized=study.search.minimized,
-        stop=stop,
-        last_epoch=epochs,
-        with_weights=True,
-        on_epoch=report_progress,
-    )[number]
-    if outcome.state is None:
-        raise HpoError(
-            f"study '{study.name}': trained on all examples, trial {number} {outcome.failed}; the test set was not "
-            "evaluated: select another trial with --trial"
-        )
-    return Trained(outcome.state, epochs, count, seed, False, describe_device(planned.device), precision)
+    outcomes = train_anew(study, planned, precision, list(trainings.values()), stop, say, report_progress)
+    found = []
+    for selected in subject.members:
+        outcome, training = outcomes[selected.trial], trainings[selected.trial]
+        if outcome.state is None:
+            raise HpoError(
+                f"study '{study.name}': trained on all examples, trial {selected.trial} {outcome.failed}; the test set "
+                f"was not evaluated: {'select another trial with --trial' if subject.ensemble is None else INSTEAD}"
+            )
+        used, device = precision_of(selected.config, precision), describe_device(planned.device)
+        found.append(Trained(outcome.state, training.epochs, count, training.seed, False, device, used))
+    return found
 
 
 def _check_same_test_set(name: str, attrs: Mapping[str, Any], test_set: SealedExamples) -> None:

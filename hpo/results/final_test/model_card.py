@@ -1,4 +1,7 @@
-"""Read and check a model card, `hpo.card/2`: the description of the network beside its weights.
+"""Read and check a model card: the description of a network, or of an ensemble's networks, beside their weights.
+
+    hpo.card/2           one network
+    hpo.ensemble_card/1  the networks of an ensemble, with the number of picks of each
 
 A card may come from anywhere: it is checked before a network is built from it. A damaged or too large card is an
 HpoError of one line. Cards of version 1, which have no preprocessing, are read, too.
@@ -22,6 +25,7 @@ from hpo.untrusted_files import parse_json, read_limited
 
 CARD = "hpo.card/2"
 EARLIER_CARD = "hpo.card/1"
+ENSEMBLE_CARD = "hpo.ensemble_card/1"
 CARD_FILE = "card.json"
 LARGEST_CARD = 2**22
 """Bytes of a card: room for the names of 100,000 classes."""
@@ -72,42 +76,71 @@ class _Config(FileModel):
     network: NetworkSettings
 
 
-class _CardModel(FileModel):
+class _Member(FileModel):
     weights: _Weights
+    config: _Config
+    picks: Side = 1
+
+
+class _CommonModel(FileModel):
     input: _Input
     data: _Data
-    config: _Config
     code: CodeRecord | None = None
     preprocess: FittedPreprocessing | None = None
 
 
-@dataclass(frozen=True)
-class Card:
-    """A model card: the file of weights and its SHA-256, the input format and its preprocessing, the network, and code.
+class _CardModel(_CommonModel, _Member):
+    @property
+    def networks(self) -> list[_Member]:
+        return [self]
 
-    `classes` is the number of outputs. `scaling` has mean and deviation of the columns that a regression predicts.
-    `names` are the names of the classes or labels, None where they are named by their numbers. `white` is the byte that
-    stands for white, None for a network that takes floats or integers. Where the card of a table has the shape
-    [1, 1, features], as earlier versions of hpo wrote it, the network gets its rows in this shape.
-    """
+
+class _EnsembleCardModel(_CommonModel):
+    members: list[_Member] = Field(min_length=1)
+
+    @property
+    def networks(self) -> list[_Member]:
+        return self.members
+
+
+@dataclass(frozen=True)
+class CardNetwork:
+    """A network of a card: the file of its weights and its SHA-256, its settings, and its picks in an ensemble."""
 
     weights: str
     sha256: str
+    settings: NetworkSettings
+    picks: int
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model card: the networks with their weights, the input format and its preprocessing, and code.
+
+    An ensemble has several networks. `classes` is the number of outputs. `scaling` has mean and deviation of the
+    columns that a regression predicts. `names` are the names of the classes or labels, None where they are named by
+    their numbers. `white` is the byte that stands for white, None for a network that takes floats or integers. Where
+    the card of a table has the shape [1, 1, features], as earlier versions of hpo wrote it, the network gets its rows
+    in this shape.
+    """
+
+    networks: tuple[CardNetwork, ...]
     shape: Shape
     classes: int
     names: tuple[str, ...] | None
     white: int | None
     task: str
     scaling: tuple[tuple[float, ...], tuple[float, ...]] | None
-    network: NetworkSettings
     code: Mapping[str, Any] | None
     preprocessing: FittedPreprocessing
 
 
 def read_card(path: Path) -> Card:
     """Return the card in a file. Raises HpoError where it is invalid, or lacks something that is needed."""
+    tree = _tree(path)
+    kind = _EnsembleCardModel if tree["schema"] == ENSEMBLE_CARD else _CardModel
     try:
-        model = _CardModel.model_validate(_tree(path))
+        model = kind.model_validate(tree)
     except ValidationError as error:
         raise damaged_card(path) from error
     names = tuple(model.data.classes or ())
@@ -115,21 +148,23 @@ def read_card(path: Path) -> Card:
     scaling = model.input.scaling
     if (model.input.task == "regression") != (scaling is not None) or (scaling is not None and not _fits(model.input)):
         raise damaged_card(path)
-    if (names and not are_valid) or Path(model.weights.file).name != model.weights.file:
+    files = [each.weights.file for each in model.networks]
+    if (names and not are_valid) or any(Path(file).name != file for file in files):
         raise damaged_card(path)
     preprocessing = model.preprocess or FittedPreprocessing()
     if not preprocessing.fits(model.input.shape):
         raise damaged_card(path)
     return Card(
-        weights=model.weights.file,
-        sha256=model.weights.sha256,
+        networks=tuple(
+            CardNetwork(each.weights.file, each.weights.sha256, each.config.network, each.picks)
+            for each in model.networks
+        ),
         shape=_shape(model.input, preprocessing),
         classes=model.input.classes,
         names=names or None,
         white=model.input.white,
         task=model.input.task,
         scaling=None if scaling is None else (tuple(scaling.mean), tuple(scaling.deviation)),
-        network=model.config.network,
         code=None if model.code is None else model.code.model_dump(),
         preprocessing=preprocessing,
     )
@@ -166,7 +201,7 @@ def _tree(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise HpoError(f"{path}: {error}") from error
     schema = tree.get("schema") if isinstance(tree, dict) else None
-    if schema not in (EARLIER_CARD, CARD):
-        reads = f"{EARLIER_CARD} and {CARD}"
+    if schema not in (EARLIER_CARD, CARD, ENSEMBLE_CARD):
+        reads = f"{EARLIER_CARD}, {CARD} and {ENSEMBLE_CARD}"
         raise HpoError(f"{path}: has the schema {format_value(schema)}, but this version of hpo reads {reads}")
     return dict(tree)

@@ -1,7 +1,7 @@
-"""Write the folder of a tested network whole or not at all, and load its network.
+"""Write the folder of a tested network or ensemble whole or not at all, and load its network.
 
-    weights.safetensors   the weights, never a pickle
-    card.json             hpo.card/2: configuration, input format, preprocessing, data, versions, SHA-256 of the weights
+    weights.safetensors     the weights, never a pickle; of an ensemble weights-TRIAL.safetensors for each member
+    card.json               configuration, input format, preprocessing, data, versions, SHA-256 of the weights
 
 A folder that contains anything is never overwritten. Reading checks everything: a card or weights that are damaged, of
 another version, or do not belong together are an error of one line.
@@ -23,12 +23,14 @@ from torch import nn
 from hpo.data.preprocessing import FittedPreprocessing
 from hpo.errors import CodeError, HpoError
 from hpo.files import UMASK, temporary_path
-from hpo.results.final_test.model_card import CARD_FILE, damaged_card, read_card
+from hpo.results.ensemble.network import EnsembleNetwork
+from hpo.results.final_test.model_card import CARD_FILE, Card, CardNetwork, damaged_card, read_card
 from hpo.studyfile import NetworkSettings
 from hpo.training.device_data import Shape
 from hpo.training.networks.builtin import build_uninitialized
 from hpo.training.networks.weights_file import MAX_ELEMENT_BYTES, load_network, max_weights_bytes, read_weights
 from hpo.training.size import device_memory, measure_network, network_size
+from hpo.training.tasks.task import Task
 from hpo.untrusted_files import open_regular_file
 from hpo.usercode import find_unchanged_code, one_line_error
 
@@ -102,23 +104,52 @@ def read_model(folder: Path, device: torch.device) -> Model:
     """
     path = folder / CARD_FILE
     card = read_card(path)
-    settings, file = card.network, folder / card.weights
-    if settings.module is not None:
-        settings = settings.with_folder(_code_folder(folder, settings.module, card.code))
-    network, activations = _outline(path, settings, card.shape, card.classes)
-    largest = max_weights_bytes(network)
-    if 2 * largest + MAX_ELEMENT_BYTES * activations > device_memory(device):
+    outlines = []
+    for each in card.networks:
+        settings = each.settings
+        if settings.module is not None:
+            settings = settings.with_folder(_code_folder(folder, settings.module, card.code))
+        network, activations = _outline(path, settings, card.shape, card.classes)
+        outlines.append((settings, max_weights_bytes(network), activations))
+    activations = sum(count for _, _, count in outlines)
+    needed = 2 * sum(largest for _, largest, _ in outlines) + MAX_ELEMENT_BYTES * activations
+    if needed > device_memory(device):
         raise HpoError(f"{path}: its network does not fit into the memory of {device}")
+    networks = [
+        _read_network(folder, card, each, settings, largest, device)
+        for each, (settings, largest, _) in zip(card.networks, outlines, strict=True)
+    ]
+    names = card.names or tuple(map(str, range(card.classes)))
+    return Model(
+        networks[0] if len(networks) == 1 else EnsembleNetwork(_task(card), networks, [e.picks for e in card.networks]),
+        card.shape,
+        names,
+        card.white,
+        activations,
+        card.task,
+        card.scaling,
+        card.preprocessing,
+    )
+
+
+def _read_network(
+    folder: Path, card: Card, described: CardNetwork, settings: NetworkSettings, largest: int, device: torch.device
+) -> nn.Module:
+    """Return a network of the card with its weights, whose file has at most `largest` bytes."""
+    file = folder / described.weights
     if _size_of(file, folder) > largest:
         raise HpoError(f"{file}: its weights do not match the described network")
-    if sha256(file) != card.sha256:
+    if sha256(file) != described.sha256:
         raise HpoError(f"{file}: is not the file that {CARD_FILE} describes (its SHA-256 differs)")
     network = load_network(file, read_weights(file)[0], settings, card.shape, card.classes)
     network = network.float() if device.type == "mps" else network  # mps has no float64
-    names = card.names or tuple(map(str, range(card.classes)))
-    return Model(
-        network.to(device), card.shape, names, card.white, activations, card.task, card.scaling, card.preprocessing
-    )
+    return network.to(device)
+
+
+def _task(card: Card) -> Task:
+    """Return the task whose predictions are averaged: a regression with a variance for each column has two outputs."""
+    has_variances = card.scaling is not None and card.classes > len(card.scaling[0])
+    return Task(card.task, card.classes, "gaussian_nll" if has_variances else "")
 
 
 def _outline(path: Path, settings: NetworkSettings, shape: Shape, classes: int) -> tuple[nn.Module, int]:

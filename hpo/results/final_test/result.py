@@ -1,4 +1,7 @@
-"""The result of a test evaluation: its JSON (`hpo.test/2`, see test.schema.json), its text, and its files.
+"""The result of a test evaluation: its JSON, its text, and its files.
+
+    hpo.test/2           of one network (test.schema.json)
+    hpo.ensemble_test/1  of the ensemble of a study (ensemble_test.schema.json)
 
 Trains and evaluates nothing.
 """
@@ -11,23 +14,23 @@ from typing import Any, NamedTuple
 
 from hpo.data.examples import describe_classes
 from hpo.files import write_atomically
+from hpo.results.checkpoint import Trained
 from hpo.results.export.best import best_config
 from hpo.results.figures.confusion import confusion, label_counts
 from hpo.results.figures.files import page
 from hpo.results.figures.predicted import predicted_against_true
-from hpo.results.final_test.checkpoint import Trained
-from hpo.results.final_test.model_card import CARD, CARD_FILE
-from hpo.results.final_test.model_folder import WEIGHTS_FILE
+from hpo.results.final_test.model_card import CARD, CARD_FILE, ENSEMBLE_CARD
 from hpo.results.final_test.study_metric import measure_label
+from hpo.results.final_test.subject import Subject
 from hpo.results.output import Result
 from hpo.results.selection import Selection
 from hpo.results.trivial_baseline import PREDICTIONS
-from hpo.storage.test_evaluations import Evaluation, main_score
+from hpo.storage.test_evaluations import Evaluation, main_score, subject_of
 from hpo.studyfile import Study
-from hpo.text import json_text
+from hpo.text import join_and, json_text
 from hpo.versions import provenance
 
-SCHEMA = "hpo.test/2"
+SCHEMA, ENSEMBLE_SCHEMA = "hpo.test/2", "hpo.ensemble_test/1"
 RESULT_FILE, FIGURE_FILE, PREDICTED_FILE = "result.json", "confusion.html", "predicted.html"
 
 
@@ -41,29 +44,62 @@ class Tested(NamedTuple):
 def result_tree(
     study: Study,
     data: Mapping[str, Any],
-    selected: Selection,
-    trained: Trained,
-    weights_sha256: str,
+    subject: Subject,
+    trained: Sequence[Trained],
+    weights_sha256: Sequence[str],
     evaluation: int,
     scores: Mapping[str, Any],
     code: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the result of the test evaluation of that number with these scores.
 
-    `data` and `code` are the study's records of its data and of the user's code.
+    `trained` and `weights_sha256` are those of each member of the subject. `data` and `code` are the study's records of
+    its data and of the user's code.
     """
+    members = [
+        _member_tree(study, subject, *each) for each in zip(subject.members, trained, weights_sha256, strict=True)
+    ]
     separate = ("subnetworks", "sha256")
     return {
-        "schema": SCHEMA,
+        **_subject_tree(study, subject, members),
+        "look": evaluation,
+        "looks": evaluation,
+        "test": {key: value for key, value in scores.items() if key not in separate},
+        **({"subnetworks": scores["subnetworks"]} if subject.ensemble is None else {}),
+        "data": {**data, "test": scores["images"], "test_sha256": scores["sha256"]},
+        **({} if code is None else {"code": dict(code)}),
+        **provenance(),
+    }
+
+
+def _subject_tree(study: Study, subject: Subject, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a result that name what was tested."""
+    if subject.ensemble is None:
+        why = {"why": subject.members[0].why, "metric": study.search.first_metric}
+        first = ("trial", "score", "params", "config", "weights", "precision", "device")
+        return {"schema": SCHEMA, "study": study.name, **why, **{key: members[0][key] for key in first}}
+    found = subject.ensemble
+    picks = [{"trial": each.trial, "picks": each.picks, "weight": found.weight(each)} for each in found.members]
+    return {
+        "schema": ENSEMBLE_SCHEMA,
         "study": study.name,
+        "why": f"{found.title}, selected among {found.candidates} trials with stored weights",
+        "metric": found.metric,
+        "score": found.score,
+        "members": [{**pick, **member} for pick, member in zip(picks, members, strict=True)],
+    }
+
+
+def _member_tree(
+    study: Study, subject: Subject, selected: Selection, trained: Trained, weights_sha256: str
+) -> dict[str, Any]:
+    return {
         "trial": selected.trial,
-        "why": selected.why,
-        "metric": study.search.first_metric,
         "score": selected.score,
         "params": selected.params,
         "config": best_config(study, selected.config, trained.precision),
         "weights": {
-            "file": WEIGHTS_FILE,
+            "file": subject.weights_file(selected),
             "sha256": weights_sha256,
             "from_checkpoint": trained.from_checkpoint,
             "epochs": trained.epochs,
@@ -72,13 +108,6 @@ def result_tree(
         },
         "precision": trained.precision,
         "device": trained.device,
-        "look": evaluation,
-        "looks": evaluation,
-        "test": {key: value for key, value in scores.items() if key not in separate},
-        "subnetworks": scores["subnetworks"],
-        "data": {**data, "test": scores["images"], "test_sha256": scores["sha256"]},
-        **({} if code is None else {"code": dict(code)}),
-        **provenance(),
     }
 
 
@@ -86,7 +115,8 @@ def write_files(folder: Path, result: dict[str, Any], input_format: Mapping[str,
     """Write the result, the figure of the task and the model card, with the keys of `input_format`, to the folder."""
     scores = result["test"]
     brief = {key: value for key, value in scores.items() if key not in ("classes", "confusion", "labels", "pairs")}
-    card = {**result, "schema": CARD, **input_format, "test": brief}
+    schema = CARD if result["schema"] == SCHEMA else ENSEMBLE_CARD
+    card = {**result, "schema": schema, **input_format, "test": brief}
     title = f"{scores['images']:,} test examples, {main_score(scores)}"
     if task == "regression":
         figure, name = predicted_against_true(result["study"], scores["pairs"], title), PREDICTED_FILE
@@ -104,21 +134,20 @@ class SealedTestResult(Result[Tested]):
     """A test evaluation as text and as JSON."""
 
     def tree(self) -> dict[str, Any]:
-        """Return the result, `hpo.test/2`."""
+        """Return the result, `hpo.test/2` or `hpo.ensemble_test/1`."""
         return self.found.result
 
     def lines(self) -> list[str]:
         """Return the accuracy with its interval, the configuration, and the folder."""
         result = self.found.result
-        scores, weights = result["test"], result["weights"]
-        trained = "a checkpoint of" if weights["from_checkpoint"] else "trained on"
+        scores = result["test"]
         lines = [
             f"{result['study']}: test {_scores_text(scores)}, on {scores['images']:,} examples",
-            f"{result['why']}; {trained} {weights['images']:,} examples, epoch {weights['epochs']}",
+            f"{result['why']}; {_training_text(result)}",
         ]
         if trivial := scores.get("trivial"):
             lines.append(f"trivial baseline: {_measures_text(trivial)} ({_predictions(scores)})")
-        if (sub := result["subnetworks"]) is not None:
+        if (sub := result.get("subnetworks")) is not None:
             lines.append(
                 f"mean of {sub['count']} random sub-networks: {_measures_text(sub['mean'])}; one by itself: "
                 f"{_measures_text(sub['single'])}; the mean's {_predicted(scores)} differ from the whole network's by "
@@ -137,10 +166,21 @@ def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _evaluation_line(evaluation: Evaluation) -> str:
-    which, result = f"{evaluation['at']}, trial {evaluation['trial']}", evaluation["result"]
+    which, result = f"{evaluation['at']}, {subject_of(evaluation)}", evaluation["result"]
     if result is None:
         return f"not counted, {which}: no result ({evaluation.get('failed', 'it did not finish')})"
     return f"evaluation {evaluation['look']}, {which}: {_scores_text(result)}"
+
+
+def _training_text(result: Mapping[str, Any]) -> str:
+    """Return `trained on 1,438 examples, epoch 30`."""
+    all_weights = [each["weights"] for each in result.get("members", [result])]
+    first, epochs = all_weights[0], [str(each["epochs"]) for each in all_weights]
+    trained = "a checkpoint of" if first["from_checkpoint"] else "trained on"
+    if "members" in result:
+        trained = "checkpoints of" if first["from_checkpoint"] else "each trained on"
+    last = f"epoch {epochs[0]}" if len({*epochs}) == 1 else f"epochs {join_and(epochs)}"
+    return f"{trained} {first['images']:,} examples, {last}"
 
 
 def _scores_text(scores: Mapping[str, Any]) -> str:

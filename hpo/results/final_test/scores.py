@@ -156,12 +156,13 @@ def check_untrained(
     study: Study, selected: Selection, planned: NetworkPlan, sample: Examples, subnetworks: int | None
 ) -> None:
     """Raise HpoError where an untrained network cannot be evaluated: training it would be wasted."""
-    with network_errors(study, selected, "training examples"):
+    label = f"the network of trial {selected.trial}"
+    with network_errors(study, label, "training examples"):
         shape, outputs = split_shape(planned.split), output_count(study.task, planned.split)
         network = build(selected.config.network, shape, outputs, seed=0).to(planned.device)
     if subnetworks is not None and not has_dropout(network):
         raise HpoError(f"--subnetworks: trial {selected.trial} has no dropout layer, so it has no random sub-networks")
-    with network_errors(study, selected, "training examples"):
+    with network_errors(study, label, "training examples"):
         inputs = torch.from_numpy(sample.inputs)
         network_outputs(network, inputs)
         if subnetworks is not None:
@@ -169,12 +170,10 @@ def check_untrained(
 
 
 @contextmanager
-def network_errors(study: Study, selected: Selection, data: str) -> Iterator[None]:
-    """Turn any exception of the block into an HpoError of one line; `data` names the examples."""
+def network_errors(study: Study, label: str, data: str) -> Iterator[None]:
+    """Turn any exception of the block into an HpoError of one line; `label` names the networks, `data` the examples."""
     try:
         yield
     except Exception as error:
         reason = str(error) if isinstance(error, HpoError) else one_line_error(error, study.folder)
-        raise HpoError(
-            f"study '{study.name}': the network of trial {selected.trial} cannot be evaluated on {data}: {reason}"
-        ) from error
+        raise HpoError(f"study '{study.name}': {label} cannot be evaluated on {data}: {reason}") from error

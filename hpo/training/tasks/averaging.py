@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +16,49 @@ LEAST_VARIANCE = 1e-12
 """Of a mixture, in standardized units: differences of equal numbers can be negative by rounding."""
 
 
-def mean_outputs(task: Task, networks: Iterable[Tensor]) -> Tensor:
-    """Return the outputs [N, outputs] whose prediction is the mean of those of the networks' outputs.
+@dataclass(frozen=True, eq=False)
+class MeanPrediction:
+    """The mean prediction of the networks added so far: the mean probability of each class or label, or mean number.
 
-    That is the mean probability of each class or label, and the mean number of a regression. With `gaussian_nll` the
-    variance is that of the mixture of the networks' normal distributions.
+    `count` is the number of networks, `total` the sum over them of what is averaged.
     """
-    has_logarithms = task.kind != "regression"
-    add = torch.logaddexp if has_logarithms else torch.add
-    count, total = 0, torch.tensor(-torch.inf if has_logarithms else 0.0, dtype=torch.float64)
+
+    task: Task
+    count: int = 0
+    total: Tensor | None = None
+
+    def add(self, outputs: Tensor, times: int = 1) -> MeanPrediction:
+        """Return the mean with a further network's outputs [N, outputs], counted so many times."""
+        terms = _terms(self.task, outputs)
+        if self.task.kind == "regression":
+            total = terms * times if self.total is None else self.total + terms * times
+        else:
+            terms = terms + math.log(times)
+            total = terms if self.total is None else torch.logaddexp(self.total, terms)
+        return MeanPrediction(self.task, self.count + times, total)
+
+    def outputs(self) -> Tensor:
+        """Return the outputs [N, outputs] whose prediction is the mean.
+
+        With `gaussian_nll` the variance is that of the mixture of the networks' normal distributions.
+        """
+        assert self.total is not None, "the mean of no network"
+        has_logarithms = self.task.kind != "regression"
+        mean = self.total - math.log(self.count) if has_logarithms else self.total / self.count
+        if self.task.kind == "multilabel":
+            return mean[0] - mean[1]
+        if self.task.loss == "gaussian_nll":
+            center, square = mean.chunk(2, 1)
+            return torch.cat([center, (square - center.square()).clamp(min=LEAST_VARIANCE).log()], 1)
+        return mean
+
+
+def mean_outputs(task: Task, networks: Iterable[Tensor]) -> Tensor:
+    """Return the outputs [N, outputs] whose prediction is the mean of those of the networks' outputs."""
+    mean = MeanPrediction(task)
     for outputs in networks:
-        total = add(total, _terms(task, outputs))
-        count += 1
-    mean = total - math.log(count) if has_logarithms else total / count
-    if task.kind == "multilabel":
-        return mean[0] - mean[1]
-    if task.loss == "gaussian_nll":
-        center, square = mean.chunk(2, 1)
-        return torch.cat([center, (square - center.square()).clamp(min=LEAST_VARIANCE).log()], 1)
-    return mean
+        mean = mean.add(outputs)
+    return mean.outputs()
 
 
 def _terms(task: Task, outputs: Tensor) -> Tensor:

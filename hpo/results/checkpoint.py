@@ -1,4 +1,4 @@
-"""Read the selected trial's checkpoint, and check that it belongs to that trial.
+"""Read a trial's checkpoint, and check that it belongs to that trial.
 
 A checkpoint is accepted only if it belongs to the trial: its epoch and validation loss must be in the trial's stored
 learning curve.
@@ -12,17 +12,17 @@ from typing import Any
 import optuna
 
 from hpo.errors import HpoError
-from hpo.results.selection import Selection
 from hpo.search.plan import NetworkPlan
 from hpo.search.study_records import CURVE, RUN, precision_of, user_attrs_of
 from hpo.storage import WORKER, Storage
 from hpo.storage.artifacts import ARTIFACTS_VARIABLE, artifact_folder, checkpoint_files
+from hpo.studyfile import Config
 from hpo.training.networks.weights_file import State, read_weights
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Weights of the network to test, and how they were trained; `examples` is the number of training examples."""
+    """Weights of a trained network, and how they were trained; `examples` is the number of training examples."""
 
     state: State
     epochs: int
@@ -33,14 +33,19 @@ class Trained:
     precision: str
 
 
-def read_checkpoint(storage: Storage, stored: optuna.Study, selected: Selection, planned: NetworkPlan) -> Trained:
-    """Return the weights in the selected trial's checkpoint. Raises HpoError where it has none, or another trial's."""
+def read_checkpoint(
+    storage: Storage, stored: optuna.Study, number: int, config: Config, planned: NetworkPlan, otherwise: str
+) -> Trained:
+    """Return the weights in the checkpoint of the trial of that number, whose configuration is `config`.
+
+    Raises HpoError where it has none, or another trial's; the error advises to restore the file, or `otherwise`.
+    """
     name = stored.study_name
-    found = [file for file in checkpoint_files(storage, stored._study_id) if file.number == selected.trial]
+    found = [file for file in checkpoint_files(storage, stored._study_id) if file.number == number]
     if not found:
         raise HpoError(
-            f"study '{name}': trial {selected.trial} has no checkpoint ([training] keep saves those of the best "
-            "trials): omit --from-checkpoint, and it is trained again"
+            f"study '{name}': trial {number} has no checkpoint ([training] keep saves those of the best trials): "
+            f"{otherwise}"
         )
     trial, run = storage.get_trial(found[0].trial_id), user_attrs_of(stored)[RUN]
     worker = trial.system_attrs.get(WORKER, {})
@@ -48,14 +53,13 @@ def read_checkpoint(storage: Storage, stored: optuna.Study, selected: Selection,
     if not path.exists():
         raise HpoError(
             f"{path}: does not exist here; {worker.get('host', 'another machine')} wrote it: name its folder in "
-            f"{ARTIFACTS_VARIABLE}, or omit --from-checkpoint"
+            f"{ARTIFACTS_VARIABLE}, or {otherwise}"
         )
     state, metadata = read_weights(path)
     epoch = _epoch(metadata, trial.system_attrs.get(CURVE, {}).get("val_loss", []))
-    if metadata.get("trial") != str(selected.trial) or epoch is None or "seed" not in trial.user_attrs:
+    if metadata.get("trial") != str(number) or epoch is None or "seed" not in trial.user_attrs:
         raise HpoError(
-            f"{path}: is not the checkpoint of trial {selected.trial} of study '{name}': restore the file, or omit "
-            "--from-checkpoint"
+            f"{path}: is not the checkpoint of trial {number} of study '{name}': restore the file, or {otherwise}"
         )
     return Trained(
         state,
@@ -64,7 +68,7 @@ def read_checkpoint(storage: Storage, stored: optuna.Study, selected: Selection,
         trial.user_attrs["seed"],
         True,
         worker.get("device") or run["device"],
-        precision_of(selected.config, str(run["precision"])),
+        precision_of(config, str(run["precision"])),
     )
 
 

@@ -1,0 +1,1 @@
+"""Ensembles: trials with stored weights whose predictions are averaged, selected on the validation split."""
