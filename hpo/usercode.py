@@ -8,6 +8,9 @@
     user_traceback       format an error's traceback with the user's frames only
     one_line_error       format an error in one line, with the last of the user's frames
     error_kind           return a text that is equal for errors of one type raised in one place
+    reference_to         return the reference to a function or class
+
+`memory:NAME` is the reference to an object of a notebook or the main program, which is in no file (memory_code.py).
 
 The code that runs is the code that was hashed: both come from the same bytes, whatever `__pycache__` contains. A file
 is imported once in a process, and again only after `import_code` found other content. Two files never share modules,
@@ -35,7 +38,9 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from hpo import memory_code
 from hpo.errors import CodeError, nearest
+from hpo.memory_code import is_in_memory
 
 LONGEST_TRACEBACK = 4000
 """Maximum length of a stored traceback, in characters from its end."""
@@ -73,9 +78,23 @@ _imported: dict[Path, _Imported] = {}
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """Return the file and the name in a reference."""
+    """Return the file and the name in a reference; an object in memory counts as a file of its own."""
     file, _, name = reference.rpartition(":")
-    return file, name
+    return (reference, name) if is_in_memory(reference) else (file, name)
+
+
+def reference_to(value: Any, folder: Path) -> str:
+    """Return the reference to a function or class: in a file relative to `folder`, or in memory.
+
+    The main program, and modules of packages, cannot be imported by their file alone; their objects are in memory.
+    Raises ValueError for an object that is no function or class, and for one without a name.
+    """
+    name = memory_code.reference_name(value)
+    file = getattr(sys.modules.get(value.__module__), "__file__", None) or ""
+    is_file = file.endswith(".py") and not any(_is_below(_real(file), other) for other in _INSTALLED)
+    if not is_file or value.__module__ == "__main__" or "." in value.__module__ or "<" in value.__qualname__:
+        return name
+    return f"{os.path.relpath(_real(file), folder.resolve()).replace(os.sep, '/')}:{value.__qualname__}"
 
 
 def load_reference(reference: str, folder: Path) -> Any:
@@ -83,6 +102,8 @@ def load_reference(reference: str, folder: Path) -> Any:
 
     Raises CodeError if there is no such file or name, or if the import fails.
     """
+    if is_in_memory(reference):
+        return memory_code.find(reference).value
     file, name = split_reference(reference)
     module = _module(_path(file, folder), file).module
     found: Any = module
@@ -97,8 +118,10 @@ def load_reference(reference: str, folder: Path) -> Any:
 def import_code(references: Iterable[str], folder: Path) -> UserCode:
     """Import the files of references; return their current content and that of the modules they import."""
     hashes: dict[Path, str] = {}
+    references = list(references)
+    in_memory = {each: memory_code.find(each).sha256 for each in references if is_in_memory(each)}
     with _LOCK:
-        for file in referenced_files(references):
+        for file in referenced_files(each for each in references if each not in in_memory):
             path = _path(file, folder)
             known = _imported.get(path)
             if known is not None and any(_hash(each) != content for each, content in known.hashes.items()):
@@ -106,14 +129,17 @@ def import_code(references: Iterable[str], folder: Path) -> UserCode:
             hashes |= _module(path, file).hashes
     folder = folder.resolve()
     relative = {os.path.relpath(path, folder).replace(os.sep, "/"): content for path, content in hashes.items()}
-    return UserCode(folder, dict(sorted(relative.items())))
+    return UserCode(folder, dict(sorted((relative | in_memory).items())))
 
 
 def is_imported(code: UserCode) -> bool:
     """Return whether this process last imported these files with this content."""
     with _LOCK:
         hashes = {path: content for each in _imported.values() for path, content in each.hashes.items()}
-    return all(hashes.get((code.folder / file).resolve()) == content for file, content in code.files.items())
+    return all(
+        (memory_code.find(file).sha256 if is_in_memory(file) else hashes.get((code.folder / file).resolve())) == content
+        for file, content in code.files.items()
+    )
 
 
 def find_code_folder(references: Iterable[str], record: Mapping[str, Any], *preferred: Path) -> Path:
@@ -160,8 +186,8 @@ def referenced_files(references: Iterable[str]) -> list[str]:
 
 
 def missing_files(files: Iterable[str], folder: Path) -> list[str]:
-    """Return the files that the folder does not have."""
-    return [file for file in files if not _is_file(folder / file)]
+    """Return the files that the folder does not have; no folder has objects in memory."""
+    return [file for file in files if not is_in_memory(file) and not _is_file(folder / file)]
 
 
 def describe_missing(file: str, *folders: Path) -> str:
@@ -205,12 +231,18 @@ def error_kind(error: BaseException, folder: Path) -> str:
 
 
 def _place(frame: traceback.FrameSummary, folder: Path) -> str:
-    place = f"{os.path.relpath(frame.filename, folder.resolve())}, line {frame.lineno}"
+    in_cell = memory_code.is_frame_file(frame.filename) and not os.path.exists(frame.filename)
+    file = "a cell" if in_cell else os.path.relpath(frame.filename, folder.resolve())
+    place = f"{file}, line {frame.lineno}"
     return place if frame.name == "<module>" else f"{place}, in {frame.name}"
 
 
 def _frames(error: traceback.TracebackException, folder: Path) -> list[traceback.FrameSummary]:
-    return [frame for frame in error.stack if _is_user_code(frame.filename, folder.resolve())]
+    return [
+        frame
+        for frame in error.stack
+        if memory_code.is_frame_file(frame.filename) or _is_user_code(frame.filename, folder.resolve())
+    ]
 
 
 def _is_user_code(file: str | None, folder: Path) -> bool:

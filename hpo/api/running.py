@@ -15,6 +15,7 @@ from hpo.api.loading import open_existing
 from hpo.api.sections import plain
 from hpo.api.stored_study import StoredStudy
 from hpo.api.study import Source, Study, read
+from hpo.memory_code import register
 
 if TYPE_CHECKING:
     from hpo.service.status import Status
@@ -72,6 +73,7 @@ def launch(
         enqueue=tuple(each if isinstance(each, str) else json.dumps(plain(each)) for each in enqueue),
         track=(track,) if isinstance(track, str) else tuple(track),
     )
+    register(parsed.memory)  # another study may have objects of these names since
     with stop_event(stop) as stop:
         opened = open_storage(storage)
         with display(progress, stop) as progress_display:

@@ -13,7 +13,21 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from hpo import studyfile
-from hpo.api.sections import Data, Keywords, Network, Optimizer, Preprocess, Search, Task, Training, plain
+from hpo.api.sections import (
+    Code,
+    Data,
+    Keywords,
+    Network,
+    Optimizer,
+    Preprocess,
+    Search,
+    Task,
+    Training,
+    UnnamedCodeError,
+    plain,
+)
+from hpo.errors import StudyFileError
+from hpo.memory_code import register
 from hpo.studyfile.reading import base_folder, read_tree, study_from_tree
 
 Table: TypeAlias = Mapping[str, Any]
@@ -24,21 +38,24 @@ class Study(Keywords):
 
     `resolved()` is the resolved file as a tree for JSON, and `str()` the text of a study file. Studies with the same
     resolved file are equal. A section is an object such as `hpo.Network`, or a dictionary with its keys. An objective
-    study has `objective`, such as "my_objective.py:objective", `search` and `baseline`, and no other section. Paths to
-    user code and data are relative to `folder`, by default the current folder.
+    study has `objective`, a function of `optuna.Trial` or its name, such as "my_objective.py:objective", `search` and
+    `baseline`, and no other section. Paths to user code and data are relative to `folder`, by default the current
+    folder. Code, arrays and DataFrames that are in no file exist in this process only.
 
     Raises StudyFileError for the first invalid key, in the order of the arguments.
     """
 
     checked: studyfile.AnyStudy
     """The parsed study that other packages of hpo use."""
+    memory: dict[str, Any]
+    """The functions and classes that are in no file, by their references."""
 
     def __init__(
         self,
         *,
         name: str,
         description: str = "",
-        objective: str | None = None,
+        objective: str | Code | None = None,
         data: Data | Table | None = None,
         task: Task | Table | None = None,
         network: Network | Table | None = None,
@@ -62,14 +79,21 @@ class Study(Keywords):
             "preprocess": preprocess,
             "baseline": baseline,
         }
-        tree = {key: plain(value) for key, value in given.items() if value is not None}
-        self.checked = studyfile.parse_any_study(tree, "hpo.Study", Path(folder).absolute())
+        base, self.memory = Path(folder).absolute(), {}
+        tree: dict[str, Any] = {}
+        for key, value in given.items():
+            try:
+                tree |= {} if value is None else {key: plain(value, base, self.memory)}
+            except UnnamedCodeError as error:
+                raise StudyFileError("hpo.Study", key, str(error)) from error
+        self.checked = studyfile.parse_any_study(tree, "hpo.Study", base)
+        register(self.memory)
 
     @classmethod
-    def of(cls, checked: studyfile.AnyStudy) -> Self:
-        """Return the study with this parsed study."""
+    def of(cls, checked: studyfile.AnyStudy, memory: Mapping[str, Any] | None = None) -> Self:
+        """Return the study with this parsed study, and its code that is in no file."""
         study = cls.__new__(cls)
-        study.checked = checked
+        study.checked, study.memory = checked, dict(memory or {})
         return study
 
     def __eq__(self, other: object) -> bool:
@@ -109,6 +133,7 @@ class Study(Keywords):
         """
         from hpo.results.display.check import check_report
 
+        register(self.memory)
         return check_report(self.checked, device, resolved, storage)
 
 
@@ -130,15 +155,18 @@ def read(
     replace the keys of these names. Raises StudyFileError for the first invalid key.
     """
     changes = {"trials": trials, "name": name, "population": population}
+    memory: dict[str, Any] = {}
     if isinstance(source, Study):
         tree, source_name, folder = source.resolved(), source.checked.source, source.checked.folder
+        memory = source.memory
     elif isinstance(source, Mapping):
-        tree, source_name, folder = plain(source), "study", Path.cwd()
+        tree, source_name, folder = plain(source, Path.cwd(), memory), "study", Path.cwd()
     else:
         source_name = os.fspath(source)
         tree = read_tree(source_name)
         folder = base_folder(tree, Path(source_name))
-    return Study.of(study_from_tree(tree, source_name, folder, overrides, **changes))
+    register(memory)
+    return Study.of(study_from_tree(tree, source_name, folder, overrides, **changes), memory)
 
 
 def init(

@@ -6,7 +6,7 @@ import functools
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -347,9 +347,8 @@ def export(
         require_no_terminal(output, "--format parquet")
         write_output(study.export_parquet(confirmed=confirmed, every=every, top=top, trial=trial), output)
     else:
-        text = study.export_text(
-            confirmed=confirmed, every=every, top=top, trial=trial, form=(form or ExportFormat.JSON).value
-        )
+        kind = cast(Literal["json", "toml", "csv"], (form or ExportFormat.JSON).value)
+        text = study.export_text(confirmed=confirmed, every=every, top=top, trial=trial, form=kind)
         write_output(text, output)
 
 

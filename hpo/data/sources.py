@@ -5,6 +5,7 @@
     NpzSource        npz:wine.npz
     FolderSource     folder:images
     FunctionSource   my_data.py:load
+    ArraysSource     arrays:HASH, in memory; a table in memory is table:memory:HASH
 
 Each reads training examples and, separately, the sealed test set, which only `read_test` reads. Paths of user data are
 relative to the study file's folder or, if they do not exist there, to the current folder.
@@ -24,8 +25,10 @@ from hpo.data.known.catalogue import CATALOGUE, Dataset, known_dataset
 from hpo.data.known.folders import FORMATS, require_folder
 from hpo.data.user.function import FunctionSource
 from hpo.data.user.image_folder import FolderSource
+from hpo.data.user.memory_arrays import ArraysSource
 from hpo.data.user.npz import NpzSource
 from hpo.errors import DataError
+from hpo.memory_code import is_in_memory
 from hpo.studyfile import DataSettings, user_data
 from hpo.usercode import split_reference
 
@@ -101,6 +104,8 @@ def source_of(data: DataSettings, folder: Path, task: str = "classification") ->
             return _table_source(path, data, folder, task)
         case "npz", path:
             return NpzSource(_base(path, folder) / path, data.groups, task)
+        case "arrays", _:
+            return ArraysSource(data.dataset, data.groups is not None, task)
         case "code", reference:
             return FunctionSource(reference, _base(split_reference(reference)[0], folder), data.groups, task)
     if data.groups is not None:
@@ -126,7 +131,7 @@ def _table_source(path: str, data: DataSettings, folder: Path, task: str) -> Sou
     validation = None if data.validation == "auto" else _file_or_fraction(data.validation, folder)
     test = None if data.test is None else _file_or_fraction(data.test, folder)
     for key, other, known in (("validation", validation, [file]), ("test", test, [file, validation])):
-        if isinstance(other, Path) and any(isinstance(each, Path) and other.samefile(each) for each in known):
+        if isinstance(other, Path) and any(isinstance(each, Path) and _is_same(other, each) for each in known):
             raise DataError(f"{other}: data.{key} is a file of other rows of the study, too: name a file of its own")
     return TableSource(
         path=file,
@@ -145,8 +150,14 @@ def _file_or_fraction(given: str | float, folder: Path) -> Path | float:
     return _base(given, folder) / given if isinstance(given, str) else given
 
 
+def _is_same(one: Path, other: Path) -> bool:
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
 def _base(path: str, folder: Path) -> Path:
-    """Return the first folder, the study file's or the current one, that has the path."""
+    """Return the first folder, the study file's or the current one, that has the path; none for a table in memory."""
+    if is_in_memory(path):
+        return Path()
     folders = [folder.absolute(), Path.cwd()]
     for each in folders:
         if os.path.exists(each / path):  # False where Path.exists would raise

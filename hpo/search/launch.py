@@ -29,6 +29,7 @@ from hpo.search.study_records import (
 )
 from hpo.storage import PRIORITY, Storage, check_open, heartbeats, load_study, summary
 from hpo.studyfile import AnyStudy, Study
+from hpo.text import join_and
 
 
 def submit(
@@ -98,6 +99,8 @@ def launch(
         driver = driver_of(with_stored_defaults(study, storage), options.device)
         stored = _store(driver, storage, options, lambda text: on_event(Note(text)))
         warn(driver, on_event)
+        if keys := study.keys_in_memory:
+            on_event(Note(f"{join_and(keys)}: in the memory of this process, so no other process can train this study"))
         with heartbeats(storage):
             reason = driver.search(stored, storage, on_event, stop, []).run()
     on_event(ended(study, stored._study_id, storage, reason, time.perf_counter() - start, on_event))

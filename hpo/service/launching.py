@@ -16,6 +16,7 @@ from hpo.service.crew.crew import Crew, launch_with
 from hpo.service.crew.local import LocalCrew
 from hpo.service.crew.ray import RayCrew
 from hpo.service.dashboard.figures import FigureUpdater
+from hpo.service.queue_control import require_files
 from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage
 from hpo.studyfile import AnyStudy, ObjectiveStudy
@@ -72,5 +73,7 @@ def check_options(study: AnyStudy, options: LaunchOptions) -> None:
         raise UsageError("--gpus-per-worker: works with --ray only; without Ray, choose where to train with --device")
     if options.ray is not None and options.device != "auto":
         raise UsageError("--device: Ray chooses where its workers train; use --gpus-per-worker instead")
+    if options.ray is not None or options.workers is not None:
+        require_files(study, "--ray" if options.workers is None else "--workers")
     if isinstance(study, ObjectiveStudy) and options.device != "auto":
         raise UsageError(f"--device: {study.objective} chooses its device itself; remove the option")

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from optuna.trial import TrialState
 
-from hpo.errors import HpoError
+from hpo.errors import HpoError, UsageError
 from hpo.search.options import LaunchOptions
 from hpo.search.study_records import foreign_study_error, trial_target, with_stored_defaults
 from hpo.service.status import status
 from hpo.storage import STATE_REASON, Storage, StudyState, StudySummary, running_trials, set_state, state_of, summary
 from hpo.storage.artifacts import delete_checkpoint_files
 from hpo.studyfile import AnyStudy
-from hpo.text import hpo_command, printable
+from hpo.text import hpo_command, join_and, printable
 
 
 def submit_all(
@@ -30,12 +30,24 @@ def submit_all(
     from hpo.search.driver import driver_of  # imports torch, which the other commands do not need
     from hpo.search.launch import submit
 
+    for study in studies:
+        require_files(study, "submit")
     drivers = [driver_of(with_stored_defaults(study, storage), "cpu") for study in studies]
     for driver in drivers:
         submit(driver.study, storage, options, driver=driver, say=say)
         if driver.warning:
             say(driver.warning)
         yield driver.study.name
+
+
+def require_files(study: AnyStudy, option: str) -> None:
+    """Raise UsageError where data or code of the study are in no file, so that no other process could train it."""
+    if keys := study.keys_in_memory:
+        are = "is" if len(keys) == 1 else "are"
+        raise UsageError(
+            f"{option}: {join_and(keys)} of study '{study.name}' {are} in the memory of this process, and workers need "
+            'files: move classes and functions to one ("FILE.py:NAME") and save the data ("npz:FILE", "table:FILE")'
+        )
 
 
 def queue_line(storage: Storage, name: str) -> str:

@@ -43,6 +43,7 @@ from hpo.studyfile.models import NamedSettings, StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
 from hpo.studyfile.searched import (
+    NO_NUMBER,
     Choices,
     Parameter,
     Range,
@@ -61,9 +62,6 @@ AnyStudy = Study | ObjectiveStudy
 
 # Tables outside the searchable sections that are not searched values.
 _TABLES: tuple[Path, ...] = (("baseline",), ("search", "limits"))
-
-# pydantic's errors for a number where none is allowed: there, a range is not allowed either.
-_NO_NUMBER = {"list_type", "literal_error", "bool_type", "string_type"}
 
 
 def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = CURRENT_FOLDER) -> Study:
@@ -377,7 +375,7 @@ class _Check:
         for place, candidate in candidates(table).items():
             settings, problems = self.validated(situation, path, candidate)
             for at, problem in problems.items():
-                if at == path and "low" in table and problem.type in _NO_NUMBER:
+                if at == path and "low" in table and problem.type in NO_NUMBER:
                     self.add(path, "cannot be a range; use { choices = [...] }")
                 elif is_under(at, path):
                     self.add((*path, *place, *at[len(path) :]), problem.text)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, WithJsonSchema, field_validator
 
+from hpo.memory_code import is_in_memory
 from hpo.studyfile.values import MAX_INT, REFERENCE_PATTERN, Name, Natural, Settings, checked_reference, number_or
 
 USER_DATA = "table:FILE, npz:FILE, folder:FOLDER or FILE.py:FUNCTION"
@@ -20,11 +21,14 @@ _USER_DATA_PATTERN = rf"^table:.*\.(csv|parquet)$|^(npz|folder):.|{REFERENCE_PAT
 """A superset of valid user data, for the JSON Schema."""
 
 
-def user_data(dataset: str) -> tuple[Literal["table", "npz", "folder", "code"], str] | None:
-    """Return the format of the user's data and its path or reference; None for a data set that hpo knows."""
+def user_data(dataset: str) -> tuple[Literal["table", "npz", "folder", "arrays", "code"], str] | None:
+    """Return the format of the user's data and its path or reference; None for a data set that hpo knows.
+
+    Arrays, and the table `table:memory:...`, are in the memory of a process and have the hash of their content instead.
+    """
     kind, colon, path = dataset.partition(":")
     match kind:
-        case "table" | "npz" | "folder":
+        case "table" | "npz" | "folder" | "arrays":
             return kind, path
         case _:
             return ("code", dataset) if colon else None
@@ -52,13 +56,13 @@ def _check_user_data(dataset: str) -> str:
         path = ""
     if not path or not dataset.isprintable():
         raise ValueError(f"must be {USER_DATA}")
-    if kind == "table" and not path.endswith(TABLE_FILES):
+    if kind == "table" and not path.endswith(TABLE_FILES) and not is_in_memory(path):
         raise ValueError(f"a table must be a {' or '.join(TABLE_FILES)} file")
     return dataset
 
 
 def _checked_file(path: str, other: str) -> str:
-    if not (path.isprintable() and path.endswith(TABLE_FILES)):
+    if not (path.isprintable() and (path.endswith(TABLE_FILES) or is_in_memory(path))):
         raise ValueError(f"must be a {' or '.join(TABLE_FILES)} file, {other}")
     return path
 
@@ -191,6 +195,12 @@ class DataSettings(Settings):
     @classmethod
     def _check_test(cls, test: str | float | None) -> str | float | None:
         return _checked_file(test, "or a fraction of the rows") if isinstance(test, str) else test
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether any of the data are in the memory of a process, and in no file."""
+        tables = (str(self.dataset).removeprefix("table:"), str(self.validation), str(self.test))
+        return self.dataset.startswith("arrays:") or any(map(is_in_memory, tables))
 
     @property
     def targets(self) -> tuple[str, ...]:

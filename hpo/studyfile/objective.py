@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 
 from hpo.errors import StudyFileError
+from hpo.memory_code import is_in_memory
 from hpo.studyfile.messages import dotted_key, study_file_error, validation_problems
 from hpo.studyfile.models import NamedSettings, SearchSettings, StudySettings
 from hpo.studyfile.trees import Path, first_path
@@ -157,6 +158,11 @@ class ObjectiveStudy:
     def references(self) -> dict[str, str]:
         """The references to user code, each with its key in the study file."""
         return {self.objective: KEY}
+
+    @property
+    def keys_in_memory(self) -> list[str]:
+        """The keys whose code is in the memory of a process, and in no file."""
+        return [KEY] if is_in_memory(self.objective) else []
 
     @property
     def search(self) -> ObjectiveSearchSettings:

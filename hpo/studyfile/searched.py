@@ -20,6 +20,9 @@ from hpo.studyfile.messages import dotted_key, format_value, study_file_error, u
 from hpo.studyfile.trees import Path, equal_json, value_at
 from hpo.studyfile.values import MAX_CHOICES, MAX_INT, Settings
 
+NO_NUMBER = {"list_type", "literal_error", "bool_type", "string_type"}
+"""pydantic's errors for a number where none is allowed: there, a range is not allowed either."""
+
 
 @dataclass(frozen=True)
 class Range:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
+from hpo.memory_code import is_in_memory
 from hpo.studyfile.conditions import ConditionalTable, insert_conditional, with_conditional
 from hpo.studyfile.data_settings import DataSettings, PreprocessSettings, user_data
 from hpo.studyfile.keys import SEARCHABLE, conditionally_used, is_used, unused_keys
@@ -103,6 +104,12 @@ class Study:
         loss = self.task.loss
         losses = {} if loss is None or not is_user_defined(loss) else {loss: "task.loss"}
         return data_function | dict.fromkeys(self.modules, "network.module") | losses | metrics
+
+    @property
+    def keys_in_memory(self) -> list[str]:
+        """The keys whose data or code are in the memory of a process, and in no file."""
+        code = [key for reference, key in self.references.items() if is_in_memory(reference)]
+        return list(dict.fromkeys([*(["data.dataset"] if self.data.is_in_memory else []), *code]))
 
     @property
     def first_config(self) -> Config:

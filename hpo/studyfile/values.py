@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, WithJsonSchema
 
+from hpo.memory_code import is_in_memory
+
 MAX_INT = 2**63 - 1  # the largest integer of SQL, NumPy and torch
 MAX_DEPTH = 4  # of nested lists in an argument
 MAX_LAYERS = 1000  # of each kind in a network
@@ -48,13 +50,15 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 def checked_reference(text: str) -> str:
     """Return a reference to user code unchanged; raise ValueError if it is invalid."""
     file, colon, name = text.rpartition(":")
+    if is_in_memory(text) and name.isidentifier():
+        return text
     if not (colon and file.endswith(".py") and all(part.isidentifier() for part in name.split("."))):
         raise ValueError('must be FILE.py:NAME, such as "my_net.py:Net"')
     return text
 
 
 REFERENCE_PATTERN = r"\.py:[^:]+$"
-"""A superset of valid references, for the JSON Schema."""
+"""A superset of valid references in a file, for the JSON Schema."""
 
 Reference = Annotated[
     str, AfterValidator(checked_reference), WithJsonSchema({"type": "string", "pattern": REFERENCE_PATTERN})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import json
 import pickle
 import re
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 from tiny import tree
 
 import hpo
+from hpo.api.sections import ArrayLike, Code, DataFrame
 from hpo.studyfile import read_study
 from hpo.studyfile.keys import SEARCHABLE, SECTIONS, open_tables, sections, unsearchable_keys
 from hpo.studyfile.models import StudySettings
@@ -31,6 +35,9 @@ CLASSES = {
     "training": hpo.Training,
 }
 CLASSES |= {"search": hpo.Search, "preprocess": hpo.Preprocess}
+ONLY_IN_PYTHON = (Code, ArrayLike, DataFrame, Sequence[Any])
+IN_MEMORY = {("data", key) for key in ("x", "y", "x_val", "y_val", "x_test", "y_test", "classes", "table")}
+"""Keywords that no study file has: data in memory."""
 FILE = """\
 name = "whole"
 description = "each kind of value"
@@ -110,10 +117,21 @@ def kinds_of_file(section: str) -> dict[str, set[str]]:
     return found
 
 
+def in_a_file(hint: Any) -> Any:
+    """Return a type without what only Python has: classes, functions, arrays and DataFrames."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kept = [in_a_file(each) for each in typing.get_args(hint) if each not in ONLY_IN_PYTHON]
+        return typing.Union[tuple(kept)]  # noqa: UP007 - made of a tuple
+    if typing.get_origin(hint) is Sequence:
+        return Sequence[in_a_file(typing.get_args(hint)[0])]  # type: ignore[misc]  # made of a value
+    return hint
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_has_the_keys_of_a_study_file_and_takes_the_same_values(section: str) -> None:
     """A key of the models must be in `hpo/api/sections.py`, with the same types."""
-    hints = typing.get_type_hints(CLASSES[section])
+    known = typing.get_type_hints(CLASSES[section])
+    hints = {key: in_a_file(hint) for key, hint in known.items() if (section, key) not in IN_MEMORY}
     assert ("when" in hints) == (section in SEARCHABLE)
     hints.pop("when", None)
     expected = kinds_of_file(section)
@@ -138,9 +156,16 @@ def test_a_section_has_the_defaults_of_a_study_file(section: str) -> None:
     """The signatures have the defaults of the models; None for a required key that conditional tables may omit."""
     expected = defaults_of(sections(ObjectiveStudySettings).get(section)) | defaults_of(SECTIONS[section])
     known = {each.name: each for each in dataclasses.fields(CLASSES[section])}
-    made = CLASSES[section](**{name: None for name, each in known.items() if name in ("dataset", "trials")})
-    assert as_json({name: getattr(made, name) for name in expected}) == as_json(expected)
-    assert made.tree() == {}
+    required = {"dataset": "digits", "trials": 1}
+    made = CLASSES[section](**{name: required[name] for name in known if name in required})
+    assert as_json({name: getattr(made, name) for name in expected if name not in required}) == as_json(
+        {name: value for name, value in expected.items() if name not in required}
+    )
+    assert made.tree().keys() <= required.keys()
+    signature = inspect.signature(CLASSES[section]).parameters
+    assert {name: each.default for name, each in known.items() if name in expected and each.default != MISSING} == {
+        name: signature[name].default for name in expected if known[name].default != MISSING
+    }
 
 
 def test_a_keyword_at_its_default_counts_as_given() -> None:
@@ -166,8 +191,9 @@ def test_a_keyword_at_its_default_counts_as_given() -> None:
     ],
 )
 def test_a_wrong_keyword_suggests_the_nearest(make: Callable[..., object], given: dict[str, Any], problem: str) -> None:
-    with pytest.raises(TypeError, match=re.escape(problem)):
+    with pytest.raises(TypeError, match=re.escape(problem)) as caught:
         make(**given)
+    assert isinstance(caught.value, hpo.StudyFileError) == bool(given)
 
 
 def test_a_study_has_the_tables_of_a_study_file() -> None:
@@ -248,16 +274,16 @@ def test_a_study_can_have_an_objective_function() -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"optimizer": hpo.Optimizer(lr=-1)}, "optimizer.lr: must be above 0 (got -1)"),
-        ({"optimizer": hpo.Optimizer(lr=hpo.Range(-1, 1))}, "optimizer.lr.low: must be above 0 (got -1)"),
-        ({"network": hpo.Network(kind="mpl")}, "network.kind: "),  # type: ignore[arg-type]
+        ({"optimizer": {"lr": -1}}, "optimizer.lr: must be above 0 (got -1)"),
+        ({"optimizer": {"lr": hpo.Range(-1, 1)}}, "optimizer.lr.low: must be above 0 (got -1)"),
         ({"optimizer": hpo.Optimizer(kind="sgd")}, "optimizer.lr: missing"),
+        ({"optimizer": hpo.Optimizer(kind="adam", lr=0.1, momentum=0.5)}, "optimizer.momentum: not used when kind"),
         (
             {"network": hpo.Network(kind="mlp", when={"kind": {}})},
             "network.when.kind: nothing can depend on network.kind",
         ),
         (
-            {"network": hpo.Network(kind=hpo.Choices(["mlp", "cnn"]), when={"kind": {"cnn": hpo.Network(kernel=0)}})},
+            {"network": hpo.Network(kind=hpo.Choices(["mlp", "cnn"]), when={"kind": {"cnn": {"kernel": 0}}})},  # type: ignore[dict-item]
             "network.when.kind.cnn.kernel: must be at least 1 (got 0)",
         ),
         (
@@ -266,14 +292,56 @@ def test_a_study_can_have_an_objective_function() -> None:
         ),
         ({"network": {"kind": "mlp", "hiden": [8]}}, "network.hiden: unknown key (did you mean 'hidden'?)"),
         ({"search": None}, "search.trials: missing"),
-        ({"search": hpo.Search(trials=hpo.Range(1, 2))}, "search.trials: "),  # type: ignore[arg-type]
         ({"baseline": {"rate": 1}}, "baseline.rate: is not a searched parameter"),
         ({"name": " x"}, "name: must not begin or end with a space"),
+        ({"objective": lambda trial: 0}, "objective: must be a function with a name: define it with `def`"),
     ],
 )
 def test_an_invalid_value_has_the_error_of_a_file(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(hpo.StudyFileError, match=rf"^hpo\.Study: {re.escape(problem)}"):
         whole(**given)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "problem"),
+    [
+        (hpo.Network, {"kind": "mpl"}, "kind: unknown kind 'mpl' (did you mean 'mlp'?); known: mlp, cnn, module"),
+        (hpo.Network, {"kind": hpo.Choices(["mlp", "mpl"])}, "kind.choices.1: unknown kind 'mpl' (did you mean"),
+        (hpo.Network, {"hidden": [8, hpo.Range(0, 4)]}, "hidden.1.low: must be at least 1 (got 0)"),
+        (hpo.Network, {"hidden": [hpo.Range(2, 4), 0]}, "hidden.1: must be at least 1 (got 0)"),
+        (hpo.Network, {"activation": hpo.Range(0, 1)}, "activation: cannot be a range; use { choices = [...] }"),
+        (hpo.Network, {"args": {"width": {"low": 2, "high": 1}}}, "args.width.low: must be below high = 1 (got 2)"),
+        (
+            hpo.Network,
+            {"module": hpo.Choices([list, functools.partial(list)])},
+            "module: must be a function or a class, not an object",
+        ),
+        (hpo.Optimizer, {"lr": -1}, "lr: must be above 0 (got -1)"),
+        (hpo.Optimizer, {"lr": hpo.Range(-1, 1)}, "lr.low: must be above 0 (got -1)"),
+        (hpo.Training, {"keep": hpo.Choices(["none", "best"])}, "keep: cannot be searched: it is the same for all"),
+        (hpo.Search, {"trials": 0}, "trials: must be at least 1 (got 0)"),
+        (hpo.Search, {"trials": hpo.Range(1, 2)}, "trials: must be a whole number"),
+        (hpo.Search, {"trials": 1, "direction": ["minimize", "up"]}, "direction.1: unknown "),
+        (hpo.Task, {"kind": "regression", "loss": "bce"}, "loss: must be mse, mae, huber, gaussian_nll or FILE.py"),
+        (hpo.Preprocess, {"impute": "zero"}, "impute: unknown impute 'zero'; known: none, median, mean"),
+        (hpo.Data, {"dataset": "digit"}, "dataset: unknown data set 'digit' (did you mean 'digits'?)"),
+        (hpo.Data, {"dataset": "digits", "folds": 2, "validation": 0.1}, "folds: cannot be combined with validation"),
+        (hpo.Data, {"dataset": "table:a.csv"}, "target: missing"),
+        (hpo.Data, {}, "dataset: missing: pass a data set, x and y, or a table"),
+        (hpo.Data, {"dataset": "digits", "x": [1]}, "dataset: dataset and x and y exclude each other"),
+    ],
+)
+def test_a_section_is_checked_when_it_is_made(make: Callable[..., object], given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(hpo.StudyFileError, match=f"^hpo\\.{make.__name__}: {re.escape(problem)}"):
+        make(**given)
+
+
+def test_a_section_does_not_check_rules_with_other_keys() -> None:
+    """It may be one of `when`, or of an objective study."""
+    hpo.Optimizer(momentum=0.5, lr=hpo.Range(1e-5, 1.0))
+    hpo.Network(dropout=[0.1, 0.2, 0.3], conv=hpo.Choices([(4,), (4, 4)]), args={"width": hpo.Choices([1, "two"])})
+    hpo.Search(trials=4, direction=["minimize", "maximize"], pruner="median", metric=["val_loss", "parameters"])
+    hpo.Training(batch_size=hpo.Range(8, 16, step=8))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """User data from a table: a CSV or Parquet file with columns for the targets, as `table:houses.csv`.
 
 A CSV file is read as text, and each column converted by itself, so that an error names column and row. Rows are counted
-as in the file: the header of a CSV file is row 1; a Parquet file has no header, and its first row is row 1. Rows of a
+as in the file: the header of a CSV file is row 1; a Parquet file has no header, and its first row is row 1. A table in
+memory, `memory:HASH`, is read from there. Rows of a
 CSV file without any value are ignored. `validation` may be another file. `test` is another file, or a fraction of the
 rows to set aside; only `read_test` reads that file and converts those rows, of which only the groups are read before.
 Every problem is a DataError of one line.
@@ -21,7 +22,10 @@ from numpy.typing import NDArray
 from hpo.data.examples import RawExamples
 from hpo.data.table_rows import TableRows
 from hpo.data.user.arrays import encode_groups, encode_labels
+from hpo.data.user.memory_arrays import WHERE
+from hpo.data.user.memory_table import table_in_memory
 from hpo.errors import OTHER_TASKS, DataError, nearest
+from hpo.memory_code import is_in_memory
 from hpo.text import first_few
 from hpo.untrusted_files import open_regular_file
 
@@ -284,7 +288,12 @@ def _with_fraction(column: pl.Series) -> pl.Series:
 
 
 def _read(path: Path, wanted: Collection[str] | None) -> _Frame:
-    """Read a file; of a Parquet file only the columns `wanted`, None for all."""
+    """Read a file; of a Parquet file only the columns `wanted`, None for all. The rows of a DataFrame begin at 0."""
+    if is_in_memory(path.name):
+        cells = table_in_memory(path.name)
+        if not len(cells):
+            raise DataError(f"{WHERE}: the table has no rows")
+        return _Frame(Path(WHERE), tuple(cells.columns), cells, np.arange(len(cells)))
     try:
         with open_regular_file(path) as file:
             if path.suffix == ".parquet":

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from hpo.errors import HpoError, StudyFileError, UsageError
 from hpo.files import write_atomically
+from hpo.memory_code import is_in_memory
 from hpo.results.derived_names import file_stem, with_suffix
 from hpo.results.narrow.ranges import Best, Change, best_configurations, changes
 from hpo.results.no_best_trial import no_best_trial
@@ -114,7 +115,9 @@ def _for_folder(study: Study, folder: Path) -> Study:
         return study
 
     def relative(path: str) -> str:
-        return path if Path(path).is_absolute() else os.path.relpath(old / path, folder.resolve()).replace(os.sep, "/")
+        if Path(path).is_absolute() or is_in_memory(path):
+            return path
+        return os.path.relpath(old / path, folder.resolve()).replace(os.sep, "/")
 
     kind, path = user_data(study.data.dataset) or ("", "")
     if kind == "code":
