@@ -134,6 +134,7 @@ class TestReading:
                 "batch_size": 100,
                 "precision": "auto",
                 "label_smoothing": 0.0,
+                "ema": 0.0,
                 "flip": 0.0,
                 "shift": 0,
                 "keep": "none",
@@ -669,7 +670,7 @@ class TestDifferences:
         stored = study.resolved()
         for section, keys in {
             "optimizer": ("schedule", "warmup"),
-            "training": ("label_smoothing", "flip", "shift"),
+            "training": ("label_smoothing", "ema", "flip", "shift"),
         }.items():
             for key in keys:
                 del stored[section][key]

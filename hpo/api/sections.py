@@ -279,6 +279,7 @@ class Training(Section):
     batch_size: Int = 100
     precision: Literal["auto", "float32", "bfloat16", "float64"] | Choices = "auto"
     label_smoothing: Float = 0.0
+    ema: Float = 0.0
     flip: Float = 0.0
     shift: Int = 0
     patience: Int | None = None

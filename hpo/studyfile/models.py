@@ -132,12 +132,13 @@ class OptimizerSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """`[training]`: epochs, batches, augmentation, precision, early stopping and checkpoints."""
+    """`[training]`: epochs, batches, averages, augmentation, precision, early stopping and checkpoints."""
 
     epochs: Positive
     batch_size: Positive = 100
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     label_smoothing: Fraction = 0.0
+    ema: Fraction = 0.0
     flip: float = Field(0.0, ge=0, le=1)
     shift: Natural = 0
     patience: Positive | None = None

@@ -29,6 +29,7 @@ PER_MEMBER_SETTINGS = (
     ("network", "init"),
     ("network", "dropout"),
     ("training", "label_smoothing"),
+    ("training", "ema"),
     ("training", "patience"),
 )
 """Settings that may differ between members of a population, besides the numbers and schedule of the optimizer."""

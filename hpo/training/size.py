@@ -53,7 +53,7 @@ def member_size(config: Config, shape: Shape, classes: int, precision: str, fold
     compute = DTYPES[precision].itemsize
     master = max(compute, 4)
     copies = 0 if compute == master else compute
-    stored = master * (1 + RULES[config.optimizer.kind][1])
+    stored = master * (1 + RULES[config.optimizer.kind][1] + (config.training.ema > 0))
     parameters = folds * network.parameters * (stored + copies + compute)
     best = master if config.training.keep == "best" else 0
     # Each activation once for the backward pass, and about as much again for its gradient and temporaries.

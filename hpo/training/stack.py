@@ -19,6 +19,7 @@ from hpo.training.devices import widest_float
 from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights_file import State
 from hpo.training.optimizers.optimizer import FrozenOptimizer, Optimizer
+from hpo.training.optimizers.weight_averages import WeightAverages
 from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.stacking.layers import Keyed
 from hpo.training.stacking.stacked_network import StackedNetwork
@@ -38,13 +39,14 @@ class MemberState:
     """State of a member after an epoch, on the CPU: its training continues from this state as if it had never paused.
 
     `network` has the values of parameters and buffers, for bfloat16 the float32 master values. Nothing else changes
-    during training: random numbers depend on seed and epoch (hpo/training/randomness.py). With `data.folds` this is the
-    state on the first fold.
+    during training: random numbers depend on seed and epoch (hpo/training/randomness.py). `averages` are those of
+    `training.ema`. With `data.folds` this is the state on the first fold.
     """
 
     epoch: int
     network: State
     optimizer: FrozenOptimizer
+    averages: State | None = None
     other_folds: tuple[MemberState, ...] = ()
 
     @property
@@ -55,7 +57,7 @@ class MemberState:
     @property
     def nbytes(self) -> int:
         """The size of the tensors of all folds, in bytes."""
-        tensors = [part for fold in self.folds for part in (fold.network, *fold.optimizer.states)]
+        tensors = [part for fold in self.folds for part in (fold.network, *fold.optimizer.states, fold.averages or {})]
         return sum(each.nbytes for part in tensors for each in part.values() if isinstance(each, Tensor))
 
 
@@ -121,6 +123,11 @@ class Stack:
             [member.config.optimizer for member in members],
             [member.state.folds[fold].optimizer for member in members if member.state is not None],
         )
+        self._averages = WeightAverages(
+            self._network.blocks,
+            [member.config.training.ema for member in members],
+            [member.state.folds[fold].averages for member in members if member.state is not None],
+        )
         self._training, self._settings = first.training, first.network
 
     def epoch(self, epoch: int) -> MemberMetrics:
@@ -130,7 +137,8 @@ class Stack:
         """
         trained = self._train_epoch(epoch)
         self.epochs_trained = epoch
-        evaluated = self._evaluate()
+        with self._averages.in_place_of_weights():
+            evaluated = self._evaluate()
         table, keys = torch.cat([trained, evaluated]).cpu().tolist(), self._split.task.curve_keys
         metrics = {
             number: {metric: row[index] for metric, row in zip(keys, table, strict=True)}
@@ -152,18 +160,23 @@ class Stack:
             indices = torch.tensor(remaining, device=self._split.device)
             self._network.select(indices)
             self._optimizer.select(indices)
+            self._averages.select(indices)
 
     def states(self, numbers: Collection[int]) -> dict[int, State]:
-        """Return copies, on the CPU, of the weights of those members of this stack that are in `numbers`."""
+        """Return copies, on the CPU, of the weights, or their averages, of those members that are in `numbers`."""
         indices = {number: index for index, number in enumerate(self.numbers) if number in numbers}
-        return {number: _on_cpu(self._network.state_dict(index)) for number, index in indices.items()}
+        with self._averages.in_place_of_weights():
+            return {number: _on_cpu(self._network.state_dict(index)) for number, index in indices.items()}
 
     def freeze(self, numbers: Collection[int]) -> dict[int, MemberState]:
         """Return the states of those members of this stack that are in `numbers`."""
         indices = {number: index for index, number in enumerate(self.numbers) if number in numbers}
         return {
             number: MemberState(
-                self.epochs_trained, _on_cpu(self._network.values(index)), self._optimizer.freeze(index)
+                self.epochs_trained,
+                _on_cpu(self._network.values(index)),
+                self._optimizer.freeze(index),
+                self._averages.freeze(index),
             )
             for number, index in indices.items()
         }
@@ -191,6 +204,7 @@ class Stack:
             # The sum over members of each member's mean loss: a mean over members would divide every step by K.
             losses.member_means().sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
+            self._averages.update()
             totals += sums
         return totals / sum(len(batch) for batch in batches)
 

@@ -35,7 +35,8 @@ class StateLayout:
     A network has the tensors `fixed`, and may have those named in `free`, of any shape and type: the buffers of a
     user-defined network. The optimizer has `moments` state tensors for each of the `trained` parameters. It updates
     them in every step, unless `may_lack_gradients`: those of a user-defined network. All these tensors are there once
-    for each of the `folds`. `plateau` says whether there is a state of a plateau schedule.
+    for each of the `folds`. `plateau` says whether there is a state of a plateau schedule, `averaged` whether there are
+    averages of the trained parameters.
     """
 
     fixed: Tensors
@@ -44,6 +45,7 @@ class StateLayout:
     moments: int
     may_lack_gradients: bool
     plateau: bool = False
+    averaged: bool = False
     folds: int = 1
 
     @property
@@ -51,7 +53,7 @@ class StateLayout:
         """Upper limit of the size of a file of this state and the weights of the best epoch, without its curve."""
         sizes = [
             HEADER_BYTES_PER_TENSOR + len(name) + math.prod(shape) * dtype.itemsize
-            for part in [*2 * [self.fixed], *self.moments * [self.trained]]
+            for part in [*2 * [self.fixed], *(self.moments + self.averaged) * [self.trained]]
             for name, (shape, dtype) in part.items()
         ]
         return HEADER_BYTES + self.folds * (sum(sizes) + (2 * MAX_BUFFER_BYTES if self.free else 0))
@@ -76,6 +78,10 @@ class StateLayout:
             raise ValueError("its optimizer state is that of another schedule")
         for moments in state.optimizer.states:
             _check("optimizer", moments, self.trained)
+        if (state.averages is not None) != self.averaged:
+            raise ValueError("it has averages of the weights, or lacks them")
+        if state.averages is not None:
+            _check("averages", state.averages, self.trained)
         updates = set(state.optimizer.steps.values())
         if max(updates, default=0) > steps or (not self.may_lack_gradients and updates - {steps}):
             raise ValueError(f"its optimizer has not made the {steps} updates of {state.epoch} epochs")
@@ -95,8 +101,8 @@ def state_layout(config: Config, shape: Shape, classes: int, precision: str, fol
         free = frozenset({*weights, *buffers} - fixed.keys())
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
     moments, is_module = RULES[config.optimizer.kind][1], config.network.kind == "module"
-    plateau = config.optimizer.schedule == "plateau"
-    return StateLayout(_tensors(fixed), free, _tensors(trained), moments, is_module, plateau, folds)
+    plateau, averaged = config.optimizer.schedule == "plateau", config.training.ema > 0
+    return StateLayout(_tensors(fixed), free, _tensors(trained), moments, is_module, plateau, averaged, folds)
 
 
 def _tensors(values: Mapping[str, Any]) -> Tensors:

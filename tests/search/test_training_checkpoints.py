@@ -52,7 +52,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "batch_norm": {"network": {"batch_norm": True, "dropout": 0.3}},
     "cnn": {"network": {"kind": "cnn", "conv": [2], "kernel": 3, "batch_norm": True}},
     "folds": {"data": {"folds": 3}, "network": {"batch_norm": True}},
-    "plateau": {"data": {"folds": 3}, "optimizer": {"schedule": "plateau"}},
+    "plateau": {"data": {"folds": 3}, "optimizer": {"schedule": "plateau"}, "training": {"ema": 0.9}},
     "clip": {"optimizer": {"kind": "adamw", "clip": 1.0, "weight_decay": 0.01, "schedule": "cosine"}},
 }
 
@@ -70,7 +70,7 @@ def test_members_come_back_bit_for_bit(kind: str, precision: str, storage: Stora
     study = study_with(
         network=changes.get("network", {}),
         optimizer={"kind": "adam", "lr": 0.01, **changes.get("optimizer", {})},
-        training={"epochs": 5, "precision": precision},
+        training={"epochs": 5, "precision": precision, **changes.get("training", {})},
     )
     bench = Bench(study, storage, precision)
     frozen = bench.frozen(0, 3, best=True)

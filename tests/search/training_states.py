@@ -104,7 +104,7 @@ class Bench:
 def plain(frozen: FrozenMember) -> Any:
     """Return everything that training continues with, tensors as type, shape and bytes, as values to compare."""
     state, best = frozen.state, frozen.best
-    parts = [part for fold in state.folds for part in (fold.network, *fold.optimizer.states)]
+    parts = [part for fold in state.folds for part in (fold.network, *fold.optimizer.states, fold.averages or {})]
     if best:
         parts.append(best.state)
     tensors = [

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch.nn.functional as F
 from torch_reference import Curve, assert_same_curves, config, curves, made_images, member, plain_curve
 
+from hpo.training.networks.builtin import build
 from hpo.training.population import train
 from hpo.training.stack import Member
 
@@ -25,7 +27,14 @@ SCHEDULES: list[dict[str, Any]] = [
     {"optimizer": {"schedule": "cosine", "warmup": 1.0}},
     {},
 ]
-RECIPES = {"schedules": SCHEDULES}
+EMA: list[dict[str, Any]] = [
+    {"training": {"ema": 0.5}, "batch_norm": True},
+    {"training": {"ema": 0.9}, "batch_norm": True},
+    {"training": {"ema": 0.99}, "batch_norm": True},
+    {"training": {"ema": 0.8}, "batch_norm": True, "optimizer": {"schedule": "plateau", "plateau_patience": 0}},
+    {"batch_norm": True},
+]
+RECIPES = {"schedules": SCHEDULES, "ema": EMA}
 
 
 def members(recipe: str, network: str = "mlp") -> list[Member]:
@@ -61,7 +70,8 @@ def test_a_member_has_the_same_curve_alone_without_the_others_and_with_pauses(re
 def test_every_setting_changes_the_training(recipe: str) -> None:
     """Otherwise the comparisons would prove nothing."""
     everyone = members(recipe)
-    plain = [member(one.number, config(epochs=EPOCHS, lr=one.config.optimizer.lr, dropout=0.1)) for one in everyone]
+    norm, lr = everyone[0].config.network.batch_norm, {one.number: one.config.optimizer.lr for one in everyone}
+    plain = [member(n, config(epochs=EPOCHS, lr=lr[n], dropout=0.1, batch_norm=norm)) for n in lr]
     ours, other = (curves(each, SPLIT)[0] for each in (everyone, plain))
     for one in everyone[:-1]:  # the last one has no setting
         assert ours[one.number][-1]["val_loss"] != pytest.approx(other[one.number][-1]["val_loss"], rel=1e-6)
@@ -93,3 +103,23 @@ def test_given_validation_losses_replace_a_members_own_in_its_plateaus() -> None
     assert worse[2][2] != same[2]
     falling = curves([replace(one, val_losses=(5.0, 4.0, 3.0, 2.0, 1.0, 0.5))], SPLIT)[0]
     assert falling[2] == same
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_the_averages_are_the_weights_that_are_evaluated_and_stored(stacked: bool, precision: str) -> None:
+    (one, *_) = members("ema")
+    with closing(train([one], SPLIT, precision, stacked=stacked)) as epochs:
+        results = [next(epochs), next(epochs)]
+        weights, state = results[1].states([0])[0], results[1].freeze([0])[0]
+    assert state.averages is not None
+    dtype = next(iter(state.averages.values())).dtype
+    network = build(one.config.network, SPLIT.shape, 10, one.seed).to(dtype)
+    network.load_state_dict(weights)
+    loss = F.cross_entropy(network.eval()(SPLIT.validation.to(dtype)), SPLIT.validation_targets)
+    tolerance = 1e-9 if precision == "float64" else 0.05
+    assert loss.item() == pytest.approx(results[1].metrics[0]["val_loss"], rel=tolerance)
+    for name, value in weights.items():
+        averaged = state.averages.get(name)  # buffers are not averaged
+        assert value.equal(state.network[name]) == (averaged is None)
+        assert averaged is None or value.equal(averaged)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpo.studyfile import Config, OptimizerSettings, TrainingSettings
 from hpo.training.device_data import DeviceSplit
@@ -225,6 +226,8 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
     labels, steps = split.train_targets, len(_batches(split, 1, size))
     by_step, by_epoch = torch_schedulers(optimizer, settings.optimizer, settings.training.epochs, steps)
     plateau = torch_plateau(optimizer, settings.optimizer) if settings.optimizer.schedule == "plateau" else None
+    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.training.ema))
+    evaluated = averaged if settings.training.ema else module
     curve: Curve = []
     for epoch in range(1, settings.training.epochs + 1):
         batches = _batches(split, epoch, size)
@@ -241,6 +244,7 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
             if settings.optimizer.clip is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), settings.optimizer.clip)
             optimizer.step()
+            averaged.update_parameters(module)
             for scheduler in by_step:
                 scheduler.step()
             loss_sum += F.cross_entropy(logits.detach(), labels[batch]).item() * len(batch)
@@ -248,9 +252,9 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
         for scheduler in by_epoch:
             scheduler.step()
         seen = sum(map(len, batches))
-        module.eval()
+        evaluated.eval()
         with torch.no_grad():
-            logits = module(split.validation.double())
+            logits = evaluated(split.validation.double())
         curve.append(
             {
                 "train_loss": loss_sum / seen,

@@ -1,8 +1,8 @@
 """Training-state files: a frozen member as a safetensors file (never pickle), with the SHA-256 of the file's content.
 
-The tensors of the file are named `network/NAME`, `optimizer/INDEX/NAME` and `best/NAME`, those of a further fold
-`fold/2/network/NAME` and so on; the metadata is described by `StateMetadata`. A file is validated before its content is
-used, because it may be damaged or written by anybody. This module does not access the file system.
+The tensors of the file are named `network/NAME`, `optimizer/INDEX/NAME`, `averages/NAME` and `best/NAME`, those of a
+further fold `fold/2/network/NAME` and so on; the metadata is described by `StateMetadata`. A file is validated before
+its content is used, because it may be damaged or written by anybody. This module does not access the file system.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def state_to_bytes(frozen: FrozenMember, identity: str, fingerprint: str) -> byt
     for prefix, fold in zip(_prefixes(len(frozen.state.folds)), frozen.state.folds, strict=True):
         parts[f"{prefix}network"] = fold.network
         parts |= {f"{prefix}optimizer/{index}": state for index, state in enumerate(fold.optimizer.states)}
+        parts[f"{prefix}averages"] = fold.averages or {}
     if best is not None:
         parts["best"] = best.state
     values = {f"{part}/{name}": value for part, tensors_of in parts.items() for name, value in tensors_of.items()}
@@ -168,7 +169,7 @@ def read_state(
     parts: dict[str, State] = {
         f"{prefix}{part}": {}
         for prefix in prefixes
-        for part in ("network", *(f"optimizer/{index}" for index in range(about.moments)))
+        for part in ("network", "averages", *(f"optimizer/{index}" for index in range(about.moments)))
     }
     if about.best is not None:
         parts["best"] = {}
@@ -181,7 +182,8 @@ def read_state(
     plateaus = [Plateau(**each.model_dump()) for each in about.plateaus]
     for prefix, updates, plateau in zip_longest(prefixes, all_steps, plateaus[: len(prefixes)]):
         moments = [parts[f"{prefix}optimizer/{index}"] for index in range(about.moments)]
-        states.append(MemberState(about.epoch, parts[f"{prefix}network"], FrozenOptimizer(moments, updates, plateau)))
+        optimizer, averages = FrozenOptimizer(moments, updates, plateau), parts[f"{prefix}averages"] or None
+        states.append(MemberState(about.epoch, parts[f"{prefix}network"], optimizer, averages))
     state = replace(states[0], other_folds=tuple(states[1:]))
     layout.check(state, parts.get("best"), [about.epoch * each for each in steps])
     best = None if about.best is None else Checkpoint(about.best.epoch, about.best.val_loss, parts["best"])
