@@ -58,7 +58,6 @@ def launch(
     """
     parsed = read(study)
 
-    from hpo.results.no_best_trial import no_best_trial
     from hpo.search.options import LaunchOptions
     from hpo.service.launching import launch as search
     from hpo.storage import open_storage
@@ -82,6 +81,8 @@ def launch(
         for line in stored.summary_lines() if progress_display.prints_notes else ():
             progress_display.line(line)
     if stored.ended is not None and stored.ended.all_failed:
+        from hpo.results.no_best_trial import no_best_trial
+
         raise no_best_trial(opened, name)
     return stored
 

@@ -12,12 +12,8 @@ from hpo.errors import UsageError
 from hpo.search.events import Event
 from hpo.search.launch import launch as launch_here
 from hpo.search.options import DEFAULTS, LaunchOptions
-from hpo.service.crew.crew import Crew, launch_with
-from hpo.service.crew.local import LocalCrew
-from hpo.service.crew.ray import RayCrew
 from hpo.service.dashboard.figures import FigureUpdater
 from hpo.service.queue_control import require_files
-from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage
 from hpo.studyfile import AnyStudy, ObjectiveStudy
 from hpo.tracking.live import LiveTracking
@@ -50,11 +46,29 @@ def _launch(
     on_event: Callable[[Event], None],
     stop: threading.Event,
 ) -> str:
-    device, ray = options.device, options.ray
-    if ray is None and options.workers is None:
+    if options.ray is None and options.workers is None:
         drawing = FigureUpdater(storage, lambda name, event: on_event(event))
         listen = functools.partial(drawing, study.name)
         return launch_here(study, storage, options, on_event=listen, stop=stop)
+    with storage.retry_policy.override(stop):
+        return _launch_crew(study, storage, options, on_event, stop)
+
+
+def _launch_crew(
+    study: AnyStudy,
+    storage: Storage,
+    options: LaunchOptions,
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+) -> str:
+    """Search the study in worker processes; return its name at the end."""
+    # Imported here because a launch in this process needs none of it.
+    from hpo.service.crew.crew import Crew, launch_with
+    from hpo.service.crew.local import LocalCrew
+    from hpo.service.crew.ray import RayCrew
+    from hpo.service.worker import WorkerOptions
+
+    device, ray = options.device, options.ray
     count, url = options.workers or 1, storage.location.full_url
     crew: Crew
     if ray is not None:
@@ -63,8 +77,7 @@ def _launch(
         find_device(device)  # one error here instead of one from each worker
         threads = max(1, torch.get_num_threads() // count)
         crew = LocalCrew(url, WorkerOptions((study.name,), device, threads, until_idle=True), count, on_event)
-    with storage.retry_policy.override(stop):
-        return launch_with(study, storage, crew, options, on_event=on_event, stop=stop)
+    return launch_with(study, storage, crew, options, on_event=on_event, stop=stop)
 
 
 def check_options(study: AnyStudy, options: LaunchOptions) -> None:

@@ -12,12 +12,12 @@ Machine Learning 2003.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats would take a second to import
 
 CONFIDENCE = 0.95
 BOOTSTRAP_DRAWS = 1000
@@ -103,6 +103,8 @@ def paired(first: ArrayLike, second: ArrayLike, overlap: float = 0.0, intervals:
             "there is no difference in any pair" if difference.mean == 0 else "the difference is the same in all pairs"
         )
         return Paired(Estimate(difference.mean, difference.n, 0.0, None), None, None, same)
+    from scipy.special import stdtr  # takes a fifth of a second to import
+
     t = difference.mean / (difference.sd * math.sqrt(1 / difference.n + overlap))
     return Paired(difference, t, float(2 * stdtr(difference.n - 1, -abs(t))))
 
@@ -127,7 +129,7 @@ def wilson(successes: int, n: int) -> Interval:
     """Return Wilson's score interval of a proportion, such as an accuracy: `successes` of `n`."""
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} is not a proportion")
-    z = float(ndtri((1 + CONFIDENCE) / 2))
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     share = successes / n
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -163,6 +165,8 @@ def _estimate(values: Values, rounding: float, overlap: float, intervals: int) -
         sd = 0.0 if high - low <= rounding else float(values.std(ddof=1, mean=np.array([mean])))
     if not math.isfinite(sd):
         return Estimate(mean, n, None, None)
+    from scipy.special import stdtrit  # takes a fifth of a second to import
+
     reach = float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2 / intervals)) * sd * math.sqrt(1 / n + overlap)
     return Estimate(mean, n, sd, Interval(mean - reach, mean + reach))
 

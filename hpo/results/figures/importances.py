@@ -11,7 +11,6 @@ from collections.abc import Collection, Sequence
 
 import optuna
 import plotly.graph_objects as go
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.figures.source import Source, label, lies_in, space
@@ -56,6 +55,8 @@ def parameter_importances(source: Source) -> dict[str, float] | str:
     completed = [trial for trial in completed if lies_in(trial, searched, source.conditional)]
     if reason := _no_importances(source, searched, completed):
         return reason
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # imports scikit-learn
+
     mirror = InMemoryStudy()
     study = optuna.create_study(direction="maximize" if source.maximized else "minimize", storage=mirror)
     for number, trial in enumerate(completed):

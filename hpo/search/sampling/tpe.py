@@ -18,12 +18,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from scipy.special import log_ndtr
 
 from hpo.optuna_internals import (
     BatchedCategoricalDistributions,
@@ -263,6 +263,12 @@ def _log_mass(low: Array, high: Array) -> Array:
     # Left of the mean, where the integral from minus infinity is not rounded to 1.
     flipped = low > 0
     left, right = np.where(flipped, -high, low), np.where(flipped, -low, high)
-    whole = log_ndtr(right)
-    result: Array = whole + np.log1p(-np.exp(log_ndtr(left) - whole))
+    whole = _log_mass_below(right)
+    result: Array = whole + np.log1p(-np.exp(_log_mass_below(left) - whole))
     return result
+
+
+def _log_mass_below(values: Array) -> Array:
+    # torch has been imported, and scipy's function takes a fifth of a second to import.
+    found: Array = torch.special.log_ndtr(torch.from_numpy(values)).numpy()
+    return found
