@@ -21,7 +21,19 @@ IGNORED = [".git", *(line.strip("/") for line in (ROOT / ".gitignore").read_text
 UNLISTED = ("__init__.py", "py.typed", "__pycache__")
 CLOSED = (ROOT / "docs/explanation/experiments", *(path for path in ROOT.glob("tests/*") if path.is_dir()))
 """Folders that the tree names without their content."""
-ROOMS = ("cli", "api", "service", "tracking", "starter", "results", "search", "storage", "training", "data", "studyfile")
+ROOMS = (
+    "cli",
+    "api",
+    "service",
+    "tracking",
+    "starter",
+    "results",
+    "search",
+    "storage",
+    "training",
+    "data",
+    "studyfile",
+)
 """Packages of hpo/ in the order of their imports, from top to bottom."""
 FOLDERS = (".ci", "docker", "hpo", "studies", "benchmarks", "demos", "tests", "docs")
 """Folders of the repository in the order of the tree."""
